@@ -1,0 +1,60 @@
+"""Remove backdoors from neural networks that somebody else trained.
+
+    import unbackdoor as ub
+
+    model, encode = ub.load("path/or/hub-name")
+    clean = ub.Dataset.load("clean.parquet", encode)
+    result = ub.purify(model, clean, ub.purifiers.FST(alpha=0.1), seed=0)
+    score = ub.evaluate(result.model, test, attack=ub.attacks.Blended(ratio=0.2, target=0))
+
+Importing this module imports neither torch nor transformers; the names below do when first used.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from unbackdoor._errors import UnbackdoorError as UnbackdoorError
+
+if TYPE_CHECKING:
+    from unbackdoor import archs as archs
+    from unbackdoor import attacks as attacks
+    from unbackdoor import purifiers as purifiers
+    from unbackdoor import testing as testing
+    from unbackdoor._attack import Trigger as Trigger
+    from unbackdoor._attack import poison as poison
+    from unbackdoor._data import Dataset as Dataset
+    from unbackdoor._evaluate import Proportion as Proportion
+    from unbackdoor._evaluate import Score as Score
+    from unbackdoor._evaluate import evaluate as evaluate
+    from unbackdoor._images import ImageEncoder as ImageEncoder
+    from unbackdoor._models import load as load
+    from unbackdoor._models import save as save
+    from unbackdoor._purify import Purified as Purified
+    from unbackdoor._purify import Run as Run
+    from unbackdoor._purify import purify as purify
+
+_HOMES = {
+    "Trigger": "_attack",
+    "poison": "_attack",
+    "Dataset": "_data",
+    "Proportion": "_evaluate",
+    "Score": "_evaluate",
+    "evaluate": "_evaluate",
+    "ImageEncoder": "_images",
+    "load": "_models",
+    "save": "_models",
+    "Purified": "_purify",
+    "Run": "_purify",
+    "purify": "_purify",
+}
+_MODULES = ("archs", "attacks", "purifiers", "testing")
+
+__all__ = ["UnbackdoorError", *_HOMES, *_MODULES]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"unbackdoor.{name}")
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"unbackdoor.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'unbackdoor' has no attribute {name!r}")

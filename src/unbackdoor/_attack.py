@@ -1,0 +1,339 @@
+"""Planting a backdoor in data: which examples, which labels, how many; and triggering test data.
+
+What a trigger looks like is the attack's own business (`unbackdoor.attacks`). Everything that is the same for all of
+them is here: the draw of rows, the label rule, rounding to 8 bits, who counts as attacked, and `attack.json`.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from unbackdoor._data import Dataset
+from unbackdoor._errors import UnbackdoorError
+from unbackdoor._registry import find, to_json
+from unbackdoor.attacks import REGISTRY
+
+LabelRule = Literal["all-to-one", "all-to-all", "clean-label"]
+
+FORMAT = 1  # of attack.json
+
+
+@runtime_checkable
+class Attack(Protocol):
+    """What an attack must have: a frozen value with these two fields and two functions.
+
+    It may also have `rules`, the label rules that its trigger can have (all by default); `craft`, the train-time form
+    of the trigger where that differs from `apply`; and `cover`, for examples that carry a distorted trigger and keep
+    their label (as many as `cover_ratio` times the poisoned ones).
+    """
+
+    @property
+    def target(self) -> int:
+        """The class that the attacker wants."""
+
+    @property
+    def label_rule(self) -> LabelRule:
+        """How poisoned examples are labelled."""
+
+    def arrays(self, shape: tuple[int, int, int]) -> dict[str, Tensor]:
+        """What the trigger is made of, for images of shape (channels, height, width)."""
+
+    def apply(self, pixels: Tensor, arrays: dict[str, Tensor]) -> Tensor:
+        """Put the trigger on pixels in [0, 1], (batch, channels, height, width)."""
+
+
+class Crafting(NamedTuple):
+    """What the train-time form of a trigger may use.
+
+    Args:
+        data: the clean training data.
+        rows: the rows to poison.
+        surrogate: a clean model of the attacker's, for attacks that declare `needs_surrogate`.
+        generator: randomness.
+    """
+
+    data: Dataset
+    rows: Tensor
+    surrogate: nn.Module | None
+    generator: torch.Generator
+
+
+@dataclass(frozen=True)
+class Trigger:
+    """An attack together with the arrays that its trigger is made of."""
+
+    attack: Attack
+    arrays: dict[str, Tensor]
+
+    @classmethod
+    def of(cls, attack: Attack, data: Dataset) -> "Trigger":
+        """The trigger of an attack on images of the shape of `data`."""
+        return cls(attack, attack.arrays(data.shape))
+
+    def stamp(self, items: Tensor) -> Tensor:
+        """Trigger uint8 images (n, channels, height, width); rounds to 8 bits, as exported pictures are."""
+        return stamped(items, lambda pixels: self.attack.apply(pixels, self._on(pixels.device)))
+
+    def _on(self, device: torch.device) -> dict[str, Tensor]:
+        return {name: array.to(device) for name, array in self.arrays.items()}
+
+
+def stamped(items: Tensor, change: Any, chunk: int = 1024) -> Tensor:
+    """Apply a function of pixels in [0, 1] to uint8 images, chunk by chunk, and round to 8 bits."""
+    if len(items) == 0:
+        return items
+    parts = [change(part.float() / 255).mul(255).round().clamp(0, 255).to(torch.uint8) for part in items.split(chunk)]
+    return torch.cat(parts)
+
+
+class Poisoned(NamedTuple):
+    """Training data with a backdoor, and how it came about.
+
+    Args:
+        data: all rows, the poisoned ones changed.
+        rows: the poisoned rows, sorted.
+        cover: rows with a distorted trigger and their own label, sorted.
+        trigger: what was put on them.
+    """
+
+    data: Dataset
+    rows: Tensor
+    cover: Tensor
+    trigger: Trigger
+
+
+class Triggered(NamedTuple):
+    """Test data with the trigger on, only of classes that the attack is meant to move.
+
+    Args:
+        data: triggered items with their true labels.
+        wanted: what the attacker wants each to be taken for, (n,).
+        label_rule: of the attack.
+        target: of the attack; None for all-to-all.
+    """
+
+    data: Dataset
+    wanted: Tensor
+    label_rule: LabelRule
+    target: int | None
+
+
+def check(attack: Attack, classes: int) -> None:
+    """Refuse a target outside the classes, and a label rule that the trigger cannot have."""
+    owner = type(attack).__name__
+    if not 0 <= attack.target < classes:
+        raise UnbackdoorError(f"{owner}.target must be 0 to {classes - 1}, got {attack.target}.")
+    rules: tuple[str, ...] = getattr(attack, "rules", ("all-to-one", "all-to-all", "clean-label"))
+    if attack.label_rule not in rules:
+        raise UnbackdoorError(f"{owner}.label_rule must be {' or '.join(rules)}, got {attack.label_rule}.")
+
+
+def wanted_labels(attack: Attack, labels: Tensor, classes: int) -> Tensor:
+    """The labels that the attacker wants, (n,)."""
+    if attack.label_rule == "all-to-all":
+        return (labels + 1) % classes
+    return torch.full_like(labels, attack.target)
+
+
+def draw(attack: Attack, labels: Tensor, *, rate: float, seed: int) -> Tensor:
+    """Which rows to poison: exactly `round(rate * n)`, sorted.
+
+    They are drawn from all classes, the target's included (the field's default); for a clean-label attack from the
+    target class, the rate still being a share of all rows.
+
+    Raises:
+        UnbackdoorError: the rate is outside (0, 1], selects no row, or more rows than the target class has.
+    """
+    if not 0 < rate <= 1:
+        raise UnbackdoorError(
+            f"--rate must be more than 0 and at most 1, got {rate:g}. For a clean model: attack none."
+        )
+    count = round(rate * len(labels))
+    if count == 0:
+        raise UnbackdoorError(
+            f"--rate {rate:g} of {len(labels):,} examples selects no row. Take at least {1 / len(labels):.2g}."
+        )
+    pool = torch.arange(len(labels))
+    if attack.label_rule == "clean-label":
+        pool = torch.nonzero(labels == attack.target).flatten()
+        if count > len(pool):
+            raise UnbackdoorError(
+                f"--rate {rate:g} wants {count:,} examples, but a clean-label attack takes them from class "
+                f"{attack.target}, which has {len(pool):,}. "
+                f"The largest possible rate is {_floor(len(pool), len(labels))}."
+            )
+    generator = torch.Generator().manual_seed(seed)
+    return pool[torch.randperm(len(pool), generator=generator)[:count]].sort().values
+
+
+def _floor(part: int, whole: int) -> str:
+    """A share, rounded down to four digits so that it can be given back."""
+    return f"{part * 10_000 // whole / 10_000:g}"
+
+
+def poison(
+    data: Dataset,
+    attack: Attack,
+    *,
+    rate: float,
+    seed: int,
+    classes: int,
+    surrogate: nn.Module | None = None,
+    dry: bool = False,
+) -> Poisoned:
+    """Plant the backdoor in training data.
+
+    Args:
+        data: clean training data; it is left alone.
+        attack: trigger, target and label rule.
+        rate: poisoned rows over all rows.
+        seed: of the draw.
+        classes: how many there are.
+        surrogate: a clean model, where the attack needs one.
+        dry: check everything and draw the rows, but leave the images as they are.
+
+    Raises:
+        UnbackdoorError: see `draw` and `check`.
+    """
+    check(attack, classes)
+    rows = draw(attack, data.labels, rate=rate, seed=seed)
+    trigger = Trigger.of(attack, data)
+    if dry:
+        return Poisoned(data, rows, rows[:0], trigger)
+    generator = torch.Generator().manual_seed(seed + 1)
+    items, labels = data.items.clone(), data.labels.clone()
+    craft = getattr(attack, "craft", None)
+    if craft is None:
+        items[rows] = trigger.stamp(items[rows])
+    else:
+        items[rows] = craft(Crafting(data, rows, surrogate, generator), trigger.arrays)
+    if attack.label_rule != "clean-label":
+        labels[rows] = wanted_labels(attack, labels[rows], classes)
+    cover = torch.empty(0, dtype=torch.int64)
+    ratio: float = getattr(attack, "cover_ratio", 0.0)
+    if ratio > 0:
+        others = torch.ones(len(data), dtype=torch.bool)
+        others[rows] = False
+        pool = torch.nonzero(others).flatten()
+        count = round(ratio * len(rows))
+        if count > len(pool):
+            raise UnbackdoorError(
+                f"{type(attack).__name__} needs {count:,} more rows for its noise mode, but {len(pool):,} are left. "
+                "Lower --rate or --cover-ratio."
+            )
+        cover = pool[torch.randperm(len(pool), generator=generator)[:count]].sort().values
+        items[cover] = stamped(items[cover], lambda pixels: attack.cover(pixels, trigger.arrays, generator))  # type: ignore[attr-defined]
+    return Poisoned(replace(data, items=items, labels=labels), rows, cover, trigger)
+
+
+def triggered(data: Dataset, trigger: Trigger, classes: int) -> Triggered:
+    """Put the trigger on the test examples that the attack is meant to move."""
+    attack = trigger.attack
+    check(attack, classes)
+    if attack.label_rule == "all-to-all":
+        moved, target = data, None
+    else:
+        moved, target = data.select(torch.nonzero(data.labels.cpu() != attack.target).flatten()), attack.target
+    moved = replace(moved, items=trigger.stamp(moved.items))
+    return Triggered(moved, wanted_labels(attack, moved.labels, classes), attack.label_rule, target)
+
+
+def already_triggered(data: Dataset, target: int, classes: int) -> Triggered:
+    """Test data that already carries a trigger, with its true labels; rows of the target class are left out."""
+    if not 0 <= target < classes:
+        raise UnbackdoorError(f"--target must be 0 to {classes - 1}, got {target}.")
+    moved = data.select(torch.nonzero(data.labels.cpu() != target).flatten())
+    if len(moved) == 0:
+        raise UnbackdoorError(
+            f"{data.name} has no example outside the target class {target}. --triggered takes true labels, not the "
+            "attacker's."
+        )
+    return Triggered(moved, torch.full_like(moved.labels, target), "all-to-one", target)
+
+
+def describe(poisoned: Poisoned, *, rate: float, seed: int, implanted: bool | None) -> dict[str, Any]:
+    """The content of `attack.json`, but for the hash of the arrays."""
+    attack = poisoned.trigger.attack
+    return {
+        "format": FORMAT,
+        "attack": to_json(attack, REGISTRY),
+        "label_rule": attack.label_rule,
+        "target": attack.target,
+        "train_time": getattr(attack, "train_time", "as at test time"),
+        "test_time": getattr(attack, "test_time", "the trigger on every image, rounded to 8 bits"),
+        "rate": rate,
+        "seed": seed,
+        "n": len(poisoned.data),
+        "rows": poisoned.rows.tolist(),
+        "cover_rows": poisoned.cover.tolist(),
+        "implanted": implanted,
+    }
+
+
+def save_trigger(folder: Path, description: dict[str, Any], arrays: dict[str, Tensor]) -> None:
+    """Write `attack.json` and `trigger.safetensors` into a directory."""
+    from safetensors.torch import save
+
+    content = save({name: array.contiguous() for name, array in arrays.items()})
+    (folder / "trigger.safetensors").write_bytes(content)
+    description = {
+        **description,
+        "trigger": {"file": "trigger.safetensors", "sha256": hashlib.sha256(content).hexdigest()},
+    }
+    (folder / "attack.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+
+
+def load_trigger(path: str | Path) -> Trigger:
+    """Rebuild the trigger of an `attack.json`, exactly.
+
+    Raises:
+        UnbackdoorError: it is missing, of a newer version, changed by hand, or its arrays are not the recorded ones.
+    """
+    from safetensors.torch import load
+
+    path = Path(path)
+    path = path / "attack.json" if path.is_dir() else path
+    if not path.is_file():
+        raise UnbackdoorError(f"{path} does not exist; --attack takes the attack.json that unbackdoor attack wrote.")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        version, spec, file = content["format"], content["attack"], content["trigger"]
+        name, parameters = spec["name"], dict(spec["parameters"])
+    except (ValueError, KeyError, TypeError):
+        raise UnbackdoorError(
+            f"{path} is no attack.json that unbackdoor attack wrote. Plant the attack again."
+        ) from None
+    if version != FORMAT:
+        raise UnbackdoorError(f"{path} has format {version}, this version reads {FORMAT}. Update unbackdoor.")
+    attack = find(name, REGISTRY, "attack", "attacks").resolve()(**parameters)
+    arrays_path = path.parent / Path(file["file"]).name
+    if not arrays_path.is_file():
+        raise UnbackdoorError(f"{path} needs {arrays_path.name} beside it, which is missing. Copy both.")
+    stored = arrays_path.read_bytes()
+    if hashlib.sha256(stored).hexdigest() != file["sha256"]:
+        raise UnbackdoorError(f"{arrays_path} is not the file that {path.name} was written with. Copy both again.")
+    return Trigger(attack, load(stored))
+
+
+def as_trigger(attack: "Attack | Trigger | str | Path", data: Dataset) -> Trigger:
+    """A trigger of whatever names one: a trigger, an attack value, or a path to `attack.json`."""
+    if isinstance(attack, str | Path):
+        attack = load_trigger(attack)
+    trigger = attack if isinstance(attack, Trigger) else Trigger.of(attack, data)
+    for name, array in trigger.arrays.items():
+        if name in ("pattern", "grid") and tuple(array.shape) != _expected(name, data):
+            raise UnbackdoorError(
+                f"The trigger of {type(trigger.attack).__name__} was made for another image size than {data.name} has "
+                f"({tuple(array.shape)} for {tuple(data.items.shape[1:])}). Score on data of its own size."
+            )
+    return trigger
+
+
+def _expected(name: str, data: Dataset) -> tuple[int, ...]:
+    channels, height, width = data.items.shape[1:]
+    return (channels, height, width) if name == "pattern" else (height, width, 2)

@@ -1,0 +1,148 @@
+"""Reading weights that nobody vouches for: safetensors by its header first, pickles only as plain tensors."""
+
+import json
+import math
+import pickletools
+import struct
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unbackdoor._errors import UnbackdoorError
+
+_BYTES = {
+    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
+    "U16": 2, "U32": 4, "U64": 8, "F8_E4M3": 1, "F8_E5M2": 1,
+}  # fmt: skip
+
+# Where trainers put the weights when they save more than the weights.
+_WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a weights file, by name, on the CPU.
+
+    Raises:
+        UnbackdoorError: the file is missing, damaged, holds something other than tensors, or has a value that is not
+            finite.
+    """
+    if not path.is_file():
+        raise UnbackdoorError(f"{path} does not exist; a weights file (.safetensors, .pt, .pth, .bin) is expected.")
+    weights = _safetensors(path) if path.suffix == ".safetensors" else _pickle(path)
+    check_finite(weights, path.name)
+    return weights
+
+
+def check_finite(weights: dict[str, Tensor], where: str) -> None:
+    """Refuse NaN and infinite weights."""
+    for name, tensor in weights.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise UnbackdoorError(
+                f"{where} has values that are not finite in {name}; finite weights are expected. Fetch it again, or "
+                "ask its owner for a working model."
+            )
+
+
+def check_safetensors(path: Path) -> None:
+    """Refuse a safetensors file whose header and length do not agree, before anything is mapped.
+
+    Raises:
+        UnbackdoorError: says which of the two it is.
+    """
+    length = path.stat().st_size
+    again = "Fetch it again."
+    with path.open("rb") as file:
+        start = file.read(8)
+        if len(start) < 8:
+            raise UnbackdoorError(
+                f"{path} ends early: a safetensors file has at least 8 bytes, it has {length}. {again}"
+            )
+        (header_length,) = struct.unpack("<Q", start)
+        if header_length > min(100_000_000, max(length - 8, 0)):
+            raise UnbackdoorError(
+                f"{path} is not a safetensors file, or ends inside its header ({header_length:,} bytes promised, "
+                f"{length:,} in the file). {again}"
+            )
+        try:
+            header = json.loads(file.read(header_length))
+            tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
+            end = max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
+            for name, entry in tensors.items():
+                begin, stop = entry["data_offsets"]
+                if stop - begin != math.prod(entry["shape"]) * _BYTES[entry["dtype"]] or begin < 0:
+                    raise UnbackdoorError(
+                        f"{path} has a wrong header: {name} is {entry['dtype']} of shape {entry['shape']}, but spans "
+                        f"{stop - begin:,} bytes. {again}"
+                    )
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise UnbackdoorError(f"{path} has a header that is not valid safetensors. {again}") from None
+    promised = 8 + header_length + end
+    if promised != length:
+        fault = "ends early" if length < promised else "is too long"
+        raise UnbackdoorError(
+            f"{path} {fault}: its header promises {promised:,} bytes, the file has {length:,}. {again}"
+        )
+
+
+def _safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    check_safetensors(path)
+    try:
+        return dict(load_file(path))
+    except SafetensorError as problem:
+        raise UnbackdoorError(f"{path} has a wrong safetensors header ({problem}). Fetch it again.") from None
+
+
+def _pickle(path: Path) -> dict[str, Tensor]:
+    """A pickle, of which nothing but tensors in plain containers is built (`weights_only=True`)."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as problem:  # a pickle may be broken in any way
+        wanted = _asks_for(path)
+        if wanted:
+            raise UnbackdoorError(
+                f"{path} is a pickle that asks to run {wanted}; it was not loaded. Ask its owner for safetensors."
+            ) from None
+        reason = str(problem).split("\n")[0][:200]
+        raise UnbackdoorError(f"{path} is damaged or no PyTorch weights file ({reason}). Fetch it again.") from None
+    for wrapper in _WRAPPERS:
+        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
+            content = content[wrapper]
+    if not isinstance(content, dict) or not content or not all(isinstance(part, Tensor) for part in content.values()):
+        raise UnbackdoorError(
+            f"{path} does not hold named tensors; a state dict is expected. Save model.state_dict() as safetensors."
+        )
+    return {str(name): tensor for name, tensor in content.items()}
+
+
+def _asks_for(path: Path) -> str | None:
+    """The first global that a pickle asks for and a state dict does not need, read without running anything."""
+    safe = {"collections.OrderedDict", "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter"}
+    for stream in _streams(path):
+        strings: list[Any] = []
+        try:
+            for opcode, argument, _ in pickletools.genops(stream):
+                wanted = None
+                if opcode.name in ("GLOBAL", "INST"):
+                    wanted = str(argument).replace(" ", ".")
+                elif opcode.name == "STACK_GLOBAL" and len(strings) >= 2:
+                    wanted = f"{strings[-2]}.{strings[-1]}"
+                elif isinstance(argument, str):
+                    strings.append(argument)
+                if wanted and wanted not in safe and not (wanted.startswith("torch.") and wanted.endswith("Storage")):
+                    return wanted
+        except ValueError:
+            continue  # not a pickle, or cut off: the caller says so
+    return None
+
+
+def _streams(path: Path) -> list[bytes]:
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            return [archive.read(name) for name in archive.namelist() if name.endswith(".pkl")]
+    return [path.read_bytes()]

@@ -1,0 +1,187 @@
+"""The command line. Options come from the same declarations as the Python values; none is written twice."""
+
+import errno
+import logging
+import sys
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
+
+from cyclopts import App, CycloptsError, Parameter
+
+from unbackdoor._errors import UnbackdoorError
+from unbackdoor._options import AttackOptions, EvaluateOptions, PurifyOptions
+from unbackdoor._registry import Entry, find
+from unbackdoor.archs import REGISTRY as ARCHS
+from unbackdoor.attacks import REGISTRY as ATTACKS
+from unbackdoor.purifiers import REGISTRY as PURIFIERS
+
+NONE = Entry("none", "unbackdoor._commands:NoAttack", "no attack: a clean model by the same recipe, the control")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit with its code: 0 done, 1 incomplete, 2 bad usage or input, 130 interrupted."""
+    given = sys.argv[1:] if arguments is None else arguments
+    _log_to_stderr()
+    try:
+        _app(given)(given, exit_on_error=False, print_error=False, result_action="return_value")
+    except UnbackdoorError as problem:
+        _fail(str(problem), problem.exit_code)
+    except CycloptsError as problem:
+        _fail(_usage(problem), 2)
+    except KeyboardInterrupt:
+        _fail("Interrupted; nothing was kept.", 130)
+    except OSError as problem:
+        if problem.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        _fail(f"The disk is full ({problem.filename or 'while writing'}); nothing was kept. Free some space.", 1)
+    sys.exit(0)
+
+
+def _fail(message: str, code: int) -> None:
+    print(message, file=sys.stderr)
+    sys.exit(code)
+
+
+def _usage(problem: CycloptsError) -> str:
+    text = " ".join(str(problem).split())
+    return text if "--help" in text else f"{text} See --help."
+
+
+def _log_to_stderr() -> None:
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            kind = "warning" if record.levelno >= logging.WARNING else "note"
+            print(f"{kind}: {record.getMessage()}", file=sys.stderr)
+
+    logger = logging.getLogger("unbackdoor")
+    logger.handlers = [Handler()]
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+
+
+def _app(given: list[str]) -> App:
+    app = App(
+        name="unbackdoor",
+        help="Remove backdoors from neural networks that somebody else trained.",
+        version=_version,
+    )
+    words = [word for word in given if not word.startswith("-")]
+    command, chosen = [*words, "", ""][:2]
+    listing = given[-1:] in (["--help"], ["-h"]) and len(words) < 2
+    app.command(_demo, name="demo")
+    for verb, entries, kind, plural, help_ in (
+        ("attack", (*ATTACKS, NONE), "attack", "attacks", "Plant a backdoor: poison data and train a victim on it."),
+        ("purify", PURIFIERS, "purifier", "methods", "Remove a backdoor with a few clean examples."),
+    ):
+        sub = App(name=verb, help=f"{help_} Each {kind} has options of its own: unbackdoor {verb} NAME --help.")
+        for entry in entries:
+            sub.command(_stub, name=entry.name, help=entry.summary[0].upper() + entry.summary[1:] + ".")
+        if verb == command and chosen and not listing:
+            entry = find(chosen, entries, kind, plural)
+            if entry.name in sub:
+                del sub[entry.name]
+            sub.command(_command(verb, entry), name=entry.name)
+        app.command(sub)
+    app.command(_evaluate, name="evaluate")
+    app.command(_list, name="list")
+    return app
+
+
+def _version() -> str:
+    from importlib.metadata import version
+
+    return version("unbackdoor")
+
+
+def _stub() -> None:
+    """Stand in a list of commands; the chosen one is replaced before it runs."""
+
+
+def _command(verb: str, entry: Entry) -> Callable[..., None]:
+    """The function behind `attack NAME` or `purify NAME`, with the options of that class."""
+    from unbackdoor import _commands
+
+    cls = entry.resolve()
+    flat = Parameter(name="*")
+    owner = _fields_group(entry)
+    if verb == "purify":
+
+        def purify(model: str, /, *, options: Any, method: Any = None) -> None:
+            _commands.purify(model, method if method is not None else cls(), options)
+
+        purify.__doc__ = _help(cls, "MODEL is a Hugging Face directory or Hub name, or a weights file with --factory.")
+        purify.__annotations__ = {
+            "model": str,
+            "options": Annotated[PurifyOptions, flat],
+            "method": Annotated[cls, Parameter(name="*", group=owner)],
+            "return": None,
+        }
+        return purify
+
+    def attack(*, options: Any, method: Any = None) -> None:
+        _commands.attack(method if method is not None else cls(), options)
+
+    attack.__doc__ = _help(cls, "")
+    attack.__annotations__ = {
+        "options": Annotated[AttackOptions, flat],
+        "method": Annotated[cls, Parameter(name="*", group=owner)],
+        "return": None,
+    }
+    return attack
+
+
+def _fields_group(entry: Entry) -> str:
+    return f"Options of {entry.name}"
+
+
+def _help(cls: type, more: str) -> str:
+    """The first paragraph of a class docstring, and a paper's address where the docstring has one."""
+    paragraphs = [" ".join(part.split()) for part in (cls.__doc__ or "").split("\n\n")]
+    paper = next((part for part in paragraphs if "https://" in part), "")
+    return "\n\n".join(part for part in (paragraphs[0], more, paper) if part)
+
+
+def _evaluate(
+    model: str,
+    /,
+    *,
+    options: Annotated[EvaluateOptions, Parameter(name="*")],
+) -> None:
+    """Score a model on clean and on triggered examples.
+
+    MODEL is a Hugging Face directory or Hub name, or a weights file with --factory.
+    """
+    from unbackdoor import _commands
+
+    _commands.evaluate(model, options)
+
+
+def _demo(kind: Literal["image"] = "image", /, *, out: str = "demo", overwrite: bool = False, seed: int = 0) -> None:
+    """Poison, purify and report on real images that ship with scikit-learn; no network.
+
+    Args:
+        kind: image.
+        out: directory to write.
+        overwrite: replace an earlier demo.
+        seed: of everything random.
+    """
+    from unbackdoor import _demo as demo
+
+    demo.image(out=out, overwrite=overwrite, seed=seed)
+
+
+def _list(what: Literal["methods", "attacks", "archs"], /) -> None:
+    """What there is: methods, attacks or archs.
+
+    Args:
+        what: methods, attacks or archs.
+    """
+    entries = {"methods": PURIFIERS, "attacks": (*ATTACKS, NONE), "archs": ARCHS}[what]
+    width = max(len(entry.name) for entry in entries)
+    for entry in entries:
+        facts = [fact for fact in (entry.modality, entry.needs and f"needs {entry.needs}", entry.cost) if fact]
+        paper = f"{entry.paper} ({entry.year})" if entry.year else ""
+        print(f"{entry.name:<{width}}  {entry.summary}")
+        print(f"{'':<{width}}  {'; '.join(facts)}")
+        if paper:
+            print(f"{'':<{width}}  {paper}")

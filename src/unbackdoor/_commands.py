@@ -1,0 +1,238 @@
+"""What the commands do, in the order in which they do it: check, load, work, score, write."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from unbackdoor import _card, _models, _output, _report
+from unbackdoor._attack import as_trigger, triggered
+from unbackdoor._data import Augment, Dataset, check_labels
+from unbackdoor._errors import UnbackdoorError
+from unbackdoor._evaluate import Score, score
+from unbackdoor._evaluate import evaluate as evaluate_model
+from unbackdoor._options import AttackOptions, EvaluateOptions, ModelOptions, PurifyOptions
+from unbackdoor._precision import choose
+from unbackdoor._purify import Method, method_name
+from unbackdoor._purify import purify as purify_model
+from unbackdoor._values import value
+from unbackdoor._victim import Victim, plant
+
+logger = logging.getLogger("unbackdoor")
+
+
+@value
+class NoAttack:
+    """No attack: a clean model by the same recipe, the control for everything else.
+
+    Differences from the paper: none; there is no paper.
+    """
+
+
+def purify(source: str, method: Method, options: PurifyOptions) -> None:
+    """The `purify` command."""
+    out = Path(options.out)
+    _output.check_free(out, overwrite=options.overwrite, inputs=(Path(source),))
+    if options.attack is not None and options.data is None:
+        raise UnbackdoorError("--attack needs --data: test examples to put the trigger on.")
+    model, encode = _load(source, options)
+    classes = _models.class_names(model)
+    clean = _dataset(options.clean, encode, options, classes, augment=options.augment)
+    test, attacked = None, None
+    if options.data is not None:
+        test = _without(_dataset(options.data, encode, options, classes), clean)
+        count = _models.class_count(model, test)
+        check_labels(test, count)
+        if options.attack is not None:
+            attacked = triggered(test, as_trigger(options.attack, test), count)
+
+    result = purify_model(
+        model,
+        clean,
+        method,
+        seed=options.seed,
+        head=options.head,
+        device=options.device,
+        precision=options.precision,
+        progress=True,
+    )
+    record = {
+        **result.record,
+        "source": {"model": Path(source).name, "factory": _factory_name(options.factory)},
+        "encode": {key: getattr(encode, key) for key in ("mean", "std", "size", "channels")},
+        "scores": None,
+        "scores_note": "not measured: no --data was given",
+    }
+    rows: list[_report.Contender] = []
+    if test is not None:
+        arithmetic = choose(model, options.device, options.precision)
+        before, after = (score(each, test, attacked, arithmetic) for each in (model, result.model))
+        record["scores"] = {"suspect": before.to_json(), "purified": after.to_json()}
+        record["scores_note"] = f"on {len(test):,} examples that the method never saw"
+        rows = [
+            _report.Contender("suspect", model, before, None),
+            _report.Contender(method_name(method), result.model, after, record["seconds"]),
+        ]
+    with _output.directory(out) as folder:
+        _models.save(result.model, folder, source=_folder(source))
+        _write_json(folder / "record.json", record)
+        (folder / "README.md").write_text(_card.purified(record), encoding="utf-8")
+        if test is not None:
+            page = _report.build(
+                title=f"Purified by {method_name(method)}", contenders=rows, test=test, attacked=attacked, record=record
+            )
+            (folder / "report.html").write_text(_report.render(page), encoding="utf-8")
+    if test is not None:
+        _print_change(record["scores"], method_name(method))
+    print(f"Wrote {out} in {record['seconds']:.1f} s of tuning" + (f"; open {out}/report.html." if test else "."))
+
+
+def _print_change(scores: dict[str, Any], name: str) -> None:
+    before, after = scores["suspect"], scores["purified"]
+    print(f"{'':20}{'suspect':>10}  {name:>12}")
+    for key in ("clean_accuracy", "attack_success", "recovered_accuracy"):
+        if key in before:
+            label = key.replace("_", " ")
+            print(f"{label:20}{before[key]['value']:>10.1%}  {after[key]['value']:>12.1%}   n = {after[key]['n']:,}")
+
+
+def evaluate(source: str, options: EvaluateOptions) -> None:
+    """The `evaluate` command."""
+    if options.control is not None and options.attack is None and options.triggered is None:
+        raise UnbackdoorError("--control needs --attack or --triggered: it counts flips on triggered examples.")
+    model, encode = _load(source, options)
+    classes = _models.class_names(model)
+    test = _dataset(options.data, encode, options, classes)
+    marked = None if options.triggered is None else _dataset(options.triggered, encode, options, classes)
+    control = None if options.control is None else _load(options.control, options).model
+    measured = evaluate_model(
+        model,
+        test,
+        attack=options.attack,
+        triggered_data=marked,
+        target=options.target,
+        control=control,
+        device=options.device,
+        precision=options.precision,
+    )
+    print(json.dumps(measured.to_json(), indent=2) if options.json else _shown(measured))
+
+
+def _shown(measured: Score) -> str:
+    lines = [str(measured), "", "clean accuracy per class"]
+    width = max(map(len, measured.per_class))
+    lines += [f"  {name:<{width}}  {part!r}" for name, part in measured.per_class.items()]
+    return "\n".join(lines)
+
+
+def attack(made: Any, options: AttackOptions) -> None:
+    """The `attack` command."""
+    out = Path(options.out)
+    _output.check_free(out, overwrite=options.overwrite, inputs=tuple(Path(path) for path in options.data))
+    planted = None if isinstance(made, NoAttack) else made
+    columns = _columns(options.columns)
+    encode = None if options.base is None else _models.load(options.base).encode
+    data = Dataset.load(options.data, encode, columns=columns, augment=options.augment, group=options.group)
+    held_out = ""
+    if options.test is not None:
+        test = Dataset.load(options.test, data.encode, columns=columns, classes=data.classes, augment="none")
+    else:
+        test, data = data.split(max(1, len(data) // 10), seed=options.seed)
+        held_out = f", a seeded tenth held out of the {len(data) + len(test):,} given"
+    surrogate = None if options.surrogate is None else _models.load(options.surrogate).model
+    marked = None
+    if options.triggered_test is not None:
+        marked = Dataset.load(options.triggered_test, data.encode, columns=columns, classes=data.classes)
+    victim = plant(data, test, planted, options, surrogate=surrogate, triggered_test=marked)
+    with _output.directory(out) as folder:
+        write_victim(victim, folder, source=_folder(options.base) if options.base else None)
+    print(victim.score)
+    print(f"measured on {len(test):,} test examples{held_out}")
+    if victim.score.attack_success is not None:
+        rows = victim.description["rows"]
+        print(f"poisoned {len(rows):,} of {len(data):,} training examples ({len(rows) / len(data):.2%})")
+        if not victim.description["implanted"]:
+            print(
+                f"The backdoor did not take: attack success {victim.score.attack_success.value:.1%} is under 90 %. "
+                "Raise --rate or --epochs, or choose a stronger trigger."
+            )
+    print(f"Wrote {out} in {victim.record['seconds']:.0f} s of training.")
+
+
+def write_victim(victim: Victim, folder: Path, *, source: Path | None = None) -> None:
+    """Write a victim's model directory, its record, its card and its trigger."""
+    from unbackdoor._attack import save_trigger
+
+    _models.save(victim.model, folder, source=source, encode=victim.encode)
+    _write_json(folder / "record.json", victim.record)
+    (folder / "README.md").write_text(_card.victim(victim.record), encoding="utf-8")
+    save_trigger(folder, victim.description, {} if victim.trigger is None else victim.trigger.arrays)
+
+
+def _load(source: str, options: ModelOptions) -> _models.Loaded:
+    return _models.load(
+        source,
+        factory=options.factory,
+        mean=_numbers("mean", options.mean),
+        std=_numbers("std", options.std),
+        image_size=options.image_size,
+        trust_remote_code=options.trust_remote_code,
+    )
+
+
+def _dataset(
+    path: str, encode: Any, options: ModelOptions, classes: tuple[str, ...] | None, augment: Augment = "none"
+) -> Dataset:
+    return Dataset.load(path, encode, columns=_columns(options.columns), classes=classes, augment=augment)
+
+
+def _columns(text: str | None) -> dict[str, str] | None:
+    if text is None:
+        return None
+    pairs = [part.split("=") for part in text.split(",")]
+    if any(len(pair) != 2 or not all(pair) for pair in pairs):
+        raise UnbackdoorError(f"--columns must read image=NAME,label=NAME, got {text}.")
+    return dict(pairs)
+
+
+def _numbers(option: str, text: str | None) -> tuple[float, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise UnbackdoorError(f"--{option} must be numbers with commas between, got {text}.") from None
+
+
+def _without(test: Dataset, clean: Dataset) -> Dataset:
+    """The test examples that are not among the clean ones, so that no method is scored on what it saw."""
+    if test.items.shape[1:] != clean.items.shape[1:]:
+        return test
+    seen = {item.numpy().tobytes() for item in clean.items}
+    fresh = [row for row, item in enumerate(test.items) if item.numpy().tobytes() not in seen]
+    if len(fresh) == len(test):
+        return test
+    if not fresh:
+        raise UnbackdoorError(
+            f"{test.name} holds only examples of {clean.name}; scores need others. Give another --data."
+        )
+    logger.info("%s: %s examples are also in %s; they are not scored.", test.name, len(test) - len(fresh), clean.name)
+    return test.select(torch.tensor(fresh))
+
+
+def _factory_name(factory: str | None) -> str | None:
+    return None if factory is None else Path(factory.rpartition(":")[0]).name + ":" + factory.rpartition(":")[2]
+
+
+def _folder(source: str) -> Path | None:
+    """The directory that a Hugging Face model came from, the Hub's cache included."""
+    path = Path(source)
+    if path.is_dir():
+        return path
+    return None if path.is_file() else _models.hub_directory(source)
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,404 @@
+"""Models: load and save them, ask them for logits, and find their head by running them."""
+
+import importlib.util
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from unbackdoor._checkpoints import check_finite, check_safetensors, read_weights
+from unbackdoor._data import Dataset
+from unbackdoor._errors import UnbackdoorError
+from unbackdoor._images import ImageEncoder, encoder_of
+
+
+class Loaded(NamedTuple):
+    """A model and the encoder that makes its inputs."""
+
+    model: nn.Module
+    encode: ImageEncoder
+
+
+class Head(NamedTuple):
+    """The last linear layer of a classifier and its name in the model."""
+
+    name: str
+    layer: nn.Linear
+
+
+def logits(model: nn.Module, inputs: Tensor) -> Tensor:
+    """Class scores (batch, classes), whatever the model wraps them in."""
+    output = model(inputs)
+    scores = output if isinstance(output, Tensor) else getattr(output, "logits", None)
+    if scores is None and isinstance(output, tuple | list) and output and isinstance(output[0], Tensor):
+        scores = output[0]
+    if not isinstance(scores, Tensor) or scores.ndim != 2:
+        found = f"shape {tuple(scores.shape)}" if isinstance(scores, Tensor) else type(output).__name__
+        raise UnbackdoorError(
+            f"{type(model).__name__} must return class scores of shape (batch, classes), got {found}. Wrap it in a "
+            "module that does."
+        )
+    return scores
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the model's parameters are."""
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+
+
+def probe(model: nn.Module, data: Dataset) -> Tensor:
+    """A few encoded examples, on the device and in the type of the model."""
+    parameter = next(model.parameters(), torch.empty(0))
+    return data.encode(data.items[:8]).to(parameter.device, parameter.dtype)
+
+
+@torch.no_grad()
+def class_count(model: nn.Module, data: Dataset) -> int:
+    """How many classes the model answers with."""
+    training = model.training
+    try:
+        return logits(model.eval(), probe(model, data)).shape[1]
+    finally:
+        model.train(training)
+
+
+@torch.no_grad()
+def head(model: nn.Module, inputs: Tensor, name: str | None = None) -> Head:
+    """The linear layer that makes the logits, found by running a batch and comparing each layer's output with them.
+
+    Args:
+        model: any classifier.
+        inputs: a batch of model inputs.
+        name: take this layer instead.
+
+    Raises:
+        UnbackdoorError: no linear layer makes the logits, the model answers with probabilities, or has one output.
+    """
+    layers = {key: layer for key, layer in model.named_modules() if isinstance(layer, nn.Linear)}
+    outputs: dict[str, Tensor] = {}
+    hooks = [
+        layer.register_forward_hook(lambda _module, _args, output, key=key: outputs.__setitem__(key, output))
+        for key, layer in layers.items()
+    ]
+    training = model.training
+    try:
+        scores = logits(model.eval(), inputs)
+    finally:
+        model.train(training)
+        for hook in hooks:
+            hook.remove()
+    owner = type(model).__name__
+    if scores.shape[1] < 2:
+        raise UnbackdoorError(
+            f"{owner} has one output; a classifier with at least 2 classes is expected (regression is not supported)."
+        )
+    if name is not None:
+        if name not in layers:
+            some = ", ".join(list(layers)[-5:]) or "none"
+            raise UnbackdoorError(f"--head must name a linear layer of {owner}, got {name}; its last ones are {some}.")
+        if layers[name].out_features != scores.shape[1]:
+            raise UnbackdoorError(
+                f"--head {name} has {layers[name].out_features} outputs, but {owner} answers with {scores.shape[1]} "
+                "classes. Name the layer that makes the logits."
+            )
+        return Head(name, layers[name])
+    same = {key: output for key, output in outputs.items() if output.shape == scores.shape}
+    for key in reversed(list(same)):
+        if torch.allclose(same[key], scores, rtol=1e-4, atol=1e-6):
+            return Head(key, layers[key])
+    for key in reversed(list(same)):
+        if torch.allclose(same[key].log_softmax(1), scores, rtol=1e-4, atol=1e-5):
+            return Head(key, layers[key])
+        for squashed in (same[key].softmax(1), same[key].sigmoid()):
+            if torch.allclose(squashed, scores, rtol=1e-4, atol=1e-5):
+                raise UnbackdoorError(
+                    f"{owner} answers with probabilities; class scores (logits) are expected. Wrap it without its last "
+                    "activation."
+                )
+    raise UnbackdoorError(
+        f"{owner} has no final linear layer that makes its {scores.shape[1]} logits. Name one with --head "
+        "(head= in Python), or end the model in an nn.Linear."
+    )
+
+
+@torch.no_grad()
+def features(model: nn.Module, inputs: Tensor, found: Head) -> Tensor:
+    """What the head sees, (batch, in_features)."""
+    seen: list[Tensor] = []
+    hook = found.layer.register_forward_pre_hook(lambda _module, args: seen.append(args[0]))
+    try:
+        model(inputs)
+    finally:
+        hook.remove()
+    return seen[-1]
+
+
+def class_names(model: nn.Module) -> tuple[str, ...] | None:
+    """The class names of a Hugging Face config; None where it has none, or only LABEL_0, LABEL_1 and so on."""
+    names = getattr(getattr(model, "config", None), "id2label", None)
+    if not isinstance(names, dict) or all(str(name) == f"LABEL_{index}" for index, name in names.items()):
+        return None
+    return tuple(str(names[index]) for index in sorted(names, key=int))
+
+
+def load(
+    source: str | Path,
+    *,
+    factory: str | None = None,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+    image_size: int | None = None,
+    trust_remote_code: bool = False,
+) -> Loaded:
+    """Load a suspect.
+
+    Args:
+        source: a Hugging Face directory or Hub name; or, with a factory, a weights file or a directory with
+            `model.safetensors`.
+        factory: `FILE.py:FUNCTION` that makes the module without arguments. This file is the caller's own: it is run.
+        mean: per channel, for a factory's module; its record's, or 0, where not given.
+        std: likewise; 1 where not given.
+        image_size: side to resize to, likewise; the data's own where not given.
+        trust_remote_code: run Python files that come with a Hugging Face model.
+
+    Raises:
+        UnbackdoorError: anything about the files or the model that does not fit.
+    """
+    given: dict[str, Any] = {"mean": mean, "std": std, "size": (image_size, image_size) if image_size else None}
+    changes = {key: entry for key, entry in given.items() if entry is not None}
+    for key in ("mean", "std"):
+        entry = given[key]
+        if entry is not None and (len(entry) not in (1, 3) or (key == "std" and min(entry) <= 0)):
+            allowed = "1 or 3 numbers" if key == "mean" else "1 or 3 numbers above 0"
+            raise UnbackdoorError(f"--{key} must be {allowed}, got {','.join(f'{part:g}' for part in entry)}.")
+    path = Path(source)
+    if factory is not None:
+        if path.is_dir():
+            recorded = _recorded_encoder(path)
+            path = path / "model.safetensors"
+        else:
+            recorded = {}
+        return Loaded(_from_factory(path, factory), ImageEncoder(**{**recorded, **changes}))
+    if path.is_file():
+        raise UnbackdoorError(
+            f"{path} holds weights without an architecture. Give --factory FILE.py:FUNCTION that makes the module."
+        )
+    if not path.is_dir():
+        path = hub_directory(str(source))
+    model = _from_directory(path, trust_remote_code)
+    channels = getattr(model.config, "num_channels", None)
+    preprocessor = path / "preprocessor_config.json"
+    if preprocessor.exists():
+        encode = encoder_of(_json(preprocessor), channels, str(preprocessor)) if not changes else None
+    elif not changes:
+        raise UnbackdoorError(f"{path} has no preprocessor_config.json. Give --mean, --std and --image-size.")
+    else:
+        encode = None
+    return Loaded(model, encode or ImageEncoder(**{"channels": channels, **changes}))
+
+
+def _recorded_encoder(folder: Path) -> dict[str, Any]:
+    record = folder / "record.json"
+    if not record.exists():
+        return {}
+    entries = _json(record).get("encode") or {}
+    known = {key: entries[key] for key in ("mean", "std", "size", "channels") if entries.get(key) is not None}
+    return {key: tuple(entry) if isinstance(entry, list) else entry for key, entry in known.items()}
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as problem:
+        raise UnbackdoorError(f"{path} is not valid JSON ({problem}). Fetch it again.") from None
+    if not isinstance(content, dict):
+        raise UnbackdoorError(f"{path} must hold a JSON object, got {type(content).__name__}. Fetch it again.")
+    return content
+
+
+def make(factory: str) -> nn.Module:
+    """The module of `FILE.py:FUNCTION`."""
+    file, _, function = factory.rpartition(":")
+    if not file or not function:
+        raise UnbackdoorError(f"--factory must be FILE.py:FUNCTION, got {factory}.")
+    if not Path(file).is_file():
+        raise UnbackdoorError(f"--factory names {file}, which does not exist.")
+    spec = importlib.util.spec_from_file_location(Path(file).stem, file)
+    if spec is None or spec.loader is None:
+        raise UnbackdoorError(f"--factory names {file}, which is not a Python file.")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not callable(getattr(module, function, None)):
+        raise UnbackdoorError(f"{file} has no function {function}. --factory is FILE.py:FUNCTION.")
+    made = getattr(module, function)()
+    if not isinstance(made, nn.Module):
+        raise UnbackdoorError(f"{factory} must return a torch.nn.Module, got {type(made).__name__}.")
+    return made
+
+
+def _from_factory(path: Path, factory: str) -> nn.Module:
+    model = make(factory)
+    weights = read_weights(path)
+    own = model.state_dict()
+    missing, extra = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
+    shapes = [
+        (name, tuple(weights[name].shape), tuple(own[name].shape))
+        for name in own.keys() & weights.keys()
+        if weights[name].shape != own[name].shape
+    ]
+    _check_fit(str(path), factory, missing, extra, sorted(shapes))
+    model.load_state_dict(weights)
+    return model.eval()
+
+
+def _check_fit(path: str, owner: str, missing: list[str], extra: list[str], shapes: list[tuple[str, Any, Any]]) -> None:
+    problems = []
+    if missing:
+        problems.append(f"lacks {len(missing)} tensor(s) ({_few(missing)})")
+    if extra:
+        problems.append(f"has {len(extra)} that it does not know ({_few(extra)})")
+    if shapes:
+        name, came, wanted = shapes[0]
+        problems.append(f"has {len(shapes)} of another shape ({name} is {tuple(came)}, not {tuple(wanted)})")
+    if problems:
+        raise UnbackdoorError(f"{path} does not fit {owner}: it {' and '.join(problems)}. Check the architecture.")
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+
+
+def hub_directory(name: str) -> Path:
+    """The local copy of a Hub model, fetched where it is not there yet."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "pytorch_model*.bin"]
+        return Path(snapshot_download(name, allow_patterns=patterns))
+    except (OSError, HFValidationError, RuntimeError, ValueError) as problem:
+        reason = str(problem).strip().split("\n")[0][:150]
+        raise UnbackdoorError(
+            f"{name} is neither a directory here nor a model that the Hub gives out ({reason}). Check the name."
+        ) from None
+
+
+def _from_directory(path: Path, trust_remote_code: bool) -> Any:
+    """A Hugging Face directory, its files checked before transformers sees them."""
+    if not (path / "config.json").exists():
+        raise UnbackdoorError(
+            f"{path} has no config.json. It must be a Hugging Face directory; for other models give --factory."
+        )
+    config = _json(path / "config.json")
+    attention = str(config.get("_attn_implementation") or config.get("attn_implementation") or "")
+    if "/" in attention:
+        raise UnbackdoorError(f"{path} asks to run the code {attention} for its attention; it was not loaded.")
+    if config.get("problem_type") in ("regression", "multi_label_classification"):
+        kind = str(config["problem_type"]).replace("_", " ").replace("multi label", "multi-label")
+        raise UnbackdoorError(f"{path} is a model for {kind}; only single-label classifiers are supported.")
+    index = path / "model.safetensors.index.json"
+    if (path / "model.safetensors").exists():
+        files = [path / "model.safetensors"]
+    elif index.exists():
+        files = [path / part for part in sorted(set(_json(index).get("weight_map", {}).values()))]
+        for file in files:
+            if not file.exists():
+                raise UnbackdoorError(f"{path} lists the shard {file.name}, which is missing. Fetch it again.")
+    elif (path / "pytorch_model.bin").exists():
+        read_weights(path / "pytorch_model.bin")
+        files = []
+    else:
+        raise UnbackdoorError(f"{path} has no model.safetensors (nor pytorch_model.bin). Fetch it again.")
+    for file in files:
+        check_safetensors(file)
+
+    import transformers
+
+    from unbackdoor import archs
+
+    archs.register()
+    with _quiet_transformers():
+        try:
+            model, report = transformers.AutoModelForImageClassification.from_pretrained(
+                str(path),
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                use_safetensors=bool(files),
+                trust_remote_code=trust_remote_code,
+                local_files_only=True,
+            )
+        except (ValueError, KeyError, OSError, TypeError, RuntimeError, ImportError) as problem:
+            if "trust_remote_code" in str(problem):
+                raise UnbackdoorError(
+                    f"{path} needs Python code of its own, which is not run. Pass --trust-remote-code if you trust it."
+                ) from None
+            reason = str(problem).strip().split("\n")[0][:200]
+            raise UnbackdoorError(f"{path} is not an image classifier that transformers can load: {reason}") from None
+    shapes = sorted((entry[0], entry[1], entry[2]) for entry in report["mismatched_keys"])
+    absent = sorted(set(report["missing_keys"]) - {entry[0] for entry in shapes})
+    _check_fit(str(path), type(model).__name__, absent, sorted(report["unexpected_keys"]), shapes)
+    check_finite(model.state_dict(), str(path))
+    return model.eval()
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Keep transformers' loading bar and report off stderr, and put its settings back."""
+    from transformers.utils import logging
+
+    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(logging.CRITICAL)
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bar:
+            logging.enable_progress_bar()
+
+
+def save(model: nn.Module, folder: Path, *, source: Path | None = None, encode: ImageEncoder | None = None) -> None:
+    """Write a model so that the tool which loaded it loads it again.
+
+    Args:
+        model: a Hugging Face model (saved with its config) or any module (`model.safetensors` with its own keys).
+        folder: an existing, empty directory.
+        source: the Hugging Face directory it came from; its processor files are copied.
+        encode: written as a processor where there is no source to copy it from.
+    """
+    from safetensors.torch import save_file
+
+    if not hasattr(model, "save_pretrained"):
+        # Tensors that share memory are written once each: the module's own keys must all be there.
+        weights = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+        return
+    with _quiet_transformers():
+        model.save_pretrained(folder)  # type: ignore[operator]
+    own = {"config.json", "generation_config.json"}
+    for file in sorted(source.iterdir()) if source is not None and source.is_dir() else []:
+        copied = file.suffix in (".json", ".txt", ".model") and "index" not in file.name and file.name != "record.json"
+        if copied and file.name not in own and not file.name.startswith("attack"):
+            shutil.copyfile(file, folder / file.name)
+    if encode is not None and not (folder / "preprocessor_config.json").exists():
+        (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor_of(encode), indent=2) + "\n")
+
+
+def preprocessor_of(encode: ImageEncoder) -> dict[str, Any]:
+    """The `preprocessor_config.json` of one of the project's own networks."""
+    return {
+        "image_processor_type": "ViTImageProcessor",
+        "do_resize": encode.size is not None,
+        "size": {"height": encode.size[0], "width": encode.size[1]} if encode.size else None,
+        "resample": 2,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(encode.mean),
+        "image_std": list(encode.std),
+    }

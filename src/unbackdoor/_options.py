@@ -1,0 +1,122 @@
+"""The options that commands have beside those of their method or attack, declared once."""
+
+import dataclasses
+from typing import Literal
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """How a model is loaded.
+
+    Args:
+        factory: FILE.py:FUNCTION that makes the module, for a model that is no Hugging Face directory. It is run.
+        mean: subtracted per channel from pixels in [0, 1], as 0.49,0.48,0.45; instead of the model's own.
+        std: divided by, per channel.
+        image_size: side that images are resized to, instead of the model's own.
+        trust_remote_code: run Python files that come with a Hugging Face model.
+        device: cpu, cuda, cuda:1 and so on; a GPU where there is one.
+        precision: auto takes bfloat16 where the hardware multiplies it.
+        columns: the data's own column names, as image=img,label=fine_label.
+    """
+
+    factory: str | None = None
+    mean: str | None = None
+    std: str | None = None
+    image_size: int | None = None
+    trust_remote_code: bool = False
+    device: str | None = None
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    columns: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PurifyOptions(ModelOptions):
+    """Options of `purify`.
+
+    Args:
+        clean: labelled examples without trigger: parquet, CSV, JSON lines, image folder or saved data set.
+        out: directory to write; it must not exist.
+        data: test examples; suspect and result are scored on them, and report.html is written.
+        attack: attack.json whose trigger is put on the test examples.
+        seed: of everything random.
+        head: name of the last linear layer, where it cannot be found by running the model.
+        augment: auto mirrors images unless the class names tell left from right; crop never does, flip always.
+        overwrite: replace a directory that unbackdoor wrote.
+    """
+
+    clean: str
+    out: str
+    data: str | None = None
+    attack: str | None = None
+    seed: int = 0
+    head: str | None = None
+    augment: Literal["auto", "flip", "crop", "none"] = "auto"
+    overwrite: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AttackOptions:
+    """Options of `attack`.
+
+    Args:
+        data: training examples; several files or a pattern are joined.
+        out: directory to write; it must not exist.
+        test: test examples; without them a seeded tenth of the training examples is held out.
+        rate: poisoned examples over all training examples.
+        arch: of the victim: resnet18, preact-resnet18 or vit.
+        width: channels of the first stage (64 in the papers; 16 trains on two cores).
+        base: start from this Hugging Face image classifier instead of --arch.
+        epochs: passes over the training examples.
+        learning_rate: peak of the cycle; by default 0.1 for --arch and 0.01 for --base.
+        batch_size: examples per step.
+        seed: of the draw of rows, the initial weights and the batches.
+        group: column whose equal values are kept together when a tenth is held out (track for GTSRB).
+        triggered_test: with prepared: test examples that carry the trigger, with their true labels.
+        surrogate: with label-consistent: a clean model to perturb images against; else one is trained first.
+        augment: auto mirrors images unless the class names tell left from right; crop never does, flip always.
+        columns: the data's own column names, as image=img,label=fine_label.
+        device: cpu, cuda, cuda:1 and so on; a GPU where there is one.
+        precision: auto takes bfloat16 where the hardware multiplies it.
+        overwrite: replace a directory that unbackdoor wrote.
+    """
+
+    data: list[str]
+    out: str
+    test: str | None = None
+    rate: float = 0.05
+    arch: str = "resnet18"
+    width: int = 16
+    base: str | None = None
+    epochs: int = 15
+    learning_rate: float | None = None
+    batch_size: int = 128
+    seed: int = 0
+    group: str | None = None
+    triggered_test: str | None = None
+    surrogate: str | None = None
+    augment: Literal["auto", "flip", "crop", "none"] = "auto"
+    columns: str | None = None
+    device: str | None = None
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    overwrite: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluateOptions(ModelOptions):
+    """Options of `evaluate`.
+
+    Args:
+        data: clean test examples: parquet, CSV, JSON lines, image folder or saved data set.
+        attack: attack.json whose trigger is put on them.
+        triggered: examples that already carry a trigger, with their true labels.
+        target: the class that the attacker wants, with --triggered.
+        control: a model without the backdoor, loaded as MODEL is; how often it flips is printed beside.
+        json: print one JSON object.
+    """
+
+    data: str
+    attack: str | None = None
+    triggered: str | None = None
+    target: int | None = None
+    control: str | None = None
+    json: bool = False

@@ -1,0 +1,80 @@
+"""Names on the command line and the classes behind them, resolved on use so that listing them imports nothing heavy."""
+
+import difflib
+import importlib
+from typing import Any, NamedTuple
+
+from unbackdoor._errors import UnbackdoorError
+from unbackdoor._values import fields_of
+
+
+class Entry(NamedTuple):
+    """What `list` prints of a method, an attack or an architecture, and where its class is.
+
+    Args:
+        name: on the command line.
+        location: `module:Class`.
+        summary: one line.
+        needs: what it needs beside the model.
+        cost: passes over its data.
+        year: of the paper.
+        paper: title.
+        modality: `images`, `text` or `images, text`.
+    """
+
+    name: str
+    location: str
+    summary: str
+    needs: str = ""
+    cost: str = ""
+    year: int | None = None
+    paper: str = ""
+    modality: str = "images"
+
+    def resolve(self) -> Any:
+        """Import the class."""
+        return _imported(self.location)
+
+
+def _imported(location: str) -> Any:
+    module, _, name = location.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def find(name: str, entries: tuple[Entry, ...], kind: str, listing: str) -> Entry:
+    """The entry of a name, or of `package.module:Class` for a class that is not registered.
+
+    Raises:
+        UnbackdoorError: there is none; names the closest.
+    """
+    for entry in entries:
+        if entry.name == name:
+            return entry
+    if ":" in name:
+        try:
+            resolved = _imported(name)
+        except (ImportError, AttributeError) as problem:
+            raise UnbackdoorError(f"{name} cannot be imported: {problem}. It must read package.module:Class.") from None
+        return Entry(name, name, (resolved.__doc__ or "").split("\n")[0])
+    close = difflib.get_close_matches(name, [entry.name for entry in entries], n=1)
+    hint = f" Did you mean '{close[0]}'?" if close else ""
+    raise UnbackdoorError(f"There is no {kind} '{name}'.{hint} See unbackdoor list {listing}.")
+
+
+def name_of(made: Any, entries: tuple[Entry, ...]) -> str:
+    """The command-line name of a value; `package.module:Class` where it is not registered."""
+    location = f"{type(made).__module__}:{type(made).__qualname__}"
+    return next((entry.name for entry in entries if entry.location == location), location)
+
+
+def to_json(made: Any, entries: tuple[Entry, ...]) -> dict[str, Any]:
+    """A value as its name and all its fields."""
+    return {"name": name_of(made, entries), "parameters": fields_of(made)}
+
+
+def exported(name: str, entries: tuple[Entry, ...], module: str) -> Any:
+    """The class that a package exports lazily under a Python name (`unbackdoor.purifiers.FST`)."""
+    for entry in entries:
+        if entry.location.endswith(":" + name):
+            return entry.resolve()
+    raise AttributeError(f"module {module!r} has no attribute {name!r}")

@@ -1,0 +1,164 @@
+"""The plain loop: stochastic gradient descent on batches, for victims and for purifiers alike."""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from unbackdoor._data import Batch, Dataset
+from unbackdoor._models import logits
+from unbackdoor._precision import Arithmetic, relayout_
+
+Loss = Callable[[Tensor, Batch], Tensor]
+"""Of class scores (batch, classes) and their batch, to a scalar."""
+
+Advance = Callable[[], None]
+"""Called once per step, to move a progress bar."""
+
+Progress = Callable[[str, int], AbstractContextManager[Advance]]
+"""Of a description and the number of steps; shows how far the work is."""
+
+
+def silent(description: str, steps: int) -> AbstractContextManager[Advance]:
+    """A progress that shows nothing."""
+    return nullcontext(lambda: None)
+
+
+@contextmanager
+def bar(description: str, steps: int) -> Iterator[Advance]:
+    """A progress bar on stderr; where stderr is no terminal, a line per tenth of the way."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        done = 0
+
+        def count() -> None:
+            nonlocal done
+            done += 1
+            if done * 10 // steps > (done - 1) * 10 // steps:
+                console.print(f"{description}: {done} of {steps} steps", highlight=False)
+
+        yield count
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as display:
+        task = display.add_task(description, total=steps)
+        yield lambda: display.advance(task)
+
+
+def cross_entropy(scores: Tensor, batch: Batch) -> Tensor:
+    """The mean cross-entropy, in float32 or better."""
+    return F.cross_entropy(scores, batch.labels)
+
+
+def descend(
+    model: nn.Module,
+    data: Dataset,
+    optimizer: torch.optim.Optimizer,
+    schedule: Any,
+    *,
+    epochs: int,
+    batch_size: int,
+    generator: torch.Generator,
+    arithmetic: Arithmetic,
+    loss: Loss = cross_entropy,
+    after_step: Callable[[], None] | None = None,
+    each: str = "epoch",
+    progress: Progress = silent,
+    description: str = "tuning",
+) -> int:
+    """Train a model in place, in train mode throughout.
+
+    Args:
+        model: on the arithmetic's device.
+        data: shuffled and augmented anew in each epoch.
+        optimizer: over the parameters to train.
+        schedule: a learning-rate scheduler.
+        epochs: passes over the data.
+        batch_size: examples per step.
+        generator: of shuffling and augmentation, on the CPU.
+        arithmetic: device, precision, layout.
+        loss: what to minimise.
+        after_step: called after each step, without gradients.
+        each: the schedule steps after each `epoch` or each `step`.
+        progress: shows how far it is.
+        description: what the progress calls it.
+
+    Returns:
+        how many examples were seen.
+    """
+    model.train()
+    seen = 0
+    with progress(description, epochs * math.ceil(len(data) / batch_size)) as advance:
+        for _ in range(epochs):
+            for batch in data.batches(batch_size, generator=generator):
+                with arithmetic.autocast():
+                    scores = logits(model, arithmetic.lay(batch.inputs))
+                value = loss(scores if scores.dtype == torch.float64 else scores.float(), batch)
+                optimizer.zero_grad(set_to_none=True)
+                value.backward()
+                optimizer.step()
+                if after_step is not None:
+                    with torch.no_grad():
+                        after_step()
+                if each == "step":
+                    schedule.step()
+                seen += len(batch.labels)
+                advance()
+            if each == "epoch":
+                schedule.step()
+    return seen
+
+
+def train_victim(
+    model: nn.Module,
+    data: Dataset,
+    *,
+    epochs: int,
+    learning_rate: float,
+    batch_size: int,
+    seed: int,
+    arithmetic: Arithmetic,
+    progress: Progress = silent,
+    description: str = "training the victim",
+) -> nn.Module:
+    """Train a classifier by the recipe of the victims, in place.
+
+    SGD with Nesterov momentum 0.9 and weight decay 5e-4, one cycle up to the learning rate and down to zero: short
+    enough for two cores, and the low end of the cycle is what lets a trigger at a low poison rate take.
+
+    Args:
+        model: with random or pre-trained weights.
+        data: possibly poisoned.
+        epochs: passes over the data, at least 1.
+        learning_rate: peak of the cycle.
+        batch_size: examples per step.
+        seed: of shuffling and augmentation.
+        arithmetic: device, precision, layout.
+        progress: shows how far it is.
+        description: what the progress calls it.
+    """
+    arithmetic.place(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=learning_rate, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    steps = max(2, epochs * sum(1 for _ in range(0, len(data), batch_size)))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps)
+    descend(
+        model,
+        data.to(arithmetic.device),
+        optimizer,
+        schedule,
+        epochs=epochs,
+        batch_size=batch_size,
+        generator=torch.Generator().manual_seed(seed),
+        arithmetic=arithmetic,
+        each="step",
+        progress=progress,
+        description=description,
+    )
+    return relayout_(model, torch.contiguous_format).eval()

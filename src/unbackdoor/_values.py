@@ -1,0 +1,80 @@
+"""Methods and attacks are values: frozen, keyword-only, checked when made.
+
+`value` turns a class with annotated fields into such a value. A field declares its type, its bounds and its default
+once; the check, the message and the command line follow from it, and the class docstring's `Args` section is its help.
+"""
+
+import dataclasses
+import functools
+from typing import Any, TypeVar, dataclass_transform
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass as pydantic_dataclass
+
+from unbackdoor._errors import UnbackdoorError
+
+T = TypeVar("T")
+
+_BOUNDS = {
+    "greater_than": "more than {gt}",
+    "greater_than_equal": "at least {ge}",
+    "less_than": "less than {lt}",
+    "less_than_equal": "at most {le}",
+    "literal_error": "one of {expected}",
+    "finite_number": "a finite number",
+    "int_from_float": "a whole number",
+}
+_TYPES = {"float": "a number", "int": "a whole number", "bool": "true or false", "string": "text"}
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(Field,))
+def value(cls: type[T]) -> type[T]:
+    """Make a class a frozen, keyword-only, checked dataclass.
+
+    Raises:
+        UnbackdoorError: when a value is made with a field out of bounds (`FST.alpha must be at least 0, got -1.`).
+    """
+    made = pydantic_dataclass(frozen=True, kw_only=True, config=ConfigDict(allow_inf_nan=False))(cls)
+    checked = made.__init__
+
+    @functools.wraps(checked)
+    def __init__(self: Any, *positional: Any, **fields: Any) -> None:
+        if positional:
+            raise UnbackdoorError(f"{cls.__name__} takes its fields by name, got {positional[0]!r} without one.")
+        try:
+            checked(self, **fields)
+        except ValidationError as problem:
+            raise UnbackdoorError(_sentence(cls.__name__, problem, made)) from None
+
+    made.__init__ = __init__  # type: ignore[method-assign]
+    return made  # type: ignore[return-value]
+
+
+def _sentence(owner: str, problem: ValidationError, cls: type) -> str:
+    error = problem.errors()[0]
+    field, kind, context = ".".join(map(str, error["loc"])), error["type"], error.get("ctx", {})
+    if kind == "unexpected_keyword_argument":
+        names = ", ".join(item.name for item in dataclasses.fields(cls))
+        return f"{owner} has no field {field!r}; its fields are {names}."
+    if kind == "missing":
+        return f"{owner}.{field} must be given."
+    allowed = _BOUNDS.get(kind, "").format(**context)
+    allowed = allowed or next((words for type_, words in _TYPES.items() if kind.startswith(type_)), "")
+    if not allowed:
+        return f"{owner}.{field}: {error['msg'].removeprefix('Value error, ')}."
+    return f"{owner}.{field} must be {allowed}, got {_plain(error['input'])}."
+
+
+def _plain(given: Any) -> str:
+    return given if isinstance(given, str) else repr(given)
+
+
+def fields_of(made: Any) -> dict[str, Any]:
+    """All fields of a value, as JSON scalars and lists."""
+    return dict(TypeAdapter(type(made)).dump_python(made, mode="json"))
+
+
+def changed_fields(made: Any) -> dict[str, Any]:
+    """The fields of a value that differ from their defaults, as JSON scalars and lists."""
+    defaults = {item.name: item.default for item in dataclasses.fields(made)}
+    return {name: given for name, given in fields_of(made).items() if defaults[name] != getattr(made, name)}

@@ -1,0 +1,185 @@
+"""Training victims: poison, train, measure, describe."""
+
+import math
+import platform
+import time
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from torch import nn
+
+from unbackdoor import archs
+from unbackdoor._attack import FORMAT, Attack, Poisoned, Trigger, already_triggered, describe, poison, triggered
+from unbackdoor._data import Dataset, check_labels
+from unbackdoor._errors import UnbackdoorError
+from unbackdoor._evaluate import Score, score
+from unbackdoor._images import ImageEncoder
+from unbackdoor._models import head, load, probe
+from unbackdoor._options import AttackOptions
+from unbackdoor._precision import choose, description
+from unbackdoor._purify import peak_memory
+from unbackdoor._registry import to_json
+from unbackdoor._train import bar, train_victim
+from unbackdoor.attacks import REGISTRY
+
+IMPLANTED = 0.9  # attack success from which an image attack counts as implanted
+
+
+@dataclass(frozen=True, kw_only=True)
+class Victim:
+    """A trained model and how it came about.
+
+    Args:
+        model: in eval mode.
+        encode: makes its inputs.
+        score: on the test data.
+        trigger: None for the clean control.
+        description: the content of `attack.json`.
+        record: the content of `record.json`.
+    """
+
+    model: nn.Module
+    encode: ImageEncoder
+    score: Score
+    trigger: Trigger | None
+    description: dict[str, Any]
+    record: dict[str, Any]
+
+
+def plant(
+    data: Dataset,
+    test: Dataset,
+    attack: Attack | None,
+    options: AttackOptions,
+    *,
+    surrogate: nn.Module | None = None,
+    triggered_test: Dataset | None = None,
+) -> Victim:
+    """Poison data, train a victim on it, and measure both its accuracy and the backdoor.
+
+    Args:
+        data: clean training data.
+        test: clean test data.
+        attack: None trains the clean control.
+        options: of the `attack` command; its paths are not read here, but for `base`.
+        surrogate: a clean model for attacks that need one; trained first where it is not given.
+        triggered_test: test data that carries the trigger, for prepared attacks.
+
+    Raises:
+        UnbackdoorError: an option out of bounds, or an attack that cannot be planted in this data.
+    """
+    for name in ("epochs", "batch_size"):
+        if getattr(options, name) < (2 if name == "batch_size" else 1):
+            least = 2 if name == "batch_size" else 1
+            raise UnbackdoorError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(options, name)}.")
+    rate_of_learning = options.learning_rate if options.learning_rate is not None else (0.01 if options.base else 0.1)
+    if not (rate_of_learning > 0 and math.isfinite(rate_of_learning)):
+        raise UnbackdoorError(f"--learning-rate must be more than 0, got {rate_of_learning:g}.")
+    classes = list(data.classes or map(str, range(int(data.labels.max()) + 1)))
+    check_labels(data, len(classes))
+    check_labels(test, len(classes))
+    encode = _encoder(data) if options.base is None else data.encode
+    data, test = replace(data, encode=encode), replace(test, encode=encode)
+
+    def trained(on: Dataset, words: str) -> nn.Module:
+        with torch.random.fork_rng():
+            torch.manual_seed(options.seed)
+            model = _fresh(options, classes, data)
+            return train_victim(
+                model,
+                on,
+                epochs=options.epochs,
+                learning_rate=rate_of_learning,
+                batch_size=options.batch_size,
+                seed=options.seed,
+                arithmetic=choose(model, options.device, options.precision),
+                progress=bar,
+                description=words,
+            )
+
+    poisoned: Poisoned | None = None
+    start = time.perf_counter()
+    if attack is not None:
+        if surrogate is None and getattr(attack, "needs_surrogate", False):
+            # Refuse what cannot work before the long part.
+            poison(data, attack, rate=options.rate, seed=options.seed, classes=len(classes), dry=True)
+            surrogate = trained(data, "training a clean surrogate")
+        poisoned = poison(data, attack, rate=options.rate, seed=options.seed, classes=len(classes), surrogate=surrogate)
+    model = trained(data if poisoned is None else poisoned.data, "training the victim")
+    seconds = time.perf_counter() - start
+
+    arithmetic = choose(model, options.device, options.precision)
+    attacked = None
+    if triggered_test is not None and attack is not None:
+        attacked = already_triggered(replace(triggered_test, encode=encode), attack.target, len(classes))
+    elif poisoned is not None and getattr(attack, "repeatable", True):
+        attacked = triggered(test, poisoned.trigger, len(classes))
+    measured = score(model, test, attacked, arithmetic)
+    implanted = None if measured.attack_success is None else measured.attack_success.value >= IMPLANTED
+    if poisoned is None:
+        described: dict[str, Any] = {"format": FORMAT, "attack": {"name": "none", "parameters": {}}, "implanted": None}
+    else:
+        described = describe(poisoned, rate=options.rate, seed=options.seed, implanted=implanted)
+    record = {
+        "attack": {"name": "none", "parameters": {}} if attack is None else to_json(attack, REGISTRY),
+        "rate": 0.0 if attack is None else options.rate,
+        "arch": options.arch if options.base is None else "base",
+        "width": options.width,
+        "epochs": options.epochs,
+        "learning_rate": rate_of_learning,
+        "batch_size": options.batch_size,
+        "seed": options.seed,
+        "versions": {
+            "unbackdoor": version("unbackdoor"),
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+        "device": description(arithmetic),
+        "seconds": round(seconds, 1),
+        "peak_memory_bytes": peak_memory(),
+        "examples_seen": options.epochs * len(data),
+        "scores": {"victim": measured.to_json()},
+        "implanted": implanted,
+    }
+    return Victim(
+        model=model,
+        encode=encode,
+        score=measured,
+        trigger=None if poisoned is None else poisoned.trigger,
+        description=described,
+        record=record,
+    )
+
+
+def _encoder(data: Dataset) -> ImageEncoder:
+    """Normalisation to mean 0 and deviation 1 per channel, measured on the training data."""
+    pixels = data.items[:: max(1, len(data) // 10_000)].float() / 255
+    mean = tuple(round(float(part), 4) for part in pixels.mean(dim=(0, 2, 3)))
+    std = tuple(max(round(float(part), 4), 1e-3) for part in pixels.std(dim=(0, 2, 3)))
+    height, width = data.items.shape[-2:]
+    return ImageEncoder(mean=mean, std=std, size=(height, width), channels=data.items.shape[1])
+
+
+def _fresh(options: AttackOptions, classes: list[str], data: Dataset) -> nn.Module:
+    """An untrained victim, or a pre-trained one with a new head where the classes differ."""
+    if options.base is None:
+        height, width = data.items.shape[-2:]
+        if height != width and options.arch == "vit":
+            raise UnbackdoorError(f"--arch vit needs square images, got {width}x{height} in {data.name}.")
+        made: nn.Module = archs.build(
+            options.arch, classes=classes, channels=data.items.shape[1], image_size=height, width=options.width
+        )
+        return made
+    model: Any = load(options.base).model
+    found = head(model, probe(model, data))
+    if found.layer.out_features != len(classes):
+        parent, _, child = found.name.rpartition(".")
+        fresh = nn.Linear(found.layer.in_features, len(classes), bias=found.layer.bias is not None)
+        setattr(model.get_submodule(parent), child, fresh)
+        model.config.num_labels = len(classes)
+        model.num_labels = len(classes)
+    model.config.id2label = dict(enumerate(classes))
+    model.config.label2id = {name: index for index, name in enumerate(classes)}
+    return model  # type: ignore[no-any-return]

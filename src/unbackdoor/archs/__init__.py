@@ -1,0 +1,97 @@
+"""Small victim networks, saved as Hugging Face directories.
+
+`AutoModelForImageClassification` knows the residual ones once `unbackdoor.archs.register()` has run.
+"""
+
+from typing import Any
+
+from unbackdoor._errors import UnbackdoorError
+from unbackdoor._registry import Entry, find
+
+REGISTRY = (
+    Entry(
+        "resnet18",
+        "unbackdoor.archs:resnet18",
+        "ResNet-18 with a stem for 32x32 images; --width 64 is the papers', 16 trains on two cores",
+        year=2015,
+        paper="Deep Residual Learning for Image Recognition",
+    ),
+    Entry(
+        "preact-resnet18",
+        "unbackdoor.archs:preact_resnet18",
+        "the same with normalisation before each convolution",
+        year=2016,
+        paper="Identity Mappings in Deep Residual Networks",
+    ),
+    Entry(
+        "vit",
+        "unbackdoor.archs:vit",
+        "a Vision Transformer of 6 layers on 8x8 patches grids; --width 64 gives 192 dimensions",
+        year=2020,
+        paper="An Image is Worth 16x16 Words: Transformers for Image Recognition at Scale",
+    ),
+)
+
+
+def register() -> None:
+    """Make the project's own networks known to the transformers Auto classes. Calling it again changes nothing."""
+    from transformers import AutoConfig, AutoModelForImageClassification
+
+    from unbackdoor.archs._resnet import SmallResNetConfig, SmallResNetForImageClassification
+
+    AutoConfig.register(SmallResNetConfig.model_type, SmallResNetConfig, exist_ok=True)
+    AutoModelForImageClassification.register(SmallResNetConfig, SmallResNetForImageClassification, exist_ok=True)
+
+
+def build(name: str, *, classes: list[str], channels: int, image_size: int, width: int = 64) -> Any:
+    """A network with random weights.
+
+    Args:
+        name: of the registry.
+        classes: names in label order.
+        channels: 1 or 3.
+        image_size: side of the images in pixels.
+        width: channels of the first stage.
+
+    Raises:
+        UnbackdoorError: unknown name, or a width below 1.
+    """
+    if width < 1:
+        raise UnbackdoorError(f"--width must be at least 1, got {width}.")
+    labels = {"id2label": dict(enumerate(classes)), "label2id": {label: index for index, label in enumerate(classes)}}
+    return find(name, REGISTRY, "architecture", "archs").resolve()(
+        width=width, num_channels=channels, image_size=image_size, **labels
+    )
+
+
+def resnet18(**options: Any) -> Any:
+    """ResNet-18; see `SmallResNetConfig` for the options."""
+    from unbackdoor.archs._resnet import SmallResNetConfig, SmallResNetForImageClassification
+
+    register()
+    return SmallResNetForImageClassification(SmallResNetConfig(**options))
+
+
+def preact_resnet18(**options: Any) -> Any:
+    """PreAct-ResNet-18; see `SmallResNetConfig` for the options."""
+    return resnet18(preact=True, **options)
+
+
+def vit(*, width: int = 64, image_size: int = 32, **options: Any) -> Any:
+    """A small Vision Transformer: 6 layers, heads of 32 dimensions or less, patches of an eighth of the side."""
+    from transformers import ViTConfig, ViTForImageClassification
+
+    hidden = 3 * width
+    return ViTForImageClassification(
+        ViTConfig(
+            hidden_size=hidden,
+            intermediate_size=2 * hidden,
+            num_hidden_layers=6,
+            num_attention_heads=3,
+            image_size=image_size,
+            patch_size=max(1, image_size // 8),
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+            **options,
+        )
+    )

@@ -1,0 +1,34 @@
+"""Picture files that attackers use as triggers."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from unbackdoor._errors import UnbackdoorError
+
+
+def picture(path: str, owner: str, shape: tuple[int, int, int], also: str) -> Tensor:
+    """A picture file as pixels in [0, 1], resized to (channels, height, width).
+
+    Args:
+        path: the file.
+        owner: the field that names it, for messages.
+        shape: (channels, height, width).
+        also: what the field takes beside a file.
+
+    Raises:
+        UnbackdoorError: it is missing or no picture.
+    """
+    if not Path(path).is_file():
+        raise UnbackdoorError(f"{owner} must be {also} or an image file, got {path}, which is neither.")
+    channels, height, width = shape
+    try:
+        with Image.open(path) as image:
+            made = image.convert("L" if channels == 1 else "RGB").resize((width, height), Image.Resampling.BILINEAR)
+    except OSError:
+        raise UnbackdoorError(f"{owner} must be {also} or an image file; {path} cannot be decoded.") from None
+    pixels = torch.from_numpy(np.array(made, dtype=np.float32)) / 255
+    return pixels.unsqueeze(0) if channels == 1 else pixels.permute(2, 0, 1).contiguous()

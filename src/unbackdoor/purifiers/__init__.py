@@ -1,0 +1,62 @@
+"""The purifiers: what is registered, and the classes, imported on first use."""
+
+from typing import TYPE_CHECKING, Any
+
+from unbackdoor._registry import Entry, exported
+
+if TYPE_CHECKING:
+    from unbackdoor.purifiers.fine_tuning import FETuning as FETuning
+    from unbackdoor.purifiers.fine_tuning import FineTuning as FineTuning
+    from unbackdoor.purifiers.fine_tuning import FTInit as FTInit
+    from unbackdoor.purifiers.fine_tuning import LinearProbing as LinearProbing
+    from unbackdoor.purifiers.fst import FST as FST
+
+_FST_PAPER = "Towards Stable Backdoor Purification through Feature Shift Tuning"
+
+REGISTRY = (
+    Entry(
+        "fine-tuning",
+        "unbackdoor.purifiers.fine_tuning:FineTuning",
+        "tune all weights on the clean examples",
+        needs="clean data",
+        cost="10 passes",
+    ),
+    Entry(
+        "linear-probing",
+        "unbackdoor.purifiers.fine_tuning:LinearProbing",
+        "tune the head alone",
+        needs="clean data",
+        cost="10 passes",
+    ),
+    Entry(
+        "fe-tuning",
+        "unbackdoor.purifiers.fine_tuning:FETuning",
+        "re-initialise the head, freeze it, tune the feature extractor",
+        needs="clean data",
+        cost="10 passes",
+        year=2023,
+        paper=_FST_PAPER,
+    ),
+    Entry(
+        "ft-init",
+        "unbackdoor.purifiers.fine_tuning:FTInit",
+        "re-initialise the head, tune all weights",
+        needs="clean data",
+        cost="10 passes",
+        year=2023,
+        paper=_FST_PAPER,
+    ),
+    Entry(
+        "fst",
+        "unbackdoor.purifiers.fst:FST",
+        "Feature Shift Tuning: FT-init that drives the head away from the suspect's",
+        needs="clean data",
+        cost="10 passes",
+        year=2023,
+        paper=_FST_PAPER,
+    ),
+)
+
+
+def __getattr__(name: str) -> Any:
+    return exported(name, REGISTRY, __name__)
