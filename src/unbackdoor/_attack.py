@@ -4,8 +4,10 @@ What a trigger looks like is the attack's own business (`unbackdoor.attacks`). E
 them is here: the draw of rows, the label rule, rounding to 8 bits, who counts as attacked, and `attack.json`.
 """
 
+import dataclasses
 import hashlib
 import json
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
@@ -133,11 +135,9 @@ def check(attack: Attack, classes: int) -> None:
         raise UnbackdoorError(f"{owner}.label_rule must be {' or '.join(rules)}, got {attack.label_rule}.")
 
 
-def wanted_labels(attack: Attack, labels: Tensor, classes: int) -> Tensor:
+def wanted_labels(rule: LabelRule, target: int, labels: Tensor, classes: int) -> Tensor:
     """The labels that the attacker wants, (n,)."""
-    if attack.label_rule == "all-to-all":
-        return (labels + 1) % classes
-    return torch.full_like(labels, attack.target)
+    return (labels + 1) % classes if rule == "all-to-all" else torch.full_like(labels, target)
 
 
 def draw(attack: Attack, labels: Tensor, *, rate: float, seed: int) -> Tensor:
@@ -156,24 +156,25 @@ def draw(attack: Attack, labels: Tensor, *, rate: float, seed: int) -> Tensor:
     count = round(rate * len(labels))
     if count == 0:
         raise UnbackdoorError(
-            f"--rate {rate:g} of {len(labels):,} examples selects no row. Take at least {1 / len(labels):.2g}."
+            f"--rate {rate:g} of {len(labels):,} examples selects no row. Take at least {_rate(1, len(labels))}."
         )
     pool = torch.arange(len(labels))
     if attack.label_rule == "clean-label":
         pool = torch.nonzero(labels == attack.target).flatten()
         if count > len(pool):
+            way_out = f"The largest possible rate is {_rate(len(pool), len(labels))}." if len(pool) else ""
             raise UnbackdoorError(
                 f"--rate {rate:g} wants {count:,} examples, but a clean-label attack takes them from class "
-                f"{attack.target}, which has {len(pool):,}. "
-                f"The largest possible rate is {_floor(len(pool), len(labels))}."
+                f"{attack.target}, which has {len(pool):,}. {way_out or 'Choose another --target.'}"
             )
     generator = torch.Generator().manual_seed(seed)
     return pool[torch.randperm(len(pool), generator=generator)[:count]].sort().values
 
 
-def _floor(part: int, whole: int) -> str:
-    """A share, rounded down to four digits so that it can be given back."""
-    return f"{part * 10_000 // whole / 10_000:g}"
+def _rate(part: int, whole: int) -> str:
+    """The shortest decimal that selects `part` of `whole` rows."""
+    texts = (f"{part / whole:.{digits}g}" for digits in range(1, 18))
+    return next(text for text in texts if round(float(text) * whole) == part)
 
 
 def poison(
@@ -213,7 +214,7 @@ def poison(
     else:
         items[rows] = craft(Crafting(data, rows, surrogate, generator), trigger.arrays)
     if attack.label_rule != "clean-label":
-        labels[rows] = wanted_labels(attack, labels[rows], classes)
+        labels[rows] = wanted_labels(attack.label_rule, attack.target, labels[rows], classes)
     cover = torch.empty(0, dtype=torch.int64)
     ratio: float = getattr(attack, "cover_ratio", 0.0)
     if ratio > 0:
@@ -232,28 +233,49 @@ def poison(
 
 
 def triggered(data: Dataset, trigger: Trigger, classes: int) -> Triggered:
-    """Put the trigger on the test examples that the attack is meant to move."""
+    """Put the trigger on the test examples that the attack is meant to move.
+
+    Raises:
+        UnbackdoorError: the trigger does not fit the images, or there is nothing to move.
+    """
     attack = trigger.attack
     check(attack, classes)
-    if attack.label_rule == "all-to-all":
-        moved, target = data, None
-    else:
-        moved, target = data.select(torch.nonzero(data.labels.cpu() != attack.target).flatten()), attack.target
-    moved = replace(moved, items=trigger.stamp(moved.items))
-    return Triggered(moved, wanted_labels(attack, moved.labels, classes), attack.label_rule, target)
+    _check_fits(trigger, data)
+    moved = _moved(data, attack.label_rule, attack.target, classes)
+    return moved._replace(data=replace(moved.data, items=trigger.stamp(moved.data.items)))
 
 
-def already_triggered(data: Dataset, target: int, classes: int) -> Triggered:
+def already_triggered(data: Dataset, target: int, classes: int, label_rule: LabelRule = "all-to-one") -> Triggered:
     """Test data that already carries a trigger, with its true labels; rows of the target class are left out."""
     if not 0 <= target < classes:
         raise UnbackdoorError(f"--target must be 0 to {classes - 1}, got {target}.")
-    moved = data.select(torch.nonzero(data.labels.cpu() != target).flatten())
+    return _moved(data, label_rule, target, classes)
+
+
+def _moved(data: Dataset, label_rule: LabelRule, target: int, classes: int) -> Triggered:
+    """The examples that an attack is meant to move, and where to: all but the target's, or all (all-to-all)."""
+    goal = None if label_rule == "all-to-all" else target
+    moved = data if goal is None else data.select(torch.nonzero(data.labels != goal).flatten())
     if len(moved) == 0:
         raise UnbackdoorError(
-            f"{data.name} has no example outside the target class {target}. --triggered takes true labels, not the "
-            "attacker's."
+            f"{data.name} has no example outside the target class {target}, so nothing can be attacked. Its labels "
+            "must be the true ones, not the attacker's."
         )
-    return Triggered(moved, torch.full_like(moved.labels, target), "all-to-one", target)
+    return Triggered(moved, wanted_labels(label_rule, target, moved.labels, classes), label_rule, goal)
+
+
+def _check_fits(trigger: Trigger, data: Dataset) -> None:
+    """Refuse arrays that were made for images of another shape, or that do not belong to the attack's fields."""
+    blank = torch.zeros(1, *data.shape)
+    try:
+        shape = trigger.attack.apply(blank, trigger.arrays).shape
+    except (RuntimeError, LookupError):  # of tensors that do not fit each other, or are absent
+        shape = None
+    if shape != blank.shape:
+        raise UnbackdoorError(
+            f"The trigger of {type(trigger.attack).__name__} does not fit the images of {data.name}, which are "
+            f"{'x'.join(map(str, data.shape))}. Score on images of the shape that the attack was made for."
+        )
 
 
 def describe(poisoned: Poisoned, *, rate: float, seed: int, implanted: bool | None) -> dict[str, Any]:
@@ -269,10 +291,16 @@ def describe(poisoned: Poisoned, *, rate: float, seed: int, implanted: bool | No
         "rate": rate,
         "seed": seed,
         "n": len(poisoned.data),
-        "rows": poisoned.rows.tolist(),
-        "cover_rows": poisoned.cover.tolist(),
+        "rows": _in_source(poisoned.data, poisoned.rows),
+        "cover_rows": _in_source(poisoned.data, poisoned.cover),
         "implanted": implanted,
     }
+
+
+def _in_source(data: Dataset, rows: Tensor) -> list[int]:
+    """Row numbers in the file that the data was read from."""
+    found: list[int] = (rows if data.rows is None else data.rows[rows]).tolist()
+    return found
 
 
 def save_trigger(folder: Path, description: dict[str, Any], arrays: dict[str, Tensor]) -> None:
@@ -302,38 +330,41 @@ def load_trigger(path: str | Path) -> Trigger:
         raise UnbackdoorError(f"{path} does not exist; --attack takes the attack.json that unbackdoor attack wrote.")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        version, spec, file = content["format"], content["attack"], content["trigger"]
-        name, parameters = spec["name"], dict(spec["parameters"])
-    except (ValueError, KeyError, TypeError):
+        version, name = content["format"], content["attack"]["name"]
+        parameters = dict(content["attack"]["parameters"])
+        arrays_path, digest = path.parent / Path(content["trigger"]["file"]).name, content["trigger"]["sha256"]
+    except (ValueError, LookupError, TypeError):
         raise UnbackdoorError(
             f"{path} is no attack.json that unbackdoor attack wrote. Plant the attack again."
         ) from None
     if version != FORMAT:
         raise UnbackdoorError(f"{path} has format {version}, this version reads {FORMAT}. Update unbackdoor.")
-    attack = find(name, REGISTRY, "attack", "attacks").resolve()(**parameters)
-    arrays_path = path.parent / Path(file["file"]).name
+    if name == "none":
+        raise UnbackdoorError(f"{path} belongs to a clean control, which has no trigger. Give a victim's attack.json.")
     if not arrays_path.is_file():
         raise UnbackdoorError(f"{path} needs {arrays_path.name} beside it, which is missing. Copy both.")
     stored = arrays_path.read_bytes()
-    if hashlib.sha256(stored).hexdigest() != file["sha256"]:
+    if hashlib.sha256(stored).hexdigest() != digest:
         raise UnbackdoorError(f"{arrays_path} is not the file that {path.name} was written with. Copy both again.")
-    return Trigger(attack, load(stored))
+    return Trigger(_attack_class(str(name), path)(**parameters), load(stored))
+
+
+def _attack_class(name: str, path: Path) -> Any:
+    """The class of a recorded attack. The file may come from anybody, so it cannot make Python import anything."""
+    if ":" not in name:
+        return find(name, REGISTRY, "attack", "attacks").resolve()
+    module, _, attribute = name.partition(":")
+    found = getattr(sys.modules.get(module), attribute, None)
+    if not (isinstance(found, type) and dataclasses.is_dataclass(found) and hasattr(found, "apply")):
+        raise UnbackdoorError(
+            f"{path} names the attack {name}, which is not one of unbackdoor's own and is not imported here. Score it "
+            "in Python, after importing its class."
+        )
+    return found
 
 
 def as_trigger(attack: "Attack | Trigger | str | Path", data: Dataset) -> Trigger:
     """A trigger of whatever names one: a trigger, an attack value, or a path to `attack.json`."""
     if isinstance(attack, str | Path):
-        attack = load_trigger(attack)
-    trigger = attack if isinstance(attack, Trigger) else Trigger.of(attack, data)
-    for name, array in trigger.arrays.items():
-        if name in ("pattern", "grid") and tuple(array.shape) != _expected(name, data):
-            raise UnbackdoorError(
-                f"The trigger of {type(trigger.attack).__name__} was made for another image size than {data.name} has "
-                f"({tuple(array.shape)} for {tuple(data.items.shape[1:])}). Score on data of its own size."
-            )
-    return trigger
-
-
-def _expected(name: str, data: Dataset) -> tuple[int, ...]:
-    channels, height, width = data.items.shape[1:]
-    return (channels, height, width) if name == "pattern" else (height, width, 2)
+        return load_trigger(attack)
+    return attack if isinstance(attack, Trigger) else Trigger.of(attack, data)

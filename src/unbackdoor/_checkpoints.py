@@ -1,13 +1,16 @@
 """Reading weights that nobody vouches for: safetensors by its header first, pickles only as plain tensors."""
 
+import io
 import json
 import math
 import pickletools
 import struct
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+import safetensors
 import torch
 from torch import Tensor
 
@@ -77,7 +80,7 @@ def check_safetensors(path: Path) -> None:
                         f"{path} has a wrong header: {name} is {entry['dtype']} of shape {entry['shape']}, but spans "
                         f"{stop - begin:,} bytes. {again}"
                     )
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
             raise UnbackdoorError(f"{path} has a header that is not valid safetensors. {again}") from None
     promised = 8 + header_length + end
     if promised != length:
@@ -85,17 +88,18 @@ def check_safetensors(path: Path) -> None:
         raise UnbackdoorError(
             f"{path} {fault}: its header promises {promised:,} bytes, the file has {length:,}. {again}"
         )
+    try:  # the library's own checks: tensors that overlap, holes between them, names given twice
+        with safetensors.safe_open(path, framework="pt"):
+            pass
+    except safetensors.SafetensorError as problem:
+        raise UnbackdoorError(f"{path} has a wrong header: {problem}. {again}") from None
 
 
 def _safetensors(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     check_safetensors(path)
-    try:
-        return dict(load_file(path))
-    except SafetensorError as problem:
-        raise UnbackdoorError(f"{path} has a wrong safetensors header ({problem}). Fetch it again.") from None
+    return dict(load_file(path))
 
 
 def _pickle(path: Path) -> dict[str, Tensor]:
@@ -108,7 +112,7 @@ def _pickle(path: Path) -> dict[str, Tensor]:
             raise UnbackdoorError(
                 f"{path} is a pickle that asks to run {wanted}; it was not loaded. Ask its owner for safetensors."
             ) from None
-        reason = str(problem).split("\n")[0][:200]
+        reason = str(problem).split("\n")[0][:200].rstrip(". ") or type(problem).__name__
         raise UnbackdoorError(f"{path} is damaged or no PyTorch weights file ({reason}). Fetch it again.") from None
     for wrapper in _WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
@@ -123,26 +127,46 @@ def _pickle(path: Path) -> dict[str, Tensor]:
 def _asks_for(path: Path) -> str | None:
     """The first global that a pickle asks for and a state dict does not need, read without running anything."""
     safe = {"collections.OrderedDict", "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter"}
-    for stream in _streams(path):
-        strings: list[Any] = []
-        try:
-            for opcode, argument, _ in pickletools.genops(stream):
-                wanted = None
-                if opcode.name in ("GLOBAL", "INST"):
-                    wanted = str(argument).replace(" ", ".")
-                elif opcode.name == "STACK_GLOBAL" and len(strings) >= 2:
-                    wanted = f"{strings[-2]}.{strings[-1]}"
-                elif isinstance(argument, str):
-                    strings.append(argument)
-                if wanted and wanted not in safe and not (wanted.startswith("torch.") and wanted.endswith("Storage")):
-                    return wanted
-        except ValueError:
-            continue  # not a pickle, or cut off: the caller says so
+    try:
+        for wanted in (name for stream in _streams(path) for name in _globals(stream)):
+            if wanted not in safe and not (wanted.startswith("torch.") and wanted.endswith("Storage")):
+                return wanted
+    except Exception:  # no pickle, or a broken one: what could be read asks for nothing, and the caller refuses it
+        return None
     return None
 
 
-def _streams(path: Path) -> list[bytes]:
+def _streams(path: Path) -> Iterator[BinaryIO]:
+    """The pickles of a PyTorch file: one in today's zip archive, five in a row in the older format."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
-            return [archive.read(name) for name in archive.namelist() if name.endswith(".pkl")]
-    return [path.read_bytes()]
+            for name in archive.namelist():
+                if name.endswith(".pkl"):
+                    yield io.BytesIO(archive.read(name))
+    else:
+        with path.open("rb") as file:
+            for _ in range(5):
+                yield file
+
+
+def _globals(stream: BinaryIO) -> Iterator[str]:
+    """The `module.name` of everything that one pickle would import; strings may come by way of its memo."""
+    strings: list[str] = []  # in the order in which they were pushed
+    memo: dict[Any, str | None] = {}
+    top: str | None = None  # of the stack, if it is a string
+    for opcode, argument, _ in pickletools.genops(stream):
+        name = opcode.name
+        if name in ("MEMOIZE", "PUT", "BINPUT", "LONG_BINPUT"):
+            memo[len(memo) if name == "MEMOIZE" else argument] = top
+            continue
+        top = None
+        if name in ("GLOBAL", "INST"):
+            yield str(argument).replace(" ", ".")
+        elif name == "STACK_GLOBAL":
+            yield ".".join(strings[-2:])
+        elif name in ("GET", "BINGET", "LONG_BINGET"):
+            top = memo.get(argument)
+        elif "UNICODE" in name or "STRING" in name:
+            top = str(argument)
+        if top is not None:
+            strings.append(top)

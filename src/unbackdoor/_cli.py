@@ -43,6 +43,10 @@ def _fail(message: str, code: int) -> None:
 
 
 def _usage(problem: CycloptsError) -> str:
+    if type(problem.__cause__).__name__ == "ValidationError":
+        from unbackdoor._values import sentence
+
+        return sentence(problem.__cause__)  # type: ignore[arg-type]
     text = " ".join(str(problem).split())
     return text if "--help" in text else f"{text} See --help."
 
@@ -64,6 +68,7 @@ def _app(given: list[str]) -> App:
         name="unbackdoor",
         help="Remove backdoors from neural networks that somebody else trained.",
         version=_version,
+        suppress_keyboard_interrupt=False,
     )
     words = [word for word in given if not word.startswith("-")]
     command, chosen = [*words, "", ""][:2]

@@ -13,6 +13,7 @@ from unbackdoor._data import Augment, Dataset, check_labels
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._evaluate import Score, score
 from unbackdoor._evaluate import evaluate as evaluate_model
+from unbackdoor._images import ImageEncoder
 from unbackdoor._options import AttackOptions, EvaluateOptions, ModelOptions, PurifyOptions
 from unbackdoor._precision import choose
 from unbackdoor._purify import Method, method_name
@@ -76,7 +77,7 @@ def purify(source: str, method: Method, options: PurifyOptions) -> None:
             _report.Contender(method_name(method), result.model, after, record["seconds"]),
         ]
     with _output.directory(out) as folder:
-        _models.save(result.model, folder, source=_folder(source))
+        _models.save(result.model, folder, source=_folder(source), encode=encode)
         _write_json(folder / "record.json", record)
         (folder / "README.md").write_text(_card.purified(record), encoding="utf-8")
         if test is not None:
@@ -132,32 +133,47 @@ def attack(made: Any, options: AttackOptions) -> None:
     out = Path(options.out)
     _output.check_free(out, overwrite=options.overwrite, inputs=tuple(Path(path) for path in options.data))
     planted = None if isinstance(made, NoAttack) else made
+    if options.test is None and not getattr(made, "repeatable", True):
+        raise UnbackdoorError(
+            f"{type(made).__name__} needs --test: its copies match --data row for row, so none of it can be held out."
+        )
     columns = _columns(options.columns)
     encode = None if options.base is None else _models.load(options.base).encode
     data = Dataset.load(options.data, encode, columns=columns, augment=options.augment, group=options.group)
+    like = encode or ImageEncoder(size=data.shape[1:], channels=data.shape[0])
     held_out = ""
     if options.test is not None:
-        test = Dataset.load(options.test, data.encode, columns=columns, classes=data.classes, augment="none")
+        test = Dataset.load(options.test, like, columns=columns, classes=data.classes, augment="none")
     else:
         test, data = data.split(max(1, len(data) // 10), seed=options.seed)
         held_out = f", a seeded tenth held out of the {len(data) + len(test):,} given"
-    surrogate = None if options.surrogate is None else _models.load(options.surrogate).model
+    surrogate = None if options.surrogate is None else _models.load(options.surrogate)
     marked = None
     if options.triggered_test is not None:
-        marked = Dataset.load(options.triggered_test, data.encode, columns=columns, classes=data.classes)
-    victim = plant(data, test, planted, options, surrogate=surrogate, triggered_test=marked)
+        marked = Dataset.load(options.triggered_test, like, columns=columns, classes=data.classes, augment="none")
+    victim = plant(
+        data,
+        test,
+        planted,
+        options,
+        surrogate=surrogate and surrogate.model,
+        surrogate_encode=surrogate and surrogate.encode,
+        triggered_test=marked,
+    )
     with _output.directory(out) as folder:
         write_victim(victim, folder, source=_folder(options.base) if options.base else None)
     print(victim.score)
     print(f"measured on {len(test):,} test examples{held_out}")
-    if victim.score.attack_success is not None:
+    if planted is not None:
         rows = victim.description["rows"]
-        print(f"poisoned {len(rows):,} of {len(data):,} training examples ({len(rows) / len(data):.2%})")
-        if not victim.description["implanted"]:
-            print(
-                f"The backdoor did not take: attack success {victim.score.attack_success.value:.1%} is under 90 %. "
-                "Raise --rate or --epochs, or choose a stronger trigger."
-            )
+        print(f"poisoned {len(rows):,} of {len(data):,} training examples ({100 * len(rows) / len(data):.2f} %)")
+    if planted is not None and victim.score.attack_success is None:
+        print("Whether the backdoor took is not known: give --triggered-test, or see evaluate --triggered.")
+    elif victim.score.attack_success is not None and not victim.description["implanted"]:
+        print(
+            f"The backdoor did not take: attack success {100 * victim.score.attack_success.value:.1f} % is under 90 %. "
+            "Raise --rate or --epochs, or choose a stronger trigger."
+        )
     print(f"Wrote {out} in {victim.record['seconds']:.0f} s of training.")
 
 

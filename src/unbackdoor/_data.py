@@ -1,6 +1,8 @@
 """Data sets: read once, kept as tensors, handed out in encoded batches."""
 
+import glob
 import logging
+import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -36,7 +38,8 @@ class Dataset:
         encode: makes model inputs of a batch of items.
         classes: class names in label order, where known.
         augment: applied to training batches.
-        groups: rows of one group belong together (the frames of one video, say), (n,), int64.
+        groups: rows of one class and group stay together (the frames of one video, say), (n,), int64.
+        rows: where the examples stood in the source, (n,), int64; None for their positions here.
         name: how messages call the data.
     """
 
@@ -46,6 +49,7 @@ class Dataset:
     classes: tuple[str, ...] | None = None
     augment: Augmentation = field(default_factory=Augmentation.none)
     groups: Tensor | None = None
+    rows: Tensor | None = None
     name: str = "the data"
 
     @classmethod
@@ -68,7 +72,7 @@ class Dataset:
             columns: the data's names for `image` and `label`, where they differ.
             classes: the model's class names; labels are matched to them by name.
             augment: see `unbackdoor._images.augmentation`.
-            group: column whose equal values keep rows together when the data is split.
+            group: column whose equal values keep rows of one class together when the data is split.
 
         Raises:
             UnbackdoorError: the data is missing, empty, lacks a column, or has a picture that cannot be decoded.
@@ -76,18 +80,23 @@ class Dataset:
         encode = encode or ImageEncoder()
         where = _name(source)
         table, folder = _opened(source, where)
-        names = {"image": "image", "label": "label", **(columns or {})}
-        for wanted in names:
-            if wanted not in ("image", "label"):
-                raise UnbackdoorError(f"--columns knows image and label, got {wanted!r}.")
-        for wanted, column in {**names, **({"group": group} if group else {})}.items():
-            if column not in table.column_names:
-                option = "--group" if wanted == "group" else f"--columns {wanted}=NAME"
-                raise UnbackdoorError(
-                    f"{where} has no column {column!r}; it has {', '.join(table.column_names)}. Name it by {option}."
-                )
         if len(table) == 0:
-            raise UnbackdoorError(f"{where} has no rows; at least one labelled example is needed.")
+            raise _empty(where)
+        names = {"image": "image", "label": "label", **(columns or {})}
+        strange = next((wanted for wanted in names if wanted not in ("image", "label")), None)
+        if strange is not None:
+            raise UnbackdoorError(f"--columns must name image and label, got {strange}. Leave that one out.")
+        present = table.column_names
+        if "image" not in [*present, *(columns or {})] and {"text", "text_a"} & set(present):
+            raise UnbackdoorError(
+                f"{where} holds text ({', '.join(present)}), but images are needed. Take a data set with pictures."
+            )
+        for wanted, column in {**names, **({"group": group} if group else {})}.items():
+            if column not in present:
+                option = "--group NAME" if wanted == "group" else f"--columns {wanted}=NAME"
+                raise UnbackdoorError(
+                    f"{where} has no column {column!r}; it has {', '.join(present)}. Name it by {option}."
+                )
         feature = table.features[names["label"]]
         labels, known = _labels(table[names["label"]], getattr(feature, "names", None), classes, where)
         items = encode.read(table.with_format(None)[names["image"]], where, folder)
@@ -100,7 +109,7 @@ class Dataset:
             labels=labels,
             encode=encode,
             classes=known,
-            augment=augmentation(augment, items, known or classes),
+            augment=augmentation(augment, items, known),
             groups=groups,
             name=where,
         )
@@ -116,9 +125,10 @@ class Dataset:
 
     def select(self, rows: Tensor | np.ndarray | Sequence[int]) -> "Dataset":
         """The examples of some rows, in that order."""
-        index = torch.as_tensor(rows, device=self.labels.device)
+        index = torch.as_tensor(rows, dtype=torch.int64, device=self.labels.device)
         groups = None if self.groups is None else self.groups[index]
-        return replace(self, items=self.items[index], labels=self.labels[index], groups=groups)
+        origin = index if self.rows is None else self.rows[index]
+        return replace(self, items=self.items[index], labels=self.labels[index], groups=groups, rows=origin)
 
     def split(self, count: int, *, seed: int) -> tuple["Dataset", "Dataset"]:
         """`count` examples and the rest, stratified by class (groups stay whole where there are any)."""
@@ -128,7 +138,13 @@ class Dataset:
 
     def to(self, device: torch.device | str) -> "Dataset":
         """The same data set with its tensors on another device."""
-        return replace(self, items=self.items.to(device), labels=self.labels.to(device))
+        return replace(
+            self,
+            items=self.items.to(device),
+            labels=self.labels.to(device),
+            groups=None if self.groups is None else self.groups.to(device),
+            rows=None if self.rows is None else self.rows.to(device),
+        )
 
     def batches(self, size: int, *, generator: torch.Generator | None = None) -> Iterator[Batch]:
         """Encoded batches of at most `size` examples: in order, or shuffled and augmented where a generator is given.
@@ -149,19 +165,20 @@ class Dataset:
 def stratified(labels: Tensor, count: int, *, seed: int, groups: Tensor | None = None) -> np.ndarray:
     """Row numbers of a stratified draw, sorted: each class has its share of `count`, rounded by largest remainder.
 
-    With groups, whole groups are drawn class by class until the class's share is reached, so the count may differ.
+    With groups, whole groups are drawn class by class until the class's share is reached, so the count may differ. The
+    last group of a class is never drawn: the rest would be without that class.
 
     Raises:
-        UnbackdoorError: more rows asked for than there are.
+        UnbackdoorError: more rows asked for than there are, or one group per class.
     """
     if not 0 < count < len(labels):
-        raise UnbackdoorError(f"A part must hold 1 to {len(labels) - 1:,} of {len(labels):,} examples, got {count:,}.")
+        allowed = f"1 to {len(labels) - 1:,} of {len(labels):,} examples" if len(labels) > 1 else "part of 2 or more"
+        raise UnbackdoorError(f"A part of the data must hold {allowed}, got {count:,}. Take more data.")
     random = np.random.default_rng(seed)
     label = labels.cpu().numpy()
     kinds, sizes = np.unique(label, return_counts=True)
-    exact = sizes * count / len(label)
-    share = np.floor(exact).astype(int)
-    share[np.argsort(share - exact, kind="stable")[: count - share.sum()]] += 1
+    share, remainder = np.divmod(sizes * count, len(label))
+    share[np.argsort(-remainder, kind="stable")[: count - share.sum()]] += 1
     chosen: list[np.ndarray] = []
     for kind, quota in zip(kinds, share, strict=True):
         rows = np.flatnonzero(label == kind)
@@ -170,11 +187,13 @@ def stratified(labels: Tensor, count: int, *, seed: int, groups: Tensor | None =
             continue
         owner = groups.cpu().numpy()[rows]
         taken = 0
-        for group in random.permutation(np.unique(owner)):
+        for group in random.permutation(np.unique(owner))[:-1]:
             if taken >= quota:
                 break
             chosen.append(rows[owner == group])
             taken += len(chosen[-1])
+    if not chosen:
+        raise UnbackdoorError("--group puts each class into one group, so none can be held out. Give --test instead.")
     return np.sort(np.concatenate(chosen))
 
 
@@ -184,81 +203,113 @@ def _name(source: str | Path | Sequence[str | Path]) -> str:
     return ", ".join(map(str, source))
 
 
-def _opened(source: str | Path | Sequence[str | Path], where: str) -> tuple[Any, Path | None]:
+def _opened(source: str | Path | Sequence[str | Path], where: str) -> tuple[Any, Path]:
     """The rows as an arrow-backed `datasets.Dataset` with undecoded images, and the folder of relative paths."""
     import datasets
 
-    paths = [Path(source)] if isinstance(source, str | Path) else [Path(part) for part in source]
     files: list[Path] = []
-    for path in paths:
-        matches = sorted(path.parent.glob(path.name)) if not path.exists() and "*" in path.name else [path]
-        if not matches or not matches[0].exists():
+    for path in [source] if isinstance(source, str | Path) else source:
+        matches = [str(path)] if Path(path).exists() else sorted(glob.glob(str(path), recursive=True))
+        if not matches:
             raise UnbackdoorError(f"{path} does not exist; DATA is a file or a folder with labelled examples.")
-        files += matches
+        files += map(Path, matches)
     first = files[0]
+    if len(files) > 1 and any(file.is_dir() for file in files):
+        raise UnbackdoorError(f"{where} has a folder among several parts; DATA is one folder, or files.")
+    parquet = sorted(first.glob("*.parquet")) if first.is_dir() else []
     try:
-        if first.is_dir() and (first / "dataset_info.json").exists():
-            table, folder = datasets.load_from_disk(str(first)), first
-        elif first.is_dir() and (first / "dataset_dict.json").exists():
-            raise UnbackdoorError(f"{first} holds several splits; name one of them, such as {first}/train.")
-        elif first.is_dir() and not list(first.glob("*.parquet")):
-            table, folder = _image_folder(first), first
+        if (first / "dataset_dict.json").exists():
+            raise _several(first, [entry.name for entry in first.iterdir() if entry.is_dir()], "")
+        if (first / "dataset_info.json").exists():
+            table = datasets.load_from_disk(str(first))
+        elif first.is_dir() and not parquet:
+            table = _image_folder(first)
         else:
-            inside = sorted(first.glob("*.parquet")) if first.is_dir() else files
-            table, folder = _tabular(inside), first if first.is_dir() else first.parent
+            splits = {split.group() for file in parquet if (split := _SPLIT.match(file.name))}
+            if len(splits) > 1:
+                raise _several(first, list(splits), "*.parquet")
+            table = _tabular(parquet or files)
     except UnbackdoorError:
         raise
     except Exception as problem:  # whatever a reader of a foreign format may raise
-        reason = str(problem.__cause__ or problem).split("\n")[0]
-        raise UnbackdoorError(f"{where} cannot be read as labelled examples: {reason}") from problem
+        if "corresponds to no data" in str(problem):  # what datasets says of a table without rows
+            raise _empty(where) from None
+        reason = str(problem.__cause__ or problem).split("\n")[0].rstrip(".")
+        raise UnbackdoorError(f"{where} cannot be read ({reason}). Repair it, or take other data.") from problem
     for column, feature in table.features.items():
         if isinstance(feature, datasets.Image):
             table = table.cast_column(column, datasets.Image(decode=False))
-    return table, folder
+    return table, first if first.is_dir() else first.parent
+
+
+def _empty(where: str) -> UnbackdoorError:
+    return UnbackdoorError(f"{where} has no rows; at least one labelled example is needed.")
+
+
+# Of a data set, by the name of its file or folder.
+_SPLIT = re.compile(r"(train|test|validation|valid|val|dev)(?![a-z])")
+
+
+def _several(folder: Path, splits: list[str], suffix: str) -> UnbackdoorError:
+    splits = sorted(splits)
+    return UnbackdoorError(
+        f"{folder} holds splits ({', '.join(splits)}), but DATA is one. Name it, as in {folder / splits[-1]}{suffix}."
+    )
 
 
 def _tabular(files: list[Path]) -> Any:
     import datasets
 
     kinds = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json"}
-    suffix = files[0].suffix.lower()
-    if suffix not in kinds:
+    for file in files:
+        if file.suffix.lower() not in kinds:
+            raise UnbackdoorError(
+                f"{file} is of no known kind; DATA is .parquet, .csv, .json, .jsonl, an image folder or a saved data "
+                "set."
+            )
+    suffixes = {file.suffix.lower() for file in files}
+    if len(suffixes) > 1:
+        raise UnbackdoorError(f"Files that are joined must be of one kind, got {', '.join(sorted(suffixes))}.")
+    if suffixes != {".parquet"} and len({file.parent for file in files}) > 1:
         raise UnbackdoorError(
-            f"{files[0]} is not of a known kind; DATA is .parquet, .csv, .json, .jsonl, an image folder or a saved "
-            "data set."
+            f"{files[0]} and {files[-1]} are in two folders, but pictures are found relative to one. Join them."
         )
     bars = datasets.is_progress_bar_enabled()
     datasets.disable_progress_bars()
-    with tempfile.TemporaryDirectory() as cache:
-        loaded = datasets.load_dataset(
-            kinds[suffix],
-            data_files=[str(file) for file in files],
-            split="train",
-            cache_dir=cache,
-            keep_in_memory=True,
-        )
-    if bars:
-        datasets.enable_progress_bars()
-    return loaded
+    try:
+        with tempfile.TemporaryDirectory() as cache:
+            return datasets.load_dataset(
+                kinds[suffixes.pop()],
+                data_files=[str(file) for file in files],
+                split="train",
+                cache_dir=cache,
+                keep_in_memory=True,
+            )
+    finally:
+        if bars:
+            datasets.enable_progress_bars()
 
 
 def _image_folder(folder: Path) -> Any:
-    """One folder per class, in alphabetical order, pictures inside."""
+    """One folder per class, in alphabetical order, pictures inside; other files are left alone."""
     import datasets
     from PIL import Image
 
     Image.init()
+    known = {suffix for suffix, format_ in Image.EXTENSION.items() if format_ in Image.OPEN}
     classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     if not classes:
         raise UnbackdoorError(f"{folder} has no sub-folders; an image folder has one per class, with its pictures.")
+    if all(_SPLIT.fullmatch(name) for name in classes):
+        raise _several(folder, classes, "")
     paths, labels = [], []
     for label, name in enumerate(classes):
         for path in sorted((folder / name).rglob("*")):
-            if path.suffix.lower() in Image.EXTENSION:
+            if path.suffix.lower() in known and not path.name.startswith("."):
                 paths.append(str(path.relative_to(folder)))
                 labels.append(label)
-    table = datasets.Dataset.from_dict({"image": paths, "label": labels})
-    return table.cast_column("label", datasets.ClassLabel(names=classes))
+    features = datasets.Features({"image": datasets.Value("string"), "label": datasets.ClassLabel(names=classes)})
+    return datasets.Dataset.from_dict({"image": paths, "label": labels}, features=features)
 
 
 def _labels(
@@ -270,44 +321,54 @@ def _labels(
     if missing is not None:
         raise UnbackdoorError(f"{where} has no label in row {missing}; every row needs one.")
     if isinstance(values[0], str):
-        if all(given.strip().lstrip("-").isdigit() for given in values):
+        by_name = classes is not None and set(values) <= set(classes)
+        if not by_name and all(re.fullmatch(r"-?\d+", given.strip()) for given in values):
             values = [int(given) for given in values]
         else:
-            names = sorted(set(values))
+            names = list(classes) if by_name and classes is not None else sorted(set(values))
             position = {name: index for index, name in enumerate(names)}
-            if classes is not None and set(names) <= set(classes):
-                names, position = list(classes), {name: index for index, name in enumerate(classes)}
             values = [position[given] for given in values]
-    elif isinstance(values[0], list | float):
+    elif not isinstance(values[0], int):
         raise UnbackdoorError(
             f"{where} has the label {values[0]!r} in row 0; labels must be whole numbers or class names "
             "(several labels or a number to predict are not supported)."
         )
-    labels = torch.tensor(values, dtype=torch.int64)
-    if names is None or classes is None or list(names) == list(classes):
-        return labels, tuple(names or classes or ()) or None
-    if set(names) <= set(classes) and len(set(classes)) == len(classes):
-        logger.info("%s lists its classes in another order than the model; they were matched by name.", where)
-        _check_range(labels, len(names), where, "it names")
-        moved = torch.tensor([list(classes).index(name) for name in names])
-        return moved[labels], tuple(classes)
-    strange = next(name for name in names if name not in classes)
-    raise UnbackdoorError(
-        f"{where} has the class {strange!r}, which the model does not know; its classes are "
-        f"{', '.join(list(classes)[:10])}. Rename the classes, or take other data."
-    )
+    names = names or (None if classes is None else list(classes))
+    if names is None:
+        _check_range(values, None, where, "")
+        return torch.tensor(values), None
+    if classes is None or names == list(classes):
+        _check_range(values, len(names), where, "it names" if classes is None else "the model has")
+        return torch.tensor(values), tuple(names)
+    _check_range(values, len(names), where, "it names")
+    strange = next((name for name in names if name not in classes), None)
+    if strange is not None:
+        raise UnbackdoorError(
+            f"{where} has the class {strange!r}, which the model does not know; its classes are "
+            f"{', '.join(classes[:10])}{', ...' if len(classes) > 10 else ''}. Rename the classes, or take other data."
+        )
+    if len(set(classes)) < len(classes):
+        raise UnbackdoorError(
+            f"{where} has its classes in another order than the model, which has two of one name. Give labels as the "
+            "model's numbers."
+        )
+    logger.info("%s lists its classes in another order than the model; they were matched by name.", where)
+    ours = [list(classes).index(name) for name in names]
+    return torch.tensor([ours[label] for label in values]), tuple(classes)
 
 
 def check_labels(data: Dataset, classes: int) -> None:
     """Refuse a label that the model's head does not have."""
-    _check_range(data.labels, classes, data.name, "the model has")
+    _check_range(data.labels.tolist(), classes, data.name, "the model has", data.rows)
 
 
-def _check_range(labels: Tensor, classes: int, where: str, owner: str) -> None:
-    outside = torch.nonzero((labels < 0) | (labels >= classes)).flatten()
-    if len(outside):
-        row = int(outside[0])
-        raise UnbackdoorError(
-            f"{where} has label {int(labels[row])} in row {row}, but {owner} {classes} classes (0 to {classes - 1}). "
-            "Correct the label, or take other data."
-        )
+def _check_range(labels: list[int], classes: int | None, where: str, owner: str, rows: Tensor | None = None) -> None:
+    limit = 2**31 if classes is None else classes
+    position = next((position for position, label in enumerate(labels) if not 0 <= label < limit), None)
+    if position is None:
+        return
+    row = position if rows is None else int(rows[position])
+    bound = "labels count from 0" if classes is None else f"{owner} {classes} classes (0 to {classes - 1})"
+    raise UnbackdoorError(
+        f"{where} has label {labels[position]} in row {row}, but {bound}. Correct the label, or take other data."
+    )

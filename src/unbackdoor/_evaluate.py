@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from unbackdoor._attack import Attack, Trigger, Triggered, already_triggered, as_trigger, triggered
 from unbackdoor._data import Dataset, check_labels
 from unbackdoor._errors import UnbackdoorError
-from unbackdoor._models import class_count, device_of, logits
+from unbackdoor._models import class_count, device_of, evaluating, logits
 from unbackdoor._precision import Arithmetic, Precision, choose
 
 
@@ -98,16 +98,16 @@ class Score:
 @torch.no_grad()
 def predict(model: nn.Module, data: Dataset, arithmetic: Arithmetic) -> Tensor:
     """The class that the model takes each example for, (n,), on the CPU."""
-    training, device = model.training, device_of(model)
-    arithmetic.place(model).eval()
+    device = device_of(model)
     try:
         parts = []
-        for batch in data.to(arithmetic.device).batches(arithmetic.evaluation_batch):
-            with arithmetic.autocast():
-                parts.append(logits(model, arithmetic.lay(batch.inputs)).argmax(dim=1))
+        with evaluating(arithmetic.place(model)):
+            for batch in data.to(arithmetic.device).batches(arithmetic.evaluation_batch):
+                with arithmetic.autocast():
+                    parts.append(logits(model, arithmetic.lay(batch.inputs)).argmax(dim=1))
         return torch.cat(parts).cpu()
     finally:
-        model.train(training).to(device)
+        model.to(device)
 
 
 def evaluate(
@@ -153,8 +153,6 @@ def evaluate(
     elif triggered_data is not None and target is not None:
         check_labels(triggered_data, classes)
         attacked = already_triggered(triggered_data, target, classes)
-    if attacked is not None and len(attacked.data) == 0:
-        raise UnbackdoorError(f"{test.name} has no example outside the target class, so nothing can be attacked.")
     return score(model, test, attacked, arithmetic, control=control)
 
 
@@ -174,6 +172,7 @@ def score(
     for label in labels.unique().tolist():
         mine = labels == label
         name = names[label] if label < len(names) else str(label)
+        name = f"{name} ({label})" if name in per_class else name  # ImageNet has two cranes
         per_class[name] = _share(taken_for[mine] == label)
     clean_accuracy = _share(taken_for == labels)
     if attacked is None:

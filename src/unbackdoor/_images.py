@@ -2,6 +2,9 @@
 
 import io
 import logging
+import math
+import re
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -23,8 +26,29 @@ Resample = Literal["nearest", "bilinear", "bicubic"]
 # Pillow's numbers for filters, as they stand in preprocessor_config.json. Lanczos (1) has no counterpart in torch.
 _FILTERS: dict[int, Resample] = {0: "nearest", 2: "bilinear", 3: "bicubic"}
 
-# Image processors whose steps are resize, centre crop, rescale, normalise, in that order.
-_PROCESSORS = {"ViT", "ConvNext", "DeiT", "Bit", "Beit", "CLIP"}
+_HALVES = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
+_CLIP = {
+    "image_mean": [0.48145466, 0.4578275, 0.40821073],
+    "image_std": [0.26862954, 0.26130258, 0.27577711],
+    "size": {"shortest_edge": 224},
+    "do_center_crop": True,
+    "crop_size": 224,
+    "resample": 3,
+}
+
+# Image processors whose steps are resize, centre crop, rescale, normalise, in that order, with what a
+# preprocessor_config.json of theirs means where it leaves a field out.
+_PROCESSORS: dict[str, dict[str, Any]] = {
+    "Beit": {**_HALVES, "size": 224, "crop_size": 224, "resample": 3},
+    "Bit": _CLIP,
+    "CLIP": _CLIP,
+    "ConvNext": {**_HALVES, "size": {"shortest_edge": 384}, "resample": 3, "crop_pct": 224 / 256},
+    "DeiT": {**_HALVES, "size": 256, "do_center_crop": True, "crop_size": 224, "resample": 3},
+    "ViT": {**_HALVES, "size": 224, "resample": 2},
+}
+
+# For these a size of one number is the shorter edge; for the others it is the side of a square.
+_BY_EDGE = {"Bit", "CLIP", "ConvNext"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +64,9 @@ class ImageEncoder:
         resample: filter for resizing; antialiased, as Pillow's.
         scale: what a pixel of 255 becomes before normalising, over 255.
         channels: 3 for colour, 1 for grey, None for what the data has.
+
+    Raises:
+        UnbackdoorError: mean or std is not one number, or one per channel, or std is not above 0.
     """
 
     mean: tuple[float, ...] = (0.0,)
@@ -53,11 +80,21 @@ class ImageEncoder:
 
     columns = ("image",)
 
+    def __post_init__(self) -> None:
+        for name, least in (("mean", -math.inf), ("std", 0.0)):
+            entry: tuple[float, ...] = getattr(self, name)
+            if len(entry) not in (1, self.channels or 3) or not all(least < part < math.inf for part in entry):
+                allowed = "1 number" if self.channels == 1 else f"1 or {self.channels or 3} numbers"
+                above = " above 0" if name == "std" else ""
+                raise UnbackdoorError(
+                    f"ImageEncoder.{name} must be {allowed}{above}, got {','.join(f'{part:g}' for part in entry)}."
+                )
+
     def __call__(self, pixels: Tensor) -> Tensor:
         """Encode a batch.
 
         Args:
-            pixels: (batch, channels, height, width), uint8.
+            pixels: (batch, channels, height, width), uint8; or floats in [0, 255], which a gradient flows through.
 
         Returns:
             (batch, channels, height, width) of the model, float32.
@@ -77,10 +114,13 @@ class ImageEncoder:
             if self.resample == "nearest":
                 pixels = F.interpolate(pixels, size=target, mode="nearest-exact")
             else:
-                pixels = F.interpolate(
-                    pixels.float(), size=target, mode=self.resample, antialias=True, align_corners=False
-                )
-                pixels = pixels.round_().clamp_(0, 255)  # Pillow resizes 8-bit pictures to 8 bits
+                whole = not pixels.is_floating_point()
+                for step in ((height, target[1]), target):  # Pillow resizes rows first, then columns
+                    pixels = F.interpolate(
+                        pixels.float(), size=step, mode=self.resample, antialias=True, align_corners=False
+                    )
+                    # Pillow rounds 8-bit pictures to 8 bits each time. Rounding floats would stop their gradient.
+                    pixels = pixels.round_().clamp_(0, 255) if whole else pixels
         if self.crop is not None:
             top = (pixels.shape[-2] - self.crop[0]) // 2
             left = (pixels.shape[-1] - self.crop[1]) // 2
@@ -105,108 +145,167 @@ class ImageEncoder:
             UnbackdoorError: a picture cannot be decoded; names the row.
         """
         images = [_decoded(cell, row, where, folder) for row, cell in enumerate(cells)]
-        grey = [image.mode in ("1", "L", "LA", "I", "F", "I;16") for image in images]
+        grey = [image.mode == "L" for image in images]
         channels = self.channels or (1 if all(grey) else 3)
         if channels not in (1, 3):
             raise UnbackdoorError(
-                f"The model takes {channels} channels; pictures have 1 or 3, so {where} does not fit."
+                f"The model takes {channels} channels; pictures have 1 or 3, so {where} does not fit. Take a model for "
+                "pictures."
             )
         mode = "L" if channels == 1 else "RGB"
         changed = sum(is_grey != (channels == 1) for is_grey in grey)
         if changed:
-            kind = "grey images were made colour" if channels == 3 else "colour images were made grey"
-            logger.info("%s: %s %s, as the model takes %s channel(s).", where, f"{changed:,}", kind, channels)
+            owner = "the model takes" if self.channels else "others have"
+            made, count = ("colour", "3 channels") if channels == 3 else ("grey", "1 channel")
+            logger.info(
+                "%s: %s images made %s, as %s %s.", where, f"{changed:,} of {len(images):,}", made, owner, count
+            )
         sizes = Counter(image.size for image in images)
         size = sizes.most_common(1)[0][0]
         if len(sizes) > 1:
             if self.size is not None:
                 size = (self.size[1], self.size[0])
             odd = len(images) - sizes.get(size, 0)
-            logger.info("%s: %s images of other sizes were resized to %dx%d.", where, f"{odd:,}", *size)
-        arrays = [
-            np.asarray((image if image.size == size else image.resize(size, Image.Resampling.BILINEAR)).convert(mode))
-            for image in images
-        ]
-        pixels = torch.from_numpy(np.stack(arrays))
-        pixels = pixels.unsqueeze(1) if channels == 1 else pixels.permute(0, 3, 1, 2).contiguous()
+            logger.info("%s: %s images resized to %dx%d.", where, f"{odd:,} of {len(images):,}", *size)
+        pixels = np.empty((len(images), channels, size[1], size[0]), dtype=np.uint8)
+        for row, image in enumerate(images):
+            image = image if image.size == size else image.resize(size, Image.Resampling.BILINEAR)
+            array = np.asarray(image.convert(mode))
+            pixels[row] = array if channels == 1 else array.transpose(2, 0, 1)
         target = self.size or ((self.shortest_edge,) * 2 if self.shortest_edge else None)
-        if target is not None and target != tuple(pixels.shape[-2:]):
+        if target is not None and target != pixels.shape[-2:]:
             logger.info("%s: images of %dx%d are resized to the model's %dx%d.", where, *size, target[1], target[0])
-        return pixels  # (n, channels, height, width)
+        return torch.from_numpy(pixels)  # (n, channels, height, width)
 
 
 def _decoded(cell: Any, row: int, where: str, folder: Path | None) -> Image.Image:
+    if isinstance(cell, dict):
+        cell = cell["bytes"] if cell.get("bytes") is not None else cell.get("path")
+    if cell is None:
+        raise UnbackdoorError(f"{where} has no picture in row {row}. Repair or remove that row.")
+    if isinstance(cell, str) and folder is not None:
+        cell = folder / cell
     try:
-        if isinstance(cell, dict):
-            cell = cell["bytes"] if cell.get("bytes") is not None else cell.get("path")
-        image: Image.Image
-        if isinstance(cell, bytes):
-            image = Image.open(io.BytesIO(cell))
-        elif isinstance(cell, str):
-            path = Path(cell)
-            image = Image.open(path if folder is None or path.is_absolute() else folder / path)
-        elif isinstance(cell, Image.Image):
-            image = cell
-        else:
-            image = Image.fromarray(np.asarray(cell, dtype=np.uint8))
-        image.load()
-    except (OSError, ValueError, TypeError, SyntaxError, Image.DecompressionBombError) as problem:
-        reason = str(problem).split("<")[0].strip() or type(problem).__name__
+        return decode(cell)
+    except Exception as problem:  # decoders of some fifty formats raise whatever they like
+        reason = str(problem).split("<")[0].strip().rstrip(".") or type(problem).__name__
         raise UnbackdoorError(
             f"{where} has a picture in row {row} that cannot be decoded ({reason}). Repair or remove that row."
         ) from None
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+
+
+def decode(picture: Any) -> Image.Image:
+    """Decode one picture to 8 bits, grey (`L`) or colour (`RGB`), turned as its Exif data says, on white.
+
+    Args:
+        picture: encoded bytes, a path, a PIL image, or an array of whole numbers (height, width[, 3]).
+
+    Raises:
+        Exception: whatever the decoder of its format raises.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        if isinstance(picture, str | Path):
+            picture = Path(picture).read_bytes()
+        image: Image.Image
+        if isinstance(picture, bytes):
+            image = Image.open(io.BytesIO(picture))
+        elif isinstance(picture, Image.Image):
+            image = picture
+        else:
+            array = np.asarray(picture)
+            if array.dtype.kind not in "ui" or array.size == 0 or array.min() < 0 or array.max() > 255:
+                raise ValueError("an array must hold whole numbers from 0 to 255")
+            image = Image.fromarray(array.astype(np.uint8))
+        image.load()
+    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16"):  # Pillow would cut these off at 255
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError(f"pixels of mode {image.mode} have no known range; 8 and 16 bits have")
+    if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:
+        grey = image.mode in ("1", "L", "LA", "La")
         canvas = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        image = Image.alpha_composite(canvas, image.convert("RGBA")).convert("L" if image.mode == "LA" else "RGB")
-    return image
+        image = Image.alpha_composite(canvas, image.convert("RGBA")).convert("L" if grey else "RGB")
+    return image.convert("L" if image.mode in ("1", "L") else "RGB")
 
 
 def encoder_of(preprocessor: dict[str, Any], channels: int | None, where: str) -> ImageEncoder:
     """The encoder that does what a Hugging Face `preprocessor_config.json` asks for.
 
+    Args:
+        preprocessor: its content; a field that is absent or null means the processor's own default.
+        channels: of the model.
+        where: named in messages.
+
     Raises:
-        UnbackdoorError: the processor takes steps that are not known here.
+        UnbackdoorError: the processor takes steps that are not known here, or its fields make no sense.
     """
     kind = str(preprocessor.get("image_processor_type", preprocessor.get("feature_extractor_type", "")))
     family = kind
     for suffix in ("FeatureExtractor", "ImageProcessorFast", "ImageProcessorPil", "ImageProcessor"):
         family = family.removesuffix(suffix)
-    filter_ = int(preprocessor.get("resample", 2))
-    if family not in _PROCESSORS or filter_ not in _FILTERS or preprocessor.get("do_pad"):
+    fields = {**_PROCESSORS.get(family, {}), **{key: given for key, given in preprocessor.items() if given is not None}}
+    way_out = "Give --mean, --std and --image-size instead."
+    if family not in _PROCESSORS:
         raise UnbackdoorError(
             f"{where} asks for the processor {kind or 'without a name'}, which is not known here; known are "
-            f"{', '.join(sorted(_PROCESSORS))}. Give --mean, --std and --image-size instead."
+            f"{', '.join(_PROCESSORS)}. {way_out}"
         )
-    size = preprocessor.get("size") or {}
-    size = {"height": size, "width": size} if isinstance(size, int) and family != "ConvNext" else size
-    size = {"shortest_edge": size} if isinstance(size, int) else size
+    if fields.get("do_pad") or fields["resample"] not in list(_FILTERS):
+        step = "padding" if fields.get("do_pad") else f"the filter {fields['resample']}"
+        raise UnbackdoorError(f"{where} asks for {step}, which is not known here. {way_out}")
+    try:
+        return _encoder(family, fields, channels)
+    except (AttributeError, OverflowError, TypeError, ValueError, ZeroDivisionError, UnbackdoorError) as problem:
+        raise UnbackdoorError(f"{where} has a field that no {kind} can have ({problem}). {way_out}") from None
+
+
+def _encoder(family: str, fields: dict[str, Any], channels: int | None) -> ImageEncoder:
     exact: tuple[int, int] | None = None
     shortest: int | None = None
     crop: tuple[int, int] | None = None
-    if preprocessor.get("do_resize", True):
-        if "shortest_edge" in size:
-            shortest = int(size["shortest_edge"])
+    if fields.get("do_resize", True):
+        size = fields["size"]
+        if family in _BY_EDGE and isinstance(size, int):
+            size = {"shortest_edge": size}
+        if isinstance(size, dict) and list(size) == ["shortest_edge"]:
+            (shortest,) = _whole(size["shortest_edge"])
             if family == "ConvNext":
-                exact, shortest, crop = _convnext(shortest, float(preprocessor.get("crop_pct") or 224 / 256))
-        elif "height" in size:
-            exact = (int(size["height"]), int(size["width"]))
-    if preprocessor.get("do_center_crop"):
-        crop_size = preprocessor.get("crop_size") or size
-        crop_size = {"height": crop_size, "width": crop_size} if isinstance(crop_size, int) else crop_size
-        crop = (int(crop_size["height"]), int(crop_size["width"]))
-    normalise = preprocessor.get("do_normalize", True)
-    mean, std = preprocessor.get("image_mean") or [0.5], preprocessor.get("image_std") or [0.5]
-    scale = float(preprocessor.get("rescale_factor", 1 / 255)) if preprocessor.get("do_rescale", True) else 1.0
+                exact, shortest, crop = _convnext(shortest, float(fields["crop_pct"]))
+        else:
+            exact = sides(size)
+    if fields.get("do_center_crop"):
+        crop = sides(fields["crop_size"])
+    mean, std = fields["image_mean"], fields["image_std"]
+    normalise = fields.get("do_normalize", True)
     return ImageEncoder(
-        mean=tuple(mean) if normalise else (0.0,),
-        std=tuple(std) if normalise else (1.0,),
+        mean=tuple(map(float, mean if isinstance(mean, list) else [mean])) if normalise else (0.0,),
+        std=tuple(map(float, std if isinstance(std, list) else [std])) if normalise else (1.0,),
         size=exact,
         shortest_edge=shortest,
         crop=crop,
-        resample=_FILTERS[filter_],
-        scale=scale,
+        resample=_FILTERS[int(fields["resample"])],
+        scale=float(fields.get("rescale_factor", 1 / 255)) if fields.get("do_rescale", True) else 1.0,
         channels=channels,
     )
+
+
+def sides(size: Any) -> tuple[int, int]:
+    """(height, width) of a size as processors write it: one number, two, or two by name."""
+    if isinstance(size, dict):
+        if set(size) != {"height", "width"}:
+            raise ValueError(f"a size of {size}")
+        size = [size["height"], size["width"]]
+    height, width = _whole(*(size if isinstance(size, list) else [size, size]))
+    return height, width
+
+
+def _whole(*sides: Any) -> tuple[int, ...]:
+    if not all(isinstance(side, int) and side >= 1 for side in sides):
+        raise ValueError(f"a size of {sides[0]}")
+    return sides
 
 
 def _convnext(edge: int, crop_share: float) -> tuple[tuple[int, int] | None, int | None, tuple[int, int] | None]:
@@ -255,21 +354,28 @@ def augmentation(
 ) -> Augmentation:
     """What to augment with.
 
-    `flip` is crops and mirror images, `crop` crops alone. `auto` is `flip`, but `crop` where the class names show
-    that a mirror image may belong to another class (digits, letters, left and right, traffic signs with numbers).
+    `flip` is crops and mirror images, `crop` crops alone. `auto` is `flip`, but `crop` where a class name shows that a
+    mirror image may belong to another class, or to none: a digit or letter, left or right, a number on a sign.
     The padding is 4 pixels, less for images under 32 pixels.
     """
     if kind == "none":
         return Augmentation.none()
     flip = kind == "flip"
     if kind == "auto":
-        flip = not any(_has_handedness(name) for name in classes or ())
-        if not flip:
-            logger.info("The class names tell left from right, so images are not mirrored (--augment flip does it).")
+        telling = next((name for name in classes or () if _has_handedness(name)), None)
+        flip = telling is None
+        if telling is not None:
+            logger.info("The class %r may look different in a mirror: no flips (--augment flip does them).", telling)
     return Augmentation(padding=min(4, min(pixels.shape[-2:]) // 8), flip=flip)
 
 
 def _has_handedness(name: str) -> bool:
-    words = name.lower().replace("_", " ").replace("-", " ").split()
+    """Whether a class is a character or number as a whole, or its name has left, right or a number as a word.
+
+    >>> [name for name in ("7", "seven", "turn left ahead", "speed limit 50", "3D printer") if _has_handedness(name)]
+    ['7', 'seven', 'turn left ahead', 'speed limit 50']
+    """
+    words = re.findall(r"\w+", name.lower().replace("_", " "))
     digits = {"zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"}
-    return any(word in ("left", "right") or word in digits or len(word) == 1 for word in words) or name.isdigit()
+    alone = len(words) == 1 and (words[0] in digits or len(words[0]) == 1)
+    return alone or any(word in ("left", "right") or word.isdecimal() for word in words)

@@ -3,8 +3,10 @@
 import importlib.util
 import json
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +16,7 @@ from torch import Tensor, nn
 from unbackdoor._checkpoints import check_finite, check_safetensors, read_weights
 from unbackdoor._data import Dataset
 from unbackdoor._errors import UnbackdoorError
-from unbackdoor._images import ImageEncoder, encoder_of
+from unbackdoor._images import ImageEncoder, encoder_of, sides
 
 
 class Loaded(NamedTuple):
@@ -57,14 +59,45 @@ def probe(model: nn.Module, data: Dataset) -> Tensor:
     return data.encode(data.items[:8]).to(parameter.device, parameter.dtype)
 
 
-@torch.no_grad()
-def class_count(model: nn.Module, data: Dataset) -> int:
-    """How many classes the model answers with."""
-    training = model.training
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode, and each part of the model back in its own mode afterwards."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
     try:
-        return logits(model.eval(), probe(model, data)).shape[1]
+        yield
     finally:
-        model.train(training)
+        for module, training in modes.items():
+            module.training = training
+
+
+@torch.no_grad()
+def _probed(model: nn.Module, inputs: Tensor) -> Tensor:
+    """Class scores of a first batch, which is where model and data turn out not to fit."""
+    owner = type(model).__name__
+    try:
+        with evaluating(model):
+            scores = logits(model, inputs)
+    except (RuntimeError, ValueError) as problem:
+        reason = " ".join(str(problem).split())[:200]
+        raise UnbackdoorError(
+            f"{owner} cannot take inputs of shape {tuple(inputs.shape)} ({reason}). Take data of the size and the "
+            "channels that it was trained on, or give --image-size."
+        ) from None
+    if scores.shape[1] < 2:
+        raise UnbackdoorError(
+            f"{owner} has one output; a classifier with at least 2 classes is expected (regression is not supported)."
+        )
+    return scores
+
+
+def class_count(model: nn.Module, data: Dataset) -> int:
+    """How many classes the model answers with.
+
+    Raises:
+        UnbackdoorError: model and data do not fit, or it has one output.
+    """
+    return _probed(model, probe(model, data)).shape[1]
 
 
 @torch.no_grad()
@@ -77,7 +110,8 @@ def head(model: nn.Module, inputs: Tensor, name: str | None = None) -> Head:
         name: take this layer instead.
 
     Raises:
-        UnbackdoorError: no linear layer makes the logits, the model answers with probabilities, or has one output.
+        UnbackdoorError: no linear layer makes the logits, the model answers with probabilities or has one output, or
+            the inputs do not fit it.
     """
     layers = {key: layer for key, layer in model.named_modules() if isinstance(layer, nn.Linear)}
     outputs: dict[str, Tensor] = {}
@@ -85,18 +119,12 @@ def head(model: nn.Module, inputs: Tensor, name: str | None = None) -> Head:
         layer.register_forward_hook(lambda _module, _args, output, key=key: outputs.__setitem__(key, output))
         for key, layer in layers.items()
     ]
-    training = model.training
     try:
-        scores = logits(model.eval(), inputs)
+        scores = _probed(model, inputs)
     finally:
-        model.train(training)
         for hook in hooks:
             hook.remove()
     owner = type(model).__name__
-    if scores.shape[1] < 2:
-        raise UnbackdoorError(
-            f"{owner} has one output; a classifier with at least 2 classes is expected (regression is not supported)."
-        )
     if name is not None:
         if name not in layers:
             some = ", ".join(list(layers)[-5:]) or "none"
@@ -161,9 +189,9 @@ def load(
         source: a Hugging Face directory or Hub name; or, with a factory, a weights file or a directory with
             `model.safetensors`.
         factory: `FILE.py:FUNCTION` that makes the module without arguments. This file is the caller's own: it is run.
-        mean: per channel, for a factory's module; its record's, or 0, where not given.
-        std: likewise; 1 where not given.
-        image_size: side to resize to, likewise; the data's own where not given.
+        mean: subtracted per channel from pixels in [0, 1]; where not given, the directory's own, else 0.
+        std: divided by, per channel; likewise, else 1.
+        image_size: side to resize to, in pixels; likewise, else the data's own.
         trust_remote_code: run Python files that come with a Hugging Face model.
 
     Raises:
@@ -176,39 +204,60 @@ def load(
         if entry is not None and (len(entry) not in (1, 3) or (key == "std" and min(entry) <= 0)):
             allowed = "1 or 3 numbers" if key == "mean" else "1 or 3 numbers above 0"
             raise UnbackdoorError(f"--{key} must be {allowed}, got {','.join(f'{part:g}' for part in entry)}.")
+    if image_size is not None and image_size < 1:
+        raise UnbackdoorError(f"--image-size must be at least 1, got {image_size}.")
     path = Path(source)
     if factory is not None:
+        recorded = ImageEncoder()
         if path.is_dir():
-            recorded = _recorded_encoder(path)
+            recorded = _recorded_encoder(path / "record.json")
             path = path / "model.safetensors"
-        else:
-            recorded = {}
-        return Loaded(_from_factory(path, factory), ImageEncoder(**{**recorded, **changes}))
+        if any(len(entry) == 3 for entry in (mean or (), std or ())):
+            changes["channels"] = 3
+        return Loaded(_from_factory(path, factory), replace(recorded, **changes))
     if path.is_file():
         raise UnbackdoorError(
             f"{path} holds weights without an architecture. Give --factory FILE.py:FUNCTION that makes the module."
         )
     if not path.is_dir():
-        path = hub_directory(str(source))
+        path = hub_directory(str(source), trust_remote_code)
     model = _from_directory(path, trust_remote_code)
     channels = getattr(model.config, "num_channels", None)
+    try:
+        encode = _directory_encoder(path, channels)
+    except UnbackdoorError:
+        if None in (mean, std, image_size):
+            raise
+        encode = ImageEncoder(channels=channels)
+    if image_size is not None:
+        changes |= {"shortest_edge": None, "crop": None}
+    return Loaded(model, replace(encode, **changes))
+
+
+def _directory_encoder(path: Path, channels: int | None) -> ImageEncoder:
     preprocessor = path / "preprocessor_config.json"
-    if preprocessor.exists():
-        encode = encoder_of(_json(preprocessor), channels, str(preprocessor)) if not changes else None
-    elif not changes:
+    if not preprocessor.exists():
         raise UnbackdoorError(f"{path} has no preprocessor_config.json. Give --mean, --std and --image-size.")
-    else:
-        encode = None
-    return Loaded(model, encode or ImageEncoder(**{"channels": channels, **changes}))
+    return encoder_of(_json(preprocessor), channels, str(preprocessor))
 
 
-def _recorded_encoder(folder: Path) -> dict[str, Any]:
-    record = folder / "record.json"
-    if not record.exists():
-        return {}
-    entries = _json(record).get("encode") or {}
-    known = {key: entries[key] for key in ("mean", "std", "size", "channels") if entries.get(key) is not None}
-    return {key: tuple(entry) if isinstance(entry, list) else entry for key, entry in known.items()}
+def _recorded_encoder(record: Path) -> ImageEncoder:
+    """The encoder that `purify` wrote down; pixels as they are where it wrote none."""
+    entries = _json(record).get("encode") if record.exists() else None
+    if entries is None:
+        return ImageEncoder()
+    try:
+        return ImageEncoder(
+            mean=tuple(entries["mean"]),
+            std=tuple(entries["std"]),
+            size=None if entries["size"] is None else sides(entries["size"]),
+            channels=entries["channels"],
+        )
+    except (TypeError, KeyError, ValueError, UnbackdoorError):
+        raise UnbackdoorError(
+            f"{record} has an encode entry that unbackdoor did not write. Remove it, and give --mean, --std and "
+            "--image-size."
+        ) from None
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -228,11 +277,17 @@ def make(factory: str) -> nn.Module:
         raise UnbackdoorError(f"--factory must be FILE.py:FUNCTION, got {factory}.")
     if not Path(file).is_file():
         raise UnbackdoorError(f"--factory names {file}, which does not exist.")
-    spec = importlib.util.spec_from_file_location(Path(file).stem, file)
+    spec = importlib.util.spec_from_file_location("_unbackdoor_factory", file)
     if spec is None or spec.loader is None:
         raise UnbackdoorError(f"--factory names {file}, which is not a Python file.")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    sys.modules[spec.name] = module  # where dataclasses look their module up
+    beside = str(Path(file).resolve().parent)
+    sys.path.insert(0, beside)  # the file may import its neighbours, as a script may
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(beside)
     if not callable(getattr(module, function, None)):
         raise UnbackdoorError(f"{file} has no function {function}. --factory is FILE.py:FUNCTION.")
     made = getattr(module, function)()
@@ -273,16 +328,24 @@ def _few(names: list[str]) -> str:
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
-def hub_directory(name: str) -> Path:
-    """The local copy of a Hub model, fetched where it is not there yet."""
+def hub_directory(name: str, trust_remote_code: bool = False) -> Path:
+    """The local copy of a Hub model, fetched where it is not there yet.
+
+    Raises:
+        UnbackdoorError: there is no such model, or the Hub cannot be reached.
+    """
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
 
     try:
-        patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "pytorch_model*.bin"]
-        return Path(snapshot_download(name, allow_patterns=patterns))
-    except (OSError, HFValidationError, RuntimeError, ValueError) as problem:
-        reason = str(problem).strip().split("\n")[0][:150]
+        validate_repo_id(name)
+    except HFValidationError:
+        raise UnbackdoorError(f"{name} does not exist, and is no name that the Hub could know. Check it.") from None
+    patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "pytorch_model*.bin"]
+    try:
+        return Path(snapshot_download(name, allow_patterns=patterns + ["*.py"] * trust_remote_code))
+    except (OSError, RuntimeError, ValueError) as problem:
+        reason = str(problem).strip().split("\n")[0][:150].rstrip(".")
         raise UnbackdoorError(
             f"{name} is neither a directory here nor a model that the Hub gives out ({reason}). Check the name."
         ) from None
@@ -295,9 +358,9 @@ def _from_directory(path: Path, trust_remote_code: bool) -> Any:
             f"{path} has no config.json. It must be a Hugging Face directory; for other models give --factory."
         )
     config = _json(path / "config.json")
-    attention = str(config.get("_attn_implementation") or config.get("attn_implementation") or "")
-    if "/" in attention:
-        raise UnbackdoorError(f"{path} asks to run the code {attention} for its attention; it was not loaded.")
+    kernel = next(_kernels(config), None)
+    if kernel is not None:
+        raise UnbackdoorError(f"{path} asks to run the code {kernel}; it was not loaded. Remove it from config.json.")
     if config.get("problem_type") in ("regression", "multi_label_classification"):
         kind = str(config["problem_type"]).replace("_", " ").replace("multi label", "multi-label")
         raise UnbackdoorError(f"{path} is a model for {kind}; only single-label classifiers are supported.")
@@ -305,9 +368,12 @@ def _from_directory(path: Path, trust_remote_code: bool) -> Any:
     if (path / "model.safetensors").exists():
         files = [path / "model.safetensors"]
     elif index.exists():
-        files = [path / part for part in sorted(set(_json(index).get("weight_map", {}).values()))]
+        listed = _json(index).get("weight_map")
+        if not isinstance(listed, dict) or not all(isinstance(part, str) for part in listed.values()):
+            raise UnbackdoorError(f"{index} does not say which file holds which tensor. Fetch it again.")
+        files = [path / part for part in sorted(set(listed.values()))]
         for file in files:
-            if not file.exists():
+            if file.parent != path or not file.is_file():
                 raise UnbackdoorError(f"{path} lists the shard {file.name}, which is missing. Fetch it again.")
     elif (path / "pytorch_model.bin").exists():
         read_weights(path / "pytorch_model.bin")
@@ -332,18 +398,29 @@ def _from_directory(path: Path, trust_remote_code: bool) -> Any:
                 trust_remote_code=trust_remote_code,
                 local_files_only=True,
             )
-        except (ValueError, KeyError, OSError, TypeError, RuntimeError, ImportError) as problem:
+        except Exception as problem:  # a config decides what runs, so it may be wrong in any way
             if "trust_remote_code" in str(problem):
                 raise UnbackdoorError(
                     f"{path} needs Python code of its own, which is not run. Pass --trust-remote-code if you trust it."
                 ) from None
-            reason = str(problem).strip().split("\n")[0][:200]
-            raise UnbackdoorError(f"{path} is not an image classifier that transformers can load: {reason}") from None
+            reason = str(problem).strip().split("\n")[0][:200].rstrip(".") or type(problem).__name__
+            raise UnbackdoorError(
+                f"{path} is not an image classifier that transformers can load ({reason}). Check its config.json."
+            ) from None
     shapes = sorted((entry[0], entry[1], entry[2]) for entry in report["mismatched_keys"])
     absent = sorted(set(report["missing_keys"]) - {entry[0] for entry in shapes})
     _check_fit(str(path), type(model).__name__, absent, sorted(report["unexpected_keys"]), shapes)
     check_finite(model.state_dict(), str(path))
     return model.eval()
+
+
+def _kernels(config: Any) -> Iterator[str]:
+    """Code on the Hub that a config names as an implementation, at any depth: these names have a slash."""
+    for key, entry in config.items() if isinstance(config, dict) else ():
+        implementations = entry.values() if isinstance(entry, dict) else [entry]
+        if "implementation" in key:
+            yield from (str(each) for each in implementations if "/" in str(each))
+        yield from _kernels(entry)
 
 
 @contextmanager
@@ -369,7 +446,7 @@ def save(model: nn.Module, folder: Path, *, source: Path | None = None, encode: 
         model: a Hugging Face model (saved with its config) or any module (`model.safetensors` with its own keys).
         folder: an existing, empty directory.
         source: the Hugging Face directory it came from; its processor files are copied.
-        encode: written as a processor where there is no source to copy it from.
+        encode: of its inputs; written as a processor where the source has none, or another.
     """
     from safetensors.torch import save_file
 
@@ -382,23 +459,48 @@ def save(model: nn.Module, folder: Path, *, source: Path | None = None, encode: 
         model.save_pretrained(folder)  # type: ignore[operator]
     own = {"config.json", "generation_config.json"}
     for file in sorted(source.iterdir()) if source is not None and source.is_dir() else []:
-        copied = file.suffix in (".json", ".txt", ".model") and "index" not in file.name and file.name != "record.json"
+        # Python files lie still unless the reader trusts them, and a model of theirs cannot be read without.
+        copied = (
+            file.suffix in (".json", ".txt", ".model", ".py")
+            and "index" not in file.name
+            and file.name != "record.json"
+        )
         if copied and file.name not in own and not file.name.startswith("attack"):
             shutil.copyfile(file, folder / file.name)
-    if encode is not None and not (folder / "preprocessor_config.json").exists():
-        (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor_of(encode), indent=2) + "\n")
+    processor = folder / "preprocessor_config.json"
+    if encode is not None and not (processor.exists() and _encodes_alike(processor, encode)):
+        processor.write_text(json.dumps(preprocessor_of(encode), indent=2) + "\n", encoding="utf-8")
+
+
+def _encodes_alike(processor: Path, encode: ImageEncoder) -> bool:
+    try:
+        return _directory_encoder(processor.parent, encode.channels) == encode
+    except UnbackdoorError:
+        return False
 
 
 def preprocessor_of(encode: ImageEncoder) -> dict[str, Any]:
-    """The `preprocessor_config.json` of one of the project's own networks."""
+    """The `preprocessor_config.json` that stands for an encoder; `encoder_of` reads it back."""
+
+    def each(entry: tuple[float, ...]) -> list[float]:
+        """One number per channel, which transformers insists on."""
+        return list(entry) * (encode.channels or 1) if len(entry) == 1 else list(entry)
+
+    size: dict[str, int] | None = None
+    if encode.size is not None:
+        size = {"height": encode.size[0], "width": encode.size[1]}
+    elif encode.shortest_edge is not None:
+        size = {"shortest_edge": encode.shortest_edge}
     return {
         "image_processor_type": "ViTImageProcessor",
-        "do_resize": encode.size is not None,
-        "size": {"height": encode.size[0], "width": encode.size[1]} if encode.size else None,
-        "resample": 2,
+        "do_resize": size is not None,
+        "size": size,
+        "resample": {"nearest": 0, "bilinear": 2, "bicubic": 3}[encode.resample],
+        "do_center_crop": encode.crop is not None,
+        "crop_size": {"height": encode.crop[0], "width": encode.crop[1]} if encode.crop else None,
         "do_rescale": True,
-        "rescale_factor": 1 / 255,
+        "rescale_factor": encode.scale,
         "do_normalize": True,
-        "image_mean": list(encode.mean),
-        "image_std": list(encode.std),
+        "image_mean": each(encode.mean),
+        "image_std": each(encode.std),
     }

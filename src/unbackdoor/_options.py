@@ -70,7 +70,7 @@ class AttackOptions:
         learning_rate: peak of the cycle; by default 0.1 for --arch and 0.01 for --base.
         batch_size: examples per step.
         seed: of the draw of rows, the initial weights and the batches.
-        group: column whose equal values are kept together when a tenth is held out (track for GTSRB).
+        group: column whose equal values, within a class, stay together when a tenth is held out (track for GTSRB).
         triggered_test: with prepared: test examples that carry the trigger, with their true labels.
         surrogate: with label-consistent: a clean model to perturb images against; else one is trained first.
         augment: auto mirrors images unless the class names tell left from right; crop never does, flip always.

@@ -22,7 +22,7 @@ class Arithmetic:
         device: where.
         bf16: forward passes under bfloat16 autocast; weights, gradients and losses stay in float32.
         channels_last: convolutions on NHWC memory, which is the faster layout for both kinds of hardware.
-        dtype: of the inputs; float64 for models that are.
+        dtype: of the inputs, which is that of the model.
     """
 
     device: torch.device
@@ -63,7 +63,7 @@ def choose(model: nn.Module, device: str | torch.device | None = None, precision
     """The fastest arithmetic that the hardware has and that accuracy does not suffer from.
 
     Args:
-        model: one in float64 is computed in float64.
+        model: one in float64, float16 or bfloat16 is computed as it is.
         device: None takes a GPU where there is one.
         precision: `auto` is channels_last, and bfloat16 autocast where the hardware multiplies bfloat16; `bf16`
             insists on it, `fp32` switches both off.
@@ -81,6 +81,9 @@ def choose(model: nn.Module, device: str | torch.device | None = None, precision
         raise UnbackdoorError(f"--device {device} cannot be used here ({reason}). Try --device cpu.") from None
     if any(parameter.dtype == torch.float64 for parameter in model.parameters()):
         return Arithmetic(where, bf16=False, channels_last=False, dtype=torch.float64)
+    first = next((parameter.dtype for parameter in model.parameters()), torch.float32)
+    if first in (torch.float16, torch.bfloat16):
+        return Arithmetic(where, bf16=False, channels_last=precision != "fp32", dtype=first)
     fast = precision == "bf16" or (precision == "auto" and _multiplies_bf16(where))
     return Arithmetic(where, bf16=fast, channels_last=precision != "fp32")
 
@@ -104,7 +107,7 @@ def processor() -> tuple[str, frozenset[str]]:
 
 def description(arithmetic: Arithmetic) -> str:
     """The device for a record: model, cores, memory, precision; no host name."""
-    precision = "bf16 autocast" if arithmetic.bf16 else "float32"
+    precision = "bf16 autocast" if arithmetic.bf16 else str(arithmetic.dtype).removeprefix("torch.")
     layout = "channels_last" if arithmetic.channels_last else "contiguous"
     if arithmetic.device.type == "cuda":
         properties = torch.cuda.get_device_properties(arithmetic.device)

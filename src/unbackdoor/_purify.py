@@ -153,6 +153,7 @@ def purify(
     training = {name: module.training for name, module in model.named_modules()}
     trainable = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     types = {name: tensor.dtype for name, tensor in model.state_dict().items()}
+    unsaved = {name: buffer.dtype for name, buffer in model.named_buffers() if name not in types}
     home = _models.device_of(model)
 
     working = copy.deepcopy(model)
@@ -180,7 +181,7 @@ def purify(
     seconds = time.perf_counter() - start
 
     relayout_(purified.to(home), torch.contiguous_format)
-    _restore(purified, types, training, trainable, type(method).__name__)
+    _restore(purified, types, unsaved, training, trainable, type(method).__name__)
     record = {
         "method": {**to_json(method, REGISTRY), "repr": repr(method)},
         "seed": seed,
@@ -242,11 +243,12 @@ def _check_clean(clean: Dataset, classes: int, accuracy: Proportion, run: Run) -
 def _restore(
     model: nn.Module,
     types: dict[str, torch.dtype],
+    unsaved: dict[str, torch.dtype],
     training: dict[str, bool],
     trainable: dict[str, bool],
     owner: str,
 ) -> None:
-    """Give the result the suspect's types and modes, and check its keys and values."""
+    """Give the result the suspect's types (those of its unsaved buffers, too) and modes; check keys and values."""
     state: dict[str, Tensor] = model.state_dict()
     if state.keys() != types.keys():
         odd = sorted(state.keys() ^ types.keys())
@@ -260,7 +262,7 @@ def _restore(
             parameter.requires_grad_(trainable[name])
             parameter.grad = None
         for name, buffer in model.named_buffers():
-            buffer.data = buffer.data.to(types.get(name, buffer.dtype))
+            buffer.data = buffer.data.to((types | unsaved)[name])
     for name, module in model.named_modules():
         module.training = training[name]
 

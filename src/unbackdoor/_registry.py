@@ -1,5 +1,6 @@
 """Names on the command line and the classes behind them, resolved on use so that listing them imports nothing heavy."""
 
+import dataclasses
 import difflib
 import importlib
 from typing import Any, NamedTuple
@@ -68,7 +69,9 @@ def name_of(made: Any, entries: tuple[Entry, ...]) -> str:
 
 
 def to_json(made: Any, entries: tuple[Entry, ...]) -> dict[str, Any]:
-    """A value as its name and all its fields."""
+    """A value as its name and all its fields; a plain function has none."""
+    if not dataclasses.is_dataclass(made):
+        return {"name": getattr(made, "__qualname__", type(made).__qualname__), "parameters": {}}
     return {"name": name_of(made, entries), "parameters": fields_of(made)}
 
 

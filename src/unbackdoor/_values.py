@@ -16,10 +16,10 @@ from unbackdoor._errors import UnbackdoorError
 T = TypeVar("T")
 
 _BOUNDS = {
-    "greater_than": "more than {gt}",
-    "greater_than_equal": "at least {ge}",
-    "less_than": "less than {lt}",
-    "less_than_equal": "at most {le}",
+    "greater_than": "more than {gt:g}",
+    "greater_than_equal": "at least {ge:g}",
+    "less_than": "less than {lt:g}",
+    "less_than_equal": "at most {le:g}",
     "literal_error": "one of {expected}",
     "finite_number": "a finite number",
     "int_from_float": "a whole number",
@@ -34,7 +34,7 @@ def value(cls: type[T]) -> type[T]:
     Raises:
         UnbackdoorError: when a value is made with a field out of bounds (`FST.alpha must be at least 0, got -1.`).
     """
-    made = pydantic_dataclass(frozen=True, kw_only=True, config=ConfigDict(allow_inf_nan=False))(cls)
+    made = pydantic_dataclass(frozen=True, kw_only=True, config=ConfigDict(allow_inf_nan=False, extra="forbid"))(cls)
     checked = made.__init__
 
     @functools.wraps(checked)
@@ -44,17 +44,24 @@ def value(cls: type[T]) -> type[T]:
         try:
             checked(self, **fields)
         except ValidationError as problem:
-            raise UnbackdoorError(_sentence(cls.__name__, problem, made)) from None
+            raise UnbackdoorError(sentence(problem, made)) from None
 
     made.__init__ = __init__  # type: ignore[method-assign]
     return made  # type: ignore[return-value]
 
 
-def _sentence(owner: str, problem: ValidationError, cls: type) -> str:
+def sentence(problem: ValidationError, cls: type | None = None) -> str:
+    """What is wrong with a field, as owner, field, what is allowed, what came.
+
+    Args:
+        problem: pydantic's, of which the first error is told.
+        cls: the owner, to list its fields where an unknown one was given.
+    """
+    owner = problem.title
     error = problem.errors()[0]
     field, kind, context = ".".join(map(str, error["loc"])), error["type"], error.get("ctx", {})
     if kind == "unexpected_keyword_argument":
-        names = ", ".join(item.name for item in dataclasses.fields(cls))
+        names = ", ".join(item.name for item in dataclasses.fields(cls)) if cls else ""
         return f"{owner} has no field {field!r}; its fields are {names}."
     if kind == "missing":
         return f"{owner}.{field} must be given."

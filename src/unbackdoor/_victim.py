@@ -55,6 +55,7 @@ def plant(
     options: AttackOptions,
     *,
     surrogate: nn.Module | None = None,
+    surrogate_encode: ImageEncoder | None = None,
     triggered_test: Dataset | None = None,
 ) -> Victim:
     """Poison data, train a victim on it, and measure both its accuracy and the backdoor.
@@ -65,6 +66,7 @@ def plant(
         attack: None trains the clean control.
         options: of the `attack` command; its paths are not read here, but for `base`.
         surrogate: a clean model for attacks that need one; trained first where it is not given.
+        surrogate_encode: makes the surrogate's inputs; the victim's own encoder where it is not given.
         triggered_test: test data that carries the trigger, for prepared attacks.
 
     Raises:
@@ -106,14 +108,21 @@ def plant(
             # Refuse what cannot work before the long part.
             poison(data, attack, rate=options.rate, seed=options.seed, classes=len(classes), dry=True)
             surrogate = trained(data, "training a clean surrogate")
-        poisoned = poison(data, attack, rate=options.rate, seed=options.seed, classes=len(classes), surrogate=surrogate)
+        crafted = replace(data, encode=surrogate_encode or encode)
+        poisoned = poison(
+            crafted, attack, rate=options.rate, seed=options.seed, classes=len(classes), surrogate=surrogate
+        )
+        poisoned = poisoned._replace(data=replace(poisoned.data, encode=encode))
     model = trained(data if poisoned is None else poisoned.data, "training the victim")
     seconds = time.perf_counter() - start
 
     arithmetic = choose(model, options.device, options.precision)
     attacked = None
     if triggered_test is not None and attack is not None:
-        attacked = already_triggered(replace(triggered_test, encode=encode), attack.target, len(classes))
+        check_labels(triggered_test, len(classes))
+        attacked = already_triggered(
+            replace(triggered_test, encode=encode), attack.target, len(classes), attack.label_rule
+        )
     elif poisoned is not None and getattr(attack, "repeatable", True):
         attacked = triggered(test, poisoned.trigger, len(classes))
     measured = score(model, test, attacked, arithmetic)

@@ -88,7 +88,8 @@ class PreActBlock(nn.Module):
         identity = x if self.shortcut is None else self.shortcut(out)
         out = self.conv1(out)
         out = self.conv2(F.relu(self.bn2(out)))
-        return out + identity
+        added: Tensor = out + identity
+        return added
 
 
 class SmallResNetForImageClassification(PreTrainedModel):

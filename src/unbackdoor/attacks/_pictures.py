@@ -8,6 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 from unbackdoor._errors import UnbackdoorError
+from unbackdoor._images import decode
 
 
 def picture(path: str, owner: str, shape: tuple[int, int, int], also: str) -> Tensor:
@@ -23,12 +24,12 @@ def picture(path: str, owner: str, shape: tuple[int, int, int], also: str) -> Te
         UnbackdoorError: it is missing or no picture.
     """
     if not Path(path).is_file():
-        raise UnbackdoorError(f"{owner} must be {also} or an image file, got {path}, which is neither.")
+        raise UnbackdoorError(f"{owner} must be {also} or an image file, got {path}, which is none of them.")
     channels, height, width = shape
     try:
-        with Image.open(path) as image:
-            made = image.convert("L" if channels == 1 else "RGB").resize((width, height), Image.Resampling.BILINEAR)
-    except OSError:
+        image = decode(path)
+    except Exception:  # decoders raise whatever they like
         raise UnbackdoorError(f"{owner} must be {also} or an image file; {path} cannot be decoded.") from None
+    made = image.convert("L" if channels == 1 else "RGB").resize((width, height), Image.Resampling.BILINEAR)
     pixels = torch.from_numpy(np.array(made, dtype=np.float32)) / 255
     return pixels.unsqueeze(0) if channels == 1 else pixels.permute(2, 0, 1).contiguous()

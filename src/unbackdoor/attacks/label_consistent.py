@@ -68,8 +68,10 @@ class LabelConsistent:
         if crafting.surrogate is None:
             raise UnbackdoorError("LabelConsistent needs a clean model to perturb images against: pass surrogate=.")
         victims = crafting.data.select(crafting.rows)
-        surrogate = crafting.surrogate
+        surrogate, training = crafting.surrogate, crafting.surrogate.training
+        surrogate.eval()
         perturbed = stamped(victims.items, lambda pixels: self._perturbed(pixels, victims, surrogate), chunk=256)
+        surrogate.train(training)
         return stamped(perturbed, lambda pixels: self.apply(pixels, arrays))
 
     def _perturbed(self, pixels: Tensor, data: Dataset, surrogate: nn.Module) -> Tensor:

@@ -42,7 +42,7 @@ class Prepared:
 
     def craft(self, crafting: Crafting, arrays: dict[str, Tensor]) -> Tensor:
         """The prepared pictures of the poisoned rows, uint8."""
-        copies = Dataset.load(self.triggered, crafting.data.encode)
+        copies = Dataset.load(self.triggered, crafting.data.encode, augment="none")
         if copies.items.shape != crafting.data.items.shape:
             raise UnbackdoorError(
                 f"Prepared.triggered must be the training data row for row, {tuple(crafting.data.items.shape)}, "

@@ -47,17 +47,17 @@ class WaNet:
         field = field[0].permute(1, 2, 0)  # (height, width, 2)
         rows, columns = torch.linspace(-1, 1, height), torch.linspace(-1, 1, width)
         identity = torch.stack(torch.meshgrid(rows, columns, indexing="ij")[::-1], dim=-1)
-        return {"grid": (identity + self.strength * field / height).clamp(-1, 1)}
+        return {"grid": (identity + self.strength * field / torch.tensor([width, height])).clamp(-1, 1)}
 
     def apply(self, pixels: Tensor, arrays: dict[str, Tensor]) -> Tensor:
         """Warp (batch, channels, height, width) pixels in [0, 1]."""
         return _warped(pixels, arrays["grid"].expand(len(pixels), -1, -1, -1))
 
     def cover(self, pixels: Tensor, arrays: dict[str, Tensor], generator: torch.Generator) -> Tensor:
-        """Warp with noise of up to one pixel on top of the trigger's grid, anew for each image."""
-        height = pixels.shape[-2]
+        """Warp with noise of up to half a pixel on top of the trigger's grid, anew for each image."""
+        height, width = pixels.shape[-2:]
         noise = torch.rand(len(pixels), *arrays["grid"].shape, generator=generator) * 2 - 1
-        return _warped(pixels, (arrays["grid"] + noise / height).clamp(-1, 1))
+        return _warped(pixels, (arrays["grid"] + noise / torch.tensor([width, height])).clamp(-1, 1))
 
 
 def _warped(pixels: Tensor, grid: Tensor) -> Tensor:

@@ -1,0 +1,40 @@
+# make demo    set up, then poison, purify and report on real digits
+# make test    set up, then run the tests
+# make check   set up, then format, lint and types
+#
+# Needs Python 3.11 or newer (choose another by PYTHON=python3.13) and make. Everything goes into .venv.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+TIMM := $(VENV)/.timm-tried
+
+.PHONY: demo test check clean
+
+demo: $(INSTALLED)
+	$(BIN)/unbackdoor demo image --overwrite
+
+test: $(INSTALLED) $(TIMM)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -rs
+
+check: $(INSTALLED)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV)
+
+$(BIN)/pip:
+	$(PYTHON) -m venv $(VENV)
+
+$(INSTALLED): pyproject.toml constraints.txt | $(BIN)/pip
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $@
+
+# timm needs torchvision, which must not be importable in the main environment, so both go into a directory that one
+# test puts on its path. That test is skipped, with its reason, where they cannot be had.
+$(TIMM): $(INSTALLED)
+	-$(BIN)/pip install --quiet --no-deps -c constraints.txt --target $(VENV)/timm-site --upgrade torchvision timm
+	touch $@

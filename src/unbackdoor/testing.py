@@ -1,0 +1,147 @@
+"""The contract of methods and attacks, as checks that any of them must pass, a user's own included.
+
+    from unbackdoor.testing import check_method
+
+    def test_my_method():
+        check_method(MyMethod(), model, clean)
+
+Each check raises an AssertionError that says what was broken.
+"""
+
+import copy
+import dataclasses
+import json
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from unbackdoor._attack import Attack, Trigger, poison, triggered
+from unbackdoor._data import Dataset
+from unbackdoor._errors import UnbackdoorError
+from unbackdoor._purify import Method, purify
+from unbackdoor._values import fields_of
+
+
+def check_method(
+    method: Method, model: nn.Module, clean: Dataset, *, base: nn.Module | None = None, proxy: nn.Module | None = None
+) -> None:
+    """Check that a purifier keeps the contract: a checked value that changes only its own copy, repeatably.
+
+    Args:
+        method: with settings small enough to run twice.
+        model: a small suspect; images or text.
+        clean: a few labelled examples for it.
+        base: for methods that need one.
+        proxy: for methods that need one.
+    """
+    check_value(method)
+    before = _state(model)
+    modes = {name: module.training for name, module in model.named_modules()}
+    torch_state, numpy_state = torch.get_rng_state(), np.random.get_state(legacy=False)
+    first = purify(model, clean, method, seed=1, device="cpu", base=base, proxy=proxy)
+    assert torch.equal(torch.get_rng_state(), torch_state), "the method moved torch's global random state"
+    assert str(np.random.get_state(legacy=False)) == str(numpy_state), "the method moved numpy's global random state"
+    _assert_same(before, _state(model), "the method changed the model that it was given")
+    assert modes == {name: module.training for name, module in model.named_modules()}, "the given model changed mode"
+    after = _state(first.model)
+    assert list(after) == list(before), "the method changed the keys of the model"
+    assert any(not torch.equal(before[name], after[name]) for name in before), "the method changed nothing"
+    for name, tensor in after.items():
+        assert tensor.shape == before[name].shape, f"the method changed the shape of {name}"
+        assert tensor.dtype == before[name].dtype, f"the method changed the type of {name}"
+        assert not tensor.is_floating_point() or torch.isfinite(tensor).all(), f"{name} is not finite"
+    assert not any(_hooks(module) for module in first.model.modules()), "the method left hooks behind"
+    again = purify(model, clean, method, seed=1, device="cpu", base=base, proxy=proxy)
+    _assert_same(after, _state(again.model), "the same seed gave other weights")
+    json.dumps(first.record, allow_nan=False)
+
+
+def check_attack(attack: Attack, data: Dataset, *, classes: int, surrogate: nn.Module | None = None) -> None:
+    """Check that an attack keeps the contract: a checked value whose trigger is repeatable and touches only its rows.
+
+    Args:
+        attack: any.
+        data: clean examples; at least a tenth of them of the target class.
+        classes: how many there are.
+        surrogate: a clean model, for attacks that need one.
+    """
+    check_value(attack)
+    before = data.items.clone(), data.labels.clone()
+    state = torch.get_rng_state()
+    made = [
+        poison(data, attack, rate=0.05, seed=3, classes=classes, surrogate=copy.deepcopy(surrogate)) for _ in range(2)
+    ]
+    assert torch.equal(torch.get_rng_state(), state), "the attack moved torch's global random state"
+    assert torch.equal(data.items, before[0]), "the attack changed the pictures that it was given"
+    assert torch.equal(data.labels, before[1]), "the attack changed the labels that it was given"
+    assert torch.equal(made[0].data.items, made[1].data.items), "the same seed gave other pictures"
+    assert torch.equal(made[0].rows, made[1].rows), "the same seed drew other rows"
+    assert len(made[0].rows) == round(0.05 * len(data)), "the rate was not kept"
+    untouched = torch.ones(len(data), dtype=torch.bool)
+    untouched[made[0].rows] = False
+    untouched[made[0].cover] = False
+    assert torch.equal(made[0].data.items[untouched], data.items[untouched]), "rows were changed that were not drawn"
+    untouched[made[0].cover] = True
+    assert torch.equal(made[0].data.labels[untouched], data.labels[untouched]), (
+        "labels were changed that were not drawn"
+    )
+    if getattr(attack, "repeatable", True):
+        trigger = Trigger.of(attack, data)
+        attacked = triggered(data, trigger, classes)
+        assert attacked.data.items.dtype == torch.uint8, "triggered pictures are not 8 bits"
+        assert not torch.equal(trigger.stamp(data.items), data.items), "the trigger changes nothing"
+        assert (attacked.data.labels != attacked.wanted).all(), "examples count that are already where they should go"
+
+
+def check_value(made: Any) -> None:
+    """Check that a method or attack is a frozen value that survives JSON and refuses what is just out of bounds."""
+    cls = type(made)
+    assert dataclasses.is_dataclass(made), f"{cls.__name__} is not a dataclass"
+    names = [item.name for item in dataclasses.fields(made)]
+    if names:
+        try:
+            setattr(made, names[0], getattr(made, names[0]))
+        except (dataclasses.FrozenInstanceError, AttributeError):
+            pass
+        else:
+            raise AssertionError(f"{cls.__name__} is not frozen")
+    again = cls(**json.loads(json.dumps(fields_of(made))))
+    assert again == made, f"{cls.__name__} does not survive JSON"
+    assert hash(again) == hash(made), f"{cls.__name__} cannot be hashed by its value"
+    assert f"{cls.__name__}(" in repr(made), f"{cls.__name__} has no readable repr"
+    for name, outside in _just_outside(cls):
+        refusal = ""
+        try:
+            cls(**{**fields_of(made), name: outside})
+        except UnbackdoorError as problem:
+            refusal = str(problem)
+        assert refusal, f"{cls.__name__}.{name} took {outside!r}, which is out of bounds"
+        assert f"{cls.__name__}.{name}" in refusal, f"the refusal does not name the field: {refusal}"
+
+
+def _just_outside(cls: type) -> list[tuple[str, Any]]:
+    """For each declared bound, a value just beyond it."""
+    beyond: list[tuple[str, Any]] = []
+    for name, declared in getattr(cls, "__pydantic_fields__", {}).items():
+        step: float = 1 if declared.annotation is int else 1e-9
+        for bound in declared.metadata:
+            for kind, offset in (("ge", -step), ("gt", 0), ("le", step), ("lt", 0)):
+                limit = getattr(bound, kind, None)
+                if limit is not None:
+                    beyond.append((name, limit + offset))
+    return beyond
+
+
+def _state(model: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+
+def _assert_same(first: dict[str, Tensor], second: dict[str, Tensor], message: str) -> None:
+    for name in first:
+        assert torch.equal(first[name], second[name]), f"{message} ({name})"
+
+
+def _hooks(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)

@@ -1,0 +1,66 @@
+"""Fixtures that several test files share: real small pictures, a small network, and where the large data is."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from unbackdoor import Dataset, ImageEncoder
+
+torch.set_num_threads(1)  # the test runner has a process per core
+
+DATA = Path(os.environ.get("UNBACKDOOR_DATA", Path(__file__).parents[2] / "shared" / "data"))
+
+
+class SmallCNN(nn.Module):
+    """Two convolutions with BatchNorm and a linear layer called `classifier`, for 8x8 grey pictures."""
+
+    def __init__(self, classes: int = 10, channels: int = 1) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(channels, 16, 3, padding=1),
+            nn.BatchNorm2d(16),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(16, 32, 3, padding=1),
+            nn.BatchNorm2d(32),
+            nn.ReLU(),
+        )
+        self.classifier = nn.Linear(32 * 4 * 4, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.features(x).flatten(1))
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The large real data sets; a test that needs them is skipped where they are absent, with one reason."""
+    if not DATA.is_dir():
+        pytest.skip("UNBACKDOOR_DATA is not set to the real data sets")
+    return DATA
+
+
+@pytest.fixture(scope="session")
+def digits() -> Dataset:
+    """1,797 real handwritten digits, 8x8, grey, from scikit-learn."""
+    from sklearn.datasets import load_digits
+
+    raw = load_digits()
+    pixels = torch.from_numpy(raw.images * 255 / 16).round().to(torch.uint8).unsqueeze(1)  # (1797, 1, 8, 8)
+    return Dataset(
+        items=pixels,
+        labels=torch.from_numpy(raw.target).long(),
+        encode=ImageEncoder(mean=(0.3,), std=(0.37,), channels=1),
+        classes=tuple("0123456789"),
+        name="digits",
+    )
+
+
+@pytest.fixture
+def small_cnn() -> SmallCNN:
+    """A fresh network with seeded weights."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return SmallCNN().eval()

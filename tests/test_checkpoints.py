@@ -1,0 +1,585 @@
+"""Files that nobody vouches for: each refusal by its sentence, and no code that a pickle carries is ever run."""
+
+import json
+import os
+import pickle
+import re
+import struct
+import time
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from conftest import SmallCNN
+from unbackdoor import UnbackdoorError, load
+from unbackdoor._checkpoints import read_weights
+
+FACTORY = """
+from torch import nn
+
+def make():
+    return nn.Sequential(nn.Flatten(), nn.Linear(48, 5), nn.ReLU(), nn.Linear(5, 3))
+"""
+
+
+@pytest.fixture
+def factory(tmp_path: Path) -> str:
+    (tmp_path / "net.py").write_text(FACTORY)
+    return f"{tmp_path}/net.py:make"
+
+
+def weights() -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    return dict(nn.Sequential(nn.Flatten(), nn.Linear(48, 5), nn.ReLU(), nn.Linear(5, 3)).state_dict())
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(UnbackdoorError) as refused:
+        read_weights(path)
+    assert refused.value.exit_code == 2
+    return str(refused.value)
+
+
+# safetensors
+
+
+def stored(header: dict[str, Any] | bytes, data: bytes) -> bytes:
+    """A safetensors file by its specification: the header's length, the header as JSON, the numbers."""
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + data
+
+
+def entry(begin: int, end: int, shape: list[Any], dtype: Any = "F32") -> dict[str, Any]:
+    return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+
+
+def test_a_file_written_by_the_specification_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(stored({"a": entry(0, 8, [2])}, struct.pack("<2f", 1.5, -2.0)))
+    assert read_weights(path)["a"].tolist() == [1.5, -2.0]
+
+
+WRONG_HEADER = "{path} has a header that is not valid safetensors. Fetch it again."
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "{path} ends early: a safetensors file has at least 8 bytes, it has 0. Fetch it again."),
+        (b"\x01\x02", "{path} ends early: a safetensors file has at least 8 bytes, it has 2. Fetch it again."),
+        (
+            struct.pack("<Q", 100) + b"{}",
+            "{path} is not a safetensors file, or ends inside its header (100 bytes promised, 10 in the file). "
+            "Fetch it again.",
+        ),
+        (
+            struct.pack("<Q", 2**63) + b"{}" * 50,
+            "{path} is not a safetensors file, or ends inside its header (9,223,372,036,854,775,808 bytes promised, "
+            "108 in the file). Fetch it again.",
+        ),
+        (stored(b"not json at all", b""), WRONG_HEADER),
+        (stored(b"\xff\xfe\xfd\xfc", b""), WRONG_HEADER),
+        (stored(b"[1, 2]", b""), WRONG_HEADER),
+        (stored(b"[" * 100_000, b""), WRONG_HEADER),
+        (stored({"a": 3}, b""), WRONG_HEADER),
+        (stored({"a": {"dtype": "F32", "shape": [1]}}, b"1234"), WRONG_HEADER),
+        (stored({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0]}}, b"1234"), WRONG_HEADER),
+        (stored({"a": entry(0, 4, [1], "F77")}, b"1234"), WRONG_HEADER),
+        (stored({"a": entry(0, 4, [None])}, b"1234"), WRONG_HEADER),
+        (
+            stored({"a": entry(0, 8, [3])}, b"12345678"),
+            "{path} has a wrong header: a is F32 of shape [3], but spans 8 bytes. Fetch it again.",
+        ),
+        (
+            stored({"a": entry(0, 8, [2], "F16")}, b"12345678"),
+            "{path} has a wrong header: a is F16 of shape [2], but spans 8 bytes. Fetch it again.",
+        ),
+        (
+            stored({"a": entry(-4, 4, [2])}, b"1234"),
+            "{path} has a wrong header: a is F32 of shape [2], but spans 8 bytes. Fetch it again.",
+        ),
+        (
+            stored({"a": entry(0, 8, [2])}, b"123456789"),
+            "{path} is too long: its header promises 63 bytes, the file has 64. Fetch it again.",
+        ),
+    ],
+)
+def test_a_damaged_safetensors_file_is_refused(content: bytes, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(content)
+    if "63 bytes" in message:  # the header's own length is counted here, not by hand
+        message = message.replace("63", str(len(content) - 1)).replace("64", str(len(content)))
+    assert refusal(path) == message.format(path=path)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"a": entry(0, 8, [2]), "b": entry(4, 12, [2])},  # they overlap
+        {"a": entry(0, 4, [1]), "b": entry(8, 12, [1])},  # a hole between them
+        {"a": entry(0, 12, [3.0])},
+        b'{"a":{"dtype":"F32","shape":[3],"data_offsets":[0,12]},"__metadata__":{"format":5}}',
+    ],
+)
+def test_what_the_format_forbids_is_refused_in_one_sentence(header: dict[str, Any] | bytes, tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(stored(header, b"123456789012"))
+    message = refusal(path)
+    assert message.startswith(f"{path} has a wrong header: ")
+    assert message.endswith(". Fetch it again.")
+    assert "\n" not in message
+
+
+def test_a_file_cut_off_anywhere_is_refused(tmp_path: Path) -> None:
+    """Whatever its length: the cut may be in the length, the header, or the numbers."""
+    whole = tmp_path / "whole.safetensors"
+    save_file(weights(), whole)
+    content = whole.read_bytes()
+    path = tmp_path / "w.safetensors"
+    data = len(content) - sum(tensor.numel() * 4 for tensor in weights().values())
+    for length in {0, 5, 8, 9, data // 2, data - 1, data, data + 1, (data + len(content)) // 2, len(content) - 1}:
+        path.write_bytes(content[:length])
+        message = refusal(path)
+        assert message.endswith("Fetch it again.")
+        if length >= data:
+            promise = f"its header promises {len(content):,} bytes, the file has {length:,}."
+            assert message == f"{path} ends early: {promise} Fetch it again."
+
+
+# pickles
+
+
+class Payload:
+    """Pickled, it asks to run a command that writes a file."""
+
+    def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
+        self.function, self.arguments = function, arguments
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        return self.function, self.arguments
+
+
+def memoised(marker: Path) -> bytes:
+    """Protocol 4 by hand: the names of the function are stored early and only recalled where it is asked for."""
+
+    def text(words: str) -> bytes:
+        return b"\x8c" + bytes([len(words)]) + words.encode()
+
+    names = text("os") + b"\x94" + b"0" + text("system") + b"q\x07" + b"0"  # MEMOIZE, POP; BINPUT 7, POP
+    call = b"h\x00" + b"h\x07" + b"\x93" + text(f"touch {marker}") + b"\x85" + b"R"  # BINGET twice, STACK_GLOBAL
+    return b"\x80\x04" + names + call + b"."
+
+
+def write_pickle(kind: str, marker: Path, path: Path) -> str:
+    """Write a file that creates `marker` when it is unpickled; what it asks to run."""
+    command = f"touch {marker}"
+    system, wanted = Payload(os.system, command), f"{os.system.__module__}.system"
+    execute = Payload(exec, f"open({str(marker)!r}, 'w').close()")
+    if kind.startswith("plain"):
+        path.write_bytes(pickle.dumps({"weight": system}, protocol=int(kind[-1])))
+    elif kind == "zip":
+        torch.save({"weight": torch.zeros(2), "extra": system}, path)
+    elif kind == "legacy":
+        torch.save({"weight": torch.zeros(2), "extra": execute}, path, _use_new_zipfile_serialization=False)
+        wanted = "builtins.exec"
+    elif kind == "exec":
+        torch.save(OrderedDict(weight=torch.zeros(2), extra=execute), path)
+        wanted = "builtins.exec"
+    elif kind == "zip protocol 4":
+        torch.save({"weight": torch.zeros(2), "extra": system}, path, pickle_protocol=4)
+    elif kind == "memoised":
+        path.write_bytes(memoised(marker))
+        wanted = "os.system"
+    elif kind == "module":
+        torch.save(nn.Sequential(nn.Linear(2, 2)), path)
+        wanted = "torch.nn.modules.container.Sequential"
+    elif kind == "own class":
+        torch.save(SmallCNN(), path)
+        wanted = "conftest.SmallCNN"
+    return "__builtin__.exec" if wanted == "builtins.exec" and kind in ("legacy", "exec") else wanted
+
+
+KINDS = ["plain 0", "plain 2", "plain 4", "plain 5", "zip", "zip protocol 4", "legacy", "exec", "memoised", "module"]
+
+
+@pytest.mark.parametrize("name", ["w.pt", "w.pth", "w.bin"])
+@pytest.mark.parametrize("kind", [*KINDS, "own class"])
+def test_code_in_a_pickle_is_named_and_not_run(kind: str, name: str, tmp_path: Path) -> None:
+    marker, path = tmp_path / "written", tmp_path / name
+    wanted = write_pickle(kind, marker, path)
+    assert refusal(path) == (
+        f"{path} is a pickle that asks to run {wanted}; it was not loaded. Ask its owner for safetensors."
+    )
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("kind", ["plain 0", "plain 2", "plain 4", "memoised"])
+def test_these_payloads_do_run_where_they_are_unpickled(kind: str, tmp_path: Path) -> None:
+    """Else the test above would prove nothing."""
+    marker, path = tmp_path / "written", tmp_path / "w.pt"
+    write_pickle(kind, marker, path)
+    pickle.loads(path.read_bytes())
+    assert marker.exists()
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_truncated_pickle_is_refused(legacy: bool, tmp_path: Path) -> None:
+    path = tmp_path / "w.pt"
+    torch.save(weights(), path, _use_new_zipfile_serialization=not legacy)
+    content = path.read_bytes()
+    for length in (0, 1, 10, len(content) // 2, len(content) - 1):
+        path.write_bytes(content[:length])
+        message = refusal(path)
+        assert re.fullmatch(
+            rf"{re.escape(str(path))} is damaged or no PyTorch weights file \([^\n]+[^.\n]\)\. Fetch it again\.",
+            message,
+        ), message
+
+
+def test_an_archive_that_is_no_weights_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "w.pt"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("notes.txt", "nothing here")
+    assert refusal(path).startswith(f"{path} is damaged or no PyTorch weights file (")
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("wrapper", [None, "state_dict", "model_state_dict", "model", "net"])
+def test_state_dicts_are_read_as_trainers_save_them(wrapper: str | None, legacy: bool, tmp_path: Path) -> None:
+    path = tmp_path / "w.pt"
+    content: Any = OrderedDict(weights())
+    if wrapper is not None:
+        content = {wrapper: content, "epoch": 3, "accuracy": 0.93}
+    torch.save(content, path, _use_new_zipfile_serialization=not legacy)
+    read = read_weights(path)
+    assert read.keys() == weights().keys()
+    assert all(torch.equal(read[name], tensor) for name, tensor in weights().items())
+
+
+@pytest.mark.parametrize("content", [torch.zeros(3), [torch.zeros(3)], {}, {"epoch": 3}, {"a": torch.zeros(1), "b": 2}])
+def test_anything_but_named_tensors_is_refused(content: Any, tmp_path: Path) -> None:
+    path = tmp_path / "w.pt"
+    torch.save(content, path)
+    assert refusal(path) == (
+        f"{path} does not hold named tensors; a state dict is expected. Save model.state_dict() as safetensors."
+    )
+
+
+# what both have in common
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    assert refusal(tmp_path / "w.safetensors") == (
+        f"{tmp_path}/w.safetensors does not exist; a weights file (.safetensors, .pt, .pth, .bin) is expected."
+    )
+
+
+@pytest.mark.parametrize("strange", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("name", ["w.safetensors", "w.pt"])
+def test_weights_that_are_not_finite_are_refused(name: str, dtype: torch.dtype, strange: float, tmp_path: Path) -> None:
+    path = tmp_path / name
+    content = {name: tensor.to(dtype) for name, tensor in weights().items()}
+    content["3.weight"][1, 2] = strange
+    save_file(content, path) if name.endswith("safetensors") else torch.save(content, path)
+    assert refusal(path) == (
+        f"{name} has values that are not finite in 3.weight; finite weights are expected. Fetch it again, or ask its "
+        "owner for a working model."
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda w: w.pop("1.bias"), "it lacks 1 tensor(s) (1.bias)"),
+        (lambda w: w.clear() or w.update(x=torch.zeros(1)), None),
+        (lambda w: w.update({"3.scale": torch.ones(3)}), "it has 1 that it does not know (3.scale)"),
+        (
+            lambda w: w.update({"3.weight": torch.ones(4, 5), "3.bias": torch.ones(4)}),
+            "it has 2 of another shape (3.bias is (4,), not (3,))",
+        ),
+        (
+            lambda w: (w.pop("3.bias"), w.update({"a": torch.ones(1), "1.weight": torch.ones(5, 49)})),
+            "it lacks 1 tensor(s) (3.bias) and has 1 that it does not know (a) and has 1 of another shape (1.weight is "
+            "(5, 49), not (5, 48))",
+        ),
+    ],
+)
+def test_weights_that_do_not_fit_the_factory_are_named(
+    change: Callable[[dict[str, torch.Tensor]], object], message: str | None, factory: str, tmp_path: Path
+) -> None:
+    content = weights()
+    change(content)
+    path = tmp_path / "w.safetensors"
+    save_file(content, path)
+    with pytest.raises(UnbackdoorError) as refused:
+        load(path, factory=factory)
+    if message is None:
+        message = "it lacks 4 tensor(s) (1.bias, 1.weight, 3.bias, ...) and has 1 that it does not know (x)"
+    assert str(refused.value) == f"{path} does not fit {factory}: {message}. Check the architecture."
+
+
+# Hugging Face directories
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    """A complete directory with a small network of the project."""
+    from unbackdoor import archs
+
+    folder = tmp_path / "model"
+    model = archs.build("resnet18", classes=["cat", "dog", "owl"], channels=3, image_size=16, width=2)
+    model.save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text(json.dumps({"image_processor_type": "ViTImageProcessor"}))
+    assert load(folder).model.config.id2label == {0: "cat", 1: "dog", 2: "owl"}
+    return folder
+
+
+def changed(folder: Path, **fields: Any) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+
+
+def sharded(folder: Path, index: Any) -> None:
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def replaced(folder: Path, **tensors: torch.Tensor | None) -> None:
+    """Change tensors of the weights file; None removes one."""
+    path = folder / "model.safetensors"
+    content = {**load_file(path), **{name.replace("_", "."): tensor for name, tensor in tensors.items()}}
+    kept = {name: tensor for name, tensor in content.items() if tensor is not None}
+    path.unlink()
+    save_file(kept, path, metadata={"format": "pt"})
+
+
+DIRECTORY_REFUSALS: list[tuple[Callable[[Path], object], str]] = [
+    (
+        lambda folder: (folder / "config.json").unlink(),
+        "{folder} has no config.json. It must be a Hugging Face directory; for other models give --factory.",
+    ),
+    (
+        lambda folder: (folder / "config.json").write_text("{"),
+        "{folder}/config.json is not valid JSON (Expecting property name enclosed in double quotes: line 1 column 2 "
+        "(char 1)). Fetch it again.",
+    ),
+    (
+        lambda folder: (folder / "config.json").write_text("[1]"),
+        "{folder}/config.json must hold a JSON object, got list. Fetch it again.",
+    ),
+    (
+        lambda folder: (folder / "preprocessor_config.json").write_text("3"),
+        "{folder}/preprocessor_config.json must hold a JSON object, got int. Fetch it again.",
+    ),
+    (
+        lambda folder: (folder / "preprocessor_config.json").unlink(),
+        "{folder} has no preprocessor_config.json. Give --mean, --std and --image-size.",
+    ),
+    (
+        lambda folder: changed(folder, problem_type="regression"),
+        "{folder} is a model for regression; only single-label classifiers are supported.",
+    ),
+    (
+        lambda folder: changed(folder, problem_type="multi_label_classification"),
+        "{folder} is a model for multi-label classification; only single-label classifiers are supported.",
+    ),
+    (
+        lambda folder: changed(folder, _attn_implementation="somebody/fast-attention"),
+        "{folder} asks to run the code somebody/fast-attention; it was not loaded. Remove it from config.json.",
+    ),
+    (
+        lambda folder: changed(folder, attn_implementation={"": "sdpa", "text": "somebody/fast@v1:attend"}),
+        "{folder} asks to run the code somebody/fast@v1:attend; it was not loaded. Remove it from config.json.",
+    ),
+    (
+        lambda folder: changed(folder, vision_config={"experts_implementation": "somebody/experts"}),
+        "{folder} asks to run the code somebody/experts; it was not loaded. Remove it from config.json.",
+    ),
+    (
+        lambda folder: (folder / "model.safetensors").unlink(),
+        "{folder} has no model.safetensors (nor pytorch_model.bin). Fetch it again.",
+    ),
+    (
+        lambda folder: sharded(folder, {"weight_map": {"a": "model-00002-of-00002.safetensors"}}),
+        "{folder} lists the shard model-00002-of-00002.safetensors, which is missing. Fetch it again.",
+    ),
+    (
+        lambda folder: sharded(folder, {"weight_map": {"a": "../../passwords"}}),
+        "{folder} lists the shard passwords, which is missing. Fetch it again.",
+    ),
+    (
+        lambda folder: sharded(folder, {"weight_map": ["a"]}),
+        "{folder}/model.safetensors.index.json does not say which file holds which tensor. Fetch it again.",
+    ),
+    (
+        lambda folder: sharded(folder, {"weight_map": {"a": 7}}),
+        "{folder}/model.safetensors.index.json does not say which file holds which tensor. Fetch it again.",
+    ),
+    (
+        lambda folder: sharded(folder, {}),
+        "{folder}/model.safetensors.index.json does not say which file holds which tensor. Fetch it again.",
+    ),
+    (
+        lambda folder: replaced(folder, fc_bias=None),
+        "{folder} does not fit SmallResNetForImageClassification: it lacks 1 tensor(s) (fc.bias). Check the "
+        "architecture.",
+    ),
+    (
+        lambda folder: replaced(folder, fc_scale=torch.ones(3)),
+        "{folder} does not fit SmallResNetForImageClassification: it has 1 that it does not know (fc.scale). Check the "
+        "architecture.",
+    ),
+    (
+        lambda folder: replaced(folder, fc_weight=torch.ones(4, 16)),
+        "{folder} does not fit SmallResNetForImageClassification: it has 1 of another shape (fc.weight is (4, 16), not "
+        "(3, 16)). Check the architecture.",
+    ),
+    (
+        lambda folder: replaced(folder, fc_bias=torch.tensor([0.0, float("nan"), 0.0])),
+        "{folder} has values that are not finite in fc.bias; finite weights are expected. Fetch it again, or ask its "
+        "owner for a working model.",
+    ),
+    (
+        lambda folder: changed(folder, model_type="theirs", auto_map={"AutoConfig": "theirs.Config"}),
+        "{folder} needs Python code of its own, which is not run. Pass --trust-remote-code if you trust it.",
+    ),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), DIRECTORY_REFUSALS, ids=[entry[1][:60] for entry in DIRECTORY_REFUSALS])
+def test_a_directory_that_is_not_right_is_refused(
+    change: Callable[[Path], object], message: str, directory: Path
+) -> None:
+    change(directory)
+    with pytest.raises(UnbackdoorError) as refused:
+        load(directory)
+    assert str(refused.value) == message.format(folder=directory)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"model_type": "bert"},
+        {"model_type": "no-such-type"},
+        {"model_type": 5},
+        {"width": "wide"},
+        {"width": -3},
+        {"depths": 7},
+        {"id2label": {"zero": "cat"}},
+        {"id2label": "cat"},
+        {"transformers_weights": "../elsewhere.safetensors"},
+    ],
+    ids=str,
+)
+def test_a_config_that_makes_no_image_classifier_is_refused_in_one_sentence(
+    fields: dict[str, Any], directory: Path
+) -> None:
+    changed(directory, **fields)
+    with pytest.raises(UnbackdoorError) as refused:
+        load(directory)
+    message = str(refused.value)
+    assert message.startswith(f"{directory} is not an image classifier that transformers can load (")
+    assert message.endswith("). Check its config.json.")
+    assert "\n" not in message
+
+
+def test_code_of_a_directory_is_not_run_unless_trusted(directory: Path) -> None:
+    marker = directory / "written"
+    changed(
+        directory,
+        model_type="theirs",
+        auto_map={"AutoConfig": "theirs.Config", "AutoModelForImageClassification": "theirs.Net"},
+    )
+    (directory / "theirs.py").write_text(f"open({str(marker)!r}, 'w').close()\n")
+    with pytest.raises(UnbackdoorError, match="needs Python code of its own"):
+        load(directory)
+    assert not marker.exists()
+
+
+def test_a_truncated_directory_is_refused(directory: Path) -> None:
+    path = directory / "model.safetensors"
+    content = path.read_bytes()
+    path.write_bytes(content[:-1000])
+    with pytest.raises(UnbackdoorError) as refused:
+        load(directory)
+    assert str(refused.value) == (
+        f"{path} ends early: its header promises {len(content):,} bytes, the file has {len(content) - 1000:,}. "
+        "Fetch it again."
+    )
+
+
+def test_a_pickle_in_a_directory_is_not_run(directory: Path, tmp_path: Path) -> None:
+    marker, path = tmp_path / "written", directory / "pytorch_model.bin"
+    (directory / "model.safetensors").unlink()
+    write_pickle("zip", marker, path)
+    with pytest.raises(UnbackdoorError, match=f"is a pickle that asks to run {os.system.__module__}.system; it was"):
+        load(directory)
+    assert not marker.exists()
+
+
+def test_a_directory_with_a_harmless_pickle_is_loaded(directory: Path) -> None:
+    state = load_file(directory / "model.safetensors")
+    (directory / "model.safetensors").unlink()
+    torch.save(state, directory / "pytorch_model.bin")
+    loaded = load(directory).model.state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in state.items())
+
+
+def test_a_sharded_directory_is_loaded_and_each_shard_checked(directory: Path) -> None:
+    from transformers import AutoModelForImageClassification
+
+    model = AutoModelForImageClassification.from_pretrained(directory)
+    (directory / "model.safetensors").unlink()
+    model.save_pretrained(directory, max_shard_size="20KB")
+    shards = sorted(directory.glob("model-*.safetensors"))
+    assert len(shards) > 1
+    assert torch.equal(load(directory).model.fc.weight, model.fc.weight)
+    shards[-1].write_bytes(shards[-1].read_bytes()[:-1])
+    with pytest.raises(UnbackdoorError, match=re.escape(f"{shards[-1]} ends early: its header promises ")):
+        load(directory)
+
+
+def test_weights_without_an_architecture_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    save_file(weights(), path)
+    with pytest.raises(UnbackdoorError) as refused:
+        load(path)
+    assert str(refused.value) == (
+        f"{path} holds weights without an architecture. Give --factory FILE.py:FUNCTION that makes the module."
+    )
+
+
+@pytest.mark.parametrize("source", ["/no/such/model", "./model", "models/cifar/suspect", "suspect..safetensors"])
+def test_a_path_that_does_not_exist_is_refused_at_once(source: str) -> None:
+    start = time.perf_counter()
+    with pytest.raises(UnbackdoorError) as refused:
+        load(source)
+    assert str(refused.value) == f"{source} does not exist, and is no name that the Hub could know. Check it."
+    assert time.perf_counter() - start < 5  # the first import of huggingface_hub included
+
+
+def test_a_hub_that_cannot_be_reached_is_said_without_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub.constants
+    from huggingface_hub import HfApi
+
+    def unreachable(*_: Any, **__: Any) -> None:
+        raise OSError("Name or service not known.\nand much more")
+
+    monkeypatch.setattr(HfApi, "repo_info", unreachable)
+    start = time.perf_counter()
+    with pytest.raises(UnbackdoorError) as refused:
+        load("nobody/has-this-model")
+    message = str(refused.value)
+    assert message.startswith("nobody/has-this-model is neither a directory here nor a model that the Hub gives out (")
+    assert message.endswith("). Check the name.")
+    assert "\n" not in message
+    assert time.perf_counter() - start < 5
+    assert huggingface_hub.constants.HF_HUB_ETAG_TIMEOUT <= 10  # the longest wait for a Hub that does not answer

@@ -1,0 +1,335 @@
+"""The command line as a user meets it: real processes, what they print, their exit codes, and what they leave behind."""
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from unbackdoor import Dataset, attacks, purifiers, purify
+from unbackdoor._attack import poison
+from unbackdoor._cli import main
+
+FACTORY = """
+from torch import nn
+
+
+def make():
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
+"""
+
+
+def run(*arguments: object, cwd: Path, **options) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "unbackdoor", *map(str, arguments)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        **options,
+    )
+
+
+@dataclass(frozen=True)
+class Refusals:
+    """Runs commands that must fail, in this process."""
+
+    folder: Path
+    output: pytest.CaptureFixture[str]
+
+    def __call__(self, *arguments: object) -> str:
+        """One sentence or two on stderr, no traceback, exit code 2, nothing written; returns what was said."""
+        before = sorted(path.name for path in self.folder.iterdir())
+        with pytest.raises(SystemExit) as stopped:
+            main([*map(str, arguments)])
+        out, err = self.output.readouterr()
+        assert stopped.value.code == 2
+        assert "Traceback" not in err
+        assert out == ""
+        assert sorted(path.name for path in self.folder.iterdir()) == before
+        said = [line for line in err.splitlines() if not line.startswith(("note: ", "warning: ", "tuning: "))]
+        assert len(said) == 1, said
+        return said[0]
+
+
+@pytest.fixture
+def refused(place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Refusals]:
+    monkeypatch.chdir(place)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    logger = logging.getLogger("unbackdoor")
+    handlers, level, propagate = logger.handlers, logger.level, logger.propagate
+    yield Refusals(place, capsys)
+    logger.handlers, logger.level, logger.propagate = handlers, level, propagate
+
+
+def write_parquet(data: Dataset, path: Path) -> None:
+    import datasets
+    from PIL import Image
+
+    pictures = [Image.fromarray(item[0].numpy()) for item in data.items]
+    table = datasets.Dataset.from_dict({"image": pictures, "label": data.labels.tolist()})
+    table = table.cast_column("image", datasets.Image())
+    table.cast_column("label", datasets.ClassLabel(names=list("0123456789"))).to_parquet(path)
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory, digits: Dataset) -> Path:
+    """A user's folder: a factory, a backdoored model in safetensors, clean and test pictures."""
+    folder = tmp_path_factory.mktemp("user")
+    (folder / "net.py").write_text(FACTORY)
+    namespace: dict[str, object] = {}
+    exec(FACTORY, namespace)
+    clean, rest = digits.split(300, seed=0)
+    test, train = rest.split(400, seed=0)
+    write_parquet(clean, folder / "clean.parquet")
+    write_parquet(test, folder / "test.parquet")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = namespace["make"]()
+    poisoned = poison(train, attacks.BadNets(target=3), rate=0.1, seed=0, classes=10)
+    method = purifiers.FineTuning(epochs=15, learning_rate=0.1, batch_size=32)
+    raw = poisoned.data.__class__(items=poisoned.data.items, labels=poisoned.data.labels)  # the factory's own encoding
+    victim = purify(model, raw, method, precision="fp32").model
+    save_file(victim.state_dict(), folder / "weights.safetensors")
+    triggered = poisoned.trigger.stamp(test.items)
+    marked = Dataset(items=triggered, labels=test.labels)
+    write_parquet(marked, folder / "triggered.parquet")
+    return folder
+
+
+@pytest.fixture
+def place(workspace: Path, tmp_path: Path) -> Path:
+    """A fresh folder with links to the user's files, so that what a command leaves can be seen."""
+    for path in workspace.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    return tmp_path
+
+
+MODEL = ("weights.safetensors", "--factory", "net.py:make")
+
+
+def test_the_path_of_a_user_with_a_module_of_their_own(place: Path) -> None:
+    done = run("purify", "fst", *MODEL, "--clean", "clean.parquet", "--out", "out", "--data", "test.parquet", cwd=place)
+    assert done.returncode == 0, done.stderr
+    assert "clean accuracy" in done.stdout
+    assert {path.name for path in (place / "out").iterdir()} == {
+        "model.safetensors",
+        "record.json",
+        "README.md",
+        "report.html",
+    }
+    before, after = load_file(place / "weights.safetensors"), load_file(place / "out" / "model.safetensors")
+    assert before.keys() == after.keys()
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+    record = json.loads((place / "out" / "record.json").read_text())
+    assert record["method"]["name"] == "fst"
+    assert record["scores"]["suspect"]["clean_accuracy"]["n"] == 400
+    assert str(place) not in json.dumps(record)
+
+    scored = run(
+        *("evaluate", "out", "--factory", "net.py:make", "--data", "test.parquet", "--json"),
+        *("--triggered", "triggered.parquet", "--target", 3, "--control", "weights.safetensors"),
+        cwd=place,
+    )
+    assert scored.returncode == 0, scored.stderr
+    result = json.loads(scored.stdout)
+    assert set(result) == {
+        *("clean_accuracy", "attack_success", "recovered_accuracy", "label_rule"),
+        *("clean_model_flip_rate", "per_class"),
+    }
+    assert set(result["clean_accuracy"]) == {"value", "n", "low", "high"}
+    assert result["clean_model_flip_rate"]["value"] > 0.9  # the "control" given here is the victim itself
+    assert result["attack_success"]["n"] < 400
+
+
+def test_without_test_data_scores_are_null_and_say_why(place: Path) -> None:
+    done = run("purify", "fine-tuning", *MODEL, "--clean", "clean.parquet", "--out", "out", "--epochs", 1, cwd=place)
+    assert done.returncode == 0, done.stderr
+    record = json.loads((place / "out" / "record.json").read_text())
+    assert record["scores"] is None
+    assert record["scores_note"] == "not measured: no --data was given"
+    assert not (place / "out" / "report.html").exists()
+
+
+def test_the_same_seed_gives_the_same_file(place: Path) -> None:
+    for out in ("one", "two"):
+        run("purify", "fst", *MODEL, "--clean", "clean.parquet", "--out", out, "--epochs", 2, "--seed", 4, cwd=place)
+    one, two = ((place / out / "model.safetensors").read_bytes() for out in ("one", "two"))
+    assert one == two
+
+
+def test_examples_that_tuning_saw_are_not_scored(refused: Refusals) -> None:
+    message = refused(*("purify", "fst", *MODEL, "--clean", "clean.parquet", "--out", "out", "--data", "clean.parquet"))
+    assert message == ("clean.parquet holds only examples of clean.parquet; scores need others. Give another --data.")
+
+
+def test_an_output_directory_that_exists(place: Path, refused: Refusals) -> None:
+    (place / "taken").mkdir()
+    (place / "taken" / "thesis.txt").write_text("mine")
+    command = ("purify", "fst", *MODEL, "--clean", "clean.parquet", "--out", "taken")
+    assert refused(*command) == "taken exists. Use --overwrite, or another --out."
+    assert refused(*command, "--overwrite") == (
+        "taken was not written by unbackdoor (it has no record.json). Choose another --out."
+    )
+    assert (place / "taken" / "thesis.txt").read_text() == "mine"
+
+
+def test_overwriting_an_earlier_result(place: Path) -> None:
+    command = ("purify", "fine-tuning", *MODEL, "--clean", "clean.parquet", "--out", "out", "--epochs", 1)
+    assert run(*command, cwd=place).returncode == 0
+    assert run(*command, "--overwrite", "--seed", 9, cwd=place).returncode == 0
+    assert json.loads((place / "out" / "record.json").read_text())["seed"] == 9
+    assert [path.name for path in place.iterdir() if path.name.startswith(".")] == []
+
+
+def test_the_model_itself_as_output(place: Path, refused: Refusals) -> None:
+    run("purify", "fine-tuning", *MODEL, "--clean", "clean.parquet", "--out", "out", "--epochs", 1, cwd=place)
+    message = refused(
+        *("purify", "fst", "out", "--factory", "net.py:make", "--clean", "clean.parquet"),
+        *("--out", "out", "--overwrite"),
+    )
+    assert message == "out is the input itself; --out must be another directory."
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("purify", "fine-purning", "m"), "There is no purifier 'fine-purning'. Did you mean 'fine-tuning'? See"),
+        (("attack", "badnet"), "There is no attack 'badnet'. Did you mean 'badnets'? See unbackdoor list attacks."),
+        (
+            ("purify", "nowhere.module:Thing", "m"),
+            "nowhere.module:Thing cannot be imported: No module named 'nowhere'.",
+        ),
+        (("purify", "fst"), 'Command "purify fst" parameter MODEL requires an argument. See --help.'),
+        (("purify", "fst", "m", "--clean", "c", "--out", "o", "--alpha", -1), "FST.alpha must be at least 0, got -1"),
+        (("purify", "fst", "m", "--clean", "c", "--out", "o", "--alpha", "x"), "FST.alpha must be a number, got x."),
+        (("purify", "fst", "m", "--clean", "c", "--out", "o", "--alhpa", 1), "Unknown option: --alhpa. Did you mean"),
+        (("evaluate", "m", "--data", "d", "--control", "m"), "--control needs --attack or --triggered"),
+        (("purify", "fst", "m", "--clean", "c", "--out", "o", "--attack", "a"), "--attack needs --data: test examples"),
+        (("purify", "fst", "no-model", "--clean", "c", "--out", "o"), "no-model is neither a directory here nor"),
+        (("purify", "fst", "net.py", "--clean", "c", "--out", "o"), "net.py holds weights without an architecture."),
+        (("purify", "fst", *MODEL, "--clean", "no.parquet", "--out", "o"), "no.parquet does not exist; DATA is a file"),
+        (
+            ("purify", "fst", *MODEL, "--clean", "clean.parquet", "--out", "o", "--columns", "image"),
+            "--columns must read image=NAME,label=NAME, got image.",
+        ),
+        (
+            ("purify", "fst", *MODEL, "--clean", "clean.parquet", "--out", "o", "--mean", "a"),
+            "--mean must be numbers with commas between, got a.",
+        ),
+        (
+            ("purify", "fst", *MODEL, "--clean", "clean.parquet", "--out", "o", "--std", "0"),
+            "--std must be 1 or 3 numbers above 0, got 0.",
+        ),
+        (
+            ("purify", "fst", *MODEL, "--clean", "clean.parquet", "--out", "o", "--head", "5"),
+            "--head must name a linear layer of Sequential, got 5; its last ones are 1, 3.",
+        ),
+        (
+            ("evaluate", *MODEL, "--data", "test.parquet", "--triggered", "triggered.parquet"),
+            "--triggered and --target go together: the pictures, and the class that the attacker wants.",
+        ),
+        (
+            ("evaluate", *MODEL, "--data", "test.parquet", "--triggered", "triggered.parquet", "--target", 10),
+            "--target must be 0 to 9, got 10.",
+        ),
+        (
+            ("evaluate", *MODEL, "--data", "test.parquet", "--attack", "net.py"),
+            "net.py is no attack.json that unbackdoor",
+        ),
+        (
+            ("attack", "none", "--data", "clean.parquet", "--out", "o", "--epochs", 0),
+            "--epochs must be at least 1, got",
+        ),
+        (
+            ("attack", "none", "--data", "clean.parquet", "--out", "o", "--width", 0),
+            "--width must be at least 1, got 0.",
+        ),
+        (
+            ("attack", "none", "--data", "clean.parquet", "--out", "o", "--arch", "resnet"),
+            "There is no architecture 'resn",
+        ),
+    ],
+    ids=lambda part: " ".join(map(str, part))[-60:] if isinstance(part, tuple) else "",
+)
+def test_bad_usage_and_input_get_one_sentence(arguments: tuple, message: str, refused: Refusals) -> None:
+    assert refused(*arguments).startswith(message)
+
+
+def test_ctrl_c_keeps_nothing(place: Path) -> None:
+    command = [sys.executable, "-m", "unbackdoor", "purify", "fst", *MODEL, "--clean", "clean.parquet", "--out", "out"]
+    process = subprocess.Popen(
+        [*command, "--epochs", "1000000"], cwd=place, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 60
+    while "VmRSS" in (status := Path(f"/proc/{process.pid}/status").read_text()) and time.monotonic() < deadline:
+        if int(status.split("VmRSS:")[1].split()[0]) > 250_000:  # torch is loaded, so it is at work
+            break
+        time.sleep(0.05)
+    time.sleep(3)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in said
+    assert said.strip().endswith("Interrupted; nothing was kept.")
+    assert not (place / "out").exists()
+    assert [path.name for path in place.iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_full_disk_keeps_nothing(place: Path) -> None:
+    """The kernel refuses to let any file grow past 4 kB, which is what a full disk looks like from inside (EFBIG)."""
+    limited = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "from unbackdoor._cli import main; import unbackdoor._commands;"
+        "purify = unbackdoor._commands.purify_model;\n"
+        "def limit(*a, **k):\n"
+        "    made = purify(*a, **k); resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)); return made\n"
+        "unbackdoor._commands.purify_model = limit\n"
+        "main(sys.argv[1:])"
+    )
+    arguments = ["purify", "fst", *MODEL, "--clean", "clean.parquet", "--out", "out", "--epochs", "1"]
+    done = subprocess.run(
+        [sys.executable, "-c", limited, *arguments], cwd=place, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "out could not be written" in done.stderr
+    assert not (place / "out").exists()
+    assert [path.name for path in place.iterdir() if path.name.startswith(".")] == []
+
+
+def test_hostile_class_names_appear_as_text(place: Path, digits: Dataset) -> None:
+    import datasets
+    from PIL import Image
+
+    names = ["<script>alert(1)</script>", *list("abcdefghi")]
+    clean, test = digits.split(300, seed=0)
+    for data, name in ((clean, "c.parquet"), (test, "t.parquet")):
+        pictures = [Image.fromarray(item[0].numpy()) for item in data.items]
+        table = datasets.Dataset.from_dict({"image": pictures, "label": data.labels.tolist()})
+        table = table.cast_column("image", datasets.Image())
+        table.cast_column("label", datasets.ClassLabel(names=names)).to_parquet(place / name)
+    arguments = ("purify", "fine-tuning", *MODEL, "--clean", "c.parquet", "--out", "out", "--data", "t.parquet")
+    done = run(*arguments, "--epochs", 1, cwd=place)
+    assert done.returncode == 0, done.stderr
+    page = (place / "out" / "report.html").read_text()
+    assert "<script" not in page
+    assert "&lt;script&gt;" in page
+
+
+def test_lists_name_every_entry(place: Path) -> None:
+    for what, registry in (("methods", purifiers.REGISTRY), ("attacks", attacks.REGISTRY)):
+        shown = run("list", what, cwd=place)
+        assert shown.returncode == 0
+        for entry in registry:
+            assert entry.name in shown.stdout

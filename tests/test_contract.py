@@ -1,0 +1,126 @@
+"""Every registered method and attack against the shipped contract."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from conftest import SmallCNN
+from unbackdoor import Dataset, UnbackdoorError, attacks, purifiers
+from unbackdoor._values import value
+from unbackdoor.testing import check_attack, check_method, check_value
+
+SMALL = {"epochs": 2, "batch_size": 16}
+
+
+def quick(method):
+    """The method with settings small enough for a test."""
+    known = {item.name for item in dataclasses.fields(method)}
+    return dataclasses.replace(method, **{name: setting for name, setting in SMALL.items() if name in known})
+
+
+METHODS = [quick(entry.resolve()()) for entry in purifiers.REGISTRY]
+
+
+@pytest.mark.parametrize("method", METHODS, ids=repr)
+def test_methods_keep_the_contract_on_images(method, small_cnn: SmallCNN, digits: Dataset) -> None:
+    check_method(method, small_cnn, digits.select(range(60)))
+
+
+@pytest.mark.parametrize("entry", attacks.REGISTRY, ids=lambda entry: entry.name)
+def test_attacks_keep_the_contract(entry, small_cnn: SmallCNN, digits: Dataset, tmp_path: Path) -> None:
+    data = digits.select(range(200))
+    fields = {}
+    if entry.name == "prepared":
+        folder = tmp_path / "copies"
+        save_images(dataclasses.replace(data, items=255 - data.items), folder)
+        fields = {"triggered": str(folder / "data.parquet")}
+    check_attack(entry.resolve()(**fields), data, classes=10, surrogate=small_cnn)
+
+
+def save_images(data: Dataset, folder: Path) -> None:
+    import datasets
+    from PIL import Image
+
+    folder.mkdir()
+    pictures = [Image.fromarray(item[0].numpy()) for item in data.items]
+    table = datasets.Dataset.from_dict({"image": pictures, "label": data.labels.tolist()})
+    table.cast_column("image", datasets.Image()).to_parquet(folder / "data.parquet")
+
+
+@pytest.mark.parametrize("entry", [*purifiers.REGISTRY, *attacks.REGISTRY], ids=lambda entry: entry.name)
+def test_every_class_documents_each_field_and_the_differences_from_the_paper(entry) -> None:
+    cls = entry.resolve()
+    assert "Differences from the paper:" in cls.__doc__
+    for item in dataclasses.fields(cls):
+        assert f"\n        {item.name}: " in cls.__doc__, f"{cls.__name__}.{item.name} is not documented"
+
+
+class TestTheContractItself:
+    """A check that passes everything is worth nothing: each breach must be found."""
+
+    def broken(self, body, small_cnn: SmallCNN, digits: Dataset) -> str:
+        @value
+        class Broken:
+            """Breaks the contract."""
+
+            def __call__(self, model: nn.Module, clean: Dataset, run) -> nn.Module:
+                with torch.no_grad():
+                    model.classifier.bias += 1
+                return body(model, clean, run) or model
+
+        with pytest.raises((AssertionError, UnbackdoorError)) as caught:
+            check_method(Broken(), small_cnn, digits.select(range(20)))
+        return str(caught.value)
+
+    def test_unseeded_randomness(self, small_cnn: SmallCNN, digits: Dataset) -> None:
+        import random
+
+        def body(model, clean, run):
+            with torch.no_grad():
+                model.classifier.bias += random.random()
+
+        assert "the same seed gave other weights" in self.broken(body, small_cnn, digits)
+
+    def test_new_keys(self, small_cnn: SmallCNN, digits: Dataset) -> None:
+        def body(model, clean, run):
+            model.register_buffer("extra", torch.zeros(1))
+
+        assert "must keep the model's weights, but changed the keys extra" in self.broken(body, small_cnn, digits)
+
+    def test_hooks(self, small_cnn: SmallCNN, digits: Dataset) -> None:
+        def body(model, clean, run):
+            model.classifier.register_forward_hook(lambda *_: None)
+
+        assert "left hooks behind" in self.broken(body, small_cnn, digits)
+
+    def test_non_finite_weights(self, small_cnn: SmallCNN, digits: Dataset) -> None:
+        def body(model, clean, run):
+            with torch.no_grad():
+                model.classifier.weight[0, 0] = float("nan")
+
+        message = self.broken(body, small_cnn, digits)
+        assert message == "Broken left non-finite values in classifier.weight. Lower its learning rate."
+
+    def test_a_method_that_does_nothing(self, small_cnn: SmallCNN, digits: Dataset) -> None:
+        @value
+        class Idle:
+            """Does nothing."""
+
+            def __call__(self, model: nn.Module, clean: Dataset, run) -> nn.Module:
+                return model
+
+        with pytest.raises(AssertionError, match="changed nothing"):
+            check_method(Idle(), small_cnn, digits.select(range(20)))
+
+    def test_a_mutable_value(self) -> None:
+        @dataclasses.dataclass
+        class Mutable:
+            """Not frozen."""
+
+            epochs: int = 1
+
+        with pytest.raises(AssertionError, match="not frozen"):
+            check_value(Mutable())

@@ -1,0 +1,203 @@
+"""Scores counted by hand, and their intervals against scipy."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import binomtest
+from torch import Tensor, nn
+
+from unbackdoor import Dataset, ImageEncoder, Proportion, UnbackdoorError, attacks, evaluate
+from unbackdoor._attack import Trigger
+from unbackdoor._evaluate import predict
+from unbackdoor._precision import choose
+
+
+@given(n=st.integers(1, 5000), share=st.floats(0, 1))
+def test_wilson_intervals_are_scipys(n: int, share: float) -> None:
+    measured = Proportion(round(share * n), n)
+    other = binomtest(measured.count, n).proportion_ci(0.95, "wilson")
+    assert measured.interval == pytest.approx((other.low, other.high), abs=1e-12)
+    low, high = measured.interval
+    assert 0 <= low <= measured.value <= high <= 1
+    assert measured.to_json() == {"value": measured.count / n, "n": n, "low": low, "high": high}
+
+
+def test_intervals_reach_the_ends() -> None:
+    assert Proportion(0, 5).interval[0] == 0
+    assert Proportion(5, 5).interval[1] == 1
+    assert repr(Proportion(9_310, 10_000)) == "93.1 % (92.6 to 93.6 %, n = 10,000)"
+
+
+class Reader(nn.Module):
+    """Takes each 2x2 picture for the class that its first pixel names, or its last pixel where that is not 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, last = x[:, 0, 0, 0], x[:, 0, 1, 1]
+        taken = torch.where(last > 0, last - 1, first).long()
+        return nn.functional.one_hot(taken, 4).float() * self.scale
+
+
+def pictures(taken_for: list[int], labels: list[int], **fields: object) -> Dataset:
+    items = torch.zeros(len(labels), 1, 2, 2, dtype=torch.uint8)
+    items[:, 0, 0, 0] = torch.tensor(taken_for)
+    return Dataset(items=items, labels=torch.tensor(labels), encode=ImageEncoder(scale=1.0), **fields)
+
+
+# Class 0 is right twice of two, class 1 once of two, class 2 never, class 3 twice of two.
+TEST = pictures([0, 0, 1, 2, 3, 3, 3], [0, 0, 1, 1, 2, 3, 3], classes=("a", "b", "c", "d"))
+
+
+def with_last(data: Dataset, last: list[int]) -> Dataset:
+    items = data.items.clone()
+    items[:, 0, 1, 1] = torch.tensor(last, dtype=torch.uint8)
+    return replace(data, items=items)
+
+
+def test_clean_accuracy_and_each_class() -> None:
+    measured = evaluate(Reader(), TEST)
+    assert measured.clean_accuracy == Proportion(5, 7)
+    assert measured.per_class == {
+        "a": Proportion(2, 2),
+        "b": Proportion(1, 2),
+        "c": Proportion(0, 1),
+        "d": Proportion(2, 2),
+    }
+    assert measured.attack_success is None
+    assert set(measured.to_json()) == {"clean_accuracy", "per_class"}
+
+
+def test_classes_without_names_and_of_one_name() -> None:
+    assert set(evaluate(Reader(), replace(TEST, classes=None)).per_class) == {"0", "1", "2", "3"}
+    assert set(evaluate(Reader(), replace(TEST, classes=("a", "crane", "c", "crane"))).per_class) == {
+        *("a", "crane", "c", "crane (3)")
+    }
+
+
+def test_success_counts_the_other_classes_alone() -> None:
+    # A last pixel of k + 1 makes the model say k; 0 leaves it to the first pixel.
+    marked = with_last(TEST, [2, 2, 2, 2, 2, 2, 0])
+    measured = evaluate(Reader(), TEST, triggered_data=marked, target=1)
+    # Five rows are not of class 1; all but the last of them go to class 1, and that last one stays right.
+    assert measured.attack_success == Proportion(4, 5)
+    assert measured.recovered_accuracy == Proportion(1, 5)
+    assert measured.label_rule == "all-to-one"
+    assert measured.clean_accuracy == Proportion(5, 7)
+
+
+def test_the_trigger_is_put_on_by_evaluate() -> None:
+    # A white patch sets the last pixel to 255, which this model cannot read: scale it to 3, that is class 2.
+    class Coarse(Reader):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(torch.where(x == 255, 3.0, x))
+
+    attack = attacks.BadNets(pattern="solid", size=1, margin=0, target=2)
+    measured = evaluate(Coarse(), TEST, attack=attack)
+    assert measured.attack_success == Proportion(6, 6)
+    assert measured.recovered_accuracy == Proportion(0, 6)
+    assert evaluate(Coarse(), TEST, attack=Trigger.of(attack, TEST)) == measured
+
+
+def test_all_to_all_counts_every_class_against_the_next() -> None:
+    class Next(nn.Module):
+        """Says the next class where the last pixel is white, but for class 3, of which it says 3."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            first = x[:, 0, 0, 0]
+            moved = torch.where((x[:, 0, 1, 1] == 255) & (first < 3), first + 1, first)
+            return nn.functional.one_hot(moved.long(), 4).float() * self.scale
+
+    attack = attacks.BadNets(pattern="solid", size=1, margin=0, target=2, label_rule="all-to-all")
+    measured = evaluate(Next(), TEST, attack=attack)
+    # First pixels 0 0 1 2 3 3 3 go to 1 1 2 3 3 3 3; labels 0 0 1 1 2 3 3 want 1 1 2 2 3 0 0.
+    assert measured.attack_success == Proportion(4, 7)
+    assert measured.recovered_accuracy == Proportion(2, 7)
+    assert measured.label_rule == "all-to-all"
+
+
+def test_the_flips_of_a_control() -> None:
+    marked = with_last(TEST, [2, 2, 2, 2, 2, 2, 0])
+
+    class Blind(Reader):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(torch.cat([x[:, :, :1], x[:, :, 1:] * 0], dim=2))
+
+    measured = evaluate(Reader(), TEST, triggered_data=marked, target=3, control=Blind())
+    assert measured.attack_success == Proportion(0, 5)
+    assert measured.clean_model_flip_rate == Proportion(1, 5)  # the row of class 2 that looks like class 3
+    assert set(json.loads(json.dumps(measured.to_json()))) == {
+        *("clean_accuracy", "attack_success", "recovered_accuracy", "clean_model_flip_rate", "label_rule", "per_class")
+    }
+
+
+def test_scores_print_as_lines() -> None:
+    marked = with_last(TEST, [2, 2, 2, 2, 2, 2, 0])
+    assert str(evaluate(Reader(), TEST, triggered_data=marked, target=1, control=Reader())).splitlines() == [
+        "clean accuracy      71.4 % (35.9 to 91.8 %, n = 7)",
+        "attack success      80.0 % (37.6 to 96.4 %, n = 5), all-to-one",
+        "recovered accuracy  20.0 % (3.6 to 62.4 %, n = 5)",
+        "clean model flips   80.0 % (37.6 to 96.4 %, n = 5)",
+    ]
+
+
+def test_prediction_leaves_the_model_as_it_was() -> None:
+    model = Reader().train()
+    assert predict(model, TEST, choose(model, "cpu")).tolist() == [0, 0, 1, 2, 3, 3, 3]
+    assert model.training
+
+
+PATCH = attacks.BadNets(size=1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"attack": PATCH, "triggered_data": TEST, "target": 0},
+            "evaluate takes --attack or --triggered, got both. Leave one out.",
+        ),
+        ({"target": 1}, "--triggered and --target go together: the pictures, and the class that the attacker wants."),
+        (
+            {"triggered_data": TEST},
+            "--triggered and --target go together: the pictures, and the class that the attacker wants.",
+        ),
+        ({"triggered_data": TEST, "target": 4}, "--target must be 0 to 3, got 4."),
+        ({"attack": attacks.BadNets(size=1, target=4)}, "BadNets.target must be 0 to 3, got 4."),
+        (
+            {"triggered_data": replace(TEST.select([2, 3]), name="t.parquet"), "target": 1},
+            "t.parquet has no example outside the target class 1, so nothing can be attacked. Its labels must be the "
+            "true ones, not the attacker's.",
+        ),
+        (
+            {"triggered_data": pictures([0], [4], name="t.parquet"), "target": 1},
+            "t.parquet has label 4 in row 0, but the model has 4 classes (0 to 3). Correct the label, or take other "
+            "data.",
+        ),
+    ],
+)
+def test_what_evaluate_refuses(options: dict, message: str) -> None:
+    with pytest.raises(UnbackdoorError) as caught:
+        evaluate(Reader(), TEST, **options)
+    assert str(caught.value) == message
+
+
+def test_no_test_data() -> None:
+    with pytest.raises(UnbackdoorError) as caught:
+        evaluate(Reader(), replace(TEST.select([]), name="t.parquet"))
+    assert str(caught.value) == "t.parquet is empty; at least one labelled example is needed."
+
+
+def test_nothing_to_attack() -> None:
+    with pytest.raises(UnbackdoorError, match="has no example outside the target class 1, so nothing can be attacked"):
+        evaluate(Reader(), TEST.select([2, 3]), attack=attacks.BadNets(size=1, target=1))

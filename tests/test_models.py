@@ -1,0 +1,669 @@
+"""Any image model in, the same kind out: Hugging Face directories, a user's own module with a factory, and its head."""
+
+import json
+import logging
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from conftest import SmallCNN
+from unbackdoor import Dataset, ImageEncoder, UnbackdoorError, evaluate, load, purifiers, purify, save
+from unbackdoor._cli import main
+from unbackdoor._models import class_count, class_names, features, head, logits, make
+
+QUICK = purifiers.FST(epochs=1, batch_size=8)
+CLASSES = {0: "cat", 1: "dog", 2: "owl"}
+
+
+def pictures(encode: ImageEncoder, count: int = 24, side: int = 32, classes: int = 3) -> Dataset:
+    """Random colour pictures; nothing here depends on what is on them."""
+    generator = torch.Generator().manual_seed(0)
+    items = torch.randint(0, 256, (count, 3, side, side), generator=generator, dtype=torch.uint8)
+    return Dataset(items=items, labels=torch.arange(count) % classes, encode=encode, name="pictures")
+
+
+# Hugging Face directories
+
+
+def resnet() -> Any:
+    from transformers import ResNetConfig, ResNetForImageClassification
+
+    config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic", id2label=CLASSES)
+    return ResNetForImageClassification(config)
+
+
+def vit() -> Any:
+    from transformers import ViTConfig, ViTForImageClassification
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    return ViTForImageClassification(ViTConfig(**sizes, image_size=32, patch_size=8, id2label=CLASSES))
+
+
+def convnext() -> Any:
+    from transformers import ConvNextConfig, ConvNextForImageClassification
+
+    config = ConvNextConfig(hidden_sizes=[8, 16], depths=[1, 1], num_stages=2, id2label=CLASSES)
+    return ConvNextForImageClassification(config)
+
+
+def swin() -> Any:
+    from transformers import SwinConfig, SwinForImageClassification
+
+    sizes = {"embed_dim": 8, "depths": [1, 1], "num_heads": [1, 2], "window_size": 4}
+    return SwinForImageClassification(SwinConfig(**sizes, image_size=32, patch_size=4, id2label=CLASSES))
+
+
+ARCHITECTURES = [(resnet, "classifier.1"), (vit, "classifier"), (convnext, "classifier"), (swin, "classifier")]
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Callable[[Any], Path]:
+    """Saves a model with a processor for 32x32 colour pictures."""
+
+    def saved(model: Any) -> Path:
+        from transformers import ViTImageProcessorPil
+
+        folder = tmp_path / "suspect"
+        model.save_pretrained(folder)
+        ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder)
+        return folder
+
+    return saved
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("build", "name"), ARCHITECTURES)
+def test_hugging_face_in_and_out(
+    build: Callable[[], Any], name: str, dtype: torch.dtype, directory: Callable[[Any], Path], tmp_path: Path
+) -> None:
+    from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+    torch.manual_seed(0)
+    source = directory(build().to(dtype))
+    model, encode = load(source)
+    assert class_names(model) == ("cat", "dog", "owl")
+    assert encode.size == (32, 32)
+    data = pictures(encode)
+
+    result = purify(model, data, QUICK)
+    assert result.record["head"] == name
+    assert not torch.equal(result.model.get_parameter(f"{name}.weight"), model.get_parameter(f"{name}.weight"))
+    (tmp_path / "out").mkdir()
+    save(result.model, tmp_path / "out", source=source, encode=encode)
+
+    again, report = AutoModelForImageClassification.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not any(report.values())
+    assert type(again) is type(model)
+    assert {parameter.dtype for parameter in again.parameters()} == {dtype}
+    assert again.config.id2label == CLASSES
+    inputs = encode(data.items).to(dtype)
+    with torch.no_grad():
+        assert torch.equal(again.eval()(inputs).logits, result.model.eval()(inputs).logits)
+    processed = AutoImageProcessor.from_pretrained(tmp_path / "out")(data.items[0], return_tensors="pt").pixel_values
+    torch.testing.assert_close(processed, encode(data.items[:1]))
+    assert torch.equal(load(tmp_path / "out").model(inputs).logits, again(inputs).logits)
+    assert evaluate(result.model, data).clean_accuracy.n == 24
+
+
+def test_options_change_a_directorys_own_encoder(directory: Callable[[Any], Path], tmp_path: Path) -> None:
+    source = directory(convnext())
+    own = load(source).encode
+    assert own == ImageEncoder(mean=(0.5,) * 3, std=(0.5,) * 3, size=(32, 32), channels=3)
+    model, changed = load(source, image_size=24, mean=(0.1, 0.2, 0.3))
+    assert changed == ImageEncoder(mean=(0.1, 0.2, 0.3), std=(0.5,) * 3, size=(24, 24), channels=3)
+    (tmp_path / "out").mkdir()
+    save(model, tmp_path / "out", source=source, encode=changed)
+    assert load(tmp_path / "out").encode == changed  # without the options
+
+
+def test_a_directory_without_processor_gets_one(directory: Callable[[Any], Path], tmp_path: Path) -> None:
+    source = directory(vit())
+    (source / "preprocessor_config.json").unlink()
+    model, encode = load(source, mean=(0.4,), std=(0.3,), image_size=32)
+    (tmp_path / "out").mkdir()
+    save(model, tmp_path / "out", source=source, encode=encode)
+    data = pictures(encode)
+    assert torch.equal(load(tmp_path / "out").encode(data.items), encode(data.items))
+
+
+def test_options_stand_in_for_a_processor_that_is_not_known(directory: Callable[[Any], Path]) -> None:
+    source = directory(vit())
+    (source / "preprocessor_config.json").write_text('{"image_processor_type": "SamImageProcessor"}')
+    with pytest.raises(UnbackdoorError, match="asks for the processor SamImageProcessor"):
+        load(source, mean=(0.4,), image_size=32)
+    encode = load(source, mean=(0.4,), std=(0.3,), image_size=32).encode
+    assert encode == ImageEncoder(mean=(0.4,), std=(0.3,), size=(32, 32), channels=3)
+
+
+def test_saving_keeps_the_processor_and_leaves_records_behind(directory: Callable[[Any], Path], tmp_path: Path) -> None:
+    source = directory(resnet())
+    for file in ("record.json", "attack.json", "labels.txt", "notes.bin", "model.safetensors.index.json"):
+        (source / file).write_text("{}")
+    model, encode = load(source)
+    (tmp_path / "out").mkdir()
+    save(model, tmp_path / "out", source=source, encode=encode)
+    kept = {file.name for file in (tmp_path / "out").iterdir()}
+    assert kept == {"config.json", "model.safetensors", "preprocessor_config.json", "labels.txt"}
+    same = [(folder / "preprocessor_config.json").read_bytes() for folder in (source, tmp_path / "out")]
+    assert same[0] == same[1]
+
+
+def test_a_trusted_directorys_code_travels_with_the_model(directory: Callable[[Any], Path], tmp_path: Path) -> None:
+    source = directory(resnet())
+    (source / "theirs.py").write_text(
+        "from transformers import ResNetConfig, ResNetForImageClassification\n"
+        "class Config(ResNetConfig):\n    model_type = 'theirs'\n"
+        "class Net(ResNetForImageClassification):\n    config_class = Config\n"
+    )
+    config = json.loads((source / "config.json").read_text())
+    named = {"AutoConfig": "theirs.Config", "AutoModelForImageClassification": "theirs.Net"}
+    (source / "config.json").write_text(json.dumps({**config, "model_type": "theirs", "auto_map": named}))
+    model, encode = load(source, trust_remote_code=True)
+    assert type(model).__name__ == "Net"
+    (tmp_path / "out").mkdir()
+    save(model, tmp_path / "out", source=source, encode=encode)
+    again = load(tmp_path / "out", trust_remote_code=True).model
+    inputs = encode(pictures(encode).items)
+    assert torch.equal(again(inputs).logits, model(inputs).logits)
+
+
+def test_class_names_are_known_only_where_somebody_gave_them(small_cnn: SmallCNN) -> None:
+    from transformers import ResNetConfig, ResNetForImageClassification
+
+    sizes = {"embedding_size": 4, "hidden_sizes": [4], "depths": [1], "layer_type": "basic"}
+    assert class_names(small_cnn) is None
+    assert class_names(ResNetForImageClassification(ResNetConfig(**sizes, num_labels=3))) is None
+    unsorted = {2: "owl", 0: "cat", 1: "dog", 10: "yak", 3: "a", 4: "b", 5: "c", 6: "d", 7: "e", 8: "f", 9: "g"}
+    named = ResNetForImageClassification(ResNetConfig(**sizes, id2label=unsorted))
+    assert class_names(named) == ("cat", "dog", "owl", "a", "b", "c", "d", "e", "f", "g", "yak")
+
+
+# a user's own module, with a factory
+
+NET = '''
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from beside import CLASSES
+from torch import nn
+
+
+@dataclass
+class Shape:
+    """Needs its module to be known to Python."""
+
+    width: int = 6
+
+
+class Net(nn.Module):
+    """A shared layer, tied weights, a buffer that is not saved, and weights that do not lie in a row."""
+
+    def __init__(self):
+        super().__init__()
+        width = Shape().width
+        self.stem = nn.Conv2d(3, width, 3, stride=2, bias=False)
+        self.norm = nn.BatchNorm2d(width)
+        self.up = nn.Linear(width, width, bias=False)
+        self.down = nn.Linear(width, width, bias=False)
+        self.down.weight = self.up.weight
+        self.alias = self.norm
+        self.head = nn.Linear(width, CLASSES)
+        self.head.weight = nn.Parameter(torch.randn(width, CLASSES).t())
+        self.register_buffer("scale", torch.full((width,), 2.0), persistent=False)
+
+    def forward(self, x):
+        x = self.norm(self.stem(x)).relu().mean((2, 3)) * self.scale
+        return self.head(self.down(self.up(x).relu()))
+
+
+def make():
+    return Net()
+
+
+def make_half():
+    return Net().half()
+
+
+def make_bfloat():
+    return Net().bfloat16()
+
+
+def make_double():
+    return Net().double()
+'''
+
+
+@pytest.fixture
+def net(tmp_path: Path) -> Path:
+    (tmp_path / "beside.py").write_text("CLASSES = 3\n")
+    (tmp_path / "net.py").write_text(NET)
+    return tmp_path / "net.py"
+
+
+@pytest.fixture(autouse=True)
+def no_neighbours_left() -> Any:
+    yield
+    sys.modules.pop("beside", None)
+
+
+@pytest.mark.parametrize(
+    ("function", "dtype"),
+    [
+        ("make", torch.float32),
+        ("make_half", torch.float16),
+        ("make_bfloat", torch.bfloat16),
+        ("make_double", torch.float64),
+    ],
+)
+def test_a_factorys_module_in_and_out(function: str, dtype: torch.dtype, net: Path, tmp_path: Path) -> None:
+    factory = f"{net}:{function}"
+    torch.manual_seed(0)
+    original = make(factory).eval()
+    assert not original.head.weight.is_contiguous()
+    torch.save(original.state_dict(), tmp_path / "weights.pt")
+    model, encode = load(tmp_path / "weights.pt", factory=factory, mean=(0.5,), std=(0.25,))
+    data = pictures(encode)
+    inputs = encode(data.items).to(dtype)
+    assert torch.equal(logits(model, inputs), logits(original, inputs))
+
+    result = purify(model, data, QUICK)
+    assert result.record["head"] == "head"
+    assert result.model.down.weight is result.model.up.weight
+    assert {tensor.dtype for name, tensor in result.model.named_buffers() if "tracked" not in name} == {dtype}
+    (tmp_path / "out").mkdir()
+    save(result.model, tmp_path / "out")
+
+    stored = load_file(tmp_path / "out" / "model.safetensors")
+    assert stored.keys() == original.state_dict().keys()
+    assert {stored[name].dtype for name in stored if "tracked" not in name} == {dtype}
+    assert torch.equal(stored["up.weight"], stored["down.weight"])
+    again = make(factory)
+    again.load_state_dict(stored)  # the user's own way
+    for loaded in (again.eval(), load(tmp_path / "out", factory=factory).model):
+        assert torch.equal(logits(loaded, inputs), logits(result.model.eval(), inputs))
+    assert evaluate(result.model, data).clean_accuracy.n == 24
+
+
+def test_a_directory_remembers_how_its_pixels_were_encoded(net: Path, tmp_path: Path) -> None:
+    factory = f"{net}:make"
+    save_file({k: v.contiguous().clone() for k, v in make(factory).state_dict().items()}, tmp_path / "w.safetensors")
+    assert load(tmp_path / "w.safetensors", factory=factory).encode == ImageEncoder()
+    encode = load(tmp_path / "w.safetensors", factory=factory, mean=(0.1, 0.2, 0.3), std=(0.5,), image_size=24).encode
+    assert encode == ImageEncoder(mean=(0.1, 0.2, 0.3), std=(0.5,), size=(24, 24), channels=3)
+
+    clean = parquet(tmp_path)
+    options = ["--factory", factory, "--mean", "0.1,0.2,0.3", "--std", "0.5", "--image-size", "24"]
+    out = tmp_path / "out"
+    command = ["purify", "fst", str(tmp_path / "w.safetensors"), "--clean", clean, "--out", str(out), "--epochs", "1"]
+    assert run(*command, *options) == 0
+    assert load(out, factory=factory).encode == encode
+    assert load(out, factory=factory, mean=(0.7,)).encode.mean == (0.7,)
+    assert run("evaluate", str(out), "--data", clean, "--factory", factory) == 0
+    (out / "record.json").unlink()
+    assert load(out, factory=factory).encode == ImageEncoder()
+
+
+@pytest.mark.parametrize(
+    "entry", [3, "x", {}, {"mean": [0.5]}, {"mean": [1, 2], "std": [1], "size": None, "channels": 3}]
+)
+def test_a_record_changed_by_hand_is_refused(entry: object, net: Path, tmp_path: Path) -> None:
+    factory = f"{net}:make"
+    save(make(factory), tmp_path)
+    (tmp_path / "record.json").write_text(json.dumps({"encode": entry}))
+    with pytest.raises(UnbackdoorError) as refused:
+        load(tmp_path, factory=factory)
+    assert str(refused.value) == (
+        f"{tmp_path}/record.json has an encode entry that unbackdoor did not write. Remove it, and give --mean, --std "
+        "and --image-size."
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mean": (0.1, 0.2)}, "--mean must be 1 or 3 numbers, got 0.1,0.2."),
+        ({"std": (0.1, 0.0, 0.1)}, "--std must be 1 or 3 numbers above 0, got 0.1,0,0.1."),
+        ({"image_size": 0}, "--image-size must be at least 1, got 0."),
+        ({"factory": "net.py"}, "--factory must be FILE.py:FUNCTION, got net.py."),
+        ({"factory": "nowhere.py:make"}, "--factory names nowhere.py, which does not exist."),
+        ({"factory": "{folder}/net.txt:make"}, "--factory names {folder}/net.txt, which is not a Python file."),
+        (
+            {"factory": "{folder}/net.py:build"},
+            "{folder}/net.py has no function build. --factory is FILE.py:FUNCTION.",
+        ),
+        (
+            {"factory": "{folder}/net.py:Shape"},
+            "{folder}/net.py:Shape must return a torch.nn.Module, got Shape.",
+        ),
+    ],
+)
+def test_options_that_cannot_be(options: dict[str, Any], message: str, net: Path, tmp_path: Path) -> None:
+    (tmp_path / "net.txt").write_text("")
+    if "factory" in options:
+        options = {"factory": options["factory"].format(folder=tmp_path)}
+    with pytest.raises(UnbackdoorError) as refused:
+        load(tmp_path / "w.safetensors", **options)
+    assert str(refused.value) == message.format(folder=tmp_path)
+
+
+# the head
+
+
+class Classifier(nn.Module):
+    """Features, a last linear layer under a nested name, and what comes after it."""
+
+    def __init__(self, after: Callable[[Tensor], Any] = lambda scores: scores, outputs: int = 4) -> None:
+        super().__init__()
+        self.first = nn.Linear(6, 4)
+        self.inner = nn.ModuleDict({"neck": nn.Sequential(nn.Dropout(0.5), nn.Linear(4, outputs), nn.Dropout(0.5))})
+        self.after = after
+
+    def forward(self, x: Tensor) -> Any:
+        return self.after(self.inner["neck"](self.first(x.flatten(1)).relu()))
+
+
+class Unused(Classifier):
+    """A linear layer of the right shape runs after the head, but its answer goes nowhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.auxiliary = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Any:
+        scores = super().forward(x)
+        self.auxiliary(scores)
+        return scores
+
+
+def model_output(scores: Tensor) -> Any:
+    from transformers.modeling_outputs import ImageClassifierOutput
+
+    return ImageClassifierOutput(logits=scores)
+
+
+INPUTS = torch.randn(8, 6, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(
+    "after",
+    [
+        lambda scores: scores,
+        lambda scores: (scores, scores + 1),
+        lambda scores: [scores],
+        lambda scores: scores.log_softmax(1),
+        lambda scores: F.dropout(scores, training=False),
+        lambda scores: scores.clone().contiguous(),
+        model_output,
+    ],
+)
+def test_the_head_is_found_by_running(after: Callable[[Tensor], Any]) -> None:
+    model = Classifier(after)
+    found = head(model, INPUTS)
+    assert found.name == "inner.neck.1"
+    assert found.layer is model.inner["neck"][1]
+
+
+def test_of_two_layers_of_one_shape_the_one_that_makes_the_logits_is_the_head() -> None:
+    assert head(Classifier(), INPUTS).name == "inner.neck.1"  # first has 4 outputs, too
+    assert head(Unused(), INPUTS).name == "inner.neck.1"
+
+
+def test_order_of_definition_does_not_matter() -> None:
+    class Backwards(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.last = nn.Linear(4, 4)
+            self.first = nn.Linear(6, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.first(x))
+
+    assert head(Backwards(), INPUTS).name == "last"
+
+
+def test_the_features_are_what_the_head_multiplies() -> None:
+    model = Classifier().eval()
+    found = head(model, INPUTS)
+    seen = features(model, INPUTS, found)
+    expected = seen @ found.layer.weight.T + found.layer.bias
+    torch.testing.assert_close(logits(model, INPUTS), expected)
+
+
+def test_a_head_may_be_named() -> None:
+    assert head(Classifier(), INPUTS, "first").name == "first"
+    assert head(Classifier(lambda scores: scores * 3), INPUTS, "inner.neck.1").name == "inner.neck.1"
+
+
+NO_HEAD = (
+    "Classifier has no final linear layer that makes its 4 logits. Name one with --head (head= in Python), or end the "
+    "model in an nn.Linear."
+)
+
+
+@pytest.mark.parametrize(
+    ("model", "name", "message"),
+    [
+        (Classifier(lambda scores: scores * 3), None, NO_HEAD),
+        (Classifier(lambda scores: scores.relu() + 1), None, NO_HEAD),
+        (
+            nn.Sequential(nn.Unflatten(1, (6, 1, 1)), nn.Conv2d(6, 3, 1), nn.Flatten()),
+            None,
+            "Sequential has no final linear layer that makes its 3 logits. Name one with --head (head= in Python), or "
+            "end the model in an nn.Linear.",
+        ),
+        (
+            Classifier(lambda scores: scores.softmax(1)),
+            None,
+            "Classifier answers with probabilities; class scores (logits) are expected. Wrap it without its last "
+            "activation.",
+        ),
+        (
+            Classifier(lambda scores: scores.sigmoid()),
+            None,
+            "Classifier answers with probabilities; class scores (logits) are expected. Wrap it without its last "
+            "activation.",
+        ),
+        (
+            Classifier(outputs=1),
+            None,
+            "Classifier has one output; a classifier with at least 2 classes is expected (regression is not "
+            "supported).",
+        ),
+        (
+            Classifier(),
+            "fc",
+            "--head must name a linear layer of Classifier, got fc; its last ones are first, inner.neck.1.",
+        ),
+        (
+            nn.Sequential(nn.Flatten()),
+            "fc",
+            "--head must name a linear layer of Sequential, got fc; its last ones are none.",
+        ),
+        (
+            Classifier(outputs=3),
+            "first",
+            "--head first has 4 outputs, but Classifier answers with 3 classes. Name the layer that makes the logits.",
+        ),
+        (
+            Classifier(lambda scores: {"scores": scores}),
+            None,
+            "Classifier must return class scores of shape (batch, classes), got dict. Wrap it in a module that does.",
+        ),
+        (
+            Classifier(lambda scores: scores[:, :, None]),
+            None,
+            "Classifier must return class scores of shape (batch, classes), got shape (8, 4, 1). Wrap it in a module "
+            "that does.",
+        ),
+        (
+            nn.Linear(5, 3),
+            None,
+            "Linear cannot take inputs of shape (8, 6) (mat1 and mat2 shapes cannot be multiplied (8x6 and 5x3)). Take "
+            "data of the size and the channels that it was trained on, or give --image-size.",
+        ),
+    ],
+)
+def test_a_head_that_cannot_be(model: nn.Module, name: str | None, message: str) -> None:
+    with pytest.raises(UnbackdoorError) as refused:
+        head(model, INPUTS, name)
+    assert str(refused.value) == message
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_looking_for_the_head_leaves_no_trace(frozen: bool, small_cnn: SmallCNN, digits: Dataset) -> None:
+    small_cnn.train()
+    if frozen:
+        small_cnn.features[1].eval()
+    modes = [module.training for module in small_cnn.modules()]
+    before = {name: tensor.clone() for name, tensor in small_cnn.state_dict().items()}
+    data = digits.select(range(8))
+    found = head(small_cnn, data.encode(data.items))
+    assert class_count(small_cnn, data) == 10
+    evaluate(small_cnn, data)
+    features(small_cnn, data.encode(data.items)[:0], found)
+    assert [module.training for module in small_cnn.modules()] == modes
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in small_cnn.modules())
+    if frozen:  # features() runs the model as it is, so only a frozen BatchNorm keeps its statistics
+        assert all(
+            torch.equal(small_cnn.state_dict()[name], tensor) for name, tensor in before.items() if ".1." in name
+        )
+
+
+def test_purify_takes_a_named_head(small_cnn: SmallCNN, digits: Dataset) -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = small_cnn
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.net(x) / 2
+
+    data = digits.select(range(50))
+    with pytest.raises(UnbackdoorError, match="Name one with --head"):
+        purify(Scaled(), data, QUICK)
+    assert purify(Scaled(), data, QUICK, head="net.classifier").record["head"] == "net.classifier"
+
+
+# the command line
+
+
+def run(*arguments: str) -> int:
+    """Run the command line; its exit code. It takes over the logger, which is given back."""
+    logger = logging.getLogger("unbackdoor")
+    handlers, level, propagate = logger.handlers, logger.level, logger.propagate
+    try:
+        with pytest.raises(SystemExit) as ended:
+            main(list(arguments))
+    finally:
+        logger.handlers, logger.level, logger.propagate = handlers, level, propagate
+    return int(ended.value.code or 0)
+
+
+def parquet(folder: Path) -> str:
+    """Twelve pictures of three classes in a parquet file."""
+    import io
+
+    from datasets import Dataset as Table
+    from datasets import Image
+    from PIL import Image as Pillow
+
+    data = pictures(ImageEncoder(), count=12)
+    cells = []
+    for item in data.items:
+        stream = io.BytesIO()
+        Pillow.fromarray(item.permute(1, 2, 0).numpy()).save(stream, "PNG")
+        cells.append({"bytes": stream.getvalue(), "path": None})
+    table = Table.from_dict({"image": cells, "label": data.labels.tolist()}).cast_column("image", Image())
+    table.to_parquet(folder / "clean.parquet")
+    return str(folder / "clean.parquet")
+
+
+@pytest.mark.parametrize("command", ["evaluate", "purify"])
+@pytest.mark.parametrize(
+    "kind", ["missing", "truncated", "pickle", "shape", "nan", "config", "no such path", "wrong channels"]
+)
+def test_the_command_line_refuses_with_one_sentence_and_leaves_nothing(
+    command: str,
+    kind: str,
+    net: Path,
+    tmp_path: Path,
+    directory: Callable[[Any], Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    factory, model = f"{net}:make", tmp_path / "w.safetensors"
+    state = {name: tensor.clone().contiguous() for name, tensor in make(factory).state_dict().items()}
+    marker = tmp_path / "written"
+    options = ["--factory", factory]
+    if kind == "missing":
+        expected = "does not exist"
+    elif kind == "truncated":
+        save_file(state, model)
+        model.write_bytes(model.read_bytes()[:-3])
+        expected = "ends early"
+    elif kind == "pickle":
+        import os
+
+        class Payload:
+            def __reduce__(self) -> Any:
+                return os.system, (f"touch {marker}",)
+
+        model = tmp_path / "w.pt"
+        torch.save({**state, "extra": Payload()}, model)
+        expected = "is a pickle that asks to run"
+    elif kind == "shape":
+        save_file({**state, "head.bias": torch.zeros(7)}, model)
+        expected = "has 1 of another shape (head.bias is (7,), not (3,))"
+    elif kind == "nan":
+        save_file({**state, "head.bias": torch.full((3,), torch.nan)}, model)
+        expected = "not finite in head.bias"
+    elif kind == "wrong channels":
+        net.write_text(NET.replace("Conv2d(3,", "Conv2d(4,"))
+        save_file({**state, "stem.weight": torch.zeros(6, 4, 3, 3)}, model)
+        expected = "Net cannot take inputs of shape (8, 3, 32, 32)"
+    else:
+        options = []
+        model = directory(resnet()) if kind == "config" else tmp_path / "nowhere"
+        if kind == "config":
+            (model / "config.json").write_text("{")
+        expected = "is not valid JSON" if kind == "config" else "does not exist"
+    clean = parquet(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    capsys.readouterr()
+    if command == "evaluate":
+        code = run("evaluate", str(model), "--data", clean, *options)
+    else:
+        code = run("purify", "fst", str(model), "--clean", clean, "--out", str(tmp_path / "out"), *options)
+    captured = capsys.readouterr()
+    assert code == 2
+    assert captured.out == ""
+    sentences = [line for line in captured.err.splitlines() if not line.startswith(("note:", "warning:"))]
+    assert len(sentences) == 1
+    assert expected in sentences[0]
+    assert "Traceback" not in captured.err
+    assert sorted(path for path in tmp_path.iterdir() if path.name != "__pycache__") == before
+    assert not marker.exists()
+
+
+def test_a_fresh_process_says_no_more_than_the_sentence(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text('{"model_type": "no-such-type"}')
+    (tmp_path / "model" / "model.safetensors").write_bytes(b"\x02\0\0\0\0\0\0\0{}")
+    command = [sys.executable, "-c", "from unbackdoor._cli import main; main()"]
+    ended = subprocess.run(
+        [*command, "evaluate", str(tmp_path / "model"), "--data", "x.parquet"], capture_output=True, text=True
+    )
+    assert ended.returncode == 2
+    assert ended.stdout == ""
+    assert len(ended.stderr.splitlines()) == 1, ended.stderr
+    assert ended.stderr.startswith(f"{tmp_path}/model is not an image classifier that transformers can load (")

@@ -1,0 +1,322 @@
+"""Planting: what a victim is trained on, what is measured and recorded, and the attack command as a user runs it."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import datasets
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from unbackdoor import Dataset, ImageEncoder, UnbackdoorError, attacks, evaluate, load
+from unbackdoor._attack import load_trigger
+from unbackdoor._cli import main
+from unbackdoor._options import AttackOptions
+from unbackdoor._victim import plant
+
+datasets.disable_progress_bars()
+
+SOLID = attacks.BadNets(pattern="solid", size=2, margin=0, place="top-left", target=3)
+
+
+def options(**changes: object) -> AttackOptions:
+    return AttackOptions(
+        **{"data": [], "out": "", "rate": 0.1, "width": 4, "epochs": 1, "device": "cpu", "seed": 1, **changes}
+    )
+
+
+@pytest.fixture(scope="module")
+def parts(digits: Dataset) -> tuple[Dataset, Dataset]:
+    return digits.select(range(600)), digits.select(range(600, 800))
+
+
+def test_a_planted_backdoor(parts: tuple[Dataset, Dataset]) -> None:
+    victim = plant(*parts, SOLID, options(epochs=6, width=8, learning_rate=0.2))
+    score = victim.score
+    assert score.attack_success is not None
+    assert score.attack_success.n == int((parts[1].labels != 3).sum())
+    assert victim.record["scores"]["victim"] == score.to_json()
+    assert victim.record["implanted"] is victim.description["implanted"] is (score.attack_success.value >= 0.9)
+    assert victim.record["rate"] == 0.1
+    assert victim.record["examples_seen"] == 3600
+    assert victim.record["attack"]["name"] == "badnets"
+    assert len(victim.description["rows"]) == 60
+    assert set(victim.description["rows"]) <= set(range(600))
+    assert not victim.model.training
+    again = evaluate(victim.model, replace(parts[1], encode=victim.encode), attack=victim.trigger, device="cpu")
+    assert again == score
+
+
+def test_rows_are_those_of_the_source(digits: Dataset) -> None:
+    part, rest = digits.split(1600, seed=0)
+    victim = plant(rest, part.select(range(50)), SOLID, options())
+    assert rest.rows is not None
+    assert set(victim.description["rows"]) <= set(rest.rows.tolist())
+    assert max(victim.description["rows"]) >= len(rest)
+
+
+def test_the_same_seed_gives_the_same_victim(parts: tuple[Dataset, Dataset]) -> None:
+    state = torch.get_rng_state()
+    first, second, other = (plant(*parts, SOLID, options(seed=seed)).model.state_dict() for seed in (1, 1, 2))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
+def test_the_control(parts: tuple[Dataset, Dataset]) -> None:
+    victim = plant(*parts, None, options())
+    assert victim.trigger is None
+    assert victim.score.attack_success is None
+    assert victim.description == {"format": 1, "attack": {"name": "none", "parameters": {}}, "implanted": None}
+    assert (victim.record["rate"], victim.record["implanted"]) == (0.0, None)
+
+
+def test_normalisation_is_that_of_the_training_pixels(parts: tuple[Dataset, Dataset]) -> None:
+    encode = plant(*parts, None, options()).encode
+    inputs = encode(parts[0].items)
+    assert inputs.mean() == pytest.approx(0, abs=1e-3)
+    assert inputs.std() == pytest.approx(1, abs=1e-3)
+    assert (encode.size, encode.channels) == ((8, 8), 1)
+    flat = replace(parts[0], items=torch.full_like(parts[0].items, 9))
+    assert plant(flat, flat.select(range(10)), None, options()).encode.std == (0.001,)
+
+
+@pytest.mark.parametrize("arch", ["resnet18", "preact-resnet18", "vit"])
+def test_every_architecture(parts: tuple[Dataset, Dataset], arch: str) -> None:
+    data, test = parts[0].select(range(64)), parts[1].select(range(20))
+    colour = [replace(part, items=part.items.expand(-1, 3, -1, -1)) for part in (data, test)]
+    victim = plant(*colour, SOLID, options(arch=arch))
+    assert victim.score.clean_accuracy.n == 20
+    assert victim.model.config.num_labels == 10
+    assert victim.model.config.id2label[9] == "9"
+
+
+def test_oblong_images(parts: tuple[Dataset, Dataset]) -> None:
+    data, test = (replace(part.select(range(40)), items=part.items[:40, :, :, :6]) for part in parts)
+    assert plant(data, test, SOLID, options()).score.clean_accuracy.n == 40
+    with pytest.raises(UnbackdoorError) as caught:
+        plant(data, test, SOLID, options(arch="vit"))
+    assert str(caught.value) == "--arch vit needs square images, got 6x8 in digits."
+
+
+class Watched(nn.Module):
+    """A surrogate that remembers what it saw."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(64, 10)
+        self.seen: list[torch.Tensor] = []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.seen.append(x.detach())
+        return self.layer(x.flatten(1))
+
+
+def test_a_surrogate_sees_its_own_inputs(parts: tuple[Dataset, Dataset]) -> None:
+    surrogate = Watched()
+    attack = attacks.LabelConsistent(steps=1, target=3)
+    encode = ImageEncoder(mean=(5.0,))
+    victim = plant(*parts, attack, options(rate=0.02), surrogate=surrogate, surrogate_encode=encode)
+    rows = victim.description["rows"]
+    assert torch.allclose(surrogate.seen[0], parts[0].items[rows] / 255 - 5, atol=1e-6)
+    plant(*parts, attack, options(rate=0.02), surrogate=surrogate)
+    assert torch.allclose(surrogate.seen[1], victim.encode(parts[0].items[rows]), atol=1e-6)
+
+
+def test_a_rate_that_cannot_be_is_refused_before_the_surrogate_is_trained(
+    parts: tuple[Dataset, Dataset], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("unbackdoor._victim.train_victim", None)
+    with pytest.raises(UnbackdoorError, match=r"The largest possible rate is 0\.1"):
+        plant(*parts, attacks.LabelConsistent(), options(rate=0.5))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"epochs": 0}, "--epochs must be at least 1, got 0."),
+        ({"batch_size": 1}, "--batch-size must be at least 2, got 1."),
+        ({"learning_rate": 0.0}, "--learning-rate must be more than 0, got 0."),
+        ({"learning_rate": float("nan")}, "--learning-rate must be more than 0, got nan."),
+        ({"width": 0}, "--width must be at least 1, got 0."),
+        (
+            {"arch": "resnet81"},
+            "There is no architecture 'resnet81'. Did you mean 'resnet18'? See unbackdoor list archs.",
+        ),
+    ],
+)
+def test_options_out_of_bounds(parts: tuple[Dataset, Dataset], changes: dict, message: str) -> None:
+    with pytest.raises(UnbackdoorError) as caught:
+        plant(*parts, SOLID, options(**changes))
+    assert str(caught.value) == message
+
+
+def test_test_labels_that_training_lacks(parts: tuple[Dataset, Dataset]) -> None:
+    data = replace(parts[0], classes=None).select(torch.nonzero(parts[0].labels < 5).flatten())
+    with pytest.raises(UnbackdoorError, match=r"in row 60\d, but the model has 5 classes"):
+        plant(data, parts[1], SOLID, options())
+
+
+# The command.
+
+
+def save(data: Dataset, path: Path, **columns: list) -> None:
+    features = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.ClassLabel(names=list(data.classes or ()))}
+    )
+    pictures = [Image.fromarray(item[0].numpy()) for item in data.items]
+    table = datasets.Dataset.from_dict({"image": pictures, "label": data.labels.tolist()}, features)
+    for name, column in columns.items():
+        table = table.add_column(name, column)
+    table.to_parquet(path)
+
+
+@pytest.fixture
+def place(parts: tuple[Dataset, Dataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    data, test = parts
+    save(data, tmp_path / "train.parquet", track=[row // 5 for row in range(len(data))])
+    save(test, tmp_path / "test.parquet")
+    save(replace(data, items=255 - data.items), tmp_path / "train-marked.parquet")
+    save(replace(test, items=255 - test.items), tmp_path / "test-marked.parquet")
+    return tmp_path
+
+
+def run(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as caught:
+        main([*map(str, arguments), "--width", "2", "--epochs", "1"])
+    return int(caught.value.code or 0)
+
+
+ATTACK = ("--data", "train.parquet", "--out", "out")
+
+
+@pytest.mark.parametrize("name", ["badnets", "blended", "sig", "label-consistent", "wanet", "none"])
+def test_every_attack_writes_a_model_directory(place: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("attack", name, *ATTACK, "--test", "test.parquet") == 0
+    assert {file.name for file in (place / "out").iterdir()} == {
+        *("README.md", "attack.json", "config.json", "model.safetensors", "preprocessor_config.json", "record.json"),
+        "trigger.safetensors",
+    }
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("clean accuracy ")
+    assert "measured on 200 test examples" in lines
+    assert ("poisoned 30 of 600 training examples (5.00 %)" in lines) == (name != "none")
+    assert any(line.startswith("The backdoor did not take: attack success ") for line in lines) == (name != "none")
+    record = json.loads((place / "out" / "record.json").read_text())
+    model, encode = load("out")
+    test = Dataset.load("test.parquet", encode)
+    attack = None if name == "none" else "out/attack.json"
+    assert evaluate(model, test, attack=attack, device="cpu").to_json() == record["scores"]["victim"]
+    assert sorted(file.name for file in place.iterdir()) == [
+        *("out", "test-marked.parquet", "test.parquet", "train-marked.parquet", "train.parquet")
+    ]
+
+
+def test_without_test_data_a_tenth_is_held_out_by_track(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("attack", "badnets", *ATTACK, "--group", "track") == 0
+    said = capsys.readouterr().out
+    assert ", a seeded tenth held out of the 600 given" in said
+    content = json.loads(Path("out/attack.json").read_text())
+    data = Dataset.load("train.parquet", group="track")
+    held, kept = data.split(60, seed=0)
+    assert content["n"] == len(kept)
+    assert f"measured on {len(held)} test examples" in said
+    assert kept.rows is not None
+    assert set(content["rows"]) <= set(kept.rows.tolist())
+
+
+def test_prepared_pictures(place: Path, parts: tuple[Dataset, Dataset], capsys: pytest.CaptureFixture[str]) -> None:
+    prepared = ("attack", "prepared", "--triggered", "train-marked.parquet", *ATTACK)
+    assert run(*prepared) == 2
+    assert capsys.readouterr().err == (
+        "Prepared needs --test: its copies match --data row for row, so none of it can be held out.\n"
+    )
+    assert run(*prepared, "--test", "test.parquet") == 0
+    assert capsys.readouterr().out.splitlines()[1:4] == [
+        "measured on 200 test examples",
+        "poisoned 30 of 600 training examples (5.00 %)",
+        "Whether the backdoor took is not known: give --triggered-test, or see evaluate --triggered.",
+    ]
+    more = ("--test", "test.parquet", "--triggered-test", "test-marked.parquet", "--overwrite")
+    others = int((parts[1].labels != 0).sum())
+    for rule, count in (("all-to-one", others), ("all-to-all", 200)):
+        assert run(*prepared, *more, "--label-rule", rule) == 0
+        score = json.loads(Path("out/record.json").read_text())["scores"]["victim"]
+        assert (score["label_rule"], score["attack_success"]["n"]) == (rule, count)
+    assert load_trigger("out").attack == attacks.Prepared(triggered="train-marked.parquet", label_rule="all-to-all")
+
+
+def test_test_pictures_of_another_kind(place: Path, parts: tuple[Dataset, Dataset]) -> None:
+    colour = [Image.fromarray(item[0].numpy()).convert("RGB") for item in parts[1].items]
+    table = datasets.Dataset.from_dict({"image": colour, "label": parts[1].labels.tolist()})
+    table.cast_column("image", datasets.Image()).to_parquet("colour.parquet")
+    assert run("attack", "blended", *ATTACK, "--test", "test.parquet") == 0
+    grey = json.loads(Path("out/record.json").read_text())["scores"]["victim"]
+    assert run("attack", "blended", *ATTACK, "--test", "colour.parquet", "--overwrite") == 0
+    assert json.loads(Path("out/record.json").read_text())["scores"]["victim"] == grey
+
+
+@pytest.mark.parametrize("classes", [10, 4])
+def test_a_base_to_start_from(place: Path, classes: int, capsys: pytest.CaptureFixture[str]) -> None:
+    from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
+
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = ViTConfig(**sizes, image_size=16, patch_size=8, num_labels=classes)
+    ViTForImageClassification(config).save_pretrained("base")
+    ViTImageProcessor(size={"height": 16, "width": 16}, image_mean=[0.2] * 3, image_std=[0.3] * 3).save_pretrained(
+        "base"
+    )
+    capsys.readouterr()
+    assert run("attack", "label-consistent", *ATTACK, "--test", "test.parquet", "--base", "base") == 0
+    said = capsys.readouterr().err
+    assert "train.parquet: 600 of 600 images made colour, as the model takes 3 channels." in said
+    assert "train.parquet: images of 8x8 are resized to the model's 16x16." in said
+    model, encode = load("out")
+    assert (encode.size, encode.mean) == ((16, 16), (0.2, 0.2, 0.2))
+    assert model.config.num_labels == 10
+    assert [model.config.id2label[label] for label in range(10)] == list("0123456789")
+    record = json.loads(Path("out/record.json").read_text())
+    assert (record["arch"], record["learning_rate"]) == ("base", 0.01)
+    test = Dataset.load("test.parquet", encode)
+    assert evaluate(model, test, attack="out", device="cpu").to_json() == record["scores"]["victim"]
+
+
+def test_a_surrogate_of_ones_own(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("attack", "none", *ATTACK, "--test", "test.parquet") == 0
+    capsys.readouterr()
+    consistent = ("attack", "label-consistent", "--data", "train.parquet", "--test", "test.parquet", "--out", "victim")
+    assert run(*consistent, "--surrogate", "out") == 0
+    assert "training a clean surrogate" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ("badnets", "--rate", "2"),
+            "--rate must be more than 0 and at most 1, got 2. For a clean model: attack none.",
+        ),
+        (("badnets", "--target", "10"), "BadNets.target must be 0 to 9, got 10."),
+        (
+            ("badnets", "--group", "video"),
+            "train.parquet has no column 'video'; it has image, label, track. Name it by --group NAME.",
+        ),
+        (
+            ("badnets", "--test", "nowhere.parquet"),
+            "nowhere.parquet does not exist; DATA is a file or a folder with labelled examples.",
+        ),
+        (("badnet",), "There is no attack 'badnet'. Did you mean 'badnets'? See unbackdoor list attacks."),
+        (("badnets", "--columns", "image"), "--columns must read image=NAME,label=NAME, got image."),
+    ],
+)
+def test_what_the_command_refuses(
+    place: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], message: str
+) -> None:
+    assert run("attack", *arguments, *ATTACK) == 2
+    captured = capsys.readouterr()
+    assert captured.err.splitlines()[-1] == message
+    assert captured.out == ""
+    assert not (place / "out").exists()
