@@ -27,7 +27,8 @@ from unbackdoor._bench import Store, identity
 from unbackdoor._commands import write_victim
 from unbackdoor._data import Dataset
 from unbackdoor._evaluate import score
-from unbackdoor._models import class_names, load
+from unbackdoor._files import load
+from unbackdoor._models import class_names
 from unbackdoor._options import AttackOptions
 from unbackdoor._output import directory
 from unbackdoor._precision import Arithmetic, choose, description

@@ -1,4 +1,4 @@
-"""The command line as a user meets it: real processes, what they print, their exit codes, and what they leave behind."""
+"""The command line as a user meets it: what it prints, its exit codes, and what it leaves behind."""
 
 import json
 import logging

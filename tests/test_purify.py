@@ -171,3 +171,14 @@ class Wide(nn.Module):
 def test_any_module_with_a_linear_head_will_do(digits: Dataset) -> None:
     result = purify(Wide(), digits.select(range(300)), purifiers.FST(alpha=0.0, epochs=20, learning_rate=0.1))
     assert result.record["head"] == "fc"
+
+
+def test_scoring_leaves_the_layout_of_the_weights(small_cnn: SmallCNN, digits: Dataset) -> None:
+    from unbackdoor import evaluate
+
+    test = digits.select(range(20))
+    evaluate(small_cnn, test)
+    assert small_cnn.features[4].weight.is_contiguous()
+    small_cnn.to(memory_format=torch.channels_last)
+    evaluate(small_cnn, test)
+    assert small_cnn.features[4].weight.is_contiguous(memory_format=torch.channels_last)

@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     from unbackdoor._evaluate import Proportion as Proportion
     from unbackdoor._evaluate import Score as Score
     from unbackdoor._evaluate import evaluate as evaluate
+    from unbackdoor._files import load as load
+    from unbackdoor._files import save as save
     from unbackdoor._images import ImageEncoder as ImageEncoder
-    from unbackdoor._models import load as load
-    from unbackdoor._models import save as save
     from unbackdoor._purify import Purified as Purified
     from unbackdoor._purify import Run as Run
     from unbackdoor._purify import purify as purify
@@ -41,8 +41,8 @@ _HOMES = {
     "Score": "_evaluate",
     "evaluate": "_evaluate",
     "ImageEncoder": "_images",
-    "load": "_models",
-    "save": "_models",
+    "load": "_files",
+    "save": "_files",
     "Purified": "_purify",
     "Run": "_purify",
     "purify": "_purify",

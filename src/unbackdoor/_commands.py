@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from unbackdoor import _card, _models, _output, _report
+from unbackdoor import _card, _files, _models, _output, _report
 from unbackdoor._attack import as_trigger, triggered
 from unbackdoor._data import Augment, Dataset, check_labels
 from unbackdoor._errors import UnbackdoorError
@@ -77,7 +77,7 @@ def purify(source: str, method: Method, options: PurifyOptions) -> None:
             _report.Contender(method_name(method), result.model, after, record["seconds"]),
         ]
     with _output.directory(out) as folder:
-        _models.save(result.model, folder, source=_folder(source), encode=encode)
+        _files.save(result.model, folder, source=_folder(source), encode=encode)
         _write_json(folder / "record.json", record)
         (folder / "README.md").write_text(_card.purified(record), encoding="utf-8")
         if test is not None:
@@ -138,7 +138,7 @@ def attack(made: Any, options: AttackOptions) -> None:
             f"{type(made).__name__} needs --test: its copies match --data row for row, so none of it can be held out."
         )
     columns = _columns(options.columns)
-    encode = None if options.base is None else _models.load(options.base).encode
+    encode = None if options.base is None else _files.load(options.base).encode
     data = Dataset.load(options.data, encode, columns=columns, augment=options.augment, group=options.group)
     like = encode or ImageEncoder(size=data.shape[1:], channels=data.shape[0])
     held_out = ""
@@ -147,7 +147,7 @@ def attack(made: Any, options: AttackOptions) -> None:
     else:
         test, data = data.split(max(1, len(data) // 10), seed=options.seed)
         held_out = f", a seeded tenth held out of the {len(data) + len(test):,} given"
-    surrogate = None if options.surrogate is None else _models.load(options.surrogate)
+    surrogate = None if options.surrogate is None else _files.load(options.surrogate)
     marked = None
     if options.triggered_test is not None:
         marked = Dataset.load(options.triggered_test, like, columns=columns, classes=data.classes, augment="none")
@@ -181,14 +181,14 @@ def write_victim(victim: Victim, folder: Path, *, source: Path | None = None) ->
     """Write a victim's model directory, its record, its card and its trigger."""
     from unbackdoor._attack import save_trigger
 
-    _models.save(victim.model, folder, source=source, encode=victim.encode)
+    _files.save(victim.model, folder, source=source, encode=victim.encode)
     _write_json(folder / "record.json", victim.record)
     (folder / "README.md").write_text(_card.victim(victim.record), encoding="utf-8")
     save_trigger(folder, victim.description, {} if victim.trigger is None else victim.trigger.arrays)
 
 
-def _load(source: str, options: ModelOptions) -> _models.Loaded:
-    return _models.load(
+def _load(source: str, options: ModelOptions) -> _files.Loaded:
+    return _files.load(
         source,
         factory=options.factory,
         mean=_numbers("mean", options.mean),
@@ -247,7 +247,7 @@ def _folder(source: str) -> Path | None:
     path = Path(source)
     if path.is_dir():
         return path
-    return None if path.is_file() else _models.hub_directory(source)
+    return None if path.is_file() else _files.hub_directory(source)
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

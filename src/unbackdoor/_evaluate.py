@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from unbackdoor._attack import Attack, Trigger, Triggered, already_triggered, as_trigger, triggered
 from unbackdoor._data import Dataset, check_labels
 from unbackdoor._errors import UnbackdoorError
-from unbackdoor._models import class_count, device_of, evaluating, logits
+from unbackdoor._models import class_count, evaluating, logits
 from unbackdoor._precision import Arithmetic, Precision, choose
 
 
@@ -98,16 +98,12 @@ class Score:
 @torch.no_grad()
 def predict(model: nn.Module, data: Dataset, arithmetic: Arithmetic) -> Tensor:
     """The class that the model takes each example for, (n,), on the CPU."""
-    device = device_of(model)
-    try:
-        parts = []
-        with evaluating(arithmetic.place(model)):
-            for batch in data.to(arithmetic.device).batches(arithmetic.evaluation_batch):
-                with arithmetic.autocast():
-                    parts.append(logits(model, arithmetic.lay(batch.inputs)).argmax(dim=1))
-        return torch.cat(parts).cpu()
-    finally:
-        model.to(device)
+    parts = []
+    with evaluating(model), arithmetic.placed(model):
+        for batch in data.to(arithmetic.device).batches(arithmetic.evaluation_batch):
+            with arithmetic.autocast():
+                parts.append(logits(model, arithmetic.lay(batch.inputs)).argmax(dim=1))
+    return torch.cat(parts).cpu()
 
 
 def evaluate(

@@ -48,8 +48,8 @@ def directory(out: Path) -> Iterator[Path]:
     try:
         partial.chmod(0o755)
         yield partial
-        for file in partial.iterdir():
-            file.chmod(0o644)  # transformers writes weights for the owner alone
+        for entry in partial.rglob("*"):
+            entry.chmod(0o755 if entry.is_dir() else 0o644)  # transformers writes weights for the owner alone
         _replace(partial, out)
     except OSError as problem:
         raise _failure(out, problem) from None

@@ -2,7 +2,8 @@
 
 import os
 import platform
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
@@ -40,6 +41,19 @@ class Arithmetic:
         if self.channels_last and any(isinstance(module, nn.Conv2d) for module in model.modules()):
             relayout_(model, torch.channels_last)
         return model
+
+    @contextmanager
+    def placed(self, model: nn.Module) -> Iterator[nn.Module]:
+        """The model on the device and in the layout while the block runs, and back where it was afterwards."""
+        home = next((parameter.device for parameter in model.parameters()), self.device)
+        kernels = [parameter for parameter in model.parameters() if parameter.ndim == 4]
+        contiguous = all(kernel.is_contiguous() for kernel in kernels)
+        try:
+            yield self.place(model)
+        finally:
+            model.to(home)
+            if contiguous:
+                relayout_(model, torch.contiguous_format)
 
     def lay(self, inputs: Tensor) -> Tensor:
         """Inputs in the type and layout of the model."""

@@ -15,8 +15,9 @@ from unbackdoor._attack import FORMAT, Attack, Poisoned, Trigger, already_trigge
 from unbackdoor._data import Dataset, check_labels
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._evaluate import Score, score
+from unbackdoor._files import load
 from unbackdoor._images import ImageEncoder
-from unbackdoor._models import head, load, probe
+from unbackdoor._models import head, probe
 from unbackdoor._options import AttackOptions
 from unbackdoor._precision import choose, description
 from unbackdoor._purify import peak_memory

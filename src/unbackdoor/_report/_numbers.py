@@ -1,0 +1,337 @@
+"""Everything that the page shows, as plain values: pictures, verdicts, scores, and how they came about."""
+
+import base64
+import io
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from unbackdoor._attack import Triggered
+from unbackdoor._data import Dataset
+from unbackdoor._evaluate import Proportion, Score, predict
+from unbackdoor._models import device_of
+from unbackdoor._precision import choose
+
+EXAMPLES = 8
+LARGEST = 192  # side of a picture on the page, in pixels: eight rows of three stay a file that can be mailed
+
+
+class Contender(NamedTuple):
+    """One model on the page.
+
+    Args:
+        name: `suspect` for the first, the method's name for the others.
+        model: to show what it takes pictures for.
+        score: measured.
+        seconds: of purification; None for the suspect.
+    """
+
+    name: str
+    model: nn.Module
+    score: Score
+    seconds: float | None
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What a model takes a picture for, and whose success that is."""
+
+    name: str
+    by: Literal["attacker", "true", "other"]
+
+
+@dataclass(frozen=True)
+class Example:
+    """One test picture.
+
+    Args:
+        true: its class.
+        wanted: the class that the attacker wants, where there is an attack.
+        clean: the picture, as a PNG data URI; None where only the triggered one is known.
+        triggered: with the trigger on.
+        difference: between the two, amplified.
+        taken: one for each contender, for the triggered picture where there is one.
+    """
+
+    true: str
+    wanted: str | None
+    clean: str | None
+    triggered: str | None
+    difference: str | None
+    taken: tuple[Taken, ...]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One score of all contenders; a part is None where it was not measured."""
+
+    name: str
+    meaning: str
+    better: Literal["higher", "lower"]
+    parts: tuple[Proportion | None, ...]
+
+
+@dataclass(frozen=True)
+class ClassAccuracy:
+    """Clean accuracy on one class, and for each contender whether it fell below the suspect's, intervals apart."""
+
+    name: str
+    parts: tuple[Proportion, ...]
+    fell: tuple[bool, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Page:
+    """The numbers of the page.
+
+    Args:
+        title: what was done.
+        verdict: one plain sentence.
+        others: a sentence for each contender between the first and the last.
+        caution: what the verdict does not say.
+        names: of the contenders, the suspect first.
+        seconds: of purification, for each contender.
+        measures: clean accuracy first.
+        charted: those of them that the chart shows.
+        examples: the same for all contenders.
+        amplified: by how much differences are.
+        classes: clean accuracy for each class.
+        facts: how it was made, as label and text.
+        warnings: of the purification.
+        command: repeats it, where known.
+    """
+
+    title: str
+    verdict: str
+    others: tuple[str, ...]
+    caution: str
+    names: tuple[str, ...]
+    seconds: tuple[float | None, ...]
+    measures: tuple[Measure, ...]
+    charted: tuple[Measure, ...]
+    examples: tuple[Example, ...]
+    amplified: int
+    classes: tuple[ClassAccuracy, ...]
+    facts: tuple[tuple[str, str], ...]
+    warnings: tuple[str, ...]
+    command: str | None
+
+
+def build(
+    *, title: str, contenders: list[Contender], test: Dataset, attacked: Triggered | None, record: dict[str, Any]
+) -> Page:
+    """Collect the numbers of the page.
+
+    Args:
+        title: what was done.
+        contenders: the suspect first, the model that the page is about last.
+        test: the clean examples that were scored.
+        attacked: the triggered ones; clean and triggered pictures stand side by side where the labels show that these
+            are the examples of `test` in their order, as `triggered` makes them.
+        record: the content of `record.json`; its `seed` draws the example pictures, its `command` repeats the run.
+    """
+    examples, amplified = _examples(contenders, test, attacked, int(record.get("seed") or 0))
+    measures = _measures([contender.score for contender in contenders])
+    return Page(
+        title=title,
+        verdict=_verdict(contenders, test, attacked),
+        others=tuple(_other(contender) for contender in contenders[1:-1]),
+        caution=_caution(contenders[0].score),
+        names=tuple(contender.name for contender in contenders),
+        seconds=tuple(contender.seconds for contender in contenders),
+        measures=measures,
+        charted=measures[:3],
+        examples=examples,
+        amplified=amplified,
+        classes=_classes([contender.score for contender in contenders]),
+        facts=_facts(record, len(test), attacked),
+        warnings=tuple(record.get("warnings", ())),
+        command=record.get("command"),
+    )
+
+
+def _measures(scores: list[Score]) -> tuple[Measure, ...]:
+    """Those that at least one contender has."""
+    kinds: tuple[tuple[str, str, str, Literal["higher", "lower"]], ...] = (
+        ("clean_accuracy", "Clean accuracy", "clean pictures taken for their class", "higher"),
+        ("attack_success", "Attack success", "triggered pictures taken for what the attacker wants", "lower"),
+        ("recovered_accuracy", "Recovered accuracy", "triggered pictures taken for their true class", "higher"),
+        (
+            "clean_model_flip_rate",
+            "Clean model's flip rate",
+            "the same pictures, and a model that never had the backdoor: chance, so to speak",
+            "lower",
+        ),
+    )
+    made = [
+        Measure(name, meaning, better, tuple(getattr(score, field) for score in scores))
+        for field, name, meaning, better in kinds
+    ]
+    return tuple(measure for measure in made if any(part is not None for part in measure.parts))
+
+
+def _classes(scores: list[Score]) -> tuple[ClassAccuracy, ...]:
+    rows = []
+    for name, before in scores[0].per_class.items():
+        parts = tuple(score.per_class[name] for score in scores)
+        rows.append(ClassAccuracy(name, parts, tuple(part.interval[1] < before.interval[0] for part in parts)))
+    return tuple(rows)
+
+
+def _verdict(contenders: list[Contender], test: Dataset, attacked: Triggered | None) -> str:
+    before, after = contenders[0].score, contenders[-1]
+    accuracy = f"clean accuracy went from {_percent(before.clean_accuracy)} to {_percent(after.score.clean_accuracy)}"
+    if attacked is None or before.attack_success is None or after.score.attack_success is None:
+        return f"With {after.name}, {accuracy}."
+    wanted = "the class that the attacker wants"
+    if attacked.target is not None:
+        wanted = f"“{_class_name(test, attacked.target)}”, which the attacker wants,"
+    recovered = ""
+    if before.recovered_accuracy is not None and after.score.recovered_accuracy is not None:
+        recovered = (
+            f"; for their true class in {_percent(before.recovered_accuracy)} before and in "
+            f"{_percent(after.score.recovered_accuracy)} after"
+        )
+    return (
+        f"Triggered pictures were taken for {wanted} in {_percent(before.attack_success)} of cases before and in "
+        f"{_percent(after.score.attack_success)} after {after.name}{recovered}. {accuracy[0].upper()}{accuracy[1:]}."
+    )
+
+
+def _other(contender: Contender) -> str:
+    accuracy = f"clean accuracy {_percent(contender.score.clean_accuracy)}"
+    if contender.score.attack_success is None:
+        return f"{contender.name}: {accuracy}."
+    return (
+        f"After {contender.name} they still were in {_percent(contender.score.attack_success)} of cases ({accuracy})."
+    )
+
+
+def _caution(before: Score) -> str:
+    if before.attack_success is None:
+        return (
+            "No trigger was tried, so nothing here tells whether there was a backdoor or whether it is gone: only what "
+            "the purification costs."
+        )
+    text = (
+        "This is evidence about one trigger, not proof of a clean model: another trigger may still work, and tuning on "
+        "poisoned examples may bring this one back."
+    )
+    if before.attack_success.value < 0.9:
+        text += " The backdoor was not firmly in the suspect to begin with, so its fall says little."
+    return text
+
+
+def _percent(part: Proportion) -> str:
+    return f"{100 * part.value:.1f}\u202f%"
+
+
+def _facts(record: dict[str, Any], scored: int, attacked: Triggered | None) -> tuple[tuple[str, str], ...]:
+    """What the record says, as far as it says it."""
+    facts: list[tuple[str, str]] = []
+    method, source, clean = record.get("method"), record.get("source"), record.get("clean")
+    if source:
+        facts.append(("Suspect", str(source["model"])))
+    if method:
+        facts.append(("Method", str(method["repr"])))
+    if clean:
+        text = f"{clean['n']:,} examples"
+        if clean.get("held_out"):
+            text += f", {clean['held_out']:,} of them held back for a selection"
+        facts.append(("Clean data", text))
+    own = record.get("suspect_accuracy_on_clean")
+    if own:
+        facts.append(("Suspect's accuracy on it", f"{100 * own['value']:.1f}\u202f%"))
+    facts += [(str(label), str(text)) for label, text in record.get("facts", {}).items()]
+    facts.append(("Scored on", f"{scored:,} clean examples"))
+    if attacked is not None:
+        facts.append(("Triggered", f"{len(attacked.data):,} of them, label rule {attacked.label_rule}"))
+    if "seed" in record:
+        facts.append(("Seed", str(record["seed"])))
+    if "seconds" in record:
+        facts.append(("Time", f"{record['seconds']:.1f} s"))
+    if "peak_memory_bytes" in record:
+        facts.append(("Peak memory", f"{record['peak_memory_bytes'] / 2**20:,.0f} MiB"))
+    if "device" in record:
+        facts.append(("Device", str(record["device"])))
+    if "versions" in record:
+        facts.append(("Versions", ", ".join(f"{name} {number}" for name, number in record["versions"].items())))
+    return tuple(facts)
+
+
+def _examples(
+    contenders: list[Contender], test: Dataset, attacked: Triggered | None, seed: int
+) -> tuple[tuple[Example, ...], int]:
+    """Pictures drawn by seed and class, never by outcome, with what each contender takes them for."""
+    shown = test if attacked is None else attacked.data
+    rows = spread(shown.labels.cpu(), EXAMPLES, seed=seed)
+    chosen = shown.select(rows)
+    taken = [predict(each.model, chosen, choose(each.model, device_of(each.model))) for each in contenders]
+    partners = None if attacked is None else _partners(test, attacked)
+    clean = (
+        chosen.items if attacked is None else None if partners is None else partners.items[rows.to(shown.items.device)]
+    )
+    differences, amplified = None, 1
+    if attacked is not None and clean is not None:
+        differences = (chosen.items.int() - clean.int()).abs()
+        amplified = max(1, 255 // max(1, int(differences.max())))
+        differences = (differences * amplified).to(torch.uint8)
+    made = []
+    for row in range(len(rows)):
+        true = int(chosen.labels[row])
+        wanted = None if attacked is None else int(attacked.wanted[rows[row]])
+        made.append(
+            Example(
+                true=_class_name(test, true),
+                wanted=None if wanted is None else _class_name(test, wanted),
+                clean=None if clean is None else _png(clean[row]),
+                triggered=None if attacked is None else _png(chosen.items[row]),
+                difference=None if differences is None else _png(differences[row]),
+                taken=tuple(_taken(test, int(classes[row]), true, wanted) for classes in taken),
+            )
+        )
+    return tuple(made), amplified
+
+
+def spread(labels: Tensor, count: int, *, seed: int) -> Tensor:
+    """Row numbers of at most `count` examples: one of each class in turn, until there are enough, (n,)."""
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    turns: dict[int, int] = {}
+    ranked = []
+    for place, row in enumerate(order.tolist()):
+        label = int(labels[row])
+        turns[label] = turns.get(label, -1) + 1
+        ranked.append((turns[label], place, row))
+    rows = [row for _, _, row in sorted(ranked)[:count]]
+    return torch.tensor(sorted(rows, key=lambda row: (int(labels[row]), row)), dtype=torch.int64)
+
+
+def _partners(test: Dataset, attacked: Triggered) -> Dataset | None:
+    """The clean examples that the triggered ones were made of, row for row; None where the labels differ."""
+    own = test
+    if attacked.target is not None:
+        own = test.select(torch.nonzero(test.labels != attacked.target).flatten())
+    same = own.items.shape == attacked.data.items.shape and torch.equal(own.labels, attacked.data.labels)
+    return own if same else None
+
+
+def _taken(test: Dataset, taken: int, true: int, wanted: int | None) -> Taken:
+    return Taken(_class_name(test, taken), "attacker" if taken == wanted else "true" if taken == true else "other")
+
+
+def _class_name(data: Dataset, label: int) -> str:
+    return data.classes[label] if data.classes and label < len(data.classes) else str(label)
+
+
+def _png(pixels: Tensor) -> str:
+    """Pixels (channels, height, width), uint8, as a data URI; larger ones are made smaller."""
+    array = pixels.cpu().permute(1, 2, 0).squeeze(-1).numpy()  # (height, width) or (height, width, 3)
+    image = Image.fromarray(array)
+    if max(image.size) > LARGEST:
+        image.thumbnail((LARGEST, LARGEST))
+    file = io.BytesIO()
+    image.save(file, format="PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode("ascii")
