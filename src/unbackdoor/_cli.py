@@ -69,6 +69,7 @@ def _app(given: list[str]) -> App:
         help="Remove backdoors from neural networks that somebody else trained.",
         version=_version,
         suppress_keyboard_interrupt=False,
+        default_parameter=Parameter(negative_iterable=()),
     )
     words = [word for word in given if not word.startswith("-")]
     command, chosen = [*words, "", ""][:2]

@@ -87,8 +87,8 @@ def image(*, out: str, overwrite: bool, seed: int, epochs: int = 30) -> None:
     scores = [_scored(model, test, attacked, other) for model, other in zip(models, controls, strict=True)]
     names = ["suspect", *map(method_name, METHODS)]
     _tell(
-        f"3. Purification. Both methods tune on the same {len(clean)} clean digits, {EPOCHS} times over, and know neither "
-        "the trigger nor the class that the attacker wants."
+        f"3. Purification. Both methods tune on the same {len(clean)} clean digits, {EPOCHS} times over, and know "
+        "neither the trigger nor the class that the attacker wants."
     )
     print(_table(names, scores) + "\n")
 

@@ -98,6 +98,8 @@ class Page:
         charted: those of them that the chart shows.
         examples: the same for all contenders.
         amplified: by how much differences are.
+        triggered: the examples carry a trigger.
+        target: the class that the attacker wants for all of them; None where there is none, or one for each class.
         classes: clean accuracy for each class.
         facts: how it was made, as label and text.
         warnings: of the purification.
@@ -114,6 +116,8 @@ class Page:
     charted: tuple[Measure, ...]
     examples: tuple[Example, ...]
     amplified: int
+    triggered: bool
+    target: str | None
     classes: tuple[ClassAccuracy, ...]
     facts: tuple[tuple[str, str], ...]
     warnings: tuple[str, ...]
@@ -146,6 +150,8 @@ def build(
         charted=measures[:3],
         examples=examples,
         amplified=amplified,
+        triggered=attacked is not None,
+        target=None if attacked is None or attacked.target is None else _class_name(test, attacked.target),
         classes=_classes([contender.score for contender in contenders]),
         facts=_facts(record, len(test), attacked),
         warnings=tuple(record.get("warnings", ())),
@@ -162,7 +168,7 @@ def _measures(scores: list[Score]) -> tuple[Measure, ...]:
         (
             "clean_model_flip_rate",
             "Clean model's flip rate",
-            "the same pictures, and a model that never had the backdoor: chance, so to speak",
+            "triggered pictures that a model without the backdoor takes for what the attacker wants",
             "lower",
         ),
     )
@@ -205,9 +211,7 @@ def _other(contender: Contender) -> str:
     accuracy = f"clean accuracy {_percent(contender.score.clean_accuracy)}"
     if contender.score.attack_success is None:
         return f"{contender.name}: {accuracy}."
-    return (
-        f"After {contender.name} they still were in {_percent(contender.score.attack_success)} of cases ({accuracy})."
-    )
+    return f"After {contender.name} it is {_percent(contender.score.attack_success)} of cases ({accuracy})."
 
 
 def _caution(before: Score) -> str:
