@@ -1,9 +1,10 @@
 """The demo: with its settings cut short here, and in full among the slow tests."""
 
+import contextlib
+import io
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -16,17 +17,16 @@ FILES = ["clean.parquet", "purified", "record.json", "report.html", "test.parque
 
 
 @pytest.fixture(scope="module")
-def short(tmp_path_factory: pytest.TempPathFactory) -> Any:
+def short(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A demo of one epoch each, and what it printed."""
     out = tmp_path_factory.mktemp("demo") / "a demo"
     with pytest.MonkeyPatch.context() as patch:
-        said: list[str] = []
         patch.setattr(_demo, "METHODS", (FineTuning(epochs=1, batch_size=32), FST(epochs=1, batch_size=32)))
-        patch.setattr("builtins.print", lambda text, **_: said.append(text))
         state = torch.random.get_rng_state()
-        _demo.image(out=str(out), overwrite=False, seed=0, epochs=1)
+        with contextlib.redirect_stdout(io.StringIO()) as said:
+            _demo.image(out=str(out), overwrite=False, seed=0, epochs=1)
         assert torch.equal(state, torch.random.get_rng_state())
-    return out, "\n".join(said)
+    return out, said.getvalue()
 
 
 def test_it_writes_what_it_says(short: tuple[Path, str]) -> None:

@@ -201,3 +201,16 @@ def test_no_test_data() -> None:
 def test_nothing_to_attack() -> None:
     with pytest.raises(UnbackdoorError, match="has no example outside the target class 1, so nothing can be attacked"):
         evaluate(Reader(), TEST.select([2, 3]), attack=attacks.BadNets(size=1, target=1))
+
+
+def test_a_control_gets_its_own_inputs() -> None:
+    """The control may normalise pixels in another way than the model does."""
+    seen = []
+
+    class Spy(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            seen.append(x)
+            return torch.eye(4)[torch.zeros(len(x), dtype=torch.int64)]
+
+    evaluate(Reader(), TEST, triggered_data=TEST, target=3, control=Spy(), control_encode=ImageEncoder(mean=(5.0,)))
+    assert max(inputs.max() for inputs in seen) <= -4

@@ -107,14 +107,15 @@ def evaluate(source: str, options: EvaluateOptions) -> None:
     classes = _models.class_names(model)
     test = _dataset(options.data, encode, options, classes)
     marked = None if options.triggered is None else _dataset(options.triggered, encode, options, classes)
-    control = None if options.control is None else _load(options.control, options).model
+    control = None if options.control is None else _load(options.control, options)
     measured = evaluate_model(
         model,
         test,
         attack=options.attack,
         triggered_data=marked,
         target=options.target,
-        control=control,
+        control=control and control.model,
+        control_encode=control and control.encode,
         device=options.device,
         precision=options.precision,
     )

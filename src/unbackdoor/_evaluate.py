@@ -1,7 +1,7 @@
 """Scores: counts and intervals, never a bare percentage."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from unbackdoor._attack import Attack, Trigger, Triggered, already_triggered, as_trigger, triggered
 from unbackdoor._data import Dataset, check_labels
 from unbackdoor._errors import UnbackdoorError
+from unbackdoor._images import ImageEncoder
 from unbackdoor._models import class_count, evaluating, logits
 from unbackdoor._precision import Arithmetic, Precision, choose
 
@@ -114,6 +115,7 @@ def evaluate(
     triggered_data: Dataset | None = None,
     target: int | None = None,
     control: nn.Module | None = None,
+    control_encode: ImageEncoder | None = None,
     device: str | None = None,
     precision: Precision = "auto",
 ) -> Score:
@@ -126,6 +128,7 @@ def evaluate(
         triggered_data: instead, examples that already carry a trigger, with their true labels.
         target: the attacker's class, with `triggered_data`.
         control: a model without the backdoor; how often it flips on the same examples is reported.
+        control_encode: makes its inputs, where they are not made as the model's.
         device: None takes a GPU where there is one.
         precision: see `unbackdoor._precision.choose`.
 
@@ -149,7 +152,7 @@ def evaluate(
     elif triggered_data is not None and target is not None:
         check_labels(triggered_data, classes)
         attacked = already_triggered(triggered_data, target, classes)
-    return score(model, test, attacked, arithmetic, control=control)
+    return score(model, test, attacked, arithmetic, control=control, control_encode=control_encode)
 
 
 def score(
@@ -159,6 +162,7 @@ def score(
     arithmetic: Arithmetic,
     *,
     control: nn.Module | None = None,
+    control_encode: ImageEncoder | None = None,
 ) -> Score:
     """The score on clean and already triggered examples that are known to fit the model."""
     taken_for = predict(model, test, arithmetic)
@@ -175,7 +179,10 @@ def score(
         return Score(clean_accuracy=clean_accuracy, per_class=per_class)
     taken_for = predict(model, attacked.data, arithmetic)
     wanted = attacked.wanted.cpu()
-    flips = None if control is None else _share(predict(control, attacked.data, arithmetic) == wanted)
+    flips = None
+    if control is not None:
+        shown = attacked.data if control_encode is None else replace(attacked.data, encode=control_encode)
+        flips = _share(predict(control, shown, arithmetic) == wanted)
     return Score(
         clean_accuracy=clean_accuracy,
         per_class=per_class,
