@@ -265,6 +265,7 @@ def main() -> None:
     parser.add_argument("stage", choices=["victims", "cells", "report"])
     parser.add_argument("--store", type=Path, required=True)
     parser.add_argument("--part", default="0/1", help="which share of the work: I/N")
+    parser.add_argument("--budget", choices=["validation", "train"], help="one kind of clean budget alone")
     parser.add_argument("--only", type=int, default=len(VICTIMS), help="the first so many victims")
     options = parser.parse_args()
     if options.stage == "report":
@@ -280,7 +281,8 @@ def main() -> None:
             train(options.store, task, attack, rate)
         else:
             budgets[task] = budgets.get(task) or clean_budgets(task)
-            measure(options.store, task, attack, rate, budgets[task])
+            chosen = {kind: parts for kind, parts in budgets[task].items() if options.budget in (None, kind)}
+            measure(options.store, task, attack, rate, chosen)
 
 
 if __name__ == "__main__":
