@@ -70,6 +70,7 @@ METHODS = [
     purifiers.FTInit(),
     purifiers.FETuning(),
     purifiers.LinearProbing(),
+    purifiers.ShiftDistillation(),
 ]
 
 TASKS = {

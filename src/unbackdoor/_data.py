@@ -146,6 +146,10 @@ class Dataset:
             rows=None if self.rows is None else self.rows.to(device),
         )
 
+    def distorted(self) -> "Dataset":
+        """The same data set with stronger augmentation, for methods that look at it many times."""
+        return replace(self, augment=replace(self.augment, distort=True))
+
     def batches(self, size: int, *, generator: torch.Generator | None = None) -> Iterator[Batch]:
         """Encoded batches of at most `size` examples: in order, or shuffled and augmented where a generator is given.
 

@@ -31,11 +31,11 @@ BORDER = 2  # blank pixels around the 8x8 digits, so that the patch hides none o
 ATTACK = BadNets(size=3, margin=0, target=0)
 RATE = 0.02
 
-# Measured for seeds 0 to 4: attack success is 100 % after fine-tuning and 0 % after FST. Both have the same budget.
+# The same budget for both. Over seeds 0 to 4 it leaves attack success above 90 % after fine-tuning and at 0 % after FST.
 EPOCHS = 20
 METHODS: tuple[Method, ...] = (
-    FineTuning(epochs=EPOCHS, batch_size=32, learning_rate=0.02),
-    FST(alpha=0.5, epochs=EPOCHS, batch_size=32, learning_rate=0.02),
+    FineTuning(epochs=EPOCHS, batch_size=32, learning_rate=0.03),
+    FST(alpha=0.5, epochs=EPOCHS, batch_size=32, learning_rate=0.03),
 )
 
 

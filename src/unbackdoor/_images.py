@@ -211,10 +211,13 @@ class Augmentation:
     Args:
         padding: zeros put around the image before a crop of its own size, in pixels; 0 for no crop.
         flip: mirror half of the images.
+        distort: change contrast by up to 30 %, brightness by up to 15 % and tint by up to 10 % of the range, and paint a
+            square of up to half the side over every second image, in its mean grey level.
     """
 
     padding: int = 4
     flip: bool = True
+    distort: bool = False
 
     @classmethod
     def none(cls) -> "Augmentation":
@@ -235,7 +238,33 @@ class Augmentation:
         if self.flip:
             mirrored = (torch.rand(batch, generator=generator) < 0.5).to(pixels.device)
             pixels = torch.where(mirrored[:, None, None, None], pixels.flip(-1), pixels)
+        if self.distort:
+            pixels = _erased(_jittered(pixels, generator), generator)
         return pixels
+
+
+def _jittered(pixels: Tensor, generator: torch.Generator) -> Tensor:
+    """Other contrast, brightness and tint for each image; float, in [0, 255]."""
+    batch, channels = pixels.shape[:2]
+    contrast = 0.7 + 0.6 * torch.rand(batch, 1, 1, 1, generator=generator)
+    tint = 0.2 * torch.rand(batch, channels, 1, 1, generator=generator) - 0.1
+    brightness = 0.3 * torch.rand(batch, 1, 1, 1, generator=generator) - 0.15
+    mean = pixels.float().mean(dim=(1, 2, 3), keepdim=True)
+    shift = (255 * (tint + brightness)).to(pixels.device)
+    return ((pixels - mean) * contrast.to(pixels.device) + mean + shift).clamp(0, 255)
+
+
+def _erased(pixels: Tensor, generator: torch.Generator) -> Tensor:
+    """A square in every second image, of an eighth to half of the height, cut off at the border."""
+    batch, _, height, width = pixels.shape
+    side = torch.randint(height // 8, height // 2 + 1, (batch, 1), generator=generator)
+    top = torch.randint(0, height, (batch, 1), generator=generator)
+    left = torch.randint(0, width, (batch, 1), generator=generator)
+    chosen = torch.rand(batch, 1, 1, generator=generator) < 0.5
+    rows = 2 * (torch.arange(height) - top).abs() < side  # (batch, height)
+    columns = 2 * (torch.arange(width) - left).abs() < side  # (batch, width)
+    square = (rows[:, :, None] & columns[:, None, :] & chosen).to(pixels.device)
+    return torch.where(square[:, None], pixels.mean(dim=(1, 2, 3), keepdim=True), pixels)
 
 
 def augmentation(

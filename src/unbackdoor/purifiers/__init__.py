@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from unbackdoor.purifiers.fine_tuning import FTInit as FTInit
     from unbackdoor.purifiers.fine_tuning import LinearProbing as LinearProbing
     from unbackdoor.purifiers.fst import FST as FST
+    from unbackdoor.purifiers.shift_distillation import ShiftDistillation as ShiftDistillation
 
 _FST_PAPER = "Towards Stable Backdoor Purification through Feature Shift Tuning"
 
@@ -54,6 +55,13 @@ REGISTRY = (
         cost="10 passes",
         year=2023,
         paper=_FST_PAPER,
+    ),
+    Entry(
+        "shift-distillation",
+        "unbackdoor.purifiers.shift_distillation:ShiftDistillation",
+        "FST, taught by the suspect's own answers to distorted clean examples; this project's variant",
+        needs="clean data",
+        cost="40 passes, with another forward pass each",
     ),
 )
 

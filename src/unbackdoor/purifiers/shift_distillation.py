@@ -1,0 +1,85 @@
+"""Shift distillation: Feature Shift Tuning that asks the suspect for its opinion on clean examples."""
+
+import copy
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from unbackdoor._data import Batch, Dataset
+from unbackdoor._models import logits
+from unbackdoor._purify import Run, reinitialise_
+from unbackdoor._train import cross_entropy
+from unbackdoor._values import value
+
+
+@value
+class ShiftDistillation:
+    """FST with the suspect as a teacher, on strongly augmented clean examples.
+
+    FST loses clean accuracy because a few clean examples cannot teach the shifted features all that the suspect knew. The suspect itself can: on clean examples its answers are right, and without a trigger in sight they
+    say little of the backdoor. Over the clean examples (x, y), distorted anew each time, this method minimises
+
+        (1 - share) * CE(f(x), y) + share * KL(f_suspect(x) || f(x)) + alpha * <W, W_suspect>,   |W| = |W_suspect|
+
+    with the head re-initialised and projected as in FST. The answers are taken at temperature 1: softer ones, and many
+    more passes, carry the backdoor over, since triggers leave traces in how the suspect doubts.
+
+    A variant of this project; its parent is Min et al., "Towards Stable Backdoor Purification through Feature Shift
+    Tuning", https://arxiv.org/abs/2310.01875, and teaching by soft answers is Hinton et al., "Distilling the Knowledge
+    in a Neural Network", https://arxiv.org/abs/1503.02531
+
+    Args:
+        alpha: weight of the inner product, at least 0.
+        share: weight of the suspect's answers against the labels, 0 to 1.
+        temperature: of both softmaxes, more than 0; the term is multiplied by its square.
+        epochs: passes over the clean examples, at least 1.
+        learning_rate: of SGD at the start, falling to 0 along a cosine; more than 0.
+        batch_size: examples per step, at least 2.
+
+    Differences from the paper: everything beyond the head's start, shift and projection; there is no paper on this
+    variant. It is not FST and is never used in its place.
+    """
+
+    alpha: Annotated[float, Field(ge=0)] = 0.1
+    share: Annotated[float, Field(ge=0, le=1)] = 0.9
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    epochs: Annotated[int, Field(ge=1)] = 40
+    learning_rate: Annotated[float, Field(gt=0)] = 0.02
+    batch_size: Annotated[int, Field(ge=2)] = 128
+
+    def __call__(self, model: nn.Module, clean: Dataset, run: Run) -> nn.Module:
+        """Purify in place."""
+        teacher = copy.deepcopy(model).eval()
+        head = run.head(model)
+        suspect = head.weight.detach().clone()  # (classes, features)
+        norm = suspect.norm()
+        reinitialise_(head, run.generator)
+
+        def loss(scores: Tensor, batch: Batch) -> Tensor:
+            with torch.no_grad(), run.arithmetic.autocast():
+                answers = logits(teacher, run.arithmetic.lay(batch.inputs)).to(scores.dtype)  # (batch, classes)
+            distance = F.kl_div(
+                (scores / self.temperature).log_softmax(dim=1),
+                (answers / self.temperature).softmax(dim=1),
+                reduction="batchmean",
+            )
+            shift = (head.weight * suspect).sum()
+            taught = self.share * self.temperature**2 * distance
+            return (1 - self.share) * cross_entropy(scores, batch) + taught + self.alpha * shift
+
+        def project_() -> None:
+            head.weight.mul_(norm / head.weight.norm())
+
+        run.tune(
+            model,
+            clean.distorted(),
+            epochs=self.epochs,
+            learning_rate=self.learning_rate,
+            batch_size=self.batch_size,
+            loss=loss,
+            after_step=project_,
+        )
+        return model
