@@ -211,8 +211,8 @@ class Augmentation:
     Args:
         padding: zeros put around the image before a crop of its own size, in pixels; 0 for no crop.
         flip: mirror half of the images.
-        distort: change contrast by up to 30 %, brightness by up to 15 % and tint by up to 10 % of the range, and paint a
-            square of up to half the side over every second image, in its mean grey level.
+        distort: change contrast by up to 30 %, brightness by up to 15 % and tint by up to 10 % of the range, and paint
+            a square of up to half the side over every second image, in its mean grey level.
     """
 
     padding: int = 4
