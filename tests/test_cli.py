@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import unbackdoor.__main__
 from unbackdoor import Dataset, attacks, purifiers, purify
 from unbackdoor._attack import poison
 from unbackdoor._cli import main
@@ -217,6 +218,17 @@ def test_the_model_itself_as_output(place: Path, refused: Refusals) -> None:
         (("evaluate", "m", "--data", "d", "--control", "m"), "--control needs --attack or --triggered"),
         (("purify", "fst", "m", "--clean", "c", "--out", "o", "--attack", "a"), "--attack needs --data: test examples"),
         (("purify", "fst", "no-model", "--clean", "c", "--out", "o"), "no-model is neither a directory here nor"),
+        (
+            ("purify", "fst", "", "--clean", "c", "--out", "o"),
+            "MODEL must be a directory, a Hub name or a weights file",
+        ),
+        (("purify", "fst", *MODEL, "--clean", "", "--out", "o"), "DATA must be a file or a folder with labelled"),
+        (("purify", "fst", "m", "--clean", "c", "--out", "o", "--seed", 2**64), "--seed must be at least 0 and less"),
+        (("attack", "none", "--data", "clean.parquet", "--out", "o", "--seed", -1), "--seed must be at least 0 and"),
+        (
+            ("purify", "fst", *MODEL, "--clean", "clean.parquet", "--out", "o", "--device", "meta"),
+            "--device meta cannot be used here (",
+        ),
         (("purify", "fst", "net.py", "--clean", "c", "--out", "o"), "net.py holds weights without an architecture."),
         (("purify", "fst", *MODEL, "--clean", "no.parquet", "--out", "o"), "no.parquet does not exist; DATA is a file"),
         (
@@ -284,6 +296,47 @@ def test_ctrl_c_keeps_nothing(place: Path) -> None:
     assert said.strip().endswith("Interrupted; nothing was kept.")
     assert not (place / "out").exists()
     assert [path.name for path in place.iterdir() if path.name.startswith(".")] == []
+
+
+def test_ctrl_c_while_importing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    class Interrupted:
+        def find_spec(self, name: str, *_: object) -> None:
+            if name == "unbackdoor._cli":
+                raise KeyboardInterrupt
+
+    monkeypatch.delitem(sys.modules, "unbackdoor._cli")
+    monkeypatch.setattr(sys, "meta_path", [Interrupted(), *sys.meta_path])
+    with pytest.raises(SystemExit) as stopped:
+        unbackdoor.__main__.main()
+    assert stopped.value.code == 130
+    assert capsys.readouterr().err == "Interrupted; nothing was kept.\n"
+
+
+def test_a_reader_that_has_seen_enough(tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "unbackdoor", "list", "attacks"]
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, cwd=tmp_path, text=True, check=False)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
+@pytest.mark.parametrize(
+    "problem",
+    [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 3 bytes.")],
+    ids=["python", "torch"],
+)
+def test_too_little_memory(
+    problem: Exception, refused: Refusals, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise problem
+
+    monkeypatch.setattr("unbackdoor._commands.evaluate", fail)
+    with pytest.raises(SystemExit) as stopped:
+        main(["evaluate", "m", "--data", "d"])
+    assert stopped.value.code == 1
+    assert capsys.readouterr().err.startswith("Out of memory; nothing was kept. Take a smaller")
 
 
 def test_a_full_disk_keeps_nothing(place: Path) -> None:

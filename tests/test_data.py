@@ -257,6 +257,8 @@ def test_no_rows(tmp_path: Path) -> None:
     assert refusal(tmp_path / "d.parquet") == (
         f"{tmp_path}/d.parquet has no rows; at least one labelled example is needed."
     )
+    pyarrow.parquet.write_table(TABLE.data.table.slice(0, 0), tmp_path / "d.parquet")  # with a row group of no rows
+    assert refusal(tmp_path / "d.parquet").startswith(f"{tmp_path}/d.parquet has no rows;")
     (tmp_path / "d.csv").write_text("image,label\n")
     assert refusal(tmp_path / "d.csv") == f"{tmp_path}/d.csv has no rows; at least one labelled example is needed."
 

@@ -58,7 +58,7 @@ def test_nothing_that_was_tuned_on_is_scored_on(short: tuple[Path, str]) -> None
     out, _ = short
     clean, test = (ub.Dataset.load(out / name) for name in ("clean.parquet", "test.parquet"))
     assert (len(clean), len(test)) == (300, 497)
-    assert torch.bincount(clean.labels).tolist() == [30] * 10
+    assert set(torch.bincount(clean.labels).tolist()) <= {29, 30, 31}  # stratified
     everything = _demo.digits()
     training, rest = everything.split(1000, seed=0)
     assert sorted(_rows(clean) + _rows(test)) == sorted(_rows(rest))
@@ -93,7 +93,7 @@ def test_it_replaces_only_its_own(short: tuple[Path, str], tmp_path: Path, monke
 
 
 def test_a_negative_seed_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ub.UnbackdoorError, match=r"^--seed must be at least 0, got -1\.$"):
+    with pytest.raises(ub.UnbackdoorError, match=r"^--seed must be at least 0 and less than 2\*\*64, got -1\.$"):
         _demo.image(out=str(tmp_path / "out"), overwrite=False, seed=-1)
 
 

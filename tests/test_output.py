@@ -76,6 +76,8 @@ def test_what_may_be_overwritten(tmp_path: Path) -> None:
         check_free(taken, overwrite=True)
     with pytest.raises(UnbackdoorError, match=r"ours is the input itself; --out must be another directory\.$"):
         check_free(ours, overwrite=True, inputs=(ours,))
+    with pytest.raises(UnbackdoorError, match=r"ours holds the input .*/ours/clean\.parquet; --out must be another"):
+        check_free(ours, overwrite=True, inputs=(free, ours / "clean.parquet"))
 
 
 def test_a_file_is_written_whole(tmp_path: Path) -> None:

@@ -3,8 +3,10 @@
 import io
 import json
 import math
+import pickle
 import pickletools
 import struct
+import warnings
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -105,14 +107,18 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
 def _pickle(path: Path) -> dict[str, Tensor]:
     """A pickle, of which nothing but tensors in plain containers is built (`weights_only=True`)."""
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch wonders at pickles that torch.save did not write
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as problem:  # a pickle may be broken in any way
         wanted = _asks_for(path)
         if wanted:
             raise UnbackdoorError(
                 f"{path} is a pickle that asks to run {wanted}; it was not loaded. Ask its owner for safetensors."
             ) from None
-        reason = str(problem).split("\n")[0][:200].rstrip(". ") or type(problem).__name__
+        # Of a file that is no pickle, torch says at length that weights_only=False would help. It would not.
+        reason = "no pickle of tensors" if isinstance(problem, pickle.UnpicklingError) else str(problem).split("\n")[0]
+        reason = reason[:200].rstrip(". ") or type(problem).__name__
         raise UnbackdoorError(f"{path} is damaged or no PyTorch weights file ({reason}). Fetch it again.") from None
     for wrapper in _WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):

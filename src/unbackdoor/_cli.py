@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import os
 import sys
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
@@ -30,6 +31,18 @@ def main(arguments: list[str] | None = None) -> None:
         _fail(_usage(problem), 2)
     except KeyboardInterrupt:
         _fail("Interrupted; nothing was kept.", 130)
+    except BrokenPipeError:  # the reader of stdout, head for example, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python fails anew as it flushes
+        sys.exit(1)
+    except (MemoryError, RuntimeError) as problem:
+        told = any(words in str(problem) for words in ("out of memory", "can't allocate memory"))  # by torch
+        if not (told or isinstance(problem, MemoryError)):
+            raise
+        _fail(
+            "Out of memory; nothing was kept. Take a smaller --batch-size or --image-size, fewer examples, or --device "
+            "cpu.",
+            1,
+        )
     except OSError as problem:
         if problem.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise

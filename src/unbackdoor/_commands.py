@@ -18,7 +18,7 @@ from unbackdoor._options import AttackOptions, EvaluateOptions, ModelOptions, Pu
 from unbackdoor._precision import choose
 from unbackdoor._purify import Method, method_name
 from unbackdoor._purify import purify as purify_model
-from unbackdoor._values import value
+from unbackdoor._values import check_seed, value
 from unbackdoor._victim import Victim, plant
 
 logger = logging.getLogger("unbackdoor")
@@ -35,7 +35,9 @@ class NoAttack:
 def purify(source: str, method: Method, options: PurifyOptions) -> None:
     """The `purify` command."""
     out = Path(options.out)
-    _output.check_free(out, overwrite=options.overwrite, inputs=(Path(source),))
+    inputs = (source, options.clean, options.data, options.attack, (options.factory or "").rpartition(":")[0])
+    _output.check_free(out, overwrite=options.overwrite, inputs=tuple(Path(given) for given in inputs if given))
+    check_seed(options.seed)
     if options.attack is not None and options.data is None:
         raise UnbackdoorError("--attack needs --data: test examples to put the trigger on.")
     model, encode = _load(source, options)
@@ -132,7 +134,9 @@ def _shown(measured: Score) -> str:
 def attack(made: Any, options: AttackOptions) -> None:
     """The `attack` command."""
     out = Path(options.out)
-    _output.check_free(out, overwrite=options.overwrite, inputs=tuple(Path(path) for path in options.data))
+    inputs = (*options.data, options.test, options.base, options.surrogate, options.triggered_test)
+    _output.check_free(out, overwrite=options.overwrite, inputs=tuple(Path(given) for given in inputs if given))
+    check_seed(options.seed)
     planted = None if isinstance(made, NoAttack) else made
     if options.test is None and not getattr(made, "repeatable", True):
         raise UnbackdoorError(

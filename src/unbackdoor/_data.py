@@ -213,6 +213,8 @@ def _opened(source: str | Path | Sequence[str | Path], where: str) -> tuple[Any,
 
     files: list[Path] = []
     for path in [source] if isinstance(source, str | Path) else source:
+        if not str(path):  # which Path would take for the current directory
+            raise UnbackdoorError("DATA must be a file or a folder with labelled examples, got an empty name.")
         matches = [str(path)] if Path(path).exists() else sorted(glob.glob(str(path), recursive=True))
         if not matches:
             raise UnbackdoorError(f"{path} does not exist; DATA is a file or a folder with labelled examples.")
@@ -236,9 +238,11 @@ def _opened(source: str | Path | Sequence[str | Path], where: str) -> tuple[Any,
     except UnbackdoorError:
         raise
     except Exception as problem:  # whatever a reader of a foreign format may raise
-        if "corresponds to no data" in str(problem):  # what datasets says of a table without rows
+        cause = problem.__cause__ or problem
+        # What datasets says of a table without rows, by how it was written.
+        if "corresponds to no data" in str(cause) or "BatchSize must be greater than 0" in str(cause):
             raise _empty(where) from None
-        reason = str(problem.__cause__ or problem).split("\n")[0].rstrip(".")
+        reason = str(cause).split("\n")[0].rstrip(".")
         raise UnbackdoorError(f"{where} cannot be read ({reason}). Repair it, or take other data.") from problem
     for column, feature in table.features.items():
         if isinstance(feature, datasets.Image):

@@ -20,6 +20,7 @@ from unbackdoor._images import Augmentation, ImageEncoder, augmentation
 from unbackdoor._options import AttackOptions
 from unbackdoor._precision import choose
 from unbackdoor._purify import Method, Purified, method_name, purify
+from unbackdoor._values import check_seed
 from unbackdoor._victim import Victim, plant
 from unbackdoor.attacks.badnets import BadNets
 from unbackdoor.purifiers.fine_tuning import FineTuning
@@ -31,11 +32,12 @@ BORDER = 2  # blank pixels around the 8x8 digits, so that the patch hides none o
 ATTACK = BadNets(size=3, margin=0, target=0)
 RATE = 0.02
 
-# The same budget for both. Over seeds 0 to 4 it leaves attack success above 90 % after fine-tuning and at 0 % after FST.
+# The same budget for both. Over seeds 0 to 4 attack success is 94 to 100 % after fine-tuning and 0 % after FST, at a
+# cost of at most 1.4 points of clean accuracy.
 EPOCHS = 20
 METHODS: tuple[Method, ...] = (
-    FineTuning(epochs=EPOCHS, batch_size=32, learning_rate=0.03),
-    FST(alpha=0.5, epochs=EPOCHS, batch_size=32, learning_rate=0.03),
+    FineTuning(epochs=EPOCHS, batch_size=32, learning_rate=0.02),
+    FST(alpha=0.5, epochs=EPOCHS, batch_size=32, learning_rate=0.02),
 )
 
 
@@ -53,8 +55,7 @@ def image(*, out: str, overwrite: bool, seed: int, epochs: int = 30) -> None:
     """
     folder = Path(out)
     _output.check_free(folder, overwrite=overwrite)
-    if seed < 0:
-        raise UnbackdoorError(f"--seed must be at least 0, got {seed}.")
+    check_seed(seed)
     training, rest = digits().split(TRAINING, seed=seed)
     clean, test = rest.split(CLEAN, seed=seed)
     _tell(

@@ -57,6 +57,8 @@ def load(
             raise UnbackdoorError(f"--{key} must be {allowed}, got {','.join(f'{part:g}' for part in entry)}.")
     if image_size is not None and image_size < 1:
         raise UnbackdoorError(f"--image-size must be at least 1, got {image_size}.")
+    if not str(source):  # which Path would take for the current directory
+        raise UnbackdoorError("MODEL must be a directory, a Hub name or a weights file, got an empty name.")
     path = Path(source)
     if factory is not None:
         recorded = ImageEncoder()

@@ -16,16 +16,19 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 def check_free(out: Path, *, overwrite: bool, inputs: tuple[Path, ...] = ()) -> None:
     """Refuse an output directory that exists, before any work is done.
 
-    With `overwrite` it may exist if this program wrote it (it holds a `record.json`) or it is empty, and if it is not
-    one of the inputs.
+    With `overwrite` it may exist if this program wrote it (it holds a `record.json`) or it is empty, and if it neither
+    is nor holds one of the inputs.
 
     Raises:
         UnbackdoorError: says why.
     """
     if not out.exists() and not out.is_symlink():
         return
-    if any(given.exists() and given.resolve() == out.resolve() for given in inputs):
-        raise UnbackdoorError(f"{out} is the input itself; --out must be another directory.")
+    for given in inputs:
+        if given.resolve() == out.resolve():
+            raise UnbackdoorError(f"{out} is the input itself; --out must be another directory.")
+        if out.resolve() in given.resolve().parents:
+            raise UnbackdoorError(f"{out} holds the input {given}; --out must be another directory.")
     if not overwrite:
         raise UnbackdoorError(f"{out} exists. Use --overwrite, or another --out.")
     ours = out.is_dir() and ((out / "record.json").exists() or not any(out.iterdir()))

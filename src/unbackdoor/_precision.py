@@ -89,7 +89,7 @@ def choose(model: nn.Module, device: str | torch.device | None = None, precision
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         where = torch.device(device)
-        torch.empty(0, device=where)
+        torch.ones(1, device=where).item()  # fails on a device that holds no values
     except (RuntimeError, AssertionError, NotImplementedError) as problem:
         reason = str(problem).split("\n")[0][:100]
         raise UnbackdoorError(f"--device {device} cannot be used here ({reason}). Try --device cpu.") from None

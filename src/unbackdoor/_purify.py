@@ -23,6 +23,7 @@ from unbackdoor._evaluate import Proportion, predict
 from unbackdoor._precision import Arithmetic, Precision, choose, description, relayout_
 from unbackdoor._registry import name_of, to_json
 from unbackdoor._train import Loss, Progress, bar, cross_entropy, descend, silent
+from unbackdoor._values import check_seed
 from unbackdoor.purifiers import REGISTRY
 
 logger = logging.getLogger("unbackdoor")
@@ -149,6 +150,7 @@ def purify(
     Raises:
         UnbackdoorError: model and data do not fit the method or each other, or the result is not finite.
     """
+    check_seed(seed)
     check_finite(model.state_dict(), type(model).__name__)
     training = {name: module.training for name, module in model.named_modules()}
     trainable = {name: parameter.requires_grad for name, parameter in model.named_parameters()}

@@ -76,6 +76,12 @@ def _plain(given: Any) -> str:
     return given if isinstance(given, str) else repr(given)
 
 
+def check_seed(seed: int) -> None:
+    """Refuse a seed that not every generator takes."""
+    if not 0 <= seed < 2**64:
+        raise UnbackdoorError(f"--seed must be at least 0 and less than 2**64, got {seed}.")
+
+
 def fields_of(made: Any) -> dict[str, Any]:
     """All fields of a value, as JSON scalars and lists."""
     return dict(TypeAdapter(type(made)).dump_python(made, mode="json"))
