@@ -246,10 +246,9 @@ def test_a_truncated_pickle_is_refused(legacy: bool, tmp_path: Path) -> None:
 def test_a_file_that_is_no_pickle_is_refused(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
     """Torch's own words would advise `weights_only=False`, which runs whatever the pickle asks for."""
     path = tmp_path / "w.pt"
-    path.write_text("PAR1, or anything else")
-    assert refusal(path) == f"{path} is damaged or no PyTorch weights file (no pickle of tensors). Fetch it again."
-    path.write_bytes(pickle.dumps({"a": 1}, protocol=4))
-    assert refusal(path).startswith(f"{path} does not hold named tensors;")
+    for content in (b"PAR1, or anything else", pickle.dumps({"a": 1}, protocol=4)):
+        path.write_bytes(content)
+        assert refusal(path) == f"{path} is damaged or no PyTorch weights file (no pickle of tensors). Fetch it again."
     assert not recwarn.list
 
 

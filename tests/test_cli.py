@@ -223,6 +223,10 @@ def test_the_model_itself_as_output(place: Path, refused: Refusals) -> None:
             "MODEL must be a directory, a Hub name or a weights file",
         ),
         (("purify", "fst", *MODEL, "--clean", "", "--out", "o"), "DATA must be a file or a folder with labelled"),
+        (
+            ("purify", "fst", "m", "--clean", "c", "--out", "o" * 300),
+            "o" * 300 + " cannot be used (File name too long).",
+        ),
         (("purify", "fst", "m", "--clean", "c", "--out", "o", "--seed", 2**64), "--seed must be at least 0 and less"),
         (("attack", "none", "--data", "clean.parquet", "--out", "o", "--seed", -1), "--seed must be at least 0 and"),
         (

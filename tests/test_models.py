@@ -357,6 +357,25 @@ def test_options_that_cannot_be(options: dict[str, Any], message: str, net: Path
     assert str(refused.value) == message.format(folder=tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("program", "reason"),
+    [
+        ("import no_such_module", "ModuleNotFoundError: No module named 'no_such_module'"),
+        ("def make(:", "SyntaxError: invalid syntax"),
+        ("def make(width): ...", "TypeError: make() missing 1 required positional argument: 'width'"),
+    ],
+    ids=["import", "syntax", "arguments"],
+)
+def test_a_factory_that_fails(program: str, reason: str, tmp_path: Path) -> None:
+    file = tmp_path / "net.py"
+    file.write_text(program)
+    with pytest.raises(UnbackdoorError) as refused:
+        load(tmp_path / "w.safetensors", factory=f"{file}:make")
+    assert str(refused.value).startswith(f"--factory {file}:make failed ({reason}")
+    assert str(refused.value).endswith("). The function must make the module without arguments.")
+    assert str(tmp_path) not in sys.path
+
+
 # the head
 
 
@@ -511,6 +530,12 @@ NO_HEAD = (
             None,
             "Linear cannot take inputs of shape (8, 6) (mat1 and mat2 shapes cannot be multiplied (8x6 and 5x3)). Take "
             "data of the size and the channels that it was trained on, or give --image-size.",
+        ),
+        (
+            Classifier(lambda scores: {}["width"]),
+            None,
+            "Classifier cannot take inputs of shape (8, 6) ('width'). Take data of the size and "
+            "the channels that it was trained on, or give --image-size.",
         ),
     ],
 )

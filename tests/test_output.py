@@ -76,6 +76,11 @@ def test_what_may_be_overwritten(tmp_path: Path) -> None:
         check_free(taken, overwrite=True)
     with pytest.raises(UnbackdoorError, match=r"ours is the input itself; --out must be another directory\.$"):
         check_free(ours, overwrite=True, inputs=(ours,))
+    (taken / "file").write_text("")
+    with pytest.raises(
+        UnbackdoorError, match=r"file/out cannot be written \(.*taken/file is no folder to write to\)\."
+    ):
+        check_free(taken / "file" / "out", overwrite=False)
     with pytest.raises(UnbackdoorError, match=r"ours holds the input .*/ours/clean\.parquet; --out must be another"):
         check_free(ours, overwrite=True, inputs=(free, ours / "clean.parquet"))
 

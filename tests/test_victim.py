@@ -1,6 +1,7 @@
 """Planting: what a victim is trained on, what is measured and recorded, and the attack command as a user runs it."""
 
 import json
+import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -151,6 +152,23 @@ def test_options_out_of_bounds(parts: tuple[Dataset, Dataset], changes: dict, me
     with pytest.raises(UnbackdoorError) as caught:
         plant(*parts, SOLID, options(**changes))
     assert str(caught.value) == message
+
+
+def test_a_training_that_diverges_is_refused(parts: tuple[Dataset, Dataset]) -> None:
+    """Else a network of NaN would pass for one with a backdoor: it takes everything for class 0."""
+    with pytest.raises(UnbackdoorError, match=r"weights are not finite\. Lower --learning-rate, which is 1e\+30\.$"):
+        plant(*parts, replace(SOLID, target=0), options(learning_rate=1e30))
+
+
+def test_a_victim_near_chance_is_a_warning(
+    parts: tuple[Dataset, Dataset], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("unbackdoor"), "propagate", True)
+    plant(*parts, SOLID, options(learning_rate=1e-9))
+    assert "the victim is near chance on digits" in caplog.text
+    caplog.clear()
+    plant(*parts, SOLID, options(epochs=3))
+    assert caplog.text == ""
 
 
 def test_test_labels_that_training_lacks(parts: tuple[Dataset, Dataset]) -> None:

@@ -45,7 +45,9 @@ def main(arguments: list[str] | None = None) -> None:
         )
     except OSError as problem:
         if problem.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
+            if problem.filename is None or not problem.strerror:
+                raise
+            _fail(f"{problem.filename} cannot be used ({problem.strerror}). Check its name and who may read it.", 2)
         _fail(f"The disk is full ({problem.filename or 'while writing'}); nothing was kept. Free some space.", 1)
     sys.exit(0)
 

@@ -139,11 +139,18 @@ def make(factory: str) -> nn.Module:
     sys.path.insert(0, beside)  # the file may import its neighbours, as a script may
     try:
         spec.loader.exec_module(module)
+        if not callable(getattr(module, function, None)):
+            raise UnbackdoorError(f"{file} has no function {function}. --factory is FILE.py:FUNCTION.")
+        made = getattr(module, function)()
+    except UnbackdoorError:
+        raise
+    except Exception as problem:  # the file is the user's own program
+        reason = " ".join(f"{type(problem).__name__}: {problem}".split())[:300].rstrip(". ")
+        raise UnbackdoorError(
+            f"--factory {factory} failed ({reason}). The function must make the module without arguments."
+        ) from problem
     finally:
         sys.path.remove(beside)
-    if not callable(getattr(module, function, None)):
-        raise UnbackdoorError(f"{file} has no function {function}. --factory is FILE.py:FUNCTION.")
-    made = getattr(module, function)()
     if not isinstance(made, nn.Module):
         raise UnbackdoorError(f"{factory} must return a torch.nn.Module, got {type(made).__name__}.")
     return made

@@ -63,8 +63,8 @@ def _probed(model: nn.Module, inputs: Tensor) -> Tensor:
     try:
         with evaluating(model):
             scores = logits(model, inputs)
-    except (RuntimeError, ValueError) as problem:
-        reason = " ".join(str(problem).split())[:200]
+    except (AssertionError, LookupError, RuntimeError, TypeError, ValueError) as problem:
+        reason = " ".join(str(problem).split())[:200] or type(problem).__name__
         raise UnbackdoorError(
             f"{owner} cannot take inputs of shape {tuple(inputs.shape)} ({reason}). Take data of the size and the "
             "channels that it was trained on, or give --image-size."

@@ -14,7 +14,7 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def check_free(out: Path, *, overwrite: bool, inputs: tuple[Path, ...] = ()) -> None:
-    """Refuse an output directory that exists, before any work is done.
+    """Refuse an output directory that exists or cannot be made, before any work is done.
 
     With `overwrite` it may exist if this program wrote it (it holds a `record.json`) or it is empty, and if it neither
     is nor holds one of the inputs.
@@ -23,6 +23,9 @@ def check_free(out: Path, *, overwrite: bool, inputs: tuple[Path, ...] = ()) -> 
         UnbackdoorError: says why.
     """
     if not out.exists() and not out.is_symlink():
+        home = next(folder for folder in out.absolute().parents if folder.exists())
+        if not (home.is_dir() and os.access(home, os.W_OK)):
+            raise UnbackdoorError(f"{out} cannot be written ({home} is no folder to write to). Choose another --out.")
         return
     for given in inputs:
         if given.resolve() == out.resolve():

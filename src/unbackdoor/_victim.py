@@ -1,5 +1,6 @@
 """Training victims: poison, train, measure, describe."""
 
+import logging
 import math
 import platform
 import time
@@ -24,6 +25,8 @@ from unbackdoor._purify import peak_memory
 from unbackdoor._registry import to_json
 from unbackdoor._train import bar, train_victim
 from unbackdoor.attacks import REGISTRY
+
+logger = logging.getLogger("unbackdoor")
 
 IMPLANTED = 0.9  # attack success from which an image attack counts as implanted
 
@@ -90,7 +93,7 @@ def plant(
         with torch.random.fork_rng():
             torch.manual_seed(options.seed)
             model = _fresh(options, classes, data)
-            return train_victim(
+            train_victim(
                 model,
                 on,
                 epochs=options.epochs,
@@ -101,6 +104,12 @@ def plant(
                 progress=bar,
                 description=words,
             )
+        if not all(torch.isfinite(tensor).all() for tensor in model.state_dict().values()):
+            raise UnbackdoorError(
+                f"The training diverged: the victim's weights are not finite. Lower --learning-rate, which is "
+                f"{rate_of_learning:g}."
+            )
+        return model
 
     poisoned: Poisoned | None = None
     start = time.perf_counter()
@@ -114,7 +123,9 @@ def plant(
             crafted, attack, rate=options.rate, seed=options.seed, classes=len(classes), surrogate=surrogate
         )
         poisoned = poisoned._replace(data=replace(poisoned.data, encode=encode))
-    model = trained(data if poisoned is None else poisoned.data, "training the victim")
+    model = (
+        trained(data, "training a clean model") if poisoned is None else trained(poisoned.data, "training the victim")
+    )
     seconds = time.perf_counter() - start
 
     arithmetic = choose(model, options.device, options.precision)
@@ -127,6 +138,13 @@ def plant(
     elif poisoned is not None and getattr(attack, "repeatable", True):
         attacked = triggered(test, poisoned.trigger, len(classes))
     measured = score(model, test, attacked, arithmetic)
+    if measured.clean_accuracy.interval[0] <= 1 / len(classes):
+        logger.warning(
+            "the victim is near chance on %s (%r), so its attack success says nothing: raise --epochs, or lower "
+            "--learning-rate.",
+            test.name,
+            measured.clean_accuracy,
+        )
     implanted = None if measured.attack_success is None else measured.attack_success.value >= IMPLANTED
     if poisoned is None:
         described: dict[str, Any] = {"format": FORMAT, "attack": {"name": "none", "parameters": {}}, "implanted": None}
