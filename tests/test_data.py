@@ -1,5 +1,6 @@
 """Reading data of every kind, splitting it, and handing it out in batches."""
 
+import errno
 import io
 import json
 import logging
@@ -20,6 +21,7 @@ from PIL import Image
 
 from unbackdoor import Dataset, ImageEncoder, UnbackdoorError
 from unbackdoor._data import check_labels, stratified
+from unbackdoor._errors import IncompleteError
 from unbackdoor._images import Augmentation
 
 NAMES = ["cat", "dog", "eel"]
@@ -250,6 +252,18 @@ def test_kinds_that_do_not_join(tmp_path: Path) -> None:
     assert refusal([tmp_path / "a.parquet", tmp_path / "folder"]) == (
         f"{tmp_path}/a.parquet, {tmp_path}/folder has a folder among several parts; DATA is one folder, or files."
     )
+
+
+def test_no_room_for_temporary_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(datasets, "load_dataset", full)
+    path = write_table(tmp_path / "d.parquet", LABELS)
+    with pytest.raises(
+        IncompleteError, match=r"^/.*, where data is unpacked, is full\. Free some space, or set TMPDIR"
+    ):
+        Dataset.load(path)
 
 
 def test_no_rows(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Data sets: read once, kept as tensors, handed out in encoded batches."""
 
+import errno
 import glob
 import logging
 import re
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unbackdoor._errors import UnbackdoorError
+from unbackdoor._errors import IncompleteError, UnbackdoorError
 from unbackdoor._images import Augmentation, ImageEncoder, augmentation
 
 logger = logging.getLogger("unbackdoor")
@@ -242,6 +243,10 @@ def _opened(source: str | Path | Sequence[str | Path], where: str) -> tuple[Any,
         # What datasets says of a table without rows, by how it was written.
         if "corresponds to no data" in str(cause) or "BatchSize must be greater than 0" in str(cause):
             raise _empty(where) from None
+        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise IncompleteError(
+                f"{tempfile.gettempdir()}, where data is unpacked, is full. Free some space, or set TMPDIR."
+            ) from None
         reason = str(cause).split("\n")[0].rstrip(".")
         raise UnbackdoorError(f"{where} cannot be read ({reason}). Repair it, or take other data.") from problem
     for column, feature in table.features.items():

@@ -140,7 +140,7 @@ def plant(
     measured = score(model, test, attacked, arithmetic)
     if measured.clean_accuracy.interval[0] <= 1 / len(classes):
         logger.warning(
-            "the victim is near chance on %s (%r), so its attack success says nothing: raise --epochs, or lower "
+            "the victim is near chance on %s (%r), so it has not learnt its task: raise --epochs, or lower "
             "--learning-rate.",
             test.name,
             measured.clean_accuracy,
