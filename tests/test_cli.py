@@ -285,7 +285,13 @@ def test_bad_usage_and_input_get_one_sentence(arguments: tuple, message: str, re
 def test_ctrl_c_keeps_nothing(place: Path) -> None:
     command = [sys.executable, "-m", "unbackdoor", "purify", "fst", *MODEL, "--clean", "clean.parquet", "--out", "out"]
     process = subprocess.Popen(
-        [*command, "--epochs", "1000000"], cwd=place, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [*command, "--epochs", "1000000"],
+        cwd=place,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        # A runner in the background of a shell ignores SIGINT, and its children would, too.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 60
     while "VmRSS" in (status := Path(f"/proc/{process.pid}/status").read_text()) and time.monotonic() < deadline:

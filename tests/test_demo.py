@@ -125,3 +125,12 @@ def test_fine_tuning_fails_where_fst_does_not(seed: int, tmp_path: Path) -> None
     assert purified["attack_success"]["value"] <= 0.05
     assert suspect["clean_accuracy"]["value"] - purified["clean_accuracy"]["value"] <= 0.03
     assert purified["clean_model_flip_rate"]["value"] <= 0.05
+
+
+def test_the_commands_to_go_on_with_run_as_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`make demo` installs into .venv, which is not on the path of whoever copies them."""
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr(sys, "executable", str(Path.cwd() / ".venv" / "bin" / "python"))
+    assert "\n   .venv/bin/python -m unbackdoor evaluate demo/purified --data" in _demo._farewell(Path("demo"))
+    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
+    assert "\n   unbackdoor evaluate demo/purified --data" in _demo._farewell(Path("demo"))

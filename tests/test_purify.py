@@ -182,3 +182,12 @@ def test_scoring_leaves_the_layout_of_the_weights(small_cnn: SmallCNN, digits: D
     small_cnn.to(memory_format=torch.channels_last)
     evaluate(small_cnn, test)
     assert small_cnn.features[4].weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_method_that_forgets_to_return_the_model(small_cnn: SmallCNN, digits: Dataset) -> None:
+    def forgetful(model: nn.Module, clean: Dataset, run: Run) -> None: ...
+
+    with pytest.raises(
+        UnbackdoorError, match=r"^forgetful must return the model, got NoneType\. End it in return model"
+    ):
+        purify(small_cnn, digits.select(range(50)), forgetful)

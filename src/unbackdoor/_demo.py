@@ -2,6 +2,8 @@
 
 import json
 import shlex
+import shutil
+import sys
 import textwrap
 from dataclasses import replace
 from pathlib import Path
@@ -227,10 +229,15 @@ def _write_parquet(path: Path, data: Dataset) -> None:
 
 def _farewell(folder: Path) -> str:
     place = shlex.quote(str(folder))
+    program = "unbackdoor"
+    if shutil.which(program) is None:  # as after `make demo`, which installs into .venv
+        python = Path(sys.executable)
+        here = python.is_relative_to(Path.cwd())
+        program = shlex.quote(str(python.relative_to(Path.cwd()) if here else python)) + " -m unbackdoor"
     return (
         f"4. Look. Open {folder / 'report.html'}\n\n"
         "To go on:\n"
-        f"   unbackdoor evaluate {place}/purified --data {place}/test.parquet --attack {place}/victim/attack.json\n"
-        f"   unbackdoor purify ft-init {place}/victim --clean {place}/clean.parquet --data {place}/test.parquet "
+        f"   {program} evaluate {place}/purified --data {place}/test.parquet --attack {place}/victim/attack.json\n"
+        f"   {program} purify ft-init {place}/victim --clean {place}/clean.parquet --data {place}/test.parquet "
         f"--attack {place}/victim/attack.json --out {place}-ft-init"
     )

@@ -182,6 +182,9 @@ def purify(
         purified = method(arithmetic.place(working), clean.to(arithmetic.device), run)
     seconds = time.perf_counter() - start
 
+    if not isinstance(purified, nn.Module):
+        name = getattr(method, "__name__", type(method).__name__)
+        raise UnbackdoorError(f"{name} must return the model, got {type(purified).__name__}. End it in return model.")
     relayout_(purified.to(home), torch.contiguous_format)
     _restore(purified, types, unsaved, training, trainable, type(method).__name__)
     record = {
