@@ -185,7 +185,7 @@ def test_scoring_leaves_the_layout_of_the_weights(small_cnn: SmallCNN, digits: D
 
 
 def test_a_method_that_forgets_to_return_the_model(small_cnn: SmallCNN, digits: Dataset) -> None:
-    def forgetful(model: nn.Module, clean: Dataset, run: Run) -> None: ...
+    def forgetful(model: nn.Module, clean: Dataset, run: object) -> None: ...
 
     with pytest.raises(
         UnbackdoorError, match=r"^forgetful must return the model, got NoneType\. End it in return model"
