@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import nn
 
 from unbackdoor import Dataset, ImageEncoder, UnbackdoorError, archs, load, purifiers, purify, save
@@ -129,7 +130,9 @@ def test_saved_purified_and_loaded_by_transformers(name: str, head: str, tmp_pat
 
 def test_registering_twice_changes_nothing() -> None:
     archs.register()
+    first = transformers.AutoConfig.for_model("unbackdoor-resnet").__class__
     archs.register()
+    assert transformers.AutoConfig.for_model("unbackdoor-resnet").__class__ is first
 
 
 def test_a_seed_fixes_the_first_weights() -> None:
