@@ -55,6 +55,7 @@ def image(*, out: str, overwrite: bool, seed: int, epochs: int = 30) -> None:
     Raises:
         UnbackdoorError: `out` exists, the seed is negative, or scikit-learn is missing.
     """
+    torch.set_num_threads(1)  # so small a network gains nothing from more, and loses much on a busy machine
     folder = Path(out)
     _output.check_free(folder, overwrite=overwrite)
     check_seed(seed)
