@@ -26,7 +26,7 @@ REGISTRY = (
     Entry(
         "vit",
         "unbackdoor.archs:vit",
-        "a Vision Transformer of 6 layers on 8x8 patches grids; --width 64 gives 192 dimensions",
+        "a Vision Transformer of 6 layers on a grid of 8x8 patches; --width 64 gives 192 dimensions",
         year=2020,
         paper="An Image is Worth 16x16 Words: Transformers for Image Recognition at Scale",
     ),

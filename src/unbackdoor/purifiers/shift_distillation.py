@@ -26,8 +26,8 @@ class ShiftDistillation:
         (1 - share) * CE(f(x), y) + share * KL(f_suspect(x) || f(x)) + alpha * <W, W_suspect>,   |W| = |W_suspect|
 
     with the head re-initialised and projected as in FST. The answers are taken at temperature 1: softer ones, and many
-    more passes, carry the backdoor over, since triggers leave traces in how the suspect doubts. It is no safer than
-    FST: docs/results/fst.md has a victim on which it fails more often.
+    more passes, carry the backdoor over, probably in how the suspect doubts. It is no safer than FST:
+    docs/results/fst.md has a victim on which it fails more often.
 
     A variant of this project; its parent is Min et al., "Towards Stable Backdoor Purification through Feature Shift
     Tuning", https://arxiv.org/abs/2310.01875, and teaching by soft answers is Hinton et al., "Distilling the Knowledge
