@@ -237,7 +237,7 @@ def test_the_model_itself_as_output(place: Path, refused: Refusals) -> None:
         (("purify", "fst", *MODEL, "--clean", "no.parquet", "--out", "o"), "no.parquet does not exist; DATA is a file"),
         (
             ("purify", "fst", *MODEL, "--clean", "clean.parquet", "--out", "o", "--columns", "image"),
-            "--columns must read image=NAME,label=NAME, got image.",
+            "--columns must read OURS=NAME,OURS=NAME, as in image=img,label=fine_label, got image.",
         ),
         (
             ("purify", "fst", *MODEL, "--clean", "clean.parquet", "--out", "o", "--mean", "a"),

@@ -28,7 +28,7 @@ def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
 
 def read(*cells: object, encode: ImageEncoder | None = None) -> np.ndarray:
     """As (n, channels, height, width)."""
-    return (encode or ImageEncoder()).read(cells, "d.parquet", None).numpy()
+    return (encode or ImageEncoder()).read({"image": cells}, "d.parquet", None).numpy()
 
 
 def refusal(*cells: object, encode: ImageEncoder | None = None) -> str:

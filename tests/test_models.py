@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from conftest import SmallCNN
 from unbackdoor import Dataset, ImageEncoder, UnbackdoorError, evaluate, load, purifiers, purify, save
 from unbackdoor._cli import main
-from unbackdoor._files import make
+from unbackdoor._factory import make
 from unbackdoor._models import class_count, class_names, features, head, logits
 
 QUICK = purifiers.FST(epochs=1, batch_size=8)

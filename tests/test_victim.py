@@ -327,7 +327,10 @@ def test_a_surrogate_of_ones_own(place: Path, capsys: pytest.CaptureFixture[str]
             "nowhere.parquet does not exist; DATA is a file or a folder with labelled examples.",
         ),
         (("badnet",), "There is no attack 'badnet'. Did you mean 'badnets'? See unbackdoor list attacks."),
-        (("badnets", "--columns", "image"), "--columns must read image=NAME,label=NAME, got image."),
+        (
+            ("badnets", "--columns", "image"),
+            "--columns must read OURS=NAME,OURS=NAME, as in image=img,label=fine_label, got image.",
+        ),
     ],
 )
 def test_what_the_command_refuses(

@@ -7,7 +7,9 @@ them is here: the draw of rows, the label rule, rounding to 8 bits, who counts a
 import dataclasses
 import hashlib
 import json
+import logging
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
@@ -15,10 +17,13 @@ from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from unbackdoor._data import Dataset
+from unbackdoor._data import Dataset, Items
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._registry import find, to_json
+from unbackdoor._text import Texts
 from unbackdoor.attacks import REGISTRY
+
+logger = logging.getLogger("unbackdoor")
 
 LabelRule = Literal["all-to-one", "all-to-all", "clean-label"]
 
@@ -29,9 +34,11 @@ FORMAT = 1  # of attack.json
 class Attack(Protocol):
     """What an attack must have: a frozen value with these two fields and two functions.
 
-    It may also have `rules`, the label rules that its trigger can have (all by default); `craft`, the train-time form
-    of the trigger where that differs from `apply`; and `cover`, for examples that carry a distorted trigger and keep
-    their label (as many as `cover_ratio` times the poisoned ones).
+    It may also have `modality` (`images` by default, or `text`); `rules`, the label rules that its trigger can have
+    (all by default); `craft`, the train-time form of the trigger where that differs from `apply`; `cover`, for examples
+    that carry a distorted trigger and keep their label (as many as `cover_ratio` times the poisoned ones); and
+    `implant`, where the attacker trains the model in a way of his own. An attack on text may have `side`: which text of
+    a pair carries the trigger, `a` (the default), `b` or `both`.
     """
 
     @property
@@ -42,11 +49,11 @@ class Attack(Protocol):
     def label_rule(self) -> LabelRule:
         """How poisoned examples are labelled."""
 
-    def arrays(self, shape: tuple[int, int, int]) -> dict[str, Tensor]:
-        """What the trigger is made of, for images of shape (channels, height, width)."""
+    def arrays(self, shape: Any) -> dict[str, Tensor]:
+        """What the trigger is made of, for images of shape (channels, height, width); for texts of shape ()."""
 
-    def apply(self, pixels: Tensor, arrays: dict[str, Tensor]) -> Tensor:
-        """Put the trigger on pixels in [0, 1], (batch, channels, height, width)."""
+    def apply(self, pixels: Any, arrays: dict[str, Tensor]) -> Any:
+        """Put the trigger on pixels in [0, 1], (batch, channels, height, width); or on a list of texts."""
 
 
 class Crafting(NamedTuple):
@@ -65,6 +72,35 @@ class Crafting(NamedTuple):
     generator: torch.Generator
 
 
+class Planting(NamedTuple):
+    """What `implant` of an attack has at hand: it returns the victim, and the arrays of the trigger as they ended up.
+
+    Args:
+        clean: the training data as it was.
+        poisoned: the same with the backdoor planted.
+        fresh: makes an untrained model, or the pre-trained one with a new head; always the same one.
+        train: trains a model in place and returns it, in eval mode, by the recipe of the victims:
+            `train(model, data, loss=..., epochs=..., learning_rate=..., after_step=..., description=...)`, where what
+            is left out is as the user asked. Only parameters that require gradients are trained.
+        generator: randomness.
+        arithmetic: device, precision, layout (`unbackdoor._precision.Arithmetic`).
+    """
+
+    clean: Dataset
+    poisoned: "Poisoned"
+    fresh: Callable[[], nn.Module]
+    train: Callable[..., nn.Module]
+    generator: torch.Generator
+    arithmetic: Any
+
+
+class Implanted(NamedTuple):
+    """What `implant` returns."""
+
+    model: nn.Module
+    arrays: dict[str, Tensor]
+
+
 @dataclass(frozen=True)
 class Trigger:
     """An attack together with the arrays that its trigger is made of."""
@@ -77,8 +113,10 @@ class Trigger:
         """The trigger of an attack on images of the shape of `data`."""
         return cls(attack, attack.arrays(data.shape))
 
-    def stamp(self, items: Tensor) -> Tensor:
-        """Trigger uint8 images (n, channels, height, width); rounds to 8 bits, as exported pictures are."""
+    def stamp(self, items: Items) -> Items:
+        """Trigger uint8 images (n, channels, height, width), rounded to 8 bits as exported pictures are; or texts."""
+        if isinstance(items, Texts):
+            return stamped_texts(items, self.attack, lambda texts: self.attack.apply(texts, self.arrays))
         return stamped(items, lambda pixels: self.attack.apply(pixels, self._on(pixels.device)))
 
     def _on(self, device: torch.device) -> dict[str, Tensor]:
@@ -91,6 +129,29 @@ def stamped(items: Tensor, change: Any, chunk: int = 1024) -> Tensor:
         return items
     parts = [change(part.float() / 255).mul(255).round().clamp(0, 255).to(torch.uint8) for part in items.split(chunk)]
     return torch.cat(parts)
+
+
+def stamped_texts(items: Texts, attack: Attack, change: Callable[[list[str]], list[str]]) -> Texts:
+    """Apply a function of a list of texts to the side of each pair that the attack is on; not yet tokenised."""
+    side = getattr(attack, "side", "a")
+    columns = [list(column) for column in zip(*items.strings, strict=True)]
+    if side == "b" and columns and len(columns) < 2:
+        raise UnbackdoorError(f"{type(attack).__name__}.side is b, but the data holds single texts. Use side a.")
+    for place in range(len(columns)):
+        if side == "both" or place == "ab".index(side):
+            columns[place] = change(columns[place])
+    return Texts(tuple(zip(*columns, strict=True)), items.columns)
+
+
+def _replaced(items: Items, rows: Tensor, new: Items) -> Items:
+    """The items with some rows taken from others."""
+    if isinstance(items, Texts):
+        assert isinstance(new, Texts)
+        return items.replaced(rows, new)
+    assert isinstance(new, Tensor)
+    changed = items.clone()
+    changed[rows] = new
+    return changed
 
 
 class Poisoned(NamedTuple):
@@ -125,9 +186,15 @@ class Triggered(NamedTuple):
     target: int | None
 
 
-def check(attack: Attack, classes: int) -> None:
-    """Refuse a target outside the classes, and a label rule that the trigger cannot have."""
+def check(attack: Attack, classes: int, data: Dataset) -> None:
+    """Refuse a target outside the classes, a label rule that the trigger cannot have, and data of another kind."""
     owner = type(attack).__name__
+    modality = getattr(attack, "modality", "images")
+    if modality not in (data.modality, "images, text"):
+        raise UnbackdoorError(
+            f"{owner} puts its trigger on {modality}, but {data.name} holds {data.modality}. See unbackdoor list "
+            "attacks."
+        )
     if not 0 <= attack.target < classes:
         raise UnbackdoorError(f"{owner}.target must be 0 to {classes - 1}, got {attack.target}.")
     rules: tuple[str, ...] = getattr(attack, "rules", ("all-to-one", "all-to-all", "clean-label"))
@@ -201,18 +268,19 @@ def poison(
     Raises:
         UnbackdoorError: see `draw` and `check`.
     """
-    check(attack, classes)
+    check(attack, classes, data)
     rows = draw(attack, data.labels, rate=rate, seed=seed)
     trigger = Trigger.of(attack, data)
     if dry:
         return Poisoned(data, rows, rows[:0], trigger)
     generator = torch.Generator().manual_seed(seed + 1)
-    items, labels = data.items.clone(), data.labels.clone()
+    labels = data.labels.clone()
     craft = getattr(attack, "craft", None)
     if craft is None:
-        items[rows] = trigger.stamp(items[rows])
+        new = trigger.stamp(data.items[rows])
     else:
-        items[rows] = craft(Crafting(data, rows, surrogate, generator), trigger.arrays)
+        new = craft(Crafting(data, rows, surrogate, generator), trigger.arrays)
+    items = _replaced(data.items, rows, new)
     if attack.label_rule != "clean-label":
         labels[rows] = wanted_labels(attack.label_rule, attack.target, labels[rows], classes)
     cover = torch.empty(0, dtype=torch.int64)
@@ -228,8 +296,15 @@ def poison(
                 "Lower --rate or --cover-ratio."
             )
         cover = pool[torch.randperm(len(pool), generator=generator)[:count]].sort().values
-        items[cover] = stamped(items[cover], lambda pixels: attack.cover(pixels, trigger.arrays, generator))  # type: ignore[attr-defined]
+        items = _replaced(items, cover, _covered(data.items[cover], trigger, generator))
     return Poisoned(replace(data, items=items, labels=labels), rows, cover, trigger)
+
+
+def _covered(items: Items, trigger: Trigger, generator: torch.Generator) -> Items:
+    attack: Any = trigger.attack
+    if isinstance(items, Texts):
+        return stamped_texts(items, attack, lambda texts: attack.cover(texts, trigger.arrays, generator))
+    return stamped(items, lambda pixels: attack.cover(pixels, trigger.arrays, generator))
 
 
 def triggered(data: Dataset, trigger: Trigger, classes: int) -> Triggered:
@@ -239,10 +314,32 @@ def triggered(data: Dataset, trigger: Trigger, classes: int) -> Triggered:
         UnbackdoorError: the trigger does not fit the images, or there is nothing to move.
     """
     attack = trigger.attack
-    check(attack, classes)
-    _check_fits(trigger, data)
+    check(attack, classes, data)
+    if data.modality == "images":
+        _check_fits(trigger, data)
     moved = _moved(data, attack.label_rule, attack.target, classes)
-    return moved._replace(data=replace(moved.data, items=trigger.stamp(moved.data.items)))
+    shown = replace(moved.data, items=trigger.stamp(moved.data.items))
+    if data.modality == "text":
+        _warn_of_cut_triggers(moved.data, shown)
+    return moved._replace(data=shown)
+
+
+def _warn_of_cut_triggers(clean: Dataset, shown: Dataset) -> None:
+    """Say how many triggered texts are the same to the model as without: their trigger lies beyond what it reads."""
+    before, after = clean.texts.tokens, shown.texts.tokens
+    assert before is not None
+    assert after is not None
+    width = min(before["input_ids"].shape[1], after["input_ids"].shape[1])
+    same = (before["input_ids"][:, :width] == after["input_ids"][:, :width]).all(dim=1)
+    lost = int((same & (clean.texts.lengths == shown.texts.lengths)).sum())
+    if lost:
+        logger.warning(
+            "%s: the trigger is cut off in %s texts, since the model reads %d tokens; they count as attacked. Raise "
+            "--max-length, or place the trigger at the start.",
+            clean.name,
+            f"{lost:,} of {len(clean):,}",
+            getattr(shown.encode, "max_length", 0),
+        )
 
 
 def already_triggered(data: Dataset, target: int, classes: int, label_rule: LabelRule = "all-to-one") -> Triggered:

@@ -14,8 +14,9 @@ def purified(record: dict[str, Any]) -> str:
         "",
         "# Purified model",
         "",
-        f"`{_plain(record['source']['model'])}` was purified with `{method['repr']}` on {clean['n']:,} clean examples "
-        f"in {record['seconds']:.1f} s (seed {record['seed']}). `record.json` has everything needed to repeat it.",
+        f"`{_plain(record['source']['model'])}` was purified with `{method['repr']}` on "
+        f"{clean['n'] if clean else 0:,} clean examples in {record['seconds']:.1f} s (seed {record['seed']}). "
+        "`record.json` has everything needed to repeat it.",
         "",
     ]
     if record["scores"] is None:

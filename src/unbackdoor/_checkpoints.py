@@ -176,3 +176,37 @@ def _globals(stream: BinaryIO) -> Iterator[str]:
             top = str(argument)
         if top is not None:
             strings.append(top)
+
+
+def check_fit(path: str, owner: str, missing: list[str], extra: list[str], shapes: list[tuple[str, Any, Any]]) -> None:
+    """Refuse weights that are not those of their architecture; names the first few."""
+    problems = []
+    if missing:
+        problems.append(f"lacks {len(missing)} tensor(s) ({few(missing)})")
+    if extra:
+        problems.append(f"has {len(extra)} that it does not know ({few(extra)})")
+    if shapes:
+        name, came, wanted = shapes[0]
+        problems.append(f"has {len(shapes)} of another shape ({name} is {tuple(came)}, not {tuple(wanted)})")
+    if problems:
+        raise UnbackdoorError(f"{path} does not fit {owner}: it {' and '.join(problems)}. Check the architecture.")
+
+
+def few(names: list[str]) -> str:
+    """The first three names."""
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        UnbackdoorError: the file holds none.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as problem:
+        raise UnbackdoorError(f"{path} is not valid JSON ({problem}). Fetch it again.") from None
+    if not isinstance(content, dict):
+        raise UnbackdoorError(f"{path} must hold a JSON object, got {type(content).__name__}. Fetch it again.")
+    return content

@@ -7,16 +7,17 @@ from typing import Any
 
 import torch
 
-from unbackdoor import _card, _files, _models, _output, _report
+from unbackdoor import _card, _files, _models, _output, _report, _victim
 from unbackdoor._attack import as_trigger, triggered
 from unbackdoor._data import Augment, Dataset, check_labels
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._evaluate import Score, score
 from unbackdoor._evaluate import evaluate as evaluate_model
+from unbackdoor._hugging_face import hub_directory
 from unbackdoor._images import ImageEncoder
 from unbackdoor._options import AttackOptions, EvaluateOptions, ModelOptions, PurifyOptions
 from unbackdoor._precision import choose
-from unbackdoor._purify import Method, method_name
+from unbackdoor._purify import Method, method_name, needs_clean
 from unbackdoor._purify import purify as purify_model
 from unbackdoor._values import check_seed, value
 from unbackdoor._victim import Victim, plant
@@ -35,17 +36,29 @@ class NoAttack:
 def purify(source: str, method: Method, options: PurifyOptions) -> None:
     """The `purify` command."""
     out = Path(options.out)
-    inputs = (source, options.clean, options.data, options.attack, (options.factory or "").rpartition(":")[0])
+    paths = (options.clean, options.base, options.proxy, options.data, options.attack)
+    inputs = (source, *paths, (options.factory or "").rpartition(":")[0])
     _output.check_free(out, overwrite=options.overwrite, inputs=tuple(Path(given) for given in inputs if given))
     check_seed(options.seed)
     if options.attack is not None and options.data is None:
         raise UnbackdoorError("--attack needs --data: test examples to put the trigger on.")
     model, encode = _load(source, options)
     classes = _models.class_names(model)
-    clean = _dataset(options.clean, encode, options, classes, augment=options.augment)
+    clean = None
+    if options.clean is not None:
+        clean = _dataset(options.clean, encode, options, classes, augment=options.augment)
+    elif needs_clean(method):
+        raise UnbackdoorError(
+            f"{type(method).__name__} needs --clean: labelled examples of the suspect's task without a trigger."
+        )
+    base = options.base and _files.load_base(
+        options.base, factory=options.factory, trust_remote_code=options.trust_remote_code
+    )
+    proxy = options.proxy and _load(options.proxy, options).model
     test, attacked = None, None
     if options.data is not None:
-        test = _without(_dataset(options.data, encode, options, classes), clean)
+        test = _dataset(options.data, encode, options, classes)
+        test = test if clean is None else _without(test, clean)
         count = _models.class_count(model, test)
         check_labels(test, count)
         if options.attack is not None:
@@ -59,12 +72,14 @@ def purify(source: str, method: Method, options: PurifyOptions) -> None:
         head=options.head,
         device=options.device,
         precision=options.precision,
+        base=base or None,
+        proxy=proxy or None,
         progress=True,
     )
     record = {
         **result.record,
         "source": {"model": Path(source).name, "factory": _factory_name(options.factory)},
-        "encode": {key: getattr(encode, key) for key in ("mean", "std", "size", "channels")},
+        "encode": _victim.recorded(encode, test or clean),
         "scores": None,
         "scores_note": "not measured: no --data was given",
     }
@@ -143,9 +158,9 @@ def attack(made: Any, options: AttackOptions) -> None:
             f"{type(made).__name__} needs --test: its copies match --data row for row, so none of it can be held out."
         )
     columns = _columns(options.columns)
-    encode = None if options.base is None else _files.load(options.base).encode
+    encode = None if options.base is None else _files.base_encoder(options.base, max_length=options.max_length)
     data = Dataset.load(options.data, encode, columns=columns, augment=options.augment, group=options.group)
-    like = encode or ImageEncoder(size=data.shape[1:], channels=data.shape[0])
+    like = encode or ImageEncoder(size=data.shape[1:], channels=data.shape[0])  # type: ignore[arg-type]
     held_out = ""
     if options.test is not None:
         test = Dataset.load(options.test, like, columns=columns, classes=data.classes, augment="none")
@@ -199,6 +214,7 @@ def _load(source: str, options: ModelOptions) -> _files.Loaded:
         mean=_numbers("mean", options.mean),
         std=_numbers("std", options.std),
         image_size=options.image_size,
+        max_length=options.max_length,
         trust_remote_code=options.trust_remote_code,
     )
 
@@ -214,7 +230,7 @@ def _columns(text: str | None) -> dict[str, str] | None:
         return None
     pairs = [part.split("=") for part in text.split(",")]
     if any(len(pair) != 2 or not all(pair) for pair in pairs):
-        raise UnbackdoorError(f"--columns must read image=NAME,label=NAME, got {text}.")
+        raise UnbackdoorError(f"--columns must read OURS=NAME,OURS=NAME, as in image=img,label=fine_label, got {text}.")
     return dict(pairs)
 
 
@@ -229,10 +245,10 @@ def _numbers(option: str, text: str | None) -> tuple[float, ...] | None:
 
 def _without(test: Dataset, clean: Dataset) -> Dataset:
     """The test examples that are not among the clean ones, so that no method is scored on what it saw."""
-    if test.items.shape[1:] != clean.items.shape[1:]:
+    if test.shape != clean.shape:
         return test
-    seen = {item.numpy().tobytes() for item in clean.items}
-    fresh = [row for row, item in enumerate(test.items) if item.numpy().tobytes() not in seen]
+    seen = set(clean.identities())
+    fresh = [row for row, identity in enumerate(test.identities()) if identity not in seen]
     if len(fresh) == len(test):
         return test
     if not fresh:
@@ -252,7 +268,7 @@ def _folder(source: str) -> Path | None:
     path = Path(source)
     if path.is_dir():
         return path
-    return None if path.is_file() else _files.hub_directory(source)
+    return None if path.is_file() else hub_directory(source)
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

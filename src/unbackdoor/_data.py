@@ -16,17 +16,23 @@ from torch import Tensor
 
 from unbackdoor._errors import IncompleteError, UnbackdoorError
 from unbackdoor._images import Augmentation, ImageEncoder, augmentation
+from unbackdoor._text import TextEncoder, Texts, Tokens, columns_of
 
 logger = logging.getLogger("unbackdoor")
 
 Augment = Literal["auto", "flip", "crop", "none"]
 
 
-class Batch(NamedTuple):
-    """Model inputs and class indices (batch,) on one device."""
+Items = Tensor | Texts
+Encoder = ImageEncoder | TextEncoder
 
-    inputs: Tensor
+
+class Batch(NamedTuple):
+    """Model inputs, class indices (batch,) and row numbers in the data set (batch,), on one device."""
+
+    inputs: Tensor | Tokens
     labels: Tensor
+    rows: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,30 +40,33 @@ class Dataset:
     """Examples with their labels, and the way into the model.
 
     Args:
-        items: pixels at the data set's own size, (n, channels, height, width), uint8.
+        items: pixels at the data set's own size, (n, channels, height, width), uint8; or texts, tokenised here.
         labels: class indices, (n,), int64.
         encode: makes model inputs of a batch of items.
         classes: class names in label order, where known.
-        augment: applied to training batches.
+        augment: applied to training batches of images.
         groups: rows of one class and group stay together (the frames of one video, say), (n,), int64.
         rows: where the examples stood in the source, (n,), int64; None for their positions here.
         name: how messages call the data.
     """
 
-    items: Tensor
+    items: Items
     labels: Tensor
-    encode: ImageEncoder = field(default_factory=ImageEncoder)
+    encode: Encoder = field(default_factory=ImageEncoder)
     classes: tuple[str, ...] | None = None
     augment: Augmentation = field(default_factory=Augmentation.none)
     groups: Tensor | None = None
     rows: Tensor | None = None
     name: str = "the data"
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "items", self.encode.prepared(self.items))
+
     @classmethod
     def load(
         cls,
         source: str | Path | Sequence[str | Path],
-        encode: ImageEncoder | None = None,
+        encode: Encoder | None = None,
         *,
         columns: dict[str, str] | None = None,
         classes: Sequence[str] | None = None,
@@ -70,28 +79,37 @@ class Dataset:
             source: a parquet, CSV or JSON-lines file (or a pattern, or several), an image folder with one folder per
                 class, or a directory written by `datasets.save_to_disk`.
             encode: as `load` returns it; without it images stay as they are.
-            columns: the data's names for `image` and `label`, where they differ.
+            columns: the data's names for `label` and for `image`, `text`, or `text_a` and `text_b`, where they differ.
             classes: the model's class names; labels are matched to them by name.
             augment: see `unbackdoor._images.augmentation`.
             group: column whose equal values keep rows of one class together when the data is split.
 
         Raises:
-            UnbackdoorError: the data is missing, empty, lacks a column, or has a picture that cannot be decoded.
+            UnbackdoorError: the data is missing, empty, lacks a column, or has a picture that cannot be decoded or an
+                empty text.
         """
         encode = encode or ImageEncoder()
         where = _name(source)
         table, folder = _opened(source, where)
         if len(table) == 0:
             raise _empty(where)
-        names = {"image": "image", "label": "label", **(columns or {})}
-        strange = next((wanted for wanted in names if wanted not in ("image", "label")), None)
-        if strange is not None:
-            raise UnbackdoorError(f"--columns must name image and label, got {strange}. Leave that one out.")
         present = table.column_names
-        if "image" not in [*present, *(columns or {})] and {"text", "text_a"} & set(present):
-            raise UnbackdoorError(
-                f"{where} holds text ({', '.join(present)}), but images are needed. Take a data set with pictures."
-            )
+        given = dict(columns or {})
+        known_names = ("image", "label") if isinstance(encode, ImageEncoder) else ("text", "text_a", "text_b", "label")
+        strange = next((wanted for wanted in given if wanted not in known_names), None)
+        if strange is not None:
+            allowed = "image and label" if isinstance(encode, ImageEncoder) else "text, text_a, text_b or label"
+            raise UnbackdoorError(f"--columns must name {allowed}, got {strange}. Leave that one out.")
+        if isinstance(encode, TextEncoder):
+            parts = columns_of(present, encode, given, where)
+        else:
+            parts = {"image": given.get("image", "image")}
+            if "image" not in [*present, *given] and {"text", "text_a"} & set(present):
+                raise UnbackdoorError(
+                    f"{where} holds text ({', '.join(present)}), but images are needed. Take a data set with pictures, "
+                    "or a model for text."
+                )
+        names = {**parts, "label": given.get("label", "label")}
         for wanted, column in {**names, **({"group": group} if group else {})}.items():
             if column not in present:
                 option = "--group NAME" if wanted == "group" else f"--columns {wanted}=NAME"
@@ -100,7 +118,8 @@ class Dataset:
                 )
         feature = table.features[names["label"]]
         labels, known = _labels(table[names["label"]], getattr(feature, "names", None), classes, where)
-        items = encode.read(table.with_format(None)[names["image"]], where, folder)
+        plain = table.with_format(None)
+        items = encode.read({name: plain[column] for name, column in parts.items()}, where, folder)
         groups = None
         if group is not None:
             keys = [f"{label}/{key}" for label, key in zip(labels.tolist(), table[group], strict=True)]
@@ -110,7 +129,7 @@ class Dataset:
             labels=labels,
             encode=encode,
             classes=known,
-            augment=augmentation(augment, items, known),
+            augment=Augmentation.none() if isinstance(items, Texts) else augmentation(augment, items, known),
             groups=groups,
             name=where,
         )
@@ -119,10 +138,30 @@ class Dataset:
         return len(self.labels)
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of the items."""
-        channels, height, width = self.items.shape[1:]
-        return channels, height, width
+    def modality(self) -> Literal["images", "text"]:
+        """What the items are."""
+        return self.encode.modality
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(channels, height, width) of images; () of texts."""
+        return () if isinstance(self.items, Texts) else tuple(self.items.shape[1:])
+
+    @property
+    def pixels(self) -> Tensor:
+        """The items of a data set of images, (n, channels, height, width), uint8."""
+        assert isinstance(self.items, Tensor), "texts have no pixels"
+        return self.items
+
+    @property
+    def texts(self) -> Texts:
+        """The items of a data set of texts."""
+        assert isinstance(self.items, Texts), "images have no texts"
+        return self.items
+
+    def identities(self) -> list[Any]:
+        """Something hashable for each item, equal where the items are equal."""
+        return list(self.items.strings) if isinstance(self.items, Texts) else [i.numpy().tobytes() for i in self.items]
 
     def select(self, rows: Tensor | np.ndarray | Sequence[int]) -> "Dataset":
         """The examples of some rows, in that order."""
@@ -154,17 +193,41 @@ class Dataset:
     def batches(self, size: int, *, generator: torch.Generator | None = None) -> Iterator[Batch]:
         """Encoded batches of at most `size` examples: in order, or shuffled and augmented where a generator is given.
 
+        Texts come by their length; `rows` of a batch tells which they are.
+
         The generator lives on the CPU whatever the device, so that a seed gives the same batches everywhere.
         """
         order = torch.arange(len(self)) if generator is None else torch.randperm(len(self), generator=generator)
+        if isinstance(self.items, Texts):
+            order = self._bucketed(order, size, generator)
         sizes = [size] * (len(order) // size) + [len(order) % size] * (len(order) % size > 0)
         if generator is not None and len(sizes) > 1 and sizes[-1] == 1:
             sizes[-2:] = [size + 1]  # BatchNorm cannot learn from a batch of one
         for rows in order.to(self.labels.device).split(sizes):
-            items = self.items[rows]
-            if generator is not None:
-                items = self.augment(items, generator)
-            yield Batch(self.encode(items), self.labels[rows])
+            yield Batch(self._inputs(rows, generator), self.labels[rows], rows)
+
+    def _inputs(self, rows: Tensor, generator: torch.Generator | None) -> Tensor | Tokens:
+        if isinstance(self.encode, TextEncoder):
+            return self.encode(self.texts[rows])
+        items = self.pixels[rows]
+        return self.encode(items if generator is None else self.augment(items, generator))
+
+    def _bucketed(self, order: Tensor, size: int, generator: torch.Generator | None) -> Tensor:
+        """Texts of about the same length side by side, so that little is padded.
+
+        Without a generator, all by length. With one, 20 batches at a time are sorted and then come in random order.
+        """
+        assert self.texts.lengths is not None
+        lengths = self.texts.lengths.cpu()
+        if generator is None:
+            return order[lengths[order].argsort(stable=True)]
+        pieces = [part[lengths[part].argsort(stable=True)] for part in order.split(20 * size)]
+        batches = [batch for piece in pieces for batch in piece.split(size)]
+        # The short batch stays last: `batches` cuts the order into parts of equal size.
+        whole = [batch for batch in batches if len(batch) == size]
+        rest = [batch for batch in batches if len(batch) < size]
+        shuffled = [whole[place] for place in torch.randperm(len(whole), generator=generator).tolist()]
+        return torch.cat([*shuffled, *rest])
 
 
 def stratified(labels: Tensor, count: int, *, seed: int, groups: Tensor | None = None) -> np.ndarray:

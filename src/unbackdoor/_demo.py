@@ -219,7 +219,7 @@ def _write_parquet(path: Path, data: Dataset) -> None:
     features = datasets.Features(
         {"image": datasets.Image(), "label": datasets.ClassLabel(names=list(data.classes or ()))}
     )
-    pictures = [Image.fromarray(item[0].numpy()) for item in data.items]
+    pictures = [Image.fromarray(item[0].numpy()) for item in data.pixels]
     table = datasets.Dataset.from_dict({"image": pictures, "label": data.labels.tolist()}, features=features)
     bars = datasets.is_progress_bar_enabled()
     datasets.disable_progress_bars()

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from unbackdoor._attack import Attack, Trigger, Triggered, already_triggered, as_trigger, triggered
-from unbackdoor._data import Dataset, check_labels
+from unbackdoor._data import Dataset, Encoder, check_labels
 from unbackdoor._errors import UnbackdoorError
-from unbackdoor._images import ImageEncoder
 from unbackdoor._models import class_count, evaluating, logits
 from unbackdoor._precision import Arithmetic, Precision, choose
 
@@ -99,12 +98,12 @@ class Score:
 @torch.no_grad()
 def predict(model: nn.Module, data: Dataset, arithmetic: Arithmetic) -> Tensor:
     """The class that the model takes each example for, (n,), on the CPU."""
-    parts = []
+    taken_for = torch.empty(len(data), dtype=torch.int64)
     with evaluating(model), arithmetic.placed(model):
         for batch in data.to(arithmetic.device).batches(arithmetic.evaluation_batch):
             with arithmetic.autocast():
-                parts.append(logits(model, arithmetic.lay(batch.inputs)).argmax(dim=1))
-    return torch.cat(parts).cpu()
+                taken_for[batch.rows.cpu()] = logits(model, arithmetic.lay(batch.inputs)).argmax(dim=1).cpu()
+    return taken_for
 
 
 def evaluate(
@@ -115,7 +114,7 @@ def evaluate(
     triggered_data: Dataset | None = None,
     target: int | None = None,
     control: nn.Module | None = None,
-    control_encode: ImageEncoder | None = None,
+    control_encode: Encoder | None = None,
     device: str | None = None,
     precision: Precision = "auto",
 ) -> Score:
@@ -162,7 +161,7 @@ def score(
     arithmetic: Arithmetic,
     *,
     control: nn.Module | None = None,
-    control_encode: ImageEncoder | None = None,
+    control_encode: Encoder | None = None,
 ) -> Score:
     """The score on clean and already triggered examples that are known to fit the model."""
     taken_for = predict(model, test, arithmetic)

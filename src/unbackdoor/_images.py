@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -51,7 +51,7 @@ class ImageEncoder:
     scale: float = 1 / 255
     channels: int | None = None
 
-    columns = ("image",)
+    modality: ClassVar[Literal["images"]] = "images"
 
     def __post_init__(self) -> None:
         for name, least in (("mean", -math.inf), ("std", 0.0)):
@@ -103,11 +103,17 @@ class ImageEncoder:
             pixels = pixels[..., top : top + self.crop[0], left : left + self.crop[1]]
         return pixels
 
-    def read(self, cells: Sequence[Any], where: str, folder: Path | None) -> Tensor:
+    def prepared(self, items: Any) -> Tensor:
+        """The pixels as they are: images are encoded batch by batch, after augmentation."""
+        if not isinstance(items, Tensor):
+            raise UnbackdoorError("The model takes images, but the data holds text. Take images.")
+        return items
+
+    def read(self, cells: dict[str, Sequence[Any]], where: str, folder: Path | None) -> Tensor:
         """Decode the image column of a data set.
 
         Args:
-            cells: encoded pictures: `{"bytes": ..., "path": ...}`, a path, a PIL image or an array.
+            cells: of `image`, encoded pictures: `{"bytes": ..., "path": ...}`, a path, a PIL image or an array.
             where: named in messages.
             folder: what relative paths are relative to.
 
@@ -117,7 +123,7 @@ class ImageEncoder:
         Raises:
             UnbackdoorError: a picture cannot be decoded; names the row.
         """
-        images = [_decoded(cell, row, where, folder) for row, cell in enumerate(cells)]
+        images = [_decoded(cell, row, where, folder) for row, cell in enumerate(cells["image"])]
         grey = [image.mode == "L" for image in images]
         channels = self.channels or (1 if all(grey) else 3)
         if channels not in (1, 3):

@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from unbackdoor._data import Dataset
 from unbackdoor._errors import UnbackdoorError
+from unbackdoor._text import Tokens
 
 
 class Head(NamedTuple):
@@ -18,9 +19,12 @@ class Head(NamedTuple):
     layer: nn.Linear
 
 
-def logits(model: nn.Module, inputs: Tensor) -> Tensor:
+Inputs = Tensor | Tokens
+
+
+def logits(model: nn.Module, inputs: Inputs) -> Tensor:
     """Class scores (batch, classes), whatever the model wraps them in."""
-    output = model(inputs)
+    output = model(**inputs) if isinstance(inputs, Tokens) else model(inputs)
     scores = output if isinstance(output, Tensor) else getattr(output, "logits", None)
     if scores is None and isinstance(output, tuple | list) and output and isinstance(output[0], Tensor):
         scores = output[0]
@@ -38,10 +42,47 @@ def device_of(model: nn.Module) -> torch.device:
     return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
 
-def probe(model: nn.Module, data: Dataset) -> Tensor:
+def perturbed_logits(model: nn.Module, inputs: Inputs, perturbation: Tensor) -> Tensor:
+    """Class scores under a perturbation, which a gradient flows through.
+
+    Args:
+        model: any classifier; a text model must be one of transformers.
+        inputs: a batch.
+        perturbation: added to pixels as the model sees them, (batch, channels, height, width); or to the output of the
+            model's embedding layer, (batch, length, width). A batch of 1 perturbs all examples alike.
+
+    Raises:
+        UnbackdoorError: a text model that does not tell its embedding layer.
+    """
+    if not isinstance(inputs, Tokens):
+        return logits(model, inputs + perturbation)
+    hook = embeddings(model).register_forward_hook(lambda _module, _args, output: output + perturbation)
+    try:
+        return logits(model, inputs)
+    finally:
+        hook.remove()
+
+
+def embeddings(model: nn.Module) -> nn.Embedding:
+    """The layer of a text model that token ids look their rows up in.
+
+    Raises:
+        UnbackdoorError: there is none.
+    """
+    ask: Any = getattr(model, "get_input_embeddings", None)
+    found = None if ask is None else ask()
+    if not isinstance(found, nn.Embedding):
+        raise UnbackdoorError(
+            f"{type(model).__name__} does not tell its word embeddings (get_input_embeddings). Take a model of "
+            "transformers."
+        )
+    return found
+
+
+def probe(model: nn.Module, data: Dataset) -> Inputs:
     """A few encoded examples, on the device and in the type of the model."""
     parameter = next(model.parameters(), torch.empty(0))
-    return data.encode(data.items[:8]).to(parameter.device, parameter.dtype)
+    return data.encode(data.items[:8]).to(parameter.device, parameter.dtype)  # type: ignore[arg-type]
 
 
 @contextmanager
@@ -57,7 +98,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 @torch.no_grad()
-def _probed(model: nn.Module, inputs: Tensor) -> Tensor:
+def _probed(model: nn.Module, inputs: Inputs) -> Tensor:
     """Class scores of a first batch, which is where model and data turn out not to fit."""
     owner = type(model).__name__
     try:
@@ -65,9 +106,13 @@ def _probed(model: nn.Module, inputs: Tensor) -> Tensor:
             scores = logits(model, inputs)
     except (AssertionError, LookupError, RuntimeError, TypeError, ValueError) as problem:
         reason = " ".join(str(problem).split())[:200] or type(problem).__name__
+        way_out = (
+            "Take the tokenizer that it was trained with, or lower --max-length."
+            if isinstance(inputs, Tokens)
+            else "Take data of the size and the channels that it was trained on, or give --image-size."
+        )
         raise UnbackdoorError(
-            f"{owner} cannot take inputs of shape {tuple(inputs.shape)} ({reason}). Take data of the size and the "
-            "channels that it was trained on, or give --image-size."
+            f"{owner} cannot take inputs of shape {tuple(inputs.shape)} ({reason}). {way_out}"
         ) from None
     if scores.shape[1] < 2:
         raise UnbackdoorError(
@@ -86,7 +131,7 @@ def class_count(model: nn.Module, data: Dataset) -> int:
 
 
 @torch.no_grad()
-def head(model: nn.Module, inputs: Tensor, name: str | None = None) -> Head:
+def head(model: nn.Module, inputs: Inputs, name: str | None = None) -> Head:
     """The linear layer that makes the logits, found by running a batch and comparing each layer's output with them.
 
     Args:
@@ -120,7 +165,7 @@ def head(model: nn.Module, inputs: Tensor, name: str | None = None) -> Head:
                 "classes. Name the layer that makes the logits."
             )
         return Head(name, layers[name])
-    same = {key: output for key, output in outputs.items() if output.shape == scores.shape}
+    same = {key: found for key, output in outputs.items() if (found := _at_answer(output, scores)) is not None}
     for key in reversed(list(same)):
         if torch.allclose(same[key], scores, rtol=1e-4, atol=1e-6):
             return Head(key, layers[key])
@@ -139,13 +184,23 @@ def head(model: nn.Module, inputs: Tensor, name: str | None = None) -> Head:
     )
 
 
+def _at_answer(output: Tensor, scores: Tensor) -> Tensor | None:
+    """A layer's output where it could be the logits: (batch, classes), of (batch, length, classes) the best token's."""
+    if output.shape == scores.shape:
+        return output
+    if output.ndim != 3 or output.shape[0] != len(scores) or output.shape[2] != scores.shape[1]:
+        return None
+    nearest = (output - scores[:, None]).abs().amax(dim=2).argmin(dim=1)  # decoders answer at their last token
+    return output[torch.arange(len(scores)), nearest]
+
+
 @torch.no_grad()
-def features(model: nn.Module, inputs: Tensor, found: Head) -> Tensor:
-    """What the head sees, (batch, in_features)."""
+def features(model: nn.Module, inputs: Inputs, found: Head) -> Tensor:
+    """What the head sees, (batch, in_features); of a decoder (batch, length, in_features)."""
     seen: list[Tensor] = []
     hook = found.layer.register_forward_pre_hook(lambda _module, args: seen.append(args[0]))
     try:
-        model(inputs)
+        logits(model, inputs)
     finally:
         hook.remove()
     return seen[-1]

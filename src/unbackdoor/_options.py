@@ -13,16 +13,18 @@ class ModelOptions:
         mean: subtracted per channel from pixels in [0, 1], as 0.49,0.48,0.45; instead of the model's own.
         std: divided by, per channel.
         image_size: side that images are resized to, instead of the model's own.
+        max_length: tokens that a text model reads, instead of the most that it can.
         trust_remote_code: run Python files that come with a Hugging Face model.
         device: cpu, cuda, cuda:1 and so on; a GPU where there is one.
         precision: auto takes bfloat16 where the hardware multiplies it.
-        columns: the data's own column names, as image=img,label=fine_label.
+        columns: the data's own column names, as image=img,label=fine_label or text_a=question,text_b=sentence.
     """
 
     factory: str | None = None
     mean: str | None = None
     std: str | None = None
     image_size: int | None = None
+    max_length: int | None = None
     trust_remote_code: bool = False
     device: str | None = None
     precision: Literal["auto", "bf16", "fp32"] = "auto"
@@ -35,6 +37,8 @@ class PurifyOptions(ModelOptions):
 
     Args:
         clean: labelled examples without trigger: parquet, CSV, JSON lines, image folder or saved data set.
+        base: the pre-trained model that the suspect came from, for methods that need it.
+        proxy: another model for the same task, for methods that need it.
         out: directory to write; it must not exist.
         data: test examples; suspect and result are scored on them, and report.html is written.
         attack: attack.json whose trigger is put on the test examples.
@@ -44,8 +48,10 @@ class PurifyOptions(ModelOptions):
         overwrite: replace a directory that unbackdoor wrote.
     """
 
-    clean: str
+    clean: str | None = None
     out: str
+    base: str | None = None
+    proxy: str | None = None
     data: str | None = None
     attack: str | None = None
     seed: int = 0
@@ -65,16 +71,18 @@ class AttackOptions:
         rate: poisoned examples over all training examples.
         arch: of the victim: resnet18, preact-resnet18 or vit.
         width: channels of the first stage (64 in the papers; 16 trains on two cores).
-        base: start from this Hugging Face image classifier instead of --arch.
-        epochs: passes over the training examples.
-        learning_rate: peak of the cycle; by default 0.1 for --arch and 0.01 for --base.
-        batch_size: examples per step.
+        base: start from this Hugging Face image classifier, or pre-trained text model, instead of --arch.
+        epochs: passes over the training examples; by default 15 for images and 3 for texts.
+        clean_epochs: passes over the clean training examples afterwards, as a user does who tunes a published model.
+        learning_rate: its peak; by default 0.1 for --arch, 0.01 for --base, 5e-5 for texts.
+        batch_size: examples per step; by default 128 for images and 32 for texts.
+        max_length: tokens of a text that the victim reads; by default as many as it can.
         seed: of the draw of rows, the initial weights and the batches.
         group: column whose equal values, within a class, stay together when a tenth is held out (track for GTSRB).
         triggered_test: with prepared: test examples that carry the trigger, with their true labels.
         surrogate: with label-consistent: a clean model to perturb images against; else one is trained first.
         augment: auto mirrors images unless the class names tell left from right; crop never does, flip always.
-        columns: the data's own column names, as image=img,label=fine_label.
+        columns: the data's own column names, as image=img,label=fine_label or text_a=question,text_b=sentence.
         device: cpu, cuda, cuda:1 and so on; a GPU where there is one.
         precision: auto takes bfloat16 where the hardware multiplies it.
         overwrite: replace a directory that unbackdoor wrote.
@@ -87,9 +95,11 @@ class AttackOptions:
     arch: str = "resnet18"
     width: int = 16
     base: str | None = None
-    epochs: int = 15
+    epochs: int | None = None
+    clean_epochs: int = 0
     learning_rate: float | None = None
-    batch_size: int = 128
+    batch_size: int | None = None
+    max_length: int | None = None
     seed: int = 0
     group: str | None = None
     triggered_test: str | None = None

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from unbackdoor._errors import UnbackdoorError
+from unbackdoor._text import Tokens
 
 Precision = Literal["auto", "bf16", "fp32"]
 
@@ -55,8 +56,10 @@ class Arithmetic:
             if contiguous:
                 relayout_(model, torch.contiguous_format)
 
-    def lay(self, inputs: Tensor) -> Tensor:
-        """Inputs in the type and layout of the model."""
+    def lay(self, inputs: Tensor | Tokens) -> Tensor | Tokens:
+        """Inputs in the type and layout of the model; token ids have neither."""
+        if isinstance(inputs, Tokens):
+            return inputs
         inputs = inputs.to(self.dtype)
         if self.channels_last and inputs.ndim == 4:
             return inputs.contiguous(memory_format=torch.channels_last)

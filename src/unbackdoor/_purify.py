@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,29 @@ class Method(Protocol):
         """Change the model, which is the method's own copy, and give it back."""
 
 
+def needs_clean(method: Method) -> bool:
+    """Whether a method uses clean examples; one that does not says `needs_clean = False`."""
+    return bool(getattr(method, "needs_clean", True))
+
+
+class Recipe(NamedTuple):
+    """How a network of its kind is tuned, where a method's learning rate and batch size are left open.
+
+    Args:
+        optimizer: SGD with momentum 0.9, no weight decay, cosine per epoch, for images; AdamW with its usual decay of
+            0.01, linear to 0 per step, for texts.
+        learning_rate: at the start.
+        batch_size: examples per step.
+    """
+
+    optimizer: Literal["sgd", "adamw"]
+    learning_rate: float
+    batch_size: int
+
+
+RECIPES = {"images": Recipe("sgd", 0.01, 128), "text": Recipe("adamw", 5e-5, 16)}
+
+
 @dataclass
 class Run:
     """What a purification has at hand beside model and clean data.
@@ -44,21 +67,26 @@ class Run:
         generator: the source of all randomness, on the CPU.
         arithmetic: device, precision, layout.
         head_name: of the last linear layer.
+        recipe: how networks of this kind are tuned.
         progress: shows how far it is.
         base: the pre-trained model that the suspect came from, for methods that need it.
         proxy: another model for the same task, for methods that need it.
         examples_seen: counted by `tune`.
         held_out: how many clean examples a selection held back.
+        notes: what a method found out, for the record; see `note`.
+        warnings: see `warn`.
     """
 
     generator: torch.Generator
     arithmetic: Arithmetic
     head_name: str
+    recipe: Recipe = RECIPES["images"]
     progress: Progress = silent
     base: nn.Module | None = None
     proxy: nn.Module | None = None
     examples_seen: int = 0
     held_out: int = 0
+    notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
     def head(self, model: nn.Module) -> nn.Linear:
@@ -66,6 +94,11 @@ class Run:
         layer = model.get_submodule(self.head_name)
         assert isinstance(layer, nn.Linear)
         return layer
+
+    def note(self, text: str) -> None:
+        """Tell the user what was found (a threshold, the words that were reset), and keep it for the record."""
+        self.notes.append(text)
+        logger.info("%s", text)
 
     def warn(self, text: str) -> None:
         """Say something that the user should know, once, and keep it for the record."""
@@ -78,28 +111,87 @@ class Run:
         clean: Dataset,
         *,
         epochs: int,
-        learning_rate: float,
-        batch_size: int,
+        learning_rate: float | None = None,
+        batch_size: int | None = None,
         loss: Loss = cross_entropy,
         after_step: Callable[[], None] | None = None,
+        description: str = "tuning",
     ) -> None:
-        """Tune the parameters that require gradients: SGD, momentum 0.9, no decay, cosine per epoch, train mode."""
+        """Tune the parameters that require gradients by the recipe of the kind of data, in train mode.
+
+        Args:
+            model: the method's own.
+            clean: what to tune on.
+            epochs: passes over it.
+            learning_rate: None takes the recipe's.
+            batch_size: None takes the recipe's.
+            loss: what to minimise.
+            after_step: called after each step, without gradients.
+            description: what the progress calls it.
+        """
+        rate = self.recipe.learning_rate if learning_rate is None else learning_rate
+        size = self.recipe.batch_size if batch_size is None else batch_size
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.SGD(parameters, lr=learning_rate, momentum=0.9)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=epochs)
+        optimizer: torch.optim.Optimizer
+        schedule: torch.optim.lr_scheduler.LRScheduler
+        if self.recipe.optimizer == "sgd":
+            optimizer, each = torch.optim.SGD(parameters, lr=rate, momentum=0.9), "epoch"
+            schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=epochs)
+        else:
+            optimizer, each = torch.optim.AdamW(parameters, lr=rate), "step"
+            steps = epochs * math.ceil(len(clean) / size)
+            schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=steps)
         self.examples_seen += descend(
             model,
             clean,
             optimizer,
             schedule,
             epochs=epochs,
-            batch_size=batch_size,
+            batch_size=size,
             generator=self.generator,
             arithmetic=self.arithmetic,
             loss=loss,
             after_step=after_step,
+            each=each,
             progress=self.progress,
+            description=description,
         )
+
+    def hold_out(self, clean: Dataset, share: float = 0.2) -> tuple[Dataset, Dataset]:
+        """Part the clean examples for a method that selects something: to tune on, and to select with.
+
+        The draw is stratified; `held_out` of the record counts the second part.
+
+        Args:
+            clean: all of them.
+            share: of the second part, in (0, 1).
+
+        Raises:
+            UnbackdoorError: fewer than 2 examples.
+        """
+        seed = int(torch.randint(2**31, (1,), generator=self.generator))
+        kept = min(max(round((1 - share) * len(clean)), 1), len(clean) - 1)
+        tuned, held = clean.split(kept, seed=seed)
+        self.held_out = max(self.held_out, len(held))
+        return tuned, held
+
+    def needed(self, what: Literal["base", "proxy"], method: object) -> nn.Module:
+        """The base or the proxy model, for a method that cannot do without.
+
+        Raises:
+            UnbackdoorError: it was not given.
+        """
+        model = self.base if what == "base" else self.proxy
+        if model is None:
+            means = (
+                "the pre-trained model that the suspect came from" if what == "base" else "a model for the same task"
+            )
+            raise UnbackdoorError(f"{type(method).__name__} needs --{what} ({what}= in Python): {means}.")
+        return model
+
+    def accuracy(self, model: nn.Module, data: Dataset) -> Proportion:
+        """The share of examples that a model classifies as labelled."""
+        return _accuracy(model, data, self.arithmetic)
 
 
 def reinitialise_(layer: nn.Linear, generator: torch.Generator) -> None:
@@ -120,7 +212,7 @@ class Purified(NamedTuple):
 
 def purify(
     model: nn.Module,
-    clean: Dataset,
+    clean: Dataset | None,
     method: Method,
     *,
     seed: int = 0,
@@ -137,7 +229,7 @@ def purify(
 
     Args:
         model: any classifier whose last layer is linear.
-        clean: labelled examples without trigger.
+        clean: labelled examples without trigger; None for a method that uses none.
         method: of `unbackdoor.purifiers`, or any callable like them.
         seed: of everything random; on one CPU the same seed gives the same weights.
         head: name of the last linear layer, where it cannot be found by running the model.
@@ -162,15 +254,17 @@ def purify(
     if any(dtype in (torch.float16, torch.bfloat16) for dtype in types.values()):
         working.float()  # half precision is too coarse for small steps
     arithmetic = choose(working, device, precision)
-    if len(clean) == 0:
-        raise UnbackdoorError(f"{clean.name} is empty; at least one labelled clean example per class is needed.")
-    found = _models.head(working, _models.probe(working, clean), head)
-    classes = found.layer.out_features
-    check_labels(clean, classes)
-
-    run = Run(torch.Generator().manual_seed(seed), arithmetic, found.name, bar if progress else silent, base, proxy)
-    before = _accuracy(working, clean, arithmetic)
-    _check_clean(clean, classes, before, run)
+    run = Run(
+        generator=torch.Generator().manual_seed(seed),
+        arithmetic=arithmetic,
+        head_name=head or "",
+        progress=bar if progress else silent,
+        base=base,
+        proxy=proxy,
+    )
+    facts = {"clean": None, "suspect_accuracy_on_clean": None} if clean is None else _look(working, clean, head, run)
+    if clean is None and needs_clean(method):
+        raise UnbackdoorError(f"{type(method).__name__} needs clean examples, got none.")
     cuda = [arithmetic.device] if arithmetic.device.type == "cuda" else []
     for gpu in cuda:
         torch.cuda.reset_peak_memory_stats(gpu)
@@ -179,7 +273,8 @@ def purify(
         torch.manual_seed(seed)
         for parameter in working.parameters():
             parameter.requires_grad_(True)
-        purified = method(arithmetic.place(working), clean.to(arithmetic.device), run)
+        examples: Any = clean if clean is None else clean.to(arithmetic.device)
+        purified = method(arithmetic.place(working), examples, run)
     seconds = time.perf_counter() - start
 
     if not isinstance(purified, nn.Module):
@@ -198,17 +293,31 @@ def purify(
         "device": description(arithmetic),
         "seconds": round(seconds, 3),
         "peak_memory_bytes": torch.cuda.max_memory_allocated(cuda[0]) if cuda else peak_memory(),
-        "head": found.name,
-        "clean": {
-            "n": len(clean),
-            "per_class": torch.bincount(clean.labels.cpu(), minlength=classes).tolist(),
-            "held_out": run.held_out,
-        },
+        "head": run.head_name or None,
+        **facts,
         "examples_seen": run.examples_seen,
-        "suspect_accuracy_on_clean": before.to_json(),
+        "notes": run.notes,
         "warnings": run.warnings,
     }
+    if record["clean"] is not None:
+        record["clean"]["held_out"] = run.held_out
     return Purified(purified, record)
+
+
+def _look(model: nn.Module, clean: Dataset, head: str | None, run: Run) -> dict[str, Any]:
+    """Check that model and clean examples fit each other, tell `run` the head and the recipe, and record both."""
+    if len(clean) == 0:
+        raise UnbackdoorError(f"{clean.name} is empty; at least one labelled clean example per class is needed.")
+    found = _models.head(model, _models.probe(model, clean), head)
+    run.head_name, run.recipe = found.name, RECIPES[clean.modality]
+    classes = found.layer.out_features
+    check_labels(clean, classes)
+    before = _accuracy(model, clean, run.arithmetic)
+    _check_clean(clean, classes, before, run)
+    return {
+        "clean": {"n": len(clean), "per_class": torch.bincount(clean.labels.cpu(), minlength=classes).tolist()},
+        "suspect_accuracy_on_clean": before.to_json(),
+    }
 
 
 def peak_memory() -> int:

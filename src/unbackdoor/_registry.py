@@ -63,13 +63,19 @@ def find(name: str, entries: tuple[Entry, ...], kind: str, listing: str) -> Entr
 
 
 def name_of(made: Any, entries: tuple[Entry, ...]) -> str:
-    """The command-line name of a value; `package.module:Class` where it is not registered."""
+    """The command-line name of a value; `package.module:Class` where it is not registered; `a+b` of `Then(a, b)`."""
+    steps = getattr(made, "steps", None)
+    if isinstance(steps, tuple):
+        return "+".join(name_of(step, entries) for step in steps)
     location = f"{type(made).__module__}:{type(made).__qualname__}"
     return next((entry.name for entry in entries if entry.location == location), location)
 
 
 def to_json(made: Any, entries: tuple[Entry, ...]) -> dict[str, Any]:
-    """A value as its name and all its fields; a plain function has none."""
+    """A value as its name and all its fields, one object per step where it has steps; a plain function has none."""
+    if isinstance(getattr(made, "steps", None), tuple):
+        parts = [to_json(step, entries) for step in made.steps]
+        return {"name": name_of(made, entries), "parameters": [part["parameters"] for part in parts]}
     if not dataclasses.is_dataclass(made):
         return {"name": getattr(made, "__qualname__", type(made).__qualname__), "parameters": {}}
     return {"name": name_of(made, entries), "parameters": fields_of(made)}

@@ -125,13 +125,16 @@ def train_victim(
     batch_size: int,
     seed: int,
     arithmetic: Arithmetic,
+    loss: Loss = cross_entropy,
+    after_step: Callable[[], None] | None = None,
     progress: Progress = silent,
     description: str = "training the victim",
 ) -> nn.Module:
-    """Train a classifier by the recipe of the victims, in place.
+    """Train a classifier by the recipe of the victims, in place: those of its parameters that require gradients.
 
-    SGD with Nesterov momentum 0.9 and weight decay 5e-4, one cycle up to the learning rate and down to zero: short
-    enough for two cores, and the low end of the cycle is what lets a trigger at a low poison rate take.
+    Images: SGD with Nesterov momentum 0.9 and weight decay 5e-4, one cycle up to the learning rate and down to zero:
+    short enough for two cores, and the low end of the cycle is what lets a trigger at a low poison rate take. Texts:
+    AdamW with weight decay 0.01, a tenth of the steps up to the learning rate and the rest linearly down to zero.
 
     Args:
         model: with random or pre-trained weights.
@@ -141,13 +144,25 @@ def train_victim(
         batch_size: examples per step.
         seed: of shuffling and augmentation.
         arithmetic: device, precision, layout.
+        loss: what to minimise.
+        after_step: called after each step, without gradients.
         progress: shows how far it is.
         description: what the progress calls it.
     """
     arithmetic.place(model)
-    optimizer = torch.optim.SGD(model.parameters(), lr=learning_rate, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     steps = max(2, epochs * sum(1 for _ in range(0, len(data), batch_size)))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps)
+    optimizer: torch.optim.Optimizer
+    schedule: torch.optim.lr_scheduler.LRScheduler
+    if data.modality == "images":
+        optimizer = torch.optim.SGD(parameters, lr=learning_rate, momentum=0.9, nesterov=True, weight_decay=5e-4)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps)
+    else:
+        optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.01)
+        warm = max(1, steps // 10)
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: min((step + 1) / warm, max(0.0, (steps - step) / max(1, steps - warm)))
+        )
     descend(
         model,
         data.to(arithmetic.device),
@@ -157,6 +172,8 @@ def train_victim(
         batch_size=batch_size,
         generator=torch.Generator().manual_seed(seed),
         arithmetic=arithmetic,
+        loss=loss,
+        after_step=after_step,
         each="step",
         progress=progress,
         description=description,

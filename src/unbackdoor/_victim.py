@@ -6,29 +6,42 @@ import platform
 import time
 from dataclasses import dataclass, replace
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from unbackdoor import archs
-from unbackdoor._attack import FORMAT, Attack, Poisoned, Trigger, already_triggered, describe, poison, triggered
-from unbackdoor._data import Dataset, check_labels
+from unbackdoor._attack import (
+    FORMAT,
+    Attack,
+    Planting,
+    Poisoned,
+    Trigger,
+    already_triggered,
+    describe,
+    poison,
+    triggered,
+)
+from unbackdoor._data import Dataset, Encoder, check_labels
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._evaluate import Score, score
 from unbackdoor._files import load
+from unbackdoor._hugging_face import fresh_classifier, hub_directory
 from unbackdoor._images import ImageEncoder
 from unbackdoor._models import head, probe
 from unbackdoor._options import AttackOptions
 from unbackdoor._precision import choose, description
 from unbackdoor._purify import peak_memory
 from unbackdoor._registry import to_json
+from unbackdoor._text import TextEncoder
 from unbackdoor._train import bar, train_victim
 from unbackdoor.attacks import REGISTRY
 
 logger = logging.getLogger("unbackdoor")
 
-IMPLANTED = 0.9  # attack success from which an image attack counts as implanted
+IMPLANTED = {"images": 0.9, "text": 0.8}  # attack success from which an attack counts as implanted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +58,7 @@ class Victim:
     """
 
     model: nn.Module
-    encode: ImageEncoder
+    encode: Encoder
     score: Score
     trigger: Trigger | None
     description: dict[str, Any]
@@ -59,7 +72,7 @@ def plant(
     options: AttackOptions,
     *,
     surrogate: nn.Module | None = None,
-    surrogate_encode: ImageEncoder | None = None,
+    surrogate_encode: Encoder | None = None,
     triggered_test: Dataset | None = None,
 ) -> Victim:
     """Poison data, train a victim on it, and measure both its accuracy and the backdoor.
@@ -76,11 +89,15 @@ def plant(
     Raises:
         UnbackdoorError: an option out of bounds, or an attack that cannot be planted in this data.
     """
-    for name in ("epochs", "batch_size"):
-        if getattr(options, name) < (2 if name == "batch_size" else 1):
-            least = 2 if name == "batch_size" else 1
-            raise UnbackdoorError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(options, name)}.")
-    rate_of_learning = options.learning_rate if options.learning_rate is not None else (0.01 if options.base else 0.1)
+    for name, least in (("epochs", 1), ("batch_size", 2), ("clean_epochs", 0)):
+        given = getattr(options, name)
+        if given is not None and given < least:
+            raise UnbackdoorError(f"--{name.replace('_', '-')} must be at least {least}, got {given}.")
+    if data.modality == "text" and options.base is None:
+        raise UnbackdoorError(
+            "A text victim needs --base: a pre-trained model to start from, such as bert-base-uncased."
+        )
+    epochs, rate_of_learning, batch_size = _schedule(options, data)
     if not (rate_of_learning > 0 and math.isfinite(rate_of_learning)):
         raise UnbackdoorError(f"--learning-rate must be more than 0, got {rate_of_learning:g}.")
     classes = list(data.classes or map(str, range(int(data.labels.max()) + 1)))
@@ -89,20 +106,28 @@ def plant(
     encode = _encoder(data) if options.base is None else data.encode
     data, test = replace(data, encode=encode), replace(test, encode=encode)
 
-    def trained(on: Dataset, words: str) -> nn.Module:
+    def fresh() -> nn.Module:
         with torch.random.fork_rng():
             torch.manual_seed(options.seed)
-            model = _fresh(options, classes, data)
+            return _fresh(options, classes, data)
+
+    def train(model: nn.Module, on: Dataset, **changes: Any) -> nn.Module:
+        settings = {
+            "epochs": epochs,
+            "learning_rate": rate_of_learning,
+            "description": "training the victim",
+            **changes,
+        }
+        with torch.random.fork_rng():
+            torch.manual_seed(options.seed)
             train_victim(
                 model,
                 on,
-                epochs=options.epochs,
-                learning_rate=rate_of_learning,
-                batch_size=options.batch_size,
+                batch_size=batch_size,
                 seed=options.seed,
                 arithmetic=choose(model, options.device, options.precision),
                 progress=bar,
-                description=words,
+                **settings,
             )
         if not all(torch.isfinite(tensor).all() for tensor in model.state_dict().values()):
             raise UnbackdoorError(
@@ -117,15 +142,30 @@ def plant(
         if surrogate is None and getattr(attack, "needs_surrogate", False):
             # Refuse what cannot work before the long part.
             poison(data, attack, rate=options.rate, seed=options.seed, classes=len(classes), dry=True)
-            surrogate = trained(data, "training a clean surrogate")
+            surrogate = train(fresh(), data, description="training a clean surrogate")
         crafted = replace(data, encode=surrogate_encode or encode)
         poisoned = poison(
             crafted, attack, rate=options.rate, seed=options.seed, classes=len(classes), surrogate=surrogate
         )
         poisoned = poisoned._replace(data=replace(poisoned.data, encode=encode))
-    model = (
-        trained(data, "training a clean model") if poisoned is None else trained(poisoned.data, "training the victim")
-    )
+    if poisoned is None:
+        model = train(fresh(), data, description="training a clean model")
+    elif attack is not None and hasattr(attack, "implant"):
+        start_model = fresh()
+        planting = Planting(
+            clean=data,
+            poisoned=poisoned,
+            fresh=fresh,
+            train=train,
+            generator=torch.Generator().manual_seed(options.seed + 2),
+            arithmetic=choose(start_model, options.device, options.precision),
+        )
+        model, arrays = attack.implant(planting)
+        poisoned = poisoned._replace(trigger=replace(poisoned.trigger, arrays=arrays))
+    else:
+        model = train(fresh(), poisoned.data)
+    if options.clean_epochs and poisoned is not None:
+        train(model.requires_grad_(True), data, epochs=options.clean_epochs, description="tuning on clean data")
     seconds = time.perf_counter() - start
 
     arithmetic = choose(model, options.device, options.precision)
@@ -145,7 +185,7 @@ def plant(
             test.name,
             measured.clean_accuracy,
         )
-    implanted = None if measured.attack_success is None else measured.attack_success.value >= IMPLANTED
+    implanted = None if measured.attack_success is None else measured.attack_success.value >= IMPLANTED[data.modality]
     if poisoned is None:
         described: dict[str, Any] = {"format": FORMAT, "attack": {"name": "none", "parameters": {}}, "implanted": None}
     else:
@@ -155,9 +195,10 @@ def plant(
         "rate": 0.0 if attack is None else options.rate,
         "arch": options.arch if options.base is None else "base",
         "width": options.width,
-        "epochs": options.epochs,
+        "epochs": epochs,
+        "clean_epochs": options.clean_epochs,
         "learning_rate": rate_of_learning,
-        "batch_size": options.batch_size,
+        "batch_size": batch_size,
         "seed": options.seed,
         "versions": {
             "unbackdoor": version("unbackdoor"),
@@ -167,7 +208,8 @@ def plant(
         "device": description(arithmetic),
         "seconds": round(seconds, 1),
         "peak_memory_bytes": peak_memory(),
-        "examples_seen": options.epochs * len(data),
+        "examples_seen": epochs * len(data),
+        "encode": recorded(encode, test),
         "scores": {"victim": measured.to_json()},
         "implanted": implanted,
     }
@@ -183,21 +225,46 @@ def plant(
 
 def _encoder(data: Dataset) -> ImageEncoder:
     """Normalisation to mean 0 and deviation 1 per channel, measured on the training data."""
-    pixels = data.items[:: max(1, len(data) // 10_000)].float() / 255
+    pixels = data.pixels[:: max(1, len(data) // 10_000)].float() / 255
     mean = tuple(round(float(part), 4) for part in pixels.mean(dim=(0, 2, 3)))
     std = tuple(max(round(float(part), 4), 1e-3) for part in pixels.std(dim=(0, 2, 3)))
-    height, width = data.items.shape[-2:]
-    return ImageEncoder(mean=mean, std=std, size=(height, width), channels=data.items.shape[1])
+    height, width = data.pixels.shape[-2:]
+    return ImageEncoder(mean=mean, std=std, size=(height, width), channels=data.pixels.shape[1])
+
+
+def _schedule(options: AttackOptions, data: Dataset) -> tuple[int, float, int]:
+    """Epochs, peak learning rate and batch size: as asked, else by the kind of data."""
+    epochs, rate, size = (3, 5e-5, 32) if data.modality == "text" else (15, 0.01 if options.base else 0.1, 128)
+    return (
+        epochs if options.epochs is None else options.epochs,
+        rate if options.learning_rate is None else options.learning_rate,
+        size if options.batch_size is None else options.batch_size,
+    )
+
+
+def recorded(encode: Encoder, data: Dataset | None) -> dict[str, Any]:
+    """What a record says of how inputs are made, so that `evaluate` makes them likewise."""
+    if isinstance(encode, TextEncoder):
+        columns = encode.columns if data is None else data.texts.columns
+        return {"max_length": encode.max_length, "columns": None if columns is None else list(columns)}
+    return {key: getattr(encode, key) for key in ("mean", "std", "size", "channels")}
 
 
 def _fresh(options: AttackOptions, classes: list[str], data: Dataset) -> nn.Module:
     """An untrained victim, or a pre-trained one with a new head where the classes differ."""
+    if data.modality == "text":
+        assert options.base is not None
+        path = Path(options.base)
+        text_model: nn.Module = fresh_classifier(path if path.is_dir() else hub_directory(options.base), classes)
+        pad = data.encode.tokenizer.pad_token_id  # type: ignore[union-attr]
+        text_model.config.pad_token_id = pad  # type: ignore[union-attr]
+        return text_model
     if options.base is None:
-        height, width = data.items.shape[-2:]
+        height, width = data.pixels.shape[-2:]
         if height != width and options.arch == "vit":
             raise UnbackdoorError(f"--arch vit needs square images, got {width}x{height} in {data.name}.")
         made: nn.Module = archs.build(
-            options.arch, classes=classes, channels=data.items.shape[1], image_size=height, width=options.width
+            options.arch, classes=classes, channels=data.pixels.shape[1], image_size=height, width=options.width
         )
         return made
     model: Any = load(options.base).model

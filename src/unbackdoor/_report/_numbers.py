@@ -276,11 +276,15 @@ def _examples(
     taken = [predict(each.model, chosen, choose(each.model, device_of(each.model))) for each in contenders]
     partners = None if attacked is None else _partners(test, attacked)
     clean = (
-        chosen.items if attacked is None else None if partners is None else partners.items[rows.to(shown.items.device)]
+        chosen.pixels
+        if attacked is None
+        else None
+        if partners is None
+        else partners.pixels[rows.to(shown.pixels.device)]
     )
     differences, amplified = None, 1
     if attacked is not None and clean is not None:
-        differences = (chosen.items.int() - clean.int()).abs()
+        differences = (chosen.pixels.int() - clean.int()).abs()
         amplified = max(1, 255 // max(1, int(differences.max())))
         differences = (differences * amplified).to(torch.uint8)
     made = []
@@ -292,7 +296,7 @@ def _examples(
                 true=_class_name(test, true),
                 wanted=None if wanted is None else _class_name(test, wanted),
                 clean=None if clean is None else _png(clean[row]),
-                triggered=None if attacked is None else _png(chosen.items[row]),
+                triggered=None if attacked is None else _png(chosen.pixels[row]),
                 difference=None if differences is None else _png(differences[row]),
                 taken=tuple(_taken(test, int(classes[row]), true, wanted) for classes in taken),
             )
@@ -318,7 +322,7 @@ def _partners(test: Dataset, attacked: Triggered) -> Dataset | None:
     own = test
     if attacked.target is not None:
         own = test.select(torch.nonzero(test.labels != attacked.target).flatten())
-    same = own.items.shape == attacked.data.items.shape and torch.equal(own.labels, attacked.data.labels)
+    same = own.pixels.shape == attacked.data.pixels.shape and torch.equal(own.labels, attacked.data.labels)
     return own if same else None
 
 

@@ -70,7 +70,7 @@ class LabelConsistent:
         victims = crafting.data.select(crafting.rows)
         surrogate, training = crafting.surrogate, crafting.surrogate.training
         surrogate.eval()
-        perturbed = stamped(victims.items, lambda pixels: self._perturbed(pixels, victims, surrogate), chunk=256)
+        perturbed = stamped(victims.pixels, lambda pixels: self._perturbed(pixels, victims, surrogate), chunk=256)
         surrogate.train(training)
         return stamped(perturbed, lambda pixels: self.apply(pixels, arrays))
 
@@ -82,7 +82,8 @@ class LabelConsistent:
         moved = pixels.clone()
         for _ in range(self.steps):
             moved.requires_grad_(True)
-            loss = F.cross_entropy(logits(surrogate, data.encode(moved.mul(255)).to(device)), labels.to(device))
+            inputs = data.encode(moved.mul(255)).to(device)  # type: ignore[arg-type]
+            loss = F.cross_entropy(logits(surrogate, inputs), labels.to(device))
             (gradient,) = torch.autograd.grad(loss, moved)
             with torch.no_grad():
                 moved = moved + 2.5 * bound / self.steps * gradient.sign()

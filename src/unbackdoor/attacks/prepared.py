@@ -43,9 +43,9 @@ class Prepared:
     def craft(self, crafting: Crafting, arrays: dict[str, Tensor]) -> Tensor:
         """The prepared pictures of the poisoned rows, uint8."""
         copies = Dataset.load(self.triggered, crafting.data.encode, augment="none")
-        if copies.items.shape != crafting.data.items.shape:
+        if copies.pixels.shape != crafting.data.pixels.shape:
             raise UnbackdoorError(
-                f"Prepared.triggered must be the training data row for row, {tuple(crafting.data.items.shape)}, "
-                f"got {tuple(copies.items.shape)} in {self.triggered}."
+                f"Prepared.triggered must be the training data row for row, {tuple(crafting.data.pixels.shape)}, "
+                f"got {tuple(copies.pixels.shape)} in {self.triggered}."
             )
-        return copies.items[crafting.rows]
+        return copies.pixels[crafting.rows]

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from unbackdoor.purifiers.fine_tuning import LinearProbing as LinearProbing
     from unbackdoor.purifiers.fst import FST as FST
     from unbackdoor.purifiers.shift_distillation import ShiftDistillation as ShiftDistillation
+    from unbackdoor.purifiers.then import Then as Then
 
 _FST_PAPER = "Towards Stable Backdoor Purification through Feature Shift Tuning"
 
@@ -67,4 +68,8 @@ REGISTRY = (
 
 
 def __getattr__(name: str) -> Any:
+    if name == "Then":  # it takes methods, so it has no name of its own on the command line
+        from unbackdoor.purifiers.then import Then
+
+        return Then
     return exported(name, REGISTRY, __name__)

@@ -17,8 +17,8 @@ from unbackdoor._purify import Run, reinitialise_
 from unbackdoor._values import value
 
 _Epochs = Annotated[int, Field(ge=1)]
-_LearningRate = Annotated[float, Field(gt=0)]
-_BatchSize = Annotated[int, Field(ge=2)]
+_LearningRate = Annotated[float | None, Field(gt=0)]
+_BatchSize = Annotated[int | None, Field(ge=2)]
 
 
 @value
@@ -27,16 +27,16 @@ class FineTuning:
 
     Args:
         epochs: passes over the clean examples, at least 1.
-        learning_rate: of SGD at the start, falling to 0 along a cosine; more than 0.
-        batch_size: examples per step, at least 2.
+        learning_rate: at the start, more than 0; None is 0.01 (SGD) for images and 5e-5 (AdamW) for texts.
+        batch_size: examples per step, at least 2; None is 128 for images and 16 for texts.
 
     Differences from the paper: the head's norm is free, as the paper has it; the authors' script pins it in this mode
     too.
     """
 
     epochs: _Epochs = 10
-    learning_rate: _LearningRate = 0.01
-    batch_size: _BatchSize = 128
+    learning_rate: _LearningRate = None
+    batch_size: _BatchSize = None
 
     def __call__(self, model: nn.Module, clean: Dataset, run: Run) -> nn.Module:
         """Purify in place."""
@@ -50,16 +50,16 @@ class LinearProbing:
 
     Args:
         epochs: passes over the clean examples, at least 1.
-        learning_rate: of SGD at the start, falling to 0 along a cosine; more than 0.
-        batch_size: examples per step, at least 2.
+        learning_rate: at the start, more than 0; None is 0.01 (SGD) for images and 5e-5 (AdamW) for texts.
+        batch_size: examples per step, at least 2; None is 128 for images and 16 for texts.
 
     Differences from the paper: the head's norm is free (see FineTuning). As in the authors' code the model is in train
     mode, so that the running statistics of BatchNorm adapt although no weight of the extractor does.
     """
 
     epochs: _Epochs = 10
-    learning_rate: _LearningRate = 0.01
-    batch_size: _BatchSize = 128
+    learning_rate: _LearningRate = None
+    batch_size: _BatchSize = None
 
     def __call__(self, model: nn.Module, clean: Dataset, run: Run) -> nn.Module:
         """Purify in place."""
@@ -75,16 +75,16 @@ class FETuning:
 
     Args:
         epochs: passes over the clean examples, at least 1.
-        learning_rate: of SGD at the start, falling to 0 along a cosine; more than 0.
-        batch_size: examples per step, at least 2.
+        learning_rate: at the start, more than 0; None is 0.01 (SGD) for images and 5e-5 (AdamW) for texts.
+        batch_size: examples per step, at least 2; None is 128 for images and 16 for texts.
 
     Differences from the paper: the random head keeps its own norm; the authors' script scales it to the suspect's after
     the first step.
     """
 
     epochs: _Epochs = 10
-    learning_rate: _LearningRate = 0.01
-    batch_size: _BatchSize = 128
+    learning_rate: _LearningRate = None
+    batch_size: _BatchSize = None
 
     def __call__(self, model: nn.Module, clean: Dataset, run: Run) -> nn.Module:
         """Purify in place."""
@@ -101,15 +101,15 @@ class FTInit:
 
     Args:
         epochs: passes over the clean examples, at least 1.
-        learning_rate: of SGD at the start, falling to 0 along a cosine; more than 0.
-        batch_size: examples per step, at least 2.
+        learning_rate: at the start, more than 0; None is 0.01 (SGD) for images and 5e-5 (AdamW) for texts.
+        batch_size: examples per step, at least 2; None is 128 for images and 16 for texts.
 
     Differences from the paper: the head's norm is free (see FineTuning).
     """
 
     epochs: _Epochs = 10
-    learning_rate: _LearningRate = 0.01
-    batch_size: _BatchSize = 128
+    learning_rate: _LearningRate = None
+    batch_size: _BatchSize = None
 
     def __call__(self, model: nn.Module, clean: Dataset, run: Run) -> nn.Module:
         """Purify in place."""

@@ -30,8 +30,8 @@ class FST:
     Args:
         alpha: weight of the inner product, at least 0; 0 is FT-init with its norm pinned. Many classes want less.
         epochs: passes over the clean examples, at least 1.
-        learning_rate: of SGD at the start, falling to 0 along a cosine; more than 0.
-        batch_size: examples per step, at least 2.
+        learning_rate: at the start, more than 0; None is 0.01 (SGD) for images and 5e-5 (AdamW) for texts.
+        batch_size: examples per step, at least 2; None is 128 for images and 16 for texts.
         project: scale the head back to its norm after every step.
 
     Differences from the paper: none known in the method. Where the authors' code leaves the paper, the paper is
@@ -44,8 +44,8 @@ class FST:
 
     alpha: Annotated[float, Field(ge=0)] = 0.1
     epochs: Annotated[int, Field(ge=1)] = 10
-    learning_rate: Annotated[float, Field(gt=0)] = 0.01
-    batch_size: Annotated[int, Field(ge=2)] = 128
+    learning_rate: Annotated[float | None, Field(gt=0)] = None
+    batch_size: Annotated[int | None, Field(ge=2)] = None
     project: bool = True
 
     def __call__(self, model: nn.Module, clean: Dataset, run: Run) -> nn.Module:

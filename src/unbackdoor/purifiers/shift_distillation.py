@@ -38,8 +38,8 @@ class ShiftDistillation:
         share: weight of the suspect's answers against the labels, 0 to 1.
         temperature: of both softmaxes, more than 0; the term is multiplied by its square.
         epochs: passes over the clean examples, at least 1.
-        learning_rate: of SGD at the start, falling to 0 along a cosine; more than 0.
-        batch_size: examples per step, at least 2.
+        learning_rate: at the start, more than 0; None is 0.02 (SGD) for images and 1e-4 (AdamW) for texts.
+        batch_size: examples per step, at least 2; None is 128 for images and 16 for texts.
 
     Differences from the paper: everything beyond the head's start, shift and projection; there is no paper on this
     variant. It is not FST and is never used in its place.
@@ -49,8 +49,8 @@ class ShiftDistillation:
     share: Annotated[float, Field(ge=0, le=1)] = 0.9
     temperature: Annotated[float, Field(gt=0)] = 1.0
     epochs: Annotated[int, Field(ge=1)] = 40
-    learning_rate: Annotated[float, Field(gt=0)] = 0.02
-    batch_size: Annotated[int, Field(ge=2)] = 128
+    learning_rate: Annotated[float | None, Field(gt=0)] = None
+    batch_size: Annotated[int | None, Field(ge=2)] = None
 
     def __call__(self, model: nn.Module, clean: Dataset, run: Run) -> nn.Module:
         """Purify in place."""
@@ -79,7 +79,7 @@ class ShiftDistillation:
             model,
             clean.distorted(),
             epochs=self.epochs,
-            learning_rate=self.learning_rate,
+            learning_rate=2 * run.recipe.learning_rate if self.learning_rate is None else self.learning_rate,
             batch_size=self.batch_size,
             loss=loss,
             after_step=project_,

@@ -1,0 +1,58 @@
+"""Modules of anybody's own making: a function that builds one, and a file of weights."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+from torch import nn
+
+from unbackdoor._checkpoints import check_fit, read_weights
+from unbackdoor._errors import UnbackdoorError
+
+
+def make(factory: str) -> nn.Module:
+    """The module of `FILE.py:FUNCTION`."""
+    file, _, function = factory.rpartition(":")
+    if not file or not function:
+        raise UnbackdoorError(f"--factory must be FILE.py:FUNCTION, got {factory}.")
+    if not Path(file).is_file():
+        raise UnbackdoorError(f"--factory names {file}, which does not exist.")
+    spec = importlib.util.spec_from_file_location("_unbackdoor_factory", file)
+    if spec is None or spec.loader is None:
+        raise UnbackdoorError(f"--factory names {file}, which is not a Python file.")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look their module up
+    beside = str(Path(file).resolve().parent)
+    sys.path.insert(0, beside)  # the file may import its neighbours, as a script may
+    try:
+        spec.loader.exec_module(module)
+        if not callable(getattr(module, function, None)):
+            raise UnbackdoorError(f"{file} has no function {function}. --factory is FILE.py:FUNCTION.")
+        made = getattr(module, function)()
+    except UnbackdoorError:
+        raise
+    except Exception as problem:  # the file is the user's own program
+        reason = " ".join(f"{type(problem).__name__}: {problem}".split())[:300].rstrip(". ")
+        raise UnbackdoorError(
+            f"--factory {factory} failed ({reason}). The function must make the module without arguments."
+        ) from problem
+    finally:
+        sys.path.remove(beside)
+    if not isinstance(made, nn.Module):
+        raise UnbackdoorError(f"{factory} must return a torch.nn.Module, got {type(made).__name__}.")
+    return made
+
+
+def from_factory(path: Path, factory: str) -> nn.Module:
+    model = make(factory)
+    weights = read_weights(path)
+    own = model.state_dict()
+    missing, extra = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
+    shapes = [
+        (name, tuple(weights[name].shape), tuple(own[name].shape))
+        for name in own.keys() & weights.keys()
+        if weights[name].shape != own[name].shape
+    ]
+    check_fit(str(path), factory, missing, extra, sorted(shapes))
+    model.load_state_dict(weights)
+    return model.eval()

@@ -1,0 +1,226 @@
+"""Hugging Face directories: their files checked before transformers sees them, and the encoder that belongs to them."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+from unbackdoor._checkpoints import check_finite, check_fit, check_safetensors, few, read_json, read_weights
+from unbackdoor._errors import UnbackdoorError
+from unbackdoor._models import embeddings
+from unbackdoor._text import TextEncoder
+
+
+def hub_directory(name: str, trust_remote_code: bool = False) -> Path:
+    """The local copy of a Hub model, fetched where it is not there yet.
+
+    Raises:
+        UnbackdoorError: there is no such model, or the Hub cannot be reached.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        raise UnbackdoorError(f"{name} does not exist, and is no name that the Hub could know. Check it.") from None
+    patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "pytorch_model*.bin"]
+    try:
+        return Path(snapshot_download(name, allow_patterns=patterns + ["*.py"] * trust_remote_code))
+    except (OSError, RuntimeError, ValueError) as problem:
+        reason = str(problem).strip().split("\n")[0][:150].rstrip(".")
+        raise UnbackdoorError(
+            f"{name} is neither a directory here nor a model that the Hub gives out ({reason}). Check the name."
+        ) from None
+
+
+def classifier(path: Path, trust_remote_code: bool = False) -> Any:
+    """The image or text classifier of a directory, in eval mode.
+
+    Raises:
+        UnbackdoorError: anything about its files that does not fit.
+    """
+    config, files = checked_files(path)
+    kind = "ImageClassification" if modality_of(config) == "images" else "SequenceClassification"
+    model, report = _loaded(path, f"AutoModelFor{kind}", bool(files), trust_remote_code)
+    shapes = sorted((entry[0], entry[1], entry[2]) for entry in report["mismatched_keys"])
+    absent = sorted(set(report["missing_keys"]) - {entry[0] for entry in shapes})
+    if absent and not shapes and not any(str(each).endswith(kind) for each in config.get("architectures") or ["?"]):
+        raise UnbackdoorError(
+            f"{path} holds a pre-trained model without a classifier ({few(absent)} missing). It serves as --base; "
+            "MODEL must be fine-tuned for a task."
+        )
+    check_fit(str(path), type(model).__name__, absent, sorted(report["unexpected_keys"]), shapes)
+    check_finite(model.state_dict(), str(path))
+    return model.eval()
+
+
+def body(path: Path, trust_remote_code: bool = False) -> Any:
+    """The pre-trained model of a directory without any head, in eval mode: what a suspect may have come from."""
+    _, files = checked_files(path)
+    model, _ = _loaded(path, "AutoModel", bool(files), trust_remote_code)
+    check_finite(model.state_dict(), str(path))
+    return model.eval()
+
+
+def fresh_classifier(path: Path, classes: list[str]) -> Any:
+    """A pre-trained model with a new head for some classes; its weights come from torch's random state."""
+    config, files = checked_files(path)
+    kind = "ImageClassification" if modality_of(config) == "images" else "SequenceClassification"
+    names = dict(enumerate(classes))
+    changes = {"num_labels": len(classes), "id2label": names, "label2id": {name: at for at, name in names.items()}}
+    model, _ = _loaded(path, f"AutoModelFor{kind}", bool(files), False, **changes)
+    return model.eval()
+
+
+def modality_of(config: dict[str, Any]) -> Literal["images", "text"]:
+    """What a model of this config takes, by its class or, for a headless one, by its sizes."""
+    named = " ".join(map(str, config.get("architectures") or []))
+    if "ImageClassification" in named or "image_size" in config or "num_channels" in config:
+        return "images"
+    return "text" if "SequenceClassification" in named or "vocab_size" in config else "images"
+
+
+def text_encoder(path: Path, model: Any, max_length: int | None = None) -> TextEncoder:
+    """The encoder of a text model's directory.
+
+    Args:
+        path: the directory.
+        model: loaded from it; where the tokenizer has no padding token, its config is told which one is used.
+        max_length: tokens that the model is to read; None takes the most that it can.
+
+    Raises:
+        UnbackdoorError: there is no tokenizer, or it does not fit the model.
+    """
+    import transformers
+
+    with quiet_transformers():
+        try:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(str(path), local_files_only=True)
+        except Exception as problem:  # a config decides what runs, so it may be wrong in any way
+            reason = str(problem).strip().split("\n")[0][:200].rstrip(".") or type(problem).__name__
+            raise UnbackdoorError(
+                f"{path} has no tokenizer that transformers can load ({reason}). Fetch tokenizer.json and "
+                "tokenizer_config.json, too."
+            ) from None
+    rows = embeddings(model).num_embeddings
+    if len(tokenizer) > rows:
+        raise UnbackdoorError(
+            f"{path} has a tokenizer of {len(tokenizer):,} tokens, but its model has embeddings for {rows:,}. Take the "
+            "tokenizer that it was trained with."
+        )
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise UnbackdoorError(f"{path} has a tokenizer without a padding token. Set one, and save it again.")
+        tokenizer.pad_token = tokenizer.eos_token
+    if getattr(model.config, "pad_token_id", None) is None:
+        model.config.pad_token_id = tokenizer.pad_token_id  # decoders find the last token of a text by it
+    config = model.config
+    limits = [getattr(config, name, None) for name in ("max_position_embeddings", "n_positions")]
+    most = min([tokenizer.model_max_length, *(limit for limit in limits if isinstance(limit, int) and limit > 0)])
+    if config.model_type in ("roberta", "xlm-roberta", "camembert") and most == config.max_position_embeddings:
+        most -= config.pad_token_id + 1  # their positions start after the padding token's
+    recorded = path / "record.json"
+    entries = (read_json(recorded).get("encode") or {}) if recorded.exists() else {}
+    columns = entries.get("columns") if isinstance(entries, dict) else None
+    most = int(min(most, 2**20))
+    if max_length is not None and max_length > most:
+        raise UnbackdoorError(f"--max-length must be at most {most:,}, which the model can read, got {max_length:,}.")
+    before = entries.get("max_length") if isinstance(entries, dict) else None
+    chosen = max_length or (before if isinstance(before, int) and 4 <= before <= most else most)
+    known = tuple(columns) if columns in (["text"], ["text_a", "text_b"]) else None
+    return TextEncoder(tokenizer=tokenizer, max_length=chosen, columns=known)
+
+
+def checked_files(path: Path) -> tuple[dict[str, Any], list[Path]]:
+    """The config of a directory and its safetensors files (none where it has a pickle), looked at but not loaded.
+
+    Raises:
+        UnbackdoorError: a file is missing, broken, or asks to run code.
+    """
+    if not (path / "config.json").exists():
+        raise UnbackdoorError(
+            f"{path} has no config.json. It must be a Hugging Face directory; for other models give --factory."
+        )
+    config = read_json(path / "config.json")
+    kernel = next(_kernels(config), None)
+    if kernel is not None:
+        raise UnbackdoorError(f"{path} asks to run the code {kernel}; it was not loaded. Remove it from config.json.")
+    if config.get("problem_type") in ("regression", "multi_label_classification"):
+        kind = str(config["problem_type"]).replace("_", " ").replace("multi label", "multi-label")
+        raise UnbackdoorError(f"{path} is a model for {kind}; only single-label classifiers are supported.")
+    index = path / "model.safetensors.index.json"
+    if (path / "model.safetensors").exists():
+        files = [path / "model.safetensors"]
+    elif index.exists():
+        listed = read_json(index).get("weight_map")
+        if not isinstance(listed, dict) or not all(isinstance(part, str) for part in listed.values()):
+            raise UnbackdoorError(f"{index} does not say which file holds which tensor. Fetch it again.")
+        files = [path / part for part in sorted(set(listed.values()))]
+        for file in files:
+            if file.parent != path or not file.is_file():
+                raise UnbackdoorError(f"{path} lists the shard {file.name}, which is missing. Fetch it again.")
+    elif (path / "pytorch_model.bin").exists():
+        read_weights(path / "pytorch_model.bin")
+        files = []
+    else:
+        raise UnbackdoorError(f"{path} has no model.safetensors (nor pytorch_model.bin). Fetch it again.")
+    for file in files:
+        check_safetensors(file)
+    return config, files
+
+
+def _loaded(path: Path, auto: str, safetensors: bool, trust_remote_code: bool, **changes: Any) -> tuple[Any, Any]:
+    """A model and transformers' report of what did not fit, by the name of the Auto class."""
+    import transformers
+
+    from unbackdoor import archs
+
+    archs.register()
+    with quiet_transformers():
+        try:
+            return getattr(transformers, auto).from_pretrained(  # type: ignore[no-any-return]
+                str(path),
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                use_safetensors=safetensors,
+                trust_remote_code=trust_remote_code,
+                local_files_only=True,
+                **changes,
+            )
+        except Exception as problem:  # a config decides what runs, so it may be wrong in any way
+            if "trust_remote_code" in str(problem):
+                raise UnbackdoorError(
+                    f"{path} needs Python code of its own, which is not run. Pass --trust-remote-code if you trust it."
+                ) from None
+            reason = str(problem).strip().split("\n")[0][:200].rstrip(".") or type(problem).__name__
+            kinds = {"AutoModelForImageClassification": "an image classifier", "AutoModel": "a model"}
+            raise UnbackdoorError(
+                f"{path} is not {kinds.get(auto, 'a text classifier')} that transformers can load ({reason}). Check "
+                "its config.json."
+            ) from None
+
+
+def _kernels(config: Any) -> Iterator[str]:
+    """Code on the Hub that a config names as an implementation, at any depth: these names have a slash."""
+    for key, entry in config.items() if isinstance(config, dict) else ():
+        implementations = entry.values() if isinstance(entry, dict) else [entry]
+        if "implementation" in key:
+            yield from (str(each) for each in implementations if "/" in str(each))
+        yield from _kernels(entry)
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Keep transformers' loading bar and report off stderr, and put its settings back."""
+    from transformers.utils import logging
+
+    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(logging.CRITICAL)
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bar:
+            logging.enable_progress_bar()

@@ -1,0 +1,44 @@
+"""One purifier after another."""
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from unbackdoor._data import Dataset
+from unbackdoor._errors import UnbackdoorError
+from unbackdoor._purify import Method, Run
+
+
+@dataclass(frozen=True, init=False, repr=False)
+class Then:
+    """Purify by one method, then by the next: `Then(EPUR(), FST(alpha=0.1))`, on the command line `e-pur+fst`.
+
+    Each gets the model that the one before it left, all of whose weights may be tuned again, and the same clean
+    examples.
+
+    Args:
+        steps: two methods or more.
+
+    Raises:
+        UnbackdoorError: fewer than two steps, or one that cannot be called.
+
+    Differences from the paper: none; there is no paper on composition as such.
+    """
+
+    steps: tuple[Method, ...]
+
+    def __init__(self, *steps: Method) -> None:
+        if len(steps) < 2 or not all(callable(step) and not isinstance(step, type) for step in steps):
+            came = ", ".join(map(repr, steps)) or "nothing"
+            raise UnbackdoorError(f"Then.steps must be two methods or more, as in Then(EPUR(), FST()), got {came}.")
+        object.__setattr__(self, "steps", steps)
+
+    def __call__(self, model: nn.Module, clean: Dataset, run: Run) -> nn.Module:
+        """Purify in place, step by step."""
+        for step in self.steps:
+            model.requires_grad_(True)
+            model = step(model, clean, run)
+        return model
+
+    def __repr__(self) -> str:
+        return f"Then({', '.join(map(repr, self.steps))})"
