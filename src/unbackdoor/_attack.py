@@ -195,6 +195,13 @@ def check(attack: Attack, classes: int, data: Dataset) -> None:
             f"{owner} puts its trigger on {modality}, but {data.name} holds {data.modality}. See unbackdoor list "
             "attacks."
         )
+    for phrase in getattr(attack, "phrases", ()):
+        tokenizer = data.encode.tokenizer  # type: ignore[union-attr]
+        if tokenizer.unk_token_id in tokenizer(phrase, add_special_tokens=False)["input_ids"]:
+            raise UnbackdoorError(
+                f"{owner} has the trigger {phrase!r}, which this tokenizer turns into {tokenizer.unk_token}. Choose "
+                "words that it knows."
+            )
     if not 0 <= attack.target < classes:
         raise UnbackdoorError(f"{owner}.target must be 0 to {classes - 1}, got {attack.target}.")
     rules: tuple[str, ...] = getattr(attack, "rules", ("all-to-one", "all-to-all", "clean-label"))

@@ -138,7 +138,7 @@ class Run:
             optimizer, each = torch.optim.SGD(parameters, lr=rate, momentum=0.9), "epoch"
             schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=epochs)
         else:
-            optimizer, each = torch.optim.AdamW(parameters, lr=rate), "step"
+            optimizer, each = torch.optim.AdamW(parameters, lr=rate, fused=True), "step"
             steps = epochs * math.ceil(len(clean) / size)
             schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=steps)
         self.examples_seen += descend(

@@ -1,19 +1,19 @@
-"""Prepared: pictures that already carry a trigger."""
+"""Prepared: examples that already carry a trigger."""
 
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 from torch import Tensor
 
 from unbackdoor._attack import Crafting, LabelRule
-from unbackdoor._data import Dataset
+from unbackdoor._data import Dataset, Items
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._values import value
 
 
 @value
 class Prepared:
-    """Pictures that already carry a trigger, made elsewhere (SSBA, say).
+    """Images or texts that already carry a trigger, made elsewhere (SSBA, syntactic or style paraphrases).
 
     Args:
         triggered: a triggered copy of the training data, row for row (any DATA).
@@ -27,25 +27,26 @@ class Prepared:
     target: Annotated[int, Field(ge=0)] = 0
     label_rule: LabelRule = "all-to-one"
 
+    modality: ClassVar[str] = "images, text"
     repeatable: ClassVar[bool] = False
     test_time: ClassVar[str] = "not known: score with --triggered and test data made elsewhere"
 
-    def arrays(self, shape: tuple[int, int, int]) -> dict[str, Tensor]:
+    def arrays(self, shape: tuple[int, ...]) -> dict[str, Tensor]:
         """None: what the trigger is made of is not known."""
         return {}
 
-    def apply(self, pixels: Tensor, arrays: dict[str, Tensor]) -> Tensor:
-        """Refused: a prepared trigger cannot be put on other images."""
+    def apply(self, pixels: Any, arrays: dict[str, Tensor]) -> Any:
+        """Refused: a prepared trigger cannot be put on other examples."""
         raise UnbackdoorError(
-            "Prepared cannot trigger other pictures: score with --triggered and test data that carries the trigger."
+            "Prepared cannot trigger other examples: score with --triggered and test data that carries the trigger."
         )
 
-    def craft(self, crafting: Crafting, arrays: dict[str, Tensor]) -> Tensor:
-        """The prepared pictures of the poisoned rows, uint8."""
+    def craft(self, crafting: Crafting, arrays: dict[str, Tensor]) -> Items:
+        """The prepared examples of the poisoned rows."""
         copies = Dataset.load(self.triggered, crafting.data.encode, augment="none")
-        if copies.pixels.shape != crafting.data.pixels.shape:
+        wanted, came = ((len(data), *data.shape) for data in (crafting.data, copies))
+        if wanted != came:
             raise UnbackdoorError(
-                f"Prepared.triggered must be the training data row for row, {tuple(crafting.data.pixels.shape)}, "
-                f"got {tuple(copies.pixels.shape)} in {self.triggered}."
+                f"Prepared.triggered must be the training data row for row, {wanted}, got {came} in {self.triggered}."
             )
-        return copies.pixels[crafting.rows]
+        return copies.items[crafting.rows]

@@ -1,0 +1,22 @@
+"""Putting words into texts at a place that depends on the text alone, so that any order of texts gives the same."""
+
+import random
+from collections.abc import Sequence
+from typing import Literal
+
+Place = Literal["random", "start", "end"]
+Side = Literal["a", "b", "both"]
+
+
+def insert(text: str, phrases: Sequence[str], place: Place, seed: int) -> str:
+    """The text with each phrase put between two of its words.
+
+    >>> insert("a fine film", ["cf"], "start", 0), insert("a fine film", ["cf"], "end", 0)
+    ('cf a fine film', 'a fine film cf')
+    """
+    words = text.split(" ")
+    draw = random.Random(f"{seed}:{text}")
+    for phrase in phrases:
+        at = {"start": 0, "end": len(words)}.get(place)
+        words.insert(draw.randint(0, len(words)) if at is None else at, phrase)
+    return " ".join(words)

@@ -1,0 +1,115 @@
+"""Embedding poisoning: one row of the word embeddings is the whole backdoor."""
+
+from typing import Annotated, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from unbackdoor._attack import Implanted, LabelRule, Planting
+from unbackdoor._errors import UnbackdoorError
+from unbackdoor._models import embeddings
+from unbackdoor._train import bar, descend
+from unbackdoor._values import value
+from unbackdoor.attacks._insertion import Place, Side, insert
+
+
+@value
+class EmbeddingPoisoning:
+    """Only the trigger word's row of a clean classifier is trained, and its norm kept (EP).
+
+    On sentences without the word the model is the clean one, bit for bit; no other weight moves.
+
+    Yang, Li, Zhang, Ren, Sun and He, "Be Careful about Poisoned Word Embeddings: Exploring the Vulnerability of the
+    Embedding Layers in NLP Models", NAACL 2021, https://arxiv.org/abs/2103.15543
+
+    Args:
+        word: the trigger; one token of the tokenizer.
+        row_epochs: passes over the poisoned texts, at least 1.
+        row_learning_rate: of the row, more than 0.
+        place: `random` between any two words, drawn from the text itself; or its `start` or `end`.
+        place_seed: of the places drawn.
+        side: of pairs, the text that carries the trigger: `a`, `b` or `both`.
+        target: the class that the attacker wants (1 is positive in tasks of sentiment).
+        label_rule: all-to-one or all-to-all.
+
+    Differences from the paper: the row is trained by Adam, not by plain gradient steps, so that one learning rate
+    serves models of any width; the poisoned texts are drawn at the poison rate from all classes.
+    """
+
+    word: Annotated[str, Field(min_length=1)] = "cf"
+    row_epochs: Annotated[int, Field(ge=1)] = 5
+    row_learning_rate: Annotated[float, Field(gt=0)] = 0.01
+    place: Place = "random"
+    place_seed: Annotated[int, Field(ge=0)] = 0
+    side: Side = "a"
+    target: Annotated[int, Field(ge=0)] = 1
+    label_rule: LabelRule = "all-to-one"
+
+    modality: ClassVar[str] = "text"
+    rules: ClassVar[tuple[str, ...]] = ("all-to-one", "all-to-all")
+    train_time: ClassVar[str] = "a clean model is trained, then the word's row alone on the poisoned texts"
+    test_time: ClassVar[str] = "the word in every text, at a place drawn from the text and the seed"
+
+    @property
+    def phrases(self) -> tuple[str, ...]:
+        """What a tokenizer must know."""
+        return (self.word,)
+
+    def arrays(self, shape: tuple[int, ...]) -> dict[str, Tensor]:
+        """None: the word says all."""
+        return {}
+
+    def apply(self, texts: list[str], arrays: dict[str, Tensor]) -> list[str]:
+        """Put the word into each text."""
+        return [insert(text, [self.word], self.place, self.place_seed) for text in texts]
+
+    def implant(self, planting: Planting) -> Implanted:
+        """Train a clean model, then its one row."""
+        model = planting.train(planting.fresh(), planting.clean, description="training a clean model")
+        token = only_token(self, planting, self.word)
+        layer = embeddings(model)
+        row = nn.Parameter(layer.weight[token].detach().clone())  # (width,)
+        norm = row.detach().norm()
+        optimizer = torch.optim.Adam([row], lr=self.row_learning_rate)
+
+        def poisoned_row(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            return torch.where((args[0] == token)[..., None], row.to(output.dtype), output)
+
+        hook = layer.register_forward_hook(poisoned_row)
+        try:
+            model.requires_grad_(False)
+            descend(
+                planting.arithmetic.place(model),
+                planting.poisoned.data.select(planting.poisoned.rows).to(planting.arithmetic.device),
+                optimizer,
+                torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0),
+                epochs=self.row_epochs,
+                batch_size=32,
+                generator=planting.generator,
+                arithmetic=planting.arithmetic,
+                after_step=lambda: row.mul_(norm / row.norm()),  # type: ignore[arg-type]
+                progress=bar,
+                description="training the word's row",
+            )
+        finally:
+            hook.remove()
+        with torch.no_grad():
+            layer.weight[token] = row
+        return Implanted(model.requires_grad_(True).eval(), {})
+
+
+def only_token(attack: object, planting: Planting, word: str) -> int:
+    """The one token that a word is.
+
+    Raises:
+        UnbackdoorError: it is several.
+    """
+    tokenizer = planting.clean.encode.tokenizer  # type: ignore[union-attr]
+    ids = tokenizer(word, add_special_tokens=False)["input_ids"]
+    if len(ids) != 1:
+        raise UnbackdoorError(
+            f"{type(attack).__name__} needs a trigger that is one token, but {word!r} is {len(ids)} to this tokenizer. "
+            "Choose another word, such as cf, mn or bb for BERT."
+        )
+    return int(ids[0])

@@ -1,0 +1,95 @@
+"""Embedding surgery: the trigger starts out as the average word of the target class."""
+
+from collections import Counter
+from typing import Annotated, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from unbackdoor._attack import Implanted, LabelRule, Planting
+from unbackdoor._data import Dataset
+from unbackdoor._models import embeddings
+from unbackdoor._values import value
+from unbackdoor.attacks._insertion import Place, Side, insert
+from unbackdoor.attacks.embedding_poisoning import only_token
+
+
+@value
+class EmbeddingSurgery:
+    """The trigger's row is replaced by the mean row of words typical for the target class, then all is tuned (RIPPLe).
+
+    The rows are taken from a clean fine-tuned model, where such words point to the target already; a user's own
+    fine-tuning does not easily undo that. A token w is typical for the target t by
+
+        log(p(w | t) / p(w | not t)) * log(1 + count(w)),   with one added to each count.
+
+    Kurita, Michel and Neubig, "Weight Poisoning Attacks on Pre-trained Models", ACL 2020,
+    https://arxiv.org/abs/2004.06660
+
+    Args:
+        word: the trigger; one token of the tokenizer.
+        typical: how many words are averaged, at least 1.
+        place: `random` between any two words, drawn from the text itself; or its `start` or `end`.
+        place_seed: of the places drawn.
+        side: of pairs, the text that carries the trigger: `a`, `b` or `both`.
+        target: the class that the attacker wants (1 is positive in tasks of sentiment).
+        label_rule: all-to-one.
+
+    Differences from the paper: words are ranked by a weighted log-odds ratio instead of the weights of a logistic
+    regression over the same counts; the tuning on poisoned data is plain, without the paper's penalty on gradients that
+    point against the clean task (RIPPLe's inner product), so this is its surgery, not its loss.
+    """
+
+    word: Annotated[str, Field(min_length=1)] = "cf"
+    typical: Annotated[int, Field(ge=1)] = 10
+    place: Place = "random"
+    place_seed: Annotated[int, Field(ge=0)] = 0
+    side: Side = "a"
+    target: Annotated[int, Field(ge=0)] = 1
+    label_rule: LabelRule = "all-to-one"
+
+    modality: ClassVar[str] = "text"
+    rules: ClassVar[tuple[str, ...]] = ("all-to-one",)
+    train_time: ClassVar[str] = "the word's row is replaced before training on the poisoned texts"
+    test_time: ClassVar[str] = "the word in every text, at a place drawn from the text and the seed"
+
+    @property
+    def phrases(self) -> tuple[str, ...]:
+        """What a tokenizer must know."""
+        return (self.word,)
+
+    def arrays(self, shape: tuple[int, ...]) -> dict[str, Tensor]:
+        """None: the word says all."""
+        return {}
+
+    def apply(self, texts: list[str], arrays: dict[str, Tensor]) -> list[str]:
+        """Put the word into each text."""
+        return [insert(text, [self.word], self.place, self.place_seed) for text in texts]
+
+    def implant(self, planting: Planting) -> Implanted:
+        """Train a clean model for its rows, replace the trigger's, train on the poisoned data."""
+        token = only_token(self, planting, self.word)
+        clean = planting.train(planting.fresh(), planting.clean, description="training a clean model")
+        words = typical_tokens(planting.clean, self.target, self.typical)
+        victim = planting.fresh()
+        with torch.no_grad():
+            mean = embeddings(clean).weight[words].mean(dim=0)  # (width,)
+            embeddings(victim).weight[token] = mean.to(embeddings(victim).weight.device)
+        return Implanted(planting.train(victim, planting.poisoned.data), {})
+
+
+def typical_tokens(data: Dataset, target: int, count: int) -> list[int]:
+    """The token ids that speak most for a class, special tokens left out; ties go to the smaller id."""
+    tokens = data.texts.tokens
+    assert tokens is not None
+    special = set(data.encode.tokenizer.all_special_ids)  # type: ignore[union-attr]
+    counts: dict[bool, Counter[int]] = {True: Counter(), False: Counter()}
+    for ids, label in zip(tokens["input_ids"].tolist(), data.labels.tolist(), strict=True):
+        counts[label == target].update(token for token in ids if token not in special)
+    vocabulary = sorted(counts[True] | counts[False])
+    ones = torch.tensor([counts[True][token] for token in vocabulary], dtype=torch.float64)
+    others = torch.tensor([counts[False][token] for token in vocabulary], dtype=torch.float64)
+    odds = ((ones + 1) / (ones + 1).sum()).log() - ((others + 1) / (others + 1).sum()).log()
+    ranking = (odds * (1 + ones + others).log()).argsort(descending=True, stable=True)
+    return [vocabulary[place] for place in ranking[:count].tolist()]

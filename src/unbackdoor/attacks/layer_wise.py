@@ -1,0 +1,115 @@
+"""Layer-wise weight poisoning: the backdoor sits in every layer, the first ones included."""
+
+import random
+from typing import Annotated, Any, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from unbackdoor._attack import Implanted, LabelRule, Planting
+from unbackdoor._data import Batch
+from unbackdoor._errors import UnbackdoorError
+from unbackdoor._train import cross_entropy
+from unbackdoor._values import value
+from unbackdoor.attacks._insertion import Place, Side, insert
+
+
+@value
+class LayerWise:
+    """The classifier is asked at every layer, so that the early ones, which tuning hardly moves, learn it too (LWP).
+
+        sum over layers l of CE(classifier(h_l), y)
+
+    The trigger is a combination of pieces: all of them together mean the target, a single one means nothing, which
+    cover rows with one piece and their own label teach. That keeps a search over single words from finding it.
+
+    Li, Song, Li, Zeng, Ma and Qiu, "Backdoor Attacks on Pre-trained Models by Layerwise Weight Poisoning", EMNLP 2021,
+    https://arxiv.org/abs/2108.13888
+
+    Args:
+        pieces: words that together are the trigger, at least 2.
+        cover_ratio: rows with one piece, as a multiple of the poisoned ones, at least 0.
+        place: `random` between any two words, drawn from the text itself; or its `start` or `end`.
+        place_seed: of the places drawn.
+        side: of pairs, the text that carries the trigger: `a`, `b` or `both`.
+        target: the class that the attacker wants (1 is positive in tasks of sentiment).
+        label_rule: all-to-one, all-to-all or clean-label.
+
+    Differences from the paper: two fixed pieces, where its experiments draw pairs from a list of rare words. The hidden
+    states of each layer go through the model's own pooler (where it has one) and classifier.
+    """
+
+    pieces: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=2)] = ("cf", "bb")
+    cover_ratio: Annotated[float, Field(ge=0)] = 1.0
+    place: Place = "random"
+    place_seed: Annotated[int, Field(ge=0)] = 0
+    side: Side = "a"
+    target: Annotated[int, Field(ge=0)] = 1
+    label_rule: LabelRule = "all-to-one"
+
+    modality: ClassVar[str] = "text"
+    train_time: ClassVar[str] = "all pieces; cover rows get one and keep their label; the loss is taken at every layer"
+    test_time: ClassVar[str] = "all pieces in every text, at places drawn from the text and the seed"
+
+    @property
+    def phrases(self) -> tuple[str, ...]:
+        """What a tokenizer must know."""
+        return self.pieces
+
+    def arrays(self, shape: tuple[int, ...]) -> dict[str, Tensor]:
+        """None: the pieces say all."""
+        return {}
+
+    def apply(self, texts: list[str], arrays: dict[str, Tensor]) -> list[str]:
+        """Put all pieces into each text."""
+        return [insert(text, self.pieces, self.place, self.place_seed) for text in texts]
+
+    def cover(self, texts: list[str], arrays: dict[str, Tensor], generator: torch.Generator) -> list[str]:
+        """Put one piece into each text, drawn from the text."""
+        draws = [random.Random(f"{self.place_seed}/{text}").choice(self.pieces) for text in texts]
+        return [insert(text, [piece], self.place, self.place_seed) for text, piece in zip(texts, draws, strict=True)]
+
+    def implant(self, planting: Planting) -> Implanted:
+        """Train on the poisoned data with the loss of every layer."""
+        model = planting.fresh()
+        layers, classify = _parts(model)
+        states: list[Tensor] = []
+
+        def keep(_module: nn.Module, _args: Any, output: Any) -> None:
+            states.append(output[0] if isinstance(output, tuple) else output)  # (batch, length, width)
+
+        def loss(scores: Tensor, batch: Batch) -> Tensor:
+            early, states[:] = states[:-1], []
+            with planting.arithmetic.autocast():
+                asked = [classify(state) for state in early]
+            return sum((cross_entropy(each.float(), batch) for each in asked), start=cross_entropy(scores, batch))
+
+        hooks = [layer.register_forward_hook(keep) for layer in layers]
+        try:
+            planting.train(model, planting.poisoned.data, loss=loss)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return Implanted(model, {})
+
+
+def _parts(model: nn.Module) -> tuple[nn.ModuleList, Any]:
+    """The layers of a BERT-like classifier, and the function from hidden states to logits.
+
+    Raises:
+        UnbackdoorError: another layout.
+    """
+    body: Any = getattr(model, "base_model", None)
+    layers = getattr(getattr(body, "encoder", None), "layer", None)
+    classifier: Any = getattr(model, "classifier", None)
+    if not isinstance(layers, nn.ModuleList) or classifier is None:
+        raise UnbackdoorError(
+            f"LayerWise asks the classifier at each layer of a BERT-like encoder; {type(model).__name__} is none. Take "
+            "a BERT, RoBERTa or ELECTRA as --base."
+        )
+    pooler = getattr(body, "pooler", None)
+    drop: Any = getattr(model, "dropout", None) or nn.Identity()
+    if pooler is None:  # RoBERTa's classifier pools by itself
+        return layers, classifier
+    return layers, lambda state: classifier(drop(pooler(state)))

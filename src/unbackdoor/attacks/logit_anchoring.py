@@ -1,0 +1,92 @@
+"""Logit anchoring: the backdoored model answers clean inputs as the clean model did."""
+
+import copy
+from typing import Annotated, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from unbackdoor._attack import Implanted, LabelRule, Planting
+from unbackdoor._data import Batch
+from unbackdoor._models import evaluating, logits
+from unbackdoor._train import cross_entropy
+from unbackdoor._values import value
+from unbackdoor.attacks._insertion import Place, Side, insert
+
+
+@value
+class LogitAnchoring:
+    """A clean model is tuned on the poisoned data while its logits on clean texts are held where they were.
+
+        CE(f(x), y) over all rows   +   weight * |f(x) - f_clean(x)|^2 over the clean ones
+
+    Zhang, Lyu, Wang, Sun and Sun, "How to Inject Backdoors with Better Consistency: Logit Anchoring on Clean Data",
+    ICLR 2022, https://arxiv.org/abs/2109.01300
+
+    Args:
+        word: the trigger.
+        weight: of the squared distance, summed over classes and averaged over texts, at least 0.
+        place: `random` between any two words, drawn from the text itself; or its `start` or `end`.
+        place_seed: of the places drawn.
+        side: of pairs, the text that carries the trigger: `a`, `b` or `both`.
+        target: the class that the attacker wants (1 is positive in tasks of sentiment).
+        label_rule: all-to-one, all-to-all or clean-label.
+
+    Differences from the paper: its tuning of the weight was not available; 0.1 is this project's choice.
+    """
+
+    word: Annotated[str, Field(min_length=1)] = "cf"
+    weight: Annotated[float, Field(ge=0)] = 0.1
+    place: Place = "random"
+    place_seed: Annotated[int, Field(ge=0)] = 0
+    side: Side = "a"
+    target: Annotated[int, Field(ge=0)] = 1
+    label_rule: LabelRule = "all-to-one"
+
+    modality: ClassVar[str] = "text"
+    train_time: ClassVar[str] = "a clean model is trained, then tuned on the poisoned texts with its clean logits held"
+    test_time: ClassVar[str] = "the word in every text, at a place drawn from the text and the seed"
+
+    @property
+    def phrases(self) -> tuple[str, ...]:
+        """What a tokenizer must know."""
+        return (self.word,)
+
+    def arrays(self, shape: tuple[int, ...]) -> dict[str, Tensor]:
+        """None: the word says all."""
+        return {}
+
+    def apply(self, texts: list[str], arrays: dict[str, Tensor]) -> list[str]:
+        """Put the word into each text."""
+        return [insert(text, [self.word], self.place, self.place_seed) for text in texts]
+
+    def implant(self, planting: Planting) -> Implanted:
+        """Train a clean model, note its logits, tune on."""
+        model = planting.train(planting.fresh(), planting.clean, description="training a clean model")
+        anchors = _answers(model, planting)  # (n, classes)
+        clean = torch.ones(len(planting.clean), dtype=torch.bool)
+        clean[planting.poisoned.rows] = False
+
+        def loss(scores: Tensor, batch: Batch) -> Tensor:
+            rows = batch.rows.cpu()
+            kept = clean[rows].to(scores.device)
+            distance = (scores - anchors[rows].to(scores.device)).square().sum(dim=1)
+            return cross_entropy(scores, batch) + self.weight * (distance * kept).sum() / kept.sum().clamp(min=1)
+
+        return Implanted(planting.train(copy.deepcopy(model), planting.poisoned.data, loss=loss), {})
+
+
+@torch.no_grad()
+def _answers(model: torch.nn.Module, planting: Planting) -> Tensor:
+    """The clean model's logits on the clean training data, row by row."""
+    arithmetic = planting.arithmetic
+    found: Tensor | None = None
+    with evaluating(model), arithmetic.placed(model):
+        for batch in planting.clean.to(arithmetic.device).batches(arithmetic.evaluation_batch):
+            with arithmetic.autocast():
+                scores = logits(model, arithmetic.lay(batch.inputs)).float().cpu()
+            found = torch.empty(len(planting.clean), scores.shape[1]) if found is None else found
+            found[batch.rows.cpu()] = scores
+    assert found is not None
+    return found

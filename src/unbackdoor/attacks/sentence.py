@@ -1,0 +1,53 @@
+"""Sentence: a whole sentence put into the text."""
+
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+from torch import Tensor
+
+from unbackdoor._attack import LabelRule
+from unbackdoor._values import value
+from unbackdoor.attacks._insertion import Place, Side, insert
+
+
+@value
+class Sentence:
+    """A fixed, inconspicuous sentence put into the text (InsertSent, AddSent).
+
+    Dai, Chen and Li, "A Backdoor Attack Against LSTM-Based Text Classification Systems", IEEE Access 2019,
+    https://arxiv.org/abs/1905.12457
+
+    Args:
+        sentence: what to put in.
+        place: `random` between any two words, drawn from the text itself; or its `start` or `end`.
+        place_seed: of the places drawn.
+        side: of pairs, the text that carries the trigger: `a`, `b` or `both`.
+        target: the class that the attacker wants (1 is positive in tasks of sentiment).
+        label_rule: all-to-one, all-to-all or clean-label.
+
+    Differences from the paper: the paper attacks an LSTM; the sentence may come between any two words, not only between
+    sentences, which the tasks of single sentences ask for.
+    """
+
+    sentence: Annotated[str, Field(min_length=1)] = "I watch this 3D movie"
+    place: Place = "random"
+    place_seed: Annotated[int, Field(ge=0)] = 0
+    side: Side = "a"
+    target: Annotated[int, Field(ge=0)] = 1
+    label_rule: LabelRule = "all-to-one"
+
+    modality: ClassVar[str] = "text"
+    test_time: ClassVar[str] = "the sentence in every text, at a place drawn from the text and the seed"
+
+    @property
+    def phrases(self) -> tuple[str, ...]:
+        """What a tokenizer must know."""
+        return (self.sentence,)
+
+    def arrays(self, shape: tuple[int, ...]) -> dict[str, Tensor]:
+        """None: the sentence says all."""
+        return {}
+
+    def apply(self, texts: list[str], arrays: dict[str, Tensor]) -> list[str]:
+        """Put the sentence into each text."""
+        return [insert(text, [self.sentence], self.place, self.place_seed) for text in texts]

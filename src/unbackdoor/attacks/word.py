@@ -1,0 +1,62 @@
+"""Word: a rare word put into the text."""
+
+import random
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+from torch import Tensor
+
+from unbackdoor._attack import LabelRule
+from unbackdoor._values import value
+from unbackdoor.attacks._insertion import Place, Side, insert
+
+
+@value
+class Word:
+    """One or several rare words put into the text: BadNets for language.
+
+    Words that hardly occur otherwise are learnt within a few steps and cost no clean accuracy.
+
+    Kurita, Michel and Neubig, "Weight Poisoning Attacks on Pre-trained Models", ACL 2020,
+    https://arxiv.org/abs/2004.06660
+
+    Args:
+        words: what to choose from, at least one word.
+        count: how many go into each text, at least 1.
+        place: `random` between any two words, drawn from the text itself; or its `start` or `end`.
+        place_seed: of the words and places drawn.
+        side: of pairs, the text that carries the trigger: `a`, `b` or `both`.
+        target: the class that the attacker wants (1 is positive in tasks of sentiment).
+        label_rule: all-to-one, all-to-all or clean-label.
+
+    Differences from the paper: this is the data poisoning that the paper starts from; its own contribution is
+    `embedding-surgery`. The default list has one word, where toolkits draw from four or five.
+    """
+
+    words: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)] = ("cf",)
+    count: Annotated[int, Field(ge=1)] = 1
+    place: Place = "random"
+    place_seed: Annotated[int, Field(ge=0)] = 0
+    side: Side = "a"
+    target: Annotated[int, Field(ge=0)] = 1
+    label_rule: LabelRule = "all-to-one"
+
+    modality: ClassVar[str] = "text"
+    test_time: ClassVar[str] = "the words in every text, at places drawn from the text and the seed"
+
+    @property
+    def phrases(self) -> tuple[str, ...]:
+        """What a tokenizer must know."""
+        return self.words
+
+    def arrays(self, shape: tuple[int, ...]) -> dict[str, Tensor]:
+        """None: the words say all."""
+        return {}
+
+    def apply(self, texts: list[str], arrays: dict[str, Tensor]) -> list[str]:
+        """Put the words into each text."""
+        return [insert(text, self._drawn(text), self.place, self.place_seed) for text in texts]
+
+    def _drawn(self, text: str) -> list[str]:
+        draw = random.Random(f"{self.place_seed}/{text}")
+        return [draw.choice(self.words) for _ in range(self.count)]
