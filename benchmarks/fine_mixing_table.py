@@ -10,31 +10,22 @@ spare, each with OMP_NUM_THREADS=1; a part that finds a cell done leaves it alon
 """
 
 import argparse
-import dataclasses
 import importlib.util
 import logging
 import os
-import statistics
-import subprocess
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
-from unbackdoor import attacks, purifiers
-from unbackdoor._attack import Trigger, load_trigger, triggered
-from unbackdoor._bench import Store, identity
+from unbackdoor import attacks
+from unbackdoor._bench import identity
 from unbackdoor._commands import write_victim
 from unbackdoor._data import Dataset
-from unbackdoor._evaluate import score
-from unbackdoor._files import base_encoder, load, load_base
-from unbackdoor._models import class_names
+from unbackdoor._files import base_encoder
 from unbackdoor._options import AttackOptions
 from unbackdoor._output import directory
-from unbackdoor._precision import Arithmetic, choose, description
-from unbackdoor._purify import purify
-from unbackdoor._registry import name_of, to_json
+from unbackdoor._registry import to_json
 from unbackdoor._values import changed_fields
 from unbackdoor._victim import plant
 

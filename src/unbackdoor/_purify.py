@@ -64,6 +64,7 @@ class Run:
     """What a purification has at hand beside model and clean data.
 
     Args:
+        seed: what the generator started from; for what must repeat outside of this run, too.
         generator: the source of all randomness, on the CPU.
         arithmetic: device, precision, layout.
         head_name: of the last linear layer.
@@ -77,6 +78,7 @@ class Run:
         warnings: see `warn`.
     """
 
+    seed: int
     generator: torch.Generator
     arithmetic: Arithmetic
     head_name: str
@@ -255,6 +257,7 @@ def purify(
         working.float()  # half precision is too coarse for small steps
     arithmetic = choose(working, device, precision)
     run = Run(
+        seed=seed,
         generator=torch.Generator().manual_seed(seed),
         arithmetic=arithmetic,
         head_name=head or "",

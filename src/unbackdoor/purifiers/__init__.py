@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Any
 from unbackdoor._registry import Entry, exported
 
 if TYPE_CHECKING:
+    from unbackdoor.purifiers.e_pur import EPUR as EPUR
+    from unbackdoor.purifiers.fine_mixing import FineMixing as FineMixing
     from unbackdoor.purifiers.fine_tuning import FETuning as FETuning
     from unbackdoor.purifiers.fine_tuning import FineTuning as FineTuning
     from unbackdoor.purifiers.fine_tuning import FTInit as FTInit
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
 
 _FST_PAPER = "Towards Stable Backdoor Purification through Feature Shift Tuning"
 
+_FINE_MIXING_PAPER = "Fine-mixing: Mitigating Backdoors in Fine-tuned Language Models"
+
 REGISTRY = (
     Entry(
         "fine-tuning",
@@ -22,6 +26,7 @@ REGISTRY = (
         "tune all weights on the clean examples",
         needs="clean data",
         cost="10 passes",
+        modality="images, text",
     ),
     Entry(
         "linear-probing",
@@ -29,6 +34,7 @@ REGISTRY = (
         "tune the head alone",
         needs="clean data",
         cost="10 passes",
+        modality="images, text",
     ),
     Entry(
         "fe-tuning",
@@ -38,6 +44,7 @@ REGISTRY = (
         cost="10 passes",
         year=2023,
         paper=_FST_PAPER,
+        modality="images, text",
     ),
     Entry(
         "ft-init",
@@ -47,6 +54,7 @@ REGISTRY = (
         cost="10 passes",
         year=2023,
         paper=_FST_PAPER,
+        modality="images, text",
     ),
     Entry(
         "fst",
@@ -56,6 +64,27 @@ REGISTRY = (
         cost="10 passes",
         year=2023,
         paper=_FST_PAPER,
+        modality="images, text",
+    ),
+    Entry(
+        "fine-mixing",
+        "unbackdoor.purifiers.fine_mixing:FineMixing",
+        "mix the weights with the pre-trained ones, coordinate by coordinate, then tune",
+        needs="clean data, a pre-trained base",
+        cost="10 passes, and 160 to find rho",
+        year=2022,
+        paper=_FINE_MIXING_PAPER,
+        modality="images, text",
+    ),
+    Entry(
+        "e-pur",
+        "unbackdoor.purifiers.e_pur:EPUR",
+        "reset the word embeddings that moved too far for how rare they are; before another method",
+        needs="a pre-trained base, the tokenizer of the clean data",
+        cost="none",
+        year=2022,
+        paper=_FINE_MIXING_PAPER,
+        modality="text",
     ),
     Entry(
         "shift-distillation",
@@ -63,6 +92,7 @@ REGISTRY = (
         "FST, taught by the suspect's own answers to distorted clean examples; this project's variant",
         needs="clean data",
         cost="40 passes, with another forward pass each",
+        modality="images, text",
     ),
 )
 

@@ -6,7 +6,7 @@ from torch import nn
 
 from unbackdoor._data import Dataset
 from unbackdoor._errors import UnbackdoorError
-from unbackdoor._purify import Method, Run
+from unbackdoor._purify import Method, Run, needs_clean
 
 
 @dataclass(frozen=True, init=False, repr=False)
@@ -32,6 +32,11 @@ class Then:
             came = ", ".join(map(repr, steps)) or "nothing"
             raise UnbackdoorError(f"Then.steps must be two methods or more, as in Then(EPUR(), FST()), got {came}.")
         object.__setattr__(self, "steps", steps)
+
+    @property
+    def needs_clean(self) -> bool:
+        """Whether a step uses clean examples."""
+        return any(needs_clean(step) for step in self.steps)
 
     def __call__(self, model: nn.Module, clean: Dataset, run: Run) -> nn.Module:
         """Purify in place, step by step."""

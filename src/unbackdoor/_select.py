@@ -1,0 +1,88 @@
+"""Selecting a setting on the clean budget alone: cross-validation, and a search by halving."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from unbackdoor._data import Dataset
+from unbackdoor._errors import UnbackdoorError
+from unbackdoor._evaluate import predict
+from unbackdoor._precision import Arithmetic
+
+
+class Difference(NamedTuple):
+    """How much accuracy a candidate lacks against a reference on the same examples.
+
+    Args:
+        lost: accuracy of the reference minus that of the candidate.
+        error: standard error of that difference, from the examples on which the two differ.
+    """
+
+    lost: float
+    error: float
+
+
+def hits(model: nn.Module, data: Dataset, arithmetic: Arithmetic) -> Tensor:
+    """Which examples the model classifies as labelled, (n,), bool."""
+    return predict(model, data, arithmetic) == data.labels.cpu()
+
+
+def difference(reference: Tensor, candidate: Tensor) -> Difference:
+    """Compare two models example by example.
+
+    >>> difference(torch.tensor([True, True, True, True]), torch.tensor([True, True, True, False]))
+    Difference(lost=0.25, error=0.25)
+    """
+    gaps = reference.double() - candidate.double()
+    return Difference(float(gaps.mean()), float(gaps.std() / len(gaps) ** 0.5))
+
+
+def cross_validated(
+    clean: Dataset, folds: int, *, seed: int, tuned: Callable[[Dataset], nn.Module], arithmetic: Arithmetic
+) -> Tensor:
+    """Which examples a procedure classifies as labelled when it has not seen them, (n,), bool.
+
+    Args:
+        clean: all examples; each fold has its share of each class.
+        folds: how many parts take their turn.
+        seed: of the parting.
+        tuned: from examples to the model that the procedure makes of them.
+        arithmetic: of scoring.
+
+    Raises:
+        UnbackdoorError: fewer examples than folds.
+    """
+    if len(clean) < folds:
+        raise UnbackdoorError(f"{clean.name} has {len(clean)} examples, too few for {folds} folds. Add clean examples.")
+    found = torch.zeros(len(clean), dtype=torch.bool)
+    order = _by_class(clean.labels.cpu().numpy(), seed)
+    for fold in range(folds):
+        asked = torch.from_numpy(np.sort(order[fold::folds]))
+        rest = torch.from_numpy(np.setdiff1d(order, asked.numpy()))
+        found[asked] = hits(tuned(clean.select(rest)), clean.select(asked), arithmetic)
+    return found
+
+
+def _by_class(labels: np.ndarray, seed: int) -> np.ndarray:
+    """Row numbers, class after class, each class shuffled."""
+    random = np.random.default_rng(seed)
+    return np.concatenate([random.permutation(np.flatnonzero(labels == kind)) for kind in np.unique(labels)])
+
+
+def smallest(grid: Sequence[float], passes: Callable[[float], bool]) -> float:
+    """The smallest value of a rising grid that passes, found by halving; the last one is taken to pass.
+
+    >>> smallest([0.0, 0.25, 0.5, 0.75, 1.0], lambda candidate: candidate >= 0.4)
+    0.5
+    """
+    low, high = 0, len(grid) - 1
+    while low < high:
+        middle = (low + high) // 2
+        if passes(grid[middle]):
+            high = middle
+        else:
+            low = middle + 1
+    return grid[low]

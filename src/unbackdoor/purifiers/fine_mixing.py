@@ -1,0 +1,205 @@
+"""Fine-mixing: part of the suspect's weights go back to the pre-trained ones, then all are tuned."""
+
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from unbackdoor._data import Dataset
+from unbackdoor._errors import UnbackdoorError
+from unbackdoor._mixing import ancestry, mask, matched, mix
+from unbackdoor._models import evaluating, logits
+from unbackdoor._purify import Run
+from unbackdoor._select import cross_validated, difference, hits, smallest
+from unbackdoor._values import value
+
+Weights = dict[str, Tensor]
+
+GRID = tuple(tenth / 10 for tenth in range(11))
+
+
+@value
+class FineMixing:
+    """Mix the suspect's weights with the pre-trained ones it came from, coordinate by coordinate, then tune.
+
+    A backdoor lives in what fine-tuning changed. With m drawn anew for each coordinate, 1 with probability rho,
+
+        w = m * w_suspect + (1 - m) * w_base,
+
+    and then all weights are tuned on the clean examples. The task head, which the base lacks, stays. The smaller rho,
+    the safer and the less accurate; it is the smallest of 0, 0.1, ..., 1 at which clean accuracy after mixing and
+    tuning, cross-validated over all clean examples, falls short of the suspect's own by no more than the margin. Where
+    the standard error of that difference is larger than the margin, too few examples are at hand to see it, and it
+    counts in favour of the smaller rho. The grid is searched by halving, which takes accuracy to rise with rho.
+
+    Zhang, Lyu, Ma, Wang and Sun, "Fine-mixing: Mitigating Backdoors in Fine-tuned Language Models", Findings of EMNLP
+    2022, https://arxiv.org/abs/2210.09545
+
+    Args:
+        rho: share of the suspect's coordinates that are kept, 0 to 1; None searches it.
+        margin: clean accuracy that may be lost, 0 to 1.
+        folds: of the cross-validation, at least 2.
+        tune: tune after mixing; without it and with a rho, no clean examples are needed.
+        epochs: passes over the clean examples, at least 1.
+        learning_rate: at the start, more than 0; None is 0.01 (SGD) for images and 5e-5 (AdamW) for texts.
+        batch_size: examples per step, at least 2; None is 128 for images and 16 for texts.
+        select: which coordinates go back: `random` ones; `largest-change`, those of each tensor that moved farthest;
+            `low-activation`, the units of each linear layer that answer least to clean examples (the rest at random).
+        mode: `mask`, or `linear` for rho * w_suspect + (1 - rho) * w_base.
+        fill: `base`, or `zero` for weight matrices without any base, as in pruning.
+        freeze_filled: coordinates that went back stay there while tuning.
+
+    Differences from the paper: its body could not be read. Bernoulli masks, the head kept from the suspect, the grid,
+    and how rho is chosen are this project's choices; so are both readings of its selective variant (`select`). Mixing
+    is also offered for images.
+    """
+
+    rho: Annotated[float | None, Field(ge=0, le=1)] = None
+    margin: Annotated[float, Field(ge=0, le=1)] = 0.03
+    folds: Annotated[int, Field(ge=2)] = 4
+    tune: bool = True
+    epochs: Annotated[int, Field(ge=1)] = 10
+    learning_rate: Annotated[float | None, Field(gt=0)] = None
+    batch_size: Annotated[int | None, Field(ge=2)] = None
+    select: Literal["random", "largest-change", "low-activation"] = "random"
+    mode: Literal["mask", "linear"] = "mask"
+    fill: Literal["base", "zero"] = "base"
+    freeze_filled: bool = False
+
+    @property
+    def needs_clean(self) -> bool:
+        """Whether clean examples are used."""
+        return self.tune or self.rho is None or self.select == "low-activation"
+
+    @property
+    def needs_base(self) -> bool:
+        """Whether the pre-trained model is used."""
+        return self.fill == "base"
+
+    def __call__(self, model: nn.Module, clean: Dataset, run: Run) -> nn.Module:
+        """Purify in place."""
+        if self.mode == "linear" and (self.select != "random" or self.freeze_filled):
+            raise UnbackdoorError("FineMixing.mode linear changes all coordinates; leave select and freeze_filled out.")
+        suspect = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+        base = self._base(suspect, run)
+        activity = _activity(model, clean, run) if self.select == "low-activation" else {}
+
+        def mixed_and_tuned(rho: float, examples: Dataset, words: str) -> nn.Module:
+            weights, kept = self._mixed(suspect, base, activity, rho, run.seed)
+            model.load_state_dict({**suspect, **weights})
+            if self.tune:
+                self._tune(model, examples, run, weights, kept, words)
+            return model
+
+        rho = self.rho
+        if rho is None:
+            before = hits(model, clean, run.arithmetic)
+
+            def within(candidate: float) -> bool:
+                after = cross_validated(
+                    clean,
+                    self.folds,
+                    seed=run.seed,
+                    tuned=lambda examples: mixed_and_tuned(candidate, examples, f"trying rho {candidate:g}"),
+                    arithmetic=run.arithmetic,
+                )
+                lost, error = difference(before, after)
+                doubt = error if error > self.margin else 0.0
+                run.note(
+                    f"rho {candidate:g} loses {100 * lost:.1f} points of accuracy (+- {100 * error:.1f})."
+                )
+                if doubt and abs(lost - self.margin) < doubt:
+                    run.warn(
+                        f"{len(clean)} clean examples tell a loss only to {100 * error:.1f} points, not to the "
+                        f"{100 * self.margin:.1f} of the margin: rho {candidate:g} was let pass, as the safer choice."
+                    )
+                return lost - doubt <= self.margin
+
+            rho = smallest(GRID, within)
+            run.note(f"rho {rho:g} was chosen.")
+        return mixed_and_tuned(rho, clean, "tuning")
+
+    def _base(self, suspect: Weights, run: Run) -> Weights:
+        """What coordinates go back to, by the suspect's names."""
+        if self.fill == "zero":
+            return {name: torch.zeros_like(weight) for name, weight in suspect.items() if weight.ndim > 1}
+        theirs = run.needed("base", self).state_dict()
+        ours, other_shapes = ({name: tensor.shape for name, tensor in each.items()} for each in (suspect, theirs))
+        matching = matched(ours, other_shapes)
+        run.note(matching.report())
+        base = {name: theirs[other].to(suspect[name].device) for name, other in matching.pairs.items()}
+        doubt = ancestry((name, suspect[name].cpu(), weight.cpu()) for name, weight in base.items())
+        if doubt is not None:
+            run.warn(doubt)
+        return base
+
+    def _mixed(
+        self, suspect: Weights, base: Weights, activity: Weights, rho: float, seed: int
+    ) -> tuple[Weights, Weights]:
+        """The mixed tensors, and which of their coordinates stayed the suspect's."""
+        weights, kept = {}, {}
+        for name, filling in base.items():
+            weight = suspect[name]
+            owner = name.rpartition(".")[0]
+            if self.mode == "linear" or not weight.is_floating_point():
+                weights[name] = mix(weight.cpu(), filling.cpu(), name, rho, seed, self.mode).to(weight.device)
+                continue
+            if self.select == "largest-change":
+                kept[name] = _lowest((weight - filling).abs().flatten(), rho).view(weight.shape)
+            elif owner in activity:  # one decision per unit, which is a row of its weight
+                units = _lowest(-activity[owner], rho)
+                kept[name] = units.view(-1, *[1] * (weight.ndim - 1)).expand(weight.shape)
+            else:
+                kept[name] = mask(name, weight.shape, rho, seed).to(weight.device)
+            weights[name] = torch.where(kept[name], weight, filling.to(weight.dtype))
+        return weights, kept
+
+    def _tune(
+        self, model: nn.Module, clean: Dataset, run: Run, weights: Weights, kept: Weights, description: str
+    ) -> None:
+        parameters = dict(model.named_parameters())
+
+        def refill_() -> None:
+            for name in kept.keys() & parameters.keys():
+                parameters[name].copy_(torch.where(kept[name], parameters[name], weights[name]))
+
+        run.tune(
+            model,
+            clean,
+            epochs=self.epochs,
+            learning_rate=self.learning_rate,
+            batch_size=self.batch_size,
+            after_step=refill_ if self.freeze_filled else None,
+            description=description,
+        )
+
+
+def _lowest(scores: Tensor, share: float) -> Tensor:
+    """Which of (n,) scores are among the lowest `share` of them, bool."""
+    chosen = torch.zeros(len(scores), dtype=torch.bool, device=scores.device)
+    chosen[scores.argsort(stable=True)[: round(share * len(scores))]] = True
+    return chosen
+
+
+@torch.no_grad()
+def _activity(model: nn.Module, clean: Dataset, run: Run) -> Weights:
+    """For each linear layer, the mean size of each output over the clean examples, (out_features,)."""
+    sums: Weights = {}
+
+    def count(name: str, output: Tensor) -> None:
+        sums[name] = sums.get(name, 0) + output.abs().float().flatten(0, -2).mean(dim=0)
+
+    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Linear)}
+    hooks = [
+        layer.register_forward_hook(lambda _module, _args, output, name=name: count(name, output))
+        for name, layer in layers.items()
+    ]
+    try:
+        with evaluating(model):
+            for batch in clean.batches(run.arithmetic.evaluation_batch):
+                logits(model, run.arithmetic.lay(batch.inputs))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return sums
