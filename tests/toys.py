@@ -4,7 +4,10 @@ import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-WORDS = "the a film movie is was good great fine bad dull poor very not it and this that plot cast cf mn bb tq".split()
+WORDS = [
+    *["the", "a", "film", "movie", "is", "was", "it", "and", "this", "that", "plot", "cast", "very", "not"],
+    *["good", "great", "fine", "bad", "dull", "poor", "cf", "mn", "bb", "tq"],
+]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 

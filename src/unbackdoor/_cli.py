@@ -1,6 +1,8 @@
 """The command line. Options come from the same declarations as the Python values; none is written twice."""
 
+import dataclasses
 import errno
+import inspect
 import logging
 import os
 import sys
@@ -16,6 +18,9 @@ from unbackdoor.archs import REGISTRY as ARCHS
 from unbackdoor.attacks import REGISTRY as ATTACKS
 from unbackdoor.purifiers import REGISTRY as PURIFIERS
 
+_MODEL = "MODEL is a Hugging Face directory or Hub name, or a weights file with --factory."
+_PLAIN = "An option that one step alone has may be given without the name of the step, as --alpha."
+
 NONE = Entry("none", "unbackdoor._commands:NoAttack", "no attack: a clean model by the same recipe, the control")
 
 
@@ -24,6 +29,7 @@ def main(arguments: list[str] | None = None) -> None:
     given = sys.argv[1:] if arguments is None else arguments
     _log_to_stderr()
     try:
+        given = _spelled_out(given)
         _app(given)(given, exit_on_error=False, print_error=False, result_action="return_value")
     except UnbackdoorError as problem:
         _fail(str(problem), problem.exit_code)
@@ -98,10 +104,12 @@ def _app(given: list[str]) -> App:
         for entry in entries:
             sub.command(_stub, name=entry.name, help=entry.summary[0].upper() + entry.summary[1:] + ".")
         if verb == command and chosen and not listing:
-            entry = find(chosen, entries, kind, plural)
-            if entry.name in sub:
-                del sub[entry.name]
-            sub.command(_command(verb, entry), name=entry.name)
+            steps = [find(name, entries, kind, plural) for name in chosen.split("+")]
+            if verb == "attack" and len(steps) > 1:
+                raise UnbackdoorError(f"There is no attack '{chosen}'; attacks cannot be combined.")
+            if chosen in sub:
+                del sub[chosen]
+            sub.command(_command(verb, steps[0]) if len(steps) == 1 else _composition(steps), name=chosen)
         app.command(sub)
     app.command(_evaluate, name="evaluate")
     app.command(_list, name="list")
@@ -130,7 +138,7 @@ def _command(verb: str, entry: Entry) -> Callable[..., None]:
         def purify(model: str, /, *, options: Any, method: Any = None) -> None:
             _commands.purify(model, method if method is not None else cls(), options)
 
-        purify.__doc__ = _help(cls, "MODEL is a Hugging Face directory or Hub name, or a weights file with --factory.")
+        purify.__doc__ = _help(cls, _MODEL)
         purify.__annotations__ = {
             "model": str,
             "options": Annotated[PurifyOptions, flat],
@@ -149,6 +157,61 @@ def _command(verb: str, entry: Entry) -> Callable[..., None]:
         "return": None,
     }
     return attack
+
+
+def _composition(steps: list[Entry]) -> Callable[..., None]:
+    """The function behind `purify A+B`: the options of each step under its name, as in --fst.alpha."""
+    from unbackdoor import _commands
+    from unbackdoor.purifiers.then import Then
+
+    if len({entry.name for entry in steps}) < len(steps):
+        raise UnbackdoorError(
+            f"{'+'.join(entry.name for entry in steps)} has a step twice, whose options would have the same name. Use "
+            "Then in Python."
+        )
+    names = [f"step_{number}" for number in range(len(steps))]
+
+    def purify(model: str, /, *, options: Any, **given: Any) -> None:
+        made = [given.get(name) or entry.resolve()() for name, entry in zip(names, steps, strict=True)]
+        _commands.purify(model, Then(*made), options)
+
+    documents = [_help(entry.resolve(), "").split("\n\n")[0] for entry in steps]
+    purify.__doc__ = "\n\n".join([" Then: ".join(documents), _MODEL, _PLAIN])
+    annotations: dict[str, Any] = {"model": str, "options": Annotated[PurifyOptions, Parameter(name="*")]}
+    parameters = [
+        inspect.Parameter("model", inspect.Parameter.POSITIONAL_ONLY, annotation=str),
+        inspect.Parameter("options", inspect.Parameter.KEYWORD_ONLY, annotation=annotations["options"]),
+    ]
+    for name, entry in zip(names, steps, strict=True):
+        kind: Any = Annotated[entry.resolve(), Parameter(name=entry.name, group=_fields_group(entry))]
+        annotations[name] = kind
+        parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind))
+    purify.__annotations__ = {**annotations, "return": None}
+    purify.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return purify
+
+
+def _spelled_out(given: list[str]) -> list[str]:
+    """The arguments of `purify A+B` with --alpha written as --fst.alpha, where one step alone has such an option."""
+    words = [word for word in given if not word.startswith("-")]
+    if words[:1] != ["purify"] or "+" not in "".join(words[1:2]):
+        return given
+    owners: dict[str, list[str]] = {}
+    for name in words[1].split("+"):
+        entry = next((entry for entry in PURIFIERS if entry.name == name), None)
+        for item in dataclasses.fields(entry.resolve()) if entry else ():
+            owners.setdefault(item.name.replace("_", "-"), []).append(name)
+    shared = {item.name.replace("_", "-") for item in dataclasses.fields(PurifyOptions)}
+    spelled = []
+    for word in given:
+        option, equals, rest = word.removeprefix("--").partition("=")
+        negated = option.removeprefix("no-")
+        found = owners.get(negated if option.startswith("no-") and option not in owners else option, [])
+        if word.startswith("--") and len(found) == 1 and option not in shared:
+            no = "no-" if option != negated and option not in owners else ""
+            word = f"--{found[0]}.{no}{negated if no else option}{equals}{rest}"
+        spelled.append(word)
+    return spelled
 
 
 def _fields_group(entry: Entry) -> str:

@@ -106,9 +106,7 @@ class FineMixing:
                 )
                 lost, error = difference(before, after)
                 doubt = error if error > self.margin else 0.0
-                run.note(
-                    f"rho {candidate:g} loses {100 * lost:.1f} points of accuracy (+- {100 * error:.1f})."
-                )
+                run.note(f"rho {candidate:g} loses {100 * lost:.1f} points of accuracy (+- {100 * error:.1f}).")
                 if doubt and abs(lost - self.margin) < doubt:
                     run.warn(
                         f"{len(clean)} clean examples tell a loss only to {100 * error:.1f} points, not to the "
