@@ -16,7 +16,7 @@ from unbackdoor._attack import Triggered, already_triggered
 from unbackdoor._evaluate import Proportion, Score, score
 from unbackdoor._precision import choose
 from unbackdoor._report import Contender, Page, build, render
-from unbackdoor._report._numbers import LARGEST, spread
+from unbackdoor._report._examples import LARGEST, spread
 
 CLASSES = ("left", "<script>alert(1)</script>", "right")
 HOSTILE = CLASSES[1]

@@ -1,22 +1,14 @@
 """Everything that the page shows, as plain values: pictures, verdicts, scores, and how they came about."""
 
-import base64
-import io
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-import torch
-from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 
 from unbackdoor._attack import Triggered
 from unbackdoor._data import Dataset
-from unbackdoor._evaluate import Proportion, Score, predict
-from unbackdoor._models import device_of
-from unbackdoor._precision import choose
-
-EXAMPLES = 8
-LARGEST = 192  # side of a picture on the page, in pixels: eight rows of three stay a file that can be mailed
+from unbackdoor._evaluate import Proportion, Score
+from unbackdoor._report._examples import Example, class_name, examples_of
 
 
 class Contender(NamedTuple):
@@ -33,35 +25,6 @@ class Contender(NamedTuple):
     model: nn.Module
     score: Score
     seconds: float | None
-
-
-@dataclass(frozen=True)
-class Taken:
-    """What a model takes a picture for, and whose success that is."""
-
-    name: str
-    by: Literal["attacker", "true", "other"]
-
-
-@dataclass(frozen=True)
-class Example:
-    """One test picture.
-
-    Args:
-        true: its class.
-        wanted: the class that the attacker wants, where there is an attack.
-        clean: the picture, as a PNG data URI; None where only the triggered one is known.
-        triggered: with the trigger on.
-        difference: between the two, amplified.
-        taken: one for each contender, for the triggered picture where there is one.
-    """
-
-    true: str
-    wanted: str | None
-    clean: str | None
-    triggered: str | None
-    difference: str | None
-    taken: tuple[Taken, ...]
 
 
 @dataclass(frozen=True)
@@ -89,6 +52,7 @@ class Page:
 
     Args:
         title: what was done.
+        noun: what the examples are: `pictures` or `texts`.
         verdict: one plain sentence.
         others: a sentence for each contender between the first and the last.
         caution: what the verdict does not say.
@@ -107,6 +71,7 @@ class Page:
     """
 
     title: str
+    noun: str
     verdict: str
     others: tuple[str, ...]
     caution: str
@@ -137,10 +102,13 @@ def build(
             are the examples of `test` in their order, as `triggered` makes them.
         record: the content of `record.json`; its `seed` draws the example pictures, its `command` repeats the run.
     """
-    examples, amplified = _examples(contenders, test, attacked, int(record.get("seed") or 0))
-    measures = _measures([contender.score for contender in contenders])
+    models = [contender.model for contender in contenders]
+    examples, amplified = examples_of(models, test, attacked, int(record.get("seed") or 0))
+    noun = "pictures" if test.modality == "images" else "texts"
+    measures = _measures([contender.score for contender in contenders], noun)
     return Page(
         title=title,
+        noun=noun,
         verdict=_verdict(contenders, test, attacked),
         others=tuple(_other(contender) for contender in contenders[1:-1]),
         caution=_caution(contenders[0].score),
@@ -151,7 +119,7 @@ def build(
         examples=examples,
         amplified=amplified,
         triggered=attacked is not None,
-        target=None if attacked is None or attacked.target is None else _class_name(test, attacked.target),
+        target=None if attacked is None or attacked.target is None else class_name(test, attacked.target),
         classes=_classes([contender.score for contender in contenders]),
         facts=_facts(record, len(test), attacked),
         warnings=tuple(record.get("warnings", ())),
@@ -159,16 +127,16 @@ def build(
     )
 
 
-def _measures(scores: list[Score]) -> tuple[Measure, ...]:
+def _measures(scores: list[Score], noun: str) -> tuple[Measure, ...]:
     """Those that at least one contender has."""
     kinds: tuple[tuple[str, str, str, Literal["higher", "lower"]], ...] = (
-        ("clean_accuracy", "Clean accuracy", "clean pictures taken for their class", "higher"),
-        ("attack_success", "Attack success", "triggered pictures taken for what the attacker wants", "lower"),
-        ("recovered_accuracy", "Recovered accuracy", "triggered pictures taken for their true class", "higher"),
+        ("clean_accuracy", "Clean accuracy", f"clean {noun} taken for their class", "higher"),
+        ("attack_success", "Attack success", f"triggered {noun} taken for what the attacker wants", "lower"),
+        ("recovered_accuracy", "Recovered accuracy", f"triggered {noun} taken for their true class", "higher"),
         (
             "clean_model_flip_rate",
             "Clean model's flip rate",
-            "triggered pictures that a model without the backdoor takes for what the attacker wants",
+            f"triggered {noun} that a model without the backdoor takes for what the attacker wants",
             "lower",
         ),
     )
@@ -189,12 +157,13 @@ def _classes(scores: list[Score]) -> tuple[ClassAccuracy, ...]:
 
 def _verdict(contenders: list[Contender], test: Dataset, attacked: Triggered | None) -> str:
     before, after = contenders[0].score, contenders[-1]
+    noun = "pictures" if test.modality == "images" else "texts"
     accuracy = f"clean accuracy went from {_percent(before.clean_accuracy)} to {_percent(after.score.clean_accuracy)}"
     if attacked is None or before.attack_success is None or after.score.attack_success is None:
         return f"With {after.name}, {accuracy}."
     wanted = "the class that the attacker wants"
     if attacked.target is not None:
-        wanted = f"“{_class_name(test, attacked.target)}”, which the attacker wants,"
+        wanted = f"“{class_name(test, attacked.target)}”, which the attacker wants,"
     recovered = ""
     if before.recovered_accuracy is not None and after.score.recovered_accuracy is not None:
         recovered = (
@@ -202,7 +171,7 @@ def _verdict(contenders: list[Contender], test: Dataset, attacked: Triggered | N
             f"{_percent(after.score.recovered_accuracy)} after"
         )
     return (
-        f"Triggered pictures were taken for {wanted} in {_percent(before.attack_success)} of cases before and in "
+        f"Triggered {noun} were taken for {wanted} in {_percent(before.attack_success)} of cases before and in "
         f"{_percent(after.score.attack_success)} after {after.name}{recovered}. {accuracy[0].upper()}{accuracy[1:]}."
     )
 
@@ -264,82 +233,3 @@ def _facts(record: dict[str, Any], scored: int, attacked: Triggered | None) -> t
     if "versions" in record:
         facts.append(("Versions", ", ".join(f"{name} {number}" for name, number in record["versions"].items())))
     return tuple(facts)
-
-
-def _examples(
-    contenders: list[Contender], test: Dataset, attacked: Triggered | None, seed: int
-) -> tuple[tuple[Example, ...], int]:
-    """Pictures drawn by seed and class, never by outcome, with what each contender takes them for."""
-    shown = test if attacked is None else attacked.data
-    rows = spread(shown.labels.cpu(), EXAMPLES, seed=seed)
-    chosen = shown.select(rows)
-    taken = [predict(each.model, chosen, choose(each.model, device_of(each.model))) for each in contenders]
-    partners = None if attacked is None else _partners(test, attacked)
-    clean = (
-        chosen.pixels
-        if attacked is None
-        else None
-        if partners is None
-        else partners.pixels[rows.to(shown.pixels.device)]
-    )
-    differences, amplified = None, 1
-    if attacked is not None and clean is not None:
-        differences = (chosen.pixels.int() - clean.int()).abs()
-        amplified = max(1, 255 // max(1, int(differences.max())))
-        differences = (differences * amplified).to(torch.uint8)
-    made = []
-    for row in range(len(rows)):
-        true = int(chosen.labels[row])
-        wanted = None if attacked is None else int(attacked.wanted[rows[row]])
-        made.append(
-            Example(
-                true=_class_name(test, true),
-                wanted=None if wanted is None else _class_name(test, wanted),
-                clean=None if clean is None else _png(clean[row]),
-                triggered=None if attacked is None else _png(chosen.pixels[row]),
-                difference=None if differences is None else _png(differences[row]),
-                taken=tuple(_taken(test, int(classes[row]), true, wanted) for classes in taken),
-            )
-        )
-    return tuple(made), amplified
-
-
-def spread(labels: Tensor, count: int, *, seed: int) -> Tensor:
-    """Row numbers of at most `count` examples: one of each class in turn, until there are enough, (n,)."""
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
-    turns: dict[int, int] = {}
-    ranked = []
-    for place, row in enumerate(order.tolist()):
-        label = int(labels[row])
-        turns[label] = turns.get(label, -1) + 1
-        ranked.append((turns[label], place, row))
-    rows = [row for _, _, row in sorted(ranked)[:count]]
-    return torch.tensor(sorted(rows, key=lambda row: (int(labels[row]), row)), dtype=torch.int64)
-
-
-def _partners(test: Dataset, attacked: Triggered) -> Dataset | None:
-    """The clean examples that the triggered ones were made of, row for row; None where the labels differ."""
-    own = test
-    if attacked.target is not None:
-        own = test.select(torch.nonzero(test.labels != attacked.target).flatten())
-    same = own.pixels.shape == attacked.data.pixels.shape and torch.equal(own.labels, attacked.data.labels)
-    return own if same else None
-
-
-def _taken(test: Dataset, taken: int, true: int, wanted: int | None) -> Taken:
-    return Taken(_class_name(test, taken), "attacker" if taken == wanted else "true" if taken == true else "other")
-
-
-def _class_name(data: Dataset, label: int) -> str:
-    return data.classes[label] if data.classes and label < len(data.classes) else str(label)
-
-
-def _png(pixels: Tensor) -> str:
-    """Pixels (channels, height, width), uint8, as a data URI; larger ones are made smaller."""
-    array = pixels.cpu().permute(1, 2, 0).squeeze(-1).numpy()  # (height, width) or (height, width, 3)
-    image = Image.fromarray(array)
-    if max(image.size) > LARGEST:
-        image.thumbnail((LARGEST, LARGEST))
-    file = io.BytesIO()
-    image.save(file, format="PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode("ascii")
