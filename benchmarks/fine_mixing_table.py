@@ -10,22 +10,30 @@ spare, each with OMP_NUM_THREADS=1; a part that finds a cell done leaves it alon
 """
 
 import argparse
+import dataclasses
 import importlib.util
 import logging
 import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
-from unbackdoor import attacks
-from unbackdoor._bench import identity
+from unbackdoor import attacks, purifiers
+from unbackdoor._attack import Trigger, load_trigger, triggered
+from unbackdoor._bench import Store, identity
 from unbackdoor._commands import write_victim
 from unbackdoor._data import Dataset
-from unbackdoor._files import base_encoder
+from unbackdoor._evaluate import score
+from unbackdoor._files import base_encoder, load, load_base
+from unbackdoor._models import class_names
 from unbackdoor._options import AttackOptions
 from unbackdoor._output import directory
-from unbackdoor._registry import to_json
+from unbackdoor._precision import Arithmetic, choose, description
+from unbackdoor._purify import purify
+from unbackdoor._registry import name_of, to_json
 from unbackdoor._values import changed_fields
 from unbackdoor._victim import plant
 
@@ -86,6 +94,100 @@ def train(store: Path, task: str, attack: Any, rate: float) -> None:
     print(task, attack, rate, victim.score, f"{victim.record['seconds']:.0f} s", sep="\n", flush=True)
 
 
+def methods() -> list[tuple[Any, tuple[int, ...]]]:
+    """What is compared, each with its purification seeds; the selective variants have one, as each takes minutes."""
+    counts = str(DATA / "word_frequency" / "wordpiece_uncased_wiki_books.csv.gz")
+    return [
+        (purifiers.FineTuning(), SEEDS),
+        (purifiers.FST(), SEEDS),
+        (purifiers.Then(purifiers.EPUR(frequencies=counts), purifiers.FineTuning()), SEEDS),
+        (purifiers.Then(purifiers.EPUR(frequencies=counts), purifiers.FineMixing()), SEEDS),
+        (purifiers.FineMixing(), SEEDS),
+        (purifiers.FineMixing(select="largest-change"), SEEDS[:1]),
+        (purifiers.FineMixing(select="low-activation"), SEEDS[:1]),
+    ]
+
+
+def method_spec(method: Any) -> dict[str, Any] | None:
+    """The method with the parameters that differ from their defaults; files by their names alone."""
+    if method is None:
+        return None
+    steps = getattr(method, "steps", (method,))
+    parts = []
+    for step in steps:
+        fields = changed_fields(step)
+        if "frequencies" in fields:
+            fields["frequencies"] = Path(fields["frequencies"]).name
+        parts.append({"name": name_of(step, purifiers.REGISTRY), "parameters": fields})
+    return {"name": name_of(method, purifiers.REGISTRY), "steps": parts}
+
+
+def cell_spec(victim: dict[str, Any], method: Any, seed: int, budget: int = BUDGET) -> dict[str, Any]:
+    return {"victim": victim, "method": method_spec(method), "clean": {"n": budget, "seed": 0}, "seed": seed}
+
+
+def measure(store: Path, task: str, attack: Any, rate: float, base: nn.Module) -> None:
+    spec = victim_spec(task, attack, rate)
+    folder = store / "victims" / identity(spec)
+    if not folder.exists():
+        return
+    cells = Store(store / "cells")
+    model, encode = load(folder)
+    _, pool, test = datasets_of(task, encode)
+    clean, rest = pool.split(BUDGET, seed=0)
+    if task == "sst2":  # its test part alone has under 1,000 rows
+        test = joined(test, rest)
+    arithmetic = choose(model)
+    for method, seeds in [(None, (0,)), *methods()]:
+        for seed in seeds:
+            cell = cell_spec(spec, method, seed)
+            if cells.get(cell) is not None:
+                continue
+            record: dict[str, Any] = {"seconds": 0.0, "device": description(arithmetic), "notes": []}
+            purified = model
+            if method is not None:
+                made = purify(model, clean, method, seed=seed, base=base)
+                purified, record = made.model, made.record
+            result: dict[str, Any] = {"commit": commit()}
+            if attack is None:
+                result["score"] = score(purified, test, None, arithmetic).to_json()
+                result["flips"] = flips(purified, test, arithmetic)
+            else:
+                attacked = triggered(test, load_trigger(folder), len(class_names(model) or ()))
+                result["score"] = score(purified, test, attacked, arithmetic).to_json()
+            result |= {key: record[key] for key in ("seconds", "device", "peak_memory_bytes", "notes") if key in record}
+            cells.put(cell, result)
+            shown = {
+                key: result["score"][key]["value"]
+                for key in ("clean_accuracy", "attack_success")
+                if key in result["score"]
+            }
+            print(task, attack, rate, method, seed, shown, result.get("flips"), record["notes"][-1:], flush=True)
+
+
+def joined(first: Dataset, second: Dataset) -> Dataset:
+    """Two data sets of texts as one."""
+    texts = dataclasses.replace(first.texts, strings=first.texts.strings + second.texts.strings, made_by=None)
+    labels = torch.cat([first.labels, second.labels])
+    return dataclasses.replace(first, items=texts, labels=labels, rows=None, name=f"{first.name} and {second.name}")
+
+
+def flips(model: nn.Module, test: Dataset, arithmetic: Arithmetic) -> dict[str, Any]:
+    """How often a model without a backdoor sends triggered texts to the target, for the trigger of each attack."""
+    found = {}
+    for attack in (*CORE[1:], *REST):
+        attacked = triggered(test, Trigger.of(attack, test), 2)
+        success = score(model, attacked.data, attacked, arithmetic).attack_success
+        assert success is not None
+        found[name_of(attack, attacks.REGISTRY)] = success.to_json()
+    return found
+
+
+def commit() -> str:
+    made = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    return made.stdout.strip() or "unknown"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("stage", choices=["victims", "cells", "report"])
@@ -97,8 +199,12 @@ def main() -> None:
     logging.getLogger("unbackdoor").setLevel(logging.WARNING)
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     mine = [entry for index, entry in enumerate(VICTIMS[: options.only]) if index % parts == part]
+    base = load_base(BASE) if options.stage == "cells" else None
     for task, attack, rate in mine:
-        train(options.store, task, attack, rate)
+        if options.stage == "victims":
+            train(options.store, task, attack, rate)
+        else:
+            measure(options.store, task, attack, rate, base)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,135 @@
+"""Mixing distillation: Fine-mixing with few of the suspect's weights, taught what is missing by the suspect itself."""
+
+import copy
+import random
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from unbackdoor._data import Batch, Dataset
+from unbackdoor._errors import UnbackdoorError
+from unbackdoor._models import evaluating, logits
+from unbackdoor._purify import Run
+from unbackdoor._text import Texts
+from unbackdoor._values import value
+from unbackdoor.purifiers.e_pur import EPUR
+from unbackdoor.purifiers.fine_mixing import FineMixing
+
+
+@value
+class MixingDistillation:
+    """E-PUR, mixing at a low rho, and the suspect as a teacher on texts recombined from clean and common words.
+
+    Fine-mixing must keep many of the suspect's weights, because a few clean texts cannot teach the task anew. The
+    suspect can, if it is asked about texts without the trigger: clean texts in which words are exchanged for words of
+    other clean texts and for common words of the language, those left out whose embeddings E-PUR finds suspicious. Such
+    texts mean little, but the suspect's answers show what it makes of each word. After E-PUR and mixing the student f
+    is tuned on
+
+        KL(f_suspect(x) || f(x))   over the recombined texts and the clean ones.
+
+    A variant of this project; its parents are Zhang et al., "Fine-mixing: Mitigating Backdoors in Fine-tuned Language
+    Models", https://arxiv.org/abs/2210.09545, and Hinton et al., "Distilling the Knowledge in a Neural Network",
+    https://arxiv.org/abs/1503.02531
+
+    Args:
+        rho: share of the suspect's coordinates that are kept, 0 to 1.
+        texts: how many are recombined, at least 1.
+        clean_share: probability that a word is exchanged for one of another clean text, 0 to 1.
+        common_share: probability that it is exchanged for a common word of the language, 0 to 1.
+        common: how many of the most frequent words are common, at least 1.
+        reset: embeddings that E-PUR resets, at least 1.
+        epochs: passes over all texts, at least 1.
+        learning_rate: at the start, more than 0; None is 1e-4 (AdamW).
+        batch_size: examples per step, at least 2; None is 32.
+
+    Differences from the paper: everything beyond E-PUR and the mixing; there is no paper on this variant. It is not
+    Fine-mixing and is never used in its place.
+    """
+
+    rho: Annotated[float, Field(ge=0, le=1)] = 0.1
+    texts: Annotated[int, Field(ge=1)] = 2000
+    clean_share: Annotated[float, Field(ge=0, le=1)] = 0.3
+    common_share: Annotated[float, Field(ge=0, le=1)] = 0.3
+    common: Annotated[int, Field(ge=1)] = 20_000
+    reset: Annotated[int, Field(ge=1)] = 200
+    epochs: Annotated[int, Field(ge=1)] = 3
+    learning_rate: Annotated[float | None, Field(gt=0)] = None
+    batch_size: Annotated[int | None, Field(ge=2)] = None
+
+    def __call__(self, model: nn.Module, clean: Dataset, run: Run) -> nn.Module:
+        """Purify in place."""
+        model = EPUR(count=self.reset)(model, clean, run)
+        teacher = copy.deepcopy(model)
+        lessons = self._recombined(clean, run)
+        answers = _answers(teacher, lessons, run)  # (n, classes)
+        model = FineMixing(rho=self.rho, tune=False)(model, clean, run)
+
+        def loss(scores: Tensor, batch: Batch) -> Tensor:
+            taught = answers[batch.rows.cpu()].to(scores.device)
+            return F.kl_div(scores.log_softmax(dim=1), taught.softmax(dim=1), reduction="batchmean")
+
+        run.tune(
+            model,
+            lessons,
+            epochs=self.epochs,
+            learning_rate=1e-4 if self.learning_rate is None else self.learning_rate,
+            batch_size=32 if self.batch_size is None else self.batch_size,
+            loss=loss,
+        )
+        return model
+
+    def _recombined(self, clean: Dataset, run: Run) -> Dataset:
+        """The clean texts and those made of them; labels are not used."""
+        draw = random.Random(run.seed)
+        own = [word for strings in clean.texts.strings for text in strings for word in text.split()]
+        common = common_words(self.common)
+
+        def exchanged(word: str) -> str:
+            chance = draw.random()
+            if chance < self.clean_share:
+                return draw.choice(own)
+            return draw.choice(common) if chance < self.clean_share + self.common_share else word
+
+        made = [
+            tuple(" ".join(map(exchanged, text.split())) for text in draw.choice(clean.texts.strings))
+            for _ in range(self.texts)
+        ]
+        strings = (*clean.texts.strings, *made)
+        return Dataset(
+            items=Texts(strings, clean.texts.columns),
+            labels=torch.zeros(len(strings), dtype=torch.int64, device=clean.labels.device),
+            encode=clean.encode,
+            name=f"texts recombined from {clean.name}",
+        )
+
+
+def common_words(count: int) -> list[str]:
+    """The most frequent English words, from the wordfreq package.
+
+    Raises:
+        UnbackdoorError: the package is not installed.
+    """
+    try:
+        import wordfreq
+    except ImportError:
+        raise UnbackdoorError(
+            "MixingDistillation needs common words: pip install 'unbackdoor[text]', which brings wordfreq."
+        ) from None
+    words: list[str] = wordfreq.top_n_list("en", count)
+    return words
+
+
+@torch.no_grad()
+def _answers(teacher: nn.Module, lessons: Dataset, run: Run) -> Tensor:
+    """The teacher's logits, row by row, on the CPU."""
+    found: dict[int, Tensor] = {}
+    with evaluating(teacher):
+        for batch in lessons.batches(run.arithmetic.evaluation_batch):
+            with run.arithmetic.autocast():
+                scores = logits(teacher, run.arithmetic.lay(batch.inputs)).float().cpu()
+            found.update(zip(batch.rows.tolist(), scores, strict=True))
+    return torch.stack([found[row] for row in range(len(lessons))])
