@@ -207,6 +207,7 @@ def test_two_towers_are_ambiguous() -> None:
 
 def test_the_head_stands_beside_the_body() -> None:
     assert mixing.task_head([*under("bert", BODY), *HEAD]) == set(HEAD)
+    assert mixing.task_head(BODY) == set()  # where most is encoder.*, beside the embeddings
     assert mixing.task_head(["conv1.weight", "layer1.weight", "layer2.weight", "fc.weight"]) == set()
 
 
