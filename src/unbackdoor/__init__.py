@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from unbackdoor._purify import Purified as Purified
     from unbackdoor._purify import Run as Run
     from unbackdoor._purify import purify as purify
+    from unbackdoor._stream import purify_stream as purify_stream
 
 _HOMES = {
     "Trigger": "_attack",
@@ -46,6 +47,7 @@ _HOMES = {
     "Purified": "_purify",
     "Run": "_purify",
     "purify": "_purify",
+    "purify_stream": "_stream",
 }
 _MODULES = ("archs", "attacks", "purifiers", "testing")
 

@@ -176,15 +176,8 @@ def save(model: nn.Module, folder: Path, *, source: Path | None = None, encode: 
         return
     with quiet_transformers():
         model.save_pretrained(folder)  # type: ignore[operator]
-    own = {"config.json", "generation_config.json"}
-    for file in sorted(source.iterdir()) if source is not None and source.is_dir() else []:
-        # Python files lie still unless the reader trusts them, and a model of theirs cannot be read without.
-        copied = (
-            file.suffix in (".json", ".txt", ".model", ".py")
-            and "index" not in file.name
-            and file.name != "record.json"
-        )
-        if copied and file.name not in own and not file.name.startswith("attack"):
+    for file in companions(source) if source is not None and source.is_dir() else []:
+        if file.name not in ("config.json", "generation_config.json"):
             shutil.copyfile(file, folder / file.name)
     if isinstance(encode, TextEncoder):
         if not (folder / "tokenizer_config.json").exists():
@@ -193,6 +186,19 @@ def save(model: nn.Module, folder: Path, *, source: Path | None = None, encode: 
     processor = folder / "preprocessor_config.json"
     if encode is not None and not (processor.exists() and _encodes_alike(processor, encode)):
         processor.write_text(json.dumps(preprocessor_of(encode), indent=2) + "\n", encoding="utf-8")
+
+
+def companions(source: Path) -> list[Path]:
+    """The files of a Hugging Face directory that its weights are of no use without: config, tokenizer, processor."""
+    # Python files lie still unless the reader trusts them, and a model of theirs cannot be read without.
+    return [
+        file
+        for file in sorted(source.iterdir())
+        if file.suffix in (".json", ".txt", ".model", ".py", ".jinja")
+        and "index" not in file.name
+        and file.name != "record.json"
+        and not file.name.startswith("attack")
+    ]
 
 
 def _encodes_alike(processor: Path, encode: ImageEncoder) -> bool:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
@@ -23,11 +23,13 @@ from unbackdoor._errors import UnbackdoorError
 
 Mode = Literal["mask", "linear"]
 Shape = Sequence[int]
+Job = TypeVar("Job")
 
 CHUNK = 2**20  # coordinates, in row-major order, that share one stream of random words
 _WORDS = 2**16  # a coordinate is decided by one 16-bit word
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-_SAMPLE = 2**16
+SAMPLE = 2**16  # numbers of a matrix that a check of ancestry looks at
+_EMBEDDING = re.compile("emb|wte|wpe")
 
 
 def mask(name: str, shape: Shape, rho: float, seed: int) -> Tensor:
@@ -52,7 +54,7 @@ def mask(name: str, shape: Shape, rho: float, seed: int) -> Tensor:
         part = kept[index * CHUNK : (index + 1) * CHUNK]
         part[:] = _kept(name, index, len(part), rho, seed)
 
-    _each(fill, len(kept))
+    each(fill, chunks(len(kept)))
     return torch.from_numpy(kept).view(tuple(shape))
 
 
@@ -83,7 +85,7 @@ def mix(suspect: Tensor, base: Tensor, name: str, rho: float, seed: int, mode: M
         part = slice(index * CHUNK, (index + 1) * CHUNK)
         mix_chunk_(target[part], ours[part], theirs[part], name, index, rho, seed, mode)
 
-    _each(fill, len(target))
+    each(fill, chunks(len(target)))
     return mixed
 
 
@@ -117,16 +119,28 @@ def _kept(name: str, index: int, count: int, rho: float, seed: int) -> NDArray[n
     return kept
 
 
-def _each(work: Callable[[int], None], count: int) -> None:
-    """Run the work for each chunk of so many coordinates, on all cores; numpy lets go of Python's lock in between."""
-    chunks = range(-(-count // CHUNK))
-    if len(chunks) < 2:
-        for index in chunks:
-            work(index)
+def each(work: Callable[[Job], None], jobs: Sequence[Job]) -> None:
+    """Do all jobs, on all cores; numpy and torch let go of Python's lock while they compute.
+
+    Torch computes each job on one thread meanwhile: its threads and these would be in each other's way.
+    """
+    if len(jobs) < 2:
+        for job in jobs:
+            work(job)
         return
-    with ThreadPoolExecutor(min(len(chunks), os.cpu_count() or 1)) as pool:
-        for _ in pool.map(work, chunks):
-            pass
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(min(len(jobs), os.cpu_count() or 1)) as pool:
+            for _ in pool.map(work, jobs):
+                pass
+    finally:
+        torch.set_num_threads(threads)
+
+
+def chunks(count: int) -> range:
+    """The numbers of the chunks of so many coordinates."""
+    return range(-(-count // CHUNK))
 
 
 @dataclass(frozen=True)
@@ -259,7 +273,7 @@ def _check_shapes(suspect: Mapping[str, Shape], base: Mapping[str, Shape], prefi
             continue
         differing.append((name, tuple(shape), tuple(base[other])))
         rows = (shape[0], base[other][0]) if len(shape) == len(base[other]) == 2 else (0, 0)
-        if rows[0] != rows[1] and shape[1] == base[other][1] and re.search("emb|wte|wpe", name):
+        if rows[0] != rows[1] and shape[1] == base[other][1] and _EMBEDDING.search(name):
             raise UnbackdoorError(
                 f"the base has another vocabulary or length: {name} has {rows[0]:,} rows in the model and "
                 f"{rows[1]:,} in the base. Take the pre-trained model that it came from as --base."
@@ -275,14 +289,16 @@ def _check_shapes(suspect: Mapping[str, Shape], base: Mapping[str, Shape], prefi
 def task_head(names: Iterable[str]) -> set[str]:
     """The tensors of a classifier that stand beside its body, where names tell: `classifier.*` beside `bert.*`.
 
-    The body is the first part of the name that at least half of the tensors share; without one, nothing is told.
+    The body is the first part of the name that at least half of the tensors share, embeddings among them; without one,
+    nothing is told.
     """
     names = list(names)
     first = [name.partition(".")[0] for name in names]
     body = max(set(first), key=first.count, default="")
-    if 2 * first.count(body) < len(names):
+    beside = {name for name, part in zip(names, first, strict=True) if part != body}
+    if 2 * len(beside) > len(names) or any(_EMBEDDING.search(name) for name in beside):
         return set()
-    return {name for name, part in zip(names, first, strict=True) if part != body}
+    return beside
 
 
 def ancestry(pairs: Iterable[tuple[str, Tensor, Tensor]]) -> str | None:
@@ -330,5 +346,5 @@ def ancestry(pairs: Iterable[tuple[str, Tensor, Tensor]]) -> str | None:
 def _sample(tensor: Tensor) -> Tensor:
     """Some coordinates from the middle, flat, in float64: a vocabulary begins with rows that nobody trains."""
     flat = tensor.detach().reshape(-1)
-    start = max(len(flat) - _SAMPLE, 0) // 2
-    return flat[start : start + _SAMPLE].double()
+    start = max(len(flat) - SAMPLE, 0) // 2
+    return flat[start : start + SAMPLE].double()

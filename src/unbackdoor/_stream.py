@@ -1,0 +1,237 @@
+"""`purify_stream`: mix two checkpoints on disk. Memory is a few pieces of tensors, whatever the size of the models."""
+
+import json
+import logging
+import os
+import platform
+import shutil
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unbackdoor import _card, _mixing, _output
+from unbackdoor._checkpoints import read_json
+from unbackdoor._errors import UnbackdoorError
+from unbackdoor._files import companions
+from unbackdoor._hugging_face import hub_directory
+from unbackdoor._mixing import CHUNK, Matching, Mode
+from unbackdoor._purify import peak_memory
+from unbackdoor._shards import Checkpoint, finite, header_bytes, write
+from unbackdoor._train import bar, silent
+from unbackdoor._values import check_seed
+
+logger = logging.getLogger("unbackdoor")
+
+
+def purify_stream(
+    model: str | Path,
+    base: str | Path,
+    out: str | Path,
+    *,
+    rho: float,
+    seed: int = 0,
+    mode: Mode = "mask",
+    reset_rows: Mapping[str, Sequence[int]] | None = None,
+    method: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+    progress: bool = False,
+) -> dict[str, Any]:
+    """Mix a suspect with its base on disk: each coordinate keeps the suspect's value with probability rho.
+
+    The result has the suspect's files, shards and tensor types, and is bit for bit what `_mixing.mix` gives for each
+    tensor. No model is built, so none has to fit into memory. Tensors without a counterpart stay the suspect's; so does
+    the head of a classifier whose base is a classifier, too.
+
+    Args:
+        model: the suspect, a Hugging Face directory with safetensors files, or a Hub name.
+        base: the pre-trained model that it came from, likewise.
+        out: directory to write; complete, or not there.
+        rho: share of the suspect, in [0, 1].
+        seed: of the masks, which `_mixing.mask` makes again.
+        mode: see `_mixing.mix`.
+        reset_rows: rows of matrices that are taken from the base before mixing, by the tensor's name in the suspect, as
+            Embedding Purification does.
+        method: what `record.json` says under that key; by default rho and mode.
+        overwrite: replace a directory that unbackdoor wrote.
+        progress: show a bar on stderr.
+
+    Returns:
+        The content of `record.json`.
+
+    Raises:
+        UnbackdoorError: the files are damaged or do not belong together, or a weight is not finite.
+        IncompleteError: the disk is full.
+    """
+    if not 0 <= rho <= 1:
+        raise UnbackdoorError(f"rho must be between 0 and 1, got {rho:g}.")
+    check_seed(seed)
+    start = time.perf_counter()
+    source, origin = (Path(given) if Path(given).is_dir() else hub_directory(str(given)) for given in (model, base))
+    _output.check_free(Path(out), overwrite=overwrite, inputs=(source, origin))
+    suspect, ancestor = Checkpoint.at(source), Checkpoint.at(origin)
+    matching = match(suspect, ancestor)
+    resets = _checked_rows(reset_rows or {}, suspect, matching)
+    logger.info("%s", matching.report())
+    with suspect.opening(), ancestor.opening():
+        warning = _mixing.ancestry(
+            (name, _middle(suspect, name), _middle(ancestor, other))
+            for name, other in matching.pairs.items()
+            if len(suspect.tensors[name].shape) > 1
+        )
+        if warning is not None:
+            logger.warning("%s", warning)
+        with _output.directory(Path(out)) as folder:
+            mixer = _Mixer(suspect, ancestor, matching.pairs, rho, seed, mode)
+            with (bar if progress else silent)("mixing", len(suspect.files)) as advance:
+                for file in suspect.files:
+                    mixer.write_shard(file, folder / file.name, resets)
+                    advance()
+            for file in companions(source):
+                shutil.copyfile(file, folder / file.name)
+            if suspect.index is not None:
+                shutil.copyfile(suspect.index, folder / suspect.index.name)
+            parameters = {"rho": rho, "mode": mode}
+            shown = f"purify_stream(rho={rho:g}, mode={mode!r})"
+            record = {
+                "method": dict(method or {"name": "fine-mixing", "parameters": parameters, "repr": shown}),
+                "seed": seed,
+                "versions": {
+                    "unbackdoor": version("unbackdoor"),
+                    "torch": torch.__version__,
+                    "python": platform.python_version(),
+                },
+                "device": f"cpu, {os.cpu_count()} threads, streamed",
+                "seconds": round(time.perf_counter() - start, 3),
+                "peak_memory_bytes": peak_memory(),
+                "head": None,
+                "clean": None,
+                "suspect_accuracy_on_clean": None,
+                "examples_seen": 0,
+                "notes": [matching.report()],
+                "warnings": [] if warning is None else [warning],
+                "source": {"model": source.name, "base": origin.name, "factory": None},
+                "encode": _encode_of(source),
+                "scores": None,
+                "scores_note": "not measured: the weights were mixed on disk, and no model was built",
+            }
+            (folder / "record.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+            (folder / "README.md").write_text(_card.purified(record), encoding="utf-8")
+    return record
+
+
+def match(suspect: Checkpoint, base: Checkpoint) -> Matching:
+    """Match the floating-point tensors of two checkpoints.
+
+    The head of a classifier stays the suspect's, also where the base has one of the same name and shape.
+
+    Raises:
+        UnbackdoorError: they do not belong together; see `_mixing.matched`.
+    """
+    ours, theirs = (
+        {name: stored.shape for name, stored in each.tensors.items() if stored.dtype is not None}
+        for each in (suspect, base)
+    )
+    if all("Classification" in str(each.config.get("architectures")) for each in (suspect, base)):
+        for name in _mixing.task_head(theirs):
+            del theirs[name]
+    return _mixing.matched(ours, theirs)
+
+
+def _encode_of(source: Path) -> Any:
+    """How the suspect's own record, where it has one, says that inputs are encoded."""
+    recorded = source / "record.json"
+    return read_json(recorded).get("encode") if recorded.exists() else None
+
+
+def _checked_rows(
+    rows: Mapping[str, Sequence[int]], suspect: Checkpoint, matching: Matching
+) -> dict[str, Sequence[int]]:
+    for name, numbers in rows.items():
+        shape = suspect.tensors[name].shape if name in matching.pairs else ()
+        if len(shape) != 2:
+            raise UnbackdoorError(f"reset_rows must name matrices that model and base have in common, got {name}.")
+        odd = [number for number in numbers if not 0 <= number < shape[0]]
+        if odd:
+            raise UnbackdoorError(f"reset_rows of {name} must be from 0 to {shape[0] - 1:,}, got {odd[0]}.")
+    return dict(rows)
+
+
+def _middle(checkpoint: Checkpoint, name: str) -> Tensor:
+    """Some numbers from the middle of a matrix, (1, count)."""
+    count = checkpoint.tensors[name].count
+    size = min(count, _mixing.SAMPLE)
+    return checkpoint.read(name, (count - size) // 2, size)[None]
+
+
+class _Mixer:
+    """Writes shards: each piece of a tensor is read, mixed, checked and written by one of the threads."""
+
+    def __init__(
+        self, suspect: Checkpoint, base: Checkpoint, pairs: Mapping[str, str], rho: float, seed: int, mode: Mode
+    ) -> None:
+        self.suspect, self.base, self.pairs = suspect, base, pairs
+        self.rho, self.seed, self.mode = rho, seed, mode
+        self.memory = threading.local()  # allocated once per thread: fresh pages cost as much as the mask
+
+    def write_shard(self, file: Path, target: Path, resets: Mapping[str, Sequence[int]]) -> None:
+        """Write one file of the suspect, with the same header and so the same places."""
+        before = header_bytes(file)
+        own = [(name, stored) for name, stored in self.suspect.tensors.items() if stored.file == file]
+        pieces = [
+            (name, index)
+            for name, stored in own
+            for index in _mixing.chunks(stored.count if stored.dtype is not None else stored.end - stored.begin)
+        ]
+        with target.open("wb", buffering=0) as opened:
+            opened.write(before)
+            _mixing.each(lambda piece: self._write_piece(opened.fileno(), *piece), pieces)
+            for name, rows in resets.items():
+                if self.suspect.tensors[name].file == file:
+                    self._write_rows(opened.fileno(), name, rows)
+
+    def _write_piece(self, target: int, name: str, index: int) -> None:
+        stored = self.suspect.tensors[name]
+        size = 1 if stored.dtype is None else stored.dtype.itemsize
+        start = index * CHUNK
+        count = min(CHUNK, (stored.end - stored.begin) // size - start)
+        numbers = self.suspect.read(name, start, count, self._buffer("suspect"))
+        other = self.pairs.get(name)
+        if other is not None:
+            assert stored.dtype is not None
+            counterpart = self._of_base(other, start, count, stored.dtype)
+            mixed = self._buffer("mixed")[: count * size].view(stored.dtype)
+            _mixing.mix_chunk_(mixed, numbers, counterpart, name, index, self.rho, self.seed, self.mode)
+            numbers = mixed
+        write(target, numbers, stored.begin + start * size)
+
+    def _write_rows(self, target: int, name: str, rows: Sequence[int]) -> None:
+        stored = self.suspect.tensors[name]
+        assert stored.dtype is not None
+        width = stored.shape[1]
+        for row in rows:
+            numbers = self._of_base(self.pairs[name], row * width, width, stored.dtype)
+            write(target, numbers.to(stored.dtype), stored.begin + row * width * stored.dtype.itemsize)
+
+    def _of_base(self, name: str, start: int, count: int, dtype: torch.dtype) -> Tensor:
+        """Some numbers of the base, in its own type, which are finite in the suspect's, too."""
+        numbers = self.base.read(name, start, count, self._buffer("base"))
+        if numbers.dtype != dtype and not finite(numbers.to(dtype)):
+            stored = self.base.tensors[name]
+            raise UnbackdoorError(
+                f"{stored.file} has values in {name} that are too large for the model's {str(dtype)[6:]}. Take a base "
+                "of that type."
+            )
+        return numbers
+
+    def _buffer(self, what: str) -> Tensor:
+        memory: Tensor | None = getattr(self.memory, what, None)
+        if memory is None:
+            memory = torch.empty(8 * CHUNK, dtype=torch.uint8)
+            setattr(self.memory, what, memory)
+        return memory
