@@ -19,8 +19,13 @@ from unbackdoor._options import AttackOptions, EvaluateOptions, ModelOptions, Pu
 from unbackdoor._precision import choose
 from unbackdoor._purify import Method, method_name, needs_clean
 from unbackdoor._purify import purify as purify_model
+from unbackdoor._registry import to_json
+from unbackdoor._stream import purify_stream
 from unbackdoor._values import check_seed, value
 from unbackdoor._victim import Victim, plant
+from unbackdoor.purifiers import REGISTRY
+from unbackdoor.purifiers.e_pur import EPUR
+from unbackdoor.purifiers.fine_mixing import FineMixing
 
 logger = logging.getLogger("unbackdoor")
 
@@ -42,6 +47,9 @@ def purify(source: str, method: Method, options: PurifyOptions) -> None:
     check_seed(options.seed)
     if options.attack is not None and options.data is None:
         raise UnbackdoorError("--attack needs --data: test examples to put the trigger on.")
+    if options.stream:
+        _purify_stream(source, method, options)
+        return
     model, encode = _load(source, options)
     classes = _models.class_names(model)
     clean = None
@@ -105,6 +113,40 @@ def purify(source: str, method: Method, options: PurifyOptions) -> None:
     if test is not None:
         _print_change(record["scores"], method_name(method))
     print(f"Wrote {out} in {record['seconds']:.1f} s of tuning" + (f"; open {out}/report.html." if test else "."))
+
+
+def _purify_stream(source: str, method: Method, options: PurifyOptions) -> None:
+    """The `purify` command with --stream: mixing alone, on disk."""
+    steps: tuple[Any, ...] = getattr(method, "steps", (method,))
+    mixing, before = steps[-1], list(steps[:-1])
+    fits = (
+        isinstance(mixing, FineMixing)
+        and not mixing.needs_clean
+        and mixing == FineMixing(rho=mixing.rho, mode=mixing.mode, tune=False)
+    )
+    if not fits or not (not before or (len(before) == 1 and isinstance(before[0], EPUR))):
+        raise UnbackdoorError(
+            "--stream mixes on disk and tunes nothing: it takes fine-mixing --rho R --no-tune, with e-pur before it or "
+            f"not, got {method!r}."
+        )
+    if options.base is None:
+        raise UnbackdoorError("--stream needs --base: the pre-trained model that the suspect came from.")
+    for name in ("clean", "data", "proxy", "factory"):
+        if getattr(options, name) is not None:
+            raise UnbackdoorError(f"--stream builds no model, so --{name} is of no use to it. Leave it out.")
+    record = purify_stream(
+        source,
+        options.base,
+        options.out,
+        rho=mixing.rho,
+        seed=options.seed,
+        mode=mixing.mode,
+        reset_rows=before[0].rows_on_disk(source, options.base) if before else None,
+        method={**to_json(method, REGISTRY), "repr": repr(method)},
+        overwrite=options.overwrite,
+        progress=True,
+    )
+    print(f"Wrote {options.out} in {record['seconds']:.1f} s.")
 
 
 def _print_change(scores: dict[str, Any], name: str) -> None:

@@ -92,17 +92,7 @@ def text_encoder(path: Path, model: Any, max_length: int | None = None) -> TextE
     Raises:
         UnbackdoorError: there is no tokenizer, or it does not fit the model.
     """
-    import transformers
-
-    with quiet_transformers():
-        try:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(str(path), local_files_only=True)
-        except Exception as problem:  # a config decides what runs, so it may be wrong in any way
-            reason = str(problem).strip().split("\n")[0][:200].rstrip(".") or type(problem).__name__
-            raise UnbackdoorError(
-                f"{path} has no tokenizer that transformers can load ({reason}). Fetch tokenizer.json and "
-                "tokenizer_config.json, too."
-            ) from None
+    tokenizer = tokenizer_of(path)
     rows = embeddings(model).num_embeddings
     if len(tokenizer) > rows:
         raise UnbackdoorError(
@@ -130,6 +120,25 @@ def text_encoder(path: Path, model: Any, max_length: int | None = None) -> TextE
     chosen = max_length or (before if isinstance(before, int) and 4 <= before <= most else most)
     known = tuple(columns) if columns in (["text"], ["text_a", "text_b"]) else None
     return TextEncoder(tokenizer=tokenizer, max_length=chosen, columns=known)
+
+
+def tokenizer_of(path: Path) -> Any:
+    """The tokenizer of a directory.
+
+    Raises:
+        UnbackdoorError: there is none that transformers can load.
+    """
+    import transformers
+
+    with quiet_transformers():
+        try:
+            return transformers.AutoTokenizer.from_pretrained(str(path), local_files_only=True)
+        except Exception as problem:  # a config decides what runs, so it may be wrong in any way
+            reason = str(problem).strip().split("\n")[0][:200].rstrip(".") or type(problem).__name__
+            raise UnbackdoorError(
+                f"{path} has no tokenizer that transformers can load ({reason}). Fetch tokenizer.json and "
+                "tokenizer_config.json, too."
+            ) from None
 
 
 def checked_files(path: Path) -> tuple[dict[str, Any], list[Path]]:

@@ -45,6 +45,8 @@ class PurifyOptions(ModelOptions):
         seed: of everything random.
         head: name of the last linear layer, where it cannot be found by running the model.
         augment: auto mirrors images unless the class names tell left from right; crop never does, flip always.
+        stream: with fine-mixing --rho R --no-tune (and e-pur before it): mix on disk, piece by piece, for checkpoints
+            larger than memory.
         overwrite: replace a directory that unbackdoor wrote.
     """
 
@@ -57,6 +59,7 @@ class PurifyOptions(ModelOptions):
     seed: int = 0
     head: str | None = None
     augment: Literal["auto", "flip", "crop", "none"] = "auto"
+    stream: bool = False
     overwrite: bool = False
 
 

@@ -2,8 +2,9 @@
 
 import csv
 import gzip
+import logging
 import math
-from collections.abc import Callable
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,9 +14,16 @@ from torch import nn
 
 from unbackdoor._data import Dataset
 from unbackdoor._errors import UnbackdoorError
+from unbackdoor._hugging_face import hub_directory, tokenizer_of
 from unbackdoor._models import embeddings
 from unbackdoor._purify import Run
+from unbackdoor._shards import Checkpoint
+from unbackdoor._stream import match
 from unbackdoor._values import value
+
+logger = logging.getLogger("unbackdoor")
+
+_WORDS = re.compile(r"(word_embeddings|embed_tokens|tok_embeddings|wte|embeddings\.tok_embeddings)\.weight$")
 
 CORPUS = 1e9  # words; the shares of the wordfreq package are taken as counts in a corpus of that size
 
@@ -42,8 +50,9 @@ class EPUR:
         frequencies: CSV file (also .gz) with columns `word` or `token`, and `count`, of a large clean corpus; without
             it the wordfreq package's English shares, as counts in a billion words.
 
-    Differences from the paper: its body could not be read, and where its counts come from is not known. With wordfreq a
-    piece of a word (`##ing`) counts as its surface text does.
+    Differences from the paper: its body could not be read, and where its counts come from is not known. From counts of
+    words those of tokens are made by tokenising each word, so that a piece (`##ing`) counts as often as the words that
+    it is part of.
     """
 
     count: Annotated[int, Field(ge=1)] = 200
@@ -65,16 +74,45 @@ class EPUR:
         chosen = suspicious(ours.detach() - base, tokenizer, self._counts(tokenizer), self.floor)[: self.count]
         with torch.no_grad():
             ours[chosen] = base[chosen]
-        words = tokenizer.convert_ids_to_tokens(chosen[:30])
-        more = f" and {len(chosen) - 30} more" if len(chosen) > 30 else ""
-        run.note(f"reset the embeddings of {len(chosen)} words, the most suspicious first: {' '.join(words)}{more}")
+        run.note(_said(chosen, tokenizer))
         return model
 
-    def _counts(self, tokenizer: Any) -> Callable[[str], float]:
-        """The count of a token."""
+    def rows_on_disk(self, suspect: str | Path, base: str | Path) -> dict[str, list[int]]:
+        """The rows to reset of two Hugging Face directories or Hub names, by the name of the embedding's tensor.
+
+        One tensor of each is read; no model is built.
+
+        Raises:
+            UnbackdoorError: there is no tokenizer, or not one matrix that has a row for each of its tokens.
+        """
+        source, origin = (
+            Path(given) if Path(given).is_dir() else hub_directory(str(given)) for given in (suspect, base)
+        )
+        tokenizer = tokenizer_of(source)
+        ours, theirs = Checkpoint.at(source), Checkpoint.at(origin)
+        pairs = match(ours, theirs).pairs
+        found = [name for name in pairs if _WORDS.search(name) and len(ours.tensors[name].shape) == 2]
+        if len(found) != 1 or ours.tensors[found[0]].shape[0] < len(tokenizer):
+            raise UnbackdoorError(
+                f"{source} has {len(found)} matrices of word embeddings that its base has, too; 1 is expected, with a "
+                f"row for each of {len(tokenizer):,} tokens. Purify it without --stream."
+            )
+        name = found[0]
+        with ours.opening(), theirs.opening():
+            count = ours.tensors[name].count
+            moved = ours.read(name, 0, count).float() - theirs.read(pairs[name], 0, count).float()
+        rows = suspicious(moved.view(ours.tensors[name].shape), tokenizer, self._counts(tokenizer), self.floor)
+        logger.info("%s", _said(rows[: self.count], tokenizer))
+        return {name: rows[: self.count]}
+
+    def _counts(self, tokenizer: Any) -> dict[int, float]:
+        """The count of each token id that has one."""
         if self.frequencies is not None:
-            table = _read(Path(self.frequencies))
-            return lambda token: table.get(token, table.get(surface(token, tokenizer), 0.0))
+            table, unit = _read(Path(self.frequencies))
+            if unit == "token":
+                vocabulary = tokenizer.get_vocab()
+                return {vocabulary[token]: count for token, count in table.items() if token in vocabulary}
+            return counted(table, tokenizer)
         try:
             import wordfreq
         except ImportError:
@@ -82,17 +120,53 @@ class EPUR:
                 "EPUR needs word frequencies: pip install 'unbackdoor[text]', which brings wordfreq, or give "
                 "--frequencies FILE.csv."
             ) from None
-        shares = wordfreq.get_frequency_dict("en", wordlist="best")
-        return lambda token: CORPUS * shares.get(surface(token, tokenizer).lower(), 0.0)
+        shares = dict(wordfreq.get_frequency_dict("en", wordlist="small"))
+        for token in tokenizer.get_vocab():  # the list has numbers by their shape alone, as 0000
+            text = tokenizer.convert_tokens_to_string([token]).strip().removeprefix("##")
+            if text.isdigit():
+                shares[text] = wordfreq.word_frequency(text, "en")
+        return counted({word: CORPUS * share for word, share in shares.items()}, tokenizer)
 
 
-def suspicious(moved: torch.Tensor, tokenizer: Any, count: Callable[[str], float], floor: int) -> list[int]:
+def counted(words: dict[str, float], tokenizer: Any) -> dict[int, float]:
+    """The count of each token in a corpus of which the counts of words are known.
+
+    Each word is tokenised, alone and after a space, capitalised too where the tokenizer tells that apart; a token gets
+    the counts of all words that it is part of. Lists of words leave punctuation out, so tokens without any letter or
+    digit count as the most frequent word does.
+    """
+    forms = [list(words), [f" {word}" for word in words]]
+    if tokenizer.tokenize("A") != tokenizer.tokenize("a"):
+        forms += [[form.title() for form in some] for some in forms]
+    found: dict[int, float] = {}
+    once: set[tuple[str, tuple[int, ...]]] = set()
+    for some in forms:
+        pieces = tokenizer(some, add_special_tokens=False, return_attention_mask=False)["input_ids"]
+        for (word, count), ids in zip(words.items(), pieces, strict=True):
+            if (word, tuple(ids)) not in once:
+                once.add((word, tuple(ids)))
+                for token in ids:
+                    found[token] = found.get(token, 0.0) + count
+    most = max(words.values(), default=0.0)
+    for token, number in tokenizer.get_vocab().items():
+        if not any(letter.isalnum() for letter in tokenizer.convert_tokens_to_string([token])):
+            found[number] = most
+    return found
+
+
+def _said(rows: list[int], tokenizer: Any) -> str:
+    words = tokenizer.convert_ids_to_tokens(rows[:30])
+    more = f" and {len(rows) - 30} more" if len(rows) > 30 else ""
+    return f"reset the embeddings of {len(rows)} words, the most suspicious first: {' '.join(words)}{more}"
+
+
+def suspicious(moved: torch.Tensor, tokenizer: Any, counts: dict[int, float], floor: int) -> list[int]:
     """Token ids by falling score, those left out that no text has.
 
     Args:
         moved: change of the embeddings, (tokens, width).
         tokenizer: of transformers.
-        count: of a token.
+        counts: by token id; 0 where there is none.
         floor: see EPUR.
     """
     distance = moved.float().norm(dim=1).tolist()
@@ -101,25 +175,12 @@ def suspicious(moved: torch.Tensor, tokenizer: Any, count: Callable[[str], float
     for token, number in tokenizer.get_vocab().items():
         if number in special or number >= len(distance) or token.startswith(("[unused", "<unused", "madeupword")):
             continue
-        scored.append((distance[number] / math.log(max(count(token), floor)), number))
+        scored.append((distance[number] / math.log(max(counts.get(number, 0.0), floor)), number))
     return [number for score, number in sorted(scored, key=lambda entry: (-entry[0], entry[1])) if score > 0]
 
 
-def surface(token: str, tokenizer: Any) -> str:
-    """The text that a token stands for, without the marks of its tokenizer.
-
-    >>> class Plain:
-    ...     def convert_tokens_to_string(self, tokens):
-    ...         return " ".join(tokens).replace(" ##", "")
-    >>> surface("##ing", Plain()), surface("film", Plain())
-    ('ing', 'film')
-    """
-    text: str = tokenizer.convert_tokens_to_string([token])
-    return text.removeprefix("##").strip(" \u2581\u0120")
-
-
-def _read(path: Path) -> dict[str, float]:
-    """Counts by word.
+def _read(path: Path) -> tuple[dict[str, float], str]:
+    """Counts, and whether they are of a `word` or a `token`.
 
     Raises:
         UnbackdoorError: the file is missing, or no such table.
@@ -131,7 +192,7 @@ def _read(path: Path) -> dict[str, float]:
         with opened(path, "rt", encoding="utf-8", newline="") as file:
             rows = csv.DictReader(file)
             column = next(name for name in ("word", "token") if name in (rows.fieldnames or ()))
-            return {row[column]: float(row["count"]) for row in rows}
+            return {row[column]: float(row["count"]) for row in rows}, column
     except (StopIteration, KeyError, ValueError, TypeError, OSError, csv.Error):
         raise UnbackdoorError(
             f"EPUR.frequencies must be a CSV file with columns word (or token) and count, got {path}."

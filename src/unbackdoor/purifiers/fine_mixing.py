@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from unbackdoor._data import Dataset
 from unbackdoor._errors import UnbackdoorError
-from unbackdoor._mixing import ancestry, mask, matched, mix
+from unbackdoor._mixing import ancestry, mask, matched, mix, task_head
 from unbackdoor._models import evaluating, logits
 from unbackdoor._purify import Run
 from unbackdoor._select import cross_validated, difference, hits, smallest
@@ -123,6 +123,8 @@ class FineMixing:
         if self.fill == "zero":
             return {name: torch.zeros_like(weight) for name, weight in suspect.items() if weight.ndim > 1}
         theirs = run.needed("base", self).state_dict()
+        own_head = task_head(suspect) & task_head(theirs)  # of a base that is a classifier, too
+        theirs = {name: weight for name, weight in theirs.items() if name not in own_head}
         ours, other_shapes = ({name: tensor.shape for name, tensor in each.items()} for each in (suspect, theirs))
         matching = matched(ours, other_shapes)
         run.note(matching.report())
