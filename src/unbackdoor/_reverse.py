@@ -27,7 +27,7 @@ length, width).
 """
 
 Reverse = Callable[[nn.Module, Dataset, Run, "Reversed | None"], Reversed]
-"""Of a model in its present state, clean examples, the run and the trigger of the round before, to a reversed trigger."""
+"""Of a model as it is now, clean examples, the run and the trigger of the round before, to a reversed trigger."""
 
 
 def needs_pixels(owner: object, clean: Dataset) -> None:
@@ -157,7 +157,12 @@ class Generator(nn.Module):
         channels: of the images.
         width: channels of its first level; the two below have twice and four times as many.
         generator: of the initial weights.
+
+    Attributes:
+        leads_to: the class that it was found to move most examples to.
     """
+
+    leads_to: int | None = None
 
     def __init__(self, channels: int, width: int, generator: torch.Generator) -> None:
         super().__init__()
@@ -186,10 +191,13 @@ class Generator(nn.Module):
         bottom = F.relu(self.bottom(middle))
         middle = F.relu(self.up_middle(torch.cat([F.interpolate(bottom, middle.shape[2:]), middle], dim=1)))
         top = F.relu(self.up_top(torch.cat([F.interpolate(middle, top.shape[2:]), top], dim=1)))
-        return (pixels + self.last(top).tanh().to(pixels.dtype)).clamp(0, 1)
+        changed: Tensor = (pixels + self.last(top).tanh().to(pixels.dtype)).clamp(0, 1)
+        return changed
 
 
-def universal(model: nn.Module, clean: Dataset, run: Run, last: Reversed | None = None, *, steps: int = 100) -> Reversed:
+def universal(
+    model: nn.Module, clean: Dataset, run: Run, last: Reversed | None = None, *, steps: int = 100
+) -> Reversed:
     """One perturbation for all examples that drives the model off their classes.
 
     It maximises CE(f(x + d), y). On images d is added to pixels, none of which moves by more than 0.2 of their range.

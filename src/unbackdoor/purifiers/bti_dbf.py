@@ -96,11 +96,12 @@ class BTIDBF:
         with frozen(model):
             learned = self.learned(model, clean, run)
             mask = benign(run.head(model), learned, clean.labels, run)
-            target = None if last is None else self.target(model, clean, run, last)
             generator = last if isinstance(last, Generator) else Generator(clean.shape[0], 16, run.generator)
             generator.to(run.arithmetic.device)
-            self.train_(generator, model, clean, run, learned, mask, target)
-        return generator.eval().requires_grad_(False)
+            self.train_(generator, model, clean, run, learned, mask)
+            # Before unlearning, which takes the class from what the generator makes.
+            generator.leads_to = self.target(model, clean, run, generator)
+        return generator.requires_grad_(False)
 
     def learned(self, model: nn.Module, clean: Dataset, run: Run) -> Learned:
         """The features of the clean examples as they are, (n, in_features)."""
@@ -116,17 +117,19 @@ class BTIDBF:
         return Learned(features / scale, scale)
 
     @torch.no_grad()
-    def target(self, model: nn.Module, clean: Dataset, run: Run, found: Reversed) -> Tensor:
-        """The class that most triggered examples are taken for, a scalar; a little noise keeps it from being chance."""
+    def target(self, model: nn.Module, clean: Dataset, run: Run, found: Reversed) -> int:
+        """The class that most triggered examples are taken for, under a little noise."""
         votes = []
         for batch in in_pixels(clean, augmented=False).batches(run.arithmetic.evaluation_batch):
             assert isinstance(batch.inputs, Tensor)
             noise = 0.03 * torch.randn(batch.inputs.shape, generator=run.generator).to(batch.inputs.device)
             with run.arithmetic.autocast():
                 votes.append(logits(model, encoded(clean, found((batch.inputs + noise).clamp(0, 1)), run)).argmax(1))
-        target = torch.cat(votes).mode().values
-        name = clean.classes[int(target)] if clean.classes else str(int(target))
-        run.note(f"BTI-DBF: the reversed trigger leads to {name}.")
+        taken_for = torch.cat(votes)
+        target = int(taken_for.mode().values)
+        name = clean.classes[target] if clean.classes else str(target)
+        share = float((taken_for == target).double().mean())
+        run.note(f"BTI-DBF: the reversed trigger leads to {name} ({share:.0%} of the examples).")
         return target
 
     def train_(
@@ -137,7 +140,6 @@ class BTIDBF:
         run: Run,
         learned: Learned,
         mask: Tensor,
-        target: Tensor | None,
     ) -> None:
         """Train the generator in place."""
         size = self.batch_size or run.recipe.batch_size
@@ -152,8 +154,8 @@ class BTIDBF:
                     scores = logits(model, encoded(clean, changed, run))
                 moved = seen.pop().to(mask.dtype) / learned.scale - learned.features[batch.rows]
                 loss = self.generator_loss(changed.float() - batch.inputs, moved, mask)
-                if target is not None:
-                    loss = loss + F.cross_entropy(scores.float(), target.expand(len(scores)))
+                if generator.leads_to is not None:
+                    loss = loss + F.cross_entropy(scores.float(), torch.full_like(batch.labels, generator.leads_to))
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 optimizer.step()

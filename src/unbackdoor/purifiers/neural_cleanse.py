@@ -33,10 +33,10 @@ class NeuralCleanse:
     The weight lambda of each class is doubled after `patience` steps in a row on which the trigger reaches `success`,
     and divided by 2^1.5 after as many on which it does not; of the masks that reach it the smallest counts. With M the
     median of the |m|_1, a class is an outlier if |m|_1 < M and (M - |m|_1) / (1.4826 median||m|_1 - M|) > `threshold`.
-    The median of an even number of classes is the mean of the middle two. The outliers' triggers are then put on `share`
-    of each batch, with the true labels, and the model is tuned on that. **Where no class is an outlier**, the triggers of
-    all classes are unlearned in turn: a backdoor without a small trigger may be among them. The record notes which it
-    was.
+    The median of an even number of classes is the mean of the middle two. The outliers' triggers are then put on
+    `share` of each batch, with the true labels, and the model is tuned on that. **Where no class is an outlier**, the
+    triggers of all classes are unlearned in turn: a backdoor without a small trigger may be among them. The record
+    notes which it was.
 
     Wang, Yao, Shan, Li, Viswanath, Zheng and Zhao, "Neural Cleanse: Identifying and Mitigating Backdoor Attacks in
     Neural Networks", IEEE S&P 2019, https://doi.org/10.1109/SP.2019.00031
@@ -91,15 +91,15 @@ class NeuralCleanse:
         size = mask.sum(dim=(1, 2, 3))  # (classes,)
         index = anomaly(size)
         odd = (index > self.threshold).nonzero().flatten()
-        name = (lambda label: clean.classes[label]) if clean.classes else str
+        names = clean.classes or tuple(map(str, range(len(size))))
         smallest = int(size.argmin())
-        told = f"the smallest trigger is that of {name(smallest)}, |m| = {float(size[smallest]):.1f}, "
+        told = f"the smallest trigger is that of {names[smallest]}, |m| = {float(size[smallest]):.1f}, "
         told += f"anomaly index {float(index[smallest]):.2f}"
         if len(odd) == 0:
             run.note(f"Neural Cleanse: no class is an outlier ({told}); the triggers of all classes are taken.")
             odd = torch.arange(len(size), device=size.device)
         else:
-            run.note(f"Neural Cleanse: outliers {', '.join(name(label) for label in odd.tolist())} ({told}).")
+            run.note(f"Neural Cleanse: outliers {', '.join(names[label] for label in odd.tolist())} ({told}).")
         return stamp(mask[odd], pattern[odd])
 
     def search(self, model: nn.Module, clean: Dataset, run: Run) -> Search:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from unbackdoor._data import Dataset
 from unbackdoor._errors import UnbackdoorError
@@ -79,7 +79,7 @@ class PAM:
             self._unlearn_(carrying, weights, suspect, in_pixels(clean), run)
         return model
 
-    def _unlearn_(self, carrying: nn.Module, weights: list, suspect: list, data: Dataset, run: Run) -> None:
+    def _unlearn_(self, carrying: nn.Module, weights: list[nn.Parameter], suspect: list[Tensor], data: Dataset, run: Run) -> None:
         """Descend with gradients at the probed points."""
         rate = run.recipe.learning_rate if self.learning_rate is None else self.learning_rate
         optimizer: torch.optim.Optimizer
@@ -127,8 +127,6 @@ class PAM:
         if name in TRIGGERS:
             return TRIGGERS[name]()
         if ":" not in name:
-            raise UnbackdoorError(
-                f"PAM.trigger must be {', '.join(TRIGGERS)} or package.module:function, got {name}."
-            )
+            raise UnbackdoorError(f"PAM.trigger must be {', '.join(TRIGGERS)} or package.module:function, got {name}.")
         found: Reverse = located(name)
         return found
