@@ -79,7 +79,9 @@ class PAM:
             self._unlearn_(carrying, weights, suspect, in_pixels(clean), run)
         return model
 
-    def _unlearn_(self, carrying: nn.Module, weights: list[nn.Parameter], suspect: list[Tensor], data: Dataset, run: Run) -> None:
+    def _unlearn_(
+        self, carrying: nn.Module, weights: list[nn.Parameter], suspect: list[Tensor], data: Dataset, run: Run
+    ) -> None:
         """Descend with gradients at the probed points."""
         rate = run.recipe.learning_rate if self.learning_rate is None else self.learning_rate
         optimizer: torch.optim.Optimizer
