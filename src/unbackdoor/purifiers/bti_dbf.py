@@ -71,7 +71,7 @@ class BTIDBF:
     generator to move. The generator is a
     smaller U-Net that adds to the picture and starts as next to nothing, so the 50 epochs that teach it the identity
     are not needed. The limits are on pixels in [0, 1] and on scaled features (the authors: 0.3 on normalised pixels, 3
-    on raw features), so they do not hang on the preprocessing. For two cores: 2 rounds of 15 and 10 epochs; the
+    on raw features), so they do not hang on the preprocessing. For two cores: 2 rounds of 10 and 10 epochs; the
     authors take 5 rounds of 30 and 30. Pixels only.
     """
 

@@ -54,13 +54,13 @@ class NeuralCleanse:
         batch_size: of unlearning, examples per step, at least 2; None is 128.
 
     Differences from the paper: all classes are searched together, in chunks that fit memory, for a fixed number of
-    steps with lambda changed by steps, not passes: 150 steps of 32 examples, where the published scripts make up to 80
+    steps with lambda changed by steps, not passes: 100 steps of 32 examples, where the published scripts make up to 80
     passes. Success is 98 % as in BackdoorBench, not 99 %. The paper takes a model without outlier for clean and leaves
     it; whoever purifies suspects more than that. Unlearning takes 10 passes where the paper takes one, over a tenth of
     the training data. Pixels only.
     """
 
-    steps: Annotated[int, Field(ge=1)] = 150
+    steps: Annotated[int, Field(ge=1)] = 100
     search_batch: Annotated[int, Field(ge=1)] = 32
     cost: Annotated[float, Field(gt=0)] = 1e-3
     success: Annotated[float, Field(gt=0, le=1)] = 0.98
