@@ -56,8 +56,8 @@ class PAM:
 
     Differences from the paper: the trigger is an exchangeable part, and the text variant (AdamW, one perturbation of
     all words' embeddings) is this project's. The paper reverses by BTI-DBF; the default here is Neural Cleanse, which
-    found the planted class of a real victim where `bti-dbf` of this project did not. For two cores: 1 round of 20
-    epochs; the authors' script takes 3 of 30.
+    named the planted class of a real victim with less doubt. For two cores: 1 round of 20 epochs; the authors' script
+    takes 3 of 30.
     """
 
     rho: Annotated[float, Field(ge=0)] = 0.5
