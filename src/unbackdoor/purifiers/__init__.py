@@ -90,7 +90,7 @@ REGISTRY = (
         "unbackdoor.purifiers.pam:PAM",
         "Path-Aware Minimisation: unlearn reversed triggers so that later tuning does not bring them back",
         needs="clean data",
-        cost="20 passes, and reversing the trigger",
+        cost="10 passes, and reversing the trigger",
         year=2024,
         paper="Uncovering, Explaining, and Mitigating the Superficial Safety of Backdoor Defense",
         modality="images, text",

@@ -68,12 +68,11 @@ class BTIDBF:
     Differences from the paper: the mask lies on what the head sees (after pooling), not on the last convolution's map,
     so that any architecture has it and the mask is found from features computed once (200 steps). The term 3 mean(m) is
     this project's: without it all of these features became benign on a real victim, and nothing was left for the
-    generator to move. The generator is a
-    smaller U-Net that adds to the picture and starts as next to nothing, so the 50 epochs that teach it the identity
-    are not needed. The limits are on pixels in [0, 1] and on scaled features (the authors: 0.3 on normalised pixels, 3
-    on raw features), so they do not hang on the preprocessing; and tighter: with 0.01 the generator led to another
-    class than a real victim's target, with 0.002 to the target. For two cores: 2 rounds of 10 and 10 epochs; the
-    authors take 5 rounds of 30 and 30. Pixels only.
+    generator to move. The generator is a smaller U-Net that adds to the picture and starts as next to nothing, so the
+    50 epochs that teach it the identity are not needed. The limits are on pixels in [0, 1] and on scaled features (the
+    authors: 0.3 on normalised pixels, 3 on raw features), so they do not hang on the preprocessing; and tighter: with
+    0.01 the generator led to another class than a real victim's target, with 0.002 to the target. For two cores: 2
+    rounds of 10 and 10 epochs; the authors take 5 rounds of 30 and 30. Pixels only.
     """
 
     rounds: Annotated[int, Field(ge=1)] = 2

@@ -56,7 +56,7 @@ class PAM:
 
     Differences from the paper: the trigger is an exchangeable part, and the text variant (AdamW, one perturbation of
     all words' embeddings) is this project's. The paper reverses by BTI-DBF; the default here is Neural Cleanse, which
-    named the planted class of a real victim with less doubt. For two cores: 1 round of 20 epochs; the authors' script
+    named the planted class of a real victim with less doubt. For two cores: 1 round of 10 epochs; the authors' script
     takes 3 of 30.
     """
 
@@ -64,7 +64,7 @@ class PAM:
     trigger: str | None = None
     share: Annotated[float, Field(ge=0, le=1)] = 0.2
     rounds: Annotated[int, Field(ge=1)] = 1
-    epochs: Annotated[int, Field(ge=1)] = 20
+    epochs: Annotated[int, Field(ge=1)] = 10
     learning_rate: Annotated[float | None, Field(gt=0)] = None
     batch_size: Annotated[int | None, Field(ge=2)] = None
 
