@@ -42,6 +42,18 @@ def _imported(location: str) -> Any:
     return getattr(importlib.import_module(module), name)
 
 
+def located(name: str) -> Any:
+    """What `package.module:Class` names.
+
+    Raises:
+        UnbackdoorError: it cannot be imported.
+    """
+    try:
+        return _imported(name)
+    except (ImportError, AttributeError) as problem:
+        raise UnbackdoorError(f"{name} cannot be imported: {problem}. It must read package.module:Class.") from None
+
+
 def find(name: str, entries: tuple[Entry, ...], kind: str, listing: str) -> Entry:
     """The entry of a name, or of `package.module:Class` for a class that is not registered.
 
@@ -52,10 +64,7 @@ def find(name: str, entries: tuple[Entry, ...], kind: str, listing: str) -> Entr
         if entry.name == name:
             return entry
     if ":" in name:
-        try:
-            resolved = _imported(name)
-        except (ImportError, AttributeError) as problem:
-            raise UnbackdoorError(f"{name} cannot be imported: {problem}. It must read package.module:Class.") from None
+        resolved = located(name)
         return Entry(name, name, (resolved.__doc__ or "").split("\n")[0])
     close = difflib.get_close_matches(name, [entry.name for entry in entries], n=1)
     hint = f" Did you mean '{close[0]}'?" if close else ""

@@ -7,11 +7,14 @@ from unbackdoor._registry import Entry, exported
 if TYPE_CHECKING:
     from unbackdoor.purifiers.e_pur import EPUR as EPUR
     from unbackdoor.purifiers.fine_mixing import FineMixing as FineMixing
+    from unbackdoor.purifiers.bti_dbf import BTIDBF as BTIDBF
     from unbackdoor.purifiers.fine_tuning import FETuning as FETuning
     from unbackdoor.purifiers.fine_tuning import FineTuning as FineTuning
     from unbackdoor.purifiers.fine_tuning import FTInit as FTInit
     from unbackdoor.purifiers.fine_tuning import LinearProbing as LinearProbing
     from unbackdoor.purifiers.fst import FST as FST
+    from unbackdoor.purifiers.neural_cleanse import NeuralCleanse as NeuralCleanse
+    from unbackdoor.purifiers.pam import PAM as PAM
     from unbackdoor.purifiers.shift_distillation import ShiftDistillation as ShiftDistillation
     from unbackdoor.purifiers.then import Then as Then
 
@@ -92,6 +95,34 @@ REGISTRY = (
         "FST, taught by the suspect's own answers to distorted clean examples; this project's variant",
         needs="clean data",
         cost="40 passes, with another forward pass each",
+        modality="images, text",
+    ),
+    Entry(
+        "neural-cleanse",
+        "unbackdoor.purifiers.neural_cleanse:NeuralCleanse",
+        "reverse a trigger per class, find the odd class by the size of its trigger, unlearn it",
+        needs="clean data",
+        cost="10 passes, and 3,200 examples per class",
+        year=2019,
+        paper="Neural Cleanse: Identifying and Mitigating Backdoor Attacks in Neural Networks",
+    ),
+    Entry(
+        "bti-dbf",
+        "unbackdoor.purifiers.bti_dbf:BTIDBF",
+        "BTI-DBF (U): a generator that moves all but the benign features, then unlearning what it makes",
+        needs="clean data",
+        cost="40 passes, 20 of them with another forward pass, 20 with a generator",
+        year=2024,
+        paper="Towards Reliable and Efficient Backdoor Trigger Inversion via Decoupling Benign Features",
+    ),
+    Entry(
+        "pam",
+        "unbackdoor.purifiers.pam:PAM",
+        "Path-Aware Minimisation: unlearn reversed triggers so that later tuning does not bring them back",
+        needs="clean data",
+        cost="10 passes, and reversing the trigger",
+        year=2024,
+        paper="Uncovering, Explaining, and Mitigating the Superficial Safety of Backdoor Defense",
         modality="images, text",
     ),
 )
