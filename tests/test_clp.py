@@ -63,13 +63,11 @@ def test_nothing_pruned_is_a_warning(small_cnn: SmallCNN) -> None:
 
 def test_a_transformer_is_refused() -> None:
     vit = archs.build("vit", classes=["a", "b"], channels=1, image_size=8, width=4)
-    message = (
-        r"^CLP needs convolutions followed by BatchNorm; ViTForImageClassification has none\. Try fine-pruning\.$"
-    )
+    message = r"^CLP needs convolutions followed by BatchNorm; ViTForImageClassification has none\. Try fine-pruning\.$"
     with pytest.raises(UnbackdoorError, match=message):
         purify(vit, None, purifiers.CLP())
 
 
 def test_a_convolution_alone_is_refused() -> None:
-    with pytest.raises(UnbackdoorError, match="^CLP needs convolutions followed by BatchNorm; Sequential has none"):
+    with pytest.raises(UnbackdoorError, match=r"^CLP needs convolutions followed by BatchNorm; Sequential has none\."):
         purify(nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(72, 2)), None, purifiers.CLP())

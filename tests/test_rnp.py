@@ -30,7 +30,7 @@ def test_forget_recover_and_prune(trained: SmallCNN, digits: Dataset) -> None:
     assert run.examples_seen < 20 * 200  # it stopped when it had forgotten
     masks = method.recover(trial, data, run)
     assert [len(mask) for mask in masks] == [16, 32]
-    assert all(0 <= float(mask.min()) and float(mask.max()) <= 1 for mask in masks)
+    assert all(float(mask.min()) >= 0 and float(mask.max()) <= 1 for mask in masks)
     assert any(float(mask.min()) < 0.9 for mask in masks)
 
     result = purify(trained, data, purifiers.RNP(epochs=5, batch_size=32, tolerance=0.2), seed=0)

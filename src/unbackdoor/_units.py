@@ -3,6 +3,7 @@
 No list of architectures is needed: layers are found by their kind, by module order, or by running a batch.
 """
 
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import NamedTuple
@@ -86,7 +87,7 @@ def feed_forward(model: nn.Module, inputs: Inputs) -> list[nn.Linear]:
             hook.remove()
     return [
         back
-        for wide, back in zip(ran, ran[1:], strict=False)
+        for wide, back in itertools.pairwise(ran)
         if wide.in_features == back.out_features < wide.out_features == back.in_features
     ]
 

@@ -28,9 +28,7 @@ class StandIn(NamedTuple):
     success: float
 
 
-def stand_in(
-    model: nn.Module, clean: Dataset, run: Run, method: object, *, steps: int, size: int = 32
-) -> StandIn:
+def stand_in(model: nn.Module, clean: Dataset, run: Run, method: object, *, steps: int, size: int = 32) -> StandIn:
     """The class that a perturbation common to all examples reaches at the least cost, and that perturbation.
 
     For every class t at once, Adam minimises mean CE(f(x + d_t), t) + weight * |d_t| over clean batches, with |.| the

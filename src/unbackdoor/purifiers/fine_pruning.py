@@ -19,8 +19,8 @@ class FinePruning:
     """Prune the neurons that clean examples do not excite, then tune.
 
     A backdoor lives in neurons that are dormant on clean inputs. The neurons of the last feature layer are sorted by
-    their mean absolute activation on clean examples and silenced one group after another, the most dormant first, for as
-    long as clean accuracy on held-out examples stays within a tolerance. Then the model is tuned; what was silenced
+    their mean absolute activation on clean examples and silenced one group after another, the most dormant first, for
+    as long as clean accuracy on held-out examples stays within a tolerance. Then the model is tuned; what was silenced
     stays silent.
 
     Liu, Dolan-Gavitt and Garg, "Fine-Pruning: Defending Against Backdooring Attacks on Deep Neural Networks", RAID

@@ -7,7 +7,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from unbackdoor._data import Batch, Dataset
+from unbackdoor._data import Dataset
 from unbackdoor._models import logits
 from unbackdoor._purify import Run
 from unbackdoor._train import cross_entropy
@@ -20,8 +20,8 @@ class RNP:
     """Unlearn the clean task, recover it by a mask, and prune the channels that the mask leaves out.
 
     A model that has forgotten its clean examples still knows its backdoor, in neurons of their own. On a copy of the
-    suspect f, RNP first *raises* CE(f(x), y) by gradient ascent over the clean examples until few of them are classified
-    as labelled. Then all weights are frozen, and a mask m in [0, 1] on the weights of BatchNorm is learned that
+    suspect f, RNP first *raises* CE(f(x), y) by gradient ascent over the clean examples until few of them are
+    classified as labelled. Then all weights are frozen, and a mask m in [0, 1] on the weights of BatchNorm is learned that
     minimises weight * CE(f_m(x), y). Channels whose mask falls hinder the clean task: in the suspect itself they are
     pruned, which is to say that their BatchNorm weight becomes zero.
 
@@ -40,8 +40,8 @@ class RNP:
 
     Differences from the paper: the threshold of the mask is the largest multiple of 0.05 that clean accuracy on a fifth
     of the clean examples allows; the authors' script prints test attack success for each threshold, and the reader
-    chooses. The mask is averaged over the steps of its learning: in a narrow network a tenth of the last mask is 0, and
-    only the average tells which of these channels hinder most.
+    chooses. The mask is averaged over the steps of its learning: in a narrow network many entries of the last mask are
+    0, and only the average tells which of these channels hinder most.
     """
 
     forget_epochs: Annotated[int, Field(ge=1)] = 20
