@@ -114,7 +114,7 @@ REGISTRY = (
         needs="clean data, BatchNorm",
         cost="30 passes, and 100 steps per class for the trigger",
         year=2023,
-        paper="Correcting the Distribution of Neural Activations for Backdoor Mitigation",
+        paper="Backdoor Mitigation by Correcting the Distribution of Neural Activations",
     ),
     Entry(
         "shortcut-suppression",

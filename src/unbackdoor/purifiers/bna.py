@@ -30,7 +30,7 @@ class BNA:
 
     so that triggered examples look like clean ones, and clean ones like themselves. No label is used.
 
-    Li, Xiang, Miller and Kesidis, "Correcting the Distribution of Neural Activations for Backdoor Mitigation", 2023,
+    Li, Xiang, Miller and Kesidis, "Backdoor Mitigation by Correcting the Distribution of Neural Activations", 2023,
     https://arxiv.org/abs/2308.09850
 
     Args:

@@ -19,11 +19,11 @@ from unbackdoor._values import value
 class RNP:
     """Unlearn the clean task, recover it by a mask, and prune the channels that the mask leaves out.
 
-    A model that has forgotten its clean examples still knows its backdoor, in neurons of their own. On a copy of the
-    suspect f, RNP first *raises* CE(f(x), y) by gradient ascent over the clean examples until few of them are
-    classified as labelled. Then all weights are frozen, and a mask m in [0, 1] on the weights of BatchNorm is learned that
-    minimises weight * CE(f_m(x), y). Channels whose mask falls hinder the clean task: in the suspect itself they are
-    pruned, which is to say that their BatchNorm weight becomes zero.
+    A model that has forgotten its clean examples still knows its backdoor. On a copy of the suspect f, RNP first
+    *raises* CE(f(x), y) by gradient ascent over the clean examples until few of them are classified as labelled. Then
+    all weights are frozen, and a mask m in [0, 1] on the weights of BatchNorm is learned that minimises
+    weight * CE(f_m(x), y). Channels whose mask falls hinder the clean task: in the suspect itself they are pruned,
+    which is to say that their BatchNorm weight becomes zero.
 
     Li, Lyu, Ma, Koren, Lyu, Li and Jiang, "Reconstructive Neuron Pruning for Backdoor Defense", ICML 2023,
     https://arxiv.org/abs/2305.14876
@@ -82,7 +82,7 @@ class RNP:
                 return
 
     def recover(self, trial: nn.Module, clean: Dataset, run: Run) -> list[Tensor]:
-        """The mask of each BatchNorm in module order, (channels,) each, that brings the clean task back, averaged over the steps."""
+        """The mask of each BatchNorm that brings the clean task back, (channels,) each, averaged over the steps."""
         trial.requires_grad_(False)
         masks = [scale.mask for scale in scaled_(norms(trial, self).values(), "weight")]
         optimizer = torch.optim.SGD(masks, lr=self.learning_rate, momentum=0.9)
