@@ -4,7 +4,7 @@ They are no modules in most networks (`out += identity`), so no list of layers h
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -61,14 +61,14 @@ def scaled(model: nn.Module, scales: dict[int, float]) -> Iterator[None]:
         model: any.
         scales: read anew at each forward pass, so that it may change meanwhile.
     """
-    running: list[_Additions] = []
+    running: list[ExitStack] = []
 
     def enter(*_: object) -> None:
-        running.append(_Additions(scales))
-        running[-1].__enter__()
+        running.append(ExitStack())
+        running[-1].enter_context(_Additions(scales))
 
     def leave(*_: object) -> None:
-        running.pop().__exit__(None, None, None)
+        running.pop().close()
 
     hooks = [model.register_forward_pre_hook(enter), model.register_forward_hook(leave, always_call=True)]
     try:

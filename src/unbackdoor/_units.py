@@ -140,7 +140,7 @@ def scaled_(layers: Iterable[nn.Module], name: str) -> list[Scale]:
 
 @torch.no_grad()
 def as_far_as_accurate_(
-    parameters: Sequence[nn.Parameter], stages: Iterable[Callable[[], None]], accurate: Callable[[], bool]
+    parameters: Sequence[Tensor], stages: Iterable[Callable[[], None]], accurate: Callable[[], bool]
 ) -> int:
     """Prune in stages, from mild to severe, up to the last one after which the model is still accurate.
 

@@ -81,7 +81,8 @@ def lipschitz_bounds(unit: Channels) -> Tensor:
     kernels = unit.convolution.weight.flatten(2)  # (channels, inputs, kernel area)
     largest = torch.linalg.matrix_norm(kernels.double(), ord=2)  # (channels,)
     assert unit.norm.running_var is not None
-    return largest * (unit.norm.weight / (unit.norm.running_var + unit.norm.eps).sqrt()).abs()
+    bounds: Tensor = largest * (unit.norm.weight / (unit.norm.running_var + unit.norm.eps).sqrt()).abs()
+    return bounds
 
 
 def outliers(bounds: Tensor, u: float) -> Tensor:
