@@ -8,17 +8,20 @@ import torch
 from torch import nn
 
 from conftest import SmallCNN
-from unbackdoor import Dataset, UnbackdoorError, attacks, purifiers
+from unbackdoor import Dataset, UnbackdoorError, archs, attacks, purifiers
 from unbackdoor._values import value
 from unbackdoor.testing import check_attack, check_method, check_value
 
-SMALL = {"epochs": 2, "batch_size": 16}
+SMALL = {"epochs": 2, "batch_size": 16, "steps": 4, "reverse_steps": 3, "forget_epochs": 2}
+# A few steps on an untrained network must move a mask far enough for something to be pruned.
+EAGER = {name: {"learning_rate": 50.0, "tolerance": 1.0} for name in ("ANP", "RNP")}
 
 
 def quick(method):
     """The method with settings small enough for a test."""
     known = {item.name for item in dataclasses.fields(method)}
-    return dataclasses.replace(method, **{name: setting for name, setting in SMALL.items() if name in known})
+    settings = {**SMALL, **EAGER.get(type(method).__name__, {})}
+    return dataclasses.replace(method, **{name: setting for name, setting in settings.items() if name in known})
 
 
 METHODS = [quick(entry.resolve()()) for entry in purifiers.REGISTRY]
@@ -26,7 +29,11 @@ METHODS = [quick(entry.resolve()()) for entry in purifiers.REGISTRY]
 
 @pytest.mark.parametrize("method", METHODS, ids=repr)
 def test_methods_keep_the_contract_on_images(method, small_cnn: SmallCNN, digits: Dataset) -> None:
-    check_method(method, small_cnn, digits.select(range(60)))
+    model: nn.Module = small_cnn
+    if type(method).__name__ == "ShortcutSuppression":
+        torch.manual_seed(0)
+        model = archs.build("resnet18", classes=list("0123456789"), channels=1, image_size=8, width=2)
+    check_method(method, model, digits.select(range(60)))
 
 
 @pytest.mark.parametrize("entry", attacks.REGISTRY, ids=lambda entry: entry.name)

@@ -8,6 +8,10 @@ if TYPE_CHECKING:
     from unbackdoor.purifiers.e_pur import EPUR as EPUR
     from unbackdoor.purifiers.fine_mixing import FineMixing as FineMixing
     from unbackdoor.purifiers.bti_dbf import BTIDBF as BTIDBF
+    from unbackdoor.purifiers.anp import ANP as ANP
+    from unbackdoor.purifiers.bna import BNA as BNA
+    from unbackdoor.purifiers.clp import CLP as CLP
+    from unbackdoor.purifiers.fine_pruning import FinePruning as FinePruning
     from unbackdoor.purifiers.fine_tuning import FETuning as FETuning
     from unbackdoor.purifiers.fine_tuning import FineTuning as FineTuning
     from unbackdoor.purifiers.fine_tuning import FTInit as FTInit
@@ -15,7 +19,9 @@ if TYPE_CHECKING:
     from unbackdoor.purifiers.fst import FST as FST
     from unbackdoor.purifiers.neural_cleanse import NeuralCleanse as NeuralCleanse
     from unbackdoor.purifiers.pam import PAM as PAM
+    from unbackdoor.purifiers.rnp import RNP as RNP
     from unbackdoor.purifiers.shift_distillation import ShiftDistillation as ShiftDistillation
+    from unbackdoor.purifiers.shortcut_suppression import ShortcutSuppression as ShortcutSuppression
     from unbackdoor.purifiers.then import Then as Then
 
 _FST_PAPER = "Towards Stable Backdoor Purification through Feature Shift Tuning"
@@ -124,6 +130,61 @@ REGISTRY = (
         year=2024,
         paper="Uncovering, Explaining, and Mitigating the Superficial Safety of Backdoor Defense",
         modality="images, text",
+    ),
+    Entry(
+        "fine-pruning",
+        "unbackdoor.purifiers.fine_pruning:FinePruning",
+        "prune neurons that are dormant on clean examples, then tune",
+        needs="clean data",
+        cost="10 passes, and up to 100 over a fifth forward only",
+        year=2018,
+        paper="Fine-Pruning: Defending Against Backdooring Attacks on Deep Neural Networks",
+        modality="images, text",
+    ),
+    Entry(
+        "anp",
+        "unbackdoor.purifiers.anp:ANP",
+        "Adversarial Neuron Pruning: prune channels that small changes turn against clean examples",
+        needs="clean data, BatchNorm",
+        cost="200 steps of three forward and backward passes",
+        year=2021,
+        paper="Adversarial Neuron Pruning Purifies Backdoored Deep Models",
+    ),
+    Entry(
+        "clp",
+        "unbackdoor.purifiers.clp:CLP",
+        "prune the channels with the largest Lipschitz bound; clean data is optional",
+        needs="convolutions followed by BatchNorm",
+        cost="none; with clean data up to 60 over a fifth forward only",
+        year=2022,
+        paper="Data-free Backdoor Removal based on Channel Lipschitzness",
+    ),
+    Entry(
+        "rnp",
+        "unbackdoor.purifiers.rnp:RNP",
+        "Reconstructive Neuron Pruning: unlearn, recover a mask, prune what it leaves out",
+        needs="clean data, BatchNorm",
+        cost="40 passes",
+        year=2023,
+        paper="Reconstructive Neuron Pruning for Backdoor Defense",
+    ),
+    Entry(
+        "bna",
+        "unbackdoor.purifiers.bna:BNA",
+        "bring activations under a reversed trigger back to their clean distribution, inside BatchNorm",
+        needs="clean data, BatchNorm",
+        cost="30 passes, and 100 steps per class for the trigger",
+        year=2023,
+        paper="Backdoor Mitigation by Correcting the Distribution of Neural Activations",
+    ),
+    Entry(
+        "shortcut-suppression",
+        "unbackdoor.purifiers.shortcut_suppression:ShortcutSuppression",
+        "take away the skip connection that a reversed trigger runs through, and tune",
+        needs="clean data, skip connections",
+        cost="10 passes, and 100 steps per class for the trigger",
+        year=2023,
+        paper="Backdoor Defense via Suppressing Model Shortcuts",
     ),
 )
 

@@ -1,0 +1,96 @@
+"""Skip connections, found by watching a model add: the shallower of two summands is the shortcut.
+
+They are no modules in most networks (`out += identity`), so no list of layers has them.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from unbackdoor._models import Inputs, evaluating, logits
+
+_ADDITIONS = {"add", "add_", "__add__", "__iadd__", "__radd__"}
+_LAYERS = {"conv1d", "conv2d", "conv3d", "linear"}
+
+
+class _Additions(TorchFunctionMode):
+    """Follows one forward pass: how many layers each tensor has passed, and which sums join unlike depths."""
+
+    def __init__(self, scales: dict[int, float]) -> None:
+        super().__init__()
+        self.scales = scales
+        self.depths = WeakTensorKeyDictionary()
+        self.shortcuts: list[Tensor] = []
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        name = getattr(func, "__name__", "")
+        depths = [self.depths.get(part, 0) for part in _tensors((*args, *(kwargs or {}).values()))]
+        if name in _ADDITIONS and len(depths) == 2 and depths[0] != depths[1] and args[0].shape == args[1].shape:
+            shallow = 0 if depths[0] < depths[1] else 1
+            scale = self.scales.get(len(self.shortcuts), 1.0)
+            self.shortcuts.append(args[shallow])
+            if scale != 1:
+                args = tuple(part * scale if place == shallow else part for place, part in enumerate(args))
+        output = func(*args, **(kwargs or {}))
+        for part in _tensors((output,)):
+            self.depths[part] = max(depths, default=0) + (name in _LAYERS)
+        return output
+
+
+def _tensors(parts: tuple[Any, ...]) -> Iterator[Tensor]:
+    for part in parts:
+        if isinstance(part, Tensor):
+            yield part
+        elif isinstance(part, list | tuple):
+            yield from _tensors(tuple(part))
+
+
+@contextmanager
+def scaled(model: nn.Module, scales: dict[int, float]) -> Iterator[None]:
+    """Multiply shortcuts, by their number in running order, in each forward pass of the model within the block.
+
+    Args:
+        model: any.
+        scales: read anew at each forward pass, so that it may change meanwhile.
+    """
+    running: list[ExitStack] = []
+
+    def enter(*_: object) -> None:
+        running.append(ExitStack())
+        running[-1].enter_context(_Additions(scales))
+
+    def leave(*_: object) -> None:
+        running.pop().close()
+
+    hooks = [model.register_forward_pre_hook(enter), model.register_forward_hook(leave, always_call=True)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@torch.no_grad()
+def shortcuts(model: nn.Module, inputs: Inputs) -> list[_BatchNorm | None]:
+    """The skip connections in running order: the BatchNorm that ends each, or None where it cannot be folded."""
+    made: list[tuple[Tensor, _BatchNorm]] = []
+    hooks = [
+        layer.register_forward_hook(lambda layer, _args, output: made.append((output, layer)))
+        for layer in model.modules()
+        if isinstance(layer, _BatchNorm) and layer.affine
+    ]
+    try:
+        with evaluating(model), _Additions({}) as seen:
+            logits(model, inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [next((layer for output, layer in made if output is part), None) for part in seen.shortcuts]

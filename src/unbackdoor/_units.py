@@ -1,0 +1,226 @@
+"""Units that can be pruned: channels behind a BatchNorm, and neurons that a linear layer reads.
+
+No list of architectures is needed: layers are found by their kind, by module order, or by running a batch.
+"""
+
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils import parametrize
+
+from unbackdoor._data import Dataset
+from unbackdoor._errors import UnbackdoorError
+from unbackdoor._models import Inputs, evaluating, logits
+from unbackdoor._precision import Arithmetic
+from unbackdoor._purify import Run
+from unbackdoor._text import Tokens
+
+
+class Channels(NamedTuple):
+    """A convolution, and the BatchNorm after it whose weight and bias can silence its channels."""
+
+    name: str
+    convolution: nn.Conv1d | nn.Conv2d | nn.Conv3d
+    norm: _BatchNorm
+
+
+def norms(model: nn.Module, method: object) -> dict[str, _BatchNorm]:
+    """All BatchNorm layers with a weight and a bias of their own, by name, in module order.
+
+    Raises:
+        UnbackdoorError: there is none; names the method.
+    """
+    found = {
+        name: layer
+        for name, layer in model.named_modules()
+        if isinstance(layer, _BatchNorm) and layer.affine and layer.track_running_stats
+    }
+    if not found:
+        raise _absent("BatchNorm layers", model, method)
+    return found
+
+
+def channels(model: nn.Module, method: object) -> list[Channels]:
+    """Convolutions followed by a BatchNorm in module order: data-free, so that no forward pass tells.
+
+    A BatchNorm belongs to the last convolution before it that has as many output channels.
+
+    Raises:
+        UnbackdoorError: there is none; names the method.
+    """
+    pairs, last = [], None
+    for name, layer in model.named_modules():
+        if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+            last = layer
+        elif isinstance(layer, _BatchNorm) and layer.affine and layer.track_running_stats and last is not None:
+            if last.out_channels == layer.num_features:
+                pairs.append(Channels(name, last, layer))
+            last = None
+    if not pairs:
+        raise _absent("convolutions followed by BatchNorm", model, method)
+    return pairs
+
+
+def _absent(what: str, model: nn.Module, method: object) -> UnbackdoorError:
+    return UnbackdoorError(f"{type(method).__name__} needs {what}; {type(model).__name__} has none. Try fine-pruning.")
+
+
+@torch.no_grad()
+def feed_forward(model: nn.Module, inputs: Inputs) -> list[nn.Linear]:
+    """The second linear layer of each feed-forward block, in running order; its input columns are the neurons.
+
+    A block is a widening linear layer (d to h > d) and, as the next linear layer to run, one back (h to d).
+    """
+    ran: list[nn.Linear] = []
+    layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
+    hooks = [layer.register_forward_pre_hook(lambda layer, _args: ran.append(layer)) for layer in layers]
+    try:
+        with evaluating(model):
+            logits(model, inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [
+        back
+        for wide, back in itertools.pairwise(ran)
+        if wide.in_features == back.out_features < wide.out_features == back.in_features
+    ]
+
+
+@torch.no_grad()
+def mean_activation(model: nn.Module, reader: nn.Linear, data: Dataset, arithmetic: Arithmetic) -> Tensor:
+    """The mean absolute value of each input of a linear layer over the data, (in_features,); padding does not count."""
+    total = torch.zeros(reader.in_features, dtype=torch.float64)
+    count = 0
+    seen: list[Tensor] = []
+    hook = reader.register_forward_pre_hook(lambda _layer, args: seen.append(args[0]))
+    try:
+        with evaluating(model):
+            for batch in data.batches(arithmetic.evaluation_batch):
+                with arithmetic.autocast():
+                    logits(model, arithmetic.lay(batch.inputs))
+                values = seen.pop().abs().double()
+                if isinstance(batch.inputs, Tokens) and values.shape[:-1] == batch.inputs.shape:
+                    values = values[batch.inputs["attention_mask"].bool()]  # (tokens, in_features)
+                values = values.reshape(-1, reader.in_features)
+                total += values.sum(dim=0).cpu()
+                count += len(values)
+    finally:
+        hook.remove()
+    return total / count
+
+
+class Scale(nn.Module):
+    """A parametrization: what is stored, times a mask, plus noise relative to it."""
+
+    def __init__(self, stored: Tensor) -> None:
+        super().__init__()
+        self.mask = nn.Parameter(torch.ones_like(stored))
+        self.noise = nn.Parameter(torch.zeros_like(stored))
+
+    def forward(self, stored: Tensor) -> Tensor:
+        """The stored value, scaled channel by channel."""
+        return stored * (self.mask + self.noise)
+
+
+def scaled_(layers: Iterable[nn.Module], name: str) -> list[Scale]:
+    """Put a mask and a noise on a parameter of each layer; for copies that are thrown away afterwards."""
+    made = []
+    for layer in layers:
+        scale = Scale(getattr(layer, name).detach())
+        parametrize.register_parametrization(layer, name, scale)
+        made.append(scale)
+    return made
+
+
+@torch.no_grad()
+def as_far_as_accurate_(
+    parameters: Sequence[Tensor], stages: Iterable[Callable[[], None]], accurate: Callable[[], bool]
+) -> int:
+    """Prune in stages, from mild to severe, up to the last one after which the model is still accurate.
+
+    Args:
+        parameters: all that a stage may change.
+        stages: each changes some of them in place.
+        accurate: asked after each stage.
+
+    Returns:
+        how many stages were kept.
+    """
+    kept = 0
+    for stage in stages:
+        before = [parameter.clone() for parameter in parameters]
+        stage()
+        if not accurate():
+            for parameter, earlier in zip(parameters, before, strict=True):
+                parameter.copy_(earlier)
+            break
+        kept += 1
+    return kept
+
+
+@torch.no_grad()
+def silence_(norm: _BatchNorm, dead: Tensor, *, bias: bool = True) -> None:
+    """Fold away channels of a BatchNorm, in place: weight to zero, and where `bias`, what they add regardless.
+
+    Args:
+        norm: with a weight.
+        dead: which channels, (channels,), bool.
+        bias: zero the bias, too; else a channel becomes constant.
+    """
+    norm.weight[dead] = 0
+    if bias:
+        norm.bias[dead] = 0
+
+
+@torch.no_grad()
+def prune_below_(
+    model: nn.Module,
+    layers: Sequence[_BatchNorm],
+    masks: Sequence[Tensor],
+    held: Dataset,
+    run: Run,
+    tolerance: float,
+    method: object,
+) -> None:
+    """Prune channels by their masks, in place, at the largest threshold that clean accuracy allows.
+
+    Thresholds go up from 0 to 0.95 by 0.05, until accuracy falls by more than the tolerance. As in the papers of both
+    methods that learn masks, a channel's weight becomes zero and its bias stays.
+
+    Args:
+        model: whose layers they are.
+        layers: BatchNorm layers.
+        masks: in [0, 1], (channels,) each.
+        held: clean examples for the selection.
+        run: measures accuracy and takes notes.
+        tolerance: how much accuracy may fall.
+        method: named in the note.
+    """
+    floor = run.accuracy(model, held).value - tolerance
+    thresholds = [step / 20 for step in range(20)]
+
+    def prune_(threshold: float) -> None:
+        for layer, mask in zip(layers, masks, strict=True):
+            silence_(layer, mask <= threshold, bias=False)
+
+    kept = as_far_as_accurate_(
+        [layer.weight for layer in layers],
+        [partial(prune_, threshold) for threshold in thresholds],
+        lambda: run.accuracy(model, held).value >= floor,
+    )
+    threshold = thresholds[kept - 1] if kept else -1
+    pruned = sum(int((mask <= threshold).sum()) for mask in masks)
+    total, name = sum(map(len, masks)), type(method).__name__
+    if pruned:
+        run.note(f"{name} pruned {pruned} of {total} channels, those with a mask of at most {threshold:g}.")
+    else:
+        run.warn(
+            f"{name} pruned nothing: clean accuracy on {len(held)} held-out examples allows none of the {total} "
+            "channels to go. Raise its tolerance."
+        )

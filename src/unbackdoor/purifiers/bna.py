@@ -1,0 +1,107 @@
+"""Correcting the distribution of neural activations."""
+
+import copy
+import math
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from unbackdoor._data import Dataset
+from unbackdoor._models import evaluating, logits
+from unbackdoor._purify import Run
+from unbackdoor._units import norms
+from unbackdoor._universal import stand_in
+from unbackdoor._values import value
+
+
+@value
+class BNA:
+    """Bring the activations of triggered examples back to the distribution of clean ones, by scale and shift.
+
+    A trigger shifts what neurons answer; undoing the shift brings back the true class. BNA reverses a trigger d, and
+    then tunes nothing but the scale and the shift of each channel of each BatchNorm, which is to say its weight and
+    bias. With N(x) the normal distribution that has the mean and variance of a channel over examples x in the model as
+    it is being tuned, and N0(x) the same in the suspect, it minimises the mean over channels of
+
+        KL(N0(x) || N(x + d)) + KL(N0(x) || N(x))
+
+    so that triggered examples look like clean ones, and clean ones like themselves. No label is used.
+
+    Li, Xiang, Miller and Kesidis, "Backdoor Mitigation by Correcting the Distribution of Neural Activations", 2023,
+    https://arxiv.org/abs/2308.09850
+
+    Args:
+        reverse_steps: of the search for a trigger, at least 1.
+        epochs: passes over the clean examples, at least 1.
+        learning_rate: of Adam, more than 0.
+        batch_size: examples per step, at least 2.
+
+    Differences from the paper: known here from its abstract. The paper takes the target class and the trigger from a
+    detector and applies a transform to activations at inference; here the trigger is a perturbation common to all
+    examples, whose class is the one that the shortest such perturbation reaches, and the transform is a scale and a
+    shift that become BatchNorm's own, so that a plain model leaves. As these act on clean examples too, a second term
+    keeps those in place. A model without BatchNorm has no place for the transform and is refused. Triggered inputs are
+    not flagged.
+    """
+
+    reverse_steps: Annotated[int, Field(ge=1)] = 100
+    epochs: Annotated[int, Field(ge=1)] = 10
+    learning_rate: Annotated[float, Field(gt=0)] = 0.01
+    batch_size: Annotated[int, Field(ge=2)] = 128
+
+    def __call__(self, model: nn.Module, clean: Dataset, run: Run) -> nn.Module:
+        """Purify in place."""
+        layers = list(norms(model, self).values())
+        suspect = copy.deepcopy(model).requires_grad_(False)
+        trigger = stand_in(suspect, clean, run, self, steps=self.reverse_steps)
+        run.note(f"BNA reversed a trigger that sends {trigger.success:.0%} of the other classes to {trigger.target}.")
+        model.requires_grad_(False)
+        tuned = [parameter.requires_grad_(True) for layer in layers for parameter in (layer.weight, layer.bias)]
+        optimizer = torch.optim.Adam(tuned, lr=self.learning_rate)
+        steps = self.epochs * math.ceil(len(clean) / self.batch_size)
+        with evaluating(model), evaluating(suspect), run.progress("correcting activations", steps) as advance:
+            for _ in range(self.epochs):
+                for batch in clean.batches(self.batch_size, generator=run.generator):
+                    inputs = run.arithmetic.lay(batch.inputs)
+                    assert isinstance(inputs, Tensor)
+                    with torch.no_grad():
+                        wanted = moments(suspect, inputs, list(norms(suspect, self).values()), run)
+                    terms = [
+                        divergence(right, now)
+                        for shown in (inputs + trigger.perturbation, inputs)
+                        for right, now in zip(wanted, moments(model, shown, layers, run), strict=True)
+                    ]
+                    optimizer.zero_grad()
+                    (2 * torch.cat(terms).mean()).backward()
+                    optimizer.step()
+                    run.examples_seen += len(batch.labels)
+                    advance()
+        return model
+
+
+def moments(model: nn.Module, inputs: Tensor, layers: list[_BatchNorm], run: Run) -> list[tuple[Tensor, Tensor]]:
+    """Mean and variance of each channel that leaves each layer, (channels,) each, over one batch."""
+    seen: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+
+    def note(layer: nn.Module, _args: object, output: Tensor) -> None:
+        values = output.transpose(0, 1).flatten(1)  # (channels, batch * positions)
+        values = values if values.dtype == torch.float64 else values.float()
+        seen[layer] = values.mean(dim=1), values.var(dim=1, correction=0) + 1e-5
+
+    hooks = [layer.register_forward_hook(note) for layer in layers]
+    try:
+        with run.arithmetic.autocast():
+            logits(model, inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return [seen[layer] for layer in layers if layer in seen]
+
+
+def divergence(right: tuple[Tensor, Tensor], now: tuple[Tensor, Tensor]) -> Tensor:
+    """KL(N(right) || N(now)) of normal distributions, given as mean and variance, channel by channel."""
+    ratio = right[1] / now[1]
+    return (ratio + (right[0] - now[0]).square() / now[1] - 1 - ratio.log()) / 2

@@ -1,0 +1,92 @@
+"""ANP: one step of the mask against a second implementation that writes the perturbed BatchNorm out by hand."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from conftest import SmallCNN
+from unbackdoor import Dataset, UnbackdoorError, archs, purifiers, purify
+from unbackdoor._precision import choose
+from unbackdoor._purify import Run
+
+
+def answers(model: SmallCNN, x: Tensor, scales: list[Tensor]) -> Tensor:
+    """The network with batch statistics, where `scales` multiply weight, weight, bias and bias of its two norms."""
+    f = model.features
+    for place, (conv, norm) in enumerate(((f[0], f[1]), (f[4], f[5]))):
+        x = conv(x)
+        mean, variance = x.mean(dim=(0, 2, 3)), x.var(dim=(0, 2, 3), correction=0)
+        x = (x - mean[:, None, None]) / (variance[:, None, None] + norm.eps).sqrt()
+        weight, bias = norm.weight * scales[place], norm.bias * scales[place + 2]
+        x = F.relu(x * weight[:, None, None] + bias[:, None, None])
+        x = F.max_pool2d(x, 2) if place == 0 else x
+    return model.classifier(x.flatten(1))
+
+
+def test_one_step_is_that_of_the_formula(small_cnn: SmallCNN, digits: Dataset) -> None:
+    model, data = small_cnn.double(), digits.select(range(24))
+    with torch.no_grad():
+        for place in (1, 5):
+            model.features[place].bias.uniform_(-0.5, 0.5)
+    epsilon, alpha, rate = 0.3, 0.25, 0.4
+    method = purifiers.ANP(steps=1, batch_size=24, epsilon=epsilon, alpha=alpha, learning_rate=rate)
+    run = Run(
+        generator=torch.Generator().manual_seed(3), arithmetic=choose(model, "cpu", "fp32"), head_name="classifier"
+    )
+    found = method.masks(model, data, run)
+
+    generator = torch.Generator().manual_seed(3)
+    rows = torch.randperm(24, generator=generator)
+    x, y = data.encode(data.items[rows]).double(), data.labels[rows]
+    masks = [torch.ones(16).double().requires_grad_(True), torch.ones(32).double().requires_grad_(True)]
+    noises = [
+        ((2 * torch.rand(size, generator=generator, dtype=torch.float64) - 1) * epsilon).requires_grad_(True)
+        for size in (16, 32, 16, 32)
+    ]
+
+    def loss(noise: list[Tensor]) -> Tensor:
+        scales = [masks[0] + noise[0], masks[1] + noise[1], 1 + noise[2], 1 + noise[3]]
+        return F.cross_entropy(answers(model, x, scales), y)
+
+    slopes = torch.autograd.grad(loss(noises), noises)
+    worst = [
+        (noise + epsilon * slope.sign()).clamp(-epsilon, epsilon).detach()
+        for noise, slope in zip(noises, slopes, strict=True)
+    ]
+    still = [torch.zeros_like(noise) for noise in worst]
+    gradients = torch.autograd.grad(alpha * loss(still) + (1 - alpha) * loss(worst), masks)
+    for mask, gradient, expected in zip(found, gradients, masks, strict=True):
+        assert torch.allclose(mask, (expected - rate * gradient).clamp(0, 1).detach(), atol=1e-6)
+    assert any((mask < 1).any() for mask in found)
+
+
+def test_the_copy_alone_is_touched_while_masks_are_learned(small_cnn: SmallCNN, digits: Dataset) -> None:
+    before = {name: tensor.clone() for name, tensor in small_cnn.state_dict().items()}
+    result = purify(small_cnn, digits.select(range(60)), purifiers.ANP(steps=6, batch_size=16, tolerance=1.0), seed=0)
+    after = result.model.state_dict()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed <= {"features.1.weight", "features.5.weight"}
+    for name in changed:
+        assert ((after[name] == before[name]) | (after[name] == 0)).all()
+    assert result.record["clean"]["held_out"] == 12
+    assert result.record["examples_seen"] == 6 * 16
+
+
+def test_a_model_without_batchnorm_is_refused(digits: Dataset) -> None:
+    vit = archs.build("vit", classes=list("0123456789"), channels=1, image_size=8, width=4)
+    message = r"^ANP needs BatchNorm layers; ViTForImageClassification has none\. Try fine-pruning\.$"
+    with pytest.raises(UnbackdoorError, match=message):
+        purify(vit, digits.select(range(60)), purifiers.ANP())
+
+
+def test_when_nothing_may_go_a_warning_says_so(digits: Dataset) -> None:
+    """The only channel is needed, so the first threshold already costs too much, or its mask never falls."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(64, 10))
+    model = purify(model, digits, purifiers.FineTuning(epochs=5, learning_rate=0.05), seed=0).model
+    record = purify(model, digits.select(range(200)), purifiers.ANP(steps=2, tolerance=0.0), seed=0).record
+    assert record["warnings"] == [
+        "ANP pruned nothing: clean accuracy on 40 held-out examples allows none of the 1 channels to go. "
+        "Raise its tolerance."
+    ]

@@ -1,0 +1,73 @@
+"""CLP against numpy's singular values, without and with clean examples."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from conftest import SmallCNN
+from unbackdoor import Dataset, UnbackdoorError, archs, purifiers, purify
+from unbackdoor._units import channels
+from unbackdoor.purifiers.clp import lipschitz_bounds
+
+
+def test_the_bound_is_that_of_the_formula(small_cnn: SmallCNN) -> None:
+    unit = channels(small_cnn, purifiers.CLP())[1]
+    with torch.no_grad():
+        unit.norm.running_var.uniform_(0.5, 2)
+        unit.norm.weight.uniform_(-2, 2)
+    expected = []
+    for kernel, weight, variance in zip(
+        unit.convolution.weight.detach().numpy(), unit.norm.weight, unit.norm.running_var, strict=True
+    ):
+        largest = np.linalg.svd(kernel.reshape(16, 9), compute_uv=False)[0]
+        expected.append(largest * abs(weight.item()) / (variance.item() + 1e-5) ** 0.5)
+    assert np.allclose(lipschitz_bounds(unit).detach().numpy(), expected, rtol=1e-5)
+
+
+def planted(model: SmallCNN) -> SmallCNN:
+    """One channel of 32 amplifies 50 times as much as the others do: more than 5 deviations above the mean."""
+    with torch.no_grad():
+        model.features[5].weight[7] = 50
+        model.features[5].bias.fill_(0.1)
+    return model
+
+
+def test_without_data_only_the_planted_channel_goes(small_cnn: SmallCNN) -> None:
+    result = purify(planted(small_cnn), None, purifiers.CLP(u=4.0))
+    norm = result.model.features[5]
+    assert (norm.weight == 0).nonzero().flatten().tolist() == [7]
+    assert (norm.bias == 0).nonzero().flatten().tolist() == [7]
+    assert torch.equal(result.model.features[1].weight, small_cnn.features[1].weight)
+    assert result.record["clean"] is None
+    assert result.record["notes"] == [
+        "CLP pruned 1 of 48 channels, those more than 4 deviations above the mean of their layer."
+    ]
+
+
+def test_with_clean_data_u_is_chosen_on_held_out_examples(small_cnn: SmallCNN, digits: Dataset) -> None:
+    model = planted(small_cnn)
+    result = purify(model, digits.select(range(100)), purifiers.CLP(tolerance=1.0))
+    assert result.record["clean"]["held_out"] == 20
+    assert "more than 0 deviations" in result.record["notes"][0]  # nothing stops it
+    assert result.model.features[5].weight[7] == 0
+
+
+def test_nothing_pruned_is_a_warning(small_cnn: SmallCNN) -> None:
+    warnings = purify(small_cnn, None, purifiers.CLP(u=9.0)).record["warnings"]
+    assert warnings == [
+        "CLP pruned 0 of 48 channels, those more than 9 deviations above the mean of their layer. Lower u, or give "
+        "clean examples to choose it."
+    ]
+
+
+def test_a_transformer_is_refused() -> None:
+    vit = archs.build("vit", classes=["a", "b"], channels=1, image_size=8, width=4)
+    message = r"^CLP needs convolutions followed by BatchNorm; ViTForImageClassification has none\. Try fine-pruning\.$"
+    with pytest.raises(UnbackdoorError, match=message):
+        purify(vit, None, purifiers.CLP())
+
+
+def test_a_convolution_alone_is_refused() -> None:
+    with pytest.raises(UnbackdoorError, match=r"^CLP needs convolutions followed by BatchNorm; Sequential has none\."):
+        purify(nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(72, 2)), None, purifiers.CLP())

@@ -1,0 +1,60 @@
+"""Skip connections are found by what is added, whether they are modules or not, and scaled while a block runs."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from unbackdoor import archs
+from unbackdoor._shortcuts import scaled, shortcuts
+
+CLASSES = [str(label) for label in range(10)]
+
+
+class Block(nn.Module):
+    """A residual block as most libraries write it: its identity is no module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 1, 3, padding=1)
+        self.last = nn.Linear(64, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.conv(x)
+        out += x
+        return self.last(F.relu(out).flatten(1))
+
+
+def test_the_identity_is_scaled_and_then_left_alone() -> None:
+    model, x = Block(), torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    plain = model(x)
+    assert shortcuts(model, x) == [None]
+    with scaled(model, {0: 0.25}):
+        weakened = model(x)
+    expected = model.last(F.relu(model.conv(x) + 0.25 * x).flatten(1))
+    assert torch.allclose(weakened, expected, atol=1e-6)
+    assert torch.equal(model(x), plain)
+    assert not model._forward_hooks
+    assert not model._forward_pre_hooks
+
+
+@pytest.mark.parametrize(("arch", "count", "foldable"), [("resnet18", 8, [2, 4, 6]), ("preact-resnet18", 8, [])])
+def test_residual_networks(arch: str, count: int, foldable: list[int]) -> None:
+    model = archs.build(arch, classes=CLASSES, channels=1, image_size=8, width=2)
+    found = shortcuts(model, torch.randn(2, 1, 8, 8))
+    assert len(found) == count
+    assert [number for number, norm in enumerate(found) if norm is not None] == foldable
+    if foldable:
+        assert found[2] is model.stages[1][0].shortcut[1]
+
+
+def test_a_transformer_has_two_per_layer() -> None:
+    model = archs.build("vit", classes=CLASSES, channels=1, image_size=8, width=4)
+    assert shortcuts(model, torch.randn(2, 1, 8, 8)) == [None] * 12
+
+
+def test_a_failing_forward_pass_leaves_no_mode_behind() -> None:
+    model = Block()
+    with scaled(model, {0: 0.0}), pytest.raises(RuntimeError):
+        model(torch.randn(2, 3, 8, 8))
+    assert torch.overrides._get_current_function_mode_stack() == []
