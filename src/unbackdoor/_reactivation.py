@@ -64,7 +64,7 @@ def learn(
     seed: int,
     arithmetic: Arithmetic,
     advance: Callable[[], None],
-    epochs: int = EPOCHS,
+    epochs: int,
 ) -> Perturbation:
     """Learn a perturbation d by SGD, all classifiers being frozen and in eval mode. Over (x, y) it minimises
 

@@ -278,6 +278,7 @@ def _reactivated(
         seed=seed,
         arithmetic=lab.arithmetic,
         advance=lab.advance,
+        epochs=REACTIVATION_EPOCHS,
     )
     assert lab.attacked.data.rows is not None
     moved = lab.test.select(lab.attacked.data.rows)
