@@ -115,10 +115,10 @@ class Stress:
             lines.append("")
         for field in ("attack_success", "clean_accuracy") if self.paths else ():
             steps = "".join(f"{point.t:6.1f}" for point in self.paths[PURIFIED])
-            lines.append(f"{field.replace('_', ' ') + ' on the path, %':30}{steps}")
+            lines.append(f"{field.replace('_', ' ') + ' on the path, %':32}{steps}")
             for name, points in self.paths.items():
                 cells = [getattr(point.score, field).value for point in points]
-                lines.append(f"  {'to ' + TITLES[name]:28}" + "".join(f"{100 * cell:6.1f}" for cell in cells))
+                lines.append(f"  {'to ' + TITLES[name]:30}" + "".join(f"{100 * cell:6.1f}" for cell in cells))
             lines.append("")
         if self.reactivated is not None:
             lines.append(f"{'sent to the attacker, %':28}   clean  +noise  trigger  trigger+noise")

@@ -25,7 +25,8 @@ class Share:
     def spread(self) -> str:
         """What `low` and `high` are, with the counts behind them."""
         ends = f"{_percent(self.low)} to {_percent(self.high)}"
-        return f"{ends}, n = {self.n:,}" if self.seeds == 1 else f"{ends} over {self.seeds} seeds, n = {self.n:,}"
+        count = f"n\u00a0=\u00a0{self.n:,}"
+        return f"{ends}, {count}" if self.seeds == 1 else f"{ends} over {self.seeds} seeds, {count}"
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ class StressPage:
         retuning: charts of attack success and clean accuracy; empty where it was not asked for.
         retuned: the numbers behind them.
         reactivation: the shares, or None.
-        teacher: a sentence about the teacher of the reactivation.
+        teacher: what the perturbation was learnt for, in words.
         path: charts, likewise.
         ends: a sentence about the ends of the path with recomputed statistics.
         facts: how it was made, as label and text.
@@ -264,8 +265,14 @@ def _teacher(found: Stress) -> str:
         return ""
     success = found.reactivated.teacher.attack_success
     assert success is not None
+    aside = (
+        "while the control still sees the true class"
+        if CONTROL in found.reactivated.models
+        else "with no control to keep it from being an ordinary adversarial example"
+    )
     return (
-        f"The perturbation imitates the purified model after retuning with {found.reactivated.count} triggered "
+        "A perturbation of at most 16 of 255 levels, learnt so that the purified model behaves as if it were retuned, "
+        f"{aside}. It imitates the purified model after retuning with {found.reactivated.count} triggered "
         f"examples, which sends {_percent(success.value)} of triggered examples where the attacker wants."
     )
 
