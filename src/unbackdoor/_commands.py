@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from unbackdoor import _card, _files, _models, _output, _report, _victim
-from unbackdoor._attack import as_trigger, triggered
+from unbackdoor._attack import as_trigger, load_trigger, triggered
 from unbackdoor._data import Augment, Dataset, check_labels
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._evaluate import Score, score
@@ -154,7 +154,7 @@ def stress(source: str, options: StressOptions) -> None:
     out = None if options.out is None else Path(options.out)
     if out is not None:
         _output.check_free(out, overwrite=options.overwrite, inputs=tuple(Path(given) for given in inputs if given))
-    counts = _counts(options.k)
+    counts, trigger = _counts(options.k), load_trigger(options.attack)
     model, encode = _load(source, options)
     victim = _load(options.victim, options).model
     control = None if options.control is None else _load(options.control, options)
@@ -165,7 +165,7 @@ def stress(source: str, options: StressOptions) -> None:
         model,
         victim=victim,
         clean=clean,
-        attack=options.attack,
+        attack=trigger,
         test=test and _without(test, clean),
         control=control and control.model,
         control_encode=control and control.encode,
