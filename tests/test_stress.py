@@ -323,7 +323,7 @@ class TestAsAWhole:
         assert "<script" not in html
         assert "<b>purified" not in html
         assert "&lt;i&gt;three&lt;/i&gt;" in html
-        assert "http" not in html
+        assert "://" not in html
         assert html.count("<svg") == html.count("</svg>") == 4 + 3  # charts and the legend
         assert "prefers-color-scheme: dark" in html
         assert "over 2 seeds" in html
@@ -428,12 +428,12 @@ class TestWarnings:
         ({"control": SmallCNN(classes=5)}, "--control must answer with 10 classes as MODEL does, got 5."),
         (
             {"counts": (1, 1000)},
-            "--k 1000 wants 1000 clean examples to put the trigger on, but digits has 180 that the attack moves. Lower "
+            "--k 1000 wants 1000 clean examples to put the trigger on, but digits has 179 that the attack moves. Lower "
             "--k, or give more.",
         ),
         (
             {"counts": (95,), "test": None},
-            "--k 95 wants 95 clean examples to put the trigger on, but digits has 90 that the attack moves (half of it "
+            "--k 95 wants 95 clean examples to put the trigger on, but digits has 89 that the attack moves (half of it "
             "is kept for scoring). Lower --k, or give more.",
         ),
         ({"attack": attacks.BadNets(target=10)}, "BadNets.target must be 0 to 9, got 10."),

@@ -126,6 +126,8 @@ def stress(
 
     working = {VICTIM: _own(victim), PURIFIED: _own(model), **({} if control is None else {CONTROL: _own(control)})}
     lab = _Lab(clean, test, bait, attacked, control_encode, choose(working[PURIFIED], device, precision))
+    for each in working.values():
+        each.to(lab.arithmetic.dtype)
     runs = range(seed, seed + seeds)
     contenders = len(working) - 1 + ("exact" in parts)
     steps = EPOCHS * len(counts) * seeds * contenders * ("retune" in parts)
