@@ -432,7 +432,7 @@ def test_stress_as_a_user_runs_it(place: Path) -> None:
         ((*STRESS, "--attack", "control.json"), "control.json belongs to a clean control, which has no trigger."),
         ((*STRESS, "--attack", "attack", "--k", "a,b"), "--k must be whole numbers of at least 1 with commas between,"),
         ((*STRESS, "--attack", "attack", "--parts", "all"), "--parts must name some of retune, reactivation, path,"),
-        ((*STRESS, "--attack", "attack", "--out", "attack"), "attack exists. Use --overwrite, or another --out."),
+        ((*STRESS, "--attack", "attack", "--out", "attack"), "attack is the input itself; --out must be another"),
         ((*STRESS, "--attack", "attack", "--data", "clean.parquet"), "clean.parquet holds only examples of clean.pa"),
         ((*STRESS, "--attack", "attack", "--control", "no.safetensors"), "no.safetensors"),
     ],
