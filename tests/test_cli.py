@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 import unbackdoor.__main__
 from unbackdoor import Dataset, attacks, purifiers, purify
-from unbackdoor._attack import poison
+from unbackdoor._attack import describe, poison, save_trigger
 from unbackdoor._cli import main
 
 FACTORY = """
@@ -396,3 +396,50 @@ def test_lists_name_every_entry(place: Path) -> None:
         assert shown.returncode == 0
         for entry in registry:
             assert entry.name in shown.stdout
+
+
+def write_attack(folder: Path) -> None:
+    """The attack.json of the victim in the workspace."""
+    folder.mkdir()
+    data = Dataset(items=torch.zeros(10, 1, 8, 8, dtype=torch.uint8), labels=torch.arange(10))
+    poisoned = poison(data, attacks.BadNets(target=3), rate=0.5, seed=0, classes=10)
+    save_trigger(folder, describe(poisoned, rate=0.5, seed=0, implanted=True), poisoned.trigger.arrays)
+
+
+STRESS = ("stress", *MODEL, "--victim", "weights.safetensors", "--clean", "clean.parquet")
+
+
+def test_stress_as_a_user_runs_it(place: Path) -> None:
+    write_attack(place / "attack")
+    arguments = (*STRESS, "--attack", "attack/attack.json", "--data", "test.parquet", "--parts", "retune,path")
+    done = run(*arguments, "--k", "1,2", "--out", "stressed", "--json", cwd=place)
+    assert done.returncode == 0, done.stderr
+    content = json.loads(done.stdout)
+    assert content == json.loads((place / "stressed" / "stress.json").read_text())
+    assert str(place) not in done.stdout
+    assert (content["model"], content["victim"], content["control"]) == ("weights.safetensors",) * 2 + (None,)
+    assert [each["k"] for each in content["retuning"]["purified"]["runs"]] == [1, 2]
+    assert content["before"]["victim"]["attack_success"]["value"] > 0.9
+    assert content["notes"][0].startswith("No control")
+    assert "have the same weights, so nothing was purified" in done.stderr
+    assert "<svg" in (place / "stressed" / "stress.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((*STRESS, "--attack", "no.json"), "no.json does not exist; --attack takes the attack.json"),
+        ((*STRESS, "--attack", "control.json"), "control.json belongs to a clean control, which has no trigger."),
+        ((*STRESS, "--attack", "attack", "--k", "a,b"), "--k must be whole numbers of at least 1 with commas between,"),
+        ((*STRESS, "--attack", "attack", "--parts", "all"), "--parts must name some of retune, reactivation, path,"),
+        ((*STRESS, "--attack", "attack", "--out", "attack"), "attack is the input itself; --out must be another"),
+        ((*STRESS, "--attack", "attack", "--data", "clean.parquet"), "clean.parquet holds only examples of clean.pa"),
+        ((*STRESS, "--attack", "attack", "--control", "no.safetensors"), "no.safetensors"),
+    ],
+    ids=lambda part: " ".join(map(str, part))[-40:] if isinstance(part, tuple) else "",
+)
+def test_what_stress_refuses(arguments: tuple, message: str, place: Path, refused: Refusals) -> None:
+    write_attack(place / "attack")
+    control = {"format": 1, "attack": {"name": "none", "parameters": {}}, "trigger": {"file": "t", "sha256": ""}}
+    (place / "control.json").write_text(json.dumps(control))
+    assert refused(*arguments).startswith(message)

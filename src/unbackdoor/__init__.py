@@ -28,11 +28,13 @@ if TYPE_CHECKING:
     from unbackdoor._evaluate import evaluate as evaluate
     from unbackdoor._files import load as load
     from unbackdoor._files import save as save
+    from unbackdoor._findings import Stress as Stress
     from unbackdoor._images import ImageEncoder as ImageEncoder
     from unbackdoor._purify import Purified as Purified
     from unbackdoor._purify import Run as Run
     from unbackdoor._purify import purify as purify
     from unbackdoor._stream import purify_stream as purify_stream
+    from unbackdoor._stress import stress as stress
 
 _HOMES = {
     "Trigger": "_attack",
@@ -48,6 +50,8 @@ _HOMES = {
     "Run": "_purify",
     "purify": "_purify",
     "purify_stream": "_stream",
+    "Stress": "_findings",
+    "stress": "_stress",
 }
 _MODULES = ("archs", "attacks", "purifiers", "testing")
 

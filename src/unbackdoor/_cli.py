@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import App, CycloptsError, Parameter
 
 from unbackdoor._errors import UnbackdoorError
-from unbackdoor._options import AttackOptions, EvaluateOptions, PurifyOptions
+from unbackdoor._options import AttackOptions, EvaluateOptions, PurifyOptions, StressOptions
 from unbackdoor._registry import Entry, find
 from unbackdoor.archs import REGISTRY as ARCHS
 from unbackdoor.attacks import REGISTRY as ATTACKS
@@ -112,6 +112,7 @@ def _app(given: list[str]) -> App:
             sub.command(_command(verb, steps[0]) if len(steps) == 1 else _composition(steps), name=chosen)
         app.command(sub)
     app.command(_evaluate, name="evaluate")
+    app.command(_stress, name="stress")
     app.command(_list, name="list")
     return app
 
@@ -238,6 +239,25 @@ def _evaluate(
     from unbackdoor import _commands
 
     _commands.evaluate(model, options)
+
+
+def _stress(
+    model: str,
+    /,
+    *,
+    options: Annotated[StressOptions, Parameter(name="*")],
+) -> None:
+    """Attack a purified model once more: does its backdoor stay gone?
+
+    MODEL is a purified Hugging Face directory or Hub name, or a weights file with --factory. It is retuned with a few
+    triggered examples, asked for its backdoor by a learnt perturbation, and followed on the straight path back to the
+    victim; all beside a model that never was poisoned, where --control names one.
+
+    https://arxiv.org/abs/2410.09838
+    """
+    from unbackdoor import _commands
+
+    _commands.stress(model, options)
 
 
 def _demo(kind: Literal["image"] = "image", /, *, out: str = "demo", overwrite: bool = False, seed: int = 0) -> None:

@@ -8,19 +8,20 @@ from typing import Any
 import torch
 
 from unbackdoor import _card, _files, _models, _output, _report, _victim
-from unbackdoor._attack import as_trigger, triggered
+from unbackdoor._attack import as_trigger, load_trigger, triggered
 from unbackdoor._data import Augment, Dataset, check_labels
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._evaluate import Score, score
 from unbackdoor._evaluate import evaluate as evaluate_model
 from unbackdoor._hugging_face import hub_directory
 from unbackdoor._images import ImageEncoder
-from unbackdoor._options import AttackOptions, EvaluateOptions, ModelOptions, PurifyOptions
+from unbackdoor._options import AttackOptions, EvaluateOptions, ModelOptions, PurifyOptions, StressOptions
 from unbackdoor._precision import choose
 from unbackdoor._purify import Method, method_name, needs_clean
 from unbackdoor._purify import purify as purify_model
 from unbackdoor._registry import to_json
 from unbackdoor._stream import purify_stream
+from unbackdoor._stress import stress as stress_model
 from unbackdoor._values import check_seed, value
 from unbackdoor._victim import Victim, plant
 from unbackdoor.purifiers import REGISTRY
@@ -186,6 +187,56 @@ def _shown(measured: Score) -> str:
     width = max(map(len, measured.per_class))
     lines += [f"  {name:<{width}}  {part!r}" for name, part in measured.per_class.items()]
     return "\n".join(lines)
+
+
+def stress(source: str, options: StressOptions) -> None:
+    """The `stress` command."""
+    paths = (source, options.victim, options.clean, options.attack, options.data, options.control)
+    inputs = (*paths, (options.factory or "").rpartition(":")[0])
+    out = None if options.out is None else Path(options.out)
+    if out is not None:
+        _output.check_free(out, overwrite=options.overwrite, inputs=tuple(Path(given) for given in inputs if given))
+    counts, trigger = _counts(options.k), load_trigger(options.attack)
+    model, encode = _load(source, options)
+    victim = _load(options.victim, options).model
+    control = None if options.control is None else _load(options.control, options)
+    classes = _models.class_names(model)
+    clean = _dataset(options.clean, encode, options, classes, augment=options.augment)
+    test = None if options.data is None else _dataset(options.data, encode, options, classes)
+    found = stress_model(
+        model,
+        victim=victim,
+        clean=clean,
+        attack=trigger,
+        test=test and _without(test, clean),
+        control=control and control.model,
+        control_encode=control and control.encode,
+        parts=tuple(part.strip() for part in options.parts.split(",") if part.strip()),
+        counts=counts,
+        seed=options.seed,
+        seeds=options.seeds,
+        device=options.device,
+        precision=options.precision,
+        progress=True,
+    )
+    names = {"model": source, "victim": options.victim, "control": options.control}
+    told = {key: name and Path(name).name for key, name in names.items()}
+    content = {**told, **found.to_json()}
+    if out is not None:
+        with _output.directory(out) as folder:
+            _write_json(folder / "stress.json", content)
+            page = _report.build_stress(found, told, clean.classes)
+            (folder / "stress.html").write_text(_report.render_stress(page), encoding="utf-8")
+    print(json.dumps(content, indent=2) if options.json else found)
+    if out is not None and not options.json:
+        print(f"Wrote {out} after {content['seconds']:.0f} s; open {out}/stress.html.")
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise UnbackdoorError(f"--k must be whole numbers of at least 1 with commas between, got {text}.") from None
 
 
 def attack(made: Any, options: AttackOptions) -> None:

@@ -133,3 +133,38 @@ class EvaluateOptions(ModelOptions):
     target: int | None = None
     control: str | None = None
     json: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StressOptions(ModelOptions):
+    """Options of `stress`.
+
+    Args:
+        victim: the model before purification, loaded as MODEL is.
+        clean: labelled examples without trigger, which the attacker tunes with.
+        attack: attack.json of the victim.
+        data: test examples to score on; without them a seeded half of --clean is kept for that.
+        control: a model of the same task that never was poisoned, loaded as MODEL is.
+        out: directory for stress.json and stress.html; it must not exist.
+        json: print one JSON object.
+        parts: which of retune, reactivation, path and exact (purification by an oracle), with commas between.
+        k: triggered examples among the clean ones while retuning, with commas between.
+        seed: of everything random.
+        seeds: how many draws of the triggered examples are tried, from --seed on.
+        augment: auto mirrors images unless the class names tell left from right; crop never does, flip always.
+        overwrite: replace a directory that unbackdoor wrote.
+    """
+
+    victim: str
+    clean: str
+    attack: str
+    data: str | None = None
+    control: str | None = None
+    out: str | None = None
+    json: bool = False
+    parts: str = "retune,reactivation,path,exact"
+    k: str = "1,2,5,10,20"
+    seed: int = 0
+    seeds: int = 1
+    augment: Literal["auto", "flip", "crop", "none"] = "auto"
+    overwrite: bool = False

@@ -16,8 +16,8 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 def check_free(out: Path, *, overwrite: bool, inputs: tuple[Path, ...] = ()) -> None:
     """Refuse an output directory that exists or cannot be made, before any work is done.
 
-    With `overwrite` it may exist if this program wrote it (it holds a `record.json`) or it is empty, and if it neither
-    is nor holds one of the inputs.
+    With `overwrite` it may exist if this program wrote it (it holds a `record.json` or `stress.json`) or it is empty,
+    and if it neither is nor holds one of the inputs.
 
     Raises:
         UnbackdoorError: says why.
@@ -34,7 +34,8 @@ def check_free(out: Path, *, overwrite: bool, inputs: tuple[Path, ...] = ()) -> 
             raise UnbackdoorError(f"{out} holds the input {given}; --out must be another directory.")
     if not overwrite:
         raise UnbackdoorError(f"{out} exists. Use --overwrite, or another --out.")
-    ours = out.is_dir() and ((out / "record.json").exists() or not any(out.iterdir()))
+    written = any((out / name).exists() for name in ("record.json", "stress.json"))
+    ours = out.is_dir() and (written or not any(out.iterdir()))
     if not ours or out.is_symlink():
         raise UnbackdoorError(f"{out} was not written by unbackdoor (it has no record.json). Choose another --out.")
 

@@ -1,18 +1,33 @@
 """From the numbers of a page to HTML. Whatever came with a model or data set is escaped here, once, for all of it."""
 
-from importlib import resources
+from typing import Any
 
 from unbackdoor._report._numbers import Page
+from unbackdoor._report._stress_numbers import StressPage
 
 
 def render(page: Page) -> str:
     """The page as one HTML file, which needs no network, no script and no other file."""
-    from jinja2 import Environment, StrictUndefined
+    return _filled("page.html.j2", page)
 
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+
+def render_stress(page: StressPage) -> str:
+    """The page about a stress test, likewise."""
+    return _filled("stress.html.j2", page)
+
+
+def _filled(template: str, page: Any) -> str:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("unbackdoor._report", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     environment.filters["percent"] = _percent
-    source = resources.files("unbackdoor._report").joinpath("page.html.j2").read_text(encoding="utf-8")
-    return environment.from_string(source).render(page=page)
+    return environment.get_template(template).render(page=page)
 
 
 def _percent(share: float) -> str:

@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING, Any
 from unbackdoor._registry import Entry, exported
 
 if TYPE_CHECKING:
-    from unbackdoor.purifiers.e_pur import EPUR as EPUR
-    from unbackdoor.purifiers.fine_mixing import FineMixing as FineMixing
-    from unbackdoor.purifiers.bti_dbf import BTIDBF as BTIDBF
     from unbackdoor.purifiers.anp import ANP as ANP
     from unbackdoor.purifiers.bna import BNA as BNA
+    from unbackdoor.purifiers.bti_dbf import BTIDBF as BTIDBF
     from unbackdoor.purifiers.clp import CLP as CLP
+    from unbackdoor.purifiers.e_pur import EPUR as EPUR
+    from unbackdoor.purifiers.fine_mixing import FineMixing as FineMixing
     from unbackdoor.purifiers.fine_pruning import FinePruning as FinePruning
     from unbackdoor.purifiers.fine_tuning import FETuning as FETuning
     from unbackdoor.purifiers.fine_tuning import FineTuning as FineTuning
