@@ -12,7 +12,7 @@ from unbackdoor import Dataset, UnbackdoorError, attacks, purifiers
 from unbackdoor._values import value
 from unbackdoor.testing import check_attack, check_method, check_value
 
-SMALL = {"epochs": 2, "batch_size": 16}
+SMALL = {"epochs": 2, "batch_size": 16, "rounds": 1, "steps": 2, "teacher_epochs": 1}
 
 
 def quick(method):
