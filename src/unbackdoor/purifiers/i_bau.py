@@ -43,14 +43,15 @@ class IBAU:
         bound: root mean square of the largest perturbation, more than 0; None is 0.2 of the range of a pixel for
             images, and for texts the root mean square of the word embeddings' entries.
         share: of each batch that carries the perturbation in the outer loss, more than 0, at most 1.
-        learning_rate: of AdamW at the start, more than 0; None is 1e-3 for images and 5e-5 for texts.
+        learning_rate: of AdamW at the start, more than 0; None is 5e-4 for images and 5e-5 for texts.
         batch_size: examples per step, at least 2; None is 128 for images and 16 for texts.
 
     Differences from the paper: the steps of the search are normalised, two bounds long together, and end in the ball,
-    where the authors' script takes plain steps of 10 times the gradient, without a ball. Their script perturbs one example in a hundred in the outer loss, takes the model's own answers as labels in the search,
-    and one fixed batch for G in the derivative; here share is a field, the labels are the true ones, and G is of the
-    batch of the step. Their Adam has a constant rate; here it falls linearly to zero. As there, BatchNorm and dropout
-    stay as in eval mode. Texts are this project's addition: one shift of the embeddings for all words of all texts.
+    where the authors' script takes plain steps of 10 times the gradient, without a ball. Their script perturbs one
+    example in a hundred in the outer loss, takes the model's own answers as labels in the search, and one fixed batch
+    for G in the derivative; here share is a field, the labels are the true ones, and G is of the batch of the step.
+    Their Adam has a constant rate of 1e-3; here it falls linearly to zero. As there, BatchNorm and dropout stay as in
+    eval mode. Texts are this project's addition: one shift of the embeddings for all words of all texts.
     """
 
     rounds: Annotated[int, Field(ge=1)] = 5
@@ -58,7 +59,7 @@ class IBAU:
     step: Annotated[float, Field(gt=0)] = 0.1
     decay: Annotated[float, Field(ge=0)] = 0.001
     bound: Annotated[float | None, Field(gt=0)] = None
-    share: Annotated[float, Field(gt=0, le=1)] = 0.5
+    share: Annotated[float, Field(gt=0, le=1)] = 0.1
     learning_rate: Annotated[float | None, Field(gt=0)] = None
     batch_size: Annotated[int | None, Field(ge=2)] = None
 
@@ -112,7 +113,7 @@ class IBAU:
             model,
             clean,
             epochs=self.rounds,
-            learning_rate=1e-3 if images and self.learning_rate is None else self.learning_rate,
+            learning_rate=5e-4 if images and self.learning_rate is None else self.learning_rate,
             batch_size=size,
             optimizer="adamw",
             gradients=gradients,
