@@ -103,7 +103,7 @@ REGISTRY = (
         "unbackdoor.purifiers.sau:SAU",
         "unlearn the perturbations that lead the suspect and the model to the same wrong class",
         needs="clean data",
-        cost="20 passes of about 12 forward and 11 backward",
+        cost="10 passes of about 16 forward and 11 backward",
         year=2023,
         paper="Shared Adversarial Unlearning: Backdoor Mitigation by Unlearning Shared Adversarial Examples",
         modality="images, text",

@@ -10,9 +10,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from unbackdoor._data import Batch, Dataset
-from unbackdoor._errors import UnbackdoorError
-from unbackdoor._models import Inputs, evaluating, logits, probe
+from unbackdoor._models import Inputs, probe
 from unbackdoor._purify import Run
+from unbackdoor._stages import features_of, stages
 from unbackdoor._text import Tokens
 from unbackdoor._train import cross_entropy
 from unbackdoor._values import value
@@ -22,8 +22,8 @@ from unbackdoor._values import value
 class NAD:
     """Fine-tune the suspect into a teacher, then tune the suspect so that it looks where the teacher looks.
 
-    Where a trigger is, the activations of a backdoored network are large, and plain fine-tuning weakens that. With F a
-    layer's feature map, its attention map has one number for each place, and NAD minimises
+    A backdoored network attends to the trigger, its fine-tuned copy does so less, and what the copy attends to can be
+    taught. With F a layer's feature map, its attention map has one number for each place, and NAD minimises
 
         CE(f(x), y) + beta * sum over layers of mean (A(F) / |A(F)| - A(F_teacher) / |A(F_teacher)|)^2,
         A(F) = sum over channels of |F|^power
@@ -46,9 +46,9 @@ class NAD:
         batch_size: examples per step, at least 2; None is 64 for images and 16 for texts.
 
     Differences from the paper: one beta for all layers, where their script has 500, 1000 and 1000 for the three groups
-    of a WideResNet; no weight decay, no Nesterov momentum; a cosine in place of steps from 0.1, which is too much where
-    there are only some hundred images. Their script keeps the epoch that is best on test data, triggered ones included;
-    here the last counts. Transformers are this project's addition.
+    of a WideResNet; no weight decay, no Nesterov momentum; a cosine from half their learning
+    rate in place of steps. Their script keeps an epoch by its scores on test data, triggered ones included; here the
+    last one counts. Transformers are this project's addition.
     """
 
     beta: Annotated[float, Field(ge=0)] = 1000.0
@@ -60,7 +60,7 @@ class NAD:
 
     def __call__(self, model: nn.Module, clean: Dataset, run: Run) -> nn.Module:
         """Purify in place."""
-        layers = stages(model, probe(model, clean))
+        layers = stages(model, probe(model, clean), type(self).__name__)
         images = clean.modality == "images"
         size = 64 if images and self.batch_size is None else self.batch_size
         rate = (5 if images else 2) * run.recipe.learning_rate if self.learning_rate is None else self.learning_rate
@@ -103,7 +103,7 @@ def attention(model: nn.Module, layers: list[str], power: float) -> Iterator[dic
     maps: dict[str, Tensor] = {}
 
     def keep(name: str, output: Any) -> None:
-        features = _tensor(output)
+        features = features_of(output)
         assert features is not None
         maps[name] = features.float().abs().pow(power).sum(dim=1 if features.ndim == 4 else 2).flatten(1)
 
@@ -116,59 +116,3 @@ def attention(model: nn.Module, layers: list[str], power: float) -> Iterator[dic
     finally:
         for hook in hooks:
             hook.remove()
-
-
-@torch.no_grad()
-def stages(model: nn.Module, inputs: Inputs) -> list[str]:
-    """The names of at most three layers whose attention is compared, see `NAD`.
-
-    Raises:
-        UnbackdoorError: no layer has more than one place.
-    """
-    shapes: dict[str, tuple[int, ...]] = {}  # in the order in which the layers are done
-
-    def keep(name: str, output: Any) -> None:
-        features = _tensor(output)
-        if features is not None and len(features) == len(inputs):
-            shapes.pop(name, None)
-            shapes[name] = tuple(features.shape)
-
-    hooks = [
-        module.register_forward_hook(lambda _module, _args, output, name=name: keep(name, output))
-        for name, module in model.named_modules()
-        if name
-    ]
-    try:
-        with evaluating(model):
-            logits(model, inputs)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    listed = [
-        name
-        for name, shape in shapes.items()
-        if len(shape) == 3
-        and shape[1] > 1
-        and isinstance(model.get_submodule(name.rpartition(".")[0]), nn.ModuleList | nn.Sequential)
-    ]
-    blocks = [name for name in listed if not any(name.startswith(f"{other}.") for other in listed)]
-    if blocks:
-        count = min(3, len(blocks))
-        return [blocks[len(blocks) * part // count - 1] for part in range(1, count + 1)]
-    last: dict[tuple[int, ...], str] = {}
-    for name, shape in shapes.items():
-        # A layer whose last dimension is the channels has a shape that is no smaller picture of the input.
-        if len(shape) == 4 and shape[2] * shape[3] > 1 and shape[2] * inputs.shape[3] == shape[3] * inputs.shape[2]:
-            last.pop(shape[2:], None)
-            last[shape[2:]] = name
-    if not last:
-        raise UnbackdoorError(
-            f"NAD needs feature maps of convolutions, or transformer blocks; {type(model).__name__} has none. Try fst."
-        )
-    return list(last.values())[-3:]
-
-
-def _tensor(output: Any) -> Tensor | None:
-    """The features among what a layer returns."""
-    first = output[0] if isinstance(output, tuple | list) and output else output
-    return first if isinstance(first, Tensor) else None

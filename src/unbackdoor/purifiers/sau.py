@@ -40,13 +40,13 @@ class SAU:
         train_mode: BatchNorm and dropout learn and drop as in training; otherwise they stay as they are.
         epochs: passes over the clean examples, at least 1; each costs two forward and two backward passes per step of
             the search, and four forward passes and one backward pass beside.
-        learning_rate: of AdamW at the start, more than 0; None is 1e-3 for images and 5e-5 for texts.
+        learning_rate: of AdamW at the start, more than 0; None is 1e-4 for images and 5e-5 for texts.
         batch_size: examples per step, at least 2; None is 128 for images and 16 for texts.
 
     Differences from the paper: as in the authors' code, the wrong answers count only for examples that a model still
     gets right, the divergence only for those that do not yet share a wrong class, and perturbed pixels may leave their
     range. Their code writes log(1 - p) as the mean of two terms that are equal but for rounding. Their script has 100
-    passes with Adam at 1e-4 on 5 % of the training data, without augmentation. Texts are this project's addition: the
+    passes with Adam, on 5 % of the training data, in batches of 256 without augmentation. Texts are this project's addition: the
     perturbation is added to the word embeddings.
     """
 
@@ -55,7 +55,7 @@ class SAU:
     adversarial: Annotated[float, Field(ge=0)] = 0.01
     shared: Annotated[float, Field(ge=0)] = 1.0
     train_mode: bool = False
-    epochs: Annotated[int, Field(ge=1)] = 20
+    epochs: Annotated[int, Field(ge=1)] = 10
     learning_rate: Annotated[float | None, Field(gt=0)] = None
     batch_size: Annotated[int | None, Field(ge=2)] = None
 
@@ -79,7 +79,7 @@ class SAU:
             loss = F.cross_entropy(scores, batch.labels) + self.shared * unlearning(perturbed, fooled, counts)
             loss.backward()
 
-        rate = 1e-3 if images and self.learning_rate is None else self.learning_rate
+        rate = 1e-4 if images and self.learning_rate is None else self.learning_rate
         run.tune(
             model,
             clean,
