@@ -40,8 +40,9 @@ class FTSAM:
 
     Differences from the paper: ASAM's term that keeps the perturbation of weights near zero alive is left out, as in
     the authors' code. Their script has 100 passes over 5 % of the training data in batches of 256 at 0.01, with weight
-    decay; a fifth of the passes over fewer images wants smaller batches and larger steps. Its flag `--adaptive` switches the adaptive form off. For larger tasks
-    they take rho = 8 without label smoothing. On texts rho and AdamW are this project's choice.
+    decay; a fifth of the passes over fewer images wants smaller batches and larger steps. Its flag `--adaptive`
+    switches the adaptive form off. For larger tasks they take rho = 8 without label smoothing. On texts rho and AdamW
+    are this project's choice.
     """
 
     rho: Annotated[float, Field(ge=0)] = 2.0

@@ -46,8 +46,8 @@ class SAU:
     Differences from the paper: as in the authors' code, the wrong answers count only for examples that a model still
     gets right, the divergence only for those that do not yet share a wrong class, and perturbed pixels may leave their
     range. Their code writes log(1 - p) as the mean of two terms that are equal but for rounding. Their script has 100
-    passes with Adam, on 5 % of the training data, in batches of 256 without augmentation. Texts are this project's addition: the
-    perturbation is added to the word embeddings.
+    passes with Adam, on 5 % of the training data, in batches of 256 without augmentation. Texts are this project's
+    addition: the perturbation is added to the word embeddings.
     """
 
     bound: Annotated[float | None, Field(gt=0)] = None
