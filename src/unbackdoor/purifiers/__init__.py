@@ -93,7 +93,7 @@ REGISTRY = (
         "unbackdoor.purifiers.i_bau:IBAU",
         "unlearn the perturbation that fools the model on all examples, by its implicit derivative",
         needs="clean data",
-        cost="5 rounds of a search and about 10 passes",
+        cost="3 rounds of about 3 forward, 3 backward and 5 second backward passes",
         year=2022,
         paper="Adversarial Unlearning of Backdoors via Implicit Hypergradient",
         modality="images, text",
