@@ -51,7 +51,8 @@ class IBAU:
     example in a hundred in the outer loss, takes the model's own answers as labels in the search, and one fixed batch
     for G in the derivative; here share is a field, the labels are the true ones, and G is of the batch of the step.
     They take five rounds of Adam at a constant 1e-3; here the rate falls linearly to zero. As there, BatchNorm and
-    dropout stay as in eval mode. Texts are this project's addition: one shift of the embeddings for all words of all texts.
+    dropout stay as in eval mode. Texts are this project's addition: one shift of the embeddings for all words of all
+    texts.
     """
 
     rounds: Annotated[int, Field(ge=1)] = 3
