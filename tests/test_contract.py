@@ -12,7 +12,10 @@ from unbackdoor import Dataset, UnbackdoorError, archs, attacks, purifiers
 from unbackdoor._values import value
 from unbackdoor.testing import check_attack, check_method, check_value
 
-SMALL = {"epochs": 2, "batch_size": 16, "steps": 4, "reverse_steps": 3, "forget_epochs": 2}
+SMALL = {
+    **{"epochs": 2, "batch_size": 16, "steps": 4, "reverse_steps": 3, "forget_epochs": 2, "rounds": 1},
+    **{"teacher_epochs": 1, "generator_epochs": 1, "mask_steps": 2, "folds": 2, "texts": 20},
+}
 # A few steps on an untrained network must move a mask far enough for something to be pruned.
 EAGER = {name: {"learning_rate": 50.0, "tolerance": 1.0} for name in ("ANP", "RNP")}
 

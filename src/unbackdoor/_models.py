@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from unbackdoor._data import Dataset
 from unbackdoor._errors import UnbackdoorError
+from unbackdoor._images import ImageEncoder
 from unbackdoor._text import Tokens
 
 
@@ -63,6 +64,32 @@ def perturbed_logits(model: nn.Module, inputs: Inputs, perturbation: Tensor) -> 
         hook.remove()
 
 
+def perturbation_shape(model: nn.Module, inputs: Inputs) -> tuple[int, ...]:
+    """The shape of a perturbation of each example of a batch: that of pixels, or (batch, length, width) of embeddings.
+
+    Raises:
+        UnbackdoorError: a text model that does not tell its embedding layer.
+    """
+    return (*inputs.shape, embeddings(model).embedding_dim) if isinstance(inputs, Tokens) else tuple(inputs.shape)
+
+
+def perturbation_unit(model: nn.Module, data: Dataset) -> Tensor:
+    """What a perturbation of 1 is, in the numbers that the model sees; multiply by it.
+
+    Of images the whole range of a pixel, black to white, (1 or channels, 1, 1). Of texts the root mean square of all
+    entries of the word embeddings, (): a word is about as long as a perturbation with 1 in each entry.
+
+    Raises:
+        UnbackdoorError: a text model that does not tell its embedding layer.
+    """
+    if data.modality == "text":
+        return embeddings(model).weight.detach().square().mean().sqrt()
+    assert isinstance(data.encode, ImageEncoder)
+    like = next(model.parameters())
+    std = torch.tensor(data.encode.std, device=like.device, dtype=like.dtype)
+    return (255 * data.encode.scale / std).view(-1, 1, 1)
+
+
 def embeddings(model: nn.Module) -> nn.Embedding:
     """The layer of a text model that token ids look their rows up in.
 
@@ -95,6 +122,23 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes.items():
             module.training = training
+
+
+@contextmanager
+def statistics_kept(model: nn.Module) -> Iterator[None]:
+    """BatchNorm normalises as it does in its mode, but learns no running statistics."""
+    learning = [
+        module
+        for module in model.modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats
+    ]
+    for module in learning:
+        module.track_running_stats = False
+    try:
+        yield
+    finally:
+        for module in learning:
+            module.track_running_stats = True
 
 
 @torch.no_grad()

@@ -22,7 +22,7 @@ from unbackdoor._errors import UnbackdoorError
 from unbackdoor._evaluate import Proportion, predict
 from unbackdoor._precision import Arithmetic, Precision, choose, description, relayout_
 from unbackdoor._registry import name_of, to_json
-from unbackdoor._train import Loss, Progress, bar, cross_entropy, descend, silent
+from unbackdoor._train import Gradients, Loss, Progress, bar, cross_entropy, descend, silent
 from unbackdoor._values import check_seed
 from unbackdoor.purifiers import REGISTRY
 
@@ -107,6 +107,22 @@ class Run:
         self.warnings.append(text)
         logger.warning("%s", text)
 
+    def scores(self, model: nn.Module, inputs: _models.Inputs, perturbation: Tensor | None = None) -> Tensor:
+        """Class scores (batch, classes) in the run's arithmetic, float32 or better, which gradients flow through.
+
+        Args:
+            model: of the suspect's kind.
+            inputs: of a batch.
+            perturbation: see `perturbed_logits`.
+        """
+        laid = self.arithmetic.lay(inputs)
+        with self.arithmetic.autocast():
+            if perturbation is None:
+                made = _models.logits(model, laid)
+            else:
+                made = _models.perturbed_logits(model, laid, perturbation)
+        return made if made.dtype == torch.float64 else made.float()
+
     def tune(
         self,
         model: nn.Module,
@@ -115,7 +131,10 @@ class Run:
         epochs: int,
         learning_rate: float | None = None,
         batch_size: int | None = None,
+        optimizer: Literal["sgd", "adamw"] | None = None,
         loss: Loss = cross_entropy,
+        gradients: Gradients | None = None,
+        before_epoch: Callable[[], None] | None = None,
         after_step: Callable[[], None] | None = None,
         description: str = "tuning",
     ) -> None:
@@ -127,32 +146,38 @@ class Run:
             epochs: passes over it.
             learning_rate: None takes the recipe's.
             batch_size: None takes the recipe's.
+            optimizer: with its schedule, see `Recipe`; None takes the recipe's.
             loss: what to minimise.
+            gradients: in place of one forward and one backward pass of the loss, for methods whose step takes more:
+                fills the gradients of the parameters for a batch.
+            before_epoch: called before each pass.
             after_step: called after each step, without gradients.
             description: what the progress calls it.
         """
         rate = self.recipe.learning_rate if learning_rate is None else learning_rate
         size = self.recipe.batch_size if batch_size is None else batch_size
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        optimizer: torch.optim.Optimizer
+        descent: torch.optim.Optimizer
         schedule: torch.optim.lr_scheduler.LRScheduler
-        if self.recipe.optimizer == "sgd":
-            optimizer, each = torch.optim.SGD(parameters, lr=rate, momentum=0.9), "epoch"
-            schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=epochs)
+        if (optimizer or self.recipe.optimizer) == "sgd":
+            descent, each = torch.optim.SGD(parameters, lr=rate, momentum=0.9), "epoch"
+            schedule = torch.optim.lr_scheduler.CosineAnnealingLR(descent, T_max=epochs)
         else:
-            optimizer, each = torch.optim.AdamW(parameters, lr=rate, fused=True), "step"
+            descent, each = torch.optim.AdamW(parameters, lr=rate, fused=True), "step"
             steps = epochs * math.ceil(len(clean) / size)
-            schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, total_iters=steps)
+            schedule = torch.optim.lr_scheduler.LinearLR(descent, 1.0, 0.0, total_iters=steps)
         self.examples_seen += descend(
             model,
             clean,
-            optimizer,
+            descent,
             schedule,
             epochs=epochs,
             batch_size=size,
             generator=self.generator,
             arithmetic=self.arithmetic,
             loss=loss,
+            gradients=gradients,
+            before_epoch=before_epoch,
             after_step=after_step,
             each=each,
             progress=self.progress,

@@ -16,6 +16,9 @@ from unbackdoor._precision import Arithmetic, relayout_
 Loss = Callable[[Tensor, Batch], Tensor]
 """Of class scores (batch, classes) and their batch, to a scalar."""
 
+Gradients = Callable[[Batch], None]
+"""Fills the gradients of the parameters for a batch; they are cleared before."""
+
 Advance = Callable[[], None]
 """Called once per step, to move a progress bar."""
 
@@ -68,6 +71,8 @@ def descend(
     generator: torch.Generator,
     arithmetic: Arithmetic,
     loss: Loss = cross_entropy,
+    gradients: Gradients | None = None,
+    before_epoch: Callable[[], None] | None = None,
     after_step: Callable[[], None] | None = None,
     each: str = "epoch",
     progress: Progress = silent,
@@ -85,6 +90,8 @@ def descend(
         generator: of shuffling and augmentation, on the CPU.
         arithmetic: device, precision, layout.
         loss: what to minimise.
+        gradients: in place of one forward and one backward pass of the loss, for methods whose step takes more.
+        before_epoch: called before each pass.
         after_step: called after each step, without gradients.
         each: the schedule steps after each `epoch` or each `step`.
         progress: shows how far it is.
@@ -93,16 +100,22 @@ def descend(
     Returns:
         how many examples were seen.
     """
+
+    def backward(batch: Batch) -> None:
+        with arithmetic.autocast():
+            scores = logits(model, arithmetic.lay(batch.inputs))
+        loss(scores if scores.dtype == torch.float64 else scores.float(), batch).backward()
+
+    fill = backward if gradients is None else gradients
     model.train()
     seen = 0
     with progress(description, epochs * math.ceil(len(data) / batch_size)) as advance:
         for _ in range(epochs):
+            if before_epoch is not None:
+                before_epoch()
             for batch in data.batches(batch_size, generator=generator):
-                with arithmetic.autocast():
-                    scores = logits(model, arithmetic.lay(batch.inputs))
-                value = loss(scores if scores.dtype == torch.float64 else scores.float(), batch)
                 optimizer.zero_grad(set_to_none=True)
-                value.backward()
+                fill(batch)
                 optimizer.step()
                 if after_step is not None:
                     with torch.no_grad():

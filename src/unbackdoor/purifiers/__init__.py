@@ -17,9 +17,13 @@ if TYPE_CHECKING:
     from unbackdoor.purifiers.fine_tuning import FTInit as FTInit
     from unbackdoor.purifiers.fine_tuning import LinearProbing as LinearProbing
     from unbackdoor.purifiers.fst import FST as FST
+    from unbackdoor.purifiers.ft_sam import FTSAM as FTSAM
+    from unbackdoor.purifiers.i_bau import IBAU as IBAU
+    from unbackdoor.purifiers.nad import NAD as NAD
     from unbackdoor.purifiers.neural_cleanse import NeuralCleanse as NeuralCleanse
     from unbackdoor.purifiers.pam import PAM as PAM
     from unbackdoor.purifiers.rnp import RNP as RNP
+    from unbackdoor.purifiers.sau import SAU as SAU
     from unbackdoor.purifiers.shift_distillation import ShiftDistillation as ShiftDistillation
     from unbackdoor.purifiers.shortcut_suppression import ShortcutSuppression as ShortcutSuppression
     from unbackdoor.purifiers.then import Then as Then
@@ -185,6 +189,46 @@ REGISTRY = (
         cost="10 passes, and 100 steps per class for the trigger",
         year=2023,
         paper="Backdoor Defense via Suppressing Model Shortcuts",
+    ),
+    Entry(
+        "nad",
+        "unbackdoor.purifiers.nad:NAD",
+        "Neural Attention Distillation: look where a fine-tuned copy of the suspect looks",
+        needs="clean data, convolutions or transformer blocks",
+        cost="30 passes, 20 of them with another forward pass",
+        year=2021,
+        paper="Neural Attention Distillation: Erasing Backdoor Triggers from Deep Neural Networks",
+        modality="images, text",
+    ),
+    Entry(
+        "ft-sam",
+        "unbackdoor.purifiers.ft_sam:FTSAM",
+        "fine-tuning by adaptive sharpness-aware minimisation",
+        needs="clean data",
+        cost="20 passes, each twice",
+        year=2023,
+        paper="Enhancing Fine-Tuning Based Backdoor Defense with Sharpness-Aware Minimization",
+        modality="images, text",
+    ),
+    Entry(
+        "i-bau",
+        "unbackdoor.purifiers.i_bau:IBAU",
+        "unlearn the perturbation that fools the model on all examples, by its implicit derivative",
+        needs="clean data",
+        cost="3 rounds of about 3 forward, 3 backward and 5 second backward passes",
+        year=2022,
+        paper="Adversarial Unlearning of Backdoors via Implicit Hypergradient",
+        modality="images, text",
+    ),
+    Entry(
+        "sau",
+        "unbackdoor.purifiers.sau:SAU",
+        "unlearn the perturbations that lead the suspect and the model to the same wrong class",
+        needs="clean data",
+        cost="10 passes of about 16 forward and 11 backward",
+        year=2023,
+        paper="Shared Adversarial Unlearning: Backdoor Mitigation by Unlearning Shared Adversarial Examples",
+        modality="images, text",
     ),
 )
 
