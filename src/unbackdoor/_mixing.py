@@ -8,7 +8,7 @@ import hashlib
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal, TypeVar
@@ -26,6 +26,7 @@ Shape = Sequence[int]
 Job = TypeVar("Job")
 
 CHUNK = 2**20  # coordinates, in row-major order, that share one stream of random words
+_BLOCK = 2**15  # a multiple of 4, so that blocks only divide the work
 _WORDS = 2**16  # a coordinate is decided by one 16-bit word
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 SAMPLE = 2**16  # numbers of a matrix that a check of ancestry looks at
@@ -52,7 +53,8 @@ def mask(name: str, shape: Shape, rho: float, seed: int) -> Tensor:
 
     def fill(index: int) -> None:
         part = kept[index * CHUNK : (index + 1) * CHUNK]
-        part[:] = _kept(name, index, len(part), rho, seed)
+        for block, bits in _kept(name, index, len(part), rho, seed):
+            part[block] = bits
 
     each(fill, chunks(len(kept)))
     return torch.from_numpy(kept).view(tuple(shape))
@@ -95,28 +97,33 @@ def mix_chunk_(
     """Fill `out` with the mix of one chunk; all three are flat, and `out` has the suspect's floating-point type."""
     if mode == "linear":
         exact = torch.float64 if suspect.dtype == torch.float64 else torch.float32
-        out.copy_(torch.lerp(base.to(exact), suspect.to(exact), rho))
+        for mixed, ours, theirs in zip(out.split(_BLOCK), suspect.split(_BLOCK), base.split(_BLOCK), strict=True):
+            mixed.copy_(torch.lerp(theirs.to(exact), ours.to(exact), rho))
         return
     whole = _INTEGERS[suspect.element_size()]
-    ours, theirs = (part.view(whole).numpy() for part in (suspect, base.to(suspect.dtype)))
-    # Selecting by bits is ten times faster than np.where or torch.where, which branch at every coordinate.
-    bits = np.negative(_kept(name, index, len(ours), rho, seed).view(np.int8)).astype(ours.dtype)
-    mixed = out.view(whole).numpy()
-    np.bitwise_xor(ours, theirs, out=mixed)
-    np.bitwise_and(mixed, bits, out=mixed)
-    np.bitwise_xor(mixed, theirs, out=mixed)
+    left, right = (part.view(whole).numpy() for part in (suspect, base.to(suspect.dtype)))
+    chosen = out.view(whole).numpy()
+    for block, kept in _kept(name, index, len(left), rho, seed):
+        # Selecting by bits is ten times faster than np.where or torch.where, which branch at every coordinate.
+        bits = np.negative(kept.view(np.int8)).astype(left.dtype)
+        np.bitwise_xor(left[block], right[block], out=chosen[block])
+        chosen[block] &= bits
+        chosen[block] ^= right[block]
 
 
-def _kept(name: str, index: int, count: int, rho: float, seed: int) -> NDArray[np.bool_]:
-    """The mask of one chunk, (count,)."""
+def _kept(name: str, index: int, count: int, rho: float, seed: int) -> Iterator[tuple[slice, NDArray[np.bool_]]]:
+    """The mask of one chunk, block by block: what a block needs stays in the processor's caches."""
     threshold = round(rho * _WORDS)
-    if threshold in (0, _WORDS):
-        return np.full(count, threshold > 0)
     digest = hashlib.blake2b(name.encode(), digest_size=16).digest()
-    entropy = [seed, int.from_bytes(digest, "little"), index]
-    stream = np.random.SFC64(np.random.SeedSequence(entropy)).random_raw(-(-count // 4))
-    kept: NDArray[np.bool_] = stream.astype("<u8", copy=False).view("<u2")[:count] < threshold
-    return kept
+    stream = np.random.SFC64(np.random.SeedSequence([seed, int.from_bytes(digest, "little"), index]))
+    for start in range(0, count, _BLOCK):
+        size = min(_BLOCK, count - start)
+        block = slice(start, start + size)
+        if threshold in (0, _WORDS):
+            yield block, np.full(size, threshold > 0)
+        else:
+            words = stream.random_raw(-(-size // 4)).astype("<u8", copy=False).view("<u2")[:size]
+            yield block, words < threshold
 
 
 def each(work: Callable[[Job], None], jobs: Sequence[Job]) -> None:
