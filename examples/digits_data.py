@@ -1,6 +1,6 @@
 """Write scikit-learn's handwritten digits as parquet files, the data of `grids/digits.toml`.
 
-    python examples/digits_data.py grids/digits
+python examples/digits_data.py grids/digits
 """
 
 import io
@@ -26,9 +26,7 @@ def write(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     digits = load_digits()
     order = np.random.default_rng(0).permutation(len(digits.target))
-    features = datasets.Features(
-        {"image": datasets.Image(), "label": datasets.ClassLabel(names=list("0123456789"))}
-    )
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=list("0123456789"))})
     for name, rows in (("train", order[:1200]), ("test", order[1200:])):
         columns = {
             "image": [{"bytes": png(digits.images[row]), "path": None} for row in rows],

@@ -6,8 +6,9 @@ from typing import Any
 
 from unbackdoor._bench import _work
 from unbackdoor._bench._grid import Grid
-from unbackdoor._bench._plan import Cell, Plan, Subject
+from unbackdoor._bench._plan import Plan
 from unbackdoor._bench._progress import Progress
+from unbackdoor._bench._subjects import Cell, Subject
 from unbackdoor._bench._workers import Workers, lost
 from unbackdoor._errors import IncompleteError
 

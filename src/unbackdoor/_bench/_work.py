@@ -8,7 +8,6 @@ import platform
 import subprocess
 import time
 import traceback
-from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -17,11 +16,10 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from unbackdoor._attack import Trigger, Triggered, load_trigger, triggered
-from unbackdoor._bench._plan import Cell, Subject
-from unbackdoor._bench._schema import Task
+from unbackdoor._bench._examples import Examples, Shelf
 from unbackdoor._bench._store import Store
-from unbackdoor._commands import without, write_victim
-from unbackdoor._data import Dataset, stratified
+from unbackdoor._bench._subjects import Cell, Subject
+from unbackdoor._commands import write_victim
 from unbackdoor._errors import IncompleteError, UnbackdoorError
 from unbackdoor._evaluate import Proportion, predict, score
 from unbackdoor._files import Loaded, base_encoder, load, load_base
@@ -112,7 +110,7 @@ def measure(cell: Cell, settings: Settings, force: bool, wait: bool) -> Outcome:
         except Exception as problem:
             unforeseen = None if isinstance(problem, UnbackdoorError) else traceback.format_exc()
             return fail(cell, settings, told(problem), time.perf_counter() - start, unforeseen)
-        result["provenance"] = desk.provenance(cell)
+        result["provenance"] = desk.provenance()
         desk.store.put(cell.spec, result)
     return Outcome("done", time.perf_counter() - start)
 
@@ -120,7 +118,7 @@ def measure(cell: Cell, settings: Settings, force: bool, wait: bool) -> Outcome:
 def fail(cell: Cell, settings: Settings, message: str, seconds: float = 0.0, trace: str | None = None) -> Outcome:
     """Record that a cell failed, and why."""
     desk = _desk(settings)
-    result = {"status": "failed", "message": message, "traceback": trace, "provenance": desk.provenance(cell)}
+    result = {"status": "failed", "message": message, "traceback": trace, "provenance": desk.provenance()}
     desk.store.put(cell.spec, result)
     return Outcome("failed", seconds, message)
 
@@ -144,21 +142,16 @@ class _Desk:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.store = Store(settings.store)
-        self._kept: dict[str, tuple[Any, Any]] = {}
-
-    def keep(self, kind: str, of: Any, make: Callable[[], Any]) -> Any:
-        """What was made last time of this kind, if it was made of the same."""
-        if kind not in self._kept or self._kept[kind][0] != of:
-            self._kept.pop(kind, None)  # before the new one takes memory
-            self._kept[kind] = (of, make())
-        return self._kept[kind][1]
+        self.shelf = Shelf()
+        self.examples = Examples(self.store, self.shelf)
+        self.device: str | None = None
 
     def plant(self, subject: Subject, surrogate: Subject | None) -> None:
         task = subject.task
         encode = None if task.base is None else base_encoder(task.base, max_length=task.max_length)
-        data = self._data(task, "train", encode, None)
+        data = self.examples.read(task, "train", encode, None)
         like = encode or ImageEncoder(size=data.shape[1:], channels=data.shape[0])  # type: ignore[arg-type]
-        test, _ = self._parts(subject, like, data.classes)
+        test, _ = self.examples.parts(subject, like, data.classes)
         options = AttackOptions(
             data=[],
             out="",
@@ -190,11 +183,11 @@ class _Desk:
 
     def measure(self, cell: Cell) -> dict[str, Any]:
         subject, task, device = cell.subject, cell.subject.task, self.settings.device
-        folder, (model, encode) = self.keep("subject", subject.key, lambda: self._load(subject))
-        test, pool = self._parts(subject, encode, class_names(model))
+        folder, (model, encode) = self.shelf.keep("subject", subject.key, lambda: self._load(subject))
+        test, pool = self.examples.parts(subject, encode, class_names(model))
         made, record = model, {}
         if cell.method is not None:
-            clean = None if cell.budget is None else self._budget(cell, pool, encode, class_names(model))
+            clean = None if cell.budget is None else self.examples.budget(cell, pool, encode, class_names(model))
             base, proxy = task.base, task.proxy
             purified = purify(
                 model,
@@ -203,16 +196,17 @@ class _Desk:
                 seed=cell.seed,
                 device=device,
                 precision=task.precision,
-                base=None if base is None else self.keep("base", base, lambda: load_base(base)),
-                proxy=None if proxy is None else self.keep("proxy", proxy, lambda: load(proxy).model),
+                base=None if base is None else self.shelf.keep("base", base, lambda: load_base(base)),
+                proxy=None if proxy is None else self.shelf.keep("proxy", proxy, lambda: load(proxy).model),
             )
             made, record = purified.model, purified.record
         arithmetic = choose(made, device, task.precision)
+        self.device = description(arithmetic)
         classes = class_count(model, test)
         attacked = None
         if not subject.control:
             path = subject.trigger or folder
-            attacked = self.keep("attacked", subject.key, lambda: triggered(test, load_trigger(path), classes))
+            attacked = self.shelf.keep("attacked", subject.key, lambda: triggered(test, load_trigger(path), classes))
         start = time.perf_counter()
         result: dict[str, Any] = {"score": score(made, test, attacked, arithmetic).to_json()}
         if subject.control:
@@ -239,10 +233,7 @@ class _Desk:
             result["method"] = {"repr": repr(cell.method), "parameters": to_json(cell.method, REGISTRY)["parameters"]}
         return result
 
-    def provenance(self, cell: Cell) -> dict[str, Any]:
-        loaded = self._kept.get("subject")
-        model = None if loaded is None else loaded[1][1].model
-        where = None if model is None else description(choose(model, self.settings.device, cell.subject.task.precision))
+    def provenance(self) -> dict[str, Any]:
         return {
             "commit": commit(),
             "versions": {
@@ -251,7 +242,7 @@ class _Desk:
                 "transformers": version("transformers"),
                 "python": platform.python_version(),
             },
-            "device": where,
+            "device": self.device,
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "grid": self.settings.grid,
         }
@@ -268,60 +259,6 @@ class _Desk:
     def _implanted(self, subject: Subject, folder: Path) -> bool | None:
         implanted: bool | None = _recorded(Path(subject.trigger or folder / "attack.json")).get("implanted")
         return implanted
-
-    def _data(
-        self, task: Task, part: Literal["train", "test", "clean"], encode: Any, classes: tuple[str, ...] | None
-    ) -> Dataset:
-        """A file of the task, decoded once for subjects with the same classes."""
-        files = getattr(task, part)
-        known = (files, classes, task.columns, task.augment)
-        data: Dataset = self.keep(
-            part,
-            known,
-            lambda: Dataset.load(list(files), encode, columns=task.columns, classes=classes, augment=task.augment),
-        )
-        return data if encode is None else dataclasses.replace(data, encode=encode)
-
-    def _parts(self, subject: Subject, encode: Any, classes: tuple[str, ...] | None) -> tuple[Dataset, Dataset | None]:
-        """The test examples that are scored, and the unseen ones that clean budgets are drawn from."""
-        task = subject.task
-        known = (subject.spec["task"], task.test, task.clean, classes, id(encode))
-
-        def make() -> tuple[Any, Dataset, Dataset | None]:
-            test = self._data(task, "test", encode, classes)
-            if task.clean is not None:
-                clean = self._data(task, "clean", encode, classes)
-                return encode, without(test, clean), clean
-            if not task.held_out:
-                return encode, test, None
-            spec = {"draw": "held out", "test": subject.spec["task"]["test"], "n": task.held_out}
-            rows = self.store.rows(spec, lambda: stratified(test.labels, task.held_out, seed=0).tolist())
-            others = torch.ones(len(test), dtype=torch.bool)
-            others[rows] = False
-            return encode, test.select(others.nonzero().flatten()), test.select(rows)
-
-        # The encoder is kept with them: its id tells it from others as long as it lives.
-        _, scored, pool = self.keep("parts", known, make)
-        return scored, pool
-
-    def _budget(self, cell: Cell, pool: Dataset | None, encode: Any, classes: tuple[str, ...] | None) -> Dataset:
-        """The frozen, stratified draw that all methods share."""
-        budget, task = cell.budget, cell.subject.task
-        assert budget is not None
-        if budget.source == "train":
-            pool = self._data(task, "train", encode, classes)
-        assert pool is not None
-        if budget.n > len(pool):
-            raise UnbackdoorError(
-                f"budgets.n must be at most {len(pool):,}, the examples of {pool.name}, got {budget.n}."
-            )
-        if budget.n == len(pool):
-            return pool
-        spec = {"draw": "budget", **cell.spec["clean"]}
-        if budget.source == "unseen":
-            spec["held_out"] = task.held_out
-        labels = pool.labels
-        return pool.select(self.store.rows(spec, lambda: stratified(labels, budget.n, seed=budget.seed).tolist()))
 
 
 def _share(model: Any, attacked: Triggered, arithmetic: Any) -> dict[str, float | int]:
