@@ -1,5 +1,6 @@
 """Where a store lies: a folder, or an object store behind an fsspec address. Both keep a file whole or not at all."""
 
+import atexit
 import io
 import os
 import shutil
@@ -137,7 +138,6 @@ class Remote:
             ) from None
         self.address = address.rstrip("/")
         self.fetched: dict[str, Path] = {}
-        self.cache = tempfile.TemporaryDirectory(prefix="unbackdoor-victims-")
 
     def names(self, kind: str) -> set[str]:
         try:
@@ -186,9 +186,8 @@ class Remote:
             content = self.read(f"{name}.tar")
             if content is None:
                 return None
-            folder = Path(self.cache.name) / name
-            shutil.rmtree(folder, ignore_errors=True)
-            folder.mkdir(parents=True)
+            folder = Path(tempfile.mkdtemp(prefix="unbackdoor-victim-"))
+            atexit.register(shutil.rmtree, folder, ignore_errors=True)
             with tarfile.open(fileobj=io.BytesIO(content)) as tar:
                 tar.extractall(folder, filter="data")
             self.fetched[name] = folder

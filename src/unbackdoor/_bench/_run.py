@@ -59,7 +59,7 @@ def _run(grid: Grid, store: Store, todo: Plan, workers: int, ray: str | None) ->
     name = f"{grid.path.stem}-{hashlib.sha256(grid.text.encode()).hexdigest()[:8]}.toml"
     store.start()
     store.place.write(f"grids/{name}", grid.text)
-    quiet()
+    level = quiet()
     crew: Workers = Here()
     if ray is not None:
         crew = Cluster(ray, grid.resources)
@@ -76,6 +76,7 @@ def _run(grid: Grid, store: Store, todo: Plan, workers: int, ray: str | None) ->
         raise Interrupted("Interrupted; finished cells are kept. Start the same command to go on.") from None
     finally:
         crew.stop()
+        quiet(level)
     print(f"{progress.measured - progress.failed:,} cells measured, {progress.failed:,} failed, in {store.address}.")
     if progress.failed:
         raise IncompleteError(

@@ -113,9 +113,16 @@ def _begin(threads: int) -> None:
     threading.Thread(target=follow, daemon=True).start()
 
 
-def quiet() -> None:
-    """Leave warnings to the records, which keep them: here nobody could tell what they are about."""
-    logging.getLogger("unbackdoor").setLevel(logging.ERROR)
+def quiet(level: int = logging.ERROR) -> int:
+    """Leave warnings to the records, which keep them: here nobody could tell what they are about.
+
+    Returns:
+        The level that the logger had before.
+    """
+    logger = logging.getLogger("unbackdoor")
+    before = logger.level
+    logger.setLevel(level)
+    return before
 
 
 class Cluster:
