@@ -3,8 +3,8 @@
     python benchmarks/store_growth.py --out /tmp/growth --cells 100000
 
 A grid of about that many cells is written, its store is filled with results of the usual size (ten classes), and then
-timed, each in a process of its own: listing the keys, starting the finished grid again, a dry run, and reading all cells, which is
-what a report begins with.
+timed, each in a process of its own: listing the keys, starting the finished grid again, a dry run, and reading all
+cells, which is what a report begins with.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from unbackdoor._evaluate import Proportion
 
 
 def write_grid(folder: Path, cells: int) -> Path:
-    """A grid of about so many cells: 2 tasks x 5 attacks x 1 or 10 rates x 10 methods x 10 seeds x some victim seeds."""
+    """About so many cells: 2 tasks x 5 attacks x 1 or 10 rates x 10 methods x 10 seeds x some victim seeds."""
     steps = 10 if cells >= 10_000 else 1
     victims = 2 * (5 * steps + 1)  # the controls are among them
     seeds = max(1, round(cells / victims / (1 + 10 * 10)))

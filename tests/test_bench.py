@@ -157,12 +157,13 @@ WRITER = """
 import sys
 from unbackdoor._bench import Store
 store = Store(sys.argv[1])
-print("ready", flush=True)
 number = 0
 while True:
     with store.locked(f"cells/{number % 3}", wait=True):
         store.put({"number": number}, {"payload": "x" * 20_000})
     number += 1
+    if number == 1:
+        print("ready", flush=True)
 """
 
 
@@ -176,7 +177,7 @@ def test_killing_the_writer_leaves_whole_cells(tmp_path: Path) -> None:
         os.kill(writer.pid, signal.SIGKILL)
         writer.communicate()
     cells = list(Store(tmp_path).cells())
-    assert len(cells) > 1
+    assert cells
     assert all(result == {"payload": "x" * 20_000} for _, result in cells)
     assert all(json.loads(path.read_text()) for path in tmp_path.glob("cells/*.json"))
     for number in range(3):  # the locks of the dead are free
