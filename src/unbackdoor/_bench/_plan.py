@@ -4,10 +4,11 @@ import dataclasses
 import itertools
 from dataclasses import dataclass
 
+from unbackdoor import purifiers
 from unbackdoor._bench._grid import Grid
 from unbackdoor._bench._schema import Cells
 from unbackdoor._bench._store import Store
-from unbackdoor._bench._subjects import Cell, Subject, Subjects, cell_of
+from unbackdoor._bench._subjects import Cell, Subject, Subjects, cell_of, value_spec
 from unbackdoor._errors import UnbackdoorError
 
 
@@ -127,11 +128,13 @@ def all_cells(grid: Grid) -> list[Cell]:
     kept = [each for each in combinations if each[0] in purified]
     kept.sort(key=lambda each: makes.order[each[0]])
     victims = {subject for subject, *_ in kept if not subject.control}
+    specs = {label: value_spec(method, purifiers.REGISTRY) for label, method in methods.items()}
+    beside = {subject: makes.beside(subject, victims) for subject in purified}
     cells: dict[str, Cell] = {}
     for subject, label, place, seed in kept:
         budget = None if place is None else grid.budgets[place]
-        cell = cell_of(subject, label, methods[label], budget, seed, makes.files[subject.name])
-        cells.setdefault(cell.key, dataclasses.replace(cell, others=makes.beside(subject, victims)))
+        cell = cell_of(subject, label, methods[label], specs[label], budget, seed, makes.files[subject.name])
+        cells.setdefault(cell.key, dataclasses.replace(cell, others=beside[subject]))
     return list(cells.values())
 
 

@@ -37,6 +37,7 @@ class Store:
         self.address = str(address)
         self.place = place(address)
         written = self.place.read("store.json")
+        self.marked = written is not None
         if written is not None:
             self._json(written, "store.json")
 
@@ -63,8 +64,9 @@ class Store:
 
     def start(self) -> None:
         """Mark the store with its version, once."""
-        if self.place.read("store.json") is None:
+        if not self.marked:
             self.place.write("store.json", json.dumps({"version": VERSION}) + "\n")
+            self.marked = True
 
     def done(self) -> set[str]:
         """The keys of finished cells."""

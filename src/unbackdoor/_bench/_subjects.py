@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from unbackdoor import attacks, purifiers
+from unbackdoor import attacks
 from unbackdoor._bench._grid import Grid
 from unbackdoor._bench._paths import content_hash, file_hashes, task_spec
 from unbackdoor._bench._schema import Budget, Cells, Task
@@ -178,6 +178,7 @@ def cell_of(
     subject: Subject,
     label: str,
     method: Any,
+    method_spec: dict[str, Any],
     budget: Budget | None,
     seed: int,
     files: dict[str, str],
@@ -189,7 +190,7 @@ def cell_of(
         clean = {"from": budget.source, "n": budget.n, "seed": budget.seed, "data": data}
     spec: dict[str, Any] = {
         "victim": subject.spec,
-        "method": value_spec(method, purifiers.REGISTRY),
+        "method": method_spec,
         "clean": clean,
         "seed": seed,
     }
