@@ -122,7 +122,7 @@ def measure(store: Path, task: str, attack: Any, rate: float, budgets: dict[str,
     folder = store / "victims" / identity(spec)
     if not folder.exists():
         return
-    cells = Store(store / "cells")
+    cells = Store(store)
     model, encode = load(folder)
     wanted: list[tuple[Any, int]] = [(None, 0), *((method, seed) for method in METHODS for seed in SEEDS)]
     trigger = load_trigger(folder) if attack is not None else None
@@ -169,7 +169,7 @@ def flips(model: nn.Module, test: Dataset, arithmetic: Arithmetic, classes: int)
 
 def report(store: Path) -> str:
     """The cells as Markdown: mean, standard deviation over purification seeds, n; what is missing says so."""
-    cells = list(Store(store / "cells").cells())
+    cells = list(Store(store).cells())
     lines = []
     for budget, title in (("validation", "1,000 images that the victim never saw"), ("train", "1,000 training images")):
         for task in TASKS:

@@ -1,4 +1,4 @@
-"""The cell store: identity, atomic writes, and a process that is killed at any moment."""
+"""The cell store: identity, atomic writes, and what it refuses."""
 
 import json
 import os
@@ -32,42 +32,138 @@ def test_the_identity_is_the_hash_of_the_canonical_text() -> None:
     assert identity({"b": 1, "a": "x"}) == hashlib.sha256(b'{"a":"x","b":1,"version":1}').hexdigest()[:16]
 
 
-def test_a_result_comes_back(tmp_path: Path) -> None:
-    store = Store(tmp_path / "cells")
+@pytest.mark.parametrize("kind", ["folder", "address"])
+def test_a_result_comes_back(kind: str, tmp_path: Path) -> None:
+    store = Store(tmp_path if kind == "folder" else f"local://{tmp_path}/runs")
     spec = {"method": "fst", "seed": 0}
     assert store.get(spec) is None
     store.put(spec, {"value": 0.5})
     assert store.get(spec) == {"value": 0.5}
     assert store.get({**spec, "seed": 1}) is None
     assert list(store.cells()) == [(spec, {"value": 0.5})]
+    assert store.done() == {identity(spec)}
+
+
+def test_a_failure_is_kept_apart_until_it_succeeds(tmp_path: Path) -> None:
+    store, spec = Store(tmp_path), {"seed": 0}
+    store.put(spec, {"status": "failed", "message": "no"})
+    assert (store.done(), store.failed()) == (set(), {identity(spec)})
+    assert store.get(spec) is None
+    assert list(store.cells()) == [(spec, {"status": "failed", "message": "no"})]
+    store.put(spec, {"status": "done"})
+    assert (store.done(), store.failed()) == ({identity(spec)}, set())
+    assert list(store.cells()) == [(spec, {"status": "done"})]
+
+
+def test_rows_are_drawn_once(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    assert store.rows({"n": 2}, lambda: [1, 3]) == [1, 3]
+    assert store.rows({"n": 2}, lambda: [0, 2]) == [1, 3]
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "is no cell that unbackdoor wrote. Remove it to measure it again."),
-        ("[]", "is no cell that unbackdoor wrote. Remove it to measure it again."),
-        ('{"version": 2, "spec": {}, "result": {}}', "has version 2, this one reads 1. Use another store."),
+        ("{", "is no file that unbackdoor bench wrote. Remove it to measure it again."),
+        ("[]", "is no file that unbackdoor bench wrote. Remove it to measure it again."),
+        ('{"version": 1}', "is no file that unbackdoor bench wrote. Remove it to measure it again."),
+        (
+            '{"version": 2, "spec": {}, "result": {}}',
+            "has version 2, this one reads 1. Use another store, or update unbackdoor.",
+        ),
     ],
 )
 def test_a_cell_that_is_none(text: str, message: str, tmp_path: Path) -> None:
-    store = Store(tmp_path)
-    store.path({}).write_text(text)
+    path = tmp_path / "cells" / f"{identity({})}.json"
+    path.parent.mkdir()
+    path.write_text(text)
     with pytest.raises(UnbackdoorError) as refusal:
-        store.get({})
-    assert str(refusal.value) == f"{store.path({})} {message}"
+        Store(tmp_path).get({})
+    assert str(refusal.value) == f"{path} {message}"
+
+
+def test_a_store_of_a_newer_version(tmp_path: Path) -> None:
+    (tmp_path / "store.json").write_text('{"version": 2}')
+    with pytest.raises(UnbackdoorError) as refusal:
+        Store(tmp_path)
+    assert str(refusal.value) == (
+        f"{tmp_path}/store.json has version 2, this one reads 1. Use another store, or update unbackdoor."
+    )
+
+
+def test_a_store_that_is_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UnbackdoorError, match=r"file is a file, but a store is a folder. Choose another --out."):
+        Store(tmp_path / "file")
+    with pytest.raises(UnbackdoorError, match=r"nosuch://x cannot be opened .* Install unbackdoor\[store\], or choose"):
+        Store("nosuch://x")
+
+
+def _fill(folder: Path) -> None:
+    (folder / "model").mkdir()
+    (folder / "model" / "weights").write_bytes(b"weights")
+    (folder / "attack.json").write_text("{}")
+
+
+@pytest.mark.parametrize("kind", ["folder", "address"])
+def test_a_victim_comes_back_with_all_its_files(kind: str, tmp_path: Path) -> None:
+    store = Store(tmp_path if kind == "folder" else f"local://{tmp_path}/runs")
+    store.put_victim({"seed": 0}, _fill)
+    assert store.victims() == {identity({"seed": 0})}
+    folder = store.victim(identity({"seed": 0}))
+    assert (folder / "model" / "weights").read_bytes() == b"weights"
+    assert json.loads((folder / "files.json").read_text())["spec"] == {"seed": 0}
+
+
+@pytest.mark.parametrize("change", ["changed", "removed", "added"])
+def test_a_victim_whose_files_were_changed(change: str, tmp_path: Path) -> None:
+    store, key = Store(tmp_path), identity({"seed": 0})
+    store.put_victim({"seed": 0}, _fill)
+    folder = tmp_path / "victims" / key
+    file = folder / "model" / ("more" if change == "added" else "weights")
+    if change == "removed":
+        file.unlink()
+    else:
+        file.write_text("others")
+    with pytest.raises(UnbackdoorError) as refusal:
+        store.victim(key)
+    assert str(refusal.value) == (
+        f"{file} was changed, added or removed after this victim was trained. Put it back, or remove {folder} to train "
+        "the victim again."
+    )
+    (folder / "files.json").unlink()
+    with pytest.raises(
+        UnbackdoorError, match=r"is no victim that unbackdoor bench wrote. Remove it to train it again."
+    ):
+        store.victim(key)
+    with pytest.raises(UnbackdoorError, match=r"is not there. Start the grid again to train it anew."):
+        store.victim("gone")
+
+
+def test_a_lock_is_held_by_one(tmp_path: Path) -> None:
+    one, two = Store(tmp_path), Store(tmp_path)
+    with one.locked("cells/a") as mine:
+        assert mine
+        with two.locked("cells/a") as theirs:
+            assert not theirs
+        with two.locked("cells/b") as other:
+            assert other
+    with two.locked("cells/a", wait=True) as theirs:
+        assert theirs
+    assert list((tmp_path / "locks").iterdir()) == []
 
 
 WRITER = """
 import sys
-from pathlib import Path
 from unbackdoor._bench import Store
-store = Store(Path(sys.argv[1]))
-print("ready", flush=True)
+store = Store(sys.argv[1])
 number = 0
 while True:
-    store.put({"number": number}, {"payload": "x" * 20_000})
+    with store.locked(f"cells/{number % 3}", wait=True):
+        store.put({"number": number}, {"payload": "x" * 20_000})
     number += 1
+    if number == 1:
+        print("ready", flush=True)
 """
 
 
@@ -81,6 +177,9 @@ def test_killing_the_writer_leaves_whole_cells(tmp_path: Path) -> None:
         os.kill(writer.pid, signal.SIGKILL)
         writer.communicate()
     cells = list(Store(tmp_path).cells())
-    assert len(cells) > 1
+    assert cells
     assert all(result == {"payload": "x" * 20_000} for _, result in cells)
-    assert all(json.loads(path.read_text()) for path in tmp_path.glob("*.json"))
+    assert all(json.loads(path.read_text()) for path in tmp_path.glob("cells/*.json"))
+    for number in range(3):  # the locks of the dead are free
+        with Store(tmp_path).locked(f"cells/{number}") as held:
+            assert held

@@ -113,6 +113,7 @@ def _app(given: list[str]) -> App:
         app.command(sub)
     app.command(_evaluate, name="evaluate")
     app.command(_stress, name="stress")
+    app.command(_bench, name="bench")
     app.command(_list, name="list")
     return app
 
@@ -258,6 +259,33 @@ def _stress(
     from unbackdoor import _commands
 
     _commands.stress(model, options)
+
+
+def _bench(
+    grid: str,
+    /,
+    *,
+    out: str,
+    rerun: Literal["missing", "failed", "all", "none"] = "missing",
+    workers: int = 1,
+    ray: str | None = None,
+    only: list[str] | None = None,
+    dry_run: bool = False,
+) -> None:
+    """Run a grid of victims and methods: each victim once, each measurement kept; goes on where it was.
+
+    Args:
+        grid: TOML file, see docs/bench.md.
+        out: the store: a folder, or an address such as s3://bucket/runs.
+        rerun: missing takes cells without a result, failed those that failed as well.
+        workers: local processes, which share the cores.
+        ray: address of a Ray cluster (auto, or HOST:PORT), instead of local processes.
+        only: keys of cells; all others are left alone.
+        dry_run: list what would run, and estimate how long it takes.
+    """
+    from unbackdoor._bench._run import bench
+
+    bench(grid, out=out, rerun=rerun, workers=workers, ray=ray, only=tuple(only or ()), dry_run=dry_run)
 
 
 def _demo(kind: Literal["image"] = "image", /, *, out: str = "demo", overwrite: bool = False, seed: int = 0) -> None:

@@ -67,7 +67,7 @@ def purify(source: str, method: Method, options: PurifyOptions) -> None:
     test, attacked = None, None
     if options.data is not None:
         test = _dataset(options.data, encode, options, classes)
-        test = test if clean is None else _without(test, clean)
+        test = test if clean is None else without(test, clean)
         count = _models.class_count(model, test)
         check_labels(test, count)
         if options.attack is not None:
@@ -336,7 +336,7 @@ def _numbers(option: str, text: str | None) -> tuple[float, ...] | None:
         raise UnbackdoorError(f"--{option} must be numbers with commas between, got {text}.") from None
 
 
-def _without(test: Dataset, clean: Dataset) -> Dataset:
+def without(test: Dataset, clean: Dataset) -> Dataset:
     """The test examples that are not among the clean ones, so that no method is scored on what it saw."""
     if test.shape != clean.shape:
         return test

@@ -6,6 +6,7 @@ once; the check, the message and the command line follow from it, and the class 
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from typing import Any, TypeVar, dataclass_transform
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
@@ -57,8 +58,11 @@ def sentence(problem: ValidationError, cls: type | None = None) -> str:
         problem: pydantic's, of which the first error is told.
         cls: the owner, to list its fields where an unknown one was given.
     """
-    owner = problem.title
-    error = problem.errors()[0]
+    return error_sentence(problem.errors()[0], problem.title, cls)
+
+
+def error_sentence(error: Mapping[str, Any], owner: str, cls: type | None = None) -> str:
+    """The same for one of pydantic's errors."""
     field, kind, context = ".".join(map(str, error["loc"])), error["type"], error.get("ctx", {})
     if kind == "unexpected_keyword_argument":
         names = ", ".join(item.name for item in dataclasses.fields(cls)) if cls else ""

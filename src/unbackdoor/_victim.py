@@ -36,7 +36,7 @@ from unbackdoor._precision import choose, description
 from unbackdoor._purify import peak_memory
 from unbackdoor._registry import to_json
 from unbackdoor._text import TextEncoder
-from unbackdoor._train import bar, train_victim
+from unbackdoor._train import Progress, bar, train_victim
 from unbackdoor.attacks import REGISTRY
 
 logger = logging.getLogger("unbackdoor")
@@ -74,6 +74,7 @@ def plant(
     surrogate: nn.Module | None = None,
     surrogate_encode: Encoder | None = None,
     triggered_test: Dataset | None = None,
+    progress: Progress = bar,
 ) -> Victim:
     """Poison data, train a victim on it, and measure both its accuracy and the backdoor.
 
@@ -85,6 +86,7 @@ def plant(
         surrogate: a clean model for attacks that need one; trained first where it is not given.
         surrogate_encode: makes the surrogate's inputs; the victim's own encoder where it is not given.
         triggered_test: test data that carries the trigger, for prepared attacks.
+        progress: shows how far the training is.
 
     Raises:
         UnbackdoorError: an option out of bounds, or an attack that cannot be planted in this data.
@@ -126,7 +128,7 @@ def plant(
                 batch_size=batch_size,
                 seed=options.seed,
                 arithmetic=choose(model, options.device, options.precision),
-                progress=bar,
+                progress=progress,
                 **settings,
             )
         if not all(torch.isfinite(tensor).all() for tensor in model.state_dict().values()):

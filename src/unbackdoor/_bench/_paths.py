@@ -1,0 +1,121 @@
+"""The files that a grid names: where they are, and what is in them."""
+
+import hashlib
+import os
+from glob import glob
+from pathlib import Path
+from typing import Any, Protocol
+
+from unbackdoor import archs
+from unbackdoor._bench._lines import Location
+from unbackdoor._bench._schema import RECIPE, Task
+from unbackdoor._bench._store import digests
+from unbackdoor._errors import UnbackdoorError
+from unbackdoor._registry import find
+
+
+class Noted(Protocol):
+    """Takes what is wrong with a grid."""
+
+    def add(self, location: Location, message: object) -> None:
+        """Note a problem of an entry."""
+
+
+def local(given: Any, folder: Path) -> Any:
+    """A parameter that names a file beside the grid, as an absolute path; any other as it is."""
+    if isinstance(given, str) and ("/" in given or "." in given):
+        path = folder / os.path.expandvars(given)
+        return str(path.absolute()) if path.is_file() else given
+    return given
+
+
+def check_task(name: str, task: Task, folder: Path, problems: Noted) -> Task:
+    """The task with absolute paths; notes files that are missing and entries that do not belong together."""
+    where: Location = ("tasks", name)
+
+    def found(key: str, given: str, *, hub: bool = False) -> str:
+        text = os.path.expandvars(os.path.expanduser(given))
+        if "$" in text:
+            variable = text[text.index("$") :].split("/")[0]
+            problems.add((*where, key), f"tasks.{name}.{key} needs {variable} in the environment, which is not set.")
+            return given
+        path = (folder / text).absolute()
+        if glob(str(path), recursive=True) or path.exists():
+            return str(path)
+        if not (hub and not text.startswith((".", "/")) and text.count("/") <= 1):
+            problems.add((*where, key), f"tasks.{name}.{key}: {path} does not exist.")
+        return text
+
+    changed: dict[str, Any] = {}
+    for key in ("train", "test", "clean"):
+        files = getattr(task, key)
+        if files is not None:
+            changed[key] = tuple(found(key, file) for file in files)
+    for key in ("model", "attack", "control", "base", "proxy"):
+        path = getattr(task, key)
+        if path is not None:
+            changed[key] = found(key, path, hub=key in ("base", "proxy"))
+    task_names = task.model_fields_set
+    if task.model is None:
+        if task.train is None:
+            problems.add(where, f"tasks.{name} must have train, to make victims, or model, which is one.")
+        for key in ("attack", "control"):
+            if key in task_names:
+                problems.add((*where, key), f"tasks.{name}.{key} goes with an existing model. Leave it out.")
+        try:
+            find(task.arch, archs.REGISTRY, "architecture", "archs")
+        except UnbackdoorError as problem:
+            problems.add((*where, "arch"), problem)
+    else:
+        for key in sorted(task_names & {"arch", "width", "epochs", "clean_epochs", "learning_rate", "batch_size"}):
+            problems.add(
+                (*where, key), f"tasks.{name}.{key} is for victims that are trained; model is one. Leave it out."
+            )
+        attack = Path(changed.get("attack", os.path.join(changed["model"], "attack.json")))
+        if Path(changed["model"]).exists() and not attack.is_file():
+            problems.add(
+                (*where, "model"),
+                f"tasks.{name}.model has no attack.json to score it with. Name it by attack = PATH.",
+            )
+    if task.clean is not None and task.held_out:
+        problems.add((*where, "held_out"), f"tasks.{name} must have clean or held_out, got both. Leave one out.")
+    return task.model_copy(update=changed)
+
+
+def file_hashes(task: Task) -> dict[str, str]:
+    """The hashes of the files of a task, by entry; a name on the Hub stands for itself."""
+    files = {key: getattr(task, key) for key in ("train", "test", "clean") if getattr(task, key) is not None}
+    made = {key: content_hash(paths) for key, paths in files.items()}
+    for key in ("base", "proxy"):
+        path = getattr(task, key)
+        if path is not None:
+            made[key] = content_hash((path,)) if Path(path).exists() else path
+    return made
+
+
+def task_spec(name: str, task: Task, files: dict[str, str]) -> dict[str, Any]:
+    """What of a task determines its victims: its name, the content of its files, what differs from the defaults."""
+    spec: dict[str, Any] = {"name": name, **{key: files[key] for key in ("train", "test", "base") if key in files}}
+    if task.held_out:
+        spec["held_out"] = task.held_out
+    if task.columns:
+        spec["columns"] = dict(sorted(task.columns.items()))
+    for key in RECIPE:
+        if getattr(task, key) != Task.model_fields[key].default:
+            spec[key] = getattr(task, key)
+    return spec
+
+
+def content_hash(files: tuple[str, ...]) -> str:
+    """A hash of the content of files, patterns and folders, in order; where they lie does not matter."""
+    total = hashlib.sha256()
+    for pattern in files:
+        for match in [pattern] if Path(pattern).exists() else sorted(glob(pattern, recursive=True)):
+            path = Path(match)
+            if path.is_dir():
+                for name, digest in digests(path).items():
+                    total.update(f"{name}\0{digest}\n".encode())
+            else:
+                with path.open("rb") as file:
+                    total.update(hashlib.file_digest(file, "sha256").digest())
+    return total.hexdigest()[:16]

@@ -1,0 +1,119 @@
+"""What a grid file may hold, as typed tables."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+
+def _several(given: Any) -> Any:
+    return given if isinstance(given, list) else [given]
+
+
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Rate = Annotated[float, Field(gt=0, le=1)]
+Seeds = Annotated[tuple[Seed, ...], BeforeValidator(_several), Field(min_length=1)]
+Rates = Annotated[tuple[Rate, ...], BeforeValidator(_several), Field(min_length=1)]
+Texts = Annotated[tuple[str, ...], BeforeValidator(_several), Field(min_length=1)]
+
+
+class Table(BaseModel):
+    """Entries are checked, and there are no others."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Task(Table):
+    """Data and what is trained on it, or an existing model.
+
+    Args:
+        train: training examples, for victims and for budgets `from = "train"`.
+        test: examples to score on.
+        clean: examples for budgets `from = "unseen"`; without it, `held_out` of the test examples.
+        held_out: how many test examples are set aside for clean budgets and never scored.
+        columns: the data's own column names.
+        model: an existing model directory; no victim is trained.
+        attack: its `attack.json`, where that is not in the directory.
+        control: a clean model for the same task, for an existing model.
+        base: the pre-trained model that victims start from, or that the existing model came from.
+        proxy: another model for the same task, for methods that need it.
+        arch, width, epochs, clean_epochs, learning_rate, batch_size, max_length, augment, precision: as in `attack`.
+    """
+
+    train: Texts | None = None
+    test: Texts
+    clean: Texts | None = None
+    held_out: Annotated[int, Field(ge=0)] = 0
+    columns: dict[str, str] | None = None
+    model: str | None = None
+    attack: str | None = None
+    control: str | None = None
+    base: str | None = None
+    proxy: str | None = None
+    arch: str = "resnet18"
+    width: Annotated[int, Field(ge=1)] = 16
+    epochs: Annotated[int | None, Field(ge=1)] = None
+    clean_epochs: Annotated[int, Field(ge=0)] = 0
+    learning_rate: Annotated[float | None, Field(gt=0)] = None
+    batch_size: Annotated[int | None, Field(ge=2)] = None
+    max_length: Annotated[int | None, Field(ge=4)] = None
+    augment: Literal["auto", "flip", "crop", "none"] = "auto"
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+
+
+# What differs from the default in these is part of a victim's identity.
+RECIPE = (
+    "arch",
+    "width",
+    "epochs",
+    "clean_epochs",
+    "learning_rate",
+    "batch_size",
+    "max_length",
+    "augment",
+    "precision",
+)
+
+
+class Budget(Table):
+    """Which clean examples the methods get: a stratified, seeded draw that all of them share."""
+
+    source: Annotated[Literal["unseen", "train"], Field(alias="from")] = "unseen"
+    n: Annotated[int, Field(ge=1)]
+    seed: Seed = 0
+
+
+class Cells(Table):
+    """Combinations to add or, with `leave_out`, to take away; what is not named is all that the grid has."""
+
+    leave_out: bool = False
+    task: Texts | None = None
+    attack: Texts | None = None
+    rate: Rates | None = None
+    victim_seed: Seeds | None = None
+    method: Texts | None = None
+    budget: Annotated[tuple[Annotated[int, Field(ge=0)], ...] | None, BeforeValidator(_several)] = None
+    seed: Seeds | None = None
+
+
+class Resources(Table):
+    """What one job takes: processors and graphics processors (a fraction, where several share one)."""
+
+    cpus: Annotated[float, Field(gt=0)] = 1
+    gpus: Annotated[float, Field(ge=0)] = 0
+    device: str | None = None
+
+
+class File(Table):
+    """A grid file as it is written."""
+
+    model_config = ConfigDict(title="grid")
+
+    tasks: Annotated[dict[str, Task], Field(min_length=1)]
+    attacks: list[dict[str, Any]] = Field(default_factory=list)
+    methods: list[dict[str, Any]] = Field(default_factory=list)
+    budgets: Annotated[list[Budget], Field(min_length=1)]
+    victim_seeds: Seeds = (0,)
+    seeds: Seeds = (0,)
+    without: tuple[Literal["clean", "fine-tuning"], ...] = ()
+    cells: list[Cells] = Field(default_factory=list)
+    resources: Resources = Resources()

@@ -1,0 +1,284 @@
+"""What a worker does: train a victim, or purify and score one. A process keeps what the next job will need, too."""
+
+import dataclasses
+import functools
+import json
+import os
+import platform
+import subprocess
+import time
+import traceback
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+
+from unbackdoor._attack import Trigger, Triggered, load_trigger, triggered
+from unbackdoor._bench._examples import Examples, Shelf
+from unbackdoor._bench._store import Store
+from unbackdoor._bench._subjects import Cell, Subject
+from unbackdoor._commands import write_victim
+from unbackdoor._errors import IncompleteError, UnbackdoorError
+from unbackdoor._evaluate import Proportion, predict, score
+from unbackdoor._files import Loaded, base_encoder, load, load_base
+from unbackdoor._images import ImageEncoder
+from unbackdoor._models import class_count, class_names
+from unbackdoor._options import AttackOptions
+from unbackdoor._precision import choose, description
+from unbackdoor._purify import peak_memory, purify
+from unbackdoor._registry import to_json
+from unbackdoor._train import silent
+from unbackdoor._victim import plant
+from unbackdoor.purifiers import REGISTRY
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What all jobs of a run share.
+
+    Args:
+        store: its address.
+        grid: the grid's name under `grids/`.
+        device: None takes a GPU where there is one.
+        threads: of this process; None leaves it as it is.
+    """
+
+    store: str
+    grid: str
+    device: str | None = None
+    threads: int | None = None
+
+
+class Outcome(NamedTuple):
+    """How a job ended.
+
+    Args:
+        kind: `busy` where another process is at it.
+        seconds: that it took here.
+        message: of a failure.
+    """
+
+    kind: Literal["done", "failed", "busy"]
+    seconds: float = 0.0
+    message: str = ""
+
+
+def train(subject: Subject, surrogate: Subject | None, settings: Settings, wait: bool) -> Outcome:
+    """Train a victim and keep it, unless it is there.
+
+    Raises:
+        IncompleteError: the disk is full.
+    """
+    desk = _desk(settings)
+    start = time.perf_counter()
+    with desk.store.locked(f"victims/{subject.key}", wait=wait) as held:
+        if subject.key in desk.store.victims():
+            return Outcome("done")
+        if not held:
+            return Outcome("busy")
+        try:
+            desk.plant(subject, surrogate)
+        except IncompleteError:
+            raise
+        except Exception as problem:
+            return Outcome("failed", time.perf_counter() - start, told(problem))
+    return Outcome("done", time.perf_counter() - start)
+
+
+def measure(cell: Cell, settings: Settings, force: bool, wait: bool) -> Outcome:
+    """Purify and score, and keep the result or the failure, unless the cell is done.
+
+    Raises:
+        IncompleteError: the disk is full.
+    """
+    desk = _desk(settings)
+    start = time.perf_counter()
+    with desk.store.locked(f"cells/{cell.key}", wait=wait) as held:
+        before = desk.store.get(cell.spec)
+        if before is not None and not force:
+            return Outcome("done")
+        if not held:
+            return Outcome("busy")
+        try:
+            result = {"status": "done", **desk.measure(cell)}
+            if "flips" in result and before is not None:
+                result["flips"] = {**(before.get("flips") or {}), **result["flips"]}  # of another grid's victims
+        except IncompleteError:
+            raise
+        except Exception as problem:
+            unforeseen = None if isinstance(problem, UnbackdoorError) else traceback.format_exc()
+            return fail(cell, settings, told(problem), time.perf_counter() - start, unforeseen)
+        result["provenance"] = desk.provenance()
+        desk.store.put(cell.spec, result)
+    return Outcome("done", time.perf_counter() - start)
+
+
+def fail(cell: Cell, settings: Settings, message: str, seconds: float = 0.0, trace: str | None = None) -> Outcome:
+    """Record that a cell failed, and why."""
+    desk = _desk(settings)
+    result = {"status": "failed", "message": message, "traceback": trace, "provenance": desk.provenance()}
+    desk.store.put(cell.spec, result)
+    return Outcome("failed", seconds, message)
+
+
+def told(problem: BaseException) -> str:
+    """A failure in one sentence."""
+    text = " ".join(str(problem).split())
+    return text if isinstance(problem, UnbackdoorError) else f"{type(problem).__name__}: {text}"[:500]
+
+
+@functools.lru_cache(maxsize=1)
+def _desk(settings: Settings) -> "_Desk":
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    return _Desk(settings)
+
+
+class _Desk:
+    """What a process has at hand: the store, and the data and the subject of the last job."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.store = Store(settings.store)
+        self.shelf = Shelf()
+        self.examples = Examples(self.store, self.shelf)
+        self.device: str | None = None
+
+    def plant(self, subject: Subject, surrogate: Subject | None) -> None:
+        task = subject.task
+        encode = None if task.base is None else base_encoder(task.base, max_length=task.max_length)
+        data = self.examples.read(task, "train", encode, None)
+        like = encode or ImageEncoder(size=data.shape[1:], channels=data.shape[0])  # type: ignore[arg-type]
+        test, _ = self.examples.parts(subject, like, data.classes)
+        options = AttackOptions(
+            data=[],
+            out="",
+            rate=subject.rate or 0.05,
+            seed=subject.seed or 0,
+            base=task.base,
+            arch=task.arch,
+            width=task.width,
+            epochs=task.epochs,
+            clean_epochs=task.clean_epochs,
+            learning_rate=task.learning_rate,
+            batch_size=task.batch_size,
+            max_length=task.max_length,
+            precision=task.precision,
+            device=self.settings.device,
+        )
+        control = None if surrogate is None else load(self.store.victim(surrogate.key))
+        victim = plant(
+            data,
+            test,
+            subject.attack,
+            options,
+            surrogate=control and control.model,
+            surrogate_encode=control and control.encode,
+            progress=silent,
+        )
+        source = Path(task.base) if task.base is not None and Path(task.base).is_dir() else None
+        self.store.put_victim(subject.spec, lambda folder: write_victim(victim, folder, source=source))
+
+    def measure(self, cell: Cell) -> dict[str, Any]:
+        subject, task, device = cell.subject, cell.subject.task, self.settings.device
+        folder, (model, encode) = self.shelf.keep("subject", subject.key, lambda: self._load(subject))
+        test, pool = self.examples.parts(subject, encode, class_names(model))
+        made, record = model, {}
+        if cell.method is not None:
+            clean = None if cell.budget is None else self.examples.budget(cell, pool, encode, class_names(model))
+            base, proxy = task.base, task.proxy
+            purified = purify(
+                model,
+                clean,
+                cell.method,
+                seed=cell.seed,
+                device=device,
+                precision=task.precision,
+                base=None if base is None else self.shelf.keep("base", base, lambda: load_base(base)),
+                proxy=None if proxy is None else self.shelf.keep("proxy", proxy, lambda: load(proxy).model),
+            )
+            made, record = purified.model, purified.record
+        arithmetic = choose(made, device, task.precision)
+        self.device = description(arithmetic)
+        classes = class_count(model, test)
+        attacked = None
+        if not subject.control:
+            path = subject.trigger or folder
+            attacked = self.shelf.keep("attacked", subject.key, lambda: triggered(test, load_trigger(path), classes))
+        start = time.perf_counter()
+        result: dict[str, Any] = {"score": score(made, test, attacked, arithmetic).to_json()}
+        if subject.control:
+            result["implanted"] = None
+            result["flips"] = {
+                other.key: _share(made, triggered(test, trigger, classes), arithmetic)
+                for other in cell.others
+                if (trigger := self._trigger(other)) is not None
+            }
+        else:
+            result["implanted"] = self._implanted(subject, folder)
+        result |= {
+            "method": None,
+            "seconds": record.get("seconds", 0.0),
+            "scoring_seconds": round(time.perf_counter() - start, 3),
+            "training_seconds": _recorded(folder / "record.json").get("seconds"),
+            "peak_memory_bytes": record.get("peak_memory_bytes", peak_memory()),
+            "examples_seen": record.get("examples_seen", 0),
+            "held_out": (record.get("clean") or {}).get("held_out", 0),
+            "notes": record.get("notes", []),
+            "warnings": record.get("warnings", []),
+        }
+        if cell.method is not None:
+            result["method"] = {"repr": repr(cell.method), "parameters": to_json(cell.method, REGISTRY)["parameters"]}
+        return result
+
+    def provenance(self) -> dict[str, Any]:
+        return {
+            "commit": commit(),
+            "versions": {
+                "unbackdoor": version("unbackdoor"),
+                "torch": torch.__version__,
+                "transformers": version("transformers"),
+                "python": platform.python_version(),
+            },
+            "device": self.device,
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "grid": self.settings.grid,
+        }
+
+    def _load(self, subject: Subject) -> tuple[Path, Loaded]:
+        folder = self.store.victim(subject.key) if subject.model is None else Path(subject.model)
+        return folder, load(folder, max_length=subject.task.max_length)
+
+    def _trigger(self, other: Subject) -> Trigger | None:
+        if other.trigger is not None:
+            return load_trigger(other.trigger)
+        return load_trigger(self.store.victim(other.key)) if other.key in self.store.victims() else None
+
+    def _implanted(self, subject: Subject, folder: Path) -> bool | None:
+        implanted: bool | None = _recorded(Path(subject.trigger or folder / "attack.json")).get("implanted")
+        return implanted
+
+
+def _share(model: Any, attacked: Triggered, arithmetic: Any) -> dict[str, float | int]:
+    hits = predict(model, attacked.data, arithmetic) == attacked.wanted.cpu()
+    return Proportion(int(hits.sum()), len(hits)).to_json()
+
+
+def _recorded(path: Path) -> dict[str, Any]:
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+
+
+@functools.lru_cache(maxsize=1)
+def commit() -> str | None:
+    """The commit of the source tree that this runs from, with `-dirty` after changes; None where it is installed."""
+    root = Path(__file__).parents[3]
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", os.fspath(root), "describe", "--always", "--dirty", "--exclude", "*"]
+    try:
+        made = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+    return made.stdout.strip() or None

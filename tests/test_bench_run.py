@@ -1,0 +1,375 @@
+"""Running grids: what is done once stays done, whoever is killed, and a failure stays where it is."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+import torch
+
+from unbackdoor import Dataset, UnbackdoorError
+from unbackdoor._bench import Store, identity
+from unbackdoor._bench._run import bench
+from unbackdoor._data import stratified
+
+TINY = """
+seeds = [0, 1]
+[tasks.digits]
+train = "train.parquet"
+test = "test.parquet"
+held_out = 40
+width = 2
+epochs = 1
+precision = "fp32"
+[[attacks]]
+name = "badnets"
+rate = 0.1
+[[methods]]
+name = "fine-tuning"
+epochs = 1
+[[methods]]
+name = "linear-probing+fst"
+linear-probing.epochs = 1
+fst.epochs = 1
+[[budgets]]
+n = 30
+"""
+
+# A method of one's own, which tells each time that it is called.
+OWN = """
+import os
+from pathlib import Path
+from unbackdoor._values import value
+
+@value
+class Own:
+    "Does what its field says."
+    way: str = "work"
+    def __call__(self, model, clean, run):
+        with open(os.environ["CALLS"], "a") as file:
+            file.write("x")
+        if self.way == "fail":
+            raise ValueError("this one fails")
+        if self.way == "die":
+            os._exit(9)
+        return model
+"""
+
+
+def parquet(digits: Dataset, path: Path, rows: list[int]) -> None:
+    from PIL import Image
+
+    columns: dict[str, list[Any]] = {"image": [], "label": digits.labels[rows].tolist()}
+    columns["image"] = [Image.fromarray(digits.pixels[row, 0].numpy()) for row in rows]
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=list("0123456789"))})
+    bars = datasets.is_progress_bar_enabled()
+    datasets.disable_progress_bars()
+    datasets.Dataset.from_dict(columns, features=features).to_parquet(path)
+    if bars:
+        datasets.enable_progress_bars()
+
+
+@pytest.fixture(scope="module")
+def place(digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with data, grids and a method of one's own."""
+    folder = tmp_path_factory.mktemp("grid")
+    parquet(digits, folder / "train.parquet", list(range(200)))
+    parquet(digits, folder / "test.parquet", list(range(200, 300)))
+    (folder / "tiny.toml").write_text(TINY)
+    (folder / "bench_own.py").write_text(OWN)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def store(place: Path) -> Store:
+    """The tiny grid, run in this process."""
+    bench(str(place / "tiny.toml"), out=str(place / "runs"))
+    return Store(place / "runs")
+
+
+@pytest.fixture
+def own(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Makes the method importable, here and in workers; gives the file in which it tells of its calls."""
+    monkeypatch.syspath_prepend(place)
+    monkeypatch.setenv("CALLS", str(tmp_path / "calls"))
+    return tmp_path / "calls"
+
+
+def measured(store: Store) -> dict[str, Any]:
+    """What must be equal however a grid was run."""
+    cells = {}
+    for spec, result in store.cells():
+        parts = ("status", "score", "flips", "implanted", "method", "examples_seen")
+        cells[identity(spec)] = {key: result.get(key) for key in parts}
+    return cells
+
+
+def grid_with(place: Path, name: str, way: str, seeds: str = "[0]") -> str:
+    text = TINY.replace("[0, 1]", seeds) + f'[[methods]]\nname = "bench_own:Own"\nway = "{way}"\n'
+    (place / name).write_text(text)
+    return str(place / name)
+
+
+def test_a_grid_gives_all_its_cells(store: Store) -> None:
+    cells = list(store.cells())
+    assert len(cells) == 2 * (1 + 2 * 2)
+    for spec, result in cells:
+        assert result["status"] == "done"
+        assert result["score"]["clean_accuracy"]["n"] == 60  # of 100, 40 are held out
+        assert ("attack_success" in result["score"]) == (spec["victim"]["attack"]["name"] != "none")
+        assert {"commit", "versions", "device", "date", "grid"} == result["provenance"].keys()
+        assert (result["method"] is None) == (spec["clean"] is None) == (spec["method"]["name"] == "none")
+        assert result["peak_memory_bytes"] > 0
+        assert result["training_seconds"] > 0
+    composed = next(result for spec, result in cells if "+" in spec["method"]["name"])
+    assert composed["method"]["repr"].startswith("Then(LinearProbing(epochs=1, ")
+    assert composed["examples_seen"] == 2 * 30
+
+
+def test_the_control_tells_how_often_it_flips(store: Store) -> None:
+    cells = list(store.cells())
+    victim = next(spec["victim"] for spec, _ in cells if spec["victim"]["attack"]["name"] == "badnets")
+    controls = [result for spec, result in cells if spec["victim"]["attack"]["name"] == "none"]
+    assert len(controls) == 5
+    for result in controls:
+        assert result["flips"].keys() == {identity(victim)}
+        assert 50 <= result["flips"][identity(victim)]["n"] < 60  # all but the target class
+
+
+def test_all_methods_share_one_frozen_stratified_draw(store: Store, place: Path) -> None:
+    drawn = [json.loads(path.read_text()) for path in (place / "runs" / "rows").iterdir()]
+    by_kind = {entry["spec"]["draw"]: entry for entry in drawn}
+    assert by_kind.keys() == {"held out", "budget"}
+    test = Dataset.load(place / "test.parquet")
+    assert by_kind["held out"]["rows"] == stratified(test.labels, 40, seed=0).tolist()
+    pool = test.labels[by_kind["held out"]["rows"]]
+    counts = torch.bincount(pool[by_kind["budget"]["rows"]], minlength=10)
+    assert int(counts.sum()) == 30
+    assert int(counts.min()) >= 2
+
+
+def test_a_finished_grid_has_nothing_to_do(store: Store, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path: path.stat().st_mtime_ns for path in (place / "runs").rglob("*")}
+    for rerun in ("missing", "failed", "none"):
+        bench(str(place / "tiny.toml"), out=store.address, rerun=rerun)
+        assert capsys.readouterr().out == "Nothing to do: 10 cells, none of them left.\n"
+    assert {path: path.stat().st_mtime_ns for path in (place / "runs").rglob("*")} == before
+
+
+def test_dry_run_lists_and_estimates(store: Store, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bench(str(place / "tiny.toml"), out=str(place / "none-yet"), dry_run=True)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 + 10 + 2
+    assert lines[-2] == "2 victims to train and 10 of 10 cells to measure."
+    assert lines[-1] == "How long that takes is not known: the store has no record of its kind yet."
+    assert not (place / "none-yet").exists()
+    (place / "more.toml").write_text(TINY.replace("[0, 1]", "[0, 1, 2]").replace("rate = 0.1", "rate = [0.1, 0.2]"))
+    bench(str(place / "more.toml"), out=store.address, dry_run=True)
+    out = capsys.readouterr().out
+    # A victim with 7 cells; a third seed of two methods for two subjects; and the control is shown a second trigger.
+    assert "1 victims to train and 16 of 21 cells to measure." in out
+    assert "by the records so far; loading data comes on top." in out.splitlines()[-1]
+
+
+def test_one_cell_again(store: Store, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    key = identity(next(spec for spec, _ in store.cells() if spec["method"]["name"] == "fine-tuning"))
+    before = measured(store)
+    bench(str(place / "tiny.toml"), out=store.address, rerun="all", only=(key,))
+    assert "1 cells measured, 0 failed" in capsys.readouterr().out
+    assert measured(store) == before
+    with pytest.raises(UnbackdoorError, match=r"--only must be the key of a cell of .*tiny.toml, got zzz"):
+        bench(str(place / "tiny.toml"), out=store.address, only=("zzz",))
+
+
+def test_two_workers_measure_the_same(store: Store, place: Path, tmp_path: Path) -> None:
+    bench(str(place / "tiny.toml"), out=str(tmp_path / "runs"), workers=2)
+    assert measured(Store(tmp_path / "runs")) == measured(store)
+
+
+def test_a_failure_is_recorded_and_stops_nothing(own: Path, place: Path, tmp_path: Path) -> None:
+    path, runs = grid_with(place, "fails.toml", "fail"), tmp_path / "runs"
+    with pytest.raises(UnbackdoorError) as caught:
+        bench(path, out=str(runs))
+    assert caught.value.exit_code == 1
+    assert str(caught.value) == (
+        "2 of 8 cells failed; the first said: ValueError: this one fails Retry with --rerun failed."
+    )
+    kept = Store(runs)
+    assert (len(kept.done()), len(kept.failed())) == (6, 2)
+    failures = [result for _, result in kept.cells() if result["status"] == "failed"]
+    assert {result["message"] for result in failures} == {"ValueError: this one fails"}
+    assert "bench_own.py" in failures[0]["traceback"]
+    bench(path, out=str(runs))  # what failed is left alone
+    assert own.read_text() == "xx"
+    with pytest.raises(UnbackdoorError, match="2 of 2 cells failed"):
+        bench(path, out=str(runs), rerun="failed")
+    assert own.read_text() == "xxxx"
+
+
+def test_a_victim_that_fails_fails_its_cells(place: Path, tmp_path: Path) -> None:
+    # A clean-label attack cannot take half of all examples from one class; that shows when the data is read.
+    (place / "victim.toml").write_text(TINY.replace('"badnets"\nrate = 0.1', '"sig"\nrate = 0.5'))
+    with pytest.raises(UnbackdoorError, match=r"5 of 10 cells failed; the first said: --rate 0.5 wants 100 examples"):
+        bench(str(place / "victim.toml"), out=str(tmp_path))
+    messages = {result.get("message") for _, result in Store(tmp_path).cells()} - {None}
+    assert len(messages) == 1
+    assert messages.pop().startswith("Its victim failed: --rate 0.5 wants 100 examples, but a clean-label attack")
+
+
+def test_a_worker_that_dies_takes_no_other_cell_with_it(own: Path, place: Path, tmp_path: Path) -> None:
+    path = grid_with(place, "dies.toml", "die")
+    with pytest.raises(UnbackdoorError, match="2 of 8 cells failed; the first said: Its worker died twice, the second"):
+        bench(path, out=str(tmp_path / "runs"), workers=2)
+    assert (len(Store(tmp_path / "runs").done()), len(Store(tmp_path / "runs").failed())) == (6, 2)
+
+
+DRIVER = """
+import os, random, signal, sys, time
+from unbackdoor._bench import _run, _work  # imported once, so that the children start at once
+import unbackdoor.purifiers.then
+import torch
+torch.set_num_threads(1)
+grid, out, mode = sys.argv[1:]
+
+def child():
+    pid = os.fork()
+    if pid == 0:
+        try:
+            _run.bench(grid, out=out)
+        except BaseException as problem:
+            print(problem, file=sys.stderr)
+            os._exit(1)
+        os._exit(0)
+    return pid
+
+if mode == "kill":
+    random.seed(0)
+    kills, pause = 0, 0.2
+    while True:
+        pid, end = child(), time.monotonic() + random.uniform(0, pause)
+        while time.monotonic() < end and os.waitpid(pid, os.WNOHANG) == (0, 0):
+            time.sleep(0.002)
+        try:
+            os.kill(pid, signal.SIGKILL)
+            _, status = os.waitpid(pid, 0)
+        except (ProcessLookupError, ChildProcessError):
+            break  # it had come to its end
+        kills += 1
+        pause *= 1.2  # whatever the machine, it gets through in the end
+    print(kills)
+else:
+    children = [child(), child()]
+    print(sum(os.waitpid(pid, 0)[1] for pid in children))
+"""
+
+
+def driven(place: Path, path: str, out: Path, mode: str) -> int:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(place), *sys.path])}
+    command = [sys.executable, "-c", DRIVER, path, str(out), mode]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    return int(ended.stdout.splitlines()[-1])
+
+
+def test_killed_at_random_moments_it_ends_as_if_it_had_not_been(store: Store, place: Path, tmp_path: Path) -> None:
+    kills = driven(place, str(place / "tiny.toml"), tmp_path, "kill")
+    assert kills >= 5
+    assert measured(Store(tmp_path)) == measured(store)
+    for path in [*tmp_path.glob("cells/*.json"), *tmp_path.glob("rows/*.json"), *tmp_path.glob("victims/*/*.json")]:
+        json.loads(path.read_text())
+
+
+def test_two_runs_share_a_store(own: Path, store: Store, place: Path, tmp_path: Path) -> None:
+    path = grid_with(place, "shared.toml", "work", seeds="[0, 1]")
+    assert driven(place, path, tmp_path / "runs", "share") == 0
+    kept = Store(tmp_path / "runs")
+    assert len(kept.done()) == 14
+    assert own.read_text() == "xxxx"  # two subjects, two seeds: none twice
+    assert len(kept.victims()) == 2
+
+
+def test_a_changed_victim_is_refused(store: Store, place: Path, tmp_path: Path) -> None:
+    import shutil
+
+    runs = tmp_path / "runs"
+    shutil.copytree(place / "runs", runs)
+    shutil.rmtree(runs / "cells")
+    key = sorted(path.name for path in (runs / "victims").iterdir())[0]
+    file = runs / "victims" / key / "config.json"
+    file.write_text(file.read_text() + " ")
+    with pytest.raises(UnbackdoorError, match=r"config.json was changed, added or removed after this victim") as caught:
+        bench(str(place / "tiny.toml"), out=str(runs))
+    assert caught.value.exit_code == 2
+    assert not (runs / "cells").exists()
+
+
+def test_an_existing_model_and_its_control(store: Store, place: Path, tmp_path: Path) -> None:
+    folders = {}
+    for key in store.victims():
+        folder = store.victim(key)
+        folders[json.loads((folder / "attack.json").read_text())["attack"]["name"]] = folder
+    (tmp_path / "own.toml").write_text(
+        f'[tasks.mine]\nmodel = "{folders["badnets"]}"\ncontrol = "{folders["none"]}"\nprecision = "fp32"\n'
+        f'test = "{place}/test.parquet"\nheld_out = 40\n[[methods]]\nname = "fine-tuning"\nepochs = 1\n'
+        "[[budgets]]\nn = 30\n"
+    )
+    bench(str(tmp_path / "own.toml"), out=str(tmp_path / "runs"))
+    found = {
+        (spec["victim"]["attack"]["name"], spec["method"]["name"]): (spec, result)
+        for spec, result in Store(tmp_path / "runs").cells()
+    }
+    assert found.keys() == {(a, m) for a in ("badnets", "none") for m in ("fine-tuning", "none")}
+    spec, result = found["badnets", "fine-tuning"]
+    assert (spec["victim"]["rate"], spec["victim"]["seed"]) == (0.1, 0)
+    before = next(
+        result
+        for other, result in store.cells()
+        if (other["method"]["name"], other["seed"], other["victim"]["attack"]["name"]) == ("fine-tuning", 0, "badnets")
+    )
+    assert result["score"] == before["score"]  # the same model, examples, method and seed
+    assert found["none", "none"][1]["flips"].keys() == {identity(spec["victim"])}
+
+
+FULL = """
+import resource, sys
+from unbackdoor import _victim
+from unbackdoor._bench import _work
+measure = _work._Desk.measure
+def then_full(self, cell):
+    made = measure(self, cell)
+    if cell.label != "none":
+        resource.setrlimit(resource.RLIMIT_FSIZE, (64, 64))  # what a full disk looks like from inside
+    return made
+_work._Desk.measure = then_full
+from unbackdoor.__main__ import main
+main()
+"""
+
+
+def test_a_full_disk_loses_nothing(place: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", FULL, "bench", str(place / "tiny.toml"), "--out", str(tmp_path)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    assert ended.stderr.splitlines()[-1].endswith(
+        ".json could not be written: File too large. Nothing was kept; free some space."
+    )
+    kept = [json.loads(path.read_text()) for path in (tmp_path / "cells").iterdir()]
+    assert len(kept) >= 1
+    assert not Store(tmp_path).failed()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"workers": 0}, "--workers must be at least 1, got 0."),
+        ({"workers": 2, "ray": "auto"}, "bench takes --workers or --ray, got both. Leave one out."),
+    ],
+)
+def test_what_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UnbackdoorError) as caught:
+        bench("grid.toml", out="runs", **options)
+    assert str(caught.value) == message

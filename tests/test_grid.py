@@ -1,0 +1,306 @@
+"""Grid files: what they mean, and that all that is wrong with one is told at once, with its lines."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from unbackdoor import UnbackdoorError, attacks, purifiers
+from unbackdoor._bench._grid import Grid, read
+from unbackdoor._bench._lines import line_of, lines_of
+from unbackdoor._bench._plan import all_cells
+
+TASK = '[tasks.digits]\ntrain = "train.csv"\ntest = "test.csv"\nheld_out = 100\n'
+BUDGET = "[[budgets]]\nn = 100\n"
+BADNETS = '[[attacks]]\nname = "badnets"\nrate = [0.01, 0.05]\n'
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name in ("train.csv", "test.csv"):
+        (tmp_path / name).write_text(name)
+    return tmp_path
+
+
+def grid(folder: Path, text: str) -> Grid:
+    (folder / "grid.toml").write_text(text)
+    return read(folder / "grid.toml")
+
+
+def refusal(folder: Path, text: str) -> list[str]:
+    with pytest.raises(UnbackdoorError) as caught:
+        grid(folder, text)
+    assert caught.value.exit_code == 2
+    return str(caught.value).replace(str(folder), "HERE").split("\n")
+
+
+def told(folder: Path, text: str) -> list[tuple[str, str, str, int | None]]:
+    """(attack with its rate, method, kind of budget, seed) of each cell."""
+    return [
+        (
+            f"{cell.subject.label} {cell.subject.rate}",
+            cell.label,
+            "-" if cell.budget is None else cell.budget.source,
+            cell.seed,
+        )
+        for cell in all_cells(grid(folder, text))
+    ]
+
+
+def test_fine_tuning_and_a_clean_control_are_part_of_every_table(folder: Path) -> None:
+    found = told(folder, TASK + BUDGET + BADNETS + '[[methods]]\nname = "fst"\n')
+    subjects = ["none 0.0", "badnets 0.01", "badnets 0.05"]
+    assert found == [
+        (subject, *rest)
+        for subject in subjects
+        for rest in (("none", "-", 0), ("fine-tuning", "unseen", 0), ("fst", "unseen", 0))
+    ]
+
+
+def test_unless_left_out_in_so_many_words(folder: Path) -> None:
+    text = 'without = ["clean", "fine-tuning"]\n' + TASK + BUDGET + BADNETS + '[[methods]]\nname = "fst"\n'
+    assert {(subject, method) for subject, method, *_ in told(folder, text)} == {
+        ("badnets 0.01", "none"),
+        ("badnets 0.01", "fst"),
+        ("badnets 0.05", "none"),
+        ("badnets 0.05", "fst"),
+    }
+
+
+def test_seeds_victim_seeds_and_budgets_multiply(folder: Path) -> None:
+    text = "victim_seeds = [0, 1]\nseeds = [0, 1, 2]\n" + TASK + BUDGET + '[[budgets]]\nfrom = "train"\nn = 50\n'
+    cells = all_cells(grid(folder, text + BADNETS))
+    # 2 victim seeds x 3 subjects x (as it came + fine-tuning x 2 budgets x 3 seeds)
+    assert len(cells) == 2 * 3 * (1 + 2 * 3)
+    assert len({cell.key for cell in cells}) == len(cells)
+
+
+def test_cells_are_left_out_and_added_in_the_order_of_the_file(folder: Path) -> None:
+    text = (
+        TASK
+        + BUDGET
+        + BADNETS
+        + '[[methods]]\nname = "fst"\n'
+        + '[[cells]]\nleave_out = true\nattack = "badnets"\nrate = 0.01\n'
+        + '[[cells]]\nattack = "badnets"\nrate = 0.1\nmethod = "fst"\nseed = 7\n'
+    )
+    found = told(folder, text)
+    assert not [cell for cell in found if cell[0] == "badnets 0.01"]
+    assert [cell for cell in found if cell[0] == "badnets 0.1"] == [
+        ("badnets 0.1", "none", "-", 0),
+        ("badnets 0.1", "fst", "unseen", 7),
+    ]
+    assert ("none 0.0", "fst", "unseen", 7) in found  # the control gets the same method, budget and seed
+
+
+def test_a_control_knows_the_victims_beside_it(folder: Path) -> None:
+    cells = all_cells(grid(folder, "victim_seeds = [0, 1]\n" + TASK + BUDGET + BADNETS))
+    control = next(cell for cell in cells if cell.subject.control and cell.subject.seed == 1)
+    assert [(other.label, other.rate, other.seed) for other in control.others] == [
+        ("badnets", 0.01, 1),
+        ("badnets", 0.05, 1),
+    ]
+    assert all(not cell.others for cell in cells if not cell.subject.control)
+
+
+def test_identity_is_name_version_and_what_differs_from_the_defaults(folder: Path) -> None:
+    method = '[[methods]]\nname = "fst"\nalpha = {}\n'
+    one, two = (
+        {cell.key: cell for cell in all_cells(grid(folder, TASK + BUDGET + BADNETS + more))}
+        for more in ('[[methods]]\nname = "fst"\n', method.format("0.1"))
+    )
+    assert one.keys() == two.keys()  # 0.1 is the default
+    other = {cell.key: cell for cell in all_cells(grid(folder, TASK + BUDGET + BADNETS + method.format("0.2")))}
+    assert {cell.spec["method"]["name"] for key, cell in other.items() if key not in one} == {"fst"}
+    changed = next(cell for cell in other.values() if cell.label == "fst")
+    assert changed.spec["method"] == {"name": "fst", "version": 1, "parameters": {"alpha": 0.2}}
+    assert changed.spec["clean"]["n"] == 100
+
+
+def test_data_counts_by_its_content_not_by_its_name(folder: Path) -> None:
+    before = {cell.subject.key for cell in all_cells(grid(folder, TASK + BUDGET + BADNETS))}
+    (folder / "train.csv").rename(folder / "moved.csv")
+    moved = TASK.replace("train.csv", "moved.csv")
+    assert {cell.subject.key for cell in all_cells(grid(folder, moved + BUDGET + BADNETS))} == before
+    (folder / "moved.csv").write_text("changed")
+    assert not {cell.subject.key for cell in all_cells(grid(folder, moved + BUDGET + BADNETS))} & before
+
+
+def test_a_composition_shares_its_parameters_out(folder: Path) -> None:
+    text = TASK + BUDGET + '[[methods]]\nname = "linear-probing+fst"\nalpha = 0.3\nfst.epochs = 2\n'
+    made = grid(folder, text).methods["linear-probing+fst"]
+    assert made == purifiers.Then(purifiers.LinearProbing(), purifiers.FST(alpha=0.3, epochs=2))
+    cell = next(cell for cell in all_cells(grid(folder, text)) if "+" in cell.label)
+    assert cell.spec["method"] == {
+        "name": "linear-probing+fst",
+        "version": [1, 1],
+        "parameters": [{}, {"alpha": 0.3, "epochs": 2}],
+    }
+
+
+def test_a_method_that_is_not_registered(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "my_grid_method.py").write_text(
+        "from typing import ClassVar\nfrom unbackdoor._values import value\n"
+        "@value\nclass Mine:\n    'Mine.'\n    strength: float = 1.0\n    version: ClassVar[int] = 3\n"
+        "    def __call__(self, model, clean, run):\n        return model\n"
+    )
+    monkeypatch.syspath_prepend(folder)
+    text = TASK + BUDGET + '[[methods]]\nname = "my_grid_method:Mine"\nstrength = 2.0\n'
+    cell = next(cell for cell in all_cells(grid(folder, text)) if cell.label == "my_grid_method:Mine")
+    assert cell.spec["method"] == {"name": "my_grid_method:Mine", "version": 3, "parameters": {"strength": 2.0}}
+    del sys.modules["my_grid_method"]
+
+
+def test_an_attack_entry_is_a_value(folder: Path) -> None:
+    planned = grid(folder, TASK + BUDGET + '[[attacks]]\nname = "blended"\nratio = 0.1\nlabel = "weak"\n').attacks
+    assert [(entry.label, entry.value, entry.rates) for entry in planned] == [
+        ("none", None, (0.0,)),
+        ("weak", attacks.Blended(ratio=0.1), (0.05,)),
+    ]
+
+
+def test_all_problems_are_told_together_with_their_lines(folder: Path) -> None:
+    text = """seeds = [0, -1]
+[tasks.digits]
+train = "trian.csv"
+test = "test.csv"
+width = 0
+epoch = 3
+
+[[attacks]]
+name = "badnet"
+
+[[attacks]]
+name = "blended"
+rate = [0.05, 1.5]
+ratio = 2
+target = -1
+
+[[methods]]
+name = "fst"
+alpha = -1
+epochs = 0
+
+[[methods]]
+name = "nowhere.module:Method"
+
+[[budgets]]
+from = "test"
+n = 0
+
+[[cells]]
+leave_out = true
+method = "fts"
+"""
+    assert refusal(folder, text) == [
+        "HERE/grid.toml has 13 problems:",
+        "  line 1: seeds.1 must be at least 0, got -1.",
+        "  line 5: tasks.digits.width must be at least 1, got 0.",
+        "  line 6: tasks.digits has no entry 'epoch'. Did you mean 'epochs'?",
+        "  line 9: There is no attack 'badnet'. Did you mean 'badnets'? See unbackdoor list attacks.",
+        "  line 13: The poison rate must be more than 0 and at most 1, got 1.5.",
+        "  line 14: Blended.ratio must be at most 1, got 2.",
+        "  line 15: Blended.target must be at least 0, got -1.",
+        "  line 19: FST.alpha must be at least 0, got -1.",
+        "  line 20: FST.epochs must be at least 1, got 0.",
+        "  line 23: nowhere.module:Method cannot be imported: No module named 'nowhere'. It must read "
+        "package.module:Class.",
+        "  line 26: budgets.0.from must be one of 'unseen' or 'train', got test.",
+        "  line 27: budgets.0.n must be at least 1, got 0.",
+        "  line 31: The grid has no method 'fts'. Did you mean 'fst'?",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        (TASK.replace("train.csv", "gone.csv") + BUDGET, "line 2: tasks.digits.train: HERE/gone.csv does not exist."),
+        (
+            TASK.replace("train.csv", "$NO_SUCH_PLACE/x.csv") + BUDGET,
+            "line 2: tasks.digits.train needs $NO_SUCH_PLACE in the environment, which is not set.",
+        ),
+        (
+            TASK.replace("held_out = 100", "held_out = 99") + BUDGET,
+            "line 5: budgets.0.n must be at most tasks.digits.held_out, which is 99, got 100. Raise held_out, or give "
+            "clean.",
+        ),
+        (TASK + 'clean = "test.csv"\n' + BUDGET, "line 4: tasks.digits must have clean or held_out, got both. Leave"),
+        (TASK, "line 1: budgets must be given."),
+        (BUDGET, "line 1: tasks must be given."),
+        (TASK + BUDGET + "[[methods]]\nalpha = 1\n", "line 7: methods.0.name must be given, as text."),
+        (
+            TASK + BUDGET + '[[methods]]\nname = "fst"\n[[methods]]\nname = "fst"\nalpha = 1\n',
+            "line 9: methods has 'fst' twice. Give one of them a label of its own.",
+        ),
+        (
+            TASK + BUDGET + '[[methods]]\nname = "ft-init+fst"\nepochs = 1\n',
+            "line 9: epochs belongs to several steps of ft-init+fst; write ft-init.epochs or fst.epochs.",
+        ),
+        (
+            TASK + BUDGET + '[[methods]]\nname = "ft-init+fst"\nbeta = 1\n',
+            "line 9: No step of ft-init+fst has the parameter beta.",
+        ),
+        (
+            TASK + BUDGET + '[[methods]]\nname = "pathlib:sep"\n',
+            "line 8: pathlib:sep cannot be imported: module 'pathlib' has no attribute 'sep'. It must read",
+        ),
+        (TASK + BUDGET + '[[methods]]\nname = "os:sep"\n', "line 8: os:sep must be a class, got str."),
+        (
+            TASK + BUDGET + '[[methods]]\nname = "fst"\nalfa = 1\n',
+            "line 9: FST has no field 'alfa'; its fields are alpha,",
+        ),
+        (
+            TASK + BUDGET + '[[attacks]]\nname = "prepared"\ntriggered = "x"\n',
+            "line 8: prepared carries no trigger that could be put on the test examples, so a grid cannot score it.",
+        ),
+        (TASK + BUDGET + '[[attacks]]\nname = "none"\n', "line 8: The clean control is part of every grid. Leave this"),
+        (TASK + BUDGET + "[[cells]]\nbudget = 1\n", "line 8: Budgets count from 0 to 0, got 1."),
+        (TASK + 'attack = "a.json"\n' + BUDGET, "line 5: tasks.digits.attack goes with an existing model. Leave"),
+        (TASK + 'arch = "resnet"\n' + BUDGET, "line 5: There is no architecture 'resnet'. Did you mean"),
+        ('without = ["clean"]\n' + TASK + BUDGET, "line 2: tasks.digits has no victim: there is no attack and no"),
+        ('[tasks.a]\ntest = "test.csv"\n[[budgets]]\nn = 1\n', "line 1: tasks.a must have train, to make victims, or"),
+        (
+            '[tasks.a]\ntest = "test.csv"\nheld_out = 9\nmodel = "m"\nwidth = 2\n[[budgets]]\nn = 1\n',
+            "line 5: tasks.a.width is for victims that are trained; model is one. Leave it out.",
+        ),
+        (
+            '[tasks.a]\ntest = "test.csv"\nheld_out = 9\nmodel = "."\n[[budgets]]\nn = 1\n',
+            'line 4: tasks.a.control must name a clean model for comparison; or say without = ["clean"].',
+        ),
+        (
+            '[tasks.a]\ntest = "test.csv"\nheld_out = 9\nmodel = "."\n[[budgets]]\nn = 1\n',
+            "line 4: tasks.a.model has no attack.json to score it with. Name it by attack = PATH.",
+        ),
+        (
+            '[tasks.a]\ntest = "test.csv"\nheld_out = 9\nmodel = "."\n[[budgets]]\nfrom = "train"\nn = 1\n',
+            "line 5: budgets.0 is drawn from train, but tasks.a has no train.",
+        ),
+    ],
+)
+def test_what_is_refused(text: str, line: str, folder: Path) -> None:
+    lines = refusal(folder, text)
+    assert any(found.strip().startswith(line) for found in lines), lines
+
+
+def test_a_file_that_is_no_grid(folder: Path) -> None:
+    with pytest.raises(UnbackdoorError, match=r"gone.toml does not exist; GRID is a TOML file. See docs/bench.md."):
+        read(folder / "gone.toml")
+    assert refusal(folder, "a = \n")[0].startswith("HERE/grid.toml cannot be read as TOML (Invalid value (at line 1")
+
+
+def test_the_grids_of_this_project_are_right(monkeypatch: pytest.MonkeyPatch, shared_data: Path) -> None:
+    monkeypatch.setenv("UNBACKDOOR_DATA", str(shared_data))
+    grids = Path(__file__).parents[1] / "grids"
+    # 5 attacks x 3 rates and a control, each as it came and by 6 methods with 3 seeds
+    assert len(all_cells(read(grids / "paper.toml"))) == (5 * 3 + 1) * (1 + 6 * 3)
+    fst = all_cells(read(grids / "fst.toml"))
+    assert sum(cell.subject.name == "gtsrb" and cell.label == "fst" for cell in fst) == 2 * 2 * 3
+
+
+def test_lines_of_dotted_keys_and_tables() -> None:
+    lines = lines_of('a = 1\n[t.x]\nb.c = 2\n[[m]]\nn = 1\n[[m]]\n"q r" = 1  # "\nn = 2\n')
+    assert lines[("t", "x", "b", "c")] == 3
+    assert lines[("m", 0, "n")] == 5
+    assert lines[("m", 1, "q r")] == 7
+    assert line_of(("m", 1, "n", 3), lines) == 8
+    assert line_of(("nowhere",), lines) is None
