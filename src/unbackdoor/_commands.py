@@ -208,7 +208,7 @@ def stress(source: str, options: StressOptions) -> None:
         victim=victim,
         clean=clean,
         attack=trigger,
-        test=test and _without(test, clean),
+        test=test and without(test, clean),
         control=control and control.model,
         control_encode=control and control.encode,
         parts=tuple(part.strip() for part in options.parts.split(",") if part.strip()),
