@@ -131,7 +131,7 @@ def measure(store: Path, task: str, attack: Any, rate: float, base: nn.Module) -
     folder = store / "victims" / identity(spec)
     if not folder.exists():
         return
-    cells = Store(store / "cells")
+    cells = Store(store)
     model, encode = load(folder)
     _, pool, test = datasets_of(task, encode)
     clean, rest = pool.split(BUDGET, seed=0)
