@@ -26,7 +26,7 @@ from unbackdoor._attack import Trigger, load_trigger, triggered
 from unbackdoor._bench import Store, identity
 from unbackdoor._commands import write_victim
 from unbackdoor._data import Dataset
-from unbackdoor._evaluate import score
+from unbackdoor._evaluate import Proportion, predict, score
 from unbackdoor._files import base_encoder, load, load_base
 from unbackdoor._models import class_names
 from unbackdoor._options import AttackOptions
@@ -173,13 +173,12 @@ def joined(first: Dataset, second: Dataset) -> Dataset:
 
 
 def flips(model: nn.Module, test: Dataset, arithmetic: Arithmetic) -> dict[str, Any]:
-    """How often a model without a backdoor sends triggered texts to the target, for the trigger of each attack."""
+    """How often a model without a backdoor sends triggered texts to the target; most attacks share the word's trigger."""
     found = {}
-    for attack in (*CORE[1:], *REST):
+    for attack in (attacks.Word(), attacks.Sentence()):
         attacked = triggered(test, Trigger.of(attack, test), 2)
-        success = score(model, attacked.data, attacked, arithmetic).attack_success
-        assert success is not None
-        found[name_of(attack, attacks.REGISTRY)] = success.to_json()
+        hits = predict(model, attacked.data, arithmetic) == attacked.wanted.cpu()
+        found[name_of(attack, attacks.REGISTRY)] = Proportion(int(hits.sum()), len(hits)).to_json()
     return found
 
 
