@@ -173,7 +173,7 @@ def joined(first: Dataset, second: Dataset) -> Dataset:
 
 
 def flips(model: nn.Module, test: Dataset, arithmetic: Arithmetic) -> dict[str, Any]:
-    """How often a model without a backdoor sends triggered texts to the target; most attacks share the word's trigger."""
+    """How often a model sends triggered texts to the target; most attacks share the trigger of `word`."""
     found = {}
     for attack in (attacks.Word(), attacks.Sentence()):
         attacked = triggered(test, Trigger.of(attack, test), 2)
