@@ -63,6 +63,7 @@ from ray.cluster_utils import Cluster
 node = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "include_dashboard": False}
 cluster = Cluster(initialize_head=True, head_node_args=node)
 second = cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20)
+cluster.wait_for_nodes()
 print(cluster.address, flush=True)
 sys.stdin.readline()
 cluster.remove_node(second, allow_graceful=False)
@@ -107,7 +108,7 @@ def measured(store: Store) -> dict[str, Any]:
 
 def test_a_node_of_a_ray_cluster_is_lost(place: Path, tmp_path: Path) -> None:
     near = subprocess.Popen(command(place / "slow.toml", tmp_path / "near"), env=environment(place))
-    quiet = environment(place, RAY_USAGE_STATS_ENABLED="0", RAY_DEDUP_LOGS="0")
+    quiet = environment(place, RAY_USAGE_STATS_ENABLED="0", RAY_worker_niceness="0")
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     cluster = subprocess.Popen([sys.executable, "-c", CLUSTER], env=quiet, **pipes)
     try:

@@ -48,12 +48,13 @@ def plan(grid: Grid, store: Store, rerun: str, only: tuple[str, ...] = ()) -> Pl
     if strange:
         raise UnbackdoorError(f"--only must be the key of a cell of {grid.path}, got {sorted(strange)[0]}.")
     done, failed, trained = store.done(), store.failed(), store.victims()
+    known = done | failed
     chosen = [cell for cell in cells if not only or cell.key in only]
     wanted = {
         cell.key
         for cell in chosen
         if rerun == "all"
-        or (rerun in ("missing", "failed") and cell.key not in done | failed)
+        or (rerun in ("missing", "failed") and cell.key not in known)
         or (rerun == "failed" and cell.key in failed)
     }
     to_train: dict[Subject, None] = {}
@@ -83,7 +84,7 @@ def plan(grid: Grid, store: Store, rerun: str, only: tuple[str, ...] = ()) -> Pl
     if store.place.near:
         for key in {cell.subject.key for cell in pending} & trained:
             store.victim(key)
-    return Plan(tuple(to_train), pending, len(cells), frozenset(wanted & (done | failed)), surrogates)
+    return Plan(tuple(to_train), pending, len(cells), frozenset(wanted & known), surrogates)
 
 
 def _surrogate_of(subject: Subject, cells: list[Cell]) -> Subject | None:
