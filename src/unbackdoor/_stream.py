@@ -177,6 +177,7 @@ class _Mixer:
     ) -> None:
         self.suspect, self.base, self.pairs = suspect, base, pairs
         self.rho, self.seed, self.mode = rho, seed, mode
+        self.writing = threading.Lock()  # two writers of one file would spin on the kernel's lock instead
         self.memory = threading.local()  # allocated once per thread: fresh pages cost as much as the mask
 
     def write_shard(self, file: Path, target: Path, resets: Mapping[str, Sequence[int]]) -> None:
@@ -208,7 +209,8 @@ class _Mixer:
             mixed = self._buffer("mixed")[: count * size].view(stored.dtype)
             _mixing.mix_chunk_(mixed, numbers, counterpart, name, index, self.rho, self.seed, self.mode)
             numbers = mixed
-        write(target, numbers, stored.begin + start * size)
+        with self.writing:
+            write(target, numbers, stored.begin + start * size)
 
     def _write_rows(self, target: int, name: str, rows: Sequence[int]) -> None:
         stored = self.suspect.tensors[name]
