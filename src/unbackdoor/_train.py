@@ -16,6 +16,9 @@ from unbackdoor._precision import Arithmetic, relayout_
 Loss = Callable[[Tensor, Batch], Tensor]
 """Of class scores (batch, classes) and their batch, to a scalar."""
 
+Change = Callable[[Batch], Batch]
+"""Of a batch to the one that is trained on."""
+
 Advance = Callable[[], None]
 """Called once per step, to move a progress bar."""
 
@@ -68,6 +71,7 @@ def descend(
     generator: torch.Generator,
     arithmetic: Arithmetic,
     loss: Loss = cross_entropy,
+    change: Change | None = None,
     after_step: Callable[[], None] | None = None,
     each: str = "epoch",
     progress: Progress = silent,
@@ -85,6 +89,7 @@ def descend(
         generator: of shuffling and augmentation, on the CPU.
         arithmetic: device, precision, layout.
         loss: what to minimise.
+        change: of each batch before the forward pass; a gradient flows through the inputs that it makes.
         after_step: called after each step, without gradients.
         each: the schedule steps after each `epoch` or each `step`.
         progress: shows how far it is.
@@ -98,6 +103,7 @@ def descend(
     with progress(description, epochs * math.ceil(len(data) / batch_size)) as advance:
         for _ in range(epochs):
             for batch in data.batches(batch_size, generator=generator):
+                batch = batch if change is None else change(batch)
                 with arithmetic.autocast():
                     scores = logits(model, arithmetic.lay(batch.inputs))
                 value = loss(scores if scores.dtype == torch.float64 else scores.float(), batch)
@@ -126,6 +132,7 @@ def train_victim(
     seed: int,
     arithmetic: Arithmetic,
     loss: Loss = cross_entropy,
+    change: Change | None = None,
     after_step: Callable[[], None] | None = None,
     progress: Progress = silent,
     description: str = "training the victim",
@@ -145,6 +152,7 @@ def train_victim(
         seed: of shuffling and augmentation.
         arithmetic: device, precision, layout.
         loss: what to minimise.
+        change: of each batch before the forward pass.
         after_step: called after each step, without gradients.
         progress: shows how far it is.
         description: what the progress calls it.
@@ -173,6 +181,7 @@ def train_victim(
         generator=torch.Generator().manual_seed(seed),
         arithmetic=arithmetic,
         loss=loss,
+        change=change,
         after_step=after_step,
         each="step",
         progress=progress,

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from unbackdoor._attack import Attack, Trigger, poison, triggered
+from unbackdoor._attack import Attack, poison, triggered
 from unbackdoor._data import Dataset
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._purify import Method, purify
@@ -90,7 +90,7 @@ def check_attack(attack: Attack, data: Dataset, *, classes: int, surrogate: nn.M
         "labels were changed that were not drawn"
     )
     if getattr(attack, "repeatable", True):
-        trigger = Trigger.of(attack, data)
+        trigger = made[0].trigger
         attacked = triggered(data, trigger, classes)
         if data.modality == "images":
             assert attacked.data.pixels.dtype == torch.uint8, "triggered pictures are not 8 bits"
