@@ -127,8 +127,8 @@ class Trigger:
         return {name: array.to(device) for name, array in self.arrays.items()}
 
 
-def stamped(items: Tensor, change: Any, chunk: int = 1024) -> Tensor:
-    """Apply a function of pixels in [0, 1] to uint8 images, chunk by chunk, and round to 8 bits."""
+def stamped(items: Tensor, change: Any, chunk: int = 128) -> Tensor:
+    """Apply a function of pixels in [0, 1] to uint8 images, in chunks that fit a cache, and round to 8 bits."""
     if len(items) == 0:
         return items
     parts = [change(part.float() / 255).mul(255).round().clamp(0, 255).to(torch.uint8) for part in items.split(chunk)]
@@ -490,10 +490,11 @@ def load_trigger(path: str | Path) -> Trigger:
     if version != FORMAT:
         raise UnbackdoorError(f"{path} has format {version}, this version reads {FORMAT}. Update unbackdoor.")
     # Files of the first days have no hash of their own; those are checked by their arrays alone.
+    changed = UnbackdoorError(
+        f"{path} was changed after unbackdoor attack wrote it. Take the original, or plant the attack again."
+    )
     if "sha256" in content and content["sha256"] != _digest(content):
-        raise UnbackdoorError(
-            f"{path} was changed after unbackdoor attack wrote it. Take the original, or plant the attack again."
-        )
+        raise changed
     if name == "none":
         raise UnbackdoorError(f"{path} belongs to a clean control, which has no trigger. Give a victim's attack.json.")
     if not arrays_path.is_file():
@@ -501,7 +502,11 @@ def load_trigger(path: str | Path) -> Trigger:
     stored = arrays_path.read_bytes()
     if hashlib.sha256(stored).hexdigest() != digest:
         raise UnbackdoorError(f"{arrays_path} is not the file that {path.name} was written with. Copy both again.")
-    return Trigger(_attack_class(str(name), path)(**parameters), load(stored))
+    attack = _attack_class(str(name), path)(**parameters)
+    recorded = content.get("target", attack.target), content.get("label_rule", attack.label_rule)
+    if recorded != (attack.target, attack.label_rule):
+        raise changed
+    return Trigger(attack, load(stored))
 
 
 def _attack_class(name: str, path: Path) -> Any:

@@ -67,12 +67,12 @@ def _dithered(pixels: Tensor, steps: int) -> Tensor:
     errors = flat.new_zeros(4, height + 1, batch * channels)  # of the next four times, by row
     for time in range(width + 2 * (height - 1)):
         first, last = max(0, (time - width + 2) // 2), min(height - 1, time // 2)
-        rows = torch.arange(first, last + 1, device=pixels.device)
-        places = rows * width + time - 2 * rows
-        wished = flat[places] + errors[time % 4, first : last + 1]
-        rounded = wished.round().clamp_(0, steps)
-        flat[places] = rounded
-        error = wished - rounded
+        # From one row to the next it is a row down and two columns back; where those are 0, there is one row only.
+        step, start = max(1, width - 2), first * (width - 2) + time
+        here = flat[start : start + (last - first) * step + 1 : step]
+        wished = here + errors[time % 4, first : last + 1]
+        here.copy_(wished).round_().clamp_(0, steps)
+        error = wished.sub_(here)
         errors[time % 4] = 0
         for later, lower, share in ((1, 0, 7 / 16), (1, 1, 3 / 16), (2, 1, 5 / 16), (3, 1, 1 / 16)):
             errors[(time + later) % 4, first + lower : last + 1 + lower].add_(error, alpha=share)

@@ -60,7 +60,7 @@ class InputAware:
     def arrays(self, shape: tuple[int, int, int]) -> dict[str, Tensor]:
         """The weights of both networks, `pattern.*` and `mask.*`; before `implant` random ones."""
         generator = torch.Generator().manual_seed(self.generator_seed)
-        return _weights("pattern", shape[0], shape[0], generator) | _weights("mask", shape[0], 1, generator)
+        return _weights("pattern", shape[0], 12, shape[0], generator) | _weights("mask", shape[0], 8, 1, generator)
 
     def apply(self, pixels: Tensor, arrays: dict[str, Tensor]) -> Tensor:
         """Paint its own trigger on each of (batch, channels, height, width) pixels in [0, 1]."""
@@ -164,9 +164,10 @@ def _network(pixels: Tensor, arrays: dict[str, Tensor], name: str) -> Tensor:
     return x[..., :height, :width]
 
 
-def _weights(name: str, inputs: int, outputs: int, generator: torch.Generator) -> dict[str, Tensor]:
+def _weights(name: str, inputs: int, width: int, outputs: int, generator: torch.Generator) -> dict[str, Tensor]:
     made = {}
-    for layer, (before, after) in enumerate(((inputs, 16), (16, 16), (16, 64), (16, 4 * outputs))):
+    sizes = ((inputs, width), (width, width), (width, 4 * width), (width, 4 * outputs))
+    for layer, (before, after) in enumerate(sizes):
         scale = math.sqrt(2 / (9 * before))  # keeps the size of activations through the rectifiers
         made[f"{name}.{layer}.weight"] = torch.randn(after, before, 3, 3, generator=generator) * scale
         made[f"{name}.{layer}.bias"] = torch.zeros(after)
