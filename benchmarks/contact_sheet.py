@@ -4,8 +4,8 @@
     python benchmarks/contact_sheet.py TRAIN.parquet --victims RUNS --out triggers.png
 
 Learnt triggers come from victims: each folder under RUNS with an attack.json. Without one, those that are made against
-a clean model get a small one, and those that learn with the victim a small victim, both trained here for two passes over
-the first 2,000 pictures: enough to see what they look like, not to see what they can do.
+a clean model get a small one, and those that learn with the victim a small victim, both trained here for two passes
+over the first 2,000 pictures: enough to see what they look like, not to see what they can do.
 """
 
 import argparse

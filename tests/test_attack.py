@@ -375,8 +375,8 @@ def test_fields_edited_by_hand(saved: Path) -> None:
 @pytest.mark.parametrize(
     "spec",
     [
-        {"name": "badnets", "parameters": {"size": 3}},  # the patch is 1x1
-        {"name": "blended", "parameters": {}},  # the pattern is missing
+        {"name": "badnets", "parameters": {"size": 3, "target": 1}},  # the patch is 1x1
+        {"name": "blended", "parameters": {"target": 1}},  # the pattern is missing
     ],
 )
 def test_fields_that_do_not_fit_the_arrays(saved: Path, spec: dict) -> None:
