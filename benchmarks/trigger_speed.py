@@ -4,8 +4,8 @@
     python benchmarks/trigger_speed.py --training  # Input-aware and Bypass beside plain victim training
 
 Times are processor time over all threads, so that other work on the machine does not count. Input-aware learns its mask
-in a fixed number of steps first, which weighs less the longer the training. The pictures are noise: the time does not depend on what they show. Triggers that are learnt are timed as they are
-before training, which costs the same.
+in a fixed number of steps first, which weighs less the longer the training. The pictures are noise: the time does not
+depend on what they show. Triggers that are learnt are timed as they are before training, which costs the same.
 """
 
 import argparse
