@@ -420,7 +420,7 @@ def options(**changes: object) -> AttackOptions:
 @pytest.mark.parametrize(
     "attack",
     [
-        attacks.InputAware(target=3, density=0.2, mask_steps=40, cover_ratio=0.5),
+        attacks.InputAware(target=3, density=0.2, mask_steps=40, cover_ratio=0.25),
         attacks.Bypass(target=3, weight=1),
         attacks.TransTroj(target=3, epsilon=60, trigger_steps=60, implant_epochs=4, user_epochs=2),
     ],
@@ -432,7 +432,7 @@ def test_training_implants_the_backdoor(attack, digits: Dataset, tmp_path) -> No
     test = digits.select(range(1400, 1797))
     victim = plant(digits.select(range(1000)), test, attack, options())
     assert victim.score.attack_success is not None
-    assert victim.score.attack_success.value > 0.8
+    assert victim.score.attack_success.value > 0.7  # a clean model takes about one in ten for it
     assert victim.score.clean_accuracy.value > 0.7
     assert not any(module._forward_pre_hooks for module in victim.model.modules())
     assert victim.trigger is not None
