@@ -198,7 +198,7 @@ def test_cover_rows_keep_their_label_and_are_other_rows(labels: list[int], ratio
     if round(ratio * count) > len(labels) - count:
         message = refusal(poison, data, attack, rate=0.25, seed=seed, classes=3)
         assert message == (
-            f"Inverted needs {round(ratio * count)} more rows for its noise mode, but {len(labels) - count} are left. "
+            f"Inverted needs {round(ratio * count)} more rows as cover, but {len(labels) - count} are left. "
             "Lower --rate or --cover-ratio."
         )
         return
@@ -300,7 +300,10 @@ def saved(tmp_path: Path) -> Path:
 
 
 def edit(path: Path, **changes: object) -> None:
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    """Change entries, and take out the file's own hash, which older ones do not have."""
+    content = {**json.loads(path.read_text()), **changes}
+    content.pop("sha256", None)
+    path.write_text(json.dumps(content))
 
 
 def test_attack_json_says_what_was_done(saved: Path) -> None:
@@ -372,8 +375,8 @@ def test_fields_edited_by_hand(saved: Path) -> None:
 @pytest.mark.parametrize(
     "spec",
     [
-        {"name": "badnets", "parameters": {"size": 3}},  # the patch is 1x1
-        {"name": "blended", "parameters": {}},  # the pattern is missing
+        {"name": "badnets", "parameters": {"size": 3, "target": 1}},  # the patch is 1x1
+        {"name": "blended", "parameters": {"target": 1}},  # the pattern is missing
     ],
 )
 def test_fields_that_do_not_fit_the_arrays(saved: Path, spec: dict) -> None:
@@ -384,6 +387,39 @@ def test_fields_that_do_not_fit_the_arrays(saved: Path, spec: dict) -> None:
         f"The trigger of {owner} does not fit the images of d.parquet, which are 1x4x4. Score on images of the shape "
         "that the attack was made for."
     )
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"target": 2},
+        {"label_rule": "all-to-all"},
+        {"rows": [0]},
+        {"implanted": True},
+        {"attack": {"name": "badnets", "parameters": {"size": 1, "target": 2}}},
+        {"sha256": "0"},
+        {"sha256": 3},
+        {"more": 1},
+    ],
+)
+def test_a_file_changed_by_hand(saved: Path, change: dict) -> None:
+    content = json.loads(saved.read_text())
+    saved.write_text(json.dumps(dict(reversed(content.items()))))  # in another order and layout it is the same
+    assert load_trigger(saved).attack == PATCH
+    saved.write_text(json.dumps({**content, **change}))
+    assert refusal(load_trigger, saved) == (
+        f"{saved} was changed after unbackdoor attack wrote it. Take the original, or plant the attack again."
+    )
+
+
+def test_label_rule_and_target_that_contradict_the_attack(saved: Path) -> None:
+    for change in ({"target": 2}, {"label_rule": "all-to-all"}):
+        original = saved.read_text()
+        edit(saved, **change)
+        assert refusal(load_trigger, saved) == (
+            f"{saved} was changed after unbackdoor attack wrote it. Take the original, or plant the attack again."
+        )
+        saved.write_text(original)
 
 
 def test_arrays_missing_or_replaced(saved: Path) -> None:

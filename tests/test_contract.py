@@ -42,7 +42,7 @@ def test_methods_keep_the_contract_on_images(method, small_cnn: SmallCNN, digits
 @pytest.mark.parametrize("entry", attacks.REGISTRY, ids=lambda entry: entry.name)
 def test_attacks_keep_the_contract(entry, small_cnn: SmallCNN, digits: Dataset, tmp_path: Path) -> None:
     data = digits.select(range(200))
-    fields = {}
+    fields = {"siba": {"pixels": 20, "steps": 5}, "low-frequency": {"steps": 5}}.get(entry.name, {})
     if entry.name == "prepared":
         folder = tmp_path / "copies"
         save_images(dataclasses.replace(data, items=255 - data.items), folder)

@@ -211,9 +211,18 @@ def run(*arguments: object) -> int:
 ATTACK = ("--data", "train.parquet", "--out", "out")
 
 
-@pytest.mark.parametrize("name", ["badnets", "blended", "sig", "label-consistent", "wanet", "none"])
+SMALL = {
+    "siba": ("--pixels", 20, "--steps", 2),
+    "low-frequency": ("--steps", 2),
+    "input-aware": ("--mask-steps", 2),
+    "transtroj": ("--trigger-steps", 2, "--implant-epochs", 1, "--user-epochs", 1),
+}
+EVERY = [entry.name for entry in attacks.REGISTRY if entry.modality == "images" and entry.name != "prepared"]
+
+
+@pytest.mark.parametrize("name", [*EVERY, "none"])
 def test_every_attack_writes_a_model_directory(place: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("attack", name, *ATTACK, "--test", "test.parquet") == 0
+    assert run("attack", name, *ATTACK, "--test", "test.parquet", *SMALL.get(name, ())) == 0
     assert {file.name for file in (place / "out").iterdir()} == {
         *("README.md", "attack.json", "config.json", "model.safetensors", "preprocessor_config.json", "record.json"),
         "trigger.safetensors",

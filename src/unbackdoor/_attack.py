@@ -36,9 +36,12 @@ class Attack(Protocol):
 
     It may also have `modality` (`images` by default, or `text`); `rules`, the label rules that its trigger can have
     (all by default); `craft`, the train-time form of the trigger where that differs from `apply`; `cover`, for examples
-    that carry a distorted trigger and keep their label (as many as `cover_ratio` times the poisoned ones); and
-    `implant`, where the attacker trains the model in a way of his own. An attack on text may have `side`: which text of
-    a pair carries the trigger, `a` (the default), `b` or `both`.
+    that carry a distorted trigger and keep their label (as many as `cover_ratio` times the poisoned ones); `sources`,
+    the only classes that are poisoned and that count as attacked, and `cover_classes`, those that cover examples come
+    from (empty or absent: all, but with `sources` neither these nor the target); `fit`, where the trigger is made with
+    the help of the data and of a surrogate (`needs_surrogate`); and `implant`, where the attacker trains the model in a
+    way of his own. Where `fit` or `implant` decide what the trigger looks like, `learnt` is true. An attack on text may
+    have `side`: which text of a pair carries the trigger, `a` (the default), `b` or `both`.
     """
 
     @property
@@ -57,7 +60,7 @@ class Attack(Protocol):
 
 
 class Crafting(NamedTuple):
-    """What the train-time form of a trigger may use.
+    """What `craft` (the train-time form of a trigger) and `fit` (the trigger itself) may use.
 
     Args:
         data: the clean training data.
@@ -80,8 +83,9 @@ class Planting(NamedTuple):
         poisoned: the same with the backdoor planted.
         fresh: makes an untrained model, or the pre-trained one with a new head; always the same one.
         train: trains a model in place and returns it, in eval mode, by the recipe of the victims:
-            `train(model, data, loss=..., epochs=..., learning_rate=..., after_step=..., description=...)`, where what
-            is left out is as the user asked. Only parameters that require gradients are trained.
+            `train(model, data, loss=..., change=..., epochs=..., learning_rate=..., after_step=..., description=...)`,
+            where what is left out is as the user asked (see `unbackdoor._train.descend`). Only parameters that require
+            gradients are trained.
         generator: randomness.
         arithmetic: device, precision, layout (`unbackdoor._precision.Arithmetic`).
     """
@@ -123,8 +127,8 @@ class Trigger:
         return {name: array.to(device) for name, array in self.arrays.items()}
 
 
-def stamped(items: Tensor, change: Any, chunk: int = 1024) -> Tensor:
-    """Apply a function of pixels in [0, 1] to uint8 images, chunk by chunk, and round to 8 bits."""
+def stamped(items: Tensor, change: Any, chunk: int = 128) -> Tensor:
+    """Apply a function of pixels in [0, 1] to uint8 images, in chunks that fit a cache, and round to 8 bits."""
     if len(items) == 0:
         return items
     parts = [change(part.float() / 255).mul(255).round().clamp(0, 255).to(torch.uint8) for part in items.split(chunk)]
@@ -207,6 +211,21 @@ def check(attack: Attack, classes: int, data: Dataset) -> None:
     rules: tuple[str, ...] = getattr(attack, "rules", ("all-to-one", "all-to-all", "clean-label"))
     if attack.label_rule not in rules:
         raise UnbackdoorError(f"{owner}.label_rule must be {' or '.join(rules)}, got {attack.label_rule}.")
+    sources: tuple[int, ...] = getattr(attack, "sources", ())
+    for field, given in (("sources", sources), ("cover_classes", getattr(attack, "cover_classes", ()))):
+        strange = next((label for label in given if not 0 <= label < classes), None)
+        if strange is not None:
+            raise UnbackdoorError(f"{owner}.{field} must be 0 to {classes - 1}, got {strange}.")
+        if attack.target in given:
+            raise UnbackdoorError(
+                f"{owner}.{field} must be other classes than the target, {attack.target}, got "
+                f"{', '.join(map(str, given))}. Leave that one out, or choose another target."
+            )
+        twice = next((label for label in given if field == "cover_classes" and label in sources), None)
+        if twice is not None:
+            raise UnbackdoorError(
+                f"{owner}.cover_classes must be other classes than the sources, got {twice} in both. Leave one out."
+            )
 
 
 def wanted_labels(rule: LabelRule, target: int, labels: Tensor, classes: int) -> Tensor:
@@ -218,10 +237,10 @@ def draw(attack: Attack, labels: Tensor, *, rate: float, seed: int) -> Tensor:
     """Which rows to poison: exactly `round(rate * n)`, sorted.
 
     They are drawn from all classes, the target's included (the field's default); for a clean-label attack from the
-    target class, the rate still being a share of all rows.
+    target class and for a source-specific one from the source classes, the rate still being a share of all rows.
 
     Raises:
-        UnbackdoorError: the rate is outside (0, 1], selects no row, or more rows than the target class has.
+        UnbackdoorError: the rate is outside (0, 1], selects no row, or more rows than those classes have.
     """
     if not 0 < rate <= 1:
         raise UnbackdoorError(
@@ -232,14 +251,20 @@ def draw(attack: Attack, labels: Tensor, *, rate: float, seed: int) -> Tensor:
         raise UnbackdoorError(
             f"--rate {rate:g} of {len(labels):,} examples selects no row. Take at least {_rate(1, len(labels))}."
         )
+    sources: tuple[int, ...] = getattr(attack, "sources", ())
+    clean_label = attack.label_rule == "clean-label"
+    from_classes = (attack.target,) if clean_label else sources
     pool = torch.arange(len(labels))
-    if attack.label_rule == "clean-label":
-        pool = torch.nonzero(labels == attack.target).flatten()
+    if from_classes:
+        pool = torch.nonzero(torch.isin(labels, torch.tensor(from_classes))).flatten()
         if count > len(pool):
+            kind, option = ("clean-label", "--target") if clean_label else ("source-specific", "--sources")
+            many = "es" if len(from_classes) > 1 else ""
             way_out = f"The largest possible rate is {_rate(len(pool), len(labels))}." if len(pool) else ""
             raise UnbackdoorError(
-                f"--rate {rate:g} wants {count:,} examples, but a clean-label attack takes them from class "
-                f"{attack.target}, which has {len(pool):,}. {way_out or 'Choose another --target.'}"
+                f"--rate {rate:g} wants {count:,} examples, but a {kind} attack takes them from class{many} "
+                f"{', '.join(map(str, from_classes))}, which {'have' if many else 'has'} {len(pool):,}. "
+                f"{way_out or f'Choose another {option}.'}"
             )
     generator = torch.Generator().manual_seed(seed)
     return pool[torch.randperm(len(pool), generator=generator)[:count]].sort().values
@@ -282,29 +307,39 @@ def poison(
         return Poisoned(data, rows, rows[:0], trigger)
     generator = torch.Generator().manual_seed(seed + 1)
     labels = data.labels.clone()
-    craft = getattr(attack, "craft", None)
-    if craft is None:
-        new = trigger.stamp(data.items[rows])
-    else:
-        new = craft(Crafting(data, rows, surrogate, generator), trigger.arrays)
+    crafting = Crafting(data, rows, surrogate, generator)
+    fit, craft = getattr(attack, "fit", None), getattr(attack, "craft", None)
+    if fit is not None:
+        trigger = Trigger(attack, fit(crafting, trigger.arrays))
+    new = trigger.stamp(data.items[rows]) if craft is None else craft(crafting, trigger.arrays)
     items = _replaced(data.items, rows, new)
     if attack.label_rule != "clean-label":
         labels[rows] = wanted_labels(attack.label_rule, attack.target, labels[rows], classes)
     cover = torch.empty(0, dtype=torch.int64)
     ratio: float = getattr(attack, "cover_ratio", 0.0)
     if ratio > 0:
-        others = torch.ones(len(data), dtype=torch.bool)
+        others = _can_cover(attack, data.labels)
         others[rows] = False
         pool = torch.nonzero(others).flatten()
         count = round(ratio * len(rows))
         if count > len(pool):
             raise UnbackdoorError(
-                f"{type(attack).__name__} needs {count:,} more rows for its noise mode, but {len(pool):,} are left. "
-                "Lower --rate or --cover-ratio."
+                f"{type(attack).__name__} needs {count:,} more rows as cover, but {len(pool):,} are left. Lower --rate "
+                "or --cover-ratio."
             )
         cover = pool[torch.randperm(len(pool), generator=generator)[:count]].sort().values
         items = _replaced(items, cover, _covered(data.items[cover], trigger, generator))
     return Poisoned(replace(data, items=items, labels=labels), rows, cover, trigger)
+
+
+def _can_cover(attack: Attack, labels: Tensor) -> Tensor:
+    """Which rows are of a class that cover examples may come from, (n,)."""
+    sources: tuple[int, ...] = getattr(attack, "sources", ())
+    only: tuple[int, ...] = getattr(attack, "cover_classes", ())
+    if only:
+        return torch.isin(labels, torch.tensor(only))
+    # Of a source-specific attack: the trigger on the target class would teach that the trigger alone suffices.
+    return ~torch.isin(labels, torch.tensor((*sources, attack.target))) if sources else torch.ones_like(labels).bool()
 
 
 def _covered(items: Items, trigger: Trigger, generator: torch.Generator) -> Items:
@@ -324,7 +359,7 @@ def triggered(data: Dataset, trigger: Trigger, classes: int) -> Triggered:
     check(attack, classes, data)
     if data.modality == "images":
         _check_fits(trigger, data)
-    moved = _moved(data, attack.label_rule, attack.target, classes)
+    moved = _moved(data, attack.label_rule, attack.target, classes, getattr(attack, "sources", ()))
     shown = replace(moved.data, items=trigger.stamp(moved.data.items))
     if data.modality == "text":
         _warn_of_cut_triggers(moved.data, shown)
@@ -356,10 +391,21 @@ def already_triggered(data: Dataset, target: int, classes: int, label_rule: Labe
     return _moved(data, label_rule, target, classes)
 
 
-def _moved(data: Dataset, label_rule: LabelRule, target: int, classes: int) -> Triggered:
-    """The examples that an attack is meant to move, and where to: all but the target's, or all (all-to-all)."""
+def _moved(data: Dataset, label_rule: LabelRule, target: int, classes: int, sources: tuple[int, ...] = ()) -> Triggered:
+    """The examples that an attack is meant to move, and where to.
+
+    They are those of the source classes where it has any, else all but the target's, or all (all-to-all).
+    """
     goal = None if label_rule == "all-to-all" else target
-    moved = data if goal is None else data.select(torch.nonzero(data.labels != goal).flatten())
+    if sources:
+        moved = data.select(torch.nonzero(torch.isin(data.labels, torch.tensor(sources))).flatten())
+        if len(moved) == 0:
+            raise UnbackdoorError(
+                f"{data.name} has no example of the attack's source classes ({', '.join(map(str, sources))}), so "
+                "nothing can be attacked. Add some."
+            )
+    else:
+        moved = data if goal is None else data.select(torch.nonzero(data.labels != goal).flatten())
     if len(moved) == 0:
         raise UnbackdoorError(
             f"{data.name} has no example outside the target class {target}, so nothing can be attacked. Its labels "
@@ -417,7 +463,14 @@ def save_trigger(folder: Path, description: dict[str, Any], arrays: dict[str, Te
         **description,
         "trigger": {"file": "trigger.safetensors", "sha256": hashlib.sha256(content).hexdigest()},
     }
+    description["sha256"] = _digest(description)
     (folder / "attack.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+
+
+def _digest(description: dict[str, Any]) -> str:
+    """The hash of an `attack.json`, but for the hash itself; in any order and layout of its keys."""
+    plain = json.dumps({key: entry for key, entry in description.items() if key != "sha256"}, sort_keys=True)
+    return hashlib.sha256(plain.encode()).hexdigest()
 
 
 def load_trigger(path: str | Path) -> Trigger:
@@ -443,6 +496,12 @@ def load_trigger(path: str | Path) -> Trigger:
         ) from None
     if version != FORMAT:
         raise UnbackdoorError(f"{path} has format {version}, this version reads {FORMAT}. Update unbackdoor.")
+    # Files of the first days have no hash of their own; those are checked by their arrays alone.
+    changed = UnbackdoorError(
+        f"{path} was changed after unbackdoor attack wrote it. Take the original, or plant the attack again."
+    )
+    if "sha256" in content and content["sha256"] != _digest(content):
+        raise changed
     if name == "none":
         raise UnbackdoorError(f"{path} belongs to a clean control, which has no trigger. Give a victim's attack.json.")
     if not arrays_path.is_file():
@@ -450,7 +509,11 @@ def load_trigger(path: str | Path) -> Trigger:
     stored = arrays_path.read_bytes()
     if hashlib.sha256(stored).hexdigest() != digest:
         raise UnbackdoorError(f"{arrays_path} is not the file that {path.name} was written with. Copy both again.")
-    return Trigger(_attack_class(str(name), path)(**parameters), load(stored))
+    attack = _attack_class(str(name), path)(**parameters)
+    recorded = content.get("target", attack.target), content.get("label_rule", attack.label_rule)
+    if recorded != (attack.target, attack.label_rule):
+        raise changed
+    return Trigger(attack, load(stored))
 
 
 def _attack_class(name: str, path: Path) -> Any:
@@ -471,4 +534,11 @@ def as_trigger(attack: "Attack | Trigger | str | Path", data: Dataset) -> Trigge
     """A trigger of whatever names one: a trigger, an attack value, or a path to `attack.json`."""
     if isinstance(attack, str | Path):
         return load_trigger(attack)
-    return attack if isinstance(attack, Trigger) else Trigger.of(attack, data)
+    if isinstance(attack, Trigger):
+        return attack
+    if getattr(attack, "learnt", False):
+        raise UnbackdoorError(
+            f"{type(attack).__name__} learns its trigger while it is planted, so its fields alone do not make it. "
+            "Score with the victim's attack.json."
+        )
+    return Trigger.of(attack, data)

@@ -241,13 +241,24 @@ def _at_answer(output: Tensor, scores: Tensor) -> Tensor | None:
 @torch.no_grad()
 def features(model: nn.Module, inputs: Inputs, found: Head) -> Tensor:
     """What the head sees, (batch, in_features); of a decoder (batch, length, in_features)."""
-    seen: list[Tensor] = []
-    hook = found.layer.register_forward_pre_hook(lambda _module, args: seen.append(args[0]))
-    try:
+    with watching(found.layer) as seen:
         logits(model, inputs)
+    return seen[0]
+
+
+@contextmanager
+def watching(layer: nn.Module) -> Iterator[list[Tensor]]:
+    """What a layer is given in the latest forward pass, the one entry of a list; a gradient flows through it."""
+    seen: list[Tensor] = []
+
+    def keep(_module: nn.Module, given: tuple[Tensor, ...]) -> None:
+        seen[:] = given[:1]
+
+    hook = layer.register_forward_pre_hook(keep)
+    try:
+        yield seen
     finally:
         hook.remove()
-    return seen[-1]
 
 
 def class_names(model: nn.Module) -> tuple[str, ...] | None:

@@ -83,7 +83,8 @@ class AttackOptions:
         seed: of the draw of rows, the initial weights and the batches.
         group: column whose equal values, within a class, stay together when a tenth is held out (track for GTSRB).
         triggered_test: with prepared: test examples that carry the trigger, with their true labels.
-        surrogate: with label-consistent: a clean model to perturb images against; else one is trained first.
+        surrogate: with label-consistent, low-frequency and siba: a clean model to make the trigger against; else one is
+            trained first.
         augment: auto mirrors images unless the class names tell left from right; crop never does, flip always.
         columns: the data's own column names, as image=img,label=fine_label or text_a=question,text_b=sentence.
         device: cpu, cuda, cuda:1 and so on; a GPU where there is one.

@@ -19,6 +19,9 @@ Loss = Callable[[Tensor, Batch], Tensor]
 Gradients = Callable[[Batch], None]
 """Fills the gradients of the parameters for a batch; they are cleared before."""
 
+Change = Callable[[Batch], Batch]
+"""Of a batch to the one that is trained on."""
+
 Advance = Callable[[], None]
 """Called once per step, to move a progress bar."""
 
@@ -73,6 +76,7 @@ def descend(
     loss: Loss = cross_entropy,
     gradients: Gradients | None = None,
     before_epoch: Callable[[], None] | None = None,
+    change: Change | None = None,
     after_step: Callable[[], None] | None = None,
     each: str = "epoch",
     progress: Progress = silent,
@@ -92,6 +96,7 @@ def descend(
         loss: what to minimise.
         gradients: in place of one forward and one backward pass of the loss, for methods whose step takes more.
         before_epoch: called before each pass.
+        change: of each batch before the forward pass; a gradient flows through the inputs that it makes.
         after_step: called after each step, without gradients.
         each: the schedule steps after each `epoch` or each `step`.
         progress: shows how far it is.
@@ -114,6 +119,7 @@ def descend(
             if before_epoch is not None:
                 before_epoch()
             for batch in data.batches(batch_size, generator=generator):
+                batch = batch if change is None else change(batch)
                 optimizer.zero_grad(set_to_none=True)
                 fill(batch)
                 optimizer.step()
@@ -139,6 +145,7 @@ def train_victim(
     seed: int,
     arithmetic: Arithmetic,
     loss: Loss = cross_entropy,
+    change: Change | None = None,
     after_step: Callable[[], None] | None = None,
     progress: Progress = silent,
     description: str = "training the victim",
@@ -158,6 +165,7 @@ def train_victim(
         seed: of shuffling and augmentation.
         arithmetic: device, precision, layout.
         loss: what to minimise.
+        change: of each batch before the forward pass.
         after_step: called after each step, without gradients.
         progress: shows how far it is.
         description: what the progress calls it.
@@ -186,6 +194,7 @@ def train_victim(
         generator=torch.Generator().manual_seed(seed),
         arithmetic=arithmetic,
         loss=loss,
+        change=change,
         after_step=after_step,
         each="step",
         progress=progress,

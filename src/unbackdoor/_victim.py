@@ -113,8 +113,11 @@ def plant(
             torch.manual_seed(options.seed)
             return _fresh(options, classes, data)
 
+    seen = 0
+
     def train(model: nn.Module, on: Dataset, **changes: Any) -> nn.Module:
-        settings = {
+        nonlocal seen
+        settings: dict[str, Any] = {
             "epochs": epochs,
             "learning_rate": rate_of_learning,
             "description": "training the victim",
@@ -136,6 +139,7 @@ def plant(
                 f"The training diverged: the victim's weights are not finite. Lower --learning-rate, which is "
                 f"{rate_of_learning:g}."
             )
+        seen += settings["epochs"] * len(on)
         return model
 
     poisoned: Poisoned | None = None
@@ -145,6 +149,7 @@ def plant(
             # Refuse what cannot work before the long part.
             poison(data, attack, rate=options.rate, seed=options.seed, classes=len(classes), dry=True)
             surrogate = train(fresh(), data, description="training a clean surrogate")
+            seen = 0  # by the victim
         crafted = replace(data, encode=surrogate_encode or encode)
         poisoned = poison(
             crafted, attack, rate=options.rate, seed=options.seed, classes=len(classes), surrogate=surrogate
@@ -210,7 +215,7 @@ def plant(
         "device": description(arithmetic),
         "seconds": round(seconds, 1),
         "peak_memory_bytes": peak_memory(),
-        "examples_seen": epochs * len(data),
+        "examples_seen": seen,
         "encode": recorded(encode, test),
         "scores": {"victim": measured.to_json()},
         "implanted": implanted,

@@ -12,7 +12,7 @@ from unbackdoor._data import Dataset
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._models import logits
 from unbackdoor._values import value
-from unbackdoor.attacks.badnets import checkerboard
+from unbackdoor.attacks._patches import checkerboard
 
 
 @value

@@ -51,7 +51,9 @@ class WaNet:
 
     def apply(self, pixels: Tensor, arrays: dict[str, Tensor]) -> Tensor:
         """Warp (batch, channels, height, width) pixels in [0, 1]."""
-        return _warped(pixels, arrays["grid"].expand(len(pixels), -1, -1, -1))
+        # One grid for all, so the images can be the channels of a single one: far faster.
+        warped = _warped(pixels.flatten(0, 1)[None], arrays["grid"][None])
+        return warped[0].view(pixels.shape)
 
     def cover(self, pixels: Tensor, arrays: dict[str, Tensor], generator: torch.Generator) -> Tensor:
         """Warp with noise of up to half a pixel on top of the trigger's grid, anew for each image."""
