@@ -22,6 +22,7 @@ from unbackdoor._data import Dataset
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._purify import Method, purify
 from unbackdoor._values import fields_of
+from unbackdoor._values import value as value
 
 
 def check_method(
