@@ -95,14 +95,15 @@ def train(store: Path, task: str, attack: Any, rate: float) -> None:
 
 
 def methods() -> list[tuple[Any, tuple[int, ...]]]:
-    """What is compared, each with its purification seeds; the selective variants have one, as each takes minutes."""
+    """What is compared, each with its purification seeds; the last three have one, as each takes minutes."""
     counts = str(DATA / "word_frequency" / "wordpiece_uncased_wiki_books.csv.gz")
     return [
         (purifiers.FineTuning(), SEEDS),
         (purifiers.FST(), SEEDS),
         (purifiers.Then(purifiers.EPUR(frequencies=counts), purifiers.FineTuning()), SEEDS),
         (purifiers.Then(purifiers.EPUR(frequencies=counts), purifiers.FineMixing()), SEEDS),
-        (purifiers.FineMixing(), SEEDS),
+        (purifiers.MixingDistillation(), SEEDS),
+        (purifiers.FineMixing(), SEEDS[:1]),
         (purifiers.FineMixing(select="largest-change"), SEEDS[:1]),
         (purifiers.FineMixing(select="low-activation"), SEEDS[:1]),
     ]

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from unbackdoor.purifiers.ft_sam import FTSAM as FTSAM
     from unbackdoor.purifiers.i_bau import IBAU as IBAU
     from unbackdoor.purifiers.nad import NAD as NAD
+    from unbackdoor.purifiers.mixing_distillation import MixingDistillation as MixingDistillation
     from unbackdoor.purifiers.neural_cleanse import NeuralCleanse as NeuralCleanse
     from unbackdoor.purifiers.pam import PAM as PAM
     from unbackdoor.purifiers.rnp import RNP as RNP
@@ -106,6 +107,14 @@ REGISTRY = (
         needs="clean data",
         cost="40 passes, with another forward pass each",
         modality="images, text",
+    ),
+    Entry(
+        "mixing-distillation",
+        "unbackdoor.purifiers.mixing_distillation:MixingDistillation",
+        "E-PUR and little of the suspect's weights, taught by its answers to recombined texts; this project's variant",
+        needs="clean data, a pre-trained base",
+        cost="3 passes over 2,000 texts made of the clean ones",
+        modality="text",
     ),
     Entry(
         "neural-cleanse",

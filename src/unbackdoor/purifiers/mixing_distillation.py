@@ -43,7 +43,7 @@ class MixingDistillation:
         common: how many of the most frequent words are common, at least 1.
         reset: embeddings that E-PUR resets, at least 1.
         epochs: passes over all texts, at least 1.
-        learning_rate: at the start, more than 0; None is 1e-4 (AdamW).
+        learning_rate: at the start, more than 0; None is 2e-4 (AdamW).
         batch_size: examples per step, at least 2; None is 32.
 
     Differences from the paper: everything beyond E-PUR and the mixing; there is no paper on this variant. It is not
@@ -76,7 +76,7 @@ class MixingDistillation:
             model,
             lessons,
             epochs=self.epochs,
-            learning_rate=1e-4 if self.learning_rate is None else self.learning_rate,
+            learning_rate=2e-4 if self.learning_rate is None else self.learning_rate,
             batch_size=32 if self.batch_size is None else self.batch_size,
             loss=loss,
         )
