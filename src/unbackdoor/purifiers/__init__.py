@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from unbackdoor.purifiers.fst import FST as FST
     from unbackdoor.purifiers.ft_sam import FTSAM as FTSAM
     from unbackdoor.purifiers.i_bau import IBAU as IBAU
-    from unbackdoor.purifiers.nad import NAD as NAD
     from unbackdoor.purifiers.mixing_distillation import MixingDistillation as MixingDistillation
+    from unbackdoor.purifiers.nad import NAD as NAD
     from unbackdoor.purifiers.neural_cleanse import NeuralCleanse as NeuralCleanse
     from unbackdoor.purifiers.pam import PAM as PAM
     from unbackdoor.purifiers.rnp import RNP as RNP
