@@ -205,7 +205,7 @@ def test_the_model_itself_as_output(place: Path, refused: Refusals) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("purify", "fine-purning", "m"), "There is no purifier 'fine-purning'. Did you mean 'fine-tuning'? See"),
+        (("purify", "fine-purning", "m"), "There is no purifier 'fine-purning'. Did you mean 'fine-pruning'? See"),
         (("attack", "badnet"), "There is no attack 'badnet'. Did you mean 'badnets'? See unbackdoor list attacks."),
         (
             ("purify", "nowhere.module:Thing", "m"),

@@ -439,7 +439,7 @@ class TestWarnings:
         ({"attack": attacks.BadNets(target=10)}, "BadNets.target must be 0 to 9, got 10."),
         (
             {"attack": attacks.Prepared(triggered="x")},
-            "Prepared cannot trigger other pictures: score with --triggered and test data that carries the trigger.",
+            "Prepared cannot trigger other examples: score with --triggered and test data that carries the trigger.",
         ),
     ],
     ids=lambda part: "" if isinstance(part, str) else ",".join(part),

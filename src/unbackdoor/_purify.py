@@ -64,7 +64,6 @@ class Run:
     """What a purification has at hand beside model and clean data.
 
     Args:
-        seed: what the generator started from; for what must repeat outside of this run, too.
         generator: the source of all randomness, on the CPU.
         arithmetic: device, precision, layout.
         head_name: of the last linear layer.
@@ -78,7 +77,6 @@ class Run:
         warnings: see `warn`.
     """
 
-    seed: int
     generator: torch.Generator
     arithmetic: Arithmetic
     head_name: str
@@ -90,6 +88,11 @@ class Run:
     held_out: int = 0
     notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+
+    @property
+    def seed(self) -> int:
+        """What the generator started from, for what must come out the same outside of this run, too."""
+        return self.generator.initial_seed()
 
     def head(self, model: nn.Module) -> nn.Linear:
         """The last linear layer of a model of the suspect's shape."""
@@ -282,7 +285,6 @@ def purify(
         working.float()  # half precision is too coarse for small steps
     arithmetic = choose(working, device, precision)
     run = Run(
-        seed=seed,
         generator=torch.Generator().manual_seed(seed),
         arithmetic=arithmetic,
         head_name=head or "",
