@@ -1,9 +1,12 @@
 """Hugging Face directories: their files checked before transformers sees them, and the encoder that belongs to them."""
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
+
+from torch import nn
 
 from unbackdoor._checkpoints import check_finite, check_fit, check_safetensors, few, read_json, read_weights
 from unbackdoor._errors import UnbackdoorError
@@ -115,21 +118,29 @@ def text_encoder(path: Path, model: Any, max_length: int | None = None) -> TextE
         tokenizer.pad_token = tokenizer.eos_token
     if getattr(model.config, "pad_token_id", None) is None:
         model.config.pad_token_id = tokenizer.pad_token_id  # decoders find the last token of a text by it
-    config = model.config
-    limits = [getattr(config, name, None) for name in ("max_position_embeddings", "n_positions")]
-    most = min([tokenizer.model_max_length, *(limit for limit in limits if isinstance(limit, int) and limit > 0)])
-    if config.model_type in ("roberta", "xlm-roberta", "camembert") and most == config.max_position_embeddings:
-        most -= config.pad_token_id + 1  # their positions start after the padding token's
+    taken = inspect.signature(model.forward).parameters
+    tokenizer.model_input_names = [name for name in tokenizer.model_input_names if name in taken]
+    most = int(min(tokenizer.model_max_length, *_positions(model), 2**20))
     recorded = path / "record.json"
     entries = (read_json(recorded).get("encode") or {}) if recorded.exists() else {}
     columns = entries.get("columns") if isinstance(entries, dict) else None
-    most = int(min(most, 2**20))
     if max_length is not None and max_length > most:
         raise UnbackdoorError(f"--max-length must be at most {most:,}, which the model can read, got {max_length:,}.")
     before = entries.get("max_length") if isinstance(entries, dict) else None
     chosen = max_length or (before if isinstance(before, int) and 4 <= before <= most else most)
     known = tuple(columns) if columns in (["text"], ["text_a", "text_b"]) else None
     return TextEncoder(tokenizer=tokenizer, max_length=chosen, columns=known)
+
+
+def _positions(model: Any) -> Iterator[int]:
+    """What bounds the length of a text: the positions that the model knows."""
+    for name in ("max_position_embeddings", "n_positions"):
+        limit = getattr(model.config, name, None)
+        if isinstance(limit, int) and limit > 0:
+            yield limit
+    for name, layer in model.named_modules():
+        if "position" in name and isinstance(layer, nn.Embedding) and layer.padding_idx is not None:
+            yield layer.num_embeddings - layer.padding_idx - 1  # RoBERTa counts from after the padding token's
 
 
 def checked_files(path: Path) -> tuple[dict[str, Any], list[Path]]:
