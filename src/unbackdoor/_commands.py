@@ -157,6 +157,8 @@ def attack(made: Any, options: AttackOptions) -> None:
         raise UnbackdoorError(
             f"{type(made).__name__} needs --test: its copies match --data row for row, so none of it can be held out."
         )
+    if options.base is None and getattr(made, "modality", "images") == "text":
+        raise _victim.no_base()
     columns = _columns(options.columns)
     encode = None if options.base is None else _files.base_encoder(options.base, max_length=options.max_length)
     data = Dataset.load(options.data, encode, columns=columns, augment=options.augment, group=options.group)

@@ -106,6 +106,12 @@ def text_encoder(path: Path, model: Any, max_length: int | None = None) -> TextE
                 f"{path} has no tokenizer that transformers can load ({reason}). Fetch tokenizer.json and "
                 "tokenizer_config.json, too."
             ) from None
+    vocabularies = set(getattr(tokenizer, "vocab_files_names", {}).values()) | {"tokenizer.json"}
+    if not any((path / name).exists() for name in vocabularies):  # transformers makes an empty one then
+        raise UnbackdoorError(
+            f"{path} has a tokenizer without a vocabulary (none of {', '.join(sorted(vocabularies))}). Fetch "
+            "tokenizer.json and tokenizer_config.json, too."
+        )
     rows = embeddings(model).num_embeddings
     if len(tokenizer) > rows:
         raise UnbackdoorError(
