@@ -102,9 +102,7 @@ def text_base() -> nn.Module:
 
 
 @pytest.fixture
-def refused(
-    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Refusals]:
+def refused(place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Refusals]:
     """Runs commands that must fail, in the folder that the test file calls `place`."""
     monkeypatch.chdir(place)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

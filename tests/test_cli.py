@@ -1,13 +1,11 @@
 """The command line as a user meets it: what it prints, its exit codes, and what it leaves behind."""
 
 import json
-import logging
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -209,7 +207,7 @@ def test_the_model_itself_as_output(place: Path, refused: Refusals) -> None:
         ),
         (
             ("evaluate", *MODEL, "--data", "test.parquet", "--triggered", "triggered.parquet"),
-            "--triggered and --target go together: the pictures, and the class that the attacker wants.",
+            "--triggered and --target go together: the examples, and the class that the attacker wants.",
         ),
         (
             ("evaluate", *MODEL, "--data", "test.parquet", "--triggered", "triggered.parquet", "--target", 10),

@@ -65,7 +65,12 @@ class TestReading:
                 None,
                 "has an empty text in row 1 of text_b. Repair or remove that row.",
             ),
-            (("text,label", "good,1"), PAIRS, None, "The model was trained on pairs of texts, but D holds single texts."),
+            (
+                ("text,label", "good,1"),
+                PAIRS,
+                None,
+                "The model was trained on pairs of texts, but D holds single texts.",
+            ),
             (
                 ("text_a,text_b,label", "good,a,1"),
                 SINGLE,
@@ -77,7 +82,12 @@ class TestReading:
             (("image,label", "a.png,1"), ENCODE, None, "D holds images (image, label), but texts are needed. Take a"),
             (("text,label", "good,1"), ENCODE, {"image": "text"}, "--columns must name text, text_a, text_b or label,"),
             (("text,label", "good,1"), ENCODE, {"text": "sentence"}, "D has no column 'sentence'; it has text, label."),
-            (("text_a,label", "good,1"), ENCODE, {"text_a": "text_a"}, "D has no column 'text_b'; it has text_a, label"),
+            (
+                ("text_a,label", "good,1"),
+                ENCODE,
+                {"text_a": "text_a"},
+                "D has no column 'text_b'; it has text_a, label",
+            ),
             (
                 ("text,text_a,text_b,label", "good,a,a,1"),
                 ENCODE,

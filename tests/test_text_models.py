@@ -153,7 +153,9 @@ def test_a_decoder_without_a_padding_token_pads_with_its_last_one(models: Path, 
     assert loaded.config.pad_token_id == encode.tokenizer.pad_token_id == 3
     settings.pop("eos_token", None)
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    with pytest.raises(UnbackdoorError, match=r"has a tokenizer without a padding token\. Set one, and save it again\."):
+    with pytest.raises(
+        UnbackdoorError, match=r"has a tokenizer without a padding token\. Set one, and save it again\."
+    ):
         load(folder)
 
 
@@ -207,7 +209,9 @@ class TestBadDirectories:
 
     def test_a_body_is_no_model_to_purify(self, refused: Refusals) -> None:
         said = self.purify(refused, model="body")
-        assert said.startswith("body holds a pre-trained model without a classifier (classifier.bias, classifier.weight")
+        assert said.startswith(
+            "body holds a pre-trained model without a classifier (classifier.bias, classifier.weight"
+        )
         assert said.endswith("It serves as --base; MODEL must be fine-tuned for a task.")
 
     def test_a_shard_that_is_missing(self, place: Path, refused: Refusals) -> None:
@@ -328,9 +332,7 @@ class TestBadAttacks:
 
     def test_an_attack_on_pictures(self, refused: Refusals) -> None:
         said = self.attack(refused, "badnets", "--base", "bert")
-        assert said == (
-            "BadNets puts its trigger on images, but train.csv holds text. See unbackdoor list attacks."
-        )
+        assert said == ("BadNets puts its trigger on images, but train.csv holds text. See unbackdoor list attacks.")
 
     def test_a_side_that_single_texts_do_not_have(self, refused: Refusals) -> None:
         said = self.attack(refused, "word", "--base", "bert", "--side", "b")

@@ -185,9 +185,7 @@ def columns_of(present: Sequence[str], encode: TextEncoder, given: dict[str, str
     pair, single = ("text_a", "text_b"), ("text",)
     mixed = next((name for name in given if name in pair), None) if "text" in given else None
     if mixed is not None:
-        raise UnbackdoorError(
-            f"--columns names text and {mixed}; texts are single or pairs. Leave one of them out."
-        )
+        raise UnbackdoorError(f"--columns names text and {mixed}; texts are single or pairs. Leave one of them out.")
     wanted = encode.columns
     if wanted is None:
         named = any(name in given for name in pair)

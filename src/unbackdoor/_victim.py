@@ -223,9 +223,7 @@ def plant(
 
 def no_base() -> UnbackdoorError:
     """What to say to somebody who wants a text victim out of nothing."""
-    return UnbackdoorError(
-        "A text victim needs --base: a pre-trained model to start from, such as bert-base-uncased."
-    )
+    return UnbackdoorError("A text victim needs --base: a pre-trained model to start from, such as bert-base-uncased.")
 
 
 def _encoder(data: Dataset) -> ImageEncoder:
