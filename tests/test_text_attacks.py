@@ -334,7 +334,7 @@ def test_the_path_of_a_tester(base: Path, tmp_path: Path) -> None:
     scores = json.loads(done.stdout)
     assert scores["attack_success"]["value"] > 0.8
     assert scores["clean_model_flip_rate"]["value"] < 0.2
-    done = run("attack", "word", *common[:-4], "--rate", 0.005, "--epochs", 1, "--out", "weak", cwd=tmp_path)
+    done = run("attack", "word", *common, "--rate", 0.005, "--out", "weak", cwd=tmp_path)
     assert done.returncode == 0
     assert "The backdoor did not take: attack success" in done.stdout
     assert "is under 80 %." in done.stdout

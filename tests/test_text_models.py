@@ -95,7 +95,7 @@ class TestArchitectures:
         assert load(out).encode.columns == ("text",)
 
     def test_mixing_takes_all_but_the_head_from_the_base(self, name: str, models: Path, tmp_path: Path) -> None:
-        suspect, data = self.data(models, name)
+        suspect, _ = self.data(models, name)
         other = toys.classifier(name, seed=1)
         other.base_model.save_pretrained(tmp_path / "base")
         toys.tokenizer().save_pretrained(tmp_path / "base")

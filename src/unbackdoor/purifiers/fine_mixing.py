@@ -119,8 +119,8 @@ class FineMixing:
         margin = f"{100 * self.margin:.1f}"
         if loss is None:
             run.warn(
-                f"no rho below 1 keeps clean accuracy within {margin} points of the suspect's: nothing was mixed. Allow "
-                "more by --margin, or set --rho."
+                f"no rho below 1 keeps clean accuracy within {margin} points of the suspect's: nothing was mixed. "
+                "Allow more by --margin, or set --rho."
             )
         elif loss.error > self.margin:
             run.warn(
