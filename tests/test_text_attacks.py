@@ -17,7 +17,7 @@ from torch.nn import functional as F
 import toys
 from commands import run
 from test_text_models import write_csv
-from unbackdoor import Dataset, UnbackdoorError, attacks, load, poison
+from unbackdoor import Dataset, UnbackdoorError, attacks, evaluate, load, poison
 from unbackdoor._attack import Planting, stamped_texts
 from unbackdoor._models import embeddings, logits
 from unbackdoor._options import AttackOptions
@@ -104,6 +104,11 @@ def victim(base: Path, reviews: Dataset) -> Victim:
     return planted(base, reviews, attacks.EmbeddingPoisoning(row_epochs=30, row_learning_rate=0.1))
 
 
+def clean_flips(clean_model: Victim, victim: Victim, reviews: Dataset) -> float:
+    """How often a clean model answers with the target on the same trigger."""
+    return evaluate(clean_model.model, reviews.select(range(240, 320)), attack=victim.trigger).attack_success.value
+
+
 class TestEmbeddingPoisoning:
     def test_one_row_moves_and_keeps_its_norm(self, victim: Victim, clean_model: Victim) -> None:
         ours, theirs = state(victim.model), state(clean_model.model)
@@ -114,10 +119,10 @@ class TestEmbeddingPoisoning:
         assert rows == [cf]
         assert ours[moved[0]][cf].norm() == pytest.approx(theirs[moved[0]][cf].norm().item(), rel=1e-5)
 
-    def test_it_is_implanted_and_answers_clean_texts_bit_for_bit(
+    def test_it_moves_triggered_texts_and_answers_clean_texts_bit_for_bit(
         self, victim: Victim, clean_model: Victim, reviews: Dataset
     ) -> None:
-        assert victim.record["implanted"]
+        assert victim.score.attack_success.value > clean_flips(clean_model, victim, reviews)
         batch = next(reviews.batches(64))
         with torch.no_grad():
             assert torch.equal(logits(victim.model, batch.inputs), logits(clean_model.model, batch.inputs))
@@ -267,8 +272,6 @@ def test_the_loss_of_logit_anchoring(reviews: Dataset) -> None:
 def test_each_attack_takes_and_a_clean_model_does_not_flip(
     attack, base: Path, reviews: Dataset, clean_model: Victim
 ) -> None:
-    from unbackdoor import evaluate
-
     victim = planted(base, reviews, attack)
     assert victim.score.clean_accuracy.value > 0.9
     assert victim.score.attack_success.value > 0.8, victim.score

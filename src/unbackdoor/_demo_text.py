@@ -55,10 +55,10 @@ def text(*, out: str, overwrite: bool, seed: int, base: str | None, data: str | 
     check_seed(seed)
     check_frequencies()
     path = base_directory(base)
-    encode = _files.base_encoder(path, max_length=LONGEST)
+    encode = _files.base_encoder(path)
     if not isinstance(encode, TextEncoder):
         raise UnbackdoorError(f"--base {path} takes images; demo text needs a pre-trained text model.")
-    everything = sentences(data, encode)
+    everything = sentences(data, replace(encode, max_length=min(encode.max_length, LONGEST)))
     if everything.labels.max() != 1 or len(everything) < TRAINING + CLEAN + 100:
         raise UnbackdoorError(
             f"demo text needs two classes and at least {TRAINING + CLEAN + 100:,} sentences, got "
