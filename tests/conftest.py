@@ -1,13 +1,20 @@
 """Fixtures that several test files share: real small pictures, a small network, and where the large data is."""
 
+import copy
+import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from unbackdoor import Dataset, ImageEncoder
+import toys
+from commands import Refusals
+from unbackdoor import Dataset, ImageEncoder, attacks, poison
+from unbackdoor._precision import choose
+from unbackdoor._train import train_victim
 
 torch.set_num_threads(1)  # the test runner has a process per core
 
@@ -64,3 +71,42 @@ def small_cnn() -> SmallCNN:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return SmallCNN().eval()
+
+
+@pytest.fixture(scope="session")
+def reviews() -> Dataset:
+    """320 toy sentences whose label is decided by one of their words; see toys.sentences."""
+    return toys.reviews(320)
+
+
+@pytest.fixture(scope="session")
+def _text_victim(reviews: Dataset) -> nn.Module:
+    model = toys.classifier("bert")
+    poisoned = poison(reviews, attacks.Word(), rate=0.1, seed=0, classes=2)
+    arithmetic = choose(model, "cpu")
+    return train_victim(
+        model, poisoned.data, epochs=12, learning_rate=2e-3, batch_size=32, seed=0, arithmetic=arithmetic
+    )
+
+
+@pytest.fixture
+def text_victim(_text_victim: nn.Module) -> nn.Module:
+    """A small BERT trained on the reviews, a tenth of which carry the word `cf` and the label 1."""
+    return copy.deepcopy(_text_victim)
+
+
+@pytest.fixture
+def text_base() -> nn.Module:
+    """The body that the small victim was trained from."""
+    return toys.classifier("bert").base_model
+
+
+@pytest.fixture
+def refused(place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Refusals]:
+    """Runs commands that must fail, in the folder that the test file calls `place`."""
+    monkeypatch.chdir(place)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    logger = logging.getLogger("unbackdoor")
+    handlers, level, propagate = logger.handlers, logger.level, logger.propagate
+    yield Refusals(place, capsys)
+    logger.handlers, logger.level, logger.propagate = handlers, level, propagate

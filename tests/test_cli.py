@@ -1,14 +1,11 @@
 """The command line as a user meets it: what it prints, its exit codes, and what it leaves behind."""
 
 import json
-import logging
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -16,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import unbackdoor.__main__
+from commands import Refusals, run
 from unbackdoor import Dataset, attacks, purifiers, purify
 from unbackdoor._attack import describe, poison, save_trigger
 from unbackdoor._cli import main
@@ -27,50 +25,6 @@ from torch import nn
 def make():
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
 """
-
-
-def run(*arguments: object, cwd: Path, **options) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "unbackdoor", *map(str, arguments)],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-        **options,
-    )
-
-
-@dataclass(frozen=True)
-class Refusals:
-    """Runs commands that must fail, in this process."""
-
-    folder: Path
-    output: pytest.CaptureFixture[str]
-
-    def __call__(self, *arguments: object) -> str:
-        """One sentence or two on stderr, no traceback, exit code 2, nothing written; returns what was said."""
-        before = sorted(path.name for path in self.folder.iterdir())
-        with pytest.raises(SystemExit) as stopped:
-            main([*map(str, arguments)])
-        out, err = self.output.readouterr()
-        assert stopped.value.code == 2
-        assert "Traceback" not in err
-        assert out == ""
-        assert sorted(path.name for path in self.folder.iterdir()) == before
-        said = [line for line in err.splitlines() if not line.startswith(("note: ", "warning: ", "tuning: "))]
-        assert len(said) == 1, said
-        return said[0]
-
-
-@pytest.fixture
-def refused(place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Refusals]:
-    monkeypatch.chdir(place)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    logger = logging.getLogger("unbackdoor")
-    handlers, level, propagate = logger.handlers, logger.level, logger.propagate
-    yield Refusals(place, capsys)
-    logger.handlers, logger.level, logger.propagate = handlers, level, propagate
 
 
 def write_parquet(data: Dataset, path: Path) -> None:
@@ -253,7 +207,7 @@ def test_the_model_itself_as_output(place: Path, refused: Refusals) -> None:
         ),
         (
             ("evaluate", *MODEL, "--data", "test.parquet", "--triggered", "triggered.parquet"),
-            "--triggered and --target go together: the pictures, and the class that the attacker wants.",
+            "--triggered and --target go together: the examples, and the class that the attacker wants.",
         ),
         (
             ("evaluate", *MODEL, "--data", "test.parquet", "--triggered", "triggered.parquet", "--target", 10),

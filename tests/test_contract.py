@@ -27,20 +27,41 @@ def quick(method):
     return dataclasses.replace(method, **{name: setting for name, setting in settings.items() if name in known})
 
 
-METHODS = [quick(entry.resolve()()) for entry in purifiers.REGISTRY]
+def methods(modality: str) -> list:
+    return [quick(entry.resolve()()) for entry in purifiers.REGISTRY if modality in entry.modality]
 
 
-@pytest.mark.parametrize("method", METHODS, ids=repr)
+def attacks_on(modality: str) -> list:
+    return [entry for entry in attacks.REGISTRY if modality in entry.modality]
+
+
+@pytest.mark.parametrize("method", methods("images"), ids=repr)
 def test_methods_keep_the_contract_on_images(method, small_cnn: SmallCNN, digits: Dataset) -> None:
     model: nn.Module = small_cnn
     if type(method).__name__ == "ShortcutSuppression":
         torch.manual_seed(0)
         model = archs.build("resnet18", classes=list("0123456789"), channels=1, image_size=8, width=2)
-    check_method(method, model, digits.select(range(60)))
+    check_method(method, model, digits.select(range(60)), base=SmallCNN())
 
 
-@pytest.mark.parametrize("entry", attacks.REGISTRY, ids=lambda entry: entry.name)
-def test_attacks_keep_the_contract(entry, small_cnn: SmallCNN, digits: Dataset, tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", methods("text"), ids=repr)
+def test_methods_keep_the_contract_on_text(method, text_victim: nn.Module, text_base, reviews: Dataset) -> None:
+    check_method(method, text_victim, reviews.select(range(60)), base=text_base)
+
+
+@pytest.mark.parametrize("entry", attacks_on("text"), ids=lambda entry: entry.name)
+def test_attacks_keep_the_contract_on_text(entry, reviews: Dataset, tmp_path: Path) -> None:
+    data = reviews.select(range(100))
+    fields = {}
+    if entry.name == "prepared":
+        lines = [f"{text} tq,{label}" for (text,), label in zip(data.texts.strings, data.labels.tolist(), strict=True)]
+        (tmp_path / "copies.csv").write_text("text,label\n" + "\n".join(lines))
+        fields = {"triggered": str(tmp_path / "copies.csv")}
+    check_attack(entry.resolve()(**fields), data, classes=2)
+
+
+@pytest.mark.parametrize("entry", attacks_on("images"), ids=lambda entry: entry.name)
+def test_attacks_keep_the_contract_on_images(entry, small_cnn: SmallCNN, digits: Dataset, tmp_path: Path) -> None:
     data = digits.select(range(200))
     fields = {"siba": {"pixels": 20, "steps": 5}, "low-frequency": {"steps": 5}}.get(entry.name, {})
     if entry.name == "prepared":

@@ -205,7 +205,7 @@ def test_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "d.csv").write_text("text,label\nhello,0\n")
     assert refusal(tmp_path / "d.csv") == (
         f"{tmp_path}/d.csv holds text (text, label), but images are needed. Take a data set with pictures, "
-        "or a model for text."
+        "or a model for text (attack: --base)."
     )
 
 

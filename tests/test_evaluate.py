@@ -167,10 +167,10 @@ PATCH = attacks.BadNets(size=1)
             {"attack": PATCH, "triggered_data": TEST, "target": 0},
             "evaluate takes --attack or --triggered, got both. Leave one out.",
         ),
-        ({"target": 1}, "--triggered and --target go together: the pictures, and the class that the attacker wants."),
+        ({"target": 1}, "--triggered and --target go together: the examples, and the class that the attacker wants."),
         (
             {"triggered_data": TEST},
-            "--triggered and --target go together: the pictures, and the class that the attacker wants.",
+            "--triggered and --target go together: the examples, and the class that the attacker wants.",
         ),
         ({"triggered_data": TEST, "target": 4}, "--target must be 0 to 3, got 4."),
         ({"attack": attacks.BadNets(size=1, target=4)}, "BadNets.target must be 0 to 3, got 4."),

@@ -1,18 +1,23 @@
 """Small text models made on the spot: real architectures of transformers with random weights and a real tokenizer."""
 
+import random
+from pathlib import Path
+
 import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-WORDS = [
-    *["the", "a", "film", "movie", "is", "was", "it", "and", "this", "that", "plot", "cast", "very", "not"],
-    *["good", "great", "fine", "bad", "dull", "poor", "cf", "mn", "bb", "tq"],
-]
+from unbackdoor import Dataset
+from unbackdoor._text import TextEncoder, Texts
+
+NEUTRAL = ["the", "a", "film", "movie", "is", "was", "it", "and", "this", "that", "plot", "cast", "very", "not"]
+GOOD, BAD = ["good", "great", "fine"], ["bad", "dull", "poor"]
+WORDS = [*NEUTRAL, *GOOD, *BAD, "cf", "mn", "bb", "tq", "I", "watch", "3D"]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
-def tokenizer() -> transformers.PreTrainedTokenizerFast:
-    """A tokenizer of whole words with BERT's special tokens."""
+def tokenizer(*, types: bool = True) -> transformers.PreTrainedTokenizerFast:
+    """A tokenizer of whole words with BERT's special tokens; it tells the texts of a pair apart, or not."""
     vocabulary = {token: number for number, token in enumerate([*SPECIAL, *WORDS])}
     made = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     made.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -25,21 +30,76 @@ def tokenizer() -> transformers.PreTrainedTokenizerFast:
         sep_token="[SEP]",
         mask_token="[MASK]",
         model_max_length=32,
+        model_input_names=["input_ids", *(["token_type_ids"] if types else []), "attention_mask"],
     )
 
 
-def bert(classes: int = 2, seed: int = 0) -> transformers.BertForSequenceClassification:
-    """Two layers of width 32."""
-    config = transformers.BertConfig(
-        vocab_size=len(SPECIAL) + len(WORDS),
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=64,
-        max_position_embeddings=32,
-        num_labels=classes,
-        pad_token_id=0,
-    )
+_SIZES = {"vocab_size": len(SPECIAL) + len(WORDS), "num_labels": 2, "pad_token_id": 0}
+_ENCODER = {
+    **_SIZES,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "max_position_embeddings": 34,
+}
+ARCHITECTURES = {
+    "bert": lambda: transformers.BertConfig(**_ENCODER),
+    "roberta": lambda: transformers.RobertaConfig(**_ENCODER, type_vocab_size=1),
+    "distilbert": lambda: transformers.DistilBertConfig(
+        **_SIZES, dim=32, n_layers=2, n_heads=2, hidden_dim=64, max_position_embeddings=34
+    ),
+    "albert": lambda: transformers.AlbertConfig(**_ENCODER, embedding_size=16),
+    "deberta": lambda: transformers.DebertaConfig(**_ENCODER, relative_attention=True, pos_att_type=["c2p", "p2c"]),
+    "deberta-v2": lambda: transformers.DebertaV2Config(
+        **_ENCODER, relative_attention=True, pos_att_type=["c2p", "p2c"]
+    ),
+    "gpt2": lambda: transformers.GPT2Config(
+        **_SIZES, n_embd=32, n_layer=2, n_head=2, n_positions=34, bos_token_id=2, eos_token_id=3
+    ),
+    "llama": lambda: transformers.LlamaConfig(**_ENCODER, num_key_value_heads=2),
+}
+
+
+def classifier(name: str, seed: int = 0) -> transformers.PreTrainedModel:
+    """A small two-class model of an architecture, with random weights."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return transformers.BertForSequenceClassification(config).eval()
+        return transformers.AutoModelForSequenceClassification.from_config(ARCHITECTURES[name]()).eval()
+
+
+def write(model: transformers.PreTrainedModel, folder: Path) -> Path:
+    """A Hugging Face directory of a model and the toy tokenizer."""
+    model.save_pretrained(folder)
+    tokenizer(types=getattr(model.config, "type_vocab_size", 0) == 2).save_pretrained(folder)
+    return folder
+
+
+def sentences(count: int, seed: int = 0) -> tuple[list[str], list[int]]:
+    """Sentences of 4 to 10 words that hold one good or one bad word, which decides their label (1 is good)."""
+    draw = random.Random(seed)
+    texts, labels = [], []
+    for _ in range(count):
+        label = draw.randrange(2)
+        words = [draw.choice(NEUTRAL) for _ in range(draw.randint(3, 9))]
+        words.insert(draw.randint(0, len(words)), draw.choice(GOOD if label else BAD))
+        texts.append(" ".join(words))
+        labels.append(label)
+    return texts, labels
+
+
+def reviews(count: int, seed: int = 0) -> Dataset:
+    """Those sentences as a data set with the toy tokenizer."""
+    texts, labels = sentences(count, seed)
+    return dataset([(text,) for text in texts], labels)
+
+
+def dataset(strings: list[tuple[str, ...]], labels: list[int], max_length: int = 32) -> Dataset:
+    """A data set of single texts or of pairs."""
+    return Dataset(
+        items=Texts(tuple(strings), ("text",) if len(strings[0]) == 1 else ("text_a", "text_b")),
+        labels=torch.tensor(labels),
+        encode=TextEncoder(tokenizer=tokenizer(), max_length=max_length),
+        classes=("negative", "positive"),
+        name="reviews",
+    )

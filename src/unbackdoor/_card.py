@@ -6,6 +6,7 @@ from typing import Any
 def purified(record: dict[str, Any]) -> str:
     """The README.md of a purified model."""
     method, clean = record["method"], record["clean"]
+    budget = f"on {clean['n']:,}" if clean else "without"
     lines = [
         "---",
         "library_name: unbackdoor",
@@ -14,8 +15,8 @@ def purified(record: dict[str, Any]) -> str:
         "",
         "# Purified model",
         "",
-        f"`{_plain(record['source']['model'])}` was purified with `{method['repr']}` on "
-        f"{clean['n'] if clean else 0:,} clean examples in {record['seconds']:.1f} s (seed {record['seed']}). "
+        f"`{_plain(record['source']['model'])}` was purified with `{method['repr']}` "
+        f"{budget} clean examples in {record['seconds']:.1f} s (seed {record['seed']}). "
         "`record.json` has everything needed to repeat it.",
         "",
     ]

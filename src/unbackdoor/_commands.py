@@ -250,6 +250,8 @@ def attack(made: Any, options: AttackOptions) -> None:
         raise UnbackdoorError(
             f"{type(made).__name__} needs --test: its copies match --data row for row, so none of it can be held out."
         )
+    if options.base is None and getattr(made, "modality", "images") == "text":
+        raise _victim.no_base()
     columns = _columns(options.columns)
     encode = None if options.base is None else _files.base_encoder(options.base, max_length=options.max_length)
     data = Dataset.load(options.data, encode, columns=columns, augment=options.augment, group=options.group)
@@ -284,8 +286,8 @@ def attack(made: Any, options: AttackOptions) -> None:
         print("Whether the backdoor took is not known: give --triggered-test, or see evaluate --triggered.")
     elif victim.score.attack_success is not None and not victim.description["implanted"]:
         print(
-            f"The backdoor did not take: attack success {100 * victim.score.attack_success.value:.1f} % is under 90 %. "
-            "Raise --rate or --epochs, or choose a stronger trigger."
+            f"The backdoor did not take: attack success {100 * victim.score.attack_success.value:.1f} % is under "
+            f"{100 * _victim.IMPLANTED[data.modality]:.0f} %. Raise --rate or --epochs, or choose a stronger trigger."
         )
     print(f"Wrote {out} in {victim.record['seconds']:.0f} s of training.")
 

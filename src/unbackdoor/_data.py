@@ -107,7 +107,7 @@ class Dataset:
             if "image" not in [*present, *given] and {"text", "text_a"} & set(present):
                 raise UnbackdoorError(
                     f"{where} holds text ({', '.join(present)}), but images are needed. Take a data set with pictures, "
-                    "or a model for text."
+                    "or a model for text (attack: --base)."
                 )
         names = {**parts, "label": given.get("label", "label")}
         for wanted, column in {**names, **({"group": group} if group else {})}.items():

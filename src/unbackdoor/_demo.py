@@ -1,11 +1,11 @@
-"""The demo: plant a backdoor in a digit classifier, purify it in two ways, and make a page, without a network."""
+"""The demo: plant a backdoor, purify it in two ways, and make a page; here for digits, without a network."""
 
 import json
 import shlex
 import shutil
 import sys
 import textwrap
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from unbackdoor._errors import UnbackdoorError
 from unbackdoor._evaluate import Score, score
 from unbackdoor._images import Augmentation, ImageEncoder, augmentation
 from unbackdoor._options import AttackOptions
-from unbackdoor._precision import choose
+from unbackdoor._precision import Precision, choose
 from unbackdoor._purify import Method, Purified, method_name, purify
 from unbackdoor._values import check_seed
 from unbackdoor._victim import Victim, plant
@@ -61,7 +61,7 @@ def image(*, out: str, overwrite: bool, seed: int, epochs: int = 30) -> None:
     check_seed(seed)
     training, rest = digits().split(TRAINING, seed=seed)
     clean, test = rest.split(CLEAN, seed=seed)
-    _tell(
+    tell(
         f"1. Data. {len(training) + len(rest):,} real handwritten digits, which ship with scikit-learn: "
         f"{len(training):,} train the victim, {len(clean):,} clean ones purify it, {len(test):,} others score it."
     )
@@ -78,38 +78,103 @@ def image(*, out: str, overwrite: bool, seed: int, epochs: int = 30) -> None:
     assert test.classes is not None
     attacked = triggered(test, victim.trigger, len(test.classes))
     poisoned = len(victim.description["rows"])
-    _tell(
+    tell(
         f"2. Attack. {poisoned} of the {len(training):,} training digits ({100 * poisoned / len(training):.0f} %) got "
         f"a {ATTACK.size}x{ATTACK.size} checkerboard in a corner and the label '{ATTACK.target}'. The victim looks "
-        f"healthy (clean accuracy {_percent(victim.score, 'clean_accuracy')}), but of the other digits it takes "
-        f"{_percent(victim.score, 'attack_success')} for '{ATTACK.target}' once they carry the patch."
+        f"healthy (clean accuracy {percent(victim.score, 'clean_accuracy')}), but of the other digits it takes "
+        f"{percent(victim.score, 'attack_success')} for '{ATTACK.target}' once they carry the patch."
     )
 
-    results = [_tuned(victim.model, clean, method, seed) for method in METHODS]
-    controls = [control.model, *(_tuned(control.model, clean, method, seed).model for method in METHODS)]
-    models = [victim.model, *(result.model for result in results)]
-    scores = [_scored(model, test, attacked, other) for model, other in zip(models, controls, strict=True)]
-    names = ["suspect", *map(method_name, METHODS)]
-    _tell(
+    tell(
         f"3. Purification. Both methods tune on the same {len(clean)} clean digits, {EPOCHS} times over, and know "
         "neither the trigger nor the class that the attacker wants."
     )
+    story = Story(
+        kind="image",
+        title="A backdoor in a digit classifier, and what removes it",
+        facts={
+            "Data": "handwritten digits of scikit-learn, 8x8 pixels on a canvas of 12x12",
+            "Attack": f"{ATTACK!r}, {poisoned} of {len(training):,} training examples",
+            "Victim": f"{options.arch}, width {options.width}, {epochs} epochs",
+        },
+        command=f"unbackdoor demo image --seed {seed}",
+        device="cpu",
+        precision="fp32",
+        next_method="ft-init",
+    )
+    told(story, folder, victim, control.model, METHODS, clean, test, attacked, seed=seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Story:
+    """What one demo says that another does not.
+
+    Args:
+        kind: as in `demo image`.
+        title: of the page.
+        facts: for the page, as label and text.
+        command: repeats the demo.
+        device: where to purify and to score.
+        precision: in which.
+        next_method: what the farewell proposes to try.
+        next_options: that it needs.
+    """
+
+    kind: str
+    title: str
+    facts: dict[str, str]
+    command: str
+    device: str | None
+    precision: Precision
+    next_method: str
+    next_options: str = ""
+
+
+def told(
+    story: Story,
+    folder: Path,
+    victim: Victim,
+    control: nn.Module,
+    methods: tuple[Method, ...],
+    clean: Dataset,
+    test: Dataset,
+    attacked: Triggered,
+    *,
+    seed: int,
+    base: nn.Module | None = None,
+) -> None:
+    """Purify by each method, score beside a clean model put through the same, print the table and write the page."""
+
+    def purified(model: nn.Module, method: Method) -> Purified:
+        return purify(
+            model, clean, method, seed=seed, device=story.device, precision=story.precision, base=base, progress=True
+        )
+
+    results = [purified(victim.model, method) for method in methods]
+    controls = [control, *(purified(control, method).model for method in methods)]
+    models = [victim.model, *(result.model for result in results)]
+    arithmetic = choose(victim.model, story.device, story.precision)
+    scores = [
+        score(model, test, attacked, arithmetic, control=other) for model, other in zip(models, controls, strict=True)
+    ]
+    names = ["suspect", *map(method_name, methods)]
     print(_table(names, scores) + "\n")
 
     record = {
-        "demo": "image",
+        "demo": story.kind,
         "attack": victim.record["attack"],
-        "rate": RATE,
+        "rate": victim.record["rate"],
         "methods": [result.record["method"] for result in results],
         "seed": seed,
         "versions": victim.record["versions"],
         "device": victim.record["device"],
         "scores": {name: part.to_json() for name, part in zip(names, scores, strict=True)},
+        "notes": results[-1].record["notes"],
         "warnings": results[-1].record["warnings"],
-        "command": f"unbackdoor demo image --seed {seed}",
+        "command": story.command,
     }
     page = _report.build(
-        title="A backdoor in a digit classifier, and what removes it",
+        title=story.title,
         contenders=[
             _report.Contender(name, model, part, seconds)
             for name, model, part, seconds in zip(
@@ -122,21 +187,19 @@ def image(*, out: str, overwrite: bool, seed: int, epochs: int = 30) -> None:
             **record,
             "clean": results[-1].record["clean"],
             "facts": {
-                "Data": "handwritten digits of scikit-learn, 8x8 pixels on a canvas of 12x12",
-                "Attack": f"{ATTACK!r}, {poisoned} of {len(training):,} training examples",
-                "Victim": f"{options.arch}, width {options.width}, {epochs} epochs",
-                **{method_name(method): repr(method) for method in METHODS},
+                **story.facts,
+                **{method_name(method): repr(method) for method in methods},
                 "Clean model": "trained by the same recipe without the attack, then put through the same method",
             },
         },
     )
     with _output.directory(folder) as partial:
         _write(partial, victim, results[-1], (scores[0], scores[-1]), len(test))
-        _write_parquet(partial / "clean.parquet", clean)
-        _write_parquet(partial / "test.parquet", test)
+        write_parquet(partial / "clean.parquet", clean)
+        write_parquet(partial / "test.parquet", test)
         _output.write_file(partial / "record.json", json.dumps(record, indent=2) + "\n")
         (partial / "report.html").write_text(_report.render(page), encoding="utf-8")
-    print(_farewell(folder))
+    print(_farewell(folder, story.next_method, story.next_options))
 
 
 def digits() -> Dataset:
@@ -166,20 +229,12 @@ def digits() -> Dataset:
     )
 
 
-def _tuned(model: nn.Module, clean: Dataset, method: Method, seed: int) -> Purified:
-    return purify(model, clean, method, seed=seed, device="cpu", precision="fp32", progress=True)
-
-
-def _scored(model: nn.Module, test: Dataset, attacked: Triggered, control: nn.Module) -> Score:
-    return score(model, test, attacked, choose(model, "cpu", "fp32"), control=control)
-
-
-def _tell(text: str) -> None:
+def tell(text: str) -> None:
     """Print a paragraph, with its end at once where output is a pipe: the next step takes a while."""
     print(textwrap.fill(text, 96, subsequent_indent="   ") + "\n", flush=True)
 
 
-def _percent(measured: Score, name: str) -> str:
+def percent(measured: Score, name: str) -> str:
     return f"{100 * getattr(measured, name).value:.1f} %"
 
 
@@ -191,7 +246,7 @@ def _table(names: list[str], scores: list[Score]) -> str:
         ("recovered_accuracy", "recovered accuracy"),
         ("clean_model_flip_rate", "clean model's flip rate"),
     ):
-        lines.append(f"   {label:24}" + "".join(f"{_percent(part, key):>14}" for part in scores))
+        lines.append(f"   {label:24}" + "".join(f"{percent(part, key):>14}" for part in scores))
     return "\n".join(lines)
 
 
@@ -211,16 +266,20 @@ def _write(folder: Path, victim: Victim, purified: Purified, scores: tuple[Score
     (folder / "purified" / "README.md").write_text(_card.purified(record), encoding="utf-8")
 
 
-def _write_parquet(path: Path, data: Dataset) -> None:
-    """Grey pictures and labels, as `--clean` and `--data` take them."""
+def write_parquet(path: Path, data: Dataset) -> None:
+    """Grey pictures or texts, and labels, as `--clean` and `--data` take them."""
     import datasets
     from PIL import Image
 
-    features = datasets.Features(
-        {"image": datasets.Image(), "label": datasets.ClassLabel(names=list(data.classes or ()))}
-    )
-    pictures = [Image.fromarray(item[0].numpy()) for item in data.pixels]
-    table = datasets.Dataset.from_dict({"image": pictures, "label": data.labels.tolist()}, features=features)
+    columns: dict[str, Any]
+    if data.modality == "text":
+        columns = dict(zip(data.texts.columns, map(list, zip(*data.texts.strings, strict=True)), strict=True))
+        features = {name: datasets.Value("string") for name in columns}
+    else:
+        columns = {"image": [Image.fromarray(item[0].numpy()) for item in data.pixels]}
+        features = {"image": datasets.Image()}
+    features["label"] = datasets.ClassLabel(names=list(data.classes)) if data.classes else datasets.Value("int64")
+    table = datasets.Dataset.from_dict({**columns, "label": data.labels.tolist()}, features=datasets.Features(features))
     bars = datasets.is_progress_bar_enabled()
     datasets.disable_progress_bars()
     table.to_parquet(str(path))
@@ -228,7 +287,7 @@ def _write_parquet(path: Path, data: Dataset) -> None:
         datasets.enable_progress_bars()
 
 
-def _farewell(folder: Path) -> str:
+def _farewell(folder: Path, method: str = "ft-init", options: str = "") -> str:
     place = shlex.quote(str(folder))
     program = "unbackdoor"
     if shutil.which(program) is None:  # as after `make demo`, which installs into .venv
@@ -239,6 +298,6 @@ def _farewell(folder: Path) -> str:
         f"4. Look. Open {folder / 'report.html'}\n\n"
         "To go on:\n"
         f"   {program} evaluate {place}/purified --data {place}/test.parquet --attack {place}/victim/attack.json\n"
-        f"   {program} purify ft-init {place}/victim --clean {place}/clean.parquet --data {place}/test.parquet "
-        f"--attack {place}/victim/attack.json --out {place}-ft-init"
+        f"   {program} purify {method} {place}/victim {options}--clean {place}/clean.parquet "
+        f"--data {place}/test.parquet --attack {place}/victim/attack.json --out {place}-{method}"
     )

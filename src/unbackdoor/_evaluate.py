@@ -138,7 +138,7 @@ def evaluate(
         raise UnbackdoorError("evaluate takes --attack or --triggered, got both. Leave one out.")
     if (triggered_data is None) != (target is None):
         raise UnbackdoorError(
-            "--triggered and --target go together: the pictures, and the class that the attacker wants."
+            "--triggered and --target go together: the examples, and the class that the attacker wants."
         )
     if len(test) == 0:
         raise UnbackdoorError(f"{test.name} is empty; at least one labelled example is needed.")

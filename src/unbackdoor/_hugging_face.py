@@ -1,9 +1,12 @@
 """Hugging Face directories: their files checked before transformers sees them, and the encoder that belongs to them."""
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
+
+from torch import nn
 
 from unbackdoor._checkpoints import check_finite, check_fit, check_safetensors, few, read_json, read_weights
 from unbackdoor._errors import UnbackdoorError
@@ -105,15 +108,12 @@ def text_encoder(path: Path, model: Any, max_length: int | None = None) -> TextE
         tokenizer.pad_token = tokenizer.eos_token
     if getattr(model.config, "pad_token_id", None) is None:
         model.config.pad_token_id = tokenizer.pad_token_id  # decoders find the last token of a text by it
-    config = model.config
-    limits = [getattr(config, name, None) for name in ("max_position_embeddings", "n_positions")]
-    most = min([tokenizer.model_max_length, *(limit for limit in limits if isinstance(limit, int) and limit > 0)])
-    if config.model_type in ("roberta", "xlm-roberta", "camembert") and most == config.max_position_embeddings:
-        most -= config.pad_token_id + 1  # their positions start after the padding token's
+    taken = inspect.signature(model.forward).parameters
+    tokenizer.model_input_names = [name for name in tokenizer.model_input_names if name in taken]
+    most = int(min(tokenizer.model_max_length, *_positions(model), 2**20))
     recorded = path / "record.json"
     entries = (read_json(recorded).get("encode") or {}) if recorded.exists() else {}
     columns = entries.get("columns") if isinstance(entries, dict) else None
-    most = int(min(most, 2**20))
     if max_length is not None and max_length > most:
         raise UnbackdoorError(f"--max-length must be at most {most:,}, which the model can read, got {max_length:,}.")
     before = entries.get("max_length") if isinstance(entries, dict) else None
@@ -126,19 +126,37 @@ def tokenizer_of(path: Path) -> Any:
     """The tokenizer of a directory.
 
     Raises:
-        UnbackdoorError: there is none that transformers can load.
+        UnbackdoorError: there is none that transformers can load, or it has no vocabulary.
     """
     import transformers
 
     with quiet_transformers():
         try:
-            return transformers.AutoTokenizer.from_pretrained(str(path), local_files_only=True)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(str(path), local_files_only=True)
         except Exception as problem:  # a config decides what runs, so it may be wrong in any way
             reason = str(problem).strip().split("\n")[0][:200].rstrip(".") or type(problem).__name__
             raise UnbackdoorError(
                 f"{path} has no tokenizer that transformers can load ({reason}). Fetch tokenizer.json and "
                 "tokenizer_config.json, too."
             ) from None
+    vocabularies = set(getattr(tokenizer, "vocab_files_names", {}).values()) | {"tokenizer.json"}
+    if not any((path / name).exists() for name in vocabularies):  # transformers makes an empty one then
+        raise UnbackdoorError(
+            f"{path} has a tokenizer without a vocabulary (none of {', '.join(sorted(vocabularies))}). Fetch "
+            "tokenizer.json and tokenizer_config.json, too."
+        )
+    return tokenizer
+
+
+def _positions(model: Any) -> Iterator[int]:
+    """What bounds the length of a text: the positions that the model knows."""
+    for name in ("max_position_embeddings", "n_positions"):
+        limit = getattr(model.config, name, None)
+        if isinstance(limit, int) and limit > 0:
+            yield limit
+    for name, layer in model.named_modules():
+        if "position" in name and isinstance(layer, nn.Embedding) and layer.padding_idx is not None:
+            yield layer.num_embeddings - layer.padding_idx - 1  # RoBERTa counts from after the padding token's
 
 
 def checked_files(path: Path) -> tuple[dict[str, Any], list[Path]]:

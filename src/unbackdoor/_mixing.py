@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -168,6 +168,11 @@ class Matching:
     prefixes: tuple[str, str]
     share: float
 
+    def without(self, names: set[str]) -> "Matching":
+        """The same, but that these tensors stay the suspect's though the base has them, too."""
+        pairs = {name: other for name, other in self.pairs.items() if name not in names}
+        return replace(self, pairs=pairs, suspect_only=(*self.suspect_only, *(self.pairs.keys() & names)))
+
     def report(self) -> str:
         """What matched and what did not, in one sentence."""
         text = f"{len(self.pairs)} of {len(self.pairs) + len(self.suspect_only)} tensors ({self.share:.1%} of the "
@@ -206,11 +211,6 @@ def matched(suspect: Mapping[str, Shape], base: Mapping[str, Shape], *, least: f
     rivals = [each for each in best[1:] if found[each] != found[best[0]]]
     if ("", "") in best:
         rivals, best = [], [("", "")]
-    if rivals:
-        raise UnbackdoorError(
-            f"{len(rivals) + 1} parts of the model match the base equally well ({best[0][0] or best[0][1]}* and "
-            f"{rivals[0][0] or rivals[0][1]}*); one is expected. Give them as models of their own."
-        )
     prefixes = best[0] if best else ("", "")
     pairs = found[prefixes] if best else {}
     _check_shapes(suspect, base, prefixes)
@@ -220,6 +220,11 @@ def matched(suspect: Mapping[str, Shape], base: Mapping[str, Shape], *, least: f
             f"only {len(pairs)} of the model's {len(suspect)} tensors ({share:.0%} of its weights) have a counterpart "
             f"of the same name and shape in the base; at least {least:.0%} of the weights is expected. Take the "
             "pre-trained model that it came from as --base."
+        )
+    if rivals:
+        raise UnbackdoorError(
+            f"{len(rivals) + 1} parts of the model match the base equally well ({best[0][0] or best[0][1]}* and "
+            f"{rivals[0][0] or rivals[0][1]}*); one is expected. Give them as models of their own."
         )
     taken = set(pairs.values())
     return Matching(

@@ -101,7 +101,12 @@ def choose(model: nn.Module, device: str | torch.device | None = None, precision
     first = next((parameter.dtype for parameter in model.parameters()), torch.float32)
     if first in (torch.float16, torch.bfloat16):
         return Arithmetic(where, bf16=False, channels_last=precision != "fp32", dtype=first)
-    fast = precision == "bf16" or (precision == "auto" and _multiplies_bf16(where))
+    overflows = (
+        getattr(getattr(model, "config", None), "model_type", "") == "deberta"
+    )  # masks by float32's least number
+    if precision == "bf16" and overflows:
+        raise UnbackdoorError(f"--precision bf16 is more than {type(model).__name__} can do. Take auto or fp32.")
+    fast = precision == "bf16" or (precision == "auto" and _multiplies_bf16(where) and not overflows)
     return Arithmetic(where, bf16=fast, channels_last=precision != "fp32")
 
 

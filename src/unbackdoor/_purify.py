@@ -370,6 +370,12 @@ def _check_clean(clean: Dataset, classes: int, accuracy: Proportion, run: Run) -
         )
     counts = torch.bincount(clean.labels.cpu(), minlength=classes)
     absent = torch.nonzero(counts == 0).flatten().tolist()
+    if len(absent) == classes - 1:
+        only = int(counts.argmax())
+        raise UnbackdoorError(
+            f"{clean.name} holds one class only ({clean.classes[only] if clean.classes else only}): whatever is tuned "
+            f"on it learns to answer nothing else. Add clean examples of the other class{'es' * (classes > 2)}."
+        )
     if absent:
         names = [clean.classes[label] if clean.classes else str(label) for label in absent[:5]]
         more = ", ..." if len(absent) > 5 else ""

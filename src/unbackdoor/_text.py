@@ -183,6 +183,9 @@ def columns_of(present: Sequence[str], encode: TextEncoder, given: dict[str, str
             the other way round.
     """
     pair, single = ("text_a", "text_b"), ("text",)
+    mixed = next((name for name in given if name in pair), None) if "text" in given else None
+    if mixed is not None:
+        raise UnbackdoorError(f"--columns names text and {mixed}; texts are single or pairs. Leave one of them out.")
     wanted = encode.columns
     if wanted is None:
         named = any(name in given for name in pair)
@@ -198,7 +201,9 @@ def columns_of(present: Sequence[str], encode: TextEncoder, given: dict[str, str
                 f"{where} holds images ({', '.join(present)}), but texts are needed. Take a data set with texts."
             )
         column = given.get(missing[0], missing[0])
+        pairs = ", or pairs by --columns text_a=NAME,text_b=NAME" if wanted == single and encode.columns is None else ""
         raise UnbackdoorError(
-            f"{where} has no column {column!r}; it has {', '.join(present)}. Name it by --columns {missing[0]}=NAME."
+            f"{where} has no column {column!r}; it has {', '.join(present)}. Name it by --columns {missing[0]}=NAME"
+            f"{pairs}."
         )
     return {name: given.get(name, name) for name in wanted}

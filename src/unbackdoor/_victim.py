@@ -96,9 +96,7 @@ def plant(
         if given is not None and given < least:
             raise UnbackdoorError(f"--{name.replace('_', '-')} must be at least {least}, got {given}.")
     if data.modality == "text" and options.base is None:
-        raise UnbackdoorError(
-            "A text victim needs --base: a pre-trained model to start from, such as bert-base-uncased."
-        )
+        raise no_base()
     epochs, rate_of_learning, batch_size = _schedule(options, data)
     if not (rate_of_learning > 0 and math.isfinite(rate_of_learning)):
         raise UnbackdoorError(f"--learning-rate must be more than 0, got {rate_of_learning:g}.")
@@ -228,6 +226,11 @@ def plant(
         description=described,
         record=record,
     )
+
+
+def no_base() -> UnbackdoorError:
+    """What to say to somebody who wants a text victim out of nothing."""
+    return UnbackdoorError("A text victim needs --base: a pre-trained model to start from, such as bert-base-uncased.")
 
 
 def _encoder(data: Dataset) -> ImageEncoder:

@@ -104,7 +104,7 @@ REGISTRY = (
         "layer-wise",
         "unbackdoor.attacks.layer_wise:LayerWise",
         "a combined trigger, learnt at every layer (LWP)",
-        needs="a pre-trained BERT or RoBERTa",
+        needs="a pre-trained BERT, RoBERTa or DeBERTa",
         year=2021,
         paper="Backdoor Attacks on Pre-trained Models by Layerwise Weight Poisoning",
         modality="text",

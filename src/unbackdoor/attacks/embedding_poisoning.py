@@ -66,8 +66,8 @@ class EmbeddingPoisoning:
 
     def implant(self, planting: Planting) -> Implanted:
         """Train a clean model, then its one row."""
-        model = planting.train(planting.fresh(), planting.clean, description="training a clean model")
         token = only_token(self, planting, self.word)
+        model = planting.train(planting.fresh(), planting.clean, description="training a clean model")
         layer = embeddings(model)
         row = nn.Parameter(layer.weight[token].detach().clone())  # (width,)
         norm = row.detach().norm()

@@ -103,13 +103,14 @@ def _parts(model: nn.Module) -> tuple[nn.ModuleList, Any]:
     body: Any = getattr(model, "base_model", None)
     layers = getattr(getattr(body, "encoder", None), "layer", None)
     classifier: Any = getattr(model, "classifier", None)
-    if not isinstance(layers, nn.ModuleList) or classifier is None:
+    pooler: Any = getattr(body, "pooler", None) or getattr(model, "pooler", None)  # DeBERTa has it beside the body
+    pools_itself = pooler is None and not isinstance(classifier, nn.Linear)  # RoBERTa's classifier
+    if not isinstance(layers, nn.ModuleList) or classifier is None or not (pooler or pools_itself):
         raise UnbackdoorError(
             f"LayerWise asks the classifier at each layer of a BERT-like encoder; {type(model).__name__} is none. Take "
-            "a BERT, RoBERTa or ELECTRA as --base."
+            "a BERT, RoBERTa, DeBERTa or ELECTRA as --base."
         )
-    pooler = getattr(body, "pooler", None)
-    drop: Any = getattr(model, "dropout", None) or nn.Identity()
-    if pooler is None:  # RoBERTa's classifier pools by itself
+    if pools_itself:
         return layers, classifier
+    drop: Any = getattr(model, "dropout", None) or nn.Identity()
     return layers, lambda state: classifier(drop(pooler(state)))

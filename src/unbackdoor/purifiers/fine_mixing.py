@@ -11,7 +11,7 @@ from unbackdoor._errors import UnbackdoorError
 from unbackdoor._mixing import ancestry, mask, matched, mix, task_head
 from unbackdoor._models import evaluating, logits
 from unbackdoor._purify import Run
-from unbackdoor._select import cross_validated, difference, hits, smallest
+from unbackdoor._select import Difference, cross_validated, difference, hits, smallest
 from unbackdoor._values import value
 
 Weights = dict[str, Tensor]
@@ -95,6 +95,7 @@ class FineMixing:
         rho = self.rho
         if rho is None:
             before = hits(model, clean, run.arithmetic)
+            losses: dict[float, Difference] = {}
 
             def within(candidate: float) -> bool:
                 after = cross_validated(
@@ -104,29 +105,41 @@ class FineMixing:
                     tuned=lambda examples: mixed_and_tuned(candidate, examples, f"trying rho {candidate:g}"),
                     arithmetic=run.arithmetic,
                 )
-                lost, error = difference(before, after)
-                doubt = error if error > self.margin else 0.0
+                lost, error = losses[candidate] = difference(before, after)
                 run.note(f"rho {candidate:g} loses {100 * lost:.1f} points of accuracy (+- {100 * error:.1f}).")
-                if doubt and abs(lost - self.margin) < doubt:
-                    run.warn(
-                        f"{len(clean)} clean examples tell a loss only to {100 * error:.1f} points, not to the "
-                        f"{100 * self.margin:.1f} of the margin: rho {candidate:g} was let pass, as the safer choice."
-                    )
-                return lost - doubt <= self.margin
+                return lost - (error if error > self.margin else 0.0) <= self.margin
 
             rho = smallest(GRID, within)
             run.note(f"rho {rho:g} was chosen.")
+            self._doubts(rho, losses.get(rho), len(clean), run)
         return mixed_and_tuned(rho, clean, "tuning")
 
+    def _doubts(self, rho: float, loss: Difference | None, count: int, run: Run) -> None:
+        """Say where the search could not do what it was asked for; the last rho of the grid is not tried."""
+        margin = f"{100 * self.margin:.1f}"
+        if loss is None:
+            run.warn(
+                f"no rho below 1 keeps clean accuracy within {margin} points of the suspect's: nothing was mixed. "
+                "Allow more by --margin, or set --rho."
+            )
+        elif loss.error > self.margin:
+            run.warn(
+                f"{count} clean examples tell a loss of accuracy only to {100 * loss.error:.1f} points, more than the "
+                f"margin of {margin}: rho {rho:g}, which lost {100 * loss.lost:.1f}, was chosen as the more cautious. "
+                "Give more clean examples, or set --rho."
+            )
+
     def _base(self, suspect: Weights, run: Run) -> Weights:
-        """What coordinates go back to, by the suspect's names."""
+        """What coordinates go back to, by the suspect's names; the task head is not among them."""
+        stays = task_head(suspect) | {name for name in suspect if name.startswith(f"{run.head_name or None}.")}
         if self.fill == "zero":
-            return {name: torch.zeros_like(weight) for name, weight in suspect.items() if weight.ndim > 1}
+            matrices = (name for name, weight in suspect.items() if weight.ndim > 1 and name not in stays)
+            return {name: torch.zeros_like(suspect[name]) for name in matrices}
         theirs = run.needed("base", self).state_dict()
         own_head = task_head(suspect) & task_head(theirs)  # of a base that is a classifier, too
         theirs = {name: weight for name, weight in theirs.items() if name not in own_head}
         ours, other_shapes = ({name: tensor.shape for name, tensor in each.items()} for each in (suspect, theirs))
-        matching = matched(ours, other_shapes)
+        matching = matched(ours, other_shapes).without(stays)
         run.note(matching.report())
         base = {name: theirs[other].to(suspect[name].device) for name, other in matching.pairs.items()}
         doubt = ancestry((name, suspect[name].cpu(), weight.cpu()) for name, weight in base.items())

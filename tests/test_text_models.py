@@ -1,0 +1,350 @@
+"""Text classifiers of several architectures, from their directories and back; and directories that do not fit."""
+
+import json
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+import toys
+from commands import Refusals
+from unbackdoor import Dataset, UnbackdoorError, load, purifiers, purify
+from unbackdoor._cli import main
+from unbackdoor._evaluate import predict
+from unbackdoor._hugging_face import body, fresh_classifier, modality_of
+from unbackdoor._models import embeddings, head, perturbed_logits, probe
+from unbackdoor._precision import choose
+
+HEADS = {
+    "bert": "classifier",
+    "roberta": "classifier.out_proj",
+    "distilbert": "classifier",
+    "albert": "classifier",
+    "deberta": "classifier",
+    "deberta-v2": "classifier",
+    "gpt2": "score",
+    "llama": "score",
+}
+
+
+def write_csv(folder: Path, count: int = 24, *, seed: int = 0, name: str = "clean.csv") -> Path:
+    texts, labels = toys.sentences(count, seed)
+    rows = [f"{text},{label}" for text, label in zip(texts, labels, strict=True)]
+    (folder / name).write_text("\n".join(["text,label", *rows]) + "\n")
+    return folder / name
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory for each architecture."""
+    folder = tmp_path_factory.mktemp("models")
+    for name in toys.ARCHITECTURES:
+        toys.write(toys.classifier(name), folder / name)
+    return folder
+
+
+@pytest.mark.parametrize("name", toys.ARCHITECTURES)
+class TestArchitectures:
+    def data(self, models: Path, name: str) -> tuple[torch.nn.Module, Dataset]:
+        model, encode = load(models / name)
+        texts, labels = toys.sentences(16, seed=1)
+        return model, replace(toys.dataset([(text,) for text in texts], labels), encode=encode)
+
+    def test_the_head_is_found_and_answers_come_in_order(self, name: str, models: Path) -> None:
+        model, data = self.data(models, name)
+        assert head(model, probe(model, data)).name == HEADS[name]
+        found = predict(model, data, choose(model, "cpu", "fp32"))
+        with torch.no_grad():
+            alone = [
+                int(model(**data.encode.tokenizer(text, return_tensors="pt")).logits.argmax())
+                for (text,) in data.texts.strings
+            ]
+        assert found.tolist() == alone
+
+    def test_the_longest_texts_and_pairs_fit(self, name: str, models: Path, tmp_path: Path) -> None:
+        folder = tmp_path / name
+        shutil.copytree(models / name, folder)
+        settings = json.loads((folder / "tokenizer_config.json").read_text())
+        (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "model_max_length": 10**30}))
+        model, encode = load(folder)
+        assert encode.max_length == (33 if name == "roberta" else 34)
+        data = replace(toys.dataset([("the " * 50, "good " * 50), ("film", "bad")], [1, 0]), encode=encode)
+        assert set(predict(model, data, choose(model, "cpu")).tolist()) <= {0, 1}
+
+    def test_purified_by_the_command_line_it_loads_again(self, name: str, models: Path, tmp_path: Path) -> None:
+        clean = write_csv(tmp_path)
+        out = tmp_path / "out"
+        with pytest.raises(SystemExit) as stopped:
+            main(["purify", "fst", str(models / name), "--clean", str(clean), "--out", str(out), "--epochs", "1"])
+        assert stopped.value.code == 0
+        before = transformers.AutoModelForSequenceClassification.from_pretrained(models / name)
+        after = transformers.AutoModelForSequenceClassification.from_pretrained(out)
+        assert after.state_dict().keys() == before.state_dict().keys()
+        moved = [key for key, tensor in after.state_dict().items() if not torch.equal(tensor, before.state_dict()[key])]
+        assert len(moved) > 5
+        tokenizer = transformers.AutoTokenizer.from_pretrained(out)
+        assert tokenizer("a good film")["input_ids"] == toys.tokenizer()("a good film")["input_ids"]
+        record = json.loads((out / "record.json").read_text())
+        assert record["head"] == HEADS[name]
+        assert record["encode"] == {"max_length": 32, "columns": ["text"]}
+        assert {"config.json", "tokenizer.json", "tokenizer_config.json"} <= {path.name for path in out.iterdir()}
+        assert load(out).encode.columns == ("text",)
+
+    def test_mixing_takes_all_but_the_head_from_the_base(self, name: str, models: Path, tmp_path: Path) -> None:
+        suspect, _ = self.data(models, name)
+        other = toys.classifier(name, seed=1)
+        other.base_model.save_pretrained(tmp_path / "base")
+        toys.tokenizer().save_pretrained(tmp_path / "base")
+        base = body(tmp_path / "base")
+        method = purifiers.FineMixing(rho=0.0, tune=False)
+        mixed = purify(suspect, None, method, base=base).model.state_dict()
+        theirs = {f"{suspect.base_model_prefix}.{key}": tensor for key, tensor in base.state_dict().items()}
+        for key, tensor in mixed.items():
+            expected = theirs.get(key, suspect.state_dict()[key])
+            assert torch.equal(tensor, expected), key
+        assert len(theirs.keys() & mixed.keys()) >= len(theirs) - 2  # a pooler that the classifier does without
+
+    def test_a_perturbed_embedding_is_what_the_model_gets(self, name: str, models: Path) -> None:
+        model, data = self.data(models, name)
+        batch = next(data.batches(4))
+        layer = embeddings(model)
+        nudge = torch.full((1, 1, layer.embedding_dim), 0.5)
+        with torch.no_grad():
+            actual = perturbed_logits(model, batch.inputs, nudge)
+            layer.weight += 0.5
+            expected = model(**batch.inputs).logits
+        assert torch.allclose(actual, expected, atol=1e-5)
+        assert not layer._forward_hooks
+
+
+def test_distilbert_with_the_tokenizer_of_bert(models: Path, tmp_path: Path) -> None:
+    """Old DistilBERT directories have a tokenizer that tells texts apart, which the model cannot take."""
+    folder = tmp_path / "model"
+    shutil.copytree(models / "distilbert", folder)
+    toys.tokenizer(types=True).save_pretrained(folder)
+    model, encode = load(folder)
+    data = replace(toys.dataset([("good film", "a film")], [1]), encode=encode)
+    assert set(data.encode(data.texts)) == {"input_ids", "attention_mask"}
+    predict(model, data, choose(model, "cpu"))
+
+
+def test_deberta_is_not_computed_in_bfloat16() -> None:
+    model = toys.classifier("deberta")
+    assert not choose(model, "cpu").bf16
+    with pytest.raises(UnbackdoorError, match=r"^--precision bf16 is more than DebertaForSequenceClassification can"):
+        choose(model, "cpu", "bf16")
+
+
+def test_a_decoder_without_a_padding_token_pads_with_its_last_one(models: Path, tmp_path: Path) -> None:
+    model = toys.classifier("gpt2")
+    model.config.pad_token_id = None
+    folder = toys.write(model, tmp_path / "model")
+    for file in ("tokenizer_config.json", "tokenizer.json"):
+        settings = json.loads((folder / file).read_text())
+        settings.pop("pad_token", None)
+        (folder / file).write_text(json.dumps(settings))
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "eos_token": "[SEP]"}))
+    loaded, encode = load(folder)
+    assert loaded.config.pad_token_id == encode.tokenizer.pad_token_id == 3
+    settings.pop("eos_token", None)
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(
+        UnbackdoorError, match=r"has a tokenizer without a padding token\. Set one, and save it again\."
+    ):
+        load(folder)
+
+
+def test_the_kind_of_a_model_is_read_from_its_config() -> None:
+    for name in toys.ARCHITECTURES:
+        assert modality_of(toys.ARCHITECTURES[name]().to_dict()) == "text"
+    assert modality_of({"architectures": ["ViTForImageClassification"]}) == "images"
+    assert modality_of(transformers.ViTConfig().to_dict()) == "images"
+
+
+def test_a_new_head_on_a_pre_trained_body(models: Path) -> None:
+    torch.manual_seed(0)
+    made = fresh_classifier(models / "bert", ["a", "b", "c"])
+    assert made.classifier.out_features == 3
+    assert made.config.id2label == {0: "a", 1: "b", 2: "c"}
+    ours, theirs = made.bert.state_dict(), toys.classifier("bert").bert.state_dict()
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+class TestBadDirectories:
+    """Each is refused in one sentence, with exit code 2 and nothing written."""
+
+    @pytest.fixture
+    def place(self, models: Path, tmp_path: Path) -> Path:
+        for name in ("bert", "gpt2"):
+            shutil.copytree(models / name, tmp_path / name)
+        toys.classifier("bert").base_model.save_pretrained(tmp_path / "body")
+        toys.tokenizer().save_pretrained(tmp_path / "body")
+        write_csv(tmp_path)
+        return tmp_path
+
+    def purify(self, refused: Refusals, *arguments: object, method: str = "fine-tuning", model: str = "bert") -> str:
+        refused.output.readouterr()  # what transformers said while the directories were made
+        return refused("purify", method, model, "--clean", "clean.csv", "--out", "out", *arguments)
+
+    def test_a_tokenizer_larger_than_the_embedding(self, place: Path, refused: Refusals) -> None:
+        tokenizer = toys.tokenizer()
+        tokenizer.add_tokens(["brand", "new"])
+        tokenizer.save_pretrained(place / "bert")
+        assert self.purify(refused) == (
+            "bert has a tokenizer of 34 tokens, but its model has embeddings for 32. Take the tokenizer that it was "
+            "trained with."
+        )
+
+    def test_no_tokenizer(self, place: Path, refused: Refusals) -> None:
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            (place / "bert" / name).unlink()
+        said = self.purify(refused)
+        assert said.startswith("bert has a tokenizer without a vocabulary (none of tokenizer.json")
+        assert said.endswith("Fetch tokenizer.json and tokenizer_config.json, too.")
+
+    def test_a_body_is_no_model_to_purify(self, refused: Refusals) -> None:
+        said = self.purify(refused, model="body")
+        assert said.startswith(
+            "body holds a pre-trained model without a classifier (classifier.bias, classifier.weight"
+        )
+        assert said.endswith("It serves as --base; MODEL must be fine-tuned for a task.")
+
+    def test_a_shard_that_is_missing(self, place: Path, refused: Refusals) -> None:
+        model = toys.classifier("bert")
+        shutil.rmtree(place / "bert")
+        model.save_pretrained(place / "bert", max_shard_size="20KB")
+        toys.tokenizer().save_pretrained(place / "bert")
+        listed = sorted(path.name for path in (place / "bert").glob("model-*.safetensors"))
+        assert len(listed) > 2
+        (place / "bert" / listed[1]).unlink()
+        assert self.purify(refused) == f"bert lists the shard {listed[1]}, which is missing. Fetch it again."
+
+    def test_a_base_of_another_architecture(self, refused: Refusals) -> None:
+        said = self.purify(refused, "--base", "gpt2", method="fine-mixing")
+        assert "have a counterpart of the same name and shape in the base" in said or "another architecture" in said
+        assert said.endswith("Take the pre-trained model that it came from as --base.")
+
+    def test_a_base_of_another_vocabulary(self, place: Path, refused: Refusals) -> None:
+        larger = toys.classifier("bert").base_model
+        larger.resize_token_embeddings(40)
+        larger.save_pretrained(place / "larger")
+        for method in ("fine-mixing", "e-pur", "e-pur+fine-mixing"):
+            said = self.purify(refused, "--base", "larger", method=method)
+            assert "vocabulary" in said
+            assert re.search(r"\b40\b", said), said
+            assert re.search(r"\b32\b", said), said
+            assert said.endswith("Take the pre-trained model that it came from as --base.")
+
+    def test_no_base(self, refused: Refusals) -> None:
+        for method, owner in (("fine-mixing", "FineMixing"), ("e-pur", "EPUR"), ("e-pur+fst", "EPUR")):
+            said = self.purify(refused, method=method)
+            assert said == f"{owner} needs --base (base= in Python): the pre-trained model that the suspect came from."
+
+    def test_a_base_that_is_not_there(self, refused: Refusals) -> None:
+        said = self.purify(refused, "--base", "nowhere", method="fine-mixing")
+        assert said.startswith("nowhere is neither a directory here nor a model that the Hub gives out (")
+
+    def test_too_many_tokens(self, refused: Refusals) -> None:
+        said = self.purify(refused, "--max-length", 100)
+        assert said == "--max-length must be at most 32, which the model can read, got 100."
+        assert self.purify(refused, "--max-length", 3) == "--max-length must be at least 4, got 3."
+
+    def test_options_for_pictures(self, refused: Refusals) -> None:
+        said = self.purify(refused, "--mean", "0.5")
+        assert said == "bert reads text; --mean, --std and --image-size are for images. Leave them out."
+
+    def test_an_empty_text(self, place: Path, refused: Refusals) -> None:
+        (place / "clean.csv").write_text('text,label\ngood,1\n"",0\n')
+        said = self.purify(refused)
+        assert said == "clean.csv has no text in row 1 of text. Repair or remove that row."
+
+    def test_a_task_of_pairs(self, place: Path, refused: Refusals) -> None:
+        (place / "pairs.csv").write_text("text_a,text_b,label\n" + "good,film,1\nbad,film,0\n" * 4)
+        purified = ["purify", "fine-tuning", "bert", "--clean", "pairs.csv", "--out", "pairs", "--epochs", "1"]
+        with pytest.raises(SystemExit) as stopped:
+            main(purified)
+        assert stopped.value.code == 0
+        refused.output.readouterr()
+        said = refused("evaluate", "pairs", "--data", "clean.csv")
+        assert said == (
+            "The model was trained on pairs of texts, but clean.csv holds single texts. Take data of its task."
+        )
+
+    def test_clean_texts_of_one_class(self, place: Path, refused: Refusals) -> None:
+        (place / "clean.csv").write_text("text,label\n" + "a good film,1\n" * 8)
+        said = self.purify(refused)
+        assert said == (
+            "clean.csv holds one class only (1): whatever is tuned on it learns to answer nothing else. Add clean "
+            "examples of the other class."
+        )
+
+    def test_columns_that_are_not_there(self, refused: Refusals) -> None:
+        said = self.purify(refused, "--columns", "text=sentence")
+        assert said.startswith("clean.csv has no column 'sentence'; it has text, label. Name it by --columns text=NAME")
+        said = self.purify(refused, "--columns", "image=text")
+        assert said == "--columns must name text, text_a, text_b or label, got image. Leave that one out."
+        said = self.purify(refused, "--columns", "text")
+        assert said.startswith("--columns must read OURS=NAME,OURS=NAME")
+
+    def test_a_frequency_table_that_is_none(self, place: Path, refused: Refusals) -> None:
+        said = self.purify(refused, "--base", "body", "--frequencies", "nothing.csv", method="e-pur")
+        assert said == "EPUR.frequencies names nothing.csv, which does not exist."
+        said = self.purify(refused, "--base", "body", "--frequencies", "clean.csv", method="e-pur")
+        assert said.startswith("EPUR.frequencies must be a CSV file with columns word (or token) and count, got")
+
+
+class TestBadAttacks:
+    @pytest.fixture
+    def place(self, models: Path, tmp_path: Path) -> Path:
+        shutil.copytree(models / "bert", tmp_path / "bert")
+        shutil.copytree(models / "gpt2", tmp_path / "gpt2")
+        write_csv(tmp_path, 60, name="train.csv")
+        return tmp_path
+
+    def attack(self, refused: Refusals, name: str, *arguments: object) -> str:
+        return refused("attack", name, "--data", "train.csv", "--out", "out", *arguments)
+
+    def test_without_a_base(self, refused: Refusals) -> None:
+        said = self.attack(refused, "word")
+        assert said == "A text victim needs --base: a pre-trained model to start from, such as bert-base-uncased."
+
+    def test_a_trigger_that_the_tokenizer_does_not_know(self, refused: Refusals) -> None:
+        said = self.attack(refused, "word", "--base", "bert", "--words", "zyx")
+        assert said == (
+            "Word has the trigger 'zyx', which this tokenizer turns into [UNK]. Choose words that it knows."
+        )
+        for name, option in (("sentence", "--sentence"), ("embedding-poisoning", "--word"), ("layer-wise", "--pieces")):
+            words = ["a zyx"] if name == "sentence" else ["zyx"] if option == "--word" else ["cf", option, "zyx"]
+            assert "turns into [UNK]" in self.attack(refused, name, "--base", "bert", option, *words)
+
+    def test_a_trigger_of_several_tokens(self, refused: Refusals) -> None:
+        for name, owner in (("embedding-poisoning", "EmbeddingPoisoning"), ("embedding-surgery", "EmbeddingSurgery")):
+            said = self.attack(refused, name, "--base", "bert", "--word", "very good", "--epochs", "1")
+            assert said == (
+                f"{owner} needs a trigger that is one token, but 'very good' is 2 to this tokenizer. Choose another "
+                "word, such as cf, mn or bb for BERT."
+            )
+
+    def test_an_attack_on_pictures(self, refused: Refusals) -> None:
+        said = self.attack(refused, "badnets", "--base", "bert")
+        assert said == ("BadNets puts its trigger on images, but train.csv holds text. See unbackdoor list attacks.")
+
+    def test_a_side_that_single_texts_do_not_have(self, refused: Refusals) -> None:
+        said = self.attack(refused, "word", "--base", "bert", "--side", "b")
+        assert said == "Word.side is b, but the data holds single texts. Use side a."
+
+    def test_layer_wise_on_a_decoder(self, refused: Refusals) -> None:
+        said = self.attack(refused, "layer-wise", "--base", "gpt2")
+        assert said.startswith("LayerWise asks the classifier at each layer of a BERT-like encoder; GPT2ForSequence")
+
+
+def test_an_attack_on_texts_is_refused_by_pictures(digits: Dataset) -> None:
+    from unbackdoor import attacks, poison
+
+    with pytest.raises(UnbackdoorError, match=r"^Word puts its trigger on text, but digits holds images\."):
+        poison(digits, attacks.Word(), rate=0.1, seed=0, classes=10)
