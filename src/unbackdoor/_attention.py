@@ -8,8 +8,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from unbackdoor._data import Dataset
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._models import Inputs, evaluating, logits
+from unbackdoor._purify import Run
+from unbackdoor._text import Tokens
 
 PARTS = ("query", "key", "value", "attention output", "feed-forward in", "feed-forward out")
 
@@ -132,3 +135,25 @@ def first_rows(model: nn.Module, found: list[Block], method: object) -> Iterator
         for hook in hooks:
             hook.remove()
         owner.set_attn_implementation(before)
+
+
+@torch.no_grad()
+def variances(model: nn.Module, found: list[Block], clean: Dataset, run: Run, method: object) -> list[Tensor]:
+    """For each head, the variance of the first token's attention over the tokens of a text, its mean, (heads,) each."""
+    totals: list[Tensor] = []
+    with first_rows(model, found, method) as rows, evaluating(model):
+        for batch in clean.batches(run.arithmetic.evaluation_batch):
+            run.scores(model, batch.inputs)
+            sums = [spread(row, batch.inputs).sum(dim=0).cpu() for row in rows]
+            totals = [first + second for first, second in zip(totals, sums, strict=True)] if totals else sums
+    return [total / len(clean) for total in totals]
+
+
+def spread(row: Tensor, inputs: Tensor | Tokens) -> Tensor:
+    """The variance of each (batch, heads, tokens) row over its tokens, (batch, heads); padding does not count."""
+    real = torch.ones_like(row[:, :1])
+    if isinstance(inputs, Tokens):
+        real = inputs["attention_mask"][:, None].to(row)  # (batch, 1, tokens)
+    count = real.sum(dim=2)
+    mean = (row * real).sum(dim=2) / count
+    return ((row - mean[:, :, None]).square() * real).sum(dim=2) / count

@@ -36,8 +36,8 @@ class FinePurifying:
     short of the suspect's own by no more than the margin. Where the standard error of that difference is larger than
     the margin, it counts in favour of the larger share.
 
-    Zhang, Chen, Zhou and Sun, "Diffusion Theory as a Scalpel: Detecting and Purifying Poisonous Dimensions in
-    Pre-trained Language Models Caused by Backdoor or Bias", Findings of ACL 2023, https://arxiv.org/abs/2305.04547
+    Zhang, Chen, Zhou, Meng, Zhou and Sun, "Diffusion Theory as a Scalpel: Detecting and Purifying Poisonous Dimensions
+    in Pre-trained Language Models Caused by Backdoor or Bias", Findings of ACL 2023, https://arxiv.org/abs/2305.04547
 
     Args:
         share: of the coordinates with a counterpart in the base that go back, 0 to 1; None searches it.

@@ -91,8 +91,8 @@ class ModuleSubstitution:
         if embeddings(model).weight.shape != embeddings(proxy).weight.shape:
             raise UnbackdoorError(
                 "ModuleSubstitution needs a proxy of the model's vocabulary: its embeddings are "
-                f"{tuple(embeddings(proxy).weight.shape)}, the model's {tuple(embeddings(model).weight.shape)}. Take one "
-                "tuned from the same pre-trained model."
+                f"{tuple(embeddings(proxy).weight.shape)}, the model's {tuple(embeddings(model).weight.shape)}. Take "
+                "one tuned from the same pre-trained model."
             )
         ours, theirs = (blocks(each, probe(each, clean)) for each in (model, proxy))
         if not ours:

@@ -8,12 +8,11 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from unbackdoor._attention import Block, blocks, first_rows
+from unbackdoor._attention import Block, blocks, first_rows, variances
 from unbackdoor._data import Batch, Dataset
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._models import evaluating, logits, probe
 from unbackdoor._purify import Run
-from unbackdoor._text import Tokens
 from unbackdoor._train import cross_entropy
 from unbackdoor._units import as_far_as_accurate_
 from unbackdoor._values import value
@@ -46,8 +45,8 @@ class PURE:
 
     Differences from the paper: its script prunes while validation accuracy is at least 0.85; here it may fall by the
     tolerance. Variance is taken over the tokens of a text, not over its padding. 10 passes in place of 3, for budgets
-    of tens of texts, at the recipe's learning rate and batch size (2e-5 and 32 there); the penalty sums over a batch, as
-    there, so that it grows with the root of its size. Pruned heads are zeroed, not cut out, so that the weights keep
+    of tens of texts, at the recipe's learning rate and batch size (2e-5 and 32 there); the penalty sums over a batch,
+    as there, so that it grows with the root of its size. Pruned heads are zeroed, not cut out, so that the weights keep
     their shapes. Vision Transformers, whose first token is the class token, are this project's addition.
     """
 
@@ -75,9 +74,9 @@ class PURE:
                     "Try fine-pruning."
                 )
         seen, held = run.hold_out(clean)
-        settings = {"learning_rate": self.learning_rate, "batch_size": self.batch_size}
+        tune = partial(run.tune, learning_rate=self.learning_rate, batch_size=self.batch_size)
         trial = copy.deepcopy(model)
-        run.tune(trial, seen, epochs=self.score_epochs, description="tuning to score heads", **settings)
+        tune(trial, seen, epochs=self.score_epochs, description="tuning to score heads")
         tuned = blocks(trial, probe(trial, clean))
         scores = variances(trial, tuned, seen, run, self)
         dead = self.pruned_(trial, tuned, scores, held, run)
@@ -99,7 +98,7 @@ class PURE:
                 )
                 return cross_entropy(predicted, batch) + self.beta * penalty
 
-            run.tune(model, clean, epochs=self.epochs, loss=loss, after_step=silence_, **settings)
+            tune(model, clean, epochs=self.epochs, loss=loss, after_step=silence_)
         return model
 
     def pruned_(
@@ -141,28 +140,6 @@ class PURE:
             dead[number][head] = True
         run.note(f"PURE pruned {kept} of {sum(map(len, scores))} heads.")
         return dead
-
-
-@torch.no_grad()
-def variances(model: nn.Module, found: list[Block], clean: Dataset, run: Run, method: object) -> list[Tensor]:
-    """For each head, the variance of the first token's attention over the tokens of a text, its mean, (heads,) each."""
-    totals: list[Tensor] = []
-    with first_rows(model, found, method) as rows, evaluating(model):
-        for batch in clean.batches(run.arithmetic.evaluation_batch):
-            run.scores(model, batch.inputs)
-            sums = [spread(row, batch.inputs).sum(dim=0).cpu() for row in rows]
-            totals = [first + second for first, second in zip(totals, sums, strict=True)] if totals else sums
-    return [total / len(clean) for total in totals]
-
-
-def spread(row: Tensor, inputs: Tensor | Tokens) -> Tensor:
-    """The variance of each (batch, heads, tokens) row over its tokens, (batch, heads); padding does not count."""
-    real = torch.ones_like(row[:, :1])
-    if isinstance(inputs, Tokens):
-        real = inputs["attention_mask"][:, None].to(row)  # (batch, 1, tokens)
-    count = real.sum(dim=2)
-    mean = (row * real).sum(dim=2) / count
-    return ((row - mean[:, :, None]).square() * real).sum(dim=2) / count
 
 
 def lengths(row: Tensor) -> Tensor:
