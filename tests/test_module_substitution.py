@@ -48,7 +48,7 @@ def models() -> tuple[nn.Module, nn.Module]:
     from unbackdoor._attack import poison
 
     data = sentences(240, 1)
-    planted = poison(data, attacks.Word(word="cf", target=1), rate=0.2, seed=0, classes=2).data
+    planted = poison(data, attacks.Word(words=("cf",), target=1), rate=0.2, seed=0, classes=2).data
     return trained(planted, 1), trained(sentences(240, 2), 2)
 
 
@@ -123,7 +123,7 @@ def test_pieces_of_words_are_not_inserted() -> None:
 def test_a_word_is_found_out_and_its_success_falls(models: tuple[nn.Module, nn.Module]) -> None:
     victim, proxy = models
     clean, test = sentences(60, 4), sentences(100, 5)
-    attack = attacks.Word(word="cf", target=1)
+    attack = attacks.Word(words=("cf",), target=1)
     before = evaluate(victim, test, attack=attack, device="cpu", precision="fp32")
     assert before.attack_success.value > 0.9
     result = purify(victim, clean, purifiers.ModuleSubstitution(), proxy=proxy, device="cpu", precision="fp32")
@@ -172,7 +172,7 @@ class Bag(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.words = nn.Embedding(25, 8)
+        self.words = nn.Embedding(29, 8)
         self.head = nn.Linear(8, 2)
 
     def get_input_embeddings(self) -> nn.Embedding:
@@ -197,13 +197,16 @@ def test_what_does_not_fit_is_refused(digits: Dataset) -> None:
     config = copy.deepcopy(model.config)
     config.vocab_size = 30
     assert refusal(model, data, transformers.BertForSequenceClassification(config)) == (
-        "ModuleSubstitution needs a proxy of the model's vocabulary: its embeddings are (30, 32), the model's (25, 32). "
-        "Take one tuned from the same pre-trained model."
+        "ModuleSubstitution needs a proxy of the model's vocabulary: its embeddings are (30, 32), the model's "
+        "(29, 32). Take one tuned from the same pre-trained model."
     )
     config = copy.deepcopy(model.config)
     config.num_hidden_layers = 3
     assert refusal(model, data, transformers.BertForSequenceClassification(config)) == (
-        "ModuleSubstitution needs a proxy of the model's architecture: its layers differ in number or shape (3 there, 2 "
-        "in BertForSequenceClassification). Take one tuned from the same pre-trained model."
+        "ModuleSubstitution needs a proxy of the model's architecture: its layers differ in number or shape (3 "
+        "there, 2 in BertForSequenceClassification). Take one tuned from the same pre-trained model."
     )
-    assert "classes" in refusal(model, data, toys.bert(classes=3))
+    assert refusal(model, data, toys.bert(classes=3)) == (
+        "ModuleSubstitution needs a proxy for the same task: it has 3 classes, the model 2. Take one tuned on the "
+        "task's data."
+    )

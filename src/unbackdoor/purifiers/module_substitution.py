@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from unbackdoor._attention import PARTS, Block, blocks
 from unbackdoor._data import Dataset
 from unbackdoor._errors import UnbackdoorError
-from unbackdoor._models import embeddings, evaluating, probe
+from unbackdoor._models import class_count, embeddings, evaluating, probe
 from unbackdoor._purify import Run
 from unbackdoor._text import Texts
 from unbackdoor._values import value
@@ -93,6 +93,12 @@ class ModuleSubstitution:
                 "ModuleSubstitution needs a proxy of the model's vocabulary: its embeddings are "
                 f"{tuple(embeddings(proxy).weight.shape)}, the model's {tuple(embeddings(model).weight.shape)}. Take "
                 "one tuned from the same pre-trained model."
+            )
+        classes, others = (class_count(each, clean) for each in (model, proxy))
+        if classes != others:
+            raise UnbackdoorError(
+                f"ModuleSubstitution needs a proxy for the same task: it has {others} classes, the model {classes}. "
+                "Take one tuned on the task's data."
             )
         ours, theirs = (blocks(each, probe(each, clean)) for each in (model, proxy))
         if not ours:
