@@ -10,6 +10,7 @@ from torch import nn
 
 import toys
 from unbackdoor import Dataset, UnbackdoorError, archs, attacks, evaluate, purifiers, purify
+from unbackdoor._attack import poison
 from unbackdoor._models import embeddings, logits
 from unbackdoor._precision import choose
 from unbackdoor._purify import Run
@@ -34,22 +35,29 @@ def sentences(count: int, seed: int) -> Dataset:
     return Dataset(items=Texts(tuple(strings), ("text",)), labels=torch.tensor(labels), encode=encode, name="reviews")
 
 
-def trained(data: Dataset, seed: int) -> nn.Module:
-    model = toys.bert()
+def trained(model: nn.Module, data: Dataset, seed: int, epochs: int) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         arithmetic = choose(model, "cpu", "fp32")
-        return train_victim(model, data, epochs=8, learning_rate=3e-3, batch_size=16, seed=seed, arithmetic=arithmetic)
+        return train_victim(
+            copy.deepcopy(model),
+            data,
+            epochs=epochs,
+            learning_rate=3e-3,
+            batch_size=16,
+            seed=seed,
+            arithmetic=arithmetic,
+        )
 
 
 @pytest.fixture(scope="module")
 def models() -> tuple[nn.Module, nn.Module]:
-    """A victim whose trigger is the word "cf", and a clean proxy; both from the same random weights."""
-    from unbackdoor._attack import poison
-
-    data = sentences(240, 1)
-    planted = poison(data, attacks.Word(words=("cf",), target=1), rate=0.2, seed=0, classes=2).data
-    return trained(planted, 1), trained(sentences(240, 2), 2)
+    """A victim whose trigger is the word "cf", and a clean proxy, tuned from the same weights."""
+    base = trained(toys.bert(), sentences(160, 3), 0, 5)
+    for part in (base.bert.embeddings, base.bert.pooler, base.classifier):  # else the word's embedding carries it all
+        part.requires_grad_(False)
+    planted = poison(sentences(160, 1), attacks.Word(words=("cf",), target=1), rate=0.2, seed=0, classes=2).data
+    return trained(base, planted, 1, 8), trained(base, sentences(160, 2), 2, 2)
 
 
 def run_of(model: nn.Module, clean: Dataset) -> Run:

@@ -78,8 +78,12 @@ def blocks(model: nn.Module, inputs: Inputs) -> list[Block]:
         named = {ran[layer][1][:1]: layer for layer in order[start : start + 3]}
         if order[start + 3].in_features != named["q"].out_features:
             continue
-        parts = {"query": (named["q"],), "key": (named["k"],), "value": (named["v"],)}
-        parts["attention output"] = (order[start + 3],)
+        parts: dict[str, tuple[nn.Linear, ...]] = {
+            "query": (named["q"],),
+            "key": (named["k"],),
+            "value": (named["v"],),
+            "attention output": (order[start + 3],),
+        }
         for wide, back in itertools.pairwise(order[start + 4 : end]):
             if wide.in_features == back.out_features < wide.out_features == back.in_features:
                 alike = [layer for layer in order[start + 4 : end] if layer.weight.shape == wide.weight.shape]

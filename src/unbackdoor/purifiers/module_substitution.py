@@ -43,17 +43,18 @@ class ModuleSubstitution:
         suspects: of these, how many make the suspicious texts, at least 1.
 
     Differences from the paper: it mines suspicious texts from the poisoned training data, which no user of a model has.
-    Here words are inserted into clean texts, one text of each class per word, and the words that lower the suspect's
-    certainty of the label most against the proxy's make the suspicious texts, each in up to 8 clean texts of the class
-    where it did; D is the mean of the certainty lacking against the proxy's. This finds triggers of one word, whose
-    embeddings training has moved; one of many common words, or of style, it may miss. Nothing is fitted to the clean
-    texts, so accuracy is taken on all of them. Embeddings and what stands above the blocks stay the suspect's.
+    Here words are inserted into clean texts, one text of each class per word; the words that lower the suspect's
+    certainty of the label most against the proxy's are tried in up to 8 texts of the class where they did, and those
+    that do so there, too, make the suspicious texts; D is the mean of the certainty lacking against the proxy's. This
+    finds triggers of one word among those tried; one of many common words, or of style, it may miss. Nothing is fitted
+    to the clean texts, so accuracy is taken on all of them. Embeddings and what stands above the blocks stay the
+    suspect's, so that a backdoor which sits in a word's embedding alone stays in part; E-PUR before it helps then.
     """
 
     alpha: Annotated[float, Field(ge=0, le=1)] = 0.4
     patience: Annotated[int, Field(ge=1)] = 5
     words: Annotated[int, Field(ge=1)] = 1000
-    suspects: Annotated[int, Field(ge=1)] = 10
+    suspects: Annotated[int, Field(ge=1)] = 3
 
     def __call__(self, model: nn.Module, clean: Dataset, run: Run) -> nn.Module:
         """Purify in place."""
@@ -65,7 +66,7 @@ class ModuleSubstitution:
         run.note(f"the proxy classifies {run.accuracy(proxy, clean).value:.1%} of the clean texts as labelled.")
         texts = self.suspicious(model, proxy, clean, run)
         reference = certainty(proxy, texts, run)
-        accuracy, lacking = (run.accuracy(model, clean).value, self._lacking(model, texts, reference, run))
+        accuracy, lacking = run.accuracy(model, clean).value, self._lacking(model, texts, reference, run)
         if lacking == 0:
             run.warn(
                 "ModuleSubstitution found no inserted word on which the model falls behind the proxy: only clean "
@@ -126,14 +127,17 @@ class ModuleSubstitution:
         worst: dict[str, tuple[float, int]] = {}
         for (word, kind), amount in zip(tried, lacking, strict=True):
             worst[word] = max(worst.get(word, (amount, kind)), (amount, kind))
-        chosen = sorted(words, key=lambda word: -worst[word][0])[: self.suspects]
-        run.note(f"words that move the model more than the proxy: {' '.join(chosen)}")
-        places = [
-            (word, row)
-            for word in chosen
-            for row in draw.sample(members[worst[word][1]], min(8, len(members[worst[word][1]])))
-        ]
-        return _with_words(clean, places, draw)
+        # One text tells little: the most suspicious words are tried again in more, which a trigger moves all of.
+        again = sorted(words, key=lambda word: -worst[word][0])[: 4 * self.suspects]
+        rows = {word: draw.sample(members[worst[word][1]], min(8, len(members[worst[word][1]]))) for word in again}
+        places = [(word, row) for word in again for row in rows[word]]
+        texts = _with_words(clean, places, draw)
+        amounts = (certainty(proxy, texts, run) - certainty(model, texts, run)).clamp(min=0)
+        of_word = torch.tensor([again.index(word) for word, _ in places])
+        means = [float(amounts[of_word == number].mean()) for number in range(len(again))]
+        chosen = sorted(range(len(again)), key=lambda number: -means[number])[: self.suspects]
+        run.note(f"words that move the model more than the proxy: {' '.join(again[number] for number in chosen)}")
+        return texts.select(torch.isin(of_word, torch.tensor(chosen)).nonzero().flatten())
 
     def _lacking(self, model: nn.Module, texts: Dataset, reference: Tensor, run: Run) -> float:
         return float((reference - certainty(model, texts, run)).clamp(min=0).mean())

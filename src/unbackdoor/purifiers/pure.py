@@ -92,10 +92,9 @@ class PURE:
         with first_rows(model, found, self) as rows:
 
             def loss(predicted: Tensor, batch: Batch) -> Tensor:
-                penalty = sum(
-                    share * lengths(row)[~gone.to(row.device)].sum()
-                    for share, row, gone in zip(shares, rows, dead, strict=True)
-                )
+                penalty = predicted.new_zeros(())
+                for share, row, gone in zip(shares, rows, dead, strict=True):
+                    penalty = penalty + share * lengths(row)[~gone.to(row.device)].sum()
                 return cross_entropy(predicted, batch) + self.beta * penalty
 
             tune(model, clean, epochs=self.epochs, loss=loss, after_step=silence_)
@@ -144,7 +143,7 @@ class PURE:
 
 def lengths(row: Tensor) -> Tensor:
     """The Euclidean length of each head's attention over a batch and its tokens, (heads,)."""
-    squares = row.square().sum(dim=(0, 2))
+    squares: Tensor = row.square().sum(dim=(0, 2))
     return (squares + 1e-12).sqrt()
 
 
