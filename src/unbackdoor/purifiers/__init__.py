@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from unbackdoor.purifiers.e_pur import EPUR as EPUR
     from unbackdoor.purifiers.fine_mixing import FineMixing as FineMixing
     from unbackdoor.purifiers.fine_pruning import FinePruning as FinePruning
+    from unbackdoor.purifiers.fine_purifying import FinePurifying as FinePurifying
     from unbackdoor.purifiers.fine_tuning import FETuning as FETuning
     from unbackdoor.purifiers.fine_tuning import FineTuning as FineTuning
     from unbackdoor.purifiers.fine_tuning import FTInit as FTInit
@@ -20,9 +21,11 @@ if TYPE_CHECKING:
     from unbackdoor.purifiers.ft_sam import FTSAM as FTSAM
     from unbackdoor.purifiers.i_bau import IBAU as IBAU
     from unbackdoor.purifiers.mixing_distillation import MixingDistillation as MixingDistillation
+    from unbackdoor.purifiers.module_substitution import ModuleSubstitution as ModuleSubstitution
     from unbackdoor.purifiers.nad import NAD as NAD
     from unbackdoor.purifiers.neural_cleanse import NeuralCleanse as NeuralCleanse
     from unbackdoor.purifiers.pam import PAM as PAM
+    from unbackdoor.purifiers.pure import PURE as PURE
     from unbackdoor.purifiers.rnp import RNP as RNP
     from unbackdoor.purifiers.sau import SAU as SAU
     from unbackdoor.purifiers.shift_distillation import ShiftDistillation as ShiftDistillation
@@ -237,6 +240,38 @@ REGISTRY = (
         cost="10 passes of about 16 forward and 11 backward",
         year=2023,
         paper="Shared Adversarial Unlearning: Backdoor Mitigation by Unlearning Shared Adversarial Examples",
+        modality="images, text",
+    ),
+    Entry(
+        "pure",
+        "unbackdoor.purifiers.pure:PURE",
+        "prune the heads whose first token attends to all alike, then tune with normalised attention",
+        needs="clean data, attention heads",
+        cost="20 passes",
+        year=2024,
+        paper="Defense against Backdoor Attack on Pre-trained Language Models via Head Pruning and Attention "
+        "Normalization",
+        modality="images, text",
+    ),
+    Entry(
+        "module-substitution",
+        "unbackdoor.purifiers.module_substitution:ModuleSubstitution",
+        "exchange modules for those of another model of the same task, chosen greedily; nothing is trained",
+        needs="clean data, a proxy for the same task, attention heads",
+        cost="about 150 forward passes",
+        year=2025,
+        paper="Cut the Deadwood Out: Backdoor Purification via Guided Module Substitution",
+        modality="text",
+    ),
+    Entry(
+        "fine-purifying",
+        "unbackdoor.purifiers.fine_purifying:FinePurifying",
+        "reset the coordinates whose drift is abnormal for their curvature to the pre-trained values, then tune",
+        needs="clean data, a pre-trained base",
+        cost="11 passes, and 160 to find the share",
+        year=2023,
+        paper="Diffusion Theory as a Scalpel: Detecting and Purifying Poisonous Dimensions in Pre-trained Language "
+        "Models Caused by Backdoor or Bias",
         modality="images, text",
     ),
 )

@@ -135,17 +135,7 @@ class FineMixing:
         if self.fill == "zero":
             matrices = (name for name, weight in suspect.items() if weight.ndim > 1 and name not in stays)
             return {name: torch.zeros_like(suspect[name]) for name in matrices}
-        theirs = run.needed("base", self).state_dict()
-        own_head = task_head(suspect) & task_head(theirs)  # of a base that is a classifier, too
-        theirs = {name: weight for name, weight in theirs.items() if name not in own_head}
-        ours, other_shapes = ({name: tensor.shape for name, tensor in each.items()} for each in (suspect, theirs))
-        matching = matched(ours, other_shapes).without(stays)
-        run.note(matching.report())
-        base = {name: theirs[other].to(suspect[name].device) for name, other in matching.pairs.items()}
-        doubt = ancestry((name, suspect[name].cpu(), weight.cpu()) for name, weight in base.items())
-        if doubt is not None:
-            run.warn(doubt)
-        return base
+        return counterparts(suspect, run, self, stays)
 
     def _mixed(
         self, suspect: Weights, base: Weights, activity: Weights, rho: float, seed: int
@@ -186,6 +176,26 @@ class FineMixing:
             after_step=refill_ if self.freeze_filled else None,
             description=description,
         )
+
+
+def counterparts(suspect: Weights, run: Run, method: object, stays: set[str]) -> Weights:
+    """The pre-trained weights by the suspect's names; says what matched, and warns where the base is no ancestor.
+
+    Args:
+        suspect: its weights by name.
+        run: has the base.
+        method: named where there is none.
+        stays: names that have no counterpart, even if the base has them, such as the task head's.
+    """
+    theirs = run.needed("base", method).state_dict()
+    ours, shapes = ({name: tensor.shape for name, tensor in each.items()} for each in (suspect, theirs))
+    matching = matched(ours, shapes).without(stays)
+    run.note(matching.report())
+    base = {name: theirs[other].to(suspect[name].device) for name, other in matching.pairs.items()}
+    doubt = ancestry((name, suspect[name].cpu(), weight.cpu()) for name, weight in base.items())
+    if doubt is not None:
+        run.warn(doubt)
+    return base
 
 
 def _lowest(scores: Tensor, share: float) -> Tensor:

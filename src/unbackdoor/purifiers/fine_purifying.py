@@ -1,0 +1,139 @@
+"""Fine-purifying: coordinates that drifted more than their curvature explains go back to the pre-trained values."""
+
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from unbackdoor._data import Dataset
+from unbackdoor._mixing import task_head
+from unbackdoor._models import evaluating
+from unbackdoor._purify import Run
+from unbackdoor._select import cross_validated, difference, hits, smallest
+from unbackdoor._train import cross_entropy
+from unbackdoor._values import value
+from unbackdoor.purifiers.fine_mixing import counterparts
+
+Weights = dict[str, Tensor]
+
+KEPT = tuple(tenth / 10 for tenth in range(11))
+
+
+@value
+class FinePurifying:
+    """Reset the coordinates whose drift is abnormal for their curvature, then tune.
+
+    Fine-tuning on clean data moves a weight along with what the clean loss says about it; poison moves weights that
+    clean examples care little for. With delta_i how far coordinate i is from the pre-trained value and H_i the
+    curvature of the clean loss there,
+
+        r_i = delta_i^2 / H_i
+
+    is large for the poisonous ones. The share of all coordinates with the largest r go back to the pre-trained values,
+    then all are tuned. H is the diagonal of the empirical Fisher matrix: the mean over clean examples of the squared
+    derivative of each one's cross-entropy. The larger the share, the safer and the less accurate; it is the largest of
+    0, 0.1, ..., 1 at which clean accuracy after resetting and tuning, cross-validated over all clean examples, falls
+    short of the suspect's own by no more than the margin. Where the standard error of that difference is larger than
+    the margin, it counts in favour of the larger share.
+
+    Zhang, Chen, Zhou, Meng, Zhou and Sun, "Diffusion Theory as a Scalpel: Detecting and Purifying Poisonous Dimensions
+    in Pre-trained Language Models Caused by Backdoor or Bias", Findings of ACL 2023, https://arxiv.org/abs/2305.04547
+
+    Args:
+        share: of the coordinates with a counterpart in the base that go back, 0 to 1; None searches it.
+        margin: clean accuracy that may be lost, 0 to 1.
+        folds: of the cross-validation, at least 2.
+        epochs: passes over the clean examples, at least 1.
+        learning_rate: at the start, more than 0; None is 0.01 (SGD) for images and 5e-5 (AdamW) for texts.
+        batch_size: examples per step, at least 2; None is 128 for images and 16 for texts.
+
+    Differences from the paper: its body could not be read. The form of the indicator is recalled; the empirical Fisher
+    matrix for H, a millionth of its mean added to it, one ranking over all tensors, the head kept from the suspect and
+    the search of the share are this project's choices. So are images; statistics of BatchNorm stay the suspect's.
+    Words that no clean text has have no curvature, so their embeddings are among the first to go back.
+    """
+
+    share: Annotated[float | None, Field(ge=0, le=1)] = None
+    margin: Annotated[float, Field(ge=0, le=1)] = 0.03
+    folds: Annotated[int, Field(ge=2)] = 4
+    epochs: Annotated[int, Field(ge=1)] = 10
+    learning_rate: Annotated[float | None, Field(gt=0)] = None
+    batch_size: Annotated[int | None, Field(ge=2)] = None
+
+    def __call__(self, model: nn.Module, clean: Dataset, run: Run) -> nn.Module:
+        """Purify in place."""
+        suspect = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+        base = self._base(model, suspect, run)
+        curvature = fisher(model, clean, run)
+        scores = indicator({name: suspect[name] - base[name] for name in base}, curvature)
+        ranked = torch.cat([score.flatten() for score in scores.values()]).sort(descending=True).values
+
+        def reset_and_tuned(share: float, examples: Dataset, words: str) -> nn.Module:
+            weights = dict(suspect)
+            count = round(share * len(ranked))
+            for name in base if count else ():
+                # Equal scores at the border go back together, in practice those of coordinates that did not drift.
+                weights[name] = torch.where(scores[name] >= ranked[count - 1], base[name], suspect[name])
+            model.load_state_dict(weights)
+            run.tune(
+                model,
+                examples,
+                epochs=self.epochs,
+                learning_rate=self.learning_rate,
+                batch_size=self.batch_size,
+                description=words,
+            )
+            return model
+
+        share = self.share
+        if share is None:
+            before = hits(model, clean, run.arithmetic)
+
+            def within(kept: float) -> bool:
+                candidate = round(1 - kept, 1)
+                after = cross_validated(
+                    clean,
+                    self.folds,
+                    seed=run.seed,
+                    tuned=lambda examples: reset_and_tuned(candidate, examples, f"trying share {candidate:g}"),
+                    arithmetic=run.arithmetic,
+                )
+                lost, error = difference(before, after)
+                run.note(f"share {candidate:g} loses {100 * lost:.1f} points of accuracy (+- {100 * error:.1f}).")
+                return lost - (error if error > self.margin else 0.0) <= self.margin
+
+            share = round(1 - smallest(KEPT, within), 1)
+            run.note(f"share {share:g} was chosen.")
+        return reset_and_tuned(share, clean, "tuning")
+
+    def _base(self, model: nn.Module, suspect: Weights, run: Run) -> Weights:
+        """The pre-trained values of the parameters, by the suspect's names."""
+        stays = task_head(suspect) | {name for name in suspect if name.startswith(f"{run.head_name or None}.")}
+        learned = {name for name, _ in model.named_parameters()}
+        found = counterparts(suspect, run, self, stays)
+        return {name: weight.to(suspect[name].dtype) for name, weight in found.items() if name in learned}
+
+
+def fisher(model: nn.Module, clean: Dataset, run: Run) -> Weights:
+    """The mean over the examples of the squared derivative of each one's cross-entropy, by parameter."""
+    parameters = dict(model.named_parameters())
+    totals = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
+    with evaluating(model), run.progress("measuring curvature", len(clean)) as advance:
+        for batch in clean.batches(1):
+            loss = cross_entropy(run.scores(model, batch.inputs), batch)
+            made = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+            for total, gradient in zip(totals.values(), made, strict=True):
+                if gradient is not None:
+                    total.addcmul_(gradient, gradient, value=1 / len(clean))
+            run.examples_seen += 1
+            advance()
+    return totals
+
+
+def indicator(drift: Weights, curvature: Weights) -> Weights:
+    """delta^2 / H for each coordinate, with a millionth of the mean of H added to it."""
+    total = sum(float(curvature[name].double().sum()) for name in drift)
+    count = sum(delta.numel() for delta in drift.values())
+    floor = max(1e-6 * total / count, torch.finfo(torch.float32).tiny)
+    return {name: delta.square() / (curvature[name] + floor) for name, delta in drift.items()}

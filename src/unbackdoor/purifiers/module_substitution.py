@@ -1,0 +1,228 @@
+"""Guided module substitution: parts of the suspect are exchanged for those of another model of the same task."""
+
+import copy
+import random
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from unbackdoor._attention import PARTS, Block, blocks
+from unbackdoor._data import Dataset
+from unbackdoor._errors import UnbackdoorError
+from unbackdoor._models import class_count, embeddings, evaluating, probe
+from unbackdoor._purify import Run
+from unbackdoor._text import Texts
+from unbackdoor._values import value
+
+State = tuple[tuple[str, ...], tuple[int, ...]]  # kinds of modules, and layers; of both, all pairs are the proxy's
+
+
+@value
+class ModuleSubstitution:
+    """Copy some kinds of modules in some layers from a proxy, chosen greedily; nothing is trained.
+
+    A proxy for the same task need not be clean: its backdoor, if any, is another one. The kinds are query, key, value,
+    attention output and the two layers of the feed-forward part. First all kinds in all layers are the proxy's; each
+    step gives back one kind or one layer, the one that leaves the best
+
+        (1 - alpha) * (1 - D / D_suspect) + alpha * A / A_suspect
+
+    with A the accuracy on clean texts and D how far the model falls behind the proxy on suspicious ones. After some
+    steps without a better score the search ends and the best model seen is taken.
+
+    Tong, Li, He, Zhan and Xu, "Cut the Deadwood Out: Backdoor Purification via Guided Module Substitution", Findings of
+    EMNLP 2025, https://arxiv.org/abs/2412.20476
+
+    Args:
+        alpha: weight of clean accuracy against suspicious texts, 0 to 1.
+        patience: steps without a better score, at least 1.
+        words: that are tried for suspicion, at least 1: those whose embeddings differ most between model and proxy.
+        suspects: of these, how many make the suspicious texts, at least 1.
+
+    Differences from the paper: it mines suspicious texts from the poisoned training data, which no user of a model has.
+    Here words are inserted into clean texts, one text of each class per word; the words that lower the suspect's
+    certainty of the label most against the proxy's are tried in up to 8 texts of the class where they did, and those
+    that do so there, too, make the suspicious texts; D is the mean of the certainty lacking against the proxy's. This
+    finds triggers of one word among those tried; one of many common words, or of style, it may miss. Nothing is fitted
+    to the clean texts, so accuracy is taken on all of them. Embeddings and what stands above the blocks stay the
+    suspect's, so that a backdoor which sits in a word's embedding alone stays in part; E-PUR before it helps then.
+    """
+
+    alpha: Annotated[float, Field(ge=0, le=1)] = 0.4
+    patience: Annotated[int, Field(ge=1)] = 5
+    words: Annotated[int, Field(ge=1)] = 1000
+    suspects: Annotated[int, Field(ge=1)] = 3
+
+    def __call__(self, model: nn.Module, clean: Dataset, run: Run) -> nn.Module:
+        """Purify in place."""
+        if clean.modality != "text":
+            raise UnbackdoorError("ModuleSubstitution inserts words, but the model takes images. Try fine-mixing.")
+        proxy = copy.deepcopy(run.needed("proxy", self)).to(next(model.parameters()).dtype)
+        run.arithmetic.place(proxy)
+        pairs = self._pairs(model, proxy, clean)
+        run.note(f"the proxy classifies {run.accuracy(proxy, clean).value:.1%} of the clean texts as labelled.")
+        texts = self.suspicious(model, proxy, clean, run)
+        reference = certainty(proxy, texts, run)
+        accuracy, lacking = run.accuracy(model, clean).value, self._lacking(model, texts, reference, run)
+        if lacking == 0:
+            run.warn(
+                "ModuleSubstitution found no inserted word on which the model falls behind the proxy: only clean "
+                "accuracy guides it."
+            )
+
+        def score(state: State) -> float:
+            _substitute_(pairs, state)
+            fall = 1 - self._lacking(model, texts, reference, run) / lacking if lacking else 0.0
+            return (1 - self.alpha) * fall + self.alpha * run.accuracy(model, clean).value / max(accuracy, 1e-12)
+
+        kinds = tuple(part for part in PARTS if any(part in ours for ours, _ in pairs))
+        best, height = searched((kinds, tuple(range(len(pairs)))), score, self.patience)
+        _substitute_(pairs, best)
+        layers = ", ".join(str(layer + 1) for layer in best[1])
+        run.note(
+            f"ModuleSubstitution took {', '.join(best[0])} of layers {layers} from the proxy (score {height:.3f})."
+        )
+        return model
+
+    def _pairs(self, model: nn.Module, proxy: nn.Module, clean: Dataset) -> "list[tuple[Parts, Parts]]":
+        """The weights of each block by kind: the model's own, each with its value now, and the proxy's."""
+        if embeddings(model).weight.shape != embeddings(proxy).weight.shape:
+            raise UnbackdoorError(
+                "ModuleSubstitution needs a proxy of the model's vocabulary: its embeddings are "
+                f"{tuple(embeddings(proxy).weight.shape)}, the model's {tuple(embeddings(model).weight.shape)}. Take "
+                "one tuned from the same pre-trained model."
+            )
+        classes, others = (class_count(each, clean) for each in (model, proxy))
+        if classes != others:
+            raise UnbackdoorError(
+                f"ModuleSubstitution needs a proxy for the same task: it has {others} classes, the model {classes}. "
+                "Take one tuned on the task's data."
+            )
+        ours, theirs = (blocks(each, probe(each, clean)) for each in (model, proxy))
+        if not ours:
+            raise UnbackdoorError(
+                f"ModuleSubstitution needs attention with query, key and value layers; {type(model).__name__} has "
+                "none. Try fine-pruning."
+            )
+        if [_shapes(block) for block in ours] != [_shapes(block) for block in theirs]:
+            raise UnbackdoorError(
+                f"ModuleSubstitution needs a proxy of the model's architecture: its layers differ in number or shape "
+                f"({len(theirs)} there, {len(ours)} in {type(model).__name__}). Take one tuned from the same "
+                "pre-trained model."
+            )
+        return [(_parts(own), _parts(other)) for own, other in zip(ours, theirs, strict=True)]
+
+    def suspicious(self, model: nn.Module, proxy: nn.Module, clean: Dataset, run: Run) -> Dataset:
+        """Clean texts with words in them that make the model, but not the proxy, less certain of the label."""
+        draw = random.Random(run.seed)
+        labels = clean.labels.tolist()
+        members = {kind: [row for row, label in enumerate(labels) if label == kind] for kind in sorted(set(labels))}
+        words = differing_words(model, proxy, clean.encode.tokenizer, self.words)  # type: ignore[union-attr]
+        tried = [(word, kind) for word in words for kind in members]
+        texts = _with_words(clean, [(word, draw.choice(members[kind])) for word, kind in tried], draw)
+        lacking = (certainty(proxy, texts, run) - certainty(model, texts, run)).tolist()
+        worst: dict[str, tuple[float, int]] = {}
+        for (word, kind), amount in zip(tried, lacking, strict=True):
+            worst[word] = max(worst.get(word, (amount, kind)), (amount, kind))
+        # One text tells little: the most suspicious words are tried again in more, which a trigger moves all of.
+        again = sorted(words, key=lambda word: -worst[word][0])[: 4 * self.suspects]
+        rows = {word: draw.sample(members[worst[word][1]], min(8, len(members[worst[word][1]]))) for word in again}
+        places = [(word, row) for word in again for row in rows[word]]
+        texts = _with_words(clean, places, draw)
+        amounts = (certainty(proxy, texts, run) - certainty(model, texts, run)).clamp(min=0)
+        of_word = torch.tensor([again.index(word) for word, _ in places])
+        means = [float(amounts[of_word == number].mean()) for number in range(len(again))]
+        chosen = sorted(range(len(again)), key=lambda number: -means[number])[: self.suspects]
+        run.note(f"words that move the model more than the proxy: {' '.join(again[number] for number in chosen)}")
+        return texts.select(torch.isin(of_word, torch.tensor(chosen)).nonzero().flatten())
+
+    def _lacking(self, model: nn.Module, texts: Dataset, reference: Tensor, run: Run) -> float:
+        return float((reference - certainty(model, texts, run)).clamp(min=0).mean())
+
+
+Parts = dict[str, list[tuple[nn.Parameter, Tensor]]]
+
+
+def _parts(block: Block) -> Parts:
+    return {
+        part: [(parameter, parameter.detach().clone()) for layer in layers for parameter in layer.parameters()]
+        for part, layers in block.parts.items()
+    }
+
+
+def _shapes(block: Block) -> dict[str, list[torch.Size]]:
+    return {part: [weight.shape for weight, _ in weights] for part, weights in _parts(block).items()}
+
+
+@torch.no_grad()
+def _substitute_(pairs: list[tuple[Parts, Parts]], state: State) -> None:
+    """Bring each module of the model to the proxy's weights where the state says so, else to its own, in place."""
+    for layer, (ours, theirs) in enumerate(pairs):
+        for part in ours:
+            taken = theirs if part in state[0] and layer in state[1] else ours
+            for (parameter, _), (_, weight) in zip(ours[part], taken[part], strict=True):
+                parameter.copy_(weight)
+
+
+def searched(state: State, score: Callable[[State], float], patience: int) -> tuple[State, float]:
+    """Give back one kind or one layer after another, the best each time; the best state seen, and its score."""
+    best, height, idle = state, score(state), 0
+    while idle < patience:
+        kinds, layers = state
+        fewer = [(tuple(kind for kind in kinds if kind != gone), layers) for gone in kinds if len(kinds) > 1]
+        fewer += [(kinds, tuple(layer for layer in layers if layer != gone)) for gone in layers if len(layers) > 1]
+        if not fewer:
+            break
+        heights = [score(each) for each in fewer]
+        state = fewer[heights.index(max(heights))]
+        idle += 1
+        if max(heights) > height:
+            best, height, idle = state, max(heights), 0
+    return best, height
+
+
+@torch.no_grad()
+def certainty(model: nn.Module, data: Dataset, run: Run) -> Tensor:
+    """The probability that the model gives each label, (n,), on the CPU."""
+    found = torch.empty(len(data))
+    with evaluating(model):
+        for batch in data.batches(run.arithmetic.evaluation_batch):
+            likely = run.scores(model, batch.inputs).softmax(dim=1)
+            found[batch.rows.cpu()] = likely.gather(1, batch.labels[:, None])[:, 0].float().cpu()
+    return found
+
+
+def differing_words(model: nn.Module, proxy: nn.Module, tokenizer: Any, count: int) -> list[str]:
+    """Words of one token, those first whose embeddings differ most between two models."""
+    distance = (embeddings(model).weight - embeddings(proxy).weight).detach().float().norm(dim=1)
+    special = set(tokenizer.all_special_ids)
+    words: list[str] = []
+    for number in distance.argsort(descending=True, stable=True).tolist():
+        token = tokenizer.convert_ids_to_tokens(number) if number < len(tokenizer) else None
+        if number in special or token is None:
+            continue
+        word = tokenizer.convert_tokens_to_string([token]).strip()
+        if word and tokenizer.tokenize(f"a {word}")[-1] == token:
+            words.append(word)
+        if len(words) == count:
+            break
+    return words
+
+
+def _with_words(clean: Dataset, places: list[tuple[str, int]], draw: random.Random) -> Dataset:
+    """Clean texts with a word at a random place each; of pairs, in the first text."""
+    made = []
+    for word, row in places:
+        first, *rest = clean.texts.strings[row]
+        parts = first.split(" ")
+        parts.insert(draw.randint(0, len(parts)), word)
+        made.append((" ".join(parts), *rest))
+    return Dataset(
+        items=Texts(tuple(made), clean.texts.columns),
+        labels=clean.labels[torch.tensor([row for _, row in places], device=clean.labels.device)],
+        encode=clean.encode,
+        name=f"texts made of {clean.name}",
+    ).to(clean.labels.device)
