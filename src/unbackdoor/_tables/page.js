@@ -127,7 +127,7 @@
       }
     }
     const redraw = () => { const fresh = drawBlock(block, state, box); box.replaceWith(fresh); };
-    const top = make("tr", {}, make("td", {}));
+    const top = make("tr", {}, make("td", { class: "corner" }));
     const second = make("tr", {}, heading("method", "method", state, redraw));
     for (const column of columns) {
       const control = block.cells.some((line) => line[column.at] !== null && rows[line[column.at]].control);
@@ -167,7 +167,7 @@
   // Pictures.
   const names = [...new Set(rows.map((row) => row.method))];
   names.sort((a, b) => (b === "none") - (a === "none") || (b === "fine-tuning") - (a === "fine-tuning") || collator.compare(a, b));
-  const look = new Map(names.map((name, at) => [name, { colour: at % 9, shape: Math.floor(at / 9 + at) % 5 }]));
+  const look = new Map(names.map((name, at) => [name, { colour: at % 9, shape: at % 5 }]));
   const shapes = [
     (x, y) => `M${x - 4.5} ${y}a4.5 4.5 0 1 0 9 0a4.5 4.5 0 1 0 -9 0`,
     (x, y) => `M${x - 4} ${y - 4}h8v8h-8z`,
@@ -206,13 +206,16 @@
     const made = [];
     for (const apart of [0, 1]) {
       const mine = found.filter((row) => row.apart === apart);
-      if (mine.length) made.push(...apartTitle(apart), ...one(mine));
+      const drawn = mine.length ? one(mine) : [];
+      if (drawn.length) made.push(...apartTitle(apart), ...drawn);
     }
     return made.length ? made : [nothing()];
   };
 
+  const narrow = matchMedia("(max-width: 48rem)"); // a picture made smaller would have letters too small to read
+  narrow.addEventListener("change", () => show());
   const cloud = (found, measure, axes, label) => {
-    const { picture, x, y } = frame([680, 400], axes, label);
+    const { picture, x, y } = frame(narrow.matches ? [360, 330] : [680, 400], axes, label);
     for (const row of found) {
       const [cx, cy] = [x(axes.read(row)), y(row.attack_success[0])];
       const group = draw("g", { class: `c${look.get(row.method).colour}` }, draw("title", {}, about(row)));
@@ -229,7 +232,7 @@
     return make("div", { class: "figure" }, picture, legend(new Set(found.map((row) => row.method))));
   };
   const scatter = (found) => {
-    const values = found.map((row) => row.accuracy_lost[0]);
+    const values = found.flatMap((row) => [-1, 0, 1].map((sign) => row.accuracy_lost[0] + sign * (row.accuracy_lost[1] || 0)));
     let [low, high] = [Math.min(0, ...values), Math.max(0.02, ...values)];
     const step = niceStep(100 * (high - low)) / 100;
     [low, high] = [Math.floor(low / step - 0.2) * step, Math.ceil(high / step + 0.2) * step];
@@ -290,15 +293,14 @@
   };
 
   // Lists that grow.
-  const STEP = 100;
-  const growing = (items, render, into, noun) => {
+  const growing = (items, render, into, noun, step) => {
     let count = 0;
     const button = make("button", { type: "button", class: "more" });
     const grow = () => {
-      const next = items.slice(count, count + STEP);
+      const next = items.slice(count, count + step);
       into.append(...next.map(render));
       count += next.length;
-      button.textContent = `Show ${Math.min(STEP, items.length - count)} more of ${(items.length - count).toLocaleString("en")} ${noun}`;
+      button.textContent = `Show ${Math.min(step, items.length - count)} more of ${(items.length - count).toLocaleString("en")} ${noun}`;
       button.hidden = count >= items.length;
     };
     button.addEventListener("click", grow);
@@ -310,11 +312,11 @@
   const settingState = { by: null, sign: 1 };
   const number = (digits) => (value) => value.toFixed(digits);
   const columns = [
-    ["task", (row) => row.task, (row) => row.task],
-    ["clean budget", (row) => row.budget, (row) => row.budget],
+    ["method", (row) => row.method, (row) => row.method],
     ["attack", (row) => row.control ? row.column : row.attack, (row) => row.control ? row.column : row.attack],
     ["poison rate", (row) => row.control ? null : row.rate, (row) => row.control ? "–" : rateText(row.rate)],
-    ["method", (row) => row.method, (row) => row.method],
+    ["task", (row) => row.task, (row) => row.task],
+    ["clean budget", (row) => row.budget, (row) => row.budget],
     ["clean accuracy", (row) => mean(row.clean_accuracy), "clean_accuracy", percent],
     ["accuracy lost", (row) => mean(row.accuracy_lost), "accuracy_lost", percent],
     ["attack success", (row) => mean(row.attack_success), "attack_success", percent],
@@ -328,15 +330,15 @@
     const values = Object.fromEntries(columns.map(([name, read]) => [name, read]));
     const found = sorted(rows.filter(passes), settingState, values);
     const body = make("tbody", {});
-    const line = (row) => make("tr", {}, ...columns.map(([name, , show_, form], at) => {
-      if (at < 5) return make(at === 4 ? "th" : "td", at === 4 ? { scope: "row" } : {}, show_(row));
+    const line = (row) => make("tr", {}, ...columns.map(([, , show_, form], at) => {
+      if (at < 5) return make(at === 0 ? "th" : "td", at === 0 ? { scope: "row" } : {}, show_(row));
       if (show_ === null) return make("td", {}, `${row.counted}${row.apart ? ", all-to-all" : ""} `, ...flags(row));
       const spread = row[show_];
       return spread ? make("td", {}, make("b", {}, form(spread[0])), small(spread, form)) : make("td", {}, "–");
     }));
     const head = make("tr", {}, ...columns.map(([name]) => heading(name, name, settingState, drawSettings)));
-    const table = make("table", { class: "numbers" }, make("thead", {}, head), body);
-    const more = growing(found, line, body, "settings");
+    const table = make("table", { class: "numbers matrix" }, make("thead", {}, head), body);
+    const more = growing(found, line, body, "settings", 50);
     byId("settings").replaceChildren(region("Every setting", table), more);
   };
 
@@ -378,7 +380,7 @@
     const found = [];
     data.cells.forEach((cell, at) => { if (passes(rows[cell[1]])) found.push([cell, at]); });
     const list = make("div", {});
-    byId("lines").replaceChildren(list, growing(found, ([cell, at]) => cellLine(cell, at), list, "cells"));
+    byId("lines").replaceChildren(list, growing(found, ([cell, at]) => cellLine(cell, at), list, "cells", 25));
     const failed = byId("failed");
     if (failed) {
       const mine = found.filter(([cell]) => data.states[cell[4]] === "failed");
@@ -387,7 +389,7 @@
         make("td", {}, `${cell[2] === null ? "" : `victim seed ${cell[2]}, `}seed ${cell[3]}`), make("td", { class: "message" }, data.failures[cell[0]]));
       const head = make("tr", {}, ...["cell", "setting", "seeds", "message"].map((name) => make("th", { scope: "col" }, name)));
       const table = make("table", {}, make("thead", {}, head), lines);
-      const more = growing(mine, line, lines, "failures");
+      const more = growing(mine, line, lines, "failures", 25);
       failed.replaceChildren(mine.length ? region("Failures", table) : make("p", { class: "muted" }, "None with these filters."), more);
     }
     return found.length;
@@ -399,8 +401,7 @@
     const attacked = found.filter((row) => !row.control && row.attack_success && row.clean_accuracy);
     byId("scatter").replaceChildren(...both(attacked.filter((row) => row.accuracy_lost), scatter));
     byId("costs").replaceChildren(...both(attacked.filter((row) => row.seconds && row.baseline !== "none"), costs));
-    const drawn = both(attacked, rates).filter((each) => each.tagName !== "H3" || attacked.some((row) => row.apart));
-    byId("rates").replaceChildren(...drawn);
+    byId("rates").replaceChildren(...both(attacked, rates));
     byId("rates-section").hidden = !byId("rates").querySelector("svg");
     drawSettings();
     const cells = drawCells();
