@@ -28,7 +28,9 @@ def victim(attack: str = "badnets", rate: float | None = 0.05, seed: int | None 
 CONTROL = victim("none", 0.0)
 
 
-def spec(of: dict[str, Any], method: str = "fst", seed: int = 0, n: int | None = 200, **parameters: Any) -> dict[str, Any]:
+def spec(
+    of: dict[str, Any], method: str = "fst", seed: int = 0, n: int | None = 200, **parameters: Any
+) -> dict[str, Any]:
     """The spec of a cell; the method `none` has no budget."""
     clean = None if method == "none" or n is None else {"from": "unseen", "n": n, "seed": 0, "data": "b" * 64}
     return {
@@ -95,7 +97,9 @@ def put_many(folder: Path, cells: int) -> Store:
                 for seed in range(1 if method == "none" else 3):
                     accuracy = 0.9 - 0.01 * place + 0.003 * seed + 0.0007 * (left % 11)
                     made = result(accuracy, None if control else 0.1 * (10 - place) - 0.01 * seed)
-                    made["score"]["per_class"] = {f"class {c}": share((left * 7 + c) % 400 / 400, 400) for c in range(10)}
+                    made["score"]["per_class"] = {
+                        f"class {c}": share((left * 7 + c) % 400 / 400, 400) for c in range(10)
+                    }
                     if control:
                         made["flips"] = {identity(other): share(0.02, TRIGGERED) for other in victims}
                     entry = spec(of, method, seed)

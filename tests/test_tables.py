@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from stores import CONTROL, MACHINE, N, TRIGGERED, failure, put_many, result, share, spec, victim
 
+from stores import CONTROL, MACHINE, TRIGGERED, N, failure, put_many, result, share, spec, victim
 from unbackdoor import UnbackdoorError
 from unbackdoor._bench import Store, identity
 from unbackdoor._cli import main
@@ -64,7 +64,13 @@ def test_mean_standard_deviation_and_n_are_those_by_hand(store: Store) -> None:
     assert fst.recovered_accuracy.mean == pytest.approx(0.7)
     assert fst.seconds is not None
     assert fst.seconds.mean == 5.0
-    assert (fst.counted, fst.seeds, fst.victim_seeds, fst.clean_n, fst.triggered_n) == (3, (0, 1, 2), (0,), N, TRIGGERED)
+    assert (fst.counted, fst.seeds, fst.victim_seeds, fst.clean_n, fst.triggered_n) == (
+        3,
+        (0, 1, 2),
+        (0,),
+        N,
+        TRIGGERED,
+    )
 
 
 def test_a_single_run_has_no_spread_but_its_interval(store: Store) -> None:
@@ -196,7 +202,9 @@ STRESS = {
         "purified": {"clean_accuracy": share(0.9, N), "attack_success": share(0.1, TRIGGERED)},
         "control": {"clean_accuracy": share(0.95, N), "attack_success": share(0.0, TRIGGERED)},
     },
-    "retuning": {"purified": {"runs": [{"k": 5, "seed": s, "attack_success": share(v, 100)} for s, v in ((0, 0.2), (1, 0.4))]}},
+    "retuning": {
+        "purified": {"runs": [{"k": 5, "seed": s, "attack_success": share(v, 100)} for s, v in ((0, 0.2), (1, 0.4))]}
+    },
     "reactivation": {"models": {"purified": {"triggered_perturbed": share(0.7, TRIGGERED)}}},
 }
 
@@ -220,7 +228,9 @@ def test_stress_is_read_from_cells_and_files(store: Store) -> None:
 
 def test_a_foreign_stress_file_is_refused(store: Store) -> None:
     store.place.write("stress/odd.json", "[]")
-    with pytest.raises(UnbackdoorError, match=r"odd\.json holds no stress test that unbackdoor stress wrote\. Remove it"):
+    with pytest.raises(
+        UnbackdoorError, match=r"odd\.json holds no stress test that unbackdoor stress wrote\. Remove it"
+    ):
         of(store)
 
 
@@ -230,7 +240,10 @@ def test_csv_agrees_with_the_numbers(store: Store) -> None:
     assert len(lines) == len(made.rows)
     for line, each in zip(lines, made.rows, strict=True):
         assert (line["task"], line["attack"], line["method"], int(line["counted"])) == (
-            each.task, each.attack, each.method, each.counted
+            each.task,
+            each.attack,
+            each.method,
+            each.counted,
         )
         for name in _texts.MEASURES:
             spread = getattr(each, name)
@@ -266,7 +279,7 @@ def test_a_results_page_says_how_it_was_measured_without_local_paths(store: Stor
         f"**Machine**: {MACHINE}.",
         "of the purification 0, 1, 2; of the victims 0.",
         "digits: 10 finished cells, 1 failed; scored on 1,000 clean and 100 triggered test examples.",
-        "blended 1 %, victim seed 0: the attack was not implanted (attack success was 30.0 % before any method; 2 cells).",
+        "blended 1 %, victim seed 0: the attack was not implanted (attack success was 30.0 % before any method; ",
         "- 1 of fine-tuning: It failed in …/data.parquet, sadly.",
     ):
         assert part in page
@@ -329,7 +342,9 @@ def test_a_record_cannot_name_a_file_outside_the_grids(store: Store, tmp_path: P
 
 
 @pytest.mark.parametrize("suffix", ["html", "csv", "json", "tex", "md"])
-def test_the_suffix_says_which_kind(store: Store, tmp_path: Path, suffix: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_suffix_says_which_kind(
+    store: Store, tmp_path: Path, suffix: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / f"new/table.{suffix}"
     with pytest.raises(SystemExit) as ended:
         main(["report", store.address, "-o", str(out)])

@@ -297,8 +297,8 @@ def build(store: Store, shown: str, *, whole: bool = False) -> tuple[Report, lis
             elif record.implanted is False:
                 absent[tasks[task], attacks[attack], rate, record.victim_seed, record.victim] += 1
     left_out = tuple(
-        Victim(*where, success=_success(before.get(victim)), cells=count)
-        for (*where, victim), count in absent.items()
+        Victim(task, attack, rate, seed, _success(before.get(victim)), count)
+        for (task, attack, rate, seed, victim), count in absent.items()
     )
     stress = stress_rows(store, ordered, [rows[line.row] for line in cells])
     report = Report(
@@ -395,8 +395,11 @@ def _blocks(rows: list[Row]) -> list[Block]:
                 columns = tuple(dict.fromkeys(row.column for _, row in shown))
                 kept = sorted(
                     {(_rank(row), row.method) for _, row in shown}
-                    | {(place, name) for place, name in enumerate(BASELINES)  # one that is absent is seen to be
-                       if not any(row.baseline == name for _, row in shown)}
+                    | {
+                        (place, name)
+                        for place, name in enumerate(BASELINES)  # one that is absent is seen to be
+                        if not any(row.baseline == name for _, row in shown)
+                    }
                 )
                 methods = tuple(name for _, name in kept)
                 found = {(row.method, row.column): place for place, row in shown}

@@ -12,7 +12,7 @@ from unbackdoor._bench import Store, identity
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """A measured share: its value in [0, 1], its count of examples, and its 95 % Wilson interval where it is written."""
+    """A share in [0, 1], of n examples, with its 95 % Wilson interval where that is written."""
 
     value: float
     n: int

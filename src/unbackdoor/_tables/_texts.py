@@ -68,7 +68,9 @@ def as_markdown(report: Report, name: str) -> str:
     """A results page: how it was measured, then the tables. It holds no local path."""
     grids = _grids(report)
     lines = [f"# {_markdown(name)}", "", "## How it was measured", "", "- **Commands**:", ""]
-    lines += [f"      {command}" for command in [*_commands(report, grids), f"unbackdoor report {report.store} -o {name}.md"]]
+    lines += [
+        f"      {command}" for command in [*_commands(report, grids), f"unbackdoor report {report.store} -o {name}.md"]
+    ]
     lines += ["", f"- **Commit**: {_counted(report.commits)}."]
     lines += [f"- **Machine**: {_counted(report.machines) or 'not known'}."]
     lines += [f"- **Versions**: {_counted(report.versions) or 'not known'}."]
@@ -83,10 +85,13 @@ def as_markdown(report: Report, name: str) -> str:
     lines += [f"- {_markdown(sentence)}" for sentence in (_legend(report), *report.notes)]
     for block in report.blocks:
         lines += ["", f"## {_markdown(_title(block))}", "", f"{_markdown(_meaning(report, block))}", ""]
-        lines += _table(["method", *block.columns], [
-            [method, *(_entry(report, place) for place in places)]
-            for method, places in zip(block.methods, block.cells, strict=True)
-        ])
+        lines += _table(
+            ["method", *block.columns],
+            [
+                [method, *(_entry(report, place) for place in places)]
+                for method, places in zip(block.methods, block.cells, strict=True)
+            ],
+        )
     flips = [row for row in report.rows if row.flip_rate is not None]
     if flips:
         lines += ["", "## The clean control, put through the same method", ""]
@@ -95,8 +100,14 @@ def as_markdown(report: Report, name: str) -> str:
             ["task", "budget", "attack", "method", "attack success", "flip rate", "its clean accuracy", "n"],
             [
                 [
-                    row.task, row.budget, row.column, row.method, _share(row.attack_success), _share(row.flip_rate),
-                    _share(row.control_accuracy), str(row.flip_rate.n) if row.flip_rate else "",
+                    row.task,
+                    row.budget,
+                    row.column,
+                    row.method,
+                    _share(row.attack_success),
+                    _share(row.flip_rate),
+                    _share(row.control_accuracy),
+                    str(row.flip_rate.n) if row.flip_rate else "",
                 ]
                 for row in flips
             ],
@@ -108,8 +119,13 @@ def as_markdown(report: Report, name: str) -> str:
             ["task", "budget", "attack", "method", "seconds", "peak memory, MiB", "n"],
             [
                 [
-                    row.task, row.budget, row.column, row.method, _seconds(row.seconds),
-                    "" if row.memory is None else f"{row.memory.most / 2**20:,.0f}", str(row.counted),
+                    row.task,
+                    row.budget,
+                    row.column,
+                    row.method,
+                    _seconds(row.seconds),
+                    "" if row.memory is None else f"{row.memory.most / 2**20:,.0f}",
+                    str(row.counted),
                 ]
                 for row in timed
             ],
@@ -124,7 +140,9 @@ def as_markdown(report: Report, name: str) -> str:
             ["stress test", "model", "before", *(f"k = {k}" for k in counts), "reactivated"],
             [
                 [
-                    row.source, row.model.replace("_", " "), _plain(row.attack_success),
+                    row.source,
+                    row.model.replace("_", " "),
+                    _plain(row.attack_success),
                     *(next((_mean(each.mean, each.sd) for each in row.retuned if each.k == k), "–") for k in counts),
                     _plain(row.reactivated),
                 ]
@@ -169,9 +187,11 @@ def _meaning(report: Report, block: Block) -> str:
 
 
 def _legend(report: Report) -> str:
-    unknown = " A question mark: it is not known whether the attack was implanted." if any(
-        row.unknown for row in report.rows
-    ) else ""
+    unknown = (
+        " A question mark: it is not known whether the attack was implanted."
+        if any(row.unknown for row in report.rows)
+        else ""
+    )
     return (
         "Only runs that differ in nothing but their seeds are averaged. Attacks that were not implanted are left out "
         f"and marked with a dagger (†).{unknown}"
@@ -196,7 +216,9 @@ def _left_out(report: Report) -> list[str]:
     made = []
     for victim in report.left_out:
         seed = "" if victim.seed is None else f", victim seed {victim.seed}"
-        success = "" if victim.success is None else f"attack success was {100 * victim.success:.1f} % before any method; "
+        success = (
+            "" if victim.success is None else f"attack success was {100 * victim.success:.1f} % before any method; "
+        )
         made.append(
             f"{victim.task}, {victim.attack} {percent(victim.rate)}{seed}: the attack was not implanted ({success}"
             f"{victim.cells:,} {'cell' if victim.cells == 1 else 'cells'})."
@@ -259,7 +281,7 @@ def _table(head: list[str], rows: list[list[str]]) -> list[str]:
 
 def _cell(given: object) -> object:
     """A spreadsheet runs text that begins like a formula."""
-    if isinstance(given, str) and given.lstrip()[:1] in ("=", "+", "-", "@") or str(given)[:1] in ("\t", "\r"):
+    if isinstance(given, str) and (given.lstrip()[:1] in ("=", "+", "-", "@") or given[:1] in ("\t", "\r")):
         return f"'{given}"
     return given
 
