@@ -3,8 +3,8 @@
     python benchmarks/store_growth.py --out /tmp/growth --cells 100000
 
 A grid of about that many cells is written, its store is filled with results of the usual size (ten classes), and then
-timed, each in a process of its own: listing the keys, starting the finished grid again, a dry run, and reading all
-cells, which is what a report begins with.
+timed, each in a process of its own: listing the keys, starting the finished grid again, a dry run, reading all cells,
+which is what a report begins with, and the report as a table and as a page.
 """
 
 import argparse
@@ -104,6 +104,9 @@ def main() -> None:
     timed("starting the finished grid again", "-m", "unbackdoor", "bench", str(grid), "--out", out)
     timed("a dry run of all of it", "-m", "unbackdoor", "bench", str(grid), "--out", out, "--rerun", "all", "--dry-run")
     timed("reading all cells", "-c", reading, out)
+    for name in ("report.csv", "report.html"):
+        timed(name, "-m", "unbackdoor", "report", out, "-o", str(options.out / name))
+        print(f"{'':34} {(options.out / name).stat().st_size / 2**20:7.1f} MiB", flush=True)
 
 
 if __name__ == "__main__":

@@ -114,6 +114,7 @@ def _app(given: list[str]) -> App:
     app.command(_evaluate, name="evaluate")
     app.command(_stress, name="stress")
     app.command(_bench, name="bench")
+    app.command(_report, name="report")
     app.command(_list, name="list")
     return app
 
@@ -286,6 +287,18 @@ def _bench(
     from unbackdoor._bench._run import bench
 
     bench(grid, out=out, rerun=rerun, workers=workers, ray=ray, only=tuple(only or ()), dry_run=dry_run)
+
+
+def _report(runs: str, /, *, out: Annotated[str, Parameter(name=["--out", "-o"])]) -> None:
+    """Report on what bench measured: one page that needs no network, or a table of the same numbers.
+
+    Args:
+        runs: the store: a folder, or an address such as s3://bucket/runs.
+        out: file to write: .html, .csv, .json, .tex or .md.
+    """
+    from unbackdoor._tables._run import report
+
+    report(runs, out)
 
 
 def _demo(

@@ -1,0 +1,161 @@
+"""The cells of a store as the tables need them. A store may come from others, so nothing in it is taken on trust."""
+
+import json
+import math
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from unbackdoor._bench import Store, identity
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """A share in [0, 1], of n examples, with its 95 % Wilson interval where that is written."""
+
+    value: float
+    n: int
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One cell.
+
+    Args:
+        key: of the cell.
+        task, attack, method, clean: what was measured, as canonical JSON; `attack` has the model and the trigger of an
+            existing one, `method` the proxy.
+        victim: the key of the victim.
+        control: whether the victim is the clean control.
+        implanted: None where it is not known, and for a clean control.
+        success, recovered: None without triggered examples.
+        flips: of a clean control, by the key of a victim.
+        message: why it failed; None where it did not.
+        packed: the whole cell, compressed; None where nobody asked to keep it.
+    """
+
+    key: str
+    task: str
+    attack: str
+    method: str
+    clean: str
+    rate: float | None
+    victim: str
+    victim_seed: int | None
+    seed: int
+    control: bool
+    message: str | None
+    provenance: str
+    implanted: bool | None = None
+    accuracy: Share | None = None
+    success: Share | None = None
+    recovered: Share | None = None
+    label_rule: str | None = None
+    flips: dict[str, Share] | None = None
+    seconds: float | None = None
+    scoring: float | None = None
+    training: float | None = None
+    memory: float | None = None
+    stress: dict[str, Any] | None = None
+    packed: bytes | None = None
+
+
+def read(store: Store, *, whole: bool) -> Iterator[Record | str]:
+    """The records of a store; the key alone of a cell that has not the form of today's.
+
+    Args:
+        store: where they are.
+        whole: keep each cell as it is, too.
+    """
+    victims: dict[str, str] = {}
+    for spec, result in store.cells():
+        try:
+            yield _record(spec, result, victims, whole)
+        except (LookupError, TypeError, ValueError, AttributeError):
+            yield _key(spec)
+
+
+def unpacked(record: Record) -> str:
+    """The whole cell, as compact JSON."""
+    assert record.packed is not None
+    return zlib.decompress(record.packed).decode()
+
+
+def canonical(value: Any) -> str:
+    """JSON that is equal for equal values."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+
+
+def _key(spec: Any) -> str:
+    try:
+        return identity(spec)
+    except (TypeError, ValueError):
+        return "a cell without a spec"
+
+
+def _record(spec: dict[str, Any], result: dict[str, Any], victims: dict[str, str], whole: bool) -> Record:
+    victim = spec["victim"]
+    text = canonical(victim)
+    if text not in victims:
+        victims[text] = identity(victim)
+    attack = {**victim["attack"], **{name: victim[name] for name in ("model", "trigger") if name in victim}}
+    method = {**spec["method"], **({"proxy": spec["proxy"]} if "proxy" in spec else {})}
+    for named in (victim["task"], attack, method):
+        if not isinstance(named["name"], str):
+            raise TypeError
+    if spec["clean"] is not None:
+        int(spec["clean"]["n"])
+    rate = victim["rate"]
+    control = attack["name"] == "none"
+    common: dict[str, Any] = {
+        "key": identity(spec),
+        "task": canonical(victim["task"]),
+        "attack": canonical(attack),
+        "method": canonical(method),
+        "clean": canonical(spec["clean"]),
+        "rate": None if rate is None else number(rate),
+        "victim": victims[text],
+        "victim_seed": None if victim["seed"] is None else int(victim["seed"]),
+        "seed": int(spec["seed"]),
+        "control": control,
+        "provenance": canonical(result.get("provenance") or {}),
+        "packed": zlib.compress(canonical({"spec": spec, "result": result}).encode(), 1) if whole else None,
+    }
+    if result["status"] == "failed":
+        return Record(**common, message=str(result["message"]))
+    score = result["score"]
+    flips = result.get("flips")
+    return Record(
+        **common,
+        message=None,
+        implanted=None if result["implanted"] is None else bool(result["implanted"]),
+        accuracy=_share(score["clean_accuracy"]),
+        success=_share(score["attack_success"]) if "attack_success" in score else None,
+        recovered=_share(score["recovered_accuracy"]) if "recovered_accuracy" in score else None,
+        label_rule=str(score["label_rule"]) if "label_rule" in score else None,
+        flips=None if flips is None else {str(name): _share(share) for name, share in flips.items()},
+        seconds=number(result["seconds"]),
+        scoring=number(result["scoring_seconds"]),
+        training=None if result["training_seconds"] is None else number(result["training_seconds"]),
+        memory=None if result["peak_memory_bytes"] is None else number(result["peak_memory_bytes"]),
+        stress=result["stress"] if isinstance(result.get("stress"), dict) else None,
+    )
+
+
+def _share(given: dict[str, Any]) -> Share:
+    value, n = number(given["value"]), given["n"]
+    if not 0 <= value <= 1 or not isinstance(n, int) or n < 1:
+        raise ValueError
+    if "low" not in given or "high" not in given:
+        return Share(value, n)
+    return Share(value, n, number(given["low"]), number(given["high"]))
+
+
+def number(given: Any) -> float:
+    """A finite number, or a ValueError."""
+    if isinstance(given, bool) or not isinstance(given, int | float) or not math.isfinite(given):
+        raise ValueError
+    return float(given)

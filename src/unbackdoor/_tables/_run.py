@@ -1,0 +1,49 @@
+"""The `report` command: read the store, count, write."""
+
+import shlex
+from pathlib import Path
+
+from unbackdoor._bench import Store
+from unbackdoor._errors import UnbackdoorError
+from unbackdoor._output import write_file
+from unbackdoor._tables import _texts
+from unbackdoor._tables._numbers import build
+
+SUFFIXES = (".html", ".csv", ".json", ".tex", ".md")
+
+
+def report(runs: str, out: str) -> None:
+    """Write a report on a store; the suffix of `out` says which kind.
+
+    Raises:
+        UnbackdoorError: the suffix is not known, or the store has nothing to report.
+        IncompleteError: the disk is full.
+    """
+    path = Path(out)
+    kind = path.suffix.lower()
+    if kind not in SUFFIXES:
+        raise UnbackdoorError(f"-o must end in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}, got {out}.")
+    if path.is_dir():
+        raise UnbackdoorError(f"-o must be a file, got the folder {out}.")
+    store = Store(runs)
+    made, records = build(store, shown(runs), whole=kind == ".html")
+    if kind == ".html":
+        from unbackdoor._tables._page import render
+
+        text = render(made, records, store)
+    elif kind == ".md":
+        text = _texts.as_markdown(made, path.stem)
+    else:
+        text = {".csv": _texts.as_csv, ".json": _texts.as_json, ".tex": _texts.as_latex}[kind](made)
+    write_file(path, text)
+    failed = f", {len(made.failures):,} failed" if made.failures else ""
+    print(f"{out}: {len(made.cells):,} cells in {len(made.rows):,} settings{failed}.")
+
+
+def shown(runs: str) -> str:
+    """A store's address for the commands on a page, without the folders of this machine.
+
+    >>> shown("runs/digits"), shown("/home/somebody/digits"), shown("s3://bucket/runs")
+    ('runs/digits', 'digits', 's3://bucket/runs')
+    """
+    return shlex.quote(runs if "://" in runs or not Path(runs).is_absolute() else Path(runs).name)

@@ -1,0 +1,382 @@
+"""The numbers of a report by hand, and the tables made of them."""
+
+import csv
+import io
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stores import CONTROL, MACHINE, TRIGGERED, N, failure, put_many, result, share, spec, victim
+from unbackdoor import UnbackdoorError
+from unbackdoor._bench import Store, identity
+from unbackdoor._cli import main
+from unbackdoor._tables import _texts
+from unbackdoor._tables._numbers import Report, Row, build
+from unbackdoor._tables._page import render
+from unbackdoor._tables._run import report
+
+HOSTILE = "<script>alert(1)</script> </script> ]]> \"'` | \\ & $x_1^2$ {%}#~ =cmd\nnext"
+BADNETS, WEAK = victim(), victim("blended", 0.01)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """A victim with two methods, a control, a victim in which the attack did not take, and a failure."""
+    made = Store(tmp_path / "runs")
+    flips = {identity(BADNETS): share(0.02, TRIGGERED), identity(WEAK): share(0.0, TRIGGERED)}
+    made.put(spec(BADNETS, "none"), result(0.96, 1.0, method=None, seconds=0.0))
+    for seed, (accuracy, success) in enumerate([(0.94, 0.1), (0.92, 0.2), (0.93, 0.6)]):
+        made.put(spec(BADNETS, "fst", seed), result(accuracy, success, seconds=4.0 + seed))
+    made.put(spec(BADNETS, "fine-tuning"), result(0.95, 0.9))
+    made.put(spec(BADNETS, "fine-tuning", 1), failure("It failed in /home/somebody/work/data.parquet, sadly."))
+    made.put(spec(CONTROL, "none"), result(0.97, flips=flips))
+    made.put(spec(CONTROL, "fst"), result(0.91, flips={**flips, identity(BADNETS): share(0.04, TRIGGERED)}))
+    made.put(spec(CONTROL, "fst", 1), result(0.89, flips={**flips, identity(BADNETS): share(0.08, TRIGGERED)}))
+    made.put(spec(WEAK, "none"), result(0.97, 0.3, implanted=False))
+    made.put(spec(WEAK, "fst"), result(0.5, 0.0, implanted=False))
+    return made
+
+
+def of(store: Store) -> Report:
+    return build(store, "runs")[0]
+
+
+def row(made: Report, **wanted: Any) -> Row:
+    found = [each for each in made.rows if all(getattr(each, name) == value for name, value in wanted.items())]
+    assert len(found) == 1, found
+    return found[0]
+
+
+def test_mean_standard_deviation_and_n_are_those_by_hand(store: Store) -> None:
+    fst = row(of(store), attack="badnets", method="fst")
+    assert fst.attack_success is not None
+    assert fst.attack_success.mean == pytest.approx(0.3)  # (0.1 + 0.2 + 0.6) / 3
+    assert fst.attack_success.sd == pytest.approx(0.07**0.5)  # (0.04 + 0.01 + 0.09) / 2
+    assert (fst.attack_success.n, fst.attack_success.least, fst.attack_success.most) == (3, 0.1, 0.6)
+    assert fst.clean_accuracy is not None
+    assert (fst.clean_accuracy.mean, fst.clean_accuracy.sd) == (pytest.approx(0.93), pytest.approx(0.01))
+    assert fst.accuracy_lost is not None
+    assert fst.accuracy_lost.mean == pytest.approx(0.03)  # 0.96 as it came
+    assert fst.recovered_accuracy is not None
+    assert fst.recovered_accuracy.mean == pytest.approx(0.7)
+    assert fst.seconds is not None
+    assert fst.seconds.mean == 5.0
+    assert (fst.counted, fst.seeds, fst.victim_seeds, fst.clean_n, fst.triggered_n) == (
+        3,
+        (0, 1, 2),
+        (0,),
+        N,
+        TRIGGERED,
+    )
+
+
+def test_a_single_run_has_no_spread_but_its_interval(store: Store) -> None:
+    tuned = row(of(store), attack="badnets", method="fine-tuning")
+    assert tuned.attack_success is not None
+    assert tuned.attack_success.sd is None
+    assert tuned.attack_success.interval == (share(0.9, TRIGGERED)["low"], share(0.9, TRIGGERED)["high"])
+    assert tuned.failed == 1
+
+
+def test_the_control_put_through_the_same_method_stands_beside(store: Store) -> None:
+    made = of(store)
+    fst = row(made, attack="badnets", method="fst")
+    assert fst.flip_rate is not None
+    assert fst.flip_rate.mean == pytest.approx(0.06)  # seeds 0 and 1; the control has no seed 2
+    assert fst.flip_rate.n == 2
+    assert fst.control_accuracy is not None
+    assert fst.control_accuracy.mean == pytest.approx(0.9)
+    came = row(made, attack="badnets", method="none")
+    assert came.flip_rate is not None
+    assert came.flip_rate.mean == pytest.approx(0.02)
+
+
+def test_attacks_that_did_not_implant_are_in_no_average_and_seen(store: Store) -> None:
+    made = of(store)
+    weak = row(made, attack="blended", method="fst")
+    assert (weak.clean_accuracy, weak.attack_success, weak.counted, weak.not_implanted) == (None, None, 0, 1)
+    assert [(each.attack, each.rate, each.seed, each.success, each.cells) for each in made.left_out] == [
+        ("blended", 0.01, 0, 0.3, 2)
+    ]
+    assert _texts.entry(weak) == "† not implanted (1)"
+    assert [cell.status for cell in made.cells if made.rows[cell.row] == weak] == ["left out"]
+
+
+def test_of_two_victim_seeds_the_one_that_took_counts(store: Store) -> None:
+    store.put(spec(victim(seed=1), "fst"), result(0.1, 0.0, implanted=False))
+    fst = row(of(store), attack="badnets", method="fst")
+    assert (fst.counted, fst.not_implanted, fst.victim_seeds) == (3, 1, (0,))
+    assert fst.clean_accuracy is not None
+    assert fst.clean_accuracy.mean == pytest.approx(0.93)
+    assert _texts.entry(fst).endswith("n = 3 († 1 left out)")
+
+
+def test_victim_seeds_of_one_setting_are_averaged(store: Store) -> None:
+    store.put(spec(victim(seed=1), "fst"), result(0.97, 0.3))
+    fst = row(of(store), attack="badnets", method="fst")
+    assert (fst.counted, fst.victim_seeds) == (4, (0, 1))
+    assert fst.accuracy_lost is not None
+    assert fst.accuracy_lost.n == 3  # how the second victim came is not known
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        spec(BADNETS, "fst", 9, alpha=0.2),
+        spec(BADNETS, "fst", 9, n=100),
+        {**spec(BADNETS, "fst", 9), "clean": {"from": "train", "n": 200, "seed": 0, "data": "b" * 64}},
+        {**spec(BADNETS, "fst", 9), "clean": {"from": "unseen", "n": 200, "seed": 0, "data": "c" * 64}},
+        {**spec(BADNETS, "fst", 9), "clean": {"from": "unseen", "n": 200, "seed": 1, "data": "b" * 64}},
+        {**spec(BADNETS, "fst", 9), "proxy": "d" * 64},
+        {**spec(BADNETS, "fst", 9), "method": {"name": "fst", "version": 2, "parameters": {}}},
+        spec(victim(rate=0.050001), "fst", 9),
+        spec(victim(rate=None), "fst", 9),
+        spec(victim(parameters={"size": 5}), "fst", 9),
+        spec(victim(task={"width": 16}), "fst", 9),
+        spec(victim(task={"test": "e" * 64}), "fst", 9),
+        spec({**victim(), "model": "f" * 64, "trigger": "0" * 64}, "fst", 9),
+    ],
+)
+def test_different_settings_are_never_merged(store: Store, other: dict[str, Any]) -> None:
+    before = of(store)
+    store.put(other, result(0.1, 0.0))
+    made = of(store)
+    assert len(made.rows) == len(before.rows) + 1
+    names = [(each.task, each.attack, each.rate, each.budget, each.method) for each in made.rows]
+    assert len(set(names)) == len(names)
+    places = [place for block in made.blocks for line in block.cells for place in line if place is not None]
+    assert set(places) == set(range(len(made.rows)))
+
+
+def test_fine_tuning_stands_in_every_table_even_where_it_was_not_run(store: Store) -> None:
+    store.put(spec(BADNETS, "fst", n=50), result(0.9, 0.5))
+    made = of(store)
+    assert {block.budget for block in made.blocks} == {"200 unseen", "50 unseen"}
+    for block in made.blocks:
+        assert block.methods[:2] == ("none", "fine-tuning")
+    [bare] = [block for block in made.blocks if block.budget == "50 unseen"]
+    assert set(bare.cells[1]) == {None}
+    assert "digits has no plain fine-tuning with the clean budget 50 unseen." in made.notes
+
+
+def test_a_method_without_clean_examples_stands_beside_every_budget(store: Store) -> None:
+    store.put(spec(BADNETS, "clp", n=None), result(0.9, 0.5))
+    store.put(spec(BADNETS, "fst", n=50), result(0.9, 0.5))
+    assert all("clp" in block.methods for block in of(store).blocks)
+
+
+def test_all_to_all_stands_apart(store: Store) -> None:
+    rule = {"label_rule": "all-to-all"}
+    store.put(spec(victim(parameters=rule), "fst"), result(0.9, 0.5, label_rule="all-to-all"))
+    blocks = of(store).blocks
+    assert [block.apart for block in blocks] == [False, True]
+    assert blocks[1].columns == ("clean control", "badnets (label_rule=all-to-all) 5 %")
+    assert "badnets (label_rule=all-to-all) 5 %" not in blocks[0].columns
+
+
+def test_what_is_missing_is_told(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.put(spec(BADNETS, "fst"), result(0.9, 0.5, implanted=None))
+    store.put({"victim": {"task": "old"}, "seed": 0}, {"score": {}})
+    made = of(store)
+    told = "\n".join(made.notes)
+    assert "1 cell has another form than today's" in told
+    assert "digits has no clean control" in told
+    assert "it is not known whether the attack was implanted" in told
+    assert _texts.entry(made.rows[0]).endswith("n = 1?")
+
+
+@pytest.mark.parametrize("value", [float("nan"), 7, "0.5", None, True])
+def test_a_number_that_is_none_is_in_no_table(store: Store, value: Any) -> None:
+    odd = result(0.9, 0.5)
+    odd["score"]["clean_accuracy"]["value"] = value
+    store.put(spec(BADNETS, "odd"), odd)
+    assert all(each.method != "odd" for each in of(store).rows)
+
+
+STRESS = {
+    "before": {
+        "purified": {"clean_accuracy": share(0.9, N), "attack_success": share(0.1, TRIGGERED)},
+        "control": {"clean_accuracy": share(0.95, N), "attack_success": share(0.0, TRIGGERED)},
+    },
+    "retuning": {
+        "purified": {"runs": [{"k": 5, "seed": s, "attack_success": share(v, 100)} for s, v in ((0, 0.2), (1, 0.4))]}
+    },
+    "reactivation": {"models": {"purified": {"triggered_perturbed": share(0.7, TRIGGERED)}}},
+}
+
+
+def test_stress_is_read_from_cells_and_files(store: Store) -> None:
+    assert of(store).stress == ()
+    store.put(spec(BADNETS, "fst"), result(0.94, 0.1, stress=STRESS))
+    store.place.write("stress/one/stress.json", json.dumps(STRESS))
+    store.place.write("stress/two.json", json.dumps({**STRESS, "retuning": None, "reactivation": None}))
+    found = of(store).stress
+    assert [(each.source, each.model) for each in found[2:]] == [
+        (name, model) for name in ("one", "two") for model in ("purified", "control")
+    ]
+    assert found[0].source == "digits, badnets 5 %: fst, 200 unseen, victim seed 0, seed 0"
+    [retuned] = found[2].retuned
+    assert (retuned.k, retuned.mean, retuned.n, found[2].reactivated) == (5, pytest.approx(0.3), 2, 0.7)
+    assert retuned.sd == pytest.approx(0.02**0.5)
+    assert (found[4].retuned, found[4].reactivated) == ((), None)
+    assert "| one | purified | 10.0 | 30.0 (14.1) | 70.0 |" in _texts.as_markdown(of(store), "x")
+
+
+def test_a_foreign_stress_file_is_refused(store: Store) -> None:
+    store.place.write("stress/odd.json", "[]")
+    with pytest.raises(
+        UnbackdoorError, match=r"odd\.json holds no stress test that unbackdoor stress wrote\. Remove it"
+    ):
+        of(store)
+
+
+def test_csv_agrees_with_the_numbers(store: Store) -> None:
+    made = of(store)
+    lines = list(csv.DictReader(io.StringIO(_texts.as_csv(made))))
+    assert len(lines) == len(made.rows)
+    for line, each in zip(lines, made.rows, strict=True):
+        assert (line["task"], line["attack"], line["method"], int(line["counted"])) == (
+            each.task,
+            each.attack,
+            each.method,
+            each.counted,
+        )
+        for name in _texts.MEASURES:
+            spread = getattr(each, name)
+            assert line[f"{name}_mean"] == ("" if spread is None else str(spread.mean))
+            assert line[f"{name}_sd"] == ("" if spread is None or spread.sd is None else str(spread.sd))
+            assert line[f"{name}_n"] == ("" if spread is None else str(spread.n))
+
+
+def test_json_is_the_numbers(store: Store) -> None:
+    made = of(store)
+    read = json.loads(_texts.as_json(made))
+    assert read == json.loads(json.dumps(made.to_json()))
+    fst = next(each for each in read["rows"] if (each["attack"], each["method"]) == ("badnets", "fst"))
+    assert fst["attack_success"]["mean"] == pytest.approx(0.3)
+
+
+def test_markdown_and_latex_have_the_same_entries(store: Store) -> None:
+    made = of(store)
+    page, tex = _texts.as_markdown(made, "digits"), _texts.as_latex(made)
+    assert "| fst | 90.0 (1.4), n = 2 | 93.0 (1.0) / 30.0 (26.5), n = 3 | † not implanted (1) |" in page
+    assert "fst & 90.0 (1.4), n = 2 & 93.0 (1.0) / 30.0 (26.5), n = 3 & $^\\dagger$ not implanted (1) \\\\" in tex
+    assert "| fine-tuning | not run | 95.0 / 90.0, n = 1 (1 failed) | not run |" in page
+
+
+def test_a_results_page_says_how_it_was_measured_without_local_paths(store: Store, tmp_path: Path) -> None:
+    out = tmp_path / "page.md"
+    report(store.address, str(out))
+    page = out.read_text()
+    for part in (
+        "unbackdoor bench digits.toml --out runs",
+        "unbackdoor report runs -o page.md",
+        "**Commit**: 0123abc.",
+        f"**Machine**: {MACHINE}.",
+        "of the purification 0, 1, 2; of the victims 0.",
+        "digits: 10 finished cells, 1 failed; scored on 1,000 clean and 100 triggered test examples.",
+        "blended 1 %, victim seed 0: the attack was not implanted (attack success was 30.0 % before any method; ",
+        "- 1 of fine-tuning: It failed in …/data.parquet, sadly.",
+    ):
+        assert part in page
+    assert str(tmp_path) not in page
+    assert "somebody" not in page
+
+
+@pytest.fixture
+def hostile(tmp_path: Path) -> Store:
+    """Every text that a store can hold is one that wants to be markup."""
+    store = Store(tmp_path / "hostile")
+    task = {"name": HOSTILE}
+    of = victim(HOSTILE, task=task)
+    made = result(0.9, 0.5)
+    made["provenance"] = {**made["provenance"], "device": HOSTILE, "commit": HOSTILE, "grid": f"../{HOSTILE}.toml"}
+    made["warnings"] = [HOSTILE]
+    store.put(spec(of, HOSTILE, text=HOSTILE), made)
+    store.put(spec(of, "=cmd|' /C calc'!A0"), made)
+    store.put(spec(of, "none"), {**made, "implanted": False})
+    store.put(spec(of, "-1+1"), failure(HOSTILE))
+    store.place.write("stress/x.json", json.dumps(STRESS))
+    return store
+
+
+def test_hostile_text_does_not_end_the_page_or_its_script(hostile: Store) -> None:
+    made, records = build(hostile, "runs", whole=True)
+    page = render(made, records, hostile)
+    assert "<script>alert" not in page
+    assert page.count("</script>") == 3  # numbers, one pack, the script itself
+    assert page.count("<script") == 3
+
+
+def test_hostile_text_is_no_formula_in_csv(hostile: Store) -> None:
+    lines = list(csv.reader(io.StringIO(_texts.as_csv(of(hostile)))))
+    assert {len(line) for line in lines} == {len(lines[0])}
+    texts = [entry for line in lines[1:] for entry in line if entry]
+    assert "'=cmd|' /C calc'!A0" in texts
+    for entry in texts:
+        assert entry[0] not in "=+-@\t\r" or re.fullmatch(r"-?[\d.e-]+", entry)
+
+
+def test_hostile_text_is_text_in_latex_and_markdown(hostile: Store) -> None:
+    tex = _texts.as_latex(of(hostile))
+    body = "\n".join(line for line in tex.split("\n") if not line.startswith("%"))
+    assert r"\$x\_1\textasciicircum{}2\$ \{\%\}\#\textasciitilde{} =cmd next" in body
+    assert re.search(r"(?<!\\)[$#_~^%]", re.sub(r"\$\^\\dagger\$", "", body)) is None
+    page = _texts.as_markdown(of(hostile), "x")
+    assert "<" not in page
+    tables = [line for line in page.split("\n") if line.startswith("| ")]
+    assert all(line.endswith(" |") for line in tables)
+
+
+def test_a_record_cannot_name_a_file_outside_the_grids(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "secret.toml").write_text("my own secret")
+    odd = result(0.9, 0.5)
+    odd["provenance"]["grid"] = "../../secret.toml"
+    store.put(spec(BADNETS, "odd"), odd)
+    made, records = build(store, "runs", whole=True)
+    assert "my own secret" not in render(made, records, store)
+
+
+@pytest.mark.parametrize("suffix", ["html", "csv", "json", "tex", "md"])
+def test_the_suffix_says_which_kind(
+    store: Store, tmp_path: Path, suffix: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / f"new/table.{suffix}"
+    with pytest.raises(SystemExit) as ended:
+        main(["report", store.address, "-o", str(out)])
+    assert ended.value.code == 0
+    assert "11 cells in 7 settings, 1 failed" in capsys.readouterr().out
+    assert out.stat().st_size > 500
+
+
+@pytest.mark.parametrize(
+    ("runs", "out", "message"),
+    [
+        ("runs", "report.pdf", r"-o must end in \.html, \.csv, \.json, \.tex or \.md, got report\.pdf\."),
+        ("absent", "report.html", r"absent has no cell that report can read, got 0 of another form\. Give the folder"),
+    ],
+)
+def test_what_report_cannot_do_is_told(
+    store: Store, runs: str, out: str, message: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UnbackdoorError, match=message):
+        report(runs, out)
+    assert not Path(out).exists()
+
+
+def test_a_folder_is_no_report(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "folder.md").mkdir()
+    with pytest.raises(UnbackdoorError, match=r"-o must be a file, got the folder .*folder\.md\."):
+        report(store.address, str(tmp_path / "folder.md"))
+
+
+def test_a_thousand_cells_stay_far_below_five_megabytes(tmp_path: Path) -> None:
+    store = put_many(tmp_path / "runs", 1000)
+    made, records = build(store, "runs", whole=True)
+    assert len(made.cells) >= 1000
+    assert len(render(made, records, store)) < 2_000_000
