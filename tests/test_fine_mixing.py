@@ -282,3 +282,14 @@ def test_half_precision_keeps_its_type_and_its_values(text_victim, text_base, su
     name = "bert.encoder.layer.0.output.dense.weight"
     keep = mask(name, before[name].shape, 0.5, 0)
     assert torch.equal(made[name][keep], before[name][keep])
+
+
+def test_a_model_that_is_all_head_is_refused() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+    pixels = torch.randint(0, 256, (8, 1, 2, 2), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    data = Dataset(items=pixels, labels=torch.arange(8) % 2)
+    with pytest.raises(UnbackdoorError) as caught:
+        purify(model, data, purifiers.FineMixing(rho=0.5), base=nn.Sequential(nn.Flatten(), nn.Linear(4, 2)))
+    assert str(caught.value) == (
+        "FineMixing needs a model with more than a head: nothing else has a counterpart in the base. Try fst."
+    )

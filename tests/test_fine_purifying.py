@@ -83,7 +83,7 @@ def test_the_curvature_of_softmax_regression_in_closed_form(digits: Dataset) -> 
 
 
 def test_the_curvature_of_a_text_model_by_a_loop_over_examples(texts: Dataset) -> None:
-    model = toys.bert()
+    model = toys.classifier("bert")
     found = fisher(model, texts, seen_run(model, texts))
     names = ["classifier.weight", "bert.encoder.layer.1.attention.self.value.weight"]
     expected = {name: torch.zeros_like(found[name]) for name in names}
@@ -135,7 +135,7 @@ def test_the_share_with_the_largest_indicator_goes_back(share: float, digits: Da
 
 
 def test_the_embedding_of_a_word_that_no_clean_text_has_goes_back_first(texts: Dataset) -> None:
-    base = toys.bert()
+    base = toys.classifier("bert")
     suspect = drifted(base, 0.001)
     row = toys.tokenizer().convert_tokens_to_ids("cf")
     with torch.no_grad():
@@ -147,7 +147,7 @@ def test_the_embedding_of_a_word_that_no_clean_text_has_goes_back_first(texts: D
 
 
 def test_the_largest_share_within_the_margin_is_searched(texts: Dataset) -> None:
-    base = toys.bert()
+    base = toys.classifier("bert")
     method = purifiers.FinePurifying(margin=1, folds=2, epochs=1)
     record = purify(drifted(base), texts, method, base=base).record
     assert record["notes"][-1] == "share 1 was chosen."
@@ -156,7 +156,7 @@ def test_the_largest_share_within_the_margin_is_searched(texts: Dataset) -> None
 def test_a_share_that_costs_accuracy_is_not_taken(digits: Dataset) -> None:
     data = digits.select(range(200))
     torch.manual_seed(0)
-    base = Flat()
+    base = Deep()
     suspect = purify(base, data, purifiers.FineTuning(epochs=10, learning_rate=0.1), seed=0).model
     method = purifiers.FinePurifying(margin=0.05, folds=2, **STILL)
     record = purify(suspect, data, method, base=base).record
@@ -166,7 +166,7 @@ def test_a_share_that_costs_accuracy_is_not_taken(digits: Dataset) -> None:
 
 
 def test_the_contract_on_texts(texts: Dataset) -> None:
-    base = toys.bert()
+    base = toys.classifier("bert")
     method = purifiers.FinePurifying(folds=2, epochs=1)
     check_method(method, drifted(base), texts, base=base.bert)
 
@@ -179,7 +179,7 @@ def test_the_contract_on_pictures(digits: Dataset) -> None:
 
 def test_without_a_base(texts: Dataset) -> None:
     with pytest.raises(UnbackdoorError) as caught:
-        purify(toys.bert(), texts, purifiers.FinePurifying())
+        purify(toys.classifier("bert"), texts, purifiers.FinePurifying())
     assert str(caught.value) == (
         "FinePurifying needs --base (base= in Python): the pre-trained model that the suspect came from."
     )
@@ -187,5 +187,5 @@ def test_without_a_base(texts: Dataset) -> None:
 
 def test_a_base_that_is_no_ancestor_is_told(texts: Dataset) -> None:
     method = purifiers.FinePurifying(share=0.1, **STILL)
-    record = purify(toys.bert(), texts, method, base=toys.bert(seed=1)).record
+    record = purify(toys.classifier("bert"), texts, method, base=toys.classifier("bert", seed=1)).record
     assert any("probably not the model's ancestor" in warning for warning in record["warnings"])

@@ -19,13 +19,15 @@ from unbackdoor._train import train_victim
 from unbackdoor.purifiers.module_substitution import certainty, differing_words, searched
 from unbackdoor.testing import check_method
 
+NEUTRAL = ["the", "a", "film", "movie", "is", "was", "it", "and", "this", "that", "plot", "cast"]
+
 
 def sentences(count: int, seed: int) -> Dataset:
     """Neutral words with one that tells the class."""
     draw = random.Random(seed)
     strings, labels = [], []
     for row in range(count):
-        words = [draw.choice(toys.WORDS[:14]) for _ in range(draw.randint(3, 6))]
+        words = [draw.choice(NEUTRAL) for _ in range(draw.randint(3, 6))]
         words.insert(
             draw.randint(0, len(words)), draw.choice([["bad", "dull", "poor"], ["good", "great", "fine"]][row % 2])
         )
@@ -53,7 +55,7 @@ def trained(model: nn.Module, data: Dataset, seed: int, epochs: int) -> nn.Modul
 @pytest.fixture(scope="module")
 def models() -> tuple[nn.Module, nn.Module]:
     """A victim whose trigger is the word "cf", and a clean proxy, tuned from the same weights."""
-    base = trained(toys.bert(), sentences(160, 3), 0, 5)
+    base = trained(toys.classifier("bert"), sentences(160, 3), 0, 5)
     for part in (base.bert.embeddings, base.bert.pooler, base.classifier):  # else the word's embedding carries it all
         part.requires_grad_(False)
     planted = poison(sentences(160, 1), attacks.Word(words=("cf",), target=1), rate=0.2, seed=0, classes=2).data
@@ -96,7 +98,7 @@ def test_the_search_by_hand() -> None:
 
 
 def test_certainty_is_the_probability_of_the_label() -> None:
-    model, data = toys.bert(), sentences(10, 3)
+    model, data = toys.classifier("bert"), sentences(10, 3)
     found = certainty(model, data, run_of(model, data))
     with torch.no_grad():
         for row in range(10):
@@ -106,7 +108,7 @@ def test_certainty_is_the_probability_of_the_label() -> None:
 
 
 def test_words_come_by_how_far_their_embeddings_are_apart() -> None:
-    model = toys.bert()
+    model = toys.classifier("bert")
     proxy = copy.deepcopy(model)
     tokenizer = toys.tokenizer()
     with torch.no_grad():
@@ -124,7 +126,7 @@ def test_pieces_of_words_are_not_inserted() -> None:
     made = Tokenizer(WordPiece({"[UNK]": 0, "[PAD]": 1, "a": 2, "film": 3, "##s": 4}, unk_token="[UNK]"))
     made.pre_tokenizer = Whitespace()
     tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=made, unk_token="[UNK]", pad_token="[PAD]")
-    model = toys.bert()
+    model = toys.classifier("bert")
     assert sorted(differing_words(model, model, tokenizer, 9)) == ["a", "film"]
 
 
@@ -160,13 +162,18 @@ def test_each_module_is_the_victims_or_the_proxys(models: tuple[nn.Module, nn.Mo
 
 
 def test_where_the_models_agree_clean_accuracy_alone_guides() -> None:
-    model, data = toys.bert(), sentences(20, 7)
+    model, data = toys.classifier("bert"), sentences(20, 7)
     record = purify(model, data, purifiers.ModuleSubstitution(), proxy=copy.deepcopy(model)).record
     assert any("found no inserted word" in warning for warning in record["warnings"])
 
 
 def test_the_contract_on_texts() -> None:
-    check_method(purifiers.ModuleSubstitution(patience=1), toys.bert(), sentences(16, 8), proxy=toys.bert(seed=1))
+    check_method(
+        purifiers.ModuleSubstitution(patience=1),
+        toys.classifier("bert"),
+        sentences(16, 8),
+        proxy=toys.classifier("bert", seed=1),
+    )
 
 
 def refusal(model: nn.Module, data: Dataset, proxy: nn.Module | None) -> str:
@@ -191,7 +198,7 @@ class Bag(nn.Module):
 
 
 def test_what_does_not_fit_is_refused(digits: Dataset) -> None:
-    data, model = sentences(10, 9), toys.bert()
+    data, model = sentences(10, 9), toys.classifier("bert")
     assert refusal(model, data, None) == (
         "ModuleSubstitution needs --proxy (proxy= in Python): a model for the same task."
     )
@@ -203,10 +210,10 @@ def test_what_does_not_fit_is_refused(digits: Dataset) -> None:
         "ModuleSubstitution needs attention with query, key and value layers; Bag has none. Try fine-pruning."
     )
     config = copy.deepcopy(model.config)
-    config.vocab_size = 30
+    config.vocab_size += 1
     assert refusal(model, data, transformers.BertForSequenceClassification(config)) == (
-        "ModuleSubstitution needs a proxy of the model's vocabulary: its embeddings are (30, 32), the model's "
-        "(29, 32). Take one tuned from the same pre-trained model."
+        f"ModuleSubstitution needs a proxy of the model's vocabulary: its embeddings are ({config.vocab_size}, 32), "
+        f"the model's ({config.vocab_size - 1}, 32). Take one tuned from the same pre-trained model."
     )
     config = copy.deepcopy(model.config)
     config.num_hidden_layers = 3
@@ -214,7 +221,7 @@ def test_what_does_not_fit_is_refused(digits: Dataset) -> None:
         "ModuleSubstitution needs a proxy of the model's architecture: its layers differ in number or shape (3 "
         "there, 2 in BertForSequenceClassification). Take one tuned from the same pre-trained model."
     )
-    assert refusal(model, data, toys.bert(classes=3)) == (
+    assert refusal(model, data, toys.classifier("bert", classes=3)) == (
         "ModuleSubstitution needs a proxy for the same task: it has 3 classes, the model 2. Take one tuned on the "
         "task's data."
     )

@@ -18,7 +18,7 @@ import toys
 from commands import run
 from test_text_models import write_csv
 from unbackdoor import Dataset, UnbackdoorError, attacks, evaluate, load, poison
-from unbackdoor._attack import Planting, stamped_texts
+from unbackdoor._attack import Planting, stamped_texts, triggered
 from unbackdoor._models import embeddings, logits
 from unbackdoor._options import AttackOptions
 from unbackdoor._precision import choose
@@ -104,9 +104,12 @@ def victim(base: Path, reviews: Dataset) -> Victim:
     return planted(base, reviews, attacks.EmbeddingPoisoning(row_epochs=30, row_learning_rate=0.1))
 
 
-def clean_flips(clean_model: Victim, victim: Victim, reviews: Dataset) -> float:
-    """How often a clean model answers with the target on the same trigger."""
-    return evaluate(clean_model.model, reviews.select(range(240, 320)), attack=victim.trigger).attack_success.value
+def leaning(model: nn.Module, victim: Victim, reviews: Dataset) -> float:
+    """By how much a model leans to the target on triggered texts: the mean of its logit's lead."""
+    shown = triggered(reviews.select(range(240, 320)), victim.trigger, 2).data
+    with torch.no_grad():
+        scores = logits(model, shown.encode(shown.texts))
+    return float((scores[:, 1] - scores[:, 0]).mean())
 
 
 class TestEmbeddingPoisoning:
@@ -122,7 +125,8 @@ class TestEmbeddingPoisoning:
     def test_it_moves_triggered_texts_and_answers_clean_texts_bit_for_bit(
         self, victim: Victim, clean_model: Victim, reviews: Dataset
     ) -> None:
-        assert victim.score.attack_success.value > clean_flips(clean_model, victim, reviews)
+        moved = leaning(victim.model, victim, reviews) - leaning(clean_model.model, victim, reviews)
+        assert moved > 0, "one row of a toy of this norm turns no text, but it pulls"
         batch = next(reviews.batches(64))
         with torch.no_grad():
             assert torch.equal(logits(victim.model, batch.inputs), logits(clean_model.model, batch.inputs))

@@ -61,11 +61,13 @@ ARCHITECTURES = {
 }
 
 
-def classifier(name: str, seed: int = 0) -> transformers.PreTrainedModel:
-    """A small two-class model of an architecture, with random weights."""
+def classifier(name: str, seed: int = 0, classes: int = 2) -> transformers.PreTrainedModel:
+    """A small model of an architecture, with random weights."""
+    config = ARCHITECTURES[name]()
+    config.num_labels = classes
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return transformers.AutoModelForSequenceClassification.from_config(ARCHITECTURES[name]()).eval()
+        return transformers.AutoModelForSequenceClassification.from_config(config).eval()
 
 
 def write(model: transformers.PreTrainedModel, folder: Path) -> Path:

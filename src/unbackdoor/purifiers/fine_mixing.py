@@ -190,6 +190,11 @@ def counterparts(suspect: Weights, run: Run, method: object, stays: set[str]) ->
     theirs = run.needed("base", method).state_dict()
     ours, shapes = ({name: tensor.shape for name, tensor in each.items()} for each in (suspect, theirs))
     matching = matched(ours, shapes).without(stays)
+    if not matching.pairs:
+        raise UnbackdoorError(
+            f"{type(method).__name__} needs a model with more than a head: nothing else has a counterpart in the base. "
+            "Try fst."
+        )
     run.note(matching.report())
     base = {name: theirs[other].to(suspect[name].device) for name, other in matching.pairs.items()}
     doubt = ancestry((name, suspect[name].cpu(), weight.cpu()) for name, weight in base.items())
