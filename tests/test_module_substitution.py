@@ -58,8 +58,8 @@ def models() -> tuple[nn.Module, nn.Module]:
     base = trained(toys.classifier("bert"), sentences(160, 3), 0, 5)
     for part in (base.bert.embeddings, base.bert.pooler, base.classifier):  # else the word's embedding carries it all
         part.requires_grad_(False)
-    planted = poison(sentences(160, 1), attacks.Word(words=("cf",), target=1), rate=0.2, seed=0, classes=2).data
-    return trained(base, planted, 1, 8), trained(base, sentences(160, 2), 2, 2)
+    planted = poison(sentences(160, 1), attacks.Word(words=("cf",), target=1), rate=0.3, seed=0, classes=2).data
+    return trained(base, planted, 1, 16), trained(base, sentences(160, 2), 2, 2)
 
 
 def run_of(model: nn.Module, clean: Dataset) -> Run:
