@@ -14,6 +14,7 @@ import dataclasses
 import importlib.util
 import logging
 import os
+import statistics
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -183,6 +184,61 @@ def flips(model: nn.Module, test: Dataset, arithmetic: Arithmetic) -> dict[str, 
     return found
 
 
+def report(store: Path) -> str:
+    """The cells as Markdown: mean and (standard deviation) over purification seeds, in per cent."""
+    cells = list(Store(store).cells())
+    made = [(None, (0,)), *methods()]
+    lines = []
+    for task in TASKS:
+        mine = [cell for cell in cells if cell[0]["victim"]["task"] == task]
+        if not mine:
+            continue
+        n = mine[0][1]["score"]["clean_accuracy"]["n"]
+        lines += [f"### {task}, {n:,} test texts", ""]
+        lines += [
+            "| victim | method | seeds | clean accuracy | attack success | flip rate | above it |",
+            "| --- " * 7 + "|",
+        ]
+        for victim_task, attack, rate in VICTIMS:
+            spec = victim_spec(victim_task, attack, rate)
+            for method, _ in made if victim_task == task else []:
+                found = [
+                    result for cell, result in mine if cell["victim"] == spec and cell["method"] == method_spec(method)
+                ]
+                if found:
+                    lines.append(_row(attack, rate, method, found, mine))
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _row(attack: Any, rate: float, method: Any, found: list[Any], cells: list[Any]) -> str:
+    label = "clean control" if attack is None else f"{name_of(attack, attacks.REGISTRY)} {rate:.0%}"
+    name = "none" if method is None else name_of(method, purifiers.REGISTRY)
+    if method is not None and getattr(method, "select", "random") != "random":
+        name += f" ({method.select})"
+    row = [label, name, str(len(found)), _spread([each["score"]["clean_accuracy"]["value"] for each in found])]
+    if attack is None:
+        flips = ", ".join(
+            f"{key} {_spread([each['flips'][key]['value'] for each in found])}" for key in ("word", "sentence")
+        )
+        return "| " + " | ".join([*row, "", flips, ""]) + " |"
+    success = [each["score"]["attack_success"]["value"] for each in found]
+    key = "sentence" if name_of(attack, attacks.REGISTRY) == "sentence" else "word"
+    control = victim_spec(cells[0][0]["victim"]["task"], None, 0.0)
+    same = [
+        result["flips"][key]["value"]
+        for cell, result in cells
+        if cell["victim"] == control and cell["method"] == method_spec(method)
+    ]
+    above = f"{100 * (statistics.mean(success) - statistics.mean(same)):+.1f}" if same else "not run"
+    return "| " + " | ".join([*row, _spread(success), _spread(same) if same else "not run", above]) + " |"
+
+
+def _spread(values: list[float]) -> str:
+    deviation = f" ({100 * statistics.stdev(values):.1f})" if len(values) > 1 else ""
+    return f"{100 * statistics.mean(values):.1f}{deviation}"
+
+
 def commit() -> str:
     made = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     return made.stdout.strip() or "unknown"
@@ -195,6 +251,9 @@ def main() -> None:
     parser.add_argument("--part", default="0/1", help="which share of the work: I/N")
     parser.add_argument("--only", type=int, default=len(VICTIMS), help="the first so many victims")
     options = parser.parse_args()
+    if options.stage == "report":
+        print(report(options.store))
+        return
     part, parts = map(int, options.part.split("/"))
     logging.getLogger("unbackdoor").setLevel(logging.WARNING)
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
