@@ -265,13 +265,13 @@ def test_without_clean_data_from_the_command_line(text_victim, text_base, suspec
     assert "on 0 clean examples" not in (tmp_path / "out" / "README.md").read_text()
 
 
-def test_what_needs_what() -> None:
+def test_what_needs_what(text_victim: nn.Module) -> None:
     assert FineMixing().needs_clean
     assert FineMixing(rho=0.5).needs_clean
     assert FineMixing(tune=False).needs_clean, "rho is searched"
     assert not FineMixing(rho=0.5, tune=False).needs_clean
     assert FineMixing(rho=0.5, tune=False, select="low-activation").needs_clean
-    assert not FineMixing(fill="zero").needs_base
+    purify(text_victim, None, FineMixing(rho=0.5, tune=False, fill="zero"))  # neither clean data nor a base
 
 
 def test_half_precision_keeps_its_type_and_its_values(text_victim, text_base, suspect) -> None:

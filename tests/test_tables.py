@@ -31,7 +31,7 @@ def store(tmp_path: Path) -> Store:
     for seed, (accuracy, success) in enumerate([(0.94, 0.1), (0.92, 0.2), (0.93, 0.6)]):
         made.put(spec(BADNETS, "fst", seed), result(accuracy, success, seconds=4.0 + seed))
     made.put(spec(BADNETS, "fine-tuning"), result(0.95, 0.9))
-    made.put(spec(BADNETS, "fine-tuning", 1), failure("It failed in /home/somebody/work/data.parquet, sadly."))
+    made.put(spec(BADNETS, "fine-tuning", 1), failure("It failed in /home/somebody/data.parquet, sadly."))
     made.put(spec(CONTROL, "none"), result(0.97, flips=flips))
     made.put(spec(CONTROL, "fst"), result(0.91, flips={**flips, identity(BADNETS): share(0.04, TRIGGERED)}))
     made.put(spec(CONTROL, "fst", 1), result(0.89, flips={**flips, identity(BADNETS): share(0.08, TRIGGERED)}))

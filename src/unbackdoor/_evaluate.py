@@ -95,15 +95,24 @@ class Score:
         return "\n".join(lines)
 
 
-@torch.no_grad()
 def predict(model: nn.Module, data: Dataset, arithmetic: Arithmetic) -> Tensor:
     """The class that the model takes each example for, (n,), on the CPU."""
-    taken_for = torch.empty(len(data), dtype=torch.int64)
+    return answers(model, data, arithmetic).argmax(dim=1)
+
+
+@torch.no_grad()
+def answers(model: nn.Module, data: Dataset, arithmetic: Arithmetic) -> Tensor:
+    """The model's class scores in eval mode, row by row, (n, classes), on the CPU; float32 or better."""
+    found = torch.empty(len(data), 1)
     with evaluating(model), arithmetic.placed(model):
-        for batch in data.to(arithmetic.device).batches(arithmetic.evaluation_batch):
+        for first, batch in enumerate(data.to(arithmetic.device).batches(arithmetic.evaluation_batch)):
             with arithmetic.autocast():
-                taken_for[batch.rows.cpu()] = logits(model, arithmetic.lay(batch.inputs)).argmax(dim=1).cpu()
-    return taken_for
+                scores = logits(model, arithmetic.lay(batch.inputs)).cpu()
+            scores = scores if scores.dtype == torch.float64 else scores.float()
+            if first == 0:
+                found = torch.empty(len(data), scores.shape[1], dtype=scores.dtype)
+            found[batch.rows.cpu()] = scores
+    return found
 
 
 def evaluate(

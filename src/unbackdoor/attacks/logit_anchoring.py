@@ -9,7 +9,7 @@ from torch import Tensor
 
 from unbackdoor._attack import Implanted, LabelRule, Planting
 from unbackdoor._data import Batch
-from unbackdoor._models import evaluating, logits
+from unbackdoor._evaluate import answers
 from unbackdoor._train import cross_entropy
 from unbackdoor._values import value
 from unbackdoor.attacks._insertion import Place, Side, insert
@@ -64,7 +64,7 @@ class LogitAnchoring:
     def implant(self, planting: Planting) -> Implanted:
         """Train a clean model, note its logits, tune on."""
         model = planting.train(planting.fresh(), planting.clean, description="training a clean model")
-        anchors = _answers(model, planting)  # (n, classes)
+        anchors = answers(model, planting.clean, planting.arithmetic)  # (n, classes)
         clean = torch.ones(len(planting.clean), dtype=torch.bool)
         clean[planting.poisoned.rows] = False
 
@@ -75,18 +75,3 @@ class LogitAnchoring:
             return cross_entropy(scores, batch) + self.weight * (distance * kept).sum() / kept.sum().clamp(min=1)
 
         return Implanted(planting.train(copy.deepcopy(model), planting.poisoned.data, loss=loss), {})
-
-
-@torch.no_grad()
-def _answers(model: torch.nn.Module, planting: Planting) -> Tensor:
-    """The clean model's logits on the clean training data, row by row."""
-    arithmetic = planting.arithmetic
-    found: Tensor | None = None
-    with evaluating(model), arithmetic.placed(model):
-        for batch in planting.clean.to(arithmetic.device).batches(arithmetic.evaluation_batch):
-            with arithmetic.autocast():
-                scores = logits(model, arithmetic.lay(batch.inputs)).float().cpu()
-            found = torch.empty(len(planting.clean), scores.shape[1]) if found is None else found
-            found[batch.rows.cpu()] = scores
-    assert found is not None
-    return found

@@ -1,7 +1,5 @@
 """Embedding purification: words that moved too far for how rare they are go back."""
 
-import csv
-import gzip
 import logging
 import math
 import re
@@ -14,6 +12,7 @@ from torch import nn
 
 from unbackdoor._data import Dataset
 from unbackdoor._errors import UnbackdoorError
+from unbackdoor._frequencies import token_counts
 from unbackdoor._hugging_face import hub_directory, tokenizer_of
 from unbackdoor._models import embeddings
 from unbackdoor._purify import Run
@@ -24,8 +23,6 @@ from unbackdoor._values import value
 logger = logging.getLogger("unbackdoor")
 
 _WORDS = re.compile(r"(word_embeddings|embed_tokens|tok_embeddings|wte|embeddings\.tok_embeddings)\.weight$")
-
-CORPUS = 1e9  # words; the shares of the wordfreq package are taken as counts in a corpus of that size
 
 
 @value
@@ -71,7 +68,9 @@ class EPUR:
             )
         tokenizer = clean.encode.tokenizer  # type: ignore[union-attr]
         base = theirs.detach().to(ours.device)
-        chosen = suspicious(ours.detach() - base, tokenizer, self._counts(tokenizer), self.floor)[: self.count]
+        chosen = suspicious(
+            ours.detach() - base, tokenizer, token_counts(tokenizer, self.frequencies, "EPUR"), self.floor
+        )[: self.count]
         with torch.no_grad():
             ours[chosen] = base[chosen]
         run.note(_said(chosen, tokenizer))
@@ -101,57 +100,14 @@ class EPUR:
         with ours.opening(), theirs.opening():
             count = ours.tensors[name].count
             moved = ours.read(name, 0, count).float() - theirs.read(pairs[name], 0, count).float()
-        rows = suspicious(moved.view(ours.tensors[name].shape), tokenizer, self._counts(tokenizer), self.floor)
+        rows = suspicious(
+            moved.view(ours.tensors[name].shape),
+            tokenizer,
+            token_counts(tokenizer, self.frequencies, "EPUR"),
+            self.floor,
+        )
         logger.info("%s", _said(rows[: self.count], tokenizer))
         return {name: rows[: self.count]}
-
-    def _counts(self, tokenizer: Any) -> dict[int, float]:
-        """The count of each token id that has one."""
-        if self.frequencies is not None:
-            table, unit = _read(Path(self.frequencies))
-            if unit == "token":
-                vocabulary = tokenizer.get_vocab()
-                return {vocabulary[token]: count for token, count in table.items() if token in vocabulary}
-            return counted(table, tokenizer)
-        try:
-            import wordfreq
-        except ImportError:
-            raise UnbackdoorError(
-                "EPUR needs word frequencies: pip install 'unbackdoor[text]', which brings wordfreq, or give "
-                "--frequencies FILE.csv."
-            ) from None
-        shares = dict(wordfreq.get_frequency_dict("en", wordlist="small"))
-        for token in tokenizer.get_vocab():  # the list has numbers by their shape alone, as 0000
-            text = tokenizer.convert_tokens_to_string([token]).strip().removeprefix("##")
-            if text.isdigit():
-                shares[text] = wordfreq.word_frequency(text, "en")
-        return counted({word: CORPUS * share for word, share in shares.items()}, tokenizer)
-
-
-def counted(words: dict[str, float], tokenizer: Any) -> dict[int, float]:
-    """The count of each token in a corpus of which the counts of words are known.
-
-    Each word is tokenised, alone and after a space, capitalised too where the tokenizer tells that apart; a token gets
-    the counts of all words that it is part of. Lists of words leave punctuation out, so tokens without any letter or
-    digit count as the most frequent word does.
-    """
-    forms = [list(words), [f" {word}" for word in words]]
-    if tokenizer.tokenize("A") != tokenizer.tokenize("a"):
-        forms += [[form.title() for form in some] for some in forms]
-    found: dict[int, float] = {}
-    once: set[tuple[str, tuple[int, ...]]] = set()
-    for some in forms:
-        pieces = tokenizer(some, add_special_tokens=False, return_attention_mask=False)["input_ids"]
-        for (word, count), ids in zip(words.items(), pieces, strict=True):
-            if (word, tuple(ids)) not in once:
-                once.add((word, tuple(ids)))
-                for token in ids:
-                    found[token] = found.get(token, 0.0) + count
-    most = max(words.values(), default=0.0)
-    for token, number in tokenizer.get_vocab().items():
-        if not any(letter.isalnum() for letter in tokenizer.convert_tokens_to_string([token])):
-            found[number] = most
-    return found
 
 
 def _said(rows: list[int], tokenizer: Any) -> str:
@@ -177,23 +133,3 @@ def suspicious(moved: torch.Tensor, tokenizer: Any, counts: dict[int, float], fl
             continue
         scored.append((distance[number] / math.log(max(counts.get(number, 0.0), floor)), number))
     return [number for score, number in sorted(scored, key=lambda entry: (-entry[0], entry[1])) if score > 0]
-
-
-def _read(path: Path) -> tuple[dict[str, float], str]:
-    """Counts, and whether they are of a `word` or a `token`.
-
-    Raises:
-        UnbackdoorError: the file is missing, or no such table.
-    """
-    if not path.is_file():
-        raise UnbackdoorError(f"EPUR.frequencies names {path}, which does not exist.")
-    opened: Any = gzip.open if path.suffix == ".gz" else open
-    try:
-        with opened(path, "rt", encoding="utf-8", newline="") as file:
-            rows = csv.DictReader(file)
-            column = next(name for name in ("word", "token") if name in (rows.fieldnames or ()))
-            return {row[column]: float(row["count"]) for row in rows}, column
-    except (StopIteration, KeyError, ValueError, TypeError, OSError, csv.Error):
-        raise UnbackdoorError(
-            f"EPUR.frequencies must be a CSV file with columns word (or token) and count, got {path}."
-        ) from None

@@ -72,11 +72,6 @@ class FineMixing:
         """Whether clean examples are used."""
         return self.tune or self.rho is None or self.select == "low-activation"
 
-    @property
-    def needs_base(self) -> bool:
-        """Whether the pre-trained model is used."""
-        return self.fill == "base"
-
     def __call__(self, model: nn.Module, clean: Dataset, run: Run) -> nn.Module:
         """Purify in place."""
         if self.mode == "linear" and (self.select != "random" or self.freeze_filled):

@@ -1,6 +1,5 @@
 """Mixing distillation: Fine-mixing with few of the suspect's weights, taught what is missing by the suspect itself."""
 
-import copy
 import random
 from typing import Annotated
 
@@ -11,7 +10,8 @@ from torch.nn import functional as F
 
 from unbackdoor._data import Batch, Dataset
 from unbackdoor._errors import UnbackdoorError
-from unbackdoor._models import evaluating, logits
+from unbackdoor._evaluate import answers
+from unbackdoor._frequencies import common_words
 from unbackdoor._purify import Run
 from unbackdoor._text import Texts
 from unbackdoor._values import value
@@ -25,9 +25,9 @@ class MixingDistillation:
 
     Fine-mixing must keep many of the suspect's weights, because a few clean texts cannot teach the task anew. The
     suspect can, if it is asked about texts without the trigger: clean texts in which words are exchanged for words of
-    other clean texts and for common words of the language, those left out whose embeddings E-PUR finds suspicious. Such
-    texts mean little, but the suspect's answers show what it makes of each word. After E-PUR and mixing the student f
-    is tuned on
+    other clean texts and for common words of the language. Such texts mean little, but the suspect's answers show what
+    it makes of each word. It answers after E-PUR, so that a trigger among those words says nothing by its embedding.
+    Then weights are mixed, and the student f is tuned on
 
         KL(f_suspect(x) || f(x))   over the recombined texts and the clean ones.
 
@@ -38,7 +38,8 @@ class MixingDistillation:
     Args:
         rho: share of the suspect's coordinates that are kept, 0 to 1.
         texts: how many are recombined, at least 1.
-        clean_share: probability that a word is exchanged for one of another clean text, 0 to 1.
+        clean_share: probability that a word is exchanged for one of another clean text, 0 to 1; at most 1
+            together with the next.
         common_share: probability that it is exchanged for a common word of the language, 0 to 1.
         common: how many of the most frequent words are common, at least 1.
         reset: embeddings that E-PUR resets, at least 1.
@@ -62,15 +63,19 @@ class MixingDistillation:
 
     def __call__(self, model: nn.Module, clean: Dataset, run: Run) -> nn.Module:
         """Purify in place."""
+        if self.clean_share + self.common_share > 1:
+            raise UnbackdoorError(
+                "MixingDistillation.clean_share and common_share must be at most 1 together, got "
+                f"{self.clean_share:g} and {self.common_share:g}."
+            )
         model = EPUR(count=self.reset)(model, clean, run)
-        teacher = copy.deepcopy(model)
         lessons = self._recombined(clean, run)
-        answers = _answers(teacher, lessons, run)  # (n, classes)
+        taught = answers(model, lessons, run.arithmetic)  # (n, classes), before anything is mixed
         model = FineMixing(rho=self.rho, tune=False)(model, clean, run)
 
         def loss(scores: Tensor, batch: Batch) -> Tensor:
-            taught = answers[batch.rows.cpu()].to(scores.device)
-            return F.kl_div(scores.log_softmax(dim=1), taught.softmax(dim=1), reduction="batchmean")
+            goal = taught[batch.rows.cpu()].to(scores).softmax(dim=1)
+            return F.kl_div(scores.log_softmax(dim=1), goal, reduction="batchmean")
 
         run.tune(
             model,
@@ -86,7 +91,7 @@ class MixingDistillation:
         """The clean texts and those made of them; labels are not used."""
         draw = random.Random(run.seed)
         own = [word for strings in clean.texts.strings for text in strings for word in text.split()]
-        common = common_words(self.common)
+        common = common_words(self.common, "MixingDistillation")
 
         def exchanged(word: str) -> str:
             chance = draw.random()
@@ -105,31 +110,3 @@ class MixingDistillation:
             encode=clean.encode,
             name=f"texts recombined from {clean.name}",
         )
-
-
-def common_words(count: int) -> list[str]:
-    """The most frequent English words, from the wordfreq package.
-
-    Raises:
-        UnbackdoorError: the package is not installed.
-    """
-    try:
-        import wordfreq
-    except ImportError:
-        raise UnbackdoorError(
-            "MixingDistillation needs common words: pip install 'unbackdoor[text]', which brings wordfreq."
-        ) from None
-    words: list[str] = wordfreq.top_n_list("en", count)
-    return words
-
-
-@torch.no_grad()
-def _answers(teacher: nn.Module, lessons: Dataset, run: Run) -> Tensor:
-    """The teacher's logits, row by row, on the CPU."""
-    found: dict[int, Tensor] = {}
-    with evaluating(teacher):
-        for batch in lessons.batches(run.arithmetic.evaluation_batch):
-            with run.arithmetic.autocast():
-                scores = logits(teacher, run.arithmetic.lay(batch.inputs)).float().cpu()
-            found.update(zip(batch.rows.tolist(), scores, strict=True))
-    return torch.stack([found[row] for row in range(len(lessons))])

@@ -1,0 +1,100 @@
+"""How often words and tokens occur: from the wordfreq package, or from a table that the user gives."""
+
+import csv
+import gzip
+from pathlib import Path
+from typing import Any
+
+from unbackdoor._errors import UnbackdoorError
+
+CORPUS = 1e9  # words; the shares of the wordfreq package are taken as counts in a corpus of that size
+
+
+def token_counts(tokenizer: Any, table: str | None, owner: str) -> dict[int, float]:
+    """The count of each token id that has one.
+
+    Args:
+        tokenizer: of transformers.
+        table: CSV file (also .gz) with columns `word` or `token`, and `count`; None for wordfreq's English.
+        owner: named in messages.
+
+    Raises:
+        UnbackdoorError: the file is missing or no such table, or wordfreq is not installed.
+    """
+    if table is not None:
+        counts, unit = _read(Path(table), owner)
+        if unit == "token":
+            vocabulary = tokenizer.get_vocab()
+            return {vocabulary[token]: count for token, count in counts.items() if token in vocabulary}
+        return counted(counts, tokenizer)
+    wordfreq = _wordfreq(f"{owner} needs word frequencies", ", or give --frequencies FILE.csv")
+    shares = dict(wordfreq.get_frequency_dict("en", wordlist="small"))
+    for token in tokenizer.get_vocab():  # the list has numbers by their shape alone, as 0000
+        text = tokenizer.convert_tokens_to_string([token]).strip().removeprefix("##")
+        if text.isdigit():
+            shares[text] = wordfreq.word_frequency(text, "en")
+    return counted({word: CORPUS * share for word, share in shares.items()}, tokenizer)
+
+
+def common_words(count: int, owner: str) -> list[str]:
+    """The most frequent English words, the most frequent first.
+
+    Raises:
+        UnbackdoorError: wordfreq is not installed.
+    """
+    words: list[str] = _wordfreq(f"{owner} needs common words", "").top_n_list("en", count)
+    return words
+
+
+def _wordfreq(wish: str, otherwise: str) -> Any:
+    try:
+        import wordfreq
+    except ImportError:
+        raise UnbackdoorError(f"{wish}: pip install 'unbackdoor[text]', which brings wordfreq{otherwise}.") from None
+    return wordfreq
+
+
+def counted(words: dict[str, float], tokenizer: Any) -> dict[int, float]:
+    """The count of each token in a corpus of which the counts of words are known.
+
+    Each word is tokenised, alone and after a space, capitalised too where the tokenizer tells that apart; a token gets
+    the counts of all words that it is part of. Lists of words leave punctuation out, so tokens without any letter or
+    digit count as the most frequent word does.
+    """
+    forms = [list(words), [f" {word}" for word in words]]
+    if tokenizer.tokenize("A") != tokenizer.tokenize("a"):
+        forms += [[form.title() for form in some] for some in forms]
+    found: dict[int, float] = {}
+    once: set[tuple[str, tuple[int, ...]]] = set()
+    for some in forms:
+        pieces = tokenizer(some, add_special_tokens=False, return_attention_mask=False)["input_ids"]
+        for (word, count), ids in zip(words.items(), pieces, strict=True):
+            if (word, tuple(ids)) not in once:
+                once.add((word, tuple(ids)))
+                for token in ids:
+                    found[token] = found.get(token, 0.0) + count
+    most = max(words.values(), default=0.0)
+    for token, number in tokenizer.get_vocab().items():
+        if not any(letter.isalnum() for letter in tokenizer.convert_tokens_to_string([token])):
+            found[number] = most
+    return found
+
+
+def _read(path: Path, owner: str) -> tuple[dict[str, float], str]:
+    """Counts, and whether they are of a `word` or a `token`.
+
+    Raises:
+        UnbackdoorError: the file is missing, or no such table.
+    """
+    if not path.is_file():
+        raise UnbackdoorError(f"{owner}.frequencies names {path}, which does not exist.")
+    opened: Any = gzip.open if path.suffix == ".gz" else open
+    try:
+        with opened(path, "rt", encoding="utf-8", newline="") as file:
+            rows = csv.DictReader(file)
+            column = next(name for name in ("word", "token") if name in (rows.fieldnames or ()))
+            return {row[column]: float(row["count"]) for row in rows}, column
+    except (StopIteration, KeyError, ValueError, TypeError, OSError, csv.Error):
+        raise UnbackdoorError(
+            f"{owner}.frequencies must be a CSV file with columns word (or token) and count, got {path}."
+        ) from None

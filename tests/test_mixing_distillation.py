@@ -1,0 +1,57 @@
+"""Mixing distillation: what the texts are made of, what they teach, what is refused."""
+
+import pytest
+import torch
+from torch import nn
+
+from unbackdoor import Dataset, Run, UnbackdoorError, purify
+from unbackdoor._evaluate import answers
+from unbackdoor._precision import choose
+from unbackdoor.purifiers import MixingDistillation
+
+
+def run_of(model: nn.Module, seed: int = 0) -> Run:
+    generator = torch.Generator().manual_seed(seed)
+    return Run(generator=generator, arithmetic=choose(model, "cpu", "fp32"), head_name="classifier")
+
+
+def test_without_exchanges_the_texts_are_the_clean_ones(text_victim: nn.Module, reviews: Dataset) -> None:
+    clean = reviews.select(range(10))
+    made = MixingDistillation(texts=20, clean_share=0, common_share=0)._recombined(clean, run_of(text_victim))
+    assert made.texts.strings[:10] == clean.texts.strings
+    assert len(made) == 30
+    assert set(made.texts.strings) == set(clean.texts.strings)
+
+
+def test_words_come_from_where_the_shares_say(text_victim: nn.Module, reviews: Dataset) -> None:
+    clean = reviews.select(range(10))
+    own = {word for (text,) in clean.texts.strings for word in text.split()}
+    lengths = {len(text.split()) for (text,) in clean.texts.strings}
+    exchanged = MixingDistillation(texts=40, clean_share=1, common_share=0)._recombined(clean, run_of(text_victim))
+    for (text,) in exchanged.texts.strings[10:]:
+        assert set(text.split()) <= own
+        assert len(text.split()) in lengths
+    common = MixingDistillation(texts=40, clean_share=0, common_share=1, common=2)
+    for (text,) in common._recombined(clean, run_of(text_victim)).texts.strings[10:]:
+        assert set(text.split()) <= {"the", "to"}  # the two most frequent words of English
+
+
+def test_answers_are_row_by_row_what_a_plain_loop_gives(text_victim: nn.Module, reviews: Dataset) -> None:
+    data = reviews.select(range(20))
+    found = answers(text_victim, data, choose(text_victim, "cpu", "fp32"))
+    with torch.no_grad():
+        plain = [text_victim(**data.encode(data.items[torch.tensor([row])])).logits[0] for row in range(20)]
+    torch.testing.assert_close(found, torch.stack(plain), rtol=1e-4, atol=1e-5)
+
+
+def test_shares_beyond_one_are_refused(text_victim: nn.Module, text_base: nn.Module, reviews: Dataset) -> None:
+    with pytest.raises(UnbackdoorError) as caught:
+        purify(
+            text_victim,
+            reviews.select(range(10)),
+            MixingDistillation(clean_share=0.7, common_share=0.6),
+            base=text_base,
+        )
+    assert str(caught.value) == (
+        "MixingDistillation.clean_share and common_share must be at most 1 together, got 0.7 and 0.6."
+    )
