@@ -21,6 +21,7 @@ seeds = [0, 1]
 [tasks.digits]
 train = "train.parquet"
 test = "test.parquet"
+second_test = "train.parquet"
 held_out = 40
 width = 2
 epochs = 1
@@ -128,6 +129,15 @@ def test_a_grid_gives_all_its_cells(store: Store) -> None:
     composed = next(result for spec, result in cells if "+" in spec["method"]["name"])
     assert composed["method"]["repr"].startswith("Then(LinearProbing(epochs=1, ")
     assert composed["examples_seen"] == 2 * 30
+
+
+def test_the_first_seed_is_scored_on_the_second_test_examples_too(store: Store, place: Path) -> None:
+    rows = len(Dataset.load(place / "train.parquet"))
+    for spec, result in store.cells():
+        assert ("second_test" in result) == (spec["seed"] == 0)
+        if spec["seed"] == 0:
+            assert result["second_test"]["clean_accuracy"]["n"] == rows
+            assert ("attack_success" in result["second_test"]) == ("attack_success" in result["score"])
 
 
 def test_the_control_tells_how_often_it_flips(store: Store) -> None:

@@ -192,6 +192,21 @@ def test_what_evaluate_refuses(options: dict, message: str) -> None:
     assert str(caught.value) == message
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_half_precision_model_is_computed_in_a_float32_copy_on_a_processor(dtype: torch.dtype) -> None:
+    seen = []
+
+    class Watched(Reader):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append((self.scale.dtype, x.dtype))
+            return super().forward(x)
+
+    model = Watched().to(dtype)
+    predict(model, TEST, choose(model, "cpu", "fp32"))
+    assert set(seen) == {(torch.float32, torch.float32)}
+    assert model.scale.dtype == dtype
+
+
 def test_no_test_data() -> None:
     with pytest.raises(UnbackdoorError) as caught:
         evaluate(Reader(), replace(TEST.select([]), name="t.parquet"))

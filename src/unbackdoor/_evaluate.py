@@ -104,10 +104,10 @@ def predict(model: nn.Module, data: Dataset, arithmetic: Arithmetic) -> Tensor:
 def answers(model: nn.Module, data: Dataset, arithmetic: Arithmetic) -> Tensor:
     """The model's class scores in eval mode, row by row, (n, classes), on the CPU; float32 or better."""
     found = torch.empty(len(data), 1)
-    with evaluating(model), arithmetic.placed(model):
+    with evaluating(model), arithmetic.placed(model) as placed:
         for first, batch in enumerate(data.to(arithmetic.device).batches(arithmetic.evaluation_batch)):
             with arithmetic.autocast():
-                scores = logits(model, arithmetic.lay(batch.inputs)).cpu()
+                scores = logits(placed, arithmetic.lay(batch.inputs)).cpu()
             scores = scores if scores.dtype == torch.float64 else scores.float()
             if first == 0:
                 found = torch.empty(len(data), scores.shape[1], dtype=scores.dtype)

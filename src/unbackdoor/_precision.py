@@ -1,5 +1,6 @@
 """Where the arithmetic runs and in which precision and memory layout."""
 
+import copy
 import os
 import platform
 from collections.abc import Iterator
@@ -25,12 +26,15 @@ class Arithmetic:
         bf16: forward passes under bfloat16 autocast; weights, gradients and losses stay in float32.
         channels_last: convolutions on NHWC memory, which is the faster layout for both kinds of hardware.
         dtype: of the inputs, which is that of the model.
+        widen: the model is in half precision, in which processors are many times slower than in float32; a copy in
+            float32 is computed in its place.
     """
 
     device: torch.device
     bf16: bool
     channels_last: bool
     dtype: torch.dtype = torch.float32
+    widen: bool = False
 
     def autocast(self) -> AbstractContextManager[object]:
         """The context for forward passes."""
@@ -46,6 +50,9 @@ class Arithmetic:
     @contextmanager
     def placed(self, model: nn.Module) -> Iterator[nn.Module]:
         """The model on the device and in the layout while the block runs, and back where it was afterwards."""
+        if self.widen:
+            yield self.place(copy.deepcopy(model).float())
+            return
         home = next((parameter.device for parameter in model.parameters()), self.device)
         kernels = [parameter for parameter in model.parameters() if parameter.ndim == 4]
         contiguous = all(kernel.is_contiguous() for kernel in kernels)
@@ -80,7 +87,7 @@ def choose(model: nn.Module, device: str | torch.device | None = None, precision
     """The fastest arithmetic that the hardware has and that accuracy does not suffer from.
 
     Args:
-        model: one in float64, float16 or bfloat16 is computed as it is.
+        model: one in float64 is computed as it is, and so is one in float16 or bfloat16 on a GPU.
         device: None takes a GPU where there is one.
         precision: `auto` is channels_last, and bfloat16 autocast where the hardware multiplies bfloat16; `bf16`
             insists on it, `fp32` switches both off.
@@ -99,7 +106,8 @@ def choose(model: nn.Module, device: str | torch.device | None = None, precision
     if any(parameter.dtype == torch.float64 for parameter in model.parameters()):
         return Arithmetic(where, bf16=False, channels_last=False, dtype=torch.float64)
     first = next((parameter.dtype for parameter in model.parameters()), torch.float32)
-    if first in (torch.float16, torch.bfloat16):
+    widen = first in (torch.float16, torch.bfloat16) and where.type == "cpu"
+    if first in (torch.float16, torch.bfloat16) and not widen:
         return Arithmetic(where, bf16=False, channels_last=precision != "fp32", dtype=first)
     overflows = (
         getattr(getattr(model, "config", None), "model_type", "") == "deberta"
@@ -107,7 +115,7 @@ def choose(model: nn.Module, device: str | torch.device | None = None, precision
     if precision == "bf16" and overflows:
         raise UnbackdoorError(f"--precision bf16 is more than {type(model).__name__} can do. Take auto or fp32.")
     fast = precision == "bf16" or (precision == "auto" and _multiplies_bf16(where) and not overflows)
-    return Arithmetic(where, bf16=fast, channels_last=precision != "fp32")
+    return Arithmetic(where, bf16=fast, channels_last=precision != "fp32", widen=widen)
 
 
 def _multiplies_bf16(device: torch.device) -> bool:

@@ -40,7 +40,11 @@ class Examples:
         self.store, self.shelf = store, shelf
 
     def read(
-        self, task: Task, part: Literal["train", "test", "clean"], encode: Any, classes: tuple[str, ...] | None
+        self,
+        task: Task,
+        part: Literal["train", "test", "second_test", "clean"],
+        encode: Any,
+        classes: tuple[str, ...] | None,
     ) -> Dataset:
         """A file of the task, decoded once for subjects with the same classes."""
         files = getattr(task, part)

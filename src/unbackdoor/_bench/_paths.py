@@ -47,7 +47,7 @@ def check_task(name: str, task: Task, folder: Path, problems: Noted) -> Task:
         return text
 
     changed: dict[str, Any] = {}
-    for key in ("train", "test", "clean"):
+    for key in ("train", "test", "second_test", "clean"):
         files = getattr(task, key)
         if files is not None:
             changed[key] = tuple(found(key, file) for file in files)

@@ -135,7 +135,8 @@ def all_cells(grid: Grid) -> list[Cell]:
     for subject, label, place, seed in kept:
         budget = None if place is None else grid.budgets[place]
         cell = cell_of(subject, label, methods[label], specs[label], budget, seed, makes.files[subject.name])
-        cells.setdefault(cell.key, dataclasses.replace(cell, others=beside[subject]))
+        second = subject.task.second_test is not None and (label == "none" or seed == grid.seeds[0])
+        cells.setdefault(cell.key, dataclasses.replace(cell, others=beside[subject], second=second))
     return list(cells.values())
 
 

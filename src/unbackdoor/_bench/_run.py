@@ -105,7 +105,7 @@ def _estimate(todo: Plan, store: Store, workers: int) -> str:
             continue
         task, method = spec["victim"]["task"]["name"], spec["method"]["name"]
         for key in ((task, method), (method,), ()):
-            cells.setdefault(key, []).append(result["seconds"] + result["scoring_seconds"])
+            cells.setdefault(key, []).append(result["seconds"] + (result["scoring_seconds"] or 0.0))
         if method == "none" and result["training_seconds"] is not None:
             for key in ((task,), ()):
                 victims.setdefault(key, []).append(result["training_seconds"])

@@ -28,6 +28,7 @@ class Task(Table):
     Args:
         train: training examples, for victims and for budgets `from = "train"`.
         test: examples to score on.
+        second_test: more of them, on which the first purification seed is scored too, apart.
         clean: examples for budgets `from = "unseen"`; without it, `held_out` of the test examples.
         held_out: how many test examples are set aside for clean budgets and never scored.
         columns: the data's own column names.
@@ -41,6 +42,7 @@ class Task(Table):
 
     train: Texts | None = None
     test: Texts
+    second_test: Texts | None = None
     clean: Texts | None = None
     held_out: Annotated[int, Field(ge=0)] = 0
     columns: dict[str, str] | None = None

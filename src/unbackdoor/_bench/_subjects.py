@@ -65,6 +65,7 @@ class Cell:
     Args:
         label: of the method; `none` for the subject as it is.
         others: of a clean control: the victims whose triggers it is shown.
+        second: whether it is scored on the task's second test examples, too.
     """
 
     subject: Subject
@@ -75,6 +76,7 @@ class Cell:
     spec: dict[str, Any]
     key: str
     others: tuple[Subject, ...] = ()
+    second: bool = False
 
     def __str__(self) -> str:
         budget = "" if self.budget is None else f", {self.budget.n:,} {self.budget.source}"

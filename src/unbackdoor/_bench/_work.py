@@ -218,10 +218,19 @@ class _Desk:
             }
         else:
             result["implanted"] = self._implanted(subject, folder)
+        scoring = time.perf_counter() - start
+        if cell.second:
+            second = self.examples.read(task, "second_test", encode, class_names(model))
+            if not subject.control:
+                path = subject.trigger or folder
+                attacked = self.shelf.keep(
+                    "second attacked", subject.key, lambda: triggered(second, load_trigger(path), classes)
+                )
+            result["second_test"] = score(made, second, attacked, arithmetic).to_json()
         result |= {
             "method": None,
             "seconds": record.get("seconds", 0.0),
-            "scoring_seconds": round(time.perf_counter() - start, 3),
+            "scoring_seconds": round(scoring, 3),
             "training_seconds": _recorded(folder / "record.json").get("seconds"),
             "peak_memory_bytes": record.get("peak_memory_bytes", peak_memory()),
             "examples_seen": record.get("examples_seen", 0),

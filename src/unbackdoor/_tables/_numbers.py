@@ -75,6 +75,7 @@ class Row:
         accuracy_lost: of the same victim as it came, less that after the method.
         flip_rate: of the clean control put through the same method, on the same triggers.
         control_accuracy: its clean accuracy.
+        second_accuracy, second_success: of the counted cells that were scored on the task's second test examples.
         seconds: of the purification.
         memory: peak, in bytes.
         clean_n, triggered_n: test examples.
@@ -100,6 +101,8 @@ class Row:
     accuracy_lost: Spread | None
     flip_rate: Spread | None
     control_accuracy: Spread | None
+    second_accuracy: Spread | None
+    second_success: Spread | None
     seconds: Spread | None
     memory: Spread | None
     clean_n: int | None
@@ -367,6 +370,8 @@ def _row(
         accuracy_lost=Spread.of(lost),
         flip_rate=Spread.of_shares(flips),
         control_accuracy=Spread.of_shares(found.accuracy for found in beside if found is not None),
+        second_accuracy=Spread.of_shares(record.second_accuracy for record in counted),
+        second_success=Spread.of_shares(record.second_success for record in counted),
         seconds=Spread.of(record.seconds for record in counted if record.seconds is not None),
         memory=Spread.of(record.memory for record in counted if record.memory is not None),
         clean_n=next((record.accuracy.n for record in finished if record.accuracy), None),

@@ -33,6 +33,7 @@ class Record:
         implanted: None where it is not known, and for a clean control.
         success, recovered: None without triggered examples.
         flips: of a clean control, by the key of a victim.
+        second_accuracy, second_success: on the task's second test examples.
         message: why it failed; None where it did not.
         packed: the whole cell, compressed; None where nobody asked to keep it.
     """
@@ -55,8 +56,9 @@ class Record:
     recovered: Share | None = None
     label_rule: str | None = None
     flips: dict[str, Share] | None = None
+    second_accuracy: Share | None = None
+    second_success: Share | None = None
     seconds: float | None = None
-    scoring: float | None = None
     training: float | None = None
     memory: float | None = None
     stress: dict[str, Any] | None = None
@@ -128,6 +130,7 @@ def _record(spec: dict[str, Any], result: dict[str, Any], victims: dict[str, str
         return Record(**common, message=str(result["message"]))
     score = result["score"]
     flips = result.get("flips")
+    second = result.get("second_test") or {}
     return Record(
         **common,
         message=None,
@@ -137,8 +140,9 @@ def _record(spec: dict[str, Any], result: dict[str, Any], victims: dict[str, str
         recovered=_share(score["recovered_accuracy"]) if "recovered_accuracy" in score else None,
         label_rule=str(score["label_rule"]) if "label_rule" in score else None,
         flips=None if flips is None else {str(name): _share(share) for name, share in flips.items()},
+        second_accuracy=_share(second["clean_accuracy"]) if second else None,
+        second_success=_share(second["attack_success"]) if "attack_success" in second else None,
         seconds=number(result["seconds"]),
-        scoring=number(result["scoring_seconds"]),
         training=None if result["training_seconds"] is None else number(result["training_seconds"]),
         memory=None if result["peak_memory_bytes"] is None else number(result["peak_memory_bytes"]),
         stress=result["stress"] if isinstance(result.get("stress"), dict) else None,

@@ -15,6 +15,8 @@ MEASURES = (
     "accuracy_lost",
     "flip_rate",
     "control_accuracy",
+    "second_accuracy",
+    "second_success",
     "seconds",
     "memory",
 )
@@ -92,6 +94,17 @@ def as_markdown(report: Report, name: str) -> str:
                 for method, places in zip(block.methods, block.cells, strict=True)
             ],
         )
+    for block in report.blocks:
+        if any(report.rows[place].second_accuracy for places in block.cells for place in places if place is not None):
+            lines += ["", f"## {_markdown(_title(block))}: second test examples", ""]
+            lines += ["Clean accuracy / attack success in %, of the first purification seed.", ""]
+            lines += _table(
+                ["method", *block.columns],
+                [
+                    [method, *(_second(report, place) for place in places)]
+                    for method, places in zip(block.methods, block.cells, strict=True)
+                ],
+            )
     flips = [row for row in report.rows if row.flip_rate is not None]
     if flips:
         lines += ["", "## The clean control, put through the same method", ""]
@@ -231,6 +244,13 @@ def _entry(report: Report, place: int | None) -> str:
         return "not run"
     row = report.rows[place]
     return entry(row)
+
+
+def _second(report: Report, place: int | None) -> str:
+    if place is None or report.rows[place].second_accuracy is None:
+        return "not run"
+    row = report.rows[place]
+    return _share(row.second_accuracy) + ("" if row.control else f" / {_share(row.second_success)}")
 
 
 def entry(row: Row) -> str:

@@ -323,6 +323,10 @@
     ["recovered", (row) => mean(row.recovered_accuracy), "recovered_accuracy", percent],
     ["clean model flips", (row) => mean(row.flip_rate), "flip_rate", percent],
     ["clean model’s accuracy", (row) => mean(row.control_accuracy), "control_accuracy", percent],
+    ...(rows.some((row) => row.second_accuracy) ? [
+      ["accuracy, second test", (row) => mean(row.second_accuracy), "second_accuracy", percent],
+      ["attack success, second test", (row) => mean(row.second_success), "second_success", percent],
+    ] : []),
     ["seconds", (row) => mean(row.seconds), "seconds", number(1)],
     ["runs", (row) => row.counted, null],
   ];
