@@ -1,6 +1,7 @@
 # make demo    set up, then poison, purify and report on real digits
 # make test    set up, then run the tests
 # make check   set up, then format, lint and types
+# make results set up, then write docs/results/tables from the cells beside them
 #
 # Needs Python 3.11 or newer (choose another by PYTHON=python3.13) and make. Everything goes into .venv.
 
@@ -10,7 +11,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TIMM := $(VENV)/.timm-tried
 
-.PHONY: demo test check clean
+.PHONY: demo test check results clean
 
 demo: $(INSTALLED)
 	$(BIN)/unbackdoor demo image --overwrite
@@ -22,6 +23,11 @@ check: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+results: $(INSTALLED)
+	for store in docs/results/cells/*; do \
+	    $(BIN)/unbackdoor report $$store -o docs/results/tables/$$(basename $$store).md || exit; \
+	done
 
 clean:
 	rm -rf $(VENV)

@@ -220,6 +220,15 @@ def test_a_failure_is_recorded_and_stops_nothing(own: Path, place: Path, tmp_pat
     assert own.read_text() == "xxxx"
 
 
+def test_a_cell_names_files_without_their_folders(own: Path, place: Path, tmp_path: Path) -> None:
+    (place / "words.csv").write_text("word,count\n")
+    bench(grid_with(place, "files.toml", "words.csv"), out=str(tmp_path / "runs"))
+    found = [result for spec, result in Store(tmp_path / "runs").cells() if spec["method"]["name"] == "bench_own:Own"]
+    assert found
+    assert all(made["method"] == {"repr": "Own(way='words.csv')", "parameters": {"way": "words.csv"}} for made in found)
+    assert [key for made in found for key in made if str(place) in json.dumps(made[key])] == []
+
+
 def test_a_victim_that_fails_fails_its_cells(place: Path, tmp_path: Path) -> None:
     # A clean-label attack cannot take half of all examples from one class; that shows when the data is read.
     (place / "victim.toml").write_text(TINY.replace('"badnets"\nrate = 0.1', '"sig"\nrate = 0.5'))

@@ -262,14 +262,14 @@ def test_json_is_the_numbers(store: Store) -> None:
 
 def test_markdown_and_latex_have_the_same_entries(store: Store) -> None:
     made = of(store)
-    page, tex = _texts.as_markdown(made, "digits"), _texts.as_latex(made)
+    page, tex = _texts.as_markdown(made, "digits.md"), _texts.as_latex(made)
     assert "| fst | 90.0 (1.4), n = 2 | 93.0 (1.0) / 30.0 (26.5), n = 3 | † not implanted (1) |" in page
     assert "fst & 90.0 (1.4), n = 2 & 93.0 (1.0) / 30.0 (26.5), n = 3 & $^\\dagger$ not implanted (1) \\\\" in tex
     assert "| fine-tuning | not run | 95.0 / 90.0, n = 1 (1 failed) | not run |" in page
 
 
 def test_second_test_examples_have_a_table_of_their_own(store: Store) -> None:
-    assert "second test examples" not in _texts.as_markdown(of(store), "digits")
+    assert "second test examples" not in _texts.as_markdown(of(store), "digits.md")
     more = {"clean_accuracy": share(0.7, 500), "attack_success": share(0.25, 400)}
     store.put(spec(BADNETS, "fst", 0), result(0.94, 0.1, second_test=more))
     store.put(spec(CONTROL, "none"), result(0.97, flips={}, second_test={"clean_accuracy": share(0.8, 500)}))
@@ -277,7 +277,7 @@ def test_second_test_examples_have_a_table_of_their_own(store: Store) -> None:
     fst = row(made, attack="badnets", method="fst")
     assert fst.second_success is not None
     assert (fst.second_success.mean, fst.second_success.n) == (0.25, 1)
-    page = _texts.as_markdown(made, "digits")
+    page = _texts.as_markdown(made, "digits.md")
     table = page.split("second test examples")[1]
     assert "| none | 80.0 | not run | not run |" in table
     assert "| fst | not run | 70.0 / 25.0 | not run |" in table

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -54,7 +55,8 @@ class Examples:
             known,
             lambda: Dataset.load(list(files), encode, columns=task.columns, classes=classes, augment=task.augment),
         )
-        return data if encode is None else dataclasses.replace(data, encode=encode)
+        name = ", ".join(Path(file).name for file in files)  # the folders are those of this machine
+        return dataclasses.replace(data, name=name, encode=encode or data.encode)
 
     def parts(self, subject: Subject, encode: Any, classes: tuple[str, ...] | None) -> tuple[Dataset, Dataset | None]:
         """The test examples that are scored, and the unseen ones that clean budgets are drawn from."""

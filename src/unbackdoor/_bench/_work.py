@@ -239,7 +239,7 @@ class _Desk:
             "warnings": record.get("warnings", []),
         }
         if cell.method is not None:
-            result["method"] = {"repr": repr(cell.method), "parameters": to_json(cell.method, REGISTRY)["parameters"]}
+            result["method"] = _described(cell.method)
         return result
 
     def provenance(self) -> dict[str, Any]:
@@ -273,6 +273,17 @@ class _Desk:
 def _share(model: Any, attacked: Triggered, arithmetic: Any) -> dict[str, float | int]:
     hits = predict(model, attacked.data, arithmetic) == attacked.wanted.cpu()
     return Proportion(int(hits.sum()), len(hits)).to_json()
+
+
+def _described(method: Any) -> dict[str, Any]:
+    """A method's repr and parameters, files by their names: the folders are those of this machine."""
+    parameters = to_json(method, REGISTRY)["parameters"]
+    text = json.dumps({"repr": repr(method), "parameters": parameters})
+    for step in parameters if isinstance(parameters, list) else [parameters]:
+        for given in step.values():
+            if isinstance(given, str) and Path(given).is_absolute():
+                text = text.replace(json.dumps(given)[1:-1], Path(given).name)
+    return dict(json.loads(text))
 
 
 def _recorded(path: Path) -> dict[str, Any]:

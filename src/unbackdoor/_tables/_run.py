@@ -32,7 +32,7 @@ def report(runs: str, out: str) -> None:
 
         text = render(made, records, store)
     elif kind == ".md":
-        text = _texts.as_markdown(made, path.stem)
+        text = _texts.as_markdown(made, shown(out))
     else:
         text = {".csv": _texts.as_csv, ".json": _texts.as_json, ".tex": _texts.as_latex}[kind](made)
     write_file(path, text)
@@ -41,7 +41,7 @@ def report(runs: str, out: str) -> None:
 
 
 def shown(runs: str) -> str:
-    """A store's address for the commands on a page, without the folders of this machine.
+    """An address for the commands on a page, without the folders of this machine.
 
     >>> shown("runs/digits"), shown("/home/somebody/digits"), shown("s3://bucket/runs")
     ('runs/digits', 'digits', 's3://bucket/runs')

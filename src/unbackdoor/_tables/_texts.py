@@ -5,6 +5,7 @@ import io
 import json
 import re
 from collections import Counter
+from pathlib import Path
 
 from unbackdoor._tables._numbers import Block, Report, Row, Spread, percent
 
@@ -66,12 +67,18 @@ def as_latex(report: Report) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def as_markdown(report: Report, name: str) -> str:
-    """A results page: how it was measured, then the tables. It holds no local path."""
+def as_markdown(report: Report, out: str) -> str:
+    """A results page: how it was measured, then the tables. It holds no local path.
+
+    Args:
+        report: its numbers.
+        out: the page, as a command can name it.
+    """
     grids = _grids(report)
-    lines = [f"# {_markdown(name)}", "", "## How it was measured", "", "- **Commands**:", ""]
+    lines = [f"# {_markdown(Path(out).stem)}", "", "## How it was measured", "", "- **Commands**:", ""]
     lines += [
-        f"      {command}" for command in [*_commands(report, grids), f"unbackdoor report {report.store} -o {name}.md"]
+        f"      {command}"
+        for command in [*_commands(report, grids), f"unbackdoor report {report.store} -o {_one_line(out)}"]
     ]
     lines += ["", f"- **Commit**: {_counted(report.commits)}."]
     lines += [f"- **Machine**: {_counted(report.machines) or 'not known'}."]
@@ -95,7 +102,8 @@ def as_markdown(report: Report, name: str) -> str:
             ],
         )
     for block in report.blocks:
-        if any(report.rows[place].second_accuracy for places in block.cells for place in places if place is not None):
+        found = [report.rows[place] for places in block.cells for place in places if place is not None]
+        if any(row.second_accuracy and row.baseline != "none" for row in found):
             lines += ["", f"## {_markdown(_title(block))}: second test examples", ""]
             lines += ["Clean accuracy / attack success in %, of the first purification seed.", ""]
             lines += _table(
