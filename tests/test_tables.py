@@ -14,7 +14,8 @@ from unbackdoor import UnbackdoorError
 from unbackdoor._bench import Store, identity
 from unbackdoor._cli import main
 from unbackdoor._tables import _texts
-from unbackdoor._tables._numbers import Report, Row, build
+from unbackdoor._tables._build import build
+from unbackdoor._tables._numbers import Report, Row
 from unbackdoor._tables._page import render
 from unbackdoor._tables._run import report
 

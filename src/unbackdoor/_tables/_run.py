@@ -7,7 +7,7 @@ from unbackdoor._bench import Store
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._output import write_file
 from unbackdoor._tables import _texts
-from unbackdoor._tables._numbers import build
+from unbackdoor._tables._build import build
 
 SUFFIXES = (".html", ".csv", ".json", ".tex", ".md")
 
