@@ -1,6 +1,7 @@
 # make demo    set up, then poison, purify and report on real digits
 # make test    set up, then run the tests
 # make check   set up, then format, lint and types
+# make docs    set up, then build the docs site into site/
 #
 # Needs Python 3.11 or newer (choose another by PYTHON=python3.13) and make. Everything goes into .venv.
 
@@ -9,8 +10,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TIMM := $(VENV)/.timm-tried
+DOCS := $(VENV)/.docs-installed
 
-.PHONY: demo test check clean
+.PHONY: demo test check docs clean
 
 demo: $(INSTALLED)
 	$(BIN)/unbackdoor demo image --overwrite
@@ -23,14 +25,23 @@ check: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+# Without warnings: --strict is about links and names, and only prints what griffe says about docstrings.
+docs: $(DOCS)
+	$(BIN)/zensical build --clean --strict >$(VENV)/docs.log 2>&1 || { cat $(VENV)/docs.log; exit 1; }
+	! grep -i -E '^griffe|warning' $(VENV)/docs.log
+
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) site
 
 $(BIN)/pip:
 	$(PYTHON) -m venv $(VENV)
 
 $(INSTALLED): pyproject.toml constraints.txt | $(BIN)/pip
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $@
+
+$(DOCS): $(INSTALLED)
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[docs]'
 	touch $@
 
 # timm needs torchvision, which must not be importable in the main environment, so both go into a directory that one
