@@ -31,7 +31,7 @@ docs: $(DOCS)
 	! grep -i -E '^griffe|warning' $(VENV)/docs.log
 
 clean:
-	rm -rf $(VENV) site
+	rm -rf $(VENV) site .cache
 
 $(BIN)/pip:
 	$(PYTHON) -m venv $(VENV)

@@ -54,6 +54,15 @@ def test_links_lead_somewhere(page: Path) -> None:
                 assert target.is_relative_to(DOCS), f"{link} is not on the site"
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_lists_are_lists_on_the_site_too(page: Path) -> None:
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    for block in re.split(r"\n\s*\n", text):
+        items = [bool(re.match(r"(- |\d+\. )", line)) for line in block.split("\n")]
+        assert items[0] or not any(items), f"a list needs a blank line before it: {block[:80]}"
+        assert not re.match(r" {1,3}\S", block), f"four spaces make a part of a list item: {block[:80]}"
+
+
 def test_commands_are_understood(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", [str(ROOT / "examples"), *sys.path])
     shown = list(commands())

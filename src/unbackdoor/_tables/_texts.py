@@ -68,9 +68,9 @@ def as_markdown(report: Report, name: str) -> str:
     """A results page: how it was measured, then the tables. It holds no local path."""
     grids = _grids(report)
     lines = [f"# {_markdown(name)}", "", "## How it was measured", "", "- **Commands**:", ""]
-    lines += [
-        f"      {command}" for command in [*_commands(report, grids), f"unbackdoor report {report.store} -o {name}.md"]
-    ]
+    commands = [*_commands(report, grids), f"unbackdoor report {report.store} -o {name}.md"]
+    # Four spaces and a fence: within a list, the repository's Markdown and the docs site's agree on no other block.
+    lines += ["    ```sh", *(f"    {command}" for command in commands), "    ```"]
     lines += ["", f"- **Commit**: {_counted(report.commits)}."]
     lines += [f"- **Machine**: {_counted(report.machines) or 'not known'}."]
     lines += [f"- **Versions**: {_counted(report.versions) or 'not known'}."]
