@@ -2,6 +2,7 @@
 # make test    set up, then run the tests
 # make check   set up, then format, lint and types
 # make results set up, then write docs/results/tables from the cells beside them
+# make docs    set up, then build the docs site into site/
 #
 # Needs Python 3.11 or newer (choose another by PYTHON=python3.13) and make. Everything goes into .venv.
 
@@ -10,8 +11,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TIMM := $(VENV)/.timm-tried
+DOCS := $(VENV)/.docs-installed
 
-.PHONY: demo test check results clean
+.PHONY: demo test check results docs clean
 
 demo: $(INSTALLED)
 	$(BIN)/unbackdoor demo image --overwrite
@@ -29,14 +31,23 @@ results: $(INSTALLED)
 	    $(BIN)/unbackdoor report $$store -o docs/results/tables/$$(basename $$store).md || exit; \
 	done
 
+# Without warnings: --strict is about links and names, and only prints what griffe says about docstrings.
+docs: $(DOCS)
+	$(BIN)/zensical build --clean --strict >$(VENV)/docs.log 2>&1 || { cat $(VENV)/docs.log; exit 1; }
+	! grep -i -E '^griffe|warning' $(VENV)/docs.log
+
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) site .cache
 
 $(BIN)/pip:
 	$(PYTHON) -m venv $(VENV)
 
 $(INSTALLED): pyproject.toml constraints.txt | $(BIN)/pip
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $@
+
+$(DOCS): $(INSTALLED)
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[docs]'
 	touch $@
 
 # timm needs torchvision, which must not be importable in the main environment, so both go into a directory that one

@@ -21,3 +21,9 @@ def test_a_method_of_ones_own_keeps_the_contract_and_is_found_by_its_name(tmp_pa
     )
     assert shown.returncode == 0, shown.stderr
     assert "--factor" in shown.stdout
+
+
+def test_an_attack_of_ones_own_keeps_the_contract() -> None:
+    run = subprocess.run([sys.executable, str(EXAMPLES / "your_own_attack.py")], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout == "Stripe keeps the contract.\n"
