@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 import unbackdoor.__main__
 from commands import Refusals, run
-from unbackdoor import Dataset, attacks, purifiers, purify
+from unbackdoor import Dataset, archs, attacks, purifiers, purify
 from unbackdoor._attack import describe, poison, save_trigger
 from unbackdoor._cli import main
 
@@ -350,6 +351,17 @@ def test_lists_name_every_entry(place: Path) -> None:
         assert shown.returncode == 0
         for entry in registry:
             assert entry.name in shown.stdout
+
+
+def test_list_without_a_word_names_what_can_be_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["list"])
+    assert stopped.value.code == 0
+    blocks = re.findall(r"^(\w+) \(more: unbackdoor list \1\)\n((?:  .+\n)+)", capsys.readouterr().out, re.MULTILINE)
+    assert [kind for kind, _ in blocks] == ["methods", "attacks", "archs"]
+    for (_, names), registry in zip(blocks, (purifiers.REGISTRY, attacks.REGISTRY, archs.REGISTRY), strict=True):
+        named = " ".join(names.split()).split(", ")
+        assert named[: len(registry)] == [entry.name for entry in registry]
 
 
 def write_attack(folder: Path) -> None:

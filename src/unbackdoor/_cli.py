@@ -6,6 +6,7 @@ import inspect
 import logging
 import os
 import sys
+import textwrap
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
@@ -333,13 +334,20 @@ def _demo(
     image(out=out, overwrite=overwrite, seed=seed)
 
 
-def _list(what: Literal["methods", "attacks", "archs"], /) -> None:
-    """What there is: methods, attacks or archs.
+def _list(what: Literal["methods", "attacks", "archs"] | None = None, /) -> None:
+    """What there is: methods, attacks or archs; without a word, the names of all of them.
 
     Args:
         what: methods, attacks or archs.
     """
-    entries = {"methods": PURIFIERS, "attacks": (*ATTACKS, NONE), "archs": ARCHS}[what]
+    kinds = {"methods": PURIFIERS, "attacks": (*ATTACKS, NONE), "archs": ARCHS}
+    if what is None:
+        for kind, entries in kinds.items():
+            print(f"{kind} (more: unbackdoor list {kind})")
+            names = ", ".join(entry.name for entry in entries)
+            print(textwrap.fill(names, 100, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False))
+        return
+    entries = kinds[what]
     width = max(len(entry.name) for entry in entries)
     for entry in entries:
         facts = [fact for fact in (entry.modality, entry.needs and f"needs {entry.needs}", entry.cost) if fact]
