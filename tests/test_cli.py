@@ -1,5 +1,6 @@
 """The command line as a user meets it: what it prints, its exit codes, and what it leaves behind."""
 
+import html
 import json
 import os
 import re
@@ -106,6 +107,28 @@ def test_the_path_of_a_user_with_a_module_of_their_own(place: Path) -> None:
     assert set(result["clean_accuracy"]) == {"value", "n", "low", "high"}
     assert result["clean_model_flip_rate"]["value"] > 0.9  # the "control" given here is the victim itself
     assert result["attack_success"]["n"] < 400
+
+
+def test_the_record_and_the_page_repeat_the_command(place: Path) -> None:
+    (place / "clean.parquet").rename(place / "my <b> & own.parquet")
+    arguments = [
+        *("purify", "fine-tuning+fst", *MODEL, "--clean", "my <b> & own.parquet", "--alpha=0.2"),
+        *("--fine-tuning.epochs", "1", "--fst.epochs", "1", "--data", "test.parquet", "--out", "out"),
+    ]
+    done = run(*arguments, cwd=place)
+    assert done.returncode == 0, done.stderr
+    command = json.loads((place / "out" / "record.json").read_text())["command"]
+    assert command == (
+        "unbackdoor purify fine-tuning+fst weights.safetensors --factory net.py:make --clean "
+        "'my <b> & own.parquet' --alpha=0.2 --fine-tuning.epochs 1 --fst.epochs 1 --data test.parquet "
+        "--out out"
+    )
+    page = (place / "out" / "report.html").read_text()
+    (shown,) = re.findall(r"<pre><code>(.*)</code></pre>", page)
+    assert "<b>" not in shown
+    assert html.unescape(shown) == command
+    words = subprocess.run(["sh", "-c", f"printf '%s\\n' {command}"], capture_output=True, text=True, check=True).stdout
+    assert words.splitlines() == ["unbackdoor", *arguments]
 
 
 def test_without_test_data_scores_are_null_and_say_why(place: Path) -> None:

@@ -39,8 +39,8 @@ class NoAttack:
     """
 
 
-def purify(source: str, method: Method, options: PurifyOptions) -> None:
-    """The `purify` command."""
+def purify(source: str, method: Method, options: PurifyOptions, *, command: str | None = None) -> None:
+    """The `purify` command; `command` is what was typed, for the record and the page."""
     out = Path(options.out)
     paths = (options.clean, options.base, options.proxy, options.data, options.attack)
     inputs = (source, *paths, (options.factory or "").rpartition(":")[0])
@@ -49,7 +49,7 @@ def purify(source: str, method: Method, options: PurifyOptions) -> None:
     if options.attack is not None and options.data is None:
         raise UnbackdoorError("--attack needs --data: test examples to put the trigger on.")
     if options.stream:
-        _purify_stream(source, method, options)
+        _purify_stream(source, method, options, command)
         return
     model, encode = _load(source, options)
     classes = _models.class_names(model)
@@ -87,6 +87,7 @@ def purify(source: str, method: Method, options: PurifyOptions) -> None:
     )
     record = {
         **result.record,
+        **({} if command is None else {"command": command}),
         "source": {"model": Path(source).name, "factory": _factory_name(options.factory)},
         "encode": _victim.recorded(encode, test or clean),
         "scores": None,
@@ -116,7 +117,7 @@ def purify(source: str, method: Method, options: PurifyOptions) -> None:
     print(f"Wrote {out} in {record['seconds']:.1f} s of tuning" + (f"; open {out}/report.html." if test else "."))
 
 
-def _purify_stream(source: str, method: Method, options: PurifyOptions) -> None:
+def _purify_stream(source: str, method: Method, options: PurifyOptions, command: str | None) -> None:
     """The `purify` command with --stream: mixing alone, on disk."""
     steps: tuple[Any, ...] = getattr(method, "steps", (method,))
     mixing, before = steps[-1], list(steps[:-1])
@@ -144,6 +145,7 @@ def _purify_stream(source: str, method: Method, options: PurifyOptions) -> None:
         mode=mixing.mode,
         reset_rows=before[0].rows_on_disk(source, options.base) if before else None,
         method={**to_json(method, REGISTRY), "repr": repr(method)},
+        command=command,
         overwrite=options.overwrite,
         progress=True,
     )
