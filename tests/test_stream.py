@@ -269,7 +269,10 @@ def eight_bits(folder: Path) -> None:
         ),
         (spoil, r"model\.safetensors has values that are not finite in (bert\.)?encoder\.layer\.1\.dense\.weight; fin"),
         (pickle, r"has its weights in a pickle, but --stream needs safetensors\. Leave --stream out, or save the mod"),
-        (quantize, r"(suspect|base) is quantized; its weights as they were before are needed\. Fetch those\.$"),
+        (
+            quantize,
+            r"(suspect|base) is quantised \(quantization_config\), and such weights cannot be tuned or mixed\. Give",
+        ),
         (eight_bits, r"as F8_E4M3; weights of type F64, F32, F16, BF16 can be mixed\. Fetch those\.$"),
     ],
 )

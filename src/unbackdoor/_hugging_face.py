@@ -173,6 +173,12 @@ def checked_files(path: Path) -> tuple[dict[str, Any], list[Path]]:
     kernel = next(_kernels(config), None)
     if kernel is not None:
         raise UnbackdoorError(f"{path} asks to run the code {kernel}; it was not loaded. Remove it from config.json.")
+    quantised = next(_quantised(config), None)
+    if quantised is not None:
+        raise UnbackdoorError(
+            f"{path} is quantised ({quantised}), and such weights cannot be tuned or mixed. Give the model as it was "
+            "before, in float32, float16 or bfloat16."
+        )
     if config.get("problem_type") in ("regression", "multi_label_classification"):
         kind = str(config["problem_type"]).replace("_", " ").replace("multi label", "multi-label")
         raise UnbackdoorError(f"{path} is a model for {kind}; only single-label classifiers are supported.")
@@ -235,6 +241,15 @@ def _kernels(config: Any) -> Iterator[str]:
         if "implementation" in key:
             yield from (str(each) for each in implementations if "/" in str(each))
         yield from _kernels(entry)
+
+
+def _quantised(config: Any) -> Iterator[str]:
+    """How a config says that its weights are quantised, at any depth; transformers imports other packages for these."""
+    for key, entry in config.items() if isinstance(config, dict) else ():
+        if key in ("quantization_config", "compression_config") and entry is not None:
+            method = entry.get("quant_method") if isinstance(entry, dict) else None
+            yield str(method or key)
+        yield from _quantised(entry)
 
 
 @contextmanager
