@@ -194,6 +194,10 @@ def test_the_model_itself_as_output(place: Path, refused: Refusals) -> None:
         (("purify", "fst", "m", "--clean", "c", "--out", "o", "--alpha", "x"), "FST.alpha must be a number, got x."),
         (("purify", "fst", "m", "--clean", "c", "--out", "o", "--alhpa", 1), "Unknown option: --alhpa. Did you mean"),
         (("evaluate", "m", "--data", "d", "--control", "m"), "--control needs --attack or --triggered"),
+        (
+            ("purify", "fst", "m", "--clean", "c", "--out", "o", "--control", "m", "--data", "d"),
+            "--control needs --attack: it counts flips on triggered examples.",
+        ),
         (("purify", "fst", "m", "--clean", "c", "--out", "o", "--attack", "a"), "--attack needs --data: test examples"),
         (("purify", "fst", "no-model", "--clean", "c", "--out", "o"), "no-model is neither a directory here nor"),
         (

@@ -362,6 +362,14 @@ def test_a_surrogate_of_ones_own(place: Path, capsys: pytest.CaptureFixture[str]
             ("badnets", "--test", "nowhere.parquet"),
             "nowhere.parquet does not exist; DATA is a file or a folder with labelled examples.",
         ),
+        (
+            ("none", "--control", "control"),
+            "--control counts flips on triggered examples, and there are none here. Leave it out.",
+        ),
+        (
+            ("prepared", "--triggered", "train-marked.parquet", "--test", "test.parquet", "--control", "control"),
+            "--control counts flips on triggered examples, and there are none here. Leave it out.",
+        ),
         (("badnet",), "There is no attack 'badnet'. Did you mean 'badnets'? See unbackdoor list attacks."),
         (
             ("badnets", "--columns", "image"),
