@@ -102,12 +102,16 @@ def text_encoder(path: Path, model: Any, max_length: int | None = None) -> TextE
             f"{path} has a tokenizer of {len(tokenizer):,} tokens, but its model has embeddings for {rows:,}. Take the "
             "tokenizer that it was trained with."
         )
+    padding = getattr(model.config, "pad_token_id", None)
+    if isinstance(padding, int) and 0 <= padding < len(tokenizer):
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(padding)  # decoders find the last token of a text by it
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             raise UnbackdoorError(f"{path} has a tokenizer without a padding token. Set one, and save it again.")
         tokenizer.pad_token = tokenizer.eos_token
-    if getattr(model.config, "pad_token_id", None) is None:
-        model.config.pad_token_id = tokenizer.pad_token_id  # decoders find the last token of a text by it
+    if model.config.model_type != "xlnet":  # which answers at the last place, and counts positions from there
+        tokenizer.padding_side = "right"  # else a short text begins at another position among longer ones than alone
+    model.config.pad_token_id = tokenizer.pad_token_id
     taken = inspect.signature(model.forward).parameters
     tokenizer.model_input_names = [name for name in tokenizer.model_input_names if name in taken]
     most = int(min(tokenizer.model_max_length, *_positions(model), 2**20))
