@@ -178,6 +178,18 @@ def test_a_decoder_whose_config_names_another_padding_token(theirs: int | None, 
     assert torch.allclose(answers(model, data, choose(model, "cpu", "fp32")), expected, atol=1e-5)
 
 
+def test_a_checkpoint_of_a_trainer_is_saved_without_the_log_of_its_training(models: Path, tmp_path: Path) -> None:
+    shutil.copytree(models / "bert", tmp_path / "checkpoint-10")
+    for name in ("trainer_state.json", "all_results.json", "optimizer.pt", "rng_state.pth", "training_args.bin"):
+        (tmp_path / "checkpoint-10" / name).write_text("{}")
+    model, encode = load(tmp_path / "checkpoint-10")
+    (tmp_path / "out").mkdir()
+    save(model, tmp_path / "out", source=tmp_path / "checkpoint-10", encode=encode)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        *("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+    ]
+
+
 def test_distilbert_with_the_tokenizer_of_bert(models: Path, tmp_path: Path) -> None:
     """Old DistilBERT directories have a tokenizer that tells texts apart, which the model cannot take."""
     folder = tmp_path / "model"
@@ -263,6 +275,15 @@ class TestBadDirectories:
         said = self.purify(refused)
         assert said.startswith("bert has a tokenizer without a vocabulary (none of tokenizer.json")
         assert said.endswith("Fetch tokenizer.json and tokenizer_config.json, too.")
+
+    def test_the_output_directory_of_a_trainer(self, place: Path, refused: Refusals) -> None:
+        (place / "run").mkdir()
+        for step in (90, 100):
+            shutil.copytree(place / "bert", place / "run" / f"checkpoint-{step}")
+        (place / "run" / "checkpoint-2000").mkdir()
+        assert self.purify(refused, model="run") == (
+            "run has no config.json, but its checkpoints have. Give one of them, as run/checkpoint-100."
+        )
 
     def test_a_body_is_no_model_to_purify(self, refused: Refusals) -> None:
         said = self.purify(refused, model="body")

@@ -170,6 +170,10 @@ def checked_files(path: Path) -> tuple[dict[str, Any], list[Path]]:
         UnbackdoorError: a file is missing, broken, or asks to run code.
     """
     if not (path / "config.json").exists():
+        trained = [folder for folder in path.glob("checkpoint-*") if (folder / "config.json").exists()]
+        if trained:  # what a Trainer leaves
+            last = max(trained, key=lambda folder: (len(folder.name), folder.name))
+            raise UnbackdoorError(f"{path} has no config.json, but its checkpoints have. Give one of them, as {last}.")
         raise UnbackdoorError(
             f"{path} has no config.json. It must be a Hugging Face directory; for other models give --factory."
         )
