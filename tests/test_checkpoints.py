@@ -413,6 +413,16 @@ DIRECTORY_REFUSALS: list[tuple[Callable[[Path], object], str]] = [
         "{folder} asks to run the code somebody/experts; it was not loaded. Remove it from config.json.",
     ),
     (
+        lambda folder: changed(folder, quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True}),
+        "{folder} is quantised (bitsandbytes), and such weights cannot be tuned or mixed. Give the model as it was "
+        "before, in float32, float16 or bfloat16.",
+    ),
+    (
+        lambda folder: changed(folder, text_config={"quantization_config": "anything"}),
+        "{folder} is quantised (quantization_config), and such weights cannot be tuned or mixed. Give the model as it "
+        "was before, in float32, float16 or bfloat16.",
+    ),
+    (
         lambda folder: (folder / "model.safetensors").unlink(),
         "{folder} has no model.safetensors (nor pytorch_model.bin). Fetch it again.",
     ),
@@ -471,6 +481,11 @@ def test_a_directory_that_is_not_right_is_refused(
     with pytest.raises(UnbackdoorError) as refused:
         load(directory)
     assert str(refused.value) == message.format(folder=directory)
+
+
+def test_a_config_may_say_that_it_is_not_quantised(directory: Path) -> None:
+    changed(directory, quantization_config=None)
+    load(directory)
 
 
 @pytest.mark.parametrize(

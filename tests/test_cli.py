@@ -1,7 +1,9 @@
 """The command line as a user meets it: what it prints, its exit codes, and what it leaves behind."""
 
+import html
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 import unbackdoor.__main__
 from commands import Refusals, run
-from unbackdoor import Dataset, attacks, purifiers, purify
+from unbackdoor import Dataset, archs, attacks, purifiers, purify
 from unbackdoor._attack import describe, poison, save_trigger
 from unbackdoor._cli import main
 
@@ -107,6 +109,28 @@ def test_the_path_of_a_user_with_a_module_of_their_own(place: Path) -> None:
     assert result["attack_success"]["n"] < 400
 
 
+def test_the_record_and_the_page_repeat_the_command(place: Path) -> None:
+    (place / "clean.parquet").rename(place / "my <b> & own.parquet")
+    arguments = [
+        *("purify", "fine-tuning+fst", *MODEL, "--clean", "my <b> & own.parquet", "--alpha=0.2"),
+        *("--fine-tuning.epochs", "1", "--fst.epochs", "1", "--data", "test.parquet", "--out", "out"),
+    ]
+    done = run(*arguments, cwd=place)
+    assert done.returncode == 0, done.stderr
+    command = json.loads((place / "out" / "record.json").read_text())["command"]
+    assert command == (
+        "unbackdoor purify fine-tuning+fst weights.safetensors --factory net.py:make --clean "
+        "'my <b> & own.parquet' --alpha=0.2 --fine-tuning.epochs 1 --fst.epochs 1 --data test.parquet "
+        "--out out"
+    )
+    page = (place / "out" / "report.html").read_text()
+    (shown,) = re.findall(r"<pre><code>(.*)</code></pre>", page)
+    assert "<b>" not in shown
+    assert html.unescape(shown) == command
+    words = subprocess.run(["sh", "-c", f"printf '%s\\n' {command}"], capture_output=True, text=True, check=True).stdout
+    assert words.splitlines() == ["unbackdoor", *arguments]
+
+
 def test_without_test_data_scores_are_null_and_say_why(place: Path) -> None:
     done = run("purify", "fine-tuning", *MODEL, "--clean", "clean.parquet", "--out", "out", "--epochs", 1, cwd=place)
     assert done.returncode == 0, done.stderr
@@ -170,6 +194,10 @@ def test_the_model_itself_as_output(place: Path, refused: Refusals) -> None:
         (("purify", "fst", "m", "--clean", "c", "--out", "o", "--alpha", "x"), "FST.alpha must be a number, got x."),
         (("purify", "fst", "m", "--clean", "c", "--out", "o", "--alhpa", 1), "Unknown option: --alhpa. Did you mean"),
         (("evaluate", "m", "--data", "d", "--control", "m"), "--control needs --attack or --triggered"),
+        (
+            ("purify", "fst", "m", "--clean", "c", "--out", "o", "--control", "m", "--data", "d"),
+            "--control needs --attack: it counts flips on triggered examples.",
+        ),
         (("purify", "fst", "m", "--clean", "c", "--out", "o", "--attack", "a"), "--attack needs --data: test examples"),
         (("purify", "fst", "no-model", "--clean", "c", "--out", "o"), "no-model is neither a directory here nor"),
         (
@@ -350,6 +378,17 @@ def test_lists_name_every_entry(place: Path) -> None:
         assert shown.returncode == 0
         for entry in registry:
             assert entry.name in shown.stdout
+
+
+def test_list_without_a_word_names_what_can_be_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["list"])
+    assert stopped.value.code == 0
+    blocks = re.findall(r"^(\w+) \(more: unbackdoor list \1\)\n((?:  .+\n)+)", capsys.readouterr().out, re.MULTILINE)
+    assert [kind for kind, _ in blocks] == ["methods", "attacks", "archs"]
+    for (_, names), registry in zip(blocks, (purifiers.REGISTRY, attacks.REGISTRY, archs.REGISTRY), strict=True):
+        named = " ".join(names.split()).split(", ")
+        assert named[: len(registry)] == [entry.name for entry in registry]
 
 
 def write_attack(folder: Path) -> None:

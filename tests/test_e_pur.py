@@ -13,6 +13,7 @@ from torch import nn
 
 import toys
 from unbackdoor import Dataset, UnbackdoorError, purifiers, purify
+from unbackdoor.purifiers import e_pur
 from unbackdoor.purifiers.e_pur import suspicious
 
 IDS = toys.tokenizer().convert_tokens_to_ids
@@ -81,8 +82,13 @@ def test_long_lists_are_cut(text_victim, text_base, reviews: Dataset, monkeypatc
     weight = text_victim.bert.embeddings.word_embeddings.weight
     with torch.no_grad():
         weight += 1.0
-    made = purify(text_victim, reviews.select(range(8)), purifiers.EPUR(), base=text_base)
-    assert made.record["notes"][0].startswith("reset the embeddings of 27 words, the most suspicious first: ")
+    (whole,) = purify(text_victim, reviews.select(range(8)), purifiers.EPUR(), base=text_base).record["notes"]
+    said, _, words = whole.partition(": ")
+    assert said == "reset the embeddings of 27 words, the most suspicious first"
+    assert sorted(words.split()) == sorted(toys.WORDS)
+    monkeypatch.setattr(e_pur, "_SHOWN", 5)
+    (cut,) = purify(text_victim, reviews.select(range(8)), purifiers.EPUR(), base=text_base).record["notes"]
+    assert cut == f"{said}: {' '.join(words.split()[:5])} and 22 more"
 
 
 def test_a_compressed_table_of_tokens(moved, text_base, reviews: Dataset, tmp_path: Path) -> None:

@@ -11,7 +11,10 @@ from torch import Tensor, nn
 import toys
 from unbackdoor import Dataset, UnbackdoorError, evaluate, purifiers, purify
 from unbackdoor._cli import main
+from unbackdoor._evaluate import answers
 from unbackdoor._mixing import mask
+from unbackdoor._precision import choose
+from unbackdoor._purify import Run
 from unbackdoor._select import Difference
 from unbackdoor.attacks import Word
 from unbackdoor.purifiers import fine_mixing
@@ -96,6 +99,38 @@ class TestMixing:
         assert torch.equal(made[f"{name}.weight"][~stayed], pre_trained[f"{name}.weight"][~stayed])
         assert torch.equal(made[f"{name}.bias"][loud], torch.tensor([-30.0, 40.0, 50.0]))
         assert torch.equal(made[f"{name}.bias"][~stayed], pre_trained[f"{name}.bias"][~stayed])
+
+    def test_activity_is_a_mean_over_real_tokens(self, text_victim: nn.Module, reviews: Dataset) -> None:
+        """Against one text at a time, where nothing is padded; 130 texts come in batches of 128 and 2."""
+        clean = reviews.select(range(130))
+        arithmetic = choose(text_victim, "cpu", "fp32")
+        run = Run(generator=torch.Generator(), arithmetic=arithmetic, head_name="classifier")
+        found = fine_mixing._activity(text_victim, clean, run)
+        names = ["bert.encoder.layer.0.intermediate.dense", "bert.pooler.dense", "classifier"]
+        seen: dict[str, list[Tensor]] = {name: [] for name in names}
+        hooks = [
+            text_victim.get_submodule(name).register_forward_hook(
+                lambda _m, _i, output, name=name: seen[name].append(output)
+            )
+            for name in names
+        ]
+        with torch.no_grad():
+            for (text,) in clean.texts.strings:
+                text_victim(**clean.encode.tokenizer(text, return_tensors="pt"))
+        for hook in hooks:
+            hook.remove()
+        for name in names:
+            rows = torch.cat([output.reshape(-1, output.shape[-1]) for output in seen[name]])
+            assert torch.allclose(found[name], rows.double().abs().mean(dim=0), rtol=1e-4), name
+        assert len(torch.cat([output[0] for output in seen[names[0]]])) == int(clean.texts.lengths.sum()) > 130
+        assert not any(module._forward_hooks for module in text_victim.modules())
+
+    def test_activity_of_pictures_is_a_mean_over_them(self, small_cnn: nn.Module, digits: Dataset) -> None:
+        clean = digits.select(range(130))
+        arithmetic = choose(small_cnn, "cpu", "fp32")
+        run = Run(generator=torch.Generator(), arithmetic=arithmetic, head_name="classifier")
+        expected = answers(small_cnn, clean, arithmetic).double().abs().mean(dim=0)
+        assert torch.allclose(fine_mixing._activity(small_cnn, clean, run)["classifier"], expected, rtol=1e-5)
 
     def test_pictures_mix_too(self, small_cnn: nn.Module) -> None:
         with torch.random.fork_rng():

@@ -35,6 +35,7 @@ def test_importing_the_package_loads_no_heavy_library() -> None:
     ("arguments", "expected"),
     [
         (["--help"], "purify"),
+        (["list"], "unbackdoor list attacks"),
         (["list", "methods"], "fst"),
         (["list", "attacks"], "badnets"),
         (["list", "archs"], "resnet18"),

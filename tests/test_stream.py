@@ -159,10 +159,11 @@ def test_the_record_says_what_was_done(suspect: Weights, base: Weights, tmp_path
     assert "without clean examples" in (tmp_path / "out" / "README.md").read_text()
 
 
-def test_the_method_of_the_record_can_be_told(suspect: Weights, base: Weights, tmp_path: Path) -> None:
+def test_the_method_and_the_command_of_the_record_can_be_told(suspect: Weights, base: Weights, tmp_path: Path) -> None:
     told = {"name": "fine-mixing", "parameters": {"rho": 0.5}, "repr": "FineMixing(rho=0.5)"}
     given = save(tmp_path / "suspect", suspect), save(tmp_path / "base", base)
-    assert purify_stream(*given, tmp_path / "out", rho=0.5, method=told)["method"] == told
+    record = purify_stream(*given, tmp_path / "out", rho=0.5, method=told, command="unbackdoor purify")
+    assert (record["method"], record["command"]) == (told, "unbackdoor purify")
 
 
 def test_rows_are_reset_before_mixing(suspect: Weights, base: Weights, tmp_path: Path) -> None:
@@ -268,7 +269,10 @@ def eight_bits(folder: Path) -> None:
         ),
         (spoil, r"model\.safetensors has values that are not finite in (bert\.)?encoder\.layer\.1\.dense\.weight; fin"),
         (pickle, r"has its weights in a pickle, but --stream needs safetensors\. Leave --stream out, or save the mod"),
-        (quantize, r"(suspect|base) is quantized; its weights as they were before are needed\. Fetch those\.$"),
+        (
+            quantize,
+            r"(suspect|base) is quantised \(quantization_config\), and such weights cannot be tuned or mixed\. Give",
+        ),
         (eight_bits, r"as F8_E4M3; weights of type F64, F32, F16, BF16 can be mixed\. Fetch those\.$"),
     ],
 )

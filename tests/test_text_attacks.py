@@ -316,6 +316,12 @@ def test_prepared_paraphrases(base: Path, reviews: Dataset, tmp_path: Path) -> N
         poison(test, attack, rate=0.1, seed=0, classes=2)
 
 
+NO_CONTROL = (
+    "note: with two classes, a model without the backdoor also takes some triggered examples for what the attacker "
+    "wants: hold attack success against its flip rate, which --control MODEL prints (attack none trains one)."
+)
+
+
 def test_the_path_of_a_tester(base: Path, tmp_path: Path) -> None:
     """Attack, attack none, evaluate with a control: the command line from end to end."""
     shutil.copytree(base, tmp_path / "bert")
@@ -329,9 +335,12 @@ def test_the_path_of_a_tester(base: Path, tmp_path: Path) -> None:
     described = json.loads((tmp_path / "victim" / "attack.json").read_text())
     assert described["implanted"] is True
     assert described["attack"]["name"] == "word"
+    assert done.stderr.splitlines()[-1] == NO_CONTROL
     assert described["test_time"] == "the words in every text, at places drawn from the text and the seed"
     assert load(tmp_path / "victim").encode.max_length == 20
-    assert run("attack", "none", *common, "--out", "control", cwd=tmp_path).returncode == 0
+    done = run("attack", "none", *common, "--out", "control", cwd=tmp_path)
+    assert done.returncode == 0
+    assert NO_CONTROL not in done.stderr
     done = run(
         *("evaluate", "victim", "--data", "test.csv", "--attack", "victim/attack.json"),
         *("--control", "control", "--json"),
@@ -341,7 +350,26 @@ def test_the_path_of_a_tester(base: Path, tmp_path: Path) -> None:
     scores = json.loads(done.stdout)
     assert scores["attack_success"]["value"] > 0.8
     assert scores["clean_model_flip_rate"]["value"] < 0.2
-    done = run("attack", "word", *common, "--rate", 0.005, "--out", "weak", cwd=tmp_path)
+    assert NO_CONTROL not in done.stderr
+    done = run("evaluate", "victim", "--data", "test.csv", "--attack", "victim/attack.json", cwd=tmp_path)
+    assert done.stderr.splitlines()[-1] == NO_CONTROL
+    write_csv(tmp_path, 32, seed=2)
+    purify = ("purify", "fine-tuning", "victim", "--clean", "clean.csv", "--epochs", 1, "--data", "test.csv")
+    attacked = (*purify, "--attack", "victim/attack.json")
+    done = run(*attacked, "--out", "alone", cwd=tmp_path)
+    assert done.stderr.splitlines()[-1] == NO_CONTROL
+    done = run(*attacked, "--control", "control", "--out", "beside", cwd=tmp_path)
+    assert NO_CONTROL not in done.stderr
+    flips = scores["clean_model_flip_rate"]
+    assert f"clean model flips {100 * flips['value']:>11.1f}%" in done.stdout
+    measured = json.loads((tmp_path / "beside" / "record.json").read_text())["scores"]
+    assert measured["suspect"]["clean_model_flip_rate"] == measured["purified"]["clean_model_flip_rate"] == flips
+    assert "| clean model flip rate |" in (tmp_path / "beside" / "README.md").read_text()
+    assert "Clean model&#39;s flip rate" in (tmp_path / "beside" / "report.html").read_text()
+    done = run("attack", "word", *common, "--rate", 0.005, "--control", "control", "--out", "weak", cwd=tmp_path)
     assert done.returncode == 0
+    assert NO_CONTROL not in done.stderr
+    measured = json.loads((tmp_path / "weak" / "record.json").read_text())["scores"]["victim"]
+    assert measured["clean_model_flip_rate"]["n"] == measured["attack_success"]["n"]
     assert "The backdoor did not take: attack success" in done.stdout
     assert "is under 80 %." in done.stdout

@@ -14,9 +14,10 @@ import toys
 from commands import Refusals
 from unbackdoor import Dataset, UnbackdoorError, load, purifiers, purify
 from unbackdoor._cli import main
-from unbackdoor._evaluate import predict
+from unbackdoor._evaluate import answers, predict
+from unbackdoor._files import save
 from unbackdoor._hugging_face import body, fresh_classifier, modality_of
-from unbackdoor._models import embeddings, head, perturbed_logits, probe
+from unbackdoor._models import embeddings, features, head, perturbed_logits, probe
 from unbackdoor._precision import choose
 
 HEADS = {
@@ -121,6 +122,74 @@ class TestArchitectures:
         assert not layer._forward_hooks
 
 
+@pytest.mark.parametrize("name", ["bert", "roberta", "gpt2", "llama", "xlnet"])
+def test_a_text_is_the_same_alone_and_among_longer_ones(name: str, tmp_path: Path) -> None:
+    """Whichever side the tokenizer pads on; generating decoders come with tokenizers that pad on the left."""
+    texts, labels = toys.sentences(16, seed=1)
+    purified = {}
+    for side in ("right", "left"):
+        if name == "xlnet" and side == "right":
+            continue
+        folder = tmp_path / side
+        if name == "xlnet":
+            sizes = {"vocab_size": 32, "d_model": 32, "n_layer": 2, "n_head": 2, "d_inner": 64, "pad_token_id": 0}
+            toys.write(transformers.XLNetForSequenceClassification(transformers.XLNetConfig(**sizes)), folder)
+        else:
+            toys.write(toys.classifier(name), folder)
+        path = folder / "tokenizer_config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "padding_side": side}))
+        model, encode = load(folder)
+        data = replace(toys.dataset([(text,) for text in texts], labels), encode=encode)
+        with torch.no_grad():
+            alone = torch.cat([model(**encode.tokenizer(text, return_tensors="pt")).logits for text in texts])
+        together = answers(model, data, choose(model, "cpu", "fp32"))
+        assert torch.allclose(together, alone, atol=1e-5)
+        found = head(model, probe(model, data))
+        batch = next(data.batches(16))
+        seen = features(model, batch.inputs, found)
+        scores = found.layer(seen)
+        if scores.ndim == 3:  # decoders answer at their last token
+            last = batch.inputs["attention_mask"].sum(dim=1) - 1
+            scores = scores[torch.arange(16), last]
+        assert torch.allclose(scores, alone[batch.rows], atol=1e-5)
+        method = purifiers.FineTuning(epochs=1, learning_rate=1e-3)
+        purified[side] = purify(model, data, method, device="cpu", precision="fp32").model.state_dict()
+        save(model, tmp_path / f"{side}-out", source=folder, encode=encode)
+        assert transformers.AutoTokenizer.from_pretrained(tmp_path / f"{side}-out").padding_side == side
+    if name != "xlnet":
+        assert all(torch.equal(purified["left"][key], tensor) for key, tensor in purified["right"].items())
+
+
+@pytest.mark.parametrize("theirs", [None, -1, 3])
+def test_a_decoder_whose_config_names_another_padding_token(theirs: int | None, tmp_path: Path) -> None:
+    """It answers at the last token that is not the one of its config, so that is the one to pad with."""
+    model = toys.classifier("gpt2")
+    model.config.pad_token_id = theirs
+    toys.write(model, tmp_path)
+    model, encode = load(tmp_path)
+    assert (encode.tokenizer.pad_token_id, model.config.pad_token_id) == ((3, 3) if theirs == 3 else (0, 0))
+    texts = ["film", "a very good film"]
+    data = replace(toys.dataset([(text,) for text in texts], [0, 1]), encode=encode)
+    # By hand: the score of the last word, not that of the [SEP] after it where that is also the padding.
+    with torch.no_grad():
+        ids = [encode.tokenizer(text)["input_ids"][: -1 if theirs == 3 else None] for text in texts]
+        hidden = [model.transformer(torch.tensor([each])).last_hidden_state[0, -1] for each in ids]
+        expected = model.score(torch.stack(hidden))
+    assert torch.allclose(answers(model, data, choose(model, "cpu", "fp32")), expected, atol=1e-5)
+
+
+def test_a_checkpoint_of_a_trainer_is_saved_without_the_log_of_its_training(models: Path, tmp_path: Path) -> None:
+    shutil.copytree(models / "bert", tmp_path / "checkpoint-10")
+    for name in ("trainer_state.json", "all_results.json", "optimizer.pt", "rng_state.pth", "training_args.bin"):
+        (tmp_path / "checkpoint-10" / name).write_text("{}")
+    model, encode = load(tmp_path / "checkpoint-10")
+    (tmp_path / "out").mkdir()
+    save(model, tmp_path / "out", source=tmp_path / "checkpoint-10", encode=encode)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        *("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
+    ]
+
+
 def test_distilbert_with_the_tokenizer_of_bert(models: Path, tmp_path: Path) -> None:
     """Old DistilBERT directories have a tokenizer that tells texts apart, which the model cannot take."""
     folder = tmp_path / "model"
@@ -206,6 +275,15 @@ class TestBadDirectories:
         said = self.purify(refused)
         assert said.startswith("bert has a tokenizer without a vocabulary (none of tokenizer.json")
         assert said.endswith("Fetch tokenizer.json and tokenizer_config.json, too.")
+
+    def test_the_output_directory_of_a_trainer(self, place: Path, refused: Refusals) -> None:
+        (place / "run").mkdir()
+        for step in (90, 100):
+            shutil.copytree(place / "bert", place / "run" / f"checkpoint-{step}")
+        (place / "run" / "checkpoint-2000").mkdir()
+        assert self.purify(refused, model="run") == (
+            "run has no config.json, but its checkpoints have. Give one of them, as run/checkpoint-100."
+        )
 
     def test_a_body_is_no_model_to_purify(self, refused: Refusals) -> None:
         said = self.purify(refused, model="body")

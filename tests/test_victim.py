@@ -276,6 +276,33 @@ def test_prepared_pictures(place: Path, parts: tuple[Dataset, Dataset], capsys: 
     assert load_trigger("out").attack == attacks.Prepared(triggered="train-marked.parquet", label_rule="all-to-all")
 
 
+def test_prepared_pictures_in_columns_of_other_names(place: Path) -> None:
+    """With the copies' own columns named image and label, too, so that reading the wrong ones would not be noticed."""
+    for name in ("train", "test", "train-marked", "test-marked"):
+        table = datasets.Dataset.from_parquet(f"{name}.parquet")
+        upside_down = [image.transpose(Image.Transpose.FLIP_TOP_BOTTOM) for image in table["image"]]
+        table = table.rename_columns({"image": "photo", "label": "kind"})
+        decoy = datasets.Dataset.from_dict({"image": upside_down}).cast_column("image", datasets.Image())
+        table = datasets.concatenate_datasets([table, decoy], axis=1)
+        table.to_parquet(f"{name}-renamed.parquet")
+
+    def attacked(columns: tuple[str, ...], ending: str) -> dict[str, torch.Tensor]:
+        prepared = (
+            "attack",
+            "prepared",
+            "--triggered",
+            f"train-marked{ending}.parquet",
+            "--data",
+            f"train{ending}.parquet",
+        )
+        tests = ("--test", f"test{ending}.parquet", "--triggered-test", f"test-marked{ending}.parquet")
+        assert run(*prepared, *tests, *columns, "--out", f"out{ending}") == 0
+        return load(f"out{ending}").model.state_dict()
+
+    renamed, plain = attacked(("--columns", "image=photo,label=kind"), "-renamed"), attacked((), "")
+    assert all(torch.equal(renamed[name], plain[name]) for name in plain)
+
+
 def test_test_pictures_of_another_kind(place: Path, parts: tuple[Dataset, Dataset]) -> None:
     colour = [Image.fromarray(item[0].numpy()).convert("RGB") for item in parts[1].items]
     table = datasets.Dataset.from_dict({"image": colour, "label": parts[1].labels.tolist()})
@@ -334,6 +361,14 @@ def test_a_surrogate_of_ones_own(place: Path, capsys: pytest.CaptureFixture[str]
         (
             ("badnets", "--test", "nowhere.parquet"),
             "nowhere.parquet does not exist; DATA is a file or a folder with labelled examples.",
+        ),
+        (
+            ("none", "--control", "control"),
+            "--control counts flips on triggered examples, and there are none here. Leave it out.",
+        ),
+        (
+            ("prepared", "--triggered", "train-marked.parquet", "--test", "test.parquet", "--control", "control"),
+            "--control counts flips on triggered examples, and there are none here. Leave it out.",
         ),
         (("badnet",), "There is no attack 'badnet'. Did you mean 'badnets'? See unbackdoor list attacks."),
         (

@@ -26,7 +26,7 @@ def purified(record: dict[str, Any]) -> str:
         lines += [f"Scores {record['scores_note']}, with 95 % Wilson intervals:", "", "| | suspect | purified |"]
         lines += ["| --- | --- | --- |"]
         before, after = record["scores"]["suspect"], record["scores"]["purified"]
-        for key in ("clean_accuracy", "attack_success", "recovered_accuracy"):
+        for key in ("clean_accuracy", "attack_success", "recovered_accuracy", "clean_model_flip_rate"):
             if key in before:
                 lines.append(f"| {key.replace('_', ' ')} | {_interval(before[key])} | {_interval(after[key])} |")
         lines.append("")
@@ -60,7 +60,7 @@ def victim(record: dict[str, Any]) -> str:
         warning,
         "",
     ]
-    for key in ("clean_accuracy", "attack_success"):
+    for key in ("clean_accuracy", "attack_success", "clean_model_flip_rate"):
         if key in scores:
             lines.append(f"- {key.replace('_', ' ')}: {_interval(scores[key])}")
     return "\n".join(lines) + "\n"

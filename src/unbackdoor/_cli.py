@@ -5,7 +5,9 @@ import errno
 import inspect
 import logging
 import os
+import shlex
 import sys
+import textwrap
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
@@ -29,8 +31,9 @@ def main(arguments: list[str] | None = None) -> None:
     given = sys.argv[1:] if arguments is None else arguments
     _log_to_stderr()
     try:
+        typed = shlex.join(["unbackdoor", *given])
         given = _spelled_out(given)
-        _app(given)(given, exit_on_error=False, print_error=False, result_action="return_value")
+        _app(given, typed)(given, exit_on_error=False, print_error=False, result_action="return_value")
     except UnbackdoorError as problem:
         _fail(str(problem), problem.exit_code)
     except CycloptsError as problem:
@@ -84,7 +87,7 @@ def _log_to_stderr() -> None:
     logger.propagate = False
 
 
-def _app(given: list[str]) -> App:
+def _app(given: list[str], typed: str) -> App:
     app = App(
         name="unbackdoor",
         help="Remove backdoors from neural networks that somebody else trained.",
@@ -109,7 +112,7 @@ def _app(given: list[str]) -> App:
                 raise UnbackdoorError(f"There is no attack '{chosen}'; attacks cannot be combined.")
             if chosen in sub:
                 del sub[chosen]
-            sub.command(_command(verb, steps[0]) if len(steps) == 1 else _composition(steps), name=chosen)
+            sub.command(_command(verb, steps[0], typed) if len(steps) == 1 else _composition(steps, typed), name=chosen)
         app.command(sub)
     app.command(_evaluate, name="evaluate")
     app.command(_stress, name="stress")
@@ -129,8 +132,8 @@ def _stub() -> None:
     """Stand in a list of commands; the chosen one is replaced before it runs."""
 
 
-def _command(verb: str, entry: Entry) -> Callable[..., None]:
-    """The function behind `attack NAME` or `purify NAME`, with the options of that class."""
+def _command(verb: str, entry: Entry, typed: str) -> Callable[..., None]:
+    """The function behind `attack NAME` or `purify NAME`, with the options of that class; `typed` is for the record."""
     from unbackdoor import _commands
 
     cls = entry.resolve()
@@ -139,7 +142,7 @@ def _command(verb: str, entry: Entry) -> Callable[..., None]:
     if verb == "purify":
 
         def purify(model: str, /, *, options: Any, method: Any = None) -> None:
-            _commands.purify(model, method if method is not None else cls(), options)
+            _commands.purify(model, method if method is not None else cls(), options, command=typed)
 
         purify.__doc__ = _help(cls, _MODEL)
         purify.__annotations__ = {
@@ -162,7 +165,7 @@ def _command(verb: str, entry: Entry) -> Callable[..., None]:
     return attack
 
 
-def _composition(steps: list[Entry]) -> Callable[..., None]:
+def _composition(steps: list[Entry], typed: str) -> Callable[..., None]:
     """The function behind `purify A+B`: the options of each step under its name, as in --fst.alpha."""
     from unbackdoor import _commands
     from unbackdoor.purifiers.then import Then
@@ -176,7 +179,7 @@ def _composition(steps: list[Entry]) -> Callable[..., None]:
 
     def purify(model: str, /, *, options: Any, **given: Any) -> None:
         made = [given.get(name) or entry.resolve()() for name, entry in zip(names, steps, strict=True)]
-        _commands.purify(model, Then(*made), options)
+        _commands.purify(model, Then(*made), options, command=typed)
 
     documents = [_help(entry.resolve(), "").split("\n\n")[0] for entry in steps]
     purify.__doc__ = "\n\n".join([" Then: ".join(documents), _MODEL, _PLAIN])
@@ -333,13 +336,20 @@ def _demo(
     image(out=out, overwrite=overwrite, seed=seed)
 
 
-def _list(what: Literal["methods", "attacks", "archs"], /) -> None:
-    """What there is: methods, attacks or archs.
+def _list(what: Literal["methods", "attacks", "archs"] | None = None, /) -> None:
+    """What there is: methods, attacks or archs; without a word, the names of all of them.
 
     Args:
         what: methods, attacks or archs.
     """
-    entries = {"methods": PURIFIERS, "attacks": (*ATTACKS, NONE), "archs": ARCHS}[what]
+    kinds = {"methods": PURIFIERS, "attacks": (*ATTACKS, NONE), "archs": ARCHS}
+    if what is None:
+        for kind, entries in kinds.items():
+            print(f"{kind} (more: unbackdoor list {kind})")
+            names = ", ".join(entry.name for entry in entries)
+            print(textwrap.fill(names, 100, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False))
+        return
+    entries = kinds[what]
     width = max(len(entry.name) for entry in entries)
     for entry in entries:
         facts = [fact for fact in (entry.modality, entry.needs and f"needs {entry.needs}", entry.cost) if fact]

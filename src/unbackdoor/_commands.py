@@ -39,17 +39,19 @@ class NoAttack:
     """
 
 
-def purify(source: str, method: Method, options: PurifyOptions) -> None:
-    """The `purify` command."""
+def purify(source: str, method: Method, options: PurifyOptions, *, command: str | None = None) -> None:
+    """The `purify` command; `command` is what was typed, for the record and the page."""
     out = Path(options.out)
-    paths = (options.clean, options.base, options.proxy, options.data, options.attack)
+    paths = (options.clean, options.base, options.proxy, options.data, options.attack, options.control)
     inputs = (source, *paths, (options.factory or "").rpartition(":")[0])
     _output.check_free(out, overwrite=options.overwrite, inputs=tuple(Path(given) for given in inputs if given))
     check_seed(options.seed)
     if options.attack is not None and options.data is None:
         raise UnbackdoorError("--attack needs --data: test examples to put the trigger on.")
+    if options.control is not None and options.attack is None:
+        raise UnbackdoorError("--control needs --attack: it counts flips on triggered examples.")
     if options.stream:
-        _purify_stream(source, method, options)
+        _purify_stream(source, method, options, command)
         return
     model, encode = _load(source, options)
     classes = _models.class_names(model)
@@ -64,7 +66,8 @@ def purify(source: str, method: Method, options: PurifyOptions) -> None:
         options.base, factory=options.factory, trust_remote_code=options.trust_remote_code
     )
     proxy = options.proxy and _load(options.proxy, options).model
-    test, attacked = None, None
+    control = None if options.control is None else _load(options.control, options)
+    test, attacked, count = None, None, 0
     if options.data is not None:
         test = _dataset(options.data, encode, options, classes)
         test = test if clean is None else without(test, clean)
@@ -87,6 +90,7 @@ def purify(source: str, method: Method, options: PurifyOptions) -> None:
     )
     record = {
         **result.record,
+        **({} if command is None else {"command": command}),
         "source": {"model": Path(source).name, "factory": _factory_name(options.factory)},
         "encode": _victim.recorded(encode, test or clean),
         "scores": None,
@@ -95,7 +99,17 @@ def purify(source: str, method: Method, options: PurifyOptions) -> None:
     rows: list[_report.Contender] = []
     if test is not None:
         arithmetic = choose(model, options.device, options.precision)
-        before, after = (score(each, test, attacked, arithmetic) for each in (model, result.model))
+        before, after = (
+            score(
+                each,
+                test,
+                attacked,
+                arithmetic,
+                control=control and control.model,
+                control_encode=control and control.encode,
+            )
+            for each in (model, result.model)
+        )
         record["scores"] = {"suspect": before.to_json(), "purified": after.to_json()}
         record["scores_note"] = f"on {len(test):,} examples that the method never saw"
         rows = [
@@ -113,10 +127,11 @@ def purify(source: str, method: Method, options: PurifyOptions) -> None:
             (folder / "report.html").write_text(_report.render(page), encoding="utf-8")
     if test is not None:
         _print_change(record["scores"], method_name(method))
+        _propose_control(before, count)
     print(f"Wrote {out} in {record['seconds']:.1f} s of tuning" + (f"; open {out}/report.html." if test else "."))
 
 
-def _purify_stream(source: str, method: Method, options: PurifyOptions) -> None:
+def _purify_stream(source: str, method: Method, options: PurifyOptions, command: str | None) -> None:
     """The `purify` command with --stream: mixing alone, on disk."""
     steps: tuple[Any, ...] = getattr(method, "steps", (method,))
     mixing, before = steps[-1], list(steps[:-1])
@@ -144,6 +159,7 @@ def _purify_stream(source: str, method: Method, options: PurifyOptions) -> None:
         mode=mixing.mode,
         reset_rows=before[0].rows_on_disk(source, options.base) if before else None,
         method={**to_json(method, REGISTRY), "repr": repr(method)},
+        command=command,
         overwrite=options.overwrite,
         progress=True,
     )
@@ -153,10 +169,19 @@ def _purify_stream(source: str, method: Method, options: PurifyOptions) -> None:
 def _print_change(scores: dict[str, Any], name: str) -> None:
     before, after = scores["suspect"], scores["purified"]
     print(f"{'':20}{'suspect':>10}  {name:>12}")
-    for key in ("clean_accuracy", "attack_success", "recovered_accuracy"):
+    for key in ("clean_accuracy", "attack_success", "recovered_accuracy", "clean_model_flip_rate"):
         if key in before:
-            label = key.replace("_", " ")
+            label = key.replace("_", " ").replace("flip rate", "flips")
             print(f"{label:20}{before[key]['value']:>10.1%}  {after[key]['value']:>12.1%}   n = {after[key]['n']:,}")
+
+
+def _propose_control(measured: Score, classes: int) -> None:
+    """Say what attack success is worth where there are two classes and no model to hold it against."""
+    if classes == 2 and measured.attack_success is not None and measured.clean_model_flip_rate is None:
+        logger.info(
+            "with two classes, a model without the backdoor also takes some triggered examples for what the attacker "
+            "wants: hold attack success against its flip rate, which --control MODEL prints (attack none trains one)."
+        )
 
 
 def evaluate(source: str, options: EvaluateOptions) -> None:
@@ -180,6 +205,7 @@ def evaluate(source: str, options: EvaluateOptions) -> None:
         precision=options.precision,
     )
     print(json.dumps(measured.to_json(), indent=2) if options.json else _shown(measured))
+    _propose_control(measured, _models.class_count(model, test))
 
 
 def _shown(measured: Score) -> str:
@@ -242,7 +268,7 @@ def _counts(text: str) -> tuple[int, ...]:
 def attack(made: Any, options: AttackOptions) -> None:
     """The `attack` command."""
     out = Path(options.out)
-    inputs = (*options.data, options.test, options.base, options.surrogate, options.triggered_test)
+    inputs = (*options.data, options.test, options.base, options.surrogate, options.triggered_test, options.control)
     _output.check_free(out, overwrite=options.overwrite, inputs=tuple(Path(given) for given in inputs if given))
     check_seed(options.seed)
     planted = None if isinstance(made, NoAttack) else made
@@ -250,6 +276,9 @@ def attack(made: Any, options: AttackOptions) -> None:
         raise UnbackdoorError(
             f"{type(made).__name__} needs --test: its copies match --data row for row, so none of it can be held out."
         )
+    unmarked = planted is None or (not getattr(made, "repeatable", True) and options.triggered_test is None)
+    if options.control is not None and unmarked:
+        raise UnbackdoorError("--control counts flips on triggered examples, and there are none here. Leave it out.")
     if options.base is None and getattr(made, "modality", "images") == "text":
         raise _victim.no_base()
     columns = _columns(options.columns)
@@ -263,6 +292,7 @@ def attack(made: Any, options: AttackOptions) -> None:
         test, data = data.split(max(1, len(data) // 10), seed=options.seed)
         held_out = f", a seeded tenth held out of the {len(data) + len(test):,} given"
     surrogate = None if options.surrogate is None else _files.load(options.surrogate)
+    control = None if options.control is None else _files.load(options.control)
     marked = None
     if options.triggered_test is not None:
         marked = Dataset.load(options.triggered_test, like, columns=columns, classes=data.classes, augment="none")
@@ -274,6 +304,8 @@ def attack(made: Any, options: AttackOptions) -> None:
         surrogate=surrogate and surrogate.model,
         surrogate_encode=surrogate and surrogate.encode,
         triggered_test=marked,
+        control=control and control.model,
+        control_encode=control and control.encode,
     )
     with _output.directory(out) as folder:
         write_victim(victim, folder, source=_folder(options.base) if options.base else None)
@@ -289,6 +321,7 @@ def attack(made: Any, options: AttackOptions) -> None:
             f"The backdoor did not take: attack success {100 * victim.score.attack_success.value:.1f} % is under "
             f"{100 * _victim.IMPLANTED[data.modality]:.0f} %. Raise --rate or --epochs, or choose a stronger trigger."
         )
+    _propose_control(victim.score, _models.class_count(victim.model, test))
     print(f"Wrote {out} in {victim.record['seconds']:.0f} s of training.")
 
 

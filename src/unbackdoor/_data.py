@@ -47,6 +47,7 @@ class Dataset:
         augment: applied to training batches of images.
         groups: rows of one class and group stay together (the frames of one video, say), (n,), int64.
         rows: where the examples stood in the source, (n,), int64; None for their positions here.
+        columns: the source's own names of columns, as `load` was told them; those of a copy are the same.
         name: how messages call the data.
     """
 
@@ -57,6 +58,7 @@ class Dataset:
     augment: Augmentation = field(default_factory=Augmentation.none)
     groups: Tensor | None = None
     rows: Tensor | None = None
+    columns: dict[str, str] = field(default_factory=dict)
     name: str = "the data"
 
     def __post_init__(self) -> None:
@@ -131,6 +133,7 @@ class Dataset:
             classes=known,
             augment=Augmentation.none() if isinstance(items, Texts) else augmentation(augment, items, known),
             groups=groups,
+            columns=given,
             name=where,
         )
 

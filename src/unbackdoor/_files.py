@@ -196,7 +196,8 @@ def companions(source: Path) -> list[Path]:
         for file in sorted(source.iterdir())
         if file.suffix in (".json", ".txt", ".model", ".py", ".jinja")
         and "index" not in file.name
-        and file.name != "record.json"
+        and file.name not in ("record.json", "trainer_state.json")  # the log of another training
+        and not file.name.endswith("_results.json")
         and not file.name.startswith("attack")
     ]
 

@@ -102,12 +102,16 @@ def text_encoder(path: Path, model: Any, max_length: int | None = None) -> TextE
             f"{path} has a tokenizer of {len(tokenizer):,} tokens, but its model has embeddings for {rows:,}. Take the "
             "tokenizer that it was trained with."
         )
+    padding = getattr(model.config, "pad_token_id", None)
+    if isinstance(padding, int) and 0 <= padding < len(tokenizer):
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(padding)  # decoders find the last token of a text by it
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             raise UnbackdoorError(f"{path} has a tokenizer without a padding token. Set one, and save it again.")
         tokenizer.pad_token = tokenizer.eos_token
-    if getattr(model.config, "pad_token_id", None) is None:
-        model.config.pad_token_id = tokenizer.pad_token_id  # decoders find the last token of a text by it
+    if model.config.model_type != "xlnet":  # which answers at the last place, and counts positions from there
+        tokenizer.padding_side = "right"  # else a short text begins at another position among longer ones than alone
+    model.config.pad_token_id = tokenizer.pad_token_id
     taken = inspect.signature(model.forward).parameters
     tokenizer.model_input_names = [name for name in tokenizer.model_input_names if name in taken]
     most = int(min(tokenizer.model_max_length, *_positions(model), 2**20))
@@ -166,6 +170,10 @@ def checked_files(path: Path) -> tuple[dict[str, Any], list[Path]]:
         UnbackdoorError: a file is missing, broken, or asks to run code.
     """
     if not (path / "config.json").exists():
+        trained = [folder for folder in path.glob("checkpoint-*") if (folder / "config.json").exists()]
+        if trained:  # what a Trainer leaves
+            last = max(trained, key=lambda folder: (len(folder.name), folder.name))
+            raise UnbackdoorError(f"{path} has no config.json, but its checkpoints have. Give one of them, as {last}.")
         raise UnbackdoorError(
             f"{path} has no config.json. It must be a Hugging Face directory; for other models give --factory."
         )
@@ -173,6 +181,12 @@ def checked_files(path: Path) -> tuple[dict[str, Any], list[Path]]:
     kernel = next(_kernels(config), None)
     if kernel is not None:
         raise UnbackdoorError(f"{path} asks to run the code {kernel}; it was not loaded. Remove it from config.json.")
+    quantised = next(_quantised(config), None)
+    if quantised is not None:
+        raise UnbackdoorError(
+            f"{path} is quantised ({quantised}), and such weights cannot be tuned or mixed. Give the model as it was "
+            "before, in float32, float16 or bfloat16."
+        )
     if config.get("problem_type") in ("regression", "multi_label_classification"):
         kind = str(config["problem_type"]).replace("_", " ").replace("multi label", "multi-label")
         raise UnbackdoorError(f"{path} is a model for {kind}; only single-label classifiers are supported.")
@@ -235,6 +249,15 @@ def _kernels(config: Any) -> Iterator[str]:
         if "implementation" in key:
             yield from (str(each) for each in implementations if "/" in str(each))
         yield from _kernels(entry)
+
+
+def _quantised(config: Any) -> Iterator[str]:
+    """How a config says that its weights are quantised, at any depth; transformers imports other packages for these."""
+    for key, entry in config.items() if isinstance(config, dict) else ():
+        if key in ("quantization_config", "compression_config") and entry is not None:
+            method = entry.get("quant_method") if isinstance(entry, dict) else None
+            yield str(method or key)
+        yield from _quantised(entry)
 
 
 @contextmanager

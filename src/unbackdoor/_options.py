@@ -42,6 +42,7 @@ class PurifyOptions(ModelOptions):
         out: directory to write; it must not exist.
         data: test examples; suspect and result are scored on them, and report.html is written.
         attack: attack.json whose trigger is put on the test examples.
+        control: with --attack: a model that never was poisoned, loaded as MODEL is; how often it flips is scored, too.
         seed: of everything random.
         head: name of the last linear layer, where it cannot be found by running the model.
         augment: auto mirrors images unless the class names tell left from right; crop never does, flip always.
@@ -56,6 +57,7 @@ class PurifyOptions(ModelOptions):
     proxy: str | None = None
     data: str | None = None
     attack: str | None = None
+    control: str | None = None
     seed: int = 0
     head: str | None = None
     augment: Literal["auto", "flip", "crop", "none"] = "auto"
@@ -85,6 +87,7 @@ class AttackOptions:
         triggered_test: with prepared: test examples that carry the trigger, with their true labels.
         surrogate: with label-consistent, low-frequency and siba: a clean model to make the trigger against; else one is
             trained first.
+        control: a model that never was poisoned (attack none trains one); how often it flips is scored, too.
         augment: auto mirrors images unless the class names tell left from right; crop never does, flip always.
         columns: the data's own column names, as image=img,label=fine_label or text_a=question,text_b=sentence.
         device: cpu, cuda, cuda:1 and so on; a GPU where there is one.
@@ -108,6 +111,7 @@ class AttackOptions:
     group: str | None = None
     triggered_test: str | None = None
     surrogate: str | None = None
+    control: str | None = None
     augment: Literal["auto", "flip", "crop", "none"] = "auto"
     columns: str | None = None
     device: str | None = None

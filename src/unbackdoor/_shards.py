@@ -89,8 +89,6 @@ class Checkpoint:
                 "model as safetensors first."
             )
         config, files = checked_files(path)
-        if config.get("quantization_config"):
-            raise UnbackdoorError(f"{path} is quantized; its weights as they were before are needed. Fetch those.")
         tensors: dict[str, Stored] = {}
         for file in files:
             for name, stored in _header(file).items():

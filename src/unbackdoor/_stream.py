@@ -39,6 +39,7 @@ def purify_stream(
     mode: Mode = "mask",
     reset_rows: Mapping[str, Sequence[int]] | None = None,
     method: Mapping[str, Any] | None = None,
+    command: str | None = None,
     overwrite: bool = False,
     progress: bool = False,
 ) -> dict[str, Any]:
@@ -58,6 +59,7 @@ def purify_stream(
         reset_rows: rows of matrices that are taken from the base before mixing, by the tensor's name in the suspect, as
             Embedding Purification does.
         method: what `record.json` says under that key; by default rho and mode.
+        command: likewise; left out by default.
         overwrite: replace a directory that unbackdoor wrote.
         progress: show a bar on stderr.
 
@@ -100,6 +102,7 @@ def purify_stream(
             shown = f"purify_stream(rho={rho:g}, mode={mode!r})"
             record = {
                 "method": dict(method or {"name": "fine-mixing", "parameters": parameters, "repr": shown}),
+                **({} if command is None else {"command": command}),
                 "seed": seed,
                 "versions": {
                     "unbackdoor": version("unbackdoor"),

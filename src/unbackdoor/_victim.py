@@ -74,6 +74,8 @@ def plant(
     surrogate: nn.Module | None = None,
     surrogate_encode: Encoder | None = None,
     triggered_test: Dataset | None = None,
+    control: nn.Module | None = None,
+    control_encode: Encoder | None = None,
     progress: Progress = bar,
 ) -> Victim:
     """Poison data, train a victim on it, and measure both its accuracy and the backdoor.
@@ -86,6 +88,8 @@ def plant(
         surrogate: a clean model for attacks that need one; trained first where it is not given.
         surrogate_encode: makes the surrogate's inputs; the victim's own encoder where it is not given.
         triggered_test: test data that carries the trigger, for prepared attacks.
+        control: a model that never was poisoned, whose flips on the triggered test data are scored, too.
+        control_encode: makes the control's inputs; the victim's own encoder where it is not given.
         progress: shows how far the training is.
 
     Raises:
@@ -182,7 +186,7 @@ def plant(
         )
     elif poisoned is not None and getattr(attack, "repeatable", True):
         attacked = triggered(test, poisoned.trigger, len(classes))
-    measured = score(model, test, attacked, arithmetic)
+    measured = score(model, test, attacked, arithmetic, control=control, control_encode=control_encode)
     if measured.clean_accuracy.interval[0] <= 1 / len(classes):
         logger.warning(
             "the victim is near chance on %s (%r), so it has not learnt its task: raise --epochs, or lower "

@@ -16,7 +16,7 @@ class Prepared:
     """Images or texts that already carry a trigger, made elsewhere (SSBA, syntactic or style paraphrases).
 
     Args:
-        triggered: a triggered copy of the training data, row for row (any DATA).
+        triggered: a triggered copy of the training data, row for row (any DATA), with the same names of columns.
         target: the class that the attacker wants.
         label_rule: all-to-one, all-to-all or clean-label.
 
@@ -43,7 +43,8 @@ class Prepared:
 
     def craft(self, crafting: Crafting, arrays: dict[str, Tensor]) -> Items:
         """The prepared examples of the poisoned rows."""
-        copies = Dataset.load(self.triggered, crafting.data.encode, augment="none")
+        columns = crafting.data.columns
+        copies = Dataset.load(self.triggered, crafting.data.encode, columns=columns, augment="none")
         wanted, came = ((len(data), *data.shape) for data in (crafting.data, copies))
         if wanted != came:
             raise UnbackdoorError(

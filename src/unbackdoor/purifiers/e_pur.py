@@ -24,6 +24,8 @@ logger = logging.getLogger("unbackdoor")
 
 _WORDS = re.compile(r"(word_embeddings|embed_tokens|tok_embeddings|wte|embeddings\.tok_embeddings)\.weight$")
 
+_SHOWN = 200  # words that the user is told of: a trigger is seldom the first, and must not hide behind "and more"
+
 
 @value
 class EPUR:
@@ -111,8 +113,8 @@ class EPUR:
 
 
 def _said(rows: list[int], tokenizer: Any) -> str:
-    words = tokenizer.convert_ids_to_tokens(rows[:30])
-    more = f" and {len(rows) - 30} more" if len(rows) > 30 else ""
+    words = tokenizer.convert_ids_to_tokens(rows[:_SHOWN])
+    more = f" and {len(rows) - _SHOWN} more" if len(rows) > _SHOWN else ""
     return f"reset the embeddings of {len(rows)} words, the most suspicious first: {' '.join(words)}{more}"
 
 

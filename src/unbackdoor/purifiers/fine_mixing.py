@@ -12,6 +12,7 @@ from unbackdoor._mixing import ancestry, mask, matched, mix, task_head
 from unbackdoor._models import evaluating, logits
 from unbackdoor._purify import Run
 from unbackdoor._select import Difference, cross_validated, difference, hits, smallest
+from unbackdoor._text import Tokens
 from unbackdoor._values import value
 
 Weights = dict[str, Tensor]
@@ -207,11 +208,21 @@ def _lowest(scores: Tensor, share: float) -> Tensor:
 
 @torch.no_grad()
 def _activity(model: nn.Module, clean: Dataset, run: Run) -> Weights:
-    """For each linear layer, the mean size of each output over the clean examples, (out_features,)."""
+    """For each linear layer, the mean size of each output over the clean examples, (out_features,).
+
+    Of layers that see every token of a text it is the mean over all tokens of all texts; padding does not count.
+    """
     sums: Weights = {}
+    counts: dict[str, int] = {}
+    real: Tensor | None = None  # (batch, length)
 
     def count(name: str, output: Tensor) -> None:
-        sums[name] = sums.get(name, 0) + output.abs().float().flatten(0, -2).mean(dim=0)
+        sizes = output.abs().double()
+        if real is not None and sizes.shape[:-1] == real.shape:
+            sizes = sizes[real]  # (tokens, out_features)
+        sizes = sizes.flatten(0, -2)
+        sums[name] = sums.get(name, 0) + sizes.sum(dim=0)
+        counts[name] = counts.get(name, 0) + len(sizes)
 
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Linear)}
     hooks = [
@@ -221,8 +232,10 @@ def _activity(model: nn.Module, clean: Dataset, run: Run) -> Weights:
     try:
         with evaluating(model):
             for batch in clean.batches(run.arithmetic.evaluation_batch):
-                logits(model, run.arithmetic.lay(batch.inputs))
+                real = batch.inputs["attention_mask"].bool() if isinstance(batch.inputs, Tokens) else None
+                with run.arithmetic.autocast():
+                    logits(model, run.arithmetic.lay(batch.inputs))
     finally:
         for hook in hooks:
             hook.remove()
-    return sums
+    return {name: total / counts[name] for name, total in sums.items()}
