@@ -423,6 +423,11 @@ DIRECTORY_REFUSALS: list[tuple[Callable[[Path], object], str]] = [
         "was before, in float32, float16 or bfloat16.",
     ),
     (
+        lambda folder: (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "/elsewhere"}'),
+        "{folder} holds an adapter (adapter_config.json), not a whole model. Merge it into its base model and give the "
+        "result.",
+    ),
+    (
         lambda folder: (folder / "model.safetensors").unlink(),
         "{folder} has no model.safetensors (nor pytorch_model.bin). Fetch it again.",
     ),

@@ -70,7 +70,7 @@ def test_commands_are_understood(monkeypatch: pytest.MonkeyPatch) -> None:
     for page, line in shown:
         given = _cli._spelled_out(shlex.split(line, comments=True)[1:])
         try:
-            _cli._app(given).parse_args(given, exit_on_error=False, print_error=False)
+            _cli._app(given, line).parse_args(given, exit_on_error=False, print_error=False)
         except Exception as problem:
             raise AssertionError(f"{page}: {line}") from problem
 

@@ -177,6 +177,11 @@ def checked_files(path: Path) -> tuple[dict[str, Any], list[Path]]:
         raise UnbackdoorError(
             f"{path} has no config.json. It must be a Hugging Face directory; for other models give --factory."
         )
+    if (path / "adapter_config.json").exists():  # which names another model, elsewhere, for transformers to load
+        raise UnbackdoorError(
+            f"{path} holds an adapter (adapter_config.json), not a whole model. Merge it into its base model and give "
+            "the result."
+        )
     config = read_json(path / "config.json")
     kernel = next(_kernels(config), None)
     if kernel is not None:
