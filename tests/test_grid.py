@@ -304,6 +304,7 @@ def test_the_grids_of_this_project_are_right(monkeypatch: pytest.MonkeyPatch, sh
         # 2 victims and a control, by 15 methods: 3 seeds and, with half the images, one; one takes no images
         "defences": 3 * (1 + 15 * 3 + 14 * 1),
         "fine-mixing": (3 + 1) * (1 + 5 * 3),
+        "text-defences": (2 + 1) * (1 + 9),
         "small-victim": 1 + 14 * 3 * 2 + 3,  # clp takes no images
     }
 
