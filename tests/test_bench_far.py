@@ -15,8 +15,10 @@ from typing import Any
 
 import pytest
 
-from unbackdoor import Dataset
+from unbackdoor import Dataset, UnbackdoorError
 from unbackdoor._bench import Store, identity
+from unbackdoor._bench._schema import Resources
+from unbackdoor._bench._workers import Cluster
 
 if any(importlib.util.find_spec(name) is None for name in ("ray", "moto", "s3fs", "flask")):
     pytest.skip("ray, moto[server] or s3fs is not installed", allow_module_level=True)
@@ -142,6 +144,13 @@ def test_a_ray_cluster_that_is_not_there(place: Path, tmp_path: Path) -> None:
     )
     assert refused.returncode == 2
     assert refused.stderr.splitlines()[-1].startswith("--ray not-an-address cannot be reached (")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    with pytest.raises(
+        UnbackdoorError, match=rf"--ray {address} cannot be reached \(.*refused\)\. Start it: ray start"
+    ):
+        Cluster(address, Resources())
 
 
 @pytest.fixture
@@ -199,6 +208,9 @@ def test_a_store_in_an_object_store(place: Path, tmp_path: Path, bucket: str) ->
         assert made.returncode == 0, made.stderr
         return made.stdout
 
+    absent = "s3://nothing-of-the-kind/runs"
+    with pytest.raises(UnbackdoorError, match=f"{absent} has no bucket nothing-of-the-kind, or it may not be seen"):
+        Store(absent)
     run(tmp_path / "near")
     run(bucket, "--workers", "2")
     assert run(bucket) == "Nothing to do: 10 cells, none of them left.\n"

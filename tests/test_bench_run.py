@@ -185,6 +185,14 @@ def test_dry_run_lists_and_estimates(store: Store, place: Path, capsys: pytest.C
     assert "by the records so far; loading data comes on top." in out.splitlines()[-1]
 
 
+def test_a_grid_that_leaves_all_out(place: Path, tmp_path: Path) -> None:
+    (place / "nothing.toml").write_text(TINY + "[[cells]]\nleave_out = true\n")
+    with pytest.raises(
+        UnbackdoorError, match=r"The grid has no cell: cells.leave_out takes all away\. Leave out less\."
+    ):
+        bench(str(place / "nothing.toml"), out=str(tmp_path / "runs"), dry_run=True)
+
+
 def test_one_cell_again(store: Store, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     key = identity(next(spec for spec, _ in store.cells() if spec["method"]["name"] == "fine-tuning"))
     before = measured(store)

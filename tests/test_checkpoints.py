@@ -312,7 +312,7 @@ def test_weights_that_are_not_finite_are_refused(name: str, dtype: torch.dtype, 
         (lambda w: w.update({"3.scale": torch.ones(3)}), "it has 1 that it does not know (3.scale)"),
         (
             lambda w: w.update({"3.weight": torch.ones(4, 5), "3.bias": torch.ones(4)}),
-            "it has 2 of another shape (3.bias is (4,), not (3,))",
+            "it has 2 of another shape (3.bias is (4,), not (3,); 3.weight is (4, 5), not (3, 5))",
         ),
         (
             lambda w: (w.pop("3.bias"), w.update({"a": torch.ones(1), "1.weight": torch.ones(5, 49)})),
@@ -333,6 +333,13 @@ def test_weights_that_do_not_fit_the_factory_are_named(
     if message is None:
         message = "it lacks 4 tensor(s) (1.bias, 1.weight, 3.bias, ...) and has 1 that it does not know (x)"
     assert str(refused.value) == f"{path} does not fit {factory}: {message}. Check the architecture."
+
+
+def test_weights_of_data_parallel_are_told_apart(factory: str, tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    save_file({f"module.{name}": tensor for name, tensor in weights().items()}, path)
+    with pytest.raises(UnbackdoorError, match=r"Take module\. off the names, which DataParallel put there\.$"):
+        load(path, factory=factory)
 
 
 # Hugging Face directories

@@ -138,6 +138,19 @@ def test_image_folder_with_nested_folders_and_odd_files(tmp_path: Path) -> None:
     assert torch.equal(data.items, PIXELS[[0, 2, 1, 3]])
 
 
+def test_folders_named_by_numbers_are_class_indices_even_where_some_are_absent(tmp_path: Path) -> None:
+    for label in (0, 2, 10):
+        (tmp_path / str(label)).mkdir()
+        (tmp_path / str(label) / "a.png").write_bytes(encoded(PICTURES[0]))
+    data = Dataset.load(tmp_path)
+    assert data.labels.tolist() == [0, 2, 10]  # not 0, 1, 2, nor 0, 10, 2 as text sorts
+    assert data.classes == tuple(map(str, range(11)))
+    named = Dataset.load(tmp_path, classes=[f"class {number}" for number in range(11)])
+    assert named.labels.tolist() == [0, 2, 10]
+    assert named.classes is not None
+    assert named.classes[2] == "class 2"
+
+
 def test_image_folder_without_classes_or_pictures(tmp_path: Path) -> None:
     assert refusal(tmp_path) == (
         f"{tmp_path} has no sub-folders; an image folder has one per class, with its pictures."
@@ -291,7 +304,8 @@ def test_a_corrupt_picture_is_named_by_its_row(tmp_path: Path, cell: dict, reaso
     pictures = [{"bytes": encoded(part), "path": None} for part in PICTURES]
     path = write_table(tmp_path / "d.parquet", LABELS, pictures=[*pictures[:2], cell, pictures[3]])
     message = refusal(path)
-    assert message.startswith(f"{path} has a picture in row 2 that {reason}")
+    named = f", {cell['path']}," if cell["path"] else ""
+    assert message.startswith(f"{path} has a picture in row 2{named} that {reason}")
     assert message.endswith("). Repair or remove that row.")
 
 

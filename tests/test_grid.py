@@ -89,6 +89,7 @@ def test_cells_are_left_out_and_added_in_the_order_of_the_file(folder: Path) -> 
     assert not [cell for cell in found if cell[0] == "badnets 0.01"]
     assert [cell for cell in found if cell[0] == "badnets 0.1"] == [
         ("badnets 0.1", "none", "-", 0),
+        ("badnets 0.1", "fine-tuning", "unseen", 7),
         ("badnets 0.1", "fst", "unseen", 7),
     ]
     assert ("none 0.0", "fst", "unseen", 7) in found  # the control gets the same method, budget and seed
@@ -255,6 +256,11 @@ method = "fts"
             "line 8: prepared carries no trigger that could be put on the test examples, so a grid cannot score it.",
         ),
         (TASK + BUDGET + '[[attacks]]\nname = "none"\n', "line 8: The clean control is part of every grid. Leave this"),
+        (TASK + BUDGET + '[[cells]]\nleave_out = "yes"\n', "line 8: cells.0.leave_out must be true or false, got yes."),
+        (
+            TASK + BUDGET + '[resources]\ndevice = "gpu"\n',
+            "line 8: resources.device: must be cpu, cuda, mps or xpu, or one of several",
+        ),
         (TASK + BUDGET + "[[cells]]\nbudget = 1\n", "line 8: Budgets count from 0 to 0, got 1."),
         (TASK + 'attack = "a.json"\n' + BUDGET, "line 5: tasks.digits.attack goes with an existing model. Leave"),
         (TASK + 'arch = "resnet"\n' + BUDGET, "line 5: There is no architecture 'resnet'. Did you mean"),
@@ -281,6 +287,34 @@ method = "fts"
 def test_what_is_refused(text: str, line: str, folder: Path) -> None:
     lines = refusal(folder, text)
     assert any(found.strip().startswith(line) for found in lines), lines
+
+
+LEFT = '[[cells]]\nleave_out = true\ntask = "other"\n'
+
+
+def test_a_budget_that_is_taken_away_from_a_task_is_not_asked_of_it(folder: Path) -> None:
+    text = TASK + '[tasks.other]\ntrain = "train.csv"\ntest = "test.csv"\n' + BUDGET  # of which nothing is held out
+    assert any("tasks.other.held_out, which is 0" in line for line in refusal(folder, text))
+    assert {cell.subject.name for cell in all_cells(grid(folder, text + LEFT))} == {"digits"}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            '[[methods]]\nname = "e-pur+fst"\n',
+            "The grid has e-pur+fst on tasks.digits, which has images, but EPUR is for",
+        ),
+        (
+            '[[attacks]]\nname = "word"\n',
+            "The grid has word on tasks.digits, which has images, but Word is for text. Take",
+        ),
+    ],
+)
+def test_what_is_for_the_other_kind_of_data_is_refused(text: str, message: str, folder: Path) -> None:
+    with pytest.raises(UnbackdoorError) as refused:
+        all_cells(grid(folder, TASK + BUDGET + text))
+    assert str(refused.value).startswith(message)
 
 
 def test_a_file_that_is_no_grid(folder: Path) -> None:

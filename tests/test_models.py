@@ -482,6 +482,12 @@ NO_HEAD = (
             "end the model in an nn.Linear.",
         ),
         (
+            Classifier(lambda scores: scores / 0),
+            None,
+            "Classifier answers with values that are not finite, although its weights are. Check the buffers (a negative "
+            "running_var, say) and the preprocessing.",
+        ),
+        (
             Classifier(lambda scores: scores.softmax(1)),
             None,
             "Classifier answers with probabilities; class scores (logits) are expected. Wrap it without its last "

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from conftest import SmallCNN
-from unbackdoor import Dataset, UnbackdoorError, purifiers, purify
+from unbackdoor import Dataset, Run, UnbackdoorError, purifiers, purify
 
 QUICK = purifiers.FineTuning(epochs=1)
 
@@ -103,6 +103,34 @@ def test_a_class_without_a_clean_example_is_a_warning(
         record = purify(small_cnn, clean, QUICK).record
     assert "digits has no example of 1 class(es) (3): the purified model will probably lose them." in caplog.text
     assert any("no example of 1 class(es) (3)" in text for text in record["warnings"])
+
+
+def test_a_missing_class_beyond_the_names_of_the_data_is_told_by_its_number(
+    small_cnn: SmallCNN, digits: Dataset
+) -> None:
+    clean = dataclasses.replace(
+        digits.select(torch.nonzero(digits.labels < 8).flatten()[:200]), classes=tuple("abcdefgh")
+    )
+    warnings = purify(small_cnn, clean, QUICK).record["warnings"]
+    assert any("no example of 2 class(es) (8, 9)" in text for text in warnings)
+    assert any(
+        "digits has 8 class names, but the model has 10 classes without names. They were taken in order "
+        "(a = 0, b = 1, c = 2, ...), which is right only if it was trained so" in text
+        for text in warnings
+    )
+
+
+def test_a_result_that_collapses_on_its_own_examples_is_a_warning(small_cnn: SmallCNN, digits: Dataset) -> None:
+    trained = purify(small_cnn, digits, purifiers.FineTuning(epochs=3, learning_rate=0.05)).model
+
+    def forgets(model: nn.Module, clean: Dataset, run: Run) -> nn.Module:
+        nn.init.zeros_(model.head.weight)
+        return model
+
+    record = purify(trained, digits.select(range(100)), forgets).record
+    assert record["suspect_accuracy_on_clean"]["value"] > 0.9
+    assert record["purified_accuracy_on_clean"]["value"] < 0.3
+    assert any("right, which it was made with, the suspect 9" in text for text in record["warnings"])
 
 
 def test_a_suspect_near_chance_is_a_warning(

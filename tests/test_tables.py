@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from stores import CONTROL, MACHINE, TRIGGERED, N, failure, put_many, result, share, spec, victim
+from stores import CONTROL, MACHINE, TRIGGERED, N, failure, provenance, put_many, result, share, spec, victim
 from unbackdoor import UnbackdoorError
 from unbackdoor._bench import Store, identity
 from unbackdoor._cli import main
@@ -163,6 +163,24 @@ def test_fine_tuning_stands_in_every_table_even_where_it_was_not_run(store: Stor
     assert "digits has no plain fine-tuning with the clean budget 50 unseen." in made.notes
 
 
+def test_a_label_is_the_name_where_all_cells_have_it(tmp_path: Path) -> None:
+    made = Store(tmp_path / "runs")
+    wide = {**provenance(), "labels": {"method": "wide <b>"}}
+    made.put(spec(BADNETS, "none"), result(0.96, 1.0, method=None))
+    made.put(spec(BADNETS, "fst", alpha=0.3), result(0.9, 0.1, provenance=wide))
+    assert {each.method for each in of(made).rows} == {"none", "wide <b>"}
+    made.put(spec(BADNETS, "fst", 1, alpha=0.3), result(0.9, 0.1))  # another grid did not call it so
+    assert {each.method for each in of(made).rows} == {"none", "fst (alpha=0.3)"}
+
+
+def test_the_same_attack_in_two_tasks_has_its_plain_name(tmp_path: Path) -> None:
+    made = Store(tmp_path / "runs")
+    existing = {**victim(task={"name": "other"}), "model": "c" * 16, "trigger": "d" * 16}
+    for of_ in (BADNETS, existing):
+        made.put(spec(of_, "none"), result(0.96, 1.0, method=None))
+    assert [(each.task, each.attack) for each in of(made).rows] == [("digits", "badnets"), ("other", "badnets")]
+
+
 def test_a_method_without_clean_examples_stands_beside_every_budget(store: Store) -> None:
     store.put(spec(BADNETS, "clp", n=None), result(0.9, 0.5))
     store.put(spec(BADNETS, "fst", n=50), result(0.9, 0.5))
@@ -280,8 +298,8 @@ def test_second_test_examples_have_a_table_of_their_own(store: Store) -> None:
     assert (fst.second_success.mean, fst.second_success.n) == (0.25, 1)
     page = _texts.as_markdown(made, "digits.md")
     table = page.split("second test examples")[1]
-    assert "| none | 80.0 | not run | not run |" in table
-    assert "| fst | not run | 70.0 / 25.0 | not run |" in table
+    assert "| none | 80.0 | not run | † not implanted (1) |" in table
+    assert "| fst | not run | 70.0 / 25.0 | † not implanted (1) |" in table
     assert "| fst | 90.0 (1.4), n = 2 | 93.0 (1.0) / 30.0 (26.5), n = 3 |" in page
 
 
@@ -374,7 +392,8 @@ def test_the_suffix_says_which_kind(
     ("runs", "out", "message"),
     [
         ("runs", "report.pdf", r"-o must end in \.html, \.csv, \.json, \.tex or \.md, got report\.pdf\."),
-        ("absent", "report.html", r"absent has no cell that report can read, got 0 of another form\. Give the folder"),
+        ("absent", "report.html", r"absent does not exist\. Give the folder or address that unbackdoor bench wrote"),
+        ("empty", "report.html", r"empty has no cell that report can read, got 0 of another form\. Give the folder"),
     ],
 )
 def test_what_report_cannot_do_is_told(

@@ -176,6 +176,16 @@ def test_filters_leave_the_baselines_and_the_control(browser: Any, path: Path) -
     assert shown == total
 
 
+def test_a_column_that_was_sorted_by_may_be_filtered_away(browser: Any, path: Path) -> None:
+    load(browser, path)
+    browser.find_element(By.CSS_SELECTOR, "#blocks table thead tr:last-child th:nth-child(5) button").click()
+    attacks = Select(browser.find_element(By.ID, "filter-attack"))
+    for name in [option.text for option in attacks.options]:
+        attacks.select_by_visible_text(name)
+        assert browser.find_element(By.ID, "shown").text
+    assert not [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
+
+
 def test_numbers_flags_and_pictures_are_there(browser: Any, path: Path) -> None:
     load(browser, path)
     blocks = browser.find_element(By.ID, "blocks").text

@@ -17,7 +17,7 @@ def purified(record: dict[str, Any]) -> str:
         "",
         f"`{_plain(record['source']['model'])}` was purified with `{method['repr']}` "
         f"{budget} clean examples in {record['seconds']:.1f} s (seed {record['seed']}). "
-        "`record.json` has everything needed to repeat it.",
+        "`record.json` has the method, its settings, the seed, the versions, the device and what was measured.",
         "",
     ]
     if record["scores"] is None:

@@ -186,10 +186,12 @@ def check_fit(path: str, owner: str, missing: list[str], extra: list[str], shape
     if extra:
         problems.append(f"has {len(extra)} that it does not know ({few(extra)})")
     if shapes:
-        name, came, wanted = shapes[0]
-        problems.append(f"has {len(shapes)} of another shape ({name} is {tuple(came)}, not {tuple(wanted)})")
+        odd = [f"{name} is {tuple(came)}, not {tuple(wanted)}" for name, came, wanted in shapes[:3]]
+        problems.append(f"has {len(shapes)} of another shape ({'; '.join(odd)}{'; ...' * (len(shapes) > 3)})")
     if problems:
-        raise UnbackdoorError(f"{path} does not fit {owner}: it {' and '.join(problems)}. Check the architecture.")
+        wrapped = missing and sorted(extra) == sorted(f"module.{name}" for name in missing)
+        way = "Take module. off the names, which DataParallel put there" if wrapped else "Check the architecture"
+        raise UnbackdoorError(f"{path} does not fit {owner}: it {' and '.join(problems)}. {way}.")
 
 
 def few(names: list[str]) -> str:

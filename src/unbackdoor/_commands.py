@@ -128,6 +128,9 @@ def purify(source: str, method: Method, options: PurifyOptions, *, command: str 
     if test is not None:
         _print_change(record["scores"], method_name(method))
         _propose_control(before, count)
+    elif record["clean"] is not None:
+        suspect, purified = (record[f"{name}_accuracy_on_clean"]["value"] for name in ("suspect", "purified"))
+        print(f"On the clean examples themselves: {suspect:.1%} before, {purified:.1%} after.")
     print(f"Wrote {out} in {record['seconds']:.1f} s of tuning" + (f"; open {out}/report.html." if test else "."))
 
 

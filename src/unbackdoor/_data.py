@@ -290,6 +290,8 @@ def _opened(source: str | Path | Sequence[str | Path], where: str) -> tuple[Any,
     if len(files) > 1 and any(file.is_dir() for file in files):
         raise UnbackdoorError(f"{where} has a folder among several parts; DATA is one folder, or files.")
     parquet = sorted(first.glob("*.parquet")) if first.is_dir() else []
+    level = datasets.logging.get_verbosity()
+    datasets.logging.set_verbosity(logging.CRITICAL)  # what is wrong is told below, once
     try:
         if (first / "dataset_dict.json").exists():
             raise _several(first, [entry.name for entry in first.iterdir() if entry.is_dir()], "")
@@ -307,7 +309,8 @@ def _opened(source: str | Path | Sequence[str | Path], where: str) -> tuple[Any,
     except Exception as problem:  # whatever a reader of a foreign format may raise
         cause = problem.__cause__ or problem
         # What datasets says of a table without rows, by how it was written.
-        if "corresponds to no data" in str(cause) or "BatchSize must be greater than 0" in str(cause):
+        empty = ("No columns to parse", "corresponds to no data", "BatchSize must be greater than 0")
+        if any(words in str(cause) for words in empty):
             raise _empty(where) from None
         if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
             raise IncompleteError(
@@ -315,6 +318,8 @@ def _opened(source: str | Path | Sequence[str | Path], where: str) -> tuple[Any,
             ) from None
         reason = str(cause).split("\n")[0].rstrip(".")
         raise UnbackdoorError(f"{where} cannot be read ({reason}). Repair it, or take other data.") from problem
+    finally:
+        datasets.logging.set_verbosity(level)
     for column, feature in table.features.items():
         if isinstance(feature, datasets.Image):
             table = table.cast_column(column, datasets.Image(decode=False))
@@ -370,7 +375,10 @@ def _tabular(files: list[Path]) -> Any:
 
 
 def _image_folder(folder: Path) -> Any:
-    """One folder per class, in alphabetical order, pictures inside; other files are left alone."""
+    """One folder per class, pictures inside; other files are left alone.
+
+    Names that are whole numbers are class indices; others are numbered in alphabetical order.
+    """
     import datasets
     from PIL import Image
 
@@ -381,13 +389,18 @@ def _image_folder(folder: Path) -> Any:
         raise UnbackdoorError(f"{folder} has no sub-folders; an image folder has one per class, with its pictures.")
     if all(_SPLIT.fullmatch(name) for name in classes):
         raise _several(folder, classes, "")
+    numbers = {name: int(name) for name in classes if name.isascii() and name.isdecimal()}
+    if len(numbers) == len(classes) and max(numbers.values()) < 100_000:  # class indices, of which some may be absent
+        names = [str(number) for number in range(max(numbers.values()) + 1)]
+    else:
+        names, numbers = classes, {name: label for label, name in enumerate(classes)}
     paths, labels = [], []
-    for label, name in enumerate(classes):
+    for name, label in sorted(numbers.items(), key=lambda entry: entry[1]):
         for path in sorted((folder / name).rglob("*")):
             if path.suffix.lower() in known and not path.name.startswith("."):
                 paths.append(str(path.relative_to(folder)))
                 labels.append(label)
-    features = datasets.Features({"image": datasets.Value("string"), "label": datasets.ClassLabel(names=classes)})
+    features = datasets.Features({"image": datasets.Value("string"), "label": datasets.ClassLabel(names=names)})
     return datasets.Dataset.from_dict({"image": paths, "label": labels}, features=features)
 
 
@@ -412,6 +425,8 @@ def _labels(
             f"{where} has the label {values[0]!r} in row 0; labels must be whole numbers or class names "
             "(several labels or a number to predict are not supported)."
         )
+    if names and classes is not None and not set(names) <= set(classes) and all(name.isdecimal() for name in names):
+        values, names = [int(names[given]) for given in values], None
     names = names or (None if classes is None else list(classes))
     if names is None:
         _check_range(values, None, where, "")
@@ -439,6 +454,17 @@ def _labels(
 def check_labels(data: Dataset, classes: int) -> None:
     """Refuse a label that the model's head does not have."""
     _check_range(data.labels.tolist(), classes, data.name, "the model has", data.rows)
+
+
+def doubtful_classes(data: Dataset, classes: int) -> str | None:
+    """Why class names of the data may stand for other classes of a model that has none; None where nothing tells so."""
+    if data.classes is None or len(data.classes) == classes or all(name.isdecimal() for name in data.classes):
+        return None
+    some = ", ".join(f"{name} = {number}" for number, name in enumerate(data.classes[:3]))
+    return (
+        f"{data.name} has {len(data.classes)} class names, but the model has {classes} classes without names. They "
+        f"were taken in order ({some}, ...), which is right only if it was trained so; labels as numbers are safe."
+    )
 
 
 def _check_range(labels: list[int], classes: int | None, where: str, owner: str, rows: Tensor | None = None) -> None:

@@ -1,5 +1,6 @@
 """Scores: counts and intervals, never a bare percentage."""
 
+import logging
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from unbackdoor._attack import Attack, Trigger, Triggered, already_triggered, as_trigger, triggered
-from unbackdoor._data import Dataset, Encoder, check_labels
+from unbackdoor._data import Dataset, Encoder, check_labels, doubtful_classes
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._models import class_count, evaluating, logits
 from unbackdoor._precision import Arithmetic, Precision, choose
@@ -154,6 +155,9 @@ def evaluate(
     arithmetic = choose(model, device, precision)
     classes = class_count(model, test)
     check_labels(test, classes)
+    doubt = doubtful_classes(test, classes)
+    if doubt is not None:
+        logging.getLogger("unbackdoor").warning(doubt)
     attacked: Triggered | None = None
     if attack is not None:
         attacked = triggered(test, as_trigger(attack, test), classes)

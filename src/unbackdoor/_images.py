@@ -168,8 +168,9 @@ def _decoded(cell: Any, row: int, where: str, folder: Path | None) -> Image.Imag
         return decode(cell)
     except Exception as problem:  # decoders of some fifty formats raise whatever they like
         reason = str(problem).split("<")[0].strip().rstrip(".") or type(problem).__name__
+        named = f", {cell.relative_to(folder)}," if isinstance(cell, Path) and folder else ""
         raise UnbackdoorError(
-            f"{where} has a picture in row {row} that cannot be decoded ({reason}). Repair or remove that row."
+            f"{where} has a picture in row {row}{named} that cannot be decoded ({reason}). Repair or remove that row."
         ) from None
 
 

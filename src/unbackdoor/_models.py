@@ -199,6 +199,11 @@ def head(model: nn.Module, inputs: Inputs, name: str | None = None) -> Head:
         for hook in hooks:
             hook.remove()
     owner = type(model).__name__
+    if not torch.isfinite(scores).all():
+        raise UnbackdoorError(
+            f"{owner} answers with values that are not finite, although its weights are. Check the buffers (a negative "
+            "running_var, say) and the preprocessing."
+        )
     if name is not None:
         if name not in layers:
             some = ", ".join(list(layers)[-5:]) or "none"

@@ -8,7 +8,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from unbackdoor import _models
 from unbackdoor._checkpoints import check_finite
-from unbackdoor._data import Dataset, check_labels
+from unbackdoor._data import Dataset, check_labels, doubtful_classes
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._evaluate import Proportion, predict
 from unbackdoor._precision import Arithmetic, Precision, choose, description, relayout_
@@ -292,7 +292,10 @@ def purify(
         base=base,
         proxy=proxy,
     )
-    facts = {"clean": None, "suspect_accuracy_on_clean": None} if clean is None else _look(working, clean, head, run)
+    names = ("clean", "recipe", "suspect_accuracy_on_clean", "purified_accuracy_on_clean")
+    facts: dict[str, Any] = dict.fromkeys(names)
+    if clean is not None:
+        facts |= _look(working, clean, head, run)
     if clean is None and needs_clean(method):
         raise UnbackdoorError(f"{type(method).__name__} needs clean examples, got none.")
     cuda = [arithmetic.device] if arithmetic.device.type == "cuda" else []
@@ -310,6 +313,8 @@ def purify(
     if not isinstance(purified, nn.Module):
         name = getattr(method, "__name__", type(method).__name__)
         raise UnbackdoorError(f"{name} must return the model, got {type(purified).__name__}. End it in return model.")
+    if clean is not None:
+        facts["purified_accuracy_on_clean"] = _look_again(purified, clean, facts["suspect_accuracy_on_clean"], run)
     relayout_(purified.to(home), torch.contiguous_format)
     _restore(purified, types, unsaved, training, trainable, type(method).__name__)
     record = {
@@ -345,9 +350,25 @@ def _look(model: nn.Module, clean: Dataset, head: str | None, run: Run) -> dict[
     before = _accuracy(model, clean, run.arithmetic)
     _check_clean(clean, classes, before, run)
     return {
-        "clean": {"n": len(clean), "per_class": torch.bincount(clean.labels.cpu(), minlength=classes).tolist()},
+        "clean": {
+            "n": len(clean),
+            "per_class": torch.bincount(clean.labels.cpu(), minlength=classes).tolist(),
+            "augment": asdict(clean.augment),
+        },
+        "recipe": run.recipe._asdict(),
         "suspect_accuracy_on_clean": before.to_json(),
     }
+
+
+def _look_again(model: nn.Module, clean: Dataset, before: dict[str, Any], run: Run) -> dict[str, Any]:
+    """The result's accuracy on the examples that it was made with, to be recorded; a collapse is told."""
+    after = _accuracy(model, clean, run.arithmetic)
+    if after.value < before["value"] - 0.1:
+        run.warn(
+            f"the purified model answers {after.value:.1%} of {clean.name} right, which it was made with, the suspect "
+            f"{before['value']:.1%}: more clean data or more epochs may help (it saw {run.examples_seen:,} examples)."
+        )
+    return after.to_json()
 
 
 def peak_memory() -> int:
@@ -377,13 +398,18 @@ def _check_clean(clean: Dataset, classes: int, accuracy: Proportion, run: Run) -
             f"on it learns to answer nothing else. Add clean examples of the other class{'es' * (classes > 2)}."
         )
     if absent:
-        names = [clean.classes[label] if clean.classes else str(label) for label in absent[:5]]
+        known = dict(enumerate(clean.classes or ()))
+        names = [known.get(label, str(label)) for label in absent[:5]]
         more = ", ..." if len(absent) > 5 else ""
         run.warn(
             f"{clean.name} has no example of {len(absent)} class(es) ({', '.join(names)}{more}): the purified model "
             "will probably lose them."
         )
-    if accuracy.interval[0] <= 1 / classes:
+    doubt = doubtful_classes(clean, classes)
+    if doubt is not None:
+        run.warn(doubt)
+    chance = 1 / classes
+    if accuracy.interval[0] <= chance or accuracy.value <= chance + (1 - chance) / 4:
         run.warn(
             f"the suspect is near chance on {clean.name} ({accuracy!r}): its labels, their order or the preprocessing "
             "probably do not fit the model."

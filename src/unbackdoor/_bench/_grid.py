@@ -65,8 +65,9 @@ def read(path: str | Path) -> Grid:
     try:
         text = path.read_text(encoding="utf-8")
         raw = tomllib.loads(text)
-    except FileNotFoundError:
-        raise UnbackdoorError(f"{path} does not exist; GRID is a TOML file. See docs/bench.md.") from None
+    except (FileNotFoundError, IsADirectoryError):
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise UnbackdoorError(f"{path} {what}; GRID is a TOML file. See docs/bench.md.") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as problem:
         raise UnbackdoorError(f"{path} cannot be read as TOML ({problem}). Repair it.") from None
     problems = Problems(path, text)
@@ -97,7 +98,13 @@ def read(path: str | Path) -> Grid:
             methods = {"fine-tuning": fine_tuning(), **methods}
     for place, budget in enumerate(written["budgets"]):
         if budget is not None:
-            _check_budget(place, budget, tasks, problems)
+            taken = [entry for entry in written["cells"] if entry is not None and _takes_whole_budgets(entry)]
+            left = {
+                name: task
+                for name, task in tasks.items()
+                if not any(name in (entry.task or tasks) and place in (entry.budget or (place,)) for entry in taken)
+            }
+            _check_budget(place, budget, left, problems)
     given_tasks = raw.get("tasks")
     known = {
         "task": list(given_tasks) if isinstance(given_tasks, dict) else [],
@@ -165,6 +172,13 @@ def _made(table: type[BaseModel], given: Any) -> Any:
 
 def _labels(tables: list[dict[str, Any]]) -> list[str]:
     return [str(table.get("label", table.get("name"))) for table in tables]
+
+
+def _takes_whole_budgets(entry: Cells) -> bool:
+    """Whether an entry takes all cells of its tasks and budgets away."""
+    return entry.leave_out and all(
+        getattr(entry, key) is None for key in ("attack", "rate", "victim_seed", "method", "seed")
+    )
 
 
 def _check_budget(place: int, budget: Budget, tasks: dict[str, Task], problems: Problems) -> None:

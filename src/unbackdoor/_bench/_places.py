@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from unbackdoor._errors import UnbackdoorError
+from unbackdoor._errors import IncompleteError, UnbackdoorError
 from unbackdoor._output import directory, write_file
 
 
@@ -122,6 +122,9 @@ class Folder:
             lock.release()
 
 
+BUCKETS = ("s3", "s3a", "gs", "gcs", "abfs", "az", "oss")  # kinds of stores that do not make their first folder
+
+
 class Remote:
     """An address that fsspec knows. One put per file, and no locks: two runs may measure a cell twice, and equal."""
 
@@ -137,6 +140,19 @@ class Remote:
                 f"{address} cannot be opened ({problem}). Install unbackdoor[store], or choose another --out."
             ) from None
         self.address = address.rstrip("/")
+        kind = address.partition("://")[0]
+        bucket = self.root.partition("/")[0]
+        try:
+            there = kind not in BUCKETS or self.files.exists(bucket)
+        except Exception as problem:  # each kind of store has its own
+            reason = " ".join(str(problem).split()) or type(problem).__name__
+            raise UnbackdoorError(
+                f"{address} cannot be reached ({reason[:200]}). Check the address and the network."
+            ) from None
+        if not there:
+            raise UnbackdoorError(
+                f"{address} has no bucket {bucket}, or it may not be seen. Make it, or choose another."
+            )
         self.fetched: dict[str, Path] = {}
 
     def names(self, kind: str) -> set[str]:
@@ -200,4 +216,8 @@ class Remote:
     def _put(self, name: str, content: bytes) -> None:
         if "file" in (self.files.protocol if isinstance(self.files.protocol, tuple) else (self.files.protocol,)):
             self.files.makedirs(f"{self.root}/{name}".rpartition("/")[0], exist_ok=True)
-        self.files.pipe_file(f"{self.root}/{name}", content)
+        try:
+            self.files.pipe_file(f"{self.root}/{name}", content)
+        except OSError as problem:
+            reason = " ".join(str(problem).split())
+            raise IncompleteError(f"{self.path(name)} could not be written: {reason[:200]}.") from None

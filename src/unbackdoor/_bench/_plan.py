@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 from dataclasses import dataclass
+from typing import Any
 
 from unbackdoor import purifiers
 from unbackdoor._bench._grid import Grid
@@ -10,6 +11,7 @@ from unbackdoor._bench._schema import Cells
 from unbackdoor._bench._store import Store
 from unbackdoor._bench._subjects import Cell, Subject, Subjects, cell_of, value_spec
 from unbackdoor._errors import UnbackdoorError
+from unbackdoor._registry import name_of
 
 
 @dataclass(frozen=True)
@@ -102,8 +104,10 @@ def all_cells(grid: Grid) -> list[Cell]:
         UnbackdoorError: the `attack.json` of an existing model cannot be used.
     """
     from unbackdoor._purify import needs_clean
+    from unbackdoor.purifiers import FineTuning as fine_tuning
 
     makes = Subjects(grid)
+    baselines = [label for label, method in grid.methods.items() if isinstance(method, fine_tuning)]
     methods = {"none": None, **grid.methods}
     combinations: dict[tuple[Subject, str, int | None, int], None] = {}
 
@@ -112,7 +116,7 @@ def all_cells(grid: Grid) -> list[Cell]:
         for subject, (label, method) in itertools.product(subjects, methods.items()):
             if method is None:
                 combinations[subject, label, None, 0] = None
-            elif not entry.method or label in entry.method:
+            elif not entry.method or label in entry.method or label in baselines:
                 places: list[int | None] = [*(entry.budget or range(len(grid.budgets)))]
                 for place, seed in itertools.product(places, entry.seed or grid.seeds):
                     combinations[subject, label, place if needs_clean(method) else None, seed] = None
@@ -137,7 +141,31 @@ def all_cells(grid: Grid) -> list[Cell]:
         cell = cell_of(subject, label, methods[label], specs[label], budget, seed, makes.files[subject.name])
         second = subject.task.second_test is not None and (label == "none" or seed == grid.seeds[0])
         cells.setdefault(cell.key, dataclasses.replace(cell, others=beside[subject], second=second))
+    _check_kinds(list(cells.values()))
     return list(cells.values())
+
+
+def _check_kinds(cells: list[Cell]) -> None:
+    """Refuse attacks and methods on data of the other kind; what an existing model takes is not known yet."""
+    for subject, label, method in {
+        (cell.subject, cell.label): (cell.subject, cell.label, cell.method) for cell in cells
+    }.values():
+        kind = "text" if subject.task.base is not None else "images"
+        parts = [(subject.label, subject.attack, getattr(subject.attack, "modality", "images"))]
+        steps = method.steps if isinstance(getattr(method, "steps", None), tuple) else (method,)
+        parts += [(label, step, _modality(step)) for step in steps]
+        for name, made, modality in parts:
+            if made is not None and subject.model is None and kind not in modality:
+                raise UnbackdoorError(
+                    f"The grid has {name} on tasks.{subject.name}, which has {kind}, but {type(made).__name__} is for "
+                    f"{modality}. Take it away by cells.leave_out."
+                )
+
+
+def _modality(method: Any) -> str:
+    """What a registered method works on; all others are taken to know themselves."""
+    entry = next((entry for entry in purifiers.REGISTRY if entry.name == name_of(method, purifiers.REGISTRY)), None)
+    return "images, text" if entry is None else entry.modality
 
 
 def _matches(entry: Cells, subject: Subject, label: str, place: int | None, seed: int) -> bool:

@@ -91,6 +91,8 @@ def _tell(todo: Plan, store: Store, workers: int) -> None:
         print(f"victim {victim.key}  {victim}")
     for cell in todo.cells:
         print(f"cell   {cell.key}  {cell}")
+    if not todo.total:
+        raise UnbackdoorError("The grid has no cell: cells.leave_out takes all away. Leave out less.")
     print(f"{len(todo.victims):,} victims to train and {len(todo.cells):,} of {todo.total:,} cells to measure.")
     if todo.cells:
         print(_estimate(todo, store, workers))
@@ -109,15 +111,16 @@ def _estimate(todo: Plan, store: Store, workers: int) -> str:
         if method == "none" and result["training_seconds"] is not None:
             for key in ((task,), ()):
                 victims.setdefault(key, []).append(result["training_seconds"])
-    if not cells or (todo.victims and not victims):
+    if not cells:
         return "How long that takes is not known: the store has no record of its kind yet."
 
     def typical(records: dict[tuple[str, ...], list[float]], *keys: tuple[str, ...]) -> float:
         return statistics.median(next(records[key] for key in (*keys, ()) if key in records))
 
-    total = sum(typical(victims, (victim.name,)) for victim in todo.victims)
+    total = sum(typical(victims, (victim.name,)) for victim in todo.victims if victims)
     for cell in todo.cells:
         method = cell.spec["method"]["name"]
         total += typical(cells, (cell.subject.name, method), (method,))
     beside = "" if workers == 1 else f" by {workers} workers"
-    return f"About {duration(total / workers)}{beside}, by the records so far; loading data comes on top."
+    without = ", without the victims, of which the store has no record" if todo.victims and not victims else ""
+    return f"About {duration(total / workers)}{beside}{without}, by the records so far; loading data comes on top."

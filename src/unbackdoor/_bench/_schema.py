@@ -1,12 +1,19 @@
 """What a grid file may hold, as typed tables."""
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 
 def _several(given: Any) -> Any:
     return given if isinstance(given, list) else [given]
+
+
+def _device(given: str | None) -> str | None:
+    if given is not None and not re.fullmatch(r"(cpu|cuda|mps|xpu)(:\d+)?", given):
+        raise ValueError(f"must be cpu, cuda, mps or xpu, or one of several (cuda:1), got {given}")
+    return given
 
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
@@ -87,7 +94,7 @@ class Budget(Table):
 class Cells(Table):
     """Combinations to add or, with `leave_out`, to take away; what is not named is all that the grid has."""
 
-    leave_out: bool = False
+    leave_out: Annotated[bool, Field(strict=True)] = False
     task: Texts | None = None
     attack: Texts | None = None
     rate: Rates | None = None
@@ -102,7 +109,7 @@ class Resources(Table):
 
     cpus: Annotated[float, Field(gt=0)] = 1
     gpus: Annotated[float, Field(ge=0)] = 0
-    device: str | None = None
+    device: Annotated[str | None, AfterValidator(_device)] = None
 
 
 class File(Table):

@@ -110,7 +110,7 @@ def measure(cell: Cell, settings: Settings, force: bool, wait: bool) -> Outcome:
         except Exception as problem:
             unforeseen = None if isinstance(problem, UnbackdoorError) else traceback.format_exc()
             return fail(cell, settings, told(problem), time.perf_counter() - start, unforeseen)
-        result["provenance"] = desk.provenance()
+        result["provenance"] = desk.provenance(cell)
         desk.store.put(cell.spec, result)
     return Outcome("done", time.perf_counter() - start)
 
@@ -118,7 +118,7 @@ def measure(cell: Cell, settings: Settings, force: bool, wait: bool) -> Outcome:
 def fail(cell: Cell, settings: Settings, message: str, seconds: float = 0.0, trace: str | None = None) -> Outcome:
     """Record that a cell failed, and why."""
     desk = _desk(settings)
-    result = {"status": "failed", "message": message, "traceback": trace, "provenance": desk.provenance()}
+    result = {"status": "failed", "message": message, "traceback": trace, "provenance": desk.provenance(cell)}
     desk.store.put(cell.spec, result)
     return Outcome("failed", seconds, message)
 
@@ -242,7 +242,11 @@ class _Desk:
             result["method"] = _described(cell.method)
         return result
 
-    def provenance(self) -> dict[str, Any]:
+    def provenance(self, cell: Cell) -> dict[str, Any]:
+        given = {
+            "attack": (cell.subject.label, cell.subject.spec["attack"]["name"]),
+            "method": (cell.label, cell.spec["method"]["name"]),
+        }
         return {
             "commit": commit(),
             "versions": {
@@ -254,6 +258,7 @@ class _Desk:
             "device": self.device,
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "grid": self.settings.grid,
+            "labels": {key: label for key, (label, name) in given.items() if label not in (name, "own")},
         }
 
     def _load(self, subject: Subject) -> tuple[Path, Loaded]:

@@ -4,6 +4,7 @@ import logging
 import math
 import multiprocessing
 import os
+import socket
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -71,11 +72,13 @@ class Processes:
 
     def __init__(self, count: int) -> None:
         self.slots = count
+        self.last: list[Future[Any]] = []  # of those that were submitted, without those that were done by then
         self.renew()
 
     def submit(self, job: Callable[..., Any], *arguments: Any) -> "Future[Any]":
         """Hand the job to a free process."""
-        return self.pool.submit(job, *arguments)
+        self.last = [*(future for future in self.last if not future.done()), self.pool.submit(job, *arguments)]
+        return self.last[-1]
 
     def renew(self) -> None:
         """A new pool: one that lost a process takes no more jobs."""
@@ -84,10 +87,10 @@ class Processes:
 
     def stop(self) -> None:
         """End the processes: a job that was under way leaves nothing behind."""
-        processes = list((self.pool._processes or {}).values())
-        self.pool.shutdown(wait=False, cancel_futures=True)
-        for process in processes:
-            process.terminate()
+        if any(not future.done() for future in self.last):
+            for process in list((self.pool._processes or {}).values()):
+                process.terminate()
+        self.pool.shutdown(cancel_futures=True)
 
 
 def threads_of(workers: int) -> int:
@@ -137,8 +140,11 @@ class Cluster:
             raise UnbackdoorError("--ray needs Ray. Install unbackdoor[ray], or use --workers.") from None
         self.ray = ray
         try:
+            if address != "auto":  # Ray itself tries for minutes
+                host, _, port = address.removeprefix("ray://").rpartition(":")
+                socket.create_connection((host, int(port)), timeout=10).close()
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
-        except (ConnectionError, ValueError, RuntimeError) as problem:
+        except (OSError, ValueError, RuntimeError) as problem:
             reason = str(problem).split("\n")[0].rstrip(".")
             raise UnbackdoorError(
                 f"--ray {address} cannot be reached ({reason}). Start it: ray start --head."

@@ -41,8 +41,19 @@ def build(store: Store, shown: str, *, whole: bool = False) -> tuple[Report, lis
             "address that unbackdoor bench wrote with --out."
         )
     tasks = _names.of_tasks({record.task for record in records})
-    attacks = _names.of_values({record.attack for record in records})
-    methods = _names.of_values({record.method for record in records})
+    labels: dict[str, set[str]] = defaultdict(set)  # a value without a label has an empty one
+    attacks_of: dict[str, set[str]] = defaultdict(set)
+    for record in records:
+        given = json.loads(record.provenance).get("labels")
+        for kind, text in (("attack", record.attack), ("method", record.method)):
+            labels[text].add(str(given[kind]) if isinstance(given, dict) and kind in given else "")
+        attacks_of[record.task].add(record.attack)
+    attacks = {
+        (task, text): name
+        for task, texts in attacks_of.items()
+        for text, name in _names.of_values(texts, labels).items()
+    }
+    methods = _names.of_values({record.method for record in records}, labels)
     budgets = _names.of_budgets({record.clean for record in records})
     plain = {text: json.loads(text)["name"] for text in methods}
     settings: dict[tuple[Any, ...], list[Record]] = defaultdict(list)
@@ -55,7 +66,7 @@ def build(store: Store, shown: str, *, whole: bool = False) -> tuple[Report, lis
         return (
             tasks[task],
             json.loads(attack)["name"] != "none",
-            attacks[attack],
+            attacks[task, attack],
             math.inf if rate is None else -rate,
             budgets[clean],
             BASELINES.index(name) if name in BASELINES else len(BASELINES),
@@ -73,8 +84,8 @@ def build(store: Store, shown: str, *, whole: bool = False) -> tuple[Report, lis
         task, attack, rate, clean, method = setting
         mine = sorted(settings[setting], key=lambda each: (each.victim_seed or 0, each.seed, each.key))
         name = plain[method] if plain[method] in BASELINES else ""
-        labels = (tasks[task], attacks[attack], rate, budgets[clean], methods[method])
-        rows.append(_row(labels, name, clean == "null", mine, before, controls))
+        named = (tasks[task], attacks[task, attack], rate, budgets[clean], methods[method])
+        rows.append(_row(named, name, clean == "null", mine, before, controls))
         for record in mine:
             status = "failed" if record.message is not None else "left out" if record.implanted is False else "done"
             grid = json.loads(record.provenance).get("grid")
@@ -86,7 +97,7 @@ def build(store: Store, shown: str, *, whole: bool = False) -> tuple[Report, lis
                 line = cells[-1]
                 failures.append(Failure(line.key, line.row, line.victim_seed, line.seed, record.message))
             elif record.implanted is False:
-                absent[tasks[task], attacks[attack], rate, record.victim_seed, record.victim] += 1
+                absent[tasks[task], attacks[task, attack], rate, record.victim_seed, record.victim] += 1
     left_out = tuple(
         Victim(task, attack, rate, seed, _success(before.get(victim)), count)
         for (task, attack, rate, seed, victim), count in absent.items()

@@ -7,13 +7,18 @@ from collections.abc import Iterable
 from typing import Any
 
 
-def of_values(texts: Iterable[str]) -> dict[str, str]:
+def of_values(texts: Iterable[str], labels: dict[str, set[str]] | None = None) -> dict[str, str]:
     """Names of attacks or methods, given as canonical JSON: what differs from the defaults stands in brackets.
+
+    Args:
+        texts: the values.
+        labels: what grids called some of them; a label that all agree on is the name.
 
     >>> of_values(['{"name":"fst","parameters":{"alpha":0.2},"version":1}']).popitem()[1]
     'fst (alpha=0.2)'
     """
-    return _distinct({text: _value_name(json.loads(text)) for text in texts})
+    called = {text: next(iter(found)) for text, found in (labels or {}).items() if len(found) == 1}
+    return _distinct({text: called.get(text) or _value_name(json.loads(text)) for text in texts})
 
 
 def of_tasks(texts: Iterable[str]) -> dict[str, str]:

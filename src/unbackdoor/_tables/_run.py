@@ -25,6 +25,10 @@ def report(runs: str, out: str) -> None:
         raise UnbackdoorError(f"-o must end in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}, got {out}.")
     if path.is_dir():
         raise UnbackdoorError(f"-o must be a file, got the folder {out}.")
+    if "://" not in runs and not Path(runs).is_dir():
+        raise UnbackdoorError(
+            f"{runs} does not exist. Give the folder or address that unbackdoor bench wrote with --out."
+        )
     store = Store(runs)
     made, records = build(store, shown(runs), whole=kind == ".html")
     if kind == ".html":

@@ -254,9 +254,13 @@ def _entry(report: Report, place: int | None) -> str:
 
 
 def _second(report: Report, place: int | None) -> str:
-    if place is None or report.rows[place].second_accuracy is None:
+    if place is None:
         return "not run"
     row = report.rows[place]
+    if row.counted == 0:
+        return entry(row)
+    if row.second_accuracy is None:
+        return "not run"
     return _share(row.second_accuracy) + ("" if row.control else f" / {_share(row.second_success)}")
 
 

@@ -74,8 +74,8 @@
     return sign * (typeof x === "string" ? collator.compare(x, y) : x - y);
   };
   const sorted = (items, state, values) => {
-    if (state.by === null) return items;
-    const read = values[state.by];
+    const read = values[state.by]; // none where the column is filtered away
+    if (read === undefined) return items;
     return items.map((item) => ({ item, value: read(item) })).sort(compare(state.sign)).map((each) => each.item);
   };
   const heading = (text, by, state, redraw, attributes) => {
@@ -371,7 +371,7 @@
       const pre = make("pre", { tabindex: "0" }, "…");
       box.append(make("p", {}, "To repeat it:"), make("pre", { class: "command", tabindex: "0" }, command));
       if (data.failures[key] !== undefined) box.append(make("p", { class: "fell" }, data.failures[key]));
-      box.append(make("p", { class: "muted" }, text === null ? "The grid is not in the store." : `The grid as it was run is kept in the store as grids/${words[grid]}, and below.`), pre);
+      box.append(make("p", { class: "muted" }, text === null ? "The grid is not in the store." : `The grid as it was run is kept in the store as grids/${words[grid]}, and below. Put it where its relative paths are right, and name the folders of this store if the command lacks them.`), pre);
       try {
         pre.textContent = JSON.stringify((await recordsOf(Math.floor(at / pack)))[at % pack], null, 1);
       } catch (problem) {
