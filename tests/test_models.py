@@ -484,8 +484,8 @@ NO_HEAD = (
         (
             Classifier(lambda scores: scores / 0),
             None,
-            "Classifier answers with values that are not finite, although its weights are. Check the buffers (a negative "
-            "running_var, say) and the preprocessing.",
+            "Classifier answers with values that are not finite, although its weights are. Check the buffers (a "
+            "negative running_var, say) and the preprocessing.",
         ),
         (
             Classifier(lambda scores: scores.softmax(1)),

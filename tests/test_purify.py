@@ -124,7 +124,7 @@ def test_a_result_that_collapses_on_its_own_examples_is_a_warning(small_cnn: Sma
     trained = purify(small_cnn, digits, purifiers.FineTuning(epochs=3, learning_rate=0.05)).model
 
     def forgets(model: nn.Module, clean: Dataset, run: Run) -> nn.Module:
-        nn.init.zeros_(model.head.weight)
+        nn.init.zeros_(run.head(model).weight)
         return model
 
     record = purify(trained, digits.select(range(100)), forgets).record
