@@ -122,7 +122,7 @@ def test_a_grid_gives_all_its_cells(store: Store) -> None:
         assert result["status"] == "done"
         assert result["score"]["clean_accuracy"]["n"] == 60  # of 100, 40 are held out
         assert ("attack_success" in result["score"]) == (spec["victim"]["attack"]["name"] != "none")
-        assert {"commit", "versions", "device", "date", "grid"} == result["provenance"].keys()
+        assert {"commit", "versions", "device", "date", "grid", "labels"} == result["provenance"].keys()
         assert (result["method"] is None) == (spec["clean"] is None) == (spec["method"]["name"] == "none")
         assert result["peak_memory_bytes"] > 0
         assert result["training_seconds"] >= 0  # in tenths
@@ -168,6 +168,17 @@ def test_a_finished_grid_has_nothing_to_do(store: Store, place: Path, capsys: py
         bench(str(place / "tiny.toml"), out=store.address, rerun=rerun)
         assert capsys.readouterr().out == "Nothing to do: 10 cells, none of them left.\n"
     assert {path: path.stat().st_mtime_ns for path in (place / "runs").rglob("*")} == before
+
+
+def test_the_grid_that_is_kept_runs_as_the_grid_does(
+    store: Store, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (kept,) = [path for path in (place / "runs" / "grids").iterdir() if path.name.startswith("tiny-")]
+    assert kept.read_text().startswith("# Relative paths count from ../..\n")
+    bench(str(kept), out=str(place / "runs"))
+    assert capsys.readouterr().out == "Nothing to do: 10 cells, none of them left.\n"
+    bench(str(kept), out=str(place / "runs"), rerun="all", only=(next(iter(store.done())),))
+    assert [path for path in kept.parent.iterdir() if path.name.startswith("tiny-")] == [kept]
 
 
 def test_dry_run_lists_and_estimates(store: Store, place: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -339,7 +339,6 @@ def test_the_grids_of_this_project_are_right(monkeypatch: pytest.MonkeyPatch, sh
         "defences": 3 * (1 + 15 * 3 + 14 * 1),
         "fine-mixing": (3 + 1) * (1 + 5 * 3),
         "text-defences": (2 + 1) * (1 + 9),
-        "small-victim": 1 + 14 * 3 * 2 + 3,  # clp takes no images
     }
 
 

@@ -308,7 +308,7 @@ def test_a_results_page_says_how_it_was_measured_without_local_paths(store: Stor
     report(store.address, str(out))
     page = out.read_text()
     for part in (
-        "unbackdoor bench digits.toml --out runs",
+        "unbackdoor bench runs/grids/digits-0123abcd.toml --out runs",
         "unbackdoor report runs -o page.md",
         "**Commit**: 0123abc.",
         f"**Machine**: {MACHINE}.",
@@ -400,6 +400,7 @@ def test_what_report_cannot_do_is_told(
     store: Store, runs: str, out: str, message: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    Path("empty").mkdir()
     with pytest.raises(UnbackdoorError, match=message):
         report(runs, out)
     assert not Path(out).exists()

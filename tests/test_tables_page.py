@@ -131,7 +131,7 @@ def test_a_cell_has_its_command_and_its_whole_record(browser: Any, path: Path) -
         lambda _: any(len(each.text) > 100 for each in cell.find_elements(By.TAG_NAME, "pre"))
     )
     command, record = (each.text for each in cell.find_elements(By.TAG_NAME, "pre"))
-    assert command == f"unbackdoor bench digits.toml --out runs --rerun all --only {key}"
+    assert command == f"unbackdoor bench runs/grids/digits-0123abcd.toml --out runs --rerun all --only {key}"
     kept = json.loads((path.parent / "runs" / "cells" / f"{key}.json").read_text())
     assert json.loads(record) == {"spec": kept["spec"], "result": kept["result"]}
 

@@ -1,6 +1,9 @@
 """Grid files: TOML into checked values. All problems are told at once, each with its line."""
 
 import difflib
+import hashlib
+import os
+import re
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +20,36 @@ from unbackdoor._errors import UnbackdoorError
 from unbackdoor._registry import find
 from unbackdoor._values import error_sentence
 
+KEPT = "# Relative paths count from "  # the first line of a grid that is kept in a store
+
+
+def kept(grid: "Grid", store: Path | None) -> tuple[str, str]:
+    """The name and the text of the copy that a store keeps, which runs as the grid does.
+
+    Args:
+        grid: that is run.
+        store: its folder; None where it is no folder, and relative paths cannot be told.
+    """
+    stem = re.sub(r"-[0-9a-f]{8}$", "", grid.path.stem) if (grid.path.parent.name == "grids") else grid.path.stem
+    name = f"{stem}-{hashlib.sha256(grid.text.encode()).hexdigest()[:8]}.toml"
+    if store is None:
+        return name, grid.text
+    origin = Path(os.path.relpath(grid.folder.resolve(), (store / "grids").resolve())).as_posix()
+    return name, f"{KEPT}{origin}\n{grid.text}"
+
 
 @dataclass(frozen=True)
 class Grid:
-    """A checked grid. Paths are as this machine finds them, names are values."""
+    """A checked grid. Paths are as this machine finds them, names are values.
+
+    Args:
+        path: of the file.
+        folder: from which its relative paths count.
+        text: as it was written.
+    """
 
     path: Path
+    folder: Path
     text: str
     tasks: dict[str, Task]
     attacks: tuple[Planned, ...]
@@ -70,6 +97,10 @@ def read(path: str | Path) -> Grid:
         raise UnbackdoorError(f"{path} {what}; GRID is a TOML file. See docs/bench.md.") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as problem:
         raise UnbackdoorError(f"{path} cannot be read as TOML ({problem}). Repair it.") from None
+    folder = path.parent
+    if text.startswith(KEPT):
+        first, text = text.split("\n", 1)
+        folder = folder / first.removeprefix(KEPT)
     problems = Problems(path, text)
     try:
         file = File.model_validate(raw)
@@ -78,9 +109,9 @@ def read(path: str | Path) -> Grid:
         for error in problem.errors():
             problems.add(tuple(error["loc"]), _schema_sentence(error))
         written = _salvaged(raw)
-    tasks = {name: check_task(name, task, path.parent, problems) for name, task in written["tasks"].items()}
-    planned = planned_attacks(written["attacks"], path.parent, problems)
-    methods = named_methods(written["methods"], path.parent, problems)
+    tasks = {name: check_task(name, task, folder, problems) for name, task in written["tasks"].items()}
+    planned = planned_attacks(written["attacks"], folder, problems)
+    methods = named_methods(written["methods"], folder, problems)
     clean = "clean" not in written["without"]
     if clean:
         planned = {"none": Planned("none", None, (0.0,)), **planned}
@@ -115,6 +146,7 @@ def read(path: str | Path) -> Grid:
     problems.refuse()
     return Grid(
         path=path,
+        folder=folder,
         text=text,
         tasks=tasks,
         attacks=tuple(planned.values()),

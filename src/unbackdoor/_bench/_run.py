@@ -1,7 +1,7 @@
 """The `bench` command: plan, run what is missing, keep each result, tell how it went."""
 
-import hashlib
 import statistics
+from pathlib import Path
 
 from unbackdoor._bench import _grid, _plan
 from unbackdoor._bench._grid import Grid
@@ -56,9 +56,9 @@ def _known(store: Store, todo: Plan) -> str:
 
 
 def _run(grid: Grid, store: Store, todo: Plan, workers: int, ray: str | None) -> None:
-    name = f"{grid.path.stem}-{hashlib.sha256(grid.text.encode()).hexdigest()[:8]}.toml"
+    name, text = _grid.kept(grid, Path(store.address) if store.place.near else None)
     store.start()
-    store.place.write(f"grids/{name}", grid.text)
+    store.place.write(f"grids/{name}", text)
     level = quiet()
     crew: Workers = Here()
     if ray is not None:

@@ -43,18 +43,22 @@ def build(store: Store, shown: str, *, whole: bool = False) -> tuple[Report, lis
     tasks = _names.of_tasks({record.task for record in records})
     labels: dict[str, set[str]] = defaultdict(set)  # a value without a label has an empty one
     attacks_of: dict[str, set[str]] = defaultdict(set)
+    budgets_of: dict[str, set[str]] = defaultdict(set)
     for record in records:
         given = json.loads(record.provenance).get("labels")
         for kind, text in (("attack", record.attack), ("method", record.method)):
             labels[text].add(str(given[kind]) if isinstance(given, dict) and kind in given else "")
         attacks_of[record.task].add(record.attack)
+        budgets_of[record.task].add(record.clean)
     attacks = {
         (task, text): name
         for task, texts in attacks_of.items()
         for text, name in _names.of_values(texts, labels).items()
     }
+    budgets = {
+        (task, text): name for task, texts in budgets_of.items() for text, name in _names.of_budgets(texts).items()
+    }
     methods = _names.of_values({record.method for record in records}, labels)
-    budgets = _names.of_budgets({record.clean for record in records})
     plain = {text: json.loads(text)["name"] for text in methods}
     settings: dict[tuple[Any, ...], list[Record]] = defaultdict(list)
     for record in records:
@@ -68,7 +72,7 @@ def build(store: Store, shown: str, *, whole: bool = False) -> tuple[Report, lis
             json.loads(attack)["name"] != "none",
             attacks[task, attack],
             math.inf if rate is None else -rate,
-            budgets[clean],
+            budgets[task, clean],
             BASELINES.index(name) if name in BASELINES else len(BASELINES),
             methods[method],
         )
@@ -84,7 +88,7 @@ def build(store: Store, shown: str, *, whole: bool = False) -> tuple[Report, lis
         task, attack, rate, clean, method = setting
         mine = sorted(settings[setting], key=lambda each: (each.victim_seed or 0, each.seed, each.key))
         name = plain[method] if plain[method] in BASELINES else ""
-        named = (tasks[task], attacks[task, attack], rate, budgets[clean], methods[method])
+        named = (tasks[task], attacks[task, attack], rate, budgets[task, clean], methods[method])
         rows.append(_row(named, name, clean == "null", mine, before, controls))
         for record in mine:
             status = "failed" if record.message is not None else "left out" if record.implanted is False else "done"

@@ -97,7 +97,7 @@ def _numbers(report: Report, store: Store) -> dict[str, Any]:
         "cells": cells,
         "states": states,
         "failures": {failure.key: failure.message for failure in report.failures},
-        "grids": {name: [_texts.grid_name(name), _grid(store, name)] for name in grids},
+        "grids": {name: _grid(store, name) for name in grids},
         "words": list(words),
     }
 

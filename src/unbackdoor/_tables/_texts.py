@@ -177,20 +177,14 @@ def as_markdown(report: Report, out: str) -> str:
 
 
 def _grids(report: Report) -> list[str]:
-    return sorted({grid_name(line.grid) for line in report.cells})
-
-
-def grid_name(kept: str) -> str:
-    """What a grid was called before its hash was put behind its name.
-
-    >>> grid_name("digits-0123abcd.toml")
-    'digits.toml'
-    """
-    return re.sub(r"-[0-9a-f]{8}\.toml$", ".toml", kept.rpartition("/")[2])
+    return sorted({line.grid.rpartition("/")[2] for line in report.cells})
 
 
 def _commands(report: Report, grids: list[str]) -> list[str]:
-    return [f"unbackdoor bench {_one_line(grid)} --out {_one_line(report.store)}" for grid in grids]
+    return [
+        f"unbackdoor bench {_one_line(f'{report.store}/grids/{grid}')} --out {_one_line(report.store)}"
+        for grid in grids
+    ]
 
 
 def _title(block: Block) -> str:

@@ -366,12 +366,13 @@
     const box = make("details", { class: "cell" }, summary);
     box.addEventListener("toggle", async () => {
       if (!box.open || box.childElementCount > 1) return;
-      const [name, text] = data.grids[words[grid]];
-      const command = `unbackdoor bench ${quoted(name)} --out ${data.store} --rerun all --only ${key}`;
+      const text = data.grids[words[grid]];
+      const name = text === null ? quoted(words[grid]) : `${data.store}/grids/${quoted(words[grid])}`;
+      const command = `unbackdoor bench ${name} --out ${data.store} --rerun all --only ${key}`;
       const pre = make("pre", { tabindex: "0" }, "…");
       box.append(make("p", {}, "To repeat it:"), make("pre", { class: "command", tabindex: "0" }, command));
       if (data.failures[key] !== undefined) box.append(make("p", { class: "fell" }, data.failures[key]));
-      box.append(make("p", { class: "muted" }, text === null ? "The grid is not in the store." : `The grid as it was run is kept in the store as grids/${words[grid]}, and below. Put it where its relative paths are right, and name the folders of this store if the command lacks them.`), pre);
+      box.append(make("p", { class: "muted" }, text === null ? "The grid is not in the store." : `The grid as it was run is kept in the store as grids/${words[grid]}, and below; the folder of the store may lie elsewhere than the command says.`), pre);
       try {
         pre.textContent = JSON.stringify((await recordsOf(Math.floor(at / pack)))[at % pack], null, 1);
       } catch (problem) {
