@@ -393,7 +393,7 @@ def test_a_full_disk_loses_nothing(place: Path, tmp_path: Path) -> None:
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ended.returncode == 1
     assert ended.stderr.splitlines()[-1].endswith(
-        ".json could not be written: File too large. Nothing was kept; free some space."
+        ".json could not be written: File too large. Nothing of it was kept; free some space."
     )
     kept = [json.loads(path.read_text()) for path in (tmp_path / "cells").iterdir()]
     assert len(kept) >= 1
