@@ -34,7 +34,9 @@ def test_nothing_is_left_when_the_block_fails(failure: BaseException, tmp_path: 
 def test_a_full_disk_is_incomplete(number: int, tmp_path: Path) -> None:
     with pytest.raises(IncompleteError) as refusal, directory(tmp_path / "out"):
         raise OSError(number, "No room")
-    assert str(refusal.value) == f"{tmp_path}/out could not be written: No room. Nothing of it was kept; free some space."
+    assert (
+        str(refusal.value) == f"{tmp_path}/out could not be written: No room. Nothing of it was kept; free some space."
+    )
     assert refusal.value.exit_code == 1
     assert names(tmp_path) == []
 

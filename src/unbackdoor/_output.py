@@ -99,5 +99,7 @@ def write_file(path: Path, text: str) -> None:
 
 def _failure(out: Path, problem: OSError) -> UnbackdoorError:
     if problem.errno in _FULL:
-        return IncompleteError(f"{out} could not be written: {problem.strerror}. Nothing of it was kept; free some space.")
+        return IncompleteError(
+            f"{out} could not be written: {problem.strerror}. Nothing of it was kept; free some space."
+        )
     return UnbackdoorError(f"{out} cannot be written ({problem.strerror or problem}). Choose another --out.")
