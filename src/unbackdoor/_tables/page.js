@@ -412,8 +412,8 @@
     const cells = drawCells();
     byId("shown").textContent = `${found.length.toLocaleString("en")} of ${rows.length.toLocaleString("en")} settings, ${cells.toLocaleString("en")} cells`;
   };
-  for (const [kept, [name, text]] of Object.entries(data.grids)) {
-    if (text !== null) byId("grids").append(make("details", { class: "cell" }, make("summary", {}, make("span", {}, `The grid ${name}`), make("span", { class: "muted" }, `grids/${kept}`)), make("pre", { tabindex: "0" }, text)));
+  for (const [kept, text] of Object.entries(data.grids)) {
+    if (text !== null) byId("grids").append(make("details", { class: "cell" }, make("summary", {}, make("span", {}, `The grid grids/${kept}`)), make("pre", { tabindex: "0" }, text)));
   }
   show();
 })();
