@@ -325,7 +325,9 @@ def test_a_full_disk_leaves_nothing(suspect: Weights, base: Weights, tmp_path: P
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.pwrite", full)
-    with pytest.raises(IncompleteError, match=r"out could not be written: No space left on device\. Nothing of it was kept"):
+    with pytest.raises(
+        IncompleteError, match=r"out could not be written: No space left on device\. Nothing of it was kept"
+    ):
         purify_stream(*given, tmp_path / "out", rho=0.5)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "suspect"]
 

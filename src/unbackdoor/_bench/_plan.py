@@ -63,7 +63,7 @@ def plan(grid: Grid, store: Store, rerun: str, only: tuple[str, ...] = ()) -> Pl
     surrogates: dict[str, Subject] = {}
 
     def need(subject: Subject) -> None:
-        if subject.model is not None or subject.key in trained:
+        if subject.model is not None or subject.key in trained or subject in to_train:
             return
         surrogate = _surrogate_of(subject, cells)
         if surrogate is not None:

@@ -114,13 +114,16 @@ def _estimate(todo: Plan, store: Store, workers: int) -> str:
     if not cells:
         return "How long that takes is not known: the store has no record of its kind yet."
 
-    def typical(records: dict[tuple[str, ...], list[float]], *keys: tuple[str, ...]) -> float:
-        return statistics.median(next(records[key] for key in (*keys, ()) if key in records))
+    of_cells = {key: statistics.median(found) for key, found in cells.items()}
+    of_victims = {key: statistics.median(found) for key, found in victims.items()}
 
-    total = sum(typical(victims, (victim.name,)) for victim in todo.victims if victims)
+    def typical(medians: dict[tuple[str, ...], float], *keys: tuple[str, ...]) -> float:
+        return next(medians[key] for key in (*keys, ()) if key in medians)
+
+    total = sum(typical(of_victims, (victim.name,)) for victim in todo.victims if victims)
     for cell in todo.cells:
         method = cell.spec["method"]["name"]
-        total += typical(cells, (cell.subject.name, method), (method,))
+        total += typical(of_cells, (cell.subject.name, method), (method,))
     beside = "" if workers == 1 else f" by {workers} workers"
     without = ", without the victims, of which the store has no record" if todo.victims and not victims else ""
     return f"About {duration(total / workers)}{beside}{without}, by the records so far; loading data comes on top."
