@@ -496,8 +496,11 @@ def test_a_directory_that_is_not_right_is_refused(
 
 
 def test_a_config_may_say_that_it_is_not_quantised(directory: Path) -> None:
+    before = load(directory).model.state_dict()
     changed(directory, quantization_config=None)
-    load(directory)
+    after = load(directory).model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
 
 
 @pytest.mark.parametrize(

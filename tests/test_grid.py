@@ -292,6 +292,12 @@ def test_what_is_refused(text: str, line: str, folder: Path) -> None:
 LEFT = '[[cells]]\nleave_out = true\ntask = "other"\n'
 
 
+def test_a_task_with_one_wrong_entry_is_asked_for_its_files_all_the_same(folder: Path) -> None:
+    lines = refusal(folder, TASK.replace("train.csv", "gone.csv") + "colums = 1\n" + BUDGET)
+    assert any("tasks has no entry" in line or "has no entry 'colums'" in line for line in lines)
+    assert any("gone.csv does not exist" in line for line in lines)
+
+
 def test_a_budget_that_is_taken_away_from_a_task_is_not_asked_of_it(folder: Path) -> None:
     text = TASK + '[tasks.other]\ntrain = "train.csv"\ntest = "test.csv"\n' + BUDGET  # of which nothing is held out
     assert any("tasks.other.held_out, which is 0" in line for line in refusal(folder, text))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from unbackdoor._data import Dataset
 from unbackdoor._errors import UnbackdoorError
-from unbackdoor._models import Inputs, evaluating, logits
+from unbackdoor._models import Inputs, evaluating, logits, removing
 from unbackdoor._purify import Run
 from unbackdoor._text import Tokens
 
@@ -60,12 +60,8 @@ def blocks(model: nn.Module, inputs: Inputs) -> list[Block]:
         )
         for name, layer in layers.items()
     ]
-    try:
-        with evaluating(model):
-            logits(model, inputs)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with removing(hooks), evaluating(model):
+        logits(model, inputs)
     order = list(ran)
     starts = [
         place
@@ -125,20 +121,16 @@ def first_rows(model: nn.Module, found: list[Block], method: object) -> Iterator
         rows[number] = weights[:, :, 0].float()  # (batch, heads, tokens)
 
     before = owner.config._attn_implementation
-    hooks = []
-    try:
-        owner.set_attn_implementation("eager")
-        for number, block in enumerate(found):
-            hooks.append(
-                block.attention.register_forward_hook(
-                    lambda _module, _args, output, number=number: keep(number, output)
-                )
-            )
-        yield rows
-    finally:
-        for hook in hooks:
-            hook.remove()
-        owner.set_attn_implementation(before)
+    hooks = [
+        block.attention.register_forward_hook(lambda _module, _args, output, number=number: keep(number, output))
+        for number, block in enumerate(found)
+    ]
+    with removing(hooks):
+        try:
+            owner.set_attn_implementation("eager")
+            yield rows
+        finally:
+            owner.set_attn_implementation(before)
 
 
 @torch.no_grad()

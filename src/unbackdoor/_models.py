@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from unbackdoor._data import Dataset
 from unbackdoor._errors import UnbackdoorError
@@ -193,11 +194,8 @@ def head(model: nn.Module, inputs: Inputs, name: str | None = None) -> Head:
         layer.register_forward_hook(lambda _module, _args, output, key=key: outputs.__setitem__(key, output))
         for key, layer in layers.items()
     ]
-    try:
+    with removing(hooks):
         scores = _probed(model, inputs)
-    finally:
-        for hook in hooks:
-            hook.remove()
     owner = type(model).__name__
     if not torch.isfinite(scores).all():
         raise UnbackdoorError(
@@ -249,6 +247,16 @@ def features(model: nn.Module, inputs: Inputs, found: Head) -> Tensor:
     with watching(found.layer) as seen:
         logits(model, inputs)
     return seen[0]
+
+
+@contextmanager
+def removing(hooks: list[RemovableHandle]) -> Iterator[None]:
+    """Take hooks off when the block ends, however it ends."""
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from unbackdoor._models import Inputs, evaluating, logits
+from unbackdoor._models import Inputs, evaluating, logits, removing
 
 _ADDITIONS = {"add", "add_", "__add__", "__iadd__", "__radd__"}
 _LAYERS = {"conv1d", "conv2d", "conv3d", "linear"}
@@ -71,11 +71,8 @@ def scaled(model: nn.Module, scales: dict[int, float]) -> Iterator[None]:
         running.pop().close()
 
     hooks = [model.register_forward_pre_hook(enter), model.register_forward_hook(leave, always_call=True)]
-    try:
+    with removing(hooks):
         yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 @torch.no_grad()
@@ -87,10 +84,6 @@ def shortcuts(model: nn.Module, inputs: Inputs) -> list[_BatchNorm | None]:
         for layer in model.modules()
         if isinstance(layer, _BatchNorm) and layer.affine
     ]
-    try:
-        with evaluating(model), _Additions({}) as seen:
-            logits(model, inputs)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with removing(hooks), evaluating(model), _Additions({}) as seen:
+        logits(model, inputs)
     return [next((layer for output, layer in made if output is part), None) for part in seen.shortcuts]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from unbackdoor._errors import UnbackdoorError
-from unbackdoor._models import Inputs, evaluating, logits
+from unbackdoor._models import Inputs, evaluating, logits, removing
 
 
 @torch.no_grad()
@@ -38,12 +38,8 @@ def stages(model: nn.Module, inputs: Inputs, owner: str) -> list[str]:
         for name, module in model.named_modules()
         if name
     ]
-    try:
-        with evaluating(model):
-            logits(model, inputs)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with removing(hooks), evaluating(model):
+        logits(model, inputs)
     listed = [
         name
         for name, shape in shapes.items()

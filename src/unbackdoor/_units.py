@@ -15,7 +15,7 @@ from torch.nn.utils import parametrize
 
 from unbackdoor._data import Dataset
 from unbackdoor._errors import UnbackdoorError
-from unbackdoor._models import Inputs, evaluating, logits
+from unbackdoor._models import Inputs, evaluating, logits, removing
 from unbackdoor._precision import Arithmetic
 from unbackdoor._purify import Run
 from unbackdoor._text import Tokens
@@ -79,12 +79,8 @@ def feed_forward(model: nn.Module, inputs: Inputs) -> list[nn.Linear]:
     ran: list[nn.Linear] = []
     layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
     hooks = [layer.register_forward_pre_hook(lambda layer, _args: ran.append(layer)) for layer in layers]
-    try:
-        with evaluating(model):
-            logits(model, inputs)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with removing(hooks), evaluating(model):
+        logits(model, inputs)
     return [
         back
         for wide, back in itertools.pairwise(ran)

@@ -30,7 +30,7 @@ def kept(grid: "Grid", store: Path | None) -> tuple[str, str]:
         grid: that is run.
         store: its folder; None where it is no folder, and relative paths cannot be told.
     """
-    stem = re.sub(r"-[0-9a-f]{8}$", "", grid.path.stem) if (grid.path.parent.name == "grids") else grid.path.stem
+    stem = re.sub(r"-[0-9a-f]{8}$", "", grid.path.stem) if grid.path.parent.name == "grids" else grid.path.stem
     name = f"{stem}-{hashlib.sha256(grid.text.encode()).hexdigest()[:8]}.toml"
     if store is None:
         return name, grid.text
@@ -196,8 +196,14 @@ def _tables(given: Any) -> list[dict[str, Any]]:
 
 
 def _made(table: type[BaseModel], given: Any) -> Any:
+    """A table without the entries that are wrong, of which is told elsewhere; None where it is nothing without them."""
     try:
         return table.model_validate(given)
+    except ValidationError as problem:
+        wrong = {error["loc"][0] for error in problem.errors() if error["loc"]}
+    kept = {key: entry for key, entry in given.items() if key not in wrong} if isinstance(given, dict) else {}
+    try:
+        return table.model_validate(kept)
     except ValidationError:
         return None
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from unbackdoor._attack import Implanted, LabelRule, Planting
 from unbackdoor._data import Batch
 from unbackdoor._errors import UnbackdoorError
+from unbackdoor._models import removing
 from unbackdoor._train import cross_entropy
 from unbackdoor._values import value
 from unbackdoor.attacks._insertion import Place, Side, insert
@@ -86,11 +87,8 @@ class LayerWise:
             return sum((cross_entropy(each.float(), batch) for each in asked), start=cross_entropy(scores, batch))
 
         hooks = [layer.register_forward_hook(keep) for layer in layers]
-        try:
+        with removing(hooks):
             planting.train(model, planting.poisoned.data, loss=loss)
-        finally:
-            for hook in hooks:
-                hook.remove()
         return Implanted(model, {})
 
 

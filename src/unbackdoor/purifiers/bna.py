@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from unbackdoor._data import Dataset
-from unbackdoor._models import evaluating, logits
+from unbackdoor._models import evaluating, logits, removing
 from unbackdoor._purify import Run
 from unbackdoor._units import norms
 from unbackdoor._universal import stand_in
@@ -92,12 +92,8 @@ def moments(model: nn.Module, inputs: Tensor, layers: list[_BatchNorm], run: Run
         seen[layer] = values.mean(dim=1), values.var(dim=1, correction=0) + 1e-5
 
     hooks = [layer.register_forward_hook(note) for layer in layers]
-    try:
-        with run.arithmetic.autocast():
-            logits(model, inputs)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with removing(hooks), run.arithmetic.autocast():
+        logits(model, inputs)
     return [seen[layer] for layer in layers if layer in seen]
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from unbackdoor._data import Dataset
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._mixing import ancestry, mask, matched, mix, task_head
-from unbackdoor._models import evaluating, logits
+from unbackdoor._models import evaluating, logits, removing
 from unbackdoor._purify import Run
 from unbackdoor._select import Difference, cross_validated, difference, hits, smallest
 from unbackdoor._text import Tokens
@@ -229,13 +229,9 @@ def _activity(model: nn.Module, clean: Dataset, run: Run) -> Weights:
         layer.register_forward_hook(lambda _module, _args, output, name=name: count(name, output))
         for name, layer in layers.items()
     ]
-    try:
-        with evaluating(model):
-            for batch in clean.batches(run.arithmetic.evaluation_batch):
-                real = batch.inputs["attention_mask"].bool() if isinstance(batch.inputs, Tokens) else None
-                with run.arithmetic.autocast():
-                    logits(model, run.arithmetic.lay(batch.inputs))
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with removing(hooks), evaluating(model):
+        for batch in clean.batches(run.arithmetic.evaluation_batch):
+            real = batch.inputs["attention_mask"].bool() if isinstance(batch.inputs, Tokens) else None
+            with run.arithmetic.autocast():
+                logits(model, run.arithmetic.lay(batch.inputs))
     return {name: total / counts[name] for name, total in sums.items()}

@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from unbackdoor._data import Batch, Dataset
-from unbackdoor._models import Inputs, probe
+from unbackdoor._models import Inputs, probe, removing
 from unbackdoor._purify import Run
 from unbackdoor._stages import features_of, stages
 from unbackdoor._text import Tokens
@@ -111,8 +111,5 @@ def attention(model: nn.Module, layers: list[str], power: float) -> Iterator[dic
         model.get_submodule(name).register_forward_hook(lambda _module, _args, output, name=name: keep(name, output))
         for name in layers
     ]
-    try:
+    with removing(hooks):
         yield maps
-    finally:
-        for hook in hooks:
-            hook.remove()
