@@ -195,8 +195,9 @@ leave_out = true
 method = "fts"
 """
     assert refusal(folder, text) == [
-        "HERE/grid.toml has 13 problems:",
+        "HERE/grid.toml has 14 problems:",
         "  line 1: seeds.1 must be at least 0, got -1.",
+        "  line 3: tasks.digits.train: HERE/trian.csv does not exist.",
         "  line 5: tasks.digits.width must be at least 1, got 0.",
         "  line 6: tasks.digits has no entry 'epoch'. Did you mean 'epochs'?",
         "  line 9: There is no attack 'badnet'. Did you mean 'badnets'? See unbackdoor list attacks.",
