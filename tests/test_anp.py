@@ -87,6 +87,31 @@ def test_when_nothing_may_go_a_warning_says_so(digits: Dataset) -> None:
     model = purify(model, digits, purifiers.FineTuning(epochs=5, learning_rate=0.05), seed=0).model
     record = purify(model, digits.select(range(200)), purifiers.ANP(steps=2, tolerance=0.0), seed=0).record
     assert record["warnings"] == [
-        "ANP pruned nothing: clean accuracy on 40 held-out examples allows none of the 1 channels to go. "
+        "ANP pruned nothing of 1 channels: clean accuracy on 40 held-out examples allows none to go. "
         "Raise its tolerance."
     ]
+
+
+@pytest.mark.parametrize("method", [purifiers.ANP, purifiers.RNP])
+def test_a_threshold_given_prunes_what_lies_below_it(
+    method: type[purifiers.ANP | purifiers.RNP],
+    small_cnn: SmallCNN,
+    digits: Dataset,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The masks are given here, so it is known which channels go; all clean examples are there to learn them."""
+    masks = [torch.linspace(0, 1, 16), torch.linspace(0, 1, 32)]  # 8 and 16 of them at most a half
+    seen: list[int] = []
+    monkeypatch.setattr(method, "masks", lambda _self, _model, clean, _run: seen.append(len(clean)) or masks)
+    result = purify(small_cnn, digits.select(range(60)), method(threshold=0.5), seed=0)
+    name = method.__name__
+    assert seen == [60]
+    assert result.record["clean"]["held_out"] == 0
+    assert result.record["notes"] == [f"{name} pruned 24 of 48 channels, those with a mask of at most 0.5."]
+    for layer, mask in zip(("features.1", "features.5"), masks, strict=True):
+        weight = result.model.state_dict()[f"{layer}.weight"]
+        assert torch.equal(weight == 0, mask <= 0.5)
+    masks[:] = [torch.ones(16), torch.ones(32)]
+    result = purify(small_cnn, digits.select(range(60)), method(threshold=0.5), seed=0)
+    told = f"{name} pruned nothing of 48 channels: none has so low a mask. Raise its threshold."
+    assert told in result.record["warnings"]  # beside that of an untrained model

@@ -91,9 +91,16 @@ def test_resnet18_computes_what_its_description_says() -> None:
         torch.testing.assert_close(model(inputs).logits, expected)
 
 
+def test_wrn16_is_wrn_16_1_at_width_16() -> None:
+    # Convolutions 432, 9,216, 32,256 and 129,024; projections 512 and 2,048; 464 channels normalised; a head of 650.
+    model = archs.build("wrn16", classes=list("0123456789"), channels=3, image_size=32, width=16)
+    assert sum(parameter.numel() for parameter in model.parameters()) == 175_066
+    assert sum(isinstance(layer, nn.Conv2d) and layer.kernel_size == (3, 3) for layer in model.modules()) == 13
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("image_size", [8, 28, 32])
-@pytest.mark.parametrize("name", ["resnet18", "preact-resnet18", "vit"])
+@pytest.mark.parametrize("name", ["resnet18", "preact-resnet18", "wrn16", "vit"])
 def test_each_network_takes_its_images(name: str, image_size: int, channels: int) -> None:
     model = build(name, image_size=image_size, channels=channels).eval()
     with torch.no_grad():

@@ -284,7 +284,7 @@ def _bench(
         rerun: missing takes cells without a result, failed those that failed as well.
         workers: local processes, which share the cores.
         ray: address of a Ray cluster (auto, or HOST:PORT), instead of local processes.
-        only: keys of cells; all others are left alone.
+        only: key of a cell; may be repeated. All others are left alone.
         dry_run: list what would run, and estimate how long it takes.
     """
     from unbackdoor._bench._run import bench

@@ -74,7 +74,7 @@ class AttackOptions:
         out: directory to write; it must not exist.
         test: test examples; without them a seeded tenth of the training examples is held out.
         rate: poisoned examples over all training examples.
-        arch: of the victim: resnet18, preact-resnet18 or vit.
+        arch: of the victim: resnet18, preact-resnet18, wrn16 or vit.
         width: channels of the first stage (64 in the papers; 16 trains on two cores).
         base: start from this Hugging Face image classifier, or pre-trained text model, instead of --arch.
         epochs: passes over the training examples; by default 15 for images and 3 for texts.

@@ -134,7 +134,7 @@ class Run:
         epochs: int,
         learning_rate: float | None = None,
         batch_size: int | None = None,
-        optimizer: Literal["sgd", "adamw"] | None = None,
+        optimizer: Literal["sgd", "adamw"] | torch.optim.Optimizer | None = None,
         loss: Loss = cross_entropy,
         gradients: Gradients | None = None,
         before_epoch: Callable[[], None] | None = None,
@@ -149,7 +149,8 @@ class Run:
             epochs: passes over it.
             learning_rate: None takes the recipe's.
             batch_size: None takes the recipe's.
-            optimizer: with its schedule, see `Recipe`; None takes the recipe's.
+            optimizer: with its schedule, see `Recipe`; None takes the recipe's. A method's own is taken as it is, and
+                keeps its learning rate.
             loss: what to minimise.
             gradients: in place of one forward and one backward pass of the loss, for methods whose step takes more:
                 fills the gradients of the parameters for a batch.
@@ -162,7 +163,10 @@ class Run:
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         descent: torch.optim.Optimizer
         schedule: torch.optim.lr_scheduler.LRScheduler
-        if (optimizer or self.recipe.optimizer) == "sgd":
+        if isinstance(optimizer, torch.optim.Optimizer):
+            descent, each = optimizer, "epoch"
+            schedule = torch.optim.lr_scheduler.ConstantLR(descent, factor=1.0)
+        elif (optimizer or self.recipe.optimizer) == "sgd":
             descent, each = torch.optim.SGD(parameters, lr=rate, momentum=0.9), "epoch"
             schedule = torch.optim.lr_scheduler.CosineAnnealingLR(descent, T_max=epochs)
         else:

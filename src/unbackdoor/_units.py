@@ -6,7 +6,7 @@ No list of architectures is needed: layers are found by their kind, by module or
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -174,49 +174,72 @@ def silence_(norm: _BatchNorm, dead: Tensor, *, bias: bool = True) -> None:
         norm.bias[dead] = 0
 
 
+class ByMask(Protocol):
+    """A method that learns a mask and prunes below a threshold of it.
+
+    Attributes:
+        tolerance: how much accuracy on held-out clean examples may fall by pruning.
+        threshold: of the mask; None searches it.
+    """
+
+    @property
+    def tolerance(self) -> float: ...
+
+    @property
+    def threshold(self) -> float | None: ...
+
+
 @torch.no_grad()
 def prune_below_(
+    method: ByMask,
     model: nn.Module,
-    layers: Sequence[_BatchNorm],
-    masks: Sequence[Tensor],
-    held: Dataset,
+    clean: Dataset,
     run: Run,
-    tolerance: float,
-    method: object,
+    learn: Callable[[nn.Module, Dataset, Run], Sequence[Tensor]],
 ) -> None:
-    """Prune channels by their masks, in place, at the largest threshold that clean accuracy allows.
+    """Learn a mask and prune channels by it, in place, at the largest threshold that clean accuracy allows.
 
-    Thresholds go up from 0 to 0.95 by 0.05, until accuracy falls by more than the tolerance. As in the papers of both
-    methods that learn masks, a channel's weight becomes zero and its bias stays.
+    Thresholds go up from 0 to 0.95 by 0.05, until accuracy on a fifth of the clean examples, which the mask has not
+    seen, falls by more than the tolerance. With a threshold given, the mask is learned on all of them. As in the papers
+    of both methods that learn masks, a channel's weight becomes zero and its bias stays.
 
     Args:
-        model: whose layers they are.
-        layers: BatchNorm layers.
-        masks: in [0, 1], (channels,) each.
-        held: clean examples for the selection.
-        run: measures accuracy and takes notes.
-        tolerance: how much accuracy may fall.
         method: named in the note.
+        model: with BatchNorm layers.
+        clean: to learn the mask on and to choose the threshold with.
+        run: measures accuracy and takes notes.
+        learn: of model, clean examples and run to the mask of each BatchNorm in module order, (channels,) in [0, 1];
+            leaves the model as it was.
+
+    Raises:
+        UnbackdoorError: no BatchNorm.
     """
-    floor = run.accuracy(model, held).value - tolerance
-    thresholds = [step / 20 for step in range(20)]
+    layers, name = list(norms(model, method).values()), type(method).__name__
+    seen, held = (clean, clean) if method.threshold is not None else run.hold_out(clean)
+    with torch.enable_grad():
+        masks = learn(model, seen, run)
 
     def prune_(threshold: float) -> None:
         for layer, mask in zip(layers, masks, strict=True):
             silence_(layer, mask <= threshold, bias=False)
 
-    kept = as_far_as_accurate_(
-        [layer.weight for layer in layers],
-        [partial(prune_, threshold) for threshold in thresholds],
-        lambda: run.accuracy(model, held).value >= floor,
-    )
-    threshold = thresholds[kept - 1] if kept else -1
+    if method.threshold is None:
+        floor = run.accuracy(model, held).value - method.tolerance
+        thresholds = [step / 20 for step in range(20)]
+        kept = as_far_as_accurate_(
+            [layer.weight for layer in layers],
+            [partial(prune_, threshold) for threshold in thresholds],
+            lambda: run.accuracy(model, held).value >= floor,
+        )
+        threshold = thresholds[kept - 1] if kept else -1.0
+        way_out = f"clean accuracy on {len(held)} held-out examples allows none to go. Raise its tolerance."
+    else:
+        threshold = method.threshold
+        prune_(threshold)
+        way_out = "none has so low a mask. Raise its threshold."
+    total = sum(map(len, masks))
     pruned = sum(int((mask <= threshold).sum()) for mask in masks)
-    total, name = sum(map(len, masks)), type(method).__name__
     if pruned:
         run.note(f"{name} pruned {pruned} of {total} channels, those with a mask of at most {threshold:g}.")
     else:
-        run.warn(
-            f"{name} pruned nothing: clean accuracy on {len(held)} held-out examples allows none of the {total} "
-            "channels to go. Raise its tolerance."
-        )
+        run.warn(f"{name} pruned nothing of {total} channels: {way_out}")

@@ -24,6 +24,13 @@ REGISTRY = (
         paper="Identity Mappings in Deep Residual Networks",
     ),
     Entry(
+        "wrn16",
+        "unbackdoor.archs:wrn16",
+        "WRN-16-1 at --width 16: the same in three stages of two blocks, small enough for two cores",
+        year=2016,
+        paper="Wide Residual Networks",
+    ),
+    Entry(
         "vit",
         "unbackdoor.archs:vit",
         "a Vision Transformer of 6 layers on a grid of 8x8 patches; --width 64 gives 192 dimensions",
@@ -75,6 +82,11 @@ def resnet18(**options: Any) -> Any:
 def preact_resnet18(**options: Any) -> Any:
     """PreAct-ResNet-18; see `SmallResNetConfig` for the options."""
     return resnet18(preact=True, **options)
+
+
+def wrn16(**options: Any) -> Any:
+    """WRN-16-1 at width 16; a wider one widens the stem, too, as a WRN-16-k does not."""
+    return preact_resnet18(depths=(2, 2, 2), **options)
 
 
 def vit(*, width: int = 64, image_size: int = 32, **options: Any) -> Any:

@@ -38,6 +38,7 @@ class ANP:
         learning_rate: of the mask (SGD with momentum 0.9), more than 0.
         batch_size: examples per step, at least 2.
         tolerance: how much accuracy on held-out clean examples may fall by pruning, 0 to 1.
+        threshold: of the mask, 0 to 1; None is the largest multiple of 0.05 within the tolerance.
 
     Differences from the paper: the threshold of the mask is the largest multiple of 0.05 that clean accuracy on a fifth
     of the clean examples allows; the authors' script prints test attack success for each threshold, and the reader
@@ -51,12 +52,11 @@ class ANP:
     learning_rate: Annotated[float, Field(gt=0)] = 0.2
     batch_size: Annotated[int, Field(ge=2)] = 128
     tolerance: Annotated[float, Field(ge=0, le=1)] = 0.05
+    threshold: Annotated[float | None, Field(ge=0, le=1)] = None
 
     def __call__(self, model: nn.Module, clean: Dataset, run: Run) -> nn.Module:
         """Purify in place."""
-        layers = list(norms(model, self).values())
-        seen, held = run.hold_out(clean)
-        prune_below_(model, layers, self.masks(model, seen, run), held, run, self.tolerance, self)
+        prune_below_(self, model, clean, run, self.masks)
         return model
 
     def masks(self, model: nn.Module, clean: Dataset, run: Run) -> list[Tensor]:

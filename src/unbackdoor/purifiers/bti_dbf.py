@@ -21,7 +21,7 @@ from unbackdoor._reverse import (
     needs_pixels,
     training_batches,
 )
-from unbackdoor._train import cross_entropy, descend
+from unbackdoor._train import cross_entropy
 from unbackdoor._values import value
 
 
@@ -172,7 +172,6 @@ class BTIDBF:
 
     def unlearn_(self, model: nn.Module, clean: Dataset, run: Run, found: Reversed) -> None:
         """Tune the model in place on examples of which a share carries the trigger."""
-        optimizer = torch.optim.Adam(model.parameters(), lr=self.learning_rate)
         with features_of(run.head(model)) as seen:
 
             def loss(scores: Tensor, batch: Batch) -> Tensor:
@@ -182,17 +181,13 @@ class BTIDBF:
                 untouched, triggered = seen.pop(), seen.pop()
                 return cross_entropy(scores, batch) + F.mse_loss(triggered.float(), untouched.float())
 
-            run.examples_seen += descend(
+            run.tune(
                 Carrying(model, clean, run, found, self.share),
                 in_pixels(clean),
-                optimizer,
-                torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0),
                 epochs=self.epochs,
-                batch_size=self.batch_size or run.recipe.batch_size,
-                generator=run.generator,
-                arithmetic=run.arithmetic,
+                batch_size=self.batch_size,
+                optimizer=torch.optim.Adam(model.parameters(), lr=self.learning_rate),
                 loss=loss,
-                progress=run.progress,
                 description="unlearning",
             )
 

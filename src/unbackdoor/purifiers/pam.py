@@ -12,7 +12,6 @@ from unbackdoor._errors import UnbackdoorError
 from unbackdoor._purify import Run
 from unbackdoor._registry import located
 from unbackdoor._reverse import Carrying, Reverse, Reversed, in_pixels, universal
-from unbackdoor._train import descend
 from unbackdoor._values import value
 from unbackdoor.purifiers.bti_dbf import BTIDBF
 from unbackdoor.purifiers.neural_cleanse import NeuralCleanse
@@ -105,21 +104,17 @@ class PAM:
             for kept, weight in zip(here, weights, strict=True):
                 weight.copy_(kept)
 
-        # The passes of `descend` happen at the probed point, its step from the weights themselves.
+        # The passes of `tune` happen at the probed point, its step from the weights themselves.
         optimizer.register_step_pre_hook(restore)
         probe()
         try:
-            run.examples_seen += descend(
+            run.tune(
                 carrying,
                 data,
-                optimizer,
-                torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0),
                 epochs=self.epochs,
-                batch_size=self.batch_size or run.recipe.batch_size,
-                generator=run.generator,
-                arithmetic=run.arithmetic,
+                batch_size=self.batch_size,
+                optimizer=optimizer,
                 after_step=probe,
-                progress=run.progress,
                 description="path-aware unlearning",
             )
         finally:

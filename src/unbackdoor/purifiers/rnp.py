@@ -37,6 +37,7 @@ class RNP:
         weight: of the cross-entropy while recovering, more than 0.
         batch_size: examples per step, at least 2.
         tolerance: how much accuracy on held-out clean examples may fall by pruning, 0 to 1.
+        threshold: of the mask, 0 to 1; None is the largest multiple of 0.05 within the tolerance.
 
     Differences from the paper: the threshold of the mask is the largest multiple of 0.05 that clean accuracy on a fifth
     of the clean examples allows; the authors' script prints test attack success for each threshold, and the reader
@@ -52,16 +53,18 @@ class RNP:
     weight: Annotated[float, Field(gt=0)] = 0.2
     batch_size: Annotated[int, Field(ge=2)] = 128
     tolerance: Annotated[float, Field(ge=0, le=1)] = 0.05
+    threshold: Annotated[float | None, Field(ge=0, le=1)] = None
 
     def __call__(self, model: nn.Module, clean: Dataset, run: Run) -> nn.Module:
         """Purify in place."""
-        layers = list(norms(model, self).values())
-        seen, held = run.hold_out(clean)
-        trial = copy.deepcopy(model)
-        self.forget_(trial, seen, run)
-        masks = self.recover(trial, seen, run)
-        prune_below_(model, layers, masks, held, run, self.tolerance, self)
+        prune_below_(self, model, clean, run, self.masks)
         return model
+
+    def masks(self, model: nn.Module, clean: Dataset, run: Run) -> list[Tensor]:
+        """The mask of each BatchNorm in module order, (channels,) each, learned on a copy of the model."""
+        trial = copy.deepcopy(model)
+        self.forget_(trial, clean, run)
+        return self.recover(trial, clean, run)
 
     def forget_(self, trial: nn.Module, clean: Dataset, run: Run) -> None:
         """Gradient ascent on the clean examples until few of them are classified as labelled."""
