@@ -7,14 +7,15 @@ Each method runs through `unbackdoor.purify`, and as a loop written by hand with
 backward passes on batches of the same size, in the same precision and memory layout. They take turns in one process;
 the ratio is that of the medians, and the target is 1.3 at most. Without a GPU the clock counts processor seconds, which
 other work on the machine changes less. Augmentation is off in both, the check of the suspect
-that `purify` begins with is a pass without gradients over the images, which the bare loop makes, too. The images are
-random, which costs the same.
+that `purify` begins and ends with is a pass without gradients over the images each, which the bare loop makes, too.
+The images are random, which costs the same.
 
 Another method is another line of `CONTENDERS`: its settings, and its bare loop.
 """
 
 import argparse
 import copy
+import itertools
 import logging
 import math
 import statistics
@@ -41,10 +42,15 @@ class Bare:
         self.parameters = list(model.parameters())
         self.pixels, self.labels, self.batch = data.pixels.to(self.device), data.labels.to(self.device), batch
         self.adam = torch.optim.AdamW(self.parameters, lr=1e-4)
-        with torch.no_grad():
-            model.eval()
-            for pixels in self.pixels.split(arithmetic.evaluation_batch):
-                self.loss(self.inputs(pixels), torch.zeros(len(pixels), dtype=torch.int64, device=self.device))
+        self.evaluation_batch = arithmetic.evaluation_batch
+        self.look()
+
+    @torch.no_grad()
+    def look(self) -> None:
+        """A pass without gradients."""
+        self.model.eval()
+        for pixels in self.pixels.split(self.evaluation_batch):
+            self.loss(self.inputs(pixels), torch.zeros(len(pixels), dtype=torch.int64, device=self.device))
 
     def inputs(self, pixels: Tensor) -> Tensor:
         """What the model sees of pixels."""
@@ -101,10 +107,52 @@ def bare_ft_sam(bare: Bare) -> None:
         bare.adam.step()
 
 
+def bare_anp(bare: Bare, steps: int = 4) -> None:
+    """Three first derivatives a batch, by what BatchNorm scales and adds alone."""
+    norms = [layer for layer in bare.model.modules() if isinstance(layer, nn.BatchNorm2d)]
+    weights, biases = [layer.weight for layer in norms], [layer.bias for layer in norms]
+    bare.model.requires_grad_(False).train()
+    for parameter in (*weights, *biases):
+        parameter.requires_grad_(True)
+    descent = torch.optim.SGD(weights, lr=0.2, momentum=0.9)
+    batches = itertools.chain.from_iterable(bare.batches() for _ in itertools.count())
+    for x, y in itertools.islice(batches, steps):
+        descent.zero_grad()
+        bare.loss(x, y).backward(inputs=weights)
+        torch.autograd.grad(bare.loss(x, y), [*weights, *biases])
+        bare.loss(x, y).backward(inputs=weights)
+        descent.step()
+
+
+def negative(_model: nn.Module, _clean: ub.Dataset, _run: object, _last: object) -> Callable[[Tensor], Tensor]:
+    """A trigger that costs nothing to reverse."""
+    return lambda pixels: 1 - pixels
+
+
+def bare_pam(bare: Bare) -> None:
+    """One first derivative a batch, of which a fifth carries a trigger."""
+    bare.model.train()
+    descent = torch.optim.SGD(bare.parameters, lr=0.01, momentum=0.1)
+    for x, y in bare.batches():
+        some = int(0.2 * len(x) + 1)
+        x[:some] = 1 - x[:some]
+        descent.zero_grad()
+        bare.loss(x, y).backward()
+        descent.step()
+
+
 CONTENDERS: dict[str, tuple[Callable[[int], Any], Callable[[Bare], None]]] = {
+    "anp": (lambda batch: ub.purifiers.ANP(steps=4, batch_size=batch, threshold=0.0), bare_anp),
+    "pam": (lambda batch: ub.purifiers.PAM(trigger="__main__:negative", epochs=1, batch_size=batch), bare_pam),
     "i-bau": (lambda batch: ub.purifiers.IBAU(rounds=1, batch_size=batch), bare_i_bau),
     "ft-sam": (lambda batch: ub.purifiers.FTSAM(epochs=1, batch_size=batch), bare_ft_sam),
 }
+
+
+def run_bare(loop: Callable[[Bare], None], model: nn.Module, data: ub.Dataset, batch: int) -> None:
+    bare = Bare(model, data, batch)
+    loop(bare)
+    bare.look()
 
 
 def seconds(work: Callable[[], Any]) -> float:
@@ -144,7 +192,7 @@ def main() -> None:
         times: dict[str, list[float]] = {"ours": [], "bare": []}
         for _ in range(options.rounds + 1):
             times["ours"].append(seconds(lambda made=made: ub.purify(model, data, made(options.batch))))
-            times["bare"].append(seconds(lambda loop=loop: loop(Bare(copy.deepcopy(model), data, options.batch))))
+            times["bare"].append(seconds(lambda loop=loop: run_bare(loop, copy.deepcopy(model), data, options.batch)))
         ours, bare = (statistics.median(part[1:]) for part in times.values())
         print(f"{name:10} {ours:9.2f} {bare:9.2f} {ours / bare:6.2f}", flush=True)
 
