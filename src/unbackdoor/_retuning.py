@@ -14,7 +14,6 @@ from unbackdoor._images import Augmentation
 from unbackdoor._precision import Arithmetic
 from unbackdoor._purify import RECIPES, Run
 from unbackdoor._text import Texts
-from unbackdoor._train import descend
 from unbackdoor.purifiers.fine_tuning import FineTuning
 
 EPOCHS, LEARNING_RATE, MOMENTUM, BATCH = 5, 0.01, 0.9, 128  # of the authors' retuning of image models
@@ -62,21 +61,11 @@ def retune(model: nn.Module, data: Dataset, *, seed: int, arithmetic: Arithmetic
     """
     tuned, run = arithmetic.place(copy.deepcopy(model)), _run(data, seed, arithmetic)
     data = data.to(arithmetic.device)
+    optimizer, batch = None, None
+    if data.modality == "images":
+        optimizer, batch = torch.optim.SGD(tuned.parameters(), lr=LEARNING_RATE, momentum=MOMENTUM), BATCH
     with _seeded(seed, arithmetic):
-        if data.modality == "text":
-            run.tune(tuned, data, epochs=EPOCHS)
-            return tuned.eval()
-        optimizer = torch.optim.SGD(tuned.parameters(), lr=LEARNING_RATE, momentum=MOMENTUM)
-        descend(
-            tuned,
-            data,
-            optimizer,
-            torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0),
-            epochs=EPOCHS,
-            batch_size=BATCH,
-            generator=run.generator,
-            arithmetic=arithmetic,
-        )
+        run.tune(tuned, data, epochs=EPOCHS, batch_size=batch, optimizer=optimizer)
     return tuned.eval()
 
 
