@@ -304,6 +304,33 @@ def test_ctrl_c_while_importing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     assert capsys.readouterr().err == "Interrupted; nothing was kept.\n"
 
 
+@pytest.mark.parametrize(
+    "work",
+    [
+        "exec('raise KeyboardInterrupt')",  # CPython would exit by the signal
+        "os.kill(os.getpid(), signal.SIGINT)",
+        "\n    try: os.kill(os.getpid(), signal.SIGINT)\n    except BaseException: raise ImportError('what?')",
+    ],
+)
+def test_ctrl_c_wherever_it_strikes(work: str) -> None:
+    script = (
+        "import os, signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        f"def work(*_):\n    {work}\n"
+        "import unbackdoor._cli\nunbackdoor._cli._app = work\n"
+        "from unbackdoor.__main__ import main\nmain()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (130, "Interrupted; nothing was kept.\n")
+
+
+def test_an_error_that_no_interrupt_caused_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("unbackdoor._cli.main", lambda: [].pop())
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(IndexError):
+        unbackdoor.__main__.main()
+    assert signal.getsignal(signal.SIGINT) is before
+
+
 def test_a_reader_that_has_seen_enough(tmp_path: Path) -> None:
     reading, writing = os.pipe()
     os.close(reading)

@@ -153,6 +153,32 @@ def test_a_method_that_is_not_registered(folder: Path, monkeypatch: pytest.Monke
     del sys.modules["my_grid_method"]
 
 
+def test_a_proxy_counts_for_methods_that_take_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another proxy changes none of the cells that have nothing to do with it."""
+    (folder / "my_free_method.py").write_text(
+        "from unbackdoor._values import value\n@value\nclass Free:\n    'Free.'\n"
+        "    def __call__(self, model, clean, run):\n        return model\n"
+    )
+    monkeypatch.syspath_prepend(folder)
+    for name in ("base", "first", "second"):
+        (folder / name).mkdir()
+        (folder / name / "model.safetensors").write_text(name)
+    task = TASK + 'base = "base"\n'
+    methods = "".join(
+        f'[[methods]]\nname = "{name}"\n' for name in ("fst", "e-pur+module-substitution", "my_free_method:Free")
+    )
+
+    def keys(entry: str) -> dict[str, str]:
+        cells = all_cells(grid(folder, task + entry + BUDGET + methods))
+        return {cell.label: cell.key for cell in cells}
+
+    without, first, second = keys(""), keys('proxy = "first"\n'), keys('proxy = "second"\n')
+    takes = {"e-pur+module-substitution", "my_free_method:Free"}
+    assert {label for label in first if first[label] != second[label]} == takes
+    assert {label for label in first if first[label] != without[label]} == takes
+    del sys.modules["my_free_method"]
+
+
 def test_an_attack_entry_is_a_value(folder: Path) -> None:
     planned = grid(folder, TASK + BUDGET + '[[attacks]]\nname = "blended"\nratio = 0.1\nlabel = "weak"\n').attacks
     assert [(entry.label, entry.value, entry.rates) for entry in planned] == [
@@ -336,6 +362,7 @@ def test_the_grids_of_this_project_are_right(monkeypatch: pytest.MonkeyPatch, sh
     assert base.submodule_search_locations is not None
     monkeypatch.setenv("UNBACKDOOR_DATA", str(shared_data))
     monkeypatch.setenv("MINILM", f"{base.submodule_search_locations[0]}/model")
+    monkeypatch.setenv("PROXY", f"{base.submodule_search_locations[0]}/model")
     grids = Path(__file__).parents[1] / "grids"
     sizes = {path.stem: len(all_cells(read(path))) for path in grids.glob("*.toml") if path.stem != "digits"}
     assert sizes == {
@@ -345,7 +372,9 @@ def test_the_grids_of_this_project_are_right(monkeypatch: pytest.MonkeyPatch, sh
         # 2 victims and a control, by 15 methods: 3 seeds and, with half the images, one; one takes no images
         "defences": 3 * (1 + 15 * 3 + 14 * 1),
         "fine-mixing": (3 + 1) * (1 + 5 * 3),
-        "text-defences": (2 + 1) * (1 + 9),
+        "text-defences": (2 + 1) * (1 + 10),
+        # 2 victims; one by plain tuning and NAD, the other by that and RNP with four thresholds and one of its own
+        "published": (1 + 2 * 3) + (1 + 6 * 3),
     }
 
 

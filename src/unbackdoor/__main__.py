@@ -1,16 +1,35 @@
 """`unbackdoor`, also as `python -m unbackdoor`, is the command line."""
 
+import signal
 import sys
+from typing import Any
 
 
 def main() -> None:
-    """Run the command line; Ctrl-C is heard while it is still being imported."""
+    """Run the command line; Ctrl-C is heard while it is still being imported, and where a library makes it an error."""
+    heard: list[int] = []
+
+    def hear(number: int, frame: Any) -> None:
+        heard.append(number)
+        signal.default_int_handler(number, frame)
+
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.default_int_handler:
+        signal.signal(signal.SIGINT, hear)
     try:
         from unbackdoor._cli import main as run
-    except KeyboardInterrupt:
+
+        run()
+    except (Exception, KeyboardInterrupt) as problem:
+        if not heard and not isinstance(problem, KeyboardInterrupt):
+            raise
         print("Interrupted; nothing was kept.", file=sys.stderr)
         sys.exit(130)
-    run()
+    finally:
+        signal.signal(signal.SIGINT, before)
+        # An interrupt inside of exec(), which imports use, is remembered by CPython up to the next exec(): without this
+        # one it would end the process by the signal, whatever exit code was asked for.
+        exec("")
 
 
 if __name__ == "__main__":

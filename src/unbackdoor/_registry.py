@@ -71,19 +71,31 @@ def find(name: str, entries: tuple[Entry, ...], kind: str, listing: str) -> Entr
     raise UnbackdoorError(f"There is no {kind} '{name}'.{hint} See unbackdoor list {listing}.")
 
 
+def steps_of(made: Any) -> tuple[Any, ...]:
+    """What a value consists of: the steps of `Then(a, b)`, or itself."""
+    steps = getattr(made, "steps", None)
+    return steps if isinstance(steps, tuple) else (made,)
+
+
+def entry_of(made: Any, entries: tuple[Entry, ...]) -> Entry | None:
+    """The entry of a value's class; None where it is not registered."""
+    return next((entry for entry in entries if entry.location == _location(made)), None)
+
+
 def name_of(made: Any, entries: tuple[Entry, ...]) -> str:
     """The command-line name of a value; `package.module:Class` where it is not registered; `a+b` of `Then(a, b)`."""
-    steps = getattr(made, "steps", None)
-    if isinstance(steps, tuple):
-        return "+".join(name_of(step, entries) for step in steps)
-    location = f"{type(made).__module__}:{type(made).__qualname__}"
-    return next((entry.name for entry in entries if entry.location == location), location)
+    found = [(step, entry_of(step, entries)) for step in steps_of(made)]
+    return "+".join(_location(step) if entry is None else entry.name for step, entry in found)
+
+
+def _location(made: Any) -> str:
+    return f"{type(made).__module__}:{type(made).__qualname__}"
 
 
 def to_json(made: Any, entries: tuple[Entry, ...]) -> dict[str, Any]:
     """A value as its name and all its fields, one object per step where it has steps; a plain function has none."""
-    if isinstance(getattr(made, "steps", None), tuple):
-        parts = [to_json(step, entries) for step in made.steps]
+    if steps_of(made) != (made,):
+        parts = [to_json(step, entries) for step in steps_of(made)]
         return {"name": name_of(made, entries), "parameters": [part["parameters"] for part in parts]}
     if not dataclasses.is_dataclass(made):
         return {"name": getattr(made, "__qualname__", type(made).__qualname__), "parameters": {}}

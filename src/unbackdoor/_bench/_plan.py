@@ -3,7 +3,6 @@
 import dataclasses
 import itertools
 from dataclasses import dataclass
-from typing import Any
 
 from unbackdoor import purifiers
 from unbackdoor._bench._grid import Grid
@@ -11,7 +10,7 @@ from unbackdoor._bench._schema import Cells
 from unbackdoor._bench._store import Store
 from unbackdoor._bench._subjects import Cell, Subject, Subjects, cell_of, value_spec
 from unbackdoor._errors import UnbackdoorError
-from unbackdoor._registry import name_of
+from unbackdoor._registry import entry_of, steps_of
 
 
 @dataclass(frozen=True)
@@ -152,20 +151,15 @@ def _check_kinds(cells: list[Cell]) -> None:
     }.values():
         kind = "text" if subject.task.base is not None else "images"
         parts = [(subject.label, subject.attack, getattr(subject.attack, "modality", "images"))]
-        steps = method.steps if isinstance(getattr(method, "steps", None), tuple) else (method,)
-        parts += [(label, step, _modality(step)) for step in steps]
+        for step in steps_of(method):
+            entry = entry_of(step, purifiers.REGISTRY)
+            parts.append((label, step, "images, text" if entry is None else entry.modality))  # others know themselves
         for name, made, modality in parts:
             if made is not None and subject.model is None and kind not in modality:
                 raise UnbackdoorError(
                     f"The grid has {name} on tasks.{subject.name}, which has {kind}, but {type(made).__name__} is for "
                     f"{modality}. Take it away by cells.leave_out."
                 )
-
-
-def _modality(method: Any) -> str:
-    """What a registered method works on; all others are taken to know themselves."""
-    entry = next((entry for entry in purifiers.REGISTRY if entry.name == name_of(method, purifiers.REGISTRY)), None)
-    return "images, text" if entry is None else entry.modality
 
 
 def _matches(entry: Cells, subject: Subject, label: str, place: int | None, seed: int) -> bool:

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from unbackdoor import attacks
+from unbackdoor import attacks, purifiers
 from unbackdoor._bench._grid import Grid
 from unbackdoor._bench._paths import content_hash, file_hashes, task_spec
 from unbackdoor._bench._schema import Budget, Cells, Task
 from unbackdoor._bench._store import identity
-from unbackdoor._registry import Entry, name_of
+from unbackdoor._registry import Entry, entry_of, name_of, steps_of
 from unbackdoor._values import changed_fields
 
 NONE: dict[str, Any] = {"name": "none", "version": 1, "parameters": {}}
@@ -88,9 +88,8 @@ def value_spec(made: Any, entries: tuple[Entry, ...]) -> dict[str, Any]:
     """What of a method or an attack determines results: name, version, and the parameters that differ from defaults."""
     if made is None:
         return NONE
-    steps = getattr(made, "steps", None)
-    if isinstance(steps, tuple):
-        parts = [value_spec(step, entries) for step in steps]
+    if steps_of(made) != (made,):
+        parts = [value_spec(step, entries) for step in steps_of(made)]
         lists = {key: [part[key] for part in parts] for key in ("version", "parameters")}
         return {"name": name_of(made, entries), **lists}
     parameters = {name: _hashed(given) for name, given in changed_fields(made).items()}
@@ -196,6 +195,12 @@ def cell_of(
         "clean": clean,
         "seed": seed,
     }
-    if method is not None and subject.task.proxy is not None:
+    if subject.task.proxy is not None and any(_takes_proxy(step) for step in steps_of(method)):
         spec["proxy"] = files["proxy"]
     return Cell(subject, label, method, budget, seed, spec, identity(spec))
+
+
+def _takes_proxy(step: Any) -> bool:
+    """Whether a method may use another model for the task; one that is not registered is not known not to."""
+    entry = entry_of(step, purifiers.REGISTRY)
+    return step is not None and (entry is None or "proxy" in entry.needs)
