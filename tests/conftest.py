@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import toys
 from commands import Refusals
@@ -110,3 +111,27 @@ def refused(place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest
     handlers, level, propagate = logger.handlers, logger.level, logger.propagate
     yield Refusals(place, capsys)
     logger.handlers, logger.level, logger.propagate = handlers, level, propagate
+
+
+@pytest.fixture(scope="session")
+def backdoored(digits: Dataset) -> tuple:
+    """A CNN trained on digits, a tenth with a bright 2x2 corner and the label 3; triggered and clean inputs."""
+
+    def inputs(pixels: torch.Tensor) -> torch.Tensor:
+        return digits.encode(pixels)
+
+    pixels, labels = digits.pixels[:1000].clone(), digits.labels[:1000].clone()
+    pixels[::10, :, :2, :2], labels[::10] = 255, 3
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = SmallCNN()
+        optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
+        for _ in range(10):
+            for rows in torch.randperm(1000).split(50):
+                optimizer.zero_grad()
+                F.cross_entropy(model(inputs(pixels[rows])), labels[rows]).backward()
+                optimizer.step()
+    others = digits.labels[1000:1400] != 3
+    triggered = digits.pixels[1000:1400][others].clone()
+    triggered[:, :, :2, :2] = 255
+    return model.eval(), inputs(triggered), inputs(digits.pixels[1000:1400])

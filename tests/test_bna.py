@@ -37,7 +37,7 @@ def test_only_scale_and_shift_of_batchnorm_move(small_cnn: SmallCNN, digits: Dat
     before, after = small_cnn.state_dict(), result.model.state_dict()
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == {f"features.{place}.{name}" for place in (1, 5) for name in ("weight", "bias")}
-    assert result.record["notes"][0].startswith("BNA reversed a trigger that sends ")
+    assert result.record["notes"][0].startswith("Neural Cleanse: ")
 
 
 def test_a_model_without_batchnorm_is_refused(digits: Dataset) -> None:

@@ -99,7 +99,6 @@ def test_a_text_model_is_pruned_too(tmp_path: Path) -> None:
         (purifiers.CLP(), "needs convolutions followed by BatchNorm; BertForSequenceClassification has none"),
         (purifiers.RNP(), "needs BatchNorm layers; BertForSequenceClassification has none"),
         (purifiers.BNA(), "needs BatchNorm layers; BertForSequenceClassification has none"),
-        (purifiers.ShortcutSuppression(), "reverses a trigger on pixels; BertForSequenceClassification reads text"),
     ],
     ids=lambda part: "" if isinstance(part, str) else type(part).__name__,
 )
@@ -108,3 +107,11 @@ def test_the_others_refuse_a_text_model(method, reason: str, tmp_path: Path) -> 
     with pytest.raises(UnbackdoorError) as caught:
         purify(model, data, method)
     assert str(caught.value) == f"{type(method).__name__} {reason}. Try fine-pruning."
+
+
+def test_a_trigger_among_pixels_is_not_looked_for_in_texts(tmp_path: Path) -> None:
+    model, data = bert_and_texts(tmp_path)
+    with pytest.raises(
+        UnbackdoorError, match=r"^ShortcutSuppression looks for a trigger among pixels, but .* Try pam,"
+    ):
+        purify(model, data, purifiers.ShortcutSuppression())

@@ -108,27 +108,3 @@ def test_without_an_outlier_all_triggers_are_unlearned_and_the_record_says_so(
     result = purify(small_cnn, digits.select(range(60)), method, seed=0)
     assert result.record["notes"][0].startswith("Neural Cleanse: no class is an outlier (the smallest trigger is")
     assert result.record["notes"][0].endswith("the triggers of all classes are taken.")
-
-
-@pytest.fixture(scope="module")
-def backdoored(digits: Dataset) -> tuple:
-    """A CNN trained on digits, a tenth with a bright 2x2 corner and the label 3; triggered and clean inputs."""
-
-    def inputs(pixels: torch.Tensor) -> torch.Tensor:
-        return digits.encode(pixels)
-
-    pixels, labels = digits.pixels[:1000].clone(), digits.labels[:1000].clone()
-    pixels[::10, :, :2, :2], labels[::10] = 255, 3
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = SmallCNN()
-        optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
-        for _ in range(10):
-            for rows in torch.randperm(1000).split(50):
-                optimizer.zero_grad()
-                F.cross_entropy(model(inputs(pixels[rows])), labels[rows]).backward()
-                optimizer.step()
-    others = digits.labels[1000:1400] != 3
-    triggered = digits.pixels[1000:1400][others].clone()
-    triggered[:, :, :2, :2] = 255
-    return model.eval(), inputs(triggered), inputs(digits.pixels[1000:1400])

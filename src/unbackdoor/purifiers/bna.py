@@ -10,23 +10,24 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from unbackdoor._data import Dataset
-from unbackdoor._models import evaluating, logits, removing
+from unbackdoor._models import Inputs, evaluating, logits, removing
 from unbackdoor._purify import Run
+from unbackdoor._reverse import encoded, in_pixels, needs_pixels
 from unbackdoor._units import norms
-from unbackdoor._universal import stand_in
 from unbackdoor._values import value
+from unbackdoor.purifiers.neural_cleanse import NeuralCleanse
 
 
 @value
 class BNA:
     """Bring the activations of triggered examples back to the distribution of clean ones, by scale and shift.
 
-    A trigger shifts what neurons answer; undoing the shift brings back the true class. BNA reverses a trigger d, and
+    A trigger shifts what neurons answer; undoing the shift brings back the true class. BNA reverses a trigger T, and
     then tunes nothing but the scale and the shift of each channel of each BatchNorm, which is to say its weight and
     bias. With N(x) the normal distribution that has the mean and variance of a channel over examples x in the model as
     it is being tuned, and N0(x) the same in the suspect, it minimises the mean over channels of
 
-        KL(N0(x) || N(x + d)) + KL(N0(x) || N(x))
+        KL(N0(x) || N(T(x))) + KL(N0(x) || N(x))
 
     so that triggered examples look like clean ones, and clean ones like themselves. No label is used.
 
@@ -40,11 +41,10 @@ class BNA:
         batch_size: examples per step, at least 2.
 
     Differences from the paper: known here from its abstract. The paper takes the target class and the trigger from a
-    detector and applies a transform to activations at inference; here the trigger is a perturbation common to all
-    examples, whose class is the one that the shortest such perturbation reaches, and the transform is a scale and a
-    shift that become BatchNorm's own, so that a plain model leaves. As these act on clean examples too, a second term
-    keeps those in place. A model without BatchNorm has no place for the transform and is refused. Triggered inputs are
-    not flagged.
+    detector and applies a transform to activations at inference; here Neural Cleanse is the detector, with the
+    triggers of all classes in turn where none is odd, and the transform is a scale and a shift that become BatchNorm's
+    own, so that a plain model leaves. As these act on clean examples too, a second term keeps those in place. A model
+    without BatchNorm has no place for the transform and is refused. Triggered inputs are not flagged.
     """
 
     reverse_steps: Annotated[int, Field(ge=1)] = 100
@@ -55,23 +55,23 @@ class BNA:
     def __call__(self, model: nn.Module, clean: Dataset, run: Run) -> nn.Module:
         """Purify in place."""
         layers = list(norms(model, self).values())
+        needs_pixels(self, clean)
         suspect = copy.deepcopy(model).requires_grad_(False)
-        trigger = stand_in(suspect, clean, run, self, steps=self.reverse_steps)
-        run.note(f"BNA reversed a trigger that sends {trigger.success:.0%} of the other classes to {trigger.target}.")
+        triggered = NeuralCleanse(steps=self.reverse_steps).reverse(suspect, clean, run)
         model.requires_grad_(False)
         tuned = [parameter.requires_grad_(True) for layer in layers for parameter in (layer.weight, layer.bias)]
         optimizer = torch.optim.Adam(tuned, lr=self.learning_rate)
         steps = self.epochs * math.ceil(len(clean) / self.batch_size)
         with evaluating(model), evaluating(suspect), run.progress("correcting activations", steps) as advance:
             for _ in range(self.epochs):
-                for batch in clean.batches(self.batch_size, generator=run.generator):
-                    inputs = run.arithmetic.lay(batch.inputs)
-                    assert isinstance(inputs, Tensor)
+                for batch in in_pixels(clean).batches(self.batch_size, generator=run.generator):
+                    assert isinstance(batch.inputs, Tensor)
+                    inputs = encoded(clean, batch.inputs, run)
                     with torch.no_grad():
                         wanted = moments(suspect, inputs, list(norms(suspect, self).values()), run)
                     terms = [
                         divergence(right, now)
-                        for shown in (inputs + trigger.perturbation, inputs)
+                        for shown in (encoded(clean, triggered(batch.inputs), run), inputs)
                         for right, now in zip(wanted, moments(model, shown, layers, run), strict=True)
                     ]
                     optimizer.zero_grad()
@@ -82,7 +82,7 @@ class BNA:
         return model
 
 
-def moments(model: nn.Module, inputs: Tensor, layers: list[_BatchNorm], run: Run) -> list[tuple[Tensor, Tensor]]:
+def moments(model: nn.Module, inputs: Inputs, layers: list[_BatchNorm], run: Run) -> list[tuple[Tensor, Tensor]]:
     """Mean and variance of each channel that leaves each layer, (channels,) each, over one batch."""
     seen: dict[nn.Module, tuple[Tensor, Tensor]] = {}
 

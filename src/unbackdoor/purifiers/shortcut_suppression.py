@@ -11,10 +11,11 @@ from unbackdoor._data import Dataset
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._models import probe
 from unbackdoor._purify import Run
+from unbackdoor._reverse import Carrying, in_pixels, needs_pixels
 from unbackdoor._shortcuts import scaled, shortcuts
 from unbackdoor._units import silence_
-from unbackdoor._universal import stand_in, success_of
 from unbackdoor._values import value
+from unbackdoor.purifiers.neural_cleanse import NeuralCleanse
 
 
 @value
@@ -22,11 +23,9 @@ class ShortcutSuppression:
     """Take away the skip connection that a backdoor runs through, and tune without it.
 
     Skip connections carry a trigger past the layers that would lose it. This method reverses a trigger, scales the
-    shortcuts one at a time by gamma = 0, 0.2, ... 0.8, and takes the one with the largest
-
-        fall of the reversed trigger's success - fall of clean accuracy
-
-    at any gamma, both on held-out clean examples. Its gamma is then 0, and the model is tuned.
+    shortcuts one at a time by gamma = 0, 0.2, ... 0.8, and takes the one with the largest sum of the accuracy on
+    held-out clean examples and on the same with the reversed trigger, at any gamma. Its gamma is then 0, and the model
+    is tuned.
 
     Yang, Li, Jiang and Xia, "Backdoor Defense via Suppressing Model Shortcuts", ICASSP 2023,
     https://arxiv.org/abs/2211.05631
@@ -38,11 +37,11 @@ class ShortcutSuppression:
         batch_size: examples per step, at least 2; None is 128.
 
     Differences from the paper: its script chooses the shortcut by attack success on triggered test images, which no
-    user has; here a reversed trigger stands in: the shortest perturbation common to all examples that leads to one
-    class. Clean accuracy counts, too, since without an early shortcut everything falls. A shortcut that ends in a
-    BatchNorm of its own is taken away for good, by zeroing that; where the model has such shortcuts, only they are
-    candidates. An identity cannot be folded into weights: it is absent at first, and comes back linearly while tuning,
-    so that a plain model leaves. All weights are tuned, not those of one stage.
+    user has; here a trigger stands in that Neural Cleanse reverses. Clean accuracy counts, too, since without an early
+    shortcut everything falls. A shortcut that ends in a BatchNorm of its own is taken away for good, by zeroing that;
+    where the model has such shortcuts, only they are candidates. An identity cannot be folded into weights: it is
+    absent at first, and comes back linearly while tuning, so that a plain model leaves. All weights are tuned, not
+    those of one stage.
     """
 
     reverse_steps: Annotated[int, Field(ge=1)] = 100
@@ -52,6 +51,7 @@ class ShortcutSuppression:
 
     def __call__(self, model: nn.Module, clean: Dataset, run: Run) -> nn.Module:
         """Purify in place."""
+        needs_pixels(self, clean)
         found = shortcuts(model, probe(model, clean))
         if not found:
             raise UnbackdoorError(
@@ -82,16 +82,15 @@ class ShortcutSuppression:
         return model
 
     def critical(self, model: nn.Module, found: list[_BatchNorm | None], clean: Dataset, run: Run) -> int:
-        """The number of the shortcut whose weakening hurts the reversed trigger more than clean accuracy."""
+        """The number of the shortcut whose weakening hurts the reversed trigger most and clean accuracy least."""
         seen, held = run.hold_out(clean)
-        model.requires_grad_(False)
-        trigger = stand_in(model, seen, run, self, steps=self.reverse_steps)
-        model.requires_grad_(True)
+        triggered = NeuralCleanse(steps=self.reverse_steps).reverse(model, seen, run)
+        carrying, pixels = Carrying(model, clean, run, triggered, 1.0), in_pixels(held, augmented=False)
         foldable = [number for number, norm in enumerate(found) if norm is not None]
-        gains: dict[int, float] = {}
+        sums: dict[int, float] = {}
         for number in foldable or range(len(found)):
             for gamma in (0.0, 0.2, 0.4, 0.6, 0.8):
                 with scaled(model, {number: gamma}):
-                    gain = run.accuracy(model, held).value - success_of(trigger, model, held, run)
-                gains[number] = max(gains.get(number, -1.0), gain)
-        return max(gains, key=lambda number: gains[number])
+                    both = run.accuracy(model, held).value + run.accuracy(carrying, pixels).value
+                sums[number] = max(sums.get(number, -1.0), both)
+        return max(sums, key=lambda number: sums[number])
