@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from unbackdoor.purifiers.shift_distillation import ShiftDistillation as ShiftDistillation
     from unbackdoor.purifiers.shortcut_suppression import ShortcutSuppression as ShortcutSuppression
     from unbackdoor.purifiers.then import Then as Then
+    from unbackdoor.purifiers.trigger_distillation import TriggerDistillation as TriggerDistillation
 
 _FST_PAPER = "Towards Stable Backdoor Purification through Feature Shift Tuning"
 
@@ -127,6 +128,13 @@ REGISTRY = (
         cost="10 passes, and 3,200 examples per class",
         year=2019,
         paper="Neural Cleanse: Identifying and Mitigating Backdoor Attacks in Neural Networks",
+    ),
+    Entry(
+        "trigger-distillation",
+        "unbackdoor.purifiers.trigger_distillation:TriggerDistillation",
+        "reverse triggers and unlearn them by the suspect's own answers to clean examples; this project's variant",
+        needs="clean data",
+        cost="20 passes, with another forward pass each, and 3,200 examples per class",
     ),
     Entry(
         "bti-dbf",

@@ -1,17 +1,19 @@
 """Path-Aware Minimisation."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Annotated
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from unbackdoor._data import Dataset
+from unbackdoor._data import Batch, Dataset
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._purify import Run
 from unbackdoor._registry import located
 from unbackdoor._reverse import Carrying, Reverse, Reversed, in_pixels, universal
+from unbackdoor._train import cross_entropy
 from unbackdoor._values import value
 from unbackdoor.purifiers.bti_dbf import BTIDBF
 from unbackdoor.purifiers.neural_cleanse import NeuralCleanse
@@ -72,53 +74,29 @@ class PAM:
         reverse = self._reverse(clean)
         weights = list(model.parameters())
         suspect = [weight.detach().clone() for weight in weights]
+        rate = run.recipe.learning_rate if self.learning_rate is None else self.learning_rate
         found: Reversed | None = None
         for _ in range(self.rounds):
             found = reverse(model, clean, run, found)
             carrying = Carrying(model, clean, run, found, self.share)
-            self._unlearn_(carrying, weights, suspect, in_pixels(clean), run)
-        return model
 
-    def _unlearn_(
-        self, carrying: nn.Module, weights: list[nn.Parameter], suspect: list[Tensor], data: Dataset, run: Run
-    ) -> None:
-        """Descend with gradients at the probed points."""
-        rate = run.recipe.learning_rate if self.learning_rate is None else self.learning_rate
-        optimizer: torch.optim.Optimizer
-        if run.recipe.optimizer == "sgd":
-            optimizer = torch.optim.SGD(weights, lr=rate, momentum=0.1)
-        else:
-            optimizer = torch.optim.AdamW(weights, lr=rate)
-        here = [weight.detach().clone() for weight in weights]
+            def gradients(batch: Batch, carrying: nn.Module = carrying) -> None:
+                with probed(weights, suspect, self.rho):
+                    cross_entropy(run.scores(carrying, batch.inputs), batch).backward()
 
-        @torch.no_grad()
-        def probe() -> None:
-            way = [start - weight for start, weight in zip(suspect, weights, strict=True)]
-            step = self.rho / (torch.stack([part.norm() for part in way]).norm() + 1e-12)
-            for kept, weight, part in zip(here, weights, way, strict=True):
-                kept.copy_(weight)
-                weight.add_(part * step)
-
-        @torch.no_grad()
-        def restore(*_: object) -> None:
-            for kept, weight in zip(here, weights, strict=True):
-                weight.copy_(kept)
-
-        # The passes of `tune` happen at the probed point, its step from the weights themselves.
-        optimizer.register_step_pre_hook(restore)
-        probe()
-        try:
+            sgd = run.recipe.optimizer == "sgd"
             run.tune(
                 carrying,
-                data,
+                in_pixels(clean),
                 epochs=self.epochs,
                 batch_size=self.batch_size,
-                optimizer=optimizer,
-                after_step=probe,
+                optimizer=torch.optim.SGD(weights, lr=rate, momentum=0.1)
+                if sgd
+                else torch.optim.AdamW(weights, lr=rate),
+                gradients=gradients,
                 description="path-aware unlearning",
             )
-        finally:
-            restore()
+        return model
 
     def _reverse(self, clean: Dataset) -> Reverse:
         name = self.trigger or ("neural-cleanse" if clean.modality == "images" else "universal")
@@ -128,3 +106,26 @@ class PAM:
             raise UnbackdoorError(f"PAM.trigger must be {', '.join(TRIGGERS)} or package.module:function, got {name}.")
         found: Reverse = located(name)
         return found
+
+
+@contextmanager
+def probed(weights: Sequence[Tensor], suspect: Sequence[Tensor], rho: float) -> Iterator[None]:
+    """While the block runs, weights are a step of length rho on the way back to the suspect's.
+
+    Args:
+        weights: moved in place, and back.
+        suspect: the suspect's, in the same order.
+        rho: at least 0; where the weights are the suspect's there is no way to go.
+    """
+    with torch.no_grad():
+        here = [weight.clone() for weight in weights]
+        way = [start - weight for start, weight in zip(suspect, weights, strict=True)]
+        step = rho / (torch.stack([part.norm() for part in way]).norm() + 1e-12)
+        for weight, part in zip(weights, way, strict=True):
+            weight.add_(part * step)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for weight, kept in zip(weights, here, strict=True):
+                weight.copy_(kept)

@@ -1,0 +1,80 @@
+"""Trigger distillation: reversed triggers, unlearned with the suspect's own answers to clean examples as labels."""
+
+import copy
+from typing import Annotated
+
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from unbackdoor._data import Batch, Dataset
+from unbackdoor._purify import Run
+from unbackdoor._reverse import Carrying, encoded, in_pixels, needs_pixels
+from unbackdoor._train import cross_entropy
+from unbackdoor._values import value
+from unbackdoor.purifiers.neural_cleanse import NeuralCleanse
+from unbackdoor.purifiers.pam import probed
+
+
+@value
+class TriggerDistillation:
+    """Teach a model to answer triggered examples as the suspect answers the same examples without the trigger.
+
+    On clean examples a suspect is right, and more is to be learned from its answers than from a few labels; what is
+    wrong with it is what a trigger does to it. With T a trigger that Neural Cleanse reverses and f_s the suspect, this
+    method minimises over the clean examples (x, y), distorted anew each time,
+
+        taught * CE(f(x'), f_s(x)) + (1 - taught) * CE(f(x'), y),   x' = T(x) for a share of each batch, else x
+
+    with the gradient taken at a point on the way back to the suspect, as in PAM, if rho is more than 0.
+
+    A variant of this project. Its parents are Neural Cleanse (Wang et al., IEEE S&P 2019,
+    https://doi.org/10.1109/SP.2019.00031), PAM (Min et al., NeurIPS 2024, https://arxiv.org/abs/2410.09838) and
+    distillation (Hinton et al., https://arxiv.org/abs/1503.02531).
+
+    Args:
+        taught: weight of the suspect's answers against the labels, 0 to 1.
+        share: of each batch that carries a trigger, 0 to 1.
+        rho: length of the step towards the suspect, at least 0.
+        reverse_steps: of the search for triggers, at least 1.
+        epochs: passes over the clean examples, at least 1, with another forward pass each.
+        learning_rate: at the start, more than 0; None is 0.01 (SGD).
+        batch_size: examples per step, at least 2; None is 128.
+
+    Differences from the paper: there is no paper on this variant. Pixels only.
+    """
+
+    taught: Annotated[float, Field(ge=0, le=1)] = 0.9
+    share: Annotated[float, Field(ge=0, le=1)] = 0.2
+    rho: Annotated[float, Field(ge=0)] = 0.0
+    reverse_steps: Annotated[int, Field(ge=1)] = 100
+    epochs: Annotated[int, Field(ge=1)] = 20
+    learning_rate: Annotated[float | None, Field(gt=0)] = None
+    batch_size: Annotated[int | None, Field(ge=2)] = None
+
+    def __call__(self, model: nn.Module, clean: Dataset, run: Run) -> nn.Module:
+        """Purify in place."""
+        needs_pixels(self, clean)
+        triggered = NeuralCleanse(steps=self.reverse_steps).reverse(model, clean, run)
+        teacher = copy.deepcopy(model).eval().requires_grad_(False)
+        carrying = Carrying(model, clean, run, triggered, self.share)
+        weights, suspect = list(model.parameters()), list(teacher.parameters())
+
+        def gradients(batch: Batch) -> None:
+            assert isinstance(batch.inputs, Tensor)
+            answers = run.scores(teacher, encoded(clean, batch.inputs, run)).softmax(dim=1)  # (batch, classes)
+            with probed(weights, suspect, self.rho):
+                scores = run.scores(carrying, batch.inputs)
+                labelled = (1 - self.taught) * cross_entropy(scores, batch)
+                (labelled + self.taught * F.cross_entropy(scores, answers)).backward()
+
+        run.tune(
+            carrying,
+            in_pixels(clean.distorted()),
+            epochs=self.epochs,
+            learning_rate=self.learning_rate,
+            batch_size=self.batch_size,
+            gradients=gradients,
+            description="unlearning",
+        )
+        return model
