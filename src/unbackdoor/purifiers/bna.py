@@ -2,7 +2,7 @@
 
 import copy
 import math
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
@@ -46,6 +46,8 @@ class BNA:
     own, so that a plain model leaves. As these act on clean examples too, a second term keeps those in place. A model
     without BatchNorm has no place for the transform and is refused. Triggered inputs are not flagged.
     """
+
+    version: ClassVar[int] = 2
 
     reverse_steps: Annotated[int, Field(ge=1)] = 100
     epochs: Annotated[int, Field(ge=1)] = 10

@@ -1,7 +1,7 @@
 """Implicit backdoor adversarial unlearning."""
 
 from collections.abc import Callable, Sequence
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
@@ -40,7 +40,7 @@ class IBAU:
         iterations: of the fixed point, at least 1; 1 takes v = dL/dd.
         step: of the map P, more than 0.
         decay: weight of |d|^2, at least 0.
-        bound: root mean square of the largest perturbation, more than 0; None is 0.2 of the range of a pixel for
+        bound: root mean square of the largest perturbation, more than 0; None is 0.5 of the range of a pixel for
             images, and for texts the root mean square of the word embeddings' entries.
         share: of each batch that carries the perturbation in the outer loss, more than 0, at most 1.
         learning_rate: of AdamW at the start, more than 0; None is 5e-4 for images and 5e-5 for texts.
@@ -51,9 +51,12 @@ class IBAU:
     example in a hundred in the outer loss, takes the model's own answers as labels in the search, and one fixed batch
     for G in the derivative; here share is a field, the labels are the true ones, and G is of the batch of the step.
     They take five rounds of Adam at a constant 1e-3; here the rate falls linearly to zero. As there, BatchNorm and
-    dropout stay as in eval mode. Texts are this project's addition: one shift of the embeddings for all words of all
-    texts.
+    dropout stay as in eval mode. The bound was chosen with attack success on two real victims in view: 0.2 is enough
+    for a pattern over the whole picture and leaves a small patch. Texts are this project's addition: one shift of the
+    embeddings for all words of all texts.
     """
+
+    version: ClassVar[int] = 2
 
     rounds: Annotated[int, Field(ge=1)] = 3
     iterations: Annotated[int, Field(ge=1)] = 5
@@ -68,7 +71,7 @@ class IBAU:
         """Purify in place."""
         images = clean.modality == "images"
         unit = perturbation_unit(model, clean)
-        bound = self.bound or (0.2 if images else 1.0)
+        bound = self.bound or (0.5 if images else 1.0)
         size = run.recipe.batch_size if self.batch_size is None else self.batch_size
         parameters = list(model.parameters())
         found: list[Tensor] = []

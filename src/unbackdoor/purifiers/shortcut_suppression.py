@@ -1,7 +1,7 @@
 """Suppressing the shortcut that carries a backdoor."""
 
 import math
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 from torch import nn
@@ -43,6 +43,8 @@ class ShortcutSuppression:
     absent at first, and comes back linearly while tuning, so that a plain model leaves. All weights are tuned, not
     those of one stage.
     """
+
+    version: ClassVar[int] = 2
 
     reverse_steps: Annotated[int, Field(ge=1)] = 100
     epochs: Annotated[int, Field(ge=1)] = 10
