@@ -9,15 +9,15 @@ import torch
 from torch import Tensor, nn
 
 import toys
-from unbackdoor import Dataset, UnbackdoorError, evaluate, purifiers, purify
+from unbackdoor import Dataset, UnbackdoorError, _select, evaluate, purifiers, purify
 from unbackdoor._cli import main
 from unbackdoor._evaluate import answers
 from unbackdoor._mixing import mask
 from unbackdoor._precision import choose
 from unbackdoor._purify import Run
 from unbackdoor._select import Difference
+from unbackdoor._units import mean_answer
 from unbackdoor.attacks import Word
-from unbackdoor.purifiers import fine_mixing
 
 FineMixing = purifiers.FineMixing
 HEAD = {"classifier.weight", "classifier.bias"}
@@ -105,7 +105,7 @@ class TestMixing:
         clean = reviews.select(range(130))
         arithmetic = choose(text_victim, "cpu", "fp32")
         run = Run(generator=torch.Generator(), arithmetic=arithmetic, head_name="classifier")
-        found = fine_mixing._activity(text_victim, clean, run)
+        found = mean_answer(text_victim, clean, run)
         names = ["bert.encoder.layer.0.intermediate.dense", "bert.pooler.dense", "classifier"]
         seen: dict[str, list[Tensor]] = {name: [] for name in names}
         hooks = [
@@ -130,7 +130,7 @@ class TestMixing:
         arithmetic = choose(small_cnn, "cpu", "fp32")
         run = Run(generator=torch.Generator(), arithmetic=arithmetic, head_name="classifier")
         expected = answers(small_cnn, clean, arithmetic).double().abs().mean(dim=0)
-        assert torch.allclose(fine_mixing._activity(small_cnn, clean, run)["classifier"], expected, rtol=1e-5)
+        assert torch.allclose(mean_answer(small_cnn, clean, run)["classifier"], expected, rtol=1e-5)
 
     def test_pictures_mix_too(self, small_cnn: nn.Module) -> None:
         with torch.random.fork_rng():
@@ -194,8 +194,8 @@ class TestSearch:
                 asked.append(round(float(kept.float().mean()), 1))
                 return asked[-1]
 
-            monkeypatch.setattr(fine_mixing, "cross_validated", validated)
-            monkeypatch.setattr(fine_mixing, "difference", lambda _before, rho: Difference(lost(rho), error))
+            monkeypatch.setattr(_select, "cross_validated", validated)
+            monkeypatch.setattr(_select, "difference", lambda _before, rho: Difference(lost(rho), error))
             method = FineMixing(tune=False, **fields)
             record = purify(text_victim, reviews.select(range(16)), method, base=text_base).record
             return asked, record

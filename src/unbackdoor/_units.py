@@ -111,6 +111,37 @@ def mean_activation(model: nn.Module, reader: nn.Linear, data: Dataset, arithmet
     return total / count
 
 
+@torch.no_grad()
+def mean_answer(model: nn.Module, clean: Dataset, run: Run) -> dict[str, Tensor]:
+    """For each linear layer, the mean size of each output over the clean examples, (out_features,).
+
+    Of layers that see every token of a text it is the mean over all tokens of all texts; padding does not count.
+    """
+    sums: dict[str, Tensor] = {}
+    counts: dict[str, int] = {}
+    real: Tensor | None = None  # (batch, length)
+
+    def count(name: str, output: Tensor) -> None:
+        sizes = output.abs().double()
+        if real is not None and sizes.shape[:-1] == real.shape:
+            sizes = sizes[real]  # (tokens, out_features)
+        sizes = sizes.flatten(0, -2)
+        sums[name] = sums.get(name, 0) + sizes.sum(dim=0)
+        counts[name] = counts.get(name, 0) + len(sizes)
+
+    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Linear)}
+    hooks = [
+        layer.register_forward_hook(lambda _module, _args, output, name=name: count(name, output))
+        for name, layer in layers.items()
+    ]
+    with removing(hooks), evaluating(model):
+        for batch in clean.batches(run.arithmetic.evaluation_batch):
+            real = batch.inputs["attention_mask"].bool() if isinstance(batch.inputs, Tokens) else None
+            with run.arithmetic.autocast():
+                logits(model, run.arithmetic.lay(batch.inputs))
+    return {name: total / counts[name] for name, total in sums.items()}
+
+
 class Scale(nn.Module):
     """A parametrization: what is stored, times a mask, plus noise relative to it."""
 

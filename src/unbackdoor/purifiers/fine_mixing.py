@@ -6,16 +6,14 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from unbackdoor._base import Weights, counterparts, heads
 from unbackdoor._data import Dataset
 from unbackdoor._errors import UnbackdoorError
-from unbackdoor._mixing import ancestry, mask, matched, mix, task_head
-from unbackdoor._models import evaluating, logits, removing
+from unbackdoor._mixing import mask, mix
 from unbackdoor._purify import Run
-from unbackdoor._select import Difference, cross_validated, difference, hits, smallest
-from unbackdoor._text import Tokens
+from unbackdoor._select import Difference, smallest_within
+from unbackdoor._units import mean_answer
 from unbackdoor._values import value
-
-Weights = dict[str, Tensor]
 
 GRID = tuple(tenth / 10 for tenth in range(11))
 
@@ -79,7 +77,7 @@ class FineMixing:
             raise UnbackdoorError("FineMixing.mode linear changes all coordinates; leave select and freeze_filled out.")
         suspect = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
         base = self._base(suspect, run)
-        activity = _activity(model, clean, run) if self.select == "low-activation" else {}
+        activity = mean_answer(model, clean, run) if self.select == "low-activation" else {}
 
         def mixed_and_tuned(rho: float, examples: Dataset, words: str) -> nn.Module:
             weights, kept = self._mixed(suspect, base, activity, rho, run.seed)
@@ -90,24 +88,17 @@ class FineMixing:
 
         rho = self.rho
         if rho is None:
-            before = hits(model, clean, run.arithmetic)
-            losses: dict[float, Difference] = {}
-
-            def within(candidate: float) -> bool:
-                after = cross_validated(
-                    clean,
-                    self.folds,
-                    seed=run.seed,
-                    tuned=lambda examples: mixed_and_tuned(candidate, examples, f"trying rho {candidate:g}"),
-                    arithmetic=run.arithmetic,
-                )
-                lost, error = losses[candidate] = difference(before, after)
-                run.note(f"rho {candidate:g} loses {100 * lost:.1f} points of accuracy (+- {100 * error:.1f}).")
-                return lost - (error if error > self.margin else 0.0) <= self.margin
-
-            rho = smallest(GRID, within)
-            run.note(f"rho {rho:g} was chosen.")
-            self._doubts(rho, losses.get(rho), len(clean), run)
+            rho, loss = smallest_within(
+                model,
+                clean,
+                run,
+                GRID,
+                margin=self.margin,
+                folds=self.folds,
+                words=lambda candidate: f"rho {candidate:g}",
+                tuned=lambda candidate, part: mixed_and_tuned(candidate, part, f"trying rho {candidate:g}"),
+            )
+            self._doubts(rho, loss, len(clean), run)
         return mixed_and_tuned(rho, clean, "tuning")
 
     def _doubts(self, rho: float, loss: Difference | None, count: int, run: Run) -> None:
@@ -127,11 +118,11 @@ class FineMixing:
 
     def _base(self, suspect: Weights, run: Run) -> Weights:
         """What coordinates go back to, by the suspect's names; the task head is not among them."""
-        stays = task_head(suspect) | {name for name in suspect if name.startswith(f"{run.head_name or None}.")}
         if self.fill == "zero":
+            stays = heads(suspect, run)
             matrices = (name for name, weight in suspect.items() if weight.ndim > 1 and name not in stays)
             return {name: torch.zeros_like(suspect[name]) for name in matrices}
-        return counterparts(suspect, run, self, stays)
+        return counterparts(suspect, run, self)
 
     def _mixed(
         self, suspect: Weights, base: Weights, activity: Weights, rho: float, seed: int
@@ -174,64 +165,8 @@ class FineMixing:
         )
 
 
-def counterparts(suspect: Weights, run: Run, method: object, stays: set[str]) -> Weights:
-    """The pre-trained weights by the suspect's names; says what matched, and warns where the base is no ancestor.
-
-    Args:
-        suspect: its weights by name.
-        run: has the base.
-        method: named where there is none.
-        stays: names that have no counterpart, even if the base has them, such as the task head's.
-    """
-    theirs = run.needed("base", method).state_dict()
-    ours, shapes = ({name: tensor.shape for name, tensor in each.items()} for each in (suspect, theirs))
-    matching = matched(ours, shapes).without(stays)
-    if not matching.pairs:
-        raise UnbackdoorError(
-            f"{type(method).__name__} needs a model with more than a head: nothing else has a counterpart in the base. "
-            "Try fst."
-        )
-    run.note(matching.report())
-    base = {name: theirs[other].to(suspect[name].device) for name, other in matching.pairs.items()}
-    doubt = ancestry((name, suspect[name].cpu(), weight.cpu()) for name, weight in base.items())
-    if doubt is not None:
-        run.warn(doubt)
-    return base
-
-
 def _lowest(scores: Tensor, share: float) -> Tensor:
     """Which of (n,) scores are among the lowest `share` of them, bool."""
     chosen = torch.zeros(len(scores), dtype=torch.bool, device=scores.device)
     chosen[scores.argsort(stable=True)[: round(share * len(scores))]] = True
     return chosen
-
-
-@torch.no_grad()
-def _activity(model: nn.Module, clean: Dataset, run: Run) -> Weights:
-    """For each linear layer, the mean size of each output over the clean examples, (out_features,).
-
-    Of layers that see every token of a text it is the mean over all tokens of all texts; padding does not count.
-    """
-    sums: Weights = {}
-    counts: dict[str, int] = {}
-    real: Tensor | None = None  # (batch, length)
-
-    def count(name: str, output: Tensor) -> None:
-        sizes = output.abs().double()
-        if real is not None and sizes.shape[:-1] == real.shape:
-            sizes = sizes[real]  # (tokens, out_features)
-        sizes = sizes.flatten(0, -2)
-        sums[name] = sums.get(name, 0) + sizes.sum(dim=0)
-        counts[name] = counts.get(name, 0) + len(sizes)
-
-    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Linear)}
-    hooks = [
-        layer.register_forward_hook(lambda _module, _args, output, name=name: count(name, output))
-        for name, layer in layers.items()
-    ]
-    with removing(hooks), evaluating(model):
-        for batch in clean.batches(run.arithmetic.evaluation_batch):
-            real = batch.inputs["attention_mask"].bool() if isinstance(batch.inputs, Tokens) else None
-            with run.arithmetic.autocast():
-                logits(model, run.arithmetic.lay(batch.inputs))
-    return {name: total / counts[name] for name, total in sums.items()}

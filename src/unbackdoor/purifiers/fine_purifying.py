@@ -4,18 +4,15 @@ from typing import Annotated
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
+from unbackdoor._base import Weights, counterparts
 from unbackdoor._data import Dataset
-from unbackdoor._mixing import task_head
 from unbackdoor._models import evaluating
 from unbackdoor._purify import Run
-from unbackdoor._select import cross_validated, difference, hits, smallest
+from unbackdoor._select import smallest_within
 from unbackdoor._train import cross_entropy
 from unbackdoor._values import value
-from unbackdoor.purifiers.fine_mixing import counterparts
-
-Weights = dict[str, Tensor]
 
 KEPT = tuple(tenth / 10 for tenth in range(11))
 
@@ -88,30 +85,25 @@ class FinePurifying:
 
         share = self.share
         if share is None:
-            before = hits(model, clean, run.arithmetic)
-
-            def within(kept: float) -> bool:
-                candidate = round(1 - kept, 1)
-                after = cross_validated(
-                    clean,
-                    self.folds,
-                    seed=run.seed,
-                    tuned=lambda examples: reset_and_tuned(candidate, examples, f"trying share {candidate:g}"),
-                    arithmetic=run.arithmetic,
-                )
-                lost, error = difference(before, after)
-                run.note(f"share {candidate:g} loses {100 * lost:.1f} points of accuracy (+- {100 * error:.1f}).")
-                return lost - (error if error > self.margin else 0.0) <= self.margin
-
-            share = round(1 - smallest(KEPT, within), 1)
-            run.note(f"share {share:g} was chosen.")
+            kept, _ = smallest_within(
+                model,
+                clean,
+                run,
+                KEPT,
+                margin=self.margin,
+                folds=self.folds,
+                words=lambda kept: f"share {round(1 - kept, 1):g}",
+                tuned=lambda kept, part: reset_and_tuned(
+                    round(1 - kept, 1), part, f"trying share {round(1 - kept, 1):g}"
+                ),
+            )
+            share = round(1 - kept, 1)
         return reset_and_tuned(share, clean, "tuning")
 
     def _base(self, model: nn.Module, suspect: Weights, run: Run) -> Weights:
         """The pre-trained values of the parameters, by the suspect's names."""
-        stays = task_head(suspect) | {name for name in suspect if name.startswith(f"{run.head_name or None}.")}
         learned = {name for name, _ in model.named_parameters()}
-        found = counterparts(suspect, run, self, stays)
+        found = counterparts(suspect, run, self)
         return {name: weight.to(suspect[name].dtype) for name, weight in found.items() if name in learned}
 
 
