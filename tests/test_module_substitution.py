@@ -14,9 +14,10 @@ from unbackdoor._attack import poison
 from unbackdoor._models import embeddings, logits
 from unbackdoor._precision import choose
 from unbackdoor._purify import Run
+from unbackdoor._suspicion import certainty, differing_words
 from unbackdoor._text import TextEncoder, Texts
 from unbackdoor._train import train_victim
-from unbackdoor.purifiers.module_substitution import certainty, differing_words, searched
+from unbackdoor.purifiers.module_substitution import searched
 from unbackdoor.testing import check_method
 
 NEUTRAL = ["the", "a", "film", "movie", "is", "was", "it", "and", "this", "that", "plot", "cast"]

@@ -1,9 +1,8 @@
 """Guided module substitution: parts of the suspect are exchanged for those of another model of the same task."""
 
 import copy
-import random
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 from pydantic import Field
@@ -12,9 +11,9 @@ from torch import Tensor, nn
 from unbackdoor._attention import PARTS, Block, blocks
 from unbackdoor._data import Dataset
 from unbackdoor._errors import UnbackdoorError
-from unbackdoor._models import class_count, embeddings, evaluating, probe
+from unbackdoor._models import class_count, embeddings, probe
 from unbackdoor._purify import Run
-from unbackdoor._text import Texts
+from unbackdoor._suspicion import certainty, suspicious
 from unbackdoor._values import value
 
 State = tuple[tuple[str, ...], tuple[int, ...]]  # kinds of modules, and layers; of both, all pairs are the proxy's
@@ -64,7 +63,7 @@ class ModuleSubstitution:
         run.arithmetic.place(proxy)
         pairs = self._pairs(model, proxy, clean)
         run.note(f"the proxy classifies {run.accuracy(proxy, clean).value:.1%} of the clean texts as labelled.")
-        texts = self.suspicious(model, proxy, clean, run)
+        texts = suspicious(model, proxy, clean, run, words=self.words, suspects=self.suspects)
         reference = certainty(proxy, texts, run)
         accuracy, lacking = run.accuracy(model, clean).value, self._lacking(model, texts, reference, run)
         if lacking == 0:
@@ -115,30 +114,6 @@ class ModuleSubstitution:
             )
         return [(_parts(own), _parts(other)) for own, other in zip(ours, theirs, strict=True)]
 
-    def suspicious(self, model: nn.Module, proxy: nn.Module, clean: Dataset, run: Run) -> Dataset:
-        """Clean texts with words in them that make the model, but not the proxy, less certain of the label."""
-        draw = random.Random(run.seed)
-        labels = clean.labels.tolist()
-        members = {kind: [row for row, label in enumerate(labels) if label == kind] for kind in sorted(set(labels))}
-        words = differing_words(model, proxy, clean.encode.tokenizer, self.words)  # type: ignore[union-attr]
-        tried = [(word, kind) for word in words for kind in members]
-        texts = _with_words(clean, [(word, draw.choice(members[kind])) for word, kind in tried], draw)
-        lacking = (certainty(proxy, texts, run) - certainty(model, texts, run)).tolist()
-        worst: dict[str, tuple[float, int]] = {}
-        for (word, kind), amount in zip(tried, lacking, strict=True):
-            worst[word] = max(worst.get(word, (amount, kind)), (amount, kind))
-        # One text tells little: the most suspicious words are tried again in more, which a trigger moves all of.
-        again = sorted(words, key=lambda word: -worst[word][0])[: 4 * self.suspects]
-        rows = {word: draw.sample(members[worst[word][1]], min(8, len(members[worst[word][1]]))) for word in again}
-        places = [(word, row) for word in again for row in rows[word]]
-        texts = _with_words(clean, places, draw)
-        amounts = (certainty(proxy, texts, run) - certainty(model, texts, run)).clamp(min=0)
-        of_word = torch.tensor([again.index(word) for word, _ in places])
-        means = [float(amounts[of_word == number].mean()) for number in range(len(again))]
-        chosen = sorted(range(len(again)), key=lambda number: -means[number])[: self.suspects]
-        run.note(f"words that move the model more than the proxy: {' '.join(again[number] for number in chosen)}")
-        return texts.select(torch.isin(of_word, torch.tensor(chosen)).nonzero().flatten())
-
     def _lacking(self, model: nn.Module, texts: Dataset, reference: Tensor, run: Run) -> float:
         return float((reference - certainty(model, texts, run)).clamp(min=0).mean())
 
@@ -182,47 +157,3 @@ def searched(state: State, score: Callable[[State], float], patience: int) -> tu
         if max(heights) > height:
             best, height, idle = state, max(heights), 0
     return best, height
-
-
-@torch.no_grad()
-def certainty(model: nn.Module, data: Dataset, run: Run) -> Tensor:
-    """The probability that the model gives each label, (n,), on the CPU."""
-    found = torch.empty(len(data))
-    with evaluating(model):
-        for batch in data.batches(run.arithmetic.evaluation_batch):
-            likely = run.scores(model, batch.inputs).softmax(dim=1)
-            found[batch.rows.cpu()] = likely.gather(1, batch.labels[:, None])[:, 0].float().cpu()
-    return found
-
-
-def differing_words(model: nn.Module, proxy: nn.Module, tokenizer: Any, count: int) -> list[str]:
-    """Words of one token, those first whose embeddings differ most between two models."""
-    distance = (embeddings(model).weight - embeddings(proxy).weight).detach().float().norm(dim=1)
-    special = set(tokenizer.all_special_ids)
-    words: list[str] = []
-    for number in distance.argsort(descending=True, stable=True).tolist():
-        token = tokenizer.convert_ids_to_tokens(number) if number < len(tokenizer) else None
-        if number in special or token is None:
-            continue
-        word = tokenizer.convert_tokens_to_string([token]).strip()
-        if word and tokenizer.tokenize(f"a {word}")[-1] == token:
-            words.append(word)
-        if len(words) == count:
-            break
-    return words
-
-
-def _with_words(clean: Dataset, places: list[tuple[str, int]], draw: random.Random) -> Dataset:
-    """Clean texts with a word at a random place each; of pairs, in the first text."""
-    made = []
-    for word, row in places:
-        first, *rest = clean.texts.strings[row]
-        parts = first.split(" ")
-        parts.insert(draw.randint(0, len(parts)), word)
-        made.append((" ".join(parts), *rest))
-    return Dataset(
-        items=Texts(tuple(made), clean.texts.columns),
-        labels=clean.labels[torch.tensor([row for _, row in places], device=clean.labels.device)],
-        encode=clean.encode,
-        name=f"texts made of {clean.name}",
-    ).to(clean.labels.device)
