@@ -75,21 +75,46 @@ def test_the_copy_alone_is_touched_while_masks_are_learned(small_cnn: SmallCNN, 
 
 def test_a_model_without_batchnorm_is_refused(digits: Dataset) -> None:
     vit = archs.build("vit", classes=list("0123456789"), channels=1, image_size=8, width=4)
-    message = r"^ANP needs BatchNorm layers; ViTForImageClassification has none\. Try fine-pruning\.$"
+    message = r"^ANP needs BatchNorm layers with .*; ViTForImageClassification has none\. Try fine-pruning\.$"
     with pytest.raises(UnbackdoorError, match=message):
         purify(vit, digits.select(range(60)), purifiers.ANP())
 
 
-def test_when_nothing_may_go_a_warning_says_so(digits: Dataset) -> None:
-    """The only channel is needed, so the first threshold already costs too much, or its mask never falls."""
+def test_when_nothing_may_go_a_warning_says_so(digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The only channel is needed, so the first threshold already costs too much."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(64, 10))
     model = purify(model, digits, purifiers.FineTuning(epochs=5, learning_rate=0.05), seed=0).model
-    record = purify(model, digits.select(range(200)), purifiers.ANP(steps=2, tolerance=0.0), seed=0).record
+    monkeypatch.setattr(purifiers.ANP, "masks", lambda *_: [torch.zeros(1)])
+    record = purify(model, digits.select(range(200)), purifiers.ANP(tolerance=0.0), seed=0).record
     assert record["warnings"] == [
         "ANP pruned nothing of 1 channels: clean accuracy on 40 held-out examples allows none to go. "
         "Raise its tolerance."
     ]
+
+
+def test_masks_that_never_fell_are_not_blamed_on_accuracy(small_cnn: SmallCNN, digits: Dataset) -> None:
+    record = purify(small_cnn, digits.select(range(60)), purifiers.ANP(steps=1, learning_rate=1e-6, tolerance=1)).record
+    told = "ANP pruned nothing of 48 channels: no mask fell to 0.95 or below. Learn it for longer, or at a higher rate."
+    assert told in record["warnings"]
+
+
+@pytest.mark.parametrize("method", [purifiers.ANP(steps=3, epsilon=1e38), purifiers.RNP(epochs=2, forget_rate=1e30)])
+def test_a_mask_that_is_no_number_is_refused(
+    method: purifiers.ANP | purifiers.RNP, small_cnn: SmallCNN, digits: Dataset
+) -> None:
+    message = rf"^{type(method).__name__} learned a mask with non-finite values\. Lower its rates\.$"
+    with pytest.raises(UnbackdoorError, match=message):
+        purify(small_cnn, digits.select(range(60)), method)
+
+
+@pytest.mark.parametrize("kind", [{"affine": False}, {"track_running_stats": False}])
+def test_batchnorm_without_weights_or_statistics_does_not_do(kind: dict[str, bool], digits: Dataset) -> None:
+    model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8, **kind), nn.Flatten(), nn.Linear(288, 10))
+    with pytest.raises(
+        UnbackdoorError, match=r"^ANP needs BatchNorm layers with weights and statistics; Sequential has"
+    ):
+        purify(model, digits.select(range(60)), purifiers.ANP())
 
 
 @pytest.mark.parametrize("method", [purifiers.ANP, purifiers.RNP])

@@ -42,5 +42,8 @@ def test_only_scale_and_shift_of_batchnorm_move(small_cnn: SmallCNN, digits: Dat
 
 def test_a_model_without_batchnorm_is_refused(digits: Dataset) -> None:
     vit = archs.build("vit", classes=list("0123456789"), channels=1, image_size=8, width=4)
-    with pytest.raises(UnbackdoorError, match=r"^BNA needs BatchNorm layers; ViTForImageClassification has none\."):
+    with pytest.raises(
+        UnbackdoorError,
+        match=r"^BNA needs BatchNorm layers with weights and statistics; ViTForImageClassification has none\.",
+    ):
         purify(vit, digits.select(range(60)), purifiers.BNA())

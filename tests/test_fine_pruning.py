@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
 
+import toys
 from conftest import SmallCNN
 from unbackdoor import Dataset, UnbackdoorError, archs, purifiers, purify
 from unbackdoor._text import TextEncoder, Texts
@@ -92,21 +93,44 @@ def test_a_text_model_is_pruned_too(tmp_path: Path) -> None:
     assert int((weight == 0).all(dim=0).sum()) == 24
 
 
+def test_the_layers_of_gpt2_are_read_the_other_way_round() -> None:
+    model, data = toys.classifier("gpt2"), toys.reviews(40)
+    result = purify(model, data, purifiers.FinePruning(epochs=0, tolerance=1.0, step=0.25), seed=0)
+    width = model.config.n_inner or 4 * model.config.n_embd
+    assert result.record["notes"] == [f"FinePruning pruned {3 * width // 4} of {width} neurons."]
+    weight = result.model.transformer.h[-1].mlp.c_proj.weight  # (inputs, outputs)
+    assert weight.shape[0] == width
+    assert int((weight == 0).all(dim=1).sum()) == 3 * width // 4
+
+
+def test_nothing_pruned_is_a_warning(small_cnn: SmallCNN, digits: Dataset) -> None:
+    """All neurons but one at once is more than an answer survives."""
+    model = purify(small_cnn, digits, purifiers.FineTuning(epochs=2, learning_rate=0.05), seed=0).model
+    result = purify(model, digits.select(range(100)), purifiers.FinePruning(step=0.9, epochs=0, tolerance=0), seed=0)
+    assert result.record["warnings"][0] == (
+        "FinePruning pruned nothing of 512 neurons: clean accuracy on 20 held-out examples allows none to go. Raise "
+        "its tolerance."
+    )
+
+
 @pytest.mark.parametrize(
-    ("method", "reason"),
+    ("method", "needs"),
     [
-        (purifiers.ANP(), "needs BatchNorm layers; BertForSequenceClassification has none"),
-        (purifiers.CLP(), "needs convolutions followed by BatchNorm; BertForSequenceClassification has none"),
-        (purifiers.RNP(), "needs BatchNorm layers; BertForSequenceClassification has none"),
-        (purifiers.BNA(), "needs BatchNorm layers; BertForSequenceClassification has none"),
+        (purifiers.ANP(), "BatchNorm layers"),
+        (purifiers.CLP(), "convolutions followed by BatchNorm"),
+        (purifiers.RNP(), "BatchNorm layers"),
+        (purifiers.BNA(), "BatchNorm layers"),
     ],
     ids=lambda part: "" if isinstance(part, str) else type(part).__name__,
 )
-def test_the_others_refuse_a_text_model(method, reason: str, tmp_path: Path) -> None:
+def test_the_others_refuse_a_text_model(method, needs: str, tmp_path: Path) -> None:
     model, data = bert_and_texts(tmp_path)
     with pytest.raises(UnbackdoorError) as caught:
         purify(model, data, method)
-    assert str(caught.value) == f"{type(method).__name__} {reason}. Try fine-pruning."
+    assert str(caught.value) == (
+        f"{type(method).__name__} needs {needs} with weights and statistics; BertForSequenceClassification has none. "
+        "Try fine-pruning."
+    )
 
 
 def test_a_trigger_among_pixels_is_not_looked_for_in_texts(tmp_path: Path) -> None:

@@ -233,7 +233,7 @@ method = "fts"
         "  line 19: FST.alpha must be at least 0, got -1.",
         "  line 20: FST.epochs must be at least 1, got 0.",
         "  line 23: nowhere.module:Method cannot be imported: No module named 'nowhere'. It must read "
-        "package.module:Class.",
+        "package.module:NAME.",
         "  line 26: budgets.0.from must be one of 'unseen' or 'train', got test.",
         "  line 27: budgets.0.n must be at least 1, got 0.",
         "  line 31: The grid has no method 'fts'. Did you mean 'fst'?",

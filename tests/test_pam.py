@@ -126,6 +126,26 @@ def test_each_kind_of_trigger_runs(trigger: str, small_cnn: SmallCNN, digits: Da
     assert not torch.equal(result.model.classifier.weight, small_cnn.classifier.weight)
 
 
+def nothing(model, clean, run, last):
+    """A slip: a trigger that is not given back."""
+
+
+@pytest.mark.parametrize("trigger", ["bti-dbf", "neural-cleanse"])
+def test_triggers_among_pixels_are_not_looked_for_in_texts(trigger: str, small_text: tuple[nn.Module, Dataset]) -> None:
+    with pytest.raises(UnbackdoorError) as caught:
+        purify(*small_text, purifiers.PAM(trigger=trigger))
+    assert (
+        str(caught.value) == f"PAM.trigger {trigger} is looked for among pixels, but texts holds texts. Take universal."
+    )
+
+
+def test_a_function_that_gives_no_trigger_is_refused(small_cnn: SmallCNN, digits: Dataset) -> None:
+    with pytest.raises(UnbackdoorError) as caught:
+        purify(small_cnn, digits.select(range(40)), purifiers.PAM(trigger="test_pam:nothing"))
+    message = "PAM.trigger test_pam:nothing must return a function of pixels or embeddings, got NoneType."
+    assert str(caught.value) == message
+
+
 def test_an_unknown_trigger_is_refused(small_cnn: SmallCNN, digits: Dataset) -> None:
     with pytest.raises(UnbackdoorError) as caught:
         purify(small_cnn, digits.select(range(40)), purifiers.PAM(trigger="crystal-ball"))
@@ -146,7 +166,7 @@ def test_texts_take_a_perturbation_of_embeddings(small_text: tuple) -> None:
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in result.model.modules())
 
 
-@pytest.mark.parametrize("method", [purifiers.PAM(trigger="bti-dbf"), purifiers.BTIDBF(), purifiers.NeuralCleanse()])
+@pytest.mark.parametrize("method", [purifiers.BTIDBF(), purifiers.NeuralCleanse()])
 def test_what_needs_pixels_refuses_texts(method, small_text: tuple) -> None:
     model, data = small_text
     with pytest.raises(UnbackdoorError) as caught:

@@ -219,3 +219,14 @@ def test_a_method_that_forgets_to_return_the_model(small_cnn: SmallCNN, digits: 
         UnbackdoorError, match=r"^forgetful must return the model, got NoneType\. End it in return model"
     ):
         purify(small_cnn, digits.select(range(50)), forgetful)
+
+
+def test_a_class_is_not_a_value(small_cnn: SmallCNN, digits: Dataset) -> None:
+    with pytest.raises(UnbackdoorError) as caught:
+        purify(small_cnn, digits, purifiers.ANP)
+    assert str(caught.value) == "purify takes a method's value, got the class ANP. Write ANP()."
+
+
+def test_the_step_that_needs_clean_examples_is_named(small_cnn: SmallCNN) -> None:
+    with pytest.raises(UnbackdoorError, match=r"^ANP needs clean examples, got none\.$"):
+        purify(small_cnn, None, purifiers.Then(purifiers.CLP(), purifiers.ANP()))

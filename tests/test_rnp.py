@@ -44,5 +44,8 @@ def test_forget_recover_and_prune(trained: SmallCNN, digits: Dataset) -> None:
 
 def test_a_model_without_batchnorm_is_refused(digits: Dataset) -> None:
     vit = archs.build("vit", classes=list("0123456789"), channels=1, image_size=8, width=4)
-    with pytest.raises(UnbackdoorError, match=r"^RNP needs BatchNorm layers; ViTForImageClassification has none\."):
+    with pytest.raises(
+        UnbackdoorError,
+        match=r"^RNP needs BatchNorm layers with weights and statistics; ViTForImageClassification has none\.",
+    ):
         purify(vit, digits.select(range(60)), purifiers.RNP())

@@ -53,6 +53,62 @@ def test_a_transformer_has_two_per_layer() -> None:
     assert shortcuts(model, torch.randn(2, 1, 8, 8)) == [None] * 12
 
 
+class Added(nn.Module):
+    """A sum written as the case says, of h and a convolution of it."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.stem, self.conv = how, nn.Conv2d(1, 2, 3, padding=1), nn.Conv2d(2, 2, 3, padding=1)
+        self.last = nn.Linear(128, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.stem(x)
+        if self.how == "other=":
+            h = torch.add(h, other=self.conv(h))
+        elif self.how == "input=":
+            h = torch.add(input=h, other=self.conv(h))
+        elif self.how == "onto the branch":
+            h = self.conv(h).add_(h)
+        else:
+            skip = h.clone()
+            skip += self.conv(h)
+            h = skip
+        return self.last(h.flatten(1))
+
+
+@pytest.mark.parametrize("how", ["other=", "input=", "onto the branch", "onto the skip"])
+def test_however_it_is_added(how: str) -> None:
+    model, x = Added(how), torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert shortcuts(model, x) == [None]
+    h = model.stem(x)
+    with scaled(model, {0: 0.25}):
+        weakened = model(x)
+    assert torch.allclose(weakened, model.last((0.25 * h + model.conv(h)).flatten(1)), atol=1e-6)
+    weakened.sum().backward()  # and a gradient flows
+    assert model.stem.weight.grad is not None
+
+
+def test_attention_and_transposed_convolutions_are_layers() -> None:
+    class Attentive(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+            self.back = nn.ConvTranspose1d(8, 8, 3, padding=1)
+            self.last = nn.Linear(64, 10)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = x.flatten(1, 2)  # (batch, 8, 8)
+            h = h + self.attention(h, h, h)[0]
+            h = h + self.back(h)
+            return self.last(h.flatten(1))
+
+    assert shortcuts(Attentive(), torch.randn(2, 1, 8, 8)) == [None, None]
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    layers = nn.Sequential(nn.Flatten(1, 2), nn.TransformerEncoder(layer, 2, enable_nested_tensor=False))
+    model = nn.Sequential(layers, nn.Flatten(), nn.Linear(64, 10))
+    assert shortcuts(model, torch.randn(2, 1, 8, 8)) == [None] * 4
+
+
 def test_a_failing_forward_pass_leaves_no_mode_behind() -> None:
     model = Block()
     with scaled(model, {0: 0.0}), pytest.raises(RuntimeError):

@@ -39,7 +39,8 @@ def test_a_norm_of_another_width_belongs_to_no_convolution() -> None:
 def test_a_model_without_batchnorm_is_refused_by_name() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     with pytest.raises(
-        UnbackdoorError, match=r"^ANP needs BatchNorm layers; Sequential has none\. Try fine-pruning\.$"
+        UnbackdoorError,
+        match=r"^ANP needs BatchNorm layers with weights and statistics; Sequential has none\. Try fine-pruning\.$",
     ):
         norms(model, purifiers.ANP())
 

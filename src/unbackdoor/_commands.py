@@ -17,7 +17,7 @@ from unbackdoor._hugging_face import hub_directory
 from unbackdoor._images import ImageEncoder
 from unbackdoor._options import AttackOptions, EvaluateOptions, ModelOptions, PurifyOptions, StressOptions
 from unbackdoor._precision import choose
-from unbackdoor._purify import Method, method_name, needs_clean
+from unbackdoor._purify import Method, asking, method_name, needs_clean
 from unbackdoor._purify import purify as purify_model
 from unbackdoor._registry import to_json
 from unbackdoor._stream import purify_stream
@@ -60,7 +60,7 @@ def purify(source: str, method: Method, options: PurifyOptions, *, command: str 
         clean = _dataset(options.clean, encode, options, classes, augment=options.augment)
     elif needs_clean(method):
         raise UnbackdoorError(
-            f"{type(method).__name__} needs --clean: labelled examples of the suspect's task without a trigger."
+            f"{asking(method)} needs --clean: labelled examples of the suspect's task without a trigger."
         )
     base = options.base and _files.load_base(
         options.base, factory=options.factory, trust_remote_code=options.trust_remote_code

@@ -21,7 +21,7 @@ from unbackdoor._data import Dataset, check_labels, doubtful_classes
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._evaluate import Proportion, predict
 from unbackdoor._precision import Arithmetic, Precision, choose, description, relayout_
-from unbackdoor._registry import name_of, to_json
+from unbackdoor._registry import name_of, steps_of, to_json
 from unbackdoor._train import Gradients, Loss, Progress, bar, cross_entropy, descend, silent
 from unbackdoor._values import check_seed
 from unbackdoor.purifiers import REGISTRY
@@ -39,6 +39,11 @@ class Method(Protocol):
 def needs_clean(method: Method) -> bool:
     """Whether a method uses clean examples; one that does not says `needs_clean = False`."""
     return bool(getattr(method, "needs_clean", True))
+
+
+def asking(method: Method) -> str:
+    """The class that uses clean examples: a method's own, or of a composition the first such step's."""
+    return next((type(step).__name__ for step in steps_of(method) if needs_clean(step)), type(method).__name__)
 
 
 class Recipe(NamedTuple):
@@ -277,6 +282,10 @@ def purify(
         UnbackdoorError: model and data do not fit the method or each other, or the result is not finite.
     """
     check_seed(seed)
+    if isinstance(method, type):
+        raise UnbackdoorError(
+            f"purify takes a method's value, got the class {method.__name__}. Write {method.__name__}()."
+        )
     check_finite(model.state_dict(), type(model).__name__)
     training = {name: module.training for name, module in model.named_modules()}
     trainable = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
@@ -301,7 +310,7 @@ def purify(
     if clean is not None:
         facts |= _look(working, clean, head, run)
     if clean is None and needs_clean(method):
-        raise UnbackdoorError(f"{type(method).__name__} needs clean examples, got none.")
+        raise UnbackdoorError(f"{asking(method)} needs clean examples, got none.")
     cuda = [arithmetic.device] if arithmetic.device.type == "cuda" else []
     for gpu in cuda:
         torch.cuda.reset_peak_memory_stats(gpu)
@@ -370,7 +379,8 @@ def _look_again(model: nn.Module, clean: Dataset, before: dict[str, Any], run: R
     if after.value < before["value"] - 0.1:
         run.warn(
             f"the purified model answers {after.value:.1%} of {clean.name} right, which it was made with, the suspect "
-            f"{before['value']:.1%}: more clean data or more epochs may help (it saw {run.examples_seen:,} examples)."
+            f"{before['value']:.1%}: more clean data, more epochs or a lower learning rate may help (it saw "
+            f"{run.examples_seen:,} examples)."
         )
     return after.to_json()
 

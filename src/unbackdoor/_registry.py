@@ -51,7 +51,7 @@ def located(name: str) -> Any:
     try:
         return _imported(name)
     except (ImportError, AttributeError) as problem:
-        raise UnbackdoorError(f"{name} cannot be imported: {problem}. It must read package.module:Class.") from None
+        raise UnbackdoorError(f"{name} cannot be imported: {problem}. It must read package.module:NAME.") from None
 
 
 def find(name: str, entries: tuple[Entry, ...], kind: str, listing: str) -> Entry:

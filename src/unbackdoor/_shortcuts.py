@@ -16,7 +16,9 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from unbackdoor._models import Inputs, evaluating, logits, removing
 
 _ADDITIONS = {"add", "add_", "__add__", "__iadd__", "__radd__"}
-_LAYERS = {"conv1d", "conv2d", "conv3d", "linear"}
+_IN_PLACE = {"add_", "__iadd__"}
+_LAYERS = {"linear", "multi_head_attention_forward"}
+_LAYERS |= {f"{kind}{dimensions}d" for kind in ("conv", "conv_transpose") for dimensions in (1, 2, 3)}
 
 
 class _Additions(TorchFunctionMode):
@@ -31,15 +33,19 @@ class _Additions(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        name = getattr(func, "__name__", "")
-        depths = [self.depths.get(part, 0) for part in _tensors((*args, *(kwargs or {}).values()))]
-        if name in _ADDITIONS and len(depths) == 2 and depths[0] != depths[1] and args[0].shape == args[1].shape:
-            shallow = 0 if depths[0] < depths[1] else 1
+        name, kwargs = getattr(func, "__name__", ""), dict(kwargs or {})
+        given = list(_tensors((*args, *kwargs.values())))
+        depths = [self.depths.get(part, 0) for part in given]
+        if name in _ADDITIONS and len(given) == 2 and depths[0] != depths[1] and given[0].shape == given[1].shape:
+            shallow = given[0 if depths[0] < depths[1] else 1]
             scale = self.scales.get(len(self.shortcuts), 1.0)
-            self.shortcuts.append(args[shallow])
+            self.shortcuts.append(shallow)
             if scale != 1:
-                args = tuple(part * scale if place == shallow else part for place, part in enumerate(args))
-        output = func(*args, **(kwargs or {}))
+                # What a sum in place is added to is needed no more, and must not be exchanged for a copy.
+                weaker = shallow.mul_(scale) if name in _IN_PLACE and shallow is given[0] else shallow * scale
+                args = tuple(weaker if part is shallow else part for part in args)
+                kwargs = {key: weaker if part is shallow else part for key, part in kwargs.items()}
+        output = func(*args, **kwargs)
         for part in _tensors((output,)):
             self.depths[part] = max(depths, default=0) + (name in _LAYERS)
         return output

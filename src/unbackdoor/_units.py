@@ -41,7 +41,7 @@ def norms(model: nn.Module, method: object) -> dict[str, _BatchNorm]:
         if isinstance(layer, _BatchNorm) and layer.affine and layer.track_running_stats
     }
     if not found:
-        raise _absent("BatchNorm layers", model, method)
+        raise _absent("BatchNorm layers with weights and statistics", model, method)
     return found
 
 
@@ -62,7 +62,7 @@ def channels(model: nn.Module, method: object) -> list[Channels]:
                 pairs.append(Channels(name, last, layer))
             last = None
     if not pairs:
-        raise _absent("convolutions followed by BatchNorm", model, method)
+        raise _absent("convolutions followed by BatchNorm with weights and statistics", model, method)
     return pairs
 
 
@@ -70,29 +70,43 @@ def _absent(what: str, model: nn.Module, method: object) -> UnbackdoorError:
     return UnbackdoorError(f"{type(method).__name__} needs {what}; {type(model).__name__} has none. Try fine-pruning.")
 
 
+def matrix_of(layer: nn.Module) -> Tensor | None:
+    """The matrix of a linear layer as (outputs, inputs), of which a change is one of the layer; None of other layers.
+
+    The layers of GPT-2, which transformers calls Conv1D, are linear ones that store it the other way round.
+    """
+    if isinstance(layer, nn.Linear):
+        return layer.weight.detach()
+    if type(layer).__name__ == "Conv1D" and hasattr(layer, "nf"):
+        stored: Tensor = layer.weight  # type: ignore[assignment]
+        return stored.detach().T
+    return None
+
+
 @torch.no_grad()
-def feed_forward(model: nn.Module, inputs: Inputs) -> list[nn.Linear]:
-    """The second linear layer of each feed-forward block, in running order; its input columns are the neurons.
+def feed_forward(model: nn.Module, inputs: Inputs) -> list[nn.Module]:
+    """The second linear layer of each feed-forward block, in running order; its inputs are the neurons.
 
     A block is a widening linear layer (d to h > d) and, as the next linear layer to run, one back (h to d).
     """
-    ran: list[nn.Linear] = []
-    layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
-    hooks = [layer.register_forward_pre_hook(lambda layer, _args: ran.append(layer)) for layer in layers]
+    ran: list[tuple[nn.Module, torch.Size]] = []
+    layers = {layer: matrix.shape for layer in model.modules() if (matrix := matrix_of(layer)) is not None}
+    hooks = [
+        layer.register_forward_pre_hook(lambda layer, _args: ran.append((layer, layers[layer]))) for layer in layers
+    ]
     with removing(hooks), evaluating(model):
         logits(model, inputs)
     return [
         back
-        for wide, back in itertools.pairwise(ran)
-        if wide.in_features == back.out_features < wide.out_features == back.in_features
+        for (_, (hidden, width)), (back, (returned, read)) in itertools.pairwise(ran)
+        if width == returned < hidden == read
     ]
 
 
 @torch.no_grad()
-def mean_activation(model: nn.Module, reader: nn.Linear, data: Dataset, arithmetic: Arithmetic) -> Tensor:
-    """The mean absolute value of each input of a linear layer over the data, (in_features,); padding does not count."""
-    total = torch.zeros(reader.in_features, dtype=torch.float64)
-    count = 0
+def mean_activation(model: nn.Module, reader: nn.Module, data: Dataset, arithmetic: Arithmetic) -> Tensor:
+    """The mean absolute value of each input of a linear layer over the data, (inputs,); padding does not count."""
+    total, count = torch.zeros((), dtype=torch.float64), 0
     seen: list[Tensor] = []
     hook = reader.register_forward_pre_hook(lambda _layer, args: seen.append(args[0]))
     try:
@@ -102,9 +116,9 @@ def mean_activation(model: nn.Module, reader: nn.Linear, data: Dataset, arithmet
                     logits(model, arithmetic.lay(batch.inputs))
                 values = seen.pop().abs().double()
                 if isinstance(batch.inputs, Tokens) and values.shape[:-1] == batch.inputs.shape:
-                    values = values[batch.inputs["attention_mask"].bool()]  # (tokens, in_features)
-                values = values.reshape(-1, reader.in_features)
-                total += values.sum(dim=0).cpu()
+                    values = values[batch.inputs["attention_mask"].bool()]  # (tokens, inputs)
+                values = values.flatten(0, -2)
+                total = total + values.sum(dim=0).cpu()
                 count += len(values)
     finally:
         hook.remove()
@@ -254,6 +268,9 @@ def prune_below_(
         for layer, mask in zip(layers, masks, strict=True):
             silence_(layer, mask <= threshold, bias=False)
 
+    if not all(mask.isfinite().all() for mask in masks):
+        raise UnbackdoorError(f"{name} learned a mask with non-finite values. Lower its rates.")
+    lowest = min(float(mask.min()) for mask in masks)
     if method.threshold is None:
         floor = run.accuracy(model, held).value - method.tolerance
         thresholds = [step / 20 for step in range(20)]
@@ -264,6 +281,8 @@ def prune_below_(
         )
         threshold = thresholds[kept - 1] if kept else -1.0
         way_out = f"clean accuracy on {len(held)} held-out examples allows none to go. Raise its tolerance."
+        if lowest > thresholds[-1]:
+            way_out = f"no mask fell to {thresholds[-1]:g} or below. Learn it for longer, or at a higher rate."
     else:
         threshold = method.threshold
         prune_(threshold)

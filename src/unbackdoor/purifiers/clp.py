@@ -62,16 +62,20 @@ class CLP:
             kept = as_far_as_accurate_(
                 touched, [partial(prune_, one) for one in tried], lambda: run.accuracy(model, held).value >= floor
             )
-            u = tried[max(kept - 1, 0)]
+            u = tried[kept - 1] if kept else float("inf")
+            way_out = f"clean accuracy on {len(held)} held-out examples allows none to go. Raise its tolerance."
         else:
             u = 3.0 if u is None else u
             prune_(u)
+            way_out = f"none lies more than {u:g} deviations above the mean of its layer. Lower u"
+            way_out += ", or give clean examples to choose it." if clean is None else "."
         pruned = sum(int(outliers(bound, u).sum()) for bound in bounds)
         total = sum(map(len, bounds))
-        (run.note if pruned else run.warn)(
-            f"CLP pruned {pruned} of {total} channels, those more than {u:g} deviations above the mean of their layer."
-            + ("" if pruned else " Lower u, or give clean examples to choose it.")
-        )
+        if pruned:
+            told = f"those more than {u:g} deviations above the mean of their layer."
+            run.note(f"CLP pruned {pruned} of {total} channels, {told}")
+        else:
+            run.warn(f"CLP pruned nothing of {total} channels: {way_out}")
         return model
 
 

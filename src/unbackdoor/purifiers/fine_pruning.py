@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from unbackdoor._data import Dataset
 from unbackdoor._models import probe
 from unbackdoor._purify import Run
-from unbackdoor._units import as_far_as_accurate_, feed_forward, mean_activation
+from unbackdoor._units import as_far_as_accurate_, feed_forward, matrix_of, mean_activation
 from unbackdoor._values import value
 
 
@@ -53,19 +53,27 @@ class FinePruning:
         reader = blocks[-1] if blocks else run.head(model)
         seen, held = run.hold_out(clean)
         order = mean_activation(model, reader, seen, run.arithmetic).argsort()  # (neurons,), dormant first
-        groups = order.to(reader.weight.device).split(max(1, round(self.step * len(order))))[:-1]
+        weights = matrix_of(reader)
+        assert weights is not None
+        groups = order.to(weights.device).split(max(1, round(self.step * len(order))))[:-1]
 
         def silence_(neurons: Tensor) -> None:
-            reader.weight[:, neurons] = 0
+            weights[:, neurons] = 0
 
         floor = run.accuracy(model, held).value - self.tolerance
         kept = as_far_as_accurate_(
-            [reader.weight],
+            [weights],
             [partial(silence_, group) for group in groups],
             lambda: run.accuracy(model, held).value >= floor,
         )
         dead = torch.cat(groups[:kept]) if kept else order[:0]
-        run.note(f"FinePruning pruned {len(dead)} of {len(order)} neurons.")
+        if kept:
+            run.note(f"FinePruning pruned {len(dead)} of {len(order)} neurons.")
+        else:
+            run.warn(
+                f"FinePruning pruned nothing of {len(order)} neurons: clean accuracy on {len(held)} held-out examples "
+                "allows none to go. Raise its tolerance."
+            )
         if self.epochs:
             run.tune(
                 model,

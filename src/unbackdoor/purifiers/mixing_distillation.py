@@ -68,6 +68,8 @@ class MixingDistillation:
                 "MixingDistillation.clean_share and common_share must be at most 1 together, got "
                 f"{self.clean_share:g} and {self.common_share:g}."
             )
+        if clean.modality != "text":
+            raise UnbackdoorError("MixingDistillation recombines texts, but the model takes images. Try fine-mixing.")
         model = EPUR(count=self.reset)(model, clean, run)
         lessons = self._recombined(clean, run)
         taught = answers(model, lessons, run.arithmetic)  # (n, classes), before anything is mixed

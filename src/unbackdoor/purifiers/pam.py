@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
@@ -101,11 +101,25 @@ class PAM:
     def _reverse(self, clean: Dataset) -> Reverse:
         name = self.trigger or ("neural-cleanse" if clean.modality == "images" else "universal")
         if name in TRIGGERS:
+            if clean.modality == "text" and name != "universal":
+                raise UnbackdoorError(
+                    f"PAM.trigger {name} is looked for among pixels, but {clean.name} holds texts. Take universal."
+                )
             return TRIGGERS[name]()
         if ":" not in name:
             raise UnbackdoorError(f"PAM.trigger must be {', '.join(TRIGGERS)} or package.module:function, got {name}.")
-        found: Reverse = located(name)
-        return found
+        own = located(name)
+
+        def checked(*given: Any) -> Reversed:
+            found = own(*given)
+            if not callable(found):
+                raise UnbackdoorError(
+                    f"PAM.trigger {name} must return a function of pixels or embeddings, got {type(found).__name__}."
+                )
+            made: Reversed = found
+            return made
+
+        return checked
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Reconstructive Neuron Pruning."""
 
 import copy
+import math
 from typing import Annotated
 
 import torch
@@ -70,19 +71,21 @@ class RNP:
         """Gradient ascent on the clean examples until few of them are classified as labelled."""
         optimizer = torch.optim.SGD(trial.parameters(), lr=self.forget_rate, momentum=0.9, weight_decay=5e-4)
         trial.train()
-        for _ in range(self.forget_epochs):
-            hits = 0
-            for batch in clean.batches(self.batch_size, generator=run.generator):
-                with run.arithmetic.autocast():
-                    scores = logits(trial, run.arithmetic.lay(batch.inputs))
-                hits += int((scores.argmax(dim=1) == batch.labels).sum())
-                optimizer.zero_grad()
-                (-cross_entropy(scores.to(run.arithmetic.dtype), batch)).backward()
-                nn.utils.clip_grad_norm_(trial.parameters(), 20)
-                optimizer.step()
-                run.examples_seen += len(batch.labels)
-            if hits <= self.forget_accuracy * len(clean):
-                return
+        with run.progress("forgetting the clean task", self.forget_epochs) as advance:
+            for _ in range(self.forget_epochs):
+                hits = 0
+                for batch in clean.batches(self.batch_size, generator=run.generator):
+                    with run.arithmetic.autocast():
+                        scores = logits(trial, run.arithmetic.lay(batch.inputs))
+                    hits += int((scores.argmax(dim=1) == batch.labels).sum())
+                    optimizer.zero_grad()
+                    (-cross_entropy(scores.to(run.arithmetic.dtype), batch)).backward()
+                    nn.utils.clip_grad_norm_(trial.parameters(), 20)
+                    optimizer.step()
+                    run.examples_seen += len(batch.labels)
+                advance()
+                if hits <= self.forget_accuracy * len(clean):
+                    return
 
     def recover(self, trial: nn.Module, clean: Dataset, run: Run) -> list[Tensor]:
         """The mask of each BatchNorm that brings the clean task back, (channels,) each, averaged over the steps."""
@@ -90,18 +93,19 @@ class RNP:
         masks = [scale.mask for scale in scaled_(norms(trial, self).values(), "weight")]
         optimizer = torch.optim.SGD(masks, lr=self.learning_rate, momentum=0.9)
         sums = [torch.zeros_like(mask) for mask in masks]
-        steps = 0
+        steps = self.epochs * math.ceil(len(clean) / self.batch_size)
         trial.train()
-        for _ in range(self.epochs):
-            for batch in clean.batches(self.batch_size, generator=run.generator):
-                with run.arithmetic.autocast():
-                    scores = logits(trial, run.arithmetic.lay(batch.inputs))
-                optimizer.zero_grad()
-                (self.weight * cross_entropy(scores.to(run.arithmetic.dtype), batch)).backward()
-                optimizer.step()
-                run.examples_seen += len(batch.labels)
-                for mask, total in zip(masks, sums, strict=True):
-                    mask.data.clamp_(0, 1)
-                    total += mask.detach()
-                steps += 1
+        with run.progress("recovering the clean task", steps) as advance:
+            for _ in range(self.epochs):
+                for batch in clean.batches(self.batch_size, generator=run.generator):
+                    with run.arithmetic.autocast():
+                        scores = logits(trial, run.arithmetic.lay(batch.inputs))
+                    optimizer.zero_grad()
+                    (self.weight * cross_entropy(scores.to(run.arithmetic.dtype), batch)).backward()
+                    optimizer.step()
+                    run.examples_seen += len(batch.labels)
+                    for mask, total in zip(masks, sums, strict=True):
+                        mask.data.clamp_(0, 1)
+                        total += mask.detach()
+                    advance()
         return [total / steps for total in sums]

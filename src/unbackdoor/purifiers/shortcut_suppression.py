@@ -61,7 +61,7 @@ class ShortcutSuppression:
             )
         critical = self.critical(model, found, clean, run)
         norm, scales = found[critical], {critical: 0.0}
-        lasting = "for good" if norm is not None else "while tuning: it is an identity"
+        lasting = "for good" if norm is not None else "while tuning: no BatchNorm ends it, which could be zeroed"
         run.note(f"ShortcutSuppression took away shortcut {critical + 1} of {len(found)}, {lasting}.")
         if norm is not None:
             silence_(norm, norm.weight.isfinite())
