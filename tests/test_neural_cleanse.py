@@ -107,4 +107,4 @@ def test_without_an_outlier_all_triggers_are_unlearned_and_the_record_says_so(
     method = purifiers.NeuralCleanse(steps=2, epochs=1, threshold=1e6)
     result = purify(small_cnn, digits.select(range(60)), method, seed=0)
     assert result.record["notes"][0].startswith("Neural Cleanse: no class is an outlier (the smallest trigger is")
-    assert result.record["notes"][0].endswith("the triggers of all classes are taken.")
+    assert result.record["notes"][1] == "Neural Cleanse: the triggers of all classes are taken."

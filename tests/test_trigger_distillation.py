@@ -11,6 +11,8 @@ from torch.nn import functional as F
 
 from conftest import SmallCNN
 from unbackdoor import Dataset, UnbackdoorError, purifiers, purify
+from unbackdoor.purifiers import trigger_distillation
+from unbackdoor.purifiers.neural_cleanse import Search
 
 EPOCHS, BATCH, RATE, SHARE, TAUGHT, SEED = 2, 16, 0.05, 0.2, 0.7, 5
 
@@ -51,7 +53,10 @@ def test_the_weights_are_those_of_the_formula(
     rho: float, small_cnn: SmallCNN, digits: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The trigger is given, the negative of the picture, and nothing is distorted; both are tested elsewhere."""
-    monkeypatch.setattr(purifiers.NeuralCleanse, "reverse", lambda *_: lambda pixels: 1 - pixels)
+    monkeypatch.setattr(
+        purifiers.NeuralCleanse, "odd", lambda *_: (Search(torch.ones(1), torch.ones(1)), torch.tensor([0]))
+    )
+    monkeypatch.setattr(trigger_distillation, "stamp", lambda *_: lambda pixels: 1 - pixels)
     monkeypatch.setattr(Dataset, "distorted", lambda data: data)
     encode = dataclasses.replace(digits.encode, mean=(0.25,), std=(0.5,))
     data = dataclasses.replace(digits.select(range(50)), encode=encode)
@@ -80,10 +85,25 @@ def test_a_planted_trigger_is_unlearned_and_accuracy_stays(backdoored: tuple, di
 def test_the_teacher_is_the_suspect_as_it_came(backdoored: tuple, digits: Dataset) -> None:
     """Without a trigger and without labels there is nothing to learn but the suspect's own answers."""
     model, stamped, _ = backdoored
-    method = purifiers.TriggerDistillation(taught=1.0, share=0.0, reverse_steps=1, epochs=2)
+    method = purifiers.TriggerDistillation(taught=1.0, share=0.0, epochs=2)
     result = purify(model, digits.select(range(300)), method, seed=0, device="cpu")
     with torch.no_grad():
         assert (result.model(stamped).argmax(1) == 3).double().mean() > 0.5
+
+
+def test_without_an_outlier_it_is_shift_distillation(
+    small_cnn: SmallCNN, digits: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    none = (Search(torch.ones(10), torch.ones(10)), torch.tensor([], dtype=torch.int64))
+    monkeypatch.setattr(purifiers.NeuralCleanse, "odd", lambda *_: none)
+    data = digits.select(range(60))
+    result = purify(small_cnn, data, purifiers.TriggerDistillation(batch_size=16), seed=3)
+    assert result.record["notes"] == [
+        "TriggerDistillation: no trigger to unlearn; the features are shifted, as in shift distillation."
+    ]
+    other = purify(small_cnn, data, purifiers.ShiftDistillation(batch_size=16), seed=3)
+    for name, tensor in other.model.state_dict().items():
+        assert torch.equal(tensor, result.model.state_dict()[name]), name
 
 
 def test_texts_are_refused(reviews: Dataset, text_victim: nn.Module) -> None:

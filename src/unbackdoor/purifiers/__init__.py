@@ -132,9 +132,9 @@ REGISTRY = (
     Entry(
         "trigger-distillation",
         "unbackdoor.purifiers.trigger_distillation:TriggerDistillation",
-        "reverse triggers and unlearn them by the suspect's own answers to clean examples; this project's variant",
+        "unlearn reversed triggers by the suspect's own answers, or shift where there is none; this project's variant",
         needs="clean data",
-        cost="20 passes, with another forward pass each, and 3,200 examples per class",
+        cost="20 passes, or 40 without a trigger, with another forward pass each, and 3,200 examples per class",
     ),
     Entry(
         "bti-dbf",

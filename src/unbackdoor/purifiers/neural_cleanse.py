@@ -87,20 +87,27 @@ class NeuralCleanse:
     def reverse(self, model: nn.Module, clean: Dataset, run: Run, last: Reversed | None = None) -> Reversed:
         """The outliers' triggers, or those of all classes; see `unbackdoor._reverse.Reverse`."""
         needs_pixels(self, clean)
-        mask, pattern = self.search(model, clean, run)
-        size = mask.sum(dim=(1, 2, 3))  # (classes,)
+        found, odd = self.odd(model, clean, run)
+        if len(odd) == 0:
+            run.note("Neural Cleanse: the triggers of all classes are taken.")
+            odd = torch.arange(len(found.mask), device=found.mask.device)
+        return stamp(found.mask[odd], found.pattern[odd])
+
+    def odd(self, model: nn.Module, clean: Dataset, run: Run) -> tuple[Search, Tensor]:
+        """The triggers of all classes, and the labels of the outliers."""
+        found = self.search(model, clean, run)
+        size = found.mask.sum(dim=(1, 2, 3))  # (classes,)
         index = anomaly(size)
         odd = (index > self.threshold).nonzero().flatten()
         names = clean.classes or tuple(map(str, range(len(size))))
         smallest = int(size.argmin())
-        told = f"the smallest trigger is that of {names[smallest]}, |m| = {float(size[smallest]):.1f}, "
-        told += f"anomaly index {float(index[smallest]):.2f}"
-        if len(odd) == 0:
-            run.note(f"Neural Cleanse: no class is an outlier ({told}); the triggers of all classes are taken.")
-            odd = torch.arange(len(size), device=size.device)
-        else:
-            run.note(f"Neural Cleanse: outliers {', '.join(names[label] for label in odd.tolist())} ({told}).")
-        return stamp(mask[odd], pattern[odd])
+        which = ", ".join(names[label] for label in odd.tolist())
+        told = f"outliers {which}" if which else "no class is an outlier"
+        run.note(
+            f"Neural Cleanse: {told} (the smallest trigger is that of {names[smallest]}, "
+            f"|m| = {float(size[smallest]):.1f}, anomaly index {float(index[smallest]):.2f})."
+        )
+        return found, odd
 
     def search(self, model: nn.Module, clean: Dataset, run: Run) -> Search:
         """The smallest successful mask and its pattern for every class."""
