@@ -372,7 +372,7 @@ def test_the_grids_of_this_project_are_right(monkeypatch: pytest.MonkeyPatch, sh
         # 2 victims and a control, by 15 methods: 3 seeds and, with half the images, one; one takes no images
         "defences": 3 * (1 + 15 * 3 + 14 * 1),
         "fine-mixing": (3 + 1) * (1 + 5 * 3),
-        "text-defences": (2 + 1) * (1 + 10),
+        "text-defences": (2 + 1) * (1 + 11),
         # 2 victims; one by plain tuning and NAD, the other by that and RNP with four thresholds and one of its own
         "published": (1 + 2 * 3) + (1 + 6 * 3),
     }
