@@ -23,9 +23,11 @@ State = tuple[tuple[str, ...], tuple[int, ...]]  # kinds of modules, and layers;
 class ModuleSubstitution:
     """Copy some kinds of modules in some layers from a proxy, chosen greedily; nothing is trained.
 
-    A proxy for the same task need not be clean: its backdoor, if any, is another one. The kinds are query, key, value,
-    attention output and the two layers of the feed-forward part. First all kinds in all layers are the proxy's; each
-    step gives back one kind or one layer, the one that leaves the best
+    The proxy is another model for the same task. In the paper it need not be clean, since its backdoor is another one;
+    but where the search ends with nearly all of its modules, its backdoor comes along (docs/results/defences.md has
+    such a case), so take one that you trust more than the suspect. The kinds are query, key, value, attention output
+    and the two layers of the feed-forward part. First all kinds in all layers are the proxy's; each step gives back one
+    kind or one layer, the one that leaves the best
 
         (1 - alpha) * (1 - D / D_suspect) + alpha * A / A_suspect
 
