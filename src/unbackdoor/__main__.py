@@ -13,8 +13,8 @@ def main() -> None:
         heard.append(number)
         signal.default_int_handler(number, frame)
 
-    before = signal.getsignal(signal.SIGINT)
-    if before is signal.default_int_handler:
+    listening = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # not where the signal is ignored
+    if listening:
         signal.signal(signal.SIGINT, hear)
     try:
         from unbackdoor._cli import main as run
@@ -26,7 +26,8 @@ def main() -> None:
         print("Interrupted; nothing was kept.", file=sys.stderr)
         sys.exit(130)
     finally:
-        signal.signal(signal.SIGINT, before)
+        if listening:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         # An interrupt inside of exec(), which imports use, is remembered by CPython up to the next exec(): without this
         # one it would end the process by the signal, whatever exit code was asked for.
         exec("")

@@ -13,6 +13,8 @@ from unbackdoor._evaluate import predict
 from unbackdoor._precision import Arithmetic
 from unbackdoor._purify import Run
 
+TENTHS = tuple(tenth / 10 for tenth in range(11))
+
 
 class Difference(NamedTuple):
     """How much accuracy a candidate lacks against a reference on the same examples.
@@ -93,14 +95,13 @@ def smallest_within(
     model: nn.Module,
     clean: Dataset,
     run: Run,
-    grid: Sequence[float],
     *,
     margin: float,
     folds: int,
     words: Callable[[float], str],
     tuned: Callable[[float, Dataset], nn.Module],
 ) -> tuple[float, Difference | None]:
-    """The smallest value of a rising grid with which a procedure loses no more accuracy than a margin.
+    """The smallest of 0, 0.1, ..., 1 with which a procedure loses no more accuracy than a margin.
 
     Accuracy is cross-validated over all clean examples. Where the standard error of the loss is larger than the margin,
     it counts in favour of the smaller value. The note says what was tried and what was chosen.
@@ -109,14 +110,13 @@ def smallest_within(
         model: the suspect, as it came.
         clean: examples.
         run: arithmetic, seed, notes.
-        grid: its last value is taken without a trial where no other will do.
         margin: accuracy that may be lost.
         folds: of the cross-validation.
         words: what the notes call a value.
         tuned: of a value and examples to the model that the procedure makes of them.
 
     Returns:
-        the value, and what it loses; None for a last value that was not tried.
+        the value, and what it loses; None for 1, which is taken without a trial where no other will do.
     """
     before = hits(model, clean, run.arithmetic)
     losses: dict[float, Difference] = {}
@@ -129,6 +129,6 @@ def smallest_within(
         run.note(f"{words(candidate)} loses {100 * lost:.1f} points of accuracy (+- {100 * error:.1f}).")
         return lost - (error if error > margin else 0.0) <= margin
 
-    chosen = smallest(grid, within)
+    chosen = smallest(TENTHS, within)
     run.note(f"{words(chosen)} was chosen.")
     return chosen, losses.get(chosen)

@@ -234,7 +234,6 @@ class ByMask(Protocol):
     def threshold(self) -> float | None: ...
 
 
-@torch.no_grad()
 def prune_below_(
     method: ByMask,
     model: nn.Module,
@@ -261,8 +260,7 @@ def prune_below_(
     """
     layers, name = list(norms(model, method).values()), type(method).__name__
     seen, held = (clean, clean) if method.threshold is not None else run.hold_out(clean)
-    with torch.enable_grad():
-        masks = learn(model, seen, run)
+    masks = learn(model, seen, run)
 
     def prune_(threshold: float) -> None:
         for layer, mask in zip(layers, masks, strict=True):

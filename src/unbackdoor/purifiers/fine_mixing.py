@@ -15,8 +15,6 @@ from unbackdoor._select import Difference, smallest_within
 from unbackdoor._units import mean_answer
 from unbackdoor._values import value
 
-GRID = tuple(tenth / 10 for tenth in range(11))
-
 
 @value
 class FineMixing:
@@ -92,7 +90,6 @@ class FineMixing:
                 model,
                 clean,
                 run,
-                GRID,
                 margin=self.margin,
                 folds=self.folds,
                 words=lambda candidate: f"rho {candidate:g}",

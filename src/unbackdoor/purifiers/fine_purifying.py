@@ -14,8 +14,6 @@ from unbackdoor._select import smallest_within
 from unbackdoor._train import cross_entropy
 from unbackdoor._values import value
 
-KEPT = tuple(tenth / 10 for tenth in range(11))
-
 
 @value
 class FinePurifying:
@@ -89,7 +87,6 @@ class FinePurifying:
                 model,
                 clean,
                 run,
-                KEPT,
                 margin=self.margin,
                 folds=self.folds,
                 words=lambda kept: f"share {round(1 - kept, 1):g}",

@@ -129,8 +129,11 @@ def probed(weights: Sequence[Tensor], suspect: Sequence[Tensor], rho: float) -> 
     Args:
         weights: moved in place, and back.
         suspect: the suspect's, in the same order.
-        rho: at least 0; where the weights are the suspect's there is no way to go.
+        rho: at least 0; where it is 0, or the weights are the suspect's, there is no way to go.
     """
+    if rho == 0:
+        yield
+        return
     with torch.no_grad():
         here = [weight.clone() for weight in weights]
         way = [start - weight for start, weight in zip(suspect, weights, strict=True)]

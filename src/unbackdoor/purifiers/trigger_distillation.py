@@ -29,7 +29,8 @@ class TriggerDistillation:
 
     with the gradient taken at a point on the way back to the suspect, as in PAM, if rho is more than 0. Where no class
     is an outlier of Neural Cleanse, there is no trigger of this kind to unlearn; the features are shifted then, as in
-    shift distillation. The record notes which it was.
+    shift distillation at its own settings (of the fields below only the batch size counts there). The record notes
+    which it was.
 
     A variant of this project. Its parents are Neural Cleanse (Wang et al., IEEE S&P 2019,
     https://doi.org/10.1109/SP.2019.00031), PAM (Min et al., NeurIPS 2024, https://arxiv.org/abs/2410.09838) and
