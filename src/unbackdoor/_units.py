@@ -256,7 +256,7 @@ def prune_below_(
             leaves the model as it was.
 
     Raises:
-        UnbackdoorError: no BatchNorm.
+        UnbackdoorError: no BatchNorm, or a mask that is not finite.
     """
     layers, name = list(norms(model, method).values()), type(method).__name__
     seen, held = (clean, clean) if method.threshold is not None else run.hold_out(clean)
