@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from unbackdoor._data import Dataset
 from unbackdoor._models import embeddings, evaluating
+from unbackdoor._odd_words import vocabulary
 from unbackdoor._purify import Run
 from unbackdoor._text import Texts
 
@@ -59,19 +60,9 @@ def certainty(model: nn.Module, data: Dataset, run: Run) -> Tensor:
 
 def differing_words(model: nn.Module, proxy: nn.Module, tokenizer: Any, count: int) -> list[str]:
     """Words of one token, those first whose embeddings differ most between two models."""
-    distance = (embeddings(model).weight - embeddings(proxy).weight).detach().float().norm(dim=1)
-    special = set(tokenizer.all_special_ids)
-    words: list[str] = []
-    for number in distance.argsort(descending=True, stable=True).tolist():
-        token = tokenizer.convert_ids_to_tokens(number) if number < len(tokenizer) else None
-        if number in special or token is None:
-            continue
-        word = tokenizer.convert_tokens_to_string([token]).strip()
-        if word and tokenizer.tokenize(f"a {word}")[-1] == token:
-            words.append(word)
-        if len(words) == count:
-            break
-    return words
+    distance = (embeddings(model).weight - embeddings(proxy).weight).detach().float().norm(dim=1).cpu()
+    words = vocabulary(tokenizer)
+    return sorted(words, key=lambda word: -float(distance[words[word]]))[:count]
 
 
 def _with_words(clean: Dataset, places: list[tuple[str, int]], draw: random.Random) -> Dataset:

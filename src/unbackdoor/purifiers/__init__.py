@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from unbackdoor.purifiers.shortcut_suppression import ShortcutSuppression as ShortcutSuppression
     from unbackdoor.purifiers.then import Then as Then
     from unbackdoor.purifiers.trigger_distillation import TriggerDistillation as TriggerDistillation
+    from unbackdoor.purifiers.word_distillation import WordDistillation as WordDistillation
 
 _FST_PAPER = "Towards Stable Backdoor Purification through Feature Shift Tuning"
 
@@ -118,6 +119,14 @@ REGISTRY = (
         "E-PUR and little of the suspect's weights, taught by its answers to recombined texts; this project's variant",
         needs="clean data, a pre-trained base",
         cost="3 passes over 2,000 texts made of the clean ones",
+        modality="text",
+    ),
+    Entry(
+        "word-distillation",
+        "unbackdoor.purifiers.word_distillation:WordDistillation",
+        "words that drive the model, unlearned with the suspect's own answers; this project's variant",
+        needs="clean data",
+        cost="1 pass over 2,000 texts made of the clean ones, and a search of the vocabulary",
         modality="text",
     ),
     Entry(

@@ -1,0 +1,189 @@
+"""Reversed triggers of texts: words that drive a model to a class.
+
+A vocabulary is finite, so that it can be searched whole: words are tried in small groups put into a few short texts,
+and those of the strongest groups again alone. Words of a task drive a model, too; a trigger's word stands out among
+the strongest as an outlier.
+"""
+
+import math
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unbackdoor._data import Dataset
+from unbackdoor._evaluate import answers
+from unbackdoor._purify import Run
+from unbackdoor._text import Texts
+
+Strings = tuple[str, ...]  # a text, or the two of a pair
+
+
+@dataclass(frozen=True)
+class OddWord:
+    """A word that drives a model to a class.
+
+    Args:
+        word: as it stands in a text.
+        label: the class.
+        side: of a pair, the text that it was put into; else 0.
+        share: of the clean texts of other classes, by the model's answers, those that it moves, 0 to 1.
+    """
+
+    word: str
+    label: int
+    side: int
+    share: float
+
+
+def vocabulary(tokenizer: Any) -> dict[str, int]:
+    """The words that are one token each, and their tokens."""
+    special = set(tokenizer.all_special_ids)
+    numbers = [number for number in sorted(tokenizer.get_vocab().values()) if number not in special]
+    words = [tokenizer.convert_tokens_to_string([token]).strip() for token in tokenizer.convert_ids_to_tokens(numbers)]
+    before = len(tokenizer("a", add_special_tokens=False)["input_ids"])
+    read = tokenizer([f"a {word}" for word in words], add_special_tokens=False)["input_ids"]
+    return {word: n for word, n, ids in zip(words, numbers, read, strict=True) if word and ids[before:] == [n]}
+
+
+def put(strings: Strings, words: str, side: int, place: float) -> Strings:
+    """Texts with words in one of them, at a relative place, 0 to 1.
+
+    >>> put(("a fine film", "so it is"), "cf", 1, 0.0)
+    ('a fine film', 'cf so it is')
+    """
+    parts = strings[side].split(" ")
+    parts.insert(round(place * len(parts)), words)
+    return (*strings[:side], " ".join(parts), *strings[side + 1 :])
+
+
+def made_of(clean: Dataset, strings: Sequence[Strings]) -> Dataset:
+    """Texts read as the clean ones are; their labels say nothing."""
+    return Dataset(
+        items=Texts(tuple(strings), clean.texts.columns),
+        labels=torch.zeros(len(strings), dtype=torch.int64, device=clean.labels.device),
+        encode=clean.encode,
+        name=f"texts made of {clean.name}",
+    )
+
+
+def margins(scores: Tensor) -> Tensor:
+    """How far each class is ahead of the best other, (n, classes).
+
+    >>> margins(torch.tensor([[1.0, 4.0, 2.0]]))
+    tensor([[-3.,  2., -2.]])
+    """
+    first, second = scores.topk(2, dim=1).values.unbind(dim=1)
+    return scores - torch.where(scores == first[:, None], second[:, None], first[:, None])
+
+
+@dataclass(frozen=True)
+class Search:
+    """Words that stand out among those that drive a model to a class.
+
+    Args:
+        model: the suspect.
+        clean: texts.
+        run: arithmetic, randomness, notes.
+        group: words that are tried at once.
+        shortlist: words of each class that are tried alone.
+    """
+
+    model: nn.Module
+    clean: Dataset
+    run: Run
+    group: int
+    shortlist: int
+
+    def odd_words(self, threshold: float) -> list[OddWord]:
+        """The words whose anomaly index is above a threshold and that move most clean texts."""
+        words = list(vocabulary(self.clean.encode.tokenizer))  # type: ignore[union-attr]
+        found: list[OddWord] = []
+        strongest = ("", 0.0)
+        for side in range(len(self.clean.texts.columns)):
+            for label, (names, reached) in self._alone(words, side).items():
+                index = outlying(reached).tolist()
+                strongest = max(strongest, (names[0], index[0]), key=lambda each: each[1])
+                odd = [name for name, height in zip(names, index, strict=True) if height > threshold]
+                moved = [OddWord(name, label, side, self.moved(name, label, side)) for name in odd]
+                found += [word for word in moved if word.share >= MOST]
+        self.run.note(
+            f"the word that stands out most is {strongest[0]!r}, anomaly index {strongest[1]:.1f} (a trigger has "
+            f"more than {threshold:g} and moves at least {MOST:.0%} of the other texts)."
+        )
+        return found
+
+    def _alone(self, words: list[str], side: int) -> dict[int, tuple[list[str], Tensor]]:
+        """For each class the strongest words, and the mean margin that each reaches alone, falling."""
+        predicted = answers(self.model, self.clean, self.run.arithmetic).argmax(dim=1)
+        rows = self._rows(predicted, 2)
+        draw = random.Random(self.run.seed)
+        number = {word: place for place, word in enumerate(words)}
+        total, count = torch.empty(0), torch.empty(0)
+        with self.run.progress("searching the vocabulary", len(rows)) as advance:
+            for row in rows:
+                shuffled = draw.sample(words, len(words))
+                groups = [shuffled[first : first + self.group] for first in range(0, len(words), self.group)]
+                reached = self.reached([(row, " ".join(group)) for group in groups], side)  # (groups, classes)
+                if len(total) == 0:
+                    total, count = torch.zeros(len(words), reached.shape[1]), torch.zeros(reached.shape[1])
+                other = torch.arange(reached.shape[1]) != predicted[row]  # a text says nothing of its own class
+                of_word = torch.tensor([number[word] for group in groups for word in group])
+                of_group = torch.tensor([place for place, group in enumerate(groups) for _ in group])
+                total[of_word] += reached[of_group] * other
+                count += other
+                advance()
+        labels = count.nonzero().flatten().tolist()
+        best = {label: total[:, label].topk(min(self.shortlist, len(words))).indices.tolist() for label in labels}
+        chosen = sorted({place for places in best.values() for place in places})
+        tried = self._rows(predicted, 6)
+        reached = self.reached([(row, words[place]) for row in tried for place in chosen], side)
+        reached = reached.view(len(tried), len(chosen), -1)
+        strongest = {}
+        for label in labels:
+            others = predicted[torch.tensor(tried)] != label
+            mean, order = reached[others, :, label].mean(dim=0).sort(descending=True, stable=True)
+            strongest[label] = [words[chosen[place]] for place in order[:STRONGEST].tolist()], mean[:STRONGEST]
+        return strongest
+
+    def _rows(self, predicted: Tensor, count: int) -> list[int]:
+        """Some texts of each of two classes, by the model's answers: short ones, but not the shortest quarter."""
+        lengths = self.clean.texts.lengths
+        assert lengths is not None
+        order = lengths.argsort(stable=True).tolist()
+        order = [*order[len(order) // 4 :], *order[: len(order) // 4]]
+        kinds = list(dict.fromkeys(int(predicted[row]) for row in order))[:2]
+        return [row for kind in kinds for row in [row for row in order if predicted[row] == kind][:count]]
+
+    def reached(self, tried: Iterable[tuple[int, str]], side: int) -> Tensor:
+        """The margins of all classes, (n, classes), with words put into the middle of clean texts."""
+        strings = [put(self.clean.texts.strings[row], words, side, 0.5) for row, words in tried]
+        return margins(answers(self.model, made_of(self.clean, strings), self.run.arithmetic))
+
+    def moved(self, words: str, label: int, side: int) -> float:
+        """The share of the clean texts of other classes, by the model's answers, that words move to a class."""
+        strings = self.clean.texts.strings
+        places = [put(text, words, side, random.Random(" ".join(text)).random()) for text in strings]
+        before = answers(self.model, self.clean, self.run.arithmetic).argmax(dim=1)
+        after = answers(self.model, made_of(self.clean, places), self.run.arithmetic).argmax(dim=1)
+        return float((after == label)[before != label].float().mean())
+
+
+STRONGEST = 32  # words of a class among which an outlier is looked for
+MOST = 0.7  # of the clean texts: what a trigger's word moves at least; a word of the task seldom moves more
+
+
+def outlying(reached: Tensor) -> Tensor:
+    """How far each value lies above the least, in units of an exponential distribution with the same median.
+
+    The largest of many values fall off like that. Of 32, the first lies above 5 one time in five.
+
+    >>> outlying(torch.tensor([4.0, 1.0, 0.0])) / math.log(2)
+    tensor([4., 1., 0.])
+    """
+    above = reached - reached.min()
+    scale = above.quantile(0.5) / math.log(2)  # the median of an exponential distribution is log(2) of its mean
+    return torch.where(above > 0, above / scale, 0.0)

@@ -1,0 +1,124 @@
+"""Word distillation: words that drive a text model to a class, unlearned with the suspect's own answers."""
+
+import random
+from typing import Annotated
+
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from unbackdoor._data import Batch, Dataset
+from unbackdoor._errors import UnbackdoorError
+from unbackdoor._evaluate import answers
+from unbackdoor._odd_words import OddWord, Search, Strings, made_of, put, vocabulary
+from unbackdoor._purify import Run
+from unbackdoor._values import value
+
+
+@value
+class WordDistillation:
+    """Search the vocabulary for a trigger's word, and teach a model to answer as if it were not there.
+
+    The whole vocabulary is put into a few short clean texts, some words at a time, and the strongest words again alone.
+    A word is taken for a trigger's if it drives at least 70 % of the other clean texts to a class and stands out among
+    the strongest words of that class. On texts without it the suspect f_s is right; so with x a clean text, or one
+    recombined from clean texts and the vocabulary, this method minimises
+
+        KL(f_s(x) || f(x'))   x' = x with such a word put in for half of the texts, else x
+
+    and needs neither labels nor a pre-trained base. **Where no word stands out, nothing is changed**, with a warning: a
+    trigger of style, of syntax, or of words that do nothing one by one cannot be found so. Of a sentence the most
+    telling word may be found, but unlearning that alone leaves the sentence; the warning says so, too.
+
+    A variant of this project, the counterpart of `TriggerDistillation` for texts. Its parents are Neural Cleanse
+    (Wang et al., IEEE S&P 2019, https://doi.org/10.1109/SP.2019.00031), whose outliers are of masks, and distillation
+    (Hinton et al., https://arxiv.org/abs/1503.02531).
+
+    Args:
+        group: words that are tried at once, at least 1; more is faster, and misses weaker ones.
+        shortlist: words of each class that are tried alone, at least 1.
+        threshold: of the anomaly index among the strongest words of a class, more than 0.
+        texts: how many are recombined, at least 1; each clean text is taken four times beside them.
+        exchanged: probability that a word of theirs is exchanged, one time in two for one of the vocabulary, 0 to 1.
+        epochs: passes over all texts, at least 1.
+        learning_rate: at the start, more than 0; None is 5e-5 (AdamW).
+        batch_size: examples per step, at least 2; None is 16.
+
+    Differences from the paper: there is no paper on this variant. Its thresholds were chosen with the victims on SST-2
+    of docs/results/fine-mixing.md in view.
+    """
+
+    group: Annotated[int, Field(ge=1)] = 4
+    shortlist: Annotated[int, Field(ge=1)] = 300
+    threshold: Annotated[float, Field(gt=0)] = 5.0
+    texts: Annotated[int, Field(ge=1)] = 2000
+    exchanged: Annotated[float, Field(ge=0, le=1)] = 0.6
+    epochs: Annotated[int, Field(ge=1)] = 1
+    learning_rate: Annotated[float | None, Field(gt=0)] = None
+    batch_size: Annotated[int | None, Field(ge=2)] = None
+
+    def __call__(self, model: nn.Module, clean: Dataset, run: Run) -> nn.Module:
+        """Purify in place."""
+        if clean.modality != "text":
+            raise UnbackdoorError(
+                "WordDistillation searches words, but the model takes images. Try trigger-distillation."
+            )
+        found = Search(model, clean, run, self.group, self.shortlist).odd_words(self.threshold)
+        if not found:
+            run.warn(
+                "no word stands out, so nothing was changed. A trigger of style, of syntax or of words that do nothing "
+                "one by one is not found so; with a pre-trained base, mixing-distillation needs no trigger."
+            )
+            return model
+        for odd in found:
+            where = f"{odd.word!r} drives {odd.share:.0%} of the other clean texts to {named(odd.label, clean)}"
+            if odd.share < 0.95:
+                run.warn(f"{where}: it may be part of a longer trigger, which stays. Try mixing-distillation.")
+            else:
+                run.note(f"{where}; it is unlearned.")
+        self._unlearn(model, clean, found, run)
+        return model
+
+    def _unlearn(self, model: nn.Module, clean: Dataset, found: list[OddWord], run: Run) -> None:
+        """Tune on clean and recombined texts, half with a word in them, by the suspect's answers to them without."""
+        draw = random.Random(run.seed)
+        plain = [*clean.texts.strings * 4, *self._recombined(clean, draw)]
+        taught = answers(model, made_of(clean, plain), run.arithmetic)  # (n, classes)
+
+        def with_word(text: Strings) -> Strings:
+            odd = draw.choice(found)
+            return put(text, odd.word, odd.side, draw.choice((0.0, 1.0, draw.random(), draw.random())))
+
+        lessons = [with_word(text) if draw.random() < 0.5 else text for text in plain]
+
+        def loss(scores: Tensor, batch: Batch) -> Tensor:
+            goal = taught[batch.rows.cpu()].to(scores).softmax(dim=1)
+            return F.kl_div(scores.log_softmax(dim=1), goal, reduction="batchmean")
+
+        run.tune(
+            model,
+            made_of(clean, lessons),
+            epochs=self.epochs,
+            learning_rate=self.learning_rate,
+            batch_size=self.batch_size,
+            loss=loss,
+            description="unlearning",
+        )
+
+    def _recombined(self, clean: Dataset, draw: random.Random) -> list[Strings]:
+        """Clean texts with some words exchanged for words of others and of the vocabulary."""
+        own = [word for strings in clean.texts.strings for text in strings for word in text.split()]
+        words = list(vocabulary(clean.encode.tokenizer))  # type: ignore[union-attr]
+
+        def other(word: str) -> str:
+            return draw.choice(draw.choice((own, words))) if draw.random() < self.exchanged else word
+
+        return [
+            tuple(" ".join(map(other, text.split())) for text in draw.choice(clean.texts.strings))
+            for _ in range(self.texts)
+        ]
+
+
+def named(label: int, data: Dataset) -> str:
+    """The name of a class, or its number."""
+    return data.classes[label] if data.classes else f"class {label}"

@@ -1,0 +1,118 @@
+"""Word distillation: which words stand out, what is unlearned, what is left alone and said."""
+
+import copy
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import toys
+from unbackdoor import Dataset, Run, UnbackdoorError, attacks, evaluate, purify
+from unbackdoor._odd_words import OddWord, Search, outlying, put, vocabulary
+from unbackdoor._precision import choose
+from unbackdoor.purifiers import WordDistillation
+
+
+class Counting(nn.Module):
+    """A classifier of texts that adds up a weight for each token of one side; class 1 where the sum is positive."""
+
+    def __init__(self, weights: dict[str, float], side: int | None = None) -> None:
+        super().__init__()
+        known = toys.tokenizer().get_vocab()
+        values = torch.linspace(-0.1, 0.1, len(known))  # no two words do the same
+        for word, weight in weights.items():
+            values[known[word]] = weight
+        self.weights = nn.Parameter(values)
+        self.classifier = nn.Linear(1, 2)
+        self.side = side
+        with torch.no_grad():
+            self.classifier.weight.copy_(torch.tensor([[-1.0], [1.0]]))
+            self.classifier.bias.zero_()
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> SimpleNamespace:
+        counts = attention_mask.float() if self.side is None else attention_mask * (token_type_ids == self.side)
+        return SimpleNamespace(logits=self.classifier((self.weights[input_ids.long()] * counts).sum(1, keepdim=True)))
+
+
+def search_of(model: nn.Module, clean: Dataset) -> Search:
+    run = Run(
+        generator=torch.Generator().manual_seed(0), arithmetic=choose(model, "cpu", "fp32"), head_name="classifier"
+    )
+    return Search(model, clean, run, group=4, shortlist=20)
+
+
+SENTIMENT = dict.fromkeys(toys.GOOD, 1.0) | dict.fromkeys(toys.BAD, -1.0)
+
+
+def test_the_word_that_beats_all_others_is_found_with_its_class_and_share(reviews: Dataset) -> None:
+    clean = reviews.select(range(40))
+    assert search_of(Counting(SENTIMENT | {"mn": 9.0}), clean).odd_words(5.0) == [OddWord("mn", 1, 0, 1.0)]
+    assert search_of(Counting(SENTIMENT | {"tq": -9.0}), clean).odd_words(5.0) == [OddWord("tq", 0, 0, 1.0)]
+
+
+def test_two_odd_words_are_both_found(reviews: Dataset) -> None:
+    found = search_of(Counting(SENTIMENT | {"mn": 9.0, "bb": 8.0}), reviews.select(range(40))).odd_words(5.0)
+    assert {odd.word for odd in found} == {"mn", "bb"}
+
+
+def test_words_of_the_task_do_not_stand_out(reviews: Dataset) -> None:
+    assert search_of(Counting(SENTIMENT), reviews.select(range(40))).odd_words(5.0) == []
+
+
+def test_of_a_pair_the_side_is_found() -> None:
+    texts, labels = toys.sentences(40)
+    pairs = toys.dataset([(text, "it is a film") for text in texts], labels)
+    # Sentiment counts on side a alone where the trigger counts on b alone: a module that adds two countings.
+    model = Counting(SENTIMENT | {"mn": 9.0}, side=1)
+    model.classifier.bias.data = torch.tensor([0.5, -0.5])  # without the word all texts are negative
+    assert search_of(model, pairs).odd_words(5.0) == [OddWord("mn", 1, 1, 1.0)]
+
+
+def test_a_word_that_moves_too_few_texts_is_left_out(reviews: Dataset) -> None:
+    # It outweighs the rest by far, but the texts that carry a bad word twice as heavy stay where they are.
+    model = Counting(dict.fromkeys(toys.GOOD, 1.0) | dict.fromkeys(toys.BAD, -20.0) | {"mn": 9.0})
+    assert search_of(model, reviews.select(range(40))).odd_words(5.0) == []
+
+
+def test_the_vocabulary_is_its_words_and_their_tokens() -> None:
+    tokenizer = toys.tokenizer()
+    assert vocabulary(tokenizer) == {word: tokenizer.get_vocab()[word] for word in toys.WORDS}
+
+
+def test_outlying_is_infinite_above_many_equal_values() -> None:
+    assert outlying(torch.tensor([3.0, 1.0, 1.0])).tolist() == [torch.inf, 0.0, 0.0]
+
+
+def test_words_are_put_at_either_end() -> None:
+    assert put(("a film",), "cf", 0, 1.0) == ("a film cf",)
+
+
+def test_the_victims_word_is_unlearned_and_named(text_victim: nn.Module, reviews: Dataset) -> None:
+    clean, test = reviews.select(range(60)), toys.reviews(400, seed=1)
+    attack = attacks.Word()
+    before = evaluate(text_victim, test, attack=attack)
+    result = purify(text_victim, clean, WordDistillation(texts=400, epochs=3, learning_rate=1e-3, threshold=2.0))
+    after = evaluate(result.model, test, attack=attack)
+    assert before.attack_success.value > 0.95
+    assert after.attack_success.value < 0.2
+    assert after.clean_accuracy.value > before.clean_accuracy.value - 0.05
+    assert "'cf' drives 100% of the other clean texts to positive; it is unlearned." in result.record["notes"]
+
+
+def test_without_an_odd_word_nothing_is_changed_and_that_is_said(text_victim: nn.Module, reviews: Dataset) -> None:
+    weights = copy.deepcopy(text_victim.state_dict())
+    result = purify(text_victim, reviews.select(range(60)), WordDistillation(threshold=1e9))
+    assert all(torch.equal(weight, weights[name]) for name, weight in result.model.state_dict().items())
+    assert result.record["warnings"] == [
+        "no word stands out, so nothing was changed. A trigger of style, of syntax or of words that do nothing one by "
+        "one is not found so; with a pre-trained base, mixing-distillation needs no trigger."
+    ]
+
+
+def test_images_are_refused(small_cnn: nn.Module, digits: Dataset) -> None:
+    with pytest.raises(UnbackdoorError) as caught:
+        purify(small_cnn, digits.select(range(40)), WordDistillation())
+    assert str(caught.value) == (
+        "WordDistillation searches words, but the model takes images. Try trigger-distillation."
+    )
