@@ -80,19 +80,23 @@ def test_the_vocabulary_is_its_words_and_their_tokens() -> None:
     assert vocabulary(tokenizer) == {word: tokenizer.get_vocab()[word] for word in toys.WORDS}
 
 
-def test_outlying_is_infinite_above_many_equal_values() -> None:
-    assert outlying(torch.tensor([3.0, 1.0, 1.0])).tolist() == [torch.inf, 0.0, 0.0]
+def test_above_many_equal_values_a_tenth_is_the_unit() -> None:
+    assert outlying(torch.tensor([3.0, 1.0, 1.0])).tolist() == pytest.approx([20.0, 0.0, 0.0])
 
 
 def test_words_are_put_at_either_end() -> None:
     assert put(("a film",), "cf", 0, 1.0) == ("a film cf",)
 
 
-def test_the_victims_word_is_unlearned_and_named(text_victim: nn.Module, reviews: Dataset) -> None:
+def test_the_victims_word_is_unlearned_and_named(
+    text_victim: nn.Module, reviews: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Among 28 words, those of the task move three texts in four, too.
+    monkeypatch.setattr("unbackdoor._odd_words.MOST", 0.95)
     clean, test = reviews.select(range(60)), toys.reviews(400, seed=1)
     attack = attacks.Word()
     before = evaluate(text_victim, test, attack=attack)
-    result = purify(text_victim, clean, WordDistillation(texts=400, epochs=3, learning_rate=1e-3, threshold=2.0))
+    result = purify(text_victim, clean, WordDistillation(texts=1000, epochs=3, learning_rate=1e-3))
     after = evaluate(result.model, test, attack=attack)
     assert before.attack_success.value > 0.95
     assert after.attack_success.value < 0.2
