@@ -70,6 +70,12 @@ def made_of(clean: Dataset, strings: Sequence[Strings]) -> Dataset:
     )
 
 
+def shortened(clean: Dataset) -> Dataset:
+    """The first words of each text, `SHORT` of a text or in all of a pair, so that a search costs little."""
+    share = SHORT // len(clean.texts.columns)
+    return made_of(clean, [tuple(" ".join(text.split(" ")[:share]) for text in pair) for pair in clean.texts.strings])
+
+
 def margins(scores: Tensor) -> Tensor:
     """How far each class is ahead of the best other, (n, classes).
 
@@ -118,8 +124,9 @@ class Search:
 
     def _alone(self, words: list[str], side: int) -> dict[int, tuple[list[str], Tensor]]:
         """For each class the strongest words, and the mean margin that each reaches alone, falling."""
-        predicted = answers(self.model, self.clean, self.run.arithmetic).argmax(dim=1)
-        rows = self._rows(predicted, 2)
+        short = shortened(self.clean)
+        predicted = answers(self.model, short, self.run.arithmetic).argmax(dim=1)
+        rows = self._rows(short, predicted, 2)
         draw = random.Random(self.run.seed)
         number = {word: place for place, word in enumerate(words)}
         total, count = torch.empty(0), torch.empty(0)
@@ -127,7 +134,7 @@ class Search:
             for row in rows:
                 shuffled = draw.sample(words, len(words))
                 groups = [shuffled[first : first + self.group] for first in range(0, len(words), self.group)]
-                reached = self.reached([(row, " ".join(group)) for group in groups], side)  # (groups, classes)
+                reached = self._reached(short, [(row, " ".join(group)) for group in groups], side)  # (groups, classes)
                 if len(total) == 0:
                     total, count = torch.zeros(len(words), reached.shape[1]), torch.zeros(reached.shape[1])
                 other = torch.arange(reached.shape[1]) != predicted[row]  # a text says nothing of its own class
@@ -136,32 +143,36 @@ class Search:
                 total[of_word] += reached[of_group] * other
                 count += other
                 advance()
-        labels = count.nonzero().flatten().tolist()
-        best = {label: total[:, label].topk(min(self.shortlist, len(words))).indices.tolist() for label in labels}
+        tested = count.nonzero().flatten().tolist()
+        best = {label: total[:, label].topk(min(self.shortlist, len(words))).indices.tolist() for label in tested}
         chosen = sorted({place for places in best.values() for place in places})
-        tried = self._rows(predicted, 6)
-        reached = self.reached([(row, words[place]) for row in tried for place in chosen], side)
+        predicted = answers(self.model, self.clean, self.run.arithmetic).argmax(dim=1)
+        tried = self._rows(self.clean, predicted, 6)
+        reached = self._reached(self.clean, [(row, words[place]) for row in tried for place in chosen], side)
         reached = reached.view(len(tried), len(chosen), -1)
         strongest = {}
-        for label in labels:
+        for label in tested:
             others = predicted[torch.tensor(tried)] != label
+            if not bool(others.any()):  # the whole texts are all taken for this class
+                continue
             mean, order = reached[others, :, label].mean(dim=0).sort(descending=True, stable=True)
             strongest[label] = [words[chosen[place]] for place in order[:STRONGEST].tolist()], mean[:STRONGEST]
         return strongest
 
-    def _rows(self, predicted: Tensor, count: int) -> list[int]:
+    @staticmethod
+    def _rows(texts: Dataset, predicted: Tensor, count: int) -> list[int]:
         """Some texts of each of two classes, by the model's answers: short ones, but not the shortest quarter."""
-        lengths = self.clean.texts.lengths
+        lengths = texts.texts.lengths
         assert lengths is not None
         order = lengths.argsort(stable=True).tolist()
         order = [*order[len(order) // 4 :], *order[: len(order) // 4]]
         kinds = list(dict.fromkeys(int(predicted[row]) for row in order))[:2]
         return [row for kind in kinds for row in [row for row in order if predicted[row] == kind][:count]]
 
-    def reached(self, tried: Iterable[tuple[int, str]], side: int) -> Tensor:
-        """The margins of all classes, (n, classes), with words put into the middle of clean texts."""
-        strings = [put(self.clean.texts.strings[row], words, side, 0.5) for row, words in tried]
-        return margins(answers(self.model, made_of(self.clean, strings), self.run.arithmetic))
+    def _reached(self, texts: Dataset, tried: Iterable[tuple[int, str]], side: int) -> Tensor:
+        """The margins of all classes, (n, classes), with words put into the middle of texts."""
+        strings = [put(texts.texts.strings[row], words, side, 0.5) for row, words in tried]
+        return margins(answers(self.model, made_of(texts, strings), self.run.arithmetic))
 
     def moved(self, words: str, label: int, side: int) -> float:
         """The share of the clean texts of other classes, by the model's answers, that words move to a class."""
@@ -172,6 +183,7 @@ class Search:
         return float((after == label)[before != label].float().mean())
 
 
+SHORT = 20  # words of the texts that the vocabulary is put into
 STRONGEST = 32  # words of a class among which an outlier is looked for
 MOST = 0.7  # of the clean texts: what a trigger's word moves at least; a word of the task seldom moves more
 
