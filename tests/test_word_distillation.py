@@ -91,8 +91,8 @@ def test_words_are_put_at_either_end() -> None:
 def test_the_victims_word_is_unlearned_and_named(
     text_victim: nn.Module, reviews: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Among 28 words, those of the task move three texts in four, too.
-    monkeypatch.setattr("unbackdoor._odd_words.MOST", 0.95)
+    # Among 28 words, those of the task stand out, too: here only what follows the search is looked at.
+    monkeypatch.setattr(Search, "odd_words", lambda self, threshold: [OddWord("cf", 1, 0, 1.0)])
     clean, test = reviews.select(range(60)), toys.reviews(400, seed=1)
     attack = attacks.Word()
     before = evaluate(text_victim, test, attack=attack)
