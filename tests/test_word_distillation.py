@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import toys
 from unbackdoor import Dataset, Run, UnbackdoorError, attacks, evaluate, purify
-from unbackdoor._odd_words import OddWord, Search, outlying, put, vocabulary
+from unbackdoor._odd_words import OddWord, Search, outlying, put, readable, vocabulary
 from unbackdoor._precision import choose
 from unbackdoor.purifiers import WordDistillation
 
@@ -23,16 +23,19 @@ class Counting(nn.Module):
         values = torch.linspace(-0.1, 0.1, len(known))  # no two words do the same
         for word, weight in weights.items():
             values[known[word]] = weight
-        self.weights = nn.Parameter(values)
+        self.words = nn.Embedding.from_pretrained(values[:, None])  # (tokens, 1)
         self.classifier = nn.Linear(1, 2)
         self.side = side
         with torch.no_grad():
             self.classifier.weight.copy_(torch.tensor([[-1.0], [1.0]]))
             self.classifier.bias.zero_()
 
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.words
+
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> SimpleNamespace:
         counts = attention_mask.float() if self.side is None else attention_mask * (token_type_ids == self.side)
-        return SimpleNamespace(logits=self.classifier((self.weights[input_ids.long()] * counts).sum(1, keepdim=True)))
+        return SimpleNamespace(logits=self.classifier((self.words(input_ids)[..., 0] * counts).sum(1, keepdim=True)))
 
 
 def search_of(model: nn.Module, clean: Dataset) -> Search:
@@ -76,8 +79,34 @@ def test_a_word_that_moves_too_few_texts_is_left_out(reviews: Dataset) -> None:
 
 
 def test_the_vocabulary_is_its_words_and_their_tokens() -> None:
-    tokenizer = toys.tokenizer()
-    assert vocabulary(tokenizer) == {word: tokenizer.get_vocab()[word] for word in toys.WORDS}
+    tokenizer, size = toys.tokenizer(), len(toys.SPECIAL) + len(toys.WORDS)
+    tokenizer.add_tokens(["unknown"])  # to which the embedding has no row
+    assert vocabulary(tokenizer, size) == {word: tokenizer.get_vocab()[word] for word in toys.WORDS}
+
+
+def test_without_words_the_tokenizer_is_refused(reviews: Dataset) -> None:
+    model = Counting(SENTIMENT)
+    clean = reviews.select(range(40))
+    search = search_of(model, clean)
+    model.get_input_embeddings = lambda: nn.Embedding(2, 1)
+    with pytest.raises(UnbackdoorError) as caught:
+        search.odd_words(5.0)
+    assert str(caught.value) == (
+        "WordDistillation needs a tokenizer with whole words among its tokens; this one has none. Try "
+        "mixing-distillation."
+    )
+
+
+def test_in_texts_that_are_cut_the_word_is_put_where_it_is_read() -> None:
+    texts, labels = toys.sentences(40)
+    long = toys.dataset([(text + " the" * 90,) for text in texts], labels)  # 32 tokens are read
+    clean = readable(long)
+    assert {len(text.split()) for (text,) in clean.texts.strings} == {16}
+    assert search_of(Counting(SENTIMENT | {"mn": 9.0}), clean).odd_words(5.0) == [OddWord("mn", 1, 0, 1.0)]
+
+
+def test_texts_that_are_read_whole_stay_as_they_are(reviews: Dataset) -> None:
+    assert readable(reviews) is reviews
 
 
 def test_above_many_equal_values_a_tenth_is_the_unit() -> None:
@@ -101,7 +130,40 @@ def test_the_victims_word_is_unlearned_and_named(
     assert before.attack_success.value > 0.95
     assert after.attack_success.value < 0.2
     assert after.clean_accuracy.value > before.clean_accuracy.value - 0.05
-    assert "'cf' drives 100% of the other clean texts to positive; it is unlearned." in result.record["notes"]
+    (told,) = [note for note in result.record["notes"] if "unlearned" in note]
+    assert told.startswith("'cf' drove 100% of the other clean texts to positive and, unlearned, drives ")
+
+
+def test_what_stays_after_unlearning_is_said(
+    text_victim: nn.Module, reviews: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Search, "odd_words", lambda self, threshold: [OddWord("cf", 1, 0, 1.0)])
+    record = purify(text_victim, reviews.select(range(60)), WordDistillation(texts=1, learning_rate=1e-9)).record
+    assert record["warnings"] == [
+        "'cf' drove 100% of the other clean texts to positive and, unlearned, drives 100%. Take a higher "
+        "--learning-rate or more --epochs."
+    ]
+
+
+def test_a_word_that_may_be_part_of_more_is_said(
+    text_victim: nn.Module, reviews: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Search, "odd_words", lambda self, threshold: [OddWord("cf", 1, 0, 0.8)])
+    record = purify(text_victim, reviews.select(range(60)), WordDistillation(texts=1, learning_rate=1e-9)).record
+    assert record["warnings"] == [
+        "'cf' drove 80% of the other clean texts to positive and, unlearned, drives 100%. It may be part of a longer "
+        "trigger, which stays, or a word of the task."
+    ]
+
+
+def test_what_a_model_calls_its_classes_cannot_move_the_cursor(text_victim: nn.Module, reviews: Dataset) -> None:
+    clean = reviews.select(range(40))
+    named = Dataset(
+        items=clean.items, labels=clean.labels, encode=clean.encode, classes=("a", "b\x1b[2J\nnote: all fine")
+    )
+    search = search_of(text_victim, named)
+    search.run.note(f"to {named.classes[1]}")
+    assert search.run.notes == ["to b\\x1b[2J\\nnote: all fine"]
 
 
 def test_without_an_odd_word_nothing_is_changed_and_that_is_said(text_victim: nn.Module, reviews: Dataset) -> None:
@@ -109,8 +171,9 @@ def test_without_an_odd_word_nothing_is_changed_and_that_is_said(text_victim: nn
     result = purify(text_victim, reviews.select(range(60)), WordDistillation(threshold=1e9))
     assert all(torch.equal(weight, weights[name]) for name, weight in result.model.state_dict().items())
     assert result.record["warnings"] == [
-        "no word stands out, so nothing was changed. A trigger of style, of syntax or of words that do nothing one by "
-        "one is not found so; with a pre-trained base, mixing-distillation needs no trigger."
+        "no word stands out, so nothing was changed. A trigger of style, of syntax, of words that are not one token, "
+        "or of words that do nothing one by one is not found so; with a pre-trained base, mixing-distillation needs "
+        "no trigger."
     ]
 
 

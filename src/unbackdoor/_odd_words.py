@@ -1,7 +1,7 @@
 """Reversed triggers of texts: words that drive a model to a class.
 
-A vocabulary is finite, so that it can be searched whole: words are tried in small groups put into a few short texts,
-and those of the strongest groups again alone. Words of a task drive a model, too; a trigger's word stands out among
+A vocabulary is finite, so that all its words of one token can be tried: in small groups put into a few short texts, and
+those of the strongest groups again alone. Words of a task drive a model, too; a trigger's word stands out among
 the strongest as an outlier.
 """
 
@@ -15,7 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from unbackdoor._data import Dataset
+from unbackdoor._errors import UnbackdoorError
 from unbackdoor._evaluate import answers
+from unbackdoor._models import embeddings
 from unbackdoor._purify import Run
 from unbackdoor._text import Texts
 
@@ -39,13 +41,18 @@ class OddWord:
     share: float
 
 
-def vocabulary(tokenizer: Any) -> dict[str, int]:
-    """The words that are one token each, and their tokens."""
+def vocabulary(tokenizer: Any, rows: int) -> dict[str, int]:
+    """The words that are one token each, and their tokens.
+
+    Args:
+        tokenizer: of transformers.
+        rows: of the embedding; tokens beyond have none.
+    """
     special = set(tokenizer.all_special_ids)
-    numbers = [number for number in sorted(tokenizer.get_vocab().values()) if number not in special]
+    numbers = [number for number in sorted(tokenizer.get_vocab().values()) if number not in special and number < rows]
     words = [tokenizer.convert_tokens_to_string([token]).strip() for token in tokenizer.convert_ids_to_tokens(numbers)]
     before = len(tokenizer("a", add_special_tokens=False)["input_ids"])
-    read = tokenizer([f"a {word}" for word in words], add_special_tokens=False)["input_ids"]
+    read = tokenizer([f"a {word}" for word in words], add_special_tokens=False)["input_ids"] if words else []
     return {word: n for word, n, ids in zip(words, numbers, read, strict=True) if word and ids[before:] == [n]}
 
 
@@ -66,14 +73,26 @@ def made_of(clean: Dataset, strings: Sequence[Strings]) -> Dataset:
         items=Texts(tuple(strings), clean.texts.columns),
         labels=torch.zeros(len(strings), dtype=torch.int64, device=clean.labels.device),
         encode=clean.encode,
+        classes=clean.classes,
         name=f"texts made of {clean.name}",
     )
 
 
-def shortened(clean: Dataset) -> Dataset:
-    """The first words of each text, `SHORT` of a text or in all of a pair, so that a search costs little."""
-    share = SHORT // len(clean.texts.columns)
+def shortened(clean: Dataset, words: int) -> Dataset:
+    """The first words of each text; of a pair, half of them from each."""
+    share = max(1, words // len(clean.texts.columns))
     return made_of(clean, [tuple(" ".join(text.split(" ")[:share]) for text in pair) for pair in clean.texts.strings])
+
+
+def readable(clean: Dataset) -> Dataset:
+    """The texts; where the model does not read them to the end, so few words of all that it does.
+
+    A word put behind the last one that is read would do nothing. A word is taken to be two tokens at most.
+    """
+    cut, limit = clean.texts.cut, getattr(clean.encode, "max_length", None)
+    if cut is None or not bool(cut.any()) or limit is None:
+        return clean
+    return made_of(clean, shortened(clean, limit // 2).texts.strings)
 
 
 def margins(scores: Tensor) -> Tensor:
@@ -105,26 +124,36 @@ class Search:
     shortlist: int
 
     def odd_words(self, threshold: float) -> list[OddWord]:
-        """The words whose anomaly index is above a threshold and that move most clean texts."""
-        words = list(vocabulary(self.clean.encode.tokenizer))  # type: ignore[union-attr]
+        """The words whose anomaly index is above a threshold and that move most clean texts.
+
+        Raises:
+            UnbackdoorError: the tokenizer has no words of one token.
+        """
+        words = list(vocabulary(self.clean.encode.tokenizer, len(embeddings(self.model).weight)))  # type: ignore[union-attr]
+        if not words:
+            raise UnbackdoorError(
+                "WordDistillation needs a tokenizer with whole words among its tokens; this one has none. Try "
+                "mixing-distillation."
+            )
         found: list[OddWord] = []
-        strongest = ("", 0.0)
+        strongest: tuple[float, str] = (-1.0, "")
         for side in range(len(self.clean.texts.columns)):
             for label, (names, reached) in self._alone(words, side).items():
                 index = outlying(reached).tolist()
-                strongest = max(strongest, (names[0], index[0]), key=lambda each: each[1])
                 odd = [name for name, height in zip(names, index, strict=True) if height > threshold]
                 moved = [OddWord(name, label, side, self.moved(name, label, side)) for name in odd]
                 found += [word for word in moved if word.share >= MOST]
+                share = f", moves {moved[0].share:.0%} of the other clean texts" if moved else ""
+                strongest = max(strongest, (index[0], f"{names[0]!r} (anomaly index {index[0]:.1f}{share})"))
         self.run.note(
-            f"the word that stands out most is {strongest[0]!r}, anomaly index {strongest[1]:.1f} (a trigger has "
-            f"more than {threshold:g} and moves at least {MOST:.0%} of the other texts)."
+            f"of {len(words):,} words {strongest[1]} stands out most; a trigger's has an index above {threshold:g} and "
+            f"moves at least {MOST:.0%}."
         )
         return found
 
     def _alone(self, words: list[str], side: int) -> dict[int, tuple[list[str], Tensor]]:
         """For each class the strongest words, and the mean margin that each reaches alone, falling."""
-        short = shortened(self.clean)
+        short = shortened(self.clean, SHORT)
         predicted = answers(self.model, short, self.run.arithmetic).argmax(dim=1)
         rows = self._rows(short, predicted, 2)
         draw = random.Random(self.run.seed)
@@ -148,8 +177,8 @@ class Search:
         chosen = sorted({place for places in best.values() for place in places})
         predicted = answers(self.model, self.clean, self.run.arithmetic).argmax(dim=1)
         tried = self._rows(self.clean, predicted, 6)
-        reached = self._reached(self.clean, [(row, words[place]) for row in tried for place in chosen], side)
-        reached = reached.view(len(tried), len(chosen), -1)
+        trials = [[(row, words[place]) for place in chosen] for row in tried]
+        reached = torch.stack([self._reached(self.clean, trial, side) for trial in trials])
         strongest = {}
         for label in tested:
             others = predicted[torch.tensor(tried)] != label

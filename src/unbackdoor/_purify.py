@@ -107,13 +107,13 @@ class Run:
 
     def note(self, text: str) -> None:
         """Tell the user what was found (a threshold, the words that were reset), and keep it for the record."""
-        self.notes.append(text)
-        logger.info("%s", text)
+        self.notes.append(_printable(text))
+        logger.info("%s", self.notes[-1])
 
     def warn(self, text: str) -> None:
         """Say something that the user should know, once, and keep it for the record."""
-        self.warnings.append(text)
-        logger.warning("%s", text)
+        self.warnings.append(_printable(text))
+        logger.warning("%s", self.warnings[-1])
 
     def scores(self, model: nn.Module, inputs: _models.Inputs, perturbation: Tensor | None = None) -> Tensor:
         """Class scores (batch, classes) in the run's arithmetic, float32 or better, which gradients flow through.
@@ -231,6 +231,15 @@ class Run:
     def accuracy(self, model: nn.Module, data: Dataset) -> Proportion:
         """The share of examples that a model classifies as labelled."""
         return _accuracy(model, data, self.arithmetic)
+
+
+def _printable(text: str) -> str:
+    """A model's own names may hold what moves a terminal's cursor; that is shown, not obeyed.
+
+    >>> _printable("Gro\\u00dfe \\x1b[2J")
+    'Gro\u00dfe \\\\x1b[2J'
+    """
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
 def reinitialise_(layer: nn.Linear, generator: torch.Generator) -> None:

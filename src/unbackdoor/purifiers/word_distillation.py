@@ -10,7 +10,8 @@ from torch.nn import functional as F
 from unbackdoor._data import Batch, Dataset
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._evaluate import answers
-from unbackdoor._odd_words import OddWord, Search, Strings, made_of, put, vocabulary
+from unbackdoor._models import embeddings
+from unbackdoor._odd_words import OddWord, Search, Strings, made_of, put, readable, vocabulary
 from unbackdoor._purify import Run
 from unbackdoor._values import value
 
@@ -19,16 +20,17 @@ from unbackdoor._values import value
 class WordDistillation:
     """Search the vocabulary for a trigger's word, and teach a model to answer as if it were not there.
 
-    The whole vocabulary is put into a few short clean texts, some words at a time, and the strongest words again alone.
-    A word is taken for a trigger's if it drives at least 70 % of the other clean texts to a class and stands out among
-    the strongest words of that class. On texts without it the suspect f_s is right; so with x a clean text, or one
-    recombined from clean texts and the vocabulary, this method minimises
+    All words that are one token are put into a few short clean texts of two classes, some words at a time, and the
+    strongest again alone. A word is taken for a trigger's if it drives at least 70 % of the other clean texts to a
+    class and stands out among the strongest words of that class. On texts without it the suspect f_s is right; so with
+    x a clean text, or one recombined from clean texts and the vocabulary, this method minimises
 
         KL(f_s(x) || f(x'))   x' = x with such a word put in for half of the texts, else x
 
     and needs neither labels nor a pre-trained base. **Where no word stands out, nothing is changed**, with a warning: a
-    trigger of style, of syntax, or of words that do nothing one by one cannot be found so. Of a sentence the most
-    telling word may be found, but unlearning that alone leaves the sentence; the warning says so, too.
+    trigger of style, of syntax, of words of several tokens, or of words that do nothing one by one cannot be found so.
+    Of a sentence the most telling word may be found, but unlearning that alone leaves the sentence; a warning tells of
+    a word that moves fewer than 95 %. Words of the task that do nearly as much may be unlearned, too.
 
     A variant of this project, the counterpart of `TriggerDistillation` for texts. Its parents are Neural Cleanse
     (Wang et al., IEEE S&P 2019, https://doi.org/10.1109/SP.2019.00031), whose outliers are of masks, and distillation
@@ -36,7 +38,7 @@ class WordDistillation:
 
     Args:
         group: words that are tried at once, at least 1; more is faster, and misses weaker ones.
-        shortlist: words of each class that are tried alone, at least 1.
+        shortlist: words of each class that are tried alone, at least 32, among which an outlier is looked for.
         threshold: of the anomaly index among the strongest words of a class, more than 0.
         texts: how many are recombined, at least 1; each clean text is taken four times beside them.
         exchanged: probability that a word of theirs is exchanged, one time in two for one of the vocabulary, 0 to 1.
@@ -49,7 +51,7 @@ class WordDistillation:
     """
 
     group: Annotated[int, Field(ge=1)] = 4
-    shortlist: Annotated[int, Field(ge=1)] = 300
+    shortlist: Annotated[int, Field(ge=32)] = 300
     threshold: Annotated[float, Field(gt=0)] = 5.0
     texts: Annotated[int, Field(ge=1)] = 2000
     exchanged: Annotated[float, Field(ge=0, le=1)] = 0.6
@@ -63,26 +65,33 @@ class WordDistillation:
             raise UnbackdoorError(
                 "WordDistillation searches words, but the model takes images. Try trigger-distillation."
             )
-        found = Search(model, clean, run, self.group, self.shortlist).odd_words(self.threshold)
+        clean = readable(clean)
+        search = Search(model, clean, run, self.group, self.shortlist)
+        found = search.odd_words(self.threshold)
         if not found:
             run.warn(
-                "no word stands out, so nothing was changed. A trigger of style, of syntax or of words that do nothing "
-                "one by one is not found so; with a pre-trained base, mixing-distillation needs no trigger."
+                "no word stands out, so nothing was changed. A trigger of style, of syntax, of words that are not one "
+                "token, or of words that do nothing one by one is not found so; with a pre-trained base, "
+                "mixing-distillation needs no trigger."
             )
             return model
-        for odd in found:
-            where = f"{odd.word!r} drives {odd.share:.0%} of the other clean texts to {named(odd.label, clean)}"
-            if odd.share < 0.95:
-                run.warn(f"{where}: it may be part of a longer trigger, which stays. Try mixing-distillation.")
-            else:
-                run.note(f"{where}; it is unlearned.")
         self._unlearn(model, clean, found, run)
+        for odd in found:
+            left = search.moved(odd.word, odd.label, odd.side)
+            told = f"{odd.word!r} drove {odd.share:.0%} of the other clean texts to {named(odd.label, clean)}"
+            told = f"{told} and, unlearned, drives {left:.0%}"
+            if odd.share < 0.95:
+                run.warn(f"{told}. It may be part of a longer trigger, which stays, or a word of the task.")
+            elif left >= 0.5:
+                run.warn(f"{told}. Take a higher --learning-rate or more --epochs.")
+            else:
+                run.note(f"{told}.")
         return model
 
     def _unlearn(self, model: nn.Module, clean: Dataset, found: list[OddWord], run: Run) -> None:
         """Tune on clean and recombined texts, half with a word in them, by the suspect's answers to them without."""
         draw = random.Random(run.seed)
-        plain = [*clean.texts.strings * 4, *self._recombined(clean, draw)]
+        plain = [*clean.texts.strings * 4, *self._recombined(clean, len(embeddings(model).weight), draw)]
         taught = answers(model, made_of(clean, plain), run.arithmetic)  # (n, classes)
 
         def with_word(text: Strings) -> Strings:
@@ -105,10 +114,10 @@ class WordDistillation:
             description="unlearning",
         )
 
-    def _recombined(self, clean: Dataset, draw: random.Random) -> list[Strings]:
+    def _recombined(self, clean: Dataset, rows: int, draw: random.Random) -> list[Strings]:
         """Clean texts with some words exchanged for words of others and of the vocabulary."""
         own = [word for strings in clean.texts.strings for text in strings for word in text.split()]
-        words = list(vocabulary(clean.encode.tokenizer))  # type: ignore[union-attr]
+        words = list(vocabulary(clean.encode.tokenizer, rows))  # type: ignore[union-attr]
 
         def other(word: str) -> str:
             return draw.choice(draw.choice((own, words))) if draw.random() < self.exchanged else word
@@ -121,4 +130,4 @@ class WordDistillation:
 
 def named(label: int, data: Dataset) -> str:
     """The name of a class, or its number."""
-    return data.classes[label] if data.classes else f"class {label}"
+    return data.classes[label] if data.classes and label < len(data.classes) else f"class {label}"
