@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unbackdoor._data import Dataset
-from unbackdoor._models import logits, watching
+from unbackdoor._models import watching
 from unbackdoor._purify import Run
 
 
@@ -28,8 +28,7 @@ def learned_features(model: nn.Module, clean: Dataset, run: Run) -> Learned:
     parts, order = [], []
     with torch.no_grad(), watching(run.head(model)) as seen:
         for batch in clean.batches(run.arithmetic.evaluation_batch):
-            with run.arithmetic.autocast():
-                logits(model, run.arithmetic.lay(batch.inputs))
+            run.scores(model, batch.inputs)
             parts.append(seen[0].to(run.arithmetic.dtype))
             order.append(batch.rows)
     features = torch.cat(parts)[torch.cat(order).argsort()]

@@ -7,7 +7,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unbackdoor._data import Dataset
-from unbackdoor._models import logits
 from unbackdoor._purify import Run
 from unbackdoor._reverse._carrying import Reversed, encoded, in_pixels
 from unbackdoor._reverse._searching import frozen, training_batches
@@ -103,10 +102,9 @@ def _loss(
     """The sum of some classes' losses, and the share of examples that each of their triggers moves."""
     mask, pattern = both[:, None, :1], both[:, None, 1:]
     stamped = ((1 - mask) * pixels + mask * pattern).flatten(0, 1)  # (classes * batch, channels, height, width)
-    with run.arithmetic.autocast():
-        scores = logits(model, encoded(clean, stamped, run))
+    scores = run.scores(model, encoded(clean, stamped, run))
     wanted = targets.repeat_interleave(len(pixels))
-    each = F.cross_entropy(scores.to(both.dtype), wanted, reduction="none").view(len(both), -1).mean(dim=1)
+    each = F.cross_entropy(scores, wanted, reduction="none").view(len(both), -1).mean(dim=1)
     reached = (scores.argmax(dim=1) == wanted).view(len(both), -1).to(both.dtype).mean(dim=1)
     return (each + costs * both[:, 0].sum(dim=(1, 2))).sum(), reached
 

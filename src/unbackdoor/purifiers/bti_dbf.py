@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unbackdoor._data import Batch, Dataset
-from unbackdoor._models import logits, watching
+from unbackdoor._models import watching
 from unbackdoor._purify import Run
 from unbackdoor._reverse import (
     Carrying,
@@ -114,8 +114,7 @@ class BTIDBF:
             def loss(scores: Tensor, batch: Batch) -> Tensor:
                 assert isinstance(batch.inputs, Tensor)
                 triggered = seen[0]
-                with run.arithmetic.autocast():
-                    logits(model, encoded(clean, batch.inputs, run))
+                run.scores(model, encoded(clean, batch.inputs, run))
                 return cross_entropy(scores, batch) + F.mse_loss(triggered.float(), seen[0].float())
 
             run.tune(
