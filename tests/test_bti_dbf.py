@@ -9,7 +9,7 @@ from conftest import SmallCNN
 from test_neural_cleanse import a_run
 from unbackdoor import Dataset, purifiers, purify
 from unbackdoor._reverse import Generator
-from unbackdoor.purifiers.bti_dbf import Learned, benign
+from unbackdoor._reverse._benign import Learned, benign_mask, learned_features
 
 
 def test_the_generators_loss_by_hand() -> None:
@@ -32,7 +32,7 @@ def test_the_mask_is_that_of_the_formula() -> None:
     head = nn.Linear(6, 3).double().requires_grad_(False)
     head.weight.copy_(2 * torch.eye(3, 6))
     scale = features.std()
-    found = benign(head, Learned(features / scale, scale), labels, a_run(seed=2), steps=5)
+    found = benign_mask(head, Learned(features / scale, scale), labels, a_run(seed=2), steps=5)
 
     p = torch.zeros(6, dtype=torch.float64, requires_grad=True)
     first, second = torch.zeros(6), torch.zeros(6)
@@ -45,13 +45,13 @@ def test_the_mask_is_that_of_the_formula() -> None:
         step_size = first / (1 - 0.9**step) / ((second / (1 - 0.999**step)).sqrt() + 1e-8)
         p = (p - 0.01 * step_size).detach().requires_grad_(True)
     assert torch.allclose(found, (torch.tanh(p) + 1) / 2, rtol=0, atol=1e-9)
-    useless = benign(head, Learned(features / scale, scale), labels, a_run(), steps=200)[3:]
+    useless = benign_mask(head, Learned(features / scale, scale), labels, a_run(), steps=200)[3:]
     assert (useless < 0.1).all()  # the head does not look at these
 
 
 def test_features_are_in_the_order_of_the_rows(small_cnn: SmallCNN, digits: Dataset) -> None:
     data = digits.select(range(30))
-    learned = purifiers.BTIDBF().learned(small_cnn.double(), data, a_run())
+    learned = learned_features(small_cnn.double(), data, a_run())
     expected = small_cnn.features(data.encode(data.items).double()).flatten(1).detach()
     assert torch.allclose(learned.features * learned.scale, expected)
 

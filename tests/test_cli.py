@@ -192,6 +192,10 @@ def test_the_model_itself_as_output(place: Path, refused: Refusals) -> None:
         (("purify", "fst"), 'Command "purify fst" parameter MODEL requires an argument. See --help.'),
         (("purify", "fst", "m", "--clean", "c", "--out", "o", "--alpha", -1), "FST.alpha must be at least 0, got -1"),
         (("purify", "fst", "m", "--clean", "c", "--out", "o", "--alpha", "x"), "FST.alpha must be a number, got x."),
+        (
+            ("purify", "fst", "m", "--clean", "c", "--out", "o", "--epochs", "true"),
+            "FST.epochs must be a whole number, got true.",
+        ),
         (("purify", "fst", "m", "--clean", "c", "--out", "o", "--alhpa", 1), "Unknown option: --alhpa. Did you mean"),
         (("evaluate", "m", "--data", "d", "--control", "m"), "--control needs --attack or --triggered"),
         (

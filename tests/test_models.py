@@ -18,7 +18,7 @@ from conftest import SmallCNN
 from unbackdoor import Dataset, ImageEncoder, UnbackdoorError, evaluate, load, purifiers, purify, save
 from unbackdoor._cli import main
 from unbackdoor._factory import make
-from unbackdoor._models import class_count, class_names, features, head, logits
+from unbackdoor._models import class_count, class_names, features, head, logits, watching
 
 QUICK = purifiers.FST(epochs=1, batch_size=8)
 CLASSES = {0: "cat", 1: "dog", 2: "owl"}
@@ -457,6 +457,15 @@ def test_the_features_are_what_the_head_multiplies() -> None:
     seen = features(model, INPUTS, found)
     expected = seen @ found.layer.weight.T + found.layer.bias
     torch.testing.assert_close(logits(model, INPUTS), expected)
+
+
+def test_watching_keeps_the_latest_pass_and_leaves_no_hook(small_cnn: SmallCNN, digits: Dataset) -> None:
+    with watching(small_cnn.classifier) as seen:
+        for rows in (slice(4), slice(4, 7)):
+            scores = small_cnn(digits.encode(digits.items[rows]))
+    assert torch.allclose(small_cnn.classifier(seen[0]), scores)
+    assert len(seen) == 1
+    assert not small_cnn.classifier._forward_pre_hooks
 
 
 def test_a_head_may_be_named() -> None:

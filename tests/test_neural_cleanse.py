@@ -11,7 +11,7 @@ from conftest import SmallCNN
 from unbackdoor import Dataset, ImageEncoder, purifiers, purify
 from unbackdoor._precision import Arithmetic
 from unbackdoor._purify import Run
-from unbackdoor.purifiers.neural_cleanse import anomaly
+from unbackdoor._reverse import anomaly, smallest_masks
 
 
 def a_run(seed: int = 0) -> Run:
@@ -73,8 +73,7 @@ def test_all_classes_together_are_each_class_by_itself(small_cnn: SmallCNN, digi
     data = dataclasses.replace(digits.select(range(12)), encode=encode)
     model = small_cnn.double()
     settings = {"steps": 12, "cost": 0.02, "success": 0.75, "patience": 2}
-    method = purifiers.NeuralCleanse(search_batch=12, **settings)
-    found = method.search(model, data, a_run(seed=3))
+    found = smallest_masks(model, data, a_run(seed=3), batch_size=12, **settings)
     mask, pattern = by_the_formula(model, data.items.double() / 255, seed=3, **settings)
     assert torch.allclose(found.mask, mask, atol=1e-5)
     assert torch.allclose(found.pattern, pattern, atol=1e-5)
@@ -82,10 +81,10 @@ def test_all_classes_together_are_each_class_by_itself(small_cnn: SmallCNN, digi
 
 def test_chunks_change_nothing(small_cnn: SmallCNN, digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     data, model = digits.select(range(40)), small_cnn.double()
-    method = purifiers.NeuralCleanse(steps=3, search_batch=20)
-    whole = method.search(model, data, a_run())  # 6 classes of 20 examples at a time
+    settings = {"steps": 3, "batch_size": 20, "cost": 1e-3, "success": 0.98, "patience": 5}
+    whole = smallest_masks(model, data, a_run(), **settings)  # 6 classes of 20 examples at a time
     monkeypatch.setattr(Arithmetic, "evaluation_batch", 20)
-    single = method.search(model, data, a_run())
+    single = smallest_masks(model, data, a_run(), **settings)
     assert torch.allclose(whole.mask, single.mask, atol=1e-9)
 
 

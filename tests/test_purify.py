@@ -2,13 +2,14 @@
 
 import dataclasses
 import logging
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from conftest import SmallCNN
-from unbackdoor import Dataset, Run, UnbackdoorError, purifiers, purify
+from unbackdoor import Dataset, Run, UnbackdoorError, attacks, purifiers, purify
 
 QUICK = purifiers.FineTuning(epochs=1)
 
@@ -178,6 +179,28 @@ def test_parameters_are_refused_in_one_sentence() -> None:
         purifiers.FST(alhpa=1)
     with pytest.raises(UnbackdoorError, match=r"^FST takes its fields by name, got 0\.1 without one\.$"):
         purifiers.FST(0.1)
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        (lambda: purifiers.FST(epochs=True), "FST.epochs must be a whole number, got True."),
+        (lambda: purifiers.FST(batch_size=False), "FST.batch_size must be a whole number, got False."),
+        (lambda: purifiers.FST(alpha=True), "FST.alpha must be a number, got True."),
+        (lambda: purifiers.PAM(learning_rate=True), "PAM.learning_rate must be a number, got True."),
+        (lambda: attacks.BadNets(size=True), "BadNets.size must be a whole number, got True."),
+        (lambda: attacks.TaCT(sources=(1, True)), "TaCT.sources.1 must be a whole number, got True."),
+    ],
+)
+def test_true_is_not_taken_for_one(made: Callable[[], object], message: str) -> None:
+    with pytest.raises(UnbackdoorError) as caught:
+        made()
+    assert str(caught.value) == message
+
+
+def test_fields_of_true_and_false_take_them() -> None:
+    assert purifiers.FST(project=False).project is False
+    assert purifiers.FineMixing(tune=False, rho=None, freeze_filled=True).freeze_filled is True
 
 
 def test_an_absent_device(small_cnn: SmallCNN, digits: Dataset) -> None:

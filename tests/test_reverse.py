@@ -9,18 +9,9 @@ from test_neural_cleanse import a_run
 from test_pam import small_text as small_text
 from unbackdoor import Dataset
 from unbackdoor._models import logits, perturbed_logits
-from unbackdoor._reverse import (
-    Carrying,
-    Generator,
-    carriers,
-    encoded,
-    features_of,
-    frozen,
-    in_pixels,
-    stamp,
-    training_batches,
-    universal,
-)
+from unbackdoor._reverse import Carrying, Generator, encoded, frozen, in_pixels, stamp, universal
+from unbackdoor._reverse._carrying import carriers
+from unbackdoor._reverse._searching import training_batches
 
 
 @pytest.mark.parametrize(
@@ -87,14 +78,6 @@ def test_frozen_gives_everything_back(small_cnn: SmallCNN) -> None:
     assert small_cnn.features.training
     assert small_cnn.classifier.weight.requires_grad
     assert not small_cnn.classifier.bias.requires_grad
-
-
-def test_features_are_what_the_head_sees(small_cnn: SmallCNN, digits: Dataset) -> None:
-    inputs = digits.encode(digits.items[:4])
-    with features_of(small_cnn.classifier) as seen:
-        scores = small_cnn(inputs)
-    assert torch.allclose(small_cnn.classifier(seen[0]), scores)
-    assert not small_cnn.classifier._forward_pre_hooks
 
 
 def test_batches_go_on_for_as_many_steps_as_asked(digits: Dataset) -> None:

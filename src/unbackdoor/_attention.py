@@ -28,6 +28,10 @@ class Block(NamedTuple):
     attention: nn.Module
     parts: dict[str, tuple[nn.Linear, ...]]
 
+    def weights(self) -> list[tuple[str, nn.Parameter]]:
+        """All weights of these layers, each with its kind."""
+        return [(kind, w) for kind, layers in self.parts.items() for layer in layers for w in layer.parameters()]
+
     def silence_(self, dead: Tensor) -> None:
         """Fold away attention heads, in place: what they put out, and what the output layer reads of them.
 

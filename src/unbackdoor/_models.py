@@ -1,6 +1,6 @@
 """Models: ask them for logits, and find their head by running them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -123,6 +123,18 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes.items():
             module.training = training
+
+
+@contextmanager
+def weights_kept(weights: Iterable[Tensor]) -> Iterator[None]:
+    """Whatever happens to the weights while the block runs is taken back, in place."""
+    before = [(weight, weight.detach().clone()) for weight in weights]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for weight, kept in before:
+                weight.copy_(kept)
 
 
 @contextmanager

@@ -99,7 +99,7 @@ def smallest_within(
     margin: float,
     folds: int,
     words: Callable[[float], str],
-    tuned: Callable[[float, Dataset], nn.Module],
+    tuned: Callable[[float, Dataset, str], nn.Module],
 ) -> tuple[float, Difference | None]:
     """The smallest of 0, 0.1, ..., 1 with which a procedure loses no more accuracy than a margin.
 
@@ -113,7 +113,7 @@ def smallest_within(
         margin: accuracy that may be lost.
         folds: of the cross-validation.
         words: what the notes call a value.
-        tuned: of a value and examples to the model that the procedure makes of them.
+        tuned: of a value, examples and what the progress calls it, to the model that the procedure makes of them.
 
     Returns:
         the value, and what it loses; None for 1, which is taken without a trial where no other will do.
@@ -123,7 +123,11 @@ def smallest_within(
 
     def within(candidate: float) -> bool:
         after = cross_validated(
-            clean, folds, seed=run.seed, tuned=lambda part: tuned(candidate, part), arithmetic=run.arithmetic
+            clean,
+            folds,
+            seed=run.seed,
+            tuned=lambda part: tuned(candidate, part, f"trying {words(candidate)}"),
+            arithmetic=run.arithmetic,
         )
         lost, error = losses[candidate] = difference(before, after)
         run.note(f"{words(candidate)} loses {100 * lost:.1f} points of accuracy (+- {100 * error:.1f}).")

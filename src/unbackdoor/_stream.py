@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import platform
+import re
 import shutil
 import threading
 import time
@@ -27,6 +28,8 @@ from unbackdoor._train import bar, silent
 from unbackdoor._values import check_seed
 
 logger = logging.getLogger("unbackdoor")
+
+_WORDS = re.compile(r"(word_embeddings|embed_tokens|tok_embeddings|wte|embeddings\.tok_embeddings)\.weight$")
 
 
 def purify_stream(
@@ -146,6 +149,32 @@ def match(suspect: Checkpoint, base: Checkpoint) -> Matching:
         for name in _mixing.task_head(theirs):
             del theirs[name]
     return _mixing.matched(ours, theirs)
+
+
+def moved_embeddings(source: Path, origin: Path, tokens: int) -> tuple[str, Tensor]:
+    """The name of a suspect's word embeddings, and how far they moved from its base, (rows, width), float32.
+
+    Args:
+        source: directory of the suspect.
+        origin: directory of its base.
+        tokens: of its tokenizer.
+
+    Raises:
+        UnbackdoorError: there is not one matrix that has a row for each token.
+    """
+    ours, theirs = Checkpoint.at(source), Checkpoint.at(origin)
+    pairs = match(ours, theirs).pairs
+    found = [name for name in pairs if _WORDS.search(name) and len(ours.tensors[name].shape) == 2]
+    if len(found) != 1 or ours.tensors[found[0]].shape[0] < tokens:
+        raise UnbackdoorError(
+            f"{source} has {len(found)} matrices of word embeddings that its base has, too; 1 is expected, with a "
+            f"row for each of {tokens:,} tokens. Purify it without --stream."
+        )
+    name = found[0]
+    with ours.opening(), theirs.opening():
+        count = ours.tensors[name].count
+        moved = ours.read(name, 0, count).float() - theirs.read(pairs[name], 0, count).float()
+    return name, moved.view(ours.tensors[name].shape)
 
 
 def _encode_of(source: Path) -> Any:

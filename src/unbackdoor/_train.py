@@ -63,6 +63,16 @@ def cross_entropy(scores: Tensor, batch: Batch) -> Tensor:
     return F.cross_entropy(scores, batch.labels)
 
 
+def distilled(answers: Tensor) -> Loss:
+    """The mean of KL(answers || scores), for class scores of another model for all rows of the data, (n, classes)."""
+
+    def loss(scores: Tensor, batch: Batch) -> Tensor:
+        goal = answers[batch.rows.cpu()].to(scores).softmax(dim=1)
+        return F.kl_div(scores.log_softmax(dim=1), goal, reduction="batchmean")
+
+    return loss
+
+
 def descend(
     model: nn.Module,
     data: Dataset,

@@ -15,7 +15,7 @@ from torch.nn.utils import parametrize
 
 from unbackdoor._data import Dataset
 from unbackdoor._errors import UnbackdoorError
-from unbackdoor._models import Inputs, evaluating, logits, removing
+from unbackdoor._models import Inputs, evaluating, logits, removing, watching
 from unbackdoor._precision import Arithmetic
 from unbackdoor._purify import Run
 from unbackdoor._text import Tokens
@@ -107,21 +107,13 @@ def feed_forward(model: nn.Module, inputs: Inputs) -> list[nn.Module]:
 def mean_activation(model: nn.Module, reader: nn.Module, data: Dataset, arithmetic: Arithmetic) -> Tensor:
     """The mean absolute value of each input of a linear layer over the data, (inputs,); padding does not count."""
     total, count = torch.zeros((), dtype=torch.float64), 0
-    seen: list[Tensor] = []
-    hook = reader.register_forward_pre_hook(lambda _layer, args: seen.append(args[0]))
-    try:
-        with evaluating(model):
-            for batch in data.batches(arithmetic.evaluation_batch):
-                with arithmetic.autocast():
-                    logits(model, arithmetic.lay(batch.inputs))
-                values = seen.pop().abs().double()
-                if isinstance(batch.inputs, Tokens) and values.shape[:-1] == batch.inputs.shape:
-                    values = values[batch.inputs["attention_mask"].bool()]  # (tokens, inputs)
-                values = values.flatten(0, -2)
-                total = total + values.sum(dim=0).cpu()
-                count += len(values)
-    finally:
-        hook.remove()
+    with watching(reader) as seen, evaluating(model):
+        for batch in data.batches(arithmetic.evaluation_batch):
+            with arithmetic.autocast():
+                logits(model, arithmetic.lay(batch.inputs))
+            sizes = _sizes(seen[0], batch.inputs)
+            total = total + sizes.sum(dim=0).cpu()
+            count += len(sizes)
     return total / count
 
 
@@ -133,13 +125,10 @@ def mean_answer(model: nn.Module, clean: Dataset, run: Run) -> dict[str, Tensor]
     """
     sums: dict[str, Tensor] = {}
     counts: dict[str, int] = {}
-    real: Tensor | None = None  # (batch, length)
+    inputs: Inputs
 
     def count(name: str, output: Tensor) -> None:
-        sizes = output.abs().double()
-        if real is not None and sizes.shape[:-1] == real.shape:
-            sizes = sizes[real]  # (tokens, out_features)
-        sizes = sizes.flatten(0, -2)
+        sizes = _sizes(output, inputs)
         sums[name] = sums.get(name, 0) + sizes.sum(dim=0)
         counts[name] = counts.get(name, 0) + len(sizes)
 
@@ -150,10 +139,17 @@ def mean_answer(model: nn.Module, clean: Dataset, run: Run) -> dict[str, Tensor]
     ]
     with removing(hooks), evaluating(model):
         for batch in clean.batches(run.arithmetic.evaluation_batch):
-            real = batch.inputs["attention_mask"].bool() if isinstance(batch.inputs, Tokens) else None
-            with run.arithmetic.autocast():
-                logits(model, run.arithmetic.lay(batch.inputs))
+            inputs = batch.inputs
+            run.scores(model, inputs)
     return {name: total / counts[name] for name, total in sums.items()}
+
+
+def _sizes(values: Tensor, inputs: Inputs) -> Tensor:
+    """Absolute values as one row for each example, or for each token that is no padding, (rows, values)."""
+    sizes = values.abs().double()
+    if isinstance(inputs, Tokens) and sizes.shape[:-1] == inputs.shape:
+        sizes = sizes[inputs["attention_mask"].bool()]
+    return sizes.flatten(0, -2)
 
 
 class Scale(nn.Module):
@@ -203,6 +199,12 @@ def as_far_as_accurate_(
             break
         kept += 1
     return kept
+
+
+def still_accurate(model: nn.Module, held: Dataset, run: Run, tolerance: float) -> Callable[[], bool]:
+    """Asks whether accuracy on held-out examples has fallen by no more than a tolerance since this call."""
+    floor = run.accuracy(model, held).value - tolerance
+    return lambda: run.accuracy(model, held).value >= floor
 
 
 @torch.no_grad()
@@ -270,12 +272,11 @@ def prune_below_(
         raise UnbackdoorError(f"{name} learned a mask with non-finite values. Lower its rates.")
     lowest = min(float(mask.min()) for mask in masks)
     if method.threshold is None:
-        floor = run.accuracy(model, held).value - method.tolerance
         thresholds = [step / 20 for step in range(20)]
         kept = as_far_as_accurate_(
             [layer.weight for layer in layers],
             [partial(prune_, threshold) for threshold in thresholds],
-            lambda: run.accuracy(model, held).value >= floor,
+            still_accurate(model, held, run, method.tolerance),
         )
         threshold = thresholds[kept - 1] if kept else -1.0
         way_out = f"clean accuracy on {len(held)} held-out examples allows none to go. Raise its tolerance."

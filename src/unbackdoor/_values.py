@@ -7,9 +7,9 @@ once; the check, the message and the command line follow from it, and the class 
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any, TypeVar, dataclass_transform
+from typing import Any, TypeVar, dataclass_transform, get_args
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, ValidationInfo, field_validator
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from unbackdoor._errors import UnbackdoorError
@@ -35,6 +35,7 @@ def value(cls: type[T]) -> type[T]:
     Raises:
         UnbackdoorError: when a value is made with a field out of bounds (`FST.alpha must be at least 0, got -1.`).
     """
+    cls._numbers = field_validator("*", mode="before")(_numbers)  # type: ignore[attr-defined]
     made = pydantic_dataclass(frozen=True, kw_only=True, config=ConfigDict(allow_inf_nan=False, extra="forbid"))(cls)
     checked = made.__init__
 
@@ -49,6 +50,24 @@ def value(cls: type[T]) -> type[T]:
 
     made.__init__ = __init__  # type: ignore[method-assign]
     return made  # type: ignore[return-value]
+
+
+def _numbers(cls: Any, given: Any, about: ValidationInfo) -> Any:
+    """Where a number is wanted, True and False as text: pydantic reads 1 and 0 in them, but no number in text."""
+    kinds = _kinds(cls.__pydantic_fields__[about.field_name].annotation)
+    return _bools_as_text(given) if kinds & {int, float} and not kinds & {bool, str} else given
+
+
+def _kinds(annotation: Any) -> set[Any]:
+    """What a type is made of: int and None of `int | None`."""
+    parts = get_args(annotation)
+    return set().union(*map(_kinds, parts)) if parts else {annotation}
+
+
+def _bools_as_text(given: Any) -> Any:
+    if isinstance(given, list | tuple):
+        return type(given)(map(_bools_as_text, given))
+    return str(given) if isinstance(given, bool) else given
 
 
 def sentence(problem: ValidationError, cls: type | None = None) -> str:

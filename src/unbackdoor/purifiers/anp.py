@@ -9,7 +9,6 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from unbackdoor._data import Batch, Dataset
-from unbackdoor._models import logits
 from unbackdoor._purify import Run
 from unbackdoor._train import cross_entropy
 from unbackdoor._units import norms, prune_below_, scaled_
@@ -72,9 +71,7 @@ class ANP:
         )
 
         def loss(batch: Batch) -> Tensor:
-            with run.arithmetic.autocast():
-                scores = logits(trial, run.arithmetic.lay(batch.inputs))
-            return cross_entropy(scores.to(masks[0].dtype), batch)
+            return cross_entropy(run.scores(trial, batch.inputs), batch)
 
         with run.progress("perturbing neurons", self.steps) as advance:
             for batch in itertools.islice(endless, self.steps):

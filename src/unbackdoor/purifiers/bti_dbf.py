@@ -1,6 +1,6 @@
 """BTI-DBF: backdoor trigger inversion by decoupling benign features, with unlearning."""
 
-from typing import Annotated, NamedTuple
+from typing import Annotated
 
 import torch
 from pydantic import Field
@@ -8,33 +8,23 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unbackdoor._data import Batch, Dataset
-from unbackdoor._models import logits
+from unbackdoor._models import watching
 from unbackdoor._purify import Run
 from unbackdoor._reverse import (
     Carrying,
     Generator,
     Reversed,
+    benign_mask,
     encoded,
-    features_of,
     frozen,
     in_pixels,
+    learned_features,
     needs_pixels,
-    training_batches,
+    target_of,
+    train_,
 )
 from unbackdoor._train import cross_entropy
 from unbackdoor._values import value
-
-
-class Learned(NamedTuple):
-    """What the clean examples look like to the head: features (n, in_features), in units of their standard deviation.
-
-    Args:
-        features: divided by `scale`.
-        scale: the standard deviation of all entries.
-    """
-
-    features: Tensor
-    scale: Tensor
 
 
 @value
@@ -95,73 +85,20 @@ class BTIDBF:
     def reverse(self, model: nn.Module, clean: Dataset, run: Run, last: Reversed | None = None) -> Reversed:
         """The generator of this round, trained on from that of the last; see `unbackdoor._reverse.Reverse`."""
         needs_pixels(self, clean)
+        size = self.batch_size or run.recipe.batch_size
         with frozen(model):
-            learned = self.learned(model, clean, run)
-            mask = benign(run.head(model), learned, clean.labels, run)
+            learned = learned_features(model, clean, run)
+            mask = benign_mask(run.head(model), learned, clean.labels, run)
             generator = last if isinstance(last, Generator) else Generator(clean.shape[0], 16, run.generator)
             generator.to(run.arithmetic.device)
-            self.train_(generator, model, clean, run, learned, mask)
+
+            def loss(change: Tensor, moved: Tensor) -> Tensor:
+                return self.generator_loss(change, moved, mask)
+
+            train_(generator, model, clean, run, learned, loss, epochs=self.generator_epochs, batch_size=size)
             # Before unlearning, which takes the class from what the generator makes.
-            generator.leads_to = self.target(model, clean, run, generator)
+            generator.leads_to = target_of(generator, model, clean, run)
         return generator.requires_grad_(False)
-
-    def learned(self, model: nn.Module, clean: Dataset, run: Run) -> Learned:
-        """The features of the clean examples as they are, (n, in_features)."""
-        parts, order = [], []
-        with torch.no_grad(), features_of(run.head(model)) as seen:
-            for batch in clean.batches(run.arithmetic.evaluation_batch):
-                with run.arithmetic.autocast():
-                    logits(model, run.arithmetic.lay(batch.inputs))
-                parts.append(seen.pop().to(run.arithmetic.dtype))
-                order.append(batch.rows)
-        features = torch.cat(parts)[torch.cat(order).argsort()]
-        scale = features.std().clamp(min=1e-12)
-        return Learned(features / scale, scale)
-
-    @torch.no_grad()
-    def target(self, model: nn.Module, clean: Dataset, run: Run, found: Reversed) -> int:
-        """The class that most triggered examples are taken for, under a little noise."""
-        votes = []
-        for batch in in_pixels(clean, augmented=False).batches(run.arithmetic.evaluation_batch):
-            assert isinstance(batch.inputs, Tensor)
-            noise = 0.03 * torch.randn(batch.inputs.shape, generator=run.generator).to(batch.inputs.device)
-            with run.arithmetic.autocast():
-                votes.append(logits(model, encoded(clean, found((batch.inputs + noise).clamp(0, 1)), run)).argmax(1))
-        taken_for = torch.cat(votes)
-        target = int(taken_for.mode().values)
-        name = clean.classes[target] if clean.classes else str(target)
-        share = float((taken_for == target).double().mean())
-        run.note(f"BTI-DBF: the reversed trigger leads to {name} ({share:.0%} of the examples).")
-        return target
-
-    def train_(
-        self,
-        generator: Generator,
-        model: nn.Module,
-        clean: Dataset,
-        run: Run,
-        learned: Learned,
-        mask: Tensor,
-    ) -> None:
-        """Train the generator in place."""
-        size = self.batch_size or run.recipe.batch_size
-        steps = self.generator_epochs * -(-len(clean) // size)
-        optimizer = torch.optim.Adam(generator.requires_grad_(True).parameters(), lr=1e-3)
-        data = in_pixels(clean, augmented=False)
-        with features_of(run.head(model)) as seen, run.progress("training the generator", steps) as advance:
-            for batch in training_batches(data, size, steps, run):
-                assert isinstance(batch.inputs, Tensor)
-                with run.arithmetic.autocast():
-                    changed = generator(batch.inputs)
-                    scores = logits(model, encoded(clean, changed, run))
-                moved = seen.pop().to(mask.dtype) / learned.scale - learned.features[batch.rows]
-                loss = self.generator_loss(changed.float() - batch.inputs, moved, mask)
-                if generator.leads_to is not None:
-                    loss = loss + F.cross_entropy(scores.float(), torch.full_like(batch.labels, generator.leads_to))
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                optimizer.step()
-                advance()
 
     def generator_loss(self, change: Tensor, moved: Tensor, mask: Tensor) -> Tensor:
         """Of the change of pixels and of features (batch, in_features), and the mask of benign features."""
@@ -172,14 +109,13 @@ class BTIDBF:
 
     def unlearn_(self, model: nn.Module, clean: Dataset, run: Run, found: Reversed) -> None:
         """Tune the model in place on examples of which a share carries the trigger."""
-        with features_of(run.head(model)) as seen:
+        with watching(run.head(model)) as seen:
 
             def loss(scores: Tensor, batch: Batch) -> Tensor:
                 assert isinstance(batch.inputs, Tensor)
-                with run.arithmetic.autocast():
-                    logits(model, encoded(clean, batch.inputs, run))
-                untouched, triggered = seen.pop(), seen.pop()
-                return cross_entropy(scores, batch) + F.mse_loss(triggered.float(), untouched.float())
+                triggered = seen[0]
+                run.scores(model, encoded(clean, batch.inputs, run))
+                return cross_entropy(scores, batch) + F.mse_loss(triggered.float(), seen[0].float())
 
             run.tune(
                 Carrying(model, clean, run, found, self.share),
@@ -190,18 +126,3 @@ class BTIDBF:
                 loss=loss,
                 description="unlearning",
             )
-
-
-def benign(head: nn.Linear, learned: Learned, labels: Tensor, run: Run, steps: int = 200) -> Tensor:
-    """The mask of benign features, (in_features,), in (0, 1): Adam at 0.01 on batches of 128, from 0.5 everywhere."""
-    free = torch.zeros_like(learned.features[0]).requires_grad_(True)
-    optimizer = torch.optim.Adam([free], lr=0.01)
-    for _ in range(steps):
-        rows = torch.randperm(len(labels), generator=run.generator)[:128].to(labels.device)
-        mask, raw = free.tanh() / 2 + 0.5, learned.features[rows] * learned.scale
-        kept, left = head(mask * raw), head((1 - mask) * raw)  # (batch, classes) each
-        loss = F.cross_entropy(kept, labels[rows]) - F.cross_entropy(left, labels[rows]) + 3 * mask.mean()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-    return (free.tanh() / 2 + 0.5).detach()

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from unbackdoor._data import Dataset
 from unbackdoor._purify import Run
-from unbackdoor._units import Channels, as_far_as_accurate_, channels, silence_
+from unbackdoor._units import Channels, as_far_as_accurate_, channels, silence_, still_accurate
 from unbackdoor._values import value
 
 
@@ -56,11 +56,10 @@ class CLP:
         u = self.u
         if u is None and clean is not None:
             _, held = run.hold_out(clean)
-            floor = run.accuracy(model, held).value - self.tolerance
             tried = [step / 10 for step in range(60, -1, -1)]
             touched = [parameter for unit in units for parameter in (unit.norm.weight, unit.norm.bias)]
             kept = as_far_as_accurate_(
-                touched, [partial(prune_, one) for one in tried], lambda: run.accuracy(model, held).value >= floor
+                touched, [partial(prune_, one) for one in tried], still_accurate(model, held, run, self.tolerance)
             )
             u = tried[kept - 1] if kept else float("inf")
             way_out = f"clean accuracy on {len(held)} held-out examples allows none to go. Raise its tolerance."

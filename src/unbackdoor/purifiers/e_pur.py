@@ -2,7 +2,6 @@
 
 import logging
 import math
-import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,13 +15,10 @@ from unbackdoor._frequencies import token_counts
 from unbackdoor._hugging_face import hub_directory, tokenizer_of
 from unbackdoor._models import embeddings
 from unbackdoor._purify import Run
-from unbackdoor._shards import Checkpoint
-from unbackdoor._stream import match
+from unbackdoor._stream import moved_embeddings
 from unbackdoor._values import value
 
 logger = logging.getLogger("unbackdoor")
-
-_WORDS = re.compile(r"(word_embeddings|embed_tokens|tok_embeddings|wte|embeddings\.tok_embeddings)\.weight$")
 
 _SHOWN = 200  # words that the user is told of: a trigger is seldom the first, and must not hide behind "and more"
 
@@ -70,9 +66,7 @@ class EPUR:
             )
         tokenizer = clean.encode.tokenizer  # type: ignore[union-attr]
         base = theirs.detach().to(ours.device)
-        chosen = suspicious(
-            ours.detach() - base, tokenizer, token_counts(tokenizer, self.frequencies, "EPUR"), self.floor
-        )[: self.count]
+        chosen = self._suspicious(ours.detach() - base, tokenizer)
         with torch.no_grad():
             ours[chosen] = base[chosen]
         run.note(_said(chosen, tokenizer))
@@ -90,26 +84,14 @@ class EPUR:
             Path(given) if Path(given).is_dir() else hub_directory(str(given)) for given in (suspect, base)
         )
         tokenizer = tokenizer_of(source)
-        ours, theirs = Checkpoint.at(source), Checkpoint.at(origin)
-        pairs = match(ours, theirs).pairs
-        found = [name for name in pairs if _WORDS.search(name) and len(ours.tensors[name].shape) == 2]
-        if len(found) != 1 or ours.tensors[found[0]].shape[0] < len(tokenizer):
-            raise UnbackdoorError(
-                f"{source} has {len(found)} matrices of word embeddings that its base has, too; 1 is expected, with a "
-                f"row for each of {len(tokenizer):,} tokens. Purify it without --stream."
-            )
-        name = found[0]
-        with ours.opening(), theirs.opening():
-            count = ours.tensors[name].count
-            moved = ours.read(name, 0, count).float() - theirs.read(pairs[name], 0, count).float()
-        rows = suspicious(
-            moved.view(ours.tensors[name].shape),
-            tokenizer,
-            token_counts(tokenizer, self.frequencies, "EPUR"),
-            self.floor,
-        )
-        logger.info("%s", _said(rows[: self.count], tokenizer))
-        return {name: rows[: self.count]}
+        name, moved = moved_embeddings(source, origin, len(tokenizer))
+        rows = self._suspicious(moved, tokenizer)
+        logger.info("%s", _said(rows, tokenizer))
+        return {name: rows}
+
+    def _suspicious(self, moved: torch.Tensor, tokenizer: Any) -> list[int]:
+        counts = token_counts(tokenizer, self.frequencies, "EPUR")
+        return suspicious(moved, tokenizer, counts, self.floor)[: self.count]
 
 
 def _said(rows: list[int], tokenizer: Any) -> str:

@@ -93,7 +93,7 @@ class FineMixing:
                 margin=self.margin,
                 folds=self.folds,
                 words=lambda candidate: f"rho {candidate:g}",
-                tuned=lambda candidate, part: mixed_and_tuned(candidate, part, f"trying rho {candidate:g}"),
+                tuned=mixed_and_tuned,
             )
             self._doubts(rho, loss, len(clean), run)
         return mixed_and_tuned(rho, clean, "tuning")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from unbackdoor._data import Dataset
 from unbackdoor._models import probe
 from unbackdoor._purify import Run
-from unbackdoor._units import as_far_as_accurate_, feed_forward, matrix_of, mean_activation
+from unbackdoor._units import as_far_as_accurate_, feed_forward, matrix_of, mean_activation, still_accurate
 from unbackdoor._values import value
 
 
@@ -60,11 +60,10 @@ class FinePruning:
         def silence_(neurons: Tensor) -> None:
             weights[:, neurons] = 0
 
-        floor = run.accuracy(model, held).value - self.tolerance
         kept = as_far_as_accurate_(
             [weights],
             [partial(silence_, group) for group in groups],
-            lambda: run.accuracy(model, held).value >= floor,
+            still_accurate(model, held, run, self.tolerance),
         )
         dead = torch.cat(groups[:kept]) if kept else order[:0]
         if kept:

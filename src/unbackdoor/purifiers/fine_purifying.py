@@ -90,9 +90,7 @@ class FinePurifying:
                 margin=self.margin,
                 folds=self.folds,
                 words=lambda kept: f"share {round(1 - kept, 1):g}",
-                tuned=lambda kept, part: reset_and_tuned(
-                    round(1 - kept, 1), part, f"trying share {round(1 - kept, 1):g}"
-                ),
+                tuned=lambda kept, part, words: reset_and_tuned(round(1 - kept, 1), part, words),
             )
             share = round(1 - kept, 1)
         return reset_and_tuned(share, clean, "tuning")

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unbackdoor._data import Batch, Dataset
-from unbackdoor._models import statistics_kept
+from unbackdoor._models import statistics_kept, weights_kept
 from unbackdoor._purify import Run
 from unbackdoor._values import value
 
@@ -63,13 +63,9 @@ class FTSAM:
         def gradients(batch: Batch) -> None:
             backward(batch)
             moved = [parameter for parameter in model.parameters() if parameter.grad is not None]
-            start = [parameter.detach().clone() for parameter in moved]
-            self.perturb_(moved)
-            with statistics_kept(model):  # of BatchNorm: they belong to the weights that stay
+            with weights_kept(moved), statistics_kept(model):  # of BatchNorm: they belong to the weights that stay
+                self.perturb_(moved)
                 backward(batch)
-            with torch.no_grad():
-                for parameter, old in zip(moved, start, strict=True):
-                    parameter.copy_(old)
 
         run.tune(
             model,

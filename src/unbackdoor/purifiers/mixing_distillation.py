@@ -3,17 +3,16 @@
 import random
 from typing import Annotated
 
-import torch
 from pydantic import Field
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 
-from unbackdoor._data import Batch, Dataset
+from unbackdoor._data import Dataset
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._evaluate import answers
 from unbackdoor._frequencies import common_words
+from unbackdoor._odd_words import made_of
 from unbackdoor._purify import Run
-from unbackdoor._text import Texts
+from unbackdoor._train import distilled
 from unbackdoor._values import value
 from unbackdoor.purifiers.e_pur import EPUR
 from unbackdoor.purifiers.fine_mixing import FineMixing
@@ -75,17 +74,13 @@ class MixingDistillation:
         taught = answers(model, lessons, run.arithmetic)  # (n, classes), before anything is mixed
         model = FineMixing(rho=self.rho, tune=False)(model, clean, run)
 
-        def loss(scores: Tensor, batch: Batch) -> Tensor:
-            goal = taught[batch.rows.cpu()].to(scores).softmax(dim=1)
-            return F.kl_div(scores.log_softmax(dim=1), goal, reduction="batchmean")
-
         run.tune(
             model,
             lessons,
             epochs=self.epochs,
             learning_rate=2e-4 if self.learning_rate is None else self.learning_rate,
             batch_size=32 if self.batch_size is None else self.batch_size,
-            loss=loss,
+            loss=distilled(taught),
         )
         return model
 
@@ -105,10 +100,4 @@ class MixingDistillation:
             tuple(" ".join(map(exchanged, text.split())) for text in draw.choice(clean.texts.strings))
             for _ in range(self.texts)
         ]
-        strings = (*clean.texts.strings, *made)
-        return Dataset(
-            items=Texts(strings, clean.texts.columns),
-            labels=torch.zeros(len(strings), dtype=torch.int64, device=clean.labels.device),
-            encode=clean.encode,
-            name=f"texts recombined from {clean.name}",
-        )
+        return made_of(clean, [*clean.texts.strings, *made])

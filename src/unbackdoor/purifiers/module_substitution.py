@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from unbackdoor._attention import PARTS, Block, blocks
+from unbackdoor._attention import PARTS, blocks
 from unbackdoor._data import Dataset
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._models import class_count, embeddings, probe
@@ -17,6 +17,8 @@ from unbackdoor._suspicion import certainty, suspicious
 from unbackdoor._values import value
 
 State = tuple[tuple[str, ...], tuple[int, ...]]  # kinds of modules, and layers; of both, all pairs are the proxy's
+
+Pair = tuple[str, int, nn.Parameter, Tensor, Tensor]  # kind, layer, the model's weight, its value now, the proxy's
 
 
 @value
@@ -79,8 +81,8 @@ class ModuleSubstitution:
             fall = 1 - self._lacking(model, texts, reference, run) / lacking if lacking else 0.0
             return (1 - self.alpha) * fall + self.alpha * run.accuracy(model, clean).value / max(accuracy, 1e-12)
 
-        kinds = tuple(part for part in PARTS if any(part in ours for ours, _ in pairs))
-        best, height = searched((kinds, tuple(range(len(pairs)))), score, self.patience)
+        kinds = tuple(kind for kind in PARTS if any(pair[0] == kind for pair in pairs))
+        best, height = searched((kinds, tuple(range(pairs[-1][1] + 1))), score, self.patience)
         _substitute_(pairs, best)
         layers = ", ".join(str(layer + 1) for layer in best[1])
         run.note(
@@ -88,8 +90,8 @@ class ModuleSubstitution:
         )
         return model
 
-    def _pairs(self, model: nn.Module, proxy: nn.Module, clean: Dataset) -> "list[tuple[Parts, Parts]]":
-        """The weights of each block by kind: the model's own, each with its value now, and the proxy's."""
+    def _pairs(self, model: nn.Module, proxy: nn.Module, clean: Dataset) -> list[Pair]:
+        """The weights of all blocks, layer after layer."""
         if embeddings(model).weight.shape != embeddings(proxy).weight.shape:
             raise UnbackdoorError(
                 "ModuleSubstitution needs a proxy of the model's vocabulary: its embeddings are "
@@ -108,40 +110,28 @@ class ModuleSubstitution:
                 f"ModuleSubstitution needs attention with query, key and value layers; {type(model).__name__} has "
                 "none. Try fine-pruning."
             )
-        if [_shapes(block) for block in ours] != [_shapes(block) for block in theirs]:
+        shapes = [[[(kind, w.shape) for kind, w in block.weights()] for block in each] for each in (ours, theirs)]
+        if shapes[0] != shapes[1]:
             raise UnbackdoorError(
                 f"ModuleSubstitution needs a proxy of the model's architecture: its layers differ in number or shape "
                 f"({len(theirs)} there, {len(ours)} in {type(model).__name__}). Take one tuned from the same "
                 "pre-trained model."
             )
-        return [(_parts(own), _parts(other)) for own, other in zip(ours, theirs, strict=True)]
+        return [
+            (kind, layer, weight, weight.detach().clone(), other.detach())
+            for layer, (own, proxys) in enumerate(zip(ours, theirs, strict=True))
+            for (kind, weight), (_, other) in zip(own.weights(), proxys.weights(), strict=True)
+        ]
 
     def _lacking(self, model: nn.Module, texts: Dataset, reference: Tensor, run: Run) -> float:
         return float((reference - certainty(model, texts, run)).clamp(min=0).mean())
 
 
-Parts = dict[str, list[tuple[nn.Parameter, Tensor]]]
-
-
-def _parts(block: Block) -> Parts:
-    return {
-        part: [(parameter, parameter.detach().clone()) for layer in layers for parameter in layer.parameters()]
-        for part, layers in block.parts.items()
-    }
-
-
-def _shapes(block: Block) -> dict[str, list[torch.Size]]:
-    return {part: [weight.shape for weight, _ in weights] for part, weights in _parts(block).items()}
-
-
 @torch.no_grad()
-def _substitute_(pairs: list[tuple[Parts, Parts]], state: State) -> None:
+def _substitute_(pairs: list[Pair], state: State) -> None:
     """Bring each module of the model to the proxy's weights where the state says so, else to its own, in place."""
-    for layer, (ours, theirs) in enumerate(pairs):
-        for part in ours:
-            taken = theirs if part in state[0] and layer in state[1] else ours
-            for (parameter, _), (_, weight) in zip(ours[part], taken[part], strict=True):
-                parameter.copy_(weight)
+    for kind, layer, weight, own, other in pairs:
+        weight.copy_(other if kind in state[0] and layer in state[1] else own)
 
 
 def searched(state: State, score: Callable[[State], float], patience: int) -> tuple[State, float]:

@@ -78,14 +78,7 @@ class NAD:
             return cross_entropy(scores, batch) + self.beta * distance
 
         with attention(model, layers, self.power) as seen, attention(teacher, layers, self.power) as wanted:
-            run.tune(
-                model,
-                clean,
-                epochs=self.epochs,
-                learning_rate=rate,
-                batch_size=size,
-                loss=loss,
-            )
+            run.tune(model, clean, epochs=self.epochs, learning_rate=rate, batch_size=size, loss=loss)
         return model
 
 

@@ -1,24 +1,15 @@
 """Neural Cleanse, followed by unlearning."""
 
-from typing import Annotated, NamedTuple
+from typing import Annotated
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from unbackdoor._data import Dataset
-from unbackdoor._models import logits
 from unbackdoor._purify import Run
-from unbackdoor._reverse import Carrying, Reversed, encoded, frozen, in_pixels, needs_pixels, stamp, training_batches
+from unbackdoor._reverse import Carrying, Masked, Reversed, anomaly, in_pixels, needs_pixels, smallest_masks, stamp
 from unbackdoor._values import value
-
-
-class Search(NamedTuple):
-    """The triggers of all classes: mask (classes, 1, height, width), pattern (classes, channels, height, width)."""
-
-    mask: Tensor
-    pattern: Tensor
 
 
 @value
@@ -93,9 +84,18 @@ class NeuralCleanse:
             odd = torch.arange(len(found.mask), device=found.mask.device)
         return stamp(found.mask[odd], found.pattern[odd])
 
-    def odd(self, model: nn.Module, clean: Dataset, run: Run) -> tuple[Search, Tensor]:
+    def odd(self, model: nn.Module, clean: Dataset, run: Run) -> tuple[Masked, Tensor]:
         """The triggers of all classes, and the labels of the outliers."""
-        found = self.search(model, clean, run)
+        found = smallest_masks(
+            model,
+            clean,
+            run,
+            steps=self.steps,
+            batch_size=self.search_batch,
+            cost=self.cost,
+            success=self.success,
+            patience=self.patience,
+        )
         size = found.mask.sum(dim=(1, 2, 3))  # (classes,)
         index = anomaly(size)
         odd = (index > self.threshold).nonzero().flatten()
@@ -108,67 +108,3 @@ class NeuralCleanse:
             f"|m| = {float(size[smallest]):.1f}, anomaly index {float(index[smallest]):.2f})."
         )
         return found, odd
-
-    def search(self, model: nn.Module, clean: Dataset, run: Run) -> Search:
-        """The smallest successful mask and its pattern for every class."""
-        classes, (channels, height, width) = run.head(model).out_features, clean.shape
-        device, dtype = run.arithmetic.device, run.arithmetic.dtype
-        start = torch.rand((classes, 1 + channels, height, width), generator=run.generator, dtype=dtype) * 0.98 + 0.01
-        free = (2 * start - 1).atanh().to(device).requires_grad_(True)
-        optimizer = torch.optim.Adam([free], lr=0.1, betas=(0.5, 0.9))
-        cost = torch.full((classes,), self.cost, device=device, dtype=dtype)
-        above, below = torch.zeros_like(cost), torch.zeros_like(cost)
-        best, smallest = self._bounded(free).detach(), torch.full_like(cost, torch.inf)
-        chunk = max(1, run.arithmetic.evaluation_batch // self.search_batch)
-        data = in_pixels(clean, augmented=False)
-        with frozen(model), run.progress("reversing triggers", self.steps) as advance:
-            for batch in training_batches(data, self.search_batch, self.steps, run):
-                assert isinstance(batch.inputs, Tensor)
-                pixels, reached = batch.inputs.to(dtype), torch.zeros_like(cost)
-                tried = self._bounded(free).detach()
-                optimizer.zero_grad(set_to_none=True)
-                for part in torch.arange(classes, device=device).split(chunk):
-                    both = self._bounded(free[part])  # (chunk, 1 + channels, height, width)
-                    loss, reached[part] = self._loss(model, clean, run, pixels, both, part, cost[part])
-                    loss.backward()
-                optimizer.step()
-                size, good = tried[:, 0].sum(dim=(1, 2)), reached >= self.success
-                better = (good & (size < smallest)) | (smallest.isinf() & ~good)
-                best[better], smallest[good & better] = tried[better], size[good & better]
-                above, below = torch.where(good, above + 1, 0), torch.where(good, 0, below + 1)
-                cost = torch.where(above == self.patience, cost * 2, cost)
-                cost = torch.where(below == self.patience, cost / 2**1.5, cost)
-                above[above == self.patience] = 0
-                below[below == self.patience] = 0
-                advance()
-        return Search(best[:, :1], best[:, 1:])
-
-    @staticmethod
-    def _bounded(free: Tensor) -> Tensor:
-        return free.tanh() / 2 + 0.5
-
-    @staticmethod
-    def _loss(
-        model: nn.Module, clean: Dataset, run: Run, pixels: Tensor, both: Tensor, targets: Tensor, cost: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """The sum of some classes' losses, and the share of examples that each of their triggers moves."""
-        mask, pattern = both[:, None, :1], both[:, None, 1:]
-        stamped = ((1 - mask) * pixels + mask * pattern).flatten(0, 1)  # (classes * batch, channels, height, width)
-        with run.arithmetic.autocast():
-            scores = logits(model, encoded(clean, stamped, run))
-        wanted = targets.repeat_interleave(len(pixels))
-        each = F.cross_entropy(scores.to(both.dtype), wanted, reduction="none").view(len(both), -1).mean(dim=1)
-        reached = (scores.argmax(dim=1) == wanted).view(len(both), -1).to(both.dtype).mean(dim=1)
-        return (each + cost * both[:, 0].sum(dim=(1, 2))).sum(), reached
-
-
-def anomaly(size: Tensor) -> Tensor:
-    """How many scaled median absolute deviations each size lies below the median; 0 for those above it.
-
-    The median of an even number is the mean of the middle two. Where more than half of the sizes are equal, a smaller
-    one is infinitely odd.
-    """
-    middle = size.quantile(0.5)
-    deviation = 1.4826 * (size - middle).abs().quantile(0.5)  # of a normal distribution: its standard deviation
-    gap = (middle - size).clamp(min=0)
-    return torch.where(gap > 0, gap / deviation, 0.0)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from unbackdoor._data import Batch, Dataset
 from unbackdoor._errors import UnbackdoorError
+from unbackdoor._models import weights_kept
 from unbackdoor._purify import Run
 from unbackdoor._registry import located
 from unbackdoor._reverse import Carrying, Reverse, Reversed, in_pixels, universal
@@ -134,15 +135,10 @@ def probed(weights: Sequence[Tensor], suspect: Sequence[Tensor], rho: float) -> 
     if rho == 0:
         yield
         return
-    with torch.no_grad():
-        here = [weight.clone() for weight in weights]
-        way = [start - weight for start, weight in zip(suspect, weights, strict=True)]
-        step = rho / (torch.stack([part.norm() for part in way]).norm() + 1e-12)
-        for weight, part in zip(weights, way, strict=True):
-            weight.add_(part * step)
-    try:
-        yield
-    finally:
+    with weights_kept(weights):
         with torch.no_grad():
-            for weight, kept in zip(weights, here, strict=True):
-                weight.copy_(kept)
+            way = [start - weight for start, weight in zip(suspect, weights, strict=True)]
+            step = rho / (torch.stack([part.norm() for part in way]).norm() + 1e-12)
+            for weight, part in zip(weights, way, strict=True):
+                weight.add_(part * step)
+        yield

@@ -14,7 +14,7 @@ from unbackdoor._errors import UnbackdoorError
 from unbackdoor._models import evaluating, logits, probe
 from unbackdoor._purify import Run
 from unbackdoor._train import cross_entropy
-from unbackdoor._units import as_far_as_accurate_
+from unbackdoor._units import as_far_as_accurate_, still_accurate
 from unbackdoor._values import value
 
 
@@ -81,11 +81,7 @@ class PURE:
         scores = variances(trial, tuned, seen, run, self)
         dead = self.pruned_(trial, tuned, scores, held, run)
 
-        def silence_() -> None:
-            for block, gone in zip(found, dead, strict=True):
-                block.silence_(gone)
-
-        silence_()
+        silence_(found, dead)
         kept = [score[~gone].mean() for score, gone in zip(scores, dead, strict=True)]
         shares = layer_weights(torch.stack(kept)).tolist()
 
@@ -97,7 +93,7 @@ class PURE:
                     penalty = penalty + share * lengths(row)[~gone.to(row.device)].sum()
                 return cross_entropy(predicted, batch) + self.beta * penalty
 
-            tune(model, clean, epochs=self.epochs, loss=loss, after_step=silence_)
+            tune(model, clean, epochs=self.epochs, loss=loss, after_step=partial(silence_, found, dead))
         return model
 
     def pruned_(
@@ -113,11 +109,11 @@ class PURE:
         ]
         order = [(number, head) for _, number, head in sorted(heads)]
 
-        def silence_(some: list[tuple[int, int]]) -> None:
-            for number, head in some:
-                gone = torch.zeros(len(scores[number]), dtype=torch.bool)
-                gone[head] = True
-                found[number].silence_(gone)
+        def lowest(count: int) -> list[Tensor]:
+            dead = [torch.zeros(len(score), dtype=torch.bool) for score in scores]
+            for number, head in order[:count]:
+                dead[number][head] = True
+            return dead
 
         changing = [
             parameter
@@ -126,19 +122,20 @@ class PURE:
             for layer in block.parts[part]
             for parameter in layer.parameters()
         ]
-        floor = run.accuracy(trial, held).value - self.tolerance
-        kept = 0
+        accurate, kept = still_accurate(trial, held, run, self.tolerance), 0
         for size in (self.group, 1):
             until = len(order) if size > 1 or self.group == 1 else min(kept + self.group, len(order))
-            groups = [order[start : min(start + size, until)] for start in range(kept, until, size)]
-            stages = [partial(silence_, some) for some in groups]
-            passed = as_far_as_accurate_(changing, stages, lambda: run.accuracy(trial, held).value >= floor)
-            kept += sum(map(len, groups[:passed]))
-        dead = [torch.zeros(len(score), dtype=torch.bool) for score in scores]
-        for number, head in order[:kept]:
-            dead[number][head] = True
+            counts = [min(start + size, until) for start in range(kept, until, size)]
+            stages = [partial(silence_, found, lowest(count)) for count in counts]
+            kept = [kept, *counts][as_far_as_accurate_(changing, stages, accurate)]
         run.note(f"PURE pruned {kept} of {sum(map(len, scores))} heads.")
-        return dead
+        return lowest(kept)
+
+
+def silence_(found: list[Block], dead: list[Tensor]) -> None:
+    """Fold away heads of each block, (heads,) bool each, in place."""
+    for block, gone in zip(found, dead, strict=True):
+        block.silence_(gone)
 
 
 def lengths(row: Tensor) -> Tensor:

@@ -9,7 +9,6 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from unbackdoor._data import Dataset
-from unbackdoor._models import logits
 from unbackdoor._purify import Run
 from unbackdoor._train import cross_entropy
 from unbackdoor._units import norms, prune_below_, scaled_
@@ -75,11 +74,10 @@ class RNP:
             for _ in range(self.forget_epochs):
                 hits = 0
                 for batch in clean.batches(self.batch_size, generator=run.generator):
-                    with run.arithmetic.autocast():
-                        scores = logits(trial, run.arithmetic.lay(batch.inputs))
+                    scores = run.scores(trial, batch.inputs)
                     hits += int((scores.argmax(dim=1) == batch.labels).sum())
                     optimizer.zero_grad()
-                    (-cross_entropy(scores.to(run.arithmetic.dtype), batch)).backward()
+                    (-cross_entropy(scores, batch)).backward()
                     nn.utils.clip_grad_norm_(trial.parameters(), 20)
                     optimizer.step()
                     run.examples_seen += len(batch.labels)
@@ -98,10 +96,8 @@ class RNP:
         with run.progress("recovering the clean task", steps) as advance:
             for _ in range(self.epochs):
                 for batch in clean.batches(self.batch_size, generator=run.generator):
-                    with run.arithmetic.autocast():
-                        scores = logits(trial, run.arithmetic.lay(batch.inputs))
                     optimizer.zero_grad()
-                    (self.weight * cross_entropy(scores.to(run.arithmetic.dtype), batch)).backward()
+                    (self.weight * cross_entropy(run.scores(trial, batch.inputs), batch)).backward()
                     optimizer.step()
                     run.examples_seen += len(batch.labels)
                     for mask, total in zip(masks, sums, strict=True):

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unbackdoor._data import Batch, Dataset
-from unbackdoor._models import logits
 from unbackdoor._purify import Run, reinitialise_
 from unbackdoor._train import cross_entropy
 from unbackdoor._values import value
@@ -61,8 +60,8 @@ class ShiftDistillation:
         reinitialise_(head, run.generator)
 
         def loss(scores: Tensor, batch: Batch) -> Tensor:
-            with torch.no_grad(), run.arithmetic.autocast():
-                answers = logits(teacher, run.arithmetic.lay(batch.inputs)).to(scores.dtype)  # (batch, classes)
+            with torch.no_grad():
+                answers = run.scores(teacher, batch.inputs)  # (batch, classes)
             distance = F.kl_div(
                 (scores / self.temperature).log_softmax(dim=1),
                 (answers / self.temperature).softmax(dim=1),

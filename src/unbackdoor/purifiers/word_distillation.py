@@ -4,15 +4,15 @@ import random
 from typing import Annotated
 
 from pydantic import Field
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 
-from unbackdoor._data import Batch, Dataset
+from unbackdoor._data import Dataset
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._evaluate import answers
 from unbackdoor._models import embeddings
 from unbackdoor._odd_words import OddWord, Search, Strings, made_of, put, readable, vocabulary
 from unbackdoor._purify import Run
+from unbackdoor._train import distilled
 from unbackdoor._values import value
 
 
@@ -100,17 +100,13 @@ class WordDistillation:
 
         lessons = [with_word(text) if draw.random() < 0.5 else text for text in plain]
 
-        def loss(scores: Tensor, batch: Batch) -> Tensor:
-            goal = taught[batch.rows.cpu()].to(scores).softmax(dim=1)
-            return F.kl_div(scores.log_softmax(dim=1), goal, reduction="batchmean")
-
         run.tune(
             model,
             made_of(clean, lessons),
             epochs=self.epochs,
             learning_rate=self.learning_rate,
             batch_size=self.batch_size,
-            loss=loss,
+            loss=distilled(taught),
             description="unlearning",
         )
 
