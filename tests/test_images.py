@@ -124,7 +124,7 @@ def test_a_file_cut_anywhere_is_a_picture_or_a_sentence(kind: str) -> None:
         assert outcome(whole[:length]) in ("a picture", "a sentence")
 
 
-@settings(max_examples=100)
+@settings(max_examples=100, deadline=None)
 @given(place=st.integers(0, 200), byte=st.integers(0, 255), kind=st.sampled_from(["PNG", "JPEG", "GIF", "TIFF"]))
 def test_a_damaged_byte_is_a_picture_or_a_sentence(place: int, byte: int, kind: str) -> None:
     damaged = bytearray(encoded(Image.fromarray(COLOUR), kind))
