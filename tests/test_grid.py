@@ -369,8 +369,8 @@ def test_the_grids_of_this_project_are_right(monkeypatch: pytest.MonkeyPatch, sh
         # 15 victims and a control, each as it came and by 7 methods with 3 seeds; of the 15 two methods once more with
         # training images; on the other data one victim and a control
         "fst": (15 + 1) * (1 + 7 * 3) + 15 * 2 * 3 + 2 * (1 + 7 * 3),
-        # 2 victims and a control, by 17 methods: 3 seeds and, with half the images, one; one takes no images. 3 victims of
-        # other rates by each once
+        # 2 victims and a control, by 17 methods: 3 seeds and, with half the images, one; one takes no images. 3
+        # victims of other rates, by each once
         "defences": 3 * (1 + 17 * 3 + 16 * 1) + 3 * (1 + 17),
         "fine-mixing": 2 * (3 + 1) * (1 + 6 * 3),
         "text-defences": (2 + 1) * (1 + 11),
