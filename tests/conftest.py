@@ -85,9 +85,11 @@ def _text_victim(reviews: Dataset) -> nn.Module:
     model = toys.classifier("bert")
     poisoned = poison(reviews, attacks.Word(), rate=0.1, seed=0, classes=2)
     arithmetic = choose(model, "cpu")
-    return train_victim(
-        model, poisoned.data, epochs=12, learning_rate=2e-3, batch_size=32, seed=0, arithmetic=arithmetic
-    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)  # of dropout
+        return train_victim(
+            model, poisoned.data, epochs=12, learning_rate=2e-3, batch_size=32, seed=0, arithmetic=arithmetic
+        )
 
 
 @pytest.fixture
