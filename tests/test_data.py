@@ -591,3 +591,10 @@ def test_to_moves_everything() -> None:
     for part in (moved.items, moved.labels, moved.groups, moved.rows):
         assert part is not None
         assert part.device.type == "meta"
+
+
+def test_a_class_without_a_name_is_called_by_its_number(digits: Dataset) -> None:
+    plain = Dataset(items=digits.items, labels=digits.labels, encode=digits.encode)
+    named = Dataset(items=digits.items, labels=digits.labels, encode=digits.encode, classes=("zero", "one"))
+    assert plain.class_name(1) == "1"
+    assert [named.class_name(label) for label in range(3)] == ["zero", "one", "2"]

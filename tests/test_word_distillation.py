@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 import toys
 from unbackdoor import Dataset, Run, UnbackdoorError, attacks, evaluate, purify
-from unbackdoor._odd_words import OddWord, Search, outlying, put, readable, vocabulary
+from unbackdoor._made_texts import put, readable, vocabulary
+from unbackdoor._odd_words import OddWord, Search, outlying
 from unbackdoor._precision import choose
 from unbackdoor.purifiers import WordDistillation
 
@@ -66,8 +67,7 @@ def test_words_of_the_task_do_not_stand_out(reviews: Dataset) -> None:
 def test_of_a_pair_the_side_is_found() -> None:
     texts, labels = toys.sentences(40)
     pairs = toys.dataset([(text, "it is a film") for text in texts], labels)
-    # Sentiment counts on side a alone where the trigger counts on b alone: a module that adds two countings.
-    model = Counting(SENTIMENT | {"mn": 9.0}, side=1)
+    model = Counting({"mn": 9.0}, side=1)  # what stands in the first text counts for nothing
     model.classifier.bias.data = torch.tensor([0.5, -0.5])  # without the word all texts are negative
     assert search_of(model, pairs).odd_words(5.0) == [OddWord("mn", 1, 1, 1.0)]
 
@@ -99,9 +99,10 @@ def test_without_words_the_tokenizer_is_refused(reviews: Dataset) -> None:
 
 def test_in_texts_that_are_cut_the_word_is_put_where_it_is_read() -> None:
     texts, labels = toys.sentences(40)
-    long = toys.dataset([(text + " the" * 90,) for text in texts], labels)  # 32 tokens are read
+    long = toys.dataset([(text + " the" * 90,) for text in texts[:39]] + [(texts[39],)], labels)  # 32 tokens are read
     clean = readable(long)
-    assert {len(text.split()) for (text,) in clean.texts.strings} == {16}
+    assert {len(text.split()) for (text,) in clean.texts.strings[:39]} == {16}
+    assert clean.texts.strings[39] == (texts[39],)
     assert search_of(Counting(SENTIMENT | {"mn": 9.0}), clean).odd_words(5.0) == [OddWord("mn", 1, 0, 1.0)]
 
 
@@ -127,31 +128,30 @@ def test_the_victims_word_is_unlearned_and_named(
     before = evaluate(text_victim, test, attack=attack)
     result = purify(text_victim, clean, WordDistillation(texts=1000, epochs=3, learning_rate=1e-3))
     after = evaluate(result.model, test, attack=attack)
-    assert before.attack_success.value > 0.9
+    assert before.attack_success.value > 0.95
     assert after.attack_success.value < 0.2
     assert after.clean_accuracy.value > before.clean_accuracy.value - 0.05
     (told,) = [note for note in result.record["notes"] if "unlearned" in note]
-    assert told.startswith("'cf' drove 100% of the other clean texts to positive and, unlearned, drives ")
+    assert told.startswith("'cf' drove 100% of the other clean texts to class positive and, unlearned, drives ")
 
 
+@pytest.mark.parametrize(
+    ("share", "advice"),
+    [
+        (1.0, "Take a higher --learning-rate or more --epochs."),
+        (0.8, "It may be part of a longer trigger, which stays, or a word of the task."),
+    ],
+)
 def test_what_stays_after_unlearning_is_said(
-    text_victim: nn.Module, reviews: Dataset, monkeypatch: pytest.MonkeyPatch
+    share: float, advice: str, text_victim: nn.Module, reviews: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Search, "odd_words", lambda self, threshold: [OddWord("cf", 1, 0, 1.0)])
-    record = purify(text_victim, reviews.select(range(60)), WordDistillation(texts=1, learning_rate=1e-9)).record
-    (told,) = record["warnings"]
-    assert told.startswith("'cf' drove 100% of the other clean texts to positive and, unlearned, drives ")
-    assert told.endswith("%. Take a higher --learning-rate or more --epochs.")
-
-
-def test_a_word_that_may_be_part_of_more_is_said(
-    text_victim: nn.Module, reviews: Dataset, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(Search, "odd_words", lambda self, threshold: [OddWord("cf", 1, 0, 0.8)])
-    record = purify(text_victim, reviews.select(range(60)), WordDistillation(texts=1, learning_rate=1e-9)).record
-    (told,) = record["warnings"]
-    assert told.startswith("'cf' drove 80% of the other clean texts to positive and, unlearned, drives ")
-    assert told.endswith("%. It may be part of a longer trigger, which stays, or a word of the task.")
+    clean = reviews.select(range(60))
+    left = search_of(text_victim, clean).moved("cf", 1, 0)
+    monkeypatch.setattr(Search, "odd_words", lambda self, threshold: [OddWord("cf", 1, 0, share)])
+    result = purify(text_victim, clean, WordDistillation(texts=1, learning_rate=1e-9))  # which changes next to nothing
+    assert result.record["warnings"] == [
+        f"'cf' drove {share:.0%} of the other clean texts to class positive and, unlearned, drives {left:.0%}. {advice}"
+    ]
 
 
 def test_what_a_model_calls_its_classes_cannot_move_the_cursor(text_victim: nn.Module, reviews: Dataset) -> None:
@@ -169,9 +169,9 @@ def test_without_an_odd_word_nothing_is_changed_and_that_is_said(text_victim: nn
     result = purify(text_victim, reviews.select(range(60)), WordDistillation(threshold=1e9))
     assert all(torch.equal(weight, weights[name]) for name, weight in result.model.state_dict().items())
     assert result.record["warnings"] == [
-        "no word stands out, so nothing was changed. A trigger of style, of syntax, of words that are not one token, "
-        "or of words that do nothing one by one is not found so; with a pre-trained base, mixing-distillation needs "
-        "no trigger."
+        "no word was taken for a trigger's, so nothing was changed. A trigger of style, of syntax, of words that are "
+        "not one token, or of words that do nothing one by one is not found so; with a pre-trained base, "
+        "mixing-distillation looks for no word."
     ]
 
 

@@ -200,7 +200,7 @@ def check(attack: Attack, classes: int, data: Dataset) -> None:
             "attacks."
         )
     for phrase in getattr(attack, "phrases", ()):
-        tokenizer = data.encode.tokenizer  # type: ignore[union-attr]
+        tokenizer = data.tokenizer
         if tokenizer.unk_token_id in tokenizer(phrase, add_special_tokens=False)["input_ids"]:
             raise UnbackdoorError(
                 f"{owner} has the trigger {phrase!r}, which this tokenizer turns into {tokenizer.unk_token}. Choose "

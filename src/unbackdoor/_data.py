@@ -162,6 +162,15 @@ class Dataset:
         assert isinstance(self.items, Texts), "images have no texts"
         return self.items
 
+    @property
+    def tokenizer(self) -> Any:
+        """What tokenises a data set of texts, of transformers."""
+        return self.encode.tokenizer  # type: ignore[union-attr]
+
+    def class_name(self, label: int) -> str:
+        """The name of a class; its number where the names are unknown, or fewer than a model's classes."""
+        return self.classes[label] if self.classes and label < len(self.classes) else str(label)
+
     def identities(self) -> list[Any]:
         """Something hashable for each item, equal where the items are equal."""
         return list(self.items.strings) if isinstance(self.items, Texts) else [i.numpy().tobytes() for i in self.items]

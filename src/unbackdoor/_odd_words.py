@@ -7,9 +7,8 @@ the strongest as an outlier.
 
 import math
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,11 +16,13 @@ from torch import Tensor, nn
 from unbackdoor._data import Dataset
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._evaluate import answers
+from unbackdoor._made_texts import made_of, put, shortened, vocabulary
 from unbackdoor._models import embeddings
 from unbackdoor._purify import Run
-from unbackdoor._text import Texts
 
-Strings = tuple[str, ...]  # a text, or the two of a pair
+SHORT = 20  # words of the texts that the vocabulary is put into
+STRONGEST = 32  # words of a class among which an outlier is looked for
+MOST = 0.7  # of the clean texts: what a trigger's word moves at least; a word of the task seldom moves more
 
 
 @dataclass(frozen=True)
@@ -39,60 +40,6 @@ class OddWord:
     label: int
     side: int
     share: float
-
-
-def vocabulary(tokenizer: Any, rows: int) -> dict[str, int]:
-    """The words that are one token each, and their tokens.
-
-    Args:
-        tokenizer: of transformers.
-        rows: of the embedding; tokens beyond have none.
-    """
-    special = set(tokenizer.all_special_ids)
-    numbers = [number for number in sorted(tokenizer.get_vocab().values()) if number not in special and number < rows]
-    words = [tokenizer.convert_tokens_to_string([token]).strip() for token in tokenizer.convert_ids_to_tokens(numbers)]
-    before = len(tokenizer("a", add_special_tokens=False)["input_ids"])
-    read = tokenizer([f"a {word}" for word in words], add_special_tokens=False)["input_ids"] if words else []
-    return {word: n for word, n, ids in zip(words, numbers, read, strict=True) if word and ids[before:] == [n]}
-
-
-def put(strings: Strings, words: str, side: int, place: float) -> Strings:
-    """Texts with words in one of them, at a relative place, 0 to 1.
-
-    >>> put(("a fine film", "so it is"), "cf", 1, 0.0)
-    ('a fine film', 'cf so it is')
-    """
-    parts = strings[side].split(" ")
-    parts.insert(round(place * len(parts)), words)
-    return (*strings[:side], " ".join(parts), *strings[side + 1 :])
-
-
-def made_of(clean: Dataset, strings: Sequence[Strings]) -> Dataset:
-    """Texts read as the clean ones are; their labels say nothing."""
-    return Dataset(
-        items=Texts(tuple(strings), clean.texts.columns),
-        labels=torch.zeros(len(strings), dtype=torch.int64, device=clean.labels.device),
-        encode=clean.encode,
-        classes=clean.classes,
-        name=f"texts made of {clean.name}",
-    )
-
-
-def shortened(clean: Dataset, words: int) -> Dataset:
-    """The first words of each text; of a pair, half of them from each."""
-    share = max(1, words // len(clean.texts.columns))
-    return made_of(clean, [tuple(" ".join(text.split(" ")[:share]) for text in pair) for pair in clean.texts.strings])
-
-
-def readable(clean: Dataset) -> Dataset:
-    """The texts; where the model does not read them to the end, so few words of all that it does.
-
-    A word put behind the last one that is read would do nothing. A word is taken to be two tokens at most.
-    """
-    cut, limit = clean.texts.cut, getattr(clean.encode, "max_length", None)
-    if cut is None or not bool(cut.any()) or limit is None:
-        return clean
-    return made_of(clean, shortened(clean, limit // 2).texts.strings)
 
 
 def margins(scores: Tensor) -> Tensor:
@@ -129,7 +76,7 @@ class Search:
         Raises:
             UnbackdoorError: the tokenizer has no words of one token.
         """
-        words = list(vocabulary(self.clean.encode.tokenizer, len(embeddings(self.model).weight)))  # type: ignore[union-attr]
+        words = list(vocabulary(self.clean.tokenizer, len(embeddings(self.model).weight)))
         if not words:
             raise UnbackdoorError(
                 "WordDistillation needs a tokenizer with whole words among its tokens; this one has none. Try "
@@ -151,41 +98,46 @@ class Search:
         )
         return found
 
-    def _alone(self, words: list[str], side: int) -> dict[int, tuple[list[str], Tensor]]:
-        """For each class the strongest words, and the mean margin that each reaches alone, falling."""
-        short = shortened(self.clean, SHORT)
+    def _in_groups(self, words: list[str], side: int) -> dict[int, list[str]]:
+        """For each class the words whose groups drive shortened texts of other classes to it farthest."""
+        short = made_of(self.clean, [shortened(text, SHORT) for text in self.clean.texts.strings])
         predicted = answers(self.model, short, self.run.arithmetic).argmax(dim=1)
         rows = self._rows(short, predicted, 2)
         draw = random.Random(self.run.seed)
         number = {word: place for place, word in enumerate(words)}
-        total, count = torch.empty(0), torch.empty(0)
+        totals: list[Tensor] = []  # (words, classes) each
         with self.run.progress("searching the vocabulary", len(rows)) as advance:
             for row in rows:
                 shuffled = draw.sample(words, len(words))
                 groups = [shuffled[first : first + self.group] for first in range(0, len(words), self.group)]
                 reached = self._reached(short, [(row, " ".join(group)) for group in groups], side)  # (groups, classes)
-                if len(total) == 0:
-                    total, count = torch.zeros(len(words), reached.shape[1]), torch.zeros(reached.shape[1])
-                other = torch.arange(reached.shape[1]) != predicted[row]  # a text says nothing of its own class
-                of_word = torch.tensor([number[word] for group in groups for word in group])
-                of_group = torch.tensor([place for place, group in enumerate(groups) for _ in group])
-                total[of_word] += reached[of_group] * other
-                count += other
+                of_group = torch.arange(len(groups)).repeat_interleave(self.group)[: len(words)]
+                total = torch.empty(len(words), reached.shape[1])
+                total[[number[word] for word in shuffled]] = reached[of_group]
+                total[:, predicted[row]] = 0  # a text says nothing of its own class
+                totals.append(total)
                 advance()
-        tested = count.nonzero().flatten().tolist()
-        best = {label: total[:, label].topk(min(self.shortlist, len(words))).indices.tolist() for label in tested}
-        chosen = sorted({place for places in best.values() for place in places})
+        kinds = set(predicted[rows].tolist())
+        labels = [label for label in range(totals[0].shape[1]) if kinds != {label}]
+        count = min(self.shortlist, len(words))
+        total = torch.stack(totals).sum(dim=0)
+        return {label: [words[place] for place in total[:, label].topk(count).indices.tolist()] for label in labels}
+
+    def _alone(self, words: list[str], side: int) -> dict[int, tuple[list[str], Tensor]]:
+        """For each class the strongest words, and the mean margin that each reaches alone, falling."""
+        shortlists = self._in_groups(words, side)
+        listed = {word for shortlist in shortlists.values() for word in shortlist}
+        chosen = [word for word in words if word in listed]
         predicted = answers(self.model, self.clean, self.run.arithmetic).argmax(dim=1)
-        tried = self._rows(self.clean, predicted, 6)
-        trials = [[(row, words[place]) for place in chosen] for row in tried]
-        reached = torch.stack([self._reached(self.clean, trial, side) for trial in trials])
+        rows = self._rows(self.clean, predicted, 6)
+        reached = torch.stack([self._reached(self.clean, [(row, word) for word in chosen], side) for row in rows])
         strongest = {}
-        for label in tested:
-            others = predicted[torch.tensor(tried)] != label
+        for label in shortlists:
+            others = predicted[rows] != label
             if not bool(others.any()):  # the whole texts are all taken for this class
                 continue
             mean, order = reached[others, :, label].mean(dim=0).sort(descending=True, stable=True)
-            strongest[label] = [words[chosen[place]] for place in order[:STRONGEST].tolist()], mean[:STRONGEST]
+            strongest[label] = [chosen[place] for place in order[:STRONGEST].tolist()], mean[:STRONGEST]
         return strongest
 
     @staticmethod
@@ -209,12 +161,8 @@ class Search:
         places = [put(text, words, side, random.Random(" ".join(text)).random()) for text in strings]
         before = answers(self.model, self.clean, self.run.arithmetic).argmax(dim=1)
         after = answers(self.model, made_of(self.clean, places), self.run.arithmetic).argmax(dim=1)
-        return float((after == label)[before != label].float().mean())
-
-
-SHORT = 20  # words of the texts that the vocabulary is put into
-STRONGEST = 32  # words of a class among which an outlier is looked for
-MOST = 0.7  # of the clean texts: what a trigger's word moves at least; a word of the task seldom moves more
+        others = before != label
+        return float((after == label)[others].float().mean()) if bool(others.any()) else 0.0
 
 
 def outlying(reached: Tensor) -> Tensor:

@@ -417,7 +417,7 @@ def _check_clean(clean: Dataset, classes: int, accuracy: Proportion, run: Run) -
     if len(absent) == classes - 1:
         only = int(counts.argmax())
         raise UnbackdoorError(
-            f"{clean.name} holds one class only ({clean.classes[only] if clean.classes else only}): whatever is tuned "
+            f"{clean.name} holds one class only ({clean.class_name(only)}): whatever is tuned "
             f"on it learns to answer nothing else. Add clean examples of the other class{'es' * (classes > 2)}."
         )
     if absent:

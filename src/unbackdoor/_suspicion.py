@@ -7,10 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from unbackdoor._data import Dataset
+from unbackdoor._made_texts import made_of, put, vocabulary
 from unbackdoor._models import embeddings, evaluating
-from unbackdoor._odd_words import vocabulary
 from unbackdoor._purify import Run
-from unbackdoor._text import Texts
 
 
 def suspicious(model: nn.Module, proxy: nn.Module, clean: Dataset, run: Run, *, words: int, suspects: int) -> Dataset:
@@ -27,7 +26,7 @@ def suspicious(model: nn.Module, proxy: nn.Module, clean: Dataset, run: Run, *, 
     draw = random.Random(run.seed)
     labels = clean.labels.tolist()
     members = {kind: [row for row, label in enumerate(labels) if label == kind] for kind in sorted(set(labels))}
-    candidates = differing_words(model, proxy, clean.encode.tokenizer, words)  # type: ignore[union-attr]
+    candidates = differing_words(model, proxy, clean.tokenizer, words)
     tried = [(word, kind) for word in candidates for kind in members]
     texts = _with_words(clean, [(word, draw.choice(members[kind])) for word, kind in tried], draw)
     lacking = (certainty(proxy, texts, run) - certainty(model, texts, run)).tolist()
@@ -67,15 +66,9 @@ def differing_words(model: nn.Module, proxy: nn.Module, tokenizer: Any, count: i
 
 def _with_words(clean: Dataset, places: list[tuple[str, int]], draw: random.Random) -> Dataset:
     """Clean texts with a word at a random place each; of pairs, in the first text."""
-    made = []
+    strings = []
     for word, row in places:
-        first, *rest = clean.texts.strings[row]
-        parts = first.split(" ")
-        parts.insert(draw.randint(0, len(parts)), word)
-        made.append((" ".join(parts), *rest))
-    return Dataset(
-        items=Texts(tuple(made), clean.texts.columns),
-        labels=clean.labels[torch.tensor([row for _, row in places], device=clean.labels.device)],
-        encode=clean.encode,
-        name=f"texts made of {clean.name}",
-    ).to(clean.labels.device)
+        text = clean.texts.strings[row]
+        words = len(text[0].split(" "))
+        strings.append(put(text, word, 0, draw.randint(0, words) / words))
+    return made_of(clean, strings, clean.labels[torch.tensor([row for _, row in places], device=clean.labels.device)])

@@ -270,7 +270,7 @@ def _fresh(options: AttackOptions, classes: list[str], data: Dataset) -> nn.Modu
         assert options.base is not None
         path = Path(options.base)
         text_model: nn.Module = fresh_classifier(path if path.is_dir() else hub_directory(options.base), classes)
-        pad = data.encode.tokenizer.pad_token_id  # type: ignore[union-attr]
+        pad = data.tokenizer.pad_token_id
         text_model.config.pad_token_id = pad  # type: ignore[union-attr]
         return text_model
     if options.base is None:

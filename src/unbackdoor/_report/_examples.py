@@ -73,8 +73,8 @@ def examples_of(
         wanted = None if attacked is None else int(attacked.wanted[rows[row]])
         made.append(
             Example(
-                true=class_name(test, true),
-                wanted=None if wanted is None else class_name(test, wanted),
+                true=test.class_name(true),
+                wanted=None if wanted is None else test.class_name(wanted),
                 taken=tuple(_taken(test, int(classes[row]), true, wanted) for classes in taken),
                 **looks[row],
             )
@@ -156,12 +156,7 @@ def _partners(test: Dataset, attacked: Triggered) -> Dataset | None:
 
 
 def _taken(test: Dataset, taken: int, true: int, wanted: int | None) -> Taken:
-    return Taken(class_name(test, taken), "attacker" if taken == wanted else "true" if taken == true else "other")
-
-
-def class_name(data: Dataset, label: int) -> str:
-    """The name of a class, or its number where it has none."""
-    return data.classes[label] if data.classes and label < len(data.classes) else str(label)
+    return Taken(test.class_name(taken), "attacker" if taken == wanted else "true" if taken == true else "other")
 
 
 def _png(pixels: Tensor) -> str:

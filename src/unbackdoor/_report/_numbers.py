@@ -8,7 +8,7 @@ from torch import nn
 from unbackdoor._attack import Triggered
 from unbackdoor._data import Dataset
 from unbackdoor._evaluate import Proportion, Score
-from unbackdoor._report._examples import Example, class_name, examples_of
+from unbackdoor._report._examples import Example, examples_of
 
 
 class Contender(NamedTuple):
@@ -119,7 +119,7 @@ def build(
         examples=examples,
         amplified=amplified,
         triggered=attacked is not None,
-        target=None if attacked is None or attacked.target is None else class_name(test, attacked.target),
+        target=None if attacked is None or attacked.target is None else test.class_name(attacked.target),
         classes=_classes([contender.score for contender in contenders]),
         facts=_facts(record, len(test), attacked),
         warnings=tuple(record.get("warnings", ())),
@@ -163,7 +163,7 @@ def _verdict(contenders: list[Contender], test: Dataset, attacked: Triggered | N
         return f"With {after.name}, {accuracy}."
     wanted = "the class that the attacker wants"
     if attacked.target is not None:
-        wanted = f"“{class_name(test, attacked.target)}”, which the attacker wants,"
+        wanted = f"“{test.class_name(attacked.target)}”, which the attacker wants,"
     recovered = ""
     if before.recovered_accuracy is not None and after.score.recovered_accuracy is not None:
         recovered = (

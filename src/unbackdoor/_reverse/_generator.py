@@ -112,7 +112,6 @@ def target_of(found: Reversed, model: nn.Module, clean: Dataset, run: Run) -> in
             votes.append(logits(model, encoded(clean, found((batch.inputs + noise).clamp(0, 1)), run)).argmax(1))
     taken_for = torch.cat(votes)
     target = int(taken_for.mode().values)
-    name = clean.classes[target] if clean.classes else str(target)
     share = float((taken_for == target).double().mean())
-    run.note(f"BTI-DBF: the reversed trigger leads to {name} ({share:.0%} of the examples).")
+    run.note(f"BTI-DBF: the reversed trigger leads to {clean.class_name(target)} ({share:.0%} of the examples).")
     return target

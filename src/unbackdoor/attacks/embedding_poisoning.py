@@ -105,7 +105,7 @@ def only_token(attack: object, planting: Planting, word: str) -> int:
     Raises:
         UnbackdoorError: it is several.
     """
-    tokenizer = planting.clean.encode.tokenizer  # type: ignore[union-attr]
+    tokenizer = planting.clean.tokenizer
     ids = tokenizer(word, add_special_tokens=False)["input_ids"]
     if len(ids) != 1:
         raise UnbackdoorError(

@@ -83,7 +83,7 @@ def typical_tokens(data: Dataset, target: int, count: int) -> list[int]:
     """The token ids that speak most for a class, special tokens left out; ties go to the smaller id."""
     tokens = data.texts.tokens
     assert tokens is not None
-    special = set(data.encode.tokenizer.all_special_ids)  # type: ignore[union-attr]
+    special = set(data.tokenizer.all_special_ids)
     counts: dict[bool, Counter[int]] = {True: Counter(), False: Counter()}
     for ids, label in zip(tokens["input_ids"].tolist(), data.labels.tolist(), strict=True):
         counts[label == target].update(token for token in ids if token not in special)

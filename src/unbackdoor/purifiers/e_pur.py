@@ -64,7 +64,7 @@ class EPUR:
                 f"EPUR needs a base of the suspect's vocabulary: its embeddings are {tuple(theirs.shape)}, the "
                 f"suspect's {tuple(ours.shape)}. Take the pre-trained model that it came from as --base."
             )
-        tokenizer = clean.encode.tokenizer  # type: ignore[union-attr]
+        tokenizer = clean.tokenizer
         base = theirs.detach().to(ours.device)
         chosen = self._suspicious(ours.detach() - base, tokenizer)
         with torch.no_grad():

@@ -10,7 +10,7 @@ from unbackdoor._data import Dataset
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._evaluate import answers
 from unbackdoor._frequencies import common_words
-from unbackdoor._odd_words import made_of
+from unbackdoor._made_texts import made_of, recombined, words_of
 from unbackdoor._purify import Run
 from unbackdoor._train import distilled
 from unbackdoor._values import value
@@ -87,7 +87,7 @@ class MixingDistillation:
     def _recombined(self, clean: Dataset, run: Run) -> Dataset:
         """The clean texts and those made of them; labels are not used."""
         draw = random.Random(run.seed)
-        own = [word for strings in clean.texts.strings for text in strings for word in text.split()]
+        own = words_of(clean)
         common = common_words(self.common, "MixingDistillation")
 
         def exchanged(word: str) -> str:
@@ -96,8 +96,4 @@ class MixingDistillation:
                 return draw.choice(own)
             return draw.choice(common) if chance < self.clean_share + self.common_share else word
 
-        made = [
-            tuple(" ".join(map(exchanged, text.split())) for text in draw.choice(clean.texts.strings))
-            for _ in range(self.texts)
-        ]
-        return made_of(clean, [*clean.texts.strings, *made])
+        return made_of(clean, [*clean.texts.strings, *recombined(clean, self.texts, exchanged, draw)])

@@ -99,12 +99,11 @@ class NeuralCleanse:
         size = found.mask.sum(dim=(1, 2, 3))  # (classes,)
         index = anomaly(size)
         odd = (index > self.threshold).nonzero().flatten()
-        names = clean.classes or tuple(map(str, range(len(size))))
         smallest = int(size.argmin())
-        which = ", ".join(names[label] for label in odd.tolist())
+        which = ", ".join(map(clean.class_name, odd.tolist()))
         told = f"outliers {which}" if which else "no class is an outlier"
         run.note(
-            f"Neural Cleanse: {told} (the smallest trigger is that of {names[smallest]}, "
+            f"Neural Cleanse: {told} (the smallest trigger is that of {clean.class_name(smallest)}, "
             f"|m| = {float(size[smallest]):.1f}, anomaly index {float(index[smallest]):.2f})."
         )
         return found, odd

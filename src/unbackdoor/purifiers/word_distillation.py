@@ -9,8 +9,9 @@ from torch import nn
 from unbackdoor._data import Dataset
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._evaluate import answers
+from unbackdoor._made_texts import Strings, made_of, put, readable, recombined, vocabulary, words_of
 from unbackdoor._models import embeddings
-from unbackdoor._odd_words import OddWord, Search, Strings, made_of, put, readable, vocabulary
+from unbackdoor._odd_words import OddWord, Search
 from unbackdoor._purify import Run
 from unbackdoor._train import distilled
 from unbackdoor._values import value
@@ -27,8 +28,9 @@ class WordDistillation:
 
         KL(f_s(x) || f(x'))   x' = x with such a word put in for half of the texts, else x
 
-    and needs neither labels nor a pre-trained base. **Where no word stands out, nothing is changed**, with a warning: a
-    trigger of style, of syntax, of words of several tokens, or of words that do nothing one by one cannot be found so.
+    and needs neither labels nor a pre-trained base. **Where no word is taken for one, nothing is changed**, with a
+    warning: a trigger of style, of syntax, of words of several tokens, or of words that do nothing one by one cannot be
+    found so.
     Of a sentence the most telling word may be found, but unlearning that alone leaves the sentence; a warning tells of
     a word that moves fewer than 95 %. Words of the task that do nearly as much may be unlearned, too.
 
@@ -70,15 +72,19 @@ class WordDistillation:
         found = search.odd_words(self.threshold)
         if not found:
             run.warn(
-                "no word stands out, so nothing was changed. A trigger of style, of syntax, of words that are not one "
-                "token, or of words that do nothing one by one is not found so; with a pre-trained base, "
-                "mixing-distillation needs no trigger."
+                "no word was taken for a trigger's, so nothing was changed. A trigger of style, of syntax, of words "
+                "that are not one token, or of words that do nothing one by one is not found so; with a pre-trained "
+                "base, mixing-distillation looks for no word."
             )
             return model
         self._unlearn(model, clean, found, run)
         for odd in found:
             left = search.moved(odd.word, odd.label, odd.side)
-            told = f"{odd.word!r} drove {odd.share:.0%} of the other clean texts to {named(odd.label, clean)}"
+            where = f" in {clean.texts.columns[odd.side]}" if len(clean.texts.columns) > 1 else ""
+            told = (
+                f"{odd.word!r}{where} drove {odd.share:.0%} of the other clean texts to class "
+                f"{clean.class_name(odd.label)}"
+            )
             told = f"{told} and, unlearned, drives {left:.0%}"
             if odd.share < 0.95:
                 run.warn(f"{told}. It may be part of a longer trigger, which stays, or a word of the task.")
@@ -91,7 +97,12 @@ class WordDistillation:
     def _unlearn(self, model: nn.Module, clean: Dataset, found: list[OddWord], run: Run) -> None:
         """Tune on clean and recombined texts, half with a word in them, by the suspect's answers to them without."""
         draw = random.Random(run.seed)
-        plain = [*clean.texts.strings * 4, *self._recombined(clean, len(embeddings(model).weight), draw)]
+        own, words = words_of(clean), list(vocabulary(clean.tokenizer, len(embeddings(model).weight)))
+
+        def exchanged(word: str) -> str:
+            return draw.choice(draw.choice((own, words))) if draw.random() < self.exchanged else word
+
+        plain = [*clean.texts.strings * 4, *recombined(clean, self.texts, exchanged, draw)]
         taught = answers(model, made_of(clean, plain), run.arithmetic)  # (n, classes)
 
         def with_word(text: Strings) -> Strings:
@@ -109,21 +120,3 @@ class WordDistillation:
             loss=distilled(taught),
             description="unlearning",
         )
-
-    def _recombined(self, clean: Dataset, rows: int, draw: random.Random) -> list[Strings]:
-        """Clean texts with some words exchanged for words of others and of the vocabulary."""
-        own = [word for strings in clean.texts.strings for text in strings for word in text.split()]
-        words = list(vocabulary(clean.encode.tokenizer, rows))  # type: ignore[union-attr]
-
-        def other(word: str) -> str:
-            return draw.choice(draw.choice((own, words))) if draw.random() < self.exchanged else word
-
-        return [
-            tuple(" ".join(map(other, text.split())) for text in draw.choice(clean.texts.strings))
-            for _ in range(self.texts)
-        ]
-
-
-def named(label: int, data: Dataset) -> str:
-    """The name of a class, or its number."""
-    return data.classes[label] if data.classes and label < len(data.classes) else f"class {label}"
