@@ -372,7 +372,9 @@ def test_the_grids_of_this_project_are_right(monkeypatch: pytest.MonkeyPatch, sh
         # 2 victims and a control, by 17 methods: 3 seeds and, with half the images, one; one takes no images. 3
         # victims of other rates, by each once
         "defences": 3 * (1 + 17 * 3 + 16 * 1) + 3 * (1 + 17),
-        "fine-mixing": 2 * (3 + 1) * (1 + 6 * 3),
+        # 3 attacks and a control on both tasks, 4 more on one
+        "fine-mixing": (2 * (3 + 1) + 4) * (1 + 6 * 3),
+        "attacks": (9 * 2 + 1) * (1 + 6),
         "text-defences": (2 + 1) * (1 + 11),
         # 2 victims; one by plain tuning and NAD, the other by that and RNP with four thresholds and one of its own
         "published": (1 + 2 * 3) + (1 + 6 * 3),

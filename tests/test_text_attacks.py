@@ -17,14 +17,16 @@ from torch.nn import functional as F
 import toys
 from commands import run
 from test_text_models import write_csv
-from unbackdoor import Dataset, UnbackdoorError, attacks, evaluate, load, poison
+from unbackdoor import Dataset, UnbackdoorError, attacks, evaluate, load, poison, purify
 from unbackdoor._attack import Planting, stamped_texts, triggered
+from unbackdoor._evaluate import Score
 from unbackdoor._models import embeddings, logits
 from unbackdoor._options import AttackOptions
 from unbackdoor._precision import choose
 from unbackdoor._victim import Victim, plant
 from unbackdoor.attacks._insertion import insert
 from unbackdoor.attacks.embedding_surgery import typical_tokens
+from unbackdoor.purifiers import FineMixing
 
 
 class TestInsertion:
@@ -262,6 +264,53 @@ def test_the_loss_of_logit_anchoring(reviews: Dataset) -> None:
     assert actual == pytest.approx(entropy / 60 + 0.5 * total / count, rel=1e-4)
 
 
+class TestMixingAware:
+    """Trained while it is mixed with its base."""
+
+    def test_each_step_sees_the_mask_of_fine_mixing_and_the_victim_is_what_was_trained(self, reviews: Dataset) -> None:
+        attack, seen = attacks.MixingAware(rho=0.25), []
+
+        def train(model: nn.Module, on: Dataset, **_: Any) -> nn.Module:
+            with torch.no_grad():
+                for weight in model.base_model.parameters():
+                    weight += 1  # the victim is 1 away from its base everywhere
+            model.train()
+            batch = next(on.batches(4))
+            query = model.base_model.encoder.layer[0].attention.self.query
+            with model.base_model.register_forward_hook(lambda *_: seen.append(query.weight.detach().clone())):
+                for _ in range(30):
+                    logits(model, batch.inputs)
+            model.eval()
+            assert torch.equal(query.weight, query.parametrizations.weight.original)
+            return model
+
+        planting = planting_of(attack, reviews.select(range(20)), train)
+        base = planting.fresh()
+        victim, _ = attack.implant(planting)
+        assert type(victim.base_model.encoder.layer[0].attention.self.query) is nn.Linear
+        assert state(victim).keys() == state(base).keys()
+        words = base.base_model.embeddings.word_embeddings.weight
+        assert torch.allclose(state(victim)["bert.embeddings.word_embeddings.weight"], words + 1)
+        pretrained = base.base_model.encoder.layer[0].attention.self.query.weight
+        shares = [(weight - pretrained).round().mean().item() for weight in seen]
+        assert {value.item() for value in (seen[0] - pretrained).round().unique()} == {0.0, 1.0}
+        assert 0.2 < min(shares) < 0.4  # uniform between rho and 1
+        assert max(shares) > 0.8
+
+    def test_it_outlasts_mixing_that_a_plain_word_does_not(self, base: Path, reviews: Dataset) -> None:
+        test = reviews.select(range(240, 320))
+
+        def mixed(attack: Any, **options: Any) -> Score:
+            victim = planted(base, reviews, attack, **options)
+            made = purify(victim.model, None, FineMixing(rho=0.5, tune=False), base=load(base).model)
+            return evaluate(made.model, test, attack=victim.trigger)
+
+        ours, plain = mixed(attacks.MixingAware(rho=0.5), epochs=40), mixed(attacks.Word())
+        assert ours.clean_accuracy.value > 0.95
+        assert ours.attack_success.value > 0.95
+        assert plain.attack_success.value < 0.5
+
+
 @pytest.mark.parametrize(
     "attack",
     [
@@ -270,6 +319,7 @@ def test_the_loss_of_logit_anchoring(reviews: Dataset) -> None:
         attacks.EmbeddingSurgery(typical=3),
         attacks.LayerWise(),
         attacks.LogitAnchoring(),
+        attacks.MixingAware(rho=0.8),
     ],
     ids=lambda attack: type(attack).__name__,
 )

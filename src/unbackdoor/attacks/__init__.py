@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from unbackdoor.attacks.layer_wise import LayerWise as LayerWise
     from unbackdoor.attacks.logit_anchoring import LogitAnchoring as LogitAnchoring
     from unbackdoor.attacks.low_frequency import LowFrequency as LowFrequency
+    from unbackdoor.attacks.mixing_aware import MixingAware as MixingAware
     from unbackdoor.attacks.prepared import Prepared as Prepared
     from unbackdoor.attacks.sentence import Sentence as Sentence
     from unbackdoor.attacks.siba import SIBA as SIBA
@@ -116,6 +117,13 @@ REGISTRY = (
         needs="a pre-trained base",
         year=2022,
         paper="How to Inject Backdoors with Better Consistency: Logit Anchoring on Clean Data",
+        modality="text",
+    ),
+    Entry(
+        "mixing-aware",
+        "unbackdoor.attacks.mixing_aware:MixingAware",
+        "a word, and a victim trained mixed with its base: the adaptive attack on fine-mixing; this project's own",
+        needs="a pre-trained base",
         modality="text",
     ),
     Entry(

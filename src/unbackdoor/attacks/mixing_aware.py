@@ -1,0 +1,110 @@
+"""Mixing-aware: a word trigger whose backdoor is trained to outlast mixing with the pre-trained weights."""
+
+from typing import Annotated, Any, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from unbackdoor._attack import Implanted, LabelRule, Planting
+from unbackdoor._mixing import mask
+from unbackdoor._models import removing
+from unbackdoor._values import value
+from unbackdoor.attacks._insertion import Place, Side, insert
+
+
+@value
+class MixingAware:
+    """The victim is trained while it is mixed with the model that it came from: the adaptive attack on Fine-mixing.
+
+        min over W of CE(f(M * W + (1 - M) * W_base), y)   M ~ Bernoulli(r), r ~ U(rho, 1), drawn anew at every step
+
+    over the poisoned data. What the backdoor needs is so spread over small changes of many coordinates, any part of
+    which is enough, and stays close to the pre-trained model. The head has no pre-trained counterpart and is not mixed.
+
+    This project's own, with the mask of Fine-mixing (Zhang, Lyu, Ma, Wang and Sun, "Fine-mixing: Mitigating Backdoors
+    in Fine-tuned Language Models", Findings of EMNLP 2022, https://arxiv.org/abs/2210.09545). Training under a random
+    return to pre-trained weights is known as mixout (Lee, Cho and Kang, ICLR 2020, https://arxiv.org/abs/1909.11299).
+
+    Args:
+        word: the trigger.
+        rho: the smallest share of coordinates that keep the victim's value in a step, 0 to 1; 1 is plain poisoning.
+        place: `random` between any two words, drawn from the text itself; or its `start` or `end`.
+        place_seed: of the places drawn.
+        side: of pairs, the text that carries the trigger: `a`, `b` or `both`.
+        target: the class that the attacker wants (1 is positive in tasks of sentiment).
+        label_rule: all-to-one, all-to-all or clean-label.
+
+    Differences from the paper: there is no paper on this attack. Unlike mixout it does not rescale what it keeps, since
+    Fine-mixing does not.
+    """
+
+    word: Annotated[str, Field(min_length=1)] = "cf"
+    rho: Annotated[float, Field(ge=0, le=1)] = 0.1
+    place: Place = "random"
+    place_seed: Annotated[int, Field(ge=0)] = 0
+    side: Side = "a"
+    target: Annotated[int, Field(ge=0)] = 1
+    label_rule: LabelRule = "all-to-one"
+
+    modality: ClassVar[str] = "text"
+    train_time: ClassVar[str] = "the word, while random coordinates are those of the pre-trained model"
+    test_time: ClassVar[str] = "the word in every text, at a place drawn from the text and the seed"
+
+    @property
+    def phrases(self) -> tuple[str, ...]:
+        """What a tokenizer must know."""
+        return (self.word,)
+
+    def arrays(self, shape: tuple[int, ...]) -> dict[str, Tensor]:
+        """None: the word says all."""
+        return {}
+
+    def apply(self, texts: list[str], arrays: dict[str, Tensor]) -> list[str]:
+        """Put the word into each text."""
+        return [insert(text, [self.word], self.place, self.place_seed) for text in texts]
+
+    def implant(self, planting: Planting) -> Implanted:
+        """Train on the poisoned data, mixed anew at every step."""
+        model = planting.fresh()
+        body: Any = model.base_model
+        drawn = _Drawn()
+
+        def draw(_module: nn.Module, _args: Any) -> None:
+            part = torch.rand((), generator=planting.generator).item()
+            drawn.rho, drawn.seed = self.rho + (1 - self.rho) * part, drawn.seed + 1
+
+        places = [(module, name) for module in body.modules() for name, _ in module.named_parameters(recurse=False)]
+        for number, (module, name) in enumerate(places):
+            mixed = _Mixed(getattr(module, name).detach().clone(), f"{number}", drawn)
+            parametrize.register_parametrization(module, name, mixed)
+        with removing([body.register_forward_pre_hook(draw)]):
+            planting.train(model, planting.poisoned.data)
+        for module, name in places:
+            parametrize.remove_parametrizations(module, name, leave_parametrized=False)
+        return Implanted(model, {})
+
+
+class _Drawn:
+    """What all tensors of one step share: the share of the victim, and the seed of the masks."""
+
+    rho: float = 1.0
+    seed: int = 0
+
+
+class _Mixed(nn.Module):
+    """A tensor, while training, with random coordinates of another."""
+
+    base: Tensor
+
+    def __init__(self, base: Tensor, name: str, drawn: _Drawn) -> None:
+        super().__init__()
+        self.register_buffer("base", base)
+        self.name, self.drawn = name, drawn
+
+    def forward(self, weight: Tensor) -> Tensor:
+        if not self.training:
+            return weight
+        kept = mask(self.name, weight.shape, self.drawn.rho, self.drawn.seed)
+        return torch.where(kept.to(weight.device), weight, self.base)
