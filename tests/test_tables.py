@@ -163,6 +163,31 @@ def test_fine_tuning_stands_in_every_table_even_where_it_was_not_run(store: Stor
     assert "digits has no plain fine-tuning with the clean budget 50 unseen." in made.notes
 
 
+def test_worst_and_mean_are_over_the_attacks_that_a_method_was_run_on(store: Store) -> None:
+    sig = victim("sig", 0.05)
+    store.put(spec(sig, "none"), result(0.96, 0.9, method=None))
+    store.put(spec(sig, "fst"), result(0.96, 0.5))
+    made = of(store)
+    [block] = made.blocks
+    over = dict(zip(block.methods, block.over, strict=True))
+    assert over["fst"] is not None
+    assert (over["fst"].most, over["fst"].mean, over["fst"].n) == pytest.approx((0.5, 0.4, 2))  # badnets 0.3, sig 0.5
+    assert over["fine-tuning"] is not None
+    assert over["fine-tuning"].n == 1
+    page = _texts.as_markdown(made, "x.md")
+    assert "| method | worst, mean | clean control |" in page
+    assert "| fst | 50.0, 40.0 of 2 |" in page
+    assert "| fine-tuning | 90.0, 90.0 of 1 |" in page
+    assert "fst & 50.0, 40.0 of 2 &" in _texts.as_latex(made)
+
+
+def test_an_attack_on_which_nothing_was_run_has_no_column(store: Store) -> None:
+    store.put(spec(victim("sig", 0.05), "none"), result(0.96, 0.9, method=None))
+    [block] = of(store).blocks
+    assert block.columns == ("clean control", "badnets 5 %", "blended 1 %")
+    assert "sig" in {each.attack for each in of(store).rows}
+
+
 def test_a_label_is_the_name_where_all_cells_have_it(tmp_path: Path) -> None:
     made = Store(tmp_path / "runs")
     wide = {**provenance(), "labels": {"method": "wide <b>"}}

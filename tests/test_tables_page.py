@@ -153,11 +153,21 @@ def test_sorting_by_mouse_and_keyboard(browser: Any, path: Path) -> None:
     assert turned == sorted(numbers, reverse=True)
     browser.switch_to.active_element.send_keys(Keys.SPACE)
     assert column(browser, "#settings", 7) == before
-    browser.find_element(By.CSS_SELECTOR, "#blocks table thead tr:last-child th:nth-child(3) button").click()
+    browser.find_element(By.CSS_SELECTOR, "#blocks table thead tr:last-child th:nth-child(2) button").click()
     first = "#blocks div:first-child > .scroll"
-    success = [float(text) for text in column(browser, first, 2)]
+    success = [float(text) for text in column(browser, first, 1)]
     assert success == sorted(success)
     assert len(success) == 5
+
+
+def test_the_worst_and_the_mean_are_over_the_attacks_that_are_shown(browser: Any, path: Path) -> None:
+    load(browser, path)
+    first = "#blocks div:first-child > .scroll"
+    place = column(browser, first, 0).index("fst")
+    shown = [column(browser, first, number)[place] for number in (1, 2)]
+    assert shown == ["41.0", "38.5"]  # 5 %: 40 and 42; 1 %: 35 and 37
+    Select(browser.find_element(By.ID, "filter-rate")).select_by_index(1)
+    assert "success over attacks" not in browser.find_element(By.CSS_SELECTOR, first).text
 
 
 def test_filters_leave_the_baselines_and_the_control(browser: Any, path: Path) -> None:

@@ -200,6 +200,8 @@ def _blocks(rows: list[Row]) -> list[Block]:
                 shown = [(place, row) for place, row in here if row.control or row.apart is apart]
                 if all(row.control for _, row in shown) and (apart or any(not row.control for _, row in here)):
                     continue
+                tried = {row.column for _, row in shown if not row.budgetless}
+                shown = [(place, row) for place, row in shown if row.control or row.column in tried or not tried]
                 columns = tuple(dict.fromkeys(row.column for _, row in shown))
                 kept = sorted(
                     {(_rank(row), row.method) for _, row in shown}
@@ -212,8 +214,14 @@ def _blocks(rows: list[Row]) -> list[Block]:
                 methods = tuple(name for _, name in kept)
                 found = {(row.method, row.column): place for place, row in shown}
                 cells = tuple(tuple(found.get((name, column)) for column in columns) for name in methods)
-                made.append(Block(task, budget, apart, columns, methods, cells))
+                over = tuple(_over([rows[place] for place in line if place is not None]) for line in cells)
+                made.append(Block(task, budget, apart, columns, methods, cells, over))
     return made
+
+
+def _over(found: list[Row]) -> Spread | None:
+    """The attack success of a method over attacks; each counts once, however many seeds it has."""
+    return Spread.of(row.attack_success.mean for row in found if row.attack_success is not None and not row.control)
 
 
 def _rank(row: Row) -> int:

@@ -127,9 +127,10 @@ class Block:
 
     Args:
         apart: it has the all-to-all attacks, else all others.
-        columns: attacks and rates.
+        columns: attacks and rates on which some method was run with this budget.
         methods: the rows' names.
         cells: row numbers of the report, one list a method, one entry a column; None where nothing was run.
+        over: of the attack success, over the attacks that a method was run on; None where there is none.
     """
 
     task: str
@@ -138,6 +139,7 @@ class Block:
     columns: tuple[str, ...]
     methods: tuple[str, ...]
     cells: tuple[tuple[int | None, ...], ...]
+    over: tuple[Spread | None, ...]
 
 
 @dataclass(frozen=True)

@@ -93,7 +93,8 @@ def _numbers(report: Report, store: Store) -> dict[str, Any]:
         "spreads": sorted(_SPREADS),
         "text": ["task", "attack", "budget", "method", "baseline", "label_rule", "column"],
         "rows": rows,
-        "blocks": [vars(block) for block in report.blocks],
+        # The page takes the worst and the mean over those attacks that it shows.
+        "blocks": [{name: value for name, value in vars(block).items() if name != "over"} for block in report.blocks],
         "cells": cells,
         "states": states,
         "failures": {failure.key: failure.message for failure in report.failures},

@@ -55,14 +55,12 @@ def as_latex(report: Report) -> str:
             "\\begin{table}",
             "\\centering",
             f"\\caption{{{_latex(_title(block))}. {_latex(_meaning(report, block))}}}",
-            f"\\begin{{tabular}}{{l{'r' * len(block.columns)}}}",
+            f"\\begin{{tabular}}{{l{'r' * (len(_matrix(report, block)[0]) - 1)}}}",
             "\\toprule",
-            " & ".join(["method", *map(_latex, block.columns)]) + " \\\\",
-            "\\midrule",
         ]
-        for name, places in zip(block.methods, block.cells, strict=True):
-            cells = [_latex(_entry(report, place)) for place in places]
-            lines.append(" & ".join([_latex(name), *cells]) + " \\\\")
+        for place, line in enumerate(_matrix(report, block)):
+            lines += ["\\midrule"] if place == 1 else []
+            lines.append(" & ".join(map(_latex, line)) + " \\\\")
         parts.append("\n".join([*lines, "\\bottomrule", "\\end{tabular}", "\\end{table}"]))
     return "\n\n".join(parts) + "\n"
 
@@ -93,13 +91,8 @@ def as_markdown(report: Report, out: str) -> str:
     lines += [f"- {_markdown(sentence)}" for sentence in (_legend(report), *report.notes)]
     for block in report.blocks:
         lines += ["", f"## {_markdown(_title(block))}", "", f"{_markdown(_meaning(report, block))}", ""]
-        lines += _table(
-            ["method", *block.columns],
-            [
-                [method, *(_entry(report, place) for place in places)]
-                for method, places in zip(block.methods, block.cells, strict=True)
-            ],
-        )
+        head, *body = _matrix(report, block)
+        lines += _table(head, body)
     for block in report.blocks:
         found = [report.rows[place] for places in block.cells for place in places if place is not None]
         if any(row.second_accuracy and row.baseline != "none" for row in found):
@@ -192,12 +185,27 @@ def _title(block: Block) -> str:
     return f"{block.task}, {budget}{', all-to-all attacks' if block.apart else ''}"
 
 
+def _several(block: Block) -> bool:
+    """Whether some method was run on more than one attack."""
+    return any(over is not None and over.n > 1 for over in block.over)
+
+
+def _matrix(report: Report, block: Block) -> list[list[str]]:
+    """Methods by attacks; of several attacks, the worst and the mean come first."""
+    made = [["method", *(["worst, mean"] * _several(block)), *block.columns]]
+    for method, places, over in zip(block.methods, block.cells, block.over, strict=True):
+        told = "–" if over is None else f"{_plain(over.most)}, {_plain(over.mean)} of {over.n}"
+        made.append([method, *([told] * _several(block)), *(_entry(report, place) for place in places)])
+    return made
+
+
 def _meaning(report: Report, block: Block) -> str:
     rows = [report.rows[place] for places in block.cells for place in places if place is not None]
     counts = sorted({row.clean_n for row in rows if row.clean_n})
     triggered = sorted({row.triggered_n for row in rows if row.triggered_n})
     text = "Clean accuracy / attack success in %, mean and (standard deviation over seeds), with the number n of runs"
-    return f"{text}; {_listed(counts)} clean and {_listed(triggered)} triggered test examples."
+    over = " Before them the attack success over the attacks that the method was run on." * _several(block)
+    return f"{text}; {_listed(counts)} clean and {_listed(triggered)} triggered test examples.{over}"
 
 
 def _legend(report: Report) -> str:

@@ -129,9 +129,23 @@
     const redraw = () => { const fresh = drawBlock(block, state, box); box.replaceWith(fresh); };
     const top = make("tr", {}, make("td", { class: "corner" }));
     const second = make("tr", {}, heading("method", "method", state, redraw));
+    for (const column of columns) column.control = block.cells.some((line) => line[column.at] !== null && rows[line[column.at]].control);
+    const attacks = columns.filter((column) => !column.control);
+    const over = (each) => {
+      const found = attacks.map((column) => each.line[column.at]).filter((place) => place !== null && passes(rows[place]))
+        .map((place) => mean(rows[place].attack_success)).filter((value) => value !== null);
+      return { n: found.length, worst: found.length ? Math.max(...found) : null, mean: found.length ? found.reduce((a, b) => a + b) / found.length : null };
+    };
+    const several = lines.some((each) => over(each).n > 1);
+    if (several) {
+      top.append(make("th", { scope: "colgroup", colspan: 2, class: "group" }, "success over attacks"));
+      for (const name of ["worst", "mean"]) {
+        values[name] = (each) => over(each)[name];
+        second.append(heading(name, name, state, redraw, name === "worst" ? { class: "group" } : {}));
+      }
+    }
     for (const column of columns) {
-      const control = block.cells.some((line) => line[column.at] !== null && rows[line[column.at]].control);
-      column.control = control;
+      const control = column.control;
       top.append(make("th", { scope: "colgroup", colspan: control ? 1 : 2, class: "group" }, column.name));
       second.append(heading("accuracy", `clean_accuracy ${column.at}`, state, redraw, { class: "group" }));
       if (!control) second.append(heading("success", `attack_success ${column.at}`, state, redraw, {}));
@@ -141,6 +155,13 @@
       const present = each.line.find((place) => place !== null);
       const baseline = present === undefined || rows[present].baseline !== "";
       const line = make("tr", { class: baseline ? "baseline" : null }, make("th", { scope: "row" }, each.method === "none" ? "none (as it came)" : each.method));
+      if (several) {
+        const found = over(each);
+        const cell = (value, attributes) => value === null ? make("td", attributes, "–") : make("td", attributes, make("b", {}, percent(value)));
+        const worst = cell(found.worst, { class: "group" });
+        if (found.n) worst.append(make("small", {}, `of ${found.n} ${found.n === 1 ? "attack" : "attacks"}`));
+        line.append(worst, cell(found.mean, {}));
+      }
       for (const column of columns) {
         const place = each.line[column.at];
         const row = place === null ? null : rows[place];
