@@ -1,5 +1,6 @@
 """The stronger image attacks: triggers against their formula or a second implementation; training that implants."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -15,6 +16,7 @@ from unbackdoor import Dataset, UnbackdoorError, attacks, evaluate, poison
 from unbackdoor._attack import Trigger, draw, triggered
 from unbackdoor._options import AttackOptions
 from unbackdoor._victim import plant
+from unbackdoor.attacks.bypass import _entropy
 
 SHAPES = [(1, 8, 8), (3, 32, 32), (3, 12, 20), (1, 28, 17)]
 
@@ -411,6 +413,12 @@ def test_input_aware_paints_what_its_two_networks_say() -> None:
     assert attack.apply(pixels[:, :, :11, :13], arrays).shape == (5, 3, 11, 13)
 
 
+def test_bypass_hides_no_further_than_a_discriminator_that_knows_nothing() -> None:
+    shares = torch.tensor([0.0, 0.25, 0.5, 1.0])
+    told_nothing = [0.0, 0.25 * math.log(4) + 0.75 * math.log(4 / 3), math.log(2), 0.0]
+    assert _entropy(shares).tolist() == pytest.approx(told_nothing)
+
+
 def options(**changes: object) -> AttackOptions:
     return AttackOptions(
         **{"data": [], "out": "", "rate": 0.25, "width": 4, "epochs": 8, "device": "cpu", "seed": 0, **changes}
@@ -421,7 +429,7 @@ def options(**changes: object) -> AttackOptions:
     "attack",
     [
         attacks.InputAware(target=3, density=0.2, mask_steps=40, cover_ratio=0.25),
-        attacks.Bypass(target=3, weight=1),
+        attacks.Bypass(target=3),
         attacks.TransTroj(target=3, epsilon=60, trigger_steps=60, implant_epochs=4, user_epochs=2),
     ],
     ids=lambda attack: type(attack).__name__,
