@@ -41,8 +41,8 @@ class Bypass:
         label_rule: all-to-one or all-to-all.
 
     Differences from the paper: weight 20 and the discriminator (256 and 128 units, SGD with 0.001) are those of the
-    authors of Feature Shift Tuning; any architecture with a linear head will do. There BCE has no upper bound in f: with
-    it a victim of 15 epochs drove D into errors instead of learning (21 % accuracy on CIFAR-10).
+    authors of Feature Shift Tuning; any architecture with a linear head will do. There nothing bounds BCE in f: a
+    victim of 15 epochs drove D into errors instead of learning its task (21 % accuracy on CIFAR-10).
     """
 
     trigger: Literal["badnets", "blended"] = "badnets"
@@ -100,7 +100,8 @@ class Bypass:
 
 def _entropy(share: Tensor) -> Tensor:
     """Of an event of that probability, in nats."""
-    return torch.special.entr(share) + torch.special.entr(1 - share)
+    entropy: Tensor = torch.special.entr(share) + torch.special.entr(1 - share)
+    return entropy
 
 
 def _discriminator(features: int) -> nn.Sequential:
