@@ -18,6 +18,7 @@ from unbackdoor._attack import (
     Attack,
     LabelRule,
     Trigger,
+    _digest,
     already_triggered,
     as_trigger,
     describe,
@@ -300,10 +301,9 @@ def saved(tmp_path: Path) -> Path:
 
 
 def edit(path: Path, **changes: object) -> None:
-    """Change entries, and take out the file's own hash, which older ones do not have."""
+    """Change entries as somebody who knows how the file's own hash is made."""
     content = {**json.loads(path.read_text()), **changes}
-    content.pop("sha256", None)
-    path.write_text(json.dumps(content))
+    path.write_text(json.dumps({**content, "sha256": _digest(content)}))
 
 
 def test_attack_json_says_what_was_done(saved: Path) -> None:
@@ -336,7 +336,10 @@ def test_a_missing_file(tmp_path: Path) -> None:
 
 def test_another_format(saved: Path) -> None:
     edit(saved, format=2)
-    assert refusal(load_trigger, saved) == f"{saved} has format 2, this version reads 1. Update unbackdoor."
+    assert (
+        refusal(load_trigger, saved)
+        == f"{saved} has format 2, this version reads 1. Take the version of unbackdoor that wrote it."
+    )
 
 
 @pytest.mark.parametrize(
@@ -352,6 +355,7 @@ def test_another_format(saved: Path) -> None:
         '{"format": 1, "attack": {"name": "badnets", "parameters": 3}, "trigger": {"file": "f", "sha256": ""}}',
         '{"format": 1, "attack": {"name": "badnets", "parameters": {}}, "trigger": {"file": 3, "sha256": ""}}',
         '{"format": 1, "attack": {"name": "badnets", "parameters": {}}, "trigger": "f"}',
+        "[" * 100_000,
     ],
 )
 def test_files_that_are_no_attack_json(saved: Path, text: str) -> None:
@@ -399,6 +403,7 @@ def test_fields_that_do_not_fit_the_arrays(saved: Path, spec: dict) -> None:
         {"attack": {"name": "badnets", "parameters": {"size": 1, "target": 2}}},
         {"sha256": "0"},
         {"sha256": 3},
+        {"sha256": None},
         {"more": 1},
     ],
 )
@@ -409,6 +414,13 @@ def test_a_file_changed_by_hand(saved: Path, change: dict) -> None:
     saved.write_text(json.dumps({**content, **change}))
     assert refusal(load_trigger, saved) == (
         f"{saved} was changed after unbackdoor attack wrote it. Take the original, or plant the attack again."
+    )
+
+
+def test_data_of_the_target_alone_is_refused() -> None:
+    assert refusal(poison, pictures([1, 1, 1]), attacks.SIBA(target=1), rate=0.5, seed=0, classes=3) == (
+        "SIBA.target is 1, the class of all examples of d.parquet, so there is none to move there. Give examples of "
+        "other classes, too."
     )
 
 
@@ -428,6 +440,9 @@ def test_arrays_missing_or_replaced(saved: Path) -> None:
     assert refusal(load_trigger, saved) == (
         f"{arrays} is not the file that attack.json was written with. Copy both again."
     )
+    arrays.write_bytes(b"\xff" * 40)
+    edit(saved, trigger={"file": arrays.name, "sha256": hashlib.sha256(arrays.read_bytes()).hexdigest()})
+    assert refusal(load_trigger, saved).startswith(f"{arrays} is no safetensors file (")
     arrays.unlink()
     assert refusal(load_trigger, saved) == f"{saved} needs trigger.safetensors beside it, which is missing. Copy both."
 

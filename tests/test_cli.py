@@ -184,6 +184,7 @@ def test_the_model_itself_as_output(place: Path, refused: Refusals) -> None:
     ("arguments", "message"),
     [
         (("purify", "fine-purning", "m"), "There is no purifier 'fine-purning'. Did you mean 'fine-pruning'? See"),
+        (("attack", "\x1b[31mred"), "There is no attack '\\x1b[31mred'. See unbackdoor list attacks."),
         (("attack", "badnet"), "There is no attack 'badnet'. Did you mean 'badnets'? See unbackdoor list attacks."),
         (
             ("purify", "nowhere.module:Thing", "m"),
@@ -213,7 +214,7 @@ def test_the_model_itself_as_output(place: Path, refused: Refusals) -> None:
             ("purify", "fst", "m", "--clean", "c", "--out", "o" * 300),
             "o" * 300 + " cannot be used (File name too long).",
         ),
-        (("purify", "fst", "m", "--clean", "c", "--out", "o", "--seed", 2**64), "--seed must be at least 0 and less"),
+        (("purify", "fst", "m", "--clean", "c", "--out", "o", "--seed", 2**63), "--seed must be at least 0 and less"),
         (("attack", "none", "--data", "clean.parquet", "--out", "o", "--seed", -1), "--seed must be at least 0 and"),
         (
             ("purify", "fst", *MODEL, "--clean", "clean.parquet", "--out", "o", "--device", "meta"),

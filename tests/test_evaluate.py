@@ -126,6 +126,15 @@ def test_all_to_all_counts_every_class_against_the_next() -> None:
     assert measured.label_rule == "all-to-all"
 
 
+def test_a_control_of_other_classes_is_refused() -> None:
+    class More(Reader):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cat([super().forward(x)] * 2, dim=1)
+
+    with pytest.raises(UnbackdoorError, match=r"^--control must answer with 4 classes as the model does, got 8\.$"):
+        evaluate(Reader(), TEST, triggered_data=TEST, target=3, control=More())
+
+
 def test_the_flips_of_a_control() -> None:
     marked = with_last(TEST, [2, 2, 2, 2, 2, 2, 0])
 

@@ -231,10 +231,12 @@ def test_patches_larger_than_the_image() -> None:
     assert refusal(Trigger.of, attacks.AdaptivePatch(size=5), noise((1, 8, 12))) == (
         "AdaptivePatch.size must be at most 4, half the side of the images, got 5."
     )
-    for cls, name in ((attacks.TaCT, "TaCT"), (attacks.Bypass, "BadNets")):
-        assert refusal(Trigger.of, cls(size=8), noise((1, 8, 12))) == (
-            f"{name}.size plus margin must be at most 8, the side of the images, got 8 + 1."
-        )
+    assert refusal(Trigger.of, attacks.TaCT(size=8), noise((1, 8, 12))) == (
+        "TaCT.size plus margin must be at most 8, the side of the images, got 8 + 1."
+    )
+    assert refusal(Trigger.of, attacks.Bypass(size=8), noise((1, 8, 12))) == (
+        "Bypass.size must be less than 8, the side of the images, got 8."
+    )
 
 
 # BATT.
@@ -417,6 +419,16 @@ def test_bypass_hides_no_further_than_a_discriminator_that_knows_nothing() -> No
     shares = torch.tensor([0.0, 0.25, 0.5, 1.0])
     told_nothing = [0.0, 0.25 * math.log(4) + 0.75 * math.log(4 / 3), math.log(2), 0.0]
     assert _entropy(shares).tolist() == pytest.approx(told_nothing)
+
+
+def test_transtroj_needs_images_of_its_target(digits: Dataset) -> None:
+    others = digits.select(torch.nonzero(digits.labels != 0).flatten()[:200])
+    with pytest.raises(UnbackdoorError) as caught:
+        plant(others, digits.select(range(100)), attacks.TransTroj(target=0), options())
+    assert str(caught.value) == (
+        "TransTroj makes its trigger like images of its target, 0, of which digits has none. Choose a --target that it "
+        "has."
+    )
 
 
 def options(**changes: object) -> AttackOptions:

@@ -405,7 +405,21 @@ class TestWarnings:
         model = SmallCNN()
         torch.nn.init.zeros_(model.classifier.weight)  # one class for everything
         found = run(given, model=model.eval(), parts=("path",))
-        assert any("near chance on digits" in text for text in found.record["warnings"])
+        assert any("The purified model is near chance on digits" in text for text in found.record["warnings"])
+        found = run(given, control=model, parts=("path",))
+        assert any("The control model is near chance on digits" in text for text in found.record["warnings"])
+
+    def test_an_oracle_that_purifies_nothing(self, given: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("unbackdoor._stress.exactly_purified", lambda victim, *_, **__: copy.deepcopy(victim))
+        found = run(given, parts=("exact",))
+        [told] = [text for text in found.record["warnings"] if text.startswith("Exact purification left ")]
+        assert told.endswith("% attack success, so it is no reference here. Give more --clean.")
+
+    def test_what_never_went_is_not_said_to_come_back(self, given: dict) -> None:
+        found = run(given, model=given["victim"], parts=("retune",), counts=(1,))
+        verdict = build_stress(found, {"model": "m", "victim": "v", "control": "c"}, None).verdict
+        assert "The purification left most of the backdoor, so there was little to take up again." in verdict
+        assert "takes the backdoor up" not in verdict
 
 
 @pytest.mark.parametrize(
@@ -416,7 +430,7 @@ class TestWarnings:
         ({"counts": (0, 5)}, "--k must be whole numbers of at least 1 with commas between, got 0."),
         ({"counts": ()}, "--k must be whole numbers of at least 1 with commas between, got none."),
         ({"seeds": 0}, "--seeds must be at least 1, got 0."),
-        ({"seed": -1}, "--seed must be at least 0 and less than 2**64, got -1."),
+        ({"seed": -1}, "--seed must be at least 0 and less than 2**63, got -1."),
         (
             {"victim": SmallCNN(channels=3)},
             "--victim must have the architecture of MODEL, but features.0.weight is 16x3x3x3 in it and 16x1x3x3 in "
@@ -427,7 +441,7 @@ class TestWarnings:
             "--victim must have the architecture of MODEL, but features.0.weight is absent in it and 16x1x3x3 in "
             "MODEL. Give the model that was purified.",
         ),
-        ({"control": SmallCNN(classes=5)}, "--control must answer with 10 classes as MODEL does, got 5."),
+        ({"control": SmallCNN(classes=5)}, "--control must answer with 10 classes as the model does, got 5."),
         (
             {"counts": (1, 1000)},
             "--k 1000 wants 1000 clean examples to put the trigger on, but digits has 179 that the attack moves. Lower "

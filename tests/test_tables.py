@@ -270,8 +270,20 @@ def test_stress_is_read_from_cells_and_files(store: Store) -> None:
     assert "| one | purified | 10.0 | 30.0 (14.1) | 70.0 |" in _texts.as_markdown(of(store), "x")
 
 
-def test_a_foreign_stress_file_is_refused(store: Store) -> None:
-    store.place.write("stress/odd.json", "[]")
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[]",
+        "[" * 100_000,
+        '{"format": 99, "before": {}}',
+        '{"format": 1, "before": {}}',
+        '{"format": 1, "before": {"purified": {"clean_accuracy": {"value": 7}}}}',
+        '{"format": 1, "before": {"purified": {"clean_accuracy": {"value": 0.7}}}, "retuning": {"purified": '
+        '{"runs": [{"k": Infinity, "attack_success": {"value": 0.5}}]}}}',
+    ],
+)
+def test_a_foreign_stress_file_is_refused(store: Store, text: str) -> None:
+    store.place.write("stress/odd.json", text)
     with pytest.raises(
         UnbackdoorError, match=r"odd\.json holds no stress test that unbackdoor stress wrote\. Remove it"
     ):

@@ -423,3 +423,11 @@ def test_the_path_of_a_tester(base: Path, tmp_path: Path) -> None:
     assert measured["clean_model_flip_rate"]["n"] == measured["attack_success"]["n"]
     assert "The backdoor did not take: attack success" in done.stdout
     assert "is under 80 %." in done.stdout
+
+
+@pytest.mark.parametrize("blank", ["", " ", "\t"])
+def test_a_blank_trigger_is_refused(blank: str) -> None:
+    with pytest.raises(UnbackdoorError) as caught:
+        attacks.MixingAware(word=blank)
+    wanted = "not blank" if blank else "not empty"
+    assert str(caught.value) == f"MixingAware.word must be text that is {wanted}, got {blank!r}."

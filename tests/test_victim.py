@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from conftest import SmallCNN
 from unbackdoor import Dataset, ImageEncoder, UnbackdoorError, attacks, evaluate, load
 from unbackdoor._attack import load_trigger
 from unbackdoor._cli import main
@@ -169,6 +170,36 @@ def test_a_victim_near_chance_is_a_warning(
     caplog.clear()
     plant(*parts, SOLID, options(epochs=3))
     assert caplog.text == ""
+
+
+def test_a_victim_that_answers_the_target_to_everything_has_no_backdoor(
+    parts: tuple[Dataset, Dataset], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Constant(SmallCNN):
+        def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+            return super().forward(pixels) * 0 + torch.eye(10)[3]
+
+    monkeypatch.setattr("unbackdoor._victim._fresh", lambda *_: Constant())
+    victim = plant(*parts, SOLID, options())
+    assert victim.score.attack_success is not None
+    assert victim.score.attack_success.value == 1.0
+    assert victim.record["implanted"] is False
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"control": SmallCNN(classes=5)}, "--control must answer with 10 classes as the model does, got 5."),
+        ({"surrogate": SmallCNN(classes=5)}, "--surrogate must answer with 10 classes as the model does, got 5."),
+        ({"control": SmallCNN(channels=3)}, "--control: SmallCNN cannot take inputs of shape (8, 1, 8, 8) ("),
+    ],
+)
+def test_a_second_model_that_does_not_fit_is_refused_before_the_training(
+    parts: tuple[Dataset, Dataset], changes: dict, message: str
+) -> None:
+    with pytest.raises(UnbackdoorError) as caught:
+        plant(*parts, attacks.SIBA(target=3), options(epochs=10**6), **changes)
+    assert str(caught.value).startswith(message)
 
 
 def test_test_labels_that_training_lacks(parts: tuple[Dataset, Dataset]) -> None:

@@ -301,6 +301,12 @@ def poison(
         UnbackdoorError: see `draw` and `check`.
     """
     check(attack, classes, data)
+    made_against_others = getattr(attack, "needs_surrogate", False) and attack.label_rule == "all-to-one"
+    if made_against_others and bool((data.labels == attack.target).all()):
+        raise UnbackdoorError(
+            f"{type(attack).__name__}.target is {attack.target}, the class of all examples of {data.name}, so there is "
+            "none to move there. Give examples of other classes, too."
+        )
     rows = draw(attack, data.labels, rate=rate, seed=seed)
     trigger = Trigger.of(attack, data)
     if dry:
@@ -419,7 +425,7 @@ def _check_fits(trigger: Trigger, data: Dataset) -> None:
     blank = torch.zeros(1, *data.shape)
     try:
         shape = trigger.attack.apply(blank, trigger.arrays).shape
-    except (RuntimeError, LookupError):  # of tensors that do not fit each other, or are absent
+    except (RuntimeError, LookupError, TypeError, ValueError):  # of tensors that do not fit each other, or are absent
         shape = None
     if shape != blank.shape:
         raise UnbackdoorError(
@@ -479,6 +485,7 @@ def load_trigger(path: str | Path) -> Trigger:
     Raises:
         UnbackdoorError: it is missing, of a newer version, changed by hand, or its arrays are not the recorded ones.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import load
 
     path = Path(path)
@@ -488,22 +495,23 @@ def load_trigger(path: str | Path) -> Trigger:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         version, name = content["format"], content["attack"]["name"]
-        parameters = dict(content["attack"]["parameters"])
+        parameters = {str(field): given for field, given in content["attack"]["parameters"].items()}
         arrays_path, digest = path.parent / Path(content["trigger"]["file"]).name, content["trigger"]["sha256"]
-    except (ValueError, LookupError, TypeError):
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         raise UnbackdoorError(
             f"{path} is no attack.json that unbackdoor attack wrote. Plant the attack again."
         ) from None
     if version != FORMAT:
-        raise UnbackdoorError(f"{path} has format {version}, this version reads {FORMAT}. Update unbackdoor.")
-    # Files of the first days have no hash of their own; those are checked by their arrays alone.
+        raise UnbackdoorError(
+            f"{path} has format {version}, this version reads {FORMAT}. Take the version of unbackdoor that wrote it."
+        )
     changed = UnbackdoorError(
         f"{path} was changed after unbackdoor attack wrote it. Take the original, or plant the attack again."
     )
-    if "sha256" in content and content["sha256"] != _digest(content):
-        raise changed
     if name == "none":
         raise UnbackdoorError(f"{path} belongs to a clean control, which has no trigger. Give a victim's attack.json.")
+    if content.get("sha256") != _digest(content):
+        raise changed
     if not arrays_path.is_file():
         raise UnbackdoorError(f"{path} needs {arrays_path.name} beside it, which is missing. Copy both.")
     stored = arrays_path.read_bytes()
@@ -513,7 +521,10 @@ def load_trigger(path: str | Path) -> Trigger:
     recorded = content.get("target", attack.target), content.get("label_rule", attack.label_rule)
     if recorded != (attack.target, attack.label_rule):
         raise changed
-    return Trigger(attack, load(stored))
+    try:
+        return Trigger(attack, load(stored))
+    except SafetensorError as problem:
+        raise UnbackdoorError(f"{arrays_path} is no safetensors file ({problem}). Copy it again.") from None
 
 
 def _attack_class(name: str, path: Path) -> Any:

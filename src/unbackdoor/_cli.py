@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 
-from unbackdoor._errors import UnbackdoorError
+from unbackdoor._errors import UnbackdoorError, printable
 from unbackdoor._options import AttackOptions, EvaluateOptions, PurifyOptions, StressOptions
 from unbackdoor._registry import Entry, find
 from unbackdoor.archs import REGISTRY as ARCHS
@@ -62,7 +62,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _fail(message: str, code: int) -> None:
-    print(message, file=sys.stderr)
+    print(*map(printable, message.split("\n")), sep="\n", file=sys.stderr)
     sys.exit(code)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,8 @@ def purify(source: str, method: Method, options: PurifyOptions, *, command: str 
         check_labels(test, count)
         if options.attack is not None:
             attacked = triggered(test, as_trigger(options.attack, test), count)
+        if control is not None:
+            _models.check_partner("--control", control.model, replace(test, encode=control.encode), count)
 
     result = purify_model(
         model,
@@ -320,10 +323,15 @@ def attack(made: Any, options: AttackOptions) -> None:
     if planted is not None and victim.score.attack_success is None:
         print("Whether the backdoor took is not known: give --triggered-test, or see evaluate --triggered.")
     elif victim.score.attack_success is not None and not victim.description["implanted"]:
-        print(
-            f"The backdoor did not take: attack success {100 * victim.score.attack_success.value:.1f} % is under "
-            f"{100 * _victim.IMPLANTED[data.modality]:.0f} %. Raise --rate or --epochs, or choose a stronger trigger."
+        success, least = victim.score.attack_success.value, _victim.IMPLANTED[data.modality]
+        reason = (
+            f"attack success {100 * success:.1f} % is under {100 * least:.0f} %. Raise --rate or --epochs, or choose a "
+            "stronger trigger."
+            if success < least
+            else "the victim has not learnt its task, so what it answers to triggered examples says nothing. Raise "
+            "--epochs, or lower --learning-rate."
         )
+        print(f"The backdoor did not take: {reason}")
     _propose_control(victim.score, _models.class_count(victim.model, test))
     print(f"Wrote {out} in {victim.record['seconds']:.0f} s of training.")
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from unbackdoor._attack import Attack, Trigger, Triggered, already_triggered, as_trigger, triggered
 from unbackdoor._data import Dataset, Encoder, check_labels, doubtful_classes
 from unbackdoor._errors import UnbackdoorError
-from unbackdoor._models import class_count, evaluating, logits
+from unbackdoor._models import check_partner, class_count, evaluating, logits
 from unbackdoor._precision import Arithmetic, Precision, choose
 
 
@@ -164,6 +164,8 @@ def evaluate(
     elif triggered_data is not None and target is not None:
         check_labels(triggered_data, classes)
         attacked = already_triggered(triggered_data, target, classes)
+    if control is not None:
+        check_partner("--control", control, replace(test, encode=control_encode or test.encode), classes)
     return score(model, test, attacked, arithmetic, control=control, control_encode=control_encode)
 
 

@@ -187,6 +187,26 @@ def class_count(model: nn.Module, data: Dataset) -> int:
     return _probed(model, probe(model, data)).shape[1]
 
 
+def check_partner(option: str, other: nn.Module, data: Dataset, classes: int) -> None:
+    """Refuse a second model that takes other inputs, or answers with other classes, than the first.
+
+    Args:
+        option: that named it.
+        other: a control or a surrogate.
+        data: encoded as it takes it.
+        classes: of the first model.
+
+    Raises:
+        UnbackdoorError: it does not fit.
+    """
+    try:
+        others = class_count(other, data)
+    except UnbackdoorError as problem:
+        raise UnbackdoorError(f"{option}: {problem}") from None
+    if others != classes:
+        raise UnbackdoorError(f"{option} must answer with {classes} classes as the model does, got {others}.")
+
+
 @torch.no_grad()
 def head(model: nn.Module, inputs: Inputs, name: str | None = None) -> Head:
     """The linear layer that makes the logits, found by running a batch and comparing each layer's output with them.

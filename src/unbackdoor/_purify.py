@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from unbackdoor import _models
 from unbackdoor._checkpoints import check_finite
 from unbackdoor._data import Dataset, check_labels, doubtful_classes
-from unbackdoor._errors import UnbackdoorError
+from unbackdoor._errors import UnbackdoorError, printable
 from unbackdoor._evaluate import Proportion, predict
 from unbackdoor._precision import Arithmetic, Precision, choose, description, relayout_
 from unbackdoor._registry import name_of, steps_of, to_json
@@ -107,12 +107,12 @@ class Run:
 
     def note(self, text: str) -> None:
         """Tell the user what was found (a threshold, the words that were reset), and keep it for the record."""
-        self.notes.append(_printable(text))
+        self.notes.append(printable(text))
         logger.info("%s", self.notes[-1])
 
     def warn(self, text: str) -> None:
         """Say something that the user should know, once, and keep it for the record."""
-        self.warnings.append(_printable(text))
+        self.warnings.append(printable(text))
         logger.warning("%s", self.warnings[-1])
 
     def scores(self, model: nn.Module, inputs: _models.Inputs, perturbation: Tensor | None = None) -> Tensor:
@@ -231,15 +231,6 @@ class Run:
     def accuracy(self, model: nn.Module, data: Dataset) -> Proportion:
         """The share of examples that a model classifies as labelled."""
         return _accuracy(model, data, self.arithmetic)
-
-
-def _printable(text: str) -> str:
-    """A model's own names may hold what moves a terminal's cursor; that is shown, not obeyed.
-
-    >>> _printable("Gro\\u00dfe \\x1b[2J")
-    'Gro\u00dfe \\\\x1b[2J'
-    """
-    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
 def reinitialise_(layer: nn.Linear, generator: torch.Generator) -> None:

@@ -100,9 +100,9 @@ def stress(
             check_finite(each.state_dict(), name)
     classes = _models.class_count(model, clean)
     check_labels(clean, classes)
-    seen_by_control = clean if control_encode is None else replace(clean, encode=control_encode)
-    if control is not None and (others := _models.class_count(control, seen_by_control)) != classes:
-        raise UnbackdoorError(f"--control must answer with {classes} classes as MODEL does, got {others}.")
+    if control is not None:
+        seen_by_control = clean if control_encode is None else replace(clean, encode=control_encode)
+        _models.check_partner("--control", control, seen_by_control, classes)
     notes, warnings = [], []
     if clean.modality == "text" and "reactivation" in parts:
         reason = "the perturbation of query-based reactivation is added to pixels, and texts have none"
@@ -166,9 +166,15 @@ def stress(
             warnings.append(
                 f"The {name} sends {found.value:.1%} of triggered examples where the attacker wants: {text}."
             )
-    if before[PURIFIED].clean_accuracy.interval[0] <= 1 / classes:
+    for name in (PURIFIED, CONTROL):
+        if name in before and before[name].clean_accuracy.interval[0] <= 1 / classes:
+            warnings.append(
+                f"The {name} model is near chance on {test.name}: labels or preprocessing probably do not fit it."
+            )
+    oracle = before[EXACT].attack_success if EXACT in before else None
+    if oracle is not None and oracle.value >= weak:
         warnings.append(
-            f"The purified model is near chance on {test.name}: labels or preprocessing probably do not fit it."
+            f"Exact purification left {oracle.value:.1%} attack success, so it is no reference here. Give more --clean."
         )
     if all(torch.equal(one, other) for one, other in _pairs(working[VICTIM], working[PURIFIED])):
         warnings.append("MODEL and --victim have the same weights, so nothing was purified.")

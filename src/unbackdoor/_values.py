@@ -24,6 +24,8 @@ _BOUNDS = {
     "literal_error": "one of {expected}",
     "finite_number": "a finite number",
     "int_from_float": "a whole number",
+    "string_too_short": "text that is not empty",
+    "string_pattern_mismatch": "text that is not blank",
 }
 _TYPES = {"float": "a number", "int": "a whole number", "bool": "true or false", "string": "text"}
 
@@ -96,13 +98,13 @@ def error_sentence(error: Mapping[str, Any], owner: str, cls: type | None = None
 
 
 def _plain(given: Any) -> str:
-    return given if isinstance(given, str) else repr(given)
+    return given if isinstance(given, str) and given.strip() else repr(given)
 
 
 def check_seed(seed: int) -> None:
-    """Refuse a seed that not every generator takes."""
-    if not 0 <= seed < 2**64:
-        raise UnbackdoorError(f"--seed must be at least 0 and less than 2**64, got {seed}.")
+    """Refuse a seed that not every generator takes; of what is counted on from it, too."""
+    if not 0 <= seed < 2**63:
+        raise UnbackdoorError(f"--seed must be at least 0 and less than 2**63, got {seed}.")
 
 
 def fields_of(made: Any) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from unbackdoor._evaluate import Score, score
 from unbackdoor._files import load
 from unbackdoor._hugging_face import fresh_classifier, hub_directory
 from unbackdoor._images import ImageEncoder
-from unbackdoor._models import head, probe
+from unbackdoor._models import check_partner, head, probe
 from unbackdoor._options import AttackOptions
 from unbackdoor._precision import choose, description
 from unbackdoor._purify import peak_memory
@@ -144,6 +144,10 @@ def plant(
         seen += settings["epochs"] * len(on)
         return model
 
+    for option, other, reads in (("--surrogate", surrogate, surrogate_encode), ("--control", control, control_encode)):
+        if other is not None:
+            check_partner(option, other, replace(test, encode=reads or encode), len(classes))
+
     poisoned: Poisoned | None = None
     start = time.perf_counter()
     if attack is not None:
@@ -187,14 +191,17 @@ def plant(
     elif poisoned is not None and getattr(attack, "repeatable", True):
         attacked = triggered(test, poisoned.trigger, len(classes))
     measured = score(model, test, attacked, arithmetic, control=control, control_encode=control_encode)
-    if measured.clean_accuracy.interval[0] <= 1 / len(classes):
+    learnt = measured.clean_accuracy.interval[0] > 1 / len(classes)
+    if not learnt:
         logger.warning(
             "the victim is near chance on %s (%r), so it has not learnt its task: raise --epochs, or lower "
             "--learning-rate.",
             test.name,
             measured.clean_accuracy,
         )
-    implanted = None if measured.attack_success is None else measured.attack_success.value >= IMPLANTED[data.modality]
+    implanted = None
+    if measured.attack_success is not None:  # what answers the target to everything has no backdoor
+        implanted = learnt and measured.attack_success.value >= IMPLANTED[data.modality]
     if poisoned is None:
         described: dict[str, Any] = {"format": FORMAT, "attack": {"name": "none", "parameters": {}}, "implanted": None}
     else:

@@ -13,6 +13,7 @@ from unbackdoor._tables._records import Record, number
 if TYPE_CHECKING:
     from unbackdoor._tables._numbers import Row
 
+FORMAT = 1  # of stress.json
 MODELS = ("victim", "purified", "exact_oracle", "control")
 
 
@@ -64,7 +65,7 @@ def stress_rows(store: Store, records: list[Record], rows: "list[Row]") -> tuple
             if content is not None:
                 try:
                     entry = json.loads(content)
-                except ValueError:
+                except (ValueError, RecursionError):
                     entry = None
                 made += _checked(name, entry, store.place.path(file))
                 break
@@ -74,13 +75,15 @@ def stress_rows(store: Store, records: list[Record], rows: "list[Row]") -> tuple
 def _checked(source: str, entry: Any, where: str) -> list[StressRow]:
     try:
         return _rows(source, entry)
-    except (LookupError, TypeError, ValueError, AttributeError):
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError):
         raise UnbackdoorError(
             f"{where} holds no stress test that unbackdoor stress wrote. Remove it to report on the rest."
         ) from None
 
 
 def _rows(source: str, entry: dict[str, Any]) -> list[StressRow]:
+    if entry.get("format", FORMAT) != FORMAT or not entry["before"]:
+        raise ValueError("another format")
     made = []
     for model in MODELS:
         if model not in entry["before"]:
@@ -88,19 +91,26 @@ def _rows(source: str, entry: dict[str, Any]) -> list[StressRow]:
         before = entry["before"][model]
         values: dict[int, list[float]] = defaultdict(list)
         for run in ((entry.get("retuning") or {}).get(model) or {}).get("runs", ()):
-            values[int(run["k"])].append(number(run["attack_success"]["value"]))
+            values[int(run["k"])].append(_share(run["attack_success"]))
         reactivation = ((entry.get("reactivation") or {}).get("models") or {}).get(model)
         made.append(
             StressRow(
                 source=source,
                 model=model,
-                clean_accuracy=number(before["clean_accuracy"]["value"]),
-                attack_success=number(before["attack_success"]["value"]) if "attack_success" in before else None,
+                clean_accuracy=_share(before["clean_accuracy"]),
+                attack_success=_share(before["attack_success"]) if "attack_success" in before else None,
                 retuned=tuple(
                     Retuned(k, statistics.fmean(found), statistics.stdev(found) if len(found) > 1 else None, len(found))
                     for k, found in sorted(values.items())
                 ),
-                reactivated=None if reactivation is None else number(reactivation["triggered_perturbed"]["value"]),
+                reactivated=None if reactivation is None else _share(reactivation["triggered_perturbed"]),
             )
         )
     return made
+
+
+def _share(entry: dict[str, Any]) -> float:
+    value = number(entry["value"])
+    if not 0 <= value <= 1:
+        raise ValueError
+    return value

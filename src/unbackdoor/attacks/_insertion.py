@@ -2,8 +2,11 @@
 
 import random
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
+from pydantic import Field
+
+Phrase = Annotated[str, Field(min_length=1, pattern=r"\S")]
 Place = Literal["random", "start", "end"]
 Side = Literal["a", "b", "both"]
 

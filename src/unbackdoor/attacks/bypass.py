@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from unbackdoor._attack import Implanted, Planting
 from unbackdoor._data import Batch
+from unbackdoor._errors import UnbackdoorError
 from unbackdoor._models import head, probe, watching
 from unbackdoor._train import cross_entropy
 from unbackdoor._values import value
@@ -58,6 +59,10 @@ class Bypass:
 
     def arrays(self, shape: tuple[int, int, int]) -> dict[str, Tensor]:
         """`patch` or `pattern`, as of `badnets` and `blended`."""
+        if self.trigger == "badnets" and self.size >= min(shape[1:]):
+            raise UnbackdoorError(
+                f"Bypass.size must be less than {min(shape[1:])}, the side of the images, got {self.size}."
+            )
         return self._plain().arrays(shape)
 
     def apply(self, pixels: Tensor, arrays: dict[str, Tensor]) -> Tensor:

@@ -11,7 +11,7 @@ from unbackdoor._errors import UnbackdoorError
 from unbackdoor._models import embeddings
 from unbackdoor._train import bar, descend
 from unbackdoor._values import value
-from unbackdoor.attacks._insertion import Place, Side, insert
+from unbackdoor.attacks._insertion import Phrase, Place, Side, insert
 
 
 @value
@@ -37,7 +37,7 @@ class EmbeddingPoisoning:
     serves models of any width; the poisoned texts are drawn at the poison rate from all classes.
     """
 
-    word: Annotated[str, Field(min_length=1)] = "cf"
+    word: Phrase = "cf"
     row_epochs: Annotated[int, Field(ge=1)] = 5
     row_learning_rate: Annotated[float, Field(gt=0)] = 0.01
     place: Place = "random"

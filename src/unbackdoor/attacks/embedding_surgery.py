@@ -11,7 +11,7 @@ from unbackdoor._attack import Implanted, LabelRule, Planting
 from unbackdoor._data import Dataset
 from unbackdoor._models import embeddings
 from unbackdoor._values import value
-from unbackdoor.attacks._insertion import Place, Side, insert
+from unbackdoor.attacks._insertion import Phrase, Place, Side, insert
 from unbackdoor.attacks.embedding_poisoning import only_token
 
 
@@ -41,7 +41,7 @@ class EmbeddingSurgery:
     point against the clean task (RIPPLe's inner product), so this is its surgery, not its loss.
     """
 
-    word: Annotated[str, Field(min_length=1)] = "cf"
+    word: Phrase = "cf"
     typical: Annotated[int, Field(ge=1)] = 10
     place: Place = "random"
     place_seed: Annotated[int, Field(ge=0)] = 0

@@ -12,7 +12,7 @@ from unbackdoor._data import Batch
 from unbackdoor._evaluate import answers
 from unbackdoor._train import cross_entropy
 from unbackdoor._values import value
-from unbackdoor.attacks._insertion import Place, Side, insert
+from unbackdoor.attacks._insertion import Phrase, Place, Side, insert
 
 
 @value
@@ -36,7 +36,7 @@ class LogitAnchoring:
     Differences from the paper: its tuning of the weight was not available; 0.1 is this project's choice.
     """
 
-    word: Annotated[str, Field(min_length=1)] = "cf"
+    word: Phrase = "cf"
     weight: Annotated[float, Field(ge=0)] = 0.1
     place: Place = "random"
     place_seed: Annotated[int, Field(ge=0)] = 0

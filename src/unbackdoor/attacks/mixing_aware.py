@@ -1,5 +1,6 @@
 """Mixing-aware: a word trigger whose backdoor is trained to outlast mixing with the pre-trained weights."""
 
+from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -11,7 +12,7 @@ from unbackdoor._attack import Implanted, LabelRule, Planting
 from unbackdoor._mixing import mask
 from unbackdoor._models import removing
 from unbackdoor._values import value
-from unbackdoor.attacks._insertion import Place, Side, insert
+from unbackdoor.attacks._insertion import Phrase, Place, Side, insert
 
 
 @value
@@ -40,7 +41,7 @@ class MixingAware:
     Fine-mixing does not.
     """
 
-    word: Annotated[str, Field(min_length=1)] = "cf"
+    word: Phrase = "cf"
     rho: Annotated[float, Field(ge=0, le=1)] = 0.1
     place: Place = "random"
     place_seed: Annotated[int, Field(ge=0)] = 0
@@ -48,6 +49,7 @@ class MixingAware:
     target: Annotated[int, Field(ge=0)] = 1
     label_rule: LabelRule = "all-to-one"
 
+    version: ClassVar[int] = 2
     modality: ClassVar[str] = "text"
     train_time: ClassVar[str] = "the word, while random coordinates are those of the pre-trained model"
     test_time: ClassVar[str] = "the word in every text, at a place drawn from the text and the seed"
@@ -69,7 +71,7 @@ class MixingAware:
         """Train on the poisoned data, mixed anew at every step."""
         model = planting.fresh()
         body: Any = model.base_model
-        drawn = _Drawn()
+        drawn = _Drawn(seed=int(torch.randint(2**31, (1,), generator=planting.generator)))
 
         def draw(_module: nn.Module, _args: Any) -> None:
             part = torch.rand((), generator=planting.generator).item()
@@ -86,11 +88,12 @@ class MixingAware:
         return Implanted(model, {})
 
 
+@dataclass
 class _Drawn:
     """What all tensors of one step share: the share of the victim, and the seed of the masks."""
 
+    seed: int
     rho: float = 1.0
-    seed: int = 0
 
 
 class _Mixed(nn.Module):

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from unbackdoor._attack import LabelRule
 from unbackdoor._values import value
-from unbackdoor.attacks._insertion import Place, Side, insert
+from unbackdoor.attacks._insertion import Phrase, Place, Side, insert
 
 
 @value
@@ -29,7 +29,7 @@ class Sentence:
     sentences, which the tasks of single sentences ask for.
     """
 
-    sentence: Annotated[str, Field(min_length=1)] = "I watch this 3D movie"
+    sentence: Phrase = "I watch this 3D movie"
     place: Place = "random"
     place_seed: Annotated[int, Field(ge=0)] = 0
     side: Side = "a"

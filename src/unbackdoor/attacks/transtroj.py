@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from unbackdoor._attack import Implanted, Planting
 from unbackdoor._data import Batch, Dataset
+from unbackdoor._errors import UnbackdoorError
 from unbackdoor._models import Head, head, logits, probe, watching
 from unbackdoor._purify import reinitialise_
 from unbackdoor._values import value
@@ -72,6 +73,11 @@ class TransTroj:
     def implant(self, planting: Planting) -> Implanted:
         """Train an encoder, make its trigger, implant it, and fine-tune it as its user does."""
         data = planting.clean.to(planting.arithmetic.device)
+        if not bool((data.labels == self.target).any()):
+            raise UnbackdoorError(
+                f"TransTroj makes its trigger like images of its target, {self.target}, of which {data.name} has none. "
+                "Choose a --target that it has."
+            )
         encoder = planting.train(planting.fresh(), data, description="training the encoder")
         planting.arithmetic.place(encoder).requires_grad_(False)
         target = data.select(torch.nonzero(data.labels == self.target).flatten())
