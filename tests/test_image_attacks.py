@@ -16,7 +16,7 @@ from unbackdoor import Dataset, UnbackdoorError, attacks, evaluate, poison
 from unbackdoor._attack import Trigger, draw, triggered
 from unbackdoor._options import AttackOptions
 from unbackdoor._victim import plant
-from unbackdoor.attacks.bypass import _entropy
+from unbackdoor.attacks.bypass import entropy_given
 
 SHAPES = [(1, 8, 8), (3, 32, 32), (3, 12, 20), (1, 28, 17)]
 
@@ -415,10 +415,11 @@ def test_input_aware_paints_what_its_two_networks_say() -> None:
     assert attack.apply(pixels[:, :, :11, :13], arrays).shape == (5, 3, 11, 13)
 
 
-def test_bypass_hides_no_further_than_a_discriminator_that_knows_nothing() -> None:
-    shares = torch.tensor([0.0, 0.25, 0.5, 1.0])
-    told_nothing = [0.0, 0.25 * math.log(4) + 0.75 * math.log(4 / 3), math.log(2), 0.0]
-    assert _entropy(shares).tolist() == pytest.approx(told_nothing)
+def test_bypass_hides_no_further_than_a_discriminator_that_knows_the_class() -> None:
+    labels = torch.tensor([0, 0, 0, 0, 1, 1, 2])
+    poisoned = torch.tensor([1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 1.0])
+    of_0, of_1, of_2 = 0.25 * math.log(4) + 0.75 * math.log(4 / 3), math.log(2), 0.0
+    assert entropy_given(poisoned, labels).item() == pytest.approx((4 * of_0 + 2 * of_1 + of_2) / 7)
 
 
 def test_transtroj_needs_images_of_its_target(digits: Dataset) -> None:
