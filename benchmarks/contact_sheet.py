@@ -9,6 +9,7 @@ over the first 2,000 pictures: enough to see what they look like, not to see wha
 """
 
 import argparse
+import json
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,8 @@ def triggers(data: Dataset, victims: Path | None, count: int) -> dict[str, Trigg
     """Each image attack's trigger, by its name on the command line."""
     found = {}
     for path in sorted(victims.glob("*/attack.json")) if victims else ():
+        if json.loads(path.read_text())["attack"]["name"] == "none":
+            continue
         trigger = load_trigger(path)
         found[name_of(trigger.attack, REGISTRY)] = trigger
     part, test = data.select(range(count)), data.select(range(count, count + 200))
