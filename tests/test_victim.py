@@ -122,9 +122,10 @@ def test_a_surrogate_sees_its_own_inputs(parts: tuple[Dataset, Dataset]) -> None
     encode = ImageEncoder(mean=(5.0,))
     victim = plant(*parts, attack, options(rate=0.02), surrogate=surrogate, surrogate_encode=encode)
     rows = victim.description["rows"]
-    assert torch.allclose(surrogate.seen[0], parts[0].items[rows] / 255 - 5, atol=1e-6)
     plant(*parts, attack, options(rate=0.02), surrogate=surrogate)
-    assert torch.allclose(surrogate.seen[1], victim.encode(parts[0].items[rows]), atol=1e-6)
+    first, second = (seen for seen in surrogate.seen if len(seen) == len(rows))  # the others ask for its classes
+    assert torch.allclose(first, parts[0].items[rows] / 255 - 5, atol=1e-6)
+    assert torch.allclose(second, victim.encode(parts[0].items[rows]), atol=1e-6)
 
 
 def test_a_rate_that_cannot_be_is_refused_before_the_surrogate_is_trained(
