@@ -93,7 +93,7 @@ def test_it_replaces_only_its_own(short: tuple[Path, str], tmp_path: Path, monke
 
 
 def test_a_negative_seed_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ub.UnbackdoorError, match=r"^--seed must be at least 0 and less than 2\*\*64, got -1\.$"):
+    with pytest.raises(ub.UnbackdoorError, match=r"^--seed must be at least 0 and less than 2\*\*63, got -1\.$"):
         _demo.image(out=str(tmp_path / "out"), overwrite=False, seed=-1)
 
 
