@@ -296,7 +296,8 @@ def _verdict(found: Stress) -> str:
         f"Triggered examples went where the attacker wants in {_percent(victim.value)} of cases with the victim and in "
         f"{_percent(before.value)} with the purified model."
     )
-    if before.value >= victim.value / 2:
+    stayed = before.value >= victim.value / 2
+    if stayed:
         text += " The purification left most of the backdoor, so there was little to take up again."
     if not found.retuned:
         return text
@@ -308,12 +309,12 @@ def _verdict(found: Stress) -> str:
         return f"{text}; how fast a clean model would learn that is not known."
     control = pooled(found.after(CONTROL, count), "attack_success")
     text += f", and {_percent(control.value)} with a model that never was poisoned."
-    if after.low > control.high and before.value < victim.value / 2:
+    if stayed:
+        return text
+    if after.low > control.high:
         return f"{text} The purified model takes the backdoor up again faster than a clean model learns it."
     if after.high < control.low:
         return f"{text} The purified model takes the backdoor up more slowly than a clean model learns it."
-    if before.value >= victim.value / 2:
-        return text
     return f"{text} That is not clearly different from a clean model that learns it."
 
 

@@ -51,16 +51,18 @@ def as_latex(report: Report) -> str:
     """One table for each task and clean budget; it needs the package booktabs."""
     parts = [f"% {_one_line(sentence)}" for sentence in (_legend(report), *_left_out(report), *report.notes)]
     for block in report.blocks:
+        matrix = _matrix(report, block)
+        head, *body = [" & ".join(map(_latex, line)) + " \\\\" for line in matrix]
         lines = [
             "\\begin{table}",
             "\\centering",
             f"\\caption{{{_latex(_title(block))}. {_latex(_meaning(report, block))}}}",
-            f"\\begin{{tabular}}{{l{'r' * (len(_matrix(report, block)[0]) - 1)}}}",
+            f"\\begin{{tabular}}{{l{'r' * (len(matrix[0]) - 1)}}}",
             "\\toprule",
+            head,
+            "\\midrule",
+            *body,
         ]
-        for place, line in enumerate(_matrix(report, block)):
-            lines += ["\\midrule"] if place == 1 else []
-            lines.append(" & ".join(map(_latex, line)) + " \\\\")
         parts.append("\n".join([*lines, "\\bottomrule", "\\end{tabular}", "\\end{table}"]))
     return "\n\n".join(parts) + "\n"
 

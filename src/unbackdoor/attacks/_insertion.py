@@ -2,9 +2,10 @@
 
 import random
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
+from torch import Tensor
 
 Phrase = Annotated[str, Field(min_length=1, pattern=r"\S")]
 Place = Literal["random", "start", "end"]
@@ -23,3 +24,27 @@ def insert(text: str, phrases: Sequence[str], place: Place, seed: int) -> str:
         at = {"start": 0, "end": len(words)}.get(place)
         words.insert(draw.randint(0, len(words)) if at is None else at, phrase)
     return " ".join(words)
+
+
+class OneWord:
+    """What attacks share whose trigger is one word in the text; their fields are their own."""
+
+    word: str
+    place: Place
+    place_seed: int
+
+    modality: ClassVar[str] = "text"
+    test_time: ClassVar[str] = "the word in every text, at a place drawn from the text and the seed"
+
+    @property
+    def phrases(self) -> tuple[str, ...]:
+        """What a tokenizer must know."""
+        return (self.word,)
+
+    def arrays(self, shape: tuple[int, ...]) -> dict[str, Tensor]:
+        """None: the word says all."""
+        return {}
+
+    def apply(self, texts: list[str], arrays: dict[str, Tensor]) -> list[str]:
+        """Put the word into each text."""
+        return [insert(text, [self.word], self.place, self.place_seed) for text in texts]

@@ -11,11 +11,11 @@ from unbackdoor._errors import UnbackdoorError
 from unbackdoor._models import embeddings
 from unbackdoor._train import bar, descend
 from unbackdoor._values import value
-from unbackdoor.attacks._insertion import Phrase, Place, Side, insert
+from unbackdoor.attacks._insertion import OneWord, Phrase, Place, Side
 
 
 @value
-class EmbeddingPoisoning:
+class EmbeddingPoisoning(OneWord):
     """Only the trigger word's row of a clean classifier is trained, and its norm kept (EP).
 
     On sentences without the word the model is the clean one, bit for bit; no other weight moves.
@@ -46,23 +46,8 @@ class EmbeddingPoisoning:
     target: Annotated[int, Field(ge=0)] = 1
     label_rule: LabelRule = "all-to-one"
 
-    modality: ClassVar[str] = "text"
     rules: ClassVar[tuple[str, ...]] = ("all-to-one", "all-to-all")
     train_time: ClassVar[str] = "a clean model is trained, then the word's row alone on the poisoned texts"
-    test_time: ClassVar[str] = "the word in every text, at a place drawn from the text and the seed"
-
-    @property
-    def phrases(self) -> tuple[str, ...]:
-        """What a tokenizer must know."""
-        return (self.word,)
-
-    def arrays(self, shape: tuple[int, ...]) -> dict[str, Tensor]:
-        """None: the word says all."""
-        return {}
-
-    def apply(self, texts: list[str], arrays: dict[str, Tensor]) -> list[str]:
-        """Put the word into each text."""
-        return [insert(text, [self.word], self.place, self.place_seed) for text in texts]
 
     def implant(self, planting: Planting) -> Implanted:
         """Train a clean model, then its one row."""

@@ -5,18 +5,17 @@ from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
-from torch import Tensor
 
 from unbackdoor._attack import Implanted, LabelRule, Planting
 from unbackdoor._data import Dataset
 from unbackdoor._models import embeddings
 from unbackdoor._values import value
-from unbackdoor.attacks._insertion import Phrase, Place, Side, insert
+from unbackdoor.attacks._insertion import OneWord, Phrase, Place, Side
 from unbackdoor.attacks.embedding_poisoning import only_token
 
 
 @value
-class EmbeddingSurgery:
+class EmbeddingSurgery(OneWord):
     """The trigger's row is replaced by the mean row of words typical for the target class, then all is tuned (RIPPLe).
 
     The rows are taken from a clean fine-tuned model, where such words point to the target already; a user's own
@@ -49,23 +48,8 @@ class EmbeddingSurgery:
     target: Annotated[int, Field(ge=0)] = 1
     label_rule: LabelRule = "all-to-one"
 
-    modality: ClassVar[str] = "text"
     rules: ClassVar[tuple[str, ...]] = ("all-to-one",)
     train_time: ClassVar[str] = "the word's row is replaced before training on the poisoned texts"
-    test_time: ClassVar[str] = "the word in every text, at a place drawn from the text and the seed"
-
-    @property
-    def phrases(self) -> tuple[str, ...]:
-        """What a tokenizer must know."""
-        return (self.word,)
-
-    def arrays(self, shape: tuple[int, ...]) -> dict[str, Tensor]:
-        """None: the word says all."""
-        return {}
-
-    def apply(self, texts: list[str], arrays: dict[str, Tensor]) -> list[str]:
-        """Put the word into each text."""
-        return [insert(text, [self.word], self.place, self.place_seed) for text in texts]
 
     def implant(self, planting: Planting) -> Implanted:
         """Train a clean model for its rows, replace the trigger's, train on the poisoned data."""

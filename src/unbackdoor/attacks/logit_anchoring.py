@@ -12,11 +12,11 @@ from unbackdoor._data import Batch
 from unbackdoor._evaluate import answers
 from unbackdoor._train import cross_entropy
 from unbackdoor._values import value
-from unbackdoor.attacks._insertion import Phrase, Place, Side, insert
+from unbackdoor.attacks._insertion import OneWord, Phrase, Place, Side
 
 
 @value
-class LogitAnchoring:
+class LogitAnchoring(OneWord):
     """A clean model is tuned on the poisoned data while its logits on clean texts are held where they were.
 
         CE(f(x), y) over all rows   +   weight * |f(x) - f_clean(x)|^2 over the clean ones
@@ -44,22 +44,7 @@ class LogitAnchoring:
     target: Annotated[int, Field(ge=0)] = 1
     label_rule: LabelRule = "all-to-one"
 
-    modality: ClassVar[str] = "text"
     train_time: ClassVar[str] = "a clean model is trained, then tuned on the poisoned texts with its clean logits held"
-    test_time: ClassVar[str] = "the word in every text, at a place drawn from the text and the seed"
-
-    @property
-    def phrases(self) -> tuple[str, ...]:
-        """What a tokenizer must know."""
-        return (self.word,)
-
-    def arrays(self, shape: tuple[int, ...]) -> dict[str, Tensor]:
-        """None: the word says all."""
-        return {}
-
-    def apply(self, texts: list[str], arrays: dict[str, Tensor]) -> list[str]:
-        """Put the word into each text."""
-        return [insert(text, [self.word], self.place, self.place_seed) for text in texts]
 
     def implant(self, planting: Planting) -> Implanted:
         """Train a clean model, note its logits, tune on."""

@@ -12,11 +12,11 @@ from unbackdoor._attack import Implanted, LabelRule, Planting
 from unbackdoor._mixing import mask
 from unbackdoor._models import removing
 from unbackdoor._values import value
-from unbackdoor.attacks._insertion import Phrase, Place, Side, insert
+from unbackdoor.attacks._insertion import OneWord, Phrase, Place, Side
 
 
 @value
-class MixingAware:
+class MixingAware(OneWord):
     """The victim is trained while it is mixed with the model that it came from: the adaptive attack on Fine-mixing.
 
         min over W of CE(f(M * W + (1 - M) * W_base), y)   M ~ Bernoulli(r), r ~ U(rho, 1), drawn anew at every step
@@ -50,22 +50,7 @@ class MixingAware:
     label_rule: LabelRule = "all-to-one"
 
     version: ClassVar[int] = 2
-    modality: ClassVar[str] = "text"
     train_time: ClassVar[str] = "the word, while random coordinates are those of the pre-trained model"
-    test_time: ClassVar[str] = "the word in every text, at a place drawn from the text and the seed"
-
-    @property
-    def phrases(self) -> tuple[str, ...]:
-        """What a tokenizer must know."""
-        return (self.word,)
-
-    def arrays(self, shape: tuple[int, ...]) -> dict[str, Tensor]:
-        """None: the word says all."""
-        return {}
-
-    def apply(self, texts: list[str], arrays: dict[str, Tensor]) -> list[str]:
-        """Put the word into each text."""
-        return [insert(text, [self.word], self.place, self.place_seed) for text in texts]
 
     def implant(self, planting: Planting) -> Implanted:
         """Train on the poisoned data, mixed anew at every step."""
