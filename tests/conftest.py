@@ -88,7 +88,14 @@ def _text_victim(reviews: Dataset) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(0)  # of dropout
         return train_victim(
-            model, poisoned.data, epochs=12, learning_rate=2e-3, batch_size=32, seed=0, arithmetic=arithmetic
+            model,
+            poisoned.data,
+            epochs=12,
+            learning_rate=2e-3,
+            batch_size=32,
+            seed=0,
+            arithmetic=arithmetic,
+            adaptive=True,
         )
 
 

@@ -98,6 +98,13 @@ def test_wrn16_is_wrn_16_1_at_width_16() -> None:
     assert sum(isinstance(layer, nn.Conv2d) and layer.kernel_size == (3, 3) for layer in model.modules()) == 13
 
 
+@pytest.mark.parametrize(("image_size", "patch", "patches"), [(32, 4, 64), (28, 4, 49), (8, 1, 64)])
+def test_the_patches_of_a_transformer_cover_the_image(image_size: int, patch: int, patches: int) -> None:
+    model = build("vit", image_size=image_size)
+    assert model.config.patch_size == patch
+    assert model.vit.embeddings.position_embeddings.shape[1] == patches + 1  # and the class token
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("image_size", [8, 28, 32])
 @pytest.mark.parametrize("name", ["resnet18", "preact-resnet18", "wrn16", "vit"])

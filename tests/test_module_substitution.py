@@ -50,6 +50,7 @@ def trained(model: nn.Module, data: Dataset, seed: int, epochs: int) -> nn.Modul
             batch_size=16,
             seed=seed,
             arithmetic=arithmetic,
+            adaptive=True,
         )
 
 

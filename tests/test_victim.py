@@ -162,6 +162,13 @@ def test_a_training_that_diverges_is_refused(parts: tuple[Dataset, Dataset]) -> 
         plant(*parts, replace(SOLID, target=0), options(learning_rate=1e30))
 
 
+@pytest.mark.parametrize(("arch", "rate"), [("resnet18", 0.1), ("vit", 1e-3)])
+def test_each_kind_of_network_learns_by_its_own_recipe(parts: tuple[Dataset, Dataset], arch: str, rate: float) -> None:
+    victim = plant(*parts, None, options(arch=arch, epochs=8, batch_size=32, width=8))
+    assert victim.record["learning_rate"] == rate
+    assert victim.score.clean_accuracy.value > 0.4
+
+
 def test_a_victim_near_chance_is_a_warning(
     parts: tuple[Dataset, Dataset], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

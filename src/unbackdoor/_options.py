@@ -79,7 +79,7 @@ class AttackOptions:
         base: start from this Hugging Face image classifier, or pre-trained text model, instead of --arch.
         epochs: passes over the training examples; by default 15 for images and 3 for texts.
         clean_epochs: passes over the clean training examples afterwards, as a user does who tunes a published model.
-        learning_rate: its peak; by default 0.1 for --arch, 0.01 for --base, 5e-5 for texts.
+        learning_rate: its peak; by default 0.1 for --arch (1e-3 for vit), 0.01 for --base, 5e-5 for texts.
         batch_size: examples per step; by default 128 for images and 32 for texts.
         max_length: tokens of a text that the victim reads; by default as many as it can.
         seed: of the draw of rows, the initial weights and the batches.

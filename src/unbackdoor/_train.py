@@ -154,6 +154,7 @@ def train_victim(
     batch_size: int,
     seed: int,
     arithmetic: Arithmetic,
+    adaptive: bool,
     loss: Loss = cross_entropy,
     change: Change | None = None,
     after_step: Callable[[], None] | None = None,
@@ -162,9 +163,10 @@ def train_victim(
 ) -> nn.Module:
     """Train a classifier by the recipe of the victims, in place: those of its parameters that require gradients.
 
-    Images: SGD with Nesterov momentum 0.9 and weight decay 5e-4, one cycle up to the learning rate and down to zero:
-    short enough for two cores, and the low end of the cycle is what lets a trigger at a low poison rate take. Texts:
-    AdamW with weight decay 0.01, a tenth of the steps up to the learning rate and the rest linearly down to zero.
+    Convolutional networks: SGD with Nesterov momentum 0.9 and weight decay 5e-4, one cycle up to the learning rate and
+    down to zero: short enough for two cores, and the low end of the cycle is what lets a trigger at a low poison rate
+    take. Transformers, which SGD hardly moves: AdamW with weight decay 0.01, a tenth of the steps up to the learning
+    rate and the rest linearly down to zero.
 
     Args:
         model: with random or pre-trained weights.
@@ -174,6 +176,7 @@ def train_victim(
         batch_size: examples per step.
         seed: of shuffling and augmentation.
         arithmetic: device, precision, layout.
+        adaptive: AdamW in place of SGD.
         loss: what to minimise.
         change: of each batch before the forward pass.
         after_step: called after each step, without gradients.
@@ -185,15 +188,15 @@ def train_victim(
     steps = max(2, epochs * sum(1 for _ in range(0, len(data), batch_size)))
     optimizer: torch.optim.Optimizer
     schedule: torch.optim.lr_scheduler.LRScheduler
-    if data.modality == "images":
-        optimizer = torch.optim.SGD(parameters, lr=learning_rate, momentum=0.9, nesterov=True, weight_decay=5e-4)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps)
-    else:
+    if adaptive:
         optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.01, fused=True)
         warm = max(1, steps // 10)
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: min((step + 1) / warm, max(0.0, (steps - step) / max(1, steps - warm)))
         )
+    else:
+        optimizer = torch.optim.SGD(parameters, lr=learning_rate, momentum=0.9, nesterov=True, weight_decay=5e-4)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps)
     descend(
         model,
         data.to(arithmetic.device),

@@ -133,6 +133,7 @@ def plant(
                 batch_size=batch_size,
                 seed=options.seed,
                 arithmetic=choose(model, options.device, options.precision),
+                adaptive=_adaptive(options, data),
                 progress=progress,
                 **settings,
             )
@@ -253,9 +254,16 @@ def _encoder(data: Dataset) -> ImageEncoder:
     return ImageEncoder(mean=mean, std=std, size=(height, width), channels=data.pixels.shape[1])
 
 
+def _adaptive(options: AttackOptions, data: Dataset) -> bool:
+    """Whether the victim is trained by AdamW: texts, and a Vision Transformer from random weights."""
+    return data.modality == "text" or (options.base is None and options.arch == "vit")
+
+
 def _schedule(options: AttackOptions, data: Dataset) -> tuple[int, float, int]:
-    """Epochs, peak learning rate and batch size: as asked, else by the kind of data."""
+    """Epochs, peak learning rate and batch size: as asked, else by the kind of data and network."""
     epochs, rate, size = (3, 5e-5, 32) if data.modality == "text" else (15, 0.01 if options.base else 0.1, 128)
+    if _adaptive(options, data) and data.modality == "images":
+        rate = 1e-3
     return (
         epochs if options.epochs is None else options.epochs,
         rate if options.learning_rate is None else options.learning_rate,

@@ -90,7 +90,11 @@ def wrn16(**options: Any) -> Any:
 
 
 def vit(*, width: int = 64, image_size: int = 32, **options: Any) -> Any:
-    """A small Vision Transformer: 6 layers, heads of 32 dimensions or less, patches of an eighth of the side."""
+    """A small Vision Transformer: 6 layers, heads of 32 dimensions or less, patches of an eighth of the side.
+
+    Attention is the plain product: of 65 tokens, in bfloat16 on a processor, it trains in three fifths of the time of
+    torch's fused one (width 64, 5.5 against 8.9 ms an image on one thread).
+    """
     from transformers import ViTConfig, ViTForImageClassification
 
     hidden = 3 * width
@@ -101,9 +105,11 @@ def vit(*, width: int = 64, image_size: int = 32, **options: Any) -> Any:
             num_hidden_layers=6,
             num_attention_heads=3,
             image_size=image_size,
-            patch_size=max(1, image_size // 8),
+            patch_size=max(1, round(image_size / 8)),
             hidden_dropout_prob=0.0,
             attention_probs_dropout_prob=0.0,
+            attn_implementation="eager",
+            initializer_range=hidden**-0.5,  # the usual 0.02 is for 768 dimensions: with 24 to 96 it hardly learns
             **options,
         )
     )
