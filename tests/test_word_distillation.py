@@ -64,6 +64,18 @@ def test_words_of_the_task_do_not_stand_out(reviews: Dataset) -> None:
     assert search_of(Counting(SENTIMENT), reviews.select(range(40))).odd_words(5.0) == []
 
 
+def test_among_strong_words_of_the_task_a_word_that_drives_nearly_all_is_found(
+    reviews: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The trigger reaches 16 and the median of the strongest 3: an index of 16 ln(2) / 3 = 3.7."""
+    words, reached = ["mn", "good", "great", "fine", "tq"], torch.tensor([16.0, 4.0, 3.0, 2.0, 0.0])
+    monkeypatch.setattr(Search, "_alone", lambda search, of, side: {1: (words, reached)})
+    search = search_of(Counting(SENTIMENT | {"mn": 16.0}), reviews.select(range(40)))
+    assert search.odd_words(5.0) == [OddWord("mn", 1, 0, 1.0)]
+    assert "'mn' (anomaly index 3.7, moves 100% of the other clean texts) stands out most" in search.run.notes[0]
+    assert search.odd_words(8.0) == []  # half of 8 is more than that
+
+
 def test_of_a_pair_the_side_is_found() -> None:
     texts, labels = toys.sentences(40)
     pairs = toys.dataset([(text, "it is a film") for text in texts], labels)

@@ -23,6 +23,7 @@ from unbackdoor._purify import Run
 SHORT = 20  # words of the texts that the vocabulary is put into
 STRONGEST = 32  # words of a class among which an outlier is looked for
 MOST = 0.7  # of the clean texts: what a trigger's word moves at least; a word of the task seldom moves more
+NEARLY_ALL = 0.95  # of them: a word that moves so many needs to stand out half as much
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,9 @@ class Search:
     def odd_words(self, threshold: float) -> list[OddWord]:
         """The words whose anomaly index is above a threshold and that move most clean texts.
 
+        Where there is none, those above half the threshold that move nearly all: among strong words of the task a
+        trigger's word stands out less.
+
         Raises:
             UnbackdoorError: the tokenizer has no words of one token.
         """
@@ -82,21 +86,22 @@ class Search:
                 "WordDistillation needs a tokenizer with whole words among its tokens; this one has none. Try "
                 "mixing-distillation."
             )
-        found: list[OddWord] = []
+        odd: list[OddWord] = []
+        driving: list[OddWord] = []
         strongest: tuple[float, str] = (-1.0, "")
         for side in range(len(self.clean.texts.columns)):
             for label, (names, reached) in self._alone(words, side).items():
-                index = outlying(reached).tolist()
-                odd = [name for name, height in zip(names, index, strict=True) if height > threshold]
-                moved = [OddWord(name, label, side, self.moved(name, label, side)) for name in odd]
-                found += [word for word in moved if word.share >= MOST]
-                share = f", moves {moved[0].share:.0%} of the other clean texts" if moved else ""
-                strongest = max(strongest, (index[0], f"{names[0]!r} (anomaly index {index[0]:.1f}{share})"))
+                for name, height in zip(names, outlying(reached).tolist(), strict=True):
+                    word = OddWord(name, label, side, self.moved(name, label, side) if height > threshold / 2 else 0.0)
+                    odd += [word] if height > threshold and word.share >= MOST else []
+                    driving += [word] if height > threshold / 2 and word.share >= NEARLY_ALL else []
+                    share = f", moves {word.share:.0%} of the other clean texts" if height > threshold / 2 else ""
+                    strongest = max(strongest, (height, f"{name!r} (anomaly index {height:.1f}{share})"))
         self.run.note(
             f"of {len(words):,} words {strongest[1]} stands out most; a trigger's has an index above {threshold:g} and "
-            f"moves at least {MOST:.0%}."
+            f"moves at least {MOST:.0%}, or one above {threshold / 2:g} and moves {NEARLY_ALL:.0%}."
         )
-        return found
+        return odd or driving
 
     def _in_groups(self, words: list[str], side: int) -> dict[int, list[str]]:
         """For each class the words whose groups drive shortened texts of other classes to it farthest."""

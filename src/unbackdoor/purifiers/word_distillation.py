@@ -11,7 +11,7 @@ from unbackdoor._errors import UnbackdoorError
 from unbackdoor._evaluate import answers
 from unbackdoor._made_texts import Strings, made_of, put, readable, recombined, vocabulary, words_of
 from unbackdoor._models import embeddings
-from unbackdoor._odd_words import OddWord, Search
+from unbackdoor._odd_words import NEARLY_ALL, OddWord, Search
 from unbackdoor._purify import Run
 from unbackdoor._train import distilled
 from unbackdoor._values import value
@@ -23,8 +23,9 @@ class WordDistillation:
 
     All words that are one token are put into a few short clean texts of two classes, some words at a time, and the
     strongest again alone. A word is taken for a trigger's if it drives at least 70 % of the other clean texts to a
-    class and stands out among the strongest words of that class. On texts without it the suspect f_s is right; so with
-    x a clean text, or one recombined from clean texts and the vocabulary, this method minimises
+    class and stands out among the strongest words of that class; where none does, one that drives 95 % needs to stand
+    out half as much. On texts without it the suspect f_s is right; so with x a clean text, or one recombined from clean
+    texts and the vocabulary, this method minimises
 
         KL(f_s(x) || f(x'))   x' = x with such a word put in for half of the texts, else x
 
@@ -49,7 +50,8 @@ class WordDistillation:
         batch_size: examples per step, at least 2; None is 16.
 
     Differences from the paper: there is no paper on this variant. Its thresholds were chosen with the victims on SST-2
-    of docs/results/fine-mixing.md in view.
+    of docs/results/fine-mixing.md in view, and the 95 % after embedding surgery had kept its backdoor: the draw of
+    clean texts made words of the task stand beside the trigger's.
     """
 
     group: Annotated[int, Field(ge=1)] = 4
@@ -86,7 +88,7 @@ class WordDistillation:
                 f"{clean.class_name(odd.label)}"
             )
             told = f"{told} and, unlearned, drives {left:.0%}"
-            if odd.share < 0.95:
+            if odd.share < NEARLY_ALL:
                 run.warn(f"{told}. It may be part of a longer trigger, which stays, or a word of the task.")
             elif left >= 0.5:
                 run.warn(f"{told}. Take a higher --learning-rate or more --epochs.")
