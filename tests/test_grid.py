@@ -374,7 +374,7 @@ def test_the_grids_of_this_project_are_right(monkeypatch: pytest.MonkeyPatch, sh
         "defences": 3 * (1 + 17 * 3 + 16 * 1) + 3 * (1 + 17),
         # 3 attacks and a control on both tasks, 4 more on one
         "fine-mixing": (2 * (3 + 1) + 4) * (1 + 6 * 3),
-        "attacks": (9 * 2 + 1) * (1 + 6),
+        "attacks": (11 * 2 + 1) * (1 + 7),
         # 15 attacks at two rates and a control; on the Vision Transformer 3 at one; as they came and by 3 methods
         "attack-rates": (15 * 2 + 1 + 3 + 1) * (1 + 3),
         "text-defences": (2 + 1) * (1 + 11),
