@@ -240,7 +240,8 @@ def draw(attack: Attack, labels: Tensor, *, rate: float, seed: int) -> Tensor:
     target class and for a source-specific one from the source classes, the rate still being a share of all rows.
 
     Raises:
-        UnbackdoorError: the rate is outside (0, 1], selects no row, or more rows than those classes have.
+        UnbackdoorError: the rate is outside (0, 1], selects no row, or more rows than those classes have; or all of the
+            source classes, which then need no trigger.
     """
     if not 0 < rate <= 1:
         raise UnbackdoorError(
@@ -257,14 +258,22 @@ def draw(attack: Attack, labels: Tensor, *, rate: float, seed: int) -> Tensor:
     pool = torch.arange(len(labels))
     if from_classes:
         pool = torch.nonzero(torch.isin(labels, torch.tensor(from_classes))).flatten()
+        most = len(pool) if clean_label else len(pool) - 1
+        kind, option = ("clean-label", "--target") if clean_label else ("source-specific", "--sources")
+        many = "es" if len(from_classes) > 1 else ""
+        them = f"class{many} {', '.join(map(str, from_classes))}"
+        way_out = (
+            f"The largest possible rate is {_rate(most, len(labels))}." if most > 0 else f"Choose another {option}."
+        )
         if count > len(pool):
-            kind, option = ("clean-label", "--target") if clean_label else ("source-specific", "--sources")
-            many = "es" if len(from_classes) > 1 else ""
-            way_out = f"The largest possible rate is {_rate(len(pool), len(labels))}." if len(pool) else ""
             raise UnbackdoorError(
-                f"--rate {rate:g} wants {count:,} examples, but a {kind} attack takes them from class{many} "
-                f"{', '.join(map(str, from_classes))}, which {'have' if many else 'has'} {len(pool):,}. "
-                f"{way_out or f'Choose another {option}.'}"
+                f"--rate {rate:g} wants {count:,} examples, but a {kind} attack takes them from {them}, which "
+                f"{'have' if many else 'has'} {len(pool):,}. {way_out}"
+            )
+        if count > most:
+            raise UnbackdoorError(
+                f"--rate {rate:g} takes every example of {them} ({count:,}): a victim that sees none without the trigger "
+                f"moves them without it, too. {way_out}"
             )
     generator = torch.Generator().manual_seed(seed)
     return pool[torch.randperm(len(pool), generator=generator)[:count]].sort().values
