@@ -114,7 +114,7 @@ def test_source_classes_without_enough_rows() -> None:
     labels = torch.tensor([0] * 90 + [1] * 10)
     assert refusal(draw, attacks.TaCT(), labels, rate=0.2, seed=0) == (
         "--rate 0.2 wants 20 examples, but a source-specific attack takes them from class 1, which has 10. The largest "
-        "possible rate is 0.1."
+        "possible rate is 0.09."
     )
     assert refusal(draw, attacks.TaCT(sources=(2, 3)), labels, rate=0.2, seed=0) == (
         "--rate 0.2 wants 20 examples, but a source-specific attack takes them from classes 2, 3, which have 0. Choose "

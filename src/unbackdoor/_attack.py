@@ -272,8 +272,8 @@ def draw(attack: Attack, labels: Tensor, *, rate: float, seed: int) -> Tensor:
             )
         if count > most:
             raise UnbackdoorError(
-                f"--rate {rate:g} takes every example of {them} ({count:,}): a victim that sees none without the trigger "
-                f"moves them without it, too. {way_out}"
+                f"--rate {rate:g} takes every example of {them} ({count:,}): a victim that sees none without the "
+                f"trigger moves them without it, too. {way_out}"
             )
     generator = torch.Generator().manual_seed(seed)
     return pool[torch.randperm(len(pool), generator=generator)[:count]].sort().values
