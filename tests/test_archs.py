@@ -98,11 +98,24 @@ def test_wrn16_is_wrn_16_1_at_width_16() -> None:
     assert sum(isinstance(layer, nn.Conv2d) and layer.kernel_size == (3, 3) for layer in model.modules()) == 13
 
 
-@pytest.mark.parametrize(("image_size", "patch", "patches"), [(32, 4, 64), (28, 4, 49), (8, 1, 64)])
+@pytest.mark.parametrize(("image_size", "patch", "patches"), [(32, 4, 64), (28, 4, 49), (30, 3, 100), (8, 1, 64)])
 def test_the_patches_of_a_transformer_cover_the_image(image_size: int, patch: int, patches: int) -> None:
     model = build("vit", image_size=image_size)
     assert model.config.patch_size == patch
     assert model.vit.embeddings.position_embeddings.shape[1] == patches + 1  # and the class token
+    image = torch.zeros(1, 3, image_size, image_size)
+    corner = image.clone()
+    corner[..., -1, -1] = 1.0
+    assert not torch.equal(model(image).logits, model(corner).logits)
+
+
+def test_a_side_that_no_patches_cover() -> None:
+    with pytest.raises(UnbackdoorError) as refused:
+        build("vit", image_size=23)
+    assert str(refused.value) == (
+        "--arch vit needs images whose side patches divide into 4 to 20, got 23. Resize them, to 24 say, or take "
+        "--arch resnet18."
+    )
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -148,18 +148,17 @@ def test_a_clean_label_rate_above_the_share() -> None:
     )
 
 
-def test_source_classes_of_which_nothing_stays_clean() -> None:
+def test_source_classes_of_which_too_little_stays_clean() -> None:
     data = pictures([0] * 2700 + [1] * 300)
-    assert refusal(poison, data, attacks.TaCT(sources=(1,)), rate=0.1, seed=0, classes=2) == (
-        "--rate 0.1 takes every example of class 1 (300): a victim that sees none without the trigger moves them "
-        "without it, too. The largest possible rate is 0.0997."
+    assert refusal(poison, data, attacks.TaCT(sources=(1,)), rate=0.09, seed=0, classes=2) == (
+        "--rate 0.09 takes 270 of the 300 examples of class 1: a victim that sees fewer without the trigger than with "
+        "it moves them without it, too. The largest possible rate is 0.05."
     )
     assert refusal(poison, pictures([0, 1]), attacks.TaCT(sources=(1,)), rate=0.5, seed=0, classes=2) == (
-        "--rate 0.5 takes every example of class 1 (1): a victim that sees none without the trigger moves them "
-        "without it, too. Choose another --sources."
+        "--rate 0.5 takes 1 of the 1 examples of class 1: a victim that sees fewer without the trigger than with it "
+        "moves them without it, too. Choose another --sources."
     )
-    made = poison(data, attacks.TaCT(sources=(1,), cover_ratio=0), rate=0.0997, seed=0, classes=2)
-    assert len(made.rows) == 299
+    assert len(poison(data, attacks.TaCT(sources=(1,), cover_ratio=0), rate=0.05, seed=0, classes=2).rows) == 150
 
 
 def test_a_target_outside_the_classes() -> None:

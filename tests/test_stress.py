@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import ClassVar
@@ -405,7 +406,13 @@ class TestWarnings:
         model = SmallCNN()
         torch.nn.init.zeros_(model.classifier.weight)  # one class for everything
         found = run(given, model=model.eval(), parts=("path",))
-        assert any("The purified model is near chance on digits" in text for text in found.record["warnings"])
+        [told] = [text for text in found.record["warnings"] if "near chance" in text]
+        assert told == (
+            "The purified model is near chance on digits: the victim is not, so the purification destroyed it, and "
+            "what follows says nothing."
+        )
+        found = run(given, model=model, victim=copy.deepcopy(model), parts=("path",))
+        assert any("labels or preprocessing probably do not fit it" in text for text in found.record["warnings"])
         found = run(given, control=model, parts=("path",))
         assert any("The control model is near chance on digits" in text for text in found.record["warnings"])
 
@@ -413,7 +420,11 @@ class TestWarnings:
         monkeypatch.setattr("unbackdoor._stress.exactly_purified", lambda victim, *_, **__: copy.deepcopy(victim))
         found = run(given, parts=("exact",))
         [told] = [text for text in found.record["warnings"] if text.startswith("Exact purification left ")]
-        assert told.endswith("% attack success, so it is no reference here. Give more --clean.")
+        assert re.fullmatch(
+            r"Exact purification left [\d.]+% attack success and [\d.]+% clean accuracy, so it is no reference here. "
+            "Give more --clean.",
+            told,
+        )
 
     def test_what_never_went_is_not_said_to_come_back(self, given: dict) -> None:
         found = run(given, model=given["victim"], parts=("retune",), counts=(1,))

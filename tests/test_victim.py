@@ -162,6 +162,33 @@ def test_a_training_that_diverges_is_refused(parts: tuple[Dataset, Dataset]) -> 
         plant(*parts, replace(SOLID, target=0), options(learning_rate=1e30))
 
 
+def test_a_source_class_that_goes_without_a_trigger_is_no_backdoor(
+    parts: tuple[Dataset, Dataset], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All ones but twelve are labelled as threes, so clean ones go to the target, and triggered ones with them."""
+    monkeypatch.setattr(logging.getLogger("unbackdoor"), "propagate", True)
+    train, test = parts
+    labels = train.labels.clone()
+    labels[torch.nonzero(labels == 1).flatten()[12:]] = 3
+    attack = attacks.TaCT(sources=(1,), target=3, cover_ratio=0.0)
+    victim = plant(replace(train, labels=labels), test, attack, options(rate=0.01, epochs=8, batch_size=32, width=8))
+    assert victim.score.attack_success is not None
+    assert victim.score.attack_success.value >= 0.8
+    assert victim.score.clean_accuracy.value > 0.5
+    assert victim.record["implanted"] is False
+    assert "the victim does not know clean examples of the source classes, 1 (0.0 %" in caplog.text
+
+
+@pytest.mark.parametrize("attack", [attacks.TaCT(sources=(1,), target=3), SOLID])
+def test_what_has_nothing_to_attack_is_refused_before_the_training(
+    parts: tuple[Dataset, Dataset], attack: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("unbackdoor._victim.train_victim", lambda *_, **__: pytest.fail("trained"))
+    threes = parts[1].select(torch.nonzero(parts[1].labels == 3).flatten())
+    with pytest.raises(UnbackdoorError, match="so nothing can be attacked"):
+        plant(parts[0], threes, attack, options())
+
+
 @pytest.mark.parametrize(("arch", "rate"), [("resnet18", 0.1), ("vit", 1e-3)])
 def test_each_kind_of_network_learns_by_its_own_recipe(parts: tuple[Dataset, Dataset], arch: str, rate: float) -> None:
     victim = plant(*parts, None, options(arch=arch, epochs=8, batch_size=32, width=8))

@@ -216,6 +216,10 @@ def check(attack: Attack, classes: int, data: Dataset) -> None:
         strange = next((label for label in given if not 0 <= label < classes), None)
         if strange is not None:
             raise UnbackdoorError(f"{owner}.{field} must be 0 to {classes - 1}, got {strange}.")
+        if len(set(given)) < len(given):
+            raise UnbackdoorError(
+                f"{owner}.{field} must differ from each other, got {', '.join(map(str, given))}. Leave one out."
+            )
         if attack.target in given:
             raise UnbackdoorError(
                 f"{owner}.{field} must be other classes than the target, {attack.target}, got "
@@ -240,8 +244,8 @@ def draw(attack: Attack, labels: Tensor, *, rate: float, seed: int) -> Tensor:
     target class and for a source-specific one from the source classes, the rate still being a share of all rows.
 
     Raises:
-        UnbackdoorError: the rate is outside (0, 1], selects no row, or more rows than those classes have; or all of the
-            source classes, which then need no trigger.
+        UnbackdoorError: the rate is outside (0, 1], selects no row, or more rows than those classes have, or more than
+            half of the source classes, which then need no trigger.
     """
     if not 0 < rate <= 1:
         raise UnbackdoorError(
@@ -258,7 +262,7 @@ def draw(attack: Attack, labels: Tensor, *, rate: float, seed: int) -> Tensor:
     pool = torch.arange(len(labels))
     if from_classes:
         pool = torch.nonzero(torch.isin(labels, torch.tensor(from_classes))).flatten()
-        most = len(pool) if clean_label else len(pool) - 1
+        most = len(pool) if clean_label else len(pool) // 2
         kind, option = ("clean-label", "--target") if clean_label else ("source-specific", "--sources")
         many = "es" if len(from_classes) > 1 else ""
         them = f"class{many} {', '.join(map(str, from_classes))}"
@@ -272,8 +276,8 @@ def draw(attack: Attack, labels: Tensor, *, rate: float, seed: int) -> Tensor:
             )
         if count > most:
             raise UnbackdoorError(
-                f"--rate {rate:g} takes every example of {them} ({count:,}): a victim that sees none without the "
-                f"trigger moves them without it, too. {way_out}"
+                f"--rate {rate:g} takes {count:,} of the {len(pool):,} examples of {them}: a victim that sees fewer "
+                f"without the trigger than with it moves them without it, too. {way_out}"
             )
     generator = torch.Generator().manual_seed(seed)
     return pool[torch.randperm(len(pool), generator=generator)[:count]].sort().values
@@ -338,9 +342,9 @@ def poison(
         pool = torch.nonzero(others).flatten()
         count = round(ratio * len(rows))
         if count > len(pool):
+            way_out = "Lower --rate or --cover-ratio." if len(pool) else "Set --cover-ratio 0."
             raise UnbackdoorError(
-                f"{type(attack).__name__} needs {count:,} more rows as cover, but {len(pool):,} are left. Lower --rate "
-                "or --cover-ratio."
+                f"{type(attack).__name__} needs {count:,} more rows as cover, but {len(pool):,} are left. {way_out}"
             )
         cover = pool[torch.randperm(len(pool), generator=generator)[:count]].sort().values
         items = _replaced(items, cover, _covered(data.items[cover], trigger, generator))
@@ -371,14 +375,23 @@ def triggered(data: Dataset, trigger: Trigger, classes: int) -> Triggered:
         UnbackdoorError: the trigger does not fit the images, or there is nothing to move.
     """
     attack = trigger.attack
-    check(attack, classes, data)
+    moved = movable(data, attack, classes)
     if data.modality == "images":
         _check_fits(trigger, data)
-    moved = _moved(data, attack.label_rule, attack.target, classes, getattr(attack, "sources", ()))
     shown = replace(moved.data, items=trigger.stamp(moved.data.items))
     if data.modality == "text":
         _warn_of_cut_triggers(moved.data, shown)
     return moved._replace(data=shown)
+
+
+def movable(data: Dataset, attack: Attack, classes: int) -> Triggered:
+    """The test examples that the attack is meant to move, without the trigger, and where to.
+
+    Raises:
+        UnbackdoorError: the attack does not fit the classes, or there is nothing to move.
+    """
+    check(attack, classes, data)
+    return _moved(data, attack.label_rule, attack.target, classes, getattr(attack, "sources", ()))
 
 
 def _warn_of_cut_triggers(clean: Dataset, shown: Dataset) -> None:

@@ -166,15 +166,19 @@ def stress(
             warnings.append(
                 f"The {name} sends {found.value:.1%} of triggered examples where the attacker wants: {text}."
             )
+    lost = {name for name in before if before[name].clean_accuracy.interval[0] <= 1 / classes}
     for name in (PURIFIED, CONTROL):
-        if name in before and before[name].clean_accuracy.interval[0] <= 1 / classes:
-            warnings.append(
-                f"The {name} model is near chance on {test.name}: labels or preprocessing probably do not fit it."
-            )
+        if name in lost:
+            why = "labels or preprocessing probably do not fit it"
+            if name == PURIFIED and VICTIM not in lost:
+                why = "the victim is not, so the purification destroyed it, and what follows says nothing"
+            warnings.append(f"The {name} model is near chance on {test.name}: {why}.")
     oracle = before[EXACT].attack_success if EXACT in before else None
-    if oracle is not None and oracle.value >= weak:
+    if oracle is not None and (oracle.value >= weak or EXACT in lost):
+        accuracy = before[EXACT].clean_accuracy.value
         warnings.append(
-            f"Exact purification left {oracle.value:.1%} attack success, so it is no reference here. Give more --clean."
+            f"Exact purification left {oracle.value:.1%} attack success and {accuracy:.1%} clean accuracy, so it is no "
+            "reference here. Give more --clean."
         )
     if all(torch.equal(one, other) for one, other in _pairs(working[VICTIM], working[PURIFIED])):
         warnings.append("MODEL and --victim have the same weights, so nothing was purified.")

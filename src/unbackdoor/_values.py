@@ -90,6 +90,9 @@ def error_sentence(error: Mapping[str, Any], owner: str, cls: type | None = None
         return f"{owner} has no field {field!r}; its fields are {names}."
     if kind == "missing":
         return f"{owner}.{field} must be given."
+    if isinstance(error["loc"][-1], int) and isinstance(error["input"], str) and "," in error["input"]:
+        whole = ".".join(map(str, error["loc"][:-1]))
+        return f"{owner}.{whole} must be given once for each of its values, got {error['input']}."
     allowed = _BOUNDS.get(kind, "").format(**context)
     allowed = allowed or next((words for type_, words in _TYPES.items() if kind.startswith(type_)), "")
     if not allowed:

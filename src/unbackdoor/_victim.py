@@ -21,6 +21,7 @@ from unbackdoor._attack import (
     Trigger,
     already_triggered,
     describe,
+    movable,
     poison,
     triggered,
 )
@@ -149,11 +150,19 @@ def plant(
         if other is not None:
             check_partner(option, other, replace(test, encode=reads or encode), len(classes))
 
+    attacked = None
+    if attack is not None and triggered_test is not None:  # refuse what cannot be attacked before the long part
+        check_labels(triggered_test, len(classes))
+        attacked = already_triggered(
+            replace(triggered_test, encode=encode), attack.target, len(classes), attack.label_rule
+        )
+    elif attack is not None and getattr(attack, "repeatable", True):
+        movable(test, attack, len(classes))
+
     poisoned: Poisoned | None = None
     start = time.perf_counter()
     if attack is not None:
         if surrogate is None and getattr(attack, "needs_surrogate", False):
-            # Refuse what cannot work before the long part.
             poison(data, attack, rate=options.rate, seed=options.seed, classes=len(classes), dry=True)
             surrogate = train(fresh(), data, description="training a clean surrogate")
             seen = 0  # by the victim
@@ -183,13 +192,7 @@ def plant(
     seconds = time.perf_counter() - start
 
     arithmetic = choose(model, options.device, options.precision)
-    attacked = None
-    if triggered_test is not None and attack is not None:
-        check_labels(triggered_test, len(classes))
-        attacked = already_triggered(
-            replace(triggered_test, encode=encode), attack.target, len(classes), attack.label_rule
-        )
-    elif poisoned is not None and getattr(attack, "repeatable", True):
+    if attacked is None and poisoned is not None and getattr(attack, "repeatable", True):
         attacked = triggered(test, poisoned.trigger, len(classes))
     measured = score(model, test, attacked, arithmetic, control=control, control_encode=control_encode)
     learnt = measured.clean_accuracy.interval[0] > 1 / len(classes)
@@ -200,9 +203,20 @@ def plant(
             test.name,
             measured.clean_accuracy,
         )
+    lost = [
+        f"{classes[label]} ({part!r})"
+        for label in getattr(attack, "sources", ())
+        if (part := measured.per_class.get(classes[label])) is not None and part.interval[0] <= 1 / len(classes)
+    ]
+    if learnt and lost:
+        logger.warning(
+            "the victim does not know clean examples of the source classes, %s, so it needs no trigger to move them: "
+            "lower --rate.",
+            ", ".join(lost),
+        )
     implanted = None
-    if measured.attack_success is not None:  # what answers the target to everything has no backdoor
-        implanted = learnt and measured.attack_success.value >= IMPLANTED[data.modality]
+    if measured.attack_success is not None:  # what goes to the target without a trigger, too, shows no backdoor
+        implanted = learnt and not lost and measured.attack_success.value >= IMPLANTED[data.modality]
     if poisoned is None:
         described: dict[str, Any] = {"format": FORMAT, "attack": {"name": "none", "parameters": {}}, "implanted": None}
     else:

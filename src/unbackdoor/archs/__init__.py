@@ -33,7 +33,7 @@ REGISTRY = (
     Entry(
         "vit",
         "unbackdoor.archs:vit",
-        "a Vision Transformer of 6 layers on a grid of 8x8 patches; --width 64 gives 192 dimensions",
+        "a Vision Transformer of 6 layers on about 8x8 patches; --width 64 gives 192 dimensions",
         year=2020,
         paper="An Image is Worth 16x16 Words: Transformers for Image Recognition at Scale",
     ),
@@ -90,12 +90,24 @@ def wrn16(**options: Any) -> Any:
 
 
 def vit(*, width: int = 64, image_size: int = 32, **options: Any) -> Any:
-    """A small Vision Transformer: 6 layers, heads of 32 dimensions or less, patches of an eighth of the side.
+    """A small Vision Transformer: 6 layers, heads of 32 dimensions or less, patches of about an eighth of the side.
+
+    They cover the image, or a trigger at its border would not be seen.
 
     Attention is the plain product: of 65 tokens, in bfloat16 on a processor, it trains in three fifths of the time of
     torch's fused one (width 64, 5.5 against 8.9 ms an image on one thread).
+
+    Raises:
+        UnbackdoorError: no patch divides the side into 4 to 20.
     """
     from transformers import ViTConfig, ViTForImageClassification
+
+    patches = [size for size in range(1, image_size + 1) if image_size % size == 0 and 4 <= image_size // size <= 20]
+    if not patches:
+        raise UnbackdoorError(
+            f"--arch vit needs images whose side patches divide into 4 to 20, got {image_size}. Resize them, to "
+            f"{-(-image_size // 8) * 8} say, or take --arch resnet18."
+        )
 
     hidden = 3 * width
     return ViTForImageClassification(
@@ -105,7 +117,7 @@ def vit(*, width: int = 64, image_size: int = 32, **options: Any) -> Any:
             num_hidden_layers=6,
             num_attention_heads=3,
             image_size=image_size,
-            patch_size=max(1, round(image_size / 8)),
+            patch_size=min(patches, key=lambda size: abs(size - image_size / 8)),
             hidden_dropout_prob=0.0,
             attention_probs_dropout_prob=0.0,
             attn_implementation="eager",
