@@ -72,7 +72,7 @@ def check_attack(attack: Attack, data: Dataset, *, classes: int, surrogate: nn.M
     before = data.identities(), data.labels.clone()
     state = torch.get_rng_state()
     made = [
-        poison(data, attack, rate=0.05, seed=3, classes=classes, surrogate=copy.deepcopy(surrogate)) for _ in range(2)
+        poison(data, attack, rate=0.04, seed=3, classes=classes, surrogate=copy.deepcopy(surrogate)) for _ in range(2)
     ]
     assert torch.equal(torch.get_rng_state(), state), "the attack moved torch's global random state"
     assert data.identities() == before[0], "the attack changed the examples that it was given"
@@ -80,7 +80,7 @@ def check_attack(attack: Attack, data: Dataset, *, classes: int, surrogate: nn.M
     planted = made[0].data.identities()
     assert planted == made[1].data.identities(), "the same seed gave other examples"
     assert torch.equal(made[0].rows, made[1].rows), "the same seed drew other rows"
-    assert len(made[0].rows) == round(0.05 * len(data)), "the rate was not kept"
+    assert len(made[0].rows) == round(0.04 * len(data)), "the rate was not kept"
     untouched = torch.ones(len(data), dtype=torch.bool)
     untouched[made[0].rows] = False
     untouched[made[0].cover] = False
