@@ -91,12 +91,16 @@ class Search:
         strongest: tuple[float, str] = (-1.0, "")
         for side in range(len(self.clean.texts.columns)):
             for label, (names, reached) in self._alone(words, side).items():
-                for name, height in zip(names, outlying(reached).tolist(), strict=True):
-                    word = OddWord(name, label, side, self.moved(name, label, side) if height > threshold / 2 else 0.0)
-                    odd += [word] if height > threshold and word.share >= MOST else []
-                    driving += [word] if height > threshold / 2 and word.share >= NEARLY_ALL else []
-                    share = f", moves {word.share:.0%} of the other clean texts" if height > threshold / 2 else ""
-                    strongest = max(strongest, (height, f"{name!r} (anomaly index {height:.1f}{share})"))
+                index = outlying(reached).tolist()
+                judged = [
+                    (height, OddWord(name, label, side, self.moved(name, label, side)))
+                    for name, height in zip(names, index, strict=True)
+                    if height > threshold / 2
+                ]
+                odd += [word for height, word in judged if height > threshold and word.share >= MOST]
+                driving += [word for _, word in judged if word.share >= NEARLY_ALL]
+                share = f", moves {judged[0][1].share:.0%} of the other clean texts" if judged else ""
+                strongest = max(strongest, (index[0], f"{names[0]!r} (anomaly index {index[0]:.1f}{share})"))
         self.run.note(
             f"of {len(words):,} words {strongest[1]} stands out most; a trigger's has an index above {threshold:g} and "
             f"moves at least {MOST:.0%}, or one above {threshold / 2:g} and moves {NEARLY_ALL:.0%}."

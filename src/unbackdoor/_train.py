@@ -163,10 +163,10 @@ def train_victim(
 ) -> nn.Module:
     """Train a classifier by the recipe of the victims, in place: those of its parameters that require gradients.
 
-    Convolutional networks: SGD with Nesterov momentum 0.9 and weight decay 5e-4, one cycle up to the learning rate and
+    As a rule SGD with Nesterov momentum 0.9 and weight decay 5e-4, one cycle up to the learning rate and
     down to zero: short enough for two cores, and the low end of the cycle is what lets a trigger at a low poison rate
-    take. Transformers, which SGD hardly moves: AdamW with weight decay 0.01, a tenth of the steps up to the learning
-    rate and the rest linearly down to zero.
+    take. If `adaptive`, for texts and for Vision Transformers from random weights, which SGD hardly moves: AdamW with
+    weight decay 0.01, a tenth of the steps up to the learning rate and the rest linearly down to zero.
 
     Args:
         model: with random or pre-trained weights.
