@@ -116,9 +116,9 @@ REGISTRY = (
     Entry(
         "mixing-distillation",
         "unbackdoor.purifiers.mixing_distillation:MixingDistillation",
-        "E-PUR and little of the suspect's weights, taught by its answers to recombined texts; this project's variant",
+        "the base, taught the task by the suspect's answers to recombined texts after E-PUR; this project's variant",
         needs="clean data, a pre-trained base",
-        cost="3 passes over 2,000 texts made of the clean ones",
+        cost="3 passes over 6,000 texts made of the clean ones",
         modality="text",
     ),
     Entry(

@@ -1,7 +1,7 @@
 """Mixing distillation: Fine-mixing with few of the suspect's weights, taught what is missing by the suspect itself."""
 
 import random
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 from torch import nn
@@ -20,7 +20,7 @@ from unbackdoor.purifiers.fine_mixing import FineMixing
 
 @value
 class MixingDistillation:
-    """E-PUR, mixing at a low rho, and the suspect as a teacher on texts recombined from clean and common words.
+    """E-PUR, mixing at a rho of 0, and the suspect as a teacher on texts recombined from clean and common words.
 
     Fine-mixing must keep many of the suspect's weights, because a few clean texts cannot teach the task anew. The
     suspect can, if it is asked about texts without the trigger: clean texts in which words are exchanged for words of
@@ -29,6 +29,10 @@ class MixingDistillation:
     Then weights are mixed, and the student f is tuned on
 
         KL(f_suspect(x) || f(x))   over the recombined texts and the clean ones.
+
+    At a rho of 0 nothing of the suspect is left but its head: what it knows comes over by its answers alone, and a
+    trigger that none of the texts has does not. Texts are needed in thousands for that. **Of a pair, exchanged words
+    leave little of how one text bears on the other**: a student cannot learn that from them, and answers worse.
 
     A variant of this project; its parents are Zhang et al., "Fine-mixing: Mitigating Backdoors in Fine-tuned Language
     Models", https://arxiv.org/abs/2210.09545, and Hinton et al., "Distilling the Knowledge in a Neural Network",
@@ -50,8 +54,8 @@ class MixingDistillation:
     Fine-mixing and is never used in its place.
     """
 
-    rho: Annotated[float, Field(ge=0, le=1)] = 0.1
-    texts: Annotated[int, Field(ge=1)] = 2000
+    rho: Annotated[float, Field(ge=0, le=1)] = 0.0
+    texts: Annotated[int, Field(ge=1)] = 6000
     clean_share: Annotated[float, Field(ge=0, le=1)] = 0.3
     common_share: Annotated[float, Field(ge=0, le=1)] = 0.3
     common: Annotated[int, Field(ge=1)] = 20_000
@@ -59,6 +63,8 @@ class MixingDistillation:
     epochs: Annotated[int, Field(ge=1)] = 3
     learning_rate: Annotated[float | None, Field(gt=0)] = None
     batch_size: Annotated[int | None, Field(ge=2)] = None
+
+    version: ClassVar[int] = 2  # the first mixed at 0.1 and taught 2,000 texts
 
     def __call__(self, model: nn.Module, clean: Dataset, run: Run) -> nn.Module:
         """Purify in place."""
