@@ -70,6 +70,22 @@ def test_the_rows_of_the_highest_scores_go_back(moved, text_base, reviews: Datas
     assert made.record["notes"] == ["reset the embeddings of 2 words, the most suspicious first: cf the"]
 
 
+def test_a_base_that_is_no_ancestor_is_told(moved, text_base, reviews: Dataset, table: str) -> None:
+    rows = text_base.embeddings.word_embeddings.weight
+    with torch.no_grad():
+        rows.copy_(torch.randn(rows.shape, generator=torch.Generator().manual_seed(5)))
+    made = purify(moved, reviews.select(range(8)), purifiers.EPUR(count=2, frequencies=table), base=text_base)
+    told = "the base is probably not the model's ancestor: over 1 matrices"
+    assert [text.startswith(told) for text in made.record["warnings"]].count(True) == 1
+
+
+def test_a_base_whose_files_lack_the_embeddings_is_refused(moved, text_base, reviews: Dataset, table: str) -> None:
+    text_base.absent_weights = frozenset(["embeddings.word_embeddings.weight"])
+    with pytest.raises(UnbackdoorError) as caught:
+        purify(moved, reviews.select(range(8)), purifiers.EPUR(count=2, frequencies=table), base=text_base)
+    assert str(caught.value) == "EPUR needs the base's word embeddings, but its files have none. Fetch it again."
+
+
 def test_the_trigger_of_a_victim_is_found(text_victim, text_base, reviews: Dataset) -> None:
     """By real frequencies: among the words of the toy language `cf` is rare, and it moved."""
     made = purify(text_victim, reviews.select(range(8)), purifiers.EPUR(count=3), base=text_base)

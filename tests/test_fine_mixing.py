@@ -297,7 +297,10 @@ def test_without_clean_data_from_the_command_line(text_victim, text_base, suspec
     record = json.loads((tmp_path / "out" / "record.json").read_text())
     assert record["clean"] is None
     assert record["suspect_accuracy_on_clean"] is None
-    assert "on 0 clean examples" not in (tmp_path / "out" / "README.md").read_text()
+    assert record["source"] == {"model": "suspect", "base": "base", "factory": None}
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "without clean examples and the base `base` in" in card
+    assert "on 0 clean examples" not in card
 
 
 def test_what_needs_what(text_victim: nn.Module) -> None:
@@ -317,6 +320,30 @@ def test_half_precision_keeps_its_type_and_its_values(text_victim, text_base, su
     name = "bert.encoder.layer.0.output.dense.weight"
     keep = mask(name, before[name].shape, 0.5, 0)
     assert torch.equal(made[name][keep], before[name][keep])
+
+
+def test_values_beyond_half_precision_are_refused(text_victim, text_base) -> None:
+    name = "bert.encoder.layer.0.output.dense.bias"
+    with torch.no_grad():
+        text_base.get_parameter(name.removeprefix("bert.")).fill_(1e6)  # float16 ends at 65,504
+    with pytest.raises(UnbackdoorError) as caught:
+        mixed(text_victim.half(), text_base, rho=0.5)
+    assert str(caught.value) == (
+        f"FineMixing left values in {name} that are too large for the model's float16. Take a base of that type, or "
+        "give the model in float32."
+    )
+
+
+def test_a_base_that_zeros_have_no_use_for_is_told(text_victim, text_base) -> None:
+    made = purify(text_victim, None, FineMixing(rho=0.5, tune=False, fill="zero"), base=text_base)
+    assert made.record["warnings"] == [
+        "FineMixing.fill zero takes nothing from a base: the one that was given was not used."
+    ]
+
+
+def test_a_few_examples_without_a_difference_are_no_certainty() -> None:
+    same = torch.ones(4, dtype=torch.bool)
+    assert _select.difference(same, same) == Difference(0.0, 1 / 6)  # (0 + 1)^0.5 / (4 + 2)
 
 
 def test_a_model_that_is_all_head_is_refused() -> None:

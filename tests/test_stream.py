@@ -15,10 +15,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from unbackdoor import UnbackdoorError
+from unbackdoor import UnbackdoorError, purify
 from unbackdoor._errors import IncompleteError
+from unbackdoor._files import load_base
+from unbackdoor._hugging_face import classifier
 from unbackdoor._mixing import mix
 from unbackdoor._stream import purify_stream
+from unbackdoor.purifiers import FineMixing
 
 Weights = dict[str, Tensor]
 CONFIG = {"model_type": "bert", "architectures": ["BertForSequenceClassification"]}
@@ -210,6 +213,116 @@ def test_a_real_text_model_loads_again(tmp_path: Path) -> None:
     check_equal(loaded.state_dict(), expected(model.state_dict(), bare.state_dict(), 0.5, 4))
 
 
+def bert(layers: int = 2) -> Any:
+    from transformers import BertConfig
+
+    sizes = {"vocab_size": 60, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32}
+    return BertConfig(**sizes, num_hidden_layers=layers, num_labels=3)
+
+
+@pytest.fixture
+def related(tmp_path: Path) -> tuple[Path, Path, Weights]:
+    """A classifier on disk, the directory of its base, which is still to be written, and that one's weights by name."""
+    from transformers import BertForSequenceClassification
+
+    torch.manual_seed(0)
+    model = BertForSequenceClassification(bert())
+    weights = {name: tensor.clone() for name, tensor in model.bert.state_dict().items()}
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.01 * torch.randn_like(parameter))
+    model.save_pretrained(tmp_path / "suspect")
+    (tmp_path / "base").mkdir()
+    bert().save_pretrained(tmp_path / "base")
+    return tmp_path / "suspect", tmp_path / "base", weights
+
+
+def both(given: tuple[Path, Path], out: Path) -> tuple[Weights, Weights]:
+    """A mix on disk, and the same in memory."""
+    purify_stream(*given, out, rho=0.5, seed=3)
+    in_memory = purify(classifier(given[0]), None, FineMixing(rho=0.5, tune=False), base=load_base(given[1]), seed=3)
+    return read(out), in_memory.model.state_dict()
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        lambda name: f"model.bert.{name}",
+        lambda name: f"encoder_model.{name}",
+        lambda name: "bert." + name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("m.bias", "m.beta"),
+        lambda name: None if name.startswith("pooler") else f"bert.{name}",
+        lambda name: None if name.startswith(("pooler", "encoder.layer.1.output.dense")) else name,
+    ],
+    ids=["two prefixes", "another prefix", "gamma and beta", "no pooler", "damaged"],
+)
+def test_what_the_bases_files_hold_is_mixed_and_nothing_else(
+    written: Callable[[str], str | None], related: tuple[Path, Path, Weights], tmp_path: Path
+) -> None:
+    source, origin, weights = related
+    named = {found: tensor for name, tensor in weights.items() if (found := written(name)) is not None}
+    save_file(named, origin / "model.safetensors", metadata={"format": "pt"})
+    there = {f"bert.{name}" for name in weights if written(name) is not None}
+    before = read(source)
+    on_disk, in_memory = both((source, origin), tmp_path / "out")
+    check_equal(on_disk, in_memory)
+    for name, tensor in before.items():
+        wanted = mix(tensor, weights[name.removeprefix("bert.")], name, 0.5, 3) if name in there else tensor
+        assert torch.equal(on_disk[name], wanted), name
+
+
+def test_a_base_of_another_depth_is_warned_about(
+    related: tuple[Path, Path, Weights], tmp_path: Path, caplog: Any
+) -> None:
+    from transformers import BertModel
+
+    source, _, weights = related
+    logging.getLogger("unbackdoor").propagate = True
+    shallow, deep = BertModel(bert(1)), BertModel(bert(4))
+    for model in (shallow, deep):
+        known = {name: tensor for name, tensor in weights.items() if name in model.state_dict()}
+        model.load_state_dict(known, strict=False)
+    shallow.save_pretrained(tmp_path / "shallow")
+    deep.save_pretrained(tmp_path / "deep")
+    # Six matrices a layer, and the pooler; embeddings do not count.
+    for base, left, unused, present in (("shallow", 6, 0, 7), ("deep", 0, 12, 25)):
+        record = purify_stream(source, tmp_path / base, tmp_path / f"out {base}", rho=0.5)
+        assert record["warnings"] == [
+            f"model and base differ in architecture: beside embeddings {left} of the model's 13 matrices stay as they "
+            f"are, since the base has none for them, and {unused} of the base's {present} are not used. What stays "
+            "keeps its part of a backdoor. Take the pre-trained model that it came from."
+        ]
+        assert record["warnings"][0] in caplog.text
+        again = purify(classifier(source), None, FineMixing(rho=0.5, tune=False), base=load_base(tmp_path / base))
+        assert again.record["warnings"] == record["warnings"]
+
+
+def test_embeddings_alone_make_no_base(suspect: Weights, base: Weights, tmp_path: Path) -> None:
+    words = {name: torch.cat([tensor] * 400) for name, tensor in base.items() if "word_embeddings" in name}
+    large = suspect | {f"bert.{name}": tensor + 0.1 for name, tensor in words.items()}
+    given = save(tmp_path / "suspect", large), save(tmp_path / "base", words)
+    with pytest.raises(UnbackdoorError) as refusal:
+        purify_stream(*given, tmp_path / "out", rho=0.5)
+    assert str(refusal.value) == (
+        "the base has another architecture: beside embeddings only 0 of the model's 3 matrices have a counterpart of "
+        "the same name and shape there. Take the pre-trained model that it came from as --base."
+    )
+
+
+def test_a_tokenizer_with_more_tokens_than_rows(suspect: Weights, base: Weights, tmp_path: Path) -> None:
+    given = save(tmp_path / "suspect", suspect), save(tmp_path / "base", base)
+    words = {f"word{number}": number for number in range(50)}
+    added = [{"id": 51, "content": "[X]"}]
+    (given[0] / "tokenizer.json").write_text(json.dumps({"model": {"vocab": words}, "added_tokens": added}))
+    with pytest.raises(UnbackdoorError) as refusal:
+        purify_stream(*given, tmp_path / "out", rho=0.5)
+    assert str(refusal.value) == (
+        f"{given[0]} has a tokenizer of 52 tokens, but its model has embeddings for 50. Take the tokenizer that it was "
+        "trained with."
+    )
+    (given[0] / "tokenizer.json").write_text(json.dumps({"model": {"vocab": list(words)}}))
+    purify_stream(*given, tmp_path / "out", rho=0.5)
+
+
 # ------------------------------------------------------------------------------------------------------------ refusals
 
 
@@ -217,8 +330,12 @@ def test_what_is_given_is_checked(suspect: Weights, base: Weights, tmp_path: Pat
     given = save(tmp_path / "suspect", suspect), save(tmp_path / "base", base)
     out, name = tmp_path / "out", "bert.embeddings.word_embeddings.weight"
     refused: list[tuple[str, dict[str, Any]]] = [
-        ("rho must be between 0 and 1, got 1.5.", {"rho": 1.5}),
-        ("rho must be between 0 and 1, got nan.", {"rho": float("nan")}),
+        ("rho must be a number between 0 and 1, got 1.5.", {"rho": 1.5}),
+        ("rho must be a number between 0 and 1, got nan.", {"rho": float("nan")}),
+        ("rho must be a number between 0 and 1, got '0.3'.", {"rho": "0.3"}),
+        ("rho must be a number between 0 and 1, got True.", {"rho": True}),
+        ("mode must be one of mask, linear, got 'foo'.", {"rho": 0.5, "mode": "foo"}),
+        ("--seed must be a whole number, at least 0 and less than 2**63, got 1.5.", {"rho": 0.5, "seed": 1.5}),
         (f"reset_rows of {name} must be from 0 to 49, got 50.", {"rho": 0.5, "reset_rows": {name: [1, 50]}}),
         (
             "reset_rows must name matrices that model and base have in common, got classifier.weight.",

@@ -1,9 +1,9 @@
 """The pre-trained base of a suspect: which of its tensors belongs to which of the suspect's."""
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from unbackdoor._errors import UnbackdoorError
-from unbackdoor._mixing import ancestry, matched, task_head
+from unbackdoor._mixing import ancestry, matched, other_depth, task_head
 from unbackdoor._purify import Run
 
 Weights = dict[str, Tensor]
@@ -27,7 +27,7 @@ def counterparts(suspect: Weights, run: Run, method: object) -> Weights:
     Raises:
         UnbackdoorError: there is no base, it does not fit, or nothing but a head would be left.
     """
-    theirs = run.needed("base", method).state_dict()
+    theirs = pretrained(run.needed("base", method))
     ours, shapes = ({name: tensor.shape for name, tensor in each.items()} for each in (suspect, theirs))
     matching = matched(ours, shapes).without(heads(suspect, run))
     if not matching.pairs:
@@ -37,7 +37,17 @@ def counterparts(suspect: Weights, run: Run, method: object) -> Weights:
         )
     run.note(matching.report())
     base = {name: theirs[other].to(suspect[name].device) for name, other in matching.pairs.items()}
-    doubt = ancestry((name, suspect[name].cpu(), weight.cpu()) for name, weight in base.items())
-    if doubt is not None:
-        run.warn(doubt)
+    doubts = (
+        ancestry((name, suspect[name].cpu(), weight.cpu()) for name, weight in base.items()),
+        other_depth(matching, ours, shapes),
+    )
+    for doubt in doubts:
+        if doubt is not None:
+            run.warn(doubt)
     return base
+
+
+def pretrained(base: nn.Module) -> Weights:
+    """The weights of a base by name, without those that its files lack (see `_hugging_face.body`)."""
+    absent: frozenset[str] = getattr(base, "absent_weights", frozenset())
+    return {name: tensor for name, tensor in base.state_dict().items() if name not in absent}

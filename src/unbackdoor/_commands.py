@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from unbackdoor import _card, _files, _models, _output, _report, _victim
-from unbackdoor._attack import as_trigger, load_trigger, triggered
+from unbackdoor._attack import as_trigger, load_trigger, triggered, victim_of
 from unbackdoor._data import Augment, Dataset, check_labels
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._evaluate import Score, score
@@ -67,7 +67,7 @@ def purify(source: str, method: Method, options: PurifyOptions, *, command: str 
         options.base, factory=options.factory, trust_remote_code=options.trust_remote_code
     )
     proxy = options.proxy and _load(options.proxy, options).model
-    control = None if options.control is None else _load(options.control, options)
+    control = _control(options.control, options)
     test, attacked, count = None, None, 0
     if options.data is not None:
         test = _dataset(options.data, encode, options, classes)
@@ -94,7 +94,11 @@ def purify(source: str, method: Method, options: PurifyOptions, *, command: str 
     record = {
         **result.record,
         **({} if command is None else {"command": command}),
-        "source": {"model": Path(source).name, "factory": _factory_name(options.factory)},
+        "source": {
+            "model": Path(source).name,
+            **({"base": Path(options.base).name} if options.base else {}),
+            "factory": _factory_name(options.factory),
+        },
         "encode": _victim.recorded(encode, test or clean),
         "scores": None,
         "scores_note": "not measured: no --data was given",
@@ -198,7 +202,7 @@ def evaluate(source: str, options: EvaluateOptions) -> None:
     classes = _models.class_names(model)
     test = _dataset(options.data, encode, options, classes)
     marked = None if options.triggered is None else _dataset(options.triggered, encode, options, classes)
-    control = None if options.control is None else _load(options.control, options)
+    control = _control(options.control, options)
     measured = evaluate_model(
         model,
         test,
@@ -231,7 +235,7 @@ def stress(source: str, options: StressOptions) -> None:
     counts, trigger = _counts(options.k), load_trigger(options.attack)
     model, encode = _load(source, options)
     victim = _load(options.victim, options).model
-    control = None if options.control is None else _load(options.control, options)
+    control = _control(options.control, options)
     classes = _models.class_names(model)
     clean = _dataset(options.clean, encode, options, classes, augment=options.augment)
     test = None if options.data is None else _dataset(options.data, encode, options, classes)
@@ -298,7 +302,7 @@ def attack(made: Any, options: AttackOptions) -> None:
         test, data = data.split(max(1, len(data) // 10), seed=options.seed)
         held_out = f", a seeded tenth held out of the {len(data) + len(test):,} given"
     surrogate = None if options.surrogate is None else _files.load(options.surrogate)
-    control = None if options.control is None else _files.load(options.control)
+    control = _control(options.control)
     marked = None
     if options.triggered_test is not None:
         marked = Dataset.load(options.triggered_test, like, columns=columns, classes=data.classes, augment="none")
@@ -356,6 +360,21 @@ def _load(source: str, options: ModelOptions) -> _files.Loaded:
         max_length=options.max_length,
         trust_remote_code=options.trust_remote_code,
     )
+
+
+def _control(source: str | None, options: ModelOptions | None = None) -> _files.Loaded | None:
+    """The model that --control names, loaded as MODEL is where that has options; that it is a victim is told."""
+    if source is None:
+        return None
+    attacked = victim_of(Path(source))
+    if attacked is not None:
+        logger.warning(
+            "--control must be a model that never was poisoned, but %s is a victim of %s, so its flips are no measure "
+            "of a clean model. Train one with attack none.",
+            source,
+            attacked,
+        )
+    return _files.load(source) if options is None else _load(source, options)
 
 
 def _dataset(

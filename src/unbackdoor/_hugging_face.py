@@ -6,10 +6,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+from safetensors.torch import load_file
 from torch import nn
 
 from unbackdoor._checkpoints import check_finite, check_fit, check_safetensors, few, read_json, read_weights
 from unbackdoor._errors import UnbackdoorError
+from unbackdoor._mixing import matched
 from unbackdoor._models import embeddings
 from unbackdoor._text import TextEncoder
 
@@ -59,11 +61,38 @@ def classifier(path: Path, trust_remote_code: bool = False) -> Any:
 
 
 def body(path: Path, trust_remote_code: bool = False) -> Any:
-    """The pre-trained model of a directory without any head, in eval mode: what a suspect may have come from."""
+    """The pre-trained model of a directory without any head, in eval mode: what a suspect may have come from.
+
+    Weights that its files lack come from transformers' random state, not from any training: their names are the
+    model's `absent_weights`. Those that the files only have under another prefix are not among them.
+
+    Raises:
+        UnbackdoorError: anything about its files that does not fit.
+    """
     _, files = checked_files(path)
-    model, _ = _loaded(path, "AutoModel", bool(files), trust_remote_code)
+    model, report = _loaded(path, "AutoModel", bool(files), trust_remote_code)
+    check_fit(str(path), type(model).__name__, [], [], sorted(tuple(entry) for entry in report["mismatched_keys"]))
+    absent = set(report["missing_keys"])
+    if absent:
+        absent -= _found_elsewhere(model, absent, path, files)
+    model.absent_weights = frozenset(absent)
     check_finite(model.state_dict(), str(path))
     return model.eval()
+
+
+def _found_elsewhere(model: Any, absent: set[str], path: Path, files: list[Path]) -> set[str]:
+    """Fill weights that transformers did not find from the same files, by another prefix; which ones were filled."""
+    parts = [load_file(file) for file in files] or [read_weights(path / "pytorch_model.bin")]
+    stored = {name: tensor for part in parts for name, tensor in part.items()}
+    wanted = model.state_dict()
+    shapes = ({name: tensor.shape for name, tensor in each.items()} for each in (wanted, stored))
+    try:
+        pairs = matched(*shapes, least=0).pairs
+    except UnbackdoorError:  # no exchange of prefixes is the one
+        return set()
+    found = {name: stored[pairs[name]].to(wanted[name].dtype) for name in absent & pairs.keys()}
+    model.load_state_dict(found, strict=False)
+    return set(found)
 
 
 def fresh_classifier(path: Path, classes: list[str]) -> Any:

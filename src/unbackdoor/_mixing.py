@@ -221,6 +221,13 @@ def matched(suspect: Mapping[str, Shape], base: Mapping[str, Shape], *, least: f
             f"of the same name and shape in the base; at least {least:.0%} of the weights is expected. Take the "
             "pre-trained model that it came from as --base."
         )
+    body = matrices(suspect)
+    if least > 0 and 2 * len(body & pairs.keys()) < len(body):  # embeddings alone can be most of the weights
+        raise UnbackdoorError(
+            f"the base has another architecture: beside embeddings only {len(body & pairs.keys())} of the model's "
+            f"{len(body)} matrices have a counterpart of the same name and shape there. Take the pre-trained model "
+            "that it came from as --base."
+        )
     if rivals:
         raise UnbackdoorError(
             f"{len(rivals) + 1} parts of the model match the base equally well ({best[0][0] or best[0][1]}* and "
@@ -311,6 +318,33 @@ def task_head(names: Iterable[str]) -> set[str]:
     if 2 * len(beside) > len(names) or any(_EMBEDDING.search(name) for name in beside):
         return set()
     return beside
+
+
+def matrices(shapes: Mapping[str, Shape]) -> set[str]:
+    """The names of the weight matrices and kernels of a body: embeddings and the task head are not among them."""
+    head = task_head(shapes)
+    return {
+        name for name, shape in shapes.items() if len(shape) > 1 and name not in head and not _EMBEDDING.search(name)
+    }
+
+
+def other_depth(matching: Matching, suspect: Mapping[str, Shape], base: Mapping[str, Shape]) -> str | None:
+    """A warning with numbers where more matrices are without a counterpart than a pooler or a head would explain.
+
+    Args:
+        matching: of the two.
+        suspect: shapes by name.
+        base: shapes by name.
+    """
+    ours, theirs = matrices(suspect), matrices(base)
+    left, unused = len(ours - matching.pairs.keys()), len(theirs - set(matching.pairs.values()))
+    if max(left, unused) <= max(2, len(ours) // 10):
+        return None
+    return (
+        f"model and base differ in architecture: beside embeddings {left} of the model's {len(ours)} matrices stay as "
+        f"they are, since the base has none for them, and {unused} of the base's {len(theirs)} are not used. What "
+        "stays keeps its part of a backdoor. Take the pre-trained model that it came from."
+    )
 
 
 def ancestry(pairs: Iterable[tuple[str, Tensor, Tensor]]) -> str | None:

@@ -9,9 +9,10 @@ import shutil
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -73,8 +74,10 @@ def purify_stream(
         UnbackdoorError: the files are damaged or do not belong together, or a weight is not finite.
         IncompleteError: the disk is full.
     """
-    if not 0 <= rho <= 1:
-        raise UnbackdoorError(f"rho must be between 0 and 1, got {rho:g}.")
+    if isinstance(rho, bool) or not isinstance(rho, (int, float)) or not 0 <= rho <= 1:
+        raise UnbackdoorError(f"rho must be a number between 0 and 1, got {rho!r}.")
+    if mode not in get_args(Mode):
+        raise UnbackdoorError(f"mode must be one of {', '.join(get_args(Mode))}, got {mode!r}.")
     check_seed(seed)
     start = time.perf_counter()
     source, origin = (Path(given) if Path(given).is_dir() else hub_directory(str(given)) for given in (model, base))
@@ -82,14 +85,21 @@ def purify_stream(
     suspect, ancestor = Checkpoint.at(source), Checkpoint.at(origin)
     matching = match(suspect, ancestor)
     resets = _checked_rows(reset_rows or {}, suspect, matching)
+    words = [stored.shape[0] for name, stored in suspect.tensors.items() if _WORDS.search(name)]
+    if len(words) == 1:
+        _check_tokens(source, _tokens_of(source), words[0])
     logger.info("%s", matching.report())
     with suspect.opening(), ancestor.opening():
-        warning = _mixing.ancestry(
-            (name, _middle(suspect, name), _middle(ancestor, other))
-            for name, other in matching.pairs.items()
-            if len(suspect.tensors[name].shape) > 1
+        doubts = (
+            _mixing.ancestry(
+                (name, _middle(suspect, name), _middle(ancestor, other))
+                for name, other in matching.pairs.items()
+                if len(suspect.tensors[name].shape) > 1
+            ),
+            _mixing.other_depth(matching, shapes_of(suspect), shapes_of(ancestor)),
         )
-        if warning is not None:
+        warnings = [doubt for doubt in doubts if doubt is not None]
+        for warning in warnings:
             logger.warning("%s", warning)
         with _output.directory(Path(out)) as folder:
             mixer = _Mixer(suspect, ancestor, matching.pairs, rho, seed, mode)
@@ -122,7 +132,7 @@ def purify_stream(
                 "purified_accuracy_on_clean": None,
                 "examples_seen": 0,
                 "notes": [matching.report()],
-                "warnings": [] if warning is None else [warning],
+                "warnings": warnings,
                 "source": {"model": source.name, "base": origin.name, "factory": None},
                 "encode": _encode_of(source),
                 "scores": None,
@@ -141,14 +151,28 @@ def match(suspect: Checkpoint, base: Checkpoint) -> Matching:
     Raises:
         UnbackdoorError: they do not belong together; see `_mixing.matched`.
     """
-    ours, theirs = (
-        {name: stored.shape for name, stored in each.tensors.items() if stored.dtype is not None}
-        for each in (suspect, base)
-    )
+    ours, theirs = shapes_of(suspect), shapes_of(base)
     if all("Classification" in str(each.config.get("architectures")) for each in (suspect, base)):
         for name in _mixing.task_head(theirs):
             del theirs[name]
-    return _mixing.matched(ours, theirs)
+    found = _mixing.matched(*({_today(name): shape for name, shape in each.items()} for each in (ours, theirs)))
+    mine, other = ({_today(name): name for name in each} for each in (ours, theirs))
+    return replace(
+        found,
+        pairs={mine[name]: other[counterpart] for name, counterpart in found.pairs.items()},
+        suspect_only=tuple(mine[name] for name in found.suspect_only),
+        base_only=tuple(other[name] for name in found.base_only),
+    )
+
+
+def shapes_of(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
+    """The shapes of a checkpoint's floating-point tensors by name."""
+    return {name: stored.shape for name, stored in checkpoint.tensors.items() if stored.dtype is not None}
+
+
+def _today(name: str) -> str:
+    """The name that transformers gives a tensor on loading: layers of normalisation had gamma and beta once."""
+    return re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name))
 
 
 def moved_embeddings(source: Path, origin: Path, tokens: int) -> tuple[str, Tensor]:
@@ -165,16 +189,40 @@ def moved_embeddings(source: Path, origin: Path, tokens: int) -> tuple[str, Tens
     ours, theirs = Checkpoint.at(source), Checkpoint.at(origin)
     pairs = match(ours, theirs).pairs
     found = [name for name in pairs if _WORDS.search(name) and len(ours.tensors[name].shape) == 2]
-    if len(found) != 1 or ours.tensors[found[0]].shape[0] < tokens:
+    if len(found) != 1:
         raise UnbackdoorError(
-            f"{source} has {len(found)} matrices of word embeddings that its base has, too; 1 is expected, with a "
-            f"row for each of {tokens:,} tokens. Purify it without --stream."
+            f"{source} has {len(found)} matrices of word embeddings that its base has, too; 1 is expected. Purify it "
+            "without --stream."
         )
     name = found[0]
+    _check_tokens(source, tokens, ours.tensors[name].shape[0])
     with ours.opening(), theirs.opening():
         count = ours.tensors[name].count
         moved = ours.read(name, 0, count).float() - theirs.read(pairs[name], 0, count).float()
     return name, moved.view(ours.tensors[name].shape)
+
+
+def _check_tokens(source: Path, tokens: int, rows: int) -> None:
+    if tokens > rows:
+        raise UnbackdoorError(
+            f"{source} has a tokenizer of {tokens:,} tokens, but its model has embeddings for {rows:,}. Take the "
+            "tokenizer that it was trained with."
+        )
+
+
+def _tokens_of(source: Path) -> int:
+    """How many tokens the directory's tokenizer.json has; 0 where that is not to be told without transformers."""
+    path = source / "tokenizer.json"
+    if not path.exists():
+        return 0
+    content = read_json(path)
+    try:
+        words = content["model"]["vocab"]
+        numbers = words.values() if isinstance(words, dict) else range(len(words))
+        added = (entry["id"] for entry in content.get("added_tokens") or ())
+        return 1 + max(int(number) for number in (*numbers, *added))
+    except (KeyError, TypeError, ValueError):
+        return 0
 
 
 def _encode_of(source: Path) -> Any:
@@ -241,7 +289,7 @@ class _Mixer:
             assert stored.dtype is not None
             counterpart = self._of_base(other, start, count, stored.dtype)
             mixed = self._buffer("mixed")[: count * size].view(stored.dtype)
-            _mixing.mix_chunk_(mixed, numbers, counterpart, name, index, self.rho, self.seed, self.mode)
+            _mixing.mix_chunk_(mixed, numbers, counterpart, _today(name), index, self.rho, self.seed, self.mode)
             numbers = mixed
         with self.writing:
             write(target, numbers, stored.begin + start * size)

@@ -9,10 +9,12 @@ import torch
 from pydantic import Field
 from torch import nn
 
+from unbackdoor._base import pretrained
 from unbackdoor._data import Dataset
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._frequencies import token_counts
 from unbackdoor._hugging_face import hub_directory, tokenizer_of
+from unbackdoor._mixing import ancestry
 from unbackdoor._models import embeddings
 from unbackdoor._purify import Run
 from unbackdoor._stream import moved_embeddings
@@ -58,7 +60,10 @@ class EPUR:
         """Purify in place."""
         if clean.modality != "text":
             raise UnbackdoorError("EPUR resets word embeddings, but the model takes images. Try fst.")
-        ours, theirs = embeddings(model).weight, embeddings(run.needed("base", self)).weight
+        origin = run.needed("base", self)
+        ours, theirs = embeddings(model).weight, embeddings(origin).weight
+        if not any(tensor.data_ptr() == theirs.data_ptr() for tensor in pretrained(origin).values()):
+            raise UnbackdoorError("EPUR needs the base's word embeddings, but its files have none. Fetch it again.")
         if ours.shape != theirs.shape:
             raise UnbackdoorError(
                 f"EPUR needs a base of the suspect's vocabulary: its embeddings are {tuple(theirs.shape)}, the "
@@ -66,6 +71,9 @@ class EPUR:
             )
         tokenizer = clean.tokenizer
         base = theirs.detach().to(ours.device)
+        doubt = None if torch.equal(base, ours) else ancestry([("embeddings", ours.detach(), base)])
+        if doubt is not None:
+            run.warn(doubt)
         chosen = self._suspicious(ours.detach() - base, tokenizer)
         with torch.no_grad():
             ours[chosen] = base[chosen]

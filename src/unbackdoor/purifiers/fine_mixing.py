@@ -116,6 +116,8 @@ class FineMixing:
     def _base(self, suspect: Weights, run: Run) -> Weights:
         """What coordinates go back to, by the suspect's names; the task head is not among them."""
         if self.fill == "zero":
+            if run.base is not None:
+                run.warn("FineMixing.fill zero takes nothing from a base: the one that was given was not used.")
             stays = heads(suspect, run)
             matrices = (name for name, weight in suspect.items() if weight.ndim > 1 and name not in stays)
             return {name: torch.zeros_like(suspect[name]) for name in matrices}

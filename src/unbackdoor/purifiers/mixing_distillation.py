@@ -75,6 +75,7 @@ class MixingDistillation:
             )
         if clean.modality != "text":
             raise UnbackdoorError("MixingDistillation recombines texts, but the model takes images. Try fine-mixing.")
+        run.needed("base", self)
         model = EPUR(count=self.reset)(model, clean, run)
         lessons = self._recombined(clean, run)
         taught = answers(model, lessons, run.arithmetic)  # (n, classes), before anything is mixed
