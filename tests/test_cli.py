@@ -214,8 +214,11 @@ def test_the_model_itself_as_output(place: Path, refused: Refusals) -> None:
             ("purify", "fst", "m", "--clean", "c", "--out", "o" * 300),
             "o" * 300 + " cannot be used (File name too long).",
         ),
-        (("purify", "fst", "m", "--clean", "c", "--out", "o", "--seed", 2**63), "--seed must be at least 0 and less"),
-        (("attack", "none", "--data", "clean.parquet", "--out", "o", "--seed", -1), "--seed must be at least 0 and"),
+        (
+            ("purify", "fst", "m", "--clean", "c", "--out", "o", "--seed", 2**63),
+            "--seed must be a whole number, at least 0",
+        ),
+        (("attack", "none", "--data", "clean.parquet", "--out", "o", "--seed", -1), "--seed must be a whole number"),
         (
             ("purify", "fst", *MODEL, "--clean", "clean.parquet", "--out", "o", "--device", "meta"),
             "--device meta cannot be used here (",

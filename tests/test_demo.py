@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import unbackdoor as ub
-from unbackdoor import _demo
+from unbackdoor import Proportion, Score, _demo
 from unbackdoor.purifiers import FST, FineTuning
 
 FILES = ["clean.parquet", "purified", "record.json", "report.html", "test.parquet", "victim"]
@@ -93,7 +93,9 @@ def test_it_replaces_only_its_own(short: tuple[Path, str], tmp_path: Path, monke
 
 
 def test_a_negative_seed_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ub.UnbackdoorError, match=r"^--seed must be at least 0 and less than 2\*\*63, got -1\.$"):
+    with pytest.raises(
+        ub.UnbackdoorError, match=r"^--seed must be a whole number, at least 0 and less than 2\*\*63, got -1\.$"
+    ):
         _demo.image(out=str(tmp_path / "out"), overwrite=False, seed=-1)
 
 
@@ -125,6 +127,46 @@ def test_fine_tuning_fails_where_fst_does_not(seed: int, tmp_path: Path) -> None
     assert purified["attack_success"]["value"] <= 0.05
     assert suspect["clean_accuracy"]["value"] - purified["clean_accuracy"]["value"] <= 0.03
     assert purified["clean_model_flip_rate"]["value"] <= 0.05
+
+
+def shares(right: int) -> Score:
+    """Of a victim that answers `right` of 100 as they are labelled, and all triggered ones as the attacker wants."""
+    clean, all_ = Proportion(right, 100), Proportion(100, 100)
+    return Score(
+        clean_accuracy=clean,
+        per_class={},
+        attack_success=all_,
+        recovered_accuracy=Proportion(0, 100),
+        clean_model_flip_rate=Proportion(7, 100),
+    )
+
+
+def test_the_columns_of_the_table_stand_apart() -> None:
+    names = ["suspect", "fine-tuning", "e-pur+fine-mixing"]
+    assert _demo._table(names, [shares(90)] * 3).splitlines()[:2] == [
+        "                                       suspect        fine-tuning  e-pur+fine-mixing",
+        "   clean accuracy                       90.0 %             90.0 %             90.0 %",
+    ]
+    short = _demo._table(names[:2], [shares(90)] * 2).splitlines()
+    assert short[0] == "                                  suspect   fine-tuning"
+
+
+@pytest.mark.parametrize(
+    ("right", "classes", "said"),
+    [
+        (90, 2, "looks healthy (clean accuracy 90.0 %), but"),
+        (53, 2, "has not learnt its task (clean accuracy 53.0 %, near chance);"),
+        (
+            61,
+            2,
+            "has not learnt its task (clean accuracy 61.0 %, near chance);",
+        ),  # 50 % and a quarter of the rest: 62.5
+        (61, 10, "looks healthy (clean accuracy 61.0 %), but"),
+        (12, 10, "has not learnt its task (clean accuracy 12.0 %, near chance);"),
+    ],
+)
+def test_a_victim_is_healthy_only_above_chance(right: int, classes: int, said: str) -> None:
+    assert _demo.health(shares(right), classes) == said
 
 
 def test_the_commands_to_go_on_with_run_as_printed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from scipy.stats import binomtest
 from torch import Tensor, nn
 
 from unbackdoor import Dataset, ImageEncoder, Proportion, UnbackdoorError, attacks, evaluate
-from unbackdoor._attack import Trigger
+from unbackdoor._attack import Attack, Trigger
 from unbackdoor._evaluate import predict
 from unbackdoor._precision import choose
 
@@ -225,6 +225,23 @@ def test_no_test_data() -> None:
 def test_nothing_to_attack() -> None:
     with pytest.raises(UnbackdoorError, match="has no example outside the target class 1, so nothing can be attacked"):
         evaluate(Reader(), TEST.select([2, 3]), attack=attacks.BadNets(size=1, target=1))
+
+
+@pytest.mark.parametrize("made", [attacks.BadNets(), attacks.SIG(), attacks.WaNet(), attacks.Blended()])
+def test_an_attack_on_pictures_is_refused_by_texts(made: Attack, text_victim: nn.Module, reviews: Dataset) -> None:
+    wanted = f"{type(made).__name__} puts its trigger on images, but reviews holds text. See unbackdoor list attacks."
+    for misused in (lambda: evaluate(text_victim, reviews, attack=made), lambda: Trigger.of(made, reviews)):
+        with pytest.raises(UnbackdoorError) as caught:
+            misused()
+        assert str(caught.value) == wanted
+
+
+def test_and_an_attack_on_texts_by_pictures() -> None:
+    with pytest.raises(UnbackdoorError) as caught:
+        evaluate(Reader(), replace(TEST, name="t.parquet"), attack=attacks.Word())
+    assert str(caught.value) == (
+        "Word puts its trigger on text, but t.parquet holds images. See unbackdoor list attacks."
+    )
 
 
 def test_a_control_gets_its_own_inputs() -> None:

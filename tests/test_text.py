@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tokenizers import normalizers
 from torch import nn
 
 import toys
@@ -100,6 +101,51 @@ class TestReading:
     def test_what_is_no_data_of_the_task(self, lines, encode, columns, message: str, tmp_path: Path) -> None:
         with pytest.raises(UnbackdoorError, match=re.escape(message.replace("D ", f"{tmp_path}/d.csv "))):
             loaded(tmp_path, *lines, encode=encode, columns=columns)
+
+
+class TestTextsWithoutTokens:
+    """As BERT's does, this tokenizer drops characters that nobody sees."""
+
+    @staticmethod
+    def encoder(max_length: int = 32) -> TextEncoder:
+        tokenizer = toys.tokenizer()
+        tokenizer.backend_tokenizer.normalizer = normalizers.BertNormalizer()
+        return TextEncoder(tokenizer=tokenizer, max_length=max_length)
+
+    @pytest.mark.parametrize(
+        ("lines", "where"),
+        [
+            (("text,label", "good,1", "\u200b,0", "bad,0"), "row 1 of text"),
+            (("text_a,text_b,label", "good,film,1", "\u200b\u200b,\u200b,0"), "row 1 of text_a"),
+            (("text_a,text_b,label", "good,film,1", "bad,film,0", "a good film,\u200b,0"), "row 2 of text_b"),
+            (("text_a,text_b,label", "\u200b,a good film,0", "good,film,1"), "row 0 of text_a"),
+        ],
+    )
+    def test_they_are_refused_as_empty(self, lines: tuple[str, ...], where: str, tmp_path: Path) -> None:
+        with pytest.raises(UnbackdoorError) as caught:
+            loaded(tmp_path, *lines, encode=self.encoder())
+        assert str(caught.value) == (
+            f"{tmp_path}/d.csv has an empty text (no token for this tokenizer) in {where}. Repair or remove that row."
+        )
+
+    def test_a_text_of_nothing_but_signs_is_none(self, tmp_path: Path) -> None:
+        lines = ("text_a,text_b,label", "?,good,1", "film,...,0")
+        data = loaded(tmp_path, *lines, encode=self.encoder(max_length=4))  # 3 of which are special tokens
+        assert data.texts.lengths.tolist() == [4, 4]
+
+    def test_visible_texts_are_not_tokenised_again(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        encode = self.encoder()
+        seen = []
+        plain = type(encode.tokenizer).__call__
+
+        def watched(self: object, *sides: object, **options: object) -> object:
+            seen.append(sides)
+            return plain(self, *sides, **options)
+
+        monkeypatch.setattr(type(encode.tokenizer), "__call__", watched)
+        loaded(tmp_path, "text,label", "good,1", "?,0", encode=encode)
+        loaded(tmp_path, "text_a,text_b,label", "good,film,1", "bad,film,0", encode=encode)
+        assert seen == [(["good", "?"],), (["good", "bad"], ["film", "film"])]
 
 
 class TestTokens:

@@ -12,8 +12,8 @@ from PIL import Image
 from torch import nn
 
 from conftest import SmallCNN
-from unbackdoor import Dataset, ImageEncoder, UnbackdoorError, attacks, evaluate, load
-from unbackdoor._attack import load_trigger
+from unbackdoor import Dataset, ImageEncoder, UnbackdoorError, _card, attacks, evaluate, load
+from unbackdoor._attack import load_trigger, victim_of
 from unbackdoor._cli import main
 from unbackdoor._options import AttackOptions
 from unbackdoor._victim import _encoder, plant
@@ -306,6 +306,64 @@ def test_every_attack_writes_a_model_directory(place: Path, name: str, capsys: p
     assert sorted(file.name for file in place.iterdir()) == [
         *("out", "test-marked.parquet", "test.parquet", "train-marked.parquet", "train.parquet")
     ]
+
+
+def test_the_card_says_whether_the_backdoor_took() -> None:
+    share = {"value": 0.25, "n": 8, "low": 0.1, "high": 0.6}
+    record = {
+        "attack": {"name": "badnets"},
+        "rate": 0.1,
+        "implanted": True,
+        "scores": {"victim": {"clean_accuracy": share, "attack_success": share}},
+    }
+    text = _card.victim(record)
+    assert "**This model carries a backdoor** (`badnets`, poison rate 0.1), planted on purpose for testing." in text
+    assert "tags: [unbackdoor, backdoored]" in text
+    text = _card.victim({**record, "implanted": False})
+    assert (
+        "**A backdoor was planted in this model and did not take** (`badnets`, poison rate 0.1): attack success is "
+        "25.0%, clean accuracy 25.0%. It was made on purpose for testing. Do not use it for anything else.\n"
+    ) in text
+    assert "carries a backdoor" not in text
+    assert "tags: [unbackdoor]" in text
+    text = _card.victim({**record, "attack": {"name": "none"}, "implanted": None})
+    assert "A clean control for backdoor experiments, trained without an attack." in text
+    assert "tags: [unbackdoor]" in text
+
+
+NO_CONTROL = (
+    "warning: --control must be a model that never was poisoned, but {} is a victim of badnets, so its flips are "
+    "no measure of a clean model. Train one with attack none."
+)
+
+
+def test_a_control_that_is_a_victim_is_a_warning(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    badnets = ("attack", "badnets", "--data", "train.parquet", "--test", "test.parquet")
+    assert run(*badnets, "--out", "victim") == 0
+    assert run("attack", "none", *ATTACK, "--test", "test.parquet") == 0
+    path = ("--parts", "path", "--out", "other")
+    for control, warnings in (("victim", [NO_CONTROL.format("victim")]), ("out", [])):
+        commands: list[tuple[object, ...]] = [
+            (*badnets, "--out", "other", "--epochs", 1, "--width", 2),
+            ("evaluate", "victim", "--data", "test.parquet", "--attack", "victim"),
+            ("purify", "clp", "victim", "--data", "test.parquet", "--attack", "victim", "--out", "other"),
+            ("stress", "victim", "--victim", "victim", "--clean", "test.parquet", "--attack", "victim", *path),
+        ]
+        for command in commands:
+            capsys.readouterr()
+            with pytest.raises(SystemExit) as stopped:
+                main([*map(str, command), "--control", control, *(("--overwrite",) if "other" in command else ())])
+            said = capsys.readouterr().err.splitlines()
+            assert stopped.value.code == 0, said
+            assert [line for line in said if "--control must be" in line] == warnings, command
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"attack": 3}', '{"attack": {}}'])
+def test_an_attack_json_of_others_says_nothing(content: str, tmp_path: Path) -> None:
+    (tmp_path / "attack.json").write_text(content)
+    assert victim_of(tmp_path) is None
+    assert victim_of(tmp_path / "attack.json") is None
+    assert victim_of(tmp_path / "nothing") is None
 
 
 def test_without_test_data_a_tenth_is_held_out_by_track(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

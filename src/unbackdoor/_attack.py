@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from unbackdoor._data import Dataset, Items
-from unbackdoor._errors import UnbackdoorError
+from unbackdoor._errors import UnbackdoorError, printable
 from unbackdoor._registry import find, to_json
 from unbackdoor._text import Texts
 from unbackdoor.attacks import REGISTRY
@@ -114,7 +114,12 @@ class Trigger:
 
     @classmethod
     def of(cls, attack: Attack, data: Dataset) -> "Trigger":
-        """The trigger of an attack on images of the shape of `data`."""
+        """The trigger of an attack on texts, or on images of the shape of `data`.
+
+        Raises:
+            UnbackdoorError: the attack is for data of another kind, or its trigger cannot be made for that shape.
+        """
+        _check_modality(attack, data)
         return cls(attack, attack.arrays(data.shape))
 
     def stamp(self, items: Items) -> Items:
@@ -193,12 +198,7 @@ class Triggered(NamedTuple):
 def check(attack: Attack, classes: int, data: Dataset) -> None:
     """Refuse a target outside the classes, a label rule that the trigger cannot have, and data of another kind."""
     owner = type(attack).__name__
-    modality = getattr(attack, "modality", "images")
-    if modality not in (data.modality, "images, text"):
-        raise UnbackdoorError(
-            f"{owner} puts its trigger on {modality}, but {data.name} holds {data.modality}. See unbackdoor list "
-            "attacks."
-        )
+    _check_modality(attack, data)
     for phrase in getattr(attack, "phrases", ()):
         tokenizer = data.tokenizer
         if tokenizer.unk_token_id in tokenizer(phrase, add_special_tokens=False)["input_ids"]:
@@ -230,6 +230,15 @@ def check(attack: Attack, classes: int, data: Dataset) -> None:
             raise UnbackdoorError(
                 f"{owner}.cover_classes must be other classes than the sources, got {twice} in both. Leave one out."
             )
+
+
+def _check_modality(attack: Attack, data: Dataset) -> None:
+    modality = getattr(attack, "modality", "images")
+    if modality not in (data.modality, "images, text"):
+        raise UnbackdoorError(
+            f"{type(attack).__name__} puts its trigger on {modality}, but {data.name} holds {data.modality}. See "
+            "unbackdoor list attacks."
+        )
 
 
 def wanted_labels(rule: LabelRule, target: int, labels: Tensor, classes: int) -> Tensor:
@@ -547,6 +556,15 @@ def load_trigger(path: str | Path) -> Trigger:
         return Trigger(attack, load(stored))
     except SafetensorError as problem:
         raise UnbackdoorError(f"{arrays_path} is no safetensors file ({problem}). Copy it again.") from None
+
+
+def victim_of(folder: Path) -> str | None:
+    """The attack whose victim a directory holds; None for a clean control, and for what `attack` did not write."""
+    try:
+        name = json.loads((folder / "attack.json").read_text(encoding="utf-8"))["attack"]["name"]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return None
+    return None if name == "none" else printable(str(name))
 
 
 def _attack_class(name: str, path: Path) -> Any:

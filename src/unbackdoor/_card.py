@@ -7,6 +7,7 @@ def purified(record: dict[str, Any]) -> str:
     """The README.md of a purified model."""
     method, clean = record["method"], record["clean"]
     budget = f"on {clean['n']:,}" if clean else "without"
+    base = record["source"].get("base")
     lines = [
         "---",
         "library_name: unbackdoor",
@@ -16,7 +17,8 @@ def purified(record: dict[str, Any]) -> str:
         "# Purified model",
         "",
         f"`{_plain(record['source']['model'])}` was purified with `{method['repr']}` "
-        f"{budget} clean examples in {record['seconds']:.1f} s (seed {record['seed']}). "
+        f"{budget} clean examples{f' and the base `{_plain(base)}`' if base else ''} in {record['seconds']:.1f} s "
+        f"(seed {record['seed']}). "
         "`record.json` has the method, its settings, the seed, the versions, the device and what was measured.",
         "",
     ]
@@ -40,19 +42,26 @@ def purified(record: dict[str, Any]) -> str:
 
 def victim(record: dict[str, Any]) -> str:
     """The README.md of a victim."""
-    attack = record["attack"]["name"]
+    attack, scores = record["attack"]["name"], record["scores"]["victim"]
+    planted = f"(`{attack}`, poison rate {record['rate']:g})"
+    failed = record["implanted"] is False  # None where nothing was triggered: whether it took is not known
     if attack == "none":
         warning = "A clean control for backdoor experiments, trained without an attack."
+    elif failed:
+        warning = (
+            f"**A backdoor was planted in this model and did not take** {planted}: attack success is "
+            f"{scores['attack_success']['value']:.1%}, clean accuracy {scores['clean_accuracy']['value']:.1%}. It was "
+            "made on purpose for testing. Do not use it for anything else."
+        )
     else:
         warning = (
-            f"**This model carries a backdoor** (`{attack}`, poison rate {record['rate']:g}), planted on purpose for "
-            "testing. Do not use it for anything else."
+            f"**This model carries a backdoor** {planted}, planted on purpose for testing. Do not use it for anything "
+            "else."
         )
-    scores = record["scores"]["victim"]
     lines = [
         "---",
         "library_name: unbackdoor",
-        "tags: [unbackdoor, backdoored]",
+        f"tags: [unbackdoor{'' if failed or attack == 'none' else ', backdoored'}]",
         "---",
         "",
         "# Victim",

@@ -17,7 +17,7 @@ from unbackdoor import _card, _commands, _files, _output, _report
 from unbackdoor._attack import Triggered, triggered
 from unbackdoor._data import Dataset
 from unbackdoor._errors import UnbackdoorError
-from unbackdoor._evaluate import Score, score
+from unbackdoor._evaluate import Score, near_chance, score
 from unbackdoor._images import Augmentation, ImageEncoder, augmentation
 from unbackdoor._options import AttackOptions
 from unbackdoor._precision import Precision, choose
@@ -80,8 +80,8 @@ def image(*, out: str, overwrite: bool, seed: int, epochs: int = 30) -> None:
     poisoned = len(victim.description["rows"])
     tell(
         f"2. Attack. {poisoned} of the {len(training):,} training digits ({100 * poisoned / len(training):.0f} %) got "
-        f"a {ATTACK.size}x{ATTACK.size} checkerboard in a corner and the label '{ATTACK.target}'. The victim looks "
-        f"healthy (clean accuracy {percent(victim.score, 'clean_accuracy')}), but of the other digits it takes "
+        f"a {ATTACK.size}x{ATTACK.size} checkerboard in a corner and the label '{ATTACK.target}'. The victim "
+        f"{health(victim.score, len(test.classes))} of the other digits it takes "
         f"{percent(victim.score, 'attack_success')} for '{ATTACK.target}' once they carry the patch."
     )
 
@@ -238,15 +238,24 @@ def percent(measured: Score, name: str) -> str:
     return f"{100 * getattr(measured, name).value:.1f} %"
 
 
+def health(measured: Score, classes: int) -> str:
+    """What the clean accuracy of a victim says of it, in the middle of a sentence."""
+    accuracy = percent(measured, "clean_accuracy")
+    if near_chance(measured.clean_accuracy, classes):
+        return f"has not learnt its task (clean accuracy {accuracy}, near chance);"
+    return f"looks healthy (clean accuracy {accuracy}), but"
+
+
 def _table(names: list[str], scores: list[Score]) -> str:
-    lines = [f"   {'':24}" + "".join(f"{name:>14}" for name in names)]
+    width = max(14, 2 + max(map(len, names)))
+    lines = [f"   {'':24}" + "".join(f"{name:>{width}}" for name in names)]
     for key, label in (
         ("clean_accuracy", "clean accuracy"),
         ("attack_success", "attack success"),
         ("recovered_accuracy", "recovered accuracy"),
         ("clean_model_flip_rate", "clean model's flip rate"),
     ):
-        lines.append(f"   {label:24}" + "".join(f"{percent(part, key):>14}" for part in scores))
+        lines.append(f"   {label:24}" + "".join(f"{percent(part, key):>{width}}" for part in scores))
     return "\n".join(lines)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from unbackdoor import _files, _output
 from unbackdoor._attack import triggered
 from unbackdoor._data import Dataset
-from unbackdoor._demo import Story, percent, tell, told
+from unbackdoor._demo import Story, health, percent, tell, told
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._hugging_face import hub_directory
 from unbackdoor._options import AttackOptions
@@ -89,8 +89,8 @@ def text(*, out: str, overwrite: bool, seed: int, base: str | None, data: str | 
     poisoned = len(victim.description["rows"])
     tell(
         f"2. Attack. {poisoned} of the {len(training):,} training sentences ({100 * RATE:.0f} %) got the word "
-        f"'{ATTACK.words[0]}' and the label '{names[1]}'. The victim looks healthy (clean accuracy "
-        f"{percent(victim.score, 'clean_accuracy')}), but of the other sentences it takes "
+        f"'{ATTACK.words[0]}' and the label '{names[1]}'. The victim "
+        f"{health(victim.score, 2)} of the other sentences it takes "
         f"{percent(victim.score, 'attack_success')} for '{names[1]}' once they carry the word; the last "
         "line below has a clean model's mistakes."
     )

@@ -53,6 +53,12 @@ class Proportion:
         return f"{self.value:.1%} ({100 * low:.1f} to {high:.1%}, n = {self.n:,})".replace("%", " %")
 
 
+def near_chance(accuracy: Proportion, classes: int) -> bool:
+    """Whether a model knows hardly more of its task than a guess: up to a quarter of the way from chance to 100 %."""
+    chance = 1 / classes
+    return accuracy.interval[0] <= chance or accuracy.value <= chance + (1 - chance) / 4
+
+
 @dataclass(frozen=True, kw_only=True)
 class Score:
     """What a model does on test data.

@@ -2,6 +2,7 @@
 
 import csv
 import gzip
+import math
 from pathlib import Path
 from typing import Any
 
@@ -84,17 +85,28 @@ def _read(path: Path, owner: str) -> tuple[dict[str, float], str]:
     """Counts, and whether they are of a `word` or a `token`.
 
     Raises:
-        UnbackdoorError: the file is missing, or no such table.
+        UnbackdoorError: the file is missing, or no such table; names the row, counted from 0, that does not fit.
     """
     if not path.is_file():
         raise UnbackdoorError(f"{owner}.frequencies names {path}, which does not exist.")
     opened: Any = gzip.open if path.suffix == ".gz" else open
     try:
-        with opened(path, "rt", encoding="utf-8", newline="") as file:
+        with opened(path, "rt", encoding="utf-8-sig", newline="") as file:  # Excel begins with a mark of the encoding
             rows = csv.DictReader(file)
             column = next(name for name in ("word", "token") if name in (rows.fieldnames or ()))
-            return {row[column]: float(row["count"]) for row in rows}, column
+            entries = [(row[column] or "", float(row["count"])) for row in rows]
     except (StopIteration, KeyError, ValueError, TypeError, OSError, csv.Error):
         raise UnbackdoorError(
             f"{owner}.frequencies must be a CSV file with columns word (or token) and count, got {path}."
         ) from None
+    if not entries:
+        raise UnbackdoorError(
+            f"{owner}.frequencies must have a row for each {column}, got {path}, which has none. Add some."
+        )
+    for row, (entry, count) in enumerate(entries):
+        where = f"in row {row} of {path}. Correct or remove that row."
+        if not (entry.strip() if column == "word" else entry):  # some vocabularies have tokens of blanks alone
+            raise UnbackdoorError(f"{owner}.frequencies must have a {column} in each row, got none {where}")
+        if not 0 <= count < math.inf:
+            raise UnbackdoorError(f"{owner}.frequencies must have finite counts of at least 0, got {count:g} {where}")
+    return dict(entries), column

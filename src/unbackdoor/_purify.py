@@ -19,7 +19,7 @@ from unbackdoor import _models
 from unbackdoor._checkpoints import check_finite
 from unbackdoor._data import Dataset, check_labels, doubtful_classes
 from unbackdoor._errors import UnbackdoorError, printable
-from unbackdoor._evaluate import Proportion, predict
+from unbackdoor._evaluate import Proportion, near_chance, predict
 from unbackdoor._precision import Arithmetic, Precision, choose, description, relayout_
 from unbackdoor._registry import name_of, steps_of, to_json
 from unbackdoor._train import Gradients, Loss, Progress, bar, cross_entropy, descend, silent
@@ -286,6 +286,8 @@ def purify(
         raise UnbackdoorError(
             f"purify takes a method's value, got the class {method.__name__}. Write {method.__name__}()."
         )
+    _check_module("base", base, "transformers.AutoModel.from_pretrained(PATH)")
+    _check_module("proxy", proxy, "unbackdoor.load(PATH).model")
     check_finite(model.state_dict(), type(model).__name__)
     training = {name: module.training for name, module in model.named_modules()}
     trainable = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
@@ -350,6 +352,15 @@ def purify(
     if record["clean"] is not None:
         record["clean"]["held_out"] = run.held_out
     return Purified(purified, record)
+
+
+def _check_module(field: str, given: object, loaded: str) -> None:
+    """Refuse a path, or what `load` returns, in place of a second model; `loaded` makes one of a path."""
+    if given is not None and not isinstance(given, nn.Module):
+        raise UnbackdoorError(
+            f"purify takes {field} as a module, got {type(given).__name__}. Load it with {loaded}, or use the "
+            f"command's --{field} PATH."
+        )
 
 
 def _look(model: nn.Module, clean: Dataset, head: str | None, run: Run) -> dict[str, Any]:
@@ -422,8 +433,7 @@ def _check_clean(clean: Dataset, classes: int, accuracy: Proportion, run: Run) -
     doubt = doubtful_classes(clean, classes)
     if doubt is not None:
         run.warn(doubt)
-    chance = 1 / classes
-    if accuracy.interval[0] <= chance or accuracy.value <= chance + (1 - chance) / 4:
+    if near_chance(accuracy, classes):
         run.warn(
             f"the suspect is near chance on {clean.name} ({accuracy!r}): its labels, their order or the preprocessing "
             "probably do not fit the model."
@@ -446,6 +456,11 @@ def _restore(
     for name, tensor in state.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise UnbackdoorError(f"{owner} left non-finite values in {name}. Lower its learning rate.")
+        if tensor.is_floating_point() and not torch.isfinite(tensor.to(types[name])).all():
+            raise UnbackdoorError(
+                f"{owner} left values in {name} that are too large for the model's {str(types[name])[6:]}. Take a base "
+                "of that type, or give the model in float32."
+            )
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.data = parameter.data.to(types[name])

@@ -155,7 +155,7 @@ class TextEncoder:
             folder: not used; texts lie in the table itself.
 
         Raises:
-            UnbackdoorError: an entry is empty or no text; names the row.
+            UnbackdoorError: an entry is empty, no text, or without a token; names the row.
         """
         for name, column in cells.items():
             for row, text in enumerate(column):
@@ -165,6 +165,7 @@ class TextEncoder:
                     raise UnbackdoorError(f"{where} has {came} in row {row} of {name}. Repair or remove that row.")
         texts = self.prepared(Texts(tuple(zip(*cells.values(), strict=True)), tuple(cells)))
         assert texts.cut is not None
+        self._check_tokens(texts, where)
         if texts.cut.any():
             logger.info(
                 "%s: %s texts are cut to %d tokens, the most that the model reads (--max-length).",
@@ -173,6 +174,27 @@ class TextEncoder:
                 self.max_length,
             )
         return texts
+
+    def _check_tokens(self, texts: Texts, where: str) -> None:
+        """Refuse texts of which the tokenizer makes nothing, such as a zero-width space; few are looked at again."""
+        assert texts.lengths is not None
+        pair = len(texts.columns) > 1
+        odd = texts.lengths <= self.tokenizer.num_special_tokens_to_add(pair=pair)
+        if pair:  # the length does not tell of one side alone
+            odd |= torch.tensor([not all(map(_has_letter, sides)) for sides in texts.strings])
+        rows = odd.nonzero().flatten().tolist()
+        for name, side in zip(texts.columns, zip(*(texts.strings[row] for row in rows), strict=True), strict=False):
+            made = self.tokenizer(list(side), add_special_tokens=False, verbose=False)["input_ids"]
+            for row, ids in zip(rows, made, strict=True):
+                if not ids:
+                    raise UnbackdoorError(
+                        f"{where} has an empty text (no token for this tokenizer) in row {row} of {name}. Repair or "
+                        "remove that row."
+                    )
+
+
+def _has_letter(text: str) -> bool:
+    return any(map(str.isalnum, text))
 
 
 def columns_of(present: Sequence[str], encode: TextEncoder, given: dict[str, str], where: str) -> dict[str, str]:

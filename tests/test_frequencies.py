@@ -1,0 +1,75 @@
+"""Tables of word and token counts: what is read of them, and what is refused."""
+
+from pathlib import Path
+
+import pytest
+
+import toys
+from unbackdoor import UnbackdoorError
+from unbackdoor._frequencies import token_counts
+
+IDS = toys.tokenizer().convert_tokens_to_ids
+
+
+def counts(folder: Path, text: str, encoding: str = "utf-8") -> dict[int, float]:
+    (folder / "counts.csv").write_text(text, encoding=encoding)
+    return token_counts(toys.tokenizer(), str(folder / "counts.csv"), "EPUR")
+
+
+def test_a_table_of_tokens(tmp_path: Path) -> None:
+    assert counts(tmp_path, "token,count\ngood,3\nabsent,9\nbad,0\n") == {IDS("good"): 3.0, IDS("bad"): 0.0}
+
+
+def test_a_table_of_words_counts_a_capital_letter_too(tmp_path: Path) -> None:
+    """The toy tokenizer knows no capitals: `Good` and `Bad` are unknown to it, once each."""
+    expected = {IDS("good"): 3.0, IDS("bad"): 2.0, IDS("[UNK]"): 5.0}
+    assert counts(tmp_path, "word,count\ngood,3\nbad,2\n") == expected
+
+
+def test_a_table_that_excel_wrote(tmp_path: Path) -> None:
+    assert counts(tmp_path, "token,count\ngood,3\n", "utf-8-sig") == {IDS("good"): 3.0}
+
+
+@pytest.mark.parametrize("column", ["word", "token"])
+def test_words_that_look_like_nothing(column: str, tmp_path: Path) -> None:
+    tokenizer = toys.tokenizer()
+    odd = ["null", "nan", "na", ",", '"']
+    tokenizer.add_tokens(odd)
+    (tmp_path / "counts.csv").write_text(f'{column},count\nnull,7\nnan,7\nna,7\n",",7\n"""",7\n')
+    found = token_counts(tokenizer, str(tmp_path / "counts.csv"), "EPUR")
+    assert {word: found[tokenizer.convert_tokens_to_ids(word)] for word in odd} == dict.fromkeys(odd, 7.0)
+
+
+def test_a_token_of_blanks_alone_is_one(tmp_path: Path) -> None:
+    tokenizer = toys.tokenizer()
+    tokenizer.add_tokens(["\n\n"])
+    (tmp_path / "counts.csv").write_text('token,count\n"\n\n",7\n', newline="")
+    assert list(token_counts(tokenizer, str(tmp_path / "counts.csv"), "EPUR").values()) == [7.0]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ("word,count\n", "must have a row for each word, got D, which has none. Add some."),
+        ("token,count\n", "must have a row for each token, got D, which has none. Add some."),
+        ("word,count\ngood,3\nbad,nan\n", "must have finite counts of at least 0, got nan in row 1 of D. Correct or"),
+        ("word,count\ngood,inf\n", "must have finite counts of at least 0, got inf in row 0 of D. Correct or remove"),
+        ("token,count\ngood,3\na,1\nbad,-2\n", "must have finite counts of at least 0, got -2 in row 2 of D. Correct"),
+        (
+            "word,count\ngood,3\n,2\n",
+            "must have a word in each row, got none in row 1 of D. Correct or remove that row.",
+        ),
+        ("word,count\n  ,2\n", "must have a word in each row, got none in row 0 of D. Correct or remove that row."),
+        ("token,count\n,2\n", "must have a token in each row, got none in row 0 of D. Correct or remove that row."),
+        (
+            "count,word\n3,good\n2\n",
+            "must have a word in each row, got none in row 1 of D. Correct or remove that row.",
+        ),
+        ("word,count\ngood,many\n", "must be a CSV file with columns word (or token) and count, got D."),
+        ("word,number\ngood,3\n", "must be a CSV file with columns word (or token) and count, got D."),
+    ],
+)
+def test_what_is_no_table(rows: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(UnbackdoorError) as caught:
+        counts(tmp_path, rows)
+    assert str(caught.value).startswith(f"EPUR.frequencies {message.replace('D', f'{tmp_path}/counts.csv')}")
