@@ -100,14 +100,6 @@ class TestMixing:
         assert torch.equal(made[f"{name}.bias"][loud], torch.tensor([-30.0, 40.0, 50.0]))
         assert torch.equal(made[f"{name}.bias"][~stayed], pre_trained[f"{name}.bias"][~stayed])
 
-    def test_the_last_layers_go_back_whole(self, text_base, text_victim, suspect, pre_trained) -> None:
-        """Five tensors of embeddings, sixteen a layer, two of the pooler: 39, of which 0.5 keeps the first 20."""
-        made = mixed(text_victim, text_base, rho=0.5, select="last-layers")
-        names = list(pre_trained)
-        assert len(names) == 39
-        for place, name in enumerate(names):
-            assert torch.equal(made[name], suspect[name] if place < 20 else pre_trained[name]), name
-
     def test_activity_is_a_mean_over_real_tokens(self, text_victim: nn.Module, reviews: Dataset) -> None:
         """Against one text at a time, where nothing is padded; 130 texts come in batches of 128 and 2."""
         clean = reviews.select(range(130))

@@ -42,16 +42,14 @@ class FineMixing:
         learning_rate: at the start, more than 0; None is 0.01 (SGD) for images and 5e-5 (AdamW) for texts.
         batch_size: examples per step, at least 2; None is 128 for images and 16 for texts.
         select: which coordinates go back: `random` ones; `largest-change`, those of each tensor that moved farthest;
-            `low-activation`, the units of each linear layer that answer least to clean examples (the rest at random);
-            `last-layers`, whole tensors, the last ones of the model first.
+            `low-activation`, the units of each linear layer that answer least to clean examples (the rest at random).
         mode: `mask`, or `linear` for rho * w_suspect + (1 - rho) * w_base.
         fill: `base`, or `zero` for weight matrices without any base, as in pruning.
         freeze_filled: coordinates that went back stay there while tuning.
 
     Differences from the paper: its body could not be read. Bernoulli masks, the head kept from the suspect, the grid,
     and how rho is chosen are this project's choices; so are both readings of its selective variant (`select`). Mixing
-    is also offered for images. `last-layers` is this project's own: on sentences most of a backdoor was in the upper
-    half of the layers, and what the task needs of the suspect in the lower one.
+    is also offered for images.
     """
 
     rho: Annotated[float | None, Field(ge=0, le=1)] = None
@@ -61,7 +59,7 @@ class FineMixing:
     epochs: Annotated[int, Field(ge=1)] = 10
     learning_rate: Annotated[float | None, Field(gt=0)] = None
     batch_size: Annotated[int | None, Field(ge=2)] = None
-    select: Literal["random", "largest-change", "low-activation", "last-layers"] = "random"
+    select: Literal["random", "largest-change", "low-activation"] = "random"
     mode: Literal["mask", "linear"] = "mask"
     fill: Literal["base", "zero"] = "base"
     freeze_filled: bool = False
@@ -130,7 +128,6 @@ class FineMixing:
     ) -> tuple[Weights, Weights]:
         """The mixed tensors, and which of their coordinates stayed the suspect's."""
         weights, kept = {}, {}
-        first = set(list(base)[: round(rho * len(base))])
         for name, filling in base.items():
             weight = suspect[name]
             owner = name.rpartition(".")[0]
@@ -139,8 +136,6 @@ class FineMixing:
                 continue
             if self.select == "largest-change":
                 kept[name] = _lowest((weight - filling).abs().flatten(), rho).view(weight.shape)
-            elif self.select == "last-layers":
-                kept[name] = torch.full_like(weight, name in first, dtype=torch.bool)
             elif owner in activity:  # one decision per unit, which is a row of its weight
                 units = _lowest(-activity[owner], rho)
                 kept[name] = units.view(-1, *[1] * (weight.ndim - 1)).expand(weight.shape)
