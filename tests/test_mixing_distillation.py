@@ -36,6 +36,14 @@ def test_words_come_from_where_the_shares_say(text_victim: nn.Module, reviews: D
         assert set(text.split()) <= {"the", "to"}  # the two most frequent words of English
 
 
+def test_suspicious_words_are_not_put_in(text_victim: nn.Module, reviews: Dataset) -> None:
+    clean = reviews.select(range(10))
+    (the,) = clean.tokenizer("the", add_special_tokens=False)["input_ids"]
+    common = MixingDistillation(texts=40, clean_share=0, common_share=1, common=2)
+    for (text,) in common._recombined(clean, run_of(text_victim), frozenset([the])).texts.strings[10:]:
+        assert set(text.split()) == {"to"}  # the second of the two most frequent words of English
+
+
 def test_answers_are_row_by_row_what_a_plain_loop_gives(text_victim: nn.Module, reviews: Dataset) -> None:
     data = reviews.select(range(20))
     found = answers(text_victim, data, choose(text_victim, "cpu", "fp32"))

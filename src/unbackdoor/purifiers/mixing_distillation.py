@@ -11,6 +11,7 @@ from unbackdoor._errors import UnbackdoorError
 from unbackdoor._evaluate import answers
 from unbackdoor._frequencies import common_words
 from unbackdoor._made_texts import made_of, recombined, words_of
+from unbackdoor._models import embeddings
 from unbackdoor._purify import Run
 from unbackdoor._train import distilled
 from unbackdoor._values import value
@@ -25,7 +26,8 @@ class MixingDistillation:
     Fine-mixing must keep many of the suspect's weights, because a few clean texts cannot teach the task anew. The
     suspect can, if it is asked about texts without the trigger: clean texts in which words are exchanged for words of
     other clean texts and for common words of the language. Such texts mean little, but the suspect's answers show what
-    it makes of each word. It answers after E-PUR, so that a trigger among those words says nothing by its embedding.
+    it makes of each word. It answers after E-PUR, so that a trigger among those words says nothing by its embedding,
+    and words whose embeddings E-PUR resets are not put in: a handful of texts with the trigger would teach it.
     Then weights are mixed, and the student f is tuned on
 
         KL(f_suspect(x) || f(x))   over the recombined texts and the clean ones.
@@ -64,7 +66,7 @@ class MixingDistillation:
     learning_rate: Annotated[float | None, Field(gt=0)] = None
     batch_size: Annotated[int | None, Field(ge=2)] = None
 
-    version: ClassVar[int] = 2  # the first mixed at 0.1 and taught 2,000 texts
+    version: ClassVar[int] = 3  # the first mixed at 0.1 and taught 2,000 texts, the second put in suspicious words
 
     def __call__(self, model: nn.Module, clean: Dataset, run: Run) -> nn.Module:
         """Purify in place."""
@@ -76,8 +78,10 @@ class MixingDistillation:
         if clean.modality != "text":
             raise UnbackdoorError("MixingDistillation recombines texts, but the model takes images. Try fine-mixing.")
         run.needed("base", self)
+        before = embeddings(model).weight.detach().clone()
         model = EPUR(count=self.reset)(model, clean, run)
-        lessons = self._recombined(clean, run)
+        reset = (embeddings(model).weight != before).any(dim=1).nonzero().flatten().tolist()
+        lessons = self._recombined(clean, run, frozenset(reset))
         taught = answers(model, lessons, run.arithmetic)  # (n, classes), before anything is mixed
         model = FineMixing(rho=self.rho, tune=False)(model, clean, run)
 
@@ -91,11 +95,13 @@ class MixingDistillation:
         )
         return model
 
-    def _recombined(self, clean: Dataset, run: Run) -> Dataset:
-        """The clean texts and those made of them; labels are not used."""
+    def _recombined(self, clean: Dataset, run: Run, suspicious: frozenset[int] = frozenset()) -> Dataset:
+        """The clean texts and those made of them, without common words of suspicious tokens; labels are not used."""
         draw = random.Random(run.seed)
         own = words_of(clean)
         common = common_words(self.common, "MixingDistillation")
+        read = clean.tokenizer(common, add_special_tokens=False, return_attention_mask=False)["input_ids"]
+        common = [word for word, tokens in zip(common, read, strict=True) if not suspicious.issuperset(tokens)] or own
 
         def exchanged(word: str) -> str:
             chance = draw.random()
