@@ -372,8 +372,9 @@ def test_the_grids_of_this_project_are_right(monkeypatch: pytest.MonkeyPatch, sh
         # 2 victims and a control, by 17 methods: 3 seeds and, with half the images, one; one takes no images. 3
         # victims of other rates, by each once
         "defences": 3 * (1 + 17 * 3 + 16 * 1) + 3 * (1 + 17),
-        # 3 attacks and a control on both tasks, 4 more on one
-        "fine-mixing": (2 * (3 + 1) + 4) * (1 + 6 * 3),
+        # One task with 9 victims and a control, by 10 methods, of which 2 victims and the control by 16 texts, too; the
+        # others by 4 methods: two with 3 victims, two with 2, and one with 1 by 256 texts
+        "fine-mixing": (9 + 1) * (1 + 10 * 3) + (2 + 1) * 10 * 3 + (2 * (3 + 1) + 2 * (2 + 1) + (1 + 1)) * (1 + 4 * 3),
         "attacks": (11 * 2 + 1) * (1 + 7),
         # 15 attacks at two rates and a control; on the Vision Transformer 3 at one; as they came and by 7 methods,
         # of which the transformer cannot have one
