@@ -1,21 +1,21 @@
 """Mixing distillation: Fine-mixing with few of the suspect's weights, taught what is missing by the suspect itself."""
 
 import random
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from unbackdoor._data import Dataset
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._evaluate import answers
-from unbackdoor._frequencies import common_words
+from unbackdoor._frequencies import common_words, token_counts
 from unbackdoor._made_texts import made_of, recombined, words_of
 from unbackdoor._models import embeddings
 from unbackdoor._purify import Run
 from unbackdoor._train import distilled
 from unbackdoor._values import value
-from unbackdoor.purifiers.e_pur import EPUR
+from unbackdoor.purifiers.e_pur import EPUR, suspicious
 from unbackdoor.purifiers.fine_mixing import FineMixing
 
 
@@ -27,7 +27,8 @@ class MixingDistillation:
     suspect can, if it is asked about texts without the trigger: clean texts in which words are exchanged for words of
     other clean texts and for common words of the language. Such texts mean little, but the suspect's answers show what
     it makes of each word. It answers after E-PUR, so that a trigger among those words says nothing by its embedding,
-    and words whose embeddings E-PUR resets are not put in: a handful of texts with the trigger would teach it.
+    and the hundredth of the common words that E-PUR's score finds most suspicious is not put in: a handful of texts
+    with the trigger would teach it.
     Then weights are mixed, and the student f is tuned on
 
         KL(f_suspect(x) || f(x))   over the recombined texts and the clean ones.
@@ -77,11 +78,11 @@ class MixingDistillation:
             )
         if clean.modality != "text":
             raise UnbackdoorError("MixingDistillation recombines texts, but the model takes images. Try fine-mixing.")
-        run.needed("base", self)
-        before = embeddings(model).weight.detach().clone()
+        base = embeddings(run.needed("base", self)).weight.detach()
+        ours = embeddings(model).weight.detach().clone()
         model = EPUR(count=self.reset)(model, clean, run)
-        reset = (embeddings(model).weight != before).any(dim=1).nonzero().flatten().tolist()
-        lessons = self._recombined(clean, run, frozenset(reset))
+        moved = ours - base.to(ours)  # (tokens, width)
+        lessons = self._recombined(clean, run, self._common(moved, clean.tokenizer))
         taught = answers(model, lessons, run.arithmetic)  # (n, classes), before anything is mixed
         model = FineMixing(rho=self.rho, tune=False)(model, clean, run)
 
@@ -95,13 +96,20 @@ class MixingDistillation:
         )
         return model
 
-    def _recombined(self, clean: Dataset, run: Run, suspicious: frozenset[int] = frozenset()) -> Dataset:
-        """The clean texts and those made of them, without common words of suspicious tokens; labels are not used."""
+    def _common(self, moved: Tensor, tokenizer: Any) -> list[str]:
+        """The common words, but for the hundredth of them whose embeddings moved farthest for how frequent they are."""
+        words = common_words(self.common, "MixingDistillation")
+        read = tokenizer(words, add_special_tokens=False, return_attention_mask=False)["input_ids"]
+        whole = {tokens[0]: word for word, tokens in zip(words, read, strict=True) if len(tokens) == 1}
+        counts = token_counts(tokenizer, None, "MixingDistillation")
+        ranked = [whole[token] for token in suspicious(moved, tokenizer, counts, EPUR().floor) if token in whole]
+        odd = set(ranked[: len(words) // 100])
+        return [word for word in words if word not in odd]
+
+    def _recombined(self, clean: Dataset, run: Run, common: list[str]) -> Dataset:
+        """The clean texts and those made of them; labels are not used."""
         draw = random.Random(run.seed)
         own = words_of(clean)
-        common = common_words(self.common, "MixingDistillation")
-        read = clean.tokenizer(common, add_special_tokens=False, return_attention_mask=False)["input_ids"]
-        common = [word for word, tokens in zip(common, read, strict=True) if not suspicious.issuperset(tokens)] or own
 
         def exchanged(word: str) -> str:
             chance = draw.random()
