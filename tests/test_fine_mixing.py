@@ -343,7 +343,7 @@ def test_a_base_that_zeros_have_no_use_for_is_told(text_victim, text_base) -> No
 
 def test_a_few_examples_without_a_difference_are_no_certainty() -> None:
     same = torch.ones(4, dtype=torch.bool)
-    assert _select.difference(same, same) == Difference(0.0, 1 / 6)  # (0 + 1)^0.5 / (4 + 2)
+    assert _select.difference(same, same) == Difference(0.0, 1 / 4)  # as of one example among four
 
 
 def test_a_model_that_is_all_head_is_refused() -> None:

@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from unbackdoor._errors import UnbackdoorError
-from unbackdoor._mixing import ancestry, matched, other_depth, task_head
+from unbackdoor._mixing import doubts, matched, task_head
 from unbackdoor._purify import Run
 
 Weights = dict[str, Tensor]
@@ -17,7 +17,7 @@ def heads(suspect: Weights, run: Run) -> set[str]:
 def counterparts(suspect: Weights, run: Run, method: object) -> Weights:
     """The pre-trained weights by the suspect's names, without the task head's.
 
-    Says what matched, and warns where the base is no ancestor.
+    Says what matched, and warns where the base is no ancestor or of another depth.
 
     Args:
         suspect: its weights by name.
@@ -37,13 +37,9 @@ def counterparts(suspect: Weights, run: Run, method: object) -> Weights:
         )
     run.note(matching.report())
     base = {name: theirs[other].to(suspect[name].device) for name, other in matching.pairs.items()}
-    doubts = (
-        ancestry((name, suspect[name].cpu(), weight.cpu()) for name, weight in base.items()),
-        other_depth(matching, ours, shapes),
-    )
-    for doubt in doubts:
-        if doubt is not None:
-            run.warn(doubt)
+    pairs = ((name, suspect[name].cpu(), weight.cpu()) for name, weight in base.items())
+    for doubt in doubts(pairs, matching, ours, shapes):
+        run.warn(doubt)
     return base
 
 

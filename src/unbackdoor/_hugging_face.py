@@ -126,11 +126,7 @@ def text_encoder(path: Path, model: Any, max_length: int | None = None) -> TextE
     """
     tokenizer = tokenizer_of(path)
     rows = embeddings(model).num_embeddings
-    if len(tokenizer) > rows:
-        raise UnbackdoorError(
-            f"{path} has a tokenizer of {len(tokenizer):,} tokens, but its model has embeddings for {rows:,}. Take the "
-            "tokenizer that it was trained with."
-        )
+    check_rows(path, len(tokenizer), rows)
     padding = getattr(model.config, "pad_token_id", None)
     if isinstance(padding, int) and 0 <= padding < len(tokenizer):
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(padding)  # decoders find the last token of a text by it
@@ -153,6 +149,15 @@ def text_encoder(path: Path, model: Any, max_length: int | None = None) -> TextE
     chosen = max_length or (before if isinstance(before, int) and 4 <= before <= most else most)
     known = tuple(columns) if columns in (["text"], ["text_a", "text_b"]) else None
     return TextEncoder(tokenizer=tokenizer, max_length=chosen, columns=known)
+
+
+def check_rows(path: Path, tokens: int, rows: int) -> None:
+    """Refuse a tokenizer with more tokens than the model's embeddings have rows."""
+    if tokens > rows:
+        raise UnbackdoorError(
+            f"{path} has a tokenizer of {tokens:,} tokens, but its model has embeddings for {rows:,}. Take the "
+            "tokenizer that it was trained with."
+        )
 
 
 def tokenizer_of(path: Path) -> Any:

@@ -328,6 +328,17 @@ def matrices(shapes: Mapping[str, Shape]) -> set[str]:
     }
 
 
+def doubts(
+    pairs: Iterable[tuple[str, Tensor, Tensor]],
+    matching: Matching,
+    suspect: Mapping[str, Shape],
+    base: Mapping[str, Shape],
+) -> list[str]:
+    """What speaks against a base as the suspect's ancestor: the warnings of `ancestry` and `other_depth`."""
+    found = (ancestry(pairs), other_depth(matching, suspect, base))
+    return [doubt for doubt in found if doubt is not None]
+
+
 def other_depth(matching: Matching, suspect: Mapping[str, Shape], base: Mapping[str, Shape]) -> str | None:
     """A warning with numbers where more matrices are without a counterpart than a pooler or a head would explain.
 

@@ -21,7 +21,7 @@ from unbackdoor import _card, _mixing, _output
 from unbackdoor._checkpoints import read_json
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._files import companions
-from unbackdoor._hugging_face import hub_directory
+from unbackdoor._hugging_face import check_rows, hub_directory
 from unbackdoor._mixing import CHUNK, Matching, Mode
 from unbackdoor._purify import peak_memory
 from unbackdoor._shards import Checkpoint, finite, header_bytes, write
@@ -87,18 +87,15 @@ def purify_stream(
     resets = _checked_rows(reset_rows or {}, suspect, matching)
     words = [stored.shape[0] for name, stored in suspect.tensors.items() if _WORDS.search(name)]
     if len(words) == 1:
-        _check_tokens(source, _tokens_of(source), words[0])
+        check_rows(source, _tokens_of(source), words[0])
     logger.info("%s", matching.report())
     with suspect.opening(), ancestor.opening():
-        doubts = (
-            _mixing.ancestry(
-                (name, _middle(suspect, name), _middle(ancestor, other))
-                for name, other in matching.pairs.items()
-                if len(suspect.tensors[name].shape) > 1
-            ),
-            _mixing.other_depth(matching, shapes_of(suspect), shapes_of(ancestor)),
+        pairs = (
+            (name, _middle(suspect, name), _middle(ancestor, other))
+            for name, other in matching.pairs.items()
+            if len(suspect.tensors[name].shape) > 1
         )
-        warnings = [doubt for doubt in doubts if doubt is not None]
+        warnings = _mixing.doubts(pairs, matching, shapes_of(suspect), shapes_of(ancestor))
         for warning in warnings:
             logger.warning("%s", warning)
         with _output.directory(Path(out)) as folder:
@@ -195,19 +192,11 @@ def moved_embeddings(source: Path, origin: Path, tokens: int) -> tuple[str, Tens
             "without --stream."
         )
     name = found[0]
-    _check_tokens(source, tokens, ours.tensors[name].shape[0])
+    check_rows(source, tokens, ours.tensors[name].shape[0])
     with ours.opening(), theirs.opening():
         count = ours.tensors[name].count
         moved = ours.read(name, 0, count).float() - theirs.read(pairs[name], 0, count).float()
     return name, moved.view(ours.tensors[name].shape)
-
-
-def _check_tokens(source: Path, tokens: int, rows: int) -> None:
-    if tokens > rows:
-        raise UnbackdoorError(
-            f"{source} has a tokenizer of {tokens:,} tokens, but its model has embeddings for {rows:,}. Take the "
-            "tokenizer that it was trained with."
-        )
 
 
 def _tokens_of(source: Path) -> int:
