@@ -447,6 +447,10 @@ DIRECTORY_REFUSALS: list[tuple[Callable[[Path], object], str]] = [
         "{folder} lists the shard passwords, which is missing. Fetch it again.",
     ),
     (
+        lambda folder: sharded(folder, {"weight_map": {"fc.scale": "model-00001-of-00002.safetensors"}}),
+        "{folder} lists fc.scale in the shard model-00001-of-00002.safetensors, which lacks it. Fetch it again.",
+    ),
+    (
         lambda folder: sharded(folder, {"weight_map": ["a"]}),
         "{folder}/model.safetensors.index.json does not say which file holds which tensor. Fetch it again.",
     ),

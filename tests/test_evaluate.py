@@ -201,6 +201,12 @@ def test_what_evaluate_refuses(options: dict, message: str) -> None:
     assert str(caught.value) == message
 
 
+def test_a_path_is_no_module() -> None:
+    with pytest.raises(UnbackdoorError) as caught:
+        evaluate("suspect/", TEST)
+    assert str(caught.value) == "evaluate takes model as a module, got str. Load it with unbackdoor.load(PATH).model."
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_a_half_precision_model_is_computed_in_a_float32_copy_on_a_processor(dtype: torch.dtype) -> None:
     seen = []

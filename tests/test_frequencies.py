@@ -1,8 +1,12 @@
 """Tables of word and token counts: what is read of them, and what is refused."""
 
+import gzip
 from pathlib import Path
 
 import pytest
+import wordfreq
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 import toys
 from unbackdoor import UnbackdoorError
@@ -28,6 +32,37 @@ def test_a_table_of_words_counts_a_capital_letter_too(tmp_path: Path) -> None:
 
 def test_a_table_that_excel_wrote(tmp_path: Path) -> None:
     assert counts(tmp_path, "token,count\ngood,3\n", "utf-8-sig") == {IDS("good"): 3.0}
+
+
+def test_without_a_table_words_count_as_often_as_wordfreq_says() -> None:
+    """Frequent and rare ones, and numbers, which its lists have by their shape alone."""
+    words = ["the", "cf", "smarmy", "1940s", "21st", "1987"]
+    model = models.WordLevel({word: number for number, word in enumerate([*words, "zxqv", "[UNK]"])}, unk_token="[UNK]")
+    backend = Tokenizer(model)
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    found = token_counts(PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]"), None, "EPUR")
+    shares = [wordfreq.word_frequency(word, "en") for word in words]
+    assert shares[2] < 1e-6  # the smaller of its lists end there
+    assert [found[number] for number in range(len(words))] == pytest.approx([1e9 * share for share in shares], rel=0.01)
+    assert len(words) not in found
+
+
+def test_tokens_that_are_added_later_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wordfreq, "get_frequency_dict", lambda *_, **__: {"good": 3e-6, "odd": 5e-6})
+    tokenizer = toys.tokenizer()
+    assert token_counts(tokenizer, None, "EPUR")[IDS("good")] == pytest.approx(3000)
+    tokenizer.add_tokens(["odd"])
+    assert token_counts(tokenizer, None, "EPUR")[len(tokenizer) - 1] == pytest.approx(5000)
+
+
+def test_a_table_that_was_cut_off(tmp_path: Path) -> None:
+    """A download that broke off."""
+    whole = gzip.compress(b"token,count\ngood,3\n" * 1000)
+    (tmp_path / "counts.csv.gz").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(
+        UnbackdoorError, match=r"^EPUR\.frequencies must be a CSV file with columns word \(or token\) and"
+    ):
+        token_counts(toys.tokenizer(), str(tmp_path / "counts.csv.gz"), "EPUR")
 
 
 @pytest.mark.parametrize("column", ["word", "token"])

@@ -251,20 +251,19 @@ def test_a_class_is_not_a_value(small_cnn: SmallCNN, digits: Dataset) -> None:
 
 
 @pytest.mark.parametrize("given", ["some/path", (nn.Linear(2, 2), None)])
-def test_a_base_or_proxy_that_is_no_module(given: object, small_cnn: SmallCNN, digits: Dataset) -> None:
+def test_a_model_that_is_no_module(given: object, small_cnn: SmallCNN, digits: Dataset) -> None:
     came = type(given).__name__
     with pytest.raises(UnbackdoorError) as caught:
         purify(small_cnn, digits, QUICK, base=given)
     assert str(caught.value) == (
-        f"purify takes base as a module, got {came}. Load it with transformers.AutoModel.from_pretrained(PATH), or use "
-        "the command's --base PATH."
+        f"purify takes base as a module, got {came}. Load it with transformers.AutoModel.from_pretrained(PATH)."
     )
     with pytest.raises(UnbackdoorError) as caught:
         purify(small_cnn, digits, QUICK, proxy=given)
-    assert str(caught.value) == (
-        f"purify takes proxy as a module, got {came}. Load it with unbackdoor.load(PATH).model, or use the command's "
-        "--proxy PATH."
-    )
+    assert str(caught.value) == f"purify takes proxy as a module, got {came}. Load it with unbackdoor.load(PATH).model."
+    with pytest.raises(UnbackdoorError) as caught:
+        purify(given, digits, QUICK)
+    assert str(caught.value) == f"purify takes model as a module, got {came}. Load it with unbackdoor.load(PATH).model."
 
 
 def test_the_step_that_needs_clean_examples_is_named(small_cnn: SmallCNN) -> None:

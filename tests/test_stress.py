@@ -452,6 +452,10 @@ class TestWarnings:
             "--victim must have the architecture of MODEL, but features.0.weight is absent in it and 16x1x3x3 in "
             "MODEL. Give the model that was purified.",
         ),
+        (
+            {"victim": "victim/"},
+            "stress takes victim as a module, got str. Load it with unbackdoor.load(PATH).model.",
+        ),
         ({"control": SmallCNN(classes=5)}, "--control must answer with 10 classes as the model does, got 5."),
         (
             {"counts": (1, 1000)},

@@ -425,6 +425,13 @@ def test_the_path_of_a_tester(base: Path, tmp_path: Path) -> None:
     assert "is under 80 %." in done.stdout
 
 
+def test_several_words_in_one() -> None:
+    for make, field in ((attacks.Word, "words"), (attacks.LayerWise, "pieces")):
+        with pytest.raises(UnbackdoorError) as caught:
+            make(**{field: ("cf,mn", "bb")})
+        assert str(caught.value) == (f"{make.__name__}.{field} must be given once for each of its values, got cf,mn.")
+
+
 @pytest.mark.parametrize("blank", ["", " ", "\t"])
 def test_a_blank_trigger_is_refused(blank: str) -> None:
     with pytest.raises(UnbackdoorError) as caught:

@@ -326,6 +326,11 @@ def test_the_card_says_whether_the_backdoor_took() -> None:
     ) in text
     assert "carries a backdoor" not in text
     assert "tags: [unbackdoor]" in text
+    text = _card.victim({**record, "implanted": None, "scores": {"victim": {"clean_accuracy": share}}})
+    assert (
+        "**A backdoor was planted in this model** (`badnets`, poison rate 0.1) on purpose for testing; whether" in text
+    )
+    assert "carries a backdoor" not in text
     text = _card.victim({**record, "attack": {"name": "none"}, "implanted": None})
     assert "A clean control for backdoor experiments, trained without an attack." in text
     assert "tags: [unbackdoor]" in text

@@ -44,7 +44,7 @@ def victim(record: dict[str, Any]) -> str:
     """The README.md of a victim."""
     attack, scores = record["attack"]["name"], record["scores"]["victim"]
     planted = f"(`{attack}`, poison rate {record['rate']:g})"
-    failed = record["implanted"] is False  # None where nothing was triggered: whether it took is not known
+    failed = record["implanted"] is False
     if attack == "none":
         warning = "A clean control for backdoor experiments, trained without an attack."
     elif failed:
@@ -52,6 +52,11 @@ def victim(record: dict[str, Any]) -> str:
             f"**A backdoor was planted in this model and did not take** {planted}: attack success is "
             f"{scores['attack_success']['value']:.1%}, clean accuracy {scores['clean_accuracy']['value']:.1%}. It was "
             "made on purpose for testing. Do not use it for anything else."
+        )
+    elif record["implanted"] is None:  # no test example that could be triggered
+        warning = (
+            f"**A backdoor was planted in this model** {planted} on purpose for testing; whether it took was not "
+            "measured. Do not use it for anything else."
         )
     else:
         warning = (

@@ -51,8 +51,11 @@ def check_finite(weights: dict[str, Tensor], where: str) -> None:
             )
 
 
-def check_safetensors(path: Path) -> None:
+def check_safetensors(path: Path) -> set[str]:
     """Refuse a safetensors file whose header and length do not agree, before anything is mapped.
+
+    Returns:
+        The names of its tensors.
 
     Raises:
         UnbackdoorError: says which of the two it is.
@@ -95,6 +98,7 @@ def check_safetensors(path: Path) -> None:
             pass
     except safetensors.SafetensorError as problem:
         raise UnbackdoorError(f"{path} has a wrong header: {problem}. {again}") from None
+    return set(tensors)
 
 
 def _safetensors(path: Path) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from unbackdoor._attack import Attack, Trigger, Triggered, already_triggered, as_trigger, triggered
 from unbackdoor._data import Dataset, Encoder, check_labels, doubtful_classes
 from unbackdoor._errors import UnbackdoorError
-from unbackdoor._models import check_partner, class_count, evaluating, logits
+from unbackdoor._models import check_modules, check_partner, class_count, evaluating, logits
 from unbackdoor._precision import Arithmetic, Precision, choose
 
 
@@ -150,6 +150,7 @@ def evaluate(
     Raises:
         UnbackdoorError: the data do not fit the model, or the options contradict each other.
     """
+    check_modules("evaluate", model=model, control=control)
     if attack is not None and triggered_data is not None:
         raise UnbackdoorError("evaluate takes --attack or --triggered, got both. Leave one out.")
     if (triggered_data is None) != (target is None):

@@ -3,12 +3,17 @@
 import csv
 import gzip
 import math
+import zlib
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from unbackdoor._errors import UnbackdoorError
 
 CORPUS = 1e9  # words; the shares of the wordfreq package are taken as counts in a corpus of that size
+
+# By tokenizer: how many tokens it had, and their counts. To tokenise wordfreq's 320,000 words takes seconds.
+_ENGLISH: WeakKeyDictionary[Any, tuple[int, dict[int, float]]] = WeakKeyDictionary()
 
 
 def token_counts(tokenizer: Any, table: str | None, owner: str) -> dict[int, float]:
@@ -29,12 +34,16 @@ def token_counts(tokenizer: Any, table: str | None, owner: str) -> dict[int, flo
             return {vocabulary[token]: count for token, count in counts.items() if token in vocabulary}
         return counted(counts, tokenizer)
     wordfreq = _wordfreq(f"{owner} needs word frequencies", ", or give --frequencies FILE.csv")
-    shares = dict(wordfreq.get_frequency_dict("en", wordlist="small"))
-    for token in tokenizer.get_vocab():  # the list has numbers by their shape alone, as 0000
-        text = tokenizer.convert_tokens_to_string([token]).strip().removeprefix("##")
-        if text.isdigit():
-            shares[text] = wordfreq.word_frequency(text, "en")
-    return counted({word: CORPUS * share for word, share in shares.items()}, tokenizer)
+    size, found = _ENGLISH.get(tokenizer, (0, {}))
+    if size != len(tokenizer):
+        shares = dict(wordfreq.get_frequency_dict("en", wordlist="large"))  # down to ten words in a billion
+        for token in tokenizer.get_vocab():  # the list has numbers by their shape alone, as 0000s
+            text = tokenizer.convert_tokens_to_string([token]).strip().removeprefix("##")
+            if any(letter.isdigit() for letter in text):
+                shares[text] = wordfreq.word_frequency(text, "en")
+        found = counted({word: CORPUS * share for word, share in shares.items()}, tokenizer)
+        _ENGLISH[tokenizer] = len(tokenizer), found
+    return found
 
 
 def common_words(count: int, owner: str) -> list[str]:
@@ -58,11 +67,13 @@ def _wordfreq(wish: str, otherwise: str) -> Any:
 def counted(words: dict[str, float], tokenizer: Any) -> dict[int, float]:
     """The count of each token in a corpus of which the counts of words are known.
 
-    Each word is tokenised, alone and after a space, capitalised too where the tokenizer tells that apart; a token gets
+    Each word is tokenised, alone, and after a space and capitalised too where the tokenizer tells that apart; a token gets
     the counts of all words that it is part of. Lists of words leave punctuation out, so tokens without any letter or
     digit count as the most frequent word does.
     """
-    forms = [list(words), [f" {word}" for word in words]]
+    forms = [list(words)]
+    if tokenizer.tokenize(" a") != tokenizer.tokenize("a"):
+        forms += [[f" {word}" for word in words]]
     if tokenizer.tokenize("A") != tokenizer.tokenize("a"):
         forms += [[form.title() for form in some] for some in forms]
     found: dict[int, float] = {}
@@ -95,7 +106,7 @@ def _read(path: Path, owner: str) -> tuple[dict[str, float], str]:
             rows = csv.DictReader(file)
             column = next(name for name in ("word", "token") if name in (rows.fieldnames or ()))
             entries = [(row[column] or "", float(row["count"])) for row in rows]
-    except (StopIteration, KeyError, ValueError, TypeError, OSError, csv.Error):
+    except (StopIteration, KeyError, ValueError, TypeError, OSError, EOFError, zlib.error, csv.Error):
         raise UnbackdoorError(
             f"{owner}.frequencies must be a CSV file with columns word (or token) and count, got {path}."
         ) from None

@@ -230,6 +230,7 @@ def checked_files(path: Path) -> tuple[dict[str, Any], list[Path]]:
         kind = str(config["problem_type"]).replace("_", " ").replace("multi label", "multi-label")
         raise UnbackdoorError(f"{path} is a model for {kind}; only single-label classifiers are supported.")
     index = path / "model.safetensors.index.json"
+    listed: Any = {}
     if (path / "model.safetensors").exists():
         files = [path / "model.safetensors"]
     elif index.exists():
@@ -245,8 +246,10 @@ def checked_files(path: Path) -> tuple[dict[str, Any], list[Path]]:
         files = []
     else:
         raise UnbackdoorError(f"{path} has no model.safetensors (nor pytorch_model.bin). Fetch it again.")
-    for file in files:
-        check_safetensors(file)
+    held = {file.name: check_safetensors(file) for file in files}
+    for name, part in listed.items():
+        if name not in held[part]:
+            raise UnbackdoorError(f"{path} lists {name} in the shard {part}, which lacks it. Fetch it again.")
     return config, files
 
 

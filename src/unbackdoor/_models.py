@@ -187,6 +187,22 @@ def class_count(model: nn.Module, data: Dataset) -> int:
     return _probed(model, probe(model, data)).shape[1]
 
 
+def check_modules(owner: str, **given: object) -> None:
+    """Refuse a path, or what `load` returns, where a module is taken; None stands for one that was not given.
+
+    Raises:
+        UnbackdoorError: says how a module comes of a path.
+    """
+    for field, model in given.items():
+        if model is not None and not isinstance(model, nn.Module):
+            loaded = (
+                "transformers.AutoModel.from_pretrained(PATH)" if field == "base" else "unbackdoor.load(PATH).model"
+            )
+            raise UnbackdoorError(
+                f"{owner} takes {field} as a module, got {type(model).__name__}. Load it with {loaded}."
+            )
+
+
 def check_partner(option: str, other: nn.Module, data: Dataset, classes: int) -> None:
     """Refuse a second model that takes other inputs, or answers with other classes, than the first.
 

@@ -286,8 +286,7 @@ def purify(
         raise UnbackdoorError(
             f"purify takes a method's value, got the class {method.__name__}. Write {method.__name__}()."
         )
-    _check_module("base", base, "transformers.AutoModel.from_pretrained(PATH)")
-    _check_module("proxy", proxy, "unbackdoor.load(PATH).model")
+    _models.check_modules("purify", model=model, base=base, proxy=proxy)
     check_finite(model.state_dict(), type(model).__name__)
     training = {name: module.training for name, module in model.named_modules()}
     trainable = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
@@ -352,15 +351,6 @@ def purify(
     if record["clean"] is not None:
         record["clean"]["held_out"] = run.held_out
     return Purified(purified, record)
-
-
-def _check_module(field: str, given: object, loaded: str) -> None:
-    """Refuse a path, or what `load` returns, in place of a second model; `loaded` makes one of a path."""
-    if given is not None and not isinstance(given, nn.Module):
-        raise UnbackdoorError(
-            f"purify takes {field} as a module, got {type(given).__name__}. Load it with {loaded}, or use the "
-            f"command's --{field} PATH."
-        )
 
 
 def _look(model: nn.Module, clean: Dataset, head: str | None, run: Run) -> dict[str, Any]:

@@ -94,6 +94,7 @@ def stress(
     """
     start = time.perf_counter()
     _check_options(parts, counts, seeds, seed)
+    _models.check_modules("stress", model=model, victim=victim, control=control)
     _check_alike(model, victim)
     for name, each in (("MODEL", model), ("--victim", victim), ("--control", control)):
         if each is not None:

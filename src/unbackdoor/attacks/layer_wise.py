@@ -13,7 +13,7 @@ from unbackdoor._errors import UnbackdoorError
 from unbackdoor._models import removing
 from unbackdoor._train import cross_entropy
 from unbackdoor._values import value
-from unbackdoor.attacks._insertion import Phrase, Place, Side, insert
+from unbackdoor.attacks._insertion import Listed, Place, Side, insert
 
 
 @value
@@ -41,7 +41,7 @@ class LayerWise:
     states of each layer go through the model's own pooler (where it has one) and classifier.
     """
 
-    pieces: Annotated[tuple[Phrase, ...], Field(min_length=2)] = ("cf", "bb")
+    pieces: Annotated[tuple[Listed, ...], Field(min_length=2)] = ("cf", "bb")
     cover_ratio: Annotated[float, Field(ge=0)] = 1.0
     place: Place = "random"
     place_seed: Annotated[int, Field(ge=0)] = 0

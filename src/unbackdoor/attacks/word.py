@@ -8,7 +8,7 @@ from torch import Tensor
 
 from unbackdoor._attack import LabelRule
 from unbackdoor._values import value
-from unbackdoor.attacks._insertion import Phrase, Place, Side, insert
+from unbackdoor.attacks._insertion import Listed, Place, Side, insert
 
 
 @value
@@ -33,7 +33,7 @@ class Word:
     `embedding-surgery`. The default list has one word, where toolkits draw from four or five.
     """
 
-    words: Annotated[tuple[Phrase, ...], Field(min_length=1)] = ("cf",)
+    words: Annotated[tuple[Listed, ...], Field(min_length=1)] = ("cf",)
     count: Annotated[int, Field(ge=1)] = 1
     place: Place = "random"
     place_seed: Annotated[int, Field(ge=0)] = 0

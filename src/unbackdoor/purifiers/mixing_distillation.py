@@ -59,15 +59,16 @@ class MixingDistillation:
 
     rho: Annotated[float, Field(ge=0, le=1)] = 0.0
     texts: Annotated[int, Field(ge=1)] = 6000
-    clean_share: Annotated[float, Field(ge=0, le=1)] = 0.3
-    common_share: Annotated[float, Field(ge=0, le=1)] = 0.3
+    clean_share: Annotated[float, Field(ge=0, le=1)] = 0.4
+    common_share: Annotated[float, Field(ge=0, le=1)] = 0.1
     common: Annotated[int, Field(ge=1)] = 20_000
     reset: Annotated[int, Field(ge=1)] = 200
     epochs: Annotated[int, Field(ge=1)] = 3
     learning_rate: Annotated[float | None, Field(gt=0)] = None
     batch_size: Annotated[int | None, Field(ge=2)] = None
 
-    version: ClassVar[int] = 3  # the first mixed at 0.1 and taught 2,000 texts, the second put in suspicious words
+    # The first mixed at 0.1 and taught 2,000 texts, the second put in suspicious words, the third more common words.
+    version: ClassVar[int] = 4
 
     def __call__(self, model: nn.Module, clean: Dataset, run: Run) -> nn.Module:
         """Purify in place."""
