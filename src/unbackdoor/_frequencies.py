@@ -67,9 +67,9 @@ def _wordfreq(wish: str, otherwise: str) -> Any:
 def counted(words: dict[str, float], tokenizer: Any) -> dict[int, float]:
     """The count of each token in a corpus of which the counts of words are known.
 
-    Each word is tokenised, alone, and after a space and capitalised too where the tokenizer tells that apart; a token gets
-    the counts of all words that it is part of. Lists of words leave punctuation out, so tokens without any letter or
-    digit count as the most frequent word does.
+    Each word is tokenised, alone, and after a space and capitalised too where the tokenizer tells that apart; a token
+    gets the counts of all words that it is part of. Lists of words leave punctuation out, so tokens without any letter
+    or digit count as the most frequent word does.
     """
     forms = [list(words)]
     if tokenizer.tokenize(" a") != tokenizer.tokenize("a"):
