@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 import threading
 import time
@@ -20,6 +21,7 @@ from unbackdoor._errors import IncompleteError
 from unbackdoor._files import load_base
 from unbackdoor._hugging_face import classifier
 from unbackdoor._mixing import mix
+from unbackdoor._shards import finite
 from unbackdoor._stream import purify_stream
 from unbackdoor.purifiers import FineMixing
 
@@ -401,6 +403,24 @@ def test_damaged_files(
     with pytest.raises(UnbackdoorError, match=message):
         purify_stream(given["suspect"], given["base"], tmp_path / "out", rho=0.5)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "suspect"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_what_is_finite(dtype: torch.dtype) -> None:
+    """Against torch's own answer, number by number: the largest and smallest of a type, zeros, infinities, NaN."""
+    limits = torch.finfo(dtype)
+    usual = [0.0, -0.0, 1.0, -1.0, limits.max, limits.min, limits.tiny, -limits.tiny, limits.smallest_normal / 2]
+    assert finite(torch.tensor(usual, dtype=dtype))
+    assert finite(torch.tensor([], dtype=dtype))
+    for odd in (math.inf, -math.inf, math.nan, -math.nan):
+        for numbers in ([odd], [*usual, odd], [odd, -1.0], [-1.0, odd, -2.0]):
+            given = torch.tensor(numbers, dtype=dtype)
+            assert not given.isfinite().all()
+            assert not finite(given)
+    whole = {8: torch.int64, 4: torch.int32, 2: torch.int16}[dtype.itemsize]
+    bits = torch.randint(torch.iinfo(whole).min, torch.iinfo(whole).max, (4000,), dtype=whole)
+    for number in bits.view(dtype):
+        assert finite(number[None]) == bool(number.isfinite())
 
 
 def test_shards_that_do_not_fit_their_index(suspect: Weights, base: Weights, tmp_path: Path) -> None:

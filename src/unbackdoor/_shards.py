@@ -19,14 +19,13 @@ from unbackdoor._hugging_face import checked_files
 
 _FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
-_BLOCK = 2**15  # numbers whose copy stays in the processor's caches
-
-# A value is infinite or not a number where all bits of its exponent are set.
-_EXPONENTS = {
-    torch.float64: (np.uint64, 0x7FF << 52),
-    torch.float32: (np.uint32, 0xFF << 23),
-    torch.float16: (np.uint16, 0x1F << 10),
-    torch.bfloat16: (np.uint16, 0xFF << 7),
+# The bits of infinity, and the types that they are read as. With a sign or without, no finite number has more of them,
+# so the largest number of each reading tells, and nothing has to be written down.
+_INFINITY = {
+    torch.float64: (0x7FF << 52, np.int64, np.uint64),
+    torch.float32: (0xFF << 23, np.int32, np.uint32),
+    torch.float16: (0x1F << 10, np.int16, np.uint16),
+    torch.bfloat16: (0xFF << 7, np.int16, np.uint16),
 }
 
 
@@ -139,10 +138,10 @@ class Checkpoint:
 
 def finite(numbers: Tensor) -> bool:
     """Whether no number of a flat tensor is infinite or NaN."""
-    whole, exponent = _EXPONENTS[numbers.dtype]
-    signed = numbers.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[numbers.element_size()])
-    blocks = (block.numpy().view(whole) & whole(exponent) for block in signed.split(_BLOCK))
-    return all(block.max(initial=0) != exponent for block in blocks)
+    infinity, signed, unsigned = _INFINITY[numbers.dtype]
+    bits = numbers.view(torch.uint8).numpy().view(signed)
+    minus_infinity = infinity + (1 << (8 * bits.itemsize - 1))
+    return bool(bits.max(initial=0) < infinity and bits.view(unsigned).max(initial=0) < minus_infinity)
 
 
 def write(descriptor: int, numbers: Tensor, offset: int) -> None:
