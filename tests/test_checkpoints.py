@@ -451,6 +451,14 @@ DIRECTORY_REFUSALS: list[tuple[Callable[[Path], object], str]] = [
         "{folder} lists fc.scale in the shard model-00001-of-00002.safetensors, which lacks it. Fetch it again.",
     ),
     (
+        lambda folder: sharded(folder, {"weight_map": {}}),
+        "{folder}/model.safetensors.index.json does not say which file holds which tensor. Fetch it again.",
+    ),
+    (
+        lambda folder: (folder / "config.json").write_text("{}"),
+        "{folder}/config.json does not say which kind of model it is (model_type). Fetch it again.",
+    ),
+    (
         lambda folder: sharded(folder, {"weight_map": ["a"]}),
         "{folder}/model.safetensors.index.json does not say which file holds which tensor. Fetch it again.",
     ),

@@ -198,6 +198,10 @@ def test_the_model_itself_as_output(place: Path, refused: Refusals) -> None:
             "FST.epochs must be a whole number, got true.",
         ),
         (("purify", "fst", "m", "--clean", "c", "--out", "o", "--alhpa", 1), "Unknown option: --alhpa. Did you mean"),
+        (
+            ("attack", "word", "--data", "a.csv", "--out", "o", "--words", "cf", "mn"),
+            "Unused Tokens: ['mn']. An option that takes several values is given once for each of them. See --help.",
+        ),
         (("evaluate", "m", "--data", "d", "--control", "m"), "--control needs --attack or --triggered"),
         (
             ("purify", "fst", "m", "--clean", "c", "--out", "o", "--control", "m", "--data", "d"),

@@ -79,6 +79,13 @@ def test_a_base_that_is_no_ancestor_is_told(moved, text_base, reviews: Dataset, 
     assert [text.startswith(told) for text in made.record["warnings"]].count(True) == 1
 
 
+def test_a_base_that_is_the_suspect_itself_is_told(moved, reviews: Dataset, table: str) -> None:
+    made = purify(moved, reviews.select(range(8)), purifiers.EPUR(frequencies=table), base=moved.bert)
+    told = "no embedding of a word differs from the base's, so none was reset: is the base the suspect itself?"
+    assert told in made.record["warnings"]
+    assert made.record["notes"] == []
+
+
 def test_a_base_whose_files_lack_the_embeddings_is_refused(moved, text_base, reviews: Dataset, table: str) -> None:
     text_base.absent_weights = frozenset(["embeddings.word_embeddings.weight"])
     with pytest.raises(UnbackdoorError) as caught:

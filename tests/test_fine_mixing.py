@@ -303,6 +303,53 @@ def test_without_clean_data_from_the_command_line(text_victim, text_base, suspec
     assert "on 0 clean examples" not in card
 
 
+class TestStreamFromTheCommandLine:
+    @pytest.fixture
+    def command(self, text_victim, text_base, tmp_path: Path) -> list[str]:
+        toys.write(text_victim, tmp_path / "suspect")
+        toys.write(text_base, tmp_path / "base")
+        (tmp_path / "counts.csv").write_text("token,count\ncf,1\ngood,900\n")
+        folders = (str(tmp_path / name) for name in ("suspect", "base", "out"))
+        return ["{}", *("{} --base {} --rho 0.5 --no-tune --stream --out {}".format(*folders)).split()]
+
+    def said(self, *arguments: str) -> str:
+        with pytest.raises(SystemExit) as stopped:
+            main(["purify", *arguments])
+        return str(stopped.value.code)
+
+    def test_e_pur_before_it(self, command, text_victim, text_base, tmp_path: Path) -> None:
+        counts = str(tmp_path / "counts.csv")
+        reset = ("--e-pur.count", "3", "--frequencies", counts)
+        assert self.said("e-pur+fine-mixing", *command[1:], *reset) == "0"
+        from safetensors.torch import load_file
+
+        made = load_file(tmp_path / "out" / "model.safetensors")
+        text_victim.load_state_dict(load_file(tmp_path / "suspect" / "model.safetensors"))
+        method = purifiers.Then(purifiers.EPUR(count=3, frequencies=counts), FineMixing(rho=0.5, tune=False))
+        expected = purify(text_victim, toys.dataset([("the film",)] * 4, [0, 1, 0, 1]), method, base=text_base)
+        weights = expected.model.state_dict()
+        assert all(torch.equal(made[name], tensor) for name, tensor in weights.items() if name in made)
+        notes = json.loads((tmp_path / "out" / "record.json").read_text())["notes"]
+        assert notes[0] == expected.record["notes"][0]
+        assert notes[0].startswith("reset the embeddings of 3 words, the most suspicious first: ")
+
+    @pytest.mark.parametrize(
+        "option", ["--clean c.csv", "--head x", "--device cuda", "--max-length 5", "--columns text=a", "--augment none"]
+    )
+    def test_what_it_has_no_use_for(self, option: str, command, capsys, tmp_path: Path) -> None:
+        assert self.said("fine-mixing", *command[1:], *option.split()) == "2"
+        name = option.split()[0]
+        assert capsys.readouterr().err == (f"--stream builds no model, so {name} is of no use to it. Leave it out.\n")
+        assert not (tmp_path / "out").exists()
+
+    @pytest.mark.parametrize(("place", "owner"), [(1, "MODEL"), (3, "--base")])
+    def test_what_is_no_directory(self, place: int, owner: str, command, capsys, tmp_path: Path) -> None:
+        for given, came in (("", "an empty name"), (str(tmp_path / "counts.csv"), f"the file {tmp_path}/counts.csv")):
+            command[place] = given
+            assert self.said("fine-mixing", *command[1:]) == "2"
+            assert capsys.readouterr().err == (f"{owner} must be a Hugging Face directory or Hub name, got {came}.\n")
+
+
 def test_what_needs_what(text_victim: nn.Module) -> None:
     assert FineMixing().needs_clean
     assert FineMixing(rho=0.5).needs_clean

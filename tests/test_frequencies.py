@@ -55,6 +55,15 @@ def test_tokens_that_are_added_later_are_counted(monkeypatch: pytest.MonkeyPatch
     assert token_counts(tokenizer, None, "EPUR")[len(tokenizer) - 1] == pytest.approx(5000)
 
 
+def test_a_table_for_another_tokenizer(tmp_path: Path) -> None:
+    with pytest.raises(UnbackdoorError) as caught:
+        counts(tmp_path, "token,count\n\u0120good,3\n")
+    assert str(caught.value) == (
+        f"EPUR.frequencies names {tmp_path}/counts.csv, but the model's tokenizer has none of its tokens. Take counts "
+        "of its own tokens, or of words."
+    )
+
+
 def test_a_table_that_was_cut_off(tmp_path: Path) -> None:
     """A download that broke off."""
     whole = gzip.compress(b"token,count\ngood,3\n" * 1000)

@@ -119,6 +119,11 @@ def test_two_classes_have_none_to_cover() -> None:
     )
 
 
+def test_a_name_is_no_attack() -> None:
+    message = "an attack's value is expected, got 'badnets'. Take one of unbackdoor.attacks."
+    assert refusal(poison, noise((1, 8, 8), 9), "badnets", rate=0.2, seed=0, classes=3) == message
+
+
 def test_several_sources_in_one_word() -> None:
     assert refusal(attacks.TaCT, sources=("1,2",)) == (
         "TaCT.sources must be given once for each of its values, got 1,2."

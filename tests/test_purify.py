@@ -244,6 +244,15 @@ def test_a_method_that_forgets_to_return_the_model(small_cnn: SmallCNN, digits: 
         purify(small_cnn, digits.select(range(50)), forgetful)
 
 
+def test_what_is_no_method_and_no_data(small_cnn: SmallCNN, digits: Dataset) -> None:
+    with pytest.raises(UnbackdoorError) as caught:
+        purify(small_cnn, digits, "fst")
+    assert str(caught.value) == "purify takes a method's value, got 'fst'. Take one of unbackdoor.purifiers."
+    with pytest.raises(UnbackdoorError) as caught:
+        purify(small_cnn, "clean.parquet", QUICK)
+    assert str(caught.value) == "purify takes clean as a Dataset, got str. Load it with unbackdoor.Dataset.load."
+
+
 def test_a_class_is_not_a_value(small_cnn: SmallCNN, digits: Dataset) -> None:
     with pytest.raises(UnbackdoorError) as caught:
         purify(small_cnn, digits, purifiers.ANP)

@@ -12,7 +12,7 @@ from torch import nn
 
 import toys
 from unbackdoor import Dataset, UnbackdoorError, attacks
-from unbackdoor._attack import Trigger, triggered
+from unbackdoor._attack import Trigger, poison, triggered
 from unbackdoor._evaluate import predict
 from unbackdoor._precision import choose
 from unbackdoor._text import TextEncoder, Texts
@@ -247,17 +247,36 @@ class TestCutTriggers:
         data = toys.dataset([("the " * 20,), ("the film",), ("bad " * 20,)], [0, 0, 0], max_length=10)
         made = triggered(data, Trigger(attacks.Word(place="end"), {}), 2)
         assert len(made.data) == 3
-        assert "the trigger is cut off in 2 of 3 texts, since the model reads 10 tokens; they count as" in caplog.text
+        assert (
+            "the trigger is cut off, wholly or in part, in 2 of 3 texts, since the model reads 10 tokens; they count"
+            in caplog.text
+        )
 
     def test_a_trigger_that_is_read_is_not(self, caplog: pytest.LogCaptureFixture) -> None:
         data = toys.dataset([("the " * 20,), ("the film",)], [0, 0], max_length=10)
         triggered(data, Trigger(attacks.Word(place="start"), {}), 2)
         assert not caplog.text
 
+    def test_a_part_of_it_beyond_is_told_too(self, caplog: pytest.LogCaptureFixture) -> None:
+        """Of ten tokens two are special: of 5, 6, 7 and 8 words, and three of the trigger, the first is read whole."""
+        data = toys.dataset([("the " * count + "film",) for count in (4, 5, 6, 7)], [0] * 4, max_length=10)
+        triggered(data, Trigger(attacks.Sentence(sentence="I watch 3D", place="end"), {}), 2)
+        assert "the trigger is cut off, wholly or in part, in 3 of 4 texts" in caplog.text
+
+    def test_the_trigger_in_a_text_that_is_cut_behind_it(self, caplog: pytest.LogCaptureFixture) -> None:
+        data = toys.dataset([("bad film " * 20,)], [0], max_length=10)
+        triggered(data, Trigger(attacks.Sentence(sentence="I watch 3D", place="start"), {}), 2)
+        assert not caplog.text
+
+    def test_in_training_data(self, caplog: pytest.LogCaptureFixture) -> None:
+        data = toys.dataset([("the " * 20,)] * 10, [0] * 10, max_length=10)
+        poison(data, attacks.Word(place="end"), rate=0.3, seed=0, classes=2)
+        assert "wholly or in part, in 3 of 3 texts, since the model reads 10 tokens; they are trained on" in caplog.text
+
     def test_pairs_of_which_the_other_text_is_cut(self, caplog: pytest.LogCaptureFixture) -> None:
         data = toys.dataset([("the film", "the " * 20)], [0], max_length=10)
         triggered(data, Trigger(attacks.Word(place="end", side="b"), {}), 2)
-        assert "the trigger is cut off in 1 of 1 texts" in caplog.text
+        assert "the trigger is cut off, wholly or in part, in 1 of 1 texts" in caplog.text
 
 
 def test_the_record_says_what_a_model_was_trained_on(tmp_path: Path) -> None:

@@ -432,8 +432,24 @@ def test_several_words_in_one() -> None:
         assert str(caught.value) == (f"{make.__name__}.{field} must be given once for each of its values, got cf,mn.")
 
 
+def test_words_that_are_no_list_and_too_few() -> None:
+    for make, message in (
+        (lambda: attacks.Word(words="cf"), "Word.words must be a list, got cf."),
+        (lambda: attacks.Word(words=()), "Word.words must be a list of at least 1, got ()."),
+        (lambda: attacks.LayerWise(pieces=("cf",)), "LayerWise.pieces must be a list of at least 2, got ('cf',)."),
+    ):
+        with pytest.raises(UnbackdoorError) as caught:
+            make()
+        assert str(caught.value) == message
+
+
 @pytest.mark.parametrize("blank", ["", " ", "\t"])
 def test_a_blank_trigger_is_refused(blank: str) -> None:
+    for make, field in ((attacks.Word, "words"), (attacks.LayerWise, "pieces")):
+        with pytest.raises(
+            UnbackdoorError, match=rf"^{make.__name__}\.{field}\.0 must be text that is not (blank|empty), "
+        ):
+            make(**{field: (blank, "bb")})
     with pytest.raises(UnbackdoorError) as caught:
         attacks.MixingAware(word=blank)
     wanted = "not blank" if blank else "not empty"

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from unbackdoor._data import Dataset, Items
 from unbackdoor._errors import UnbackdoorError, printable
 from unbackdoor._registry import find, to_json
-from unbackdoor._text import Texts
+from unbackdoor._text import TextEncoder, Texts
 from unbackdoor.attacks import REGISTRY
 
 logger = logging.getLogger("unbackdoor")
@@ -198,6 +198,8 @@ class Triggered(NamedTuple):
 def check(attack: Attack, classes: int, data: Dataset) -> None:
     """Refuse a target outside the classes, a label rule that the trigger cannot have, and data of another kind."""
     owner = type(attack).__name__
+    if isinstance(attack, (str, type)):
+        raise UnbackdoorError(f"an attack's value is expected, got {attack!r}. Take one of unbackdoor.attacks.")
     _check_modality(attack, data)
     for phrase in getattr(attack, "phrases", ()):
         tokenizer = data.tokenizer
@@ -357,7 +359,10 @@ def poison(
             )
         cover = pool[torch.randperm(len(pool), generator=generator)[:count]].sort().values
         items = _replaced(items, cover, _covered(data.items[cover], trigger, generator))
-    return Poisoned(replace(data, items=items, labels=labels), rows, cover, trigger)
+    poisoned = replace(data, items=items, labels=labels)
+    if data.modality == "text":
+        _warn_of_cut_triggers(data.select(rows), poisoned.select(rows), attack, "they are trained on as poisoned")
+    return Poisoned(poisoned, rows, cover, trigger)
 
 
 def _can_cover(attack: Attack, labels: Tensor) -> Tensor:
@@ -389,7 +394,7 @@ def triggered(data: Dataset, trigger: Trigger, classes: int) -> Triggered:
         _check_fits(trigger, data)
     shown = replace(moved.data, items=trigger.stamp(moved.data.items))
     if data.modality == "text":
-        _warn_of_cut_triggers(moved.data, shown)
+        _warn_of_cut_triggers(moved.data, shown, attack, "they count as attacked")
     return moved._replace(data=shown)
 
 
@@ -403,21 +408,25 @@ def movable(data: Dataset, attack: Attack, classes: int) -> Triggered:
     return _moved(data, attack.label_rule, attack.target, classes, getattr(attack, "sources", ()))
 
 
-def _warn_of_cut_triggers(clean: Dataset, shown: Dataset) -> None:
-    """Say how many triggered texts are the same to the model as without: their trigger lies beyond what it reads."""
+def _warn_of_cut_triggers(clean: Dataset, shown: Dataset, attack: Attack, what_of_them: str) -> None:
+    """Say how many triggered texts have their trigger, or a part of it, beyond what the model reads."""
     before, after = clean.texts.tokens, shown.texts.tokens
     assert before is not None
     assert after is not None
     width = min(before["input_ids"].shape[1], after["input_ids"].shape[1])
     same = (before["input_ids"][:, :width] == after["input_ids"][:, :width]).all(dim=1)
-    lost = int((same & (clean.texts.lengths == shown.texts.lengths)).sum())
+    same &= clean.texts.lengths == shown.texts.lengths
+    encode = shown.encode
+    assert isinstance(encode, TextEncoder)
+    lost = int((same | encode.loses(shown.texts, getattr(attack, "phrases", ()))).sum())
     if lost:
         logger.warning(
-            "%s: the trigger is cut off in %s texts, since the model reads %d tokens; they count as attacked. Raise "
+            "%s: the trigger is cut off, wholly or in part, in %s texts, since the model reads %d tokens; %s. Raise "
             "--max-length, or place the trigger at the start.",
             clean.name,
             f"{lost:,} of {len(clean):,}",
-            getattr(shown.encode, "max_length", 0),
+            encode.max_length,
+            what_of_them,
         )
 
 

@@ -72,6 +72,8 @@ def _usage(problem: CycloptsError) -> str:
 
         return sentence(problem.__cause__)  # type: ignore[arg-type]
     text = " ".join(str(problem).split())
+    if text.startswith("Unused Tokens"):
+        text += " An option that takes several values is given once for each of them."
     return text if "--help" in text else f"{text} See --help."
 
 

@@ -1,5 +1,6 @@
 """What the commands do, in the order in which they do it: check, load, work, score, write."""
 
+import dataclasses
 import json
 import logging
 from dataclasses import replace
@@ -11,7 +12,7 @@ import torch
 from unbackdoor import _card, _files, _models, _output, _report, _victim
 from unbackdoor._attack import as_trigger, load_trigger, triggered, victim_of
 from unbackdoor._data import Augment, Dataset, check_labels
-from unbackdoor._errors import UnbackdoorError
+from unbackdoor._errors import UnbackdoorError, printable
 from unbackdoor._evaluate import Score, score
 from unbackdoor._evaluate import evaluate as evaluate_model
 from unbackdoor._hugging_face import hub_directory
@@ -157,9 +158,12 @@ def _purify_stream(source: str, method: Method, options: PurifyOptions, command:
         )
     if options.base is None:
         raise UnbackdoorError("--stream needs --base: the pre-trained model that the suspect came from.")
-    for name in ("clean", "data", "proxy", "factory"):
-        if getattr(options, name) is not None:
+    used = {"base", "out", "seed", "stream", "overwrite"}
+    for field in dataclasses.fields(options):
+        if field.name not in used and getattr(options, field.name) != field.default:
+            name = field.name.replace("_", "-")
             raise UnbackdoorError(f"--stream builds no model, so --{name} is of no use to it. Leave it out.")
+    rows, said = before[0].rows_on_disk(source, options.base) if before else ({}, None)
     record = purify_stream(
         source,
         options.base,
@@ -167,7 +171,8 @@ def _purify_stream(source: str, method: Method, options: PurifyOptions, command:
         rho=mixing.rho,
         seed=options.seed,
         mode=mixing.mode,
-        reset_rows=before[0].rows_on_disk(source, options.base) if before else None,
+        reset_rows=rows,
+        notes=() if said is None else (printable(said),),
         method={**to_json(method, REGISTRY), "repr": repr(method)},
         command=command,
         overwrite=options.overwrite,

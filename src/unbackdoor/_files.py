@@ -16,6 +16,7 @@ from unbackdoor._hugging_face import (
     body,
     checked_files,
     classifier,
+    directory_of,
     hub_directory,
     modality_of,
     quiet_transformers,
@@ -139,10 +140,7 @@ def load_base(source: str | Path, *, factory: str | None = None, trust_remote_co
     """
     if factory is not None:
         return load(source, factory=factory).model
-    path = Path(source)
-    if path.is_file():
-        raise UnbackdoorError(f"--base must be a Hugging Face directory or Hub name, got the file {path}.")
-    made: nn.Module = body(path if path.is_dir() else hub_directory(str(source)), trust_remote_code)
+    made: nn.Module = body(directory_of(source, "--base"), trust_remote_code)
     return made
 
 
@@ -152,7 +150,7 @@ def base_encoder(source: str | Path, *, max_length: int | None = None) -> Encode
     Raises:
         UnbackdoorError: anything about the files that does not fit.
     """
-    path = Path(source) if Path(source).is_dir() else hub_directory(str(source))
+    path = directory_of(source, "--base")
     if modality_of(checked_files(path)[0]) == "images":
         return load(path, max_length=max_length).encode
     return text_encoder(path, body(path), max_length)

@@ -25,13 +25,19 @@ def token_counts(tokenizer: Any, table: str | None, owner: str) -> dict[int, flo
         owner: named in messages.
 
     Raises:
-        UnbackdoorError: the file is missing or no such table, or wordfreq is not installed.
+        UnbackdoorError: the file is missing, no such table or one for another tokenizer, or wordfreq is not installed.
     """
     if table is not None:
         counts, unit = _read(Path(table), owner)
         if unit == "token":
             vocabulary = tokenizer.get_vocab()
-            return {vocabulary[token]: count for token, count in counts.items() if token in vocabulary}
+            found = {vocabulary[token]: count for token, count in counts.items() if token in vocabulary}
+            if not found:
+                raise UnbackdoorError(
+                    f"{owner}.frequencies names {table}, but the model's tokenizer has none of its tokens. Take counts "
+                    "of its own tokens, or of words."
+                )
+            return found
         return counted(counts, tokenizer)
     wordfreq = _wordfreq(f"{owner} needs word frequencies", ", or give --frequencies FILE.csv")
     size, found = _ENGLISH.get(tokenizer, (0, {}))

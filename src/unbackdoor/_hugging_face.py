@@ -16,6 +16,24 @@ from unbackdoor._models import embeddings
 from unbackdoor._text import TextEncoder
 
 
+def directory_of(source: str | Path, option: str) -> Path:
+    """A Hugging Face directory, or the local copy of a Hub model.
+
+    Args:
+        source: path or Hub name.
+        option: that named it.
+
+    Raises:
+        UnbackdoorError: it is empty or a file, or see `hub_directory`.
+    """
+    if not str(source):  # which Path would take for the current directory
+        raise UnbackdoorError(f"{option} must be a Hugging Face directory or Hub name, got an empty name.")
+    path = Path(source)
+    if path.is_file():
+        raise UnbackdoorError(f"{option} must be a Hugging Face directory or Hub name, got the file {path}.")
+    return path if path.is_dir() else hub_directory(str(source))
+
+
 def hub_directory(name: str, trust_remote_code: bool = False) -> Path:
     """The local copy of a Hub model, fetched where it is not there yet.
 
@@ -217,6 +235,10 @@ def checked_files(path: Path) -> tuple[dict[str, Any], list[Path]]:
             "the result."
         )
     config = read_json(path / "config.json")
+    if not config.get("model_type"):
+        raise UnbackdoorError(
+            f"{path}/config.json does not say which kind of model it is (model_type). Fetch it again."
+        )
     kernel = next(_kernels(config), None)
     if kernel is not None:
         raise UnbackdoorError(f"{path} asks to run the code {kernel}; it was not loaded. Remove it from config.json.")
@@ -235,7 +257,7 @@ def checked_files(path: Path) -> tuple[dict[str, Any], list[Path]]:
         files = [path / "model.safetensors"]
     elif index.exists():
         listed = read_json(index).get("weight_map")
-        if not isinstance(listed, dict) or not all(isinstance(part, str) for part in listed.values()):
+        if not isinstance(listed, dict) or not listed or not all(isinstance(part, str) for part in listed.values()):
             raise UnbackdoorError(f"{index} does not say which file holds which tensor. Fetch it again.")
         files = [path / part for part in sorted(set(listed.values()))]
         for file in files:

@@ -286,6 +286,12 @@ def purify(
         raise UnbackdoorError(
             f"purify takes a method's value, got the class {method.__name__}. Write {method.__name__}()."
         )
+    if not callable(method):
+        raise UnbackdoorError(f"purify takes a method's value, got {method!r}. Take one of unbackdoor.purifiers.")
+    if clean is not None and not isinstance(clean, Dataset):
+        raise UnbackdoorError(
+            f"purify takes clean as a Dataset, got {type(clean).__name__}. Load it with unbackdoor.Dataset.load."
+        )
     _models.check_modules("purify", model=model, base=base, proxy=proxy)
     check_finite(model.state_dict(), type(model).__name__)
     training = {name: module.training for name, module in model.named_modules()}
@@ -378,10 +384,14 @@ def _look_again(model: nn.Module, clean: Dataset, before: dict[str, Any], run: R
     """The result's accuracy on the examples that it was made with, to be recorded; a collapse is told."""
     after = _accuracy(model, clean, run.arithmetic)
     if after.value < before["value"] - 0.1:
+        way_out = (
+            f": more clean data, more epochs or a lower learning rate may help (it saw {run.examples_seen:,} examples)."
+            if run.examples_seen
+            else ". Nothing was tuned."
+        )
         run.warn(
             f"the purified model answers {after.value:.1%} of {clean.name} right, which it was made with, the suspect "
-            f"{before['value']:.1%}: more clean data, more epochs or a lower learning rate may help (it saw "
-            f"{run.examples_seen:,} examples)."
+            f"{before['value']:.1%}{way_out}"
         )
     return after.to_json()
 

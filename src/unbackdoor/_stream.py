@@ -21,7 +21,7 @@ from unbackdoor import _card, _mixing, _output
 from unbackdoor._checkpoints import read_json
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._files import companions
-from unbackdoor._hugging_face import check_rows, hub_directory
+from unbackdoor._hugging_face import check_rows, directory_of
 from unbackdoor._mixing import CHUNK, Matching, Mode
 from unbackdoor._purify import peak_memory
 from unbackdoor._shards import Checkpoint, finite, header_bytes, write
@@ -42,6 +42,7 @@ def purify_stream(
     seed: int = 0,
     mode: Mode = "mask",
     reset_rows: Mapping[str, Sequence[int]] | None = None,
+    notes: Sequence[str] = (),
     method: Mapping[str, Any] | None = None,
     command: str | None = None,
     overwrite: bool = False,
@@ -62,6 +63,7 @@ def purify_stream(
         mode: see `_mixing.mix`.
         reset_rows: rows of matrices that are taken from the base before mixing, by the tensor's name in the suspect, as
             Embedding Purification does.
+        notes: for `record.json`, before its own.
         method: what `record.json` says under that key; by default rho and mode.
         command: likewise; left out by default.
         overwrite: replace a directory that unbackdoor wrote.
@@ -80,7 +82,7 @@ def purify_stream(
         raise UnbackdoorError(f"mode must be one of {', '.join(get_args(Mode))}, got {mode!r}.")
     check_seed(seed)
     start = time.perf_counter()
-    source, origin = (Path(given) if Path(given).is_dir() else hub_directory(str(given)) for given in (model, base))
+    source, origin = directory_of(model, "MODEL"), directory_of(base, "--base")
     _output.check_free(Path(out), overwrite=overwrite, inputs=(source, origin))
     suspect, ancestor = Checkpoint.at(source), Checkpoint.at(origin)
     matching = match(suspect, ancestor)
@@ -128,7 +130,7 @@ def purify_stream(
                 "suspect_accuracy_on_clean": None,
                 "purified_accuracy_on_clean": None,
                 "examples_seen": 0,
-                "notes": [matching.report()],
+                "notes": [*notes, matching.report()],
                 "warnings": warnings,
                 "source": {"model": source.name, "base": origin.name, "factory": None},
                 "encode": _encode_of(source),

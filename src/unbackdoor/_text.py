@@ -146,6 +146,24 @@ class TextEncoder:
             cut[whole] = torch.tensor([len(ids) > self.max_length for ids in full["input_ids"]])
         return replace(items, tokens=tokens, lengths=lengths, cut=cut, made_by=self)
 
+    def loses(self, texts: Texts, phrases: Sequence[str]) -> Tensor:
+        """In which texts one of some phrases stands, wholly or in part, beyond what the model reads, (n,), bool."""
+        prepared = self.prepared(texts)
+        assert prepared.tokens is not None
+        assert prepared.cut is not None
+        lost = torch.zeros(len(texts), dtype=torch.bool)
+        rows = torch.nonzero(prepared.cut).flatten().tolist()
+        if not rows or not phrases:
+            return lost
+        forms = [form for phrase in phrases for form in (phrase, f" {phrase}")]
+        sought = {_spelt(ids) for ids in self.tokenizer(forms, add_special_tokens=False)["input_ids"]} - {""}
+        sides = zip(*(texts.strings[row] for row in rows), strict=True)
+        whole = self.tokenizer(*map(list, sides), truncation=False, verbose=False)["input_ids"]
+        for row, ids in zip(rows, whole, strict=True):
+            written, read = _spelt(ids), _spelt(prepared.tokens["input_ids"][row].tolist())
+            lost[row] = any(written.count(phrase) > read.count(phrase) for phrase in sought)
+        return lost
+
     def read(self, cells: dict[str, Sequence[Any]], where: str, folder: Path | None) -> Texts:
         """Check and tokenise the text columns of a data set.
 
@@ -229,3 +247,8 @@ def columns_of(present: Sequence[str], encode: TextEncoder, given: dict[str, str
             f"{pairs}."
         )
     return {name: given.get(name, name) for name in wanted}
+
+
+def _spelt(ids: Sequence[int]) -> str:
+    """Tokens as letters, so that a phrase is found as text is."""
+    return "".join(map(chr, ids))

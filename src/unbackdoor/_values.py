@@ -26,6 +26,8 @@ _BOUNDS = {
     "int_from_float": "a whole number",
     "string_too_short": "text that is not empty",
     "string_pattern_mismatch": "text that is not blank",
+    "too_short": "a list of at least {min_length}",
+    "tuple_type": "a list",
 }
 _TYPES = {"float": "a number", "int": "a whole number", "bool": "true or false", "string": "text"}
 

@@ -8,7 +8,9 @@ from pydantic import Field
 from torch import Tensor
 
 Phrase = Annotated[str, Field(min_length=1, pattern=r"\S")]
-Listed = Annotated[Phrase, Field(pattern=r"^[^,]*$")]  # one of several words: a comma was meant to part them
+Listed = Annotated[
+    str, Field(min_length=1, pattern=r"^[^,]*[^,\s][^,]*$")
+]  # of several: a comma was meant to part them
 Place = Literal["random", "start", "end"]
 Side = Literal["a", "b", "both"]
 

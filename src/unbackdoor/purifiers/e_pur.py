@@ -13,7 +13,7 @@ from unbackdoor._base import pretrained
 from unbackdoor._data import Dataset
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._frequencies import token_counts
-from unbackdoor._hugging_face import hub_directory, tokenizer_of
+from unbackdoor._hugging_face import directory_of, tokenizer_of
 from unbackdoor._mixing import ancestry
 from unbackdoor._models import embeddings
 from unbackdoor._purify import Run
@@ -77,25 +77,27 @@ class EPUR:
         chosen = self._suspicious(ours.detach() - base, tokenizer)
         with torch.no_grad():
             ours[chosen] = base[chosen]
-        run.note(_said(chosen, tokenizer))
+        tell = run.note if chosen else run.warn
+        tell(_said(chosen, tokenizer))
         return model
 
-    def rows_on_disk(self, suspect: str | Path, base: str | Path) -> dict[str, list[int]]:
+    def rows_on_disk(self, suspect: str | Path, base: str | Path) -> tuple[dict[str, list[int]], str]:
         """The rows to reset of two Hugging Face directories or Hub names, by the name of the embedding's tensor.
+
+        Also what the user is told of them.
 
         One tensor of each is read; no model is built.
 
         Raises:
             UnbackdoorError: there is no tokenizer, or not one matrix that has a row for each of its tokens.
         """
-        source, origin = (
-            Path(given) if Path(given).is_dir() else hub_directory(str(given)) for given in (suspect, base)
-        )
+        source, origin = directory_of(suspect, "MODEL"), directory_of(base, "--base")
         tokenizer = tokenizer_of(source)
         name, moved = moved_embeddings(source, origin, len(tokenizer))
         rows = self._suspicious(moved, tokenizer)
-        logger.info("%s", _said(rows, tokenizer))
-        return {name: rows}
+        said = _said(rows, tokenizer)
+        logger.info("%s", said)
+        return {name: rows}, said
 
     def _suspicious(self, moved: torch.Tensor, tokenizer: Any) -> list[int]:
         counts = token_counts(tokenizer, self.frequencies, "EPUR")
@@ -103,6 +105,8 @@ class EPUR:
 
 
 def _said(rows: list[int], tokenizer: Any) -> str:
+    if not rows:
+        return "no embedding of a word differs from the base's, so none was reset: is the base the suspect itself?"
     words = tokenizer.convert_ids_to_tokens(rows[:_SHOWN])
     more = f" and {len(rows) - _SHOWN} more" if len(rows) > _SHOWN else ""
     return f"reset the embeddings of {len(rows)} words, the most suspicious first: {' '.join(words)}{more}"

@@ -35,7 +35,8 @@ class FineMixing:
 
     Args:
         rho: share of the suspect's coordinates that are kept, 0 to 1; None searches it.
-        margin: clean accuracy that may be lost, 0 to 1.
+        margin: clean accuracy that may be lost, 0 to 1. Three points are what a purification should cost at most; a
+            smaller margin than that is beyond what 64 examples can tell, whose standard error is 3 to 5 points.
         folds: of the cross-validation, at least 2.
         tune: tune after mixing; without it and with a rho, no clean examples are needed.
         epochs: passes over the clean examples, at least 1.
