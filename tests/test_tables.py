@@ -430,6 +430,11 @@ def test_the_suffix_says_which_kind(
     [
         ("runs", "report.pdf", r"-o must end in \.html, \.csv, \.json, \.tex or \.md, got report\.pdf\."),
         ("absent", "report.html", r"absent does not exist\. Give the folder or address that unbackdoor bench wrote"),
+        (
+            "clean.csv",
+            "report.html",
+            r"clean\.csv is no folder\. Give the folder or address that unbackdoor bench wrote",
+        ),
         ("empty", "report.html", r"empty has no cell that report can read, got 0 of another form\. Give the folder"),
     ],
 )
@@ -438,6 +443,7 @@ def test_what_report_cannot_do_is_told(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("empty").mkdir()
+    Path("clean.csv").touch()
     with pytest.raises(UnbackdoorError, match=message):
         report(runs, out)
     assert not Path(out).exists()

@@ -46,6 +46,12 @@ class TestReading:
         assert renamed.texts.strings == data.texts.strings
         assert renamed.texts.columns == ("text_a", "text_b")
 
+    def test_words_that_others_take_for_missing_cells(self, tmp_path: Path) -> None:
+        data = loaded(tmp_path, "text,label", "NA,None", "null,NA", "good,NA")
+        assert data.texts.strings == (("NA",), ("null",), ("good",))
+        assert data.classes == ("NA", "None")
+        assert data.labels.tolist() == [1, 0, 0]
+
     def test_a_pair_is_tokenised_as_one_input_with_a_separator(self) -> None:
         data = toys.dataset([("a film", "good plot")], [0])
         number = toys.tokenizer().convert_tokens_to_ids

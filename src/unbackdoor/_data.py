@@ -367,16 +367,20 @@ def _tabular(files: list[Path]) -> Any:
         raise UnbackdoorError(
             f"{files[0]} and {files[-1]} are in two folders, but pictures are found relative to one. Join them."
         )
+    kind = kinds[suffixes.pop()]
+    # Only an empty cell is a missing one: NA and None may be texts, or the names of classes.
+    options: dict[str, Any] = {"keep_default_na": False, "na_values": [""]} if kind == "csv" else {}
     bars = datasets.is_progress_bar_enabled()
     datasets.disable_progress_bars()
     try:
         with tempfile.TemporaryDirectory() as cache:
             return datasets.load_dataset(
-                kinds[suffixes.pop()],
+                kind,
                 data_files=[str(file) for file in files],
                 split="train",
                 cache_dir=cache,
                 keep_in_memory=True,
+                **options,
             )
     finally:
         if bars:

@@ -26,9 +26,8 @@ def report(runs: str, out: str) -> None:
     if path.is_dir():
         raise UnbackdoorError(f"-o must be a file, got the folder {out}.")
     if "://" not in runs and not Path(runs).is_dir():
-        raise UnbackdoorError(
-            f"{runs} does not exist. Give the folder or address that unbackdoor bench wrote with --out."
-        )
+        came = "is no folder" if Path(runs).exists() else "does not exist"
+        raise UnbackdoorError(f"{runs} {came}. Give the folder or address that unbackdoor bench wrote with --out.")
     store = Store(runs)
     made, records = build(store, shown(runs), whole=kind == ".html")
     if kind == ".html":
