@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from unbackdoor import Dataset, ImageEncoder, UnbackdoorError
+from unbackdoor import Dataset, ImageEncoder, UnbackdoorError, load
 from unbackdoor._data import check_labels, stratified
 from unbackdoor._errors import IncompleteError
 from unbackdoor._images import Augmentation
@@ -70,6 +70,16 @@ def refusal(*args: object, **options: object) -> str:
 
 
 # Kinds of data.
+
+
+@pytest.mark.parametrize(("source", "came"), [(None, "None"), ([], "[]"), (3, "3"), ([None], "[None]")])
+def test_what_is_no_path(source: object, came: str) -> None:
+    with pytest.raises(UnbackdoorError) as caught:
+        Dataset.load(source)
+    assert str(caught.value) == f"DATA must be a path, or several in a list, got {came}."
+    with pytest.raises(UnbackdoorError) as caught:
+        load(source)
+    assert str(caught.value) == f"MODEL must be a path or a Hub name, got {type(source).__name__}."
 
 
 def test_parquet_with_image_and_class_features(tmp_path: Path) -> None:

@@ -280,6 +280,8 @@ def stratified(labels: Tensor, count: int, *, seed: int, groups: Tensor | None =
 def _name(source: str | Path | Sequence[str | Path]) -> str:
     if isinstance(source, str | Path):
         return str(source)
+    if not isinstance(source, Sequence) or not source or not all(isinstance(path, str | Path) for path in source):
+        raise UnbackdoorError(f"DATA must be a path, or several in a list, got {source!r}.")
     return ", ".join(map(str, source))
 
 

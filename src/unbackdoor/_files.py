@@ -68,6 +68,8 @@ def load(
             raise UnbackdoorError(f"--{key} must be {allowed}, got {','.join(f'{part:g}' for part in entry)}.")
     if image_size is not None and image_size < 1:
         raise UnbackdoorError(f"--image-size must be at least 1, got {image_size}.")
+    if not isinstance(source, str | Path):
+        raise UnbackdoorError(f"MODEL must be a path or a Hub name, got {type(source).__name__}.")
     if not str(source):  # which Path would take for the current directory
         raise UnbackdoorError("MODEL must be a directory, a Hub name or a weights file, got an empty name.")
     path = Path(source)
