@@ -373,8 +373,11 @@ def test_the_grids_of_this_project_are_right(monkeypatch: pytest.MonkeyPatch, sh
         # victims of other rates, by each once
         "defences": 3 * (1 + 17 * 3 + 16 * 1) + 3 * (1 + 17),
         # One task with 9 victims and a control, by 10 methods, of which 2 victims and the control by 16 texts, too; the
-        # others by 4 methods: two with 3 victims, two with 2, and one with 1 by 256 texts
-        "fine-mixing": (9 + 1) * (1 + 10 * 3) + (2 + 1) * 10 * 3 + (2 * (3 + 1) + 2 * (2 + 1) + (1 + 1)) * (1 + 4 * 3),
+        # others by 4 methods: two with 3 victims, two with 2 (one of them by a fifth), and one with 1 by 256 texts
+        "fine-mixing": (9 + 1) * (1 + 10 * 3)
+        + (2 + 1) * 10 * 3
+        + (2 * (3 + 1) + 2 * (2 + 1) + (1 + 1)) * (1 + 4 * 3)
+        + (2 + 1) * 3,
         "attacks": (11 * 2 + 1) * (1 + 7),
         # 15 attacks at two rates and a control; on the Vision Transformer 3 at one; as they came and by 7 methods,
         # of which the transformer cannot have one
