@@ -8,9 +8,8 @@ from pydantic import Field
 from torch import Tensor
 
 Phrase = Annotated[str, Field(min_length=1, pattern=r"\S")]
-Listed = Annotated[
-    str, Field(min_length=1, pattern=r"^[^,]*[^,\s][^,]*$")
-]  # of several: a comma was meant to part them
+# One of several words: a comma was meant to part them.
+Listed = Annotated[str, Field(min_length=1, pattern=r"^[^,]*[^,\s][^,]*$")]
 Place = Literal["random", "start", "end"]
 Side = Literal["a", "b", "both"]
 
