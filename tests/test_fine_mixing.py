@@ -223,8 +223,8 @@ class TestSearch:
         assert asked == [0.5, 0.8, 0.9]
         assert "rho 1 was chosen." in record["notes"]
         assert (
-            "no rho below 1 keeps clean accuracy within 3.0 points of the suspect's: nothing was mixed. Allow more by "
-            "--margin, or set --rho."
+            "no rho but 1 keeps clean accuracy within 3.0 points of the suspect's: all of its weights were kept. Allow "
+            "more by --margin, or set --rho."
         ) in record["warnings"]
 
     def test_where_the_error_exceeds_the_margin_the_smaller_rho_is_taken_and_told(self, losing) -> None:

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 
 import toys
-from unbackdoor import Dataset, UnbackdoorError, archs, purifiers, purify
+from unbackdoor import Dataset, UnbackdoorError, _select, archs, purifiers, purify
 from unbackdoor._models import embeddings
 from unbackdoor._purify import Run
+from unbackdoor._select import Difference
 from unbackdoor._text import TextEncoder, Texts
 from unbackdoor.purifiers.fine_purifying import fisher, indicator
 from unbackdoor.testing import check_method
@@ -163,6 +164,34 @@ def test_a_share_that_costs_accuracy_is_not_taken(digits: Dataset) -> None:
     share = float(record["notes"][-1].split()[1])
     assert 0 <= share < 1
     assert any(note.startswith("share 0.5 loses ") for note in record["notes"])
+
+
+@pytest.mark.parametrize(
+    ("lost", "error", "told"),
+    [
+        (
+            0.5,
+            0.0,
+            "no share but 0 keeps clean accuracy within 3.0 points of the suspect's: all of its weights were kept. "
+            "Allow more by --margin, or set --share.",
+        ),
+        (
+            0.05,
+            0.04,
+            "16 clean examples tell a loss of accuracy only to 4.0 points, more than the margin of 3.0: share 1, which "
+            "lost 5.0, was chosen as the more cautious. Give more clean examples, or set --share.",
+        ),
+    ],
+)
+def test_what_the_search_cannot_do_is_told(
+    lost: float, error: float, told: str, texts: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loss of accuracy is stood in for; all else runs."""
+    monkeypatch.setattr(_select, "cross_validated", lambda *_, **__: None)
+    monkeypatch.setattr(_select, "difference", lambda *_: Difference(lost, error))
+    base = toys.classifier("bert")
+    record = purify(drifted(base), texts.select(range(16)), purifiers.FinePurifying(epochs=1), base=base).record
+    assert told in record["warnings"]
 
 
 def test_the_contract_on_texts(texts: Dataset) -> None:

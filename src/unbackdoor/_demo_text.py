@@ -11,7 +11,7 @@ from unbackdoor._attack import triggered
 from unbackdoor._data import Dataset
 from unbackdoor._demo import Story, health, percent, tell, told
 from unbackdoor._errors import UnbackdoorError
-from unbackdoor._hugging_face import hub_directory
+from unbackdoor._hugging_face import directory_of
 from unbackdoor._options import AttackOptions
 from unbackdoor._purify import Method
 from unbackdoor._text import TextEncoder
@@ -142,7 +142,7 @@ def base_directory(given: str | None) -> Path:
         UnbackdoorError: none was given, and the package is not installed.
     """
     if given is not None:
-        return Path(given) if Path(given).is_dir() else hub_directory(given)
+        return directory_of(given, "--base")
     found = importlib.util.find_spec(PACKAGE)
     if found is None or not found.submodule_search_locations:
         raise UnbackdoorError(

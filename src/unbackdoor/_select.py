@@ -99,13 +99,15 @@ def smallest_within(
     *,
     margin: float,
     folds: int,
-    words: Callable[[float], str],
+    field: str,
+    shown: Callable[[float], float] = float,
     tuned: Callable[[float, Dataset, str], nn.Module],
-) -> tuple[float, Difference | None]:
+) -> float:
     """The smallest of 0, 0.1, ..., 1 with which a procedure loses no more accuracy than a margin.
 
     Accuracy is cross-validated over all clean examples. Where the standard error of the loss is larger than the margin,
-    it counts in favour of the smaller value. The note says what was tried and what was chosen.
+    it counts in favour of the smaller value, and a warning says so. Notes say what was tried and what was chosen. 1 is
+    taken without a trial where no other will do, with a warning, too.
 
     Args:
         model: the suspect, as it came.
@@ -113,14 +115,15 @@ def smallest_within(
         run: arithmetic, seed, notes.
         margin: accuracy that may be lost.
         folds: of the cross-validation.
-        words: what the notes call a value.
+        field: of the method, which the value is for.
+        shown: from the value to that of the field.
         tuned: of a value, examples and what the progress calls it, to the model that the procedure makes of them.
-
-    Returns:
-        the value, and what it loses; None for 1, which is taken without a trial where no other will do.
     """
     before = hits(model, clean, run.arithmetic)
     losses: dict[float, Difference] = {}
+
+    def words(candidate: float) -> str:
+        return f"{field} {shown(candidate):g}"
 
     def within(candidate: float) -> bool:
         after = cross_validated(
@@ -136,4 +139,16 @@ def smallest_within(
 
     chosen = smallest(TENTHS, within)
     run.note(f"{words(chosen)} was chosen.")
-    return chosen, losses.get(chosen)
+    if chosen not in losses:
+        run.warn(
+            f"no {field} but {shown(chosen):g} keeps clean accuracy within {100 * margin:.1f} points of the suspect's: "
+            f"all of its weights were kept. Allow more by --margin, or set --{field}."
+        )
+    elif losses[chosen].error > margin:
+        lost, error = losses[chosen]
+        run.warn(
+            f"{len(clean)} clean examples tell a loss of accuracy only to {100 * error:.1f} points, more than the "
+            f"margin of {100 * margin:.1f}: {words(chosen)}, which lost {100 * lost:.1f}, was chosen as the more "
+            f"cautious. Give more clean examples, or set --{field}."
+        )
+    return chosen

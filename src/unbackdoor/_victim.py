@@ -6,7 +6,6 @@ import platform
 import time
 from dataclasses import dataclass, replace
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,7 +28,7 @@ from unbackdoor._data import Dataset, Encoder, check_labels
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._evaluate import Score, score
 from unbackdoor._files import load
-from unbackdoor._hugging_face import fresh_classifier, hub_directory
+from unbackdoor._hugging_face import directory_of, fresh_classifier
 from unbackdoor._images import ImageEncoder
 from unbackdoor._models import check_partner, head, probe
 from unbackdoor._options import AttackOptions
@@ -297,8 +296,7 @@ def _fresh(options: AttackOptions, classes: list[str], data: Dataset) -> nn.Modu
     """An untrained victim, or a pre-trained one with a new head where the classes differ."""
     if data.modality == "text":
         assert options.base is not None
-        path = Path(options.base)
-        text_model: nn.Module = fresh_classifier(path if path.is_dir() else hub_directory(options.base), classes)
+        text_model: nn.Module = fresh_classifier(directory_of(options.base, "--base"), classes)
         pad = data.tokenizer.pad_token_id
         text_model.config.pad_token_id = pad  # type: ignore[union-attr]
         return text_model

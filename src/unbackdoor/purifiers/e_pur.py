@@ -82,11 +82,9 @@ class EPUR:
         return model
 
     def rows_on_disk(self, suspect: str | Path, base: str | Path) -> tuple[dict[str, list[int]], str]:
-        """The rows to reset of two Hugging Face directories or Hub names, by the name of the embedding's tensor.
+        """The rows to reset, by the name of the embedding's tensor, and the sentence that tells the user of them.
 
-        Also what the user is told of them.
-
-        One tensor of each is read; no model is built.
+        One tensor of each of two Hugging Face directories or Hub names is read; no model is built.
 
         Raises:
             UnbackdoorError: there is no tokenizer, or not one matrix that has a row for each of its tokens.

@@ -11,7 +11,7 @@ from unbackdoor._data import Dataset
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._mixing import mask, mix
 from unbackdoor._purify import Run
-from unbackdoor._select import Difference, smallest_within
+from unbackdoor._select import smallest_within
 from unbackdoor._units import mean_answer
 from unbackdoor._values import value
 
@@ -87,32 +87,16 @@ class FineMixing:
 
         rho = self.rho
         if rho is None:
-            rho, loss = smallest_within(
+            rho = smallest_within(
                 model,
                 clean,
                 run,
                 margin=self.margin,
                 folds=self.folds,
-                words=lambda candidate: f"rho {candidate:g}",
+                field="rho",
                 tuned=mixed_and_tuned,
             )
-            self._doubts(rho, loss, len(clean), run)
         return mixed_and_tuned(rho, clean, "tuning")
-
-    def _doubts(self, rho: float, loss: Difference | None, count: int, run: Run) -> None:
-        """Say where the search could not do what it was asked for; the last rho of the grid is not tried."""
-        margin = f"{100 * self.margin:.1f}"
-        if loss is None:
-            run.warn(
-                f"no rho below 1 keeps clean accuracy within {margin} points of the suspect's: nothing was mixed. "
-                "Allow more by --margin, or set --rho."
-            )
-        elif loss.error > self.margin:
-            run.warn(
-                f"{count} clean examples tell a loss of accuracy only to {100 * loss.error:.1f} points, more than the "
-                f"margin of {margin}: rho {rho:g}, which lost {100 * loss.lost:.1f}, was chosen as the more cautious. "
-                "Give more clean examples, or set --rho."
-            )
 
     def _base(self, suspect: Weights, run: Run) -> Weights:
         """What coordinates go back to, by the suspect's names; the task head is not among them."""

@@ -83,13 +83,14 @@ class FinePurifying:
 
         share = self.share
         if share is None:
-            kept, _ = smallest_within(
+            kept = smallest_within(
                 model,
                 clean,
                 run,
                 margin=self.margin,
                 folds=self.folds,
-                words=lambda kept: f"share {round(1 - kept, 1):g}",
+                field="share",
+                shown=lambda kept: round(1 - kept, 1),
                 tuned=lambda kept, part, words: reset_and_tuned(round(1 - kept, 1), part, words),
             )
             share = round(1 - kept, 1)
