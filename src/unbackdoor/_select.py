@@ -118,6 +118,12 @@ def smallest_within(
         field: of the method, which the value is for.
         shown: from the value to that of the field.
         tuned: of a value, examples and what the progress calls it, to the model that the procedure makes of them.
+
+    Returns:
+        the value, 0 to 1.
+
+    Raises:
+        UnbackdoorError: fewer examples than folds.
     """
     before = hits(model, clean, run.arithmetic)
     losses: dict[float, Difference] = {}
