@@ -201,18 +201,3 @@ def check_fit(path: str, owner: str, missing: list[str], extra: list[str], shape
 def few(names: list[str]) -> str:
     """The first three names."""
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object.
-
-    Raises:
-        UnbackdoorError: the file holds none.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError, RecursionError) as problem:
-        raise UnbackdoorError(f"{path} is not valid JSON ({problem}). Fetch it again.") from None
-    if not isinstance(content, dict):
-        raise UnbackdoorError(f"{path} must hold a JSON object, got {type(content).__name__}. Fetch it again.")
-    return content

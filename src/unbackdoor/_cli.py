@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import inspect
+import io
 import logging
 import os
 import shlex
@@ -13,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 
-from unbackdoor._errors import UnbackdoorError, printable
+from unbackdoor._errors import SENTENCE, IncompleteError, UnbackdoorError, printable
 from unbackdoor._options import AttackOptions, EvaluateOptions, PurifyOptions, StressOptions
 from unbackdoor._registry import Entry, find
 from unbackdoor.archs import REGISTRY as ARCHS
@@ -29,17 +30,21 @@ NONE = Entry("none", "unbackdoor._commands:NoAttack", "no attack: a clean model 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with its code: 0 done, 1 incomplete, 2 bad usage or input, 130 interrupted."""
     given = sys.argv[1:] if arguments is None else arguments
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names may have letters that the console's encoding has not
+            stream.reconfigure(errors="backslashreplace")
     _log_to_stderr()
     try:
         typed = shlex.join(["unbackdoor", *given])
         given = _spelled_out(given)
         _app(given, typed)(given, exit_on_error=False, print_error=False, result_action="return_value")
     except UnbackdoorError as problem:
-        _fail(str(problem), problem.exit_code)
+        _fail(problem)
     except CycloptsError as problem:
-        _fail(_usage(problem), 2)
+        _fail(UnbackdoorError(_usage(problem)))
     except KeyboardInterrupt:
-        _fail("Interrupted; nothing was kept.", 130)
+        print("Interrupted; nothing was kept.", file=sys.stderr)
+        sys.exit(130)
     except BrokenPipeError:  # the reader of stdout, head for example, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python fails anew as it flushes
         sys.exit(1)
@@ -48,22 +53,31 @@ def main(arguments: list[str] | None = None) -> None:
         if not (told or isinstance(problem, MemoryError)):
             raise
         _fail(
-            "Out of memory; nothing was kept. Take a smaller --batch-size or --image-size, fewer examples, or --device "
-            "cpu.",
-            1,
+            IncompleteError(
+                "Out of memory; nothing was kept. Take a smaller --batch-size or --image-size, fewer examples, or "
+                "--device cpu."
+            )
         )
     except OSError as problem:
         if problem.errno not in (errno.ENOSPC, errno.EDQUOT):
             if problem.filename is None or not problem.strerror:
                 raise
-            _fail(f"{problem.filename} cannot be used ({problem.strerror}). Check its name and who may read it.", 2)
-        _fail(f"The disk is full ({problem.filename or 'while writing'}); nothing was kept. Free some space.", 1)
+            _fail(
+                UnbackdoorError(
+                    f"{problem.filename} cannot be used ({problem.strerror}). Check its name and who may read it."
+                )
+            )
+        _fail(
+            IncompleteError(
+                f"The disk is full ({problem.filename or 'while writing'}); nothing was kept. Free some space."
+            )
+        )
     sys.exit(0)
 
 
-def _fail(message: str, code: int) -> None:
-    print(*map(printable, message.split("\n")), sep="\n", file=sys.stderr)
-    sys.exit(code)
+def _fail(problem: UnbackdoorError) -> None:
+    print(problem, file=sys.stderr)
+    sys.exit(problem.exit_code)
 
 
 def _usage(problem: CycloptsError) -> str:
@@ -81,7 +95,7 @@ def _log_to_stderr() -> None:
     class Handler(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             kind = "warning" if record.levelno >= logging.WARNING else "note"
-            print(f"{kind}: {record.getMessage()}", file=sys.stderr)
+            print(f"{kind}: {printable(record.getMessage(), SENTENCE)}", file=sys.stderr)
 
     logger = logging.getLogger("unbackdoor")
     logger.handlers = [Handler()]

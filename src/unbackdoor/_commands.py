@@ -12,7 +12,7 @@ import torch
 from unbackdoor import _card, _files, _models, _output, _report, _victim
 from unbackdoor._attack import as_trigger, load_trigger, triggered, victim_of
 from unbackdoor._data import Augment, Dataset, check_labels
-from unbackdoor._errors import UnbackdoorError, printable
+from unbackdoor._errors import SENTENCE, UnbackdoorError, printable
 from unbackdoor._evaluate import Score, score
 from unbackdoor._evaluate import evaluate as evaluate_model
 from unbackdoor._hugging_face import hub_directory
@@ -172,7 +172,7 @@ def _purify_stream(source: str, method: Method, options: PurifyOptions, command:
         seed=options.seed,
         mode=mixing.mode,
         reset_rows=rows,
-        notes=() if said is None else (printable(said),),
+        notes=() if said is None else (printable(said, SENTENCE),),
         method={**to_json(method, REGISTRY), "repr": repr(method)},
         command=command,
         overwrite=options.overwrite,

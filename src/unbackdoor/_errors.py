@@ -1,10 +1,23 @@
 """Failures that a user can mend: one sentence each, and the exit code that the command line gives them."""
 
+import unicodedata
+
+NAME = 100  # characters of a name that comes from a file, where it stands in a sentence, a list or a page
+SENTENCE = 1000  # characters of a whole sentence
+
 
 class UnbackdoorError(Exception):
-    """Bad usage or bad input. The message says owner, field, what is allowed, what came, and the way out."""
+    """Bad usage or bad input. The message says owner, field, what is allowed, what came, and the way out.
+
+    Args:
+        message: one sentence, whatever it quotes: it is made printable and, where it is very long, shortened.
+        details: of several problems that are told at once, one line each.
+    """
 
     exit_code = 2
+
+    def __init__(self, message: object, *details: object) -> None:
+        super().__init__("\n".join(printable(line, SENTENCE) for line in (message, *details)))
 
 
 class IncompleteError(UnbackdoorError):
@@ -13,10 +26,38 @@ class IncompleteError(UnbackdoorError):
     exit_code = 1
 
 
-def printable(text: str) -> str:
-    """A model's own names may hold what moves a terminal's cursor; that is shown, not obeyed.
+def printable(text: object, longest: int = NAME) -> str:
+    """What somebody else wrote, for a message, a note, a list or a page: one line, short, and nothing but letters.
 
-    >>> printable("Gro\\u00dfe \\x1b[2J")
-    'Gro\u00dfe \\\\x1b[2J'
+    Names of a model, a data set or a file may hold what moves a terminal's cursor, turns the direction of the text
+    around or breaks the line, and may be a million characters long. That is shown, not obeyed; of long ones the middle
+    is left out.
+
+    Args:
+        text: anything.
+        longest: characters of the result.
+
+    >>> printable("Gro\\u00dfe \\x1b[2J\\u202e")
+    'Gro\u00dfe \\\\x1b[2J\\\\u202e'
+    >>> printable("0123456789" * 9, 13)
+    '01234...56789'
     """
-    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+    # Cut first, so that no more is looked at than is shown; and once more, as escapes are longer than what they show.
+    shown, marks = [], 0
+    for letter in _shortened(text if isinstance(text, str) else _told(text), longest):
+        marks = marks + 1 if unicodedata.category(letter).startswith("M") else 0
+        # No script puts more than three marks on a letter; a flood of them paints over the lines above.
+        shown.append(letter if letter.isprintable() and marks < 4 else ascii(letter)[1:-1])
+    return _shortened("".join(shown), longest)
+
+
+def _told(thing: object) -> str:
+    try:
+        return str(thing)
+    except (ValueError, RecursionError):  # a whole number of thousands of digits, a list within a list and so on
+        return f"a very long {type(thing).__name__}"
+
+
+def _shortened(text: str, longest: int) -> str:
+    half = (longest - 3) // 2
+    return text if len(text) <= longest else f"{text[:half]}...{text[-half:]}"

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from unbackdoor._checkpoints import read_json
 from unbackdoor._data import Encoder
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._factory import from_factory
@@ -23,6 +22,7 @@ from unbackdoor._hugging_face import (
     text_encoder,
 )
 from unbackdoor._images import ImageEncoder
+from unbackdoor._inputs import read_json
 from unbackdoor._processor import encoder_of, preprocessor_of, sides
 from unbackdoor._text import TextEncoder
 

@@ -9,8 +9,9 @@ from typing import Any, Literal
 from safetensors.torch import load_file
 from torch import nn
 
-from unbackdoor._checkpoints import check_finite, check_fit, check_safetensors, few, read_json, read_weights
+from unbackdoor._checkpoints import check_finite, check_fit, check_safetensors, few, read_weights
 from unbackdoor._errors import UnbackdoorError
+from unbackdoor._inputs import read_json
 from unbackdoor._mixing import matched
 from unbackdoor._models import embeddings
 from unbackdoor._text import TextEncoder

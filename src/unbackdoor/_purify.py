@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from unbackdoor import _models
 from unbackdoor._checkpoints import check_finite
 from unbackdoor._data import Dataset, check_labels, doubtful_classes
-from unbackdoor._errors import UnbackdoorError, printable
+from unbackdoor._errors import SENTENCE, UnbackdoorError, printable
 from unbackdoor._evaluate import Proportion, near_chance, predict
 from unbackdoor._precision import Arithmetic, Precision, choose, description, relayout_
 from unbackdoor._registry import name_of, steps_of, to_json
@@ -107,12 +107,12 @@ class Run:
 
     def note(self, text: str) -> None:
         """Tell the user what was found (a threshold, the words that were reset), and keep it for the record."""
-        self.notes.append(printable(text))
+        self.notes.append(printable(text, SENTENCE))
         logger.info("%s", self.notes[-1])
 
     def warn(self, text: str) -> None:
         """Say something that the user should know, once, and keep it for the record."""
-        self.warnings.append(printable(text))
+        self.warnings.append(printable(text, SENTENCE))
         logger.warning("%s", self.warnings[-1])
 
     def scores(self, model: nn.Module, inputs: _models.Inputs, perturbation: Tensor | None = None) -> Tensor:

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from unbackdoor import _card, _mixing, _output
-from unbackdoor._checkpoints import read_json
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._files import companions
 from unbackdoor._hugging_face import check_rows, directory_of
+from unbackdoor._inputs import read_json
 from unbackdoor._mixing import CHUNK, Matching, Mode
 from unbackdoor._purify import peak_memory
 from unbackdoor._shards import Checkpoint, finite, header_bytes, write

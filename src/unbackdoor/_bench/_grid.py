@@ -20,6 +20,8 @@ from unbackdoor._errors import UnbackdoorError
 from unbackdoor._registry import find
 from unbackdoor._values import error_sentence
 
+_TOLD = 30  # problems of a grid at most
+
 KEPT = "# Relative paths count from "  # the first line of a grid that is kept in a store
 
 
@@ -77,9 +79,12 @@ class Problems:
     def refuse(self) -> None:
         """Raise, if there are any."""
         if self.found:
-            count = "a problem" if len(self.found) == 1 else f"{len(self.found)} problems"
-            told = [f"  line {line}: {message}" for line, message in sorted(self.found)]
-            raise UnbackdoorError("\n".join([f"{self.path} has {count}:", *told]))
+            told = [f"line {line}: {message}" for line, message in sorted(self.found)]
+            if len(told) == 1:
+                raise UnbackdoorError(f"{self.path} has a problem in {told[0]}")
+            more = [f"and {len(told) - _TOLD:,} more"] if len(told) > _TOLD else []
+            details = [f"  {detail}" for detail in (*told[:_TOLD], *more)]
+            raise UnbackdoorError(f"{self.path} has {len(told):,} problems:", *details)
 
 
 def read(path: str | Path) -> Grid:

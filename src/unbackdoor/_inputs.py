@@ -1,0 +1,190 @@
+"""Files that others made: regular ones alone, of a bounded size, and opened without waiting for anybody."""
+
+import errno
+import json
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from unbackdoor._errors import UnbackdoorError, printable
+
+MEBIBYTE = 2**20
+
+# Bounds by kind, in bytes. Each is many times what any published model or data set has.
+CONFIG = 16 * MEBIBYTE  # config.json, preprocessor_config.json, a grid, a Python file
+RECORD = 64 * MEBIBYTE  # what lists rows or tensors: attack.json, record.json, an index, a cell of a store
+PICTURE = 128 * MEBIBYTE  # one encoded picture
+TABLE = 64 * 1024 * MEBIBYTE  # parquet, CSV, JSON lines: these are read in parts
+
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def check_file(path: str | Path, most: int | None = None) -> Path:
+    """Refuse what is no regular file: a pipe or a device may never end, and may never begin.
+
+    A library that takes a path may open it after this.
+
+    Args:
+        path: of a file, or of a link to one.
+        most: bytes that it may have; None for no bound, where only parts of it are read.
+
+    Raises:
+        UnbackdoorError: it is not there, is something else, cannot be read, or is longer.
+    """
+    path = Path(path)
+    try:
+        status = path.stat()
+        readable = os.access(path, os.R_OK)
+    except (OSError, ValueError) as problem:
+        raise unusable(path, problem) from None
+    _check(path, status, most)
+    if not readable:
+        raise UnbackdoorError(f"{path} cannot be read (Permission denied). Check who may read it.")
+    return path
+
+
+def open_file(path: str | Path, most: int | None = None) -> BinaryIO:
+    """A regular file, open for reading; see `check_file`."""
+    path = check_file(path, most)
+    try:
+        # Without O_NONBLOCK, a named pipe that has just taken the file's place would wait for somebody to write to it.
+        file = os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb")
+    except OSError as problem:
+        raise unusable(path, problem) from None
+    try:
+        _check(path, os.fstat(file.fileno()), most)
+    except UnbackdoorError:
+        file.close()
+        raise
+    return file
+
+
+def read_file(path: str | Path, most: int) -> bytes:
+    """The content of a regular file of at most so many bytes; see `check_file`."""
+    with open_file(path, most) as file:
+        try:
+            content = file.read(most + 1)  # what lies in /proc says that it is empty, and is not
+        except OSError as problem:
+            raise unusable(Path(path), problem) from None
+    if len(content) > most:
+        raise _too_long(Path(path), len(content), most)
+    return content
+
+
+def read_text(path: str | Path, most: int) -> str:
+    """The content of a regular text file in UTF-8; see `check_file`."""
+    try:
+        return read_file(path, most).decode("utf-8")
+    except UnicodeDecodeError as problem:
+        raise UnbackdoorError(
+            f"{path} is no text in UTF-8 ({problem.reason} at byte {problem.start:,}). Fetch it again, or save it "
+            "as UTF-8."
+        ) from None
+
+
+def read_json(path: Path, most: int = RECORD) -> dict[str, Any]:
+    """A JSON object of at most so many bytes.
+
+    Raises:
+        UnbackdoorError: the file holds none, or one that is nested too deeply, or text that no file can hold.
+    """
+    try:
+        content = json.loads(read_text(path, most))
+    except (ValueError, RecursionError) as problem:  # also of a number with thousands of digits
+        raise UnbackdoorError(f"{path} is not valid JSON ({printable(problem)}). Fetch it again.") from None
+    if not isinstance(content, dict):
+        raise UnbackdoorError(f"{path} must hold a JSON object, got {type(content).__name__}. Fetch it again.")
+    _check_json(path, content)
+    return content
+
+
+def _check_json(path: Path, content: dict[str, Any]) -> None:
+    """What json reads, and what makes a traceback of every function that goes through it or writes it down."""
+    level: list[Any] = [content]
+    for _ in range(100):
+        below: list[Any] = []
+        for entry in level:
+            if isinstance(entry, dict):
+                below += entry
+                below += entry.values()
+            elif isinstance(entry, list):
+                below += entry
+            elif isinstance(entry, str) and not entry.isascii():
+                try:
+                    entry.encode()
+                except UnicodeEncodeError:
+                    raise UnbackdoorError(
+                        f"{path} has text that is no Unicode ({printable(entry)}). Fetch it again."
+                    ) from None
+        if not below:
+            return
+        level = below
+    raise UnbackdoorError(f"{path} is nested more than 100 levels deep. Fetch it again.")
+
+
+@contextmanager
+def reading(what: object) -> Iterator[None]:
+    """Whatever a library raises on a file that nobody vouches for is the file's fault, and told as such.
+
+    Around the reading of one input alone: a fault of this program further on stays a traceback.
+
+    Args:
+        what: is read.
+
+    Raises:
+        UnbackdoorError: names it, and what was raised.
+    """
+    try:
+        yield
+    except (UnbackdoorError, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as problem:  # what Rust panics with is no Exception
+        if isinstance(problem, OSError) and problem.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        if isinstance(problem, MemoryError) or "alloc" in str(problem) or "out of memory" in str(problem):
+            raise UnbackdoorError(
+                f"{what} needs more memory than there is. Take a smaller one, or a machine with more."
+            ) from problem
+        reason = " ".join(str(problem).split("\n")[0].split()).rstrip(". ")
+        reason = printable(f"{type(problem).__name__}: {reason}" if reason else type(problem).__name__, 200)
+        raise UnbackdoorError(f"{what} cannot be read ({reason}). Fetch it again, or ask its owner.") from problem
+
+
+def exists(path: str | Path) -> bool:
+    """Whether something lies there; a name that no file can have (too long, or with a null character) lies nowhere."""
+    try:
+        return Path(path).exists()
+    except (OSError, ValueError):
+        return False
+
+
+def unusable(path: str | Path, problem: Exception) -> UnbackdoorError:
+    """The sentence for a path that the system does not give out."""
+    if isinstance(problem, FileNotFoundError | NotADirectoryError):
+        return UnbackdoorError(f"{path} does not exist. Check its name.")
+    reason = printable(getattr(problem, "strerror", None) or problem)
+    return UnbackdoorError(f"{path} cannot be read ({reason}). Check its name and who may read it.")
+
+
+def _check(path: Path, status: os.stat_result, most: int | None) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        kind = _KINDS.get(stat.S_IFMT(status.st_mode), "no regular file")
+        raise UnbackdoorError(f"{path} must be a regular file, got {kind}. Give the file itself.")
+    if most is not None and status.st_size > most:
+        raise _too_long(path, status.st_size, most)
+
+
+def _too_long(path: Path, length: int, most: int) -> UnbackdoorError:
+    return UnbackdoorError(
+        f"{path} must have at most {most:,} bytes, got {length:,}{' or more' if length == most + 1 else ''}. "
+        "Nothing of its kind is as long; check what it is."
+    )
