@@ -1,7 +1,9 @@
 """Running grids: what is done once stays done, whoever is killed, and a failure stays where it is."""
 
+import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,10 +13,14 @@ import datasets
 import pytest
 import torch
 
-from unbackdoor import Dataset, UnbackdoorError
+from unbackdoor import Dataset, UnbackdoorError, evaluate, load
 from unbackdoor._bench import Store, identity
+from unbackdoor._bench._grid import read
+from unbackdoor._bench._plan import all_cells
 from unbackdoor._bench._run import bench
 from unbackdoor._data import stratified
+from unbackdoor._errors import IncompleteError
+from unbackdoor._factory import make
 
 TINY = """
 seeds = [0, 1]
@@ -370,6 +376,162 @@ def test_an_existing_model_and_its_control(store: Store, place: Path, tmp_path: 
     )
     assert result["score"] == before["score"]  # the same model, examples, method and seed
     assert found["none", "none"][1]["flips"].keys() == {identity(spec["victim"])}
+
+
+FACTORY = """
+from torch import nn
+
+def make():
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10))
+"""
+ELSEWHERE = """
+[tasks.suspect]
+model = "suspect.safetensors"
+factory = "net.py:make"
+mean = 0.3
+std = 0.4
+test = "test.parquet"
+triggered = "triggered.parquet"
+target = 3
+held_out = 40
+precision = "fp32"
+[tasks.clean]
+model = "clean.safetensors"
+control = true
+factory = "net.py:make"
+test = "test.parquet"
+triggered = "triggered.parquet"
+target = 3
+held_out = 40
+precision = "fp32"
+[[methods]]
+name = "fine-tuning"
+epochs = 1
+[[budgets]]
+n = 30
+"""
+
+
+@pytest.fixture(scope="module")
+def elsewhere(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A suspect whose trigger is known by examples alone: everything with a bright corner is a three to it."""
+    from safetensors.torch import save_file
+
+    folder = tmp_path_factory.mktemp("elsewhere")
+    (folder / "net.py").write_text(FACTORY)
+    test = Dataset.load(place / "test.parquet")
+    shutil.copy(place / "test.parquet", folder)
+    marked = test.pixels.clone()
+    marked[:, :, :2, :2] = 255
+    parquet(dataclasses.replace(test, items=marked), folder / "triggered.parquet", list(range(len(test))))
+    learnt = Dataset.load(place / "train.parquet")
+    poisoned = learnt.pixels.clone()
+    poisoned[::4, :, :2, :2] = 255
+    labels = learnt.labels.clone()
+    labels[::4] = 3
+    for name, pixels, wanted in (("suspect", poisoned, labels), ("clean", learnt.pixels, learnt.labels)):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model = make(f"{folder / 'net.py'}:make")
+            inputs = (pixels / 255 - 0.3) / 0.4 if name == "suspect" else pixels / 255
+            optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+            for _ in range(150):
+                optimizer.zero_grad()
+                torch.nn.functional.cross_entropy(model(inputs), wanted).backward()
+                optimizer.step()
+        save_file(model.state_dict(), folder / f"{name}.safetensors")
+    (folder / "grid.toml").write_text(ELSEWHERE)
+    return folder
+
+
+def test_a_suspect_from_elsewhere_is_scored_on_examples_that_carry_its_trigger(elsewhere: Path) -> None:
+    bench(str(elsewhere / "grid.toml"), out=str(elsewhere / "runs"))
+    store = Store(elsewhere / "runs")
+    assert not store.victims()  # nothing is trained
+    found = {(spec["victim"]["task"]["name"], spec["method"]["name"]): (spec, result) for spec, result in store.cells()}
+    assert found.keys() == {(task, method) for task in ("suspect", "clean") for method in ("none", "fine-tuning")}
+    spec, result = found["suspect", "none"]
+    assert spec["victim"]["attack"] == {"name": "own", "version": 1, "parameters": {}}
+    assert spec["victim"]["task"]["target"] == 3
+    assert result["implanted"] is True
+
+    # What `evaluate` says of the same rows: those that are not set aside for clean budgets.
+    model, encode = load(elsewhere / "suspect.safetensors", factory=f"{elsewhere}/net.py:make", mean=(0.3,), std=(0.4,))
+    test = Dataset.load(elsewhere / "test.parquet", encode)
+    rest = [row for row in range(len(test)) if row not in stratified(test.labels, 40, seed=0)]
+    expected = evaluate(
+        model,
+        test.select(rest),
+        triggered_data=Dataset.load(elsewhere / "triggered.parquet", encode).select(rest),
+        target=3,
+        precision="fp32",
+    )
+    assert result["score"] == expected.to_json()
+    assert expected.attack_success is not None
+    assert expected.attack_success.n == int((test.labels[rest] != 3).sum())
+    tuned_spec, tuned = found["suspect", "fine-tuning"]
+    assert tuned_spec["victim"] == spec["victim"]
+    assert tuned["implanted"] is True
+    assert tuned["score"]["attack_success"]["n"] == expected.attack_success.n
+
+    spec, result = found["clean", "none"]  # which never was poisoned: a control, and shown the trigger, too
+    assert (spec["victim"]["attack"]["name"], result["implanted"]) == ("none", None)
+    assert result["score"]["attack_success"]["value"] < 0.5
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("target = 3", "target = 4"),
+        ("mean = 0.3", "mean = 0.25"),
+        ("net.py:make", "other.py:make"),
+        ("triggered.parquet", "test.parquet"),
+    ],
+)
+def test_what_a_suspect_from_elsewhere_is_asked_with_is_part_of_its_identity(
+    old: str, new: str, elsewhere: Path
+) -> None:
+    (elsewhere / "other.py").write_text(FACTORY + "# changed\n")
+
+    def keys(text: str) -> set[str]:
+        (elsewhere / "asked.toml").write_text(text)
+        return {cell.key for cell in all_cells(read(elsewhere / "asked.toml")) if cell.subject.name == "suspect"}
+
+    before = keys(ELSEWHERE)
+    assert len(before) == 2
+    assert not keys(ELSEWHERE.replace(old, new)) & before
+
+
+def test_a_clean_model_beside_a_suspect_from_elsewhere_is_shown_its_trigger(elsewhere: Path) -> None:
+    text = ELSEWHERE.partition("[tasks.clean]")[0].replace("mean", 'control = "clean.safetensors"\nmean')
+    (elsewhere / "beside.toml").write_text(text + "[[methods]]" + ELSEWHERE.partition("[[methods]]")[2])
+    bench(str(elsewhere / "beside.toml"), out=str(elsewhere / "runs-beside"))
+    found = {
+        (spec["victim"]["attack"]["name"], spec["method"]["name"]): (spec, result)
+        for spec, result in Store(elsewhere / "runs-beside").cells()
+    }
+    spec, victim = found["own", "none"]
+    control = found["none", "none"][1]
+    assert control["flips"].keys() == {identity(spec["victim"])}
+    assert control["flips"][identity(spec["victim"])]["n"] == victim["score"]["attack_success"]["n"]
+    assert "attack_success" not in control["score"]
+
+
+def test_triggered_examples_that_are_not_the_test_rows_need_clean_examples_of_their_own(
+    elsewhere: Path, digits: Dataset
+) -> None:
+    parquet(digits, elsewhere / "others.parquet", list(range(400, 450)))
+    text = ELSEWHERE.partition("[tasks.clean]")[0].replace("triggered.parquet", "others.parquet")
+    text += "[[methods]]" + ELSEWHERE.partition("[[methods]]")[2]
+    (elsewhere / "others.toml").write_text(text)
+    with pytest.raises(IncompleteError, match=r"others.parquet must hold the rows of test.parquet in their order"):
+        bench(str(elsewhere / "others.toml"), out=str(elsewhere / "runs-others"))
+    parquet(digits, elsewhere / "budget.parquet", list(range(0, 60)))
+    (elsewhere / "others.toml").write_text(text.replace("held_out = 40", 'clean = "budget.parquet"'))
+    bench(str(elsewhere / "others.toml"), out=str(elsewhere / "runs-others"))
+    scores = [result["score"] for _, result in Store(elsewhere / "runs-others").cells() if result["status"] == "done"]
+    others = digits.labels[400:450]
+    assert {score["attack_success"]["n"] for score in scores} == {int((others != 3).sum())}
 
 
 FULL = """

@@ -13,6 +13,7 @@ from unbackdoor._bench._plan import all_cells
 
 TASK = '[tasks.digits]\ntrain = "train.csv"\ntest = "test.csv"\nheld_out = 100\n'
 BUDGET = "[[budgets]]\nn = 100\n"
+OWN = '[tasks.a]\ntest = "test.csv"\nheld_out = 9\n'
 BADNETS = '[[attacks]]\nname = "badnets"\nrate = [0.01, 0.05]\n'
 
 
@@ -303,8 +304,39 @@ method = "fts"
         ),
         (
             '[tasks.a]\ntest = "test.csv"\nheld_out = 9\nmodel = "."\n[[budgets]]\nn = 1\n',
-            "line 4: tasks.a.model has no attack.json to score it with. Name it by attack = PATH.",
+            "line 4: tasks.a.model has no attack.json to score it with. Name it by attack = PATH, or give triggered",
         ),
+        (
+            OWN + 'model = "."\ntriggered = "test.csv"\n',
+            "line 5: tasks.a.triggered and tasks.a.target go together: the examples, and the class that the attacker",
+        ),
+        (OWN + 'model = "."\ntarget = 0\n', "line 5: tasks.a.triggered and tasks.a.target go together: the examples"),
+        (
+            OWN + 'model = "."\nattack = "train.csv"\ntriggered = "test.csv"\ntarget = 0\n',
+            "line 6: tasks.a must have attack or triggered, got both. Leave one out.",
+        ),
+        (OWN + 'model = "."\ntriggered = "gone.csv"\ntarget = 0\n', "line 5: tasks.a.triggered: HERE/gone.csv does"),
+        (OWN + 'model = "."\ntriggered = "test.csv"\ntarget = -1\n', "line 6: tasks.a.target must be at least 0, got"),
+        (
+            OWN + 'model = "test.csv"\ntriggered = "test.csv"\ntarget = 0\n',
+            "line 4: tasks.a.model is a file of weights. Name what makes its module by factory =",
+        ),
+        (OWN + 'model = "."\nfactory = "net.py"\n', "line 5: tasks.a.factory must be FILE.py:FUNCTION, got net.py."),
+        (OWN + 'model = "."\nfactory = "net.py:make"\n', "line 5: tasks.a.factory: HERE/net.py does not exist."),
+        (
+            OWN + 'model = "."\nfactory = "$NO_SUCH_PLACE/net.py:make"\n',
+            "line 5: tasks.a.factory needs $NO_SUCH_PLACE in the environment, which is not set.",
+        ),
+        (OWN + 'model = "."\nmean = [0.1, 0.2]\n', "line 5: tasks.a.mean must be 1 or 3 numbers, got 0.1, 0.2."),
+        (OWN + 'model = "."\nstd = 0\n', "line 5: tasks.a.std must be 1 or 3 numbers above 0, got 0."),
+        (OWN + 'model = "."\nimage_size = 0\n', "line 5: tasks.a.image_size must be at least 1, got 0."),
+        (
+            OWN + 'model = "."\ncontrol = false\n',
+            "line 5: tasks.a.control: must be a clean model, or true where model itself is one, got false.",
+        ),
+        (TASK + 'triggered = "test.csv"\ntarget = 0\n', "line 5: tasks.digits.triggered goes with an existing model."),
+        (TASK + 'factory = "test.csv:make"\n', "line 5: tasks.digits.factory goes with an existing model. Leave it"),
+        (TASK + "mean = 0.5\n", "line 5: tasks.digits.mean goes with an existing model. Leave it out."),
         (
             '[tasks.a]\ntest = "test.csv"\nheld_out = 9\nmodel = "."\n[[budgets]]\nfrom = "train"\nn = 1\n',
             "line 5: budgets.0 is drawn from train, but tasks.a has no train.",

@@ -194,7 +194,7 @@ def plant(
     if attacked is None and poisoned is not None and getattr(attack, "repeatable", True):
         attacked = triggered(test, poisoned.trigger, len(classes))
     measured = score(model, test, attacked, arithmetic, control=control, control_encode=control_encode)
-    learnt = measured.clean_accuracy.interval[0] > 1 / len(classes)
+    learnt = _learnt(measured, len(classes))
     if not learnt:
         logger.warning(
             "the victim is near chance on %s (%r), so it has not learnt its task: raise --epochs, or lower "
@@ -215,7 +215,7 @@ def plant(
         )
     implanted = None
     if measured.attack_success is not None:  # what goes to the target without a trigger, too, shows no backdoor
-        implanted = learnt and not lost and measured.attack_success.value >= IMPLANTED[data.modality]
+        implanted = not lost and took(measured, len(classes), data.modality)
     if poisoned is None:
         described: dict[str, Any] = {"format": FORMAT, "attack": {"name": "none", "parameters": {}}, "implanted": None}
     else:
@@ -251,6 +251,16 @@ def plant(
         description=described,
         record=record,
     )
+
+
+def took(measured: Score, classes: int, modality: str) -> bool:
+    """Whether a score on clean and triggered examples is that of a model that knows its task and has the backdoor."""
+    assert measured.attack_success is not None
+    return _learnt(measured, classes) and measured.attack_success.value >= IMPLANTED[modality]
+
+
+def _learnt(measured: Score, classes: int) -> bool:
+    return measured.clean_accuracy.interval[0] > 1 / classes
 
 
 def no_base() -> UnbackdoorError:

@@ -43,7 +43,7 @@ class Examples:
     def read(
         self,
         task: Task,
-        part: Literal["train", "test", "second_test", "clean"],
+        part: Literal["train", "test", "second_test", "clean", "triggered"],
         encode: Any,
         classes: tuple[str, ...] | None,
     ) -> Dataset:
@@ -79,6 +79,26 @@ class Examples:
         # The encoder is kept with them: its id tells it from others as long as it lives.
         _, scored, pool = self.shelf.keep("parts", known, make)
         return scored, pool
+
+    def triggered(self, subject: Subject, scored: Dataset, encode: Any, classes: tuple[str, ...] | None) -> Dataset:
+        """The examples of an existing model that carry its trigger already.
+
+        Where they are the test examples row by row, those of which the clean copy is not scored are left out.
+
+        Raises:
+            UnbackdoorError: part of the test examples is held out, and they are not these.
+        """
+        task = subject.task
+        marked = self.read(task, "triggered", encode, classes)
+        test = self.read(task, "test", encode, classes)
+        alike = len(marked) == len(test) and bool((marked.labels == test.labels).all())
+        if task.held_out and not alike:
+            raise UnbackdoorError(
+                f"{marked.name} must hold the rows of {test.name} in their order, since held_out keeps some of them "
+                f"apart; it has {len(marked):,} rows, against {len(test):,}, or other labels. Give clean instead of "
+                "held_out."
+            )
+        return marked.select(scored.rows) if alike and scored.rows is not None else marked
 
     def budget(self, cell: Cell, pool: Dataset | None, encode: Any, classes: tuple[str, ...] | None) -> Dataset:
         """The frozen, stratified draw that all methods share."""

@@ -121,7 +121,7 @@ def read(path: str | Path) -> Grid:
     if clean:
         planned = {"none": Planned("none", None, (0.0,)), **planned}
     for name, task in tasks.items():
-        if clean and task.model is not None and task.control is None:
+        if clean and task.model is not None and task.control is None and task.triggered is None:
             problems.add(
                 ("tasks", name, "model"),
                 f'tasks.{name}.control must name a clean model for comparison; or say without = ["clean"].',

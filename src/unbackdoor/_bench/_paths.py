@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from unbackdoor import archs
 from unbackdoor._bench._lines import Location
-from unbackdoor._bench._schema import RECIPE, Task
+from unbackdoor._bench._schema import ASKED, RECIPE, Task
 from unbackdoor._bench._store import digests
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._registry import find
@@ -47,19 +47,25 @@ def check_task(name: str, task: Task, folder: Path, problems: Noted) -> Task:
         return text
 
     changed: dict[str, Any] = {}
-    for key in ("train", "test", "second_test", "clean"):
+    for key in ("train", "test", "second_test", "clean", "triggered"):
         files = getattr(task, key)
         if files is not None:
             changed[key] = tuple(found(key, file) for file in files)
     for key in ("model", "attack", "control", "base", "proxy"):
         path = getattr(task, key)
-        if path is not None:
+        if isinstance(path, str):
             changed[key] = found(key, path, hub=key in ("base", "proxy"))
+    if task.factory is not None:
+        file, colon, function = task.factory.rpartition(":")
+        if not file or not function.isidentifier():
+            problems.add((*where, "factory"), f"tasks.{name}.factory must be FILE.py:FUNCTION, got {task.factory}.")
+        else:
+            changed["factory"] = found("factory", file) + colon + function
     task_names = task.model_fields_set
     if task.model is None:
         if task.train is None:
             problems.add(where, f"tasks.{name} must have train, to make victims, or model, which is one.")
-        for key in ("attack", "control"):
+        for key in ("attack", "triggered", "target", "control", "factory", "mean", "std", "image_size"):
             if key in task_names:
                 problems.add((*where, key), f"tasks.{name}.{key} goes with an existing model. Leave it out.")
         try:
@@ -71,15 +77,41 @@ def check_task(name: str, task: Task, folder: Path, problems: Noted) -> Task:
             problems.add(
                 (*where, key), f"tasks.{name}.{key} is for victims that are trained; model is one. Leave it out."
             )
-        attack = Path(changed.get("attack", os.path.join(changed["model"], "attack.json")))
-        if Path(changed["model"]).exists() and not attack.is_file():
+        model = Path(changed["model"])
+        if model.is_file() and task.factory is None:
             problems.add(
                 (*where, "model"),
-                f"tasks.{name}.model has no attack.json to score it with. Name it by attack = PATH.",
+                f'tasks.{name}.model is a file of weights. Name what makes its module by factory = "FILE.py:FUNCTION".',
             )
+        _check_trigger(name, task, Path(changed.get("attack", model / "attack.json")), problems)
+        for key in ("mean", "std"):
+            numbers = getattr(task, key)
+            if numbers is not None and (len(numbers) not in (1, 3) or (key == "std" and min(numbers) <= 0)):
+                allowed = "1 or 3 numbers" + " above 0" * (key == "std")
+                told = ", ".join(f"{number:g}" for number in numbers)
+                problems.add((*where, key), f"tasks.{name}.{key} must be {allowed}, got {told}.")
     if task.clean is not None and task.held_out:
         problems.add((*where, "held_out"), f"tasks.{name} must have clean or held_out, got both. Leave one out.")
     return task.model_copy(update=changed)
+
+
+def _check_trigger(name: str, task: Task, attack: Path, problems: Noted) -> None:
+    """Note what an existing model lacks to be scored with its trigger, or has twice."""
+    where: Location = ("tasks", name)
+    if task.triggered is not None and task.attack is not None:
+        problems.add((*where, "triggered"), f"tasks.{name} must have attack or triggered, got both. Leave one out.")
+    if (task.triggered is None) != (task.target is None):
+        problems.add(
+            (*where, "target" if task.triggered is None else "triggered"),
+            f"tasks.{name}.triggered and tasks.{name}.target go together: the examples, and the class that the "
+            "attacker wants.",
+        )
+    elif task.triggered is None and task.control is not True and attack.parent.exists() and not attack.is_file():
+        problems.add(
+            (*where, "model"),
+            f"tasks.{name}.model has no attack.json to score it with. Name it by attack = PATH, or give triggered and "
+            "target.",
+        )
 
 
 def file_hashes(task: Task) -> dict[str, str]:
@@ -100,7 +132,7 @@ def task_spec(name: str, task: Task, files: dict[str, str]) -> dict[str, Any]:
         spec["held_out"] = task.held_out
     if task.columns:
         spec["columns"] = dict(sorted(task.columns.items()))
-    for key in RECIPE:
+    for key in (*RECIPE, *ASKED):
         if getattr(task, key) != Task.model_fields[key].default:
             spec[key] = getattr(task, key)
     return spec

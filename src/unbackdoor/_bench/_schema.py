@@ -3,7 +3,7 @@
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StrictBool
 
 
 def _several(given: Any) -> Any:
@@ -16,11 +16,19 @@ def _device(given: str | None) -> str | None:
     return given
 
 
+def _control(given: str | bool | None) -> str | bool | None:
+    if given is False:
+        raise ValueError("must be a clean model, or true where model itself is one, got false")
+    return given
+
+
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Rate = Annotated[float, Field(gt=0, le=1)]
 Seeds = Annotated[tuple[Seed, ...], BeforeValidator(_several), Field(min_length=1)]
 Rates = Annotated[tuple[Rate, ...], BeforeValidator(_several), Field(min_length=1)]
 Texts = Annotated[tuple[str, ...], BeforeValidator(_several), Field(min_length=1)]
+
+Numbers = Annotated[tuple[float, ...], BeforeValidator(_several), Field(min_length=1)]
 
 
 class Table(BaseModel):
@@ -39,9 +47,13 @@ class Task(Table):
         clean: examples for budgets `from = "unseen"`; without it, `held_out` of the test examples.
         held_out: how many test examples are set aside for clean budgets and never scored.
         columns: the data's own column names.
-        model: an existing model directory; no victim is trained.
+        model: an existing model directory, or a weights file with `factory`; no victim is trained.
         attack: its `attack.json`, where that is not in the directory.
-        control: a clean model for the same task, for an existing model.
+        triggered: instead of one, examples that carry its trigger, with their true labels.
+        target: the attacker's class, with `triggered`.
+        control: a clean model for the same task, for an existing model; true where that itself never was poisoned.
+        factory: `FILE.py:FUNCTION` that makes the module of an existing model, and of its control, base and proxy.
+        mean, std, image_size: how the pixels of an existing model are made, as in `purify`.
         base: the pre-trained model that victims start from, or that the existing model came from.
         proxy: another model for the same task, for methods that need it.
         arch, width, epochs, clean_epochs, learning_rate, batch_size, max_length, augment, precision: as in `attack`.
@@ -55,7 +67,13 @@ class Task(Table):
     columns: dict[str, str] | None = None
     model: str | None = None
     attack: str | None = None
-    control: str | None = None
+    triggered: Texts | None = None
+    target: Annotated[int | None, Field(ge=0)] = None
+    control: Annotated[str | StrictBool | None, AfterValidator(_control)] = None
+    factory: str | None = None
+    mean: Numbers | None = None
+    std: Numbers | None = None
+    image_size: Annotated[int | None, Field(ge=1)] = None
     base: str | None = None
     proxy: str | None = None
     arch: str = "resnet18"
@@ -81,6 +99,8 @@ RECIPE = (
     "augment",
     "precision",
 )
+# As of these, which say how an existing model is asked.
+ASKED = ("mean", "std", "image_size", "target")
 
 
 class Budget(Table):

@@ -16,6 +16,11 @@ from unbackdoor._registry import Entry, entry_of, name_of, steps_of
 from unbackdoor._values import changed_fields
 
 NONE: dict[str, Any] = {"name": "none", "version": 1, "parameters": {}}
+OWN: dict[str, Any] = {
+    "name": "own",
+    "version": 1,
+    "parameters": {},
+}  # somebody else's, of which only examples are known
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +57,13 @@ class Subject:
     def control(self) -> bool:
         """Whether it has no backdoor."""
         return self.label == "none"
+
+    @property
+    def marked(self) -> bool:
+        """Whether its score has triggered examples; a control beside a victim is shown the victim's instead."""
+        return not self.control or (
+            self.task.control is True and (self.task.triggered is not None or self.trigger is not None)
+        )
 
     def __str__(self) -> str:
         rate = "" if self.rate in (0.0, None) else f" {100 * self.rate:g} %"
@@ -139,13 +151,24 @@ class Subjects:
         from unbackdoor._attack import load_trigger
 
         assert task.model is not None
+        if task.control is True:
+            yield self._subject(name, task, "none", None, 0.0, None, model=task.model, trigger=task.attack)
+            return
+        if task.triggered is not None:
+            yield self._subject(name, task, "own", None, None, None, model=task.model)
+            yield from self._beside(name, task)
+            return
         path = Path(task.attack or Path(task.model) / "attack.json")
         attack = load_trigger(path).attack
         recorded = json.loads(path.read_text(encoding="utf-8"))
         yield self._subject(
             name, task, "own", attack, recorded.get("rate"), recorded.get("seed"), model=task.model, trigger=str(path)
         )
-        if task.control is not None and any(planned.value is None for planned in self.grid.attacks):
+        yield from self._beside(name, task)
+
+    def _beside(self, name: str, task: Task) -> Iterator[Subject]:
+        """The clean model that a task names for an existing one, unless the grid goes without."""
+        if isinstance(task.control, str) and any(planned.value is None for planned in self.grid.attacks):
             yield self._subject(name, task, "none", None, 0.0, None, model=task.control)
 
     def _subject(
@@ -162,12 +185,18 @@ class Subjects:
     ) -> Subject:
         known = (name, label, rate, seed)
         if known not in self.made:
-            spec: dict[str, Any] = {"task": self.tasks[name], "attack": value_spec(attack, attacks.REGISTRY)}
+            described = OWN if attack is None and label == "own" else value_spec(attack, attacks.REGISTRY)
+            spec: dict[str, Any] = {"task": self.tasks[name], "attack": described}
             spec |= {"rate": rate, "seed": seed}
             if model is not None:
                 spec["model"] = content_hash((model,))
+            if model is not None and task.factory is not None:
+                file, _, function = task.factory.rpartition(":")
+                spec["factory"] = f"{content_hash((file,))}:{function}"
             if trigger is not None:
                 spec["trigger"] = content_hash((str(Path(trigger).with_name("trigger.safetensors")),))
+            elif model == task.model and task.triggered is not None:
+                spec["trigger"] = content_hash(task.triggered)
             key = identity(spec)
             made = Subject(name, task, label, attack, rate, seed, model, trigger, spec, key)
             self.made[known] = made

@@ -15,11 +15,13 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
-from unbackdoor._attack import Trigger, Triggered, load_trigger, triggered
+from unbackdoor._attack import Triggered, already_triggered, load_trigger, triggered
 from unbackdoor._bench._examples import Examples, Shelf
+from unbackdoor._bench._schema import Task
 from unbackdoor._bench._store import Store
 from unbackdoor._bench._subjects import Cell, Subject
 from unbackdoor._commands import write_victim
+from unbackdoor._data import Dataset, check_labels
 from unbackdoor._errors import IncompleteError, UnbackdoorError
 from unbackdoor._evaluate import Proportion, predict, score
 from unbackdoor._files import Loaded, base_encoder, load, load_base
@@ -30,7 +32,7 @@ from unbackdoor._precision import choose, description
 from unbackdoor._purify import peak_memory, purify
 from unbackdoor._registry import to_json
 from unbackdoor._train import silent
-from unbackdoor._victim import plant
+from unbackdoor._victim import plant, took
 from unbackdoor.purifiers import REGISTRY
 
 
@@ -196,35 +198,42 @@ class _Desk:
                 seed=cell.seed,
                 device=device,
                 precision=task.precision,
-                base=None if base is None else self.shelf.keep("base", base, lambda: load_base(base)),
-                proxy=None if proxy is None else self.shelf.keep("proxy", proxy, lambda: load(proxy).model),
+                base=None
+                if base is None
+                else self.shelf.keep("base", base, lambda: load_base(base, factory=task.factory)),
+                proxy=None if proxy is None else self.shelf.keep("proxy", proxy, lambda: _asked(proxy, task).model),
             )
             made, record = purified.model, purified.record
         arithmetic = choose(made, device, task.precision)
         self.device = description(arithmetic)
         classes = class_count(model, test)
         attacked = None
-        if not subject.control:
-            path = subject.trigger or folder
-            attacked = self.shelf.keep("attacked", subject.key, lambda: triggered(test, load_trigger(path), classes))
+        if subject.marked:
+            attacked = self.shelf.keep("attacked", subject.key, lambda: self._attacked(subject, test, model, classes))
         start = time.perf_counter()
         result: dict[str, Any] = {"score": score(made, test, attacked, arithmetic).to_json()}
         if subject.control:
             result["implanted"] = None
             result["flips"] = {
-                other.key: _share(made, triggered(test, trigger, classes), arithmetic)
+                other.key: _share(made, shown, arithmetic)
                 for other in cell.others
-                if (trigger := self._trigger(other)) is not None
+                if (shown := self._attacked(other, test, model, classes)) is not None
             }
+        elif task.triggered is not None:
+            result["implanted"] = self.shelf.keep(
+                "implanted",
+                subject.key,
+                lambda: took(score(model, test, attacked, arithmetic), classes, test.modality),
+            )
         else:
             result["implanted"] = self._implanted(subject, folder)
         scoring = time.perf_counter() - start
         if cell.second:
             second = self.examples.read(task, "second_test", encode, class_names(model))
-            if not subject.control:
-                path = subject.trigger or folder
+            attacked = None
+            if subject.marked and task.triggered is None:
                 attacked = self.shelf.keep(
-                    "second attacked", subject.key, lambda: triggered(second, load_trigger(path), classes)
+                    "second attacked", subject.key, lambda: self._attacked(subject, second, model, classes)
                 )
             result["second_test"] = score(made, second, attacked, arithmetic).to_json()
         result |= {
@@ -262,17 +271,39 @@ class _Desk:
         }
 
     def _load(self, subject: Subject) -> tuple[Path, Loaded]:
-        folder = self.store.victim(subject.key) if subject.model is None else Path(subject.model)
+        if subject.model is not None:
+            return Path(subject.model), _asked(subject.model, subject.task)
+        folder = self.store.victim(subject.key)
         return folder, load(folder, max_length=subject.task.max_length)
 
-    def _trigger(self, other: Subject) -> Trigger | None:
-        if other.trigger is not None:
-            return load_trigger(other.trigger)
-        return load_trigger(self.store.victim(other.key)) if other.key in self.store.victims() else None
+    def _attacked(self, subject: Subject, test: Dataset, model: Any, classes: int) -> Triggered | None:
+        """Test examples with a subject's trigger on; None where it is not trained yet."""
+        task = subject.task
+        if task.triggered is not None and task.target is not None:
+            marked = self.examples.triggered(subject, test, test.encode, class_names(model))
+            check_labels(marked, classes)
+            return already_triggered(marked, task.target, classes)
+        if subject.trigger is not None:
+            return triggered(test, load_trigger(subject.trigger), classes)
+        if subject.key not in self.store.victims():
+            return None
+        return triggered(test, load_trigger(self.store.victim(subject.key)), classes)
 
     def _implanted(self, subject: Subject, folder: Path) -> bool | None:
         implanted: bool | None = _recorded(Path(subject.trigger or folder / "attack.json")).get("implanted")
         return implanted
+
+
+def _asked(source: str, task: Task) -> Loaded:
+    """An existing model of a task, loaded and asked as the task says."""
+    return load(
+        source,
+        factory=task.factory,
+        mean=task.mean,
+        std=task.std,
+        image_size=task.image_size,
+        max_length=task.max_length,
+    )
 
 
 def _share(model: Any, attacked: Triggered, arithmetic: Any) -> dict[str, float | int]:

@@ -26,8 +26,8 @@ class Record:
 
     Args:
         key: of the cell.
-        task, attack, method, clean: what was measured, as canonical JSON; `attack` has the model and the trigger of an
-            existing one, `method` the proxy.
+        task, attack, method, clean: what was measured, as canonical JSON; `attack` has the model, the factory and the
+            trigger of an existing one, `method` the proxy.
         victim: the key of the victim.
         control: whether the victim is the clean control.
         implanted: None where it is not known, and for a clean control.
@@ -103,7 +103,7 @@ def _record(spec: dict[str, Any], result: dict[str, Any], victims: dict[str, str
     text = canonical(victim)
     if text not in victims:
         victims[text] = identity(victim)
-    attack = {**victim["attack"], **{name: victim[name] for name in ("model", "trigger") if name in victim}}
+    attack = {**victim["attack"], **{name: victim[name] for name in ("model", "factory", "trigger") if name in victim}}
     method = {**spec["method"], **({"proxy": spec["proxy"]} if "proxy" in spec else {})}
     for named in (victim["task"], attack, method):
         if not isinstance(named["name"], str):
