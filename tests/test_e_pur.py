@@ -161,6 +161,33 @@ class TestThen:
         alone = purify(moved, clean, e_pur, base=text_base).model.state_dict()
         assert all(torch.equal(both[name], alone[name]) for name in alone)
 
+    def test_a_step_that_returns_no_model_is_named(self, reviews: Dataset, text_victim) -> None:
+        def forgetful(model, clean, run) -> None:
+            pass
+
+        with pytest.raises(UnbackdoorError) as caught:
+            purify(text_victim, reviews.select(range(8)), purifiers.Then(forgetful, purifiers.FST()))
+        assert str(caught.value) == "forgetful must return the model, got NoneType. End it in return model."
+
+    def test_a_step_that_diverges_is_named_before_the_next_one_meets_it(self, reviews: Dataset, text_victim) -> None:
+        def diverging(model, clean, run):
+            with torch.no_grad():
+                run.head(model).bias.fill_(float("nan"))
+            return model
+
+        with pytest.raises(UnbackdoorError) as caught:
+            purify(text_victim, reviews.select(range(8)), purifiers.Then(diverging, purifiers.FST()))
+        assert str(caught.value) == ("diverging left non-finite values in classifier.bias. Lower its learning rate.")
+
+    def test_what_all_steps_together_did_is_told_of_all(self, reviews: Dataset, text_victim) -> None:
+        def grown(model, clean, run):
+            model.register_buffer("extra", torch.zeros(1))
+            return model
+
+        with pytest.raises(UnbackdoorError) as caught:
+            purify(text_victim, reviews.select(range(8)), purifiers.Then(grown, purifiers.FineTuning(epochs=1)))
+        assert str(caught.value) == ("grown+FineTuning must keep the model's weights, but changed the keys extra.")
+
     def test_its_names(self, reviews: Dataset, text_victim, text_base) -> None:
         method = purifiers.Then(purifiers.EPUR(count=5), purifiers.FineTuning(epochs=1))
         assert repr(method) == (

@@ -1,11 +1,15 @@
 """Mixing distillation: what the texts are made of, what they teach, what is refused."""
 
+import sys
+
 import pytest
 import torch
 from torch import nn
 
+import toys
 from unbackdoor import Dataset, Run, UnbackdoorError, purify
 from unbackdoor._evaluate import answers
+from unbackdoor._frequencies import common_words
 from unbackdoor._precision import choose
 from unbackdoor.purifiers import MixingDistillation
 
@@ -42,7 +46,7 @@ def test_suspicious_words_are_not_put_in(reviews: Dataset) -> None:
     moved = torch.zeros(len(tokenizer), 4)
     for word, distance in (("the", 9.0), ("and", 8.0), ("of", 1.0)):
         moved[tokenizer.convert_tokens_to_ids(word)] = distance
-    words = MixingDistillation(common=200)._common(moved, tokenizer)
+    words = MixingDistillation()._unsuspicious(common_words(200, "a test"), moved, tokenizer)
     assert len(words) == 198
     assert {"the", "and", "of"} & set(words) == {"of"}
 
@@ -74,3 +78,56 @@ def test_without_a_base_it_says_who_needs_one(text_victim: nn.Module, reviews: D
     assert str(caught.value) == (
         "MixingDistillation needs --base (base= in Python): the pre-trained model that the suspect came from."
     )
+
+
+def refusal(model: nn.Module, base: nn.Module, reviews: Dataset) -> str:
+    with pytest.raises(UnbackdoorError) as caught:
+        purify(model, reviews.select(range(10)), MixingDistillation(), base=base)
+    return str(caught.value)
+
+
+class TestWhatItDelegatesIsRefusedInItsOwnName:
+    def test_no_words(self, text_victim, text_base, reviews: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+        """E-PUR's way out, a table of frequencies, is none here: there is no such option."""
+        monkeypatch.setitem(sys.modules, "wordfreq", None)
+        assert refusal(text_victim, text_base, reviews) == (
+            "MixingDistillation needs common words: pip install 'unbackdoor[text]', which brings wordfreq."
+        )
+
+    def test_a_base_without_embeddings(self, text_victim, text_base, reviews: Dataset) -> None:
+        text_base.absent_weights = frozenset(["embeddings.word_embeddings.weight"])
+        assert refusal(text_victim, text_base, reviews) == (
+            "MixingDistillation needs the base's word embeddings, but its files have none. Fetch it again."
+        )
+
+    def test_a_base_of_another_vocabulary(self, text_victim, text_base, reviews: Dataset) -> None:
+        text_base.resize_token_embeddings(40, mean_resizing=False)
+        assert refusal(text_victim, text_base, reviews) == (
+            "MixingDistillation needs a base of the suspect's vocabulary: its embeddings are (40, 32), the suspect's "
+            "(32, 32). Take the pre-trained model that it came from as --base."
+        )
+
+    def test_a_model_that_is_all_head(self, reviews: Dataset) -> None:
+        class Head(nn.Linear):
+            def __init__(self) -> None:
+                super().__init__(4, 2)
+                self.words = nn.Embedding(32, 4)
+
+        class Bag(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.head = Head()
+
+            def get_input_embeddings(self) -> nn.Module:
+                return self.head.words
+
+            def forward(self, input_ids, attention_mask, token_type_ids=None):
+                return self.head((self.head.words(input_ids) * attention_mask[..., None]).mean(dim=1))
+
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model, base = Bag(), Bag()
+        assert refusal(model, base, reviews) == (
+            "MixingDistillation needs a model with more than a head: nothing else has a counterpart in the base. Try "
+            "fst."
+        )

@@ -46,6 +46,11 @@ def asking(method: Method) -> str:
     return next((type(step).__name__ for step in steps_of(method) if needs_clean(step)), type(method).__name__)
 
 
+def owner_of(method: Method) -> str:
+    """What messages name: a method's class, of a composition those of its steps (`EPUR+FST`), a function's name."""
+    return "+".join(getattr(step, "__name__", type(step).__name__) for step in steps_of(method))
+
+
 class Recipe(NamedTuple):
     """How a network of its kind is tuned, where a method's learning rate and batch size are left open.
 
@@ -327,16 +332,13 @@ def purify(
         for parameter in working.parameters():
             parameter.requires_grad_(True)
         examples: Any = clean if clean is None else clean.to(arithmetic.device)
-        purified = method(arithmetic.place(working), examples, run)
+        purified = applied(method, arithmetic.place(working), examples, run)
     seconds = time.perf_counter() - start
 
-    if not isinstance(purified, nn.Module):
-        name = getattr(method, "__name__", type(method).__name__)
-        raise UnbackdoorError(f"{name} must return the model, got {type(purified).__name__}. End it in return model.")
     if clean is not None:
         facts["purified_accuracy_on_clean"] = _look_again(purified, clean, facts["suspect_accuracy_on_clean"], run)
     relayout_(purified.to(home), torch.contiguous_format)
-    _restore(purified, types, unsaved, training, trainable, type(method).__name__)
+    _restore(purified, types, unsaved, training, trainable, owner_of(method))
     record = {
         "method": {**to_json(method, REGISTRY), "repr": repr(method)},
         "seed": seed,
@@ -357,6 +359,23 @@ def purify(
     if record["clean"] is not None:
         record["clean"]["held_out"] = run.held_out
     return Purified(purified, record)
+
+
+def applied(method: Method, model: nn.Module, clean: Dataset, run: Run) -> nn.Module:
+    """What a method makes of a model, in place, be it alone or as a step of several.
+
+    Raises:
+        UnbackdoorError: it is no model, or has values that are not finite.
+    """
+    purified = method(model, clean, run)
+    if not isinstance(purified, nn.Module):
+        raise UnbackdoorError(
+            f"{owner_of(method)} must return the model, got {type(purified).__name__}. End it in return model."
+        )
+    for name, tensor in purified.state_dict().items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise UnbackdoorError(f"{owner_of(method)} left non-finite values in {name}. Lower its learning rate.")
+    return purified
 
 
 def _look(model: nn.Module, clean: Dataset, head: str | None, run: Run) -> dict[str, Any]:
@@ -448,14 +467,12 @@ def _restore(
     trainable: dict[str, bool],
     owner: str,
 ) -> None:
-    """Give the result the suspect's types (those of its unsaved buffers, too) and modes; check keys and values."""
+    """Give the result the suspect's types (those of its unsaved buffers, too) and modes; check keys and range."""
     state: dict[str, Tensor] = model.state_dict()
     if state.keys() != types.keys():
         odd = sorted(state.keys() ^ types.keys())
         raise UnbackdoorError(f"{owner} must keep the model's weights, but changed the keys {', '.join(odd[:3])}.")
     for name, tensor in state.items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise UnbackdoorError(f"{owner} left non-finite values in {name}. Lower its learning rate.")
         if tensor.is_floating_point() and not torch.isfinite(tensor.to(types[name])).all():
             raise UnbackdoorError(
                 f"{owner} left values in {name} that are too large for the model's {str(types[name])[6:]}. Take a base "

@@ -60,14 +60,21 @@ class EPUR:
         """Purify in place."""
         if clean.modality != "text":
             raise UnbackdoorError("EPUR resets word embeddings, but the model takes images. Try fst.")
-        origin = run.needed("base", self)
+        return self.reset_(model, clean, run, self)
+
+    def reset_(self, model: nn.Module, clean: Dataset, run: Run, owner: object) -> nn.Module:
+        """Purify in place as a part of another method, the owner, which messages name."""
+        origin = run.needed("base", owner)
         ours, theirs = embeddings(model).weight, embeddings(origin).weight
         if not any(tensor.data_ptr() == theirs.data_ptr() for tensor in pretrained(origin).values()):
-            raise UnbackdoorError("EPUR needs the base's word embeddings, but its files have none. Fetch it again.")
+            raise UnbackdoorError(
+                f"{type(owner).__name__} needs the base's word embeddings, but its files have none. Fetch it again."
+            )
         if ours.shape != theirs.shape:
             raise UnbackdoorError(
-                f"EPUR needs a base of the suspect's vocabulary: its embeddings are {tuple(theirs.shape)}, the "
-                f"suspect's {tuple(ours.shape)}. Take the pre-trained model that it came from as --base."
+                f"{type(owner).__name__} needs a base of the suspect's vocabulary: its embeddings are "
+                f"{tuple(theirs.shape)}, the suspect's {tuple(ours.shape)}. Take the pre-trained model that it came "
+                "from as --base."
             )
         tokenizer = clean.tokenizer
         base = theirs.detach().to(ours.device)

@@ -74,8 +74,12 @@ class FineMixing:
         """Purify in place."""
         if self.mode == "linear" and (self.select != "random" or self.freeze_filled):
             raise UnbackdoorError("FineMixing.mode linear changes all coordinates; leave select and freeze_filled out.")
+        return self.mixed_(model, clean, run, self)
+
+    def mixed_(self, model: nn.Module, clean: Dataset, run: Run, owner: object) -> nn.Module:
+        """Purify in place as a part of another method, the owner, which messages name."""
         suspect = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-        base = self._base(suspect, run)
+        base = self._base(suspect, run, owner)
         activity = mean_answer(model, clean, run) if self.select == "low-activation" else {}
 
         def mixed_and_tuned(rho: float, examples: Dataset, words: str) -> nn.Module:
@@ -98,7 +102,7 @@ class FineMixing:
             )
         return mixed_and_tuned(rho, clean, "tuning")
 
-    def _base(self, suspect: Weights, run: Run) -> Weights:
+    def _base(self, suspect: Weights, run: Run, owner: object) -> Weights:
         """What coordinates go back to, by the suspect's names; the task head is not among them."""
         if self.fill == "zero":
             if run.base is not None:
@@ -106,7 +110,7 @@ class FineMixing:
             stays = heads(suspect, run)
             matrices = (name for name, weight in suspect.items() if weight.ndim > 1 and name not in stays)
             return {name: torch.zeros_like(suspect[name]) for name in matrices}
-        return counterparts(suspect, run, self)
+        return counterparts(suspect, run, owner)
 
     def _mixed(
         self, suspect: Weights, base: Weights, activity: Weights, rho: float, seed: int

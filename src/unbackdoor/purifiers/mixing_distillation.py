@@ -80,12 +80,13 @@ class MixingDistillation:
         if clean.modality != "text":
             raise UnbackdoorError("MixingDistillation recombines texts, but the model takes images. Try fine-mixing.")
         base = embeddings(run.needed("base", self)).weight.detach()
+        words = common_words(self.common, "MixingDistillation")
         ours = embeddings(model).weight.detach().clone()
-        model = EPUR(count=self.reset)(model, clean, run)
+        model = EPUR(count=self.reset).reset_(model, clean, run, self)
         moved = ours - base.to(ours)  # (tokens, width)
-        lessons = self._recombined(clean, run, self._common(moved, clean.tokenizer))
+        lessons = self._recombined(clean, run, self._unsuspicious(words, moved, clean.tokenizer))
         taught = answers(model, lessons, run.arithmetic)  # (n, classes), before anything is mixed
-        model = FineMixing(rho=self.rho, tune=False)(model, clean, run)
+        model = FineMixing(rho=self.rho, tune=False).mixed_(model, clean, run, self)
 
         run.tune(
             model,
@@ -97,9 +98,8 @@ class MixingDistillation:
         )
         return model
 
-    def _common(self, moved: Tensor, tokenizer: Any) -> list[str]:
+    def _unsuspicious(self, words: list[str], moved: Tensor, tokenizer: Any) -> list[str]:
         """The common words, but for the hundredth of them whose embeddings moved farthest for how frequent they are."""
-        words = common_words(self.common, "MixingDistillation")
         read = tokenizer(words, add_special_tokens=False, return_attention_mask=False)["input_ids"]
         whole = {tokens[0]: word for word, tokens in zip(words, read, strict=True) if len(tokens) == 1}
         counts = token_counts(tokenizer, None, "MixingDistillation")

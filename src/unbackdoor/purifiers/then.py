@@ -6,7 +6,7 @@ from torch import nn
 
 from unbackdoor._data import Dataset
 from unbackdoor._errors import UnbackdoorError
-from unbackdoor._purify import Method, Run, needs_clean
+from unbackdoor._purify import Method, Run, applied, needs_clean
 
 
 @dataclass(frozen=True, init=False, repr=False)
@@ -42,7 +42,7 @@ class Then:
         """Purify in place, step by step."""
         for step in self.steps:
             model.requires_grad_(True)
-            model = step(model, clean, run)
+            model = applied(step, model, clean, run)
         return model
 
     def __repr__(self) -> str:
