@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import nn
 
-import toys
 from unbackdoor import Dataset, Run, UnbackdoorError, purify
 from unbackdoor._evaluate import answers
 from unbackdoor._frequencies import common_words
