@@ -2,13 +2,14 @@
 
 import io
 import json
+import logging
 import math
 import pickle
 import pickletools
 import struct
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -16,19 +17,44 @@ import safetensors
 import torch
 from torch import Tensor
 
-from unbackdoor._errors import UnbackdoorError
+from unbackdoor._errors import SENTENCE, UnbackdoorError, printable
+
+logger = logging.getLogger("unbackdoor")
 
 _BYTES = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
     "U16": 2, "U32": 4, "U64": 8, "F8_E4M3": 1, "F8_E5M2": 1,
 }  # fmt: skip
 
-# Where trainers put the weights when they save more than the weights.
+# Where trainers put the weights when they save more than the weights, the likeliest first.
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
 
+# Endings of weights that other programs read.
+_FOREIGN = {
+    ".h5": "TensorFlow or Keras",
+    ".keras": "Keras",
+    ".pb": "TensorFlow",
+    ".tflite": "TensorFlow Lite",
+    ".msgpack": "Flax",
+    ".onnx": "ONNX",
+    ".gguf": "llama.cpp (GGUF)",
+    ".ot": "rust-bert",
+    ".mlmodel": "Core ML",
+    ".npz": "NumPy",
+}
 
-def read_weights(path: Path) -> dict[str, Tensor]:
+
+def foreign(path: Path) -> str | None:
+    """Which program's weights a file holds, by its ending; None where it is PyTorch's or not told."""
+    return _FOREIGN.get(path.suffix.lower())
+
+
+def read_weights(path: Path, own: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
     """The tensors of a weights file, by name, on the CPU.
+
+    Args:
+        path: of the file.
+        own: the `state_dict` that they are for, which chooses where a file holds several.
 
     Raises:
         UnbackdoorError: the file is missing, damaged, holds something other than tensors, or has a value that is not
@@ -36,9 +62,90 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """
     if not path.is_file():
         raise UnbackdoorError(f"{path} does not exist; a weights file (.safetensors, .pt, .pth, .bin) is expected.")
-    weights = _safetensors(path) if path.suffix == ".safetensors" else _pickle(path)
+    program = foreign(path)
+    if program is not None:
+        raise UnbackdoorError(
+            f"{path} holds weights for {program}; PyTorch weights (.safetensors, .pt, .pth, .bin) are expected. "
+            "Convert it, or ask its owner for model.safetensors."
+        )
+    weights = _safetensors(path) if path.suffix == ".safetensors" else _pickle(path, own)
     check_finite(weights, path.name)
     return weights
+
+
+def lacking(own: Mapping[str, Tensor], names: Collection[str]) -> list[str]:
+    """Which of a module's tensors are missing among some names, and are needed.
+
+    BatchNorm counts its batches only to average, and older files have no such count; of tensors that share their
+    memory (tied weights), one is enough.
+
+    Args:
+        own: the module's `state_dict`.
+        names: that there are.
+    """
+    there = {_memory(tensor) for name, tensor in own.items() if name in names}
+    return sorted(
+        name
+        for name, tensor in own.items()
+        if name not in names and not name.endswith("num_batches_tracked") and _memory(tensor) not in there
+    )
+
+
+def _memory(tensor: Tensor) -> tuple[object, ...]:
+    """Equal for tensors that are one and the same numbers."""
+    return (tensor.data_ptr(), tensor.shape, tensor.stride()) if tensor.data_ptr() else (id(tensor),)
+
+
+def fits(own: Mapping[str, Tensor], stored: dict[str, Tensor]) -> bool:
+    """Whether stored weights have all that a module needs, under its own names or with one prefix more or less."""
+    return not lacking(own, stored) or bool(_exchanged(own, stored))
+
+
+def renamed(own: Mapping[str, Tensor], stored: dict[str, Tensor], where: str) -> dict[str, Tensor]:
+    """Stored weights by a module's own names, where one prefix makes the difference; as they are where none does.
+
+    Wrappers put one before all names: `module.` DataParallel, `_orig_mod.` torch.compile, `model.` Lightning. It is
+    taken off (or put on, where the module has it and the file does not) if all of the module's names come of it, and in
+    one way only.
+
+    Args:
+        own: the module's `state_dict`.
+        stored: tensors of a file, by name.
+        where: they were, for messages.
+
+    Raises:
+        UnbackdoorError: the weights of several such modules are in the file.
+    """
+    if not lacking(own, stored):
+        return stored
+    made = _exchanged(own, stored)
+    if len(made) > 1:
+        parts = " and ".join(printable(f"{prefix}*") for _, prefix in list(made)[:2])
+        raise UnbackdoorError(
+            f"{where} holds the weights of {len(made)} such modules ({parts}); one is expected. Save one of them alone."
+        )
+    for (how, prefix), weights in made.items():
+        told = f"{where}: its tensors are read {how} {prefix} before their names"
+        others = sorted(name for name in stored if how == "without" and not name.startswith(prefix))
+        if others:
+            told += f"; {few(others)} without it {'is' if len(others) == 1 else 'are'} left out"
+        logger.info("%s.", printable(told, SENTENCE))
+        return weights
+    return stored
+
+
+def _exchanged(own: Mapping[str, Tensor], stored: dict[str, Tensor]) -> dict[tuple[str, str], dict[str, Tensor]]:
+    """The weights that a module needs, once a prefix is taken off or put on: all ways by which they come out."""
+    sample, first = next(reversed(list(own)), ""), min(stored, default="")
+    made = {}
+    before = {name.removesuffix(sample) for name in stored if name.endswith(f".{sample}")}
+    for prefix in sorted(before, key=lambda each: (len(each), each))[:16]:  # a file may have any number of names
+        made["without", prefix] = {
+            name.removeprefix(prefix): tensor for name, tensor in stored.items() if name.startswith(prefix)
+        }
+    for prefix in sorted({name.removesuffix(first) for name in own if name.endswith(f".{first}")}):
+        made["with", prefix] = {prefix + name: tensor for name, tensor in stored.items()}
+    return {way: weights for way, weights in made.items() if not lacking(own, weights)}
 
 
 def check_finite(weights: dict[str, Tensor], where: str) -> None:
@@ -108,8 +215,13 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
     return dict(load_file(path))
 
 
-def _pickle(path: Path) -> dict[str, Tensor]:
+def _pickle(path: Path, own: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
     """A pickle, of which nothing but tensors in plain containers is built (`weights_only=True`)."""
+    if _is_program(path):
+        raise UnbackdoorError(
+            f"{path} is a TorchScript or exported program, which is not run; a state dict is expected. Ask its owner "
+            "for model.state_dict() as safetensors, and give --factory."
+        )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch wonders at pickles that torch.save did not write
@@ -117,33 +229,88 @@ def _pickle(path: Path) -> dict[str, Tensor]:
     except Exception as problem:  # a pickle may be broken in any way
         wanted = _asks_for(path)
         if wanted:
-            raise UnbackdoorError(
-                f"{path} is a pickle that asks to run {wanted}; it was not loaded. Ask its owner for safetensors."
-            ) from None
+            raise _refused(path, wanted) from None
         # Of a file that is no pickle, torch says at length that weights_only=False would help. It would not.
         reason = "no pickle of tensors" if isinstance(problem, pickle.UnpicklingError) else str(problem).split("\n")[0]
         reason = reason[:200].rstrip(". ") or type(problem).__name__
         raise UnbackdoorError(f"{path} is damaged or no PyTorch weights file ({reason}). Fetch it again.") from None
-    for wrapper in _WRAPPERS:
-        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
-            content = content[wrapper]
-    if not isinstance(content, dict) or not content or not all(isinstance(part, Tensor) for part in content.values()):
+    found = dict(_state_dicts(content))
+    if not found:
         raise UnbackdoorError(
             f"{path} does not hold named tensors; a state dict is expected. Save model.state_dict() as safetensors."
         )
-    return {str(name): tensor for name, tensor in content.items()}
+    return _chosen(path, found, own)
 
 
-def _asks_for(path: Path) -> str | None:
-    """The first global that a pickle asks for and a state dict does not need, read without running anything."""
+def _state_dicts(content: Any, key: str = "", depth: int = 0) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """The dictionaries of nothing but tensors in what was unpickled, by their keys with dots between."""
+    if not isinstance(content, dict) or not content:
+        return
+    if all(isinstance(part, Tensor) for part in content.values()):
+        yield key, {str(name): tensor for name, tensor in content.items()}
+    elif depth < 3:
+        for name, part in content.items():
+            yield from _state_dicts(part, f"{key}.{name}" if key else str(name), depth + 1)
+
+
+def _chosen(path: Path, found: dict[str, dict[str, Tensor]], own: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+    """The state dict of the model among those of a file: the only one, the only one that fits, or the likeliest."""
+    fitting = {key: weights for key, weights in found.items() if own is None or fits(own, weights)} or found
+    likely = [key for wrapper in _WRAPPERS for key in fitting if key.split(".")[-1] == wrapper]
+    key = next(iter(fitting)) if len(fitting) == 1 else next(iter(likely), None)
+    if key is None:
+        raise UnbackdoorError(
+            f"{path} holds {len(found)} state dicts ({few(list(found))}), and which of them is the "
+            f"model's is not told; one is expected. Save it alone: torch.save(torch.load({path.name!r})"
+            f"[{printable(next(iter(found)))!r}], 'weights.pt')."
+        )
+    others = [each for each in found if each != key]
+    if key:
+        told = f"{path.name}: the weights under {key} are taken"
+        if others:
+            told += f", those under {few(others)} are left"
+        logger.info("%s.", printable(told, SENTENCE))
+    return fitting[key]
+
+
+def _is_program(path: Path) -> bool:
+    """Whether a file is an archive of torch.jit.save or torch.export.save."""
+    if not zipfile.is_zipfile(path):
+        return False
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(
+                name.endswith(("/constants.pkl", "/archive_format")) or "/code/" in name for name in archive.namelist()
+            )
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return False  # a damaged one is told as such
+
+
+def _refused(path: Path, wanted: list[str]) -> UnbackdoorError:
+    """A pickle that asks for more than tensors, and what its owner could give instead."""
+    if all(name.startswith(("numpy.", "_codecs.")) for name in wanted):
+        return UnbackdoorError(
+            f"{path} holds NumPy objects ({wanted[0]}) beside its weights, and nothing but tensors is read from a "
+            "pickle. Ask its owner for the state dict alone, or, where nothing is at stake, save it: "
+            f"torch.save(torch.load({path.name!r}, weights_only=False)['model'], 'weights.pt')."
+        )
+    way_out = "Ask its owner for safetensors."
+    if any(name.startswith("torch.nn.modules.") for name in wanted):
+        way_out = "It is a whole module: ask its owner for model.state_dict() as safetensors, and give --factory."
+    return UnbackdoorError(f"{path} is a pickle that asks to run {wanted[0]}; it was not loaded. {way_out}")
+
+
+def _asks_for(path: Path) -> list[str]:
+    """The globals that a pickle asks for and a state dict does not need, in order, read without running anything."""
     safe = {"collections.OrderedDict", "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter"}
+    asked: dict[str, None] = {}
     try:
         for wanted in (name for stream in _streams(path) for name in _globals(stream)):
             if wanted not in safe and not (wanted.startswith("torch.") and wanted.endswith("Storage")):
-                return wanted
-    except Exception:  # no pickle, or a broken one: what could be read asks for nothing, and the caller refuses it
-        return None
-    return None
+                asked[wanted] = None
+    except Exception:  # no pickle, or a broken one: what could be read is told, and the caller refuses it
+        return list(asked)
+    return list(asked)
 
 
 def _streams(path: Path) -> Iterator[BinaryIO]:
@@ -193,11 +360,9 @@ def check_fit(path: str, owner: str, missing: list[str], extra: list[str], shape
         odd = [f"{name} is {tuple(came)}, not {tuple(wanted)}" for name, came, wanted in shapes[:3]]
         problems.append(f"has {len(shapes)} of another shape ({'; '.join(odd)}{'; ...' * (len(shapes) > 3)})")
     if problems:
-        wrapped = missing and sorted(extra) == sorted(f"module.{name}" for name in missing)
-        way = "Take module. off the names, which DataParallel put there" if wrapped else "Check the architecture"
-        raise UnbackdoorError(f"{path} does not fit {owner}: it {' and '.join(problems)}. {way}.")
+        raise UnbackdoorError(f"{path} does not fit {owner}: it {' and '.join(problems)}. Check the architecture.")
 
 
 def few(names: list[str]) -> str:
     """The first three names."""
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    return ", ".join(map(printable, names[:3])) + (", ..." if len(names) > 3 else "")

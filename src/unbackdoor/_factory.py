@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import nn
 
-from unbackdoor._checkpoints import check_fit, read_weights
+from unbackdoor._checkpoints import check_fit, lacking, read_weights, renamed
 from unbackdoor._errors import UnbackdoorError
 
 
@@ -44,15 +44,20 @@ def make(factory: str) -> nn.Module:
 
 
 def from_factory(path: Path, factory: str) -> nn.Module:
+    """The module of a factory with the weights of a file, in eval mode.
+
+    Raises:
+        UnbackdoorError: the factory fails, or the weights are damaged or not those of its module.
+    """
     model = make(factory)
-    weights = read_weights(path)
     own = model.state_dict()
-    missing, extra = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
+    weights = renamed(own, read_weights(path, own), str(path))
+    extra = sorted(weights.keys() - own.keys())
     shapes = [
         (name, tuple(weights[name].shape), tuple(own[name].shape))
         for name in own.keys() & weights.keys()
         if weights[name].shape != own[name].shape
     ]
-    check_fit(str(path), factory, missing, extra, sorted(shapes))
-    model.load_state_dict(weights)
+    check_fit(str(path), factory, lacking(own, weights), extra, sorted(shapes))
+    model.load_state_dict(weights, strict=False)
     return model.eval()

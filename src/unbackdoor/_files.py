@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from unbackdoor._checkpoints import foreign
 from unbackdoor._data import Encoder
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._factory import from_factory
@@ -84,13 +85,11 @@ def load(
             raise UnbackdoorError("--max-length is for text models; a module from a factory gets pixels. Leave it out.")
         return Loaded(from_factory(path, factory), replace(recorded, **changes))
     if path.is_file():
-        raise UnbackdoorError(
-            f"{path} holds weights without an architecture. Give --factory FILE.py:FUNCTION that makes the module."
-        )
+        raise _lone_file(path)
     if not path.is_dir():
         path = hub_directory(str(source), trust_remote_code)
     model = classifier(path, trust_remote_code)
-    if hasattr(model.config, "vocab_size"):
+    if modality_of(model.config.to_dict() | {"architectures": [type(model).__name__]}) == "text":
         if changes:
             raise UnbackdoorError(f"{path} reads text; --mean, --std and --image-size are for images. Leave them out.")
         return Loaded(model, text_encoder(path, model, max_length))
@@ -106,6 +105,23 @@ def load(
     if image_size is not None:
         changes |= {"shortest_edge": None, "crop": None}
     return Loaded(model, replace(encode, **changes))
+
+
+def _lone_file(path: Path) -> UnbackdoorError:
+    """A file where a model is expected, and what is to be given instead."""
+    program = foreign(path)
+    if program is not None:
+        return UnbackdoorError(
+            f"{path} holds weights for {program}; PyTorch weights are expected. Convert it, or ask its owner for "
+            "model.safetensors."
+        )
+    if (path.parent / "config.json").exists():
+        return UnbackdoorError(
+            f"{path} holds weights, and the config.json beside it says of what. Give their directory, {path.parent}."
+        )
+    return UnbackdoorError(
+        f"{path} holds weights without an architecture. Give --factory FILE.py:FUNCTION that makes the module."
+    )
 
 
 def _directory_encoder(path: Path, channels: int | None) -> ImageEncoder:

@@ -1,20 +1,45 @@
 """Hugging Face directories: their files checked before transformers sees them, and the encoder that belongs to them."""
 
 import inspect
-from collections.abc import Iterator
+import logging
+import re
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
-from unbackdoor._checkpoints import check_finite, check_fit, check_safetensors, few, read_weights
-from unbackdoor._errors import UnbackdoorError
+from unbackdoor._checkpoints import (
+    check_finite,
+    check_fit,
+    check_safetensors,
+    few,
+    foreign,
+    lacking,
+    read_weights,
+    renamed,
+)
+from unbackdoor._errors import UnbackdoorError, printable
 from unbackdoor._inputs import read_json
 from unbackdoor._mixing import matched
 from unbackdoor._models import embeddings
 from unbackdoor._text import TextEncoder
+
+logger = logging.getLogger("unbackdoor")
+
+# What the Hub gives out that is of no use here: weights for other programs, logs, pictures, and code that is not run.
+_UNWANTED = (
+    *("*.h5", "*.msgpack", "*.onnx", "*.onnx_data", "*.ot", "*.gguf", "*.tflite", "*.pb", "*.pt", "*.pth", "*.ckpt"),
+    *("*.pkl", "*.npz", "*.zip", "*.tar*", "*.png", "*.jpg", "*.gif", "*.csv", "*.parquet", "*tfevents*", "*/*"),
+)
+
+# Buffers that older versions of transformers wrote, and that a model makes for itself.
+_BUFFERS = {
+    *("position_ids", "token_type_ids", "masked_bias", "attn_mask", "relative_position_index", "relative_coords_table"),
+    *("inv_freq", "num_batches_tracked"),
+}
 
 
 def directory_of(source: str | Path, option: str) -> Path:
@@ -42,19 +67,24 @@ def hub_directory(name: str, trust_remote_code: bool = False) -> Path:
         UnbackdoorError: there is no such model, or the Hub cannot be reached.
     """
     from huggingface_hub import snapshot_download
-    from huggingface_hub.utils import HFValidationError, validate_repo_id
+    from huggingface_hub.utils import HfHubHTTPError, HFValidationError, validate_repo_id
 
     try:
         validate_repo_id(name)
     except HFValidationError:
         raise UnbackdoorError(f"{name} does not exist, and is no name that the Hub could know. Check it.") from None
-    patterns = ["*.json", "*.safetensors", "*.txt", "*.model", "pytorch_model*.bin"]
     try:
-        return Path(snapshot_download(name, allow_patterns=patterns + ["*.py"] * trust_remote_code))
+        return Path(snapshot_download(name, ignore_patterns=[*_UNWANTED, *["*.py"] * (not trust_remote_code)]))
     except (OSError, RuntimeError, ValueError) as problem:
         reason = str(problem).strip().split("\n")[0][:150].rstrip(".")
+        answered = isinstance(problem, HfHubHTTPError) and problem.response is not None
+        way_out = (
+            "Check the name; a private model needs a login (hf auth login)."
+            if answered
+            else "Check the name; without a network, fetch the model elsewhere and give its directory."
+        )
         raise UnbackdoorError(
-            f"{name} is neither a directory here nor a model that the Hub gives out ({reason}). Check the name."
+            f"{name} is neither a directory here nor a model that the Hub gives out ({reason}). {way_out}"
         ) from None
 
 
@@ -65,18 +95,85 @@ def classifier(path: Path, trust_remote_code: bool = False) -> Any:
         UnbackdoorError: anything about its files that does not fit.
     """
     config, files = checked_files(path)
+    _check_task(path, config)
     kind = "ImageClassification" if modality_of(config) == "images" else "SequenceClassification"
     model, report = _loaded(path, f"AutoModelFor{kind}", bool(files), trust_remote_code)
     shapes = sorted((entry[0], entry[1], entry[2]) for entry in report["mismatched_keys"])
-    absent = sorted(set(report["missing_keys"]) - {entry[0] for entry in shapes})
+    absent = set(report["missing_keys"]) - {entry[0] for entry in shapes}
+    absent -= {name for name in absent if name.endswith("num_batches_tracked")}  # which older files lack
+    extra = set(report["unexpected_keys"])
+    if absent and extra and (weights := _renamed(model, path, files)) is not None:
+        model.load_state_dict(weights, strict=False)
+        absent, extra = set(), weights.keys() - model.state_dict().keys()
     if absent and not shapes and not any(str(each).endswith(kind) for each in config.get("architectures") or ["?"]):
         raise UnbackdoorError(
-            f"{path} holds a pre-trained model without a classifier ({few(absent)} missing). It serves as --base; "
-            "MODEL must be fine-tuned for a task."
+            f"{path} holds a pre-trained model without a classifier ({few(sorted(absent))} missing). It serves as "
+            "--base; MODEL must be fine-tuned for a task."
         )
-    check_fit(str(path), type(model).__name__, absent, sorted(report["unexpected_keys"]), shapes)
+    unused = set() if absent or shapes else _unused(model, extra)
+    check_fit(str(path), type(model).__name__, sorted(absent), sorted(extra - unused), shapes)
+    unused = {name for name in unused if name.split(".")[-1] not in _BUFFERS}
+    if unused:
+        logger.info(
+            "%s: %s tensor(s) that the classifier does not use are left out (%s).",
+            path,
+            len(unused),
+            few(sorted(unused)),
+        )
     check_finite(model.state_dict(), str(path))
     return model.eval()
+
+
+def _check_task(path: Path, config: dict[str, Any]) -> None:
+    """Refuse a model of another task, whose head would fit a classifier by its names and shapes."""
+    import transformers
+
+    for name in map(str, _architectures(config)):
+        _, found, task = name.rpartition("For")
+        if found and hasattr(transformers, name) and not task.startswith(("ImageClassif", "SequenceClassif")):
+            words = re.sub("(?<=[a-z])(?=[A-Z])", " ", task).lower()
+            raise UnbackdoorError(
+                f"{path} is a model for {words} ({name}); a classifier of whole images or texts is expected. Its body "
+                "may serve as --base."
+            )
+
+
+def _architectures(config: dict[str, Any]) -> list[Any]:
+    named = config.get("architectures")
+    return named if isinstance(named, list) else []
+
+
+def _unused(model: Any, extra: Collection[str]) -> set[str]:
+    """Stored tensors that a complete classifier has no use for, as transformers has not either when it loads it.
+
+    Buffers of older versions; poolers and mask tokens, which belong to pre-training; and heads of other tasks, which
+    stand beside the body under a name that no part of the classifier has.
+    """
+    own = {name.partition(".")[0] for name in model.state_dict()}
+    has_body = model.base_model_prefix in own
+    return {
+        name
+        for name in extra
+        if (parts := name.split("."))[-1] in _BUFFERS | {"mask_token"}
+        or "pooler" in parts
+        or (has_body and parts[0] not in own)
+    }
+
+
+def _renamed(model: Any, path: Path, files: list[Path]) -> dict[str, Tensor] | None:
+    """The weights of a directory by the model's own names, where a wrapper changed these; None where it did not."""
+    own, stored = model.state_dict(), _stored(path, files)
+    weights = renamed(own, stored, str(path))
+    fitting = not lacking(own, weights) and all(
+        tensor.shape == weights[name].shape for name, tensor in own.items() if name in weights
+    )
+    return weights if fitting else None
+
+
+def _stored(path: Path, files: list[Path]) -> dict[str, Tensor]:
+    """All tensors of a checked directory."""
+    parts = [load_file(file) for file in files] or [read_weights(file) for file in pickles(path)]
+    return {name: tensor for part in parts for name, tensor in part.items()}
 
 
 def body(path: Path, trust_remote_code: bool = False) -> Any:
@@ -101,8 +198,7 @@ def body(path: Path, trust_remote_code: bool = False) -> Any:
 
 def _found_elsewhere(model: Any, absent: set[str], path: Path, files: list[Path]) -> set[str]:
     """Fill weights that transformers did not find from the same files, by another prefix; which ones were filled."""
-    parts = [load_file(file) for file in files] or [read_weights(path / "pytorch_model.bin")]
-    stored = {name: tensor for part in parts for name, tensor in part.items()}
+    stored = _stored(path, files)
     wanted = model.state_dict()
     shapes = ({name: tensor.shape for name, tensor in each.items()} for each in (wanted, stored))
     try:
@@ -126,10 +222,12 @@ def fresh_classifier(path: Path, classes: list[str]) -> Any:
 
 def modality_of(config: dict[str, Any]) -> Literal["images", "text"]:
     """What a model of this config takes, by its class or, for a headless one, by its sizes."""
-    named = " ".join(map(str, config.get("architectures") or []))
+    named = " ".join(map(str, _architectures(config)))
+    if "SequenceClassification" in named:  # those that read pages, too, and so have an image_size
+        return "text"
     if "ImageClassification" in named or "image_size" in config or "num_channels" in config:
         return "images"
-    return "text" if "SequenceClassification" in named or "vocab_size" in config else "images"
+    return "text" if "vocab_size" in config else "images"
 
 
 def text_encoder(path: Path, model: Any, max_length: int | None = None) -> TextEncoder:
@@ -222,21 +320,15 @@ def checked_files(path: Path) -> tuple[dict[str, Any], list[Path]]:
     Raises:
         UnbackdoorError: a file is missing, broken, or asks to run code.
     """
-    if not (path / "config.json").exists():
-        trained = [folder for folder in path.glob("checkpoint-*") if (folder / "config.json").exists()]
-        if trained:  # what a Trainer leaves
-            last = max(trained, key=lambda folder: (len(folder.name), folder.name))
-            raise UnbackdoorError(f"{path} has no config.json, but its checkpoints have. Give one of them, as {last}.")
-        raise UnbackdoorError(
-            f"{path} has no config.json. It must be a Hugging Face directory; for other models give --factory."
-        )
-    if (path / "adapter_config.json").exists():  # which names another model, elsewhere, for transformers to load
-        raise UnbackdoorError(
-            f"{path} holds an adapter (adapter_config.json), not a whole model. Merge it into its base model and give "
-            "the result."
-        )
+    _check_directory(path)
     config = read_json(path / "config.json")
     if not config.get("model_type"):
+        if "architecture" in config and ("pretrained_cfg" in config or "num_features" in config):
+            made = f"timm.create_model({printable(config['architecture'])!r}, num_classes=...)"
+            raise UnbackdoorError(
+                f"{path} is a model of timm. Give its weights file as MODEL, and --factory FILE.py:FUNCTION whose "
+                f"function returns {made}."
+            )
         raise UnbackdoorError(
             f"{path}/config.json does not say which kind of model it is (model_type). Fetch it again."
         )
@@ -257,23 +349,85 @@ def checked_files(path: Path) -> tuple[dict[str, Any], list[Path]]:
     if (path / "model.safetensors").exists():
         files = [path / "model.safetensors"]
     elif index.exists():
-        listed = read_json(index).get("weight_map")
-        if not isinstance(listed, dict) or not listed or not all(isinstance(part, str) for part in listed.values()):
-            raise UnbackdoorError(f"{index} does not say which file holds which tensor. Fetch it again.")
-        files = [path / part for part in sorted(set(listed.values()))]
-        for file in files:
-            if file.parent != path or not file.is_file():
-                raise UnbackdoorError(f"{path} lists the shard {file.name}, which is missing. Fetch it again.")
-    elif (path / "pytorch_model.bin").exists():
-        read_weights(path / "pytorch_model.bin")
+        files = _shards(path, index)
+        listed = read_json(index)["weight_map"]
+    elif stored := pickles(path):
+        for file in stored:
+            read_weights(file)
         files = []
     else:
+        others = sorted(file.name for file in path.iterdir() if foreign(file)) or ["?"]
+        program = foreign(Path(others[0]))
+        if program is not None:
+            raise UnbackdoorError(
+                f"{path} has its weights for {program} only ({printable(others[0])}); model.safetensors is expected. "
+                "Convert it, or ask its owner for PyTorch weights."
+            )
         raise UnbackdoorError(f"{path} has no model.safetensors (nor pytorch_model.bin). Fetch it again.")
     held = {file.name: check_safetensors(file) for file in files}
     for name, part in listed.items():
         if name not in held[part]:
             raise UnbackdoorError(f"{path} lists {name} in the shard {part}, which lacks it. Fetch it again.")
     return config, files
+
+
+def _check_directory(path: Path) -> None:
+    """Refuse what is no model directory itself, and name the one that is meant.
+
+    Raises:
+        UnbackdoorError: an adapter, or no config.json.
+    """
+    if (path / "adapter_config.json").exists():  # which names another model, elsewhere, for transformers to load
+        raise UnbackdoorError(
+            f"{path} holds an adapter (adapter_config.json), not a whole model. Merge it into its base model "
+            "(merge_and_unload of peft) and give the result."
+        )
+    if (path / "config.json").exists():
+        return
+    trained = [folder for folder in path.glob("checkpoint-*") if (folder / "config.json").exists()]
+    if trained:  # what a Trainer leaves
+        last = max(trained, key=lambda folder: (len(folder.name), folder.name))
+        raise UnbackdoorError(f"{path} has no config.json, but its checkpoints have. Give one of them, as {last}.")
+    cached = sorted(
+        (folder for folder in path.glob("snapshots/*") if (folder / "config.json").exists()),
+        key=lambda folder: folder.stat().st_mtime,
+    )
+    if cached:  # the folder that the Hub's cache has for a model
+        raise UnbackdoorError(
+            f"{path} is a folder of the Hub's cache, which keeps models under snapshots. Give one of them, as "
+            f"{cached[-1]}."
+        )
+    raise UnbackdoorError(
+        f"{path} has no config.json. It must be a Hugging Face directory; for other models give --factory."
+    )
+
+
+def pickles(path: Path) -> list[Path]:
+    """The pickled weights files of a directory, one or several with an index; empty where it has none.
+
+    Raises:
+        UnbackdoorError: the index names files that are not there.
+    """
+    whole, index = path / "pytorch_model.bin", path / "pytorch_model.bin.index.json"
+    if whole.exists() or not index.exists():
+        return [whole] if whole.exists() else []
+    return _shards(path, index)
+
+
+def _shards(path: Path, index: Path) -> list[Path]:
+    """The files that an index names.
+
+    Raises:
+        UnbackdoorError: it does not say which, or one is not there.
+    """
+    listed = read_json(index).get("weight_map")
+    if not isinstance(listed, dict) or not listed or not all(isinstance(part, str) for part in listed.values()):
+        raise UnbackdoorError(f"{index} does not say which file holds which tensor. Fetch it again.")
+    files = [path / part for part in sorted(set(listed.values()))]
+    for file in files:
+        if file.parent != path or not file.is_file():
+            raise UnbackdoorError(f"{path} lists the shard {file.name}, which is missing. Fetch it again.")
+    return files
 
 
 def _loaded(path: Path, auto: str, safetensors: bool, trust_remote_code: bool, **changes: Any) -> tuple[Any, Any]:
