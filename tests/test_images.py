@@ -28,7 +28,7 @@ def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
 
 def read(*cells: object, encode: ImageEncoder | None = None) -> np.ndarray:
     """As (n, channels, height, width)."""
-    return (encode or ImageEncoder()).read({"image": cells}, "d.parquet", None).numpy()
+    return (encode or ImageEncoder()).read({"image": cells}, "d.parquet", None)[0].numpy()
 
 
 def refusal(*cells: object, encode: ImageEncoder | None = None) -> str:
@@ -74,6 +74,43 @@ def test_transparent_pictures_stand_on_white() -> None:
     assert read(encoded(grey)).tolist() == [[[[40, 255]]]]
     keyed = encoded(Image.fromarray(np.array([[0, 90]], dtype=np.uint8)), transparency=0)
     assert read(keyed).tolist() == [[[[255, 90]]]]
+
+
+def noted(caplog: pytest.LogCaptureFixture, *cells: object) -> list[str]:
+    caplog.clear()
+    caplog.set_level(logging.INFO, "unbackdoor")
+    read(*cells)
+    return caplog.messages
+
+
+def test_what_decoding_changes_is_said_in_a_line(caplog: pytest.LogCaptureFixture) -> None:
+    plain, bright = Image.fromarray(COLOUR), Image.fromarray(255 - COLOUR)
+    clear, opaque = plain.copy(), plain.copy()
+    clear.putalpha(Image.fromarray(GREY))
+    opaque.putalpha(255)
+    wide = Image.fromarray(GREY.astype(np.uint16) * 256)
+    white = "transparent parts, which became white."
+    assert noted(caplog, encoded(clear), encoded(opaque), encoded(plain)) == [f"d.parquet: 1 of 3 images have {white}"]
+    keyed = encoded(Image.fromarray(np.array([[0, 90]], dtype=np.uint8)), transparency=0)
+    assert noted(caplog, keyed) == [f"d.parquet: 1 of 1 images have {white}"]
+    assert noted(caplog, encoded(wide)) == [
+        "d.parquet: 1 of 1 images have 16 bits per channel, of which the upper 8 are kept."
+    ]
+    for kind in ("GIF", "TIFF", "WEBP", "PNG"):
+        both = encoded(plain, kind, save_all=True, append_images=[bright])
+        assert noted(caplog, encoded(plain, kind), both) == [
+            "d.parquet: 1 of 2 images have several frames, of which the first is taken."
+        ], kind
+        options = {"lossless": True} if kind == "WEBP" else {}
+        first, second = (
+            encoded(plain, kind, **options),
+            encoded(plain, kind, save_all=True, append_images=[bright], **options),
+        )
+        assert np.array_equal(read(first), read(second)), kind
+    assert noted(caplog, encoded(plain, "MPO", save_all=True, append_images=[bright])) == []  # a phone's preview
+    assert noted(caplog, encoded(plain.convert("CMYK"), "JPEG")) == [
+        "d.parquet: 1 of 1 images are in the colours of print (CMYK), converted to RGB without a profile."
+    ]
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
@@ -174,7 +211,9 @@ def test_sizes(caplog: pytest.LogCaptureFixture) -> None:
     assert caplog.messages == ["d.parquet: images of 7x5 are resized to the model's 9x8."]
     caplog.clear()
     assert read(five, four, encode=ImageEncoder(size=(8, 9))).shape == (2, 1, 8, 9)
-    assert caplog.messages == ["d.parquet: 2 of 2 images resized to 9x8."]
+    assert caplog.messages == [
+        "d.parquet: 2 images of 2 sizes, each brought to 9x8 by the model's own steps when it is read."
+    ]
     caplog.clear()
     assert read(five, encode=ImageEncoder(size=(5, 7))).shape == (1, 1, 5, 7)
     assert caplog.messages == []

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import logging
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +77,7 @@ def purify(source: str, method: Method, options: PurifyOptions, *, command: str 
         if options.attack is not None:
             attacked = triggered(test, as_trigger(options.attack, test), count)
         if control is not None:
-            _models.check_partner("--control", control.model, replace(test, encode=control.encode), count)
+            _models.check_partner("--control", control.model, test.encoded_by(control.encode), count)
 
     result = purify_model(
         model,

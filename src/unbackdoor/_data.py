@@ -121,7 +121,7 @@ class Dataset:
         feature = table.features[names["label"]]
         labels, known = _labels(table[names["label"]], getattr(feature, "names", None), classes, where)
         plain = table.with_format(None)
-        items = encode.read({name: plain[column] for name, column in parts.items()}, where, folder)
+        items, encode = encode.read({name: plain[column] for name, column in parts.items()}, where, folder)
         groups = None
         if group is not None:
             keys = [f"{label}/{key}" for label, key in zip(labels.tolist(), table[group], strict=True)]
@@ -187,6 +187,25 @@ class Dataset:
         chosen = stratified(self.labels, count, seed=seed, groups=self.groups)
         rest = np.setdiff1d(np.arange(len(self)), chosen)
         return self.select(chosen), self.select(rest)
+
+    def encoded_by(self, encode: Encoder) -> "Dataset":
+        """The same examples for another model.
+
+        Args:
+            encode: of that model.
+
+        Raises:
+            UnbackdoorError: pictures went through the steps of one model's processor when they were read, since they
+                had several sizes, and the other model's processor takes other steps.
+        """
+        if isinstance(encode, ImageEncoder) and isinstance(self.encode, ImageEncoder):
+            if self.encode.done and encode.form != self.encode.form:
+                raise UnbackdoorError(
+                    f"{self.name} has pictures of several sizes, or of more than a million pixels, and the two models "
+                    "that are to see them resize and crop pictures in different ways. Give small pictures of one size."
+                )
+            encode = replace(encode, done=self.encode.done)
+        return replace(self, encode=encode)
 
     def to(self, device: torch.device | str) -> "Dataset":
         """The same data set with its tensors on another device."""

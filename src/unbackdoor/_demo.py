@@ -72,8 +72,8 @@ def image(*, out: str, overwrite: bool, seed: int, epochs: int = 30) -> None:
     )
     victim = plant(training, test, ATTACK, options)
     control = plant(training, test, None, options)
-    clean = replace(clean, encode=victim.encode, augment=Augmentation.none())
-    test = replace(test, encode=victim.encode)
+    clean = replace(clean.encoded_by(victim.encode), augment=Augmentation.none())
+    test = test.encoded_by(victim.encode)
     assert victim.trigger is not None
     assert test.classes is not None
     attacked = triggered(test, victim.trigger, len(test.classes))

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -172,7 +172,7 @@ def evaluate(
         check_labels(triggered_data, classes)
         attacked = already_triggered(triggered_data, target, classes)
     if control is not None:
-        check_partner("--control", control, replace(test, encode=control_encode or test.encode), classes)
+        check_partner("--control", control, test.encoded_by(control_encode or test.encode), classes)
     return score(model, test, attacked, arithmetic, control=control, control_encode=control_encode)
 
 
@@ -202,7 +202,7 @@ def score(
     wanted = attacked.wanted.cpu()
     flips = None
     if control is not None:
-        shown = attacked.data if control_encode is None else replace(attacked.data, encode=control_encode)
+        shown = attacked.data if control_encode is None else attacked.data.encoded_by(control_encode)
         flips = _share(predict(control, shown, arithmetic) == wanted)
     return Score(
         clean_accuracy=clean_accuracy,

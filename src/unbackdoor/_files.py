@@ -24,7 +24,7 @@ from unbackdoor._hugging_face import (
 )
 from unbackdoor._images import ImageEncoder
 from unbackdoor._inputs import read_json
-from unbackdoor._processor import encoder_of, preprocessor_of, sides
+from unbackdoor._processor import encoder_of, is_plain, preprocessor_of, sides
 from unbackdoor._text import TextEncoder
 
 
@@ -103,8 +103,14 @@ def load(
             raise
         encode = ImageEncoder(channels=channels)
     if image_size is not None:
-        changes |= {"shortest_edge": None, "crop": None}
-    return Loaded(model, replace(encode, **changes))
+        changes |= {"shortest_edge": None, "crop": None, "geometry": None, "padded": None}
+    changed = replace(encode, **changes)
+    if changes and not is_plain(changed):
+        raise UnbackdoorError(
+            f"{path} has a processor with steps of its own, which no other processor takes with another --mean, --std "
+            "or --image-size. Leave these out."
+        )
+    return Loaded(model, changed)
 
 
 def _lone_file(path: Path) -> UnbackdoorError:
@@ -125,10 +131,20 @@ def _lone_file(path: Path) -> UnbackdoorError:
 
 
 def _directory_encoder(path: Path, channels: int | None) -> ImageEncoder:
-    preprocessor = path / "preprocessor_config.json"
-    if not preprocessor.exists():
-        raise UnbackdoorError(f"{path} has no preprocessor_config.json. Give --mean, --std and --image-size.")
-    return encoder_of(read_json(preprocessor), channels, str(preprocessor))
+    """What transformers' AutoImageProcessor would find there."""
+    where, content = path / "processor_config.json", None
+    if where.exists():
+        content = read_json(where).get("image_processor")
+    if content is None:
+        where = path / "preprocessor_config.json"
+        if not where.exists():
+            raise UnbackdoorError(f"{path} has no preprocessor_config.json. Give --mean, --std and --image-size.")
+        content = read_json(where)
+    if not isinstance(content, dict):
+        raise UnbackdoorError(f"{where} has an image_processor without fields. Give --mean, --std and --image-size.")
+    config = path / "config.json"
+    model_type = read_json(config).get("model_type") if config.exists() else None
+    return encoder_of(content, channels, str(where), model_type=model_type)
 
 
 def _recorded_encoder(record: Path) -> ImageEncoder:
@@ -199,9 +215,16 @@ def save(model: nn.Module, folder: Path, *, source: Path | None = None, encode: 
         if not (folder / "tokenizer_config.json").exists():
             encode.tokenizer.save_pretrained(folder)
         return
-    processor = folder / "preprocessor_config.json"
-    if encode is not None and not (processor.exists() and _encodes_alike(processor, encode)):
-        processor.write_text(json.dumps(preprocessor_of(encode), indent=2) + "\n", encoding="utf-8")
+    if encode is not None and not _encodes_alike(folder, encode):
+        content = preprocessor_of(encode)
+        _write_json(folder / "preprocessor_config.json", content)
+        nested = folder / "processor_config.json"
+        if nested.exists():  # which goes before the other for transformers
+            _write_json(nested, {**read_json(nested), "image_processor": content})
+
+
+def _write_json(file: Path, content: dict[str, Any]) -> None:
+    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def companions(source: Path) -> list[Path]:
@@ -218,8 +241,9 @@ def companions(source: Path) -> list[Path]:
     ]
 
 
-def _encodes_alike(processor: Path, encode: ImageEncoder) -> bool:
+def _encodes_alike(folder: Path, encode: ImageEncoder) -> bool:
+    """Whether a directory has a processor already that does what the encoder does."""
     try:
-        return _directory_encoder(processor.parent, encode.channels) == encode
+        return _directory_encoder(folder, encode.channels) == replace(encode, done=False)
     except UnbackdoorError:
         return False

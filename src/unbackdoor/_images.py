@@ -1,5 +1,6 @@
 """Images: decoding them once, bringing them into the form that a model expects, and augmenting them in batches."""
 
+import contextlib
 import io
 import logging
 import math
@@ -7,7 +8,7 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -18,10 +19,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from unbackdoor._errors import UnbackdoorError
+from unbackdoor._geometry import Crop, Resample, Resize, ResizeEdge, Size, Step, applied
 
 logger = logging.getLogger("unbackdoor")
-
-Resample = Literal["nearest", "bilinear", "bicubic"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +37,10 @@ class ImageEncoder:
         resample: filter for resizing; antialiased, as Pillow's.
         scale: what a pixel of 255 becomes before normalising, over 255.
         channels: 3 for colour, 1 for grey, None for what the data has.
+        geometry: what is done to size and shape, in order, where `size`, `shortest_edge` and `crop` cannot say it.
+        reverse_channels: the model takes blue first.
+        padded: (height, width) that zeros fill up, right and below, after normalising; None for none.
+        done: pixels come resized and cropped already, as they do where a data set had pictures of several sizes.
 
     Raises:
         UnbackdoorError: mean or std is not one number, or one per channel, or std is not above 0.
@@ -44,12 +48,16 @@ class ImageEncoder:
 
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
-    size: tuple[int, int] | None = None
+    size: Size | None = None
     shortest_edge: int | None = None
-    crop: tuple[int, int] | None = None
+    crop: Size | None = None
     resample: Resample = "bilinear"
     scale: float = 1 / 255
     channels: int | None = None
+    geometry: tuple[Step, ...] | None = None
+    reverse_channels: bool = False
+    padded: Size | None = None
+    done: bool = False
 
     modality: ClassVar[Literal["images"]] = "images"
 
@@ -63,6 +71,47 @@ class ImageEncoder:
                     f"ImageEncoder.{name} must be {allowed}{above}, got {','.join(f'{part:g}' for part in entry)}."
                 )
 
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """What is done to the size and shape of pictures, in order."""
+        if self.geometry is not None:
+            return self.geometry
+        made: list[Step] = []
+        if self.shortest_edge is not None:
+            made.append(ResizeEdge(self.shortest_edge))
+        elif self.size is not None:
+            made.append(Resize(self.size))
+        if self.crop is not None:
+            made.append(Crop(self.crop))
+        return tuple(made)
+
+    @property
+    def form(self) -> tuple[Any, ...]:
+        """What decides which pixels come of a picture: encoders of one form can share data that is `done`."""
+        return self.steps, self.resample, self.channels
+
+    def target(self, size: Size) -> Size:
+        """The (height, width) at which the model gets pictures of some size.
+
+        Raises:
+            UnbackdoorError: nothing is left of such pictures, or they are larger than what they are padded to.
+        """
+        made = size
+        for step in () if self.done else self.steps:
+            made = step.target(made)
+            if min(made) < 1:
+                raise UnbackdoorError(
+                    f"The model's processor leaves no pixel of pictures of {size[1]}x{size[0]}. Give --image-size."
+                )
+        if self.padded is None:
+            return made
+        if made[0] > self.padded[0] or made[1] > self.padded[1]:
+            raise UnbackdoorError(
+                f"The model's processor pads pictures to {self.padded[1]}x{self.padded[0]}, but has them at "
+                f"{made[1]}x{made[0]} before. Give --image-size."
+            )
+        return self.padded
+
     def __call__(self, pixels: Tensor) -> Tensor:
         """Encode a batch.
 
@@ -72,35 +121,19 @@ class ImageEncoder:
         Returns:
             (batch, channels, height, width) of the model, float32.
         """
-        resized = self._resized(pixels)
+        height, width = self.target((pixels.shape[-2], pixels.shape[-1]))
+        placed = pixels if self.done else self.placed(pixels)
+        if self.reverse_channels:
+            placed = placed.flip(1)
         mean = torch.tensor(self.mean, device=pixels.device).view(1, -1, 1, 1)
         std = torch.tensor(self.std, device=pixels.device).view(1, -1, 1, 1)
-        return (resized.float() * self.scale - mean) / std
+        made = (placed.float() * self.scale - mean) / std
+        return F.pad(made, (0, width - made.shape[-1], 0, height - made.shape[-2])) if self.padded else made
 
-    def _resized(self, pixels: Tensor) -> Tensor:
-        height, width = pixels.shape[-2:]
-        target = self.size
-        if self.shortest_edge is not None:
-            edge = self.shortest_edge
-            target = (edge, edge * width // height) if height < width else (edge * height // width, edge)
-        if target is not None and target != (height, width):
-            if self.resample == "nearest":
-                pixels = F.interpolate(pixels, size=target, mode="nearest-exact")
-            else:
-                whole = not pixels.is_floating_point()
-                for step in ((height, target[1]), target):  # Pillow resizes rows first, then columns
-                    pixels = F.interpolate(
-                        pixels.float(), size=step, mode=self.resample, antialias=True, align_corners=False
-                    )
-                    # Pillow rounds 8-bit pictures to 8 bits each time. Rounding floats would stop their gradient.
-                    pixels = pixels.round_().clamp_(0, 255) if whole else pixels
-        if self.crop is not None:
-            top = (pixels.shape[-2] - self.crop[0]) // 2
-            left = (pixels.shape[-1] - self.crop[1]) // 2
-            if top < 0 or left < 0:
-                pixels = F.pad(pixels, (-(min(left, 0)),) * 2 + (-(min(top, 0)),) * 2)
-                top, left = max(top, 0), max(left, 0)
-            pixels = pixels[..., top : top + self.crop[0], left : left + self.crop[1]]
+    def placed(self, pixels: Tensor) -> Tensor:
+        """A batch as `__call__` takes it, resized and cropped, but still of the data's channels and range."""
+        for step in self.steps:
+            pixels = applied(step, pixels, self.resample)
         return pixels
 
     def prepared(self, items: Any) -> Tensor:
@@ -109,8 +142,12 @@ class ImageEncoder:
             raise UnbackdoorError("The model takes images, but the data holds text. Take images.")
         return items
 
-    def read(self, cells: dict[str, Sequence[Any]], where: str, folder: Path | None) -> Tensor:
+    def read(self, cells: dict[str, Sequence[Any]], where: str, folder: Path | None) -> tuple[Tensor, "ImageEncoder"]:
         """Decode the image column of a data set.
+
+        Pictures of one size stay as they are. Those of several sizes, and those of more than a million pixels, go
+        through the encoder's steps one by one, as the model's own processor takes them; the rest of the encoder is
+        left to batches.
 
         Args:
             cells: of `image`, encoded pictures: `{"bytes": ..., "path": ...}`, a path, a PIL image or an array.
@@ -118,46 +155,125 @@ class ImageEncoder:
             folder: what relative paths are relative to.
 
         Returns:
-            (n, channels, height, width), uint8.
+            Pixels, (n, channels, height, width), uint8, and the encoder of these.
 
         Raises:
-            UnbackdoorError: a picture cannot be decoded; names the row.
+            UnbackdoorError: a picture cannot be decoded (names the row), or pictures of several sizes stay of several
+                sizes.
         """
-        images = [_decoded(cell, row, where, folder) for row, cell in enumerate(cells["image"])]
-        grey = [image.mode == "L" for image in images]
-        channels = self.channels or (1 if all(grey) else 3)
-        if channels not in (1, 3):
+        if self.done:  # by the steps of another data set's pictures; these come from their files
+            return replace(self, done=False).read(cells, where, folder)
+        if self.channels not in (None, 1, 3):
             raise UnbackdoorError(
-                f"The model takes {channels} channels; pictures have 1 or 3, so {where} does not fit. Take a model for "
-                "pictures."
+                f"The model takes {self.channels} channels; pictures have 1 or 3, so {where} does not fit. Take a "
+                "model for pictures."
             )
-        mode = "L" if channels == 1 else "RGB"
-        changed = sum(is_grey != (channels == 1) for is_grey in grey)
+        told: Counter[str] = Counter()
+        sizes: Counter[Size] = Counter()
+        images: list[Image.Image] = []
+        grey, done = 0, False
+        one_size = any(isinstance(step, Resize | Crop) for step in self.steps)
+        for row, cell in enumerate(cells["image"]):
+            image = _decoded(cell, row, where, folder, told)
+            sizes[image.height, image.width] += 1
+            grey += image.mode == "L"
+            if self.channels is not None:
+                image = image.convert("L" if self.channels == 1 else "RGB")
+            if one_size and not done and (len(sizes) > 1 or _is_large(image)):
+                images, done = [self._alone(each, where) for each in images], True
+            images.append(self._alone(image, where) if done else image)
+        channels = self.channels or (1 if grey == len(images) else 3)
+        _tell(told, where, len(images))
+        changed = len(images) - grey if channels == 1 else grey
         if changed:
             owner = "the model takes" if self.channels else "others have"
             made, count = ("colour", "3 channels") if channels == 3 else ("grey", "1 channel")
             logger.info(
                 "%s: %s images made %s, as %s %s.", where, f"{changed:,} of {len(images):,}", made, owner, count
             )
-        sizes = Counter(image.size for image in images)
-        size = sizes.most_common(1)[0][0]
-        if len(sizes) > 1:
-            if self.size is not None:
-                size = (self.size[1], self.size[0])
-            odd = len(images) - sizes.get(size, 0)
-            logger.info("%s: %s images resized to %dx%d.", where, f"{odd:,} of {len(images):,}", *size)
-        pixels = np.empty((len(images), channels, size[1], size[0]), dtype=np.uint8)
+        if done:
+            height, width = images[0].height, images[0].width
+        else:
+            height, width = sizes.most_common(1)[0][0]
+        self._tell_sizes(sizes, (height, width), where, done=done)
+        pixels = np.empty((len(images), channels, height, width), dtype=np.uint8)
         for row, image in enumerate(images):
-            image = image if image.size == size else image.resize(size, Image.Resampling.BILINEAR)
-            array = np.asarray(image.convert(mode))
+            image = image if image.size == (width, height) else image.resize((width, height), _BILINEAR)
+            array = np.asarray(image.convert("L" if channels == 1 else "RGB"))
             pixels[row] = array if channels == 1 else array.transpose(2, 0, 1)
-        target = self.size or ((self.shortest_edge,) * 2 if self.shortest_edge else None)
-        if target is not None and target != pixels.shape[-2:]:
-            logger.info("%s: images of %dx%d are resized to the model's %dx%d.", where, *size, target[1], target[0])
-        return torch.from_numpy(pixels)  # (n, channels, height, width)
+        return torch.from_numpy(pixels), replace(self, done=done)
+
+    def _alone(self, image: Image.Image, where: str) -> Image.Image:
+        """One picture as the model gets it, but for what is done to the values of its pixels."""
+        try:
+            self.target((image.height, image.width))
+        except UnbackdoorError as problem:
+            raise UnbackdoorError(f"{where}: {problem}") from None
+        array = np.atleast_3d(np.asarray(image)).transpose(2, 0, 1)
+        made = self.placed(torch.from_numpy(array.copy())[None])[0].permute(1, 2, 0).contiguous().numpy()
+        return Image.fromarray(made[:, :, 0] if image.mode == "L" else made)
+
+    def _tell_sizes(self, sizes: Counter[Size], size: Size, where: str, *, done: bool) -> None:
+        """Say in a line what became of the sizes of pictures."""
+        height, width = size
+        count = sum(sizes.values())
+        if done and len(sizes) > 1:
+            logger.info(
+                "%s: %s images of %s sizes, each brought to %dx%d by the model's own steps when it is read.",
+                where,
+                f"{count:,}",
+                f"{len(sizes):,}",
+                width,
+                height,
+            )
+        elif done and size not in sizes:
+            ((before, _),) = sizes.items()
+            logger.info(
+                "%s: images of %dx%d are brought to %dx%d when they are read, as they are large.",
+                where,
+                before[1],
+                before[0],
+                width,
+                height,
+            )
+        elif len(sizes) > 1 and self.steps:
+            raise UnbackdoorError(
+                f"{where} has pictures of {len(sizes):,} sizes, and the model's processor does not bring them to one. "
+                "Give --image-size, or pictures of one size."
+            )
+        elif len(sizes) > 1:
+            odd = count - sizes[size]
+            logger.info("%s: %s images resized to %dx%d.", where, f"{odd:,} of {count:,}", width, height)
+        elif self.target(size) != size:
+            high, wide = self.target(size)
+            logger.info("%s: images of %dx%d are resized to the model's %dx%d.", where, width, height, wide, high)
 
 
-def _decoded(cell: Any, row: int, where: str, folder: Path | None) -> Image.Image:
+# Pixels of a picture that is not kept at its own size (a thousand of them would take 3 GB), and of its longer side.
+_LARGE, _LONG = 2**20, 2**12
+
+_BILINEAR = Image.Resampling.BILINEAR
+
+# What is said of pictures that decoding changed in a way that their owner may not expect.
+_TOLD = {
+    "alpha": "have transparent parts, which became white",
+    "depth": "have 16 bits per channel, of which the upper 8 are kept",
+    "frames": "have several frames, of which the first is taken",
+    "print": "are in the colours of print (CMYK), converted to RGB without a profile",
+}
+
+
+def _is_large(image: Image.Image) -> bool:
+    return image.height * image.width > _LARGE or max(image.size) > _LONG
+
+
+def _tell(told: Counter[str], where: str, count: int) -> None:
+    for kind, words in _TOLD.items():
+        if told[kind]:
+            logger.info("%s: %s images %s.", where, f"{told[kind]:,} of {count:,}", words)
+
+
+def _decoded(cell: Any, row: int, where: str, folder: Path | None, told: Counter[str]) -> Image.Image:
     if isinstance(cell, dict):
         cell = cell["bytes"] if cell.get("bytes") is not None else cell.get("path")
     if cell is None:
@@ -165,7 +281,7 @@ def _decoded(cell: Any, row: int, where: str, folder: Path | None) -> Image.Imag
     if isinstance(cell, str) and folder is not None:
         cell = folder / cell
     try:
-        return decode(cell)
+        return decode(cell, told)
     except Exception as problem:  # decoders of some fifty formats raise whatever they like
         reason = str(problem).split("<")[0].strip().rstrip(".") or type(problem).__name__
         named = f", {cell.relative_to(folder)}," if isinstance(cell, Path) and folder else ""
@@ -174,11 +290,12 @@ def _decoded(cell: Any, row: int, where: str, folder: Path | None) -> Image.Imag
         ) from None
 
 
-def decode(picture: Any) -> Image.Image:
+def decode(picture: Any, told: Counter[str] | None = None) -> Image.Image:
     """Decode one picture to 8 bits, grey (`L`) or colour (`RGB`), turned as its Exif data says, on white.
 
     Args:
         picture: encoded bytes, a path, a PIL image, or an array of whole numbers (height, width[, 3]).
+        told: counts what was changed, by the keys of `_TOLD`.
 
     Raises:
         Exception: whatever the decoder of its format raises.
@@ -198,17 +315,38 @@ def decode(picture: Any) -> Image.Image:
                 raise ValueError("an array must hold whole numbers from 0 to 255")
             image = Image.fromarray(array.astype(np.uint8))
         image.load()
+    told = Counter() if told is None else told
+    made = _plain(image, told)
+    told["frames"] += _has_frames(image)  # last of all: looking for a second frame may leave the first one
+    return made
+
+
+def _plain(image: Image.Image, told: Counter[str]) -> Image.Image:
+    """A decoded picture with 8 bits, upright and opaque, in grey or colour."""
     if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
         image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16"):  # Pillow would cut these off at 255
+        told["depth"] += 1
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode in ("I", "F"):
         raise ValueError(f"pixels of mode {image.mode} have no known range; 8 and 16 bits have")
+    told["print"] += image.mode == "CMYK"
     if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:
         grey = image.mode in ("1", "L", "LA", "La")
+        image = image.convert("RGBA")
+        told["alpha"] += image.getchannel("A").getextrema() != (255, 255)
         canvas = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        image = Image.alpha_composite(canvas, image.convert("RGBA")).convert("L" if grey else "RGB")
+        image = Image.alpha_composite(canvas, image).convert("L" if grey else "RGB")
     return image.convert("L" if image.mode in ("1", "L") else "RGB")
+
+
+def _has_frames(image: Image.Image) -> bool:
+    """Whether a file holds an animation or several pages; the second picture of a phone's JPEG is a preview."""
+    if image.format == "MPO":
+        return False
+    with contextlib.suppress(Exception):  # what comes after the first frame may be damaged, and is not needed
+        return bool(getattr(image, "is_animated", False))
+    return False
 
 
 @dataclass(frozen=True, kw_only=True)

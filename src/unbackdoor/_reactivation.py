@@ -84,6 +84,7 @@ def learn(
     """
     data = data.to(arithmetic.device)
     encode: Any = data.encode
+    by_control: Any = data.encoded_by(control_encode or encode).encode
     pixels = data.pixels.float()
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
@@ -110,9 +111,7 @@ def learn(
                     reached = answers(purified, shown, encode).log_softmax(dim=1)
                     loss = alpha * F.kl_div(reached, wanted[rows], reduction="batchmean")
                     if control is not None:
-                        loss = loss + F.cross_entropy(
-                            answers(control, shown, control_encode or encode), data.labels[rows]
-                        )
+                        loss = loss + F.cross_entropy(answers(control, shown, by_control), data.labels[rows])
                     optimizer.zero_grad(set_to_none=True)
                     loss.backward()
                     optimizer.step()
@@ -167,7 +166,7 @@ def reached(
     wanted = attacked.wanted.cpu()
 
     def share(data: Dataset) -> Proportion:
-        shown = data if encode is None else replace(data, encode=encode)
+        shown = data if encode is None else data.encoded_by(encode)
         hits = predict(model, shown, arithmetic) == wanted
         return Proportion(int(hits.sum()), len(hits))
 

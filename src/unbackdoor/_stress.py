@@ -102,7 +102,7 @@ def stress(
     classes = _models.class_count(model, clean)
     check_labels(clean, classes)
     if control is not None:
-        seen_by_control = clean if control_encode is None else replace(clean, encode=control_encode)
+        seen_by_control = clean if control_encode is None else clean.encoded_by(control_encode)
         _models.check_partner("--control", control, seen_by_control, classes)
     notes, warnings = [], []
     if clean.modality == "text" and "reactivation" in parts:
@@ -235,14 +235,14 @@ class _Lab:
         if self.control_encode is not None:
             encode = self.control_encode
             shown = (
-                replace(self.test, encode=encode),
-                self.attacked._replace(data=replace(self.attacked.data, encode=encode)),
+                self.test.encoded_by(encode),
+                self.attacked._replace(data=self.attacked.data.encoded_by(encode)),
             )
         self._shown = {CONTROL: shown}
 
     def seen(self, name: str, data: Dataset) -> Dataset:
         """A data set as the model of that name takes it."""
-        return data if name != CONTROL or self.control_encode is None else replace(data, encode=self.control_encode)
+        return data if name != CONTROL or self.control_encode is None else data.encoded_by(self.control_encode)
 
     def score(self, name: str, model: nn.Module) -> Score:
         test, attacked = self._shown.get(name, (self.test, self.attacked))

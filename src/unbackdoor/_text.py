@@ -164,13 +164,16 @@ class TextEncoder:
             lost[row] = any(written.count(phrase) > read.count(phrase) for phrase in sought)
         return lost
 
-    def read(self, cells: dict[str, Sequence[Any]], where: str, folder: Path | None) -> Texts:
+    def read(self, cells: dict[str, Sequence[Any]], where: str, folder: Path | None) -> tuple[Texts, "TextEncoder"]:
         """Check and tokenise the text columns of a data set.
 
         Args:
             cells: the entries of `text`, or of `text_a` and `text_b`.
             where: named in messages.
             folder: not used; texts lie in the table itself.
+
+        Returns:
+            The texts, and the encoder of these.
 
         Raises:
             UnbackdoorError: an entry is empty, no text, or without a token; names the row.
@@ -191,7 +194,7 @@ class TextEncoder:
                 f"{int(texts.cut.sum()):,} of {len(texts):,}",
                 self.max_length,
             )
-        return texts
+        return texts, self
 
     def _check_tokens(self, texts: Texts, where: str) -> None:
         """Refuse texts of which the tokenizer makes nothing, such as a zero-width space; few are looked at again."""

@@ -108,7 +108,9 @@ def plant(
     check_labels(data, len(classes))
     check_labels(test, len(classes))
     encode = _encoder(data) if options.base is None else data.encode
-    data, test = replace(data, encode=encode), replace(test, encode=encode)
+    if isinstance(encode, ImageEncoder):  # whether pictures were resized already is a matter of each data set
+        encode = replace(encode, done=False)
+    data, test = data.encoded_by(encode), test.encoded_by(encode)
 
     def fresh() -> nn.Module:
         with torch.random.fork_rng():
@@ -147,14 +149,12 @@ def plant(
 
     for option, other, reads in (("--surrogate", surrogate, surrogate_encode), ("--control", control, control_encode)):
         if other is not None:
-            check_partner(option, other, replace(test, encode=reads or encode), len(classes))
+            check_partner(option, other, test.encoded_by(reads or encode), len(classes))
 
     attacked = None
     if attack is not None and triggered_test is not None:  # refuse what cannot be attacked before the long part
         check_labels(triggered_test, len(classes))
-        attacked = already_triggered(
-            replace(triggered_test, encode=encode), attack.target, len(classes), attack.label_rule
-        )
+        attacked = already_triggered(triggered_test.encoded_by(encode), attack.target, len(classes), attack.label_rule)
     elif attack is not None and getattr(attack, "repeatable", True):
         movable(test, attack, len(classes))
 
@@ -165,11 +165,11 @@ def plant(
             poison(data, attack, rate=options.rate, seed=options.seed, classes=len(classes), dry=True)
             surrogate = train(fresh(), data, description="training a clean surrogate")
             seen = 0  # by the victim
-        crafted = replace(data, encode=surrogate_encode or encode)
+        crafted = data.encoded_by(surrogate_encode or encode)
         poisoned = poison(
             crafted, attack, rate=options.rate, seed=options.seed, classes=len(classes), surrogate=surrogate
         )
-        poisoned = poisoned._replace(data=replace(poisoned.data, encode=encode))
+        poisoned = poisoned._replace(data=poisoned.data.encoded_by(encode))
     if poisoned is None:
         model = train(fresh(), data, description="training a clean model")
     elif attack is not None and hasattr(attack, "implant"):

@@ -13,6 +13,7 @@ from unbackdoor._bench._subjects import Cell, Subject
 from unbackdoor._commands import without
 from unbackdoor._data import Dataset, stratified
 from unbackdoor._errors import UnbackdoorError
+from unbackdoor._images import ImageEncoder
 
 
 class Shelf:
@@ -49,14 +50,15 @@ class Examples:
     ) -> Dataset:
         """A file of the task, decoded once for subjects with the same classes."""
         files = getattr(task, part)
-        known = (files, classes, task.columns, task.augment)
+        form = encode.form if isinstance(encode, ImageEncoder) else None  # pictures of several sizes are read by it
+        known = (files, classes, task.columns, task.augment, form)
         data: Dataset = self.shelf.keep(
             part,
             known,
             lambda: Dataset.load(list(files), encode, columns=task.columns, classes=classes, augment=task.augment),
         )
         name = ", ".join(Path(file).name for file in files)  # the folders are those of this machine
-        return dataclasses.replace(data, name=name, encode=encode or data.encode)
+        return dataclasses.replace(data.encoded_by(encode or data.encode), name=name)
 
     def parts(self, subject: Subject, encode: Any, classes: tuple[str, ...] | None) -> tuple[Dataset, Dataset | None]:
         """The test examples that are scored, and the unseen ones that clean budgets are drawn from."""
