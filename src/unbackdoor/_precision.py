@@ -43,7 +43,9 @@ class Arithmetic:
     def place(self, model: nn.Module) -> nn.Module:
         """Move a model to the device and layout, in place."""
         model.to(self.device)
-        if self.channels_last and any(isinstance(module, nn.Conv2d) for module in model.modules()):
+        if not self.channels_last:
+            relayout_(model, torch.contiguous_format)
+        elif any(isinstance(module, nn.Conv2d) for module in model.modules()):
             relayout_(model, torch.channels_last)
         return model
 
@@ -59,18 +61,19 @@ class Arithmetic:
         try:
             yield self.place(model)
         finally:
-            model.to(home)
-            if contiguous:
-                relayout_(model, torch.contiguous_format)
+            relayout_(model.to(home), torch.contiguous_format if contiguous else torch.channels_last)
 
     def lay(self, inputs: Tensor | Tokens) -> Tensor | Tokens:
         """Inputs in the type and layout of the model; token ids have neither."""
         if isinstance(inputs, Tokens):
             return inputs
         inputs = inputs.to(self.dtype)
-        if self.channels_last and inputs.ndim == 4:
+        if inputs.ndim != 4:
+            return inputs
+        if self.channels_last:
             return inputs.contiguous(memory_format=torch.channels_last)
-        return inputs
+        # Not `contiguous`: where one channel makes both layouts the same, it keeps NHWC strides, which decide.
+        return inputs.to(memory_format=torch.contiguous_format)
 
     @property
     def evaluation_batch(self) -> int:
@@ -83,14 +86,38 @@ def relayout_(model: nn.Module, layout: torch.memory_format) -> nn.Module:
     return model.to(memory_format=layout)  # type: ignore[call-overload, no-any-return]
 
 
+def faulty_in_channels_last(model: nn.Module) -> bool:
+    """Whether a convolution of the model is trained wrongly on a processor in channels_last.
+
+    oneDNN issue 6035 (https://github.com/uxlfoundation/oneDNN/issues/6035): the float32 gradient of the weights of a
+    1x1 convolution with a stride writes past its workspace where there are fewer input channels than the instruction
+    set has in a block, 8 under AVX2 and 16 under AVX-512. Memory is overwritten: wrong gradients, crashes, endless
+    loops. A transposed convolution swaps inputs and outputs, so there the output channels count; in both it is the
+    second dimension of the weight. One channel and groups were never seen to fail, but are not told apart: what is
+    spared costs a little speed in networks that nobody has. The weight of a convolution that is no module of its own
+    does not tell its stride, so there the shape is enough.
+
+    Seen with torch 2.13.0 (oneDNN 3.12.0); look again when torch comes with a oneDNN in which that issue is closed:
+    `tests/test_layout.py` says what it does.
+    """
+    return any(_faulty_in_channels_last(module) for module in model.modules())
+
+
+def _faulty_in_channels_last(module: nn.Module) -> bool:
+    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+        return module.kernel_size == (1, 1) and module.stride != (1, 1) and module.weight.shape[1] < 16
+    own = (parameter.shape for parameter in module.parameters(recurse=False) if parameter.ndim == 4)
+    return any(shape[2:] == (1, 1) and 1 < shape[1] < 16 for shape in own)
+
+
 def choose(model: nn.Module, device: str | torch.device | None = None, precision: Precision = "auto") -> Arithmetic:
     """The fastest arithmetic that the hardware has and that accuracy does not suffer from.
 
     Args:
         model: one in float64 is computed as it is, and so is one in float16 or bfloat16 on a GPU.
         device: None takes a GPU where there is one.
-        precision: `auto` is channels_last, and bfloat16 autocast where the hardware multiplies bfloat16; `bf16`
-            insists on it, `fp32` switches both off.
+        precision: `auto` is channels_last (except for a model that is faulty in it), and bfloat16 autocast where the
+            hardware multiplies bfloat16; `bf16` insists on it, `fp32` switches both off.
 
     Raises:
         UnbackdoorError: an unknown or absent device.
@@ -115,7 +142,8 @@ def choose(model: nn.Module, device: str | torch.device | None = None, precision
     if precision == "bf16" and overflows:
         raise UnbackdoorError(f"--precision bf16 is more than {type(model).__name__} can do. Take auto or fp32.")
     fast = precision == "bf16" or (precision == "auto" and _multiplies_bf16(where) and not overflows)
-    return Arithmetic(where, bf16=fast, channels_last=precision != "fp32", widen=widen)
+    safe = where.type != "cpu" or not faulty_in_channels_last(model)
+    return Arithmetic(where, bf16=fast, channels_last=precision != "fp32" and safe, widen=widen)
 
 
 def _multiplies_bf16(device: torch.device) -> bool:
