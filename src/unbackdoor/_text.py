@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from unbackdoor._errors import UnbackdoorError
+from unbackdoor._errors import UnbackdoorError, printable
 
 logger = logging.getLogger("unbackdoor")
 
@@ -218,8 +218,17 @@ def _has_letter(text: str) -> bool:
     return any(map(str.isalnum, text))
 
 
-def columns_of(present: Sequence[str], encode: TextEncoder, given: dict[str, str], where: str) -> dict[str, str]:
+def columns_of(
+    present: Sequence[str], encode: TextEncoder, given: dict[str, str], where: str, hint: str = ""
+) -> dict[str, str]:
     """Which columns of a data set hold the texts: our name to the data's name.
+
+    Args:
+        present: the columns of the data.
+        encode: of the model.
+        given: the names that the user told.
+        where: named in messages.
+        hint: another way out where a column is missing.
 
     Raises:
         UnbackdoorError: there is no such column, or the model was trained on pairs and the data has single texts, or
@@ -241,13 +250,13 @@ def columns_of(present: Sequence[str], encode: TextEncoder, given: dict[str, str
             raise UnbackdoorError(f"The model was trained on {kind}, but {where} holds {came}. Take data of its task.")
         if "image" in present:
             raise UnbackdoorError(
-                f"{where} holds images ({', '.join(present)}), but texts are needed. Take a data set with texts."
+                f"{where} holds images ({printable(', '.join(present), 300)}), but texts are needed. Take a data set with texts."
             )
         column = given.get(missing[0], missing[0])
         pairs = ", or pairs by --columns text_a=NAME,text_b=NAME" if wanted == single and encode.columns is None else ""
         raise UnbackdoorError(
-            f"{where} has no column {column!r}; it has {', '.join(present)}. Name it by --columns {missing[0]}=NAME"
-            f"{pairs}."
+            f"{where} has no column {column!r}; it has {printable(', '.join(present), 300)}. Name it by --columns {missing[0]}=NAME"
+            f"{pairs}{hint}."
         )
     return {name: given.get(name, name) for name in wanted}
 
