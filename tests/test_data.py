@@ -251,9 +251,9 @@ def test_missing_unknown_and_broken_files(tmp_path: Path) -> None:
         f"{tmp_path}/no.parquet does not exist; DATA is a file or a folder with labelled examples."
     )
     assert refusal(tmp_path / "no-*.parquet").startswith(f"{tmp_path}/no-*.parquet does not exist;")
-    (tmp_path / "d.xlsx").write_text("")
-    assert refusal(tmp_path / "d.xlsx") == (
-        f"{tmp_path}/d.xlsx is of no known kind; DATA is .parquet, .csv, .tsv, .json, .jsonl, .arrow, an image folder "
+    (tmp_path / "d.docx").write_text("")
+    assert refusal(tmp_path / "d.docx") == (
+        f"{tmp_path}/d.docx is of no known kind; DATA is .parquet, .csv, .tsv, .json, .jsonl, .arrow, an image folder "
         "or a saved data set."
     )
     for name in ("d.parquet", "d.jsonl"):

@@ -98,7 +98,7 @@ class Dataset:
             raise UnbackdoorError(f"--columns must name {allowed}, got {strange}. Leave that one out.")
         label = given.get("label", "label")
         tables = opened(source, where, label=label, classes=classes)
-        present = list(tables[0].cells) if tables else []
+        present = [*tables[0].cells, *tables[0].twice] if tables else []
         if not tables or not any(len(cells) for table in tables for cells in table.cells.values()):
             raise UnbackdoorError(f"{where} has no rows; at least one labelled example is needed.")
         if isinstance(encode, TextEncoder):

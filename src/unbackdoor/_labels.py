@@ -88,7 +88,7 @@ def matched(labels: Mapping[str, int | None], classes: Sequence[str], where: str
                 f"{where} has the labels True and False, but the model's classes are {', '.join(classes)}, in this "
                 "order. Write these names as labels, so that nothing is mistaken."
             )
-        meaning, how = {text: _TRUTH[text.casefold()] for text in labels}, "read as False = 0 and True = 1"
+        meaning, how = {text: _TRUTH[text.casefold()] for text in labels}, "read as the model's class indices"
     else:
         strange = next(text for text, number in named.items() if number is None)
         if strange in classes or alike(strange) in map(alike, classes):
@@ -96,9 +96,10 @@ def matched(labels: Mapping[str, int | None], classes: Sequence[str], where: str
                 f"{where} has its classes in another order than the model, which has two of one name. Give labels as "
                 "the model's numbers."
             )
+        some = ", ".join([*map(printable, classes[:10]), *["..."] * (len(classes) > 10)])
         raise UnbackdoorError(
-            f"{where} has the class {_shown(strange)}, which the model does not know; its classes are "
-            f"{', '.join(map(printable, classes[:10]))}{', ...' if len(classes) > 10 else ''}. Rename the classes, or take other data."
+            f"{where} has the class {_shown(strange)}, which the model does not know; its classes are {some}. Rename "
+            "the classes, or take other data."
         )
     told = [
         f"{printable(text)} = {number}"
@@ -157,10 +158,10 @@ def _meaning(labels: Mapping[str, Any], where: str) -> tuple[dict[str, int], tup
         return _by_pattern(labels), None
     if all(text.casefold() in _TRUTH for text in labels):
         return {text: _TRUTH[text.casefold()] for text in labels}, ("False", "True")
-    number = next((text for text in labels if _is_number(text)), None)
-    if number is not None:
+    numbers = sorted(filter(_is_number, labels), key=lambda text: _NUMERAL.fullmatch(text) is not None)
+    if numbers:
         raise UnbackdoorError(
-            f"{where} has the label {_shown(number)}; labels must be whole numbers or class names, and of one kind "
+            f"{where} has the label {_shown(numbers[0])}; labels must be whole numbers or class names, and of one kind "
             "(a number to predict is not supported)."
         )
     spellings: dict[str, str] = {}

@@ -248,15 +248,13 @@ def columns_of(
         if encode.columns is not None and all(given.get(name, name) in present for name in other):
             kind, came = ("pairs of texts", "single texts") if wanted == pair else ("single texts", "pairs of texts")
             raise UnbackdoorError(f"The model was trained on {kind}, but {where} holds {came}. Take data of its task.")
+        held = printable(", ".join(present), 300)
         if "image" in present:
-            raise UnbackdoorError(
-                f"{where} holds images ({printable(', '.join(present), 300)}), but texts are needed. Take a data set with texts."
-            )
+            raise UnbackdoorError(f"{where} holds images ({held}), but texts are needed. Take a data set with texts.")
         column = given.get(missing[0], missing[0])
         pairs = ", or pairs by --columns text_a=NAME,text_b=NAME" if wanted == single and encode.columns is None else ""
         raise UnbackdoorError(
-            f"{where} has no column {column!r}; it has {printable(', '.join(present), 300)}. Name it by --columns {missing[0]}=NAME"
-            f"{pairs}{hint}."
+            f"{where} has no column {column!r}; it has {held}. Name it by --columns {missing[0]}=NAME{pairs}{hint}."
         )
     return {name: given.get(name, name) for name in wanted}
 
