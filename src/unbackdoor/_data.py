@@ -118,7 +118,7 @@ class Dataset:
             raise UnbackdoorError(f"{where} has files that name their classes otherwise. Give them one by one.")
         labels, known = class_numbers(_joined(tables, label), stands_for, classes, where)
         _check_names_beside(tables, label, labels, known, where)
-        cells = {name: _joined(tables, column) for name, column in parts.items()}
+        cells: dict[str, Sequence[Any]] = {name: _joined(tables, column) for name, column in parts.items()}
         items, encode = encode.read(cells, where, tables[0].folder)
         groups = None
         if group is not None:
