@@ -17,8 +17,10 @@ from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from unbackdoor._checkpoints import check_finite
 from unbackdoor._data import Dataset, Items
 from unbackdoor._errors import UnbackdoorError, printable
+from unbackdoor._inputs import MEBIBYTE, RECORD, check_file, exists, read_file, read_json, reader
 from unbackdoor._registry import find, to_json
 from unbackdoor._text import TextEncoder, Texts
 from unbackdoor.attacks import REGISTRY
@@ -28,6 +30,8 @@ logger = logging.getLogger("unbackdoor")
 LabelRule = Literal["all-to-one", "all-to-all", "clean-label"]
 
 FORMAT = 1  # of attack.json
+
+_ARRAYS = 1024 * MEBIBYTE  # of a trigger: a few pictures or texts
 
 
 @runtime_checkable
@@ -465,7 +469,7 @@ def _check_fits(trigger: Trigger, data: Dataset) -> None:
     blank = torch.zeros(1, *data.shape)
     try:
         shape = trigger.attack.apply(blank, trigger.arrays).shape
-    except (RuntimeError, LookupError, TypeError, ValueError):  # of tensors that do not fit each other, or are absent
+    except Exception:  # of tensors that do not fit each other, or are absent
         shape = None
     if shape != blank.shape:
         raise UnbackdoorError(
@@ -519,6 +523,7 @@ def _digest(description: dict[str, Any]) -> str:
     return hashlib.sha256(plain.encode()).hexdigest()
 
 
+@reader("path")
 def load_trigger(path: str | Path) -> Trigger:
     """Rebuild the trigger of an `attack.json`, exactly.
 
@@ -530,20 +535,22 @@ def load_trigger(path: str | Path) -> Trigger:
 
     path = Path(path)
     path = path / "attack.json" if path.is_dir() else path
-    if not path.is_file():
+    if not exists(path):
         raise UnbackdoorError(f"{path} does not exist; --attack takes the attack.json that unbackdoor attack wrote.")
+    check_file(path, RECORD)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         version, name = content["format"], content["attack"]["name"]
         parameters = {str(field): given for field, given in content["attack"]["parameters"].items()}
         arrays_path, digest = path.parent / Path(content["trigger"]["file"]).name, content["trigger"]["sha256"]
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+    except (UnbackdoorError, ValueError, LookupError, TypeError, AttributeError):
         raise UnbackdoorError(
             f"{path} is no attack.json that unbackdoor attack wrote. Plant the attack again."
         ) from None
     if version != FORMAT:
         raise UnbackdoorError(
-            f"{path} has format {version}, this version reads {FORMAT}. Take the version of unbackdoor that wrote it."
+            f"{path} has format {printable(version)}, this version reads {FORMAT}. Take the version of unbackdoor that "
+            "wrote it."
         )
     changed = UnbackdoorError(
         f"{path} was changed after unbackdoor attack wrote it. Take the original, or plant the attack again."
@@ -552,9 +559,9 @@ def load_trigger(path: str | Path) -> Trigger:
         raise UnbackdoorError(f"{path} belongs to a clean control, which has no trigger. Give a victim's attack.json.")
     if content.get("sha256") != _digest(content):
         raise changed
-    if not arrays_path.is_file():
+    if not exists(arrays_path):
         raise UnbackdoorError(f"{path} needs {arrays_path.name} beside it, which is missing. Copy both.")
-    stored = arrays_path.read_bytes()
+    stored = read_file(arrays_path, _ARRAYS)
     if hashlib.sha256(stored).hexdigest() != digest:
         raise UnbackdoorError(f"{arrays_path} is not the file that {path.name} was written with. Copy both again.")
     attack = _attack_class(str(name), path)(**parameters)
@@ -562,16 +569,18 @@ def load_trigger(path: str | Path) -> Trigger:
     if recorded != (attack.target, attack.label_rule):
         raise changed
     try:
-        return Trigger(attack, load(stored))
+        arrays = load(stored)
     except SafetensorError as problem:
-        raise UnbackdoorError(f"{arrays_path} is no safetensors file ({problem}). Copy it again.") from None
+        raise UnbackdoorError(f"{arrays_path} is no safetensors file ({printable(problem)}). Copy it again.") from None
+    check_finite(arrays, str(arrays_path))
+    return Trigger(attack, arrays)
 
 
 def victim_of(folder: Path) -> str | None:
     """The attack whose victim a directory holds; None for a clean control, and for what `attack` did not write."""
     try:
-        name = json.loads((folder / "attack.json").read_text(encoding="utf-8"))["attack"]["name"]
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        name = read_json(folder / "attack.json")["attack"]["name"]
+    except (UnbackdoorError, LookupError, TypeError):
         return None
     return None if name == "none" else printable(str(name))
 
@@ -584,8 +593,8 @@ def _attack_class(name: str, path: Path) -> Any:
     found = getattr(sys.modules.get(module), attribute, None)
     if not (isinstance(found, type) and dataclasses.is_dataclass(found) and hasattr(found, "apply")):
         raise UnbackdoorError(
-            f"{path} names the attack {name}, which is not one of unbackdoor's own and is not imported here. Score it "
-            "in Python, after importing its class."
+            f"{path} names the attack {printable(name)}, which is not one of unbackdoor's own and is not imported "
+            "here. Score it in Python, after importing its class."
         )
     return found
 

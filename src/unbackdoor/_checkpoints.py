@@ -18,12 +18,21 @@ import torch
 from torch import Tensor
 
 from unbackdoor._errors import SENTENCE, UnbackdoorError, printable
+from unbackdoor._inputs import MEBIBYTE, check_file, open_file, reading
 
 logger = logging.getLogger("unbackdoor")
 
 _BYTES = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
     "U16": 2, "U32": 4, "U64": 8, "F8_E4M3": 1, "F8_E5M2": 1,
+}  # fmt: skip
+
+_HEADER = 16 * MEBIBYTE  # of a safetensors file; 100 bytes or so per tensor are usual
+_INDEX = 16 * MEBIBYTE  # the pickle in a PyTorch file that says which tensor lies where
+
+_NUMBERS = {
+    torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16, torch.int8,
+    torch.uint8, torch.bool, torch.uint16, torch.uint32, torch.uint64,
 }  # fmt: skip
 
 # Where trainers put the weights when they save more than the weights, the likeliest first.
@@ -60,8 +69,9 @@ def read_weights(path: Path, own: Mapping[str, Tensor] | None = None) -> dict[st
         UnbackdoorError: the file is missing, damaged, holds something other than tensors, or has a value that is not
             finite.
     """
-    if not path.is_file():
+    if not path.exists():
         raise UnbackdoorError(f"{path} does not exist; a weights file (.safetensors, .pt, .pth, .bin) is expected.")
+    length = check_file(path).stat().st_size
     program = foreign(path)
     if program is not None:
         raise UnbackdoorError(
@@ -69,6 +79,7 @@ def read_weights(path: Path, own: Mapping[str, Tensor] | None = None) -> dict[st
             "Convert it, or ask its owner for model.safetensors."
         )
     weights = _safetensors(path) if path.suffix == ".safetensors" else _pickle(path, own)
+    check_plain(weights, str(path), length)
     check_finite(weights, path.name)
     return weights
 
@@ -148,35 +159,84 @@ def _exchanged(own: Mapping[str, Tensor], stored: dict[str, Tensor]) -> dict[tup
     return {way: weights for way, weights in made.items() if not lacking(own, weights)}
 
 
-def check_finite(weights: dict[str, Tensor], where: str) -> None:
-    """Refuse NaN and infinite weights."""
+def check_plain(weights: dict[str, Tensor], where: str, length: int) -> None:
+    """Refuse tensors that are no plain numbers in memory, and those that say that they are larger than their file.
+
+    Args:
+        weights: by name.
+        where: named in messages.
+        length: of the file, in bytes.
+
+    Raises:
+        UnbackdoorError: names the first one.
+    """
+    total = 0
     for name, tensor in weights.items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+        check_kind(name, tensor, where)
+        # Shared tensors count once each; a stride of 0 makes a tensor of any size of one number.
+        total += tensor.numel() * tensor.element_size()
+        if total > 64 * length + MEBIBYTE:
             raise UnbackdoorError(
-                f"{where} has values that are not finite in {name}; finite weights are expected. Fetch it again, or "
-                "ask its owner for a working model."
+                f"{where} has {length:,} bytes, but its tensors up to {printable(name)} say that they have {total:,}. "
+                "Fetch it again."
             )
 
 
-def check_safetensors(path: Path) -> set[str]:
+def check_kind(name: str, tensor: Tensor, where: str) -> None:
+    """Refuse a tensor that is no array of real numbers on the CPU."""
+    kind = _oddity(tensor)
+    if kind is not None:
+        raise UnbackdoorError(
+            f"{where} holds {printable(name)} as {kind}; plain numbers are expected (float64, float32, float16, "
+            "bfloat16, whole numbers). Save the model as such."
+        )
+
+
+def _oddity(tensor: Tensor) -> str | None:
+    """What a tensor is that is not an array of numbers on the CPU."""
+    if tensor.is_nested:
+        return "a nested tensor"
+    if tensor.layout != torch.strided:
+        return "a sparse tensor"
+    if tensor.is_quantized:
+        return "a quantised tensor"
+    if tensor.device.type != "cpu":
+        return f"a tensor without numbers (on the device {tensor.device.type})"
+    if tensor.dtype not in _NUMBERS:
+        return str(tensor.dtype).removeprefix("torch.")
+    return None
+
+
+def check_finite(weights: dict[str, Tensor], where: str) -> None:
+    """Refuse NaN and infinite weights, and tensors that are no plain numbers in memory."""
+    for name, tensor in weights.items():
+        check_kind(name, tensor, where)
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise UnbackdoorError(
+                f"{where} has values that are not finite in {printable(name)}; finite weights are expected. Fetch it "
+                "again, or ask its owner for a working model."
+            )
+
+
+def check_safetensors(path: Path) -> dict[str, tuple[int, ...]]:
     """Refuse a safetensors file whose header and length do not agree, before anything is mapped.
 
     Returns:
-        The names of its tensors.
+        The shapes of its tensors, by name.
 
     Raises:
         UnbackdoorError: says which of the two it is.
     """
-    length = path.stat().st_size
+    length = check_file(path).stat().st_size
     again = "Fetch it again."
-    with path.open("rb") as file:
+    with open_file(path) as file:
         start = file.read(8)
         if len(start) < 8:
             raise UnbackdoorError(
                 f"{path} ends early: a safetensors file has at least 8 bytes, it has {length}. {again}"
             )
         (header_length,) = struct.unpack("<Q", start)
-        if header_length > min(100_000_000, max(length - 8, 0)):
+        if header_length > min(_HEADER, max(length - 8, 0)):
             raise UnbackdoorError(
                 f"{path} is not a safetensors file, or ends inside its header ({header_length:,} bytes promised, "
                 f"{length:,} in the file). {again}"
@@ -187,12 +247,19 @@ def check_safetensors(path: Path) -> set[str]:
             end = max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
             for name, entry in tensors.items():
                 begin, stop = entry["data_offsets"]
+                if entry["dtype"] not in _BYTES and entry["dtype"].startswith(("C64", "F4", "F6_", "F8_")):
+                    raise UnbackdoorError(
+                        f"{path} holds {printable(name)} as {printable(entry['dtype'])}; plain numbers are expected "
+                        "(float64, float32, float16, bfloat16, whole numbers). Save the model as such."
+                    )
+                if len(entry["shape"]) > 16 or not all(0 <= side < 2**63 for side in entry["shape"]):
+                    raise ValueError
                 if stop - begin != math.prod(entry["shape"]) * _BYTES[entry["dtype"]] or begin < 0:
                     raise UnbackdoorError(
-                        f"{path} has a wrong header: {name} is {entry['dtype']} of shape {entry['shape']}, but spans "
-                        f"{stop - begin:,} bytes. {again}"
+                        f"{path} has a wrong header: {printable(name)} is {entry['dtype']} of shape {entry['shape']}, "
+                        f"but spans {stop - begin:,} bytes. {again}"
                     )
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError, OverflowError):
             raise UnbackdoorError(f"{path} has a header that is not valid safetensors. {again}") from None
     promised = 8 + header_length + end
     if promised != length:
@@ -204,19 +271,21 @@ def check_safetensors(path: Path) -> set[str]:
         with safetensors.safe_open(path, framework="pt"):
             pass
     except safetensors.SafetensorError as problem:
-        raise UnbackdoorError(f"{path} has a wrong header: {problem}. {again}") from None
-    return set(tensors)
+        raise UnbackdoorError(f"{path} has a wrong header: {printable(problem)}. {again}") from None
+    return {name: tuple(entry["shape"]) for name, entry in tensors.items()}
 
 
 def _safetensors(path: Path) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     check_safetensors(path)
-    return dict(load_file(path))
+    with reading(path):
+        return dict(load_file(path))
 
 
 def _pickle(path: Path, own: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
     """A pickle, of which nothing but tensors in plain containers is built (`weights_only=True`)."""
+    _check_archive(path)
     if _is_program(path):
         raise UnbackdoorError(
             f"{path} is a TorchScript or exported program, which is not run; a state dict is expected. Ask its owner "
@@ -232,7 +301,7 @@ def _pickle(path: Path, own: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
             raise _refused(path, wanted) from None
         # Of a file that is no pickle, torch says at length that weights_only=False would help. It would not.
         reason = "no pickle of tensors" if isinstance(problem, pickle.UnpicklingError) else str(problem).split("\n")[0]
-        reason = reason[:200].rstrip(". ") or type(problem).__name__
+        reason = printable(reason, 200).rstrip(". ") or type(problem).__name__
         raise UnbackdoorError(f"{path} is damaged or no PyTorch weights file ({reason}). Fetch it again.") from None
     found = dict(_state_dicts(content))
     if not found:
@@ -240,6 +309,32 @@ def _pickle(path: Path, own: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
             f"{path} does not hold named tensors; a state dict is expected. Save model.state_dict() as safetensors."
         )
     return _chosen(path, found, own)
+
+
+def _check_archive(path: Path) -> None:
+    """Refuse a zip archive, which PyTorch's files are, that unfolds to more than it is, or has a name twice."""
+    try:
+        if not zipfile.is_zipfile(path):
+            return
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return  # torch says what is wrong with it
+    names = [entry.filename for entry in entries]
+    if len(set(names)) < len(names):
+        twice = next(name for at, name in enumerate(names) if name in names[:at])
+        raise UnbackdoorError(
+            f"{path} has {printable(twice)} twice, so what it holds depends on who reads it. Fetch it again."
+        )
+    length, total = path.stat().st_size, sum(entry.file_size for entry in entries)
+    if total > 4 * length + MEBIBYTE:
+        raise UnbackdoorError(f"{path} has {length:,} bytes, but unfolds to {total:,}. Fetch it again.")
+    index = next((entry for entry in entries if entry.filename.endswith(".pkl") and entry.file_size > _INDEX), None)
+    if index is not None:
+        raise UnbackdoorError(
+            f"{path} has an index ({printable(index.filename)}) of {index.file_size:,} bytes; at most {_INDEX:,} are "
+            "read. Ask its owner for safetensors."
+        )
 
 
 def _state_dicts(content: Any, key: str = "", depth: int = 0) -> Iterator[tuple[str, dict[str, Tensor]]]:
@@ -321,7 +416,7 @@ def _streams(path: Path) -> Iterator[BinaryIO]:
                 if name.endswith(".pkl"):
                     yield io.BytesIO(archive.read(name))
     else:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             for _ in range(5):
                 yield file
 
@@ -357,7 +452,7 @@ def check_fit(path: str, owner: str, missing: list[str], extra: list[str], shape
     if extra:
         problems.append(f"has {len(extra)} that it does not know ({few(extra)})")
     if shapes:
-        odd = [f"{name} is {tuple(came)}, not {tuple(wanted)}" for name, came, wanted in shapes[:3]]
+        odd = [f"{printable(name)} is {tuple(came)}, not {tuple(wanted)}" for name, came, wanted in shapes[:3]]
         problems.append(f"has {len(shapes)} of another shape ({'; '.join(odd)}{'; ...' * (len(shapes) > 3)})")
     if problems:
         raise UnbackdoorError(f"{path} does not fit {owner}: it {' and '.join(problems)}. Check the architecture.")

@@ -10,12 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from unbackdoor._attack import Attack, Trigger, Triggered, already_triggered, as_trigger, triggered
-from unbackdoor._data import Dataset, Encoder, check_labels, in_order_of, tell_order
-from unbackdoor._errors import UnbackdoorError
-from unbackdoor._models import check_modules, check_partner, class_count, class_names, evaluating, logits
+from unbackdoor._data import Dataset, Encoder, check_labels, doubtful_classes
+from unbackdoor._errors import UnbackdoorError, printable
+from unbackdoor._models import check_modules, check_partner, class_count, evaluating, logits
 from unbackdoor._precision import Arithmetic, Precision, choose
-
-logger = logging.getLogger("unbackdoor")
 
 
 @dataclass(frozen=True)
@@ -59,16 +57,6 @@ def near_chance(accuracy: Proportion, classes: int) -> bool:
     """Whether a model knows hardly more of its task than a guess: up to a quarter of the way from chance to 100 %."""
     chance = 1 / classes
     return accuracy.interval[0] <= chance or accuracy.value <= chance + (1 - chance) / 4
-
-
-def chance_doubt(owner: str, accuracy: Proportion, classes: int, where: str) -> str | None:
-    """What a score near chance on some data probably comes from; None where it is not near chance."""
-    if not near_chance(accuracy, classes):
-        return None
-    return (
-        f"{owner} is near chance on {where} ({accuracy!r}): its labels, their order or the preprocessing probably do "
-        "not fit the model."
-    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,23 +161,19 @@ def evaluate(
         raise UnbackdoorError(f"{test.name} is empty; at least one labelled example is needed.")
     arithmetic = choose(model, device, precision)
     classes = class_count(model, test)
-    test = in_order_of(test, class_names(model))
     check_labels(test, classes)
-    tell_order(test, class_names(model), classes)
+    doubt = doubtful_classes(test, classes)
+    if doubt is not None:
+        logging.getLogger("unbackdoor").warning(doubt)
     attacked: Triggered | None = None
     if attack is not None:
         attacked = triggered(test, as_trigger(attack, test), classes)
     elif triggered_data is not None and target is not None:
-        triggered_data = in_order_of(triggered_data, class_names(model))
         check_labels(triggered_data, classes)
         attacked = already_triggered(triggered_data, target, classes)
     if control is not None:
         check_partner("--control", control, test.encoded_by(control_encode or test.encode), classes)
-    measured = score(model, test, attacked, arithmetic, control=control, control_encode=control_encode)
-    doubt = chance_doubt("the model", measured.clean_accuracy, classes, test.name)
-    if doubt is not None:
-        logger.warning(doubt)
-    return measured
+    return score(model, test, attacked, arithmetic, control=control, control_encode=control_encode)
 
 
 def score(
@@ -208,7 +192,7 @@ def score(
     per_class = {}
     for label in labels.unique().tolist():
         mine = labels == label
-        name = names[label] if label < len(names) else str(label)
+        name = printable(names[label], 200) if label < len(names) else str(label)
         name = f"{name} ({label})" if name in per_class else name  # ImageNet has two cranes
         per_class[name] = _share(taken_for[mine] == label)
     clean_accuracy = _share(taken_for == labels)

@@ -1,13 +1,18 @@
 """Modules of anybody's own making: a function that builds one, and a file of weights."""
 
 import importlib.util
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from unbackdoor._checkpoints import check_fit, lacking, read_weights, renamed
-from unbackdoor._errors import UnbackdoorError
+from unbackdoor._errors import UnbackdoorError, printable
+from unbackdoor._inputs import CONFIG, check_file, exists
 
 
 def make(factory: str) -> nn.Module:
@@ -15,8 +20,9 @@ def make(factory: str) -> nn.Module:
     file, _, function = factory.rpartition(":")
     if not file or not function:
         raise UnbackdoorError(f"--factory must be FILE.py:FUNCTION, got {factory}.")
-    if not Path(file).is_file():
+    if not exists(file):
         raise UnbackdoorError(f"--factory names {file}, which does not exist.")
+    check_file(file, CONFIG)
     spec = importlib.util.spec_from_file_location("_unbackdoor_factory", file)
     if spec is None or spec.loader is None:
         raise UnbackdoorError(f"--factory names {file}, which is not a Python file.")
@@ -25,14 +31,16 @@ def make(factory: str) -> nn.Module:
     beside = str(Path(file).resolve().parent)
     sys.path.insert(0, beside)  # the file may import its neighbours, as a script may
     try:
-        spec.loader.exec_module(module)
+        with _settings_kept():
+            spec.loader.exec_module(module)
         if not callable(getattr(module, function, None)):
             raise UnbackdoorError(f"{file} has no function {function}. --factory is FILE.py:FUNCTION.")
-        made = getattr(module, function)()
-    except UnbackdoorError:
+        with _settings_kept():
+            made = getattr(module, function)()
+    except (UnbackdoorError, KeyboardInterrupt):
         raise
-    except Exception as problem:  # the file is the user's own program
-        reason = " ".join(f"{type(problem).__name__}: {problem}".split())[:300].rstrip(". ")
+    except BaseException as problem:  # the file is the user's own program, and may even call sys.exit
+        reason = printable(" ".join(f"{type(problem).__name__}: {problem}".split()), 300).rstrip(". :")
         raise UnbackdoorError(
             f"--factory {factory} failed ({reason}). The function must make the module without arguments."
         ) from problem
@@ -41,6 +49,20 @@ def make(factory: str) -> nn.Module:
     if not isinstance(made, nn.Module):
         raise UnbackdoorError(f"{factory} must return a torch.nn.Module, got {type(made).__name__}.")
     return made
+
+
+@contextmanager
+def _settings_kept() -> Iterator[None]:
+    """What a program may set for the whole process, back as it was: relative paths would lead elsewhere, say."""
+    folder, dtype, learning = Path.cwd(), torch.get_default_dtype(), torch.is_grad_enabled()
+    out, err = sys.stdout, sys.stderr
+    try:
+        yield
+    finally:
+        os.chdir(folder)
+        torch.set_default_dtype(dtype)
+        torch.set_grad_enabled(learning)
+        sys.stdout, sys.stderr = out, err
 
 
 def from_factory(path: Path, factory: str) -> nn.Module:

@@ -10,7 +10,7 @@ from torch import nn
 
 from unbackdoor._checkpoints import foreign
 from unbackdoor._data import Encoder
-from unbackdoor._errors import UnbackdoorError
+from unbackdoor._errors import UnbackdoorError, printable
 from unbackdoor._factory import from_factory
 from unbackdoor._hugging_face import (
     body,
@@ -22,8 +22,8 @@ from unbackdoor._hugging_face import (
     quiet_transformers,
     text_encoder,
 )
-from unbackdoor._images import ImageEncoder
-from unbackdoor._inputs import read_json
+from unbackdoor._images import LARGEST_SIDE, ImageEncoder
+from unbackdoor._inputs import CONFIG, check_file, exists, read_json, reader
 from unbackdoor._processor import encoder_of, is_plain, preprocessor_of, sides
 from unbackdoor._text import TextEncoder
 
@@ -35,6 +35,7 @@ class Loaded(NamedTuple):
     encode: Encoder
 
 
+@reader("source")
 def load(
     source: str | Path,
     *,
@@ -67,8 +68,9 @@ def load(
         if entry is not None and (len(entry) not in (1, 3) or (key == "std" and min(entry) <= 0)):
             allowed = "1 or 3 numbers" if key == "mean" else "1 or 3 numbers above 0"
             raise UnbackdoorError(f"--{key} must be {allowed}, got {','.join(f'{part:g}' for part in entry)}.")
-    if image_size is not None and image_size < 1:
-        raise UnbackdoorError(f"--image-size must be at least 1, got {image_size}.")
+    if image_size is not None and not (type(image_size) is int and 1 <= image_size <= LARGEST_SIDE):
+        bound = "at least 1" if type(image_size) is int and image_size < 1 else f"at most {LARGEST_SIDE:,} pixels"
+        raise UnbackdoorError(f"--image-size must be {bound}, got {printable(image_size)}.")
     if not isinstance(source, str | Path):
         raise UnbackdoorError(f"MODEL must be a path or a Hub name, got {type(source).__name__}.")
     if not str(source):  # which Path would take for the current directory
@@ -87,12 +89,14 @@ def load(
     if path.is_file():
         raise _lone_file(path)
     if not path.is_dir():
+        if exists(path):
+            check_file(path)
         path = hub_directory(str(source), trust_remote_code)
     model = classifier(path, trust_remote_code)
     if modality_of(model.config.to_dict() | {"architectures": [type(model).__name__]}) == "text":
         if changes:
             raise UnbackdoorError(f"{path} reads text; --mean, --std and --image-size are for images. Leave them out.")
-        return Loaded(model, text_encoder(path, model, max_length))
+        return Loaded(model, text_encoder(path, model, max_length, trust_remote_code))
     if max_length is not None:
         raise UnbackdoorError(f"{path} takes images; --max-length is for text models. Leave it out.")
     channels = getattr(model.config, "num_channels", None)
@@ -110,7 +114,23 @@ def load(
             f"{path} has a processor with steps of its own, which no other processor takes with another --mean, --std "
             "or --image-size. Leave these out."
         )
+    _check_pixels(changed, getattr(model.config, "image_size", None), path)
     return Loaded(model, changed)
+
+
+def _check_pixels(encode: ImageEncoder, taken: Any, path: Path) -> None:
+    """Refuse a processor that makes pictures many times larger than what its model takes."""
+    sides = taken if isinstance(taken, list | tuple) else [taken]
+    known = [side for side in sides if isinstance(side, int) and side > 0]
+    # Convolutions take any size, so a config may have less than its processor; four times as much is another model's.
+    most = min(LARGEST_SIDE, max(4 * max(known), 512)) if known else LARGEST_SIDE
+    made = [step.target((256, 256)) for step in encode.steps]
+    largest = max((side for size in (*made, encode.padded or (0, 0)) for side in size), default=0)
+    if largest > most:
+        raise UnbackdoorError(
+            f"{path} makes pictures of {largest:,} pixels a side, but its model takes {max(known, default=most):,}. "
+            "Take the processor that it was trained with, or give --mean, --std and --image-size."
+        )
 
 
 def _lone_file(path: Path) -> UnbackdoorError:
@@ -134,16 +154,16 @@ def _directory_encoder(path: Path, channels: int | None) -> ImageEncoder:
     """What transformers' AutoImageProcessor would find there."""
     where, content = path / "processor_config.json", None
     if where.exists():
-        content = read_json(where).get("image_processor")
+        content = read_json(where, CONFIG).get("image_processor")
     if content is None:
         where = path / "preprocessor_config.json"
         if not where.exists():
             raise UnbackdoorError(f"{path} has no preprocessor_config.json. Give --mean, --std and --image-size.")
-        content = read_json(where)
+        content = read_json(where, CONFIG)
     if not isinstance(content, dict):
         raise UnbackdoorError(f"{where} has an image_processor without fields. Give --mean, --std and --image-size.")
     config = path / "config.json"
-    model_type = read_json(config).get("model_type") if config.exists() else None
+    model_type = read_json(config, CONFIG).get("model_type") if config.exists() else None
     return encoder_of(content, channels, str(where), model_type=model_type)
 
 
@@ -159,13 +179,14 @@ def _recorded_encoder(record: Path) -> ImageEncoder:
             size=None if entries["size"] is None else sides(entries["size"]),
             channels=entries["channels"],
         )
-    except (TypeError, KeyError, ValueError, UnbackdoorError):
+    except (TypeError, KeyError, ValueError, OverflowError, UnbackdoorError):
         raise UnbackdoorError(
             f"{record} has an encode entry that unbackdoor did not write. Remove it, and give --mean, --std and "
             "--image-size."
         ) from None
 
 
+@reader("source")
 def load_base(source: str | Path, *, factory: str | None = None, trust_remote_code: bool = False) -> nn.Module:
     """Load the pre-trained model that a suspect came from; a head that it may have is left out.
 
@@ -178,6 +199,7 @@ def load_base(source: str | Path, *, factory: str | None = None, trust_remote_co
     return made
 
 
+@reader("source")
 def base_encoder(source: str | Path, *, max_length: int | None = None) -> Encoder:
     """The encoder of a model that a victim starts from: an image classifier, or a pre-trained text model.
 
@@ -233,7 +255,8 @@ def companions(source: Path) -> list[Path]:
     return [
         file
         for file in sorted(source.iterdir())
-        if file.suffix in (".json", ".txt", ".model", ".py", ".jinja")
+        if not file.is_dir()
+        and file.suffix in (".json", ".txt", ".model", ".py", ".jinja")
         and "index" not in file.name
         and file.name not in ("record.json", "trainer_state.json")  # the log of another training
         and not file.name.endswith("_results.json")

@@ -2,6 +2,7 @@
 
 import inspect
 import logging
+import math
 import re
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from typing import Any, Literal
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from unbackdoor._building import Extent, bounded, check_config
 from unbackdoor._checkpoints import (
     check_finite,
     check_fit,
@@ -22,7 +24,7 @@ from unbackdoor._checkpoints import (
     renamed,
 )
 from unbackdoor._errors import UnbackdoorError, printable
-from unbackdoor._inputs import read_json
+from unbackdoor._inputs import COMPANION, CONFIG, MEBIBYTE, check_file, exists, read_json, reading, silent_rust
 from unbackdoor._mixing import matched
 from unbackdoor._models import embeddings
 from unbackdoor._text import TextEncoder
@@ -97,7 +99,7 @@ def classifier(path: Path, trust_remote_code: bool = False) -> Any:
     config, files = checked_files(path)
     _check_task(path, config)
     kind = "ImageClassification" if modality_of(config) == "images" else "SequenceClassification"
-    model, report = _loaded(path, f"AutoModelFor{kind}", bool(files), trust_remote_code)
+    model, report = _loaded(path, f"AutoModelFor{kind}", files, trust_remote_code)
     shapes = sorted((entry[0], entry[1], entry[2]) for entry in report["mismatched_keys"])
     absent = set(report["missing_keys"]) - {entry[0] for entry in shapes}
     absent -= {name for name in absent if name.endswith("num_batches_tracked")}  # which older files lack
@@ -186,7 +188,7 @@ def body(path: Path, trust_remote_code: bool = False) -> Any:
         UnbackdoorError: anything about its files that does not fit.
     """
     _, files = checked_files(path)
-    model, report = _loaded(path, "AutoModel", bool(files), trust_remote_code)
+    model, report = _loaded(path, "AutoModel", files, trust_remote_code)
     check_fit(str(path), type(model).__name__, [], [], sorted(tuple(entry) for entry in report["mismatched_keys"]))
     absent = set(report["missing_keys"])
     if absent:
@@ -216,7 +218,7 @@ def fresh_classifier(path: Path, classes: list[str]) -> Any:
     kind = "ImageClassification" if modality_of(config) == "images" else "SequenceClassification"
     names = dict(enumerate(classes))
     changes = {"num_labels": len(classes), "id2label": names, "label2id": {name: at for at, name in names.items()}}
-    model, _ = _loaded(path, f"AutoModelFor{kind}", bool(files), False, **changes)
+    model, _ = _loaded(path, f"AutoModelFor{kind}", files, False, **changes)
     return model.eval()
 
 
@@ -230,20 +232,22 @@ def modality_of(config: dict[str, Any]) -> Literal["images", "text"]:
     return "text" if "vocab_size" in config else "images"
 
 
-def text_encoder(path: Path, model: Any, max_length: int | None = None) -> TextEncoder:
+def text_encoder(path: Path, model: Any, max_length: int | None = None, trust_remote_code: bool = False) -> TextEncoder:
     """The encoder of a text model's directory.
 
     Args:
         path: the directory.
         model: loaded from it; where the tokenizer has no padding token, its config is told which one is used.
         max_length: tokens that the model is to read; None takes the most that it can.
+        trust_remote_code: run Python files that come with the tokenizer.
 
     Raises:
         UnbackdoorError: there is no tokenizer, or it does not fit the model.
     """
-    tokenizer = tokenizer_of(path)
     rows = embeddings(model).num_embeddings
+    tokenizer = tokenizer_of(path, trust_remote_code, rows)
     check_rows(path, len(tokenizer), rows)
+    _check_ids(path, tokenizer, rows)
     padding = getattr(model.config, "pad_token_id", None)
     if isinstance(padding, int) and 0 <= padding < len(tokenizer):
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(padding)  # decoders find the last token of a text by it
@@ -256,16 +260,29 @@ def text_encoder(path: Path, model: Any, max_length: int | None = None) -> TextE
     model.config.pad_token_id = tokenizer.pad_token_id
     taken = inspect.signature(model.forward).parameters
     tokenizer.model_input_names = [name for name in tokenizer.model_input_names if name in taken]
-    most = int(min(tokenizer.model_max_length, *_positions(model), 2**20))
+    most = int(min(_longest(path, tokenizer), *_positions(model), 2**20))
     recorded = path / "record.json"
     entries = (read_json(recorded).get("encode") or {}) if recorded.exists() else {}
     columns = entries.get("columns") if isinstance(entries, dict) else None
     if max_length is not None and max_length > most:
         raise UnbackdoorError(f"--max-length must be at most {most:,}, which the model can read, got {max_length:,}.")
     before = entries.get("max_length") if isinstance(entries, dict) else None
+    if max_length is not None and max_length < 4:
+        raise UnbackdoorError(f"--max-length must be at least 4, got {max_length}.")
     chosen = max_length or (before if isinstance(before, int) and 4 <= before <= most else most)
     known = tuple(columns) if columns in (["text"], ["text_a", "text_b"]) else None
     return TextEncoder(tokenizer=tokenizer, max_length=chosen, columns=known)
+
+
+def _longest(path: Path, tokenizer: Any) -> float:
+    """The tokens that a tokenizer allows; where nothing is written, transformers has a number beyond all models."""
+    longest = tokenizer.model_max_length
+    if isinstance(longest, bool) or not isinstance(longest, int | float) or not longest >= 1:
+        raise UnbackdoorError(
+            f"{path}/tokenizer_config.json must have model_max_length as a number of at least 1, got "
+            f"{printable(repr(longest))}. Correct it, or take it out."
+        )
+    return longest
 
 
 def check_rows(path: Path, tokens: int, rows: int) -> None:
@@ -277,19 +294,44 @@ def check_rows(path: Path, tokens: int, rows: int) -> None:
         )
 
 
-def tokenizer_of(path: Path) -> Any:
+def _check_ids(path: Path, tokenizer: Any, rows: int) -> None:
+    """Refuse a tokenizer whose tokens have numbers beyond the embeddings; their count alone does not tell."""
+    with reading(f"the tokenizer of {path}"), silent_rust():
+        token, largest = max(tokenizer.get_vocab().items(), key=lambda entry: entry[1], default=("", 0))
+        # The numbers of the tokens around a text need not stand in the vocabulary.
+        around = max((number for number in tokenizer("a", "a")["input_ids"]), default=0)
+    if max(largest, around) >= rows:
+        token = token if largest >= around else "one that it puts around a text"
+        raise UnbackdoorError(
+            f"{path} has a tokenizer whose token {printable(token)} is number {max(largest, around):,}, but its model "
+            f"has embeddings for {rows:,}. Take the tokenizer that it was trained with."
+        )
+
+
+def tokenizer_of(path: Path, trust_remote_code: bool = False, rows: int | None = None) -> Any:
     """The tokenizer of a directory.
+
+    Args:
+        path: the directory.
+        trust_remote_code: run Python files that come with it.
+        rows: of the model's embeddings, which its files are held against; None where that is not known.
 
     Raises:
         UnbackdoorError: there is none that transformers can load, or it has no vocabulary.
     """
     import transformers
 
-    with quiet_transformers():
+    _check_beside(path)
+    _check_tokenizer_files(path, rows)
+    with quiet_transformers(), silent_rust(), reading(f"the tokenizer of {path}"):
         try:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(str(path), local_files_only=True)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(
+                str(path), local_files_only=True, trust_remote_code=trust_remote_code
+            )
         except Exception as problem:  # a config decides what runs, so it may be wrong in any way
-            reason = str(problem).strip().split("\n")[0][:200].rstrip(".") or type(problem).__name__
+            if "trust_remote_code" in str(problem):
+                raise _own_code(path) from None
+            reason = printable(str(problem).strip().split("\n")[0], 200).rstrip(".") or type(problem).__name__
             raise UnbackdoorError(
                 f"{path} has no tokenizer that transformers can load ({reason}). Fetch tokenizer.json and "
                 "tokenizer_config.json, too."
@@ -321,7 +363,8 @@ def checked_files(path: Path) -> tuple[dict[str, Any], list[Path]]:
         UnbackdoorError: a file is missing, broken, or asks to run code.
     """
     _check_directory(path)
-    config = read_json(path / "config.json")
+    _check_beside(path)
+    config = read_json(path / "config.json", CONFIG)
     if not config.get("model_type"):
         if "architecture" in config and ("pretrained_cfg" in config or "num_features" in config):
             made = f"timm.create_model({printable(config['architecture'])!r}, num_classes=...)"
@@ -334,12 +377,14 @@ def checked_files(path: Path) -> tuple[dict[str, Any], list[Path]]:
         )
     kernel = next(_kernels(config), None)
     if kernel is not None:
-        raise UnbackdoorError(f"{path} asks to run the code {kernel}; it was not loaded. Remove it from config.json.")
+        raise UnbackdoorError(
+            f"{path} asks to run the code {printable(kernel)}; it was not loaded. Remove it from config.json."
+        )
     quantised = next(_quantised(config), None)
     if quantised is not None:
         raise UnbackdoorError(
-            f"{path} is quantised ({quantised}), and such weights cannot be tuned or mixed. Give the model as it was "
-            "before, in float32, float16 or bfloat16."
+            f"{path} is quantised ({printable(quantised)}), and such weights cannot be tuned or mixed. Give the model "
+            "as it was before, in float32, float16 or bfloat16."
         )
     if config.get("problem_type") in ("regression", "multi_label_classification"):
         kind = str(config["problem_type"]).replace("_", " ").replace("multi label", "multi-label")
@@ -365,9 +410,12 @@ def checked_files(path: Path) -> tuple[dict[str, Any], list[Path]]:
             )
         raise UnbackdoorError(f"{path} has no model.safetensors (nor pytorch_model.bin). Fetch it again.")
     held = {file.name: check_safetensors(file) for file in files}
+    check_config(path, config, _extent(path, files))
     for name, part in listed.items():
         if name not in held[part]:
-            raise UnbackdoorError(f"{path} lists {name} in the shard {part}, which lacks it. Fetch it again.")
+            raise UnbackdoorError(
+                f"{path} lists {printable(name)} in the shard {printable(part)}, which lacks it. Fetch it again."
+            )
     return config, files
 
 
@@ -425,40 +473,110 @@ def _shards(path: Path, index: Path) -> list[Path]:
         raise UnbackdoorError(f"{index} does not say which file holds which tensor. Fetch it again.")
     files = [path / part for part in sorted(set(listed.values()))]
     for file in files:
-        if file.parent != path or not file.is_file():
-            raise UnbackdoorError(f"{path} lists the shard {file.name}, which is missing. Fetch it again.")
+        if file.parent != path or not exists(file):
+            raise UnbackdoorError(f"{path} lists the shard {printable(file.name)}, which is missing. Fetch it again.")
     return files
 
 
-def _loaded(path: Path, auto: str, safetensors: bool, trust_remote_code: bool, **changes: Any) -> tuple[Any, Any]:
+def _loaded(path: Path, auto: str, files: list[Path], trust_remote_code: bool, **changes: Any) -> tuple[Any, Any]:
     """A model and transformers' report of what did not fit, by the name of the Auto class."""
     import transformers
 
     from unbackdoor import archs
 
     archs.register()
-    with quiet_transformers():
+    with quiet_transformers(), reading(path), bounded(path, _extent(path, files)):
         try:
             return getattr(transformers, auto).from_pretrained(  # type: ignore[no-any-return]
                 str(path),
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,
-                use_safetensors=safetensors,
+                use_safetensors=bool(files),
                 trust_remote_code=trust_remote_code,
                 local_files_only=True,
                 **changes,
             )
+        except UnbackdoorError:
+            raise
         except Exception as problem:  # a config decides what runs, so it may be wrong in any way
             if "trust_remote_code" in str(problem):
-                raise UnbackdoorError(
-                    f"{path} needs Python code of its own, which is not run. Pass --trust-remote-code if you trust it."
-                ) from None
-            reason = str(problem).strip().split("\n")[0][:200].rstrip(".") or type(problem).__name__
+                raise _own_code(path) from None
+            reason = printable(str(problem).strip().split("\n")[0], 200).rstrip(".") or type(problem).__name__
             kinds = {"AutoModelForImageClassification": "an image classifier", "AutoModel": "a model"}
             raise UnbackdoorError(
                 f"{path} is not {kinds.get(auto, 'a text classifier')} that transformers can load ({reason}). Check "
                 "its config.json."
             ) from None
+
+
+# Files of tokenizers whose length grows with the number of tokens.
+_VOCABULARIES = (
+    "tokenizer.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "added_tokens.json",
+    "special_tokens_map.json",
+)
+
+
+def _check_tokenizer_files(path: Path, rows: int | None) -> None:
+    """Refuse tokenizer files that are many times too long for the model, point elsewhere, or make texts explode."""
+    most = COMPANION if rows is None else min(COMPANION, 8 * MEBIBYTE + 2000 * rows)  # 200 bytes a token are many
+    for name in (*_VOCABULARIES, *(file.name for file in path.glob("*.model"))):
+        if exists(path / name) and not (path / name).is_dir():
+            check_file(path / name, most)
+    settings = path / "tokenizer_config.json"
+    if exists(settings):
+        for key, given in read_json(settings, most).items():
+            if key.endswith("_file") and isinstance(given, str) and exists(given) and Path(given).parent != path:
+                raise UnbackdoorError(
+                    f"{settings} names {printable(given)} as its {printable(key)}, a file outside of {path}. Take that "
+                    "entry out."
+                )
+    if exists(path / "tokenizer.json"):
+        growth = math.prod(_growths(read_json(path / "tokenizer.json", most).get("normalizer")))
+        if growth > 1000:
+            raise UnbackdoorError(
+                f"{path}/tokenizer.json makes a text up to {growth:,} times as long before it cuts it into tokens. "
+                "Take the tokenizer that the model was trained with."
+            )
+
+
+def _growths(normalizer: Any) -> Iterator[int]:
+    """By how much each step of a tokenizer's normalizer may lengthen a text."""
+    if isinstance(normalizer, list):
+        for step in normalizer:
+            yield from _growths(step)
+    elif isinstance(normalizer, dict):
+        for key, entry in normalizer.items():
+            if key in ("content", "prepend") and isinstance(entry, str):
+                yield max(1, len(entry))
+            else:
+                yield from _growths(entry)
+
+
+def _own_code(path: Path) -> UnbackdoorError:
+    return UnbackdoorError(
+        f"{path} needs Python code of its own, which is not run. Pass --trust-remote-code if you trust it."
+    )
+
+
+def _extent(path: Path, files: list[Path]) -> Extent:
+    """How much the weights of a directory hold; of pickles, only their length is known."""
+    if not files:
+        return Extent(sum(check_file(file).stat().st_size for file in pickles(path)), 10_000, None)
+    shapes = [shape for file in files for shape in check_safetensors(file).values()]
+    widest = max((side for shape in shapes for side in shape), default=0)
+    return Extent(sum(file.stat().st_size for file in files), len(shapes), widest)
+
+
+def _check_beside(path: Path) -> None:
+    """Refuse a directory in which a file that is read or copied with the model is no regular file, or is endless."""
+    for file in sorted(path.iterdir()):
+        if file.suffix in (".json", ".txt", ".model", ".py", ".jinja", ".bin", ".safetensors") and not file.is_dir():
+            weights = file.suffix in (".bin", ".safetensors")
+            check_file(file, None if weights else COMPANION)
 
 
 def _kernels(config: Any) -> Iterator[str]:

@@ -1,6 +1,7 @@
 """Images: decoding them once, bringing them into the form that a model expects, and augmenting them in batches."""
 
 import contextlib
+import functools
 import io
 import logging
 import math
@@ -18,10 +19,17 @@ from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 from torch.nn import functional as F
 
-from unbackdoor._errors import UnbackdoorError
+from unbackdoor._errors import UnbackdoorError, printable
 from unbackdoor._geometry import Crop, Resample, Resize, ResizeEdge, Size, Step, applied
+from unbackdoor._inputs import MEBIBYTE, PICTURE, read_file
 
 logger = logging.getLogger("unbackdoor")
+
+LARGEST_SIDE = 2048  # pixels of a picture as a model sees it, if it is a square; classifiers take up to about 1,000
+
+_LARGEST = 64_000_000  # pixels of a decoded picture
+
+_UNFOLDED = 512 * MEBIBYTE  # of decoded pictures, from where on they are held against their files
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,10 +107,12 @@ class ImageEncoder:
         made = size
         for step in () if self.done else self.steps:
             made = step.target(made)
+            self._check_area(size, made)
             if min(made) < 1:
                 raise UnbackdoorError(
                     f"The model's processor leaves no pixel of pictures of {size[1]}x{size[0]}. Give --image-size."
                 )
+        self._check_area(size, made)
         if self.padded is None:
             return made
         if made[0] > self.padded[0] or made[1] > self.padded[1]:
@@ -111,6 +121,14 @@ class ImageEncoder:
                 f"{made[1]}x{made[0]} before. Give --image-size."
             )
         return self.padded
+
+    def _check_area(self, size: Size, made: Size) -> None:
+        """Refuse what no classifier takes: an edge of 224 pixels makes 224 x 6,720,000 of a picture of 1 x 30,000."""
+        if made[0] * made[1] > LARGEST_SIDE**2:
+            raise UnbackdoorError(
+                f"Pictures of {size[1]:,}x{size[0]:,} would reach the model with {made[1]:,}x{made[0]:,} pixels, more "
+                f"than {LARGEST_SIDE:,}x{LARGEST_SIDE:,}. Give --image-size, or smaller pictures."
+            )
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """Encode a batch.
@@ -172,9 +190,16 @@ class ImageEncoder:
         sizes: Counter[Size] = Counter()
         images: list[Image.Image] = []
         grey, done = 0, False
+        decoded = encoded = 0
         one_size = any(isinstance(step, Resize | Crop) for step in self.steps)
         for row, cell in enumerate(cells["image"]):
             image = _decoded(cell, row, where, folder, told)
+            decoded, encoded = decoded + image.height * image.width, encoded + _length(cell, folder)
+            if decoded > _UNFOLDED and decoded > 200 * encoded:  # a photo has 10, an empty page 1,000
+                raise UnbackdoorError(
+                    f"{where} has pictures of {encoded:,} bytes up to row {row}, which unfold to {decoded:,} pixels. "
+                    "Take pictures of a usual size."
+                )
             sizes[image.height, image.width] += 1
             grey += image.mode == "L"
             if self.channels is not None:
@@ -273,6 +298,15 @@ def _tell(told: Counter[str], where: str, count: int) -> None:
             logger.info("%s: %s images %s.", where, f"{told[kind]:,} of {count:,}", words)
 
 
+def _length(cell: Any, folder: Path | None) -> int:
+    """The bytes of an encoded picture; of one that is not encoded, more than any."""
+    if isinstance(cell, dict):
+        cell = cell["bytes"] if cell.get("bytes") is not None else cell.get("path")
+    if isinstance(cell, str):
+        return (Path(cell) if folder is None else folder / cell).stat().st_size
+    return len(cell) if isinstance(cell, bytes) else _UNFOLDED
+
+
 def _decoded(cell: Any, row: int, where: str, folder: Path | None, told: Counter[str]) -> Image.Image:
     if isinstance(cell, dict):
         cell = cell["bytes"] if cell.get("bytes") is not None else cell.get("path")
@@ -283,8 +317,11 @@ def _decoded(cell: Any, row: int, where: str, folder: Path | None, told: Counter
     try:
         return decode(cell, told)
     except Exception as problem:  # decoders of some fifty formats raise whatever they like
-        reason = str(problem).split("<")[0].strip().rstrip(".") or type(problem).__name__
-        named = f", {cell.relative_to(folder)}," if isinstance(cell, Path) and folder else ""
+        reason = printable(str(problem).split("<")[0].strip(), 200).rstrip(". ") or type(problem).__name__
+        named = ""
+        if isinstance(cell, Path):
+            inside = folder is not None and cell.is_relative_to(folder)
+            named = f", {printable(cell.relative_to(folder) if folder is not None and inside else cell)},"
         raise UnbackdoorError(
             f"{where} has a picture in row {row}{named} that cannot be decoded ({reason}). Repair or remove that row."
         ) from None
@@ -303,10 +340,13 @@ def decode(picture: Any, told: Counter[str] | None = None) -> Image.Image:
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         if isinstance(picture, str | Path):
-            picture = Path(picture).read_bytes()
+            Path(picture).stat()  # of one that is not there, the system's own words
+            picture = read_file(picture, PICTURE)
         image: Image.Image
         if isinstance(picture, bytes):
-            image = Image.open(io.BytesIO(picture))
+            image = Image.open(io.BytesIO(picture), formats=_formats())
+            if image.width * image.height > _LARGEST:
+                raise ValueError(f"{image.width:,} x {image.height:,} pixels; at most {_LARGEST:,} are read")
         elif isinstance(picture, Image.Image):
             image = picture
         else:
@@ -347,6 +387,13 @@ def _has_frames(image: Image.Image) -> bool:
     with contextlib.suppress(Exception):  # what comes after the first frame may be damaged, and is not needed
         return bool(getattr(image, "is_animated", False))
     return False
+
+
+@functools.cache
+def _formats() -> list[str]:
+    """What Pillow decodes itself: for PostScript it runs another program, on code that the file brings along."""
+    Image.init()
+    return [name for name in Image.OPEN if name != "EPS"]
 
 
 @dataclass(frozen=True, kw_only=True)

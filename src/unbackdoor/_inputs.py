@@ -1,21 +1,29 @@
 """Files that others made: regular ones alone, of a bounded size, and opened without waiting for anybody."""
 
 import errno
+import functools
+import inspect
 import json
 import os
 import stat
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, ParamSpec, TypeVar
 
 from unbackdoor._errors import UnbackdoorError, printable
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 MEBIBYTE = 2**20
 
 # Bounds by kind, in bytes. Each is many times what any published model or data set has.
 CONFIG = 16 * MEBIBYTE  # config.json, preprocessor_config.json, a grid, a Python file
 RECORD = 64 * MEBIBYTE  # what lists rows or tensors: attack.json, record.json, an index, a cell of a store
+COMPANION = 256 * MEBIBYTE  # a file that is copied with a model
 PICTURE = 128 * MEBIBYTE  # one encoded picture
 TABLE = 64 * 1024 * MEBIBYTE  # parquet, CSV, JSON lines: these are read in parts
 
@@ -52,7 +60,7 @@ def check_file(path: str | Path, most: int | None = None) -> Path:
     return path
 
 
-def open_file(path: str | Path, most: int | None = None) -> BinaryIO:
+def open_file(path: str | Path, most: int | None = None) -> BufferedReader:
     """A regular file, open for reading; see `check_file`."""
     path = check_file(path, most)
     try:
@@ -97,8 +105,18 @@ def read_json(path: Path, most: int = RECORD) -> dict[str, Any]:
     Raises:
         UnbackdoorError: the file holds none, or one that is nested too deeply, or text that no file can hold.
     """
+    return parsed(read_text(path, most), path)
+
+
+def parsed(text: str, path: object) -> dict[str, Any]:
+    """The JSON object of a text; see `read_json`.
+
+    Args:
+        text: of a file.
+        path: named in messages.
+    """
     try:
-        content = json.loads(read_text(path, most))
+        content = json.loads(text)
     except (ValueError, RecursionError) as problem:  # also of a number with thousands of digits
         raise UnbackdoorError(f"{path} is not valid JSON ({printable(problem)}). Fetch it again.") from None
     if not isinstance(content, dict):
@@ -107,7 +125,7 @@ def read_json(path: Path, most: int = RECORD) -> dict[str, Any]:
     return content
 
 
-def _check_json(path: Path, content: dict[str, Any]) -> None:
+def _check_json(path: object, content: dict[str, Any]) -> None:
     """What json reads, and what makes a traceback of every function that goes through it or writes it down."""
     level: list[Any] = [content]
     for _ in range(100):
@@ -157,6 +175,46 @@ def reading(what: object) -> Iterator[None]:
         reason = " ".join(str(problem).split("\n")[0].split()).rstrip(". ")
         reason = printable(f"{type(problem).__name__}: {reason}" if reason else type(problem).__name__, 200)
         raise UnbackdoorError(f"{what} cannot be read ({reason}). Fetch it again, or ask its owner.") from problem
+
+
+def reader(source: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """A function that reads an input of others, of which whatever goes wrong is told as `reading` tells it.
+
+    Args:
+        source: its parameter that names the input.
+    """
+
+    def decorate(function: Callable[P, T]) -> Callable[P, T]:
+        signature = inspect.signature(function)
+
+        @functools.wraps(function)
+        def guarded(*arguments: P.args, **named: P.kwargs) -> T:
+            given = signature.bind_partial(*arguments, **named).arguments.get(source, source)
+            with reading(", ".join(map(str, given)) if isinstance(given, list | tuple) else given):
+                return function(*arguments, **named)
+
+        return guarded
+
+    return decorate
+
+
+@contextmanager
+def silent_rust() -> Iterator[None]:
+    """Keep what Rust's libraries write to stderr themselves, when they panic, away from the user: it is told once."""
+    sys.stderr.flush()
+    try:
+        kept = os.dup(2)
+    except OSError:  # there is no stderr
+        yield
+        return
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, 2)
+    os.close(nothing)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def exists(path: str | Path) -> bool:

@@ -30,13 +30,17 @@ def logits(model: nn.Module, inputs: Inputs) -> Tensor:
     scores = output if isinstance(output, Tensor) else getattr(output, "logits", None)
     if scores is None and isinstance(output, tuple | list) and output and isinstance(output[0], Tensor):
         scores = output[0]
-    if not isinstance(scores, Tensor) or scores.ndim != 2:
-        found = f"shape {tuple(scores.shape)}" if isinstance(scores, Tensor) else type(output).__name__
-        raise UnbackdoorError(
-            f"{type(model).__name__} must return class scores of shape (batch, classes), got {found}. Wrap it in a "
-            "module that does."
-        )
-    return scores
+    found = type(output).__name__
+    if isinstance(scores, Tensor):
+        found = f"shape {tuple(scores.shape)}" + (f" for {len(inputs)} inputs" if scores.ndim == 2 else "")
+        if scores.ndim == 2 and len(scores) == len(inputs):
+            if scores.is_floating_point():
+                return scores
+            found = f"{str(scores.dtype).removeprefix('torch.')}, no floating-point numbers"
+    raise UnbackdoorError(
+        f"{type(model).__name__} must return class scores of shape (batch, classes), got {found}. Wrap it in a "
+        "module that does."
+    )
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -323,16 +327,8 @@ def watching(layer: nn.Module) -> Iterator[list[Tensor]]:
 
 
 def class_names(model: nn.Module) -> tuple[str, ...] | None:
-    """The class names of a Hugging Face config; None where it has none, or only LABEL_0, LABEL_1 and so on.
-
-    None also where the names do not count from 0: then nothing tells which class has none.
-    """
+    """The class names of a Hugging Face config; None where it has none, or only LABEL_0, LABEL_1 and so on."""
     names = getattr(getattr(model, "config", None), "id2label", None)
     if not isinstance(names, dict) or all(str(name) == f"LABEL_{index}" for index, name in names.items()):
         return None
-    order = sorted(names, key=int)
-    return (
-        tuple(str(names[index]) for index in order)
-        if [int(index) for index in order] == list(range(len(order)))
-        else None
-    )
+    return tuple(str(names[index]) for index in sorted(names, key=int))

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from unbackdoor._errors import IncompleteError, UnbackdoorError
+from unbackdoor._inputs import unusable
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -102,4 +103,11 @@ def _failure(out: Path, problem: OSError) -> UnbackdoorError:
         return IncompleteError(
             f"{out} could not be written: {problem.strerror}. Nothing of it was kept; free some space."
         )
+    if isinstance(problem.filename, str) and not _ours(Path(problem.filename), out):
+        return unusable(problem.filename, problem)  # a file that was to be copied from elsewhere
     return UnbackdoorError(f"{out} cannot be written ({problem.strerror or problem}). Choose another --out.")
+
+
+def _ours(path: Path, out: Path) -> bool:
+    """Whether a path is that of an output, lies on the way to it, or is what it is called until it is complete."""
+    return path in (out, *out.parents) or any(part.startswith(f".{out.name}.") for part in path.parts)

@@ -3,9 +3,9 @@
 from dataclasses import replace
 from typing import Any
 
-from unbackdoor._errors import UnbackdoorError
+from unbackdoor._errors import UnbackdoorError, printable
 from unbackdoor._geometry import Crop, CropShare, Resample, Resize, ResizeEdge, ResizeWithin, Size, Step
-from unbackdoor._images import ImageEncoder
+from unbackdoor._images import LARGEST_SIDE, ImageEncoder
 
 # By Pillow's numbers of filters, as they stand in preprocessor_config.json.
 _FILTERS: tuple[Resample, ...] = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
@@ -125,7 +125,7 @@ def encoder_of(
     way_out = "Give --mean, --std and --image-size instead."
     if family not in _PROCESSORS:
         raise UnbackdoorError(
-            f"{where} asks for the processor {kind or 'without a name'}, which is not known here; known are "
+            f"{where} asks for the processor {printable(kind) or 'without a name'}, which is not known here; known are "
             f"{', '.join(_PROCESSORS)}. {way_out}"
         )
     # A switch that is null is off for transformers; another field that is null has never been set.
@@ -133,12 +133,14 @@ def encoder_of(
     fields = {**_PROCESSORS[family], **given}
     resample = fields["resample"]
     if isinstance(resample, bool) or not isinstance(resample, int) or not 0 <= resample < len(_FILTERS):
-        raise UnbackdoorError(f"{where} asks for the filter {resample}, which is not known here. {way_out}")
+        raise UnbackdoorError(f"{where} asks for the filter {printable(resample)}, which is not known here. {way_out}")
     try:
         return _encoder(family, fields, channels)
     except (AttributeError, ArithmeticError, LookupError, TypeError, ValueError, UnbackdoorError) as problem:
         owner = kind or f"{family}ImageProcessor"
-        raise UnbackdoorError(f"{where} has a field that no {owner} can have ({problem}). {way_out}") from None
+        raise UnbackdoorError(
+            f"{where} has a field that no {printable(owner)} can have ({printable(problem, 200)}). {way_out}"
+        ) from None
 
 
 def _encoder(family: str, fields: dict[str, Any], channels: int | None) -> ImageEncoder:
@@ -233,7 +235,7 @@ def _named(size: Any, *, by_edge: bool) -> dict[str, int]:
     if isinstance(size, dict):
         kinds = ({"height", "width"}, {"shortest_edge"}, {"shortest_edge", "longest_edge"}, {"max_height", "max_width"})
         if set(size) not in kinds:
-            raise ValueError(f"a size of {size}")
+            raise ValueError(f"a size of {printable(size)}")
         named = size
     elif isinstance(size, list):
         named = {"height": size[0], "width": size[1]}
@@ -246,14 +248,16 @@ def sides(size: Any) -> Size:
     """(height, width) of a size as processors write it: one number, two, or two by name."""
     named = _named(size, by_edge=False)
     if "height" not in named:
-        raise ValueError(f"a size of {size}")
+        raise ValueError(f"a size of {printable(size)}")
     return named["height"], named["width"]
 
 
 def _whole(*sides: Any) -> tuple[int, ...]:
-    wrong = [side for side in sides if isinstance(side, bool) or not isinstance(side, int) or side < 1]
+    wrong = [
+        side for side in sides if isinstance(side, bool) or not isinstance(side, int) or not 1 <= side <= LARGEST_SIDE
+    ]
     if wrong:
-        raise ValueError(f"a size of {wrong[0]}")
+        raise ValueError(f"a size of {printable(wrong[0])}")
     return sides
 
 

@@ -10,8 +10,11 @@ import torch
 from torch import Tensor
 
 from unbackdoor._errors import UnbackdoorError, printable
+from unbackdoor._inputs import reading, silent_rust
 
 logger = logging.getLogger("unbackdoor")
+
+_LONGEST = 1_000_000  # characters of one text; a long novel has as many, and no classifier reads a hundredth of it
 
 
 class Tokens(dict[str, Tensor]):
@@ -130,14 +133,15 @@ class TextEncoder:
                 items, tokens={"input_ids": empty[:, None]}, lengths=empty.long(), cut=empty.bool(), made_by=self
             )
         sides = [list(side) for side in zip(*items.strings, strict=True)]
-        made = self.tokenizer(
-            *sides,
-            truncation="longest_first" if len(sides) > 1 else True,
-            max_length=self.max_length,
-            padding=True,
-            return_attention_mask=True,
-        )
-        tokens = {name: torch.tensor(made[name], dtype=torch.int32) for name in made}
+        with reading("the tokenizer of the model"), silent_rust():  # which comes from others
+            made = self.tokenizer(
+                *sides,
+                truncation="longest_first" if len(sides) > 1 else True,
+                max_length=self.max_length,
+                padding=True,
+                return_attention_mask=True,
+            )
+            tokens = {name: torch.tensor(made[name], dtype=torch.int32) for name in made}
         lengths = tokens["attention_mask"].sum(dim=1).long()
         cut = lengths >= self.max_length
         if cut.any():  # these may fit exactly: only a second look tells
@@ -183,7 +187,15 @@ class TextEncoder:
                 if not isinstance(text, str) or not text.strip():
                     came = "an empty text" if isinstance(text, str) else f"{type(text).__name__} in place of a text"
                     came = "no text" if text is None else came
-                    raise UnbackdoorError(f"{where} has {came} in row {row} of {name}. Repair or remove that row.")
+                elif len(text) > _LONGEST:
+                    came = f"a text of {len(text):,} characters (at most {_LONGEST:,} are read)"
+                elif not _is_unicode(text):
+                    came = "text that is no Unicode"
+                else:
+                    continue
+                raise UnbackdoorError(
+                    f"{where} has {came} in row {row} of {printable(name)}. Repair or remove that row."
+                )
         texts = self.prepared(Texts(tuple(zip(*cells.values(), strict=True)), tuple(cells)))
         assert texts.cut is not None
         self._check_tokens(texts, where)
@@ -214,21 +226,21 @@ class TextEncoder:
                     )
 
 
+def _is_unicode(text: str) -> bool:
+    """Whether a text has no half of a surrogate pair, which no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _has_letter(text: str) -> bool:
     return any(map(str.isalnum, text))
 
 
-def columns_of(
-    present: Sequence[str], encode: TextEncoder, given: dict[str, str], where: str, hint: str = ""
-) -> dict[str, str]:
+def columns_of(present: Sequence[str], encode: TextEncoder, given: dict[str, str], where: str) -> dict[str, str]:
     """Which columns of a data set hold the texts: our name to the data's name.
-
-    Args:
-        present: the columns of the data.
-        encode: of the model.
-        given: the names that the user told.
-        where: named in messages.
-        hint: another way out where a column is missing.
 
     Raises:
         UnbackdoorError: there is no such column, or the model was trained on pairs and the data has single texts, or
@@ -243,18 +255,18 @@ def columns_of(
         named = any(name in given for name in pair)
         wanted = pair if named or (set(pair) <= set(present) and "text" not in given) else single
     missing = [name for name in wanted if given.get(name, name) not in present]
+    listed = ", ".join(map(printable, present[:20])) + (", ..." if len(present) > 20 else "")
     if missing:
         other = single if wanted == pair else pair
         if encode.columns is not None and all(given.get(name, name) in present for name in other):
             kind, came = ("pairs of texts", "single texts") if wanted == pair else ("single texts", "pairs of texts")
             raise UnbackdoorError(f"The model was trained on {kind}, but {where} holds {came}. Take data of its task.")
-        held = printable(", ".join(present), 300)
         if "image" in present:
-            raise UnbackdoorError(f"{where} holds images ({held}), but texts are needed. Take a data set with texts.")
+            raise UnbackdoorError(f"{where} holds images ({listed}), but texts are needed. Take a data set with texts.")
         column = given.get(missing[0], missing[0])
         pairs = ", or pairs by --columns text_a=NAME,text_b=NAME" if wanted == single and encode.columns is None else ""
         raise UnbackdoorError(
-            f"{where} has no column {column!r}; it has {held}. Name it by --columns {missing[0]}=NAME{pairs}{hint}."
+            f"{where} has no column {column!r}; it has {listed}. Name it by --columns {missing[0]}=NAME{pairs}."
         )
     return {name: given.get(name, name) for name in wanted}
 

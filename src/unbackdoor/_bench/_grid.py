@@ -16,7 +16,8 @@ from unbackdoor._bench._lines import Location, line_of, lines_of
 from unbackdoor._bench._named import Planned, named_methods, planned_attacks
 from unbackdoor._bench._paths import check_task
 from unbackdoor._bench._schema import Budget, Cells, File, Resources, Task
-from unbackdoor._errors import UnbackdoorError
+from unbackdoor._errors import UnbackdoorError, printable
+from unbackdoor._inputs import CONFIG, exists, read_text
 from unbackdoor._registry import find
 from unbackdoor._values import error_sentence
 
@@ -95,13 +96,13 @@ def read(path: str | Path) -> Grid:
     """
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        if path.is_dir() or not exists(path):
+            what = "is a folder" if path.is_dir() else "does not exist"
+            raise UnbackdoorError(f"{path} {what}; GRID is a TOML file. See docs/bench.md.")
+        text = read_text(path, CONFIG)
         raw = tomllib.loads(text)
-    except (FileNotFoundError, IsADirectoryError):
-        what = "is a folder" if path.is_dir() else "does not exist"
-        raise UnbackdoorError(f"{path} {what}; GRID is a TOML file. See docs/bench.md.") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as problem:
-        raise UnbackdoorError(f"{path} cannot be read as TOML ({problem}). Repair it.") from None
+    except (ValueError, RecursionError) as problem:  # also of a number of thousands of digits
+        raise UnbackdoorError(f"{path} cannot be read as TOML ({printable(problem, 200)}). Repair it.") from None
     folder = path.parent
     if text.startswith(KEPT):
         first, text = text.split("\n", 1)

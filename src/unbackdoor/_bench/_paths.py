@@ -11,6 +11,7 @@ from unbackdoor._bench._lines import Location
 from unbackdoor._bench._schema import ASKED, RECIPE, Task
 from unbackdoor._bench._store import digests
 from unbackdoor._errors import UnbackdoorError
+from unbackdoor._inputs import exists, open_file
 from unbackdoor._registry import find
 
 
@@ -40,7 +41,7 @@ def check_task(name: str, task: Task, folder: Path, problems: Noted) -> Task:
             problems.add((*where, key), f"tasks.{name}.{key} needs {variable} in the environment, which is not set.")
             return given
         path = (folder / text).absolute()
-        if glob(str(path), recursive=True) or path.exists():
+        if exists(path) or glob(str(path), recursive=True):
             return str(path)
         if not (hub and not text.startswith((".", "/")) and text.count("/") <= 1):
             problems.add((*where, key), f"tasks.{name}.{key}: {path} does not exist.")
@@ -142,12 +143,12 @@ def content_hash(files: tuple[str, ...]) -> str:
     """A hash of the content of files, patterns and folders, in order; where they lie does not matter."""
     total = hashlib.sha256()
     for pattern in files:
-        for match in [pattern] if Path(pattern).exists() else sorted(glob(pattern, recursive=True)):
+        for match in [pattern] if exists(pattern) else sorted(glob(pattern, recursive=True)):
             path = Path(match)
             if path.is_dir():
                 for name, digest in digests(path).items():
                     total.update(f"{name}\0{digest}\n".encode())
             else:
-                with path.open("rb") as file:
+                with open_file(path) as file:
                     total.update(hashlib.file_digest(file, "sha256").digest())
     return total.hexdigest()[:16]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from unbackdoor._errors import IncompleteError, UnbackdoorError
+from unbackdoor._inputs import RECORD, exists, read_file
 from unbackdoor._output import directory, write_file
 
 
@@ -79,10 +80,13 @@ class Folder:
         return str(self.root / name)
 
     def read(self, name: str) -> bytes | None:
+        path = self.root / name
         try:
-            return (self.root / name).read_bytes()
-        except FileNotFoundError:
-            return None
+            return read_file(path, RECORD) if exists(path) else None
+        except UnbackdoorError:
+            if exists(path):
+                raise
+            return None  # another process has just removed it
 
     def read_all(self, names: list[str]) -> Iterator[bytes | None]:
         return map(self.read, names)

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from unbackdoor._bench._places import place
-from unbackdoor._errors import UnbackdoorError
+from unbackdoor._errors import UnbackdoorError, printable
+from unbackdoor._inputs import parsed, read_json
 
 VERSION = 1  # of the identity: part of every key, so that a change of meaning never finds old cells
 
@@ -125,8 +126,8 @@ class Store:
         if folder is None:
             raise UnbackdoorError(f"{self.place.path(name)} is not there. Start the grid again to train it anew.")
         try:
-            files = json.loads((folder / "files.json").read_text(encoding="utf-8"))["files"]
-        except (OSError, ValueError, LookupError, TypeError):
+            files = dict(read_json(folder / "files.json")["files"])
+        except (UnbackdoorError, ValueError, LookupError, TypeError):
             raise UnbackdoorError(
                 f"{folder} is no victim that unbackdoor bench wrote. Remove it to train it again."
             ) from None
@@ -152,14 +153,14 @@ class Store:
 
     def _json(self, content: bytes, name: str) -> dict[str, Any]:
         try:
-            made: dict[str, Any] = json.loads(content)
+            made = parsed(content.decode(), self.place.path(name))
             version = made.get("version")
-        except (ValueError, AttributeError):
+        except (UnbackdoorError, UnicodeDecodeError):
             raise self._foreign(name) from None
         if version != VERSION:
             raise UnbackdoorError(
-                f"{self.place.path(name)} has version {version}, this one reads {VERSION}. Use another store, or "
-                "update unbackdoor."
+                f"{self.place.path(name)} has version {printable(version)}, this one reads {VERSION}. Use another "
+                "store, or update unbackdoor."
             )
         return made
 

@@ -1,7 +1,6 @@
 """Subjects and cells: what is measured, and what determines it."""
 
 import itertools
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from unbackdoor._bench._grid import Grid
 from unbackdoor._bench._paths import content_hash, file_hashes, task_spec
 from unbackdoor._bench._schema import Budget, Cells, Task
 from unbackdoor._bench._store import identity
+from unbackdoor._inputs import read_json
 from unbackdoor._registry import Entry, entry_of, name_of, steps_of
 from unbackdoor._values import changed_fields
 
@@ -160,7 +160,7 @@ class Subjects:
             return
         path = Path(task.attack or Path(task.model) / "attack.json")
         attack = load_trigger(path).attack
-        recorded = json.loads(path.read_text(encoding="utf-8"))
+        recorded = read_json(path)
         yield self._subject(
             name, task, "own", attack, recorded.get("rate"), recorded.get("seed"), model=task.model, trigger=str(path)
         )

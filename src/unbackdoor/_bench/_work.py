@@ -26,6 +26,7 @@ from unbackdoor._errors import IncompleteError, UnbackdoorError
 from unbackdoor._evaluate import Proportion, predict, score
 from unbackdoor._files import Loaded, base_encoder, load, load_base
 from unbackdoor._images import ImageEncoder
+from unbackdoor._inputs import read_json
 from unbackdoor._models import class_count, class_names
 from unbackdoor._options import AttackOptions
 from unbackdoor._precision import choose, description
@@ -323,7 +324,7 @@ def _described(method: Any) -> dict[str, Any]:
 
 
 def _recorded(path: Path) -> dict[str, Any]:
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+    return read_json(path) if path.is_file() else {}
 
 
 @functools.lru_cache(maxsize=1)

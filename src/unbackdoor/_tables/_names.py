@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
+from unbackdoor._errors import printable
+
 
 def of_values(texts: Iterable[str], labels: dict[str, set[str]] | None = None) -> dict[str, str]:
     """Names of attacks or methods, given as canonical JSON: what differs from the defaults stands in brackets.
@@ -78,6 +80,7 @@ def _plain(entry: Any) -> str:
 
 
 def _distinct(named: dict[str, str]) -> dict[str, str]:
+    named = {text: printable(" ".join(name.split()), 300) for text, name in named.items()}
     often = Counter(named.values())
     return {
         text: f"{name} #{hashlib.sha256(text.encode()).hexdigest()[:6]}" if often[name] > 1 else name

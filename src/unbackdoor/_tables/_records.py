@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from unbackdoor._bench import Store, identity
+from unbackdoor._errors import SENTENCE, printable
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +128,7 @@ def _record(spec: dict[str, Any], result: dict[str, Any], victims: dict[str, str
         "packed": zlib.compress(canonical({"spec": spec, "result": result}).encode(), 1) if whole else None,
     }
     if result["status"] == "failed":
-        return Record(**common, message=str(result["message"]))
+        return Record(**common, message=printable(result["message"], SENTENCE))
     score = result["score"]
     flips = result.get("flips")
     second = result.get("second_test") or {}
@@ -138,7 +139,7 @@ def _record(spec: dict[str, Any], result: dict[str, Any], victims: dict[str, str
         accuracy=_share(score["clean_accuracy"]),
         success=_share(score["attack_success"]) if "attack_success" in score else None,
         recovered=_share(score["recovered_accuracy"]) if "recovered_accuracy" in score else None,
-        label_rule=str(score["label_rule"]) if "label_rule" in score else None,
+        label_rule=printable(score["label_rule"]) if "label_rule" in score else None,
         flips=None if flips is None else {str(name): _share(share) for name, share in flips.items()},
         second_accuracy=_share(second["clean_accuracy"]) if second else None,
         second_success=_share(second["attack_success"]) if "attack_success" in second else None,
