@@ -65,7 +65,6 @@ class TestReading:
         [
             (("text,label", "good,1", '" ",0'), ENCODE, None, "has an empty text in row 1 of text. Repair or remove"),
             (("text,label", "good,1", ",0"), ENCODE, None, "has no text in row 1 of text. Repair or remove that row."),
-            (("text,label", "1.5,1"), ENCODE, None, "has float in place of a text in row 0 of text. Repair"),
             (
                 ("text_a,text_b,label", "good,a,1", 'bad," ",0'),
                 ENCODE,

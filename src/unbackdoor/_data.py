@@ -1,11 +1,7 @@
 """Data sets: read once, kept as tensors, handed out in encoded batches."""
 
-import errno
-import glob
 import logging
-import re
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -14,9 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unbackdoor._errors import IncompleteError, UnbackdoorError, printable
+from unbackdoor._errors import UnbackdoorError, printable
 from unbackdoor._images import Augmentation, ImageEncoder, augmentation
-from unbackdoor._inputs import CONFIG, TABLE, check_file, exists, read_json, reader
+from unbackdoor._inputs import reader
+from unbackdoor._labels import alike, check_range, class_numbers, matched
+from unbackdoor._sources import Table, opened
 from unbackdoor._text import TextEncoder, Texts, Tokens, columns_of
 
 logger = logging.getLogger("unbackdoor")
@@ -94,38 +92,39 @@ class Dataset:
         """
         encode = encode or ImageEncoder()
         where = _name(source)
-        table, folder = _opened(source, where)
-        if len(table) == 0:
-            raise _empty(where)
-        present = table.column_names
-        listed = ", ".join(map(printable, present[:20])) + (", ..." if len(present) > 20 else "")
         given = dict(columns or {})
         known_names = ("image", "label") if isinstance(encode, ImageEncoder) else ("text", "text_a", "text_b", "label")
         strange = next((wanted for wanted in given if wanted not in known_names), None)
         if strange is not None:
             allowed = "image and label" if isinstance(encode, ImageEncoder) else "text, text_a, text_b or label"
             raise UnbackdoorError(f"--columns must name {allowed}, got {strange}. Leave that one out.")
+        label = given.get("label", "label")
+        tables = opened(source, where, label=label, classes=classes)
+        present = [*tables[0].cells, *tables[0].twice] if tables else []
+        if not tables or not any(len(cells) for table in tables for cells in table.cells.values()):
+            raise UnbackdoorError(f"{where} has no rows; at least one labelled example is needed.")
         if isinstance(encode, TextEncoder):
-            parts = columns_of(present, encode, given, where)
+            parts = columns_of(present, encode, given, where, tables[0].hint)
         else:
             parts = {"image": given.get("image", "image")}
             if "image" not in [*present, *given] and {"text", "text_a"} & set(present):
                 raise UnbackdoorError(
-                    f"{where} holds text ({listed}), but images are needed. Take a data set with pictures, "
+                    f"{where} holds text ({_listed(present)}), but images are needed. Take a data set with pictures, "
                     "or a model for text (attack: --base)."
                 )
-        names = {**parts, "label": given.get("label", "label")}
+        names = {**parts, "label": label}
         for wanted, column in {**names, **({"group": group} if group else {})}.items():
-            if column not in present:
-                option = "--group NAME" if wanted == "group" else f"--columns {wanted}=NAME"
-                raise UnbackdoorError(f"{where} has no column {column!r}; it has {listed}. Name it by {option}.")
-        feature = table.features[names["label"]]
-        labels, known = _labels(table[names["label"]], getattr(feature, "names", None), classes, where)
-        plain = table.with_format(None)
-        items, encode = encode.read({name: plain[column] for name, column in parts.items()}, where, folder)
+            _check_column(tables, wanted, column, where)
+        stands_for = tables[0].names.get(label)
+        if any(table.names.get(label) != stands_for for table in tables):
+            raise UnbackdoorError(f"{where} has files that name their classes otherwise. Give them one by one.")
+        labels, known = class_numbers(_joined(tables, label), stands_for, classes, where)
+        _check_names_beside(tables, label, labels, known, where)
+        cells: dict[str, Sequence[Any]] = {name: _joined(tables, column) for name, column in parts.items()}
+        items, encode = encode.read(cells, where, tables[0].folder)
         groups = None
         if group is not None:
-            keys = [f"{label}/{key}" for label, key in zip(labels.tolist(), table[group], strict=True)]
+            keys = [f"{label}/{key}" for label, key in zip(labels.tolist(), _joined(tables, group), strict=True)]
             groups = torch.from_numpy(np.unique(keys, return_inverse=True)[1])
         return cls(
             items=items,
@@ -305,230 +304,90 @@ def _name(source: str | Path | Sequence[str | Path]) -> str:
     return ", ".join(map(str, source))
 
 
-def _opened(source: str | Path | Sequence[str | Path], where: str) -> tuple[Any, Path]:
-    """The rows as an arrow-backed `datasets.Dataset` with undecoded images, and the folder of relative paths."""
-    import datasets
-
-    files: list[Path] = []
-    for path in [source] if isinstance(source, str | Path) else source:
-        if not str(path):  # which Path would take for the current directory
-            raise UnbackdoorError("DATA must be a file or a folder with labelled examples, got an empty name.")
-        matches = [str(path)] if exists(path) else sorted(glob.glob(str(path), recursive=True))
-        if not matches:
-            raise UnbackdoorError(f"{path} does not exist; DATA is a file or a folder with labelled examples.")
-        files += map(Path, matches)
-    first = files[0]
-    if len(files) > 1 and any(file.is_dir() for file in files):
-        raise UnbackdoorError(f"{where} has a folder among several parts; DATA is one folder, or files.")
-    parquet = sorted(first.glob("*.parquet")) if first.is_dir() else []
-    for file in parquet or files:
-        if not file.is_dir():
-            check_file(file, TABLE)
-    level = datasets.logging.get_verbosity()
-    datasets.logging.set_verbosity(logging.CRITICAL)  # what is wrong is told below, once
-    try:
-        if (first / "dataset_dict.json").exists():
-            raise _several(first, [entry.name for entry in first.iterdir() if entry.is_dir()], "")
-        if (first / "dataset_info.json").exists():
-            _check_saved(first)
-            table = datasets.load_from_disk(str(first))
-        elif first.is_dir() and not parquet:
-            table = _image_folder(first)
-        else:
-            splits = {split.group() for file in parquet if (split := _SPLIT.match(file.name))}
-            if len(splits) > 1:
-                raise _several(first, list(splits), "*.parquet")
-            table = _tabular(parquet or files)
-    except UnbackdoorError:
-        raise
-    except Exception as problem:  # whatever a reader of a foreign format may raise
-        cause = problem.__cause__ or problem
-        # What datasets says of a table without rows, by how it was written.
-        empty = ("No columns to parse", "corresponds to no data", "BatchSize must be greater than 0")
-        if any(words in str(cause) for words in empty):
-            raise _empty(where) from None
-        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise IncompleteError(
-                f"{tempfile.gettempdir()}, where data is unpacked, is full. Free some space, or set TMPDIR."
-            ) from None
-        reason = printable(str(cause).split("\n")[0], 200).rstrip(". ")
-        raise UnbackdoorError(f"{where} cannot be read ({reason}). Repair it, or take other data.") from problem
-    finally:
-        datasets.logging.set_verbosity(level)
-    for column, feature in table.features.items():
-        if isinstance(feature, datasets.Image):
-            table = table.cast_column(column, datasets.Image(decode=False))
-    return table, first if first.is_dir() else first.parent
+def _joined(tables: Sequence[Table], column: str) -> list[Any]:
+    return [cell for table in tables for cell in table.column(column)]
 
 
-def _check_saved(folder: Path) -> None:
-    """Refuse a saved data set whose parts are no files of its own."""
-    read_json(folder / "dataset_info.json", CONFIG)
-    state = folder / "state.json"
-    listed = read_json(state, CONFIG).get("_data_files")
-    if not isinstance(listed, list) or not all(isinstance(part, dict) for part in listed):
-        raise UnbackdoorError(f"{state} does not say which files hold the data (_data_files). Save the data set again.")
-    for part in listed:
-        name = part.get("filename")
-        if not isinstance(name, str) or Path(name).name != name:
-            raise UnbackdoorError(f"{state} names the file {printable(name)}, which is none beside it. Save it again.")
-        check_file(folder / name, TABLE)
-
-
-def _empty(where: str) -> UnbackdoorError:
-    return UnbackdoorError(f"{where} has no rows; at least one labelled example is needed.")
-
-
-# Of a data set, by the name of its file or folder.
-_SPLIT = re.compile(r"(train|test|validation|valid|val|dev)(?![a-z])")
-
-
-def _several(folder: Path, splits: list[str], suffix: str) -> UnbackdoorError:
-    splits = sorted(splits)
-    return UnbackdoorError(
-        f"{folder} holds splits ({', '.join(map(printable, splits))}), but DATA is one. Name it, as in "
-        f"{folder / splits[-1]}{suffix}."
+def _check_column(tables: Sequence[Table], wanted: str, column: str, where: str) -> None:
+    """Refuse a column that a table has not, or has twice."""
+    table = next((table for table in tables if column not in table.cells), None)
+    if table is None:
+        return
+    if column in table.twice:
+        raise UnbackdoorError(f"{where} has several columns of the name {column!r}. Rename all but one.")
+    if column in tables[0].cells:
+        raise UnbackdoorError(
+            f"{where} has a file without the column {column!r} that the first one has; it has "
+            f"{_listed(table.cells)}. Give files of one data set."
+        )
+    option = "--group NAME" if wanted == "group" else f"--columns {wanted}=NAME"
+    raise UnbackdoorError(
+        f"{where} has no column {column!r}; it has {_listed(table.cells)}. Name it by {option}{table.hint}."
     )
 
 
-def _tabular(files: list[Path]) -> Any:
-    import datasets
+def _listed(columns: Iterable[str]) -> str:
+    return printable(", ".join(columns), 300)
 
-    kinds = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json"}
-    for file in files:
-        if file.suffix.lower() not in kinds:
+
+def _check_names_beside(
+    tables: Sequence[Table], label: str, labels: Tensor, classes: Sequence[str] | None, where: str
+) -> None:
+    """Refuse numbers as labels whose names, in a column beside them, are those of other classes of the model."""
+    beside = next((name for name in ("label_text", "label_name") if all(name in table.cells for table in tables)), None)
+    if beside is None or beside == label or classes is None:
+        return
+    by_name = {alike(name): number for number, name in enumerate(classes)}
+    for row, (number, name) in enumerate(zip(labels.tolist(), _joined(tables, beside), strict=True)):
+        meant = by_name.get(alike(name)) if isinstance(name, str) else None
+        if meant is not None and meant != number:
             raise UnbackdoorError(
-                f"{file} is of no known kind; DATA is .parquet, .csv, .json, .jsonl, an image folder or a saved data "
-                "set."
+                f"{where} has class {number} in row {row}, which it calls {name!r} in {beside}, but the model's class "
+                f"{number} is {classes[number]!r}. Take the names, by --columns label={beside}."
             )
-    suffixes = {file.suffix.lower() for file in files}
-    if len(suffixes) > 1:
-        raise UnbackdoorError(f"Files that are joined must be of one kind, got {', '.join(sorted(suffixes))}.")
-    if suffixes != {".parquet"} and len({file.parent for file in files}) > 1:
-        raise UnbackdoorError(
-            f"{files[0]} and {files[-1]} are in two folders, but pictures are found relative to one. Join them."
-        )
-    kind = kinds[suffixes.pop()]
-    # Only an empty cell is a missing one: NA and None may be texts, or the names of classes.
-    options: dict[str, Any] = {"keep_default_na": False, "na_values": [""]} if kind == "csv" else {}
-    bars = datasets.is_progress_bar_enabled()
-    datasets.disable_progress_bars()
-    try:
-        with tempfile.TemporaryDirectory() as cache:
-            return datasets.load_dataset(
-                kind,
-                data_files=[str(file) for file in files],
-                split="train",
-                cache_dir=cache,
-                keep_in_memory=True,
-                **options,
-            )
-    finally:
-        if bars:
-            datasets.enable_progress_bars()
-
-
-def _image_folder(folder: Path) -> Any:
-    """One folder per class, pictures inside; other files are left alone.
-
-    Names that are whole numbers are class indices; others are numbered in alphabetical order.
-    """
-    import datasets
-    from PIL import Image
-
-    Image.init()
-    known = {suffix for suffix, format_ in Image.EXTENSION.items() if format_ in Image.OPEN}
-    classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    if not classes:
-        raise UnbackdoorError(f"{folder} has no sub-folders; an image folder has one per class, with its pictures.")
-    if all(_SPLIT.fullmatch(name) for name in classes):
-        raise _several(folder, classes, "")
-    numbers = {name: int(name) for name in classes if name.isascii() and name.isdecimal()}
-    if len(numbers) == len(classes) and max(numbers.values()) < 100_000:  # class indices, of which some may be absent
-        names = [str(number) for number in range(max(numbers.values()) + 1)]
-    else:
-        names, numbers = classes, {name: label for label, name in enumerate(classes)}
-    paths, labels = [], []
-    for name, label in sorted(numbers.items(), key=lambda entry: entry[1]):
-        for path in sorted((folder / name).rglob("*")):
-            if path.suffix.lower() in known and not path.name.startswith("."):
-                paths.append(str(path.relative_to(folder)))
-                labels.append(label)
-    features = datasets.Features({"image": datasets.Value("string"), "label": datasets.ClassLabel(names=names)})
-    return datasets.Dataset.from_dict({"image": paths, "label": labels}, features=features)
-
-
-def _labels(
-    column: Sequence[Any], names: list[str] | None, classes: Sequence[str] | None, where: str
-) -> tuple[Tensor, tuple[str, ...] | None]:
-    """Class indices in the model's order, and the class names where they are known."""
-    values = list(column)
-    missing = next((row for row, given in enumerate(values) if given is None), None)
-    if missing is not None:
-        raise UnbackdoorError(f"{where} has no label in row {missing}; every row needs one.")
-    if isinstance(values[0], str):
-        by_name = classes is not None and set(values) <= set(classes)
-        if not by_name and all(re.fullmatch(r"-?\d+", given.strip()) for given in values):
-            values = [int(given) for given in values]
-        else:
-            names = list(classes) if by_name and classes is not None else sorted(set(values))
-            position = {name: index for index, name in enumerate(names)}
-            values = [position[given] for given in values]
-    elif not isinstance(values[0], int):
-        raise UnbackdoorError(
-            f"{where} has the label {printable(repr(values[0]))} in row 0; labels must be whole numbers or class names "
-            "(several labels or a number to predict are not supported)."
-        )
-    if names and classes is not None and not set(names) <= set(classes) and all(name.isdecimal() for name in names):
-        values, names = [int(names[given]) for given in values], None
-    names = names or (None if classes is None else list(classes))
-    if names is None:
-        _check_range(values, None, where, "")
-        return torch.tensor(values), None
-    if classes is None or names == list(classes):
-        _check_range(values, len(names), where, "it names" if classes is None else "the model has")
-        return torch.tensor(values), tuple(names)
-    _check_range(values, len(names), where, "it names")
-    strange = next((name for name in names if name not in classes), None)
-    if strange is not None:
-        some = ", ".join(map(printable, classes[:10])) + (", ..." if len(classes) > 10 else "")
-        raise UnbackdoorError(
-            f"{where} has the class {printable(repr(strange))}, which the model does not know; its classes are {some}. "
-            "Rename the classes, or take other data."
-        )
-    if len(set(classes)) < len(classes):
-        raise UnbackdoorError(
-            f"{where} has its classes in another order than the model, which has two of one name. Give labels as the "
-            "model's numbers."
-        )
-    logger.info("%s lists its classes in another order than the model; they were matched by name.", where)
-    ours = [list(classes).index(name) for name in names]
-    return torch.tensor([ours[label] for label in values]), tuple(classes)
 
 
 def check_labels(data: Dataset, classes: int) -> None:
     """Refuse a label that the model's head does not have."""
-    _check_range(data.labels.tolist(), classes, data.name, "the model has", data.rows)
-
-
-def doubtful_classes(data: Dataset, classes: int) -> str | None:
-    """Why class names of the data may stand for other classes of a model that has none; None where nothing tells so."""
-    if data.classes is None or len(data.classes) == classes or all(name.isdecimal() for name in data.classes):
-        return None
-    some = ", ".join(f"{printable(name)} = {number}" for number, name in enumerate(data.classes[:3]))
-    return (
-        f"{data.name} has {len(data.classes)} class names, but the model has {classes} classes without names. They "
-        f"were taken in order ({some}, ...), which is right only if it was trained so; labels as numbers are safe."
+    check_range(
+        data.labels.tolist(), classes, data.name, "the model has", None if data.rows is None else data.rows.tolist()
     )
 
 
-def _check_range(labels: list[int], classes: int | None, where: str, owner: str, rows: Tensor | None = None) -> None:
-    limit = 2**31 if classes is None else classes
-    position = next((position for position, label in enumerate(labels) if not 0 <= label < limit), None)
-    if position is None:
+def in_order_of(data: Dataset, classes: Sequence[str] | None) -> Dataset:
+    """The same examples with the class numbers of a model, matched by name where the data names its classes.
+
+    Raises:
+        UnbackdoorError: the model does not know a class of the data.
+    """
+    if classes is None or data.classes is None or data.classes == tuple(classes):
+        return data
+    named = {number: data.classes[number] for number in data.labels.unique().tolist() if number < len(data.classes)}
+    meaning = matched({name: number for number, name in named.items()}, classes, data.name)
+    number_of = {number: meaning[name] for number, name in named.items()}
+    labels = [number_of.get(number, number) for number in data.labels.tolist()]
+    return replace(data, labels=torch.tensor(labels, device=data.labels.device), classes=tuple(classes))
+
+
+def tell_order(
+    data: Dataset, known: Sequence[str] | None, classes: int, warn: Callable[[str], None] = logger.warning
+) -> None:
+    """Say in which order names of the data were taken for the classes of a model that names none, and warn in doubt.
+
+    Args:
+        data: with names of its own or none.
+        known: the names of the model's classes; nothing is said where there are any.
+        classes: how many the model has.
+        warn: where a warning goes.
+    """
+    if known is not None or data.classes is None or all(name.isdecimal() for name in data.classes):
         return
-    row = position if rows is None else int(rows[position])
-    bound = "labels count from 0" if classes is None else f"{owner} {classes} classes (0 to {classes - 1})"
-    raise UnbackdoorError(
-        f"{where} has label {labels[position]} in row {row}, but {bound}. Correct the label, or take other data."
-    )
+    some = ", ".join(f"{printable(name)} = {number}" for number, name in enumerate(data.classes[:3]))
+    if len(data.classes) != classes:
+        warn(
+            f"{data.name} has {len(data.classes)} class names, but the model has {classes} classes without names. They "
+            f"were taken in order ({some}, ...), which is right only if it was trained so; labels as numbers are safe."
+        )
+        return
+    more = ", ..." if len(data.classes) > 3 else ""
+    logger.info("%s: the model names no classes, so those of the data are taken in order: %s%s.", data.name, some, more)

@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from unbackdoor._attack import Attack, Trigger, Triggered, already_triggered, as_trigger, triggered
-from unbackdoor._data import Dataset, Encoder, check_labels, doubtful_classes
+from unbackdoor._data import Dataset, Encoder, check_labels, in_order_of, tell_order
 from unbackdoor._errors import UnbackdoorError, printable
-from unbackdoor._models import check_modules, check_partner, class_count, evaluating, logits
+from unbackdoor._models import check_modules, check_partner, class_count, class_names, evaluating, logits
 from unbackdoor._precision import Arithmetic, Precision, choose
+
+logger = logging.getLogger("unbackdoor")
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,16 @@ def near_chance(accuracy: Proportion, classes: int) -> bool:
     """Whether a model knows hardly more of its task than a guess: up to a quarter of the way from chance to 100 %."""
     chance = 1 / classes
     return accuracy.interval[0] <= chance or accuracy.value <= chance + (1 - chance) / 4
+
+
+def chance_doubt(owner: str, accuracy: Proportion, classes: int, where: str) -> str | None:
+    """What a score near chance on some data probably comes from; None where it is not near chance."""
+    if not near_chance(accuracy, classes):
+        return None
+    return (
+        f"{owner} is near chance on {where} ({accuracy!r}): its labels, their order or the preprocessing probably do "
+        "not fit the model."
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,19 +173,23 @@ def evaluate(
         raise UnbackdoorError(f"{test.name} is empty; at least one labelled example is needed.")
     arithmetic = choose(model, device, precision)
     classes = class_count(model, test)
+    test = in_order_of(test, class_names(model))
     check_labels(test, classes)
-    doubt = doubtful_classes(test, classes)
-    if doubt is not None:
-        logging.getLogger("unbackdoor").warning(doubt)
+    tell_order(test, class_names(model), classes)
     attacked: Triggered | None = None
     if attack is not None:
         attacked = triggered(test, as_trigger(attack, test), classes)
     elif triggered_data is not None and target is not None:
+        triggered_data = in_order_of(triggered_data, class_names(model))
         check_labels(triggered_data, classes)
         attacked = already_triggered(triggered_data, target, classes)
     if control is not None:
         check_partner("--control", control, test.encoded_by(control_encode or test.encode), classes)
-    return score(model, test, attacked, arithmetic, control=control, control_encode=control_encode)
+    measured = score(model, test, attacked, arithmetic, control=control, control_encode=control_encode)
+    doubt = chance_doubt("the model", measured.clean_accuracy, classes, test.name)
+    if doubt is not None:
+        logger.warning(doubt)
+    return measured
 
 
 def score(

@@ -327,8 +327,16 @@ def watching(layer: nn.Module) -> Iterator[list[Tensor]]:
 
 
 def class_names(model: nn.Module) -> tuple[str, ...] | None:
-    """The class names of a Hugging Face config; None where it has none, or only LABEL_0, LABEL_1 and so on."""
+    """The class names of a Hugging Face config; None where it has none, or only LABEL_0, LABEL_1 and so on.
+
+    None also where the names do not count from 0: then nothing tells which class has none.
+    """
     names = getattr(getattr(model, "config", None), "id2label", None)
     if not isinstance(names, dict) or all(str(name) == f"LABEL_{index}" for index, name in names.items()):
         return None
-    return tuple(str(names[index]) for index in sorted(names, key=int))
+    order = sorted(names, key=int)
+    return (
+        tuple(str(names[index]) for index in order)
+        if [int(index) for index in order] == list(range(len(order)))
+        else None
+    )

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from unbackdoor import _models
 from unbackdoor._checkpoints import check_finite
-from unbackdoor._data import Dataset, check_labels, doubtful_classes
+from unbackdoor._data import Dataset, check_labels, in_order_of, tell_order
 from unbackdoor._errors import SENTENCE, UnbackdoorError, printable
-from unbackdoor._evaluate import Proportion, near_chance, predict
+from unbackdoor._evaluate import Proportion, chance_doubt, predict
 from unbackdoor._precision import Arithmetic, Precision, choose, description, relayout_
 from unbackdoor._registry import name_of, steps_of, to_json
 from unbackdoor._train import Gradients, Loss, Progress, bar, cross_entropy, descend, silent
@@ -320,6 +320,7 @@ def purify(
     names = ("clean", "recipe", "suspect_accuracy_on_clean", "purified_accuracy_on_clean")
     facts: dict[str, Any] = dict.fromkeys(names)
     if clean is not None:
+        clean = in_order_of(clean, _models.class_names(model))
         facts |= _look(working, clean, head, run)
     if clean is None and needs_clean(method):
         raise UnbackdoorError(f"{asking(method)} needs clean examples, got none.")
@@ -388,6 +389,7 @@ def _look(model: nn.Module, clean: Dataset, head: str | None, run: Run) -> dict[
     check_labels(clean, classes)
     before = _accuracy(model, clean, run.arithmetic)
     _check_clean(clean, classes, before, run)
+    tell_order(clean, _models.class_names(model), classes, run.warn)
     return {
         "clean": {
             "n": len(clean),
@@ -449,14 +451,9 @@ def _check_clean(clean: Dataset, classes: int, accuracy: Proportion, run: Run) -
             f"{clean.name} has no example of {len(absent)} class(es) ({', '.join(names)}{more}): the purified model "
             "will probably lose them."
         )
-    doubt = doubtful_classes(clean, classes)
+    doubt = chance_doubt("the suspect", accuracy, classes, clean.name)
     if doubt is not None:
         run.warn(doubt)
-    if near_chance(accuracy, classes):
-        run.warn(
-            f"the suspect is near chance on {clean.name} ({accuracy!r}): its labels, their order or the preprocessing "
-            "probably do not fit the model."
-        )
 
 
 def _restore(

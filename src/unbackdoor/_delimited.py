@@ -1,0 +1,155 @@
+"""Tables in text files: cells between commas, semicolons or tabs, kept as they are written."""
+
+import codecs
+import csv
+import io
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from unbackdoor._errors import UnbackdoorError
+from unbackdoor._inputs import MEBIBYTE, open_file
+
+_DELIMITERS = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": "a bar"}
+_MARKS = {  # the long ones first: UTF-32 begins as UTF-16 does
+    codecs.BOM_UTF32_LE: "UTF-32",
+    codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+}
+MOST = 10_000_000  # characters of a cell
+MOST_BYTES = 4 * 1024 * MEBIBYTE  # of a table that is text, which is read as a whole
+
+
+def decoded(file: Path) -> str:
+    """The text of a file in UTF-8, with or without a byte order mark.
+
+    Raises:
+        UnbackdoorError: it is in another encoding, or no text.
+    """
+    with open_file(file, MOST_BYTES) as opened:
+        content = opened.read()
+    marked = next((name for mark, name in _MARKS.items() if content.startswith(mark)), None)
+    if marked is not None:
+        raise UnbackdoorError(
+            f"{file} is in {marked}, but DATA is read as UTF-8. Save it as UTF-8, as iconv -f {marked} -t UTF-8 does."
+        )
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as problem:
+        line = content.count(b"\n", 0, problem.start) + 1
+        raise UnbackdoorError(
+            f"{file} is not in UTF-8 (byte 0x{content[problem.start]:02X} in line {line}); it is probably in Latin-1 "
+            "or Windows-1252. Save it as UTF-8, as iconv -f WINDOWS-1252 -t UTF-8 does."
+        ) from None
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise UnbackdoorError(
+            f"{file} holds a NUL character in line {line}; it is UTF-16 without a mark, or no text. Save it as UTF-8."
+        )
+    return text
+
+
+def read_delimited(file: Path, label: str) -> tuple[dict[str, list[str | None]], frozenset[str]]:
+    """The columns of a CSV or TSV file.
+
+    The first line names the columns, and which of comma, semicolon, tab and bar parts them. A cell stays the text that
+    it is: 007 and 1e5 and NA are no numbers here. An empty one is None.
+
+    Args:
+        file: in UTF-8.
+        label: the column of labels, by which rows are known that a quotation mark has swallowed.
+
+    Returns:
+        The cells by column; and the names that several columns have, which are left out.
+
+    Raises:
+        UnbackdoorError: it is in another encoding, a row has more or fewer cells than there are columns, or a
+            quotation mark is not closed; names the line.
+    """
+    lines = list(io.StringIO(decoded(file), newline=""))
+    first = next((line for line in lines if line.strip()), "")
+    if first.lstrip().startswith(("{", "[")):
+        raise UnbackdoorError(f"{file} is JSON by its content, whatever its name says. Let its name end in .jsonl.")
+    widths = {delimiter: len(_row(first, delimiter)) for delimiter in _DELIMITERS}
+    delimiter = max(widths, key=widths.__getitem__)  # the comma where there is a tie
+    rows, spans = _rows(file, lines, delimiter)
+    if not rows:
+        return {}, frozenset()
+    names = [name.strip() for name in rows[0]]
+    for row, (start, _) in zip(rows, spans, strict=True):
+        if len(row) != len(names):
+            raise UnbackdoorError(
+                f"{file} has {len(row)} cells in line {start}, but its first line names {len(names)} columns. Put "
+                f"quotation marks around cells that hold {_DELIMITERS[delimiter]}, or save the data as JSON lines."
+            )
+    if label in names:
+        _check_swallowed(file, lines, rows, spans, delimiter, names.index(label))
+    counts = Counter(names)
+    columns = zip(*rows[1:], strict=True) if len(rows) > 1 else [() for _ in names]
+    cells = {
+        name: [cell or None for cell in column]
+        for name, column in zip(names, columns, strict=True)
+        if counts[name] == 1
+    }
+    return cells, frozenset(name for name, count in counts.items() if count > 1)
+
+
+def _rows(file: Path, lines: Sequence[str], delimiter: str) -> tuple[list[list[str]], list[tuple[int, int]]]:
+    """The cells of each row, and its first and last line, from 1; empty lines are none."""
+    rows: list[list[str]] = []
+    spans: list[tuple[int, int]] = []
+    before = csv.field_size_limit(MOST)  # a limit of the process, which others may rely on
+    try:
+        reader = csv.reader(lines, delimiter=delimiter, strict=True)
+        while True:
+            start = reader.line_num + 1
+            try:
+                row = next(reader)
+            except StopIteration:
+                return rows, spans
+            except csv.Error as problem:
+                if "field limit" in str(problem):
+                    raise UnbackdoorError(
+                        f"{file} has a cell of more than {MOST:,} characters in line {start}. Shorten it; models read "
+                        "the beginning alone."
+                    ) from None
+                raise UnbackdoorError(
+                    f"{file} has a quotation mark in line {start} that is not closed at the end of a cell, so it would "
+                    "take other rows into that cell. Write it twice, or save the data as JSON lines."
+                ) from None
+            if any(cell.strip() for cell in row) or len(row) > 1:
+                rows.append(row)
+                spans.append((start, reader.line_num))
+    finally:
+        csv.field_size_limit(before)
+
+
+def _check_swallowed(
+    file: Path,
+    lines: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    spans: Sequence[tuple[int, int]],
+    delimiter: str,
+    label: int,
+) -> None:
+    """Refuse a row over several lines of which more than one is a row of its own, with a label that other rows have.
+
+    A quotation mark that nobody closed takes all rows into its cell up to the next one.
+    """
+    width = len(rows[0])
+    many = [start != end for start, end in spans]
+    labels = {row[label] for row, several in zip(rows[1:], many[1:], strict=True) if not several}
+    labels = labels or {row[label] for row in rows[1:]}
+    for start, end in (span for span, several in zip(spans, many, strict=True) if several):
+        alone = [_row(line, delimiter, csv.QUOTE_NONE) for line in lines[start - 1 : end]]
+        if sum(len(cells) == width and cells[label] in labels for cells in alone) > 1:
+            raise UnbackdoorError(
+                f"{file} has a quotation mark in line {start} that is closed in line {end}, but the lines between look "
+                "like rows of their own. Write it twice if it is part of a text, or save the data as JSON lines."
+            )
+
+
+def _row(line: str, delimiter: str, quoting: Any = csv.QUOTE_MINIMAL) -> list[str]:
+    return next(csv.reader([line.rstrip("\r\n")], delimiter=delimiter, quoting=quoting), [])

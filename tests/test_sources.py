@@ -1,0 +1,456 @@
+"""A path means that file, and that split; what lies beside it is neither joined nor made a class."""
+
+import io
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+import torch
+from PIL import Image
+
+import toys
+from unbackdoor import Dataset, UnbackdoorError
+from unbackdoor._text import TextEncoder
+
+ENCODE = TextEncoder(tokenizer=toys.tokenizer(), max_length=32)
+
+datasets.disable_progress_bars()
+
+
+def table(path: Path, texts: Sequence[str] = ("a film", "the plot"), labels: Sequence[object] = (0, 1)) -> Path:
+    """Two rows in a file of the kind that its name says."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = {"text": list(texts), "label": list(labels)}
+    if path.suffix == ".parquet":
+        pyarrow.parquet.write_table(pa.table(rows), path)
+    elif path.suffix == ".arrow":
+        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, pa.table(rows).schema) as writer:
+            writer.write_table(pa.table(rows))
+    elif path.suffix in (".csv", ".tsv"):
+        path.write_text(
+            "text,label\n" + "".join(f"{text},{label}\n" for text, label in zip(texts, labels, strict=True))
+        )
+    else:
+        lines = [json.dumps(dict(zip(rows, row, strict=True))) for row in zip(*rows.values(), strict=True)]
+        path.write_text("\n".join(lines))
+    return path
+
+
+def picture(path: Path, number: int = 0) -> Path:
+    """A picture whose first pixel tells which one it is."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.full((4, 4, 3), number, dtype=np.uint8)
+    kind = {".jpg": "JPEG", ".jpeg": "JPEG"}.get(path.suffix.lower(), "PNG")
+    Image.fromarray(pixels).save(path, kind)
+    return path
+
+
+def texts(source: object, **options: object) -> list[str]:
+    return [text for (text,) in Dataset.load(source, ENCODE, **options).texts.strings]  # type: ignore[arg-type]
+
+
+def labels(source: object, **options: object) -> list[int]:
+    return Dataset.load(source, **options).labels.tolist()  # type: ignore[arg-type]
+
+
+def refusal(source: object, *, encode: TextEncoder | None = None, **options: object) -> str:
+    with pytest.raises(UnbackdoorError) as caught:
+        Dataset.load(source, encode, **options)  # type: ignore[arg-type]
+    return str(caught.value)
+
+
+# Splits of tables.
+
+
+@pytest.mark.parametrize(
+    ("names", "told", "example"),
+    [
+        (("reviews_train.parquet", "reviews_test.parquet"), "reviews_test, reviews_train", "reviews_train.parquet"),
+        (("train.csv", "test.csv"), "test, train", "train.csv"),
+        (("Train.CSV", "TEST.csv"), "TEST, Train", "Train.CSV"),
+        (("training.jsonl", "eval.jsonl"), "eval, training", "training.jsonl"),
+        (("dev.json", "train.json"), "dev, train", "train.json"),
+        (("valSet.parquet", "trainSet.parquet"), "trainSet, valSet", "valSet.parquet"),
+        (("train-00000-of-00002.parquet", "train-00001-of-00002.parquet", "test-00000-of-00001.parquet"),) * 1
+        + ("test, train", "train*.parquet"),
+        (
+            ("data/train-00000-of-00001.parquet", "data/test-00000-of-00001.parquet"),
+            "data/test, data/train",
+            "data/train-00000-of-00001.parquet",
+        ),
+        (
+            ("en/train.parquet", "en/validation.parquet", "README.md"),
+            "en/train, en/validation",
+            "en/validation.parquet",
+        ),
+        (
+            ("default/train/0000.parquet", "default/test/0000.parquet"),
+            "default/test/, default/train/",
+            "default/train/0000.parquet",
+        ),
+        (("train.csv", "train.parquet", "test.csv"), "test, train.csv, train.parquet", "train.parquet"),
+    ],
+)
+def test_a_folder_of_several_splits_is_refused_with_their_names(
+    names: tuple[str, ...], told: str, example: str, tmp_path: Path
+) -> None:
+    for name in names:
+        if name.endswith(".md"):
+            (tmp_path / name).write_text("---\nconfigs:\n- config_name: en\n---\n")
+        else:
+            table((tmp_path / name).with_suffix(Path(name).suffix.lower())).rename(tmp_path / name)
+    assert refusal(tmp_path, encode=ENCODE) == (
+        f"{tmp_path} holds splits ({told}), but DATA is one. Name it, as in {tmp_path}/{example}."
+    )
+    for name in names:
+        if not name.endswith(".md"):
+            assert texts(tmp_path / name) == ["a film", "the plot"]
+    assert len(texts(tmp_path / example)) == (4 if "*" in example else 2)
+
+
+def test_tables_of_other_names_are_not_joined_either(tmp_path: Path) -> None:
+    for name in ("clean.parquet", "poisoned.parquet"):
+        table(tmp_path / name)
+    assert refusal(tmp_path, encode=ENCODE) == (
+        f"{tmp_path} holds several data sets (clean, poisoned), but DATA is one. Name it, as in "
+        f"{tmp_path}/poisoned.parquet."
+    )
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("train-00000-of-00002.parquet", "train-00001-of-00002.parquet"),
+        ("train-00000-of-00002-8b5f3a2c.parquet", "train-00001-of-00002-0f3e4d5c6b7a8990.parquet"),
+        ("data/train-00000-of-00002.parquet", "data/train-00001-of-00002.parquet"),
+        ("default/train/0000.parquet", "default/train/0001.parquet"),
+        ("part.0.csv", "part.1.csv"),
+        ("reviews_1.jsonl", "reviews_2.jsonl"),
+    ],
+)
+def test_the_parts_of_one_split_are_joined(names: tuple[str, ...], tmp_path: Path) -> None:
+    table(tmp_path / names[1], ["third"], [2])
+    table(tmp_path / names[0], ["first", "second"])
+    (tmp_path / "README.md").write_text("a data set")
+    (tmp_path / ".git").mkdir()
+    table(tmp_path / ".git" / "old.parquet")
+    (tmp_path / "dataset_infos.json").write_text("{}")
+    assert texts(tmp_path) == ["first", "second", "third"]
+
+
+@pytest.mark.parametrize(
+    "name", ["d.csv", "d.tsv", "d.jsonl", "d.json", "d.ndjson", "d.arrow", "d.parquet", "train.csv"]
+)
+def test_the_one_table_of_a_folder(name: str, tmp_path: Path) -> None:
+    table(tmp_path / name)
+    assert texts(tmp_path) == ["a film", "the plot"]
+    assert texts(tmp_path / name) == ["a film", "the plot"]
+
+
+def test_what_datasets_caches(tmp_path: Path) -> None:
+    rows = datasets.Dataset.from_dict({"text": ["a film"], "label": [1]})
+    rows.save_to_disk(str(tmp_path / "saved"))
+    [file] = (tmp_path / "saved").glob("*.arrow")  # a stream, where `feather` and others write files
+    assert texts(file) == ["a film"]
+    (tmp_path / "saved" / "state.json").unlink()
+    assert texts(tmp_path / "saved") == ["a film"]
+
+
+def test_a_pattern_over_several_splits_is_refused(tmp_path: Path) -> None:
+    for name in ("reviews_train.csv", "reviews_test.csv"):
+        table(tmp_path / name)
+    assert refusal(tmp_path / "*.csv", encode=ENCODE) == (
+        f"{tmp_path}/*.csv matches several splits ({tmp_path}/reviews_test.csv, {tmp_path}/reviews_train.csv), but "
+        "DATA is one. Name one, or give each file."
+    )
+    assert len(texts([tmp_path / "reviews_train.csv", tmp_path / "reviews_test.csv"])) == 4  # asked for, file by file
+    for split in ("train", "test"):
+        table(tmp_path / split / "part.parquet")
+    assert "matches several splits" in refusal(tmp_path / "*" / "part.parquet", encode=ENCODE)
+    assert len(texts(tmp_path / "train" / "*.parquet")) == 2
+
+
+def test_files_of_different_data_sets_are_not_joined(tmp_path: Path) -> None:
+    table(tmp_path / "a.csv")
+    (tmp_path / "b.csv").write_text("sentence,label\nc,0\n")
+    assert refusal([tmp_path / "a.csv", tmp_path / "b.csv"], encode=ENCODE) == (
+        f"{tmp_path}/a.csv, {tmp_path}/b.csv has a file without the column 'text' that the first one has; it has "
+        "sentence, label. Give files of one data set."
+    )
+    for name, names in (("a", ["no", "yes"]), ("b", ["yes", "no"])):
+        features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=names)})
+        datasets.Dataset.from_dict({"text": ["x"], "label": [0]}, features).to_parquet(tmp_path / f"{name}.parquet")
+    assert refusal([tmp_path / "a.parquet", tmp_path / "b.parquet"], encode=ENCODE) == (
+        f"{tmp_path}/a.parquet, {tmp_path}/b.parquet has files that name their classes otherwise. Give them one by one."
+    )
+    table(tmp_path / "c.parquet", ["third"], ["1.0"])  # another type, the same label
+    table(tmp_path / "d.parquet")
+    assert Dataset.load([tmp_path / "d.parquet", tmp_path / "c.parquet"], ENCODE).labels.tolist() == [0, 1, 1]
+
+
+# Names of files.
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["data [1].csv", "a b.csv", "what?.csv", "star*.csv", "[ab].csv", "th\u00e9.csv", "-o.csv", "#1.csv", "a%20b.csv"],
+)
+def test_a_name_that_could_be_a_pattern_is_a_name(name: str, tmp_path: Path) -> None:
+    table(tmp_path / name)
+    table(tmp_path / "a.csv", ["another"], [0])
+    assert texts(tmp_path / name) == ["a film", "the plot"]
+    folder = tmp_path / f"{name}.d"
+    table(folder / "x-1.csv", ["first"], [0])
+    table(folder / "x-2.csv", ["second"], [0])
+    assert texts(folder / "x-[12].csv") == ["first", "second"]
+    assert texts(folder) == ["first", "second"]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("d.csv.gz", "{} is compressed, and DATA is read as it lies. Unpack it, and give what comes out."),
+        ("d.zip", "{} is compressed, and DATA is read as it lies. Unpack it, and give what comes out."),
+        ("d.xlsx", "{} is a spreadsheet, which is not read. Save it as CSV in UTF-8."),
+        ("d.txt", "{} is of no known kind; DATA is .parquet, .csv, .tsv, .json, .jsonl, .arrow, an image folder or a"),
+        (
+            "d",
+            "{} is of no known kind; DATA is .parquet, .csv, .tsv, .json, .jsonl, .arrow, an image folder or a saved",
+        ),
+        ("d.png", "{} is of no known kind; DATA is"),
+    ],
+)
+def test_kinds_that_are_not_read(name: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(b"text,label\na,0\n")
+    assert refusal(tmp_path / name).startswith(message.format(tmp_path / name))
+
+
+@pytest.mark.parametrize(
+    ("content", "kind", "way_out"),
+    [
+        (b"PAR1....PAR1", "parquet", "Let its name end in .parquet."),
+        (b"ARROW1\0\0", "arrow", "Let its name end in .arrow."),
+        (b"\x1f\x8b\x08\0\0\0", "compressed", "Unpack it."),
+        (b"PK\x03\x04....", "a zip archive or a spreadsheet", "Unpack it, or save it as CSV in UTF-8."),
+    ],
+)
+@pytest.mark.parametrize("name", ["d.csv", "d.jsonl"])
+def test_a_name_that_does_not_fit_the_content(
+    content: bytes, kind: str, way_out: str, name: str, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    assert refusal(tmp_path / name) == f"{tmp_path}/{name} is {kind} by its content, whatever its name says. {way_out}"
+
+
+@pytest.mark.parametrize("name", ["d.parquet", "d.arrow"])
+def test_text_by_the_name_of_a_table(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("text,label\na film,0\n")
+    assert refusal(tmp_path / name).startswith(f"{tmp_path}/{name} cannot be read (")
+
+
+# Folders of pictures.
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("Training", "Testing"),
+        ("train", "test", "valid"),
+        ("TRAIN", "Val"),
+        ("seg_train", "seg_test", "seg_pred"),
+        ("train", "test", "extra"),
+        ("train2017", "val2017"),
+        ("train",),
+        ("dev", "eval"),
+        ("reviews_training_set", "reviews_testing_set"),
+    ],
+)
+@pytest.mark.parametrize("depth", ["", "cat"])
+def test_splits_are_no_classes(names: tuple[str, ...], depth: str, tmp_path: Path) -> None:
+    for name in names:
+        picture(tmp_path / name / depth / "0.png")
+        if depth:
+            picture(tmp_path / name / "dog" / "1.png", 1)
+    split = sorted(name for name in names if name not in ("extra", "seg_pred"))
+    if names == ("seg_train", "seg_test", "seg_pred") and not depth:
+        pytest.skip("three folders of pictures alone, of which one names no split, may be classes")
+    assert refusal(tmp_path) == (
+        f"{tmp_path} holds splits ({', '.join(split)}), but DATA is one. Name it, as in {tmp_path}/{split[-1]}."
+    )
+    if depth:
+        data = Dataset.load(tmp_path / names[0])
+        assert data.classes == ("cat", "dog")
+        assert data.labels.tolist() == [0, 1]
+
+
+def test_a_train_is_a_class_among_others(tmp_path: Path) -> None:
+    for number, name in enumerate(("bus", "car", "train")):
+        picture(tmp_path / name / "0.png", number)
+    assert Dataset.load(tmp_path).classes == ("bus", "car", "train")
+    for name in ("bus", "car"):
+        (tmp_path / name / "0.png").unlink()
+    # The model knows it as a class, so it is one, even alone.
+    assert labels(tmp_path, classes=["Train", "bus", "car"]) == [0]
+
+
+def test_classes_one_level_deeper(tmp_path: Path) -> None:
+    for part in ("fold_a", "fold_b"):
+        for number, name in enumerate(("cat", "dog")):
+            picture(tmp_path / part / name / "0.png", number)
+    assert refusal(tmp_path) == (
+        f"{tmp_path} has sub-folders (fold_a, fold_b) with folders of their own (cat, dog, ...), so it is not clear "
+        f"which are the classes. Name the folder that holds them, as in {tmp_path}/fold_a."
+    )
+    assert labels(tmp_path / "fold_b") == [0, 1]
+    outer = tmp_path / "outer"
+    for number, name in enumerate(("cat", "dog")):
+        picture(outer / "archive" / name / "0.png", number)
+    assert refusal(outer).startswith(f"{outer} has sub-folders (archive) with folders of their own (cat, dog, ...), so")
+    # Where the model's classes are the outer folders, they are the classes.
+    assert labels(tmp_path, classes=["fold a", "fold b", "outer"]) == [0, 0, 1, 1, 2, 2]
+
+
+def test_what_systems_leave_behind_is_no_class(tmp_path: Path) -> None:
+    for number, name in enumerate(("cat", "dog")):
+        picture(tmp_path / name / f"{number}.png", number)
+        picture(tmp_path / name / ".ipynb_checkpoints" / f"{number}-checkpoint.png", 9)
+        picture(tmp_path / "__MACOSX" / name / f"._{number}.png", 9)
+        picture(tmp_path / "__MACOSX" / name / f"{number}.png", 9)
+    for name in (".DS_Store", "Thumbs.db", "desktop.ini"):
+        (tmp_path / "cat" / name).write_bytes(b"\0")
+    picture(tmp_path / ".ipynb_checkpoints" / "0.png", 9)
+    picture(tmp_path / "@eaDir" / "cat" / "0.png", 9)
+    data = Dataset.load(tmp_path)
+    assert data.classes == ("cat", "dog")
+    assert data.labels.tolist() == [0, 1]
+    assert data.pixels[:, 0, 0, 0].tolist() == [0, 1]
+
+
+def test_an_empty_folder_moves_no_class(tmp_path: Path) -> None:
+    for number, name in enumerate(("cat", "dog")):
+        picture(tmp_path / name / "0.png", number)
+    (tmp_path / "ant").mkdir()
+    (tmp_path / "ant" / "notes.txt").write_text("none yet")
+    assert refusal(tmp_path) == (
+        f"{tmp_path} has no pictures in ant, and no class names of a model tell whether that is a class. Remove the "
+        "folder if it is none; else name the folders by the numbers of their classes."
+    )
+    assert labels(tmp_path, classes=["ant", "cat", "dog"]) == [1, 2]
+    assert labels(tmp_path, classes=["cat", "dog"]) == [0, 1]
+    for name, number in (("ant", 0), ("cat", 1), ("dog", 2)):
+        (tmp_path / name).rename(tmp_path / str(number))
+    assert labels(tmp_path) == [1, 2]
+
+
+def test_numbers_as_names_of_folders_count_as_numbers(tmp_path: Path) -> None:
+    for number in range(12):
+        picture(tmp_path / f"{number}" / "0.png", number)
+    assert labels(tmp_path) == list(range(12))
+    assert Dataset.load(tmp_path).pixels[:, 0, 0, 0].tolist() == list(range(12))
+    for number in range(12):
+        (tmp_path / f"{number}").rename(tmp_path / f"{number:05}")
+    assert labels(tmp_path, classes=[f"sign {number}" for number in range(12)]) == list(range(12))
+    # Names of the model that are numbers are names: this one was trained on folders in alphabetical order.
+    order = sorted(map(str, range(12)))
+    assert labels(tmp_path, classes=order) == [order.index(str(number)) for number in range(12)]
+
+
+def test_folders_from_one_for_a_model_from_zero(tmp_path: Path) -> None:
+    for number in (1, 2, 3):
+        picture(tmp_path / f"{number}" / "0.png", number)
+    assert refusal(tmp_path, classes=["ant", "bee", "cat"]) == (
+        f"{tmp_path} has label 3 in row 2, but the model has 3 classes (0 to 2). They run from 1 to 3: subtract 1 from "
+        "each, or take other data."
+    )
+
+
+def test_suffixes_in_capitals_links_and_names_with_blanks(tmp_path: Path) -> None:
+    elsewhere = picture(tmp_path / "elsewhere" / "x.png", 7)
+    root = tmp_path / "my [data] set"
+    for number, name in enumerate(("a cat", "b.JPG", "c.JPEG")):
+        picture(root / "cats & co" / (name if "." in name else f"{name}.PNG"), number)
+    (root / "dogs").symlink_to(elsewhere.parent)
+    (root / "cats & co" / "d.png").symlink_to(elsewhere)
+    data = Dataset.load(root)
+    assert data.classes == ("cats & co", "dogs")
+    assert data.labels.tolist() == [0, 0, 0, 0, 1]
+    assert data.pixels[:, 0, 0, 0].tolist() == [0, 1, 2, 7, 7]
+
+
+def test_pictures_without_folders_and_files_that_are_left_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "unbackdoor")
+    picture(tmp_path / "0.png")
+    assert refusal(tmp_path) == (
+        f"{tmp_path} has pictures but no sub-folders; an image folder has one per class, with its pictures."
+    )
+    for name in ("cat", "dog"):
+        picture(tmp_path / name / "0.png")
+    (tmp_path / "cat" / "1.heic").write_bytes(b"....ftypheic")
+    assert len(Dataset.load(tmp_path)) == 2
+    assert caplog.messages == [f"{tmp_path}: 2 files are no pictures of a class and left alone, as 0.png."]
+
+
+def test_a_table_beside_a_folder_of_its_pictures(tmp_path: Path) -> None:
+    picture(tmp_path / "images" / "a.png", 3)
+    picture(tmp_path / "images" / "b.png", 4)
+    (tmp_path / "labels.csv").write_text("image,label\nimages/b.png,1\nimages/a.png,0\n")
+    data = Dataset.load(tmp_path)
+    assert data.labels.tolist() == [1, 0]
+    assert data.pixels[:, 0, 0, 0].tolist() == [4, 3]
+    (tmp_path / "metadata.csv").write_text("file_name,label\nimages/b.png,1\n")
+    assert refusal(tmp_path).startswith(f"{tmp_path} holds several data sets (labels, metadata), but DATA is one.")
+    assert refusal(tmp_path / "metadata.csv") == (
+        f"{tmp_path}/metadata.csv has no column 'image'; it has file_name, label. Name it by --columns image=NAME."
+    )
+    assert labels(tmp_path / "metadata.csv", columns={"image": "file_name"}) == [1]
+
+
+def test_folders_of_pictures_beside_a_table_of_pictures(tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        picture(tmp_path / name / "0.png")
+    (tmp_path / "notes.csv").write_text("a,b\n1,2\n")
+    assert len(Dataset.load(tmp_path)) == 2
+    table(tmp_path / "d.parquet")
+    assert refusal(tmp_path) == (
+        f"{tmp_path} holds folders of pictures beside a table (cat, d.parquet, dog), but DATA is one. Name it, as in "
+        f"{tmp_path}/d.parquet."
+    )
+
+
+# The image column.
+
+
+def png(number: int) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(np.full((4, 4, 3), number, dtype=np.uint8)).save(file, "PNG")
+    return file.getvalue()
+
+
+def test_pictures_in_every_form_that_a_table_has(tmp_path: Path) -> None:
+    picture(tmp_path / "pictures" / "a.png", 5)
+    picture(tmp_path / "pictures" / "b.png", 6)
+    pixels = [[[[number] * 3] * 4] * 4 for number in (5, 6)]
+    forms = {
+        "paths": ["pictures/a.png", "pictures/b.png"],
+        "whole paths": [str(tmp_path / "pictures/a.png"), str(tmp_path / "pictures/b.png")],
+        "bytes": [png(5), png(6)],
+        "both": [{"bytes": png(5), "path": "a.png"}, {"bytes": png(6), "path": None}],
+        "paths of structs": [{"bytes": None, "path": "pictures/a.png"}, {"bytes": None, "path": "pictures/b.png"}],
+        "pixels": pixels,
+    }
+    for cells in forms.values():
+        pyarrow.parquet.write_table(pa.table({"image": cells, "label": [1, 0]}), tmp_path / "d.parquet")
+        data = Dataset.load(tmp_path / "d.parquet")
+        assert data.pixels[:, 0, 0, 0].tolist() == [5, 6]
+        assert data.labels.tolist() == [1, 0]
+    rows = [json.dumps({"image": cell, "label": label}) for cell, label in zip(pixels, (1, 0), strict=True)]
+    (tmp_path / "d.jsonl").write_text("\n".join(rows))
+    assert torch.equal(Dataset.load(tmp_path / "d.jsonl").pixels, data.pixels)
