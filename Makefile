@@ -1,5 +1,5 @@
-# make demo    set up, then poison, purify and report on real digits
-# make test    set up, then run the tests
+# make demo    set up what the demo needs, then poison, purify and report on real digits
+# make test    set up all that developers need, then run the tests
 # make check   set up, then format, lint and types
 # make results set up, then write docs/results/tables from the cells beside them
 # make docs    set up, then build the docs site into site/
@@ -9,17 +9,19 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/pip --disable-pip-version-check install --quiet
+DEMO := $(VENV)/.demo-installed
 INSTALLED := $(VENV)/.installed
 TIMM := $(VENV)/.timm-tried
 DOCS := $(VENV)/.docs-installed
 
 .PHONY: demo test check results docs clean
 
-demo: $(INSTALLED)
+demo: $(DEMO)
 	$(BIN)/unbackdoor demo image --overwrite
 
 test: $(INSTALLED) $(TIMM)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -rs
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -rsxX
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .
@@ -42,16 +44,20 @@ clean:
 $(BIN)/pip:
 	$(PYTHON) -m venv $(VENV)
 
-$(INSTALLED): pyproject.toml constraints.txt | $(BIN)/pip
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
+$(DEMO): pyproject.toml constraints.txt | $(BIN)/pip
+	$(PIP) -c constraints.txt -e '.[demo]'
+	touch $@
+
+$(INSTALLED): $(DEMO)
+	$(PIP) -c constraints.txt -e '.[dev]'
 	touch $@
 
 $(DOCS): $(INSTALLED)
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[docs]'
+	$(PIP) -c constraints.txt -e '.[docs]'
 	touch $@
 
 # timm needs torchvision, which must not be importable in the main environment, so both go into a directory that one
 # test puts on its path. That test is skipped, with its reason, where they cannot be had.
 $(TIMM): $(INSTALLED)
-	-$(BIN)/pip install --quiet --no-deps -c constraints.txt --target $(VENV)/timm-site --upgrade torchvision timm
+	-$(PIP) --no-deps -c constraints.txt --target $(VENV)/timm-site --upgrade torchvision timm
 	touch $@
