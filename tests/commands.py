@@ -30,13 +30,13 @@ class Refusals:
     folder: Path
     output: pytest.CaptureFixture[str]
 
-    def __call__(self, *arguments: object) -> str:
-        """One sentence or two on stderr, no traceback, exit code 2, nothing written; returns what was said."""
+    def __call__(self, *arguments: object, code: int = 2) -> str:
+        """One sentence or two on stderr, no traceback, the exit code, nothing written; returns what was said."""
         before = sorted(path.name for path in self.folder.iterdir())
         with pytest.raises(SystemExit) as stopped:
             main([*map(str, arguments)])
         out, err = self.output.readouterr()
-        assert stopped.value.code == 2
+        assert stopped.value.code == code
         assert "Traceback" not in err
         assert out == ""
         assert sorted(path.name for path in self.folder.iterdir()) == before

@@ -836,6 +836,32 @@ def test_a_folder_of_the_hubs_cache_is_named(directory: Path) -> None:
     assert load(revision).model.config.id2label == {0: "cat", 1: "dog", 2: "owl"}
 
 
+def test_a_folder_in_the_folder_is_named(directory: Path) -> None:
+    directory.rename(directory.parent / "inner")
+    (directory / "__MACOSX").mkdir(parents=True)
+    (directory.parent / "inner").rename(directory / "suspect")
+    with pytest.raises(UnbackdoorError) as refused:
+        load(directory)
+    assert str(refused.value) == f"{directory} has no config.json, but {directory}/suspect has. Give that."
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        ("model.fp16.safetensors", "model.safetensors"),
+        ("weights.pth", "pytorch_model.bin"),
+        ("best.ckpt", "pytorch_model.bin"),
+    ],
+)
+def test_weights_of_another_name_are_named(name: str, wanted: str, directory: Path) -> None:
+    (directory / "model.safetensors").rename(directory / name)
+    with pytest.raises(UnbackdoorError) as refused:
+        load(directory)
+    assert str(refused.value) == (
+        f"{directory} has no model.safetensors, but {name}. If it holds the model's weights, rename it to {wanted}."
+    )
+
+
 def test_an_adapter_without_a_config_is_told_as_one(directory: Path) -> None:
     """As peft saves it: the config is the base's."""
     (directory / "config.json").unlink()

@@ -79,6 +79,29 @@ def test_what_clean_accuracy_takes_back_was_not_pruned(small_cnn: SmallCNN, digi
     ) in result.record["warnings"]
 
 
+def test_in_a_pre_activation_network_the_planted_channel_goes_and_no_innocent_one() -> None:
+    """The planted channel's norm is registered before its convolution: by that order another would have gone."""
+    torch.manual_seed(0)
+    model = archs.build("preact-resnet18", classes=["a", "b"], channels=3, image_size=16, width=16)
+    block = model.stages[1][0]
+    with torch.no_grad():
+        block.conv1.weight[5] *= 50  # read by bn2
+        block.conv2.weight[9] *= 50  # read by a sum
+    result = purify(model, None, purifiers.CLP(u=5.0))
+    before = dict(model.named_modules())
+    pruned = [
+        (name, channel)
+        for name, layer in result.model.named_modules()
+        if isinstance(layer, nn.BatchNorm2d)
+        for channel in (layer.weight != before[name].weight).nonzero().flatten().tolist()
+    ]
+    assert pruned == [("stages.1.0.bn2", 5)]
+    assert result.record["notes"] == [
+        "CLP leaves 8 BatchNorm layer(s) alone, which read no single convolution's output.",
+        "CLP pruned 1 of 496 channels, those more than 5 deviations above the mean of their layer.",
+    ]
+
+
 def test_a_transformer_is_refused() -> None:
     vit = archs.build("vit", classes=["a", "b"], channels=1, image_size=8, width=4)
     message = r"^CLP needs convolutions followed by BatchNorm with .*; ViTForImageClassification has none\. Try"

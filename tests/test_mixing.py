@@ -180,6 +180,17 @@ def test_another_vocabulary() -> None:
     )
 
 
+def test_tokens_that_were_added_to_the_model() -> None:
+    base = BODY | {"embeddings.word_embeddings.weight": (98, 8)}
+    with pytest.raises(UnbackdoorError) as refusal:
+        mixing.matched(under("bert", BODY) | HEAD, base)
+    assert str(refusal.value) == (
+        "the base has another vocabulary or length: bert.embeddings.word_embeddings.weight has 100 rows in the model "
+        "and 98 in the base. If tokens were added to the model, give the base as many rows (resize_token_embeddings of "
+        "transformers) and save it; otherwise take the pre-trained model that it came from as --base."
+    )
+
+
 def test_another_architecture_of_the_same_names() -> None:
     base = {name: tuple(2 * side for side in shape) for name, shape in BODY.items()}
     with pytest.raises(UnbackdoorError) as refusal:

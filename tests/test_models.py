@@ -438,6 +438,61 @@ def test_of_two_layers_of_one_shape_the_one_that_makes_the_logits_is_the_head() 
     assert head(Unused(), INPUTS).name == "inner.neck.1"
 
 
+class Several(nn.Module):
+    """Features, scores of 3 classes, and what of them the model returns."""
+
+    def __init__(self, returned: Callable[["Several", Tensor, Tensor], Any], width: int = 5) -> None:
+        super().__init__()
+        self.first, self.fc = nn.Linear(6, width), nn.Linear(width, 3)
+        self.other, self.cosine = nn.Linear(width, 4), nn.Linear(width, 3, bias=False)
+        self.returned = returned
+
+    def forward(self, x: Tensor) -> Any:
+        seen = self.first(x)
+        return self.returned(self, seen, self.fc(seen.relu()))
+
+
+@pytest.mark.parametrize("width", [5, 3])
+@pytest.mark.parametrize(
+    "returned",
+    [
+        lambda _, seen, scores: (seen, scores),
+        lambda _, seen, scores: (scores, seen),
+        lambda _, seen, scores: [seen.relu(), scores, scores.softmax(1)],
+        lambda _, seen, scores: (scores.softmax(1), scores),
+        lambda _, seen, scores: (scores, scores * 2),
+        lambda _, seen, scores: (seen[:, :, None, None], [seen], None, scores),
+        lambda _, seen, scores: {"features": seen, "logits": scores},
+        lambda _, seen, scores: (torch.arange(len(seen))[:, None], scores),
+    ],
+)
+def test_of_several_arrays_the_scores_are_found(returned: Callable[..., Any], width: int) -> None:
+    torch.manual_seed(0)
+    model = Several(returned, width).eval()
+    model.first.weight.requires_grad_(False)
+    expected = model.fc(model.first(INPUTS).relu())
+    assert torch.equal(logits(model, INPUTS), expected)
+    assert head(model, INPUTS).name == "fc"
+    assert [parameter.requires_grad for parameter in model.parameters()] == [False, *[True] * 6]
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_scores_that_no_linear_layer_makes_are_what_the_features_lead_to() -> None:
+    model = Several(lambda self, seen, _: (seen, F.normalize(seen) @ F.normalize(self.cosine.weight).T))
+    assert logits(model, INPUTS).shape == (8, 3)
+
+
+def test_where_two_arrays_could_be_the_scores_neither_is_taken() -> None:
+    model = Several(lambda self, seen, scores: (scores, self.other(seen)))
+    with pytest.raises(UnbackdoorError) as refused:
+        logits(model, INPUTS)
+    assert str(refused.value) == (
+        "Several returns 2 arrays, of shapes (batch, 3) and (batch, 4), and which of them is the class scores is not "
+        "told. Wrap it in a module that returns the class scores alone."
+    )
+    assert not any(module._forward_hooks for module in model.modules())
+
+
 def test_order_of_definition_does_not_matter() -> None:
     class Backwards(nn.Module):
         def __init__(self) -> None:

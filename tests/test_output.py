@@ -7,7 +7,7 @@ import pytest
 
 from unbackdoor import UnbackdoorError
 from unbackdoor._errors import IncompleteError
-from unbackdoor._output import check_free, directory, write_file
+from unbackdoor._output import check_free, content, directory, write_file, write_record
 
 
 def names(folder: Path) -> list[str]:
@@ -57,11 +57,127 @@ def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
 
 
 def test_an_earlier_result_is_replaced_whole(tmp_path: Path) -> None:
-    for content in ("one", "two"):
-        with directory(tmp_path / "out") as folder:
-            (folder / content).write_text(content)
+    with directory(tmp_path / "out") as folder:
+        (folder / "deep").mkdir()
+        (folder / "deep" / "one").write_text("one")
+        assert write_record(folder / "record.json", {"seed": 1}) == {
+            "seed": 1,
+            "files": ["deep/one", "record.json"],
+        }
+    earlier = check_free(tmp_path / "out", overwrite=True)
+    with directory(tmp_path / "out", earlier) as folder:
+        (folder / "two").write_text("two")
     assert names(tmp_path) == ["out"]
     assert names(tmp_path / "out") == ["two"]
+
+
+def finished(out: Path, replacing: bool = False) -> Path:
+    """An earlier result with three files."""
+    with directory(out, content(out) if replacing else None) as folder:
+        (folder / "config.json").write_text("{}")
+        (folder / "victim").mkdir()
+        (folder / "victim" / "weights").write_text("1")
+        write_record(folder / "record.json", {})
+    return out
+
+
+@pytest.mark.parametrize("theirs", ["notes.txt", "victim/notes.txt", "mine/empty", "victim/.hidden"])
+def test_what_the_record_does_not_list_is_not_replaced(theirs: str, tmp_path: Path) -> None:
+    out = finished(tmp_path / "out")
+    (out / theirs).parent.mkdir(exist_ok=True)
+    (out / theirs).write_text("a day's work") if "empty" not in theirs else (out / theirs).mkdir()
+    with pytest.raises(UnbackdoorError) as refusal:
+        check_free(out, overwrite=True)
+    listed = "mine, mine/empty" if "empty" in theirs else theirs
+    assert str(refusal.value) == (
+        f"{out} holds what record.json does not list, and so may be somebody else's ({listed}). Move it away, or "
+        "choose another --out."
+    )
+
+
+def test_a_result_whose_record_lists_nothing_may_hold_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "record.json").write_text('{"seed": 0}')  # as earlier versions wrote it
+    check_free(tmp_path, overwrite=True)
+    (tmp_path / "model.safetensors").write_text("")
+    with pytest.raises(UnbackdoorError, match=r"may be somebody else's \(model\.safetensors\)\. Move it away, or"):
+        check_free(tmp_path, overwrite=True)
+
+
+def test_a_link_is_not_replaced(tmp_path: Path) -> None:
+    finished(tmp_path / "real")
+    (tmp_path / "out").symlink_to(tmp_path / "real")
+    with pytest.raises(UnbackdoorError, match=r"out is a link, which is not replaced\. Choose another --out, or the"):
+        check_free(tmp_path / "out", overwrite=True)
+    (tmp_path / "nowhere").symlink_to(tmp_path / "gone")
+    with pytest.raises(UnbackdoorError, match=r"nowhere exists\. Use --overwrite, or another --out\."):
+        check_free(tmp_path / "nowhere", overwrite=False)
+
+
+def folder_of_others(out: Path) -> None:
+    out.mkdir()
+    (out / "thesis.tex").write_text("kept")
+
+
+MEANWHILE = {
+    "folder": folder_of_others,
+    "empty folder": lambda out: out.mkdir(),
+    "file": lambda out: out.write_text("kept"),
+    "link": lambda out: out.symlink_to("elsewhere"),
+}
+
+
+@pytest.mark.parametrize("kind", MEANWHILE)
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_what_came_to_the_place_meanwhile_stays(kind: str, overwrite: bool, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    if overwrite:
+        finished(out)
+    earlier = check_free(out, overwrite=overwrite)
+    with pytest.raises(IncompleteError) as refusal, directory(out, earlier) as folder:  # noqa: PT012
+        (folder / "record.json").write_text("new")
+        if overwrite:
+            out.rename(tmp_path / "moved away")
+        MEANWHILE[kind](out)
+        before = (out.is_symlink(), out.is_dir() and content(out))
+    assert str(refusal.value) == (
+        f"{out} was made or changed by something else meanwhile, and stays as it is. The result is in {out}-2."
+    )
+    assert refusal.value.exit_code == 1
+    assert (out.is_symlink(), out.is_dir() and content(out)) == before
+    assert kind != "file" or out.read_text() == "kept"
+    assert (tmp_path / "out-2" / "record.json").read_text() == "new"
+    assert names(tmp_path) == ["moved away"] * overwrite + ["out", "out-2"]
+
+
+@pytest.mark.parametrize("change", ["new file", "other content", "file gone", "deep"])
+def test_what_changed_in_the_place_meanwhile_stays(change: str, tmp_path: Path) -> None:
+    out = finished(tmp_path / "out")
+    (tmp_path / "out-2").mkdir()
+    earlier = check_free(out, overwrite=True)
+    refusal = pytest.raises(IncompleteError, match=r"stays as it is\. The result is in .*out-3\.$")
+    with refusal, directory(out, earlier):
+        if change == "new file":
+            (out / "notes.txt").write_text("mine")
+        elif change == "other content":
+            (out / "config.json").write_text("[]")
+        elif change == "file gone":
+            (out / "config.json").unlink()
+        else:
+            (out / "victim" / "notes.txt").write_text("mine")
+        before = content(out)
+    assert content(out) == before
+    assert names(tmp_path) == ["out", "out-2", "out-3"]
+    assert names(tmp_path / "out-2") == []
+
+
+def test_a_place_that_others_cleared_meanwhile_is_taken(tmp_path: Path) -> None:
+    out = finished(tmp_path / "out")
+    earlier = check_free(out, overwrite=True)
+    with directory(out, earlier) as folder:
+        (folder / "new").write_text("")
+        out.rename(tmp_path / "elsewhere")
+    assert names(tmp_path) == ["elsewhere", "out"]
+    assert names(out) == ["new"]
 
 
 def test_what_may_be_overwritten(tmp_path: Path) -> None:

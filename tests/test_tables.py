@@ -449,6 +449,20 @@ def test_what_report_cannot_do_is_told(
     assert not Path(out).exists()
 
 
+@pytest.mark.parametrize("suffix", [".html", ".csv", ".json", ".tex", ".md"])
+def test_a_report_replaces_reports_alone(suffix: str, store: Store, tmp_path: Path) -> None:
+    out = tmp_path / f"mine{suffix}"
+    out.write_text("a day's work\n")
+    with pytest.raises(UnbackdoorError) as refused:
+        report(store.address, str(out))
+    assert str(refused.value) == f"{out} exists and is no report of unbackdoor. Choose another -o."
+    assert out.read_text() == "a day's work\n"
+    out.write_text("")
+    for _ in range(2):
+        report(store.address, str(out))
+    assert len(out.read_text()) > 100
+
+
 def test_a_folder_is_no_report(store: Store, tmp_path: Path) -> None:
     (tmp_path / "folder.md").mkdir()
     with pytest.raises(UnbackdoorError, match=r"-o must be a file, got the folder .*folder\.md\."):

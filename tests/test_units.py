@@ -1,10 +1,12 @@
 """What can be pruned, and how: found by kind, order and running; folded away; taken back where accuracy suffers."""
 
+from collections.abc import Callable
 from functools import partial
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from conftest import SmallCNN
 from unbackdoor import Dataset, UnbackdoorError, archs, purifiers
@@ -21,7 +23,7 @@ from unbackdoor._units import (
 )
 
 
-def test_channels_follow_module_order(small_cnn: SmallCNN) -> None:
+def test_channels_come_in_module_order(small_cnn: SmallCNN) -> None:
     features = small_cnn.features
     found = channels(small_cnn, purifiers.CLP())
     assert [(unit.convolution, unit.norm) for unit in found] == [
@@ -31,9 +33,103 @@ def test_channels_follow_module_order(small_cnn: SmallCNN) -> None:
     assert list(norms(small_cnn, purifiers.ANP())) == ["features.1", "features.5"]
 
 
-def test_a_norm_of_another_width_belongs_to_no_convolution() -> None:
-    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 2, 1), nn.BatchNorm2d(2))
-    assert [unit.name for unit in channels(model, purifiers.CLP())] == ["3"]
+class PreActivation(nn.Module):
+    """Two blocks that normalise before they convolve; layers are registered in an order of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(4, 2)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(4) for _ in range(5))
+        self.convolutions = nn.ModuleList(nn.Conv2d(4, 4, 3, padding=1, bias=False) for _ in range(4))
+        self.stem = nn.Conv2d(1, 4, 3, padding=1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for block in range(2):
+            first, second = self.norms[2 * block : 2 * block + 2]
+            inner = self.convolutions[2 * block](first(x).relu())
+            x = x + self.convolutions[2 * block + 1](second(inner).relu())
+        return self.head(self.norms[4](x).relu().mean(dim=(2, 3)))
+
+
+def pairs(model: nn.Module, inputs: Tensor | None = None) -> list[tuple[str, str]]:
+    """Each BatchNorm that CLP may prune, and the convolution that it reads, by their names."""
+    names = {layer: name for name, layer in model.named_modules()}
+    return [(unit.name, names[unit.convolution]) for unit in channels(model, purifiers.CLP(), inputs)]
+
+
+def test_a_norm_is_paired_with_what_it_reads_whatever_the_order_of_registration() -> None:
+    """By hand: the first norm reads the stem, each block's second reads its first convolution, the others sums."""
+    expected = [("norms.0", "stem"), ("norms.1", "convolutions.0"), ("norms.3", "convolutions.2")]
+    assert pairs(PreActivation()) == expected
+    assert pairs(PreActivation().requires_grad_(False), torch.zeros(2, 1, 9, 9)) == expected
+
+
+def test_the_pairs_of_this_projects_networks() -> None:
+    after = archs.build("resnet18", classes=["a", "b"], channels=3, image_size=16, width=2)
+    found = pairs(after)
+    assert len(found) == 20
+    assert all(name.replace("bn", "conv") == convolution for name, convolution in found if "bn" in name)
+    assert next(each for each in found if "shortcut" in each[0]) == ("stages.1.0.shortcut.1", "stages.1.0.shortcut.0")
+    before = archs.build("preact-resnet18", classes=["a", "b"], channels=3, image_size=16, width=2)
+    blocks = [f"stages.{stage}.{block}" for stage in range(4) for block in range(2)]
+    assert pairs(before) == [
+        ("stages.0.0.bn1", "conv1"),
+        *((f"{block}.bn2", f"{block}.conv1") for block in blocks),
+    ]
+
+
+class Between(nn.Module):
+    """Something between a convolution and its BatchNorm."""
+
+    def __init__(self, between: Callable[[nn.Module, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.norm, self.first, self.other = nn.BatchNorm2d(4), nn.Conv2d(1, 4, 3), nn.Conv2d(1, 4, 3)
+        self.two, self.again = nn.Conv2d(1, 2, 3), nn.BatchNorm2d(4)
+        self.head, self.between = nn.Linear(4, 2), between
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.norm(self.between(self, x)).mean(dim=(2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("between", "expected"),
+    [
+        (lambda m, x: m.first(x), "first"),
+        (lambda m, x: nn.Identity()(m.first(x)), "first"),
+        (lambda m, x: F.relu_(m.first(x)), "first"),
+        (lambda m, x: F.leaky_relu(F.dropout(m.first(x), training=m.training)), "first"),
+        (lambda m, x: F.max_pool2d(F.gelu(m.first(x)), 2), "first"),
+        (lambda m, x: (m.other(x), m.first(x))[1], "first"),
+        (lambda m, x: (m.again(m.first(x)), m.first(x))[1], "first"),
+        (lambda m, x: m.first(x) + m.other(x), None),
+        (lambda m, x: m.first(x) * m.other(x).sigmoid(), None),
+        (lambda m, x: torch.cat([m.two(x), m.two(x)], dim=1), None),
+        (lambda m, x: m.first(x).flip(1), None),
+        (lambda m, x: x.expand(-1, 4, -1, -1), None),
+        (lambda m, x: (m.norm(m.other(x)), m.first(x))[1], None),
+    ],
+)
+def test_what_may_stand_between_a_convolution_and_its_norm(
+    between: Callable[[nn.Module, Tensor], Tensor], expected: str | None
+) -> None:
+    model = Between(between)
+    if expected is None:
+        with pytest.raises(UnbackdoorError, match=r"^CLP needs convolutions followed by BatchNorm"):
+            pairs(model)
+    else:
+        assert ("norm", expected) in pairs(model)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_without_examples_a_network_for_pictures_of_an_odd_size_is_refused() -> None:
+    model = nn.Sequential(nn.Conv2d(5, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 9 * 31, 2))
+    with pytest.raises(UnbackdoorError) as refused:
+        channels(model, purifiers.CLP())
+    assert str(refused.value) == (
+        "CLP pairs layers by running the model, and Sequential takes no picture of a usual size. Give clean examples."
+    )
+    assert pairs(model, torch.zeros(1, 5, 11, 33)) == [("1", "0")]
 
 
 def test_a_model_without_batchnorm_is_refused_by_name() -> None:

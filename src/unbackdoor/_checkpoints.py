@@ -17,7 +17,7 @@ import safetensors
 import torch
 from torch import Tensor
 
-from unbackdoor._errors import SENTENCE, UnbackdoorError, printable
+from unbackdoor._errors import SENTENCE, UnbackdoorError, few, printable
 from unbackdoor._inputs import MEBIBYTE, check_file, open_file, reading
 
 logger = logging.getLogger("unbackdoor")
@@ -456,8 +456,3 @@ def check_fit(path: str, owner: str, missing: list[str], extra: list[str], shape
         problems.append(f"has {len(shapes)} of another shape ({'; '.join(odd)}{'; ...' * (len(shapes) > 3)})")
     if problems:
         raise UnbackdoorError(f"{path} does not fit {owner}: it {' and '.join(problems)}. Check the architecture.")
-
-
-def few(names: list[str]) -> str:
-    """The first three names."""
-    return ", ".join(map(printable, names[:3])) + (", ..." if len(names) > 3 else "")

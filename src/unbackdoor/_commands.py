@@ -45,7 +45,9 @@ def purify(source: str, method: Method, options: PurifyOptions, *, command: str 
     out = Path(options.out)
     paths = (options.clean, options.base, options.proxy, options.data, options.attack, options.control)
     inputs = (source, *paths, (options.factory or "").rpartition(":")[0])
-    _output.check_free(out, overwrite=options.overwrite, inputs=tuple(Path(given) for given in inputs if given))
+    earlier = _output.check_free(
+        out, overwrite=options.overwrite, inputs=tuple(Path(given) for given in inputs if given)
+    )
     check_seed(options.seed)
     if options.attack is not None and options.data is None:
         raise UnbackdoorError("--attack needs --data: test examples to put the trigger on.")
@@ -123,15 +125,23 @@ def purify(source: str, method: Method, options: PurifyOptions, *, command: str 
             _report.Contender("suspect", model, before, None),
             _report.Contender(method_name(method), result.model, after, record["seconds"]),
         ]
-    with _output.directory(out) as folder:
+    with _output.directory(out, earlier) as folder:
         _files.save(result.model, folder, source=_folder(source), encode=encode)
-        _write_json(folder / "record.json", record)
         (folder / "README.md").write_text(_card.purified(record), encoding="utf-8")
         if test is not None:
             page = _report.build(
                 title=f"Purified by {method_name(method)}", contenders=rows, test=test, attacked=attacked, record=record
             )
             (folder / "report.html").write_text(_report.render(page), encoding="utf-8")
+        _output.write_record(folder / "record.json", record)
+        _files.check_saved(
+            folder,
+            result.model,
+            encode,
+            test or clean,
+            factory=options.factory,
+            trust_remote_code=options.trust_remote_code,
+        )
     if test is not None:
         _print_change(record["scores"], method_name(method))
         _propose_control(before, count)
@@ -234,8 +244,10 @@ def stress(source: str, options: StressOptions) -> None:
     paths = (source, options.victim, options.clean, options.attack, options.data, options.control)
     inputs = (*paths, (options.factory or "").rpartition(":")[0])
     out = None if options.out is None else Path(options.out)
+    earlier = None
     if out is not None:
-        _output.check_free(out, overwrite=options.overwrite, inputs=tuple(Path(given) for given in inputs if given))
+        given = tuple(Path(each) for each in inputs if each)
+        earlier = _output.check_free(out, overwrite=options.overwrite, inputs=given)
     counts, trigger = _counts(options.k), load_trigger(options.attack)
     model, encode = _load(source, options)
     victim = _load(options.victim, options).model
@@ -263,10 +275,10 @@ def stress(source: str, options: StressOptions) -> None:
     told = {key: name and Path(name).name for key, name in names.items()}
     content = {**told, **found.to_json()}
     if out is not None:
-        with _output.directory(out) as folder:
-            _write_json(folder / "stress.json", content)
+        with _output.directory(out, earlier) as folder:
             page = _report.build_stress(found, told, clean.classes)
             (folder / "stress.html").write_text(_report.render_stress(page), encoding="utf-8")
+            _output.write_record(folder / "stress.json", content)
     print(json.dumps(content, indent=2) if options.json else found)
     if out is not None and not options.json:
         print(f"Wrote {out} after {content['seconds']:.0f} s; open {out}/stress.html.")
@@ -283,7 +295,9 @@ def attack(made: Any, options: AttackOptions) -> None:
     """The `attack` command."""
     out = Path(options.out)
     inputs = (*options.data, options.test, options.base, options.surrogate, options.triggered_test, options.control)
-    _output.check_free(out, overwrite=options.overwrite, inputs=tuple(Path(given) for given in inputs if given))
+    earlier = _output.check_free(
+        out, overwrite=options.overwrite, inputs=tuple(Path(given) for given in inputs if given)
+    )
     check_seed(options.seed)
     planted = None if isinstance(made, NoAttack) else made
     if options.test is None and not getattr(made, "repeatable", True):
@@ -321,8 +335,9 @@ def attack(made: Any, options: AttackOptions) -> None:
         control=control and control.model,
         control_encode=control and control.encode,
     )
-    with _output.directory(out) as folder:
+    with _output.directory(out, earlier) as folder:
         write_victim(victim, folder, source=_folder(options.base) if options.base else None)
+        _files.check_saved(folder, victim.model, victim.encode, test)
     print(victim.score)
     print(f"measured on {len(test):,} test examples{held_out}")
     if planted is not None:
@@ -349,9 +364,9 @@ def write_victim(victim: Victim, folder: Path, *, source: Path | None = None) ->
     from unbackdoor._attack import save_trigger
 
     _files.save(victim.model, folder, source=source, encode=victim.encode)
-    _write_json(folder / "record.json", victim.record)
     (folder / "README.md").write_text(_card.victim(victim.record), encoding="utf-8")
     save_trigger(folder, victim.description, {} if victim.trigger is None else victim.trigger.arrays)
+    _output.write_record(folder / "record.json", victim.record)
 
 
 def _load(source: str, options: ModelOptions) -> _files.Loaded:
@@ -431,7 +446,3 @@ def _folder(source: str) -> Path | None:
     if path.is_dir():
         return path
     return None if path.is_file() else hub_directory(source)
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

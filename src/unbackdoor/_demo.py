@@ -1,6 +1,5 @@
 """The demo: plant a backdoor, purify it in two ways, and make a page; here for digits, without a network."""
 
-import json
 import shlex
 import shutil
 import sys
@@ -57,7 +56,7 @@ def image(*, out: str, overwrite: bool, seed: int, epochs: int = 30) -> None:
     """
     torch.set_num_threads(1)  # so small a network gains nothing from more, and loses much on a busy machine
     folder = Path(out)
-    _output.check_free(folder, overwrite=overwrite)
+    before = _output.check_free(folder, overwrite=overwrite)
     check_seed(seed)
     training, rest = digits().split(TRAINING, seed=seed)
     clean, test = rest.split(CLEAN, seed=seed)
@@ -102,7 +101,7 @@ def image(*, out: str, overwrite: bool, seed: int, epochs: int = 30) -> None:
         precision="fp32",
         next_method="ft-init",
     )
-    told(story, folder, victim, control.model, METHODS, clean, test, attacked, seed=seed)
+    told(story, folder, victim, control.model, METHODS, clean, test, attacked, seed=seed, before=before)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +141,7 @@ def told(
     *,
     seed: int,
     base: nn.Module | None = None,
+    before: _output.Content | None = None,
 ) -> None:
     """Purify by each method, score beside a clean model put through the same, print the table and write the page."""
 
@@ -193,12 +193,12 @@ def told(
             },
         },
     )
-    with _output.directory(folder) as partial:
-        _write(partial, victim, results[-1], (scores[0], scores[-1]), len(test))
+    with _output.directory(folder, before) as partial:
+        _write(partial, victim, results[-1], (scores[0], scores[-1]), test)
         write_parquet(partial / "clean.parquet", clean)
         write_parquet(partial / "test.parquet", test)
-        _output.write_file(partial / "record.json", json.dumps(record, indent=2) + "\n")
         (partial / "report.html").write_text(_report.render(page), encoding="utf-8")
+        _output.write_record(partial / "record.json", record)
     print(_farewell(folder, story.next_method, story.next_options))
 
 
@@ -259,7 +259,7 @@ def _table(names: list[str], scores: list[Score]) -> str:
     return "\n".join(lines)
 
 
-def _write(folder: Path, victim: Victim, purified: Purified, scores: tuple[Score, Score], scored: int) -> None:
+def _write(folder: Path, victim: Victim, purified: Purified, scores: tuple[Score, Score], test: Dataset) -> None:
     """The victim's and the purified model's directories, as `attack` and `purify` write them."""
     (folder / "victim").mkdir()
     _commands.write_victim(victim, folder / "victim")
@@ -267,12 +267,14 @@ def _write(folder: Path, victim: Victim, purified: Purified, scores: tuple[Score
         **purified.record,
         "source": {"model": "victim", "factory": None},
         "scores": {"suspect": scores[0].to_json(), "purified": scores[1].to_json()},
-        "scores_note": f"on {scored:,} examples that the method never saw",
+        "scores_note": f"on {len(test):,} examples that the method never saw",
     }
     (folder / "purified").mkdir()
     _files.save(purified.model, folder / "purified", encode=victim.encode)
-    _output.write_file(folder / "purified" / "record.json", json.dumps(record, indent=2) + "\n")
     (folder / "purified" / "README.md").write_text(_card.purified(record), encoding="utf-8")
+    _output.write_record(folder / "purified" / "record.json", record)
+    for name, model in (("victim", victim.model), ("purified", purified.model)):
+        _files.check_saved(folder / name, model, victim.encode, test)
 
 
 def write_parquet(path: Path, data: Dataset) -> None:

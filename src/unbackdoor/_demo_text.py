@@ -51,7 +51,9 @@ def text(*, out: str, overwrite: bool, seed: int, base: str | None, data: str | 
         UnbackdoorError: `out` exists, the seed is negative, or base or data cannot be had.
     """
     folder = Path(out)
-    _output.check_free(folder, overwrite=overwrite, inputs=tuple(Path(given) for given in (base, data) if given))
+    before = _output.check_free(
+        folder, overwrite=overwrite, inputs=tuple(Path(given) for given in (base, data) if given)
+    )
     check_seed(seed)
     check_frequencies()
     path = base_directory(base)
@@ -119,7 +121,19 @@ def text(*, out: str, overwrite: bool, seed: int, base: str | None, data: str | 
         next_method="fst",
     )
     suspect_base = _files.load_base(path)
-    told(story, folder, victim, control.model, METHODS, clean, test, attacked, seed=seed, base=suspect_base)
+    told(
+        story,
+        folder,
+        victim,
+        control.model,
+        METHODS,
+        clean,
+        test,
+        attacked,
+        seed=seed,
+        base=suspect_base,
+        before=before,
+    )
 
 
 def check_frequencies() -> None:

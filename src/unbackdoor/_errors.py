@@ -1,6 +1,7 @@
 """Failures that a user can mend: one sentence each, and the exit code that the command line gives them."""
 
 import unicodedata
+from collections.abc import Sequence
 
 NAME = 100  # characters of a name that comes from a file, where it stands in a sentence, a list or a page
 SENTENCE = 1000  # characters of a whole sentence
@@ -49,6 +50,15 @@ def printable(text: object, longest: int = NAME) -> str:
         # No script puts more than three marks on a letter; a flood of them paints over the lines above.
         shown.append(letter if letter.isprintable() and marks < 4 else ascii(letter)[1:-1])
     return _shortened("".join(shown), longest)
+
+
+def few(names: Sequence[object]) -> str:
+    """The first three names, printable.
+
+    >>> few(["a", "b", "c", "d"])
+    'a, b, c, ...'
+    """
+    return ", ".join(map(printable, names[:3])) + (", ..." if len(names) > 3 else "")
 
 
 def _told(thing: object) -> str:

@@ -6,11 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from unbackdoor._checkpoints import foreign
-from unbackdoor._data import Encoder
-from unbackdoor._errors import UnbackdoorError, printable
+from unbackdoor._data import Dataset, Encoder
+from unbackdoor._errors import IncompleteError, UnbackdoorError, printable
 from unbackdoor._factory import from_factory
 from unbackdoor._hugging_face import (
     body,
@@ -23,9 +24,18 @@ from unbackdoor._hugging_face import (
     text_encoder,
 )
 from unbackdoor._images import LARGEST_SIDE, ImageEncoder
-from unbackdoor._inputs import CONFIG, check_file, exists, read_json, reader
+from unbackdoor._inputs import COMPANION, CONFIG, check_file, exists, read_json, reader
+from unbackdoor._models import Inputs, class_names, evaluating, logits, probe
 from unbackdoor._processor import encoder_of, is_plain, preprocessor_of, sides
-from unbackdoor._text import TextEncoder
+from unbackdoor._text import TextEncoder, Tokens
+
+# Endings of files in a model's directory that are no part of what comes out: weights, data, pictures, archives, logs.
+_NO_COMPANIONS = {
+    *(".safetensors", ".bin", ".pt", ".pt2", ".pth", ".ckpt", ".h5", ".keras", ".pb", ".tflite", ".msgpack", ".onnx"),
+    *(".onnx_data", ".gguf", ".ot", ".mlmodel", ".npz", ".npy", ".pkl", ".pickle", ".joblib"),
+    *(".parquet", ".arrow", ".csv", ".jsonl", ".png", ".jpg", ".jpeg", ".gif", ".webp", ".svg", ".pdf", ".html"),
+    *(".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".log", ".out", ".ipynb", ".sh", ".lock"),
+}
 
 
 class Loaded(NamedTuple):
@@ -92,6 +102,7 @@ def load(
         if exists(path):
             check_file(path)
         path = hub_directory(str(source), trust_remote_code)
+    companions(path)  # what cannot be copied in the end is refused before any work
     model = classifier(path, trust_remote_code)
     if modality_of(model.config.to_dict() | {"architectures": [type(model).__name__]}) == "text":
         if changes:
@@ -229,10 +240,9 @@ def save(model: nn.Module, folder: Path, *, source: Path | None = None, encode: 
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
         return
     with quiet_transformers():
-        model.save_pretrained(folder)  # type: ignore[operator]
-    for file in companions(source) if source is not None and source.is_dir() else []:
-        if file.name not in ("config.json", "generation_config.json"):
-            shutil.copyfile(file, folder / file.name)
+        model.save_pretrained(folder, **_shard_size(source))  # type: ignore[operator]
+    if source is not None and source.is_dir():
+        copy_companions(source, folder)
     if isinstance(encode, TextEncoder):
         if not (folder / "tokenizer_config.json").exists():
             encode.tokenizer.save_pretrained(folder)
@@ -249,19 +259,115 @@ def _write_json(file: Path, content: dict[str, Any]) -> None:
     file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
+def _shard_size(source: Path | None) -> dict[str, int]:
+    """As an option of `save_pretrained`: where a model came in several files, none is to be longer than those were."""
+    shards = (
+        [] if source is None else [*source.glob("model-*-of-*.safetensors"), *source.glob("pytorch_model-*-of-*.bin")]
+    )
+    return {"max_shard_size": max(file.stat().st_size for file in shards)} if shards else {}
+
+
 def companions(source: Path) -> list[Path]:
-    """The files of a Hugging Face directory that its weights are of no use without: config, tokenizer, processor."""
+    """The files of a Hugging Face directory that belong to a model of it: all but weights and what is not its own.
+
+    Tokenizers and processors have files of any name, so it is told what stays behind: weights of any program, data,
+    pictures, archives, logs, what another run of this program wrote, the README (which describes another model), hidden
+    files, and folders but for the one of chat templates.
+
+    Raises:
+        UnbackdoorError: one of them is a pipe or a device, or cannot be read.
+    """
     # Python files lie still unless the reader trusts them, and a model of theirs cannot be read without.
-    return [
-        file
-        for file in sorted(source.iterdir())
-        if not file.is_dir()
-        and file.suffix in (".json", ".txt", ".model", ".py", ".jinja")
-        and "index" not in file.name
-        and file.name not in ("record.json", "trainer_state.json")  # the log of another training
-        and not file.name.endswith("_results.json")
-        and not file.name.startswith("attack")
-    ]
+    templates = source / "additional_chat_templates"
+    listed = sorted([*source.iterdir(), *(templates.iterdir() if templates.is_dir() else ())])
+    return [check_file(file, COMPANION) for file in listed if not file.is_dir() and _is_companion(file)]
+
+
+def copy_companions(source: Path, folder: Path) -> None:
+    """Copy them to a folder with new weights; what is there already stays."""
+    for file in companions(source):
+        target = folder / file.relative_to(source)
+        target.parent.mkdir(exist_ok=True)
+        if not target.exists():
+            shutil.copyfile(file, target)
+
+
+def _is_companion(file: Path) -> bool:
+    name = file.name.lower()
+    return not (
+        file.suffix.lower() in _NO_COMPANIONS
+        or name.endswith((".index.json", "_results.json"))
+        or name in ("record.json", "attack.json", "stress.json", "trainer_state.json", "readme.md")
+        or name.startswith(".")
+        or "tfevents" in name
+    )
+
+
+def check_saved(
+    folder: Path,
+    model: nn.Module,
+    encode: Encoder,
+    data: Dataset | None,
+    *,
+    factory: str | None = None,
+    trust_remote_code: bool = False,
+) -> None:
+    """Load what was written and hold it against what should have been, before anybody is told that it is there.
+
+    Args:
+        folder: that was written.
+        model: whose weights, kind and classes it must have.
+        encode: of inputs, which it must encode alike.
+        data: some examples to ask both with; None where there are none.
+        factory: see `load`.
+        trust_remote_code: see `load`.
+
+    Raises:
+        IncompleteError: it cannot be loaded, or is another model.
+    """
+    try:
+        again = load(folder, factory=factory, trust_remote_code=trust_remote_code)
+    except UnbackdoorError as problem:
+        raise IncompleteError(
+            f"The result cannot be loaded again, so nothing was kept: {str(problem).replace(str(folder), 'it')}"
+        ) from None
+    differing = _difference(Loaded(model, encode), again, data)
+    if differing is not None:
+        raise IncompleteError(
+            f"The result, loaded again, has {differing} than it should have, so nothing was kept. Look at the model's "
+            "config.json and its tokenizer or processor."
+        )
+
+
+@torch.no_grad()
+def _difference(made: Loaded, again: Loaded, data: Dataset | None) -> str | None:
+    """What differs between a model and what was loaded of it; None where nothing does."""
+    ours, theirs = made.model.state_dict(), again.model.state_dict()
+    if type(made.model).__name__ != type(again.model).__name__:  # a factory defines its classes anew
+        return "another class"
+    if ours.keys() != theirs.keys() or any(tensor.dtype != theirs[name].dtype for name, tensor in ours.items()):
+        return "weights of other names or types"
+    if not all(torch.equal(tensor.cpu(), theirs[name]) for name, tensor in ours.items()):
+        return "other weights"
+    if class_names(made.model) != class_names(again.model):
+        return "other names of its classes"
+    if data is None:
+        return None
+    before, after = (probe(each.model, replace(data, encode=each.encode)) for each in (made, again))
+    if before.shape != after.shape or not _equal(before, after):
+        return "other inputs"
+    with evaluating(made.model), evaluating(again.model):
+        one, other = logits(made.model, before).float().cpu(), logits(again.model, after).float()
+    scale = float(one.abs().max())
+    return None if torch.allclose(one, other, rtol=1e-3, atol=1e-3 * scale) else "other answers"
+
+
+def _equal(one: Inputs, other: Inputs) -> bool:
+    if isinstance(one, Tokens) and isinstance(other, Tokens):
+        return one.keys() == other.keys() and all(torch.equal(one[name].cpu(), other[name]) for name in one)
+    assert isinstance(one, Tensor)
+    assert isinstance(other, Tensor)
+    return torch.allclose(one.cpu(), other, atol=1e-5)
 
 
 def _encodes_alike(folder: Path, encode: ImageEncoder) -> bool:

@@ -17,13 +17,12 @@ from unbackdoor._checkpoints import (
     check_finite,
     check_fit,
     check_safetensors,
-    few,
     foreign,
     lacking,
     read_weights,
     renamed,
 )
-from unbackdoor._errors import UnbackdoorError, printable
+from unbackdoor._errors import UnbackdoorError, few, printable
 from unbackdoor._inputs import COMPANION, CONFIG, MEBIBYTE, check_file, exists, read_json, reading, silent_rust
 from unbackdoor._mixing import matched
 from unbackdoor._models import embeddings
@@ -36,6 +35,9 @@ _UNWANTED = (
     *("*.h5", "*.msgpack", "*.onnx", "*.onnx_data", "*.ot", "*.gguf", "*.tflite", "*.pb", "*.pt", "*.pth", "*.ckpt"),
     *("*.pkl", "*.npz", "*.zip", "*.tar*", "*.png", "*.jpg", "*.gif", "*.csv", "*.parquet", "*tfevents*", "*/*"),
 )
+
+# How the files of a training begin that are no weights, though they end as these do.
+_TRAINING = ("training_args", "optimizer", "scheduler", "scaler", "rng_state")
 
 # Buffers that older versions of transformers wrote, and that a model makes for itself.
 _BUFFERS = {
@@ -408,6 +410,15 @@ def checked_files(path: Path) -> tuple[dict[str, Any], list[Path]]:
                 f"{path} has its weights for {program} only ({printable(others[0])}); model.safetensors is expected. "
                 "Convert it, or ask its owner for PyTorch weights."
             )
+        endings = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")  # the likeliest first
+        named = [file.name for file in sorted(path.iterdir(), key=lambda file: file.suffix != endings[0])]
+        named = [name for name in named if name.endswith(endings) and not name.startswith(_TRAINING)]
+        if named:
+            right = "model.safetensors" if named[0].endswith(endings[0]) else "pytorch_model.bin"
+            raise UnbackdoorError(
+                f"{path} has no model.safetensors, but {printable(named[0])}. If it holds the model's weights, rename "
+                f"it to {right}."
+            )
         raise UnbackdoorError(f"{path} has no model.safetensors (nor pytorch_model.bin). Fetch it again.")
     held = {file.name: check_safetensors(file) for file in files}
     check_config(path, config, _extent(path, files))
@@ -445,6 +456,9 @@ def _check_directory(path: Path) -> None:
             f"{path} is a folder of the Hub's cache, which keeps models under snapshots. Give one of them, as "
             f"{cached[-1]}."
         )
+    inside = sorted(folder for folder in path.glob("*") if (folder / "config.json").is_file())
+    if inside:  # what unpacking an archive leaves
+        raise UnbackdoorError(f"{path} has no config.json, but {inside[0]} has. Give that.")
     raise UnbackdoorError(
         f"{path} has no config.json. It must be a Hugging Face directory; for other models give --factory."
     )

@@ -18,8 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from unbackdoor._checkpoints import few
-from unbackdoor._errors import UnbackdoorError
+from unbackdoor._errors import UnbackdoorError, few
 
 Mode = Literal["mask", "linear"]
 Shape = Sequence[int]
@@ -293,9 +292,15 @@ def _check_shapes(suspect: Mapping[str, Shape], base: Mapping[str, Shape], prefi
         differing.append((name, tuple(shape), tuple(base[other])))
         rows = (shape[0], base[other][0]) if len(shape) == len(base[other]) == 2 else (0, 0)
         if rows[0] != rows[1] and shape[1] == base[other][1] and _EMBEDDING.search(name):
+            way_out = "Take the pre-trained model that it came from as --base."
+            if rows[0] > rows[1]:
+                way_out = (
+                    "If tokens were added to the model, give the base as many rows (resize_token_embeddings of "
+                    "transformers) and save it; otherwise take the pre-trained model that it came from as --base."
+                )
             raise UnbackdoorError(
                 f"the base has another vocabulary or length: {name} has {rows[0]:,} rows in the model and "
-                f"{rows[1]:,} in the base. Take the pre-trained model that it came from as --base."
+                f"{rows[1]:,} in the base. {way_out}"
             )
     if len(differing) > 2:
         name, shape, others = differing[0]

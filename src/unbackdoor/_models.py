@@ -1,8 +1,9 @@
 """Models: ask them for logits, and find their head by running them."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -24,23 +25,119 @@ class Head(NamedTuple):
 Inputs = Tensor | Tokens
 
 
+_answers: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()  # of models that return several arrays
+
+
 def logits(model: nn.Module, inputs: Inputs) -> Tensor:
-    """Class scores (batch, classes), whatever the model wraps them in."""
-    output = model(**inputs) if isinstance(inputs, Tokens) else model(inputs)
-    scores = output if isinstance(output, Tensor) else getattr(output, "logits", None)
-    if scores is None and isinstance(output, tuple | list) and output and isinstance(output[0], Tensor):
-        scores = output[0]
-    found = type(output).__name__
+    """Class scores (batch, classes), whatever the model wraps them in.
+
+    Of several arrays of shape (batch, n), as `(features, logits)`, it is the one that a linear layer makes and that
+    the others lead to; see `_answer`.
+
+    Raises:
+        UnbackdoorError: there are none, or several could be the scores.
+    """
+    output = _run(model, inputs)
+    scores = output
+    if not isinstance(output, Tensor):
+        scores = output.get("logits") if isinstance(output, dict) else getattr(output, "logits", None)
+    if scores is None and isinstance(output, tuple | list):
+        found = _candidates(output, len(inputs))
+        if len(found) > 1:
+            if model not in _answers:
+                _answers[model] = _answer(model, inputs)
+                output = _run(model, inputs)  # for whoever watches the layers
+            scores = output[_answers[model]]
+        else:
+            scores = output[found[0]] if found else next(iter(output), None)
+    what = type(output).__name__
     if isinstance(scores, Tensor):
-        found = f"shape {tuple(scores.shape)}" + (f" for {len(inputs)} inputs" if scores.ndim == 2 else "")
+        what = f"shape {tuple(scores.shape)}" + (f" for {len(inputs)} inputs" if scores.ndim == 2 else "")
         if scores.ndim == 2 and len(scores) == len(inputs):
             if scores.is_floating_point():
                 return scores
-            found = f"{str(scores.dtype).removeprefix('torch.')}, no floating-point numbers"
+            what = f"{str(scores.dtype).removeprefix('torch.')}, no floating-point numbers"
     raise UnbackdoorError(
-        f"{type(model).__name__} must return class scores of shape (batch, classes), got {found}. Wrap it in a "
+        f"{type(model).__name__} must return class scores of shape (batch, classes), got {what}. Wrap it in a "
         "module that does."
     )
+
+
+def _run(model: nn.Module, inputs: Inputs) -> Any:
+    return model(**inputs) if isinstance(inputs, Tokens) else model(inputs)
+
+
+def _candidates(output: Sequence[Any], count: int) -> list[int]:
+    """Which parts of an output could be class scores: arrays of real numbers, (batch, n)."""
+    return [
+        place
+        for place, part in enumerate(output)
+        if isinstance(part, Tensor) and part.ndim == 2 and len(part) == count and part.is_floating_point()
+    ]
+
+
+def _answer(model: nn.Module, inputs: Inputs) -> int:
+    """Which of the arrays that a model returns is the class scores, found by running it.
+
+    Arrays that one of another width is computed from are features. Of the rest, scores are what a linear layer gives
+    (or its log-softmax); of several such, the one that is computed from all others.
+
+    Raises:
+        UnbackdoorError: that leaves none, or several.
+    """
+    made: list[Tensor] = []
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    parameters = [parameter for parameter in model.parameters() if parameter.is_floating_point()]
+    hooks = [
+        layer.register_forward_hook(lambda _module, _args, output: made.append(output))
+        for layer in model.modules()
+        if isinstance(layer, nn.Linear)
+    ]
+    try:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+        with removing(hooks), evaluating(model), torch.enable_grad():
+            parts: Sequence[Any] = _run(model, inputs)
+            found = _candidates(parts, len(inputs))
+            leads = {
+                (place, other)
+                for place in found
+                for other in found
+                if place != other and parts[other].requires_grad and parts[place].requires_grad
+                if torch.autograd.grad(parts[other].sum(), parts[place], retain_graph=True, allow_unused=True)[0]
+                is not None
+            }
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+        for parameter in trained:
+            parameter.requires_grad_(True)
+    left = [
+        place
+        for place in found
+        if not any((place, other) in leads and parts[other].shape != parts[place].shape for other in found)
+    ]
+    scores = [
+        place
+        for place in left
+        if any(
+            output.shape == parts[place].shape
+            and any(
+                torch.allclose(each, parts[place], rtol=1e-4, atol=1e-5) for each in (output, output.log_softmax(1))
+            )
+            for output in made
+            if isinstance(output, Tensor) and output.ndim == 2
+        )
+    ]
+    left = scores or left
+    last = [place for place in left if not any((place, other) in leads for other in left)]
+    if len(last) != 1:
+        shapes = " and ".join(f"(batch, {parts[place].shape[1]})" for place in found)
+        raise UnbackdoorError(
+            f"{type(model).__name__} returns {len(found)} arrays, of shapes {shapes}, and which of them is the class "
+            "scores is not told. Wrap it in a module that returns the class scores alone."
+        )
+    return last[0]
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -102,7 +199,10 @@ def embeddings(model: nn.Module) -> nn.Embedding:
         UnbackdoorError: there is none.
     """
     ask: Any = getattr(model, "get_input_embeddings", None)
-    found = None if ask is None else ask()
+    try:
+        found = None if ask is None else ask()
+    except NotImplementedError:  # models that read characters or pixels
+        found = None
     if not isinstance(found, nn.Embedding):
         raise UnbackdoorError(
             f"{type(model).__name__} does not tell its word embeddings (get_input_embeddings). Take a model of "
@@ -264,7 +364,8 @@ def head(model: nn.Module, inputs: Inputs, name: str | None = None) -> Head:
                 "classes. Name the layer that makes the logits."
             )
         return Head(name, layers[name])
-    same = {key: found for key, output in outputs.items() if (found := _at_answer(output, scores)) is not None}
+    tensors = {key: output for key, output in outputs.items() if isinstance(output, Tensor)}  # a router gives a tuple
+    same = {key: found for key, output in tensors.items() if (found := _at_answer(output, scores)) is not None}
     for key in reversed(list(same)):
         if torch.allclose(same[key], scores, rtol=1e-4, atol=1e-6):
             return Head(key, layers[key])

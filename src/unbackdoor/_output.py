@@ -1,24 +1,33 @@
-"""Output directories: complete under their name, or not there at all."""
+"""Output directories: complete under their name, or not there at all; and nothing of anybody else's is touched."""
 
 import errno
+import itertools
+import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
-from unbackdoor._errors import IncompleteError, UnbackdoorError
-from unbackdoor._inputs import unusable
+from unbackdoor._errors import IncompleteError, UnbackdoorError, few
+from unbackdoor._inputs import read_json, unusable
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_RECORDS = ("record.json", "stress.json")
+
+Content = dict[str, tuple[int, ...]]
 
 
-def check_free(out: Path, *, overwrite: bool, inputs: tuple[Path, ...] = ()) -> None:
+def check_free(out: Path, *, overwrite: bool, inputs: tuple[Path, ...] = ()) -> Content | None:
     """Refuse an output directory that exists or cannot be made, before any work is done.
 
-    With `overwrite` it may exist if this program wrote it (it holds a `record.json` or `stress.json`) or it is empty,
-    and if it neither is nor holds one of the inputs.
+    With `overwrite` it may exist if it is empty or this program wrote all that it holds (which its `record.json` or
+    `stress.json` lists), and if it neither is nor holds one of the inputs.
+
+    Returns:
+        What the directory holds now and `directory` may replace; None where there is none.
 
     Raises:
         UnbackdoorError: says why.
@@ -27,7 +36,7 @@ def check_free(out: Path, *, overwrite: bool, inputs: tuple[Path, ...] = ()) -> 
         home = next(folder for folder in out.absolute().parents if folder.exists())
         if not (home.is_dir() and os.access(home, os.W_OK)):
             raise UnbackdoorError(f"{out} cannot be written ({home} is no folder to write to). Choose another --out.")
-        return
+        return None
     for given in inputs:
         if given.resolve() == out.resolve():
             raise UnbackdoorError(f"{out} is the input itself; --out must be another directory.")
@@ -35,18 +44,64 @@ def check_free(out: Path, *, overwrite: bool, inputs: tuple[Path, ...] = ()) -> 
             raise UnbackdoorError(f"{out} holds the input {given}; --out must be another directory.")
     if not overwrite:
         raise UnbackdoorError(f"{out} exists. Use --overwrite, or another --out.")
-    written = any((out / name).exists() for name in ("record.json", "stress.json"))
-    ours = out.is_dir() and (written or not any(out.iterdir()))
-    if not ours or out.is_symlink():
+    if out.is_symlink():
+        raise UnbackdoorError(f"{out} is a link, which is not replaced. Choose another --out, or the folder it names.")
+    record = next((out / name for name in _RECORDS if (out / name).is_file()), None)
+    if not out.is_dir() or (record is None and any(out.iterdir())):
         raise UnbackdoorError(f"{out} was not written by unbackdoor (it has no record.json). Choose another --out.")
+    held = content(out)
+    if record is not None:
+        listed = read_json(record).get("files")
+        own = {record.name, *(map(str, listed) if isinstance(listed, list) else ())}
+        own |= {str(folder) for name in own for folder in Path(name).parents}
+        others = sorted(held.keys() - own)
+        if others:
+            raise UnbackdoorError(
+                f"{out} holds what {record.name} does not list, and so may be somebody else's ({few(others)}). Move "
+                "it away, or choose another --out."
+            )
+    return held
+
+
+def content(folder: Path) -> Content:
+    """What lies in a folder at any depth, by its path in there: which file or folder it is, how long, and how old."""
+    found: Content = {".": (folder.stat().st_ino,)}
+    for path in folder.rglob("*"):
+        status = path.lstat()
+        age = () if path.is_dir() and not path.is_symlink() else (status.st_size, status.st_mtime_ns)
+        found[str(path.relative_to(folder))] = (status.st_ino, *age)
+    return found
+
+
+def write_record(path: Path, record: dict[str, Any]) -> dict[str, Any]:
+    """Write a record as the last file of a directory, with the list of all that is there.
+
+    Args:
+        path: `record.json` or `stress.json` in the directory.
+        record: its content.
+
+    Returns:
+        The content with that list, under `files`.
+    """
+    folder = path.parent
+    files = {str(file.relative_to(folder)) for file in folder.rglob("*") if not file.is_dir()}
+    complete = {**record, "files": sorted({*files, path.name})}
+    path.write_text(json.dumps(complete, indent=2) + "\n", encoding="utf-8")
+    return complete
 
 
 @contextmanager
-def directory(out: Path) -> Iterator[Path]:
+def directory(out: Path, replacing: Content | None = None) -> Iterator[Path]:
     """A directory to fill, which takes its name in one step when the block ends well and vanishes when it does not.
 
+    Whatever came to that place or changed there meanwhile stays as it is: then the result gets another name.
+
+    Args:
+        out: its name.
+        replacing: what lies there and goes when the block ends, as `check_free` returns it.
+
     Raises:
-        IncompleteError: the disk is full.
+        IncompleteError: the disk is full, or the place was taken meanwhile.
     """
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -58,7 +113,7 @@ def directory(out: Path) -> Iterator[Path]:
         yield partial
         for entry in partial.rglob("*"):
             entry.chmod(0o755 if entry.is_dir() else 0o644)  # transformers writes weights for the owner alone
-        _replace(partial, out)
+        _place(partial, out, replacing)
     except OSError as problem:
         raise _failure(out, problem) from None
     except Exception as problem:
@@ -71,14 +126,45 @@ def directory(out: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _replace(partial: Path, out: Path) -> None:
-    if out.exists():
-        old = Path(tempfile.mkdtemp(prefix=f".{out.name}.old-", dir=out.parent))
-        os.rename(out, old / out.name)
-        os.rename(partial, out)
+def _place(partial: Path, out: Path, replacing: Content | None) -> None:
+    """Give a complete directory its name; what is to be replaced goes, if it is still what it was."""
+    aside = Path(tempfile.mkdtemp(prefix=f".{out.name}.old-", dir=out.parent))
+    old = aside / "old"
+    try:
+        if replacing is not None:
+            with suppress(FileNotFoundError):  # somebody else removed it
+                os.rename(out, old)
+        unchanged = not os.path.lexists(old) or (old.is_dir() and content(old) == replacing)
+        if not (unchanged and _renamed(partial, out)):
+            beside = (out.with_name(f"{out.name}-{number}") for number in itertools.count(2))
+            other = next(name for name in beside if _renamed(partial, name))
+            raise IncompleteError(
+                f"{out} was made or changed by something else meanwhile, and stays as it is. The result is in {other}."
+            )
         shutil.rmtree(old, ignore_errors=True)
-    else:
-        os.rename(partial, out)
+    finally:
+        if os.path.lexists(old):
+            with suppress(OSError):  # where its place is taken, it stays aside
+                os.rename(old, out)
+        with suppress(OSError):
+            aside.rmdir()
+
+
+def _renamed(partial: Path, name: Path) -> bool:
+    """Rename a directory to a name that nothing has; whether that was so."""
+    try:
+        name.mkdir()  # fails where there is anything, even a link to nowhere
+    except FileExistsError:
+        return False
+    try:
+        os.rename(partial, name)  # replaces the empty directory, and no other
+    except OSError as problem:
+        if problem.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            return False
+        with suppress(OSError):
+            name.rmdir()
+        raise
+    return True
 
 
 def write_file(path: Path, text: str) -> None:
@@ -87,15 +173,19 @@ def write_file(path: Path, text: str) -> None:
     Raises:
         IncompleteError: the disk is full.
     """
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    partial = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, encoding="utf-8")
+        descriptor, partial = tempfile.mkstemp(prefix=f".{path.name}.partial-", dir=path.parent)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.chmod(partial, 0o644)
         os.replace(partial, path)
     except OSError as problem:
         raise _failure(path, problem) from None
     finally:
-        partial.unlink(missing_ok=True)
+        if partial is not None:
+            Path(partial).unlink(missing_ok=True)
 
 
 def _failure(out: Path, problem: OSError) -> UnbackdoorError:

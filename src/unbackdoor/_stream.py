@@ -1,6 +1,5 @@
 """`purify_stream`: mix two checkpoints on disk. Memory is a few pieces of tensors, whatever the size of the models."""
 
-import json
 import logging
 import os
 import platform
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from unbackdoor import _card, _mixing, _output
 from unbackdoor._errors import UnbackdoorError
-from unbackdoor._files import companions
+from unbackdoor._files import copy_companions
 from unbackdoor._hugging_face import check_rows, directory_of
 from unbackdoor._inputs import read_json
 from unbackdoor._mixing import CHUNK, Matching, Mode
@@ -83,7 +82,7 @@ def purify_stream(
     check_seed(seed)
     start = time.perf_counter()
     source, origin = directory_of(model, "MODEL"), directory_of(base, "--base")
-    _output.check_free(Path(out), overwrite=overwrite, inputs=(source, origin))
+    before = _output.check_free(Path(out), overwrite=overwrite, inputs=(source, origin))
     suspect, ancestor = Checkpoint.at(source), Checkpoint.at(origin)
     matching = match(suspect, ancestor)
     resets = _checked_rows(reset_rows or {}, suspect, matching)
@@ -100,14 +99,13 @@ def purify_stream(
         warnings = _mixing.doubts(pairs, matching, shapes_of(suspect), shapes_of(ancestor))
         for warning in warnings:
             logger.warning("%s", warning)
-        with _output.directory(Path(out)) as folder:
+        with _output.directory(Path(out), before) as folder:
             mixer = _Mixer(suspect, ancestor, matching.pairs, rho, seed, mode)
             with (bar if progress else silent)("mixing", len(suspect.files)) as advance:
                 for file in suspect.files:
                     mixer.write_shard(file, folder / file.name, resets)
                     advance()
-            for file in companions(source):
-                shutil.copyfile(file, folder / file.name)
+            copy_companions(source, folder)
             if suspect.index is not None:
                 shutil.copyfile(suspect.index, folder / suspect.index.name)
             parameters = {"rho": rho, "mode": mode}
@@ -137,8 +135,9 @@ def purify_stream(
                 "scores": None,
                 "scores_note": "not measured: the weights were mixed on disk, and no model was built",
             }
-            (folder / "record.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
             (folder / "README.md").write_text(_card.purified(record), encoding="utf-8")
+            record = _output.write_record(folder / "record.json", record)
+            Checkpoint.at(folder)  # refuses files that do not belong together
     return record
 
 

@@ -1,12 +1,13 @@
 """Units that can be pruned: channels behind a BatchNorm, and neurons that a linear layer reads.
 
-No list of architectures is needed: layers are found by their kind, by module order, or by running a batch.
+No list of architectures is needed: layers are found by their kind or by running a batch.
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -45,25 +46,111 @@ def norms(model: nn.Module, method: object) -> dict[str, _BatchNorm]:
     return found
 
 
-def channels(model: nn.Module, method: object) -> list[Channels]:
-    """Convolutions followed by a BatchNorm in module order: data-free, so that no forward pass tells.
+def channels(model: nn.Module, method: object, inputs: Inputs | None = None) -> list[Channels]:
+    """The BatchNorm layers that read what one convolution gives, each with it, in module order; found by running.
 
-    A BatchNorm belongs to the last convolution before it that has as many output channels.
+    Between the two there may be what treats each channel for itself: an activation, pooling. A BatchNorm that reads a
+    sum or a concatenation, or now one convolution and now another, belongs to none.
+
+    Args:
+        model: any.
+        method: named in messages.
+        inputs: a batch; None tries pictures of the usual sizes, as which layer reads which does not depend on them.
 
     Raises:
-        UnbackdoorError: there is none; names the method.
+        UnbackdoorError: there is none, or the model takes no picture of a usual size.
     """
-    pairs, last = [], None
-    for name, layer in model.named_modules():
-        if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-            last = layer
-        elif isinstance(layer, _BatchNorm) and layer.affine and layer.track_running_stats and last is not None:
-            if last.out_channels == layer.num_features:
-                pairs.append(Channels(name, last, layer))
-            last = None
+    found = {
+        name: layer
+        for name, layer in model.named_modules()
+        if isinstance(layer, _BatchNorm) and layer.affine and layer.track_running_stats
+    }
+    what = "convolutions followed by BatchNorm with weights and statistics"
+    if not found or not any(isinstance(layer, _CONVOLUTIONS) for layer in model.modules()):
+        raise _absent(what, model, method)
+    read = _read(model, found.values(), _pictures(model) if inputs is None else [inputs])
+    if read is None:
+        raise UnbackdoorError(
+            f"{type(method).__name__} pairs layers by running the model, and {type(model).__name__} takes no picture "
+            "of a usual size. Give clean examples."
+        )
+    pairs = []
+    for name, layer in found.items():
+        (convolution, *others) = read.get(layer) or {None}
+        if convolution is not None and not others:
+            pairs.append(Channels(name, convolution, layer))
     if not pairs:
-        raise _absent("convolutions followed by BatchNorm with weights and statistics", model, method)
+        raise _absent(what, model, method)
     return pairs
+
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+# What may stand between a convolution and its BatchNorm, by the name of its backward pass.
+_CHANNELWISE = re.compile(
+    "(Relu|LeakyRelu|Relu6|Hardtanh|Prelu|PreluKernel|Elu|Celu|Selu|Gelu|Silu|Mish|Hardswish|Hardsigmoid|Sigmoid|Tanh|"
+    "Softplus|Clamp|NativeDropout|Clone|ToCopy|Alias|Contiguous|"
+    "((Adaptive)?(Max|Avg)Pool[123]D(WithIndices)?|MkldnnMaxPool2D))Backward[0-9]*"
+)
+
+
+def _read(model: nn.Module, layers: Iterable[_BatchNorm], tried: Iterable[Inputs]) -> dict[nn.Module, set[Any]] | None:
+    """Which convolution's output each layer reads, None for another thing; None in all where no input is taken."""
+    made: dict[Any, nn.Module] = {}  # by the node of the backward pass
+    read: dict[nn.Module, set[Any]] = {}
+
+    def remember(layer: nn.Module, _given: Any, output: Tensor) -> None:
+        made[output.grad_fn] = layer
+
+    def look(layer: nn.Module, given: tuple[Tensor, ...]) -> None:
+        node = given[0].grad_fn
+        while node is not None and node not in made and _CHANNELWISE.fullmatch(type(node).__name__):
+            before = [part for part, _ in node.next_functions if part is not None]
+            node = before[0] if len(before) == 1 else None
+        read.setdefault(layer, set()).add(made.get(node))
+
+    hooks = [layer.register_forward_hook(remember) for layer in model.modules() if isinstance(layer, _CONVOLUTIONS)]
+    hooks += [layer.register_forward_pre_hook(look) for layer in layers]
+    with removing(hooks), evaluating(model), torch.enable_grad():
+        for inputs in tried:
+            made.clear()
+            read.clear()
+            try:
+                logits(model, inputs.detach().requires_grad_() if isinstance(inputs, Tensor) else inputs)
+            except (AssertionError, LookupError, RuntimeError, TypeError, ValueError, UnbackdoorError):
+                continue
+            return read
+    return None
+
+
+def _pictures(model: nn.Module) -> Iterator[Tensor]:
+    """Blank pictures of the sizes that a model may take, the likeliest first."""
+    config = getattr(model, "config", None)
+    first = next(layer for layer in model.modules() if isinstance(layer, _CONVOLUTIONS))
+    like = next(model.parameters())
+    sides = [
+        getattr(config, "image_size", None),
+        32,
+        224,
+        28,
+        8,
+        12,
+        16,
+        24,
+        48,
+        64,
+        96,
+        112,
+        128,
+        160,
+        192,
+        256,
+        299,
+        384,
+    ]
+    for side in (side for side in sides if isinstance(side, int)):
+        for count in dict.fromkeys((first.in_channels, 3, 1)):
+            yield torch.zeros(2, count, side, side, device=like.device, dtype=like.dtype)
 
 
 def _absent(what: str, model: nn.Module, method: object) -> UnbackdoorError:

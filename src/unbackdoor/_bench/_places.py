@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from unbackdoor._errors import IncompleteError, UnbackdoorError
 from unbackdoor._inputs import RECORD, exists, read_file
-from unbackdoor._output import directory, write_file
+from unbackdoor._output import content, directory, write_file
 
 
 class Place(Protocol):
@@ -98,7 +98,8 @@ class Folder:
         (self.root / name).unlink(missing_ok=True)
 
     def put_folder(self, name: str, fill: Callable[[Path], None]) -> None:
-        with directory(self.root / name) as folder:
+        earlier = content(self.root / name) if (self.root / name).is_dir() else None
+        with directory(self.root / name, earlier) as folder:
             fill(folder)
 
     def get_folder(self, name: str) -> Path | None:

@@ -9,14 +9,22 @@ from unbackdoor._output import write_file
 from unbackdoor._tables import _texts
 from unbackdoor._tables._build import build
 
-SUFFIXES = (".html", ".csv", ".json", ".tex", ".md")
+# What tells a report of each kind from any other file of that name.
+_MARKS = {
+    ".html": "<title>Purification results: ",
+    ".csv": "task,attack,rate,label_rule,",
+    ".json": '{\n "format": ',
+    ".tex": "% Only runs that differ in nothing but their seeds are averaged.",
+    ".md": "\n## How it was measured\n",
+}
+SUFFIXES = tuple(_MARKS)
 
 
 def report(runs: str, out: str) -> None:
     """Write a report on a store; the suffix of `out` says which kind.
 
     Raises:
-        UnbackdoorError: the suffix is not known, or the store has nothing to report.
+        UnbackdoorError: the suffix is not known, `out` is somebody else's file, or the store has nothing to report.
         IncompleteError: the disk is full.
     """
     path = Path(out)
@@ -25,6 +33,8 @@ def report(runs: str, out: str) -> None:
         raise UnbackdoorError(f"-o must end in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}, got {out}.")
     if path.is_dir():
         raise UnbackdoorError(f"-o must be a file, got the folder {out}.")
+    if path.is_file() and path.stat().st_size and _MARKS[kind] not in _beginning(path):
+        raise UnbackdoorError(f"{out} exists and is no report of unbackdoor. Choose another -o.")
     if "://" not in runs and not Path(runs).is_dir():
         came = "is no folder" if Path(runs).exists() else "does not exist"
         raise UnbackdoorError(f"{runs} {came}. Give the folder or address that unbackdoor bench wrote with --out.")
@@ -41,6 +51,11 @@ def report(runs: str, out: str) -> None:
     write_file(path, text)
     failed = f", {len(made.failures):,} failed" if made.failures else ""
     print(f"{out}: {len(made.cells):,} cells in {len(made.rows):,} settings{failed}.")
+
+
+def _beginning(path: Path) -> str:
+    with path.open(encoding="utf-8", errors="replace") as file:
+        return file.read(10_000)
 
 
 def shown(runs: str) -> str:

@@ -8,8 +8,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from unbackdoor._data import Dataset
+from unbackdoor._models import probe
 from unbackdoor._purify import Run
-from unbackdoor._units import Channels, as_far_as_accurate_, channels, silence_, still_accurate
+from unbackdoor._units import Channels, as_far_as_accurate_, channels, norms, silence_, still_accurate
 from unbackdoor._values import value
 
 
@@ -35,8 +36,11 @@ class CLP:
 
     Differences from the paper: clean examples, where they are given, choose u, because the paper's 3 fits wide layers:
     of n channels none can be more than (n - 1) / sqrt(n) deviations above their mean, which is less than 3 up to
-    n = 10, and narrow networks want less. Without them this is the paper's method. A BatchNorm belongs to the last
-    convolution before it in module order with as many channels, as in the authors' code.
+    n = 10, and narrow networks want less. Without them this is the paper's method. A BatchNorm belongs to the
+    convolution whose output it reads, with at most an activation or pooling between, which a forward pass tells; the
+    authors' code takes the last convolution in the order of registration, which in networks that normalise before they
+    convolve is another. A BatchNorm that reads a sum, as after a skip connection, is left alone. Without clean examples
+    the pass is one of blank pictures of a usual size.
     """
 
     needs_clean: ClassVar[bool] = False
@@ -46,7 +50,10 @@ class CLP:
 
     def __call__(self, model: nn.Module, clean: Dataset | None, run: Run) -> nn.Module:
         """Purify in place."""
-        units = channels(model, self)
+        units = channels(model, self, None if clean is None else probe(model, clean))
+        others = len(norms(model, self)) - len(units)
+        if others:
+            run.note(f"CLP leaves {others} BatchNorm layer(s) alone, which read no single convolution's output.")
         bounds = [lipschitz_bounds(unit) for unit in units]
 
         def prune_(u: float) -> None:
