@@ -407,6 +407,10 @@ precision = "fp32"
 [[methods]]
 name = "fine-tuning"
 epochs = 1
+[[methods]]
+name = "fe-tuning"
+epochs = 1
+learning_rate = 1e-9
 [[budgets]]
 n = 30
 """
@@ -449,7 +453,8 @@ def test_a_suspect_from_elsewhere_is_scored_on_examples_that_carry_its_trigger(e
     store = Store(elsewhere / "runs")
     assert not store.victims()  # nothing is trained
     found = {(spec["victim"]["task"]["name"], spec["method"]["name"]): (spec, result) for spec, result in store.cells()}
-    assert found.keys() == {(task, method) for task in ("suspect", "clean") for method in ("none", "fine-tuning")}
+    methods = ("none", "fine-tuning", "fe-tuning")
+    assert found.keys() == {(task, method) for task in ("suspect", "clean") for method in methods}
     spec, result = found["suspect", "none"]
     assert spec["victim"]["attack"] == {"name": "own", "version": 1, "parameters": {}}
     assert spec["victim"]["task"]["target"] == 3
@@ -473,6 +478,15 @@ def test_a_suspect_from_elsewhere_is_scored_on_examples_that_carry_its_trigger(e
     assert tuned_spec["victim"] == spec["victim"]
     assert tuned["implanted"] is True
     assert tuned["score"]["attack_success"]["n"] == expected.attack_success.n
+
+    # A head drawn at random, and left so: the cell is kept and says that nobody should use the model.
+    assert {key[1]: result["usable"] for key, (_, result) in found.items() if key[0] == "clean"} == {
+        "none": None,
+        "fine-tuning": True,
+        "fe-tuning": False,
+    }
+    wreck = found["clean", "fe-tuning"][1]
+    assert (wreck["status"], wreck["warnings"][0][:37]) == ("done", "The purified model is not usable: it ")
 
     spec, result = found["clean", "none"]  # which never was poisoned: a control, and shown the trigger, too
     assert (spec["victim"]["attack"]["name"], result["implanted"]) == ("none", None)
@@ -498,7 +512,7 @@ def test_what_a_suspect_from_elsewhere_is_asked_with_is_part_of_its_identity(
         return {cell.key for cell in all_cells(read(elsewhere / "asked.toml")) if cell.subject.name == "suspect"}
 
     before = keys(ELSEWHERE)
-    assert len(before) == 2
+    assert len(before) == 3
     assert not keys(ELSEWHERE.replace(old, new)) & before
 
 

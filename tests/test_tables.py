@@ -324,6 +324,24 @@ def test_markdown_and_latex_have_the_same_entries(store: Store) -> None:
     assert "| fine-tuning | not run | 95.0 / 90.0, n = 1 (1 failed) | not run |" in page
 
 
+def test_a_method_that_cost_a_model_its_use_is_kept_and_marked(store: Store) -> None:
+    assert "§" not in _texts.as_markdown(of(store), "digits.md")
+    store.put(spec(BADNETS, "anp"), result(0.4, 0.0, usable=False))
+    store.put(spec(BADNETS, "anp", 1), result(0.9, 0.1, usable=True))
+    made = of(store)
+    assert row(made, attack="badnets", method="anp").unusable == 1
+    page = _texts.as_markdown(made, "digits.md")
+    assert "| anp | not run | 65.0 (35.4) / 5.0 (7.1), n = 2 (§ 1 not usable) | not run |" in page
+    assert "A section sign (§): the method cost the model its use" in page
+    assert "n = 2 (\\S{} 1 not usable)" in _texts.as_latex(made)
+
+
+def test_a_control_that_was_shown_triggered_examples_tells_how_often_it_flips(tmp_path: Path) -> None:
+    made = Store(tmp_path / "runs")
+    made.put(spec(CONTROL, "fine-tuning"), result(0.9, 0.04, implanted=None))
+    assert "| fine-tuning | 90.0 / 4.0, n = 1 |" in _texts.as_markdown(of(made), "digits.md")
+
+
 def test_second_test_examples_have_a_table_of_their_own(store: Store) -> None:
     assert "second test examples" not in _texts.as_markdown(of(store), "digits.md")
     more = {"clean_accuracy": share(0.7, 500), "attack_success": share(0.25, 400)}

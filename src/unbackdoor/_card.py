@@ -14,6 +14,7 @@ def purified(record: dict[str, Any]) -> str:
         "tags: [unbackdoor, backdoor-purification]",
         "---",
         "",
+        *([f"**{_plain(record['warnings'][0])}**", ""] if record["usable"] is False else []),
         "# Purified model",
         "",
         f"`{_plain(record['source']['model'])}` was purified with `{method['repr']}` "
@@ -32,7 +33,7 @@ def purified(record: dict[str, Any]) -> str:
             if key in before:
                 lines.append(f"| {key.replace('_', ' ')} | {_interval(before[key])} | {_interval(after[key])} |")
         lines.append("")
-    lines += [f"Warning: {_plain(text)}\n" for text in record["warnings"]]
+    lines += [f"Warning: {_plain(text)}\n" for text in record["warnings"][record["usable"] is False :]]
     lines += [
         "A purified model is not proven clean: a low attack success speaks for the triggers that were tried, and "
         "tuning on poisoned examples may bring a backdoor back.",

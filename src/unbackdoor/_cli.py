@@ -28,7 +28,10 @@ NONE = Entry("none", "unbackdoor._commands:NoAttack", "no attack: a clean model 
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line and exit with its code: 0 done, 1 incomplete, 2 bad usage or input, 130 interrupted."""
+    """Run the command line and exit with its code, see `_errors`: 0 done, 2 bad usage or input, 130 interrupted.
+
+    1 is for work that ran, but whose result was not saved or is not usable.
+    """
     given = sys.argv[1:] if arguments is None else arguments
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # names may have letters that the console's encoding has not
@@ -94,6 +97,8 @@ def _usage(problem: CycloptsError) -> str:
 def _log_to_stderr() -> None:
     class Handler(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
+            if getattr(record, "first_line", False):  # the command prints it above its results
+                return
             kind = "warning" if record.levelno >= logging.WARNING else "note"
             print(f"{kind}: {printable(record.getMessage(), SENTENCE)}", file=sys.stderr)
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,14 @@ import torch
 from unbackdoor import _card, _files, _models, _output, _report, _victim
 from unbackdoor._attack import as_trigger, load_trigger, triggered, victim_of
 from unbackdoor._data import Augment, Dataset, check_labels
-from unbackdoor._errors import SENTENCE, UnbackdoorError, printable
+from unbackdoor._errors import SENTENCE, IncompleteError, UnbackdoorError, printable
 from unbackdoor._evaluate import Score, score
 from unbackdoor._evaluate import evaluate as evaluate_model
 from unbackdoor._hugging_face import hub_directory
 from unbackdoor._images import ImageEncoder
 from unbackdoor._options import AttackOptions, EvaluateOptions, ModelOptions, PurifyOptions, StressOptions
 from unbackdoor._precision import choose
-from unbackdoor._purify import Method, asking, method_name, needs_clean
+from unbackdoor._purify import Method, asking, judged, method_name, needs_clean
 from unbackdoor._purify import purify as purify_model
 from unbackdoor._registry import to_json
 from unbackdoor._stream import purify_stream
@@ -119,6 +120,8 @@ def purify(source: str, method: Method, options: PurifyOptions, *, command: str 
             )
             for each in (model, result.model)
         )
+        if record["usable"] is None:
+            record |= judged(result, model, test, method, arithmetic)
         record["scores"] = {"suspect": before.to_json(), "purified": after.to_json()}
         record["scores_note"] = f"on {len(test):,} examples that the method never saw"
         rows = [
@@ -142,6 +145,8 @@ def purify(source: str, method: Method, options: PurifyOptions, *, command: str 
             factory=options.factory,
             trust_remote_code=options.trust_remote_code,
         )
+    if record["usable"] is False:
+        print(record["warnings"][0])
     if test is not None:
         _print_change(record["scores"], method_name(method))
         _propose_control(before, count)
@@ -149,6 +154,13 @@ def purify(source: str, method: Method, options: PurifyOptions, *, command: str 
         suspect, purified = (record[f"{name}_accuracy_on_clean"]["value"] for name in ("suspect", "purified"))
         print(f"On the clean examples themselves: {suspect:.1%} before, {purified:.1%} after.")
     print(f"Wrote {out} in {record['seconds']:.1f} s of tuning" + (f"; open {out}/report.html." if test else "."))
+    if record["usable"] is False:
+        raise not_usable(out)
+
+
+def not_usable(out: Path) -> IncompleteError:
+    """What the commands end with that wrote a model which lost its use."""
+    return IncompleteError(f"{out} is written, but its model is not usable, as is said above.")
 
 
 def _purify_stream(source: str, method: Method, options: PurifyOptions, command: str | None) -> None:
@@ -279,9 +291,14 @@ def stress(source: str, options: StressOptions) -> None:
             page = _report.build_stress(found, told, clean.classes)
             (folder / "stress.html").write_text(_report.render_stress(page), encoding="utf-8")
             _output.write_record(folder / "stress.json", content)
+    lost = None if found.record["usable"] else str(found.record["warnings"][0])
+    if lost is not None:
+        print(lost, file=sys.stderr if options.json else sys.stdout)
     print(json.dumps(content, indent=2) if options.json else found)
     if out is not None and not options.json:
         print(f"Wrote {out} after {content['seconds']:.0f} s; open {out}/stress.html.")
+    if lost is not None:
+        raise IncompleteError(f"{printable(source)} is not usable, as is said above.")
 
 
 def _counts(text: str) -> tuple[int, ...]:

@@ -158,6 +158,9 @@ def told(
         score(model, test, attacked, arithmetic, control=other) for model, other in zip(models, controls, strict=True)
     ]
     names = ["suspect", *map(method_name, methods)]
+    for result in results:
+        if not result.record["usable"]:
+            print(result.record["warnings"][0] + "\n")
     print(_table(names, scores) + "\n")
 
     record = {
@@ -171,6 +174,7 @@ def told(
         "scores": {name: part.to_json() for name, part in zip(names, scores, strict=True)},
         "notes": results[-1].record["notes"],
         "warnings": results[-1].record["warnings"],
+        "usable": results[-1].record["usable"],
         "command": story.command,
     }
     page = _report.build(
@@ -200,6 +204,8 @@ def told(
         (partial / "report.html").write_text(_report.render(page), encoding="utf-8")
         _output.write_record(partial / "record.json", record)
     print(_farewell(folder, story.next_method, story.next_options))
+    if not results[-1].record["usable"]:
+        raise _commands.not_usable(folder / "purified")
 
 
 def digits() -> Dataset:

@@ -22,7 +22,7 @@ class UnbackdoorError(Exception):
 
 
 class IncompleteError(UnbackdoorError):
-    """The work ran, but its result could not be kept (a full disk, say)."""
+    """The work ran, but its result could not be kept (a full disk, say), or is of no use."""
 
     exit_code = 1
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from unbackdoor import _models
 from unbackdoor._checkpoints import check_finite
+from unbackdoor._damage import ALLOWED, unusable
 from unbackdoor._data import Dataset, check_labels, in_order_of, tell_order
 from unbackdoor._errors import SENTENCE, UnbackdoorError, printable
 from unbackdoor._evaluate import Proportion, chance_doubt, predict
@@ -83,6 +84,9 @@ class Run:
         proxy: another model for the same task, for methods that need it.
         examples_seen: counted by `tune`.
         held_out: how many clean examples a selection held back.
+        unseen: those of them that nothing was tuned on since; None where there are none.
+        cross_validated: which clean examples the method's procedure classifies as labelled where it has not seen them,
+            (n,), bool; None where nothing was cross-validated.
         notes: what a method found out, for the record; see `note`.
         warnings: see `warn`.
     """
@@ -96,6 +100,8 @@ class Run:
     proxy: nn.Module | None = None
     examples_seen: int = 0
     held_out: int = 0
+    unseen: Dataset | None = None
+    cross_validated: Tensor | None = None
     notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
@@ -168,6 +174,8 @@ class Run:
             after_step: called after each step, without gradients.
             description: what the progress calls it.
         """
+        if self.unseen is not None and _places(self.unseen, clean) is not None:
+            self.unseen = None
         rate = self.recipe.learning_rate if learning_rate is None else learning_rate
         size = self.recipe.batch_size if batch_size is None else batch_size
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -217,6 +225,7 @@ class Run:
         kept = min(max(round((1 - share) * len(clean)), 1), len(clean) - 1)
         tuned, held = clean.split(kept, seed=seed)
         self.held_out = max(self.held_out, len(held))
+        self.unseen = None if self.examples_seen else held
         return tuned, held
 
     def needed(self, what: Literal["base", "proxy"], method: object) -> nn.Module:
@@ -269,7 +278,9 @@ def purify(
 ) -> Purified:
     """Remove a backdoor: a suspect and a few clean examples in, the same kind of model out.
 
-    The given model and the global random state are left as they were.
+    The given model and the global random state are left as they were. A model that lost significantly more than 10
+    points of accuracy on clean examples comes back all the same: then `record["usable"]` is False, and the first of
+    `record["warnings"]` says why.
 
     Args:
         model: any classifier whose last layer is linear.
@@ -317,11 +328,12 @@ def purify(
         base=base,
         proxy=proxy,
     )
-    names = ("clean", "recipe", "suspect_accuracy_on_clean", "purified_accuracy_on_clean")
+    names = ("clean", "recipe", "suspect_accuracy_on_clean", "purified_accuracy_on_clean", "usable")
     facts: dict[str, Any] = dict.fromkeys(names)
+    before = torch.empty(0)
     if clean is not None:
         clean = in_order_of(clean, _models.class_names(model))
-        facts |= _look(working, clean, head, run)
+        before = _look(working, clean, head, run, facts)
     if clean is None and needs_clean(method):
         raise UnbackdoorError(f"{asking(method)} needs clean examples, got none.")
     cuda = [arithmetic.device] if arithmetic.device.type == "cuda" else []
@@ -337,7 +349,7 @@ def purify(
     seconds = time.perf_counter() - start
 
     if clean is not None:
-        facts["purified_accuracy_on_clean"] = _look_again(purified, clean, facts["suspect_accuracy_on_clean"], run)
+        _look_again(purified, clean, method, before, run, facts)
     relayout_(purified.to(home), torch.contiguous_format)
     _restore(purified, types, unsaved, training, trainable, owner_of(method))
     record = {
@@ -368,6 +380,7 @@ def applied(method: Method, model: nn.Module, clean: Dataset, run: Run) -> nn.Mo
     Raises:
         UnbackdoorError: it is no model, or has values that are not finite.
     """
+    run.unseen = run.cross_validated = None  # what one step held out, the next one sees
     purified = method(model, clean, run)
     if not isinstance(purified, nn.Module):
         raise UnbackdoorError(
@@ -379,18 +392,32 @@ def applied(method: Method, model: nn.Module, clean: Dataset, run: Run) -> nn.Mo
     return purified
 
 
-def _look(model: nn.Module, clean: Dataset, head: str | None, run: Run) -> dict[str, Any]:
-    """Check that model and clean examples fit each other, tell `run` the head and the recipe, and record both."""
+def judged(
+    purified: Purified, suspect: nn.Module, test: Dataset, method: Method, arithmetic: Arithmetic
+) -> dict[str, Any]:
+    """What test examples say of a result whose method took no clean ones: `usable` and `warnings` of its record."""
+    before, after = (_hits(model, test, arithmetic) for model in (suspect, purified.model))
+    found = unusable(before, after, "which are scored", method)
+    return {"usable": found is None, "warnings": [*([] if found is None else [found]), *purified.record["warnings"]]}
+
+
+def _look(model: nn.Module, clean: Dataset, head: str | None, run: Run, facts: dict[str, Any]) -> Tensor:
+    """Check that model and clean examples fit each other, tell `run` the head and the recipe, and record both.
+
+    Returns:
+        which examples the model classifies as labelled, (n,), bool.
+    """
     if len(clean) == 0:
         raise UnbackdoorError(f"{clean.name} is empty; at least one labelled clean example per class is needed.")
     found = _models.head(model, _models.probe(model, clean), head)
     run.head_name, run.recipe = found.name, RECIPES[clean.modality]
     classes = found.layer.out_features
     check_labels(clean, classes)
-    before = _accuracy(model, clean, run.arithmetic)
+    hits = _hits(model, clean, run.arithmetic)
+    before = Proportion(int(hits.sum()), len(hits))
     _check_clean(clean, classes, before, run)
     tell_order(clean, _models.class_names(model), classes, run.warn)
-    return {
+    facts |= {
         "clean": {
             "n": len(clean),
             "per_class": torch.bincount(clean.labels.cpu(), minlength=classes).tolist(),
@@ -399,22 +426,42 @@ def _look(model: nn.Module, clean: Dataset, head: str | None, run: Run) -> dict[
         "recipe": run.recipe._asdict(),
         "suspect_accuracy_on_clean": before.to_json(),
     }
+    return hits
 
 
-def _look_again(model: nn.Module, clean: Dataset, before: dict[str, Any], run: Run) -> dict[str, Any]:
-    """The result's accuracy on the examples that it was made with, to be recorded; a collapse is told."""
-    after = _accuracy(model, clean, run.arithmetic)
-    if after.value < before["value"] - 0.1:
-        way_out = (
-            f": more clean data, more epochs or a lower learning rate may help (it saw {run.examples_seen:,} examples)."
-            if run.examples_seen
-            else ". Nothing was tuned."
-        )
+def _look_again(
+    model: nn.Module, clean: Dataset, method: Method, before: Tensor, run: Run, facts: dict[str, Any]
+) -> None:
+    """Record the result's accuracy on the examples that it was made with, and whether it is of use after all."""
+    after = _hits(model, clean, run.arithmetic)
+    facts["purified_accuracy_on_clean"] = Proportion(int(after.sum()), len(after)).to_json()
+    which = "which it was made with"
+    held = None if run.unseen is None else _places(run.unseen, clean)
+    if held is not None:
+        before, after, which = before[held], after[held], "which were held out"
+    elif run.cross_validated is not None and len(run.cross_validated) == len(before):
+        after, which = run.cross_validated, "which were left out in their turn"
+    found = unusable(before, after, which, method)
+    facts["usable"] = found is None
+    if found is not None:
+        run.warnings.insert(0, found)
+        logger.warning("%s", found, extra={"first_line": True})
+        return
+    lost = float(before.double().mean() - after.double().mean())
+    if lost > ALLOWED:
         run.warn(
-            f"the purified model answers {after.value:.1%} of {clean.name} right, which it was made with, the suspect "
-            f"{before['value']:.1%}{way_out}"
+            f"the purified model answers {len(before):,} clean examples, {which}, {100 * lost:.1f} points worse than "
+            f"the suspect; they are too few to tell whether more than {100 * ALLOWED:.0f} points are lost. Score it on "
+            "others by --data, or give more."
         )
-    return after.to_json()
+
+
+def _places(part: Dataset, whole: Dataset) -> Tensor | None:
+    """Where the examples of a part stand in the whole, (n,); None where one of them is not there."""
+    rows = torch.arange(len(whole)) if whole.rows is None else whole.rows.cpu()
+    places = {row: place for place, row in enumerate(rows.tolist())}
+    found = [places.get(row) for row in ([] if part.rows is None else part.rows.tolist())]
+    return None if None in found or not found else torch.tensor(found)
 
 
 def peak_memory() -> int:
@@ -423,8 +470,12 @@ def peak_memory() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def _hits(model: nn.Module, data: Dataset, arithmetic: Arithmetic) -> Tensor:
+    return predict(model, data, arithmetic) == data.labels.cpu()
+
+
 def _accuracy(model: nn.Module, data: Dataset, arithmetic: Arithmetic) -> Proportion:
-    hits = predict(model, data, arithmetic) == data.labels.cpu()
+    hits = _hits(model, data, arithmetic)
     return Proportion(int(hits.sum()), len(hits))
 
 

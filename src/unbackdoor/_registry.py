@@ -21,6 +21,7 @@ class Entry(NamedTuple):
         year: of the paper.
         paper: title.
         modality: `images`, `text` or `images, text`.
+        damage: of a method: what most likely cost a model its accuracy, and what to try; the rest of a sentence.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Entry(NamedTuple):
     year: int | None = None
     paper: str = ""
     modality: str = "images"
+    damage: str = ""
 
     def resolve(self) -> Any:
         """Import the class."""

@@ -125,8 +125,9 @@ def smallest_within(
     Raises:
         UnbackdoorError: fewer examples than folds.
     """
-    before = hits(model, clean, run.arithmetic)
+    before, fresh = hits(model, clean, run.arithmetic), not run.examples_seen
     losses: dict[float, Difference] = {}
+    answers: dict[float, Tensor] = {}
 
     def words(candidate: float) -> str:
         return f"{field} {shown(candidate):g}"
@@ -139,12 +140,14 @@ def smallest_within(
             tuned=lambda part: tuned(candidate, part, f"trying {words(candidate)}"),
             arithmetic=run.arithmetic,
         )
+        answers[candidate] = after
         lost, error = losses[candidate] = difference(before, after)
         run.note(f"{words(candidate)} loses {100 * lost:.1f} points of accuracy (+- {100 * error:.1f}).")
         return lost - (error if error > margin else 0.0) <= margin
 
     chosen = smallest(TENTHS, within)
     run.note(f"{words(chosen)} was chosen.")
+    run.cross_validated = answers.get(chosen) if fresh else None
     if chosen not in losses:
         run.warn(
             f"no {field} but {shown(chosen):g} keeps clean accuracy within {100 * margin:.1f} points of the suspect's: "

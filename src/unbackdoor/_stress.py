@@ -24,9 +24,10 @@ from unbackdoor import _models
 from unbackdoor._attack import Attack, Trigger, Triggered, as_trigger, triggered
 from unbackdoor._checkpoints import check_finite
 from unbackdoor._connectivity import batch_norms, between, recompute_batch_norm_
+from unbackdoor._damage import unusable
 from unbackdoor._data import Dataset, Encoder, check_labels
 from unbackdoor._errors import UnbackdoorError
-from unbackdoor._evaluate import Score, score
+from unbackdoor._evaluate import Score, predict, score
 from unbackdoor._findings import CONTROL, EXACT, PURIFIED, TITLES, VICTIM, Reactivated, Retuned, Stress, Waypoint
 from unbackdoor._precision import Arithmetic, Precision, choose, description
 from unbackdoor._reactivation import BATCH as REACTIVATION_BATCH
@@ -167,6 +168,10 @@ def stress(
             warnings.append(
                 f"The {name} sends {found.value:.1%} of triggered examples where the attacker wants: {text}."
             )
+    answered, purified = (
+        predict(working[name], lab.test, lab.arithmetic) == lab.test.labels.cpu() for name in (VICTIM, PURIFIED)
+    )
+    damage = unusable(answered, purified, "which are scored", None)
     lost = {name for name in before if before[name].clean_accuracy.interval[0] <= 1 / classes}
     for name in (PURIFIED, CONTROL):
         if name in lost:
@@ -185,6 +190,9 @@ def stress(
         warnings.append("MODEL and --victim have the same weights, so nothing was purified.")
     for text in warnings:
         logger.warning("%s", text)
+    if damage is not None:
+        warnings.insert(0, damage)
+        logger.warning("%s", damage, extra={"first_line": True})
     notes += _notes(parts, control is not None, working[PURIFIED], seeds)
     kept = f"a seeded half of {clean.name}, which nothing was tuned on" if halved else f"of {test.name}"
     record = {
@@ -199,6 +207,7 @@ def stress(
         "settings": _settings(clean.modality),
         "notes": notes,
         "warnings": warnings,
+        "usable": damage is None,
         "seconds": round(time.perf_counter() - start, 1),
         "device": description(lab.arithmetic),
         "versions": {

@@ -8,6 +8,7 @@ import platform
 import subprocess
 import time
 import traceback
+from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -19,18 +20,18 @@ from unbackdoor._attack import Triggered, already_triggered, load_trigger, trigg
 from unbackdoor._bench._examples import Examples, Shelf
 from unbackdoor._bench._schema import Task
 from unbackdoor._bench._store import Store
-from unbackdoor._bench._subjects import Cell, Subject
+from unbackdoor._bench._subjects import NONE, Cell, Subject
 from unbackdoor._commands import write_victim
 from unbackdoor._data import Dataset, check_labels
 from unbackdoor._errors import IncompleteError, UnbackdoorError
-from unbackdoor._evaluate import Proportion, predict, score
+from unbackdoor._evaluate import Proportion, Score, predict, score
 from unbackdoor._files import Loaded, base_encoder, load, load_base
 from unbackdoor._images import ImageEncoder
 from unbackdoor._inputs import read_json
 from unbackdoor._models import class_count, class_names
 from unbackdoor._options import AttackOptions
 from unbackdoor._precision import choose, description
-from unbackdoor._purify import peak_memory, purify
+from unbackdoor._purify import judged, peak_memory, purify
 from unbackdoor._registry import to_json
 from unbackdoor._train import silent
 from unbackdoor._victim import plant, took
@@ -206,13 +207,16 @@ class _Desk:
             )
             made, record = purified.model, purified.record
         arithmetic = choose(made, device, task.precision)
+        if cell.method is not None and purified.record["usable"] is None:
+            record |= judged(purified, model, test, cell.method, arithmetic)
         self.device = description(arithmetic)
         classes = class_count(model, test)
         attacked = None
         if subject.marked:
             attacked = self.shelf.keep("attacked", subject.key, lambda: self._attacked(subject, test, model, classes))
         start = time.perf_counter()
-        result: dict[str, Any] = {"score": score(made, test, attacked, arithmetic).to_json()}
+        measured = score(made, test, attacked, arithmetic)
+        result: dict[str, Any] = {"score": measured.to_json()}
         if subject.control:
             result["implanted"] = None
             result["flips"] = {
@@ -220,14 +224,12 @@ class _Desk:
                 for other in cell.others
                 if (shown := self._attacked(other, test, model, classes)) is not None
             }
-        elif task.triggered is not None:
-            result["implanted"] = self.shelf.keep(
-                "implanted",
-                subject.key,
-                lambda: took(score(model, test, attacked, arithmetic), classes, test.modality),
-            )
-        else:
+        elif task.triggered is None:
             result["implanted"] = self._implanted(subject, folder)
+        elif cell.method is None:
+            result["implanted"] = took(measured, classes, test.modality)
+        else:
+            result["implanted"] = self._took(subject, lambda: score(model, test, attacked, arithmetic), classes, test)
         scoring = time.perf_counter() - start
         if cell.second:
             second = self.examples.read(task, "second_test", encode, class_names(model))
@@ -247,6 +249,7 @@ class _Desk:
             "held_out": (record.get("clean") or {}).get("held_out", 0),
             "notes": record.get("notes", []),
             "warnings": record.get("warnings", []),
+            "usable": record.get("usable"),
         }
         if cell.method is not None:
             result["method"] = _described(cell.method)
@@ -289,6 +292,14 @@ class _Desk:
         if subject.key not in self.store.victims():
             return None
         return triggered(test, load_trigger(self.store.victim(subject.key)), classes)
+
+    def _took(self, subject: Subject, measured: Callable[[], Score], classes: int, test: Dataset) -> bool:
+        """Whether a suspect from elsewhere has its backdoor: by the cell of the model as it came, else measured."""
+        known = self.store.get({"victim": subject.spec, "method": NONE, "clean": None, "seed": 0})
+        if known is not None and known.get("implanted") is not None:
+            return bool(known["implanted"])
+        found: bool = self.shelf.keep("took", subject.key, lambda: took(measured(), classes, test.modality))
+        return found
 
     def _implanted(self, subject: Subject, folder: Path) -> bool | None:
         implanted: bool | None = _recorded(Path(subject.trigger or folder / "attack.json")).get("implanted")

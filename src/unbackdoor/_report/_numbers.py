@@ -66,7 +66,8 @@ class Page:
         target: the class that the attacker wants for all of them; None where there is none, or one for each class.
         classes: clean accuracy for each class.
         facts: how it was made, as label and text.
-        warnings: of the purification.
+        unusable: why the last model is of no use; None where it is.
+        warnings: of the purification, but for that one.
         command: repeats it, where known.
     """
 
@@ -85,6 +86,7 @@ class Page:
     target: str | None
     classes: tuple[ClassAccuracy, ...]
     facts: tuple[tuple[str, str], ...]
+    unusable: str | None
     warnings: tuple[str, ...]
     command: str | None
 
@@ -105,6 +107,7 @@ def build(
     models = [contender.model for contender in contenders]
     examples, amplified = examples_of(models, test, attacked, int(record.get("seed") or 0))
     noun = "pictures" if test.modality == "images" else "texts"
+    usable = record.get("usable") is not False
     measures = _measures([contender.score for contender in contenders], noun)
     return Page(
         title=title,
@@ -122,7 +125,8 @@ def build(
         target=None if attacked is None or attacked.target is None else test.class_name(attacked.target),
         classes=_classes([contender.score for contender in contenders]),
         facts=_facts(record, len(test), attacked),
-        warnings=tuple(record.get("warnings", ())),
+        unusable=None if usable else record["warnings"][0],
+        warnings=tuple(record.get("warnings", ()))[not usable :],
         command=record.get("command"),
     )
 

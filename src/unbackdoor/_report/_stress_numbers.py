@@ -107,7 +107,8 @@ class StressPage:
         title: what was done.
         verdict: one or two plain sentences.
         notes: what a reader must know.
-        warnings: what may be wrong.
+        unusable: why the purified model is of no use; None where it is.
+        warnings: what else may be wrong.
         legend: key and name of the models in the charts.
         retuning: charts of attack success and clean accuracy; empty where it was not asked for.
         retuned: the numbers behind them.
@@ -121,6 +122,7 @@ class StressPage:
     title: str
     verdict: str
     notes: tuple[str, ...]
+    unusable: str | None
     warnings: tuple[str, ...]
     legend: tuple[tuple[str, str], ...]
     retuning: tuple[Chart, ...]
@@ -144,12 +146,14 @@ def build_stress(found: Stress, told: dict[str, str | None], classes: tuple[str,
         ("attack_success", "Attack success", "lower"),
         ("clean_accuracy", "Clean accuracy", "higher"),
     )
+    usable = found.record["usable"]
     shown = [name for name in (PURIFIED, EXACT, CONTROL) if name in found.retuned or name in found.paths]
     return StressPage(
         title="Does the backdoor stay gone?",
         verdict=_verdict(found),
         notes=tuple(found.record["notes"]),
-        warnings=tuple(found.record["warnings"]),
+        unusable=None if usable else found.record["warnings"][0],
+        warnings=tuple(found.record["warnings"][not usable :]),
         legend=tuple((name, TITLES[name]) for name in shown),
         retuning=tuple(_retuning(found, *field) for field in fields) if found.retuned else (),
         retuned=tuple(_retuned(found, field, name) for field, name, _ in fields),

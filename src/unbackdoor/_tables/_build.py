@@ -183,6 +183,7 @@ def _row(
         not_implanted=len(finished) - len(counted),
         unknown=sum(record.implanted is None and not record.control for record in counted),
         failed=len(records) - len(finished),
+        unusable=sum(record.usable is False for record in counted),
         seeds=tuple(sorted({record.seed for record in counted})),
         victim_seeds=tuple(sorted({record.victim_seed for record in counted if record.victim_seed is not None})),
     )

@@ -77,6 +77,7 @@ class Row:
         not_implanted: finished cells that are left out, since the attack did not take.
         unknown: of the counted ones, those of which it is not known whether the attack took.
         failed: cells without a result.
+        unusable: of the counted ones, those whose method cost the model its use.
         seeds, victim_seeds: of the counted ones.
     """
 
@@ -105,6 +106,7 @@ class Row:
     not_implanted: int
     unknown: int
     failed: int
+    unusable: int
     seeds: tuple[int, ...]
     victim_seeds: tuple[int, ...]
 

@@ -32,6 +32,7 @@ class Record:
         victim: the key of the victim.
         control: whether the victim is the clean control.
         implanted: None where it is not known, and for a clean control.
+        usable: False where the method cost the model its use; None where it is not known.
         success, recovered: None without triggered examples.
         flips: of a clean control, by the key of a victim.
         second_accuracy, second_success: on the task's second test examples.
@@ -52,6 +53,7 @@ class Record:
     message: str | None
     provenance: str
     implanted: bool | None = None
+    usable: bool | None = None
     accuracy: Share | None = None
     success: Share | None = None
     recovered: Share | None = None
@@ -136,6 +138,7 @@ def _record(spec: dict[str, Any], result: dict[str, Any], victims: dict[str, str
         **common,
         message=None,
         implanted=None if result["implanted"] is None else bool(result["implanted"]),
+        usable=None if result.get("usable") is None else bool(result["usable"]),
         accuracy=_share(score["clean_accuracy"]),
         success=_share(score["attack_success"]) if "attack_success" in score else None,
         recovered=_share(score["recovered_accuracy"]) if "recovered_accuracy" in score else None,

@@ -33,7 +33,7 @@ def as_csv(report: Report) -> str:
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     settings = ("task", "attack", "rate", "label_rule", "budget", "method")
-    counts = ("counted", "not_implanted", "unknown", "failed", "clean_n", "triggered_n")
+    counts = ("counted", "not_implanted", "unknown", "failed", "unusable", "clean_n", "triggered_n")
     spreads = [f"{name}_{part}" for name in MEASURES for part in ("mean", "sd", "n", "least", "most")]
     writer.writerow([*settings, *counts, "seeds", "victim_seeds", *spreads])
     for row in report.rows:
@@ -216,9 +216,14 @@ def _legend(report: Report) -> str:
         if any(row.unknown for row in report.rows)
         else ""
     )
+    unusable = (
+        " A section sign (§): the method cost the model its use, significantly more than 10 points of clean accuracy."
+        if any(row.unusable for row in report.rows)
+        else ""
+    )
     return (
         "Only runs that differ in nothing but their seeds are averaged. Attacks that were not implanted are left out "
-        f"and marked with a dagger (†).{unknown}"
+        f"and marked with a dagger (†).{unknown}{unusable}"
     )
 
 
@@ -273,11 +278,12 @@ def entry(row: Row) -> str:
     if row.counted == 0:
         return f"† not implanted ({row.not_implanted})" if row.not_implanted else f"failed ({row.failed})"
     text = _share(row.clean_accuracy)
-    if not row.control:
+    if not row.control or row.attack_success is not None:
         text += f" / {_share(row.attack_success)}"
     text += f", n = {row.counted}"
     marks = [f"† {row.not_implanted} left out"] if row.not_implanted else []
     marks += [f"{row.failed} failed"] if row.failed else []
+    marks += [f"§ {row.unusable} not usable"] if row.unusable else []
     return text + ("?" if row.unknown else "") + (f" ({', '.join(marks)})" if marks else "")
 
 
@@ -333,8 +339,8 @@ def _markdown(text: str) -> str:
 def _latex(text: str) -> str:
     special = {
         "\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}", "†": "$^\\dagger$",
-        "<": "\\textless{}", ">": "\\textgreater{}", "|": "\\textbar{}", "–": "--", '"': "\\textquotedbl{}",
-        **{letter: f"\\{letter}" for letter in "&%$#_{}"},
+        "§": "\\S{}", "<": "\\textless{}", ">": "\\textgreater{}", "|": "\\textbar{}", "–": "--",
+        '"': "\\textquotedbl{}", **{letter: f"\\{letter}" for letter in "&%$#_{}"},
     }  # fmt: skip
     return "".join(special.get(letter, letter) for letter in _one_line(text))
 

@@ -102,6 +102,7 @@
     const made = [];
     if (row.not_implanted) made.push(make("span", { class: "flag" }, row.counted ? `† ${row.not_implanted} not implanted, left out` : "† not implanted"));
     if (row.failed) made.push(make("span", { class: "flag" }, `✕ ${row.failed} failed`));
+    if (row.unusable) made.push(make("span", { class: "flag" }, `§ ${row.unusable} not usable`));
     if (row.unknown) made.push(make("span", { class: "flag doubt" }, "? not known if implanted"));
     return made.flatMap((flag, at) => at ? [make("br"), flag] : [flag]);
   };

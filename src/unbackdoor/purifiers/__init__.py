@@ -46,6 +46,8 @@ REGISTRY = (
         needs="clean data",
         cost="10 passes",
         modality="images, text",
+        damage="the learning rate was probably too high for this model: lower learning_rate, or give more clean "
+        "examples",
     ),
     Entry(
         "linear-probing",
@@ -54,6 +56,7 @@ REGISTRY = (
         needs="clean data",
         cost="10 passes",
         modality="images, text",
+        damage="the learning rate was probably too high for the features of this model: lower learning_rate",
     ),
     Entry(
         "fe-tuning",
@@ -64,6 +67,8 @@ REGISTRY = (
         year=2023,
         paper=_FST_PAPER,
         modality="images, text",
+        damage="all features had to move to a head drawn at random: try ft-init or fine-tuning, or give more clean "
+        "examples",
     ),
     Entry(
         "ft-init",
@@ -74,6 +79,8 @@ REGISTRY = (
         year=2023,
         paper=_FST_PAPER,
         modality="images, text",
+        damage="the new head probably could not be learnt again from so few clean examples: try fine-tuning, or give"
+        " more",
     ),
     Entry(
         "fst",
@@ -84,6 +91,8 @@ REGISTRY = (
         year=2023,
         paper=_FST_PAPER,
         modality="images, text",
+        damage="the new head was probably pushed too hard, since the push grows with the norm of the suspect's head:"
+        " try scale-invariant-fst, or lower alpha",
     ),
     Entry(
         "fine-mixing",
@@ -94,6 +103,8 @@ REGISTRY = (
         year=2022,
         paper=_FINE_MIXING_PAPER,
         modality="images, text",
+        damage="probably too many weights were taken from the base: raise rho, lower margin, or give more clean "
+        "examples",
     ),
     Entry(
         "e-pur",
@@ -104,6 +115,7 @@ REGISTRY = (
         year=2022,
         paper=_FINE_MIXING_PAPER,
         modality="text",
+        damage="probably too many word embeddings were reset: see the notes, or leave this step out",
     ),
     Entry(
         "shift-distillation",
@@ -112,6 +124,8 @@ REGISTRY = (
         needs="clean data",
         cost="40 passes, with another forward pass each",
         modality="images, text",
+        damage="the new head was probably pushed too hard, since the push grows with the norm of the suspect's head:"
+        " try scale-invariant-fst, or lower alpha",
     ),
     Entry(
         "mixing-distillation",
@@ -120,6 +134,8 @@ REGISTRY = (
         needs="clean data, a pre-trained base",
         cost="3 passes over 6,000 texts made of the clean ones",
         modality="text",
+        damage="probably too much was taken from the base, or the texts made of the clean ones were too few: give "
+        "more clean examples, or try fine-tuning",
     ),
     Entry(
         "word-distillation",
@@ -128,6 +144,7 @@ REGISTRY = (
         needs="clean data",
         cost="1 pass over 2,000 texts made of the clean ones, and a search of the vocabulary",
         modality="text",
+        damage="the words that were unlearned are probably words of the task: see the notes, or try fine-tuning",
     ),
     Entry(
         "neural-cleanse",
@@ -137,6 +154,7 @@ REGISTRY = (
         cost="10 passes, and 3,200 examples per class",
         year=2019,
         paper="Neural Cleanse: Identifying and Mitigating Backdoor Attacks in Neural Networks",
+        damage="the reversed trigger is probably a feature of the class itself: try scale-invariant-fst or fine-tuning",
     ),
     Entry(
         "trigger-distillation",
@@ -144,6 +162,8 @@ REGISTRY = (
         "unlearn reversed triggers by the suspect's own answers, or shift where there is none; this project's variant",
         needs="clean data",
         cost="20 passes, or 40 without a trigger, with another forward pass each, and 3,200 examples per class",
+        damage="the reversed triggers are probably features of the classes themselves, or the new head was pushed "
+        "too hard: see the notes, and try scale-invariant-fst or fine-tuning",
     ),
     Entry(
         "bti-dbf",
@@ -153,6 +173,7 @@ REGISTRY = (
         cost="40 passes, 20 of them with another forward pass, 20 with a generator",
         year=2024,
         paper="Towards Reliable and Efficient Backdoor Trigger Inversion via Decoupling Benign Features",
+        damage="what the generator moved was probably not the trigger alone: lower learning_rate, or try fine-tuning",
     ),
     Entry(
         "pam",
@@ -163,6 +184,8 @@ REGISTRY = (
         year=2024,
         paper="Uncovering, Explaining, and Mitigating the Superficial Safety of Backdoor Defense",
         modality="images, text",
+        damage="the step towards the reversed trigger was probably too long for these weights: lower rho, or try "
+        "fine-tuning",
     ),
     Entry(
         "fine-pruning",
@@ -173,6 +196,7 @@ REGISTRY = (
         year=2018,
         paper="Fine-Pruning: Defending Against Backdooring Attacks on Deep Neural Networks",
         modality="images, text",
+        damage="probably too many neurons were pruned: lower tolerance, or give more clean examples",
     ),
     Entry(
         "anp",
@@ -182,6 +206,7 @@ REGISTRY = (
         cost="200 steps of three forward and backward passes",
         year=2021,
         paper="Adversarial Neuron Pruning Purifies Backdoored Deep Models",
+        damage="probably too many channels were pruned: lower tolerance, or give more clean examples",
     ),
     Entry(
         "clp",
@@ -191,6 +216,7 @@ REGISTRY = (
         cost="none; with clean data up to 60 over a fifth forward only",
         year=2022,
         paper="Data-free Backdoor Removal based on Channel Lipschitzness",
+        damage="probably channels were pruned that the task needs: raise u, or give clean examples to choose it with",
     ),
     Entry(
         "rnp",
@@ -200,6 +226,7 @@ REGISTRY = (
         cost="40 passes",
         year=2023,
         paper="Reconstructive Neuron Pruning for Backdoor Defense",
+        damage="probably too many channels were pruned: lower tolerance, or give more clean examples",
     ),
     Entry(
         "bna",
@@ -209,6 +236,8 @@ REGISTRY = (
         cost="30 passes, and 100 steps per class for the trigger",
         year=2023,
         paper="Backdoor Mitigation by Correcting the Distribution of Neural Activations",
+        damage="the reversed triggers are probably features of the classes themselves: try fine-tuning, or give more"
+        " clean examples",
     ),
     Entry(
         "shortcut-suppression",
@@ -218,6 +247,7 @@ REGISTRY = (
         cost="10 passes, and 100 steps per class for the trigger",
         year=2023,
         paper="Backdoor Defense via Suppressing Model Shortcuts",
+        damage="the network probably cannot do without that skip connection: tune for more epochs, or try fine-tuning",
     ),
     Entry(
         "nad",
@@ -228,6 +258,8 @@ REGISTRY = (
         year=2021,
         paper="Neural Attention Distillation: Erasing Backdoor Triggers from Deep Neural Networks",
         modality="images, text",
+        damage="the learning rate was probably too high for this model, or the attention loss too heavy for its "
+        "activations: lower learning_rate or beta",
     ),
     Entry(
         "ft-sam",
@@ -238,6 +270,7 @@ REGISTRY = (
         year=2023,
         paper="Enhancing Fine-Tuning Based Backdoor Defense with Sharpness-Aware Minimization",
         modality="images, text",
+        damage="the step against which it tunes was probably too long for these weights: lower rho or learning_rate",
     ),
     Entry(
         "i-bau",
@@ -248,6 +281,8 @@ REGISTRY = (
         year=2022,
         paper="Adversarial Unlearning of Backdoors via Implicit Hypergradient",
         modality="images, text",
+        damage="the perturbation that was unlearned was probably too large for these inputs: lower learning_rate or "
+        "rounds",
     ),
     Entry(
         "sau",
@@ -258,6 +293,8 @@ REGISTRY = (
         year=2023,
         paper="Shared Adversarial Unlearning: Backdoor Mitigation by Unlearning Shared Adversarial Examples",
         modality="images, text",
+        damage="the perturbations that were unlearned were probably too large for these inputs: lower learning_rate,"
+        " or try fine-tuning",
     ),
     Entry(
         "pure",
@@ -269,6 +306,7 @@ REGISTRY = (
         paper="Defense against Backdoor Attack on Pre-trained Language Models via Head Pruning and Attention "
         "Normalization",
         modality="images, text",
+        damage="probably too many heads were pruned: lower tolerance, or give more clean examples",
     ),
     Entry(
         "module-substitution",
@@ -279,6 +317,7 @@ REGISTRY = (
         year=2025,
         paper="Cut the Deadwood Out: Backdoor Purification via Guided Module Substitution",
         modality="text",
+        damage="the proxy's modules probably do not fit the suspect's: give another proxy, or more clean examples",
     ),
     Entry(
         "fine-purifying",
@@ -290,6 +329,7 @@ REGISTRY = (
         paper="Diffusion Theory as a Scalpel: Detecting and Purifying Poisonous Dimensions in Pre-trained Language "
         "Models Caused by Backdoor or Bias",
         modality="images, text",
+        damage="probably too many weights were reset to the base: lower share or margin, or give more clean examples",
     ),
 )
 
