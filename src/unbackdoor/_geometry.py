@@ -107,6 +107,15 @@ def applied(step: Step, pixels: Tensor, resample: Resample) -> Tensor:
     return cropped(pixels, size) if isinstance(step, Crop | CropShare) else resized(pixels, size, resample)
 
 
+def applied_alone(step: Step, image: Image.Image, resample: Resample) -> Image.Image:
+    """Take one step with a single picture; to the last bit what `applied` does with whole numbers."""
+    height, width = step.target((image.height, image.width))
+    if isinstance(step, Crop | CropShare):
+        top, left = (image.height - height) // 2, (image.width - width) // 2
+        return image.crop((left, top, left + width, top + height))  # zeros stand outside
+    return image.resize((width, height), Image.Resampling[resample.upper()])
+
+
 def cropped(pixels: Tensor, size: Size) -> Tensor:
     """The middle of pictures, with zeros around those that are smaller."""
     top = (pixels.shape[-2] - size[0]) // 2

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from unbackdoor._errors import UnbackdoorError, printable
-from unbackdoor._geometry import Crop, Resample, Resize, ResizeEdge, Size, Step, applied
+from unbackdoor._geometry import Crop, Resample, Resize, ResizeEdge, Size, Step, applied, applied_alone
 from unbackdoor._inputs import MEBIBYTE, PICTURE, read_file
 
 logger = logging.getLogger("unbackdoor")
@@ -145,7 +145,10 @@ class ImageEncoder:
             placed = placed.flip(1)
         mean = torch.tensor(self.mean, device=pixels.device).view(1, -1, 1, 1)
         std = torch.tensor(self.std, device=pixels.device).view(1, -1, 1, 1)
-        made = (placed.float() * self.scale - mean) / std
+        if placed.is_floating_point():
+            made = (placed.float() * self.scale - mean) / std
+        else:  # in one copy, which takes a third of the time
+            made = placed.float().mul_(self.scale).sub_(mean).div_(std)
         return F.pad(made, (0, width - made.shape[-1], 0, height - made.shape[-2])) if self.padded else made
 
     def placed(self, pixels: Tensor) -> Tensor:
@@ -234,9 +237,9 @@ class ImageEncoder:
             self.target((image.height, image.width))
         except UnbackdoorError as problem:
             raise UnbackdoorError(f"{where}: {problem}") from None
-        array = np.atleast_3d(np.asarray(image)).transpose(2, 0, 1)
-        made = self.placed(torch.from_numpy(array.copy())[None])[0].permute(1, 2, 0).contiguous().numpy()
-        return Image.fromarray(made[:, :, 0] if image.mode == "L" else made)
+        for step in self.steps:
+            image = applied_alone(step, image, self.resample)
+        return image
 
     def _tell_sizes(self, sizes: Counter[Size], size: Size, where: str, *, done: bool) -> None:
         """Say in a line what became of the sizes of pictures."""
