@@ -255,6 +255,17 @@ def test_large_pictures_are_brought_to_the_model_when_they_are_read(monkeypatch:
     assert unbounded.shape == (3, 3, 30, 50)  # a model without a size of its own
 
 
+@pytest.mark.parametrize("family", ["Perceiver", "CLIP", "ViT", "ConvNext"])
+def test_a_photo_of_a_phone(family: str, tmp_path: Path) -> None:
+    content = {"image_processor_type": f"{family}ImageProcessor"}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(content))
+    photo = stored(noise(30, 40).resize((4000, 3000), Image.Resampling.BICUBIC), "JPEG")
+    (expected,) = by_transformers(tmp_path, [photo])
+    pixels, encode = encoder_of(content, 3, "p.json").read({"image": [photo]}, "d.parquet", None)
+    assert pixels.shape[-2:] == expected.shape[-2:]
+    assert ((encode(pixels)[0] - expected).abs() <= CLOSE * (1 + expected.abs())).all()
+
+
 def test_another_model_sees_such_data_only_by_the_same_steps(tmp_path: Path) -> None:
     first = ImageEncoder(size=(16, 16), mean=(0.5,), channels=3)
     data = Dataset.load(written(tmp_path, [stored(noise(30, 50)), stored(noise(50, 30))]), first)

@@ -106,8 +106,9 @@ class ImageEncoder:
         """
         made = size
         for step in () if self.done else self.steps:
-            made = step.target(made)
-            self._check_area(size, made)
+            before, made = made, step.target(made)
+            if made[0] > before[0] or made[1] > before[1]:  # what makes a large photo smaller is welcome
+                self._check_area(size, made)
             if min(made) < 1:
                 raise UnbackdoorError(
                     f"The model's processor leaves no pixel of pictures of {size[1]}x{size[0]}. Give --image-size."
