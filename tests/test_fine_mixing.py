@@ -186,7 +186,7 @@ class TestSearch:
         name = "bert.encoder.layer.0.attention.self.query.weight"
         suspect = text_victim.state_dict()[name]
 
-        def search(lost, error: float, **fields):
+        def search(lost, error: float, examples: int = 200, **fields):
             asked = []
 
             def validated(clean, folds, *, seed, tuned, arithmetic):
@@ -197,7 +197,7 @@ class TestSearch:
             monkeypatch.setattr(_select, "cross_validated", validated)
             monkeypatch.setattr(_select, "difference", lambda _before, rho: Difference(lost(rho), error))
             method = FineMixing(tune=False, **fields)
-            record = purify(text_victim, reviews.select(range(16)), method, base=text_base).record
+            record = purify(text_victim, reviews.select(range(examples)), method, base=text_base).record
             return asked, record
 
         return search
@@ -227,12 +227,26 @@ class TestSearch:
             "more by --margin, or set --rho."
         ) in record["warnings"]
 
-    def test_where_the_error_exceeds_the_margin_the_smaller_rho_is_taken_and_told(self, losing) -> None:
-        _, record = losing(lambda rho: 0.098 * (1 - rho), 0.04)  # within 3 + 4 points at rho 0.3
+    def test_a_margin_is_counted_in_whole_examples(self, losing) -> None:
+        """Three points of 64 are 1.92 examples, so 2 of them are within it (3.1 points) and 3 are not."""
+        _, record = losing(lambda rho: {0.5: 2, 0.2: 3, 0.4: 2, 0.3: 2}[rho] / 64, 0.02, examples=64)
         assert "rho 0.3 was chosen." in record["notes"]
+
+    def test_an_error_beyond_the_margin_excuses_no_loss_and_is_told(self, losing) -> None:
+        """As on a suspect of which 64 sentences could have told 16 points no better: by the error rho 0 would do."""
+        _, record = losing(lambda rho: 0.07 * (1 - rho), 0.058)
+        assert "rho 0.6 was chosen." in record["notes"]
         assert [text for text in record["warnings"] if "margin" in text] == [
-            "16 clean examples tell a loss of accuracy only to 4.0 points, more than the margin of 3.0: rho 0.3, which "
-            "lost 6.9, was chosen as the more cautious. Give more clean examples, or set --rho."
+            "200 clean examples tell a loss of accuracy only to 5.8 points, more than the margin of 3.0: rho 0.6, "
+            "which lost 2.8, is the best guess, and may cost more. As far as they can tell, rho 0.5 may lose no "
+            "more, and removes more. Give more clean examples, or set --rho."
+        ]
+
+    def test_where_nothing_safer_may_do_none_is_named(self, losing) -> None:
+        _, record = losing(lambda rho: 0.0 if rho > 0.5 else 0.5, 0.04)
+        assert [text for text in record["warnings"] if "margin" in text] == [
+            "200 clean examples tell a loss of accuracy only to 4.0 points, more than the margin of 3.0: rho 0.6, "
+            "which lost 0.0, is the best guess, and may cost more. Give more clean examples, or set --rho."
         ]
 
     def test_too_few_examples_for_the_folds(self, text_victim, text_base, reviews) -> None:

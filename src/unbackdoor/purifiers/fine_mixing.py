@@ -1,6 +1,6 @@
 """Fine-mixing: part of the suspect's weights go back to the pre-trained ones, then all are tuned."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -26,9 +26,9 @@ class FineMixing:
 
     and then all weights are tuned on the clean examples. The task head, which the base lacks, stays. The smaller rho,
     the safer and the less accurate; it is the smallest of 0, 0.1, ..., 1 at which clean accuracy after mixing and
-    tuning, cross-validated over all clean examples, falls short of the suspect's own by no more than the margin. Where
-    the standard error of that difference is larger than the margin, too few examples are at hand to see it, and it
-    counts in favour of the smaller rho. The grid is searched by halving, which takes accuracy to rise with rho.
+    tuning, cross-validated over all clean examples, falls short of the suspect's own by no more than the margin, to the
+    nearest whole example. Where the standard error of that difference is larger than the margin, too few examples are
+    at hand to see it, and a warning says so. The grid is searched by halving, which takes accuracy to rise with rho.
 
     Zhang, Lyu, Ma, Wang and Sun, "Fine-mixing: Mitigating Backdoors in Fine-tuned Language Models", Findings of EMNLP
     2022, https://arxiv.org/abs/2210.09545
@@ -64,6 +64,9 @@ class FineMixing:
     mode: Literal["mask", "linear"] = "mask"
     fill: Literal["base", "zero"] = "base"
     freeze_filled: bool = False
+
+    # The first let the standard error excuse a loss, and so took the smallest rho where few examples were at hand.
+    version: ClassVar[int] = 2
 
     @property
     def needs_clean(self) -> bool:

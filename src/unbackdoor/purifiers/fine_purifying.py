@@ -1,6 +1,6 @@
 """Fine-purifying: coordinates that drifted more than their curvature explains go back to the pre-trained values."""
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
@@ -29,8 +29,8 @@ class FinePurifying:
     then all are tuned. H is the diagonal of the empirical Fisher matrix: the mean over clean examples of the squared
     derivative of each one's cross-entropy. The larger the share, the safer and the less accurate; it is the largest of
     0, 0.1, ..., 1 at which clean accuracy after resetting and tuning, cross-validated over all clean examples, falls
-    short of the suspect's own by no more than the margin. Where the standard error of that difference is larger than
-    the margin, it counts in favour of the larger share.
+    short of the suspect's own by no more than the margin, to the nearest whole example. Where the standard error of
+    that difference is larger than the margin, a warning says so.
 
     Zhang, Chen, Zhou, Meng, Zhou and Sun, "Diffusion Theory as a Scalpel: Detecting and Purifying Poisonous Dimensions
     in Pre-trained Language Models Caused by Backdoor or Bias", Findings of ACL 2023, https://arxiv.org/abs/2305.04547
@@ -55,6 +55,9 @@ class FinePurifying:
     epochs: Annotated[int, Field(ge=1)] = 10
     learning_rate: Annotated[float | None, Field(gt=0)] = None
     batch_size: Annotated[int | None, Field(ge=2)] = None
+
+    # The first let the standard error excuse a loss, as that of Fine-mixing did.
+    version: ClassVar[int] = 2
 
     def __call__(self, model: nn.Module, clean: Dataset, run: Run) -> nn.Module:
         """Purify in place."""
