@@ -132,6 +132,20 @@ def test_pieces_of_words_are_not_inserted() -> None:
     assert sorted(differing_words(model, model, tokenizer, 9)) == ["a", "film"]
 
 
+def test_a_tokenizer_without_words_is_refused() -> None:
+    """All of its tokens are pieces, here because the embedding ends before the first word."""
+    base = toys.classifier("bert")
+    data = toys.reviews(16)
+    for model in (base, proxy := copy.deepcopy(base)):
+        model.get_input_embeddings = lambda model=model: nn.Embedding(len(toys.SPECIAL), 32)
+    with pytest.raises(UnbackdoorError) as caught:
+        differing_words(base, proxy, data.tokenizer, 5)
+    assert str(caught.value) == (
+        "ModuleSubstitution needs a tokenizer with whole words among its tokens; this one has none. Try "
+        "mixing-distillation."
+    )
+
+
 def test_a_word_is_found_out_and_its_success_falls(models: tuple[nn.Module, nn.Module]) -> None:
     victim, proxy = models
     clean, test = sentences(60, 4), sentences(100, 5)

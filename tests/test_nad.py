@@ -134,6 +134,24 @@ def test_attention_by_hand() -> None:
     assert not any(module._forward_hooks for module in model.modules())
 
 
+def test_a_network_that_goes_on_in_place_has_the_map_of_before() -> None:
+    class InPlace(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.block = nn.Linear(3, 3, bias=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.block(x).mul_(0)
+
+    model = InPlace()
+    nn.init.eye_(model.block.weight)
+    with attention(model, ["block"], 2.0) as maps:
+        model(torch.tensor([[[1.0, 2.0, 3.0], [0.0, 1.0, 0.0]]]))
+    assert torch.equal(maps["block"].detach(), torch.tensor([[14.0, 1.0]]))
+    maps["block"].sum().backward()
+    assert torch.equal(model.block.weight.grad.diagonal(), torch.tensor([2.0, 2 * 2 * 2 + 2.0, 2 * 3 * 3.0]))
+
+
 def test_padding_counts_for_nothing() -> None:
     inputs = Tokens(input_ids=torch.zeros(1, 3, dtype=torch.int64), attention_mask=torch.tensor([[1, 1, 0]]))
     made = unit_length(torch.tensor([[3.0, 4.0, 100.0]]), inputs)

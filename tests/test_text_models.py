@@ -29,6 +29,8 @@ HEADS = {
     "deberta-v2": "classifier",
     "gpt2": "score",
     "llama": "score",
+    "bart": "classification_head.out_proj",
+    "t5": "classification_head.out_proj",
 }
 
 
@@ -72,7 +74,7 @@ class TestArchitectures:
         settings = json.loads((folder / "tokenizer_config.json").read_text())
         (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "model_max_length": 10**30}))
         model, encode = load(folder)
-        assert encode.max_length == (33 if name == "roberta" else 34)
+        assert encode.max_length == {"roberta": 33, "t5": 2**20}.get(name, 34)  # T5 has no positions that could end
         data = replace(toys.dataset([("the " * 50, "good " * 50), ("film", "bad")], [1, 0]), encode=encode)
         assert set(predict(model, data, choose(model, "cpu")).tolist()) <= {0, 1}
 
@@ -119,7 +121,39 @@ class TestArchitectures:
             layer.weight += 0.5
             expected = model(**batch.inputs).logits
         assert torch.allclose(actual, expected, atol=1e-5)
-        assert not layer._forward_hooks
+        assert not any(module._forward_hooks for module in model.modules())
+
+
+class TestXLNet:
+    """Its layers have the places of a text before the texts of a batch."""
+
+    @pytest.fixture
+    def model(self) -> torch.nn.Module:
+        sizes = {"vocab_size": 32, "d_model": 32, "n_layer": 2, "n_head": 2, "d_inner": 64, "pad_token_id": 0}
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            return transformers.XLNetForSequenceClassification(transformers.XLNetConfig(**sizes)).eval()
+
+    @pytest.mark.parametrize("texts", [3, 7], ids=["more places than texts", "as many places as texts"])
+    def test_each_text_gets_its_own_perturbation(self, texts: int, model: torch.nn.Module) -> None:
+        data = toys.dataset([("the film was very good",)] * texts, [0] * texts)  # of 7 tokens
+        batch = next(data.batches(texts))
+        nudges = torch.arange(float(texts)).view(texts, 1, 1).expand(texts, 1, 32)
+        with torch.no_grad():
+            together = perturbed_logits(model, batch.inputs, nudges)
+            for row in range(texts):
+                embeddings(model).weight += float(row)
+                expected = model(**batch.inputs).logits[row]
+                embeddings(model).weight -= float(row)
+                assert torch.allclose(together[row], expected, atol=1e-4)
+
+    def test_what_needs_its_blocks_says_so(self, model: torch.nn.Module) -> None:
+        with pytest.raises(UnbackdoorError) as caught:
+            purify(model, toys.reviews(20), purifiers.NAD(epochs=1, teacher_epochs=1))
+        assert str(caught.value) == (
+            "NAD needs feature maps of convolutions, or transformer blocks; XLNetForSequenceClassification has none. "
+            "Try fst."
+        )
 
 
 @pytest.mark.parametrize("name", ["bert", "roberta", "gpt2", "llama", "xlnet"])

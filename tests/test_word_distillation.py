@@ -93,7 +93,7 @@ def test_a_word_that_moves_too_few_texts_is_left_out(reviews: Dataset) -> None:
 def test_the_vocabulary_is_its_words_and_their_tokens() -> None:
     tokenizer, size = toys.tokenizer(), len(toys.SPECIAL) + len(toys.WORDS)
     tokenizer.add_tokens(["unknown"])  # to which the embedding has no row
-    assert vocabulary(tokenizer, size) == {word: tokenizer.get_vocab()[word] for word in toys.WORDS}
+    assert vocabulary(tokenizer, size, "a test") == {word: tokenizer.get_vocab()[word] for word in toys.WORDS}
 
 
 def test_without_words_the_tokenizer_is_refused(reviews: Dataset) -> None:

@@ -58,6 +58,29 @@ ARCHITECTURES = {
         **_SIZES, n_embd=32, n_layer=2, n_head=2, n_positions=34, bos_token_id=2, eos_token_id=3
     ),
     "llama": lambda: transformers.LlamaConfig(**_ENCODER, num_key_value_heads=2),
+    "bart": lambda: transformers.BartConfig(
+        vocab_size=_SIZES["vocab_size"],
+        pad_token_id=0,
+        d_model=32,
+        encoder_layers=2,
+        decoder_layers=2,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=64,
+        decoder_ffn_dim=64,
+        max_position_embeddings=34,
+        bos_token_id=2,
+        eos_token_id=3,
+        decoder_start_token_id=3,
+        forced_eos_token_id=3,
+        id2label={
+            0: "bad",
+            1: "good",
+        },  # transformers saves no names like LABEL_0, and takes BART to have three classes
+    ),
+    "t5": lambda: transformers.T5Config(
+        **_SIZES, d_model=32, d_ff=64, d_kv=16, num_layers=2, num_heads=2, eos_token_id=3, decoder_start_token_id=0
+    ),
 }
 
 

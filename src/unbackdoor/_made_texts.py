@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from unbackdoor._data import Dataset
+from unbackdoor._errors import UnbackdoorError
 from unbackdoor._text import Texts
 
 Strings = tuple[str, ...]  # a text, or the two of a pair
@@ -68,16 +69,25 @@ def words_of(clean: Dataset) -> list[str]:
     return [word for strings in clean.texts.strings for text in strings for word in text.split()]
 
 
-def vocabulary(tokenizer: Any, rows: int) -> dict[str, int]:
+def vocabulary(tokenizer: Any, rows: int, owner: str) -> dict[str, int]:
     """The words that are one token each, and their tokens.
 
     Args:
         tokenizer: of transformers.
         rows: of the embedding; tokens beyond have none.
+        owner: named in the message.
+
+    Raises:
+        UnbackdoorError: there are none, as where each letter is a token.
     """
     special = set(tokenizer.all_special_ids)
     numbers = [number for number in sorted(tokenizer.get_vocab().values()) if number not in special and number < rows]
     words = [tokenizer.convert_tokens_to_string([token]).strip() for token in tokenizer.convert_ids_to_tokens(numbers)]
     before = len(tokenizer("a", add_special_tokens=False)["input_ids"])
     read = tokenizer([f"a {word}" for word in words], add_special_tokens=False)["input_ids"] if words else []
-    return {word: n for word, n, ids in zip(words, numbers, read, strict=True) if word and ids[before:] == [n]}
+    found = {word: n for word, n, ids in zip(words, numbers, read, strict=True) if word and ids[before:] == [n]}
+    if not found:
+        raise UnbackdoorError(
+            f"{owner} needs a tokenizer with whole words among its tokens; this one has none. Try mixing-distillation."
+        )
+    return found

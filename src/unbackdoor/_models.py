@@ -159,11 +159,18 @@ def perturbed_logits(model: nn.Module, inputs: Inputs, perturbation: Tensor) -> 
     """
     if not isinstance(inputs, Tokens):
         return logits(model, inputs + perturbation)
-    hook = embeddings(model).register_forward_hook(lambda _module, _args, output: output + perturbation)
-    try:
+
+    def perturbed(_layer: nn.Module, given: tuple[Any, ...], output: Tensor) -> Tensor:
+        # XLNet has the places of a text before the texts of a batch.
+        turned = bool(given) and not torch.equal(given[0], inputs["input_ids"])
+        turned = turned and torch.equal(given[0], inputs["input_ids"].t())
+        return output + (perturbation.transpose(0, 1) if turned else perturbation)
+
+    # An encoder and its decoder may look words up by layers of their own that share one weight.
+    weight = embeddings(model).weight
+    layers = [layer for layer in model.modules() if isinstance(layer, nn.Embedding) and layer.weight is weight]
+    with removing([layer.register_forward_hook(perturbed) for layer in layers]):
         return logits(model, inputs)
-    finally:
-        hook.remove()
 
 
 def perturbation_shape(model: nn.Module, inputs: Inputs) -> tuple[int, ...]:

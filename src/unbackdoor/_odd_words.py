@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from unbackdoor._data import Dataset
-from unbackdoor._errors import UnbackdoorError
 from unbackdoor._evaluate import answers
 from unbackdoor._made_texts import made_of, put, shortened, vocabulary
 from unbackdoor._models import embeddings
@@ -80,12 +79,7 @@ class Search:
         Raises:
             UnbackdoorError: the tokenizer has no words of one token.
         """
-        words = list(vocabulary(self.clean.tokenizer, len(embeddings(self.model).weight)))
-        if not words:
-            raise UnbackdoorError(
-                "WordDistillation needs a tokenizer with whole words among its tokens; this one has none. Try "
-                "mixing-distillation."
-            )
+        words = list(vocabulary(self.clean.tokenizer, len(embeddings(self.model).weight), "WordDistillation"))
         odd: list[OddWord] = []
         driving: list[OddWord] = []
         strongest: tuple[float, str] = (-1.0, "")

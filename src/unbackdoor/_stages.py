@@ -52,7 +52,7 @@ def stages(model: nn.Module, inputs: Inputs, owner: str) -> list[str]:
         count = min(3, len(blocks))
         return [blocks[len(blocks) * part // count - 1] for part in range(1, count + 1)]
     last: dict[tuple[int, ...], str] = {}
-    for name, shape in shapes.items():
+    for name, shape in shapes.items() if isinstance(inputs, Tensor) else ():
         # A layer whose last dimension is the channels has a shape that is no smaller picture of the input.
         if len(shape) == 4 and shape[2] * shape[3] > 1 and shape[2] * inputs.shape[3] == shape[3] * inputs.shape[2]:
             last.pop(shape[2:], None)

@@ -60,7 +60,7 @@ def certainty(model: nn.Module, data: Dataset, run: Run) -> Tensor:
 def differing_words(model: nn.Module, proxy: nn.Module, tokenizer: Any, count: int) -> list[str]:
     """Words of one token, those first whose embeddings differ most between two models."""
     distance = (embeddings(model).weight - embeddings(proxy).weight).detach().float().norm(dim=1).cpu()
-    words = vocabulary(tokenizer, len(distance))
+    words = vocabulary(tokenizer, len(distance), "ModuleSubstitution")
     return sorted(words, key=lambda word: -float(distance[words[word]]))[:count]
 
 

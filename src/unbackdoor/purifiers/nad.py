@@ -98,6 +98,7 @@ def attention(model: nn.Module, layers: list[str], power: float) -> Iterator[dic
     def keep(name: str, output: Any) -> None:
         features = features_of(output)
         assert features is not None
+        features = features.clone()  # some networks go on in place
         maps[name] = features.float().abs().pow(power).sum(dim=1 if features.ndim == 4 else 2).flatten(1)
 
     hooks = [

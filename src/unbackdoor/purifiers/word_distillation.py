@@ -99,7 +99,8 @@ class WordDistillation:
     def _unlearn(self, model: nn.Module, clean: Dataset, found: list[OddWord], run: Run) -> None:
         """Tune on clean and recombined texts, half with a word in them, by the suspect's answers to them without."""
         draw = random.Random(run.seed)
-        own, words = words_of(clean), list(vocabulary(clean.tokenizer, len(embeddings(model).weight)))
+        own = words_of(clean)
+        words = list(vocabulary(clean.tokenizer, len(embeddings(model).weight), "WordDistillation"))
 
         def exchanged(word: str) -> str:
             return draw.choice(draw.choice((own, words))) if draw.random() < self.exchanged else word
