@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from unbackdoor import Dataset, ImageEncoder, UnbackdoorError, load, save
+from unbackdoor._commands import without
 from unbackdoor._geometry import Crop, CropShare, Resize, ResizeWithin, resized
 from unbackdoor._processor import _OF_MODELS, _PROCESSORS, encoder_of, preprocessor_of
 
@@ -146,6 +147,7 @@ def test_random_processors_and_pictures(tmp_path: Path) -> None:
 
 def written(folder: Path, pictures: list[bytes]) -> Path:
     """A data set of these pictures: files beside a list of them."""
+    folder.mkdir(exist_ok=True)
     rows = []
     for row, picture in enumerate(pictures):
         (folder / f"{row}.picture").write_bytes(picture)
@@ -264,6 +266,17 @@ def test_a_photo_of_a_phone(family: str, tmp_path: Path) -> None:
     pixels, encode = encoder_of(content, 3, "p.json").read({"image": [photo]}, "d.parquet", None)
     assert pixels.shape[-2:] == expected.shape[-2:]
     assert ((encode(pixels)[0] - expected).abs() <= CLOSE * (1 + expected.abs())).all()
+
+
+def test_pictures_of_a_data_set_of_several_sizes_are_found_again_in_one_of_one_size(tmp_path: Path) -> None:
+    encode = ImageEncoder(shortest_edge=20, crop=(16, 16), channels=3)
+    first, second, third = (stored(noise(*size)) for size in ((30, 50), (50, 30), (30, 40)))
+    other = stored(noise(30, 50, seed=7))
+    clean = Dataset.load(written(tmp_path / "clean", [first, second, third]), encode)
+    test = Dataset.load(written(tmp_path / "test", [other, first]), encode)
+    assert without(test, clean).rows.tolist() == [0]
+    assert without(test, clean).shape == (3, 30, 50)
+    assert without(clean, test).rows.tolist() == [1, 2]
 
 
 def test_another_model_sees_such_data_only_by_the_same_steps(tmp_path: Path) -> None:

@@ -207,6 +207,13 @@ class Dataset:
             encode = replace(encode, done=self.encode.done)
         return replace(self, encode=encode)
 
+    def brought(self) -> "Dataset":
+        """The same pictures, resized and cropped for the model as those of a data set of several sizes are."""
+        encode = self.encode
+        if not isinstance(encode, ImageEncoder) or encode.done:
+            return self
+        return replace(self, items=encode.placed(self.pixels), encode=replace(encode, done=True))
+
     def to(self, device: torch.device | str) -> "Dataset":
         """The same data set with its tensors on another device."""
         return replace(
