@@ -180,6 +180,10 @@ def test_a_processor_that_is_not_understood_is_refused(fields: dict[str, Any], m
         ({"std": (1.0, 0.0, 1.0)}, "ImageEncoder.std must be 1 or 3 numbers above 0, got 1,0,1."),
         ({"mean": (float("nan"),)}, "ImageEncoder.mean must be 1 or 3 numbers, got nan."),
         ({"mean": (0.1, 0.2, 0.3), "channels": 1}, "ImageEncoder.mean must be 1 number, got 0.1,0.2,0.3."),
+        (
+            {"resample": "area"},
+            "ImageEncoder.resample must be one of nearest, lanczos, bilinear, bicubic, box, hamming, got area.",
+        ),
     ],
 )
 def test_an_encoder_is_checked_when_made(options: dict[str, Any], message: str) -> None:

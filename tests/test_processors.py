@@ -86,12 +86,12 @@ def drawn_picture(draw: random.Random, size: tuple[int, int]) -> bytes:
     return file.getvalue()
 
 
-def by_transformers(folder: Path, pictures: list[bytes]) -> list[torch.Tensor]:
+def by_transformers(folder: Path, pictures: list[bytes], **options: Any) -> list[torch.Tensor]:
     """What transformers' processor of a directory makes of pictures, in colour as its own conversion gives it."""
     from transformers import AutoImageProcessor
     from transformers.image_transforms import convert_to_rgb
 
-    theirs = AutoImageProcessor.from_pretrained(str(folder), local_files_only=True)
+    theirs = AutoImageProcessor.from_pretrained(str(folder), local_files_only=True, **options)
     made = []
     for picture in pictures:
         colour = convert_to_rgb(Image.open(io.BytesIO(picture)), return_numpy=True)
@@ -356,6 +356,23 @@ def test_a_nested_processor_without_fields(directory: Path, tmp_path: Path) -> N
     assert str(refused.value) == (
         f"{suspect}/processor_config.json has an image_processor without fields. Give --mean, --std and --image-size."
     )
+
+
+def test_a_processor_of_code_of_its_own(directory: Path, tmp_path: Path) -> None:
+    own = {"auto_map": {"AutoImageProcessor": "processing.Own"}, "size": 16}
+    suspect = with_processor(directory, tmp_path / "suspect", own)
+    picture = stored(noise(30, 50))
+    pixels, encode = load(suspect).encode.read({"image": [picture]}, "d.parquet", None)
+    (expected,) = by_transformers(suspect, [picture], trust_remote_code=False)  # which takes the model's own kind then
+    assert ((encode(pixels)[0] - expected).abs() <= CLOSE * (1 + expected.abs())).all()
+    with pytest.raises(UnbackdoorError) as refused:
+        load(suspect, trust_remote_code=True)
+    assert str(refused.value) == (
+        f"{suspect}/preprocessor_config.json asks for a processor with Python code of its own, which is not run for "
+        "pictures. Give --mean, --std and --image-size instead."
+    )
+    given = load(suspect, trust_remote_code=True, mean=(0.5,), std=(0.5,), image_size=16).encode
+    assert given == ImageEncoder(mean=(0.5,), std=(0.5,), size=(16, 16), channels=3)
 
 
 def test_padding_that_is_too_small() -> None:

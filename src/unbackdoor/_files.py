@@ -112,7 +112,7 @@ def load(
         raise UnbackdoorError(f"{path} takes images; --max-length is for text models. Leave it out.")
     channels = getattr(model.config, "num_channels", None)
     try:
-        encode = _directory_encoder(path, channels)
+        encode = _directory_encoder(path, channels, trust_remote_code)
     except UnbackdoorError:
         if None in (mean, std, image_size):
             raise
@@ -161,7 +161,7 @@ def _lone_file(path: Path) -> UnbackdoorError:
     )
 
 
-def _directory_encoder(path: Path, channels: int | None) -> ImageEncoder:
+def _directory_encoder(path: Path, channels: int | None, trust_remote_code: bool = False) -> ImageEncoder:
     """What transformers' AutoImageProcessor would find there."""
     where, content = path / "processor_config.json", None
     if where.exists():
@@ -173,6 +173,12 @@ def _directory_encoder(path: Path, channels: int | None) -> ImageEncoder:
         content = read_json(where, CONFIG)
     if not isinstance(content, dict):
         raise UnbackdoorError(f"{where} has an image_processor without fields. Give --mean, --std and --image-size.")
+    own = content.get("auto_map")
+    if trust_remote_code and isinstance(own, dict) and "AutoImageProcessor" in own:  # else transformers leaves it out
+        raise UnbackdoorError(
+            f"{where} asks for a processor with Python code of its own, which is not run for pictures. Give --mean, "
+            "--std and --image-size instead."
+        )
     config = path / "config.json"
     model_type = read_json(config, CONFIG).get("model_type") if config.exists() else None
     return encoder_of(content, channels, str(where), model_type=model_type)

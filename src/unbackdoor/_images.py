@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 import torch
@@ -51,7 +51,8 @@ class ImageEncoder:
         done: pixels come resized and cropped already, as they do where a data set had pictures of several sizes.
 
     Raises:
-        UnbackdoorError: mean or std is not one number, or one per channel, or std is not above 0.
+        UnbackdoorError: mean or std is not one number, or one per channel, or std is not above 0, or there is no such
+            filter.
     """
 
     mean: tuple[float, ...] = (0.0,)
@@ -78,6 +79,11 @@ class ImageEncoder:
                 raise UnbackdoorError(
                     f"ImageEncoder.{name} must be {allowed}{above}, got {','.join(f'{part:g}' for part in entry)}."
                 )
+
+        if self.resample not in get_args(Resample):
+            raise UnbackdoorError(
+                f"ImageEncoder.resample must be one of {', '.join(get_args(Resample))}, got {printable(self.resample)}."
+            )
 
     @property
     def steps(self) -> tuple[Step, ...]:
