@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -126,3 +127,25 @@ def test_a_model_and_images_that_come_in_channels_last(precision: str) -> None:
     again.strides.clear()
     again(placed.lay(pixels.float()))
     assert again.strides == {(64, 8, 1), (4, 1, 1, 1)}
+
+
+class Permuting(Strided):
+    """One that goes to NHWC by itself, as networks do around a LayerNorm."""
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        inside = self.first(inputs).permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+        outside = self.second(inside)
+        self.strides.add(outside.stride()[1:])
+        return self.head(outside.mean(dim=(2, 3)))
+
+
+def test_a_model_that_permutes_its_activations() -> None:
+    model = Permuting()
+    arithmetic = replace(choose(model, "cpu"), bf16=False)
+    arithmetic.place(model)
+    with arithmetic.autocast():
+        model(torch.randn(4, 1, 8, 8))
+    assert model.strides == {(16, 4, 1)}
+    model.strides.clear()
+    model(torch.randn(4, 1, 8, 8))  # as nothing was left behind
+    assert model.strides == {(1, 32, 8)}

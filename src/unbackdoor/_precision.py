@@ -10,6 +10,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._text import Tokens
@@ -38,7 +39,9 @@ class Arithmetic:
 
     def autocast(self) -> AbstractContextManager[object]:
         """The context for forward passes."""
-        return torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else nullcontext()
+        if self.bf16:
+            return torch.autocast(self.device.type, torch.bfloat16)
+        return nullcontext() if self.channels_last or self.device.type != "cpu" else _faulty_ones_contiguous()
 
     def place(self, model: nn.Module) -> nn.Module:
         """Move a model to the device and layout, in place."""
@@ -101,6 +104,24 @@ def faulty_in_channels_last(model: nn.Module) -> bool:
     `tests/test_layout.py` says what it does.
     """
     return any(_faulty_in_channels_last(module) for module in model.modules())
+
+
+@contextmanager
+def _faulty_ones_contiguous() -> Iterator[None]:
+    """Contiguous inputs for the faulty convolutions of whatever runs: a model may permute its activations itself."""
+
+    def relaid(module: nn.Module, inputs: tuple[object, ...]) -> tuple[object, ...] | None:
+        if not isinstance(module, nn.Conv2d | nn.ConvTranspose2d) or not _faulty_in_channels_last(module):
+            return None
+        return tuple(
+            each.to(memory_format=torch.contiguous_format) if isinstance(each, Tensor) else each for each in inputs
+        )
+
+    hook = register_module_forward_pre_hook(relaid)  # type: ignore[arg-type]  # its stub knows hooks of None only
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def _faulty_in_channels_last(module: nn.Module) -> bool:
