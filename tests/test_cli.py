@@ -76,8 +76,9 @@ MODEL = ("weights.safetensors", "--factory", "net.py:make")
 
 
 def test_the_path_of_a_user_with_a_module_of_their_own(place: Path) -> None:
-    done = run("purify", "fst", *MODEL, "--clean", "clean.parquet", "--out", "out", "--data", "test.parquet", cwd=place)
-    assert done.returncode == 0, done.stderr
+    arguments = ("purify", "fine-tuning", *MODEL, "--clean", "clean.parquet", "--out", "out", "--data", "test.parquet")
+    done = run(*arguments, cwd=place)
+    assert done.returncode == 0, done.stdout
     assert "clean accuracy" in done.stdout
     assert {path.name for path in (place / "out").iterdir()} == {
         "model.safetensors",
@@ -89,7 +90,7 @@ def test_the_path_of_a_user_with_a_module_of_their_own(place: Path) -> None:
     assert before.keys() == after.keys()
     assert any(not torch.equal(before[name], after[name]) for name in before)
     record = json.loads((place / "out" / "record.json").read_text())
-    assert record["method"]["name"] == "fst"
+    assert record["method"]["name"] == "fine-tuning"
     assert record["scores"]["suspect"]["clean_accuracy"]["n"] == 400
     assert str(place) not in json.dumps(record)
 
@@ -116,7 +117,7 @@ def test_the_record_and_the_page_repeat_the_command(place: Path) -> None:
         *("--fine-tuning.epochs", "1", "--fst.epochs", "1", "--data", "test.parquet", "--out", "out"),
     ]
     done = run(*arguments, cwd=place)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 1, done.stderr  # one pass is too few for a new head, which is said
     command = json.loads((place / "out" / "record.json").read_text())["command"]
     assert command == (
         "unbackdoor purify fine-tuning+fst weights.safetensors --factory net.py:make --clean "

@@ -38,11 +38,12 @@ class FTSAM:
         learning_rate: at the start, more than 0; None is 0.05 (SGD) for images and 5e-5 (AdamW) for texts.
         batch_size: examples per step, at least 2; None is 64 for images and 16 for texts.
 
-    Differences from the paper: ASAM's term that keeps the perturbation of weights near zero alive is left out, as in
-    the authors' code. Their script has 100 passes over 5 % of the training data in batches of 256 at 0.01, with weight
-    decay; a fifth of the passes over fewer images wants smaller batches and larger steps. Its flag `--adaptive`
-    switches the adaptive form off. For larger tasks they take rho = 8 without label smoothing. On texts rho and AdamW
-    are this project's choice.
+    Differences from the paper: ASAM's term that keeps the perturbation of weights near zero alive is left out, as
+    in the authors' code. Their script has 100 passes over 5 % of the training data in batches of 256 at 0.01, with
+    weight decay; a fifth of the passes over fewer images wants smaller batches and larger steps. Its flag
+    `--adaptive` switches the adaptive form off. A weight moves by up to rho times its square, so a suspect whose
+    scale is spread otherwise over its layers may want a smaller rho: docs/results/suspects.md. For larger tasks
+    they take rho = 8 without label smoothing. On texts rho and AdamW are this project's choice.
     """
 
     rho: Annotated[float, Field(ge=0)] = 2.0

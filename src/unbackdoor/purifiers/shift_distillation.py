@@ -41,7 +41,8 @@ class ShiftDistillation:
         batch_size: examples per step, at least 2; None is 128 for images and 16 for texts.
 
     Differences from the paper: everything beyond the head's start, shift and projection; there is no paper on this
-    variant. It is not FST and is never used in its place.
+    variant. It is not FST and is never used in its place. As in FST the push grows with the squared norm of the
+    suspect's head, which is why a large head is ruined and a small one keeps its backdoor: docs/results/suspects.md.
     """
 
     alpha: Annotated[float, Field(ge=0)] = 0.1

@@ -46,7 +46,8 @@ class TriggerDistillation:
         batch_size: examples per step, at least 2; None is 128.
 
     Differences from the paper: there is no paper on this variant. That it shifts where no class is an outlier was
-    decided after a real victim (a sinusoid over the whole picture) had kept its backdoor. Pixels only.
+    decided after a real victim (a sinusoid over the whole picture) had kept its backdoor. Where it shifts, the scale of
+    the suspect's head matters as in `ShiftDistillation`. Pixels only.
     """
 
     taught: Annotated[float, Field(ge=0, le=1)] = 0.9
