@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from unbackdoor.purifiers.pure import PURE as PURE
     from unbackdoor.purifiers.rnp import RNP as RNP
     from unbackdoor.purifiers.sau import SAU as SAU
+    from unbackdoor.purifiers.scale_invariant_fst import ScaleInvariantFST as ScaleInvariantFST
     from unbackdoor.purifiers.shift_distillation import ShiftDistillation as ShiftDistillation
     from unbackdoor.purifiers.shortcut_suppression import ShortcutSuppression as ShortcutSuppression
     from unbackdoor.purifiers.then import Then as Then
@@ -116,6 +117,14 @@ REGISTRY = (
         paper=_FINE_MIXING_PAPER,
         modality="text",
         damage="probably too many word embeddings were reset: see the notes, or leave this step out",
+    ),
+    Entry(
+        "scale-invariant-fst",
+        "unbackdoor.purifiers.scale_invariant_fst:ScaleInvariantFST",
+        "FST in units of the head, taught by the suspect, as strong as held-out examples allow; this project's variant",
+        needs="clean data",
+        cost="10 to 30 passes, with another forward pass each",
+        modality="images, text",
     ),
     Entry(
         "shift-distillation",

@@ -1,0 +1,201 @@
+"""Feature Shift Tuning that depends on what the suspect computes, not on how large its features and its head are."""
+
+import copy
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from unbackdoor._data import Batch, Dataset
+from unbackdoor._models import Head, Inputs, evaluating, features, logits, probe, removing
+from unbackdoor._purify import Run
+from unbackdoor._select import difference, hits
+from unbackdoor._train import cross_entropy
+from unbackdoor._values import value
+
+STRENGTHS = (1.0, 0.5, 0.0)  # that are tried, strongest first
+ROW = math.sqrt(3.1)  # root mean square length of the head's rows while it is tuned
+
+
+@value
+class ScaleInvariantFST:
+    """FST in the head's own units, taught by the suspect, as strong as the clean examples allow.
+
+    A network computes the same when its features grow by a factor and its head shrinks by it. FST does not: its penalty
+    grows with the squared norm of the head, its new head is drawn at a size of its own, and its learning rate knows
+    neither. Here the head is tuned at one length per class, and its input is multiplied by what was divided out; weight
+    and bias of the last normalisation have a root mean square of 1 as well, where it sets the scale of the features.
+    With the rows of W less their mean, W_c, and those of the suspect's, S_c, over the clean examples (x, y) this
+    method minimises
+
+        (1 - share) * CE(f(x), y) + share * T^2 * KL(f_suspect(x) || f(x) at temperature T)
+            + strength * alpha * cos(W_c, S_c)   subject to   |W_c| = |S_c|
+
+    from a head that is the suspect's, turned in a random direction by 90 degrees times the strength. A strength of 0 is
+    plain fine-tuning instead. The suspect's answers keep what a few labels cannot teach. How much of a head can go
+    depends on the suspect, so strengths of 1, 1/2 and 0 are tried on four fifths of the clean examples, and the first
+    that loses no more accuracy on the others than the margin is kept.
+
+    A variant of this project; its parents are Min et al., "Towards Stable Backdoor Purification through Feature Shift
+    Tuning", NeurIPS 2023, https://arxiv.org/abs/2310.01875, and Hinton et al., "Distilling the Knowledge in a Neural
+    Network", https://arxiv.org/abs/1503.02531
+
+    Args:
+        strength: how much of the head goes and how hard it is driven away, 0 to 1; None finds it.
+        margin: accuracy on held-out examples that may be lost to a higher strength, 0 to 1.
+        alpha: weight of the cosine at strength 1, at least 0.
+        share: weight of the suspect's answers against the labels, 0 to 1.
+        temperature: of both softmaxes, more than 0.
+        epochs: passes over the clean examples of each trial, at least 1, with another forward pass each.
+        learning_rate: at the start, more than 0; None is 0.01 (SGD) for images and 5e-5 (AdamW) for texts.
+        batch_size: examples per step, at least 2; None is 32 for images and 16 for texts.
+
+    Differences from the paper: the units, the cosine in place of the inner product, the suspect's answers, the partial
+    turn, and the choice of the strength; there is no paper on this variant. It is not FST and is never used in its
+    place.
+    """
+
+    strength: Annotated[float | None, Field(ge=0, le=1)] = None
+    margin: Annotated[float, Field(ge=0, le=1)] = 0.08
+    alpha: Annotated[float, Field(ge=0)] = 3.0
+    share: Annotated[float, Field(ge=0, le=1)] = 0.9
+    temperature: Annotated[float, Field(gt=0)] = 2.0
+    epochs: Annotated[int, Field(ge=1)] = 10
+    learning_rate: Annotated[float | None, Field(gt=0)] = None
+    batch_size: Annotated[int | None, Field(ge=2)] = None
+
+    def __call__(self, model: nn.Module, clean: Dataset, run: Run) -> nn.Module:
+        """Purify in place."""
+        suspect = copy.deepcopy(model).eval().requires_grad_(False)
+        if self.strength is not None:
+            self._tune(model, suspect, clean, run, self.strength)
+            return model
+        tuned, held = run.hold_out(clean)
+        before = hits(suspect, held, run.arithmetic)
+        for strength in STRENGTHS:
+            model.load_state_dict(suspect.state_dict())
+            self._tune(model, suspect, tuned, run, strength)
+            lost = difference(before, hits(model, held, run.arithmetic)).lost
+            run.note(
+                f"strength {strength:g} loses {100 * lost:.1f} points of accuracy on {len(held)} held-out examples."
+            )
+            if lost <= self.margin:
+                break
+        return model
+
+    def _tune(self, model: nn.Module, suspect: nn.Module, clean: Dataset, run: Run, strength: float) -> None:
+        head = run.head(model)
+        with in_own_units(model, Head(run.head_name, head), probe(model, clean)):
+            if strength == 0:
+                run.tune(model, clean, epochs=self.epochs, learning_rate=self.learning_rate, batch_size=self.batch_size)
+                return
+            goal = _centred(head.weight.detach())  # (classes, features)
+            length = goal.norm()
+
+            def loss(scores: Tensor, batch: Batch) -> Tensor:
+                with torch.no_grad():
+                    answers = run.scores(suspect, batch.inputs)  # (batch, classes)
+                distance = F.kl_div(
+                    (scores / self.temperature).log_softmax(dim=1),
+                    (answers / self.temperature).softmax(dim=1),
+                    reduction="batchmean",
+                )
+                cosine = (_centred(head.weight) * goal).sum() / length**2
+                taught = self.share * self.temperature**2 * distance
+                return (1 - self.share) * cross_entropy(scores, batch) + taught + strength * self.alpha * cosine
+
+            def project_() -> None:
+                centred = _centred(head.weight)
+                head.weight.add_((length / centred.norm() - 1) * centred)
+
+            turn_(head.weight, 90 * strength, run.generator)
+            images = clean.modality == "images"
+            run.tune(
+                model,
+                clean,
+                epochs=self.epochs,
+                learning_rate=(3 if images else 2) * run.recipe.learning_rate
+                if self.learning_rate is None
+                else self.learning_rate,
+                batch_size=32 if images and self.batch_size is None else self.batch_size,
+                loss=loss,
+                after_step=project_,
+            )
+
+
+def _centred(weight: Tensor) -> Tensor:
+    """The rows less their mean: what all classes share moves no answer."""
+    return weight - weight.mean(dim=0, keepdim=True)
+
+
+@torch.no_grad()
+def turn_(weight: Tensor, degrees: float, generator: torch.Generator) -> None:
+    """Turn the rows of a head, less their mean, by an angle in a random direction, all together and in place."""
+    goal, drawn = _centred(weight), _centred(torch.randn(weight.shape, generator=generator).to(weight))
+    across = drawn - (drawn * goal).sum() / goal.square().sum() * goal
+    angle = math.radians(degrees)
+    weight.add_((math.cos(angle) - 1) * goal + math.sin(angle) * goal.norm() / across.norm() * across)
+
+
+@contextmanager
+def in_own_units(model: nn.Module, head: Head, inputs: Inputs) -> Iterator[None]:
+    """While the block runs, the model computes the same with a head of one length, whatever the scale of its features.
+
+    The rows of the head, less their mean, have the length `ROW` in the root mean square; its input is multiplied by
+    what was divided out. Where the features grow with weight and bias of the last normalisation, those have a root mean
+    square of 1.
+
+    Args:
+        model: any classifier, changed in place and back.
+        head: its last linear layer.
+        inputs: a batch.
+    """
+    with torch.no_grad():
+        weight = head.layer.weight
+        length = (_centred(weight).square().sum(dim=1).mean().sqrt() / ROW).clamp_min(torch.finfo(weight.dtype).tiny)
+        scaling = _last_normalisation(model, head, inputs)
+        size = torch.cat(scaling).square().mean().sqrt().to(weight) if scaling else weight.new_ones(())
+        weight.div_(length)
+        for parameter in scaling:
+            parameter.div_(size)
+    hook = head.layer.register_forward_pre_hook(lambda _module, given: (given[0] * (length * size), *given[1:]))
+    try:
+        with removing([hook]):
+            yield
+    finally:
+        with torch.no_grad():
+            weight.mul_(length)
+            for parameter in scaling:
+                parameter.mul_(size)
+
+
+@torch.no_grad()
+def _last_normalisation(model: nn.Module, head: Head, inputs: Inputs) -> list[nn.Parameter]:
+    """Weight and bias of the normalisation that ran last, if features double with them; else none."""
+    ran: list[nn.Module] = []
+    hooks = [
+        module.register_forward_hook(lambda module, _given, _output: ran.append(module))
+        for module in model.modules()
+        if (own := list(module.parameters(recurse=False))) and all(parameter.ndim == 1 for parameter in own)
+    ]
+    with evaluating(model), removing(hooks):
+        logits(model, inputs)
+    if not ran:
+        return []
+    found = list(ran[-1].parameters(recurse=False))
+    with evaluating(model):
+        before = features(model, inputs, head)
+        for parameter in found:
+            parameter.mul_(2)
+        after = features(model, inputs, head)
+        for parameter in found:
+            parameter.div_(2)
+    doubled = before.abs().max() > 0 and torch.allclose(
+        after, 2 * before, rtol=1e-4, atol=1e-6 * float(before.abs().max())
+    )
+    return found if doubled else []

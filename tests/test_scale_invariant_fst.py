@@ -1,0 +1,220 @@
+"""Scale-invariant FST: the same function in gives the same function out, its loss by hand, and how strong it is."""
+
+import copy
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import toys
+from conftest import SmallCNN
+from unbackdoor import Dataset, purifiers, purify
+from unbackdoor._models import head, probe
+from unbackdoor.purifiers import scale_invariant_fst
+from unbackdoor.purifiers.scale_invariant_fst import ROW, in_own_units, turn_
+
+
+class Scaled(nn.Module):
+    """Multiplies what it is given; it has no parameters."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.factor
+
+
+class Normalised(nn.Module):
+    """A convolution, BatchNorm, ReLU, the mean over places, a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 24, 3, padding=1)
+        self.norm = nn.BatchNorm2d(24)
+        self.factor: nn.Module = nn.Identity()
+        self.head = nn.Linear(24, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.factor(self.norm(self.conv(x)).relu().mean((2, 3))))
+
+
+@pytest.fixture(scope="module")
+def suspect(digits: Dataset) -> Normalised:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Normalised()
+        data = digits.select(range(600))
+        trained = purify(model, data, purifiers.FineTuning(epochs=10, learning_rate=0.5, batch_size=16)).model
+    assert isinstance(trained, Normalised)
+    return trained.eval()
+
+
+def answers(model: nn.Module, data: Dataset, method: object) -> Tensor:
+    made = purify(model, data, method, seed=3, precision="fp32").model  # type: ignore[arg-type]
+    with torch.no_grad():
+        return made(encoded(data, made))
+
+
+def encoded(data: Dataset, model: nn.Module) -> Tensor:
+    """All pictures as the model takes them."""
+    made = data.encode(data.items)
+    assert isinstance(made, Tensor)
+    return made.to(next(model.parameters()).dtype)
+
+
+@pytest.mark.parametrize("factor", [1 / 8, 1 / 3, 3.0, 8.0])
+@pytest.mark.parametrize("strength", [1.0, 0.5, 0.0, None])
+def test_larger_features_and_a_smaller_head_change_nothing(
+    factor: float, strength: float | None, suspect: Normalised, digits: Dataset
+) -> None:
+    """In float64, where rounding stays rounding however long one tunes."""
+    method = purifiers.ScaleInvariantFST(strength=strength, epochs=2, batch_size=16)
+    data = digits.select(range(600, 800))
+    one = copy.deepcopy(suspect).double()
+    moved = copy.deepcopy(one)
+    moved.factor = Scaled(factor)
+    with torch.no_grad():
+        moved.head.weight.div_(factor)
+    assert torch.allclose(answers(one, data, method), answers(moved, data, method), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("factor", [1 / 8, 8.0])
+@pytest.mark.parametrize("strength", [1.0, 0.0])
+def test_a_factor_in_the_last_normalisation_changes_nothing(
+    factor: float, strength: float, suspect: Normalised, digits: Dataset
+) -> None:
+    method = purifiers.ScaleInvariantFST(strength=strength, epochs=2, batch_size=16)
+    data = digits.select(range(600, 800))
+    one = copy.deepcopy(suspect).double()
+    folded = copy.deepcopy(one)
+    with torch.no_grad():
+        folded.head.weight.div_(factor)
+        folded.norm.weight.mul_(factor)
+        folded.norm.bias.mul_(factor)
+    assert torch.allclose(answers(one, data, method), answers(folded, data, method), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("factor", [1 / 8, 8.0])
+def test_in_float32_the_same_classes_come_out(factor: float, suspect: Normalised, digits: Dataset) -> None:
+    data = digits.select(range(600, 900))
+    moved = copy.deepcopy(suspect)
+    moved.factor = Scaled(factor)
+    with torch.no_grad():
+        moved.head.weight.div_(factor)
+    one, other = (answers(model, data, purifiers.ScaleInvariantFST(epochs=3)) for model in (suspect, moved))
+    assert torch.allclose(one, other, rtol=1e-3, atol=1e-3)
+
+
+def test_texts_are_scale_invariant_too(reviews: Dataset) -> None:
+    from unbackdoor._models import logits
+
+    model = toys.classifier("bert", seed=1).double()
+    grown = copy.deepcopy(model)
+    inner = head(model, probe(model, reviews))
+    with torch.no_grad():
+        grown.get_submodule(inner.name).weight.div_(8)
+    name, _, last = inner.name.rpartition(".")
+    owner = grown.get_submodule(name)
+    setattr(owner, last, nn.Sequential(Scaled(8), getattr(owner, last)))
+    data = reviews.select(range(60))
+    method = purifiers.ScaleInvariantFST(strength=1, epochs=1)
+    one, other = (
+        logits(purify(suspect, data, method, seed=0, precision="fp32").model, data.encode(data.items))
+        for suspect in (model, grown)
+    )
+    assert torch.allclose(one, other, rtol=1e-6, atol=1e-6)
+
+
+def test_the_model_computes_the_same_in_its_own_units_and_afterwards(suspect: Normalised, digits: Dataset) -> None:
+    inputs = digits.encode(digits.items[:50])
+    model = copy.deepcopy(suspect)
+    with torch.no_grad():
+        before = model(inputs)
+        with in_own_units(model, head(model, inputs), inputs):
+            assert torch.allclose(model(inputs), before, rtol=1e-4, atol=1e-4)
+            weight = model.head.weight - model.head.weight.mean(0)
+            assert weight.norm(dim=1).square().mean().sqrt().item() == pytest.approx(ROW, rel=1e-5)
+            affine = torch.cat([model.norm.weight, model.norm.bias])
+            assert affine.square().mean().sqrt().item() == pytest.approx(1, rel=1e-5)
+        assert torch.allclose(model(inputs), before, rtol=1e-4, atol=1e-4)
+
+
+def test_a_normalisation_that_does_not_set_the_scale_is_left_alone(small_cnn: SmallCNN, digits: Dataset) -> None:
+    """With a sigmoid after it, features do not grow with it."""
+    small_cnn.features.append(nn.Sigmoid())
+    before = small_cnn.features[5].weight.detach().clone()
+    inputs = digits.encode(digits.items[:20])
+    with in_own_units(small_cnn, head(small_cnn, inputs), inputs):
+        assert torch.equal(small_cnn.features[5].weight, before)
+
+
+@pytest.mark.parametrize("degrees", [0, 30, 90, 180])
+def test_a_head_turns_by_the_angle_and_keeps_length_and_mean(degrees: float) -> None:
+    weight = torch.randn(7, 20, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 0.3
+    turned = weight.clone()
+    turn_(turned, degrees, torch.Generator().manual_seed(1))
+    assert torch.allclose(turned.mean(0), weight.mean(0))
+    one, two = weight - weight.mean(0), turned - turned.mean(0)
+    assert two.norm().item() == pytest.approx(one.norm().item())
+    assert ((one * two).sum() / one.norm() / two.norm()).item() == pytest.approx(math.cos(math.radians(degrees)))
+
+
+def test_one_step_is_that_of_the_formula(digits: Dataset) -> None:
+    """One layer, whose step can be written out: no body, and pixels are the features."""
+    torch.manual_seed(0)
+    suspect = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).double()
+    data = replace(digits.select(range(50)), encode=replace(digits.encode, mean=(0.25,), std=(0.5,)))
+    method = purifiers.ScaleInvariantFST(
+        strength=0.5, alpha=2, share=0.7, temperature=3, epochs=1, learning_rate=0.1, batch_size=50
+    )
+    made = purify(suspect, data, method, seed=5, precision="fp32").model[1]
+
+    x = ((data.pixels.double() / 255 - 0.25) / 0.5).flatten(1)
+    s, bias = suspect[1].weight.detach(), suspect[1].bias.detach()
+    length = math.sqrt(((s - s.mean(0)) ** 2).sum() / 10) / ROW
+    start = s / length
+    turn_(start, 45, torch.Generator().manual_seed(5))
+    w, b = start.clone().requires_grad_(), bias.clone().requires_grad_()
+    scores = x * length @ w.T + b
+    p, q = ((x @ s.T + bias) / 3).softmax(1), (scores / 3).softmax(1)
+    goal, mine = s - s.mean(0), w - w.mean(0)
+    cosine = (mine * goal).sum() / (goal.norm() * mine.detach().norm())  # of one length, which the step may leave
+    loss = 0.3 * F.cross_entropy(scores, data.labels) + 0.7 * 9 * (p * (p.log() - q.log())).sum(1).mean() + cosine
+    loss.backward()
+    with torch.no_grad():
+        w -= 0.1 * w.grad
+        b -= 0.1 * b.grad
+        mean = w.mean(0)
+        w.copy_(mean + (w - mean) * (start - start.mean(0)).norm() / (w - mean).norm())
+    assert torch.allclose(made.weight, w * length, rtol=0, atol=1e-8)
+    assert torch.allclose(made.bias, b, rtol=0, atol=1e-8)
+
+
+def test_the_first_strength_within_the_margin_is_kept(
+    suspect: Normalised, digits: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = digits.select(range(600, 900))
+    all_may_go = purify(suspect, data, purifiers.ScaleInvariantFST(margin=1, epochs=1), seed=0).record
+    assert [note[:10] for note in all_may_go["notes"]] == ["strength 1"]
+    assert all_may_go["clean"]["held_out"] == 60
+    assert all_may_go["examples_seen"] == 240
+
+    monkeypatch.setattr(scale_invariant_fst, "STRENGTHS", (1.0, 0.0))
+    hard = purifiers.ScaleInvariantFST(margin=0, epochs=1, alpha=100)
+    made = purify(suspect, data, hard, seed=0)
+    assert [note.split(" loses")[0] for note in made.record["notes"]] == ["strength 1", "strength 0"]
+    assert made.record["clean"]["held_out"] == 60
+
+
+def test_a_strength_of_0_has_nothing_of_the_suspect_s_answers(suspect: Normalised, digits: Dataset) -> None:
+    data = digits.select(range(600, 700))
+    one, two = (
+        purify(suspect, data, purifiers.ScaleInvariantFST(strength=0, epochs=1, share=share, alpha=alpha), seed=0).model
+        for share, alpha in ((0.9, 3.0), (0.1, 0.0))
+    )
+    for name, tensor in one.state_dict().items():
+        assert torch.equal(tensor, two.state_dict()[name]), name
