@@ -39,7 +39,7 @@ class ScaleInvariantFST:
     from a head that is the suspect's, turned in a random direction by 90 degrees times the strength. A strength of 0 is
     plain fine-tuning instead. The suspect's answers keep what a few labels cannot teach. How much of a head can go
     depends on the suspect, so strengths of 1, 1/2 and 0 are tried on four fifths of the clean examples, and the first
-    that loses no more accuracy on the others than the margin is kept.
+    that loses no more accuracy on the others than the margin is kept; if there is none, the one that loses least.
 
     A variant of this project; its parents are Min et al., "Towards Stable Backdoor Purification through Feature Shift
     Tuning", NeurIPS 2023, https://arxiv.org/abs/2310.01875, and Hinton et al., "Distilling the Knowledge in a Neural
@@ -77,6 +77,7 @@ class ScaleInvariantFST:
             return model
         tuned, held = run.hold_out(clean)
         before = hits(suspect, held, run.arithmetic)
+        kept: tuple[float, float, dict[str, Tensor]] | None = None  # loss, strength, weights
         for strength in STRENGTHS:
             model.load_state_dict(suspect.state_dict())
             self._tune(model, suspect, tuned, run, strength)
@@ -84,8 +85,19 @@ class ScaleInvariantFST:
             run.note(
                 f"strength {strength:g} loses {100 * lost:.1f} points of accuracy on {len(held)} held-out examples."
             )
+            if kept is None or lost < kept[0]:
+                kept = lost, strength, copy.deepcopy(model.state_dict())
             if lost <= self.margin:
                 break
+        assert kept is not None
+        lost, strength, weights = kept
+        model.load_state_dict(weights)
+        if strength < STRENGTHS[0]:
+            run.warn(
+                f"a backdoor may have stayed: strength {STRENGTHS[0]:g} cost more than the margin of "
+                f"{100 * self.margin:g} points of accuracy, so {strength:g} was taken, which shifts features less. "
+                "Give more clean examples, allow more by --margin, or try another method beside this one."
+            )
         return model
 
     def _tune(self, model: nn.Module, suspect: nn.Module, clean: Dataset, run: Run, strength: float) -> None:
@@ -119,9 +131,7 @@ class ScaleInvariantFST:
                 model,
                 clean,
                 epochs=self.epochs,
-                learning_rate=(3 if images else 2) * run.recipe.learning_rate
-                if self.learning_rate is None
-                else self.learning_rate,
+                learning_rate=self.learning_rate,
                 batch_size=32 if images and self.batch_size is None else self.batch_size,
                 loss=loss,
                 after_step=project_,
