@@ -19,7 +19,7 @@ from torch import nn
 
 import toys
 from commands import Refusals
-from unbackdoor import Dataset, UnbackdoorError, evaluate, purifiers, purify
+from unbackdoor import Dataset, UnbackdoorError, evaluate, load, purifiers, purify
 from unbackdoor._labels import class_numbers
 from unbackdoor._models import class_names
 from unbackdoor._text import TextEncoder
@@ -291,6 +291,43 @@ def test_names_that_do_not_count_from_zero_are_none() -> None:
     assert class_names(named_model({0: "a", 1: "b"})) == ("a", "b")
     assert class_names(named_model({"1": "b", "0": "a"})) == ("a", "b")  # type: ignore[dict-item]
     assert class_names(named_model({1: "a", 2: "b"})) is None
+
+
+@pytest.mark.parametrize(
+    ("entries", "expected"),
+    [
+        ({"label2id": {"good": 1, "bad": 0}}, ("bad", "good")),
+        ({"label2id": {"good": "1", "bad": "0"}, "id2label": None}, ("bad", "good")),
+        ({"label2id": {"good": 1, "bad": 0}, "id2label": {"0": "LABEL_0", "1": "LABEL_1"}}, ("bad", "good")),
+        ({"label2id": {"LABEL_0": 0, "LABEL_1": 1}, "id2label": {"0": "bad", "1": "good"}}, ("bad", "good")),
+        ({"label2id": {"good": 1, "bad": 5}}, None),
+        ({"label2id": {"good": 1, "bad": 1}}, None),
+        ({"label2id": ["good", "bad"]}, None),
+        ({"label2id": None}, None),
+        ({"id2label": {"1": "good", "0": "bad"}}, ("bad", "good")),
+    ],
+)
+def test_both_tables_of_a_config_name_the_classes(
+    entries: dict, expected: tuple[str, ...] | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    toys.write(toys.classifier("bert"), tmp_path)  # type: ignore[arg-type]
+    config = json.loads((tmp_path / "config.json").read_text())
+    for name in ("id2label", "label2id"):
+        config.pop(name, None)
+    (tmp_path / "config.json").write_text(json.dumps(config | entries))
+    assert class_names(load(tmp_path).model) == expected
+    assert caplog.messages == []
+
+
+def test_two_tables_that_contradict_each_other_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    toys.write(toys.classifier("bert"), tmp_path)  # type: ignore[arg-type]
+    config = json.loads((tmp_path / "config.json").read_text())
+    tables = {"id2label": {"0": "bad", "1": "good"}, "label2id": {"bad": 1, "good": 0}}
+    (tmp_path / "config.json").write_text(json.dumps(config | tables))
+    assert class_names(load(tmp_path).model) == ("bad", "good")
+    assert caplog.messages == [
+        f"{tmp_path}/config.json calls class 0 bad in id2label and good in label2id; id2label is followed."
+    ]
 
 
 def test_python_matches_names_too(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

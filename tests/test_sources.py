@@ -1,5 +1,6 @@
 """A path means that file, and that split; what lies beside it is neither joined nor made a class."""
 
+import base64
 import io
 import json
 import logging
@@ -454,3 +455,30 @@ def test_pictures_in_every_form_that_a_table_has(tmp_path: Path) -> None:
     rows = [json.dumps({"image": cell, "label": label}) for cell, label in zip(pixels, (1, 0), strict=True)]
     (tmp_path / "d.jsonl").write_text("\n".join(rows))
     assert torch.equal(Dataset.load(tmp_path / "d.jsonl").pixels, data.pixels)
+
+
+@pytest.mark.parametrize(
+    ("cell", "message"),
+    [
+        (
+            "https://example.org/a.png",
+            "D has an address in row 1 (https://example.org/a.png), and no picture is fetched.",
+        ),
+        ("s3://bucket/a.png", "D has an address in row 1 (s3://bucket/a.png), and no picture is fetched. Download the"),
+        (
+            "data:image/png;base64,iVBORw0KGgo=",
+            "D has an address in row 1 (data:image/png;base64,iVBORw0KGgo=), and no",
+        ),
+        (
+            base64.b64encode(png(5) * 3).decode(),
+            "D has a picture as base64 text in row 1, which is not read. Decode it",
+        ),
+        ("nowhere.png", "D has a picture in row 1, nowhere.png, that cannot be decoded ("),
+        (None, "D has no picture in row 1. Repair or remove that row."),
+    ],
+)
+def test_what_is_no_picture_of_this_machine(cell: str | None, message: str, tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    rows = [{"image": "a.png", "label": 0}, {"image": cell, "label": 1}]
+    (tmp_path / "d.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert refusal(tmp_path / "d.jsonl").startswith(message.replace("D ", f"{tmp_path}/d.jsonl ", 1))

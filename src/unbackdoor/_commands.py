@@ -11,9 +11,9 @@ import torch
 
 from unbackdoor import _card, _files, _models, _output, _report, _victim
 from unbackdoor._attack import as_trigger, load_trigger, triggered, victim_of
-from unbackdoor._data import Augment, Dataset, check_labels
+from unbackdoor._data import Augment, Dataset, check_labels, tell_order
 from unbackdoor._errors import SENTENCE, IncompleteError, UnbackdoorError, printable
-from unbackdoor._evaluate import Score, score
+from unbackdoor._evaluate import Score, chance_doubt, score
 from unbackdoor._evaluate import evaluate as evaluate_model
 from unbackdoor._hugging_face import hub_directory
 from unbackdoor._images import ImageEncoder
@@ -77,6 +77,7 @@ def purify(source: str, method: Method, options: PurifyOptions, *, command: str 
         test = test if clean is None else without(test, clean)
         count = _models.class_count(model, test)
         check_labels(test, count)
+        tell_order(test, classes, count)
         if options.attack is not None:
             attacked = triggered(test, as_trigger(options.attack, test), count)
         if control is not None:
@@ -122,6 +123,10 @@ def purify(source: str, method: Method, options: PurifyOptions, *, command: str 
         )
         if record["usable"] is None:
             record |= judged(result, model, test, method, arithmetic)
+        doubt = chance_doubt("the suspect", before.clean_accuracy, count, test.name) if clean is None else None
+        if doubt is not None:
+            record["warnings"].append(doubt)
+            logger.warning(doubt)
         record["scores"] = {"suspect": before.to_json(), "purified": after.to_json()}
         record["scores_note"] = f"on {len(test):,} examples that the method never saw"
         rows = [

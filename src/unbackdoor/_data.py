@@ -387,7 +387,7 @@ def tell_order(
         classes: how many the model has.
         warn: where a warning goes.
     """
-    if known is not None or data.classes is None or all(name.isdecimal() for name in data.classes):
+    if known is not None or data.classes is None or data.classes == tuple(map(str, range(len(data.classes)))):
         return
     some = ", ".join(f"{printable(name)} = {number}" for number, name in enumerate(data.classes[:3]))
     if len(data.classes) != classes:

@@ -124,8 +124,35 @@ def classifier(path: Path, trust_remote_code: bool = False) -> Any:
             len(unused),
             few(sorted(unused)),
         )
+    _name_classes(path, model, config)
     check_finite(model.state_dict(), str(path))
     return model.eval()
+
+
+def _name_classes(path: Path, model: Any, config: dict[str, Any]) -> None:
+    """Give a model the class names that its config has in label2id alone, and say where the two tables differ."""
+    try:
+        told = {int(number): str(name) for name, number in config["label2id"].items()}
+    except (KeyError, AttributeError, TypeError, ValueError):  # there is none, or it is no table
+        return
+    used = {int(number): str(name) for number, name in model.config.id2label.items()}
+    if sorted(told) != list(range(model.config.num_labels)) or told == used or _nameless(told):
+        return
+    if _nameless(used):
+        model.config.id2label, model.config.label2id = told, {name: number for number, name in told.items()}
+        return
+    number = min(number for number in told if told[number] != used.get(number))
+    logger.warning(
+        "%s/config.json calls class %d %s in id2label and %s in label2id; id2label is followed.",
+        path,
+        number,
+        printable(used.get(number)),
+        printable(told[number]),
+    )
+
+
+def _nameless(names: dict[int, str]) -> bool:
+    return all(name == f"LABEL_{number}" for number, name in names.items())
 
 
 def _check_task(path: Path, config: dict[str, Any]) -> None:

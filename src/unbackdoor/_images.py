@@ -317,13 +317,27 @@ def _length(cell: Any, folder: Path | None) -> int:
     return len(cell) if isinstance(cell, bytes) else _UNFOLDED
 
 
+_ADDRESS = re.compile(r"(data:|[a-z][a-z0-9+.-]+://)", re.IGNORECASE)
+_ENCODED = re.compile(r"[A-Za-z0-9+/\s]{200,}=*\s*")  # no name of a file has neither a dot nor an end
+
+
 def _decoded(cell: Any, row: int, where: str, folder: Path | None, told: Counter[str]) -> Image.Image:
     if isinstance(cell, dict):
         cell = cell["bytes"] if cell.get("bytes") is not None else cell.get("path")
     if cell is None:
         raise UnbackdoorError(f"{where} has no picture in row {row}. Repair or remove that row.")
-    if isinstance(cell, str) and folder is not None:
-        cell = folder / cell
+    if isinstance(cell, str):
+        if _ADDRESS.match(cell):
+            raise UnbackdoorError(
+                f"{where} has an address in row {row} ({printable(cell)}), and no picture is fetched. Download the "
+                "pictures, and name their files."
+            )
+        if _ENCODED.fullmatch(cell):
+            raise UnbackdoorError(
+                f"{where} has a picture as base64 text in row {row}, which is not read. Decode it into a file or into "
+                "bytes."
+            )
+        cell = cell if folder is None else folder / cell
     try:
         return decode(cell, told)
     except Exception as problem:  # decoders of some fifty formats raise whatever they like

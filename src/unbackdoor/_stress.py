@@ -25,7 +25,7 @@ from unbackdoor._attack import Attack, Trigger, Triggered, as_trigger, triggered
 from unbackdoor._checkpoints import check_finite
 from unbackdoor._connectivity import batch_norms, between, recompute_batch_norm_
 from unbackdoor._damage import unusable
-from unbackdoor._data import Dataset, Encoder, check_labels
+from unbackdoor._data import Dataset, Encoder, check_labels, in_order_of, tell_order
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._evaluate import Score, predict, score
 from unbackdoor._findings import CONTROL, EXACT, PURIFIED, TITLES, VICTIM, Reactivated, Retuned, Stress, Waypoint
@@ -100,8 +100,11 @@ def stress(
     for name, each in (("MODEL", model), ("--victim", victim), ("--control", control)):
         if each is not None:
             check_finite(each.state_dict(), name)
-    classes = _models.class_count(model, clean)
+    classes, names = _models.class_count(model, clean), _models.class_names(model)
+    clean, test = in_order_of(clean, names), test and in_order_of(test, names)
     check_labels(clean, classes)
+    for data in (clean, *([test] if test is not None else [])):
+        tell_order(data, names, classes)
     if control is not None:
         seen_by_control = clean if control_encode is None else clean.encoded_by(control_encode)
         _models.check_partner("--control", control, seen_by_control, classes)
