@@ -106,9 +106,9 @@ def classifier(path: Path, trust_remote_code: bool = False) -> Any:
     absent = set(report["missing_keys"]) - {entry[0] for entry in shapes}
     absent -= {name for name in absent if name.endswith("num_batches_tracked")}  # which older files lack
     extra = set(report["unexpected_keys"])
-    if absent and extra and (weights := _renamed(model, path, files)) is not None:
-        model.load_state_dict(weights, strict=False)
-        absent, extra = set(), weights.keys() - model.state_dict().keys()
+    if absent and extra and (again := _renamed(model, path, files)) is not None:
+        model, extra = again
+        absent = set()
     if absent and not shapes and not any(str(each).endswith(kind) for each in config.get("architectures") or ["?"]):
         raise UnbackdoorError(
             f"{path} holds a pre-trained model without a classifier ({few(sorted(absent))} missing). It serves as "
@@ -192,14 +192,21 @@ def _unused(model: Any, extra: Collection[str]) -> set[str]:
     }
 
 
-def _renamed(model: Any, path: Path, files: list[Path]) -> dict[str, Tensor] | None:
-    """The weights of a directory by the model's own names, where a wrapper changed these; None where it did not."""
-    own, stored = model.state_dict(), _stored(path, files)
-    weights = renamed(own, stored, str(path))
-    fitting = not lacking(own, weights) and all(
-        tensor.shape == weights[name].shape for name, tensor in own.items() if name in weights
-    )
-    return weights if fitting else None
+def _renamed(model: Any, path: Path, files: list[Path]) -> tuple[Any, set[str]] | None:
+    """The model with the weights of a directory whose names a wrapper changed, and the names that are left over.
+
+    None where that is not what is wrong with the names.
+    """
+    from transformers.core_model_loading import revert_weight_conversion
+
+    # By the names that files have: those of the modules are others in newer versions, as of ViT.
+    own = revert_weight_conversion(model, model.state_dict())
+    weights = renamed(own, _stored(path, files), str(path))
+    if lacking(own, weights) or any(own[name].shape != weights[name].shape for name in own.keys() & weights.keys()):
+        return None
+    with quiet_transformers():
+        again = type(model).from_pretrained(None, config=model.config, state_dict=weights)
+    return again, weights.keys() - own.keys()
 
 
 def _stored(path: Path, files: list[Path]) -> dict[str, Tensor]:

@@ -121,7 +121,7 @@ _ENCODER = {
     "intermediate_size": 24,
     "max_position_embeddings": LONGEST + 4,
 }
-_DECODER = {**_ENCODER, "num_key_value_heads": 1, "head_dim": 8}
+
 TEXT = {
     "bert": lambda: transformers.BertConfig(**_ENCODER),
     "roberta": lambda: transformers.RobertaConfig(**_ENCODER, type_vocab_size=1),
@@ -136,8 +136,7 @@ TEXT = {
         **_ENCODER, relative_attention=True, pos_att_type=["c2p", "p2c"]
     ),
     "gpt2": lambda: transformers.GPT2Config(**_VOCABULARY, n_embd=16, n_layer=2, n_head=2, n_positions=LONGEST + 4),
-    "llama": lambda: transformers.LlamaConfig(**_DECODER),
-    "qwen2": lambda: transformers.Qwen2Config(**_DECODER),
+    "llama": lambda: transformers.LlamaConfig(**_ENCODER, num_key_value_heads=1),
 }
 
 _PATCHES = {
