@@ -127,6 +127,7 @@ def purify_stream(
                 "recipe": None,
                 "suspect_accuracy_on_clean": None,
                 "purified_accuracy_on_clean": None,
+                "usable": None,
                 "examples_seen": 0,
                 "notes": [*notes, matching.report()],
                 "warnings": warnings,
