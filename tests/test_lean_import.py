@@ -47,5 +47,10 @@ def test_help_and_lists_load_no_heavy_library(arguments: list[str], expected: st
     assert loaded == "[]"
 
 
+def test_the_overview_loads_no_reader_of_markup() -> None:
+    printed, _ = run("import sys\n" + COMMAND.format(arguments=["--help"]) + "print('rich.markdown' in sys.modules)")
+    assert printed.endswith("\nFalse")
+
+
 def test_the_check_sees_a_heavy_library() -> None:
     assert "torch" in run("from unbackdoor import purifiers; purifiers.FST")[1]

@@ -109,15 +109,16 @@ def _log_to_stderr() -> None:
 
 
 def _app(given: list[str], typed: str) -> App:
+    words = [word for word in given if not word.startswith("-")]
+    command, chosen = [*words, "", ""][:2]
     app = App(
         name="unbackdoor",
         help="Remove backdoors from neural networks that somebody else trained.",
+        help_format="markdown" if command else "plaintext",  # the overview has no markup, and its reader takes time
         version=_version,
         suppress_keyboard_interrupt=False,
         default_parameter=Parameter(negative_iterable=()),
     )
-    words = [word for word in given if not word.startswith("-")]
-    command, chosen = [*words, "", ""][:2]
     listing = given[-1:] in (["--help"], ["-h"]) and len(words) < 2
     app.command(_demo, name="demo")
     for verb, entries, kind, plural, help_ in (
