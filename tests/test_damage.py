@@ -69,7 +69,7 @@ def test_each_method_says_what_may_have_gone_wrong_and_what_to_try() -> None:
     assert [entry.name for entry in REGISTRY if not entry.damage] == []
     for entry in REGISTRY:
         assert not entry.damage.endswith(".")
-        for name in ("fine-tuning", "ft-init"):
+        for name in ("scale-invariant-fst", "fine-tuning", "ft-init"):
             if f"try {name}" in entry.damage:
                 assert name in {other.name for other in REGISTRY}
 
