@@ -125,8 +125,8 @@ REGISTRY = (
         needs="clean data",
         cost="10 to 30 passes, with another forward pass each",
         modality="images, text",
-        damage="probably no push was weak enough for these few examples: see the notes, give more clean examples, or try "
-        "fine-tuning",
+        damage="probably no push was weak enough for these few examples: see the notes, give more clean examples, or "
+        "try fine-tuning",
     ),
     Entry(
         "shift-distillation",
