@@ -262,7 +262,8 @@ def multiplies_bf16(device: str) -> bool:
     if device.startswith("cuda"):
         return torch.cuda.get_device_capability(device)[0] >= 8
     cpuinfo = Path("/proc/cpuinfo")
-    return cpuinfo.exists() and "avx512_bf16" in cpuinfo.read_text()
+    narrowed = os.environ.get("ONEDNN_MAX_CPU_ISA", "DEFAULT") != "DEFAULT"
+    return cpuinfo.exists() and "avx512_bf16" in cpuinfo.read_text() and not narrowed
 
 
 def evaluation_batch(device: str) -> int:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from unbackdoor import Dataset, ImageEncoder, purifiers, purify
+from unbackdoor import Dataset, ImageEncoder, _precision, purifiers, purify
 from unbackdoor._precision import choose, faulty_in_channels_last, relayout_
 from unbackdoor.archs import build
 
@@ -149,3 +149,12 @@ def test_a_model_that_permutes_its_activations() -> None:
     model.strides.clear()
     model(torch.randn(4, 1, 8, 8))  # as nothing was left behind
     assert model.strides == {(1, 32, 8)}
+
+
+@pytest.mark.parametrize(
+    ("narrowed", "bf16"), [("DEFAULT", True), ("AVX512_CORE_BF16", True), ("AVX2", False), ("avx512_core", False)]
+)
+def test_a_narrowed_processor_does_not_imitate_bf16(narrowed: str, bf16: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_precision, "processor", lambda: ("one that has it", frozenset({"avx512_bf16"})))
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", narrowed)
+    assert choose(nn.Linear(2, 2), "cpu").bf16 == bf16

@@ -17,6 +17,9 @@ from unbackdoor._text import Tokens
 
 Precision = Literal["auto", "bf16", "fp32"]
 
+# What oneDNN can be narrowed to, where it would only imitate bfloat16.
+WITHOUT_BF16 = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX512_CORE", "AVX512_CORE_VNNI")
+
 
 @dataclass(frozen=True)
 class Arithmetic:
@@ -170,7 +173,8 @@ def choose(model: nn.Module, device: str | torch.device | None = None, precision
 def _multiplies_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    return device.type == "cpu" and "avx512_bf16" in processor()[1]
+    narrowed = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper() in WITHOUT_BF16
+    return device.type == "cpu" and "avx512_bf16" in processor()[1] and not narrowed
 
 
 def processor() -> tuple[str, frozenset[str]]:
