@@ -55,7 +55,7 @@ def check_config(path: Path, config: dict[str, Any], extent: Extent) -> None:
             most = 2**16
         elif _FREE.search(key):
             most = 2**63
-        if abs(given) > most:
+        if abs(given) > most or (given < 1 and key == "num_labels"):
             raise UnbackdoorError(
                 f"{where} asks for {printable(key)} = {printable(f'{given:,}')}, but the weights beside it have "
                 f"{extent.tensors:,} tensors in {extent.bytes:,} bytes; at most {most:,} is possible. Fetch both again."

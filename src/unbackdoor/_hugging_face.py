@@ -4,6 +4,7 @@ import inspect
 import logging
 import math
 import re
+import warnings
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -336,7 +337,8 @@ def _check_ids(path: Path, tokenizer: Any, rows: int) -> None:
     with reading(f"the tokenizer of {path}"), silent_rust():
         token, largest = max(tokenizer.get_vocab().items(), key=lambda entry: entry[1], default=("", 0))
         # The numbers of the tokens around a text need not stand in the vocabulary.
-        around = max((number for number in tokenizer("a", "a")["input_ids"]), default=0)
+        around = max(tokenizer("a", "a")["input_ids"], default=0)
+        tokenizer("\u4e9c \U0001f9ff zqxj")  # which fails where there is no token for unknown words
     if max(largest, around) >= rows:
         token = token if largest >= around else "one that it puts around a text"
         raise UnbackdoorError(
@@ -655,7 +657,9 @@ def quiet_transformers() -> Iterator[None]:
     logging.set_verbosity(logging.CRITICAL)
     logging.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what is wrong with a model is told once, in a sentence
+            yield
     finally:
         logging.set_verbosity(level)
         if bar:

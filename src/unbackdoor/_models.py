@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from unbackdoor._data import Dataset
-from unbackdoor._errors import UnbackdoorError
+from unbackdoor._errors import UnbackdoorError, printable
 from unbackdoor._images import ImageEncoder
 from unbackdoor._text import Tokens
 
@@ -272,8 +272,10 @@ def _probed(model: nn.Module, inputs: Inputs) -> Tensor:
     try:
         with evaluating(model):
             scores = logits(model, inputs)
-    except (AssertionError, LookupError, RuntimeError, TypeError, ValueError) as problem:
-        reason = " ".join(str(problem).split())[:200] or type(problem).__name__
+    except (UnbackdoorError, KeyboardInterrupt):
+        raise
+    except BaseException as problem:  # a module may be anybody's, and do anything: sys.exit, say
+        reason = printable(" ".join(str(problem)[:1000].split()), 200) or type(problem).__name__
         way_out = (
             "Take the tokenizer that it was trained with, or lower --max-length."
             if isinstance(inputs, Tokens)
@@ -285,6 +287,11 @@ def _probed(model: nn.Module, inputs: Inputs) -> Tensor:
     if scores.shape[1] < 2:
         raise UnbackdoorError(
             f"{owner} has one output; a classifier with at least 2 classes is expected (regression is not supported)."
+        )
+    if not torch.isfinite(scores).all():
+        raise UnbackdoorError(
+            f"{owner} answers with values that are not finite, although its weights are. Check the buffers (a negative "
+            "running_var, say) and the preprocessing."
         )
     return scores
 
@@ -356,11 +363,6 @@ def head(model: nn.Module, inputs: Inputs, name: str | None = None) -> Head:
     with removing(hooks):
         scores = _probed(model, inputs)
     owner = type(model).__name__
-    if not torch.isfinite(scores).all():
-        raise UnbackdoorError(
-            f"{owner} answers with values that are not finite, although its weights are. Check the buffers (a negative "
-            "running_var, say) and the preprocessing."
-        )
     if name is not None:
         if name not in layers:
             some = ", ".join(list(layers)[-5:]) or "none"

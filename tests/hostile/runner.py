@@ -1,0 +1,86 @@
+"""Runs cases of the corpus one after the other in this process, and writes down what each of them did.
+
+As `python runner.py MATERIAL FOLDER RESULTS NAME...`; with a terminal's answer, y, on stdin as often as it is asked for.
+"""
+
+import json
+import os
+import resource
+import shutil
+import sys
+import tempfile
+import time
+import traceback
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
+
+
+def run(case, material: Path, folder: Path) -> dict:
+    """One case: its exit code, what it wrote, and what it left behind."""
+    import logging
+
+    from unbackdoor._cli import main
+
+    place = folder / case.name.replace("/", "-")
+    place.mkdir()
+    os.chdir(place)
+    arguments = case.build(place, material)
+    before = {str(path) for path in place.rglob("*")}
+    start = time.perf_counter()
+    code = None
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        kept = os.dup(1), os.dup(2)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os.dup2(out.fileno(), 1)
+        os.dup2(err.fileno(), 2)
+        try:
+            main([str(each) for each in arguments])
+        except SystemExit as stopped:
+            code = stopped.code
+        except BaseException:
+            code = "traceback"
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os.dup2(kept[0], 1)
+            os.dup2(kept[1], 2)
+            for each in kept:
+                os.close(each)
+            logging.getLogger("unbackdoor").handlers = []
+        told = []
+        for stream in (out, err):
+            stream.seek(0)
+            told.append(stream.read().decode(errors="backslashreplace"))
+    left = sorted({str(path) for path in place.rglob("*")} - before)
+    found = {
+        "name": case.name,
+        "code": code,
+        "out": told[0],
+        "err": told[1],
+        "left": left,
+        "canary": (folder / "canary").exists(),
+        "seconds": round(time.perf_counter() - start, 2),
+        "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+    }
+    os.chdir(folder)
+    shutil.rmtree(place, ignore_errors=True)
+    return found
+
+
+if __name__ == "__main__":
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    import corpus
+
+    material, folder, results, names = Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4:]
+    import torch
+
+    torch.set_num_threads(1)
+    os.environ["CANARY"] = str(folder / "canary")
+    cases = corpus.cases()
+    with results.open("a") as file:
+        for name in names:
+            print(json.dumps({"name": name, "started": True}), file=file, flush=True)
+            print(json.dumps(run(cases[name], material, folder)), file=file, flush=True)
