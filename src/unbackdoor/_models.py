@@ -54,9 +54,12 @@ def logits(model: nn.Module, inputs: Inputs) -> Tensor:
     if isinstance(scores, Tensor):
         what = f"shape {tuple(scores.shape)}" + (f" for {len(inputs)} inputs" if scores.ndim == 2 else "")
         if scores.ndim == 2 and len(scores) == len(inputs):
-            if scores.is_floating_point():
+            if scores.layout != torch.strided or scores.device.type == "meta":
+                what = "a tensor that is sparse, or without numbers"
+            elif scores.is_floating_point():
                 return scores
-            what = f"{str(scores.dtype).removeprefix('torch.')}, no floating-point numbers"
+            else:
+                what = f"{str(scores.dtype).removeprefix('torch.')}, no floating-point numbers"
     raise UnbackdoorError(
         f"{type(model).__name__} must return class scores of shape (batch, classes), got {what}. Wrap it in a "
         "module that does."

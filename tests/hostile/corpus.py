@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 Build = Callable[[Path, Path], list[Any]]
 Spoil = Callable[[Path], Any]  # of a file or a directory, in place
@@ -26,13 +26,11 @@ class Case(NamedTuple):
         name: kind and place.
         build: makes it in an empty folder from the material, and returns the arguments of the command line.
         harmless: it must be accepted.
-        alone: it may take memory or never end if it is handled badly, so that it gets a process of its own.
     """
 
     name: str
     build: Build
     harmless: bool = False
-    alone: bool = False
 
 
 NAMES = {
@@ -234,7 +232,6 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "type-number": {"model_type": 5},
     "type-list": {"model_type": ["bert"]},
     "type-unknown": {"model_type": "no-such-type"},
-    "padding-2-40": {"pad_token_id": 2**40},
     "quantised": {"quantization_config": {"quant_method": "\x1b[2Jgptq"}},
     "kernel": {"attn_implementation": "some\nbody/kernel"},
     "regression": {"problem_type": "regression"},
@@ -245,6 +242,9 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "remote-code": {"auto_map": {"AutoConfig": "own.Config", "AutoModel": "own.Model"}, "model_type": "own"},
     "activation": {"hidden_act": "x\ny"},
 }
+
+# What a pre-trained model says of its classes and its task is not used.
+HARMLESS_IN_A_BASE = ("regression", "architectures-numbers", "names-many", "activation")
 
 EVIL = """
 import os
@@ -281,7 +281,9 @@ TOKENIZERS: dict[str, Spoil] = {
     "number-2-31": with_text("tokenizer.json", '"film": 7', f'"film": {2**31}'),
     "number-2-40": with_text("tokenizer.json", '"film": 7', f'"film": {2**40}'),
     "number-beyond-rows": with_text("tokenizer.json", '"film": 7', '"film": 31000'),
-    "around-beyond-rows": with_text("tokenizer.json", '"sep": [\n      "[SEP]",\n      3', '"sep": [\n      "[SEP]",\n      31000'),
+    "around-beyond-rows": with_text(
+        "tokenizer.json", '"sep": [\n      "[SEP]",\n      3', '"sep": [\n      "[SEP]",\n      31000'
+    ),
     "no-unknown-token": with_text("tokenizer.json", '"unk_token": "[UNK]"', '"unk_token": "[NONE]"'),
     "explodes": with_fields(
         "tokenizer.json",
@@ -400,7 +402,10 @@ WEIGHTS: dict[str, Spoil] = {
     "garbage": _write(bytes(range(256)) * 64),
     "empty": _write(""),
     "keys-numbers": _saved(lambda weights: {1: torch.zeros(2), (2, 3): torch.zeros(2)}),
-    **{f"name-{kind}": _saved(lambda weights, name=name: {**weights, name: torch.zeros(2)}) for kind, name in NAMES.items()},
+    **{
+        f"name-{kind}": _saved(lambda weights, name=name: {**weights, name: torch.zeros(2)})
+        for kind, name in NAMES.items()
+    },
 }
 
 
@@ -422,7 +427,9 @@ SAFETENSORS: dict[str, Spoil] = {
     "length-100-million": lambda path: (_header({}, length=99_000_000)(path), os.truncate(path, 100_000_000)),
     "shape-astronomical": _header({"a": _entry([2**62] * 10_000)}),
     "shape-digits": _header(b'{"a": {"dtype": "F32", "shape": [' + b"9" * 4000 + b"], " + b'"data_offsets": [0, 4]}}'),
-    "shape-more-digits": _header(b'{"a": {"dtype": "F32", "shape": [' + b"9" * 5000 + b"], " + b'"data_offsets": [0, 4]}}'),
+    "shape-more-digits": _header(
+        b'{"a": {"dtype": "F32", "shape": [' + b"9" * 5000 + b"], " + b'"data_offsets": [0, 4]}}'
+    ),
     "shape-negative": _header({"a": _entry([-1])}),
     "shape-true": _header({"a": _entry([True, "x"])}),
     "offsets-text": _header({"a": _entry([1], offsets=("a", "b"))}),
@@ -520,7 +527,10 @@ TABLES: dict[str, tuple[str, Spoil]] = {
         for kind, name in NAMES.items()
     },
     **{
-        f"label-{kind}": ("d.jsonl", _write(json.dumps({"text": "good", "label": name}) + '\n{"text": "a", "label": "q"}\n'))
+        f"label-{kind}": (
+            "d.jsonl",
+            _write(json.dumps({"text": "good", "label": name}) + '\n{"text": "a", "label": "q"}\n'),
+        )
         for kind, name in NAMES.items()
     },
 }
@@ -538,7 +548,11 @@ PICTURES: dict[str, Spoil] = {
     "thin": lambda path: Image.new("1", (1, 60_000)).save(path, "PNG"),
     "postscript": _write("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n"),
     "header-2-31": _write(
-        b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + b"IHDR" + struct.pack(">IIBBBBB", 2**31 - 1, 2**31 - 1, 8, 2, 0, 0, 0) + b"\0" * 8
+        b"\x89PNG\r\n\x1a\n"
+        + struct.pack(">I", 13)
+        + b"IHDR"
+        + struct.pack(">IIBBBBB", 2**31 - 1, 2**31 - 1, 8, 2, 0, 0, 0)
+        + b"\0" * 8
     ),
     "zeros": _sparse(400_000_000),
     **IRREGULAR,
@@ -556,7 +570,9 @@ GRIDS: dict[str, Spoil] = {
     "zeros": _sparse(100_000_000),
     **{
         f"method-{kind}": _write(
-            '[tasks.a]\ntrain = "TEXTS"\ntest = "TEXTS"\nheld_out = 4\n[[budgets]]\nn = 4\n[[methods]]\nname = ' + json.dumps(name) + "\n"
+            '[tasks.a]\ntrain = "TEXTS"\ntest = "TEXTS"\nheld_out = 4\n[[budgets]]\nn = 4\n[[methods]]\nname = '
+            + json.dumps(name)
+            + "\n"
         )
         for kind, name in NAMES.items()
     },
@@ -606,13 +622,18 @@ def _parameters(**given: Any) -> Callable[[dict[str, Any]], None]:
 SIGNED_IMAGE: dict[str, Spoil] = {
     "complex": _signed(lambda content: None, {"pattern": torch.zeros(3, 8, 8, dtype=torch.complex64)}),
     "no-arrays": _signed(lambda content: None, {}),
-    "not-finite": _signed(lambda content: None, {"pattern": torch.full((3, 8, 8), float("nan")), "mask": torch.ones(8, 8)}),
+    "not-finite": _signed(
+        lambda content: None, {"pattern": torch.full((3, 8, 8), float("nan")), "mask": torch.ones(8, 8)}
+    ),
     "other-shape": _signed(lambda content: None, {"pattern": torch.zeros(3, 99, 99), "mask": torch.ones(99, 99)}),
     "target-2-62": _signed(_parameters(target=2**62)),
     "target-text": _signed(_parameters(target="x\ny")),
     "field-unknown": _signed(_parameters(**{"x\ny": 1})),
     "import": _signed(lambda content: content["attack"].update(name="antigravity:x")),
-    **{f"name-{kind}": _signed(lambda content, name=name: content["attack"].update(name=name)) for kind, name in NAMES.items()},
+    **{
+        f"name-{kind}": _signed(lambda content, name=name: content["attack"].update(name=name))
+        for kind, name in NAMES.items()
+    },
 }
 
 RECORDS: dict[str, Any] = {
@@ -720,7 +741,10 @@ def _harmless(place: str) -> dict[str, Build]:
         "numbers-as-text": ("d.jsonl", _write('{"text": "good", "label": "1"}\n{"text": "bad", "label": "0"}\n')),
         "truth": ("d.jsonl", _write('{"text": "good", "label": true}\n{"text": "bad", "label": false}\n')),
         "floats": ("d.jsonl", _write('{"text": "good", "label": 1.0}\n{"text": "bad", "label": 0.0}\n')),
-        "more-columns": ("d.jsonl", _write('{"text": "good", "label": 1, "id": "x\\ny"}\n{"text": "a", "label": 0, "id": ""}\n')),
+        "more-columns": (
+            "d.jsonl",
+            _write('{"text": "good", "label": 1, "id": "x\\ny"}\n{"text": "a", "label": 0}\n'),
+        ),
         "long-text": ("d.csv", lambda path: path.write_text("text,label\n" + "good " * 20_000 + ",1\nbad,0\n")),
         "emoji": ("d.csv", _write("text,label\ngood 😀 שלום,1\nbad,0\n")),
         "mark": ("d.csv", _write("\ufefftext,label\ngood,1\nbad,0\n")),
@@ -737,10 +761,15 @@ def _harmless(place: str) -> dict[str, Build]:
     }
     for kind, body in forwards.items():
         made[f"forward-{kind}"] = _with_factory(_NET.format(body=body, before="pass"), own)
-    for kind, before in {"folder": "import os; os.chdir('/')", "type": "torch.set_default_dtype(torch.float64)"}.items():
+    for kind, before in {
+        "folder": "import os; os.chdir('/')",
+        "type": "torch.set_default_dtype(torch.float64)",
+    }.items():
         made[f"factory-{kind}"] = _with_factory(_NET.format(body="return y.float()", before=before), own)
     for kind, size in {"wide": (40, 8), "grey": (8, 8), "large": (600, 400)}.items():
-        made[f"picture-{kind}"] = _with_picture(_picture(size, "L" if kind == "grey" else "RGB"), PICTURE_PLACES["evaluate"])
+        made[f"picture-{kind}"] = _with_picture(
+            _picture(size, "L" if kind == "grey" else "RGB"), PICTURE_PLACES["evaluate"]
+        )
     return made
 
 
@@ -824,61 +853,74 @@ def cases() -> dict[str, Case]:
         entries = list(places.items())
         return [entries[(number + step) % len(entries)] for step in range(count)]
 
-    heavy = ("million", "billion", "2-31", "2-40", "bomb", "stride-0", "zeros", "50-MB", "astronomical", "explodes")
-
-    def alone(kind: str) -> bool:
-        return any(word in kind for word in heavy) and not kind.startswith(("name-", "label-", "column-", "kind-", "method-"))
-
     for number, (kind, fields) in enumerate(CONFIGS.items()):
         for place, arguments in rotated(TEXT_PLACES, number, 2):
             if place == "stream":  # which builds nothing from a config
                 place, arguments = "evaluate", TEXT_PLACES["evaluate"]
             classifier = place not in ("base", "attack")
-            if not classifier and kind in ("regression", "architectures-numbers", "names-many", "activation", "padding-2-40"):
+            if not classifier and kind in (
+                "regression",
+                "architectures-numbers",
+                "names-many",
+                "activation",
+                "padding-2-40",
+            ):
                 place, arguments = "evaluate", TEXT_PLACES["evaluate"]
             if kind == "padding-2-40":
                 continue
             origin = "base" if place in ("base", "attack") else "text"
-            if any(case.name == f"config-{kind}/{place}" for case in made):
+            if f"config-{kind}/{place}" in {case.name for case in made}:
                 continue
-            add(f"config-{kind}/{place}", on_directory(origin, with_fields("config.json", **fields), arguments), alone=alone(kind))
+            add(f"config-{kind}/{place}", on_directory(origin, with_fields("config.json", **fields), arguments))
     for number, (kind, spoil) in enumerate({**IRREGULAR, "folder": _folder, **MALFORMED}.items()):
         for name in ("config.json", "tokenizer_config.json", "tokenizer.json", "model.safetensors"):
             if name == "model.safetensors" and kind in MALFORMED:
                 continue
-            if name != "config.json" and kind in ("folder", "list") or (name == "tokenizer_config.json" and kind == "digits"):
+            if (name != "config.json" and kind in ("folder", "list")) or (
+                name == "tokenizer_config.json" and kind == "digits"
+            ):
                 continue
             if name.startswith("tokenizer") and kind in ("digits", "utf-16", "hundred-levels"):
                 continue
-            place, arguments = rotated({key: TEXT_PLACES[key] for key in ("evaluate", "purify", "attack")}, number, 1)[0]
+            place, arguments = rotated({key: TEXT_PLACES[key] for key in ("evaluate", "purify", "attack")}, number, 1)[
+                0
+            ]
             origin = "base" if place == "attack" else "text"
             add(f"{name}-{kind}/{place}", on_directory(origin, at(name, spoil), arguments))
         if kind in IRREGULAR:
             for name in ("notes.txt", "vocab.json", "extra.py", "template.jinja"):
                 for place in ("purify", "stream"):
                     add(f"{name}-{kind}/{place}", on_directory("text", at(name, spoil), TEXT_PLACES[place]))
-            add(f"preprocessor-{kind}/evaluate", on_directory("images", at("preprocessor_config.json", spoil), IMAGE_PLACES["evaluate"]))
+            add(
+                f"preprocessor-{kind}/evaluate",
+                on_directory("images", at("preprocessor_config.json", spoil), IMAGE_PLACES["evaluate"]),
+            )
             add(f"factory-{kind}/evaluate", _irregular_factory(spoil))
             add(f"record-{kind}/evaluate", on_directory("own", at("record.json", spoil), _own_arguments()))
             add(f"adapter-weights-{kind}/evaluate", on_directory("text", _only_pickle(spoil), TEXT_PLACES["evaluate"]))
     for number, (kind, spoil) in enumerate(TOKENIZERS.items()):
         for place, arguments in rotated({key: TEXT_PLACES[key] for key in ("evaluate", "purify", "attack")}, number, 2):
             origin = "base" if place == "attack" else "text"
-            add(f"tokenizer-{kind}/{place}", on_directory(origin, spoil, arguments), alone=alone(kind))
+            add(f"tokenizer-{kind}/{place}", on_directory(origin, spoil, arguments))
     for place in ("evaluate", "purify", "control"):
         add(f"tokenizer-auto-map-of-decoder/{place}", on_directory("decoder", _asking, TEXT_PLACES[place]))
     for number, (kind, fields) in enumerate(PROCESSORS.items()):
         for place, arguments in rotated(IMAGE_PLACES, number, 2):
-            add(f"processor-{kind}/{place}", on_directory("images", with_fields("preprocessor_config.json", **fields), arguments))
+            add(
+                f"processor-{kind}/{place}",
+                on_directory("images", with_fields("preprocessor_config.json", **fields), arguments),
+            )
     for number, (kind, spoil) in enumerate(WEIGHTS.items()):
         for place, arguments in rotated(OWN_PLACES, number, 1):
-            add(f"weights-{kind}/{place}", on_file("", "w.pt", spoil, arguments, "MODEL"), alone=alone(kind))
-        add(f"pickle-{kind}/directory", on_directory("text", _only_pickle(spoil), TEXT_PLACES["evaluate"]), alone=alone(kind))
+            add(f"weights-{kind}/{place}", on_file("", "w.pt", spoil, arguments, "MODEL"))
+        add(f"pickle-{kind}/directory", on_directory("text", _only_pickle(spoil), TEXT_PLACES["evaluate"]))
     for kind, spoil in IRREGULAR.items():
         add(f"weights-{kind}/evaluate", on_file("", "w.pt", spoil, OWN_PLACES["evaluate"], "MODEL"))
     for kind, spoil in SAFETENSORS.items():
-        add(f"safetensors-{kind}/factory", on_file("", "w.safetensors", spoil, OWN_PLACES["evaluate"], "MODEL"), alone=alone(kind))
-        add(f"safetensors-{kind}/directory", on_directory("text", at("model.safetensors", spoil), TEXT_PLACES["purify"]), alone=alone(kind))
+        add(f"safetensors-{kind}/factory", on_file("", "w.safetensors", spoil, OWN_PLACES["evaluate"], "MODEL"))
+        add(
+            f"safetensors-{kind}/directory", on_directory("text", at("model.safetensors", spoil), TEXT_PLACES["purify"])
+        )
     for number, (kind, text) in enumerate(FACTORIES.items()):
         for place, arguments in rotated(OWN_PLACES, number, 1):
             add(f"factory-{kind}/{place}", _with_factory(text, arguments))
@@ -887,9 +929,9 @@ def cases() -> dict[str, Case]:
             add(f"forward-{kind}/{place}", _with_factory(_NET.format(body=body, before="pass"), arguments))
     for number, (kind, (name, spoil)) in enumerate(TABLES.items()):
         for place, arguments in rotated(DATA_PLACES, number, 1):
-            if place == "attack" and kind.startswith(("label-beyond", "label-newline", "label-terminal", "label-direction", "label-million", "label-marks", "label-null", "label-separator")):
+            if place == "attack" and kind in ("label-beyond", *(f"label-{name}" for name in NAMES)):
                 place, arguments = "evaluate", DATA_PLACES["evaluate"]
-            add(f"data-{kind}/{place}", on_file("", name, spoil, arguments), alone=alone(kind))
+            add(f"data-{kind}/{place}", on_file("", name, spoil, arguments))
     for kind, spoil in IRREGULAR.items():
         for name in ("d.csv", "d.jsonl", "d.parquet"):
             add(f"{name}-{kind}/evaluate", on_file("", name, spoil, DATA_PLACES["evaluate"]))
@@ -898,8 +940,8 @@ def cases() -> dict[str, Case]:
         thin = kind == "thin"
         if thin:
             continue
-        add(f"picture-{kind}/{place}", _with_picture(spoil, arguments), alone=alone(kind))
-        add(f"picture-of-table-{kind}/{place}", _with_picture(spoil, arguments, table=True), alone=alone(kind))
+        add(f"picture-{kind}/{place}", _with_picture(spoil, arguments))
+        add(f"picture-of-table-{kind}/{place}", _with_picture(spoil, arguments, table=True))
     paths = {"outside": "../../nowhere.png", "device": "/dev/zero", "folder": "/", **NAMES}
     for number, (kind, path) in enumerate(paths.items()):
         place, arguments = rotated(PICTURE_PLACES, number, 1)[0]
@@ -909,9 +951,23 @@ def cases() -> dict[str, Case]:
     for number, (kind, spoil) in enumerate(CELLS.items()):
         add(f"cell-{kind}/report", _with_cell(spoil, ("page.html", "t.md", "t.csv", "t.tex", "t.json")[number % 5]))
     scored = ["evaluate", "M/text", "--data", "M/texts.csv", "--attack", "ATTACK"]
-    stressed = ["stress", "M/text", "--victim", "M/text", "--clean", "M/texts.csv", "--attack", "ATTACK", "--out", "out"]
+    stressed = [
+        "stress",
+        "M/text",
+        "--victim",
+        "M/text",
+        "--clean",
+        "M/texts.csv",
+        "--attack",
+        "ATTACK",
+        "--out",
+        "out",
+    ]
     for number, (kind, spoil) in enumerate(ATTACKS.items()):
-        add(f"attack-{kind}/{('evaluate', 'stress')[number % 2]}", _with_attack("word", spoil, (scored, stressed)[number % 2]))
+        add(
+            f"attack-{kind}/{('evaluate', 'stress')[number % 2]}",
+            _with_attack("word", spoil, (scored, stressed)[number % 2]),
+        )
     for kind, spoil in SIGNED_IMAGE.items():
         arguments = ["evaluate", "M/images", "--data", "M/pictures", "--attack", "ATTACK"]
         add(f"signed-{kind}/evaluate", _with_attack("badnets", spoil, arguments))
@@ -958,5 +1014,5 @@ def _asking(model: Path) -> None:
 
 
 if __name__ == "__main__":
-    print(len(cases()), sum(case.harmless for case in cases().values()), sum(case.alone for case in cases().values()))
+    print(len(cases()), sum(case.harmless for case in cases().values()))
     sys.exit(0)

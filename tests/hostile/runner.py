@@ -1,6 +1,6 @@
 """Runs cases of the corpus one after the other in this process, and writes down what each of them did.
 
-As `python runner.py MATERIAL FOLDER RESULTS NAME...`; with a terminal's answer, y, on stdin as often as it is asked for.
+As `python runner.py MATERIAL FOLDER RESULTS NAME...`; on stdin, y is the answer to whatever may be asked.
 """
 
 import json
