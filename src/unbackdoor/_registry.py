@@ -5,7 +5,7 @@ import difflib
 import importlib
 from typing import Any, NamedTuple
 
-from unbackdoor._errors import UnbackdoorError
+from unbackdoor._errors import UnbackdoorError, printable
 from unbackdoor._values import fields_of
 
 
@@ -70,7 +70,7 @@ def find(name: str, entries: tuple[Entry, ...], kind: str, listing: str) -> Entr
         return Entry(name, name, (resolved.__doc__ or "").split("\n")[0])
     close = difflib.get_close_matches(name, [entry.name for entry in entries], n=1)
     hint = f" Did you mean '{close[0]}'?" if close else ""
-    raise UnbackdoorError(f"There is no {kind} '{name}'.{hint} See unbackdoor list {listing}.")
+    raise UnbackdoorError(f"There is no {kind} '{printable(name)}'.{hint} See unbackdoor list {listing}.")
 
 
 def steps_of(made: Any) -> tuple[Any, ...]:

@@ -526,13 +526,6 @@ TABLES: dict[str, tuple[str, Spoil]] = {
         f"column-{kind}": ("d.jsonl", _write(json.dumps({name: "good", "label": 0}) + "\n"))
         for kind, name in NAMES.items()
     },
-    **{
-        f"label-{kind}": (
-            "d.jsonl",
-            _write(json.dumps({"text": "good", "label": name}) + '\n{"text": "a", "label": "q"}\n'),
-        )
-        for kind, name in NAMES.items()
-    },
 }
 
 
@@ -561,12 +554,13 @@ PICTURES: dict[str, Spoil] = {
 GRIDS: dict[str, Spoil] = {
     **IRREGULAR,
     "folder": _folder,
-    "empty": _write(""),
     "deep": _write("a = " + "[" * 50_000 + "]" * 50_000),
     "digits": _write("a = " + "9" * 5000),
     "latin-1": _write("a = 'grün'".encode("latin-1")),
     "no-toml": _write("tasks = ["),
-    "budget-10-400": _write('[tasks.a]\ntrain = "M"\ntest = "M"\n[[budgets]]\nn = ' + "9" * 400 + "\n"),
+    "budget-10-400": _write(
+        '[tasks.a]\ntrain = "TEXTS"\ntest = "TEXTS"\nheld_out = 4\n[[budgets]]\nn = ' + "9" * 400 + "\n"
+    ),
     "zeros": _sparse(100_000_000),
     **{
         f"method-{kind}": _write(
@@ -749,6 +743,13 @@ def _harmless(place: str) -> dict[str, Build]:
         "emoji": ("d.csv", _write("text,label\ngood 😀 שלום,1\nbad,0\n")),
         "mark": ("d.csv", _write("\ufefftext,label\ngood,1\nbad,0\n")),
         "windows": ("d.csv", _write("text,label\r\ngood,1\r\nbad,0\r\n")),
+        **{
+            f"class-{kind}": (
+                "d.jsonl",
+                _write(json.dumps({"text": "good", "label": name}) + '\n{"text": "a", "label": "q"}\n'),
+            )
+            for kind, name in NAMES.items()
+        },
         "upper": ("D.CSV", _write("text,label\ngood,1\nbad,0\n")),
     }
     for kind, (name, spoil) in tables.items():
@@ -815,7 +816,7 @@ def _with_grid(spoil: Spoil) -> Build:
     def build(place: Path, material: Path) -> list[Any]:
         spoil(place / "grid.toml")
         text = place / "grid.toml"
-        if text.is_file() and not text.is_symlink() and text.stat().st_size < 10**6:
+        if text.is_file() and not text.is_symlink() and text.stat().st_size < 10**7:
             text.write_bytes(text.read_bytes().replace(b"TEXTS", os.fsencode(material / "texts.csv")))
         return ["bench", text, "--out", place / "runs", "--dry-run"]
 
@@ -929,7 +930,7 @@ def cases() -> dict[str, Case]:
             add(f"forward-{kind}/{place}", _with_factory(_NET.format(body=body, before="pass"), arguments))
     for number, (kind, (name, spoil)) in enumerate(TABLES.items()):
         for place, arguments in rotated(DATA_PLACES, number, 1):
-            if place == "attack" and kind in ("label-beyond", *(f"label-{name}" for name in NAMES)):
+            if place == "attack" and kind == "label-beyond":  # there the data says what the classes are
                 place, arguments = "evaluate", DATA_PLACES["evaluate"]
             add(f"data-{kind}/{place}", on_file("", name, spoil, arguments))
     for kind, spoil in IRREGULAR.items():
