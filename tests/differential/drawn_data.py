@@ -167,7 +167,7 @@ def _write_table(
     stem = draw.choice(("d", "my data", "reviews [2]", "th\u00e9", "test", "train-00000-of-00001", "a.b", "#1"))
     where = draw.random()
     wrong = draw.random()
-    if wrong < 0.05 and kind in ("csv", "csv ;", "tsv", "json lines") and examples.refused is None:
+    if wrong < 0.04 and kind in ("csv", "csv ;", "tsv", "json lines") and examples.refused is None:
         _write_wrong(draw, kind, rows, label, folder, examples)
         return
     if wrong > 0.98 and examples.refused is None:
@@ -433,15 +433,15 @@ def _picture_folder(draw: random.Random, suspect: Suspect, folder: Path, example
             (folder / junk).parent.mkdir(parents=True, exist_ok=True)
             (folder / junk).write_bytes(made[0][0])
     wrong = draw.random()
-    if wrong < 0.05:
+    if wrong < 0.04:
         (folder / "aardvark").mkdir()
         if suspect.names is None and way == "names":
             examples.refused = "empty folder"
-    elif wrong < 0.1:
+    elif wrong < 0.07:
         for split in ("Training", "Testing"):
             (folder / split / "a class").mkdir(parents=True)
             (folder / split / "a class" / "0.png").write_bytes(made[0][0])
         examples.refused = "splits"
-    elif wrong < 0.12:
+    elif wrong < 0.09:
         examples.files[-1].write_bytes(made[-1][0][:40])
         examples.refused = "picture"

@@ -356,7 +356,7 @@ def _restored(folder: Path, draw: random.Random) -> tuple[str, str | None]:
             "not finite",
             "adapter",
         ),
-        (8, 3, 3, 2, 2, 3, 2, 0.3, 0.3, 0.3),
+        (8, 3, 3, 2, 2, 3, 2, 0.2, 0.2, 0.2),
     )[0]
     match how:
         case "pickle":
