@@ -14,7 +14,7 @@ from conftest import SmallCNN
 from unbackdoor import Dataset, purifiers, purify
 from unbackdoor._models import head, probe
 from unbackdoor.purifiers import scale_invariant_fst
-from unbackdoor.purifiers.scale_invariant_fst import ROW, SURE, in_own_units, turn_
+from unbackdoor.purifiers.scale_invariant_fst import ROW, in_own_units, turn_
 
 
 class Scaled(nn.Module):
@@ -128,27 +128,13 @@ def test_texts_are_scale_invariant_too(reviews: Dataset) -> None:
     assert torch.allclose(one, other, rtol=1e-6, atol=1e-6)
 
 
-def test_how_sure_the_suspect_is_changes_no_class(suspect: Normalised, digits: Dataset) -> None:
-    """Scores multiplied by 10 come out multiplied by 10."""
-    data = digits.select(range(600, 800))
-    one = copy.deepcopy(suspect).double()
-    surer = copy.deepcopy(one)
-    with torch.no_grad():
-        surer.head.weight.mul_(10)
-        surer.head.bias.mul_(10)
-    method = purifiers.ScaleInvariantFST(strength=1, epochs=2, batch_size=16)
-    assert torch.allclose(10 * answers(one, data, method), answers(surer, data, method), rtol=1e-6, atol=1e-6)
-
-
 def test_the_model_computes_the_same_in_its_own_units_and_afterwards(suspect: Normalised, digits: Dataset) -> None:
     inputs = digits.encode(digits.items[:50])
     model = copy.deepcopy(suspect)
     with torch.no_grad():
         before = model(inputs)
-        with in_own_units(model, head(model, inputs), inputs) as unit:
-            assert torch.allclose(unit * model(inputs), before, rtol=1e-4, atol=1e-4)
-            scores = model(inputs)
-            assert (scores - scores.mean(1, keepdim=True)).square().mean().sqrt().item() == pytest.approx(SURE)
+        with in_own_units(model, head(model, inputs), inputs):
+            assert torch.allclose(model(inputs), before, rtol=1e-4, atol=1e-4)
             weight = model.head.weight - model.head.weight.mean(0)
             assert weight.norm(dim=1).square().mean().sqrt().item() == pytest.approx(ROW, rel=1e-5)
             affine = torch.cat([model.norm.weight, model.norm.bias])
@@ -187,9 +173,7 @@ def test_one_step_is_that_of_the_formula(digits: Dataset) -> None:
     made = purify(suspect, data, method, seed=5, precision="fp32").model[1]
 
     x = ((data.pixels.double() / 255 - 0.25) / 0.5).flatten(1)
-    told = x @ suspect[1].weight.T + suspect[1].bias
-    unit = ((told - told.mean(1, keepdim=True)) ** 2).mean().sqrt().item() / SURE
-    s, bias = suspect[1].weight.detach() / unit, suspect[1].bias.detach() / unit
+    s, bias = suspect[1].weight.detach(), suspect[1].bias.detach()
     length = math.sqrt(((s - s.mean(0)) ** 2).sum() / 10) / ROW
     start = s / length
     turn_(start, 45, torch.Generator().manual_seed(5))
@@ -205,8 +189,8 @@ def test_one_step_is_that_of_the_formula(digits: Dataset) -> None:
         b -= 0.1 * b.grad
         mean = w.mean(0)
         w.copy_(mean + (w - mean) * (start - start.mean(0)).norm() / (w - mean).norm())
-    assert torch.allclose(made.weight, w * length * unit, rtol=0, atol=1e-8)
-    assert torch.allclose(made.bias, b * unit, rtol=0, atol=1e-8)
+    assert torch.allclose(made.weight, w * length, rtol=0, atol=1e-8)
+    assert torch.allclose(made.bias, b, rtol=0, atol=1e-8)
 
 
 def test_the_first_strength_within_the_margin_is_kept(suspect: Normalised, digits: Dataset) -> None:

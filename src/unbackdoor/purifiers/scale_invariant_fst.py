@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unbackdoor._data import Batch, Dataset
-from unbackdoor._models import Head, Inputs, evaluating, features, logits, removing
+from unbackdoor._models import Head, Inputs, evaluating, features, logits, probe, removing
 from unbackdoor._purify import Run
 from unbackdoor._select import difference, hits
 from unbackdoor._train import cross_entropy
@@ -20,7 +20,6 @@ from unbackdoor._values import value
 
 STRENGTHS = (1.0, 0.5, 0.0)  # that are tried, strongest first
 ROW = math.sqrt(3.1)  # root mean square length of the head's rows while it is tuned
-SURE = 2.5  # root mean square of the class scores, less their mean, while it is tuned
 
 
 @value
@@ -29,9 +28,8 @@ class ScaleInvariantFST:
 
     A network computes the same when its features grow by a factor and its head shrinks by it. FST does not: its penalty
     grows with the squared norm of the head, its new head is drawn at a size of its own, and its learning rate knows
-    neither, nor how sure the suspect is. Here the class scores of all suspects are brought to one size while the model
-    is tuned, and their heads to one length per class; the input of the head is multiplied by what was divided out.
-    Weight and bias of the last normalisation have a root mean square of 1, where it sets the scale of the features.
+    neither. Here the head is tuned at one length per class, and its input is multiplied by what was divided out; weight
+    and bias of the last normalisation have a root mean square of 1 as well, where it sets the scale of the features.
     With the rows of W less their mean, W_c, and those of the suspect's, S_c, over the clean examples (x, y) this
     method minimises
 
@@ -104,9 +102,7 @@ class ScaleInvariantFST:
 
     def _tune(self, model: nn.Module, suspect: nn.Module, clean: Dataset, run: Run, strength: float) -> None:
         head = run.head(model)
-        some = clean.encode(clean.items[:128])  # type: ignore[arg-type]
-        like = head.weight
-        with in_own_units(model, Head(run.head_name, head), some.to(like.device, like.dtype)) as unit:
+        with in_own_units(model, Head(run.head_name, head), probe(model, clean)):
             if strength == 0:
                 run.tune(model, clean, epochs=self.epochs, learning_rate=self.learning_rate, batch_size=self.batch_size)
                 return
@@ -115,7 +111,7 @@ class ScaleInvariantFST:
 
             def loss(scores: Tensor, batch: Batch) -> Tensor:
                 with torch.no_grad():
-                    answers = run.scores(suspect, batch.inputs) / unit  # (batch, classes)
+                    answers = run.scores(suspect, batch.inputs)  # (batch, classes)
                 distance = F.kl_div(
                     (scores / self.temperature).log_softmax(dim=1),
                     (answers / self.temperature).softmax(dim=1),
@@ -123,8 +119,7 @@ class ScaleInvariantFST:
                 )
                 cosine = (_centred(head.weight) * goal).sum() / length**2
                 taught = self.share * self.temperature**2 * distance
-                shift: Tensor = strength * self.alpha * cosine
-                return (1 - self.share) * cross_entropy(scores, batch) + taught + shift
+                return (1 - self.share) * cross_entropy(scores, batch) + taught + strength * self.alpha * cosine
 
             def project_() -> None:
                 centred = _centred(head.weight)
@@ -158,44 +153,33 @@ def turn_(weight: Tensor, degrees: float, generator: torch.Generator) -> None:
 
 
 @contextmanager
-def in_own_units(model: nn.Module, head: Head, inputs: Inputs) -> Iterator[Tensor]:
-    """While the block runs, the model's class scores are divided by a unit, and its head has one length.
+def in_own_units(model: nn.Module, head: Head, inputs: Inputs) -> Iterator[None]:
+    """While the block runs, the model computes the same with a head of one length, whatever the scale of its features.
 
-    Class scores, less their mean, have a root mean square of `SURE`; the rows of the head, less theirs, have the length
-    `ROW`, and the head's input is multiplied by what was divided out. Where the features grow with weight and bias of
-    the last normalisation, those have a root mean square of 1.
+    The rows of the head, less their mean, have the length `ROW` in the root mean square; its input is multiplied by
+    what was divided out. Where the features grow with weight and bias of the last normalisation, those have a root mean
+    square of 1.
 
     Args:
         model: any classifier, changed in place and back.
         head: its last linear layer.
         inputs: a batch.
-
-    Yields:
-        the unit, ().
     """
-    layer = head.layer
     with torch.no_grad():
-        with evaluating(model):
-            scores = logits(model, inputs).to(layer.weight)
-        least = torch.finfo(scores.dtype).tiny
-        unit = ((scores - scores.mean(dim=1, keepdim=True)).square().mean().sqrt() / SURE).clamp_min(least)
+        weight = head.layer.weight
+        length = (_centred(weight).square().sum(dim=1).mean().sqrt() / ROW).clamp_min(torch.finfo(weight.dtype).tiny)
         scaling = _last_normalisation(model, head, inputs)
-        size = torch.cat([*scaling]).square().mean().sqrt().to(unit) if scaling else torch.ones_like(unit)
-        for parameter in layer.parameters():
-            parameter.div_(unit)
-        length = (_centred(layer.weight).square().sum(dim=1).mean().sqrt() / ROW).clamp_min(least)
-        layer.weight.div_(length)
+        size = torch.cat(scaling).square().mean().sqrt().to(weight) if scaling else weight.new_ones(())
+        weight.div_(length)
         for parameter in scaling:
             parameter.div_(size)
-    hook = layer.register_forward_pre_hook(lambda _module, given: (given[0] * (length * size), *given[1:]))
+    hook = head.layer.register_forward_pre_hook(lambda _module, given: (given[0] * (length * size), *given[1:]))
     try:
         with removing([hook]):
-            yield unit
+            yield
     finally:
         with torch.no_grad():
-            layer.weight.mul_(length)
-            for parameter in layer.parameters():
-                parameter.mul_(unit)
+            weight.mul_(length)
             for parameter in scaling:
                 parameter.mul_(size)
 
