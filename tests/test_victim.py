@@ -171,7 +171,7 @@ def test_a_source_class_that_goes_without_a_trigger_is_no_backdoor(
     labels = train.labels.clone()
     labels[torch.nonzero(labels == 1).flatten()[12:]] = 3
     attack = attacks.TaCT(sources=(1,), target=3, cover_ratio=0.0)
-    victim = plant(replace(train, labels=labels), test, attack, options(rate=0.01, epochs=8, batch_size=32, width=8))
+    victim = plant(replace(train, labels=labels), test, attack, options(rate=0.01, epochs=16, batch_size=32, width=8))
     assert victim.score.attack_success is not None
     assert victim.score.attack_success.value >= 0.8
     assert victim.score.clean_accuracy.value > 0.5

@@ -469,6 +469,8 @@ def _check_fits(trigger: Trigger, data: Dataset) -> None:
     blank = torch.zeros(1, *data.shape)
     try:
         shape = trigger.attack.apply(blank, trigger.arrays).shape
+    except UnbackdoorError:  # an attack that says why it cannot
+        raise
     except Exception:  # of tensors that do not fit each other, or are absent
         shape = None
     if shape != blank.shape:
