@@ -119,7 +119,8 @@ class ScaleInvariantFST:
                 )
                 cosine = (_centred(head.weight) * goal).sum() / length**2
                 taught = self.share * self.temperature**2 * distance
-                return (1 - self.share) * cross_entropy(scores, batch) + taught + strength * self.alpha * cosine
+                shift: Tensor = strength * self.alpha * cosine
+                return (1 - self.share) * cross_entropy(scores, batch) + taught + shift
 
             def project_() -> None:
                 centred = _centred(head.weight)
@@ -169,7 +170,7 @@ def in_own_units(model: nn.Module, head: Head, inputs: Inputs) -> Iterator[None]
         weight = head.layer.weight
         length = (_centred(weight).square().sum(dim=1).mean().sqrt() / ROW).clamp_min(torch.finfo(weight.dtype).tiny)
         scaling = _last_normalisation(model, head, inputs)
-        size = torch.cat(scaling).square().mean().sqrt().to(weight) if scaling else weight.new_ones(())
+        size = torch.cat([*scaling]).square().mean().sqrt().to(weight) if scaling else weight.new_ones(())
         weight.div_(length)
         for parameter in scaling:
             parameter.div_(size)
