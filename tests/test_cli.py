@@ -448,7 +448,9 @@ def test_stress_as_a_user_runs_it(place: Path) -> None:
     done = run(*arguments, "--k", "1,2", "--out", "stressed", "--json", cwd=place)
     assert done.returncode == 0, done.stderr
     content = json.loads(done.stdout)
-    assert content == json.loads((place / "stressed" / "stress.json").read_text())
+    written = json.loads((place / "stressed" / "stress.json").read_text())
+    assert written.pop("files") == ["stress.html", "stress.json"]
+    assert content == written
     assert str(place) not in done.stdout
     assert (content["model"], content["victim"], content["control"]) == ("weights.safetensors",) * 2 + (None,)
     assert [each["k"] for each in content["retuning"]["purified"]["runs"]] == [1, 2]
