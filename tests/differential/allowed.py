@@ -12,7 +12,8 @@ REFUSALS = {
     "no label": r"has no label in row \d+; every row needs one",
     "unknown class": r"has the class '.*', which the model does not know",
     "label out of range": r"has label \d+ in row \d+, but (the model has|it names) \d+ classes",
-    "no class": r"(labels must be whole numbers or class names|which look like one class)",
+    # of a ClassLabel column, an unknown name is one class more than a model without names has
+    "no class": r"(labels must be whole numbers or class names|which look like one class|has label \d+ in row \d+)",
     # of files
     "encoding": r"(is in UTF-16|is not in UTF-8)",
     "quotation": r"(quotation mark in line \d+|cells in line \d+, but its first line names \d+ columns)",

@@ -180,7 +180,7 @@ def _write_table(
     if kind.startswith("saved"):
         _TABLES[kind](rows, label, folder / stem, examples)
         return
-    if where < 0.2:  # two parts
+    if where < 0.2 and "ClassLabel" not in kind:  # two parts, which could not know all names of a ClassLabel each
         middle = len(examples.labels) // 2
         for number, part in enumerate((slice(0, middle), slice(middle, None))):
             _TABLES[kind](
