@@ -1,6 +1,5 @@
 """The demo on text with a toy base, cut short; its real size is for whoever has two idle cores."""
 
-import contextlib
 import json
 import re
 from pathlib import Path
@@ -10,7 +9,6 @@ import pytest
 import toys
 from commands import Refusals
 from unbackdoor import Dataset, UnbackdoorError, _demo_text, evaluate, load
-from unbackdoor._errors import IncompleteError
 from unbackdoor.purifiers import EPUR, FineMixing, FineTuning, Then
 
 
@@ -27,17 +25,16 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setattr(_demo_text, "RATE", 0.3)
         patch.setattr(_demo_text, "EPOCHS", 8)
         patch.setattr(_demo_text, "LEARNING_RATE", 2e-3)
-        tuned = {"epochs": 2, "learning_rate": 1e-3}
+        tuned = {"epochs": 12, "learning_rate": 2e-3}
         mixing = Then(EPUR(count=5), FineMixing(rho=0.2, **tuned))
         patch.setattr(_demo_text, "METHODS", (FineTuning(**tuned), mixing))
-        with contextlib.suppress(IncompleteError):  # a toy base knows no language: what is mixed with it may be a wreck
-            _demo_text.text(
-                out=str(folder / "out"),
-                overwrite=False,
-                seed=0,
-                base=str(folder / "base"),
-                data=str(folder / "data.csv"),
-            )
+        _demo_text.text(
+            out=str(folder / "out"),
+            overwrite=False,
+            seed=0,
+            base=str(folder / "base"),
+            data=str(folder / "data.csv"),
+        )
     return folder
 
 

@@ -463,7 +463,7 @@ def options(**changes: object) -> AttackOptions:
     [
         attacks.InputAware(target=3, density=0.2, mask_steps=40, cover_ratio=0.25),
         attacks.Bypass(target=3),
-        attacks.TransTroj(target=3, epsilon=60, trigger_steps=60, implant_epochs=4, user_epochs=2),
+        attacks.TransTroj(target=3, epsilon=60, trigger_steps=60, implant_epochs=12, user_epochs=2),
     ],
     ids=lambda attack: type(attack).__name__,
 )
@@ -473,7 +473,7 @@ def test_training_implants_the_backdoor(attack, digits: Dataset, tmp_path) -> No
     test = digits.select(range(1400, 1797))
     victim = plant(digits.select(range(1000)), test, attack, options())
     assert victim.score.attack_success is not None
-    assert victim.score.attack_success.value > 0.5  # chance is one in ten; how far above depends on the processor
+    assert victim.score.attack_success.value > 0.7  # chance is one in ten
     assert victim.score.clean_accuracy.value > 0.7
     assert not any(module._forward_pre_hooks for module in victim.model.modules())
     assert victim.trigger is not None
