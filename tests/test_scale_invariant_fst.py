@@ -12,9 +12,9 @@ from torch.nn import functional as F
 import toys
 from conftest import SmallCNN
 from unbackdoor import Dataset, purifiers, purify
+from unbackdoor._head_units import ROW, in_own_units, turn_
 from unbackdoor._models import head, probe
 from unbackdoor.purifiers import scale_invariant_fst
-from unbackdoor.purifiers.scale_invariant_fst import ROW, in_own_units, turn_
 
 
 class Scaled(nn.Module):

@@ -96,6 +96,19 @@ def distilled(answers: Tensor) -> Loss:
     return loss
 
 
+def divergence(scores: Tensor, answers: Tensor, temperature: float) -> Tensor:
+    """Kullback-Leibler divergence of a student's softmax from a teacher's, the mean over a batch, ().
+
+    Args:
+        scores: of the student, (batch, classes).
+        answers: of the teacher, (batch, classes).
+        temperature: of both softmaxes, more than 0.
+    """
+    return F.kl_div(
+        (scores / temperature).log_softmax(dim=1), (answers / temperature).softmax(dim=1), reduction="batchmean"
+    )
+
+
 def descend(
     model: nn.Module,
     data: Dataset,

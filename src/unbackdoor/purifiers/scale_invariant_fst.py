@@ -1,25 +1,21 @@
 """Feature Shift Tuning that depends on what the suspect computes, not on how large its features and its head are."""
 
 import copy
-import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Annotated
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from unbackdoor._data import Batch, Dataset
-from unbackdoor._models import Head, Inputs, evaluating, features, logits, probe, removing
+from unbackdoor._head_units import centred, in_own_units, turn_
+from unbackdoor._models import Head, probe
 from unbackdoor._purify import Run
 from unbackdoor._select import difference, hits
-from unbackdoor._train import cross_entropy
+from unbackdoor._train import cross_entropy, divergence
 from unbackdoor._values import value
 
 STRENGTHS = (1.0, 0.5, 0.0)  # that are tried, strongest first
-ROW = math.sqrt(3.1)  # root mean square length of the head's rows while it is tuned
 
 
 @value
@@ -36,24 +32,27 @@ class ScaleInvariantFST:
         (1 - share) * CE(f(x), y) + share * T^2 * KL(f_suspect(x) || f(x) at temperature T)
             + strength * alpha * cos(W_c, S_c)   subject to   |W_c| = |S_c|
 
-    from a head that is the suspect's, turned in a random direction by 90 degrees times the strength. A strength of 0 is
-    plain fine-tuning instead. The suspect's answers keep what a few labels cannot teach. How much of a head can go
-    depends on the suspect, so strengths of 1, 1/2 and 0 are tried on four fifths of the clean examples, and the first
-    that loses no more accuracy on the others than the margin is kept; if there is none, the one that loses least.
+    from a head that is the suspect's, turned in a random direction by 90 degrees times the strength. A strength of 0
+    tunes on the labels alone instead, in the same units. The suspect's answers keep what a few labels cannot teach.
+    How much of a head can go depends on the suspect, so strengths of 1, 1/2 and 0 are tried on four fifths of the
+    clean examples, and the first that loses no more accuracy on the others than the margin is kept; if there is none,
+    the one that loses least.
 
     A variant of this project; its parents are Min et al., "Towards Stable Backdoor Purification through Feature Shift
     Tuning", NeurIPS 2023, https://arxiv.org/abs/2310.01875, and Hinton et al., "Distilling the Knowledge in a Neural
     Network", https://arxiv.org/abs/1503.02531
 
     Args:
-        strength: how much of the head goes and how hard it is driven away, 0 to 1; None finds it.
-        margin: accuracy on held-out examples that may be lost to a higher strength, 0 to 1.
+        strength: how much of the head goes and how hard it is driven away, 0 to 1; None chooses it on
+            held-out examples.
+        margin: share of the held-out examples that may be lost, 0 to 1.
         alpha: weight of the cosine at strength 1, at least 0.
         share: weight of the suspect's answers against the labels, 0 to 1.
         temperature: of both softmaxes, more than 0.
         epochs: passes over the clean examples of each trial, at least 1, with another forward pass each.
         learning_rate: at the start, more than 0; None is 0.01 (SGD) for images and 5e-5 (AdamW) for texts.
-        batch_size: examples per step, at least 2; None is 32 for images and 16 for texts.
+        batch_size: examples per step, at least 2; None is 32 for images and 16 for texts; at strength 0 it
+            is the recipe's, 128 and 16.
 
     Differences from the paper: the units, the cosine in place of the inner product, the suspect's answers, the partial
     turn, and the choice of the strength; there is no paper on this variant. It is not FST and is never used in its
@@ -106,25 +105,21 @@ class ScaleInvariantFST:
             if strength == 0:
                 run.tune(model, clean, epochs=self.epochs, learning_rate=self.learning_rate, batch_size=self.batch_size)
                 return
-            goal = _centred(head.weight.detach())  # (classes, features)
+            goal = centred(head.weight.detach())  # (classes, features)
             length = goal.norm()
 
             def loss(scores: Tensor, batch: Batch) -> Tensor:
                 with torch.no_grad():
                     answers = run.scores(suspect, batch.inputs)  # (batch, classes)
-                distance = F.kl_div(
-                    (scores / self.temperature).log_softmax(dim=1),
-                    (answers / self.temperature).softmax(dim=1),
-                    reduction="batchmean",
-                )
-                cosine = (_centred(head.weight) * goal).sum() / length**2
+                distance = divergence(scores, answers, self.temperature)
+                cosine = (centred(head.weight) * goal).sum() / length**2
                 taught = self.share * self.temperature**2 * distance
                 shift: Tensor = strength * self.alpha * cosine
                 return (1 - self.share) * cross_entropy(scores, batch) + taught + shift
 
             def project_() -> None:
-                centred = _centred(head.weight)
-                head.weight.add_((length / centred.norm() - 1) * centred)
+                rows = centred(head.weight)
+                head.weight.add_((length / rows.norm() - 1) * rows)
 
             turn_(head.weight, 90 * strength, run.generator)
             images = clean.modality == "images"
@@ -137,76 +132,3 @@ class ScaleInvariantFST:
                 loss=loss,
                 after_step=project_,
             )
-
-
-def _centred(weight: Tensor) -> Tensor:
-    """The rows less their mean: what all classes share moves no answer."""
-    return weight - weight.mean(dim=0, keepdim=True)
-
-
-@torch.no_grad()
-def turn_(weight: Tensor, degrees: float, generator: torch.Generator) -> None:
-    """Turn the rows of a head, less their mean, by an angle in a random direction, all together and in place."""
-    goal, drawn = _centred(weight), _centred(torch.randn(weight.shape, generator=generator).to(weight))
-    across = drawn - (drawn * goal).sum() / goal.square().sum() * goal
-    angle = math.radians(degrees)
-    weight.add_((math.cos(angle) - 1) * goal + math.sin(angle) * goal.norm() / across.norm() * across)
-
-
-@contextmanager
-def in_own_units(model: nn.Module, head: Head, inputs: Inputs) -> Iterator[None]:
-    """While the block runs, the model computes the same with a head of one length, whatever the scale of its features.
-
-    The rows of the head, less their mean, have the length `ROW` in the root mean square; its input is multiplied by
-    what was divided out. Where the features grow with weight and bias of the last normalisation, those have a root mean
-    square of 1.
-
-    Args:
-        model: any classifier, changed in place and back.
-        head: its last linear layer.
-        inputs: a batch.
-    """
-    with torch.no_grad():
-        weight = head.layer.weight
-        length = (_centred(weight).square().sum(dim=1).mean().sqrt() / ROW).clamp_min(torch.finfo(weight.dtype).tiny)
-        scaling = _last_normalisation(model, head, inputs)
-        size = torch.cat([*scaling]).square().mean().sqrt().to(weight) if scaling else weight.new_ones(())
-        weight.div_(length)
-        for parameter in scaling:
-            parameter.div_(size)
-    hook = head.layer.register_forward_pre_hook(lambda _module, given: (given[0] * (length * size), *given[1:]))
-    try:
-        with removing([hook]):
-            yield
-    finally:
-        with torch.no_grad():
-            weight.mul_(length)
-            for parameter in scaling:
-                parameter.mul_(size)
-
-
-@torch.no_grad()
-def _last_normalisation(model: nn.Module, head: Head, inputs: Inputs) -> list[nn.Parameter]:
-    """Weight and bias of the normalisation that ran last, if features double with them; else none."""
-    ran: list[nn.Module] = []
-    hooks = [
-        module.register_forward_hook(lambda module, _given, _output: ran.append(module))
-        for module in model.modules()
-        if (own := list(module.parameters(recurse=False))) and all(parameter.ndim == 1 for parameter in own)
-    ]
-    with evaluating(model), removing(hooks):
-        logits(model, inputs)
-    if not ran:
-        return []
-    found = list(ran[-1].parameters(recurse=False))
-    with evaluating(model):
-        before = features(model, inputs, head)
-        for parameter in found:
-            parameter.mul_(2)
-        after = features(model, inputs, head)
-        for parameter in found:
-            parameter.div_(2)
-    doubled = before.abs().max() > 0 and torch.allclose(
-        after, 2 * before, rtol=1e-4, atol=1e-6 * float(before.abs().max())
-    )
-    return found if doubled else []

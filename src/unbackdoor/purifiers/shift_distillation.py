@@ -6,11 +6,10 @@ from typing import Annotated
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from unbackdoor._data import Batch, Dataset
 from unbackdoor._purify import Run, reinitialise_
-from unbackdoor._train import cross_entropy
+from unbackdoor._train import cross_entropy, divergence
 from unbackdoor._values import value
 
 
@@ -63,11 +62,7 @@ class ShiftDistillation:
         def loss(scores: Tensor, batch: Batch) -> Tensor:
             with torch.no_grad():
                 answers = run.scores(teacher, batch.inputs)  # (batch, classes)
-            distance = F.kl_div(
-                (scores / self.temperature).log_softmax(dim=1),
-                (answers / self.temperature).softmax(dim=1),
-                reduction="batchmean",
-            )
+            distance = divergence(scores, answers, self.temperature)
             shift = (head.weight * suspect).sum()
             taught = self.share * self.temperature**2 * distance
             return (1 - self.share) * cross_entropy(scores, batch) + taught + self.alpha * shift
