@@ -21,7 +21,7 @@ demo: $(DEMO)
 	$(BIN)/unbackdoor demo image --overwrite
 
 test: $(INSTALLED) $(TIMM)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -rsxX
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -rsxX
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .

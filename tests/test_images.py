@@ -8,7 +8,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -149,8 +149,13 @@ def outcome(stored: bytes) -> str:
     try:
         read(stored)
     except UnbackdoorError as problem:
-        expected = str(problem).startswith("d.parquet has a picture in row 0 that cannot be decoded (")
-        return "a sentence" if expected else str(problem)
+        # A damaged size may decode: into pictures of an absurd shape, or of more pixels than such a file can hold.
+        expected = (
+            "d.parquet has a picture in row 0 that cannot be decoded (",
+            "d.parquet: Pictures of ",
+            "d.parquet has pictures of ",
+        )
+        return "a sentence" if str(problem).startswith(expected) else str(problem)
     return "a picture"
 
 
@@ -162,6 +167,7 @@ def test_a_file_cut_anywhere_is_a_picture_or_a_sentence(kind: str) -> None:
 
 
 @settings(max_examples=100, deadline=None)
+@example(place=32, byte=10, kind="TIFF")  # 655,365 rows: read, but no picture for a model
 @given(place=st.integers(0, 200), byte=st.integers(0, 255), kind=st.sampled_from(["PNG", "JPEG", "GIF", "TIFF"]))
 def test_a_damaged_byte_is_a_picture_or_a_sentence(place: int, byte: int, kind: str) -> None:
     damaged = bytearray(encoded(Image.fromarray(COLOUR), kind))

@@ -119,6 +119,11 @@ def predict(model: nn.Module, data: Dataset, arithmetic: Arithmetic) -> Tensor:
     return answers(model, data, arithmetic).argmax(dim=1)
 
 
+def hits(model: nn.Module, data: Dataset, arithmetic: Arithmetic) -> Tensor:
+    """Which examples the model classifies as labelled, (n,), bool, on the CPU."""
+    return predict(model, data, arithmetic) == data.labels.cpu()
+
+
 @torch.no_grad()
 def answers(model: nn.Module, data: Dataset, arithmetic: Arithmetic) -> Tensor:
     """The model's class scores in eval mode, row by row, (n, classes), on the CPU; float32 or better."""

@@ -240,13 +240,17 @@ class ImageEncoder:
 
     def _alone(self, image: Image.Image, where: str) -> Image.Image:
         """One picture as the model gets it, but for what is done to the values of its pixels."""
-        try:
-            self.target((image.height, image.width))
-        except UnbackdoorError as problem:
-            raise UnbackdoorError(f"{where}: {problem}") from None
+        self._target_in((image.height, image.width), where)
         for step in self.steps:
             image = applied_alone(step, image, self.resample)
         return image
+
+    def _target_in(self, size: Size, where: str) -> Size:
+        """As `target`; its refusals name the data."""
+        try:
+            return self.target(size)
+        except UnbackdoorError as problem:
+            raise UnbackdoorError(f"{where}: {problem}") from None
 
     def _tell_sizes(self, sizes: Counter[Size], size: Size, where: str, *, done: bool) -> None:
         """Say in a line what became of the sizes of pictures."""
@@ -279,8 +283,8 @@ class ImageEncoder:
         elif len(sizes) > 1:
             odd = count - sizes[size]
             logger.info("%s: %s images resized to %dx%d.", where, f"{odd:,} of {count:,}", width, height)
-        elif self.target(size) != size:
-            high, wide = self.target(size)
+        elif (reached := self._target_in(size, where)) != size:
+            high, wide = reached
             logger.info("%s: images of %dx%d are resized to the model's %dx%d.", where, width, height, wide, high)
 
 

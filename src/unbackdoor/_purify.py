@@ -20,7 +20,7 @@ from unbackdoor._checkpoints import check_finite
 from unbackdoor._damage import ALLOWED, unusable
 from unbackdoor._data import Dataset, check_labels, in_order_of, tell_order
 from unbackdoor._errors import SENTENCE, UnbackdoorError, printable
-from unbackdoor._evaluate import Proportion, chance_doubt, predict
+from unbackdoor._evaluate import Proportion, chance_doubt, hits
 from unbackdoor._precision import Arithmetic, Precision, choose, description, relayout_
 from unbackdoor._registry import name_of, steps_of, to_json
 from unbackdoor._train import Gradients, Loss, Progress, bar, cross_entropy, descend, silent
@@ -396,7 +396,7 @@ def judged(
     purified: Purified, suspect: nn.Module, test: Dataset, method: Method, arithmetic: Arithmetic
 ) -> dict[str, Any]:
     """What test examples say of a result whose method took no clean ones: `usable` and `warnings` of its record."""
-    before, after = (_hits(model, test, arithmetic) for model in (suspect, purified.model))
+    before, after = (hits(model, test, arithmetic) for model in (suspect, purified.model))
     found = unusable(before, after, "which are scored", method)
     return {"usable": found is None, "warnings": [*([] if found is None else [found]), *purified.record["warnings"]]}
 
@@ -413,8 +413,8 @@ def _look(model: nn.Module, clean: Dataset, head: str | None, run: Run, facts: d
     run.head_name, run.recipe = found.name, RECIPES[clean.modality]
     classes = found.layer.out_features
     check_labels(clean, classes)
-    hits = _hits(model, clean, run.arithmetic)
-    before = Proportion(int(hits.sum()), len(hits))
+    right = hits(model, clean, run.arithmetic)
+    before = Proportion(int(right.sum()), len(right))
     _check_clean(clean, classes, before, run)
     tell_order(clean, _models.class_names(model), classes, run.warn)
     facts |= {
@@ -426,14 +426,14 @@ def _look(model: nn.Module, clean: Dataset, head: str | None, run: Run, facts: d
         "recipe": run.recipe._asdict(),
         "suspect_accuracy_on_clean": before.to_json(),
     }
-    return hits
+    return right
 
 
 def _look_again(
     model: nn.Module, clean: Dataset, method: Method, before: Tensor, run: Run, facts: dict[str, Any]
 ) -> None:
     """Record the result's accuracy on the examples that it was made with, and whether it is of use after all."""
-    after = _hits(model, clean, run.arithmetic)
+    after = hits(model, clean, run.arithmetic)
     facts["purified_accuracy_on_clean"] = Proportion(int(after.sum()), len(after)).to_json()
     which = "which it was made with"
     held = None if run.unseen is None else _places(run.unseen, clean)
@@ -470,13 +470,9 @@ def peak_memory() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _hits(model: nn.Module, data: Dataset, arithmetic: Arithmetic) -> Tensor:
-    return predict(model, data, arithmetic) == data.labels.cpu()
-
-
 def _accuracy(model: nn.Module, data: Dataset, arithmetic: Arithmetic) -> Proportion:
-    hits = _hits(model, data, arithmetic)
-    return Proportion(int(hits.sum()), len(hits))
+    right = hits(model, data, arithmetic)
+    return Proportion(int(right.sum()), len(right))
 
 
 def _check_clean(clean: Dataset, classes: int, accuracy: Proportion, run: Run) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from unbackdoor._data import Dataset
 from unbackdoor._errors import UnbackdoorError
-from unbackdoor._evaluate import predict
+from unbackdoor._evaluate import hits
 from unbackdoor._precision import Arithmetic
 from unbackdoor._purify import Run
 
@@ -27,11 +27,6 @@ class Difference(NamedTuple):
 
     lost: float
     error: float
-
-
-def hits(model: nn.Module, data: Dataset, arithmetic: Arithmetic) -> Tensor:
-    """Which examples the model classifies as labelled, (n,), bool."""
-    return predict(model, data, arithmetic) == data.labels.cpu()
 
 
 def difference(reference: Tensor, candidate: Tensor) -> Difference:

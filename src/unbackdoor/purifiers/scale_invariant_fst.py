@@ -8,10 +8,11 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from unbackdoor._data import Batch, Dataset
+from unbackdoor._evaluate import hits
 from unbackdoor._head_units import centred, in_own_units, turn_
 from unbackdoor._models import Head, probe
 from unbackdoor._purify import Run
-from unbackdoor._select import difference, hits
+from unbackdoor._select import difference
 from unbackdoor._train import cross_entropy, divergence
 from unbackdoor._values import value
 
