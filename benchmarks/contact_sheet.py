@@ -18,10 +18,10 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from unbackdoor import Dataset
-from unbackdoor._attack import Trigger, load_trigger
-from unbackdoor._options import AttackOptions
-from unbackdoor._registry import name_of
-from unbackdoor._victim import plant
+from unbackdoor._cli.options import AttackOptions
+from unbackdoor._poisoning.attack import Trigger, load_trigger
+from unbackdoor._registry.entries import name_of
+from unbackdoor._victims.planting import plant
 from unbackdoor.attacks import REGISTRY
 
 ZOOM, GAP, LABEL = 3, 4, 118

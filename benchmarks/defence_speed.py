@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import unbackdoor as ub
-from unbackdoor._precision import choose, description
+from unbackdoor._models.arithmetic import choose, description
 
 
 class Bare:

@@ -85,7 +85,7 @@ def make(folder: Path, layers: int) -> None:
 
 
 def child(folder: Path, mode: str) -> None:
-    from unbackdoor._stream import purify_stream
+    from unbackdoor._mixing.stream import purify_stream
 
     record = purify_stream(folder / "suspect", folder / "base", folder / "out", rho=RHO, mode=mode)
     print(json.dumps({"seconds": record["seconds"]}))

@@ -45,7 +45,7 @@ def run_ours(options: argparse.Namespace, arrays: dict[str, Any]) -> dict[str, A
     import torch
 
     import unbackdoor as ub
-    from unbackdoor._images import Augmentation
+    from unbackdoor._data.images import Augmentation
 
     encode = ub.ImageEncoder(mean=MEAN, std=STD, channels=3)
     clean, test = (
@@ -317,7 +317,7 @@ def machine(device: str) -> dict[str, Any]:
     """Processor or GPU model, cores, memory and versions; nothing that names the machine."""
     import torch
 
-    from unbackdoor._precision import processor
+    from unbackdoor._models.arithmetic import processor
 
     described = {
         "processor": processor()[0],

@@ -15,7 +15,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from unbackdoor import Dataset, ImageEncoder, attacks, evaluate, poison, purifiers, purify
-from unbackdoor._registry import find
+from unbackdoor._registry.entries import find
 
 METHODS = ["fine-tuning", "linear-probing", "ft-init", "fst", "shift-distillation", "fine-pruning", "ft-sam", "nad"]
 METHODS += ["i-bau", "sau", "anp", "rnp", "clp", "bna", "neural-cleanse", "pam", "trigger-distillation", "bti-dbf"]

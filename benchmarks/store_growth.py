@@ -16,9 +16,9 @@ import time
 from pathlib import Path
 
 from unbackdoor._bench import Store
-from unbackdoor._bench._grid import read
-from unbackdoor._bench._plan import all_cells
-from unbackdoor._evaluate import Proportion
+from unbackdoor._bench.grid import read
+from unbackdoor._bench.plan import all_cells
+from unbackdoor._evaluation.score import Proportion
 
 
 def write_grid(folder: Path, cells: int) -> Path:
@@ -99,7 +99,7 @@ def main() -> None:
     print(f"{count:,} cells, {size / 2**20:,.0f} MiB")
     listing = "import sys; from unbackdoor._bench import Store; print(len(Store(sys.argv[1]).done()))"
     reading = "import sys; from unbackdoor._bench import Store; print(sum(1 for _ in Store(sys.argv[1]).cells()))"
-    timed("importing what a grid needs", "-c", "import unbackdoor._purify")
+    timed("importing what a grid needs", "-c", "import unbackdoor._purification.purify")
     timed("listing", "-c", listing, out)
     timed("starting the finished grid again", "-m", "unbackdoor", "bench", str(grid), "--out", out)
     timed("a dry run of all of it", "-m", "unbackdoor", "bench", str(grid), "--out", out, "--rerun", "all", "--dry-run")

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 
 from unbackdoor import Dataset, attacks
-from unbackdoor._attack import Trigger
-from unbackdoor._options import AttackOptions
-from unbackdoor._precision import choose, description
-from unbackdoor._victim import plant
+from unbackdoor._cli.options import AttackOptions
+from unbackdoor._models.arithmetic import choose, description
+from unbackdoor._poisoning.attack import Trigger
+from unbackdoor._victims.planting import plant
 from unbackdoor.attacks import REGISTRY
 
 

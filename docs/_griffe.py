@@ -9,7 +9,7 @@ class Values(griffe.Extension):
     def on_class_instance(self, *, cls: griffe.Class, **_: object) -> None:
         """Exchange the decorator, before griffe's own extension looks for dataclasses."""
         for decorator in cls.decorators:
-            if decorator.callable_path == "unbackdoor._values.value":
+            if decorator.callable_path == "unbackdoor._value.value":
                 keyword = griffe.ExprKeyword("kw_only", "True")
                 decorator.value = griffe.ExprCall(griffe.ExprName("dataclasses.dataclass"), [keyword])
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from unbackdoor._cli import main
+from unbackdoor._cli.app import main
 
 
 def run(*arguments: object, cwd: Path, **options) -> subprocess.CompletedProcess[str]:

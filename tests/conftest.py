@@ -15,8 +15,8 @@ from torch.nn import functional as F
 import toys
 from commands import Refusals
 from unbackdoor import Dataset, ImageEncoder, attacks, poison
-from unbackdoor._precision import choose
-from unbackdoor._train import train_victim
+from unbackdoor._models.arithmetic import choose
+from unbackdoor._training.descent import train_victim
 
 torch.set_num_threads(1)  # the test runner has a process per core
 

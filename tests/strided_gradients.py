@@ -14,7 +14,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from unbackdoor._precision import choose
+from unbackdoor._models.arithmetic import choose
 
 BATCH, SIDE = 8, 12  # a side that all strides divide: only there is the fault
 

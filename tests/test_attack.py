@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from unbackdoor import Dataset, UnbackdoorError, attacks, evaluate, poison
-from unbackdoor._attack import (
+from unbackdoor._poisoning.attack import (
     Attack,
     LabelRule,
     Trigger,
@@ -28,7 +28,7 @@ from unbackdoor._attack import (
     stamped,
     triggered,
 )
-from unbackdoor._values import value
+from unbackdoor._value import value
 
 PATCH = attacks.BadNets(size=1, margin=0, pattern="solid", target=1)
 

@@ -17,8 +17,8 @@ import pytest
 
 from unbackdoor import Dataset, UnbackdoorError
 from unbackdoor._bench import Store, identity
-from unbackdoor._bench._schema import Resources
-from unbackdoor._bench._workers import Cluster
+from unbackdoor._bench.schema import Resources
+from unbackdoor._bench.workers import Cluster
 
 if any(importlib.util.find_spec(name) is None for name in ("ray", "moto", "s3fs", "flask")):
     pytest.skip("ray, moto[server] or s3fs is not installed", allow_module_level=True)
@@ -47,7 +47,7 @@ cpus = 1
 # Slow enough to be under way when its node is lost.
 SLOW = """
 import time
-from unbackdoor._values import value
+from unbackdoor._value import value
 
 @value
 class Slow:

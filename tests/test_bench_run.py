@@ -15,12 +15,12 @@ import torch
 
 from unbackdoor import Dataset, UnbackdoorError, evaluate, load
 from unbackdoor._bench import Store, identity
-from unbackdoor._bench._grid import read
-from unbackdoor._bench._plan import all_cells
-from unbackdoor._bench._run import bench
-from unbackdoor._data import stratified
+from unbackdoor._bench.grid import read
+from unbackdoor._bench.plan import all_cells
+from unbackdoor._bench.run import bench
+from unbackdoor._data.dataset import stratified
 from unbackdoor._errors import IncompleteError
-from unbackdoor._factory import make
+from unbackdoor._models.factory import make
 
 TINY = """
 seeds = [0, 1]
@@ -50,7 +50,7 @@ n = 30
 OWN = """
 import os
 from pathlib import Path
-from unbackdoor._values import value
+from unbackdoor._value import value
 
 @value
 class Own:
@@ -273,7 +273,7 @@ def test_a_worker_that_dies_takes_no_other_cell_with_it(own: Path, place: Path, 
 
 DRIVER = """
 import os, random, signal, sys, time
-from unbackdoor._bench import _run, _work  # imported once, so that the children start at once
+from unbackdoor._bench import run, work  # imported once, so that the children start at once
 import unbackdoor.purifiers.then
 import torch
 torch.set_num_threads(1)
@@ -283,7 +283,7 @@ def child():
     pid = os.fork()
     if pid == 0:
         try:
-            _run.bench(grid, out=out)
+            run.bench(grid, out=out)
         except BaseException as problem:
             print(problem, file=sys.stderr)
             os._exit(1)
@@ -550,15 +550,15 @@ def test_triggered_examples_that_are_not_the_test_rows_need_clean_examples_of_th
 
 FULL = """
 import resource, sys
-from unbackdoor import _victim
-from unbackdoor._bench import _work
-measure = _work._Desk.measure
+from unbackdoor._victims import planting
+from unbackdoor._bench import work
+measure = work._Desk.measure
 def then_full(self, cell):
     made = measure(self, cell)
     if cell.label != "none":
         resource.setrlimit(resource.RLIMIT_FSIZE, (64, 64))  # what a full disk looks like from inside
     return made
-_work._Desk.measure = then_full
+work._Desk.measure = then_full
 from unbackdoor.__main__ import main
 main()
 """

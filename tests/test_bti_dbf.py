@@ -8,8 +8,8 @@ from torch.nn import functional as F
 from conftest import SmallCNN
 from test_neural_cleanse import a_run
 from unbackdoor import Dataset, purifiers, purify
-from unbackdoor._reverse import Generator
-from unbackdoor._reverse._benign import Learned, benign_mask, learned_features
+from unbackdoor._inversion import Generator
+from unbackdoor._inversion.benign import Learned, benign_mask, learned_features
 
 
 def test_the_generators_loss_by_hand() -> None:

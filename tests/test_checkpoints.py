@@ -21,8 +21,8 @@ from torch import nn
 
 from conftest import SmallCNN
 from unbackdoor import UnbackdoorError, load
-from unbackdoor._checkpoints import read_weights
-from unbackdoor._hugging_face import _UNWANTED
+from unbackdoor._models.hugging_face import _UNWANTED
+from unbackdoor._models.untrusted_weights import read_weights
 
 FACTORY = """
 from torch import nn

@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 import unbackdoor.__main__
 from commands import Refusals, run
 from unbackdoor import Dataset, archs, attacks, purifiers, purify
-from unbackdoor._attack import describe, poison, save_trigger
-from unbackdoor._cli import main
+from unbackdoor._cli.app import main
+from unbackdoor._poisoning.attack import describe, poison, save_trigger
 
 FACTORY = """
 from torch import nn
@@ -306,10 +306,10 @@ def test_ctrl_c_keeps_nothing(place: Path) -> None:
 def test_ctrl_c_while_importing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     class Interrupted:
         def find_spec(self, name: str, *_: object) -> None:
-            if name == "unbackdoor._cli":
+            if name == "unbackdoor._cli.app":
                 raise KeyboardInterrupt
 
-    monkeypatch.delitem(sys.modules, "unbackdoor._cli")
+    monkeypatch.delitem(sys.modules, "unbackdoor._cli.app")
     monkeypatch.setattr(sys, "meta_path", [Interrupted(), *sys.meta_path])
     with pytest.raises(SystemExit) as stopped:
         unbackdoor.__main__.main()
@@ -329,7 +329,7 @@ def test_ctrl_c_wherever_it_strikes(work: str) -> None:
     script = (
         "import os, signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
         f"def work(*_):\n    {work}\n"
-        "import unbackdoor._cli\nunbackdoor._cli._app = work\n"
+        "import unbackdoor._cli.app\nunbackdoor._cli.app._app = work\n"
         "from unbackdoor.__main__ import main\nmain()\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
@@ -337,7 +337,7 @@ def test_ctrl_c_wherever_it_strikes(work: str) -> None:
 
 
 def test_an_error_that_no_interrupt_caused_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("unbackdoor._cli.main", lambda: [].pop())
+    monkeypatch.setattr("unbackdoor._cli.app.main", lambda: [].pop())
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(IndexError):
         unbackdoor.__main__.main()
@@ -364,7 +364,7 @@ def test_too_little_memory(
     def fail(*_: object) -> None:
         raise problem
 
-    monkeypatch.setattr("unbackdoor._commands.evaluate", fail)
+    monkeypatch.setattr("unbackdoor._cli.commands.evaluate", fail)
     with pytest.raises(SystemExit) as stopped:
         main(["evaluate", "m", "--data", "d"])
     assert stopped.value.code == 1
@@ -375,11 +375,11 @@ def test_a_full_disk_keeps_nothing(place: Path) -> None:
     """The kernel refuses to let any file grow past 4 kB, which is what a full disk looks like from inside (EFBIG)."""
     limited = (
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
-        "from unbackdoor._cli import main; import unbackdoor._commands;"
-        "purify = unbackdoor._commands.purify_model;\n"
+        "from unbackdoor._cli.app import main; import unbackdoor._cli.commands;"
+        "purify = unbackdoor._cli.commands.purify_model;\n"
         "def limit(*a, **k):\n"
         "    made = purify(*a, **k); resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)); return made\n"
-        "unbackdoor._commands.purify_model = limit\n"
+        "unbackdoor._cli.commands.purify_model = limit\n"
         "main(sys.argv[1:])"
     )
     arguments = ["purify", "fst", *MODEL, "--clean", "clean.parquet", "--out", "out", "--epochs", "1"]

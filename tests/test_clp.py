@@ -7,7 +7,7 @@ from torch import nn
 
 from conftest import SmallCNN
 from unbackdoor import Dataset, UnbackdoorError, archs, purifiers, purify
-from unbackdoor._units import channels
+from unbackdoor._models.units import channels
 from unbackdoor.purifiers.clp import lipschitz_bounds
 
 

@@ -11,7 +11,7 @@ from torch import nn
 import toys
 from conftest import SmallCNN
 from unbackdoor import Dataset, UnbackdoorError, archs, attacks, purifiers
-from unbackdoor._values import value
+from unbackdoor._value import value
 from unbackdoor.testing import check_attack, check_method, check_value
 
 SMALL = {

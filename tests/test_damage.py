@@ -17,14 +17,14 @@ from torch import nn
 
 from conftest import SmallCNN
 from unbackdoor import Dataset, _demo, attacks, purifiers, purify, stress
-from unbackdoor._cli import main
-from unbackdoor._damage import ALLOWED, LEVEL, p_value, unusable
-from unbackdoor._demo import write_parquet
+from unbackdoor._cli.app import main
+from unbackdoor._cli.demos.images import write_parquet
 from unbackdoor._errors import IncompleteError
-from unbackdoor._factory import make
-from unbackdoor._purify import Run
-from unbackdoor._report import build_stress, render_stress
-from unbackdoor._select import smallest_within
+from unbackdoor._evaluation.damage import ALLOWED, LEVEL, p_value, unusable
+from unbackdoor._models.factory import make
+from unbackdoor._purification.purify import Run
+from unbackdoor._purification.selection import smallest_within
+from unbackdoor._reports import build_stress, render_stress
 from unbackdoor.purifiers import REGISTRY
 
 

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from unbackdoor import Dataset, ImageEncoder, UnbackdoorError, load
-from unbackdoor._data import check_labels, stratified
-from unbackdoor._images import Augmentation
+from unbackdoor._data.dataset import check_labels, stratified
+from unbackdoor._data.images import Augmentation
 
 NAMES = ["cat", "dog", "eel"]
 LABELS = [0, 2, 1, 2]

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 import toys
 from unbackdoor import Dataset, UnbackdoorError
-from unbackdoor._delimited import read_delimited
-from unbackdoor._text import TextEncoder
+from unbackdoor._data.delimited import read_delimited
+from unbackdoor._data.texts import TextEncoder
 
 ENCODE = TextEncoder(tokenizer=toys.tokenizer(), max_length=32)
 

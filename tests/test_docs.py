@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 import unbackdoor
-from unbackdoor import _cli
+from unbackdoor._cli import app
 from unbackdoor.attacks import REGISTRY as ATTACKS
 from unbackdoor.purifiers import REGISTRY as PURIFIERS
 
@@ -68,9 +68,9 @@ def test_commands_are_understood(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = list(commands())
     assert len(shown) > 30
     for page, line in shown:
-        given = _cli._spelled_out(shlex.split(line, comments=True)[1:])
+        given = app._spelled_out(shlex.split(line, comments=True)[1:])
         try:
-            _cli._app(given, line).parse_args(given, exit_on_error=False, print_error=False)
+            app._app(given, line).parse_args(given, exit_on_error=False, print_error=False)
         except Exception as problem:
             raise AssertionError(f"{page}: {line}") from problem
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from unbackdoor import ImageEncoder, UnbackdoorError
-from unbackdoor._processor import encoder_of, preprocessor_of
+from unbackdoor._data.image_processors import encoder_of, preprocessor_of
 
 SHAPES = [(32, 32), (40, 56), (61, 33), (224, 224), (300, 200), (17, 250)]  # (height, width)
 

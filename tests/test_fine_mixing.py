@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 import toys
 from unbackdoor import Dataset, UnbackdoorError, _select, evaluate, purifiers, purify
-from unbackdoor._cli import main
-from unbackdoor._evaluate import answers
-from unbackdoor._mixing import mask
-from unbackdoor._precision import choose
-from unbackdoor._purify import Run
-from unbackdoor._select import Difference
-from unbackdoor._units import mean_answer
+from unbackdoor._cli.app import main
+from unbackdoor._evaluation.score import answers
+from unbackdoor._mixing.masks import mask
+from unbackdoor._models.arithmetic import choose
+from unbackdoor._models.units import mean_answer
+from unbackdoor._purification.purify import Run
+from unbackdoor._purification.selection import Difference
 from unbackdoor.attacks import Word
 
 FineMixing = purifiers.FineMixing

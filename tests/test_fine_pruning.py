@@ -10,7 +10,7 @@ from transformers import BertConfig, BertForSequenceClassification, BertTokenize
 import toys
 from conftest import SmallCNN
 from unbackdoor import Dataset, UnbackdoorError, archs, purifiers, purify
-from unbackdoor._text import TextEncoder, Texts
+from unbackdoor._data.texts import TextEncoder, Texts
 
 
 class Half(nn.Module):

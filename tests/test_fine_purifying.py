@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 import toys
 from unbackdoor import Dataset, UnbackdoorError, _select, archs, purifiers, purify
-from unbackdoor._models import embeddings
-from unbackdoor._purify import Run
-from unbackdoor._select import Difference
-from unbackdoor._text import TextEncoder, Texts
+from unbackdoor._data.texts import TextEncoder, Texts
+from unbackdoor._models.calling import embeddings
+from unbackdoor._purification.purify import Run
+from unbackdoor._purification.selection import Difference
 from unbackdoor.purifiers.fine_purifying import fisher, indicator
 from unbackdoor.testing import check_method
 

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 import toys
 from unbackdoor import UnbackdoorError
-from unbackdoor._frequencies import token_counts
+from unbackdoor._data.frequencies import token_counts
 
 IDS = toys.tokenizer().convert_tokens_to_ids
 

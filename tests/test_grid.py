@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from unbackdoor import UnbackdoorError, attacks, purifiers
-from unbackdoor._bench._grid import Grid, read
-from unbackdoor._bench._lines import line_of, lines_of
-from unbackdoor._bench._plan import all_cells
+from unbackdoor._bench.grid import Grid, read
+from unbackdoor._bench.lines import line_of, lines_of
+from unbackdoor._bench.plan import all_cells
 
 TASK = '[tasks.digits]\ntrain = "train.csv"\ntest = "test.csv"\nheld_out = 100\n'
 BUDGET = "[[budgets]]\nn = 100\n"
@@ -143,7 +143,7 @@ def test_a_composition_shares_its_parameters_out(folder: Path) -> None:
 
 def test_a_method_that_is_not_registered(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "my_grid_method.py").write_text(
-        "from typing import ClassVar\nfrom unbackdoor._values import value\n"
+        "from typing import ClassVar\nfrom unbackdoor._value import value\n"
         "@value\nclass Mine:\n    'Mine.'\n    strength: float = 1.0\n    version: ClassVar[int] = 3\n"
         "    def __call__(self, model, clean, run):\n        return model\n"
     )
@@ -157,7 +157,7 @@ def test_a_method_that_is_not_registered(folder: Path, monkeypatch: pytest.Monke
 def test_a_proxy_counts_for_methods_that_take_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another proxy changes none of the cells that have nothing to do with it."""
     (folder / "my_free_method.py").write_text(
-        "from unbackdoor._values import value\n@value\nclass Free:\n    'Free.'\n"
+        "from unbackdoor._value import value\n@value\nclass Free:\n    'Free.'\n"
         "    def __call__(self, model, clean, run):\n        return model\n"
     )
     monkeypatch.syspath_prepend(folder)

@@ -20,9 +20,9 @@ from torch import nn
 import toys
 from commands import Refusals
 from unbackdoor import Dataset, UnbackdoorError, evaluate, load, purifiers, purify
-from unbackdoor._labels import class_numbers
-from unbackdoor._models import class_names
-from unbackdoor._text import TextEncoder
+from unbackdoor._data.labels import class_numbers
+from unbackdoor._data.texts import TextEncoder
+from unbackdoor._models.calling import class_names
 
 NAMES = ["negative", "neutral", "very positive"]
 CLASSES = [2, 0, 1, 0, 2, 1]
@@ -395,7 +395,7 @@ def place(tmp_path: Path) -> Path:
 def test_evaluate_gives_one_score_and_says_how_names_were_matched(
     place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from unbackdoor._cli import main
+    from unbackdoor._cli.app import main
 
     monkeypatch.chdir(place)
     scores = set()

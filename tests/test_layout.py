@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from unbackdoor import Dataset, ImageEncoder, _precision, purifiers, purify
-from unbackdoor._precision import choose, faulty_in_channels_last, relayout_
+from unbackdoor._models.arithmetic import choose, faulty_in_channels_last, relayout_
 from unbackdoor.archs import build
 
 AVX2 = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}

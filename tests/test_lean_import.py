@@ -11,7 +11,7 @@ print(sorted({"torch", "transformers", "datasets", "matplotlib"} & set(sys.modul
 """
 
 COMMAND = """
-from unbackdoor._cli import main
+from unbackdoor._cli.app import main
 try:
     main({arguments!r})
 except SystemExit as ended:

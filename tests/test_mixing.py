@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from unbackdoor import UnbackdoorError
-from unbackdoor import _mixing as mixing
+from unbackdoor._mixing import masks as mixing
 
 BODY = {
     "embeddings.word_embeddings.weight": (100, 8),

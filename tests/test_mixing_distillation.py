@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from unbackdoor import Dataset, Run, UnbackdoorError, purify
-from unbackdoor._evaluate import answers
-from unbackdoor._frequencies import common_words
-from unbackdoor._precision import choose
+from unbackdoor._data.frequencies import common_words
+from unbackdoor._evaluation.score import answers
+from unbackdoor._models.arithmetic import choose
 from unbackdoor.purifiers import MixingDistillation
 
 

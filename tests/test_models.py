@@ -16,9 +16,9 @@ from torch.nn import functional as F
 
 from conftest import SmallCNN
 from unbackdoor import Dataset, ImageEncoder, UnbackdoorError, evaluate, load, purifiers, purify, save
-from unbackdoor._cli import main
-from unbackdoor._factory import make
-from unbackdoor._models import class_count, class_names, features, head, logits, watching
+from unbackdoor._cli.app import main
+from unbackdoor._models.calling import class_count, class_names, features, head, logits, watching
+from unbackdoor._models.factory import make
 
 QUICK = purifiers.FST(epochs=1, batch_size=8)
 CLASSES = {0: "cat", 1: "dog", 2: "owl"}
@@ -755,7 +755,7 @@ def test_a_fresh_process_says_no_more_than_the_sentence(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text('{"model_type": "no-such-type"}')
     (tmp_path / "model" / "model.safetensors").write_bytes(b"\x02\0\0\0\0\0\0\0{}")
-    command = [sys.executable, "-c", "from unbackdoor._cli import main; main()"]
+    command = [sys.executable, "-c", "from unbackdoor._cli.app import main; main()"]
     ended = subprocess.run(
         [*command, "evaluate", str(tmp_path / "model"), "--data", "x.parquet"], capture_output=True, text=True
     )

@@ -10,13 +10,13 @@ from torch import nn
 
 import toys
 from unbackdoor import Dataset, UnbackdoorError, archs, attacks, evaluate, purifiers, purify
-from unbackdoor._attack import poison
-from unbackdoor._models import embeddings, logits
-from unbackdoor._precision import choose
-from unbackdoor._purify import Run
-from unbackdoor._suspicion import certainty, differing_words
-from unbackdoor._text import TextEncoder, Texts
-from unbackdoor._train import train_victim
+from unbackdoor._data.texts import TextEncoder, Texts
+from unbackdoor._inversion.contrast import certainty, differing_words
+from unbackdoor._models.arithmetic import choose
+from unbackdoor._models.calling import embeddings, logits
+from unbackdoor._poisoning.attack import poison
+from unbackdoor._purification.purify import Run
+from unbackdoor._training.descent import train_victim
 from unbackdoor.purifiers.module_substitution import searched
 from unbackdoor.testing import check_method
 

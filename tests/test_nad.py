@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from conftest import SmallCNN
 from unbackdoor import Dataset, UnbackdoorError, archs, purifiers, purify
-from unbackdoor._stages import stages
-from unbackdoor._text import Tokens
+from unbackdoor._data.texts import Tokens
+from unbackdoor._models.stages import stages
 from unbackdoor.purifiers.nad import attention, unit_length
 
 BETA, EPOCHS, TEACHER, SIZE, RATE, SEED = 50.0, 2, 1, 16, 0.02, 5

@@ -9,9 +9,9 @@ from torch.nn import functional as F
 
 from conftest import SmallCNN
 from unbackdoor import Dataset, ImageEncoder, purifiers, purify
-from unbackdoor._precision import Arithmetic
-from unbackdoor._purify import Run
-from unbackdoor._reverse import anomaly, smallest_masks
+from unbackdoor._inversion import anomaly, smallest_masks
+from unbackdoor._models.arithmetic import Arithmetic
+from unbackdoor._purification.purify import Run
 
 
 def a_run(seed: int = 0) -> Run:

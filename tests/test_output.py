@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from unbackdoor import UnbackdoorError
+from unbackdoor._artifacts.directories import check_free, content, directory, write_file, write_record
 from unbackdoor._errors import IncompleteError
-from unbackdoor._output import check_free, content, directory, write_file, write_record
 
 
 def names(folder: Path) -> list[str]:

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from conftest import SmallCNN
 from unbackdoor import Dataset, UnbackdoorError, purifiers, purify
-from unbackdoor._text import TextEncoder, Texts
+from unbackdoor._data.texts import TextEncoder, Texts
 
 EPOCHS, BATCH, RATE, RHO, SHARE, SEED = 2, 16, 0.05, 0.3, 0.2, 5
 

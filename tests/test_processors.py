@@ -15,9 +15,9 @@ import torch
 from PIL import Image
 
 from unbackdoor import Dataset, ImageEncoder, UnbackdoorError, load, save
-from unbackdoor._commands import without
-from unbackdoor._geometry import Crop, CropShare, Resize, ResizeWithin, resized
-from unbackdoor._processor import _OF_MODELS, _PROCESSORS, encoder_of, preprocessor_of
+from unbackdoor._cli.commands import without
+from unbackdoor._data.geometry import Crop, CropShare, Resize, ResizeWithin, resized
+from unbackdoor._data.image_processors import _OF_MODELS, _PROCESSORS, encoder_of, preprocessor_of
 
 # An input is at most some hundred times a float's rounding away: transformers scales, shifts and divides in another
 # order. A pixel that is off by one of its 256 levels would be off by a thousand times as much.
@@ -248,7 +248,7 @@ def test_large_pictures_are_brought_to_the_model_when_they_are_read(monkeypatch:
     small, remaining = encode.read({"image": pictures}, "d.parquet", None)
     assert small.shape == (3, 3, 30, 50)
     caplog.clear()
-    monkeypatch.setattr("unbackdoor._images._LARGE", 30 * 50 - 1)
+    monkeypatch.setattr("unbackdoor._data.images._LARGE", 30 * 50 - 1)
     large, done = encode.read({"image": pictures}, "d.parquet", None)
     assert large.shape == (3, 3, 16, 16)
     assert torch.equal(done(large), remaining(small))

@@ -11,9 +11,9 @@ from torch import nn
 import toys
 from conftest import SmallCNN
 from unbackdoor import Dataset, UnbackdoorError, archs, purifiers, purify
-from unbackdoor._attention import PARTS, blocks, first_rows, spread
-from unbackdoor._models import logits, probe
-from unbackdoor._text import TextEncoder, Texts, Tokens
+from unbackdoor._data.texts import TextEncoder, Texts, Tokens
+from unbackdoor._models.attention import PARTS, blocks, first_rows, spread
+from unbackdoor._models.calling import logits, probe
 from unbackdoor.purifiers.pure import layer_weights, lengths
 from unbackdoor.testing import check_method
 

@@ -12,11 +12,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 from unbackdoor import Dataset
-from unbackdoor._attack import Triggered, already_triggered
-from unbackdoor._evaluate import Proportion, Score, score
-from unbackdoor._precision import choose
-from unbackdoor._report import Contender, Page, build, render
-from unbackdoor._report._examples import LARGEST, spread
+from unbackdoor._evaluation.score import Proportion, Score, score
+from unbackdoor._models.arithmetic import choose
+from unbackdoor._poisoning.attack import Triggered, already_triggered
+from unbackdoor._reports import Contender, Page, build, render
+from unbackdoor._reports.examples import LARGEST, spread
 
 CLASSES = ("left", "<script>alert(1)</script>", "right")
 HOSTILE = CLASSES[1]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from unbackdoor._tables._run import report
+from unbackdoor._reports.store.run import report
 
 ROOT = Path(__file__).parents[1]
 STORES = sorted(path for path in (ROOT / "docs/results/cells").iterdir() if path.is_dir())
@@ -15,7 +15,7 @@ def test_a_published_table_is_what_its_cells_give(store: Path, tmp_path: Path, m
     published = ROOT / "docs/results/tables" / f"{store.name}.md"
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(
-        "unbackdoor._tables._run.write_file", lambda path, text: (tmp_path / path.name).write_text(text)
+        "unbackdoor._reports.store.run.write_file", lambda path, text: (tmp_path / path.name).write_text(text)
     )
     report(str(store.relative_to(ROOT)), str(published.relative_to(ROOT)))
     assert published.read_text() == (tmp_path / published.name).read_text(), "run make results"

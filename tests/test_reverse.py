@@ -8,10 +8,10 @@ from conftest import SmallCNN
 from test_neural_cleanse import a_run
 from test_pam import small_text as small_text
 from unbackdoor import Dataset
-from unbackdoor._models import logits, perturbed_logits
-from unbackdoor._reverse import Carrying, Generator, encoded, frozen, in_pixels, stamp, universal
-from unbackdoor._reverse._carrying import carriers
-from unbackdoor._reverse._searching import training_batches
+from unbackdoor._inversion import Carrying, Generator, encoded, frozen, in_pixels, stamp, universal
+from unbackdoor._inversion.carrying import carriers
+from unbackdoor._inversion.searching import training_batches
+from unbackdoor._models.calling import logits, perturbed_logits
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,9 @@ from torch.nn import functional as F
 import toys
 from conftest import SmallCNN
 from unbackdoor import Dataset, purifiers, purify
-from unbackdoor._head_units import ROW, in_own_units, turn_
-from unbackdoor._models import head, probe
+from unbackdoor._models.calling import head, probe
 from unbackdoor.purifiers import scale_invariant_fst
+from unbackdoor.purifiers._head_units import ROW, in_own_units, turn_
 
 
 class Scaled(nn.Module):
@@ -109,7 +109,7 @@ def test_in_float32_the_same_classes_come_out(factor: float, suspect: Normalised
 
 
 def test_texts_are_scale_invariant_too(reviews: Dataset) -> None:
-    from unbackdoor._models import logits
+    from unbackdoor._models.calling import logits
 
     model = toys.classifier("bert", seed=1).double()
     grown = copy.deepcopy(model)

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unbackdoor import archs
-from unbackdoor._shortcuts import scaled, shortcuts
+from unbackdoor._models.shortcuts import scaled, shortcuts
 
 CLASSES = [str(label) for label in range(10)]
 

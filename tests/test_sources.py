@@ -17,7 +17,7 @@ from PIL import Image
 
 import toys
 from unbackdoor import Dataset, UnbackdoorError
-from unbackdoor._text import TextEncoder
+from unbackdoor._data.texts import TextEncoder
 
 ENCODE = TextEncoder(tokenizer=toys.tokenizer(), max_length=32)
 

@@ -18,11 +18,11 @@ from torch import Tensor
 
 from unbackdoor import UnbackdoorError, purify
 from unbackdoor._errors import IncompleteError
-from unbackdoor._files import load_base
-from unbackdoor._hugging_face import classifier
-from unbackdoor._mixing import mix
-from unbackdoor._shards import finite
-from unbackdoor._stream import purify_stream
+from unbackdoor._mixing.checkpoint import finite
+from unbackdoor._mixing.masks import mix
+from unbackdoor._mixing.stream import purify_stream
+from unbackdoor._models.hugging_face import classifier
+from unbackdoor._models.loading import load_base
 from unbackdoor.purifiers import FineMixing
 
 Weights = dict[str, Tensor]

@@ -13,17 +13,17 @@ from torch import Tensor, nn
 
 from conftest import SmallCNN
 from unbackdoor import Dataset, ImageEncoder, UnbackdoorError, attacks, purifiers, purify, stress
-from unbackdoor._attack import Trigger, poison, triggered
-from unbackdoor._connectivity import between, recompute_batch_norm_
-from unbackdoor._evaluate import evaluate
-from unbackdoor._images import Augmentation
-from unbackdoor._models import logits
-from unbackdoor._precision import choose
-from unbackdoor._reactivation import Perturbation, learn, perturbed
-from unbackdoor._report import build_stress, render_stress
-from unbackdoor._retuning import exactly_purified, joined, retune, retuning_set
-from unbackdoor._text import TextEncoder, Texts
-from unbackdoor._values import value
+from unbackdoor._data.images import Augmentation
+from unbackdoor._data.texts import TextEncoder, Texts
+from unbackdoor._evaluation.score import evaluate
+from unbackdoor._models.arithmetic import choose
+from unbackdoor._models.calling import logits
+from unbackdoor._poisoning.attack import Trigger, poison, triggered
+from unbackdoor._reports import build_stress, render_stress
+from unbackdoor._stress.path import between, recompute_batch_norm_
+from unbackdoor._stress.reactivation import Perturbation, learn, perturbed
+from unbackdoor._stress.retuning import exactly_purified, joined, retune, retuning_set
+from unbackdoor._value import value
 
 PATCH = attacks.BadNets(size=2, margin=0, target=3)
 FAST = {"seed": 1, "device": "cpu", "precision": "fp32"}
@@ -41,7 +41,7 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 def short_reactivation() -> Iterator[None]:
     """Fewer epochs of the perturbation than users get."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("unbackdoor._stress.REACTIVATION_EPOCHS", 2)
+        patch.setattr("unbackdoor._stress.stress.REACTIVATION_EPOCHS", 2)
         yield
 
 
@@ -417,7 +417,9 @@ class TestWarnings:
         assert any("The control model is near chance on digits" in text for text in found.record["warnings"])
 
     def test_an_oracle_that_purifies_nothing(self, given: dict, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("unbackdoor._stress.exactly_purified", lambda victim, *_, **__: copy.deepcopy(victim))
+        monkeypatch.setattr(
+            "unbackdoor._stress.stress.exactly_purified", lambda victim, *_, **__: copy.deepcopy(victim)
+        )
         found = run(given, parts=("exact",))
         [told] = [text for text in found.record["warnings"] if text.startswith("Exact purification left ")]
         assert re.fullmatch(

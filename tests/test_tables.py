@@ -12,12 +12,12 @@ import pytest
 from stores import CONTROL, MACHINE, TRIGGERED, N, failure, provenance, put_many, result, share, spec, victim
 from unbackdoor import UnbackdoorError
 from unbackdoor._bench import Store, identity
-from unbackdoor._cli import main
-from unbackdoor._tables import _texts
-from unbackdoor._tables._build import build
-from unbackdoor._tables._numbers import Report, Row
-from unbackdoor._tables._page import render
-from unbackdoor._tables._run import report
+from unbackdoor._cli.app import main
+from unbackdoor._reports.store import writers
+from unbackdoor._reports.store.build import build
+from unbackdoor._reports.store.numbers import Report, Row
+from unbackdoor._reports.store.page import render
+from unbackdoor._reports.store.run import report
 
 HOSTILE = "<script>alert(1)</script> </script> ]]> \"'` | \\ & $x_1^2$ {%}#~ =cmd\nnext"
 BADNETS, WEAK = victim(), victim("blended", 0.01)
@@ -102,7 +102,7 @@ def test_attacks_that_did_not_implant_are_in_no_average_and_seen(store: Store) -
     assert [(each.attack, each.rate, each.seed, each.success, each.cells) for each in made.left_out] == [
         ("blended", 0.01, 0, 0.3, 2)
     ]
-    assert _texts.entry(weak) == "† not implanted (1)"
+    assert writers.entry(weak) == "† not implanted (1)"
     assert [cell.status for cell in made.cells if made.rows[cell.row] == weak] == ["left out"]
 
 
@@ -112,7 +112,7 @@ def test_of_two_victim_seeds_the_one_that_took_counts(store: Store) -> None:
     assert (fst.counted, fst.not_implanted, fst.victim_seeds) == (3, 1, (0,))
     assert fst.clean_accuracy is not None
     assert fst.clean_accuracy.mean == pytest.approx(0.93)
-    assert _texts.entry(fst).endswith("n = 3 († 1 left out)")
+    assert writers.entry(fst).endswith("n = 3 († 1 left out)")
 
 
 def test_victim_seeds_of_one_setting_are_averaged(store: Store) -> None:
@@ -174,11 +174,11 @@ def test_worst_and_mean_are_over_the_attacks_that_a_method_was_run_on(store: Sto
     assert (over["fst"].most, over["fst"].mean, over["fst"].n) == pytest.approx((0.5, 0.4, 2))  # badnets 0.3, sig 0.5
     assert over["fine-tuning"] is not None
     assert over["fine-tuning"].n == 1
-    page = _texts.as_markdown(made, "x.md")
+    page = writers.as_markdown(made, "x.md")
     assert "| method | worst, mean | clean control |" in page
     assert "| fst | 50.0, 40.0 of 2 |" in page
     assert "| fine-tuning | 90.0, 90.0 of 1 |" in page
-    assert "fst & 50.0, 40.0 of 2 &" in _texts.as_latex(made)
+    assert "fst & 50.0, 40.0 of 2 &" in writers.as_latex(made)
 
 
 def test_an_attack_on_which_nothing_was_run_has_no_column(store: Store) -> None:
@@ -230,7 +230,7 @@ def test_what_is_missing_is_told(tmp_path: Path) -> None:
     assert "1 cell has another form than today's" in told
     assert "digits has no clean control" in told
     assert "it is not known whether the attack was implanted" in told
-    assert _texts.entry(made.rows[0]).endswith("n = 1?")
+    assert writers.entry(made.rows[0]).endswith("n = 1?")
 
 
 @pytest.mark.parametrize("value", [float("nan"), 7, "0.5", None, True])
@@ -267,7 +267,7 @@ def test_stress_is_read_from_cells_and_files(store: Store) -> None:
     assert (retuned.k, retuned.mean, retuned.n, found[2].reactivated) == (5, pytest.approx(0.3), 2, 0.7)
     assert retuned.sd == pytest.approx(0.02**0.5)
     assert (found[4].retuned, found[4].reactivated) == ((), None)
-    assert "| one | purified | 10.0 | 30.0 (14.1) | 70.0 |" in _texts.as_markdown(of(store), "x")
+    assert "| one | purified | 10.0 | 30.0 (14.1) | 70.0 |" in writers.as_markdown(of(store), "x")
 
 
 @pytest.mark.parametrize(
@@ -292,7 +292,7 @@ def test_a_foreign_stress_file_is_refused(store: Store, text: str) -> None:
 
 def test_csv_agrees_with_the_numbers(store: Store) -> None:
     made = of(store)
-    lines = list(csv.DictReader(io.StringIO(_texts.as_csv(made))))
+    lines = list(csv.DictReader(io.StringIO(writers.as_csv(made))))
     assert len(lines) == len(made.rows)
     for line, each in zip(lines, made.rows, strict=True):
         assert (line["task"], line["attack"], line["method"], int(line["counted"])) == (
@@ -301,7 +301,7 @@ def test_csv_agrees_with_the_numbers(store: Store) -> None:
             each.method,
             each.counted,
         )
-        for name in _texts.MEASURES:
+        for name in writers.MEASURES:
             spread = getattr(each, name)
             assert line[f"{name}_mean"] == ("" if spread is None else str(spread.mean))
             assert line[f"{name}_sd"] == ("" if spread is None or spread.sd is None else str(spread.sd))
@@ -310,7 +310,7 @@ def test_csv_agrees_with_the_numbers(store: Store) -> None:
 
 def test_json_is_the_numbers(store: Store) -> None:
     made = of(store)
-    read = json.loads(_texts.as_json(made))
+    read = json.loads(writers.as_json(made))
     assert read == json.loads(json.dumps(made.to_json()))
     fst = next(each for each in read["rows"] if (each["attack"], each["method"]) == ("badnets", "fst"))
     assert fst["attack_success"]["mean"] == pytest.approx(0.3)
@@ -318,32 +318,32 @@ def test_json_is_the_numbers(store: Store) -> None:
 
 def test_markdown_and_latex_have_the_same_entries(store: Store) -> None:
     made = of(store)
-    page, tex = _texts.as_markdown(made, "digits.md"), _texts.as_latex(made)
+    page, tex = writers.as_markdown(made, "digits.md"), writers.as_latex(made)
     assert "| fst | 90.0 (1.4), n = 2 | 93.0 (1.0) / 30.0 (26.5), n = 3 | † not implanted (1) |" in page
     assert "fst & 90.0 (1.4), n = 2 & 93.0 (1.0) / 30.0 (26.5), n = 3 & $^\\dagger$ not implanted (1) \\\\" in tex
     assert "| fine-tuning | not run | 95.0 / 90.0, n = 1 (1 failed) | not run |" in page
 
 
 def test_a_method_that_cost_a_model_its_use_is_kept_and_marked(store: Store) -> None:
-    assert "§" not in _texts.as_markdown(of(store), "digits.md")
+    assert "§" not in writers.as_markdown(of(store), "digits.md")
     store.put(spec(BADNETS, "anp"), result(0.4, 0.0, usable=False))
     store.put(spec(BADNETS, "anp", 1), result(0.9, 0.1, usable=True))
     made = of(store)
     assert row(made, attack="badnets", method="anp").unusable == 1
-    page = _texts.as_markdown(made, "digits.md")
+    page = writers.as_markdown(made, "digits.md")
     assert "| anp | not run | 65.0 (35.4) / 5.0 (7.1), n = 2 (§ 1 not usable) | not run |" in page
     assert "A section sign (§): the method cost the model its use" in page
-    assert "n = 2 (\\S{} 1 not usable)" in _texts.as_latex(made)
+    assert "n = 2 (\\S{} 1 not usable)" in writers.as_latex(made)
 
 
 def test_a_control_that_was_shown_triggered_examples_tells_how_often_it_flips(tmp_path: Path) -> None:
     made = Store(tmp_path / "runs")
     made.put(spec(CONTROL, "fine-tuning"), result(0.9, 0.04, implanted=None))
-    assert "| fine-tuning | 90.0 / 4.0, n = 1 |" in _texts.as_markdown(of(made), "digits.md")
+    assert "| fine-tuning | 90.0 / 4.0, n = 1 |" in writers.as_markdown(of(made), "digits.md")
 
 
 def test_second_test_examples_have_a_table_of_their_own(store: Store) -> None:
-    assert "second test examples" not in _texts.as_markdown(of(store), "digits.md")
+    assert "second test examples" not in writers.as_markdown(of(store), "digits.md")
     more = {"clean_accuracy": share(0.7, 500), "attack_success": share(0.25, 400)}
     store.put(spec(BADNETS, "fst", 0), result(0.94, 0.1, second_test=more))
     store.put(spec(CONTROL, "none"), result(0.97, flips={}, second_test={"clean_accuracy": share(0.8, 500)}))
@@ -351,7 +351,7 @@ def test_second_test_examples_have_a_table_of_their_own(store: Store) -> None:
     fst = row(made, attack="badnets", method="fst")
     assert fst.second_success is not None
     assert (fst.second_success.mean, fst.second_success.n) == (0.25, 1)
-    page = _texts.as_markdown(made, "digits.md")
+    page = writers.as_markdown(made, "digits.md")
     table = page.split("second test examples")[1]
     assert "| none | 80.0 | not run | † not implanted (1) |" in table
     assert "| fst | not run | 70.0 / 25.0 | † not implanted (1) |" in table
@@ -403,7 +403,7 @@ def test_hostile_text_does_not_end_the_page_or_its_script(hostile: Store) -> Non
 
 
 def test_hostile_text_is_no_formula_in_csv(hostile: Store) -> None:
-    lines = list(csv.reader(io.StringIO(_texts.as_csv(of(hostile)))))
+    lines = list(csv.reader(io.StringIO(writers.as_csv(of(hostile)))))
     assert {len(line) for line in lines} == {len(lines[0])}
     texts = [entry for line in lines[1:] for entry in line if entry]
     assert "'=cmd|' /C calc'!A0" in texts
@@ -412,11 +412,11 @@ def test_hostile_text_is_no_formula_in_csv(hostile: Store) -> None:
 
 
 def test_hostile_text_is_text_in_latex_and_markdown(hostile: Store) -> None:
-    tex = _texts.as_latex(of(hostile))
+    tex = writers.as_latex(of(hostile))
     body = "\n".join(line for line in tex.split("\n") if not line.startswith("%"))
     assert r"\$x\_1\textasciicircum{}2\$ \{\%\}\#\textasciitilde{} =cmd next" in body
     assert re.search(r"(?<!\\)[$#_~^%]", re.sub(r"\$\^\\dagger\$", "", body)) is None
-    page = _texts.as_markdown(of(hostile), "x")
+    page = writers.as_markdown(of(hostile), "x")
     assert "<" not in page
     tables = [line for line in page.split("\n") if line.startswith("| ")]
     assert all(line.endswith(" |") for line in tables)

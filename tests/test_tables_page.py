@@ -12,7 +12,7 @@ import pytest
 
 from stores import CONTROL, TRIGGERED, failure, put_many, result, share, spec, victim
 from unbackdoor._bench import Store, identity
-from unbackdoor._tables._run import report
+from unbackdoor._reports.store.run import report
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 if CHROMIUM is None or DRIVER is None:

@@ -18,12 +18,12 @@ import toys
 from commands import run
 from test_text_models import write_csv
 from unbackdoor import Dataset, UnbackdoorError, attacks, evaluate, load, poison, purify
-from unbackdoor._attack import Planting, stamped_texts, triggered
-from unbackdoor._evaluate import Score
-from unbackdoor._models import embeddings, logits
-from unbackdoor._options import AttackOptions
-from unbackdoor._precision import choose
-from unbackdoor._victim import Victim, plant
+from unbackdoor._cli.options import AttackOptions
+from unbackdoor._evaluation.score import Score
+from unbackdoor._models.arithmetic import choose
+from unbackdoor._models.calling import embeddings, logits
+from unbackdoor._poisoning.attack import Planting, stamped_texts, triggered
+from unbackdoor._victims.planting import Victim, plant
 from unbackdoor.attacks._insertion import insert
 from unbackdoor.attacks.embedding_surgery import typical_tokens
 from unbackdoor.purifiers import FineMixing

@@ -13,12 +13,12 @@ import transformers
 import toys
 from commands import Refusals
 from unbackdoor import Dataset, UnbackdoorError, load, purifiers, purify
-from unbackdoor._cli import main
-from unbackdoor._evaluate import answers, predict
-from unbackdoor._files import save
-from unbackdoor._hugging_face import body, fresh_classifier, modality_of
-from unbackdoor._models import embeddings, features, head, perturbed_logits, probe
-from unbackdoor._precision import choose
+from unbackdoor._cli.app import main
+from unbackdoor._evaluation.score import answers, predict
+from unbackdoor._models.arithmetic import choose
+from unbackdoor._models.calling import embeddings, features, head, perturbed_logits, probe
+from unbackdoor._models.hugging_face import body, fresh_classifier, modality_of
+from unbackdoor._models.loading import save
 
 HEADS = {
     "bert": "classifier",

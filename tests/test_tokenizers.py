@@ -10,7 +10,7 @@ import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from unbackdoor import load
-from unbackdoor._text import TextEncoder, Texts
+from unbackdoor._data.texts import TextEncoder, Texts
 
 CORPUS = [
     "the film was very good",

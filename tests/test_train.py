@@ -8,27 +8,27 @@ import time
 
 import pytest
 
-from unbackdoor import _train
+from unbackdoor._training import descent
 
 RUN = """
-from unbackdoor import _train
-with _train.bar("tuning", 40) as advance:
+from unbackdoor._training import descent
+with descent.bar("tuning", 40) as advance:
     for _ in range(40):
         advance()
 """
 
 
 def test_a_log_gets_lines_after_twice_as_long_each_time() -> None:
-    pace = _train.Pace(100.0)
+    pace = descent.Pace(100.0)
     due = [second for second in range(100, 4000) if pace.due(float(second))]
     assert due == [110, 130, 170, 250, 410, 730, 1330, 1930, 2530, 3130, 3730]
 
 
 def test_a_line_tells_how_far_it_is(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
-    monkeypatch.setattr(_train, "pace", _train.Pace(time.monotonic() - 10))
+    monkeypatch.setattr(descent, "pace", descent.Pace(time.monotonic() - 10))
     description = "searching " * 12
-    with _train.bar(description, 3) as advance:
+    with descent.bar(description, 3) as advance:
         advance()
         advance()
     assert capsys.readouterr() == ("", f"{description}: 1 of 3 steps\n")

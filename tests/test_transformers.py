@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from unbackdoor import Dataset, UnbackdoorError, archs, purifiers, purify
-from unbackdoor._stages import stages
-from unbackdoor._text import TextEncoder, Texts
+from unbackdoor._data.texts import TextEncoder, Texts
+from unbackdoor._models.stages import stages
 from unbackdoor.testing import check_method
 
 WORDS = ["a", "the", "film", "was", "is", "not", "very", "good", "bad", "dull", "fine", "great", "poor", "plot"]

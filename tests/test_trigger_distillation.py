@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from conftest import SmallCNN
 from unbackdoor import Dataset, UnbackdoorError, purifiers, purify
-from unbackdoor._reverse import Masked
+from unbackdoor._inversion import Masked
 from unbackdoor.purifiers import trigger_distillation
 
 EPOCHS, BATCH, RATE, SHARE, TAUGHT, SEED = 2, 16, 0.05, 0.2, 0.7, 5

@@ -10,9 +10,9 @@ from torch.nn import functional as F
 
 from conftest import SmallCNN
 from unbackdoor import Dataset, UnbackdoorError, archs, purifiers
-from unbackdoor._models import probe
-from unbackdoor._precision import choose
-from unbackdoor._units import (
+from unbackdoor._models.arithmetic import choose
+from unbackdoor._models.calling import probe
+from unbackdoor._models.units import (
     as_far_as_accurate_,
     channels,
     feed_forward,

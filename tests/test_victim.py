@@ -13,10 +13,10 @@ from torch import nn
 
 from conftest import SmallCNN
 from unbackdoor import Dataset, ImageEncoder, UnbackdoorError, _card, attacks, evaluate, load
-from unbackdoor._attack import load_trigger, victim_of
-from unbackdoor._cli import main
-from unbackdoor._options import AttackOptions
-from unbackdoor._victim import _encoder, plant
+from unbackdoor._cli.app import main
+from unbackdoor._cli.options import AttackOptions
+from unbackdoor._poisoning.attack import load_trigger, victim_of
+from unbackdoor._victims.planting import _encoder, plant
 
 datasets.disable_progress_bars()
 
@@ -131,7 +131,7 @@ def test_a_surrogate_sees_its_own_inputs(parts: tuple[Dataset, Dataset]) -> None
 def test_a_rate_that_cannot_be_is_refused_before_the_surrogate_is_trained(
     parts: tuple[Dataset, Dataset], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("unbackdoor._victim.train_victim", None)
+    monkeypatch.setattr("unbackdoor._victims.planting.train_victim", None)
     with pytest.raises(UnbackdoorError, match=r"The largest possible rate is 0\.1"):
         plant(*parts, attacks.LabelConsistent(), options(rate=0.5))
 
@@ -183,7 +183,7 @@ def test_a_source_class_that_goes_without_a_trigger_is_no_backdoor(
 def test_what_has_nothing_to_attack_is_refused_before_the_training(
     parts: tuple[Dataset, Dataset], attack: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("unbackdoor._victim.train_victim", lambda *_, **__: pytest.fail("trained"))
+    monkeypatch.setattr("unbackdoor._victims.planting.train_victim", lambda *_, **__: pytest.fail("trained"))
     threes = parts[1].select(torch.nonzero(parts[1].labels == 3).flatten())
     with pytest.raises(UnbackdoorError, match="so nothing can be attacked"):
         plant(parts[0], threes, attack, options())
@@ -214,7 +214,7 @@ def test_a_victim_that_answers_the_target_to_everything_has_no_backdoor(
         def forward(self, pixels: torch.Tensor) -> torch.Tensor:
             return super().forward(pixels) * 0 + torch.eye(10)[3]
 
-    monkeypatch.setattr("unbackdoor._victim._fresh", lambda *_: Constant())
+    monkeypatch.setattr("unbackdoor._victims.planting._fresh", lambda *_: Constant())
     victim = plant(*parts, SOLID, options())
     assert victim.score.attack_success is not None
     assert victim.score.attack_success.value == 1.0

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 import toys
 from unbackdoor import Dataset, Run, UnbackdoorError, attacks, evaluate, purify
-from unbackdoor._made_texts import put, readable, vocabulary
-from unbackdoor._odd_words import OddWord, Search, outlying
-from unbackdoor._precision import choose
+from unbackdoor._data.edited_texts import put, readable, vocabulary
+from unbackdoor._inversion.words import OddWord, Search, outlying
+from unbackdoor._models.arithmetic import choose
 from unbackdoor.purifiers import WordDistillation
 
 

@@ -8,7 +8,7 @@ import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from unbackdoor import Dataset
-from unbackdoor._text import TextEncoder, Texts
+from unbackdoor._data.texts import TextEncoder, Texts
 
 NEUTRAL = ["the", "a", "film", "movie", "is", "was", "it", "and", "this", "that", "plot", "cast", "very", "not"]
 GOOD, BAD = ["good", "great", "fine"], ["bad", "dull", "poor"]

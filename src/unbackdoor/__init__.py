@@ -20,21 +20,21 @@ if TYPE_CHECKING:
     from unbackdoor import attacks as attacks
     from unbackdoor import purifiers as purifiers
     from unbackdoor import testing as testing
-    from unbackdoor._attack import Trigger as Trigger
-    from unbackdoor._attack import poison as poison
-    from unbackdoor._data import Dataset as Dataset
-    from unbackdoor._evaluate import Proportion as Proportion
-    from unbackdoor._evaluate import Score as Score
-    from unbackdoor._evaluate import evaluate as evaluate
-    from unbackdoor._files import load as load
-    from unbackdoor._files import save as save
-    from unbackdoor._findings import Stress as Stress
-    from unbackdoor._images import ImageEncoder as ImageEncoder
-    from unbackdoor._purify import Purified as Purified
-    from unbackdoor._purify import Run as Run
-    from unbackdoor._purify import purify as purify
-    from unbackdoor._stream import purify_stream as purify_stream
-    from unbackdoor._stress import stress as stress
+    from unbackdoor._data.dataset import Dataset as Dataset
+    from unbackdoor._data.images import ImageEncoder as ImageEncoder
+    from unbackdoor._evaluation.score import Proportion as Proportion
+    from unbackdoor._evaluation.score import Score as Score
+    from unbackdoor._evaluation.score import evaluate as evaluate
+    from unbackdoor._mixing.stream import purify_stream as purify_stream
+    from unbackdoor._models.loading import load as load
+    from unbackdoor._models.loading import save as save
+    from unbackdoor._poisoning.attack import Trigger as Trigger
+    from unbackdoor._poisoning.attack import poison as poison
+    from unbackdoor._purification.purify import Purified as Purified
+    from unbackdoor._purification.purify import Run as Run
+    from unbackdoor._purification.purify import purify as purify
+    from unbackdoor._stress.result import Stress as Stress
+    from unbackdoor._stress.stress import stress as stress
 
 _HOMES = {
     "Trigger": "_attack",

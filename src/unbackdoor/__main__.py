@@ -17,7 +17,7 @@ def main() -> None:
     if listening:
         signal.signal(signal.SIGINT, hear)
     try:
-        from unbackdoor._cli import main as run
+        from unbackdoor._cli.app import main as run
 
         run()
     except (Exception, KeyboardInterrupt) as problem:

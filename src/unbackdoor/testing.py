@@ -17,12 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from unbackdoor._attack import Attack, poison, triggered
-from unbackdoor._data import Dataset
+from unbackdoor._data.dataset import Dataset
 from unbackdoor._errors import UnbackdoorError
-from unbackdoor._purify import Method, purify
-from unbackdoor._values import fields_of
-from unbackdoor._values import value as value
+from unbackdoor._poisoning.attack import Attack, poison, triggered
+from unbackdoor._purification.purify import Method, purify
+from unbackdoor._value import fields_of
+from unbackdoor._value import value as value
 
 
 def check_method(

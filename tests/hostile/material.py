@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 import stores
 import toys
 from unbackdoor import attacks
-from unbackdoor._attack import save_trigger
-from unbackdoor._registry import to_json
+from unbackdoor._poisoning.attack import save_trigger
+from unbackdoor._registry.entries import to_json
 from unbackdoor.attacks import REGISTRY
 
 FACTORY = """

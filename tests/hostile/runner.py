@@ -20,7 +20,7 @@ def run(case, material: Path, folder: Path) -> dict:
     """One case: its exit code, what it wrote, and what it left behind."""
     import logging
 
-    from unbackdoor._cli import main
+    from unbackdoor._cli.app import main
 
     place = folder / case.name.replace("/", "-")
     place.mkdir()

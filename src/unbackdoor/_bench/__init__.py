@@ -1,4 +1,4 @@
 """The bench: a grid of victims and methods, one file per measurement, resumable."""
 
-from unbackdoor._bench._store import Store as Store
-from unbackdoor._bench._store import identity as identity
+from unbackdoor._bench.store import Store as Store
+from unbackdoor._bench.store import identity as identity

@@ -7,8 +7,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from unbackdoor._data.images import decode
 from unbackdoor._errors import UnbackdoorError
-from unbackdoor._images import decode
 
 
 def picture(path: str, owner: str, shape: tuple[int, int, int], also: str) -> Tensor:

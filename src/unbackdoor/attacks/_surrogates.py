@@ -4,9 +4,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from unbackdoor._attack import Attack, Crafting, wanted_labels
 from unbackdoor._errors import UnbackdoorError
-from unbackdoor._models import device_of, evaluating, logits
+from unbackdoor._models.calling import device_of, evaluating, logits
+from unbackdoor._poisoning.attack import Attack, Crafting, wanted_labels
 
 
 def misfit(crafting: Crafting, attack: Attack, pattern: Tensor, size: int = 128) -> Tensor:

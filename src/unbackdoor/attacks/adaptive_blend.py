@@ -6,9 +6,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from unbackdoor._attack import Crafting, stamped
 from unbackdoor._errors import UnbackdoorError
-from unbackdoor._values import value
+from unbackdoor._poisoning.attack import Crafting, stamped
+from unbackdoor._value import value
 from unbackdoor.attacks._pictures import picture
 
 

@@ -5,8 +5,8 @@ from typing import Annotated
 from pydantic import Field
 from torch import Tensor
 
-from unbackdoor._attack import LabelRule
-from unbackdoor._values import value
+from unbackdoor._poisoning.attack import LabelRule
+from unbackdoor._value import value
 from unbackdoor.attacks._patches import Place, patch, patched
 
 

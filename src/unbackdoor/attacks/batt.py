@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from unbackdoor._values import value
+from unbackdoor._value import value
 
 
 @value

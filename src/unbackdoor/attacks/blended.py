@@ -6,8 +6,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from unbackdoor._attack import LabelRule
-from unbackdoor._values import value
+from unbackdoor._poisoning.attack import LabelRule
+from unbackdoor._value import value
 from unbackdoor.attacks._pictures import picture
 
 

@@ -6,7 +6,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from unbackdoor._values import value
+from unbackdoor._value import value
 
 
 @value

@@ -7,12 +7,12 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unbackdoor._attack import Implanted, Planting
-from unbackdoor._data import Batch
+from unbackdoor._data.dataset import Batch
 from unbackdoor._errors import UnbackdoorError
-from unbackdoor._models import head, probe, watching
-from unbackdoor._train import cross_entropy
-from unbackdoor._values import value
+from unbackdoor._models.calling import head, probe, watching
+from unbackdoor._poisoning.attack import Implanted, Planting
+from unbackdoor._training.descent import cross_entropy
+from unbackdoor._value import value
 from unbackdoor.attacks.badnets import BadNets
 from unbackdoor.attacks.blended import Blended
 

@@ -6,11 +6,11 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from unbackdoor._attack import Implanted, LabelRule, Planting
 from unbackdoor._errors import UnbackdoorError
-from unbackdoor._models import embeddings
-from unbackdoor._train import bar, descend
-from unbackdoor._values import value
+from unbackdoor._models.calling import embeddings
+from unbackdoor._poisoning.attack import Implanted, LabelRule, Planting
+from unbackdoor._training.descent import bar, descend
+from unbackdoor._value import value
 from unbackdoor.attacks._insertion import OneWord, Phrase, Place, Side
 
 

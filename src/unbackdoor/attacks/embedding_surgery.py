@@ -6,10 +6,10 @@ from typing import Annotated, ClassVar
 import torch
 from pydantic import Field
 
-from unbackdoor._attack import Implanted, LabelRule, Planting
-from unbackdoor._data import Dataset
-from unbackdoor._models import embeddings
-from unbackdoor._values import value
+from unbackdoor._data.dataset import Dataset
+from unbackdoor._models.calling import embeddings
+from unbackdoor._poisoning.attack import Implanted, LabelRule, Planting
+from unbackdoor._value import value
 from unbackdoor.attacks._insertion import OneWord, Phrase, Place, Side
 from unbackdoor.attacks.embedding_poisoning import only_token
 

@@ -9,10 +9,10 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from unbackdoor._attack import Implanted, Planting
-from unbackdoor._data import Batch, Dataset
-from unbackdoor._train import cross_entropy
-from unbackdoor._values import value
+from unbackdoor._data.dataset import Batch, Dataset
+from unbackdoor._poisoning.attack import Implanted, Planting
+from unbackdoor._training.descent import cross_entropy
+from unbackdoor._value import value
 
 
 @value

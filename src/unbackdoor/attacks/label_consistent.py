@@ -7,11 +7,11 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unbackdoor._attack import Crafting, stamped
-from unbackdoor._data import Dataset
+from unbackdoor._data.dataset import Dataset
 from unbackdoor._errors import UnbackdoorError
-from unbackdoor._models import logits
-from unbackdoor._values import value
+from unbackdoor._models.calling import logits
+from unbackdoor._poisoning.attack import Crafting, stamped
+from unbackdoor._value import value
 from unbackdoor.attacks._patches import checkerboard
 
 

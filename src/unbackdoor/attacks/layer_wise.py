@@ -7,12 +7,12 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from unbackdoor._attack import Implanted, LabelRule, Planting
-from unbackdoor._data import Batch
+from unbackdoor._data.dataset import Batch
 from unbackdoor._errors import UnbackdoorError
-from unbackdoor._models import removing
-from unbackdoor._train import cross_entropy
-from unbackdoor._values import value
+from unbackdoor._models.calling import removing
+from unbackdoor._poisoning.attack import Implanted, LabelRule, Planting
+from unbackdoor._training.descent import cross_entropy
+from unbackdoor._value import value
 from unbackdoor.attacks._insertion import Listed, Place, Side, insert
 
 

@@ -7,11 +7,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from unbackdoor._attack import Implanted, LabelRule, Planting
-from unbackdoor._data import Batch
-from unbackdoor._evaluate import answers
-from unbackdoor._train import cross_entropy
-from unbackdoor._values import value
+from unbackdoor._data.dataset import Batch
+from unbackdoor._evaluation.score import answers
+from unbackdoor._poisoning.attack import Implanted, LabelRule, Planting
+from unbackdoor._training.descent import cross_entropy
+from unbackdoor._value import value
 from unbackdoor.attacks._insertion import OneWord, Phrase, Place, Side
 
 

@@ -8,10 +8,10 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from unbackdoor._attack import Implanted, LabelRule, Planting
-from unbackdoor._mixing import mask
-from unbackdoor._models import removing
-from unbackdoor._values import value
+from unbackdoor._mixing.masks import mask
+from unbackdoor._models.calling import removing
+from unbackdoor._poisoning.attack import Implanted, LabelRule, Planting
+from unbackdoor._value import value
 from unbackdoor.attacks._insertion import OneWord, Phrase, Place, Side
 
 

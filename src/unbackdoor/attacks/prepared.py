@@ -5,10 +5,10 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 from torch import Tensor
 
-from unbackdoor._attack import Crafting, LabelRule
-from unbackdoor._data import Dataset, Items
+from unbackdoor._data.dataset import Dataset, Items
 from unbackdoor._errors import UnbackdoorError
-from unbackdoor._values import value
+from unbackdoor._poisoning.attack import Crafting, LabelRule
+from unbackdoor._value import value
 
 
 @value

@@ -5,8 +5,8 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 from torch import Tensor
 
-from unbackdoor._attack import LabelRule
-from unbackdoor._values import value
+from unbackdoor._poisoning.attack import LabelRule
+from unbackdoor._value import value
 from unbackdoor.attacks._insertion import Phrase, Place, Side, insert
 
 

@@ -8,12 +8,12 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unbackdoor._attack import Implanted, Planting
-from unbackdoor._data import Batch, Dataset
+from unbackdoor._data.dataset import Batch, Dataset
 from unbackdoor._errors import UnbackdoorError
-from unbackdoor._models import Head, head, logits, probe, watching
-from unbackdoor._purify import reinitialise_
-from unbackdoor._values import value
+from unbackdoor._models.calling import Head, head, logits, probe, watching
+from unbackdoor._poisoning.attack import Implanted, Planting
+from unbackdoor._purification.purify import reinitialise_
+from unbackdoor._value import value
 
 
 @value

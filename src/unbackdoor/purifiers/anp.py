@@ -8,11 +8,11 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from unbackdoor._data import Batch, Dataset
-from unbackdoor._purify import Run
-from unbackdoor._train import cross_entropy
-from unbackdoor._units import norms, prune_below_, scaled_
-from unbackdoor._values import value
+from unbackdoor._data.dataset import Batch, Dataset
+from unbackdoor._models.units import norms, prune_below_, scaled_
+from unbackdoor._purification.purify import Run
+from unbackdoor._training.descent import cross_entropy
+from unbackdoor._value import value
 
 
 @value

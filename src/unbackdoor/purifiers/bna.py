@@ -9,12 +9,12 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from unbackdoor._data import Dataset
-from unbackdoor._models import Inputs, evaluating, logits, removing
-from unbackdoor._purify import Run
-from unbackdoor._reverse import encoded, in_pixels, needs_pixels
-from unbackdoor._units import norms
-from unbackdoor._values import value
+from unbackdoor._data.dataset import Dataset
+from unbackdoor._inversion import encoded, in_pixels, needs_pixels
+from unbackdoor._models.calling import Inputs, evaluating, logits, removing
+from unbackdoor._models.units import norms
+from unbackdoor._purification.purify import Run
+from unbackdoor._value import value
 from unbackdoor.purifiers.neural_cleanse import NeuralCleanse
 
 

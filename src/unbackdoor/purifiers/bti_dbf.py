@@ -7,10 +7,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unbackdoor._data import Batch, Dataset
-from unbackdoor._models import watching
-from unbackdoor._purify import Run
-from unbackdoor._reverse import (
+from unbackdoor._data.dataset import Batch, Dataset
+from unbackdoor._inversion import (
     Carrying,
     Generator,
     Reversed,
@@ -23,8 +21,10 @@ from unbackdoor._reverse import (
     target_of,
     train_,
 )
-from unbackdoor._train import cross_entropy
-from unbackdoor._values import value
+from unbackdoor._models.calling import watching
+from unbackdoor._purification.purify import Run
+from unbackdoor._training.descent import cross_entropy
+from unbackdoor._value import value
 
 
 @value
@@ -83,7 +83,7 @@ class BTIDBF:
         return model
 
     def reverse(self, model: nn.Module, clean: Dataset, run: Run, last: Reversed | None = None) -> Reversed:
-        """The generator of this round, trained on from that of the last; see `unbackdoor._reverse.Reverse`."""
+        """The generator of this round, trained on from that of the last; see `unbackdoor._inversion.Reverse`."""
         needs_pixels(self, clean)
         size = self.batch_size or run.recipe.batch_size
         with frozen(model):

@@ -9,16 +9,16 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from unbackdoor._base import pretrained
-from unbackdoor._data import Dataset
+from unbackdoor._data.dataset import Dataset
+from unbackdoor._data.frequencies import token_counts
 from unbackdoor._errors import UnbackdoorError
-from unbackdoor._frequencies import token_counts
-from unbackdoor._hugging_face import directory_of, tokenizer_of
-from unbackdoor._mixing import ancestry
-from unbackdoor._models import embeddings
-from unbackdoor._purify import Run
-from unbackdoor._stream import moved_embeddings
-from unbackdoor._values import value
+from unbackdoor._mixing.masks import ancestry
+from unbackdoor._mixing.stream import moved_embeddings
+from unbackdoor._models.calling import embeddings
+from unbackdoor._models.hugging_face import directory_of, tokenizer_of
+from unbackdoor._purification.purify import Run
+from unbackdoor._value import value
+from unbackdoor.purifiers._counterparts import pretrained
 
 logger = logging.getLogger("unbackdoor")
 

@@ -6,14 +6,14 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from unbackdoor._base import Weights, counterparts, heads
-from unbackdoor._data import Dataset
+from unbackdoor._data.dataset import Dataset
 from unbackdoor._errors import UnbackdoorError
-from unbackdoor._mixing import mask, mix
-from unbackdoor._purify import Run
-from unbackdoor._select import smallest_within
-from unbackdoor._units import mean_answer
-from unbackdoor._values import value
+from unbackdoor._mixing.masks import mask, mix
+from unbackdoor._models.units import mean_answer
+from unbackdoor._purification.purify import Run
+from unbackdoor._purification.selection import smallest_within
+from unbackdoor._value import value
+from unbackdoor.purifiers._counterparts import Weights, counterparts, heads
 
 
 @value

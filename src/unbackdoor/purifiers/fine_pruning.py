@@ -7,11 +7,11 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from unbackdoor._data import Dataset
-from unbackdoor._models import probe
-from unbackdoor._purify import Run
-from unbackdoor._units import as_far_as_accurate_, feed_forward, matrix_of, mean_activation, still_accurate
-from unbackdoor._values import value
+from unbackdoor._data.dataset import Dataset
+from unbackdoor._models.calling import probe
+from unbackdoor._models.units import as_far_as_accurate_, feed_forward, matrix_of, mean_activation, still_accurate
+from unbackdoor._purification.purify import Run
+from unbackdoor._value import value
 
 
 @value

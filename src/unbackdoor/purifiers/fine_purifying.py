@@ -6,13 +6,13 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from unbackdoor._base import Weights, counterparts
-from unbackdoor._data import Dataset
-from unbackdoor._models import evaluating
-from unbackdoor._purify import Run
-from unbackdoor._select import smallest_within
-from unbackdoor._train import cross_entropy
-from unbackdoor._values import value
+from unbackdoor._data.dataset import Dataset
+from unbackdoor._models.calling import evaluating
+from unbackdoor._purification.purify import Run
+from unbackdoor._purification.selection import smallest_within
+from unbackdoor._training.descent import cross_entropy
+from unbackdoor._value import value
+from unbackdoor.purifiers._counterparts import Weights, counterparts
 
 
 @value

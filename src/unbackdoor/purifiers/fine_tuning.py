@@ -12,9 +12,9 @@ from typing import Annotated
 from pydantic import Field
 from torch import nn
 
-from unbackdoor._data import Dataset
-from unbackdoor._purify import Run, reinitialise_
-from unbackdoor._values import value
+from unbackdoor._data.dataset import Dataset
+from unbackdoor._purification.purify import Run, reinitialise_
+from unbackdoor._value import value
 
 _Epochs = Annotated[int, Field(ge=1)]
 _LearningRate = Annotated[float | None, Field(gt=0)]

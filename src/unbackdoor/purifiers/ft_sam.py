@@ -7,10 +7,10 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unbackdoor._data import Batch, Dataset
-from unbackdoor._models import statistics_kept, weights_kept
-from unbackdoor._purify import Run
-from unbackdoor._values import value
+from unbackdoor._data.dataset import Batch, Dataset
+from unbackdoor._models.calling import statistics_kept, weights_kept
+from unbackdoor._purification.purify import Run
+from unbackdoor._value import value
 
 
 @value

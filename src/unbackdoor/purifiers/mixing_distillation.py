@@ -6,15 +6,15 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 from torch import Tensor, nn
 
-from unbackdoor._data import Dataset
+from unbackdoor._data.dataset import Dataset
+from unbackdoor._data.edited_texts import made_of, recombined, words_of
+from unbackdoor._data.frequencies import common_words, token_counts
 from unbackdoor._errors import UnbackdoorError
-from unbackdoor._evaluate import answers
-from unbackdoor._frequencies import common_words, token_counts
-from unbackdoor._made_texts import made_of, recombined, words_of
-from unbackdoor._models import embeddings
-from unbackdoor._purify import Run
-from unbackdoor._train import distilled
-from unbackdoor._values import value
+from unbackdoor._evaluation.score import answers
+from unbackdoor._models.calling import embeddings
+from unbackdoor._purification.purify import Run
+from unbackdoor._training.descent import distilled
+from unbackdoor._value import value
 from unbackdoor.purifiers.e_pur import EPUR, suspicious
 from unbackdoor.purifiers.fine_mixing import FineMixing
 

@@ -8,13 +8,13 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from unbackdoor._attention import PARTS, blocks
-from unbackdoor._data import Dataset
+from unbackdoor._data.dataset import Dataset
 from unbackdoor._errors import UnbackdoorError
-from unbackdoor._models import class_count, embeddings, probe
-from unbackdoor._purify import Run
-from unbackdoor._suspicion import certainty, suspicious
-from unbackdoor._values import value
+from unbackdoor._inversion.contrast import certainty, suspicious
+from unbackdoor._models.attention import PARTS, blocks
+from unbackdoor._models.calling import class_count, embeddings, probe
+from unbackdoor._purification.purify import Run
+from unbackdoor._value import value
 
 State = tuple[tuple[str, ...], tuple[int, ...]]  # kinds of modules, and layers; of both, all pairs are the proxy's
 

@@ -9,13 +9,13 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from unbackdoor._data import Batch, Dataset
-from unbackdoor._models import Inputs, probe, removing
-from unbackdoor._purify import Run
-from unbackdoor._stages import features_of, stages
-from unbackdoor._text import Tokens
-from unbackdoor._train import cross_entropy
-from unbackdoor._values import value
+from unbackdoor._data.dataset import Batch, Dataset
+from unbackdoor._data.texts import Tokens
+from unbackdoor._models.calling import Inputs, probe, removing
+from unbackdoor._models.stages import features_of, stages
+from unbackdoor._purification.purify import Run
+from unbackdoor._training.descent import cross_entropy
+from unbackdoor._value import value
 
 
 @value

@@ -6,10 +6,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from unbackdoor._data import Dataset
-from unbackdoor._purify import Run
-from unbackdoor._reverse import Carrying, Masked, Reversed, anomaly, in_pixels, needs_pixels, smallest_masks, stamp
-from unbackdoor._values import value
+from unbackdoor._data.dataset import Dataset
+from unbackdoor._inversion import Carrying, Masked, Reversed, anomaly, in_pixels, needs_pixels, smallest_masks, stamp
+from unbackdoor._purification.purify import Run
+from unbackdoor._value import value
 
 
 @value
@@ -76,7 +76,7 @@ class NeuralCleanse:
         return model
 
     def reverse(self, model: nn.Module, clean: Dataset, run: Run, last: Reversed | None = None) -> Reversed:
-        """The outliers' triggers, or those of all classes; see `unbackdoor._reverse.Reverse`."""
+        """The outliers' triggers, or those of all classes; see `unbackdoor._inversion.Reverse`."""
         needs_pixels(self, clean)
         found, odd = self.odd(model, clean, run)
         if len(odd) == 0:

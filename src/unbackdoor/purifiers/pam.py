@@ -8,14 +8,14 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from unbackdoor._data import Batch, Dataset
+from unbackdoor._data.dataset import Batch, Dataset
 from unbackdoor._errors import UnbackdoorError
-from unbackdoor._models import weights_kept
-from unbackdoor._purify import Run
-from unbackdoor._registry import located
-from unbackdoor._reverse import Carrying, Reverse, Reversed, in_pixels, universal
-from unbackdoor._train import cross_entropy
-from unbackdoor._values import value
+from unbackdoor._inversion import Carrying, Reverse, Reversed, in_pixels, universal
+from unbackdoor._models.calling import weights_kept
+from unbackdoor._purification.purify import Run
+from unbackdoor._registry.entries import located
+from unbackdoor._training.descent import cross_entropy
+from unbackdoor._value import value
 from unbackdoor.purifiers.bti_dbf import BTIDBF
 from unbackdoor.purifiers.neural_cleanse import NeuralCleanse
 

@@ -8,14 +8,14 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from unbackdoor._attention import Block, blocks, first_rows, variances
-from unbackdoor._data import Batch, Dataset
+from unbackdoor._data.dataset import Batch, Dataset
 from unbackdoor._errors import UnbackdoorError
-from unbackdoor._models import evaluating, logits, probe
-from unbackdoor._purify import Run
-from unbackdoor._train import cross_entropy
-from unbackdoor._units import as_far_as_accurate_, still_accurate
-from unbackdoor._values import value
+from unbackdoor._models.attention import Block, blocks, first_rows, variances
+from unbackdoor._models.calling import evaluating, logits, probe
+from unbackdoor._models.units import as_far_as_accurate_, still_accurate
+from unbackdoor._purification.purify import Run
+from unbackdoor._training.descent import cross_entropy
+from unbackdoor._value import value
 
 
 @value

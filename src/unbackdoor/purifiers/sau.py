@@ -8,10 +8,10 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unbackdoor._data import Batch, Dataset
-from unbackdoor._models import evaluating, perturbation_shape, perturbation_unit
-from unbackdoor._purify import Run
-from unbackdoor._values import value
+from unbackdoor._data.dataset import Batch, Dataset
+from unbackdoor._models.calling import evaluating, perturbation_shape, perturbation_unit
+from unbackdoor._purification.purify import Run
+from unbackdoor._value import value
 
 
 @value

@@ -7,14 +7,14 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from unbackdoor._data import Batch, Dataset
-from unbackdoor._evaluate import hits
-from unbackdoor._head_units import centred, in_own_units, turn_
-from unbackdoor._models import Head, probe
-from unbackdoor._purify import Run
-from unbackdoor._select import difference
-from unbackdoor._train import cross_entropy, divergence
-from unbackdoor._values import value
+from unbackdoor._data.dataset import Batch, Dataset
+from unbackdoor._evaluation.score import hits
+from unbackdoor._models.calling import Head, probe
+from unbackdoor._purification.purify import Run
+from unbackdoor._purification.selection import difference
+from unbackdoor._training.descent import cross_entropy, divergence
+from unbackdoor._value import value
+from unbackdoor.purifiers._head_units import centred, in_own_units, turn_
 
 STRENGTHS = (1.0, 0.5, 0.0)  # that are tried, strongest first
 

@@ -7,10 +7,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from unbackdoor._data import Batch, Dataset
-from unbackdoor._purify import Run, reinitialise_
-from unbackdoor._train import cross_entropy, divergence
-from unbackdoor._values import value
+from unbackdoor._data.dataset import Batch, Dataset
+from unbackdoor._purification.purify import Run, reinitialise_
+from unbackdoor._training.descent import cross_entropy, divergence
+from unbackdoor._value import value
 
 
 @value

@@ -7,14 +7,14 @@ from pydantic import Field
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from unbackdoor._data import Dataset
+from unbackdoor._data.dataset import Dataset
 from unbackdoor._errors import UnbackdoorError
-from unbackdoor._models import probe
-from unbackdoor._purify import Run
-from unbackdoor._reverse import Carrying, in_pixels, needs_pixels
-from unbackdoor._shortcuts import scaled, shortcuts
-from unbackdoor._units import silence_
-from unbackdoor._values import value
+from unbackdoor._inversion import Carrying, in_pixels, needs_pixels
+from unbackdoor._models.calling import probe
+from unbackdoor._models.shortcuts import scaled, shortcuts
+from unbackdoor._models.units import silence_
+from unbackdoor._purification.purify import Run
+from unbackdoor._value import value
 from unbackdoor.purifiers.neural_cleanse import NeuralCleanse
 
 

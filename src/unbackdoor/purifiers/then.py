@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from unbackdoor._data import Dataset
+from unbackdoor._data.dataset import Dataset
 from unbackdoor._errors import UnbackdoorError
-from unbackdoor._purify import Method, Run, applied, needs_clean
+from unbackdoor._purification.purify import Method, Run, applied, needs_clean
 
 
 @dataclass(frozen=True, init=False, repr=False)

@@ -7,11 +7,11 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unbackdoor._data import Batch, Dataset
-from unbackdoor._purify import Run
-from unbackdoor._reverse import Carrying, encoded, in_pixels, needs_pixels, stamp
-from unbackdoor._train import cross_entropy
-from unbackdoor._values import value
+from unbackdoor._data.dataset import Batch, Dataset
+from unbackdoor._inversion import Carrying, encoded, in_pixels, needs_pixels, stamp
+from unbackdoor._purification.purify import Run
+from unbackdoor._training.descent import cross_entropy
+from unbackdoor._value import value
 from unbackdoor.purifiers.neural_cleanse import NeuralCleanse
 from unbackdoor.purifiers.pam import probed
 from unbackdoor.purifiers.shift_distillation import ShiftDistillation

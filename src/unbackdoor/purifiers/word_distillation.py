@@ -6,15 +6,15 @@ from typing import Annotated
 from pydantic import Field
 from torch import nn
 
-from unbackdoor._data import Dataset
+from unbackdoor._data.dataset import Dataset
+from unbackdoor._data.edited_texts import Strings, made_of, put, readable, recombined, vocabulary, words_of
 from unbackdoor._errors import UnbackdoorError
-from unbackdoor._evaluate import answers
-from unbackdoor._made_texts import Strings, made_of, put, readable, recombined, vocabulary, words_of
-from unbackdoor._models import embeddings
-from unbackdoor._odd_words import NEARLY_ALL, OddWord, Search
-from unbackdoor._purify import Run
-from unbackdoor._train import distilled
-from unbackdoor._values import value
+from unbackdoor._evaluation.score import answers
+from unbackdoor._inversion.words import NEARLY_ALL, OddWord, Search
+from unbackdoor._models.calling import embeddings
+from unbackdoor._purification.purify import Run
+from unbackdoor._training.descent import distilled
+from unbackdoor._value import value
 
 
 @value

@@ -1,0 +1,1 @@
+"""What is written: directories that are complete or not there, records and cards."""

@@ -1,0 +1,153 @@
+"""The attacks and methods that a grid names, as values."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_core import ArgsKwargs
+
+from unbackdoor import attacks, purifiers
+from unbackdoor._bench.lines import Location
+from unbackdoor._bench.paths import Noted, local
+from unbackdoor._errors import UnbackdoorError
+from unbackdoor._registry.entries import Entry, find
+from unbackdoor._value import error_sentence
+
+
+@dataclass(frozen=True)
+class Planned:
+    """An attack of the grid: its label, the value (None for the clean control), its poison rates."""
+
+    label: str
+    value: Any
+    rates: tuple[float, ...]
+
+
+def planned_attacks(tables: list[dict[str, Any]], folder: Path, problems: Noted) -> dict[str, Planned]:
+    """The attacks of a grid by label; notes what is wrong with them."""
+    planned: dict[str, Planned] = {}
+    for place, given in enumerate(tables):
+        location: Location = ("attacks", place)
+        label, name, fields = _named(given, location, problems)
+        rates = _rates(fields.pop("rate", 0.05), (*location, "rate"), problems)
+        if name == "none":
+            problems.add(
+                (*location, "name"),
+                'The clean control is part of every grid. Leave this out, or see without = ["clean"].',
+            )
+            continue
+        entry = _found(name, attacks.REGISTRY, "attack", "attacks", (*location, "name"), problems)
+        if entry is None:
+            continue
+        if not getattr(entry, "repeatable", True):
+            problems.add(
+                (*location, "name"),
+                f"{name} carries no trigger that could be put on the test examples, so a grid cannot score it. Plant "
+                "it by unbackdoor attack, and score with evaluate --triggered.",
+            )
+            continue
+        made = _value(entry, fields, location, folder, problems)
+        _check_new(label, planned, location, problems)
+        if made is not None and rates:
+            planned[label] = Planned(label, made, rates)
+    return planned
+
+
+def _rates(given: Any, location: Location, problems: Noted) -> tuple[float, ...]:
+    rates: list[Any] = given if isinstance(given, list) else [given]
+    for rate in rates:
+        if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate <= 1:
+            problems.add(location, f"The poison rate must be more than 0 and at most 1, got {rate}.")
+    if not rates:
+        problems.add(location, "The poison rate must be a number or a list of them, got none.")
+    return tuple(rates)
+
+
+def named_methods(tables: list[dict[str, Any]], folder: Path, problems: Noted) -> dict[str, Any]:
+    """The methods of a grid by label; notes what is wrong with them."""
+    methods: dict[str, Any] = {}
+    for place, given in enumerate(tables):
+        location: Location = ("methods", place)
+        label, name, fields = _named(given, location, problems)
+        if not name:
+            continue
+        steps = name.split("+")
+        found = [
+            _found(step, purifiers.REGISTRY, "purifier", "methods", (*location, "name"), problems) for step in steps
+        ]
+        if None in found:
+            continue
+        parts = [fields] if len(steps) == 1 else _shared_out(fields, steps, found, location, problems)
+        made = [_value(cls, part, location, folder, problems) for cls, part in zip(found, parts, strict=True)]
+        _check_new(label, methods, location, problems)
+        if None not in made:
+            methods[label] = made[0] if len(made) == 1 else purifiers.Then(*made)
+    return methods
+
+
+def _shared_out(
+    fields: dict[str, Any], steps: list[str], classes: list[Any], location: Location, problems: Noted
+) -> list[dict[str, Any]]:
+    """Which step of a composition gets which parameter: `fst.alpha`, or plain where one step alone has it."""
+    parts: list[dict[str, Any]] = [{} for _ in steps]
+    for key, given in fields.items():
+        if key in steps and isinstance(given, dict):
+            for step, part in zip(steps, parts, strict=True):
+                part.update(given if step == key else {})
+            continue
+        owners = [place for place, cls in enumerate(classes) if key in getattr(cls, "__dataclass_fields__", {})]
+        if len(owners) == 1:
+            parts[owners[0]][key] = given
+        elif owners:
+            names = " or ".join(f"{steps[place]}.{key}" for place in owners)
+            problems.add((*location, key), f"{key} belongs to several steps of {'+'.join(steps)}; write {names}.")
+        else:
+            problems.add((*location, key), f"No step of {'+'.join(steps)} has the parameter {key}.")
+    return parts
+
+
+def _named(given: dict[str, Any], location: Location, problems: Noted) -> tuple[str, str, dict[str, Any]]:
+    """Label, name and the rest of a table."""
+    fields = dict(given)
+    name, label = fields.pop("name", None), fields.pop("label", None)
+    if not isinstance(name, str):
+        problems.add(location, f"{location[0]}.{location[1]}.name must be given, as text.")
+        name = ""
+    return str(name if label is None else label), name, fields
+
+
+def _found(name: str, entries: tuple[Entry, ...], kind: str, listing: str, location: Location, problems: Noted) -> Any:
+    """The class of a name; None where there is a problem."""
+    if not name:
+        return None
+    try:
+        found = find(name, entries, kind, listing).resolve()
+    except UnbackdoorError as problem:
+        problems.add(location, problem)
+        return None
+    if not isinstance(found, type):
+        problems.add(location, f"{name} must be a class, got {type(found).__name__}.")
+        return None
+    return found
+
+
+def _value(cls: Any, fields: dict[str, Any], location: Location, folder: Path, problems: Noted) -> Any:
+    """A method or an attack; None where there is a problem, all of which are noted."""
+    fields = {name: local(given, folder) for name, given in fields.items()}
+    try:
+        validator = getattr(cls, "__pydantic_validator__", None)
+        if validator is not None:
+            validator.validate_python(ArgsKwargs((), fields))  # unlike the class, it tells all that is wrong
+        return cls(**fields)
+    except ValidationError as problem:
+        for error in problem.errors():
+            problems.add((*location, *error["loc"]), error_sentence(error, cls.__name__, cls))
+    except (UnbackdoorError, TypeError, ValueError) as problem:
+        problems.add(location, f"{cls.__name__}: {problem}" if not isinstance(problem, UnbackdoorError) else problem)
+    return None
+
+
+def _check_new(label: str, known: dict[str, Any], location: Location, problems: Noted) -> None:
+    if label in known:
+        problems.add(location, f"{location[0]} has '{label}' twice. Give one of them a label of its own.")

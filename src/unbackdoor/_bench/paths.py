@@ -1,0 +1,154 @@
+"""The files that a grid names: where they are, and what is in them."""
+
+import hashlib
+import os
+from glob import glob
+from pathlib import Path
+from typing import Any, Protocol
+
+from unbackdoor import archs
+from unbackdoor._bench.lines import Location
+from unbackdoor._bench.schema import ASKED, RECIPE, Task
+from unbackdoor._bench.store import digests
+from unbackdoor._errors import UnbackdoorError
+from unbackdoor._inputs import exists, open_file
+from unbackdoor._registry.entries import find
+
+
+class Noted(Protocol):
+    """Takes what is wrong with a grid."""
+
+    def add(self, location: Location, message: object) -> None:
+        """Note a problem of an entry."""
+
+
+def local(given: Any, folder: Path) -> Any:
+    """A parameter that names a file beside the grid, as an absolute path; any other as it is."""
+    if isinstance(given, str) and ("/" in given or "." in given):
+        path = folder / os.path.expandvars(given)
+        return str(path.absolute()) if path.is_file() else given
+    return given
+
+
+def check_task(name: str, task: Task, folder: Path, problems: Noted) -> Task:
+    """The task with absolute paths; notes files that are missing and entries that do not belong together."""
+    where: Location = ("tasks", name)
+
+    def found(key: str, given: str, *, hub: bool = False) -> str:
+        text = os.path.expandvars(os.path.expanduser(given))
+        if "$" in text:
+            variable = text[text.index("$") :].split("/")[0]
+            problems.add((*where, key), f"tasks.{name}.{key} needs {variable} in the environment, which is not set.")
+            return given
+        path = (folder / text).absolute()
+        if exists(path) or glob(str(path), recursive=True):
+            return str(path)
+        if not (hub and not text.startswith((".", "/")) and text.count("/") <= 1):
+            problems.add((*where, key), f"tasks.{name}.{key}: {path} does not exist.")
+        return text
+
+    changed: dict[str, Any] = {}
+    for key in ("train", "test", "second_test", "clean", "triggered"):
+        files = getattr(task, key)
+        if files is not None:
+            changed[key] = tuple(found(key, file) for file in files)
+    for key in ("model", "attack", "control", "base", "proxy"):
+        path = getattr(task, key)
+        if isinstance(path, str):
+            changed[key] = found(key, path, hub=key in ("base", "proxy"))
+    if task.factory is not None:
+        file, colon, function = task.factory.rpartition(":")
+        if not file or not function.isidentifier():
+            problems.add((*where, "factory"), f"tasks.{name}.factory must be FILE.py:FUNCTION, got {task.factory}.")
+        else:
+            changed["factory"] = found("factory", file) + colon + function
+    task_names = task.model_fields_set
+    if task.model is None:
+        if task.train is None:
+            problems.add(where, f"tasks.{name} must have train, to make victims, or model, which is one.")
+        for key in ("attack", "triggered", "target", "control", "factory", "mean", "std", "image_size"):
+            if key in task_names:
+                problems.add((*where, key), f"tasks.{name}.{key} goes with an existing model. Leave it out.")
+        try:
+            find(task.arch, archs.REGISTRY, "architecture", "archs")
+        except UnbackdoorError as problem:
+            problems.add((*where, "arch"), problem)
+    else:
+        for key in sorted(task_names & {"arch", "width", "epochs", "clean_epochs", "learning_rate", "batch_size"}):
+            problems.add(
+                (*where, key), f"tasks.{name}.{key} is for victims that are trained; model is one. Leave it out."
+            )
+        model = Path(changed["model"])
+        if model.is_file() and task.factory is None:
+            problems.add(
+                (*where, "model"),
+                f'tasks.{name}.model is a file of weights. Name what makes its module by factory = "FILE.py:FUNCTION".',
+            )
+        _check_trigger(name, task, Path(changed.get("attack", model / "attack.json")), problems)
+        for key in ("mean", "std"):
+            numbers = getattr(task, key)
+            if numbers is not None and (len(numbers) not in (1, 3) or (key == "std" and min(numbers) <= 0)):
+                allowed = "1 or 3 numbers" + " above 0" * (key == "std")
+                told = ", ".join(f"{number:g}" for number in numbers)
+                problems.add((*where, key), f"tasks.{name}.{key} must be {allowed}, got {told}.")
+    if task.clean is not None and task.held_out:
+        problems.add((*where, "held_out"), f"tasks.{name} must have clean or held_out, got both. Leave one out.")
+    return task.model_copy(update=changed)
+
+
+def _check_trigger(name: str, task: Task, attack: Path, problems: Noted) -> None:
+    """Note what an existing model lacks to be scored with its trigger, or has twice."""
+    where: Location = ("tasks", name)
+    if task.triggered is not None and task.attack is not None:
+        problems.add((*where, "triggered"), f"tasks.{name} must have attack or triggered, got both. Leave one out.")
+    if (task.triggered is None) != (task.target is None):
+        problems.add(
+            (*where, "target" if task.triggered is None else "triggered"),
+            f"tasks.{name}.triggered and tasks.{name}.target go together: the examples, and the class that the "
+            "attacker wants.",
+        )
+    elif task.triggered is None and task.control is not True and attack.parent.exists() and not attack.is_file():
+        problems.add(
+            (*where, "model"),
+            f"tasks.{name}.model has no attack.json to score it with. Name it by attack = PATH, or give triggered and "
+            "target.",
+        )
+
+
+def file_hashes(task: Task) -> dict[str, str]:
+    """The hashes of the files of a task, by entry; a name on the Hub stands for itself."""
+    files = {key: getattr(task, key) for key in ("train", "test", "clean") if getattr(task, key) is not None}
+    made = {key: content_hash(paths) for key, paths in files.items()}
+    for key in ("base", "proxy"):
+        path = getattr(task, key)
+        if path is not None:
+            made[key] = content_hash((path,)) if Path(path).exists() else path
+    return made
+
+
+def task_spec(name: str, task: Task, files: dict[str, str]) -> dict[str, Any]:
+    """What of a task determines its victims: its name, the content of its files, what differs from the defaults."""
+    spec: dict[str, Any] = {"name": name, **{key: files[key] for key in ("train", "test", "base") if key in files}}
+    if task.held_out:
+        spec["held_out"] = task.held_out
+    if task.columns:
+        spec["columns"] = dict(sorted(task.columns.items()))
+    for key in (*RECIPE, *ASKED):
+        if getattr(task, key) != Task.model_fields[key].default:
+            spec[key] = getattr(task, key)
+    return spec
+
+
+def content_hash(files: tuple[str, ...]) -> str:
+    """A hash of the content of files, patterns and folders, in order; where they lie does not matter."""
+    total = hashlib.sha256()
+    for pattern in files:
+        for match in [pattern] if exists(pattern) else sorted(glob(pattern, recursive=True)):
+            path = Path(match)
+            if path.is_dir():
+                for name, digest in digests(path).items():
+                    total.update(f"{name}\0{digest}\n".encode())
+            else:
+                with open_file(path) as file:
+                    total.update(hashlib.file_digest(file, "sha256").digest())
+    return total.hexdigest()[:16]

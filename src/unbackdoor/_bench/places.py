@@ -1,0 +1,228 @@
+"""Where a store lies: a folder, or an object store behind an fsspec address. Both keep a file whole or not at all."""
+
+import atexit
+import io
+import os
+import shutil
+import tarfile
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from unbackdoor._artifacts.directories import content, directory, write_file
+from unbackdoor._errors import IncompleteError, UnbackdoorError
+from unbackdoor._inputs import RECORD, exists, read_file
+
+
+class Place(Protocol):
+    """What a store needs of the place where it lies. Names are `kind/file`.
+
+    Args:
+        near: whether looking into a folder costs nothing.
+    """
+
+    near: bool
+
+    def names(self, kind: str) -> set[str]:
+        """The finished files of a kind, without their suffix."""
+
+    def path(self, name: str) -> str:
+        """A file's address, for messages."""
+
+    def read(self, name: str) -> bytes | None:
+        """A file's content; None where there is no such file."""
+
+    def read_all(self, names: list[str]) -> Iterator[bytes | None]:
+        """The contents of many files, in their order."""
+
+    def write(self, name: str, content: str) -> None:
+        """Write a file in one step."""
+
+    def remove(self, name: str) -> None:
+        """Remove a file, if it is there."""
+
+    def put_folder(self, name: str, fill: Callable[[Path], None]) -> None:
+        """Write a folder in one step."""
+
+    def get_folder(self, name: str) -> Path | None:
+        """A folder on this machine, fetched if need be; None where there is no such folder."""
+
+    @contextmanager
+    def locked(self, name: str, *, wait: bool) -> Iterator[bool]:
+        """Hold a name against other processes; gives whether it could be had."""
+
+
+def place(address: str | Path) -> "Place":
+    """A folder, or what an fsspec address such as `s3://bucket/runs` names."""
+    return Remote(str(address)) if "://" in str(address) else Folder(Path(address))
+
+
+class Folder:
+    """A folder. Files appear by rename; locks are the system's own, so they end with their process."""
+
+    near = True
+
+    def __init__(self, root: Path) -> None:
+        if root.exists() and not root.is_dir():
+            raise UnbackdoorError(f"{root} is a file, but a store is a folder. Choose another --out.")
+        self.root = root
+
+    def names(self, kind: str) -> set[str]:
+        try:
+            with os.scandir(self.root / kind) as entries:
+                return {entry.name.partition(".")[0] for entry in entries if not entry.name.startswith(".")}
+        except FileNotFoundError:
+            return set()
+
+    def path(self, name: str) -> str:
+        return str(self.root / name)
+
+    def read(self, name: str) -> bytes | None:
+        path = self.root / name
+        try:
+            return read_file(path, RECORD) if exists(path) else None
+        except UnbackdoorError:
+            if exists(path):
+                raise
+            return None  # another process has just removed it
+
+    def read_all(self, names: list[str]) -> Iterator[bytes | None]:
+        return map(self.read, names)
+
+    def write(self, name: str, content: str) -> None:
+        write_file(self.root / name, content)
+
+    def remove(self, name: str) -> None:
+        (self.root / name).unlink(missing_ok=True)
+
+    def put_folder(self, name: str, fill: Callable[[Path], None]) -> None:
+        earlier = content(self.root / name) if (self.root / name).is_dir() else None
+        with directory(self.root / name, earlier) as folder:
+            fill(folder)
+
+    def get_folder(self, name: str) -> Path | None:
+        folder = self.root / name
+        return folder if folder.is_dir() else None
+
+    @contextmanager
+    def locked(self, name: str, *, wait: bool) -> Iterator[bool]:
+        from filelock import FileLock, Timeout
+
+        file = self.root / "locks" / name.replace("/", "-")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(file)
+        try:
+            lock.acquire(timeout=-1 if wait else 0)
+        except Timeout:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            # Whoever waits for the removed file gets its lock beside the owner of a new one of that name. Both look
+            # first whether the work is done, so at worst a cell is measured twice, and equal.
+            file.unlink(missing_ok=True)
+            lock.release()
+
+
+BUCKETS = ("s3", "s3a", "gs", "gcs", "abfs", "az", "oss")  # kinds of stores that do not make their first folder
+
+
+class Remote:
+    """An address that fsspec knows. One put per file, and no locks: two runs may measure a cell twice, and equal."""
+
+    near = False
+
+    def __init__(self, address: str) -> None:
+        try:
+            from fsspec.core import url_to_fs
+
+            self.files, self.root = url_to_fs(address)
+        except (ImportError, ValueError) as problem:
+            raise UnbackdoorError(
+                f"{address} cannot be opened ({problem}). Install unbackdoor[store], or choose another --out."
+            ) from None
+        self.address = address.rstrip("/")
+        kind = address.partition("://")[0]
+        bucket = self.root.partition("/")[0]
+        try:
+            there = kind not in BUCKETS or self.files.exists(bucket)
+        except Exception as problem:  # each kind of store has its own
+            reason = " ".join(str(problem).split()) or type(problem).__name__
+            raise UnbackdoorError(
+                f"{address} cannot be reached ({reason[:200]}). Check the address and the network."
+            ) from None
+        if not there:
+            raise UnbackdoorError(
+                f"{address} has no bucket {bucket}, or it may not be seen. Make it, or choose another."
+            )
+        self.fetched: dict[str, Path] = {}
+
+    def names(self, kind: str) -> set[str]:
+        try:
+            found = self.files.ls(f"{self.root}/{kind}", detail=False, refresh=True)
+        except FileNotFoundError:
+            return set()
+        return {str(name).rpartition("/")[2].partition(".")[0] for name in found} - {""}
+
+    def path(self, name: str) -> str:
+        return f"{self.address}/{name}"
+
+    def read(self, name: str) -> bytes | None:
+        try:
+            content: bytes = self.files.cat_file(f"{self.root}/{name}")
+        except FileNotFoundError:
+            return None
+        return content
+
+    def read_all(self, names: list[str]) -> Iterator[bytes | None]:
+        for start in range(0, len(names), 1000):
+            part = [f"{self.root}/{name}" for name in names[start : start + 1000]]
+            found: dict[str, Any] = self.files.cat(part, on_error="return")
+            for name in part:
+                content = found.get(name)
+                if isinstance(content, Exception) and not isinstance(content, FileNotFoundError):
+                    raise content
+                yield None if isinstance(content, Exception) else content
+
+    def write(self, name: str, content: str) -> None:
+        self._put(name, content.encode())
+
+    def remove(self, name: str) -> None:
+        if self.files.exists(f"{self.root}/{name}"):
+            self.files.rm_file(f"{self.root}/{name}")
+
+    def put_folder(self, name: str, fill: Callable[[Path], None]) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            fill(Path(folder))
+            packed = io.BytesIO()
+            with tarfile.open(fileobj=packed, mode="w") as tar:
+                tar.add(folder, arcname=".")
+        self._put(f"{name}.tar", packed.getvalue())
+
+    def get_folder(self, name: str) -> Path | None:
+        if name not in self.fetched:
+            content = self.read(f"{name}.tar")
+            if content is None:
+                return None
+            folder = Path(tempfile.mkdtemp(prefix="unbackdoor-victim-"))
+            atexit.register(shutil.rmtree, folder, ignore_errors=True)
+            with tarfile.open(fileobj=io.BytesIO(content)) as tar:
+                tar.extractall(folder, filter="data")
+            self.fetched[name] = folder
+        return self.fetched[name]
+
+    @contextmanager
+    def locked(self, name: str, *, wait: bool) -> Iterator[bool]:
+        yield True
+
+    def _put(self, name: str, content: bytes) -> None:
+        if "file" in (self.files.protocol if isinstance(self.files.protocol, tuple) else (self.files.protocol,)):
+            self.files.makedirs(f"{self.root}/{name}".rpartition("/")[0], exist_ok=True)
+        try:
+            self.files.pipe_file(f"{self.root}/{name}", content)
+        except OSError as problem:
+            reason = " ".join(str(problem).split())
+            raise IncompleteError(f"{self.path(name)} could not be written: {reason[:200]}.") from None

@@ -1,0 +1,175 @@
+"""From a grid to its cells, and to those that are still to be made."""
+
+import dataclasses
+import itertools
+from dataclasses import dataclass
+
+from unbackdoor import purifiers
+from unbackdoor._bench.grid import Grid
+from unbackdoor._bench.schema import Cells
+from unbackdoor._bench.store import Store
+from unbackdoor._bench.subjects import Cell, Subject, Subjects, cell_of, value_spec
+from unbackdoor._errors import UnbackdoorError
+from unbackdoor._registry.entries import entry_of, steps_of
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be done.
+
+    Args:
+        victims: to train, in order.
+        cells: to measure, in order.
+        total: cells of the grid.
+        forced: keys of cells that are made although they have a result.
+        surrogates: by the key of a victim, the clean control that its attack perturbs pictures against.
+    """
+
+    victims: tuple[Subject, ...]
+    cells: tuple[Cell, ...]
+    total: int
+    forced: frozenset[str]
+    surrogates: dict[str, Subject]
+
+
+def plan(grid: Grid, store: Store, rerun: str, only: tuple[str, ...] = ()) -> Plan:
+    """What of a grid is still to be done.
+
+    Args:
+        grid: checked.
+        store: what is there.
+        rerun: `missing` takes cells without any result, `failed` those that failed as well, `all` all, `none` none.
+        only: keys of cells; all others are left alone.
+
+    Raises:
+        UnbackdoorError: a victim that is needed was changed since, or `only` names no cell of the grid.
+    """
+    cells = all_cells(grid)
+    strange = set(only) - {cell.key for cell in cells}
+    if strange:
+        raise UnbackdoorError(f"--only must be the key of a cell of {grid.path}, got {sorted(strange)[0]}.")
+    done, failed, trained = store.done(), store.failed(), store.victims()
+    known = done | failed
+    chosen = [cell for cell in cells if not only or cell.key in only]
+    wanted = {
+        cell.key
+        for cell in chosen
+        if rerun == "all"
+        or (rerun in ("missing", "failed") and cell.key not in known)
+        or (rerun == "failed" and cell.key in failed)
+    }
+    to_train: dict[Subject, None] = {}
+    surrogates: dict[str, Subject] = {}
+
+    def need(subject: Subject) -> None:
+        if subject.model is not None or subject.key in trained or subject in to_train:
+            return
+        surrogate = _surrogate_of(subject, cells)
+        if surrogate is not None:
+            need(surrogate)
+            surrogates[subject.key] = surrogate
+        to_train[subject] = None
+
+    for cell in cells:
+        if cell.key in wanted:
+            need(cell.subject)
+    if rerun in ("missing", "failed"):
+        present = trained | {subject.key for subject in to_train}
+        for cell in chosen:
+            expected = {other.key for other in cell.others if other.model is not None or other.key in present}
+            # A finished control is measured again where the grid has got victims since.
+            if cell.key in done and expected and expected - set((store.get(cell.spec) or {}).get("flips") or {}):
+                wanted.add(cell.key)
+                need(cell.subject)
+    pending = tuple(cell for cell in cells if cell.key in wanted)
+    if store.place.near:
+        for key in {cell.subject.key for cell in pending} & trained:
+            store.victim(key)
+    return Plan(tuple(to_train), pending, len(cells), frozenset(wanted & known), surrogates)
+
+
+def _surrogate_of(subject: Subject, cells: list[Cell]) -> Subject | None:
+    """The clean control that an attack perturbs its pictures against, where it needs one and the grid has it."""
+    if not getattr(subject.attack, "needs_surrogate", False):
+        return None
+    found = (cell.subject for cell in cells if cell.subject.control and cell.subject.name == subject.name)
+    return next((control for control in found if control.seed == subject.seed), None)
+
+
+def all_cells(grid: Grid) -> list[Cell]:
+    """All cells of a grid, victim by victim, each once.
+
+    Raises:
+        UnbackdoorError: the `attack.json` of an existing model cannot be used.
+    """
+    from unbackdoor._purification.purify import needs_clean
+    from unbackdoor.purifiers import FineTuning as fine_tuning
+
+    makes = Subjects(grid)
+    baselines = [label for label, method in grid.methods.items() if isinstance(method, fine_tuning)]
+    methods = {"none": None, **grid.methods}
+    combinations: dict[tuple[Subject, str, int | None, int], None] = {}
+
+    def add(entry: Cells) -> None:
+        subjects = [s for s in makes.of(entry) if s.control or not entry.attack or s.label in entry.attack]
+        for subject, (label, method) in itertools.product(subjects, methods.items()):
+            if method is None:
+                combinations[subject, label, None, 0] = None
+            elif not entry.method or label in entry.method or label in baselines:
+                places: list[int | None] = [*(entry.budget or range(len(grid.budgets)))]
+                for place, seed in itertools.product(places, entry.seed or grid.seeds):
+                    combinations[subject, label, place if needs_clean(method) else None, seed] = None
+
+    add(Cells())
+    for entry in grid.cells:
+        if entry.leave_out:
+            for found in [each for each in combinations if _matches(entry, *each)]:
+                del combinations[found]
+        else:
+            add(entry)
+    # A victim without any method left is no victim of the table.
+    purified = {subject for subject, label, _, _ in combinations if label != "none"}
+    kept = [each for each in combinations if each[0] in purified]
+    kept.sort(key=lambda each: makes.order[each[0]])
+    victims = {subject for subject, *_ in kept if not subject.control}
+    specs = {label: value_spec(method, purifiers.REGISTRY) for label, method in methods.items()}
+    beside = {subject: makes.beside(subject, victims) for subject in purified}
+    cells: dict[str, Cell] = {}
+    for subject, label, place, seed in kept:
+        budget = None if place is None else grid.budgets[place]
+        cell = cell_of(subject, label, methods[label], specs[label], budget, seed, makes.files[subject.name])
+        second = subject.task.second_test is not None and (label == "none" or seed == grid.seeds[0])
+        cells.setdefault(cell.key, dataclasses.replace(cell, others=beside[subject], second=second))
+    _check_kinds(list(cells.values()))
+    return list(cells.values())
+
+
+def _check_kinds(cells: list[Cell]) -> None:
+    """Refuse attacks and methods on data of the other kind; what an existing model takes is not known yet."""
+    for subject, label, method in {
+        (cell.subject, cell.label): (cell.subject, cell.label, cell.method) for cell in cells
+    }.values():
+        kind = "text" if subject.task.base is not None else "images"
+        parts = [(subject.label, subject.attack, getattr(subject.attack, "modality", "images"))]
+        for step in steps_of(method):
+            entry = entry_of(step, purifiers.REGISTRY)
+            parts.append((label, step, "images, text" if entry is None else entry.modality))  # others know themselves
+        for name, made, modality in parts:
+            if made is not None and subject.model is None and kind not in modality:
+                raise UnbackdoorError(
+                    f"The grid has {name} on tasks.{subject.name}, which has {kind}, but {type(made).__name__} is for "
+                    f"{modality}. Take it away by cells.leave_out."
+                )
+
+
+def _matches(entry: Cells, subject: Subject, label: str, place: int | None, seed: int) -> bool:
+    pairs = [
+        (entry.task, subject.name),
+        (entry.attack, subject.label),
+        (entry.rate, subject.rate),
+        (entry.victim_seed, subject.seed),
+        (entry.method, label),
+        (entry.budget, place),
+        (entry.seed, None if label == "none" else seed),
+    ]
+    return all(allowed is None or found in allowed for allowed, found in pairs)

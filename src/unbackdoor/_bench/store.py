@@ -1,0 +1,179 @@
+"""The cell store: one JSON file per measurement, named by what was measured, written in one step."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+from unbackdoor._bench.places import place
+from unbackdoor._errors import UnbackdoorError, printable
+from unbackdoor._inputs import parsed, read_json
+
+VERSION = 1  # of the identity: part of every key, so that a change of meaning never finds old cells
+
+
+def identity(spec: dict[str, Any]) -> str:
+    """The key of a measurement: a hash of what determines its result, whatever the order of its entries.
+
+    >>> identity({"seed": 0, "rate": 0.01}) == identity({"rate": 0.01, "seed": 0})
+    True
+    """
+    text = json.dumps({"version": VERSION, **spec}, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+class Store:
+    """Cells, victims and frozen draws. Processes may share it, and may be killed at any moment.
+
+    Args:
+        address: a folder, made when something is first written, or any fsspec address.
+
+    Raises:
+        UnbackdoorError: a newer version wrote it, or the address cannot be opened.
+    """
+
+    def __init__(self, address: str | Path) -> None:
+        self.address = str(address)
+        self.place = place(address)
+        written = self.place.read("store.json")
+        self.marked = written is not None
+        if written is not None:
+            self._json(written, "store.json")
+
+    def get(self, spec: dict[str, Any]) -> dict[str, Any] | None:
+        """The result of a finished measurement, or None where there is none."""
+        name = f"cells/{identity(spec)}.json"
+        content = self.place.read(name)
+        return None if content is None else self._cell(content, name)[1]
+
+    def put(self, spec: dict[str, Any], result: dict[str, Any]) -> None:
+        """Keep a result; one whose `status` is `failed` is kept apart until the measurement succeeds.
+
+        Raises:
+            IncompleteError: the disk is full; no half cell is left.
+        """
+        key = identity(spec)
+        self.start()
+        text = json.dumps({"version": VERSION, "spec": spec, "result": result}, indent=1) + "\n"
+        if result.get("status") == "failed":
+            self.place.write(f"failed/{key}.json", text)
+        else:
+            self.place.write(f"cells/{key}.json", text)
+            self.place.remove(f"failed/{key}.json")
+
+    def start(self) -> None:
+        """Mark the store with its version, once."""
+        if not self.marked:
+            self.place.write("store.json", json.dumps({"version": VERSION}) + "\n")
+            self.marked = True
+
+    def done(self) -> set[str]:
+        """The keys of finished cells."""
+        return self.place.names("cells")
+
+    def failed(self) -> set[str]:
+        """The keys of cells that failed."""
+        return self.place.names("failed") - self.done()
+
+    def cells(self) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+        """All (spec, result) pairs, in the order of their keys; the failed ones last."""
+        names = [f"cells/{key}.json" for key in sorted(self.done())]
+        names += [f"failed/{key}.json" for key in sorted(self.failed())]
+        for name, content in zip(names, self.place.read_all(names), strict=True):
+            if content is not None:  # or another process has removed it meanwhile
+                yield self._cell(content, name)
+
+    def rows(self, spec: dict[str, Any], draw: Callable[[], list[int]]) -> list[int]:
+        """Row numbers that are drawn once and then kept, so that no other version draws others."""
+        name = f"rows/{identity(spec)}.json"
+        content = self.place.read(name)
+        if content is None:
+            self.place.write(name, json.dumps({"version": VERSION, "spec": spec, "rows": draw()}) + "\n")
+            content = self.place.read(name)
+            assert content is not None
+        kept: list[int] = self._json(content, name)["rows"]
+        return kept
+
+    def victims(self) -> set[str]:
+        """The keys of trained victims."""
+        return self.place.names("victims")
+
+    def put_victim(self, spec: dict[str, Any], fill: Callable[[Path], None]) -> None:
+        """Keep a victim, with the hash of each of its files.
+
+        Raises:
+            IncompleteError: the disk is full; nothing is left of it.
+        """
+
+        def fill_and_sign(folder: Path) -> None:
+            fill(folder)
+            manifest = {"version": VERSION, "spec": spec, "files": digests(folder)}
+            (folder / "files.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+
+        self.start()
+        self.place.put_folder(f"victims/{identity(spec)}", fill_and_sign)
+
+    def victim(self, key: str) -> Path:
+        """A victim's folder, on this machine.
+
+        Raises:
+            UnbackdoorError: it is not there, or a file in it is not the one that was written.
+        """
+        name = f"victims/{key}"
+        folder = self.place.get_folder(name)
+        if folder is None:
+            raise UnbackdoorError(f"{self.place.path(name)} is not there. Start the grid again to train it anew.")
+        try:
+            files = dict(read_json(folder / "files.json")["files"])
+        except (UnbackdoorError, ValueError, LookupError, TypeError):
+            raise UnbackdoorError(
+                f"{folder} is no victim that unbackdoor bench wrote. Remove it to train it again."
+            ) from None
+        found = digests(folder)
+        odd = sorted(name for name in files.keys() | found.keys() if files.get(name) != found.get(name))
+        if odd:
+            raise UnbackdoorError(
+                f"{folder / odd[0]} was changed, added or removed after this victim was trained. Put it back, or "
+                f"remove {folder} to train the victim again."
+            )
+        return folder
+
+    def locked(self, key: str, *, wait: bool = False) -> AbstractContextManager[bool]:
+        """Hold a key against other processes; gives whether it could be had."""
+        return self.place.locked(key, wait=wait)
+
+    def _cell(self, content: bytes, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+        cell = self._json(content, name)
+        try:
+            return cell["spec"], cell["result"]
+        except KeyError:
+            raise self._foreign(name) from None
+
+    def _json(self, content: bytes, name: str) -> dict[str, Any]:
+        try:
+            made = parsed(content.decode(), self.place.path(name))
+            version = made.get("version")
+        except (UnbackdoorError, UnicodeDecodeError):
+            raise self._foreign(name) from None
+        if version != VERSION:
+            raise UnbackdoorError(
+                f"{self.place.path(name)} has version {printable(version)}, this one reads {VERSION}. Use another "
+                "store, or update unbackdoor."
+            )
+        return made
+
+    def _foreign(self, name: str) -> UnbackdoorError:
+        path = self.place.path(name)
+        return UnbackdoorError(f"{path} is no file that unbackdoor bench wrote. Remove it to measure it again.")
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """The SHA-256 of each file under a folder, by relative name; `files.json` itself is left out."""
+    made = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.name != "files.json":
+            with path.open("rb") as file:
+                made[str(path.relative_to(folder))] = hashlib.file_digest(file, "sha256").hexdigest()
+    return made

@@ -1,0 +1,235 @@
+"""Subjects and cells: what is measured, and what determines it."""
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from unbackdoor import attacks, purifiers
+from unbackdoor._bench.grid import Grid
+from unbackdoor._bench.paths import content_hash, file_hashes, task_spec
+from unbackdoor._bench.schema import Budget, Cells, Task
+from unbackdoor._bench.store import identity
+from unbackdoor._inputs import read_json
+from unbackdoor._registry.entries import Entry, entry_of, name_of, steps_of
+from unbackdoor._value import changed_fields
+
+NONE: dict[str, Any] = {"name": "none", "version": 1, "parameters": {}}
+OWN: dict[str, Any] = {
+    "name": "own",
+    "version": 1,
+    "parameters": {},
+}  # somebody else's, of which only examples are known
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """A model to purify: a victim that is trained, a clean control, or a model that is there already.
+
+    Args:
+        name: of the task.
+        label: of the attack; `own` of an existing model, `none` of a clean control.
+        attack: None for a clean control, and for an existing model.
+        model: directory of an existing model.
+        trigger: `attack.json` of an existing model.
+        spec: what determines it, and its key.
+    """
+
+    name: str
+    task: Task
+    label: str
+    attack: Any
+    rate: float | None
+    seed: int | None
+    model: str | None
+    trigger: str | None
+    spec: dict[str, Any]
+    key: str
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Subject) and self.key == other.key
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+    @property
+    def control(self) -> bool:
+        """Whether it has no backdoor."""
+        return self.label == "none"
+
+    @property
+    def marked(self) -> bool:
+        """Whether its score has triggered examples; a control beside a victim is shown the victim's instead."""
+        return not self.control or (
+            self.task.control is True and (self.task.triggered is not None or self.trigger is not None)
+        )
+
+    def __str__(self) -> str:
+        rate = "" if self.rate in (0.0, None) else f" {100 * self.rate:g} %"
+        return f"{self.name}, {self.label}{rate}" + ("" if self.seed is None else f", victim seed {self.seed}")
+
+
+@dataclass(frozen=True, eq=False)
+class Cell:
+    """A measurement: a subject, purified by a method with a clean budget and a seed, and scored.
+
+    Args:
+        label: of the method; `none` for the subject as it is.
+        others: of a clean control: the victims whose triggers it is shown.
+        second: whether it is scored on the task's second test examples, too.
+    """
+
+    subject: Subject
+    label: str
+    method: Any
+    budget: Budget | None
+    seed: int
+    spec: dict[str, Any]
+    key: str
+    others: tuple[Subject, ...] = ()
+    second: bool = False
+
+    def __str__(self) -> str:
+        budget = "" if self.budget is None else f", {self.budget.n:,} {self.budget.source}"
+        seed = "" if self.method is None else f", seed {self.seed}"
+        return f"{self.subject}: {self.label}{budget}{seed}"
+
+
+def value_spec(made: Any, entries: tuple[Entry, ...]) -> dict[str, Any]:
+    """What of a method or an attack determines results: name, version, and the parameters that differ from defaults."""
+    if made is None:
+        return NONE
+    if steps_of(made) != (made,):
+        parts = [value_spec(step, entries) for step in steps_of(made)]
+        lists = {key: [part[key] for part in parts] for key in ("version", "parameters")}
+        return {"name": name_of(made, entries), **lists}
+    parameters = {name: _hashed(given) for name, given in changed_fields(made).items()}
+    return {"name": name_of(made, entries), "version": getattr(made, "version", 1), "parameters": parameters}
+
+
+def _hashed(given: Any) -> Any:
+    if isinstance(given, str) and Path(given).is_absolute() and Path(given).is_file():
+        return f"sha256:{content_hash((given,))}"
+    return given
+
+
+class Subjects:
+    """The subjects of a grid, each made once, with the order in which they were first asked for."""
+
+    def __init__(self, grid: Grid) -> None:
+        self.grid = grid
+        self.files = {name: file_hashes(task) for name, task in grid.tasks.items()}
+        self.tasks = {name: task_spec(name, task, self.files[name]) for name, task in grid.tasks.items()}
+        self.made: dict[tuple[Any, ...], Subject] = {}
+        self.order: dict[Subject, int] = {}
+
+    def of(self, entry: Cells) -> Iterator[Subject]:
+        """The subjects that an entry is about, the clean controls among them."""
+        grid = self.grid
+        for name, task in grid.tasks.items():
+            if entry.task and name not in entry.task:
+                continue
+            if task.model is not None:
+                yield from self._existing(name, task)
+                continue
+            for seed, planned in itertools.product(entry.victim_seed or grid.victim_seeds, grid.attacks):
+                rates = planned.rates if planned.value is None or not entry.rate else entry.rate
+                for rate in rates:
+                    yield self._subject(name, task, planned.label, planned.value, rate, seed)
+
+    def beside(self, subject: Subject, victims: set[Subject]) -> tuple[Subject, ...]:
+        """The victims that a clean control is the control of."""
+        if not subject.control:
+            return ()
+        mine = [other for other in victims if other.name == subject.name and other.seed in (subject.seed, None)]
+        if subject.model is not None:
+            mine = [other for other in victims if other.name == subject.name]
+        return tuple(sorted(mine, key=self.order.__getitem__))
+
+    def _existing(self, name: str, task: Task) -> Iterator[Subject]:
+        from unbackdoor._poisoning.attack import load_trigger
+
+        assert task.model is not None
+        if task.control is True:
+            yield self._subject(name, task, "none", None, 0.0, None, model=task.model, trigger=task.attack)
+            return
+        if task.triggered is not None:
+            yield self._subject(name, task, "own", None, None, None, model=task.model)
+            yield from self._beside(name, task)
+            return
+        path = Path(task.attack or Path(task.model) / "attack.json")
+        attack = load_trigger(path).attack
+        recorded = read_json(path)
+        yield self._subject(
+            name, task, "own", attack, recorded.get("rate"), recorded.get("seed"), model=task.model, trigger=str(path)
+        )
+        yield from self._beside(name, task)
+
+    def _beside(self, name: str, task: Task) -> Iterator[Subject]:
+        """The clean model that a task names for an existing one, unless the grid goes without."""
+        if isinstance(task.control, str) and any(planned.value is None for planned in self.grid.attacks):
+            yield self._subject(name, task, "none", None, 0.0, None, model=task.control)
+
+    def _subject(
+        self,
+        name: str,
+        task: Task,
+        label: str,
+        attack: Any,
+        rate: float | None,
+        seed: int | None,
+        *,
+        model: str | None = None,
+        trigger: str | None = None,
+    ) -> Subject:
+        known = (name, label, rate, seed)
+        if known not in self.made:
+            described = OWN if attack is None and label == "own" else value_spec(attack, attacks.REGISTRY)
+            spec: dict[str, Any] = {"task": self.tasks[name], "attack": described}
+            spec |= {"rate": rate, "seed": seed}
+            if model is not None:
+                spec["model"] = content_hash((model,))
+            if model is not None and task.factory is not None:
+                file, _, function = task.factory.rpartition(":")
+                spec["factory"] = f"{content_hash((file,))}:{function}"
+            if trigger is not None:
+                spec["trigger"] = content_hash((str(Path(trigger).with_name("trigger.safetensors")),))
+            elif model == task.model and task.triggered is not None:
+                spec["trigger"] = content_hash(task.triggered)
+            key = identity(spec)
+            made = Subject(name, task, label, attack, rate, seed, model, trigger, spec, key)
+            self.made[known] = made
+            self.order[made] = len(self.order)
+        return self.made[known]
+
+
+def cell_of(
+    subject: Subject,
+    label: str,
+    method: Any,
+    method_spec: dict[str, Any],
+    budget: Budget | None,
+    seed: int,
+    files: dict[str, str],
+) -> Cell:
+    """The cell of a combination."""
+    clean = None
+    if budget is not None:
+        data = files["train"] if budget.source == "train" else files.get("clean", files["test"])
+        clean = {"from": budget.source, "n": budget.n, "seed": budget.seed, "data": data}
+    spec: dict[str, Any] = {
+        "victim": subject.spec,
+        "method": method_spec,
+        "clean": clean,
+        "seed": seed,
+    }
+    if subject.task.proxy is not None and any(_takes_proxy(step) for step in steps_of(method)):
+        spec["proxy"] = files["proxy"]
+    return Cell(subject, label, method, budget, seed, spec, identity(spec))
+
+
+def _takes_proxy(step: Any) -> bool:
+    """Whether a method may use another model for the task; one that is not registered is not known not to."""
+    entry = entry_of(step, purifiers.REGISTRY)
+    return step is not None and (entry is None or "proxy" in entry.needs)

@@ -1,0 +1,352 @@
+"""What a worker does: train a victim, or purify and score one. A process keeps what the next job will need, too."""
+
+import dataclasses
+import functools
+import json
+import os
+import platform
+import subprocess
+import time
+import traceback
+from collections.abc import Callable
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+
+from unbackdoor._bench.examples import Examples, Shelf
+from unbackdoor._bench.schema import Task
+from unbackdoor._bench.store import Store
+from unbackdoor._bench.subjects import NONE, Cell, Subject
+from unbackdoor._cli.commands import write_victim
+from unbackdoor._cli.options import AttackOptions
+from unbackdoor._data.dataset import Dataset, check_labels
+from unbackdoor._data.images import ImageEncoder
+from unbackdoor._errors import IncompleteError, UnbackdoorError
+from unbackdoor._evaluation.score import Proportion, Score, predict, score
+from unbackdoor._inputs import read_json
+from unbackdoor._models.arithmetic import choose, description
+from unbackdoor._models.calling import class_count, class_names
+from unbackdoor._models.loading import Loaded, base_encoder, load, load_base
+from unbackdoor._poisoning.attack import Triggered, already_triggered, load_trigger, triggered
+from unbackdoor._purification.purify import judged, peak_memory, purify
+from unbackdoor._registry.entries import to_json
+from unbackdoor._registry.purifiers import REGISTRY
+from unbackdoor._training.descent import silent
+from unbackdoor._victims.planting import plant, took
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What all jobs of a run share.
+
+    Args:
+        store: its address.
+        grid: the grid's name under `grids/`.
+        device: None takes a GPU where there is one.
+        threads: of this process; None leaves it as it is.
+    """
+
+    store: str
+    grid: str
+    device: str | None = None
+    threads: int | None = None
+
+
+class Outcome(NamedTuple):
+    """How a job ended.
+
+    Args:
+        kind: `busy` where another process is at it.
+        seconds: that it took here.
+        message: of a failure.
+    """
+
+    kind: Literal["done", "failed", "busy"]
+    seconds: float = 0.0
+    message: str = ""
+
+
+def train(subject: Subject, surrogate: Subject | None, settings: Settings, wait: bool) -> Outcome:
+    """Train a victim and keep it, unless it is there.
+
+    Raises:
+        IncompleteError: the disk is full.
+    """
+    desk = _desk(settings)
+    start = time.perf_counter()
+    with desk.store.locked(f"victims/{subject.key}", wait=wait) as held:
+        if subject.key in desk.store.victims():
+            return Outcome("done")
+        if not held:
+            return Outcome("busy")
+        try:
+            desk.plant(subject, surrogate)
+        except IncompleteError:
+            raise
+        except Exception as problem:
+            return Outcome("failed", time.perf_counter() - start, told(problem))
+    return Outcome("done", time.perf_counter() - start)
+
+
+def measure(cell: Cell, settings: Settings, force: bool, wait: bool) -> Outcome:
+    """Purify and score, and keep the result or the failure, unless the cell is done.
+
+    Raises:
+        IncompleteError: the disk is full.
+    """
+    desk = _desk(settings)
+    start = time.perf_counter()
+    with desk.store.locked(f"cells/{cell.key}", wait=wait) as held:
+        before = desk.store.get(cell.spec)
+        if before is not None and not force:
+            return Outcome("done")
+        if not held:
+            return Outcome("busy")
+        try:
+            result = {"status": "done", **desk.measure(cell)}
+            if "flips" in result and before is not None:
+                result["flips"] = {**(before.get("flips") or {}), **result["flips"]}  # of another grid's victims
+        except IncompleteError:
+            raise
+        except Exception as problem:
+            unforeseen = None if isinstance(problem, UnbackdoorError) else traceback.format_exc()
+            return fail(cell, settings, told(problem), time.perf_counter() - start, unforeseen)
+        result["provenance"] = desk.provenance(cell)
+        desk.store.put(cell.spec, result)
+    return Outcome("done", time.perf_counter() - start)
+
+
+def fail(cell: Cell, settings: Settings, message: str, seconds: float = 0.0, trace: str | None = None) -> Outcome:
+    """Record that a cell failed, and why."""
+    desk = _desk(settings)
+    result = {"status": "failed", "message": message, "traceback": trace, "provenance": desk.provenance(cell)}
+    desk.store.put(cell.spec, result)
+    return Outcome("failed", seconds, message)
+
+
+def told(problem: BaseException) -> str:
+    """A failure in one sentence."""
+    text = " ".join(str(problem).split())
+    return text if isinstance(problem, UnbackdoorError) else f"{type(problem).__name__}: {text}"[:500]
+
+
+@functools.lru_cache(maxsize=1)
+def _desk(settings: Settings) -> "_Desk":
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    return _Desk(settings)
+
+
+class _Desk:
+    """What a process has at hand: the store, and the data and the subject of the last job."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.store = Store(settings.store)
+        self.shelf = Shelf()
+        self.examples = Examples(self.store, self.shelf)
+        self.device: str | None = None
+
+    def plant(self, subject: Subject, surrogate: Subject | None) -> None:
+        task = subject.task
+        encode = None if task.base is None else base_encoder(task.base, max_length=task.max_length)
+        data = self.examples.read(task, "train", encode, None)
+        like = encode or ImageEncoder(size=data.shape[1:], channels=data.shape[0])  # type: ignore[arg-type]
+        test, _ = self.examples.parts(subject, like, data.classes)
+        options = AttackOptions(
+            data=[],
+            out="",
+            rate=subject.rate or 0.05,
+            seed=subject.seed or 0,
+            base=task.base,
+            arch=task.arch,
+            width=task.width,
+            epochs=task.epochs,
+            clean_epochs=task.clean_epochs,
+            learning_rate=task.learning_rate,
+            batch_size=task.batch_size,
+            max_length=task.max_length,
+            precision=task.precision,
+            device=self.settings.device,
+        )
+        control = None if surrogate is None else load(self.store.victim(surrogate.key))
+        victim = plant(
+            data,
+            test,
+            subject.attack,
+            options,
+            surrogate=control and control.model,
+            surrogate_encode=control and control.encode,
+            progress=silent,
+        )
+        source = Path(task.base) if task.base is not None and Path(task.base).is_dir() else None
+        self.store.put_victim(subject.spec, lambda folder: write_victim(victim, folder, source=source))
+
+    def measure(self, cell: Cell) -> dict[str, Any]:
+        subject, task, device = cell.subject, cell.subject.task, self.settings.device
+        folder, (model, encode) = self.shelf.keep("subject", subject.key, lambda: self._load(subject))
+        test, pool = self.examples.parts(subject, encode, class_names(model))
+        made, record = model, {}
+        if cell.method is not None:
+            clean = None if cell.budget is None else self.examples.budget(cell, pool, encode, class_names(model))
+            base, proxy = task.base, task.proxy
+            purified = purify(
+                model,
+                clean,
+                cell.method,
+                seed=cell.seed,
+                device=device,
+                precision=task.precision,
+                base=None
+                if base is None
+                else self.shelf.keep("base", base, lambda: load_base(base, factory=task.factory)),
+                proxy=None if proxy is None else self.shelf.keep("proxy", proxy, lambda: _asked(proxy, task).model),
+            )
+            made, record = purified.model, purified.record
+        arithmetic = choose(made, device, task.precision)
+        if cell.method is not None and purified.record["usable"] is None:
+            record |= judged(purified, model, test, cell.method, arithmetic)
+        self.device = description(arithmetic)
+        classes = class_count(model, test)
+        attacked = None
+        if subject.marked:
+            attacked = self.shelf.keep("attacked", subject.key, lambda: self._attacked(subject, test, model, classes))
+        start = time.perf_counter()
+        measured = score(made, test, attacked, arithmetic)
+        result: dict[str, Any] = {"score": measured.to_json()}
+        if subject.control:
+            result["implanted"] = None
+            result["flips"] = {
+                other.key: _share(made, shown, arithmetic)
+                for other in cell.others
+                if (shown := self._attacked(other, test, model, classes)) is not None
+            }
+        elif task.triggered is None:
+            result["implanted"] = self._implanted(subject, folder)
+        elif cell.method is None:
+            result["implanted"] = took(measured, classes, test.modality)
+        else:
+            result["implanted"] = self._took(subject, lambda: score(model, test, attacked, arithmetic), classes, test)
+        scoring = time.perf_counter() - start
+        if cell.second:
+            second = self.examples.read(task, "second_test", encode, class_names(model))
+            attacked = None
+            if subject.marked and task.triggered is None:
+                attacked = self.shelf.keep(
+                    "second attacked", subject.key, lambda: self._attacked(subject, second, model, classes)
+                )
+            result["second_test"] = score(made, second, attacked, arithmetic).to_json()
+        result |= {
+            "method": None,
+            "seconds": record.get("seconds", 0.0),
+            "scoring_seconds": round(scoring, 3),
+            "training_seconds": _recorded(folder / "record.json").get("seconds"),
+            "peak_memory_bytes": record.get("peak_memory_bytes", peak_memory()),
+            "examples_seen": record.get("examples_seen", 0),
+            "held_out": (record.get("clean") or {}).get("held_out", 0),
+            "notes": record.get("notes", []),
+            "warnings": record.get("warnings", []),
+            "usable": record.get("usable"),
+        }
+        if cell.method is not None:
+            result["method"] = _described(cell.method)
+        return result
+
+    def provenance(self, cell: Cell) -> dict[str, Any]:
+        given = {
+            "attack": (cell.subject.label, cell.subject.spec["attack"]["name"]),
+            "method": (cell.label, cell.spec["method"]["name"]),
+        }
+        return {
+            "commit": commit(),
+            "versions": {
+                "unbackdoor": version("unbackdoor"),
+                "torch": torch.__version__,
+                "transformers": version("transformers"),
+                "python": platform.python_version(),
+            },
+            "device": self.device,
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "grid": self.settings.grid,
+            "labels": {key: label for key, (label, name) in given.items() if label not in (name, "own")},
+        }
+
+    def _load(self, subject: Subject) -> tuple[Path, Loaded]:
+        if subject.model is not None:
+            return Path(subject.model), _asked(subject.model, subject.task)
+        folder = self.store.victim(subject.key)
+        return folder, load(folder, max_length=subject.task.max_length)
+
+    def _attacked(self, subject: Subject, test: Dataset, model: Any, classes: int) -> Triggered | None:
+        """Test examples with a subject's trigger on; None where it is not trained yet."""
+        task = subject.task
+        if task.triggered is not None and task.target is not None:
+            marked = self.examples.triggered(subject, test, test.encode, class_names(model))
+            check_labels(marked, classes)
+            return already_triggered(marked, task.target, classes)
+        if subject.trigger is not None:
+            return triggered(test, load_trigger(subject.trigger), classes)
+        if subject.key not in self.store.victims():
+            return None
+        return triggered(test, load_trigger(self.store.victim(subject.key)), classes)
+
+    def _took(self, subject: Subject, measured: Callable[[], Score], classes: int, test: Dataset) -> bool:
+        """Whether a suspect from elsewhere has its backdoor: by the cell of the model as it came, else measured."""
+        known = self.store.get({"victim": subject.spec, "method": NONE, "clean": None, "seed": 0})
+        if known is not None and known.get("implanted") is not None:
+            return bool(known["implanted"])
+        found: bool = self.shelf.keep("took", subject.key, lambda: took(measured(), classes, test.modality))
+        return found
+
+    def _implanted(self, subject: Subject, folder: Path) -> bool | None:
+        implanted: bool | None = _recorded(Path(subject.trigger or folder / "attack.json")).get("implanted")
+        return implanted
+
+
+def _asked(source: str, task: Task) -> Loaded:
+    """An existing model of a task, loaded and asked as the task says."""
+    return load(
+        source,
+        factory=task.factory,
+        mean=task.mean,
+        std=task.std,
+        image_size=task.image_size,
+        max_length=task.max_length,
+    )
+
+
+def _share(model: Any, attacked: Triggered, arithmetic: Any) -> dict[str, float | int]:
+    hits = predict(model, attacked.data, arithmetic) == attacked.wanted.cpu()
+    return Proportion(int(hits.sum()), len(hits)).to_json()
+
+
+def _described(method: Any) -> dict[str, Any]:
+    """A method's repr and parameters, files by their names: the folders are those of this machine."""
+    parameters = to_json(method, REGISTRY)["parameters"]
+    text = json.dumps({"repr": repr(method), "parameters": parameters})
+    for step in parameters if isinstance(parameters, list) else [parameters]:
+        for given in step.values():
+            if isinstance(given, str) and Path(given).is_absolute():
+                text = text.replace(json.dumps(given)[1:-1], Path(given).name)
+    return dict(json.loads(text))
+
+
+def _recorded(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.is_file() else {}
+
+
+@functools.lru_cache(maxsize=1)
+def commit() -> str | None:
+    """The commit of the source tree that this runs from, with `-dirty` after changes; None where it is installed."""
+    root = Path(__file__).parents[3]
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", os.fspath(root), "describe", "--always", "--dirty", "--exclude", "*"]
+    try:
+        made = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+    return made.stdout.strip() or None

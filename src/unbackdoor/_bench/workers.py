@@ -1,0 +1,177 @@
+"""Who does the jobs: this process, local processes, or a Ray cluster. All three are executors of concurrent.futures."""
+
+import logging
+import math
+import multiprocessing
+import os
+import socket
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ProcessPoolExecutor
+from typing import Any, Protocol
+
+from unbackdoor._bench.schema import Resources
+from unbackdoor._errors import UnbackdoorError
+
+# What concurrent.futures and Ray raise for a job whose worker died, not for one that failed.
+_LOST = {"BrokenProcessPool", "WorkerCrashedError", "NodeDiedError", "OutOfMemoryError", "ObjectLostError"}
+
+
+def lost(future: "Future[Any]") -> bool:
+    """Whether the worker of a job died."""
+    return type(future.exception()).__name__ in _LOST
+
+
+class Workers(Protocol):
+    """Where jobs are submitted.
+
+    Args:
+        slots: how many may be in flight.
+        together: whether a worker that dies takes all jobs in flight with it.
+    """
+
+    slots: int
+    together: bool
+
+    def submit(self, job: Callable[..., Any], *arguments: Any) -> "Future[Any]":
+        """Start a job."""
+
+    def renew(self) -> None:
+        """Replace workers that died, if nobody else does."""
+
+    def stop(self) -> None:
+        """Let go, without waiting for what is running."""
+
+
+class Here:
+    """This process, one job at a time."""
+
+    slots = 1
+    together = False
+
+    def submit(self, job: Callable[..., Any], *arguments: Any) -> "Future[Any]":
+        """Do the job now."""
+        future: Future[Any] = Future()
+        try:
+            future.set_result(job(*arguments))
+        except Exception as problem:
+            future.set_exception(problem)
+        return future
+
+    def renew(self) -> None:
+        """Nothing died."""
+
+    def stop(self) -> None:
+        """Nothing is running."""
+
+
+class Processes:
+    """Local processes, started anew (not forked), which share the cores."""
+
+    together = True
+
+    def __init__(self, count: int) -> None:
+        self.slots = count
+        self.last: list[Future[Any]] = []  # of those that were submitted, without those that were done by then
+        self.renew()
+
+    def submit(self, job: Callable[..., Any], *arguments: Any) -> "Future[Any]":
+        """Hand the job to a free process."""
+        self.last = [*(future for future in self.last if not future.done()), self.pool.submit(job, *arguments)]
+        return self.last[-1]
+
+    def renew(self) -> None:
+        """A new pool: one that lost a process takes no more jobs."""
+        context = multiprocessing.get_context("spawn")
+        self.pool = ProcessPoolExecutor(self.slots, context, initializer=_begin, initargs=(threads_of(self.slots),))
+
+    def stop(self) -> None:
+        """End the processes: a job that was under way leaves nothing behind."""
+        if any(not future.done() for future in self.last):
+            for process in list((self.pool._processes or {}).values()):
+                process.terminate()
+        self.pool.shutdown(cancel_futures=True)
+
+
+def threads_of(workers: int) -> int:
+    """Threads for each of some local workers: their share of the cores that this process may use."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    return max(1, min(allowed // workers, int(given) if given.isdecimal() and int(given) > 0 else allowed))
+
+
+def _begin(threads: int) -> None:
+    """In a new worker: its share of the cores, silence, and an end when the process that started it ends."""
+    import torch
+
+    torch.set_num_threads(threads)
+    quiet()
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
+
+
+def quiet(level: int = logging.ERROR) -> int:
+    """Leave warnings to the records, which keep them: here nobody could tell what they are about.
+
+    Returns:
+        The level that the logger had before.
+    """
+    logger = logging.getLogger("unbackdoor")
+    before = logger.level
+    logger.setLevel(level)
+    return before
+
+
+class Cluster:
+    """A Ray cluster. Ray places the jobs, and starts those of a lost node again elsewhere."""
+
+    together = False
+
+    def __init__(self, address: str, resources: Resources) -> None:
+        try:
+            import ray
+        except ImportError:
+            raise UnbackdoorError("--ray needs Ray. Install unbackdoor[ray], or use --workers.") from None
+        self.ray = ray
+        try:
+            if address != "auto":  # Ray itself tries for minutes
+                host, _, port = address.removeprefix("ray://").rpartition(":")
+                socket.create_connection((host, int(port)), timeout=10).close()
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, configure_logging=False)
+        except (OSError, ValueError, RuntimeError) as problem:
+            reason = str(problem).split("\n")[0].rstrip(".")
+            raise UnbackdoorError(
+                f"--ray {address} cannot be reached ({reason}). Start it: ray start --head."
+            ) from None
+        self.remote = ray.remote(_remotely).options(
+            num_cpus=resources.cpus, num_gpus=resources.gpus, max_retries=3, retry_exceptions=False
+        )
+        self.threads = max(1, math.floor(resources.cpus))
+        # More than the cluster can run, so that one that grows by demand sees it.
+        self.slots = max(64, 2 * int(ray.cluster_resources().get("CPU", 1)))
+
+    def submit(self, job: Callable[..., Any], *arguments: Any) -> "Future[Any]":
+        """Hand the job to Ray."""
+        future: Future[Any] = self.remote.remote(self.threads, job, *arguments).future()
+        return future
+
+    def renew(self) -> None:
+        """Ray does that itself."""
+
+    def stop(self) -> None:
+        """Leave the cluster, which ends what is running of this."""
+        self.ray.shutdown()
+
+
+def _remotely(threads: int, job: Callable[..., Any], *arguments: Any) -> Any:
+    import torch
+
+    torch.set_num_threads(threads)
+    quiet()
+    return job(*arguments)

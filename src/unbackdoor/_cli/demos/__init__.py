@@ -1,0 +1,1 @@
+"""The demos: one story, told on images and on texts."""

@@ -1,0 +1,433 @@
+"""Sources of examples: which files a path means, and which split; the columns of these files, as they are written."""
+
+import glob
+import itertools
+import json
+import logging
+import os
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from unbackdoor._data.delimited import decoded, read_delimited
+from unbackdoor._data.labels import alike
+from unbackdoor._errors import UnbackdoorError, printable
+from unbackdoor._inputs import check_file, exists, open_file
+
+logger = logging.getLogger("unbackdoor")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Columns by name.
+
+    Args:
+        cells: of each column, a list or an arrow array.
+        names: of columns whose whole numbers stand for names, these names.
+        twice: names that more than one column has; these are not among the cells.
+        folder: what relative paths in it are relative to.
+        hint: the way out where a column is missing and the first line of the file does not look like names.
+    """
+
+    cells: dict[str, Any]
+    names: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    twice: frozenset[str] = frozenset()
+    folder: Path
+    hint: str = ""
+
+    def column(self, name: str) -> list[Any]:
+        """The cells of a column as Python values."""
+        cells = self.cells[name]
+        return cells if isinstance(cells, list) else cells.to_pylist()
+
+
+def opened(
+    source: str | Path | Sequence[str | Path], where: str, *, label: str, classes: Sequence[str] | None
+) -> list[Table]:
+    """The tables that a source names, in order, with the same columns or not.
+
+    Args:
+        source: as `Dataset.load` takes it.
+        where: named in messages.
+        label: the column of labels.
+        classes: the model's class names; a folder of one of these names is a class and no split.
+
+    Raises:
+        UnbackdoorError: nothing is there, it is of no known kind, cannot be read, or may mean several data sets.
+    """
+    files: list[Path] = []
+    for path in [source] if isinstance(source, str | Path) else source:
+        files += _matches(path)
+    if len(files) > 1 and any(file.is_dir() for file in files):
+        raise UnbackdoorError(f"{where} has a folder among several parts; DATA is one folder, or files.")
+    try:
+        return _of_folder(files[0], classes, label) if files[0].is_dir() else _of_files(files, label)
+    except UnbackdoorError:
+        raise
+    except Exception as problem:  # whatever a reader of a foreign format may raise
+        reason = printable(str(problem).split("\n")[0] or type(problem).__name__, 200).rstrip(".")
+        raise UnbackdoorError(f"{where} cannot be read ({reason}). Repair it, or take other data.") from problem
+
+
+def _matches(path: str | Path) -> list[Path]:
+    """The file or folder of this name; where there is none, what it matches as a pattern."""
+    if not str(path):  # which Path would take for the current directory
+        raise UnbackdoorError("DATA must be a file or a folder with labelled examples, got an empty name.")
+    if exists(path):
+        return [Path(path)]
+    # Brackets in folders that exist as they are written are no pattern.
+    known = next(parent for parent in [*Path(path).parents, Path()] if parent.exists())
+    pattern = Path(path).relative_to(known) if known != Path() else Path(path)
+    matches = sorted(known / match for match in glob.glob(str(pattern), root_dir=known, recursive=True))
+    if not matches:
+        raise UnbackdoorError(f"{path} does not exist; DATA is a file or a folder with labelled examples.")
+    splits: dict[str, Path] = {}
+    for match in matches:
+        inside = match.relative_to(known)
+        split = next(filter(None, map(_split_of, [inside.stem, *reversed(inside.parent.parts)])), None)
+        splits.setdefault(split or "", match)
+    if len(splits) > 1:
+        raise UnbackdoorError(
+            f"{path} matches several splits ({', '.join(str(match) for match in splits.values())}), but DATA is one. "
+            "Name one, or give each file."
+        )
+    return matches
+
+
+# Files.
+
+
+def _of_files(files: Sequence[Path], label: str) -> list[Table]:
+    for file in files:
+        check_file(file)
+        if file.suffix.lower() not in _READERS:
+            raise _unknown(file)
+    suffixes = {file.suffix.lower() for file in files}
+    if len({_READERS[suffix] for suffix in suffixes}) > 1:
+        raise UnbackdoorError(f"Files that are joined must be of one kind, got {', '.join(sorted(suffixes))}.")
+    if not suffixes <= {".parquet"} and len({file.parent for file in files}) > 1:
+        raise UnbackdoorError(
+            f"{files[0]} and {files[-1]} are in two folders, but pictures are found relative to one. Join them."
+        )
+    tables = []
+    for file in files:
+        with open_file(file) as content:
+            start = content.read(8)
+        held = next((kind for mark, kind in _MARKS.items() if start.startswith(mark)), None)
+        if held is not None and held[1] != file.suffix.lower():
+            raise UnbackdoorError(f"{file} is {held[0]} by its content, whatever its name says. {held[2]}")
+        tables.append(_READERS[file.suffix.lower()](file, label))
+    return tables
+
+
+def _unknown(file: Path) -> UnbackdoorError:
+    if file.suffix.lower() in (".gz", ".bz2", ".xz", ".zst", ".zip", ".7z", ".tar", ".tgz", ".rar"):
+        return UnbackdoorError(
+            f"{file} is compressed, and DATA is read as it lies. Unpack it, and give what comes out."
+        )
+    if file.suffix.lower() in (".xlsx", ".xls", ".ods"):
+        return UnbackdoorError(f"{file} is a spreadsheet, which is not read. Save it as CSV in UTF-8.")
+    return UnbackdoorError(
+        f"{file} is of no known kind; DATA is .parquet, .csv, .tsv, .json, .jsonl, .arrow, an image folder or a saved "
+        "data set."
+    )
+
+
+def _parquet(file: Path, _label: str) -> Table:
+    from pyarrow import parquet
+
+    with open_file(file) as content:
+        return _arrow_table(parquet.ParquetFile(content).read(), file.parent)
+
+
+def _arrow(file: Path, _label: str) -> Table:
+    from pyarrow import ipc
+
+    with open_file(file) as content:
+        indexed = content.read(6) == b"ARROW1"
+        content.seek(0)
+        return _arrow_table((ipc.open_file if indexed else ipc.open_stream)(content).read_all(), file.parent)
+
+
+def _arrow_table(table: Any, folder: Path) -> Table:
+    counts = Counter(table.column_names)
+    once = [name for name in table.column_names if counts[name] == 1]
+    return Table(
+        cells={name: table.column(name) for name in once},
+        names=_class_labels((table.schema.metadata or {}).get(b"huggingface")),
+        twice=frozenset(counts) - frozenset(once),
+        folder=folder,
+    )
+
+
+def _class_labels(metadata: bytes | None) -> dict[str, tuple[str, ...]]:
+    """The names of `ClassLabel` columns, from what `datasets` writes beside a table."""
+    try:
+        features = json.loads(metadata or b"{}")["info"]["features"]
+        entries = {name: entry["names"] for name, entry in features.items() if entry.get("_type") == "ClassLabel"}
+    except (ValueError, TypeError, KeyError, AttributeError):  # written by something else
+        return {}
+    return {
+        name: tuple(given)
+        for name, given in entries.items()
+        if isinstance(given, list) and all(isinstance(each, str) for each in given)
+    }
+
+
+def _csv(file: Path, label: str) -> Table:
+    cells, twice = read_delimited(file, label)
+    nameless = any(" " in name or name[:1].isdecimal() for name in cells)
+    hint = ", or let the first line of the file name the columns" if nameless else ""
+    return Table(cells=cells, twice=twice, folder=file.parent, hint=hint)
+
+
+def _json(file: Path, _label: str) -> Table:
+    """JSON lines, objects one after another, or one array of objects."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        made = dict(pairs)
+        if len(made) < len(pairs):
+            twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+            raise UnbackdoorError(f"{file} has an object with two entries of the name {twice!r}. Rename one.")
+        return made
+
+    text = decoded(file)
+    decoder = json.JSONDecoder(object_pairs_hook=once)
+    rows: list[Any] = []
+    blank = re.compile(r"\s*")
+    position = blank.match(text).end()  # type: ignore[union-attr]
+    array = text[position : position + 1] == "["
+    while position < len(text):
+        value, position = decoder.raw_decode(text, position)
+        position = blank.match(text, position).end()  # type: ignore[union-attr]
+        rows.append(value)
+    if array and len(rows) == 1:
+        rows = rows[0]
+    strange = next((row for row, value in enumerate(rows) if not isinstance(value, dict)), None)
+    if strange is not None:
+        raise UnbackdoorError(
+            f"{file} has no object in row {strange}. Each row must be one, as {{"
+            '"text": "...", "label": 0}, in lines of their own or in one array.'
+        )
+    names = dict.fromkeys(name for row in rows for name in row)
+    return Table(cells={name: [row.get(name) for row in rows] for name in names}, folder=file.parent)
+
+
+_READERS: dict[str, Callable[[Path, str], Table]] = {
+    ".parquet": _parquet,
+    ".csv": _csv,
+    ".tsv": _csv,
+    ".json": _json,
+    ".jsonl": _json,
+    ".ndjson": _json,
+    ".arrow": _arrow,
+}
+# How such files begin: what they are, the suffix that says so, and the way out.
+_MARKS = {
+    b"PAR1": ("parquet", ".parquet", "Let its name end in .parquet."),
+    b"ARROW1": ("arrow", ".arrow", "Let its name end in .arrow."),
+    b"\x1f\x8b": ("compressed", ".gz", "Unpack it."),
+    b"PK\x03\x04": ("a zip archive or a spreadsheet", ".zip", "Unpack it, or save it as CSV in UTF-8."),
+}
+
+
+# Folders.
+
+_IGNORED = {"__MACOSX", "__pycache__", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Information"}
+_UNTOLD = {"thumbs.db", "desktop.ini"}  # what viewers of pictures leave behind
+_NO_DATA = {"dataset_info.json", "dataset_infos.json", "state.json", "config.json", "package.json"}
+_SPLITS = {
+    **dict.fromkeys(("train", "training", "trainset"), "train"),
+    **dict.fromkeys(("test", "testing", "testset"), "test"),
+    **dict.fromkeys(("val", "valid", "validation", "valset", "dev", "devel", "development", "devset"), "validation"),
+    **dict.fromkeys(("eval", "evaluation", "evalset"), "evaluation"),
+}
+_PART = re.compile(r"(^|[-_.])\d+([-_.]of[-_.]\d+)?([-_.][0-9a-f]{6,})?$")
+
+
+def _split_of(name: str) -> str | None:
+    """The split that a file or a folder names, as a whole or as one of its words.
+
+    >>> [_split_of(name) for name in ("Training", "reviews_TEST", "valSet2", "contest", "train-00000-of-00002")]
+    ['train', 'test', 'validation', None, 'train']
+    """
+    words = re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", name)
+    whole = [*words, *map("".join, itertools.pairwise(words))]  # valSet
+    return next((_SPLITS[word.casefold()] for word in whole if word.casefold() in _SPLITS), None)
+
+
+def _several(folder: Path, names: Sequence[str], kind: str, example: str) -> UnbackdoorError:
+    shown = [*map(printable, sorted(names)[:8]), *["..."] * (len(names) > 8)]
+    return UnbackdoorError(
+        f"{folder} holds {kind} ({', '.join(shown)}), but DATA is one. Name it, as in {folder / example}."
+    )
+
+
+@dataclass
+class _Content:
+    """What a folder holds at any depth, hidden files and folders left out; paths are relative to it."""
+
+    pictures: list[Path] = field(default_factory=list)
+    tables: list[Path] = field(default_factory=list)
+    others: list[Path] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, folder: Path) -> "_Content":
+        from PIL import Image
+
+        Image.init()
+        known = {suffix for suffix, format_ in Image.EXTENSION.items() if format_ in Image.OPEN}
+        content = cls()
+        for path in _files_in(folder):
+            suffix = path.suffix.lower()
+            if suffix in known:
+                content.pictures.append(path)
+            elif suffix in _READERS and path.name not in _NO_DATA:
+                content.tables.append(path)
+            elif path.name.casefold() not in _UNTOLD:
+                content.others.append(path)
+        return content
+
+
+def _files_in(folder: Path) -> Iterator[Path]:
+    """Files at any depth, sorted; links to folders are followed where they stand in the folder itself."""
+    for entry in sorted(folder.iterdir()):
+        if _hidden(entry.name):
+            continue
+        if not entry.is_dir():
+            yield entry.relative_to(folder)
+            continue
+        found = []
+        for inside, folders, files in os.walk(entry):
+            folders[:] = [name for name in folders if not _hidden(name)]
+            found += [Path(inside, name).relative_to(folder) for name in files if not _hidden(name)]
+        yield from sorted(found)
+
+
+def _hidden(name: str) -> bool:
+    return name.startswith(".") or name in _IGNORED
+
+
+def _of_folder(folder: Path, classes: Sequence[str] | None, label: str) -> list[Table]:
+    if (folder / "dataset_dict.json").exists():
+        splits = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
+        raise _several(folder, splits, "splits", splits[-1] if splits else "train")
+    if (folder / "dataset_info.json").exists() and (folder / "state.json").exists():
+        return [_saved(folder)]
+    content = _Content.of(folder)
+    beside = [path for path in content.tables if len(path.parts) == 1]
+    with_classes = {path.parts[0] for path in content.pictures if len(path.parts) > 1}
+    if with_classes and not (beside and len(with_classes) == 1):  # else that folder has the pictures of the table
+        columnar = [path.name for path in beside if path.suffix.lower() in (".parquet", ".arrow")]
+        if columnar:
+            raise _several(folder, [*with_classes, *columnar], "folders of pictures beside a table", columnar[0])
+        return [_image_folder(folder, content, classes)]
+    parts = _parts(folder, beside or content.tables)
+    if parts:
+        if len(parts[0].parts) > 1:
+            more = f" and {len(parts) - 1} more" if len(parts) > 1 else ""
+            logger.info("%s: its examples are read from %s%s.", folder, parts[0], more)
+        return _of_files([folder / part for part in parts], label)
+    if content.pictures or not any(entry.is_dir() and not _hidden(entry.name) for entry in folder.iterdir()):
+        holding = "pictures but " if content.pictures else ""
+        raise UnbackdoorError(
+            f"{folder} has {holding}no sub-folders; an image folder has one per class, with its pictures."
+        )
+    return []
+
+
+def _parts(folder: Path, tables: Sequence[Path]) -> list[Path]:
+    """The files of the one data set among some: all are the same but for the number of the part in their names."""
+    sets: dict[tuple[str, str], list[Path]] = defaultdict(list)
+    for path in tables:
+        sets[str(path.parent / "_")[:-1] + _PART.sub("", path.stem), path.suffix].append(path)
+    if len(sets) > 1:
+        roots = [root for root, _ in sets]
+        names = [root if root and roots.count(root) == 1 else root + suffix for root, suffix in sets]
+        kind = "splits" if any(map(_split_of, names)) else "several data sets"
+        (root, suffix), paths = max(sets.items())
+        raise _several(folder, names, kind, str(paths[0]) if len(paths) == 1 else f"{root}*{suffix}")
+    return [path for paths in sets.values() for path in paths]
+
+
+def _saved(folder: Path) -> Table:
+    import datasets
+
+    level, bars = datasets.logging.get_verbosity(), datasets.is_progress_bar_enabled()
+    datasets.logging.set_verbosity(logging.CRITICAL)  # what is wrong is told by an error, once
+    datasets.disable_progress_bars()
+    try:
+        loaded = datasets.load_from_disk(str(folder))
+        table = loaded.with_format("arrow")[:]
+    finally:
+        datasets.logging.set_verbosity(level)
+        if bars:
+            datasets.enable_progress_bars()
+    names = {
+        name: tuple(feature.names)
+        for name, feature in loaded.features.items()
+        if isinstance(feature, datasets.ClassLabel)
+    }
+    return Table(cells={name: table.column(name) for name in table.column_names}, names=names, folder=folder)
+
+
+def _image_folder(folder: Path, content: _Content, classes: Sequence[str] | None) -> Table:
+    """One folder per class, pictures inside.
+
+    Names that are whole numbers are class indices; others are numbered in alphabetical order.
+    """
+    pictures: dict[str, list[Path]] = defaultdict(list)
+    for path in content.pictures:
+        if len(path.parts) > 1:
+            pictures[path.parts[0]].append(path)
+    known = classes is not None and {alike(name) for name in pictures} <= {alike(name) for name in classes}
+    if not known:
+        _check_level(folder, pictures)
+    numbers = {name: int(name) for name in pictures if name.isascii() and name.isdecimal()}
+    if len(numbers) == len(pictures) and max(numbers.values()) < 100_000:  # indices, of which some may be absent
+        names = [str(number) for number in range(max(numbers.values()) + 1)]
+    else:
+        names = sorted(pictures)
+        numbers = {name: number for number, name in enumerate(names)}
+        empty = sorted(
+            entry.name
+            for entry in folder.iterdir()
+            if entry.is_dir() and not _hidden(entry.name) and entry.name not in pictures
+        )
+        if empty and classes is None:
+            raise UnbackdoorError(
+                f"{folder} has no pictures in {empty[0]}, and no class names of a model tell whether that is a class. "
+                "Remove the folder if it is none; else name the folders by the numbers of their classes."
+            )
+    left = [path for path in content.pictures if len(path.parts) == 1]
+    left += [path for path in content.others if len(path.parts) > 1]
+    if left:
+        logger.info("%s: %s files are no pictures of a class and left alone, as %s.", folder, f"{len(left):,}", left[0])
+    rows = [(str(path), numbers[name]) for name in sorted(numbers, key=numbers.__getitem__) for path in pictures[name]]
+    cells = {"image": [path for path, _ in rows], "label": [number for _, number in rows]}
+    return Table(cells=cells, names={"label": tuple(names)}, folder=folder)
+
+
+def _check_level(folder: Path, pictures: dict[str, list[Path]]) -> None:
+    """Refuse sub-folders that are splits, or that hold the folders of the classes, in place of being classes."""
+    deep = {name: sorted({path.parts[1] for path in paths}) for name, paths in pictures.items()}
+    deep = {name: inside for name, inside in deep.items() if all(len(path.parts) > 2 for path in pictures[name])}
+    splits = {name: split for name in pictures if (split := _split_of(name))}
+    whole = {split for name, split in splits.items() if re.sub("[^a-z]", "", name.casefold()) in _SPLITS}
+    if (
+        splits.keys() & deep.keys()
+        or len(whole) > 1
+        or (len(splits) == len(pictures) and (whole or len(set(splits.values())) > 1))
+    ):
+        raise _several(folder, list(splits), "splits", max(splits))
+    counts = Counter(name for inside in deep.values() for name in inside)
+    shared = sorted(name for name, count in counts.items() if count > 1)
+    if len(deep) == len(pictures) and (shared or (len(deep) == 1 and len(counts) > 1)):
+        inside = ", ".join([*(shared or sorted(counts))[:3], "..."])
+        raise UnbackdoorError(
+            f"{folder} has sub-folders ({', '.join(sorted(deep)[:5])}) with folders of their own ({inside}), so it is "
+            f"not clear which are the classes. Name the folder that holds them, as in {folder / min(deep)}."
+        )

@@ -1,0 +1,94 @@
+"""Whether a purified model is still of use: an exact test of the accuracy that it lost, and what to say if not."""
+
+import math
+
+import numpy as np
+from torch import Tensor
+
+from unbackdoor._registry.entries import entry_of, steps_of
+from unbackdoor._registry.purifiers import REGISTRY
+
+ALLOWED = 0.1  # share of the clean examples that a purification may cost
+LEVEL = 0.05  # of the test: how often a model that lost no more than that is called unusable, at most
+NUISANCE = 0.001  # of it, spent on what is not known of the share of examples that changed sides
+
+
+def p_value(lost: int, gained: int, n: int, allowed: float = ALLOWED) -> float:
+    """How likely so great a loss of accuracy is, at most, where the true one is no more than what is allowed.
+
+    McNemar's test on paired answers, with a loss other than none as its hypothesis: the examples that only the first
+    model answers right, less those that only the second does, have in expectation at most `allowed` of n. Given the
+    number of changed examples alone, as in McNemar's own, their split depends on how often a change is to be expected,
+    so conditioning does not remove what is not known. This is therefore the exact unconditional test: the tail of the
+    difference among n independent examples, computed without approximation, at its largest over the shares of changed
+    examples that the data do not rule out (Berger and Boos 1994, with an upper confidence limit after Clopper and
+    Pearson at 99.9 %, whose error is added).
+
+    Args:
+        lost: examples that the first model answers right and the second wrong.
+        gained: the reverse.
+        n: examples in all.
+        allowed: share of them, in [0, 1).
+
+    Returns:
+        the p-value, one-sided.
+    """
+    # A smaller loss, and fewer changes than that loss, make each tail smaller: the edge is the worst of the hypothesis.
+    most = max(_upper_limit(lost + gained, n, NUISANCE), allowed)
+    shares = np.linspace(allowed, most, 41)
+    return min(1.0, float(max(_tail(lost - gained, n, share, allowed) for share in shares)) + NUISANCE)
+
+
+def _tail(least: int, n: int, share: float, loss: float) -> float:
+    """P(D >= least) for the sum D of n steps: +1 with (share + loss) / 2, -1 with (share - loss) / 2, else 0."""
+    step = np.zeros(2 ** (2 * n).bit_length())  # 0, 1, 2 and so on, and from the end -1, -2 and so on
+    step[1], step[-1], step[0] = (share + loss) / 2, (share - loss) / 2, 1 - share
+    sums = np.fft.irfft(np.fft.rfft(step) ** n)
+    ordered = np.concatenate([sums[-n:], sums[: n + 1]])  # of -n to n
+    return float(ordered[least + n :].sum().clip(0, 1))
+
+
+def _upper_limit(count: int, n: int, error: float) -> float:
+    """The largest share under which `count` or fewer of n are not rarer than `error` (Clopper and Pearson)."""
+    if count == n:
+        return 1.0
+    numbers = np.arange(count + 1)
+    ways = np.array([math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) for k in numbers])
+    low, high = count / n, 1.0
+    for _ in range(50):
+        share = (low + high) / 2
+        if np.exp(ways + numbers * math.log(share) + (n - numbers) * math.log1p(-share)).sum() > error:
+            low = share
+        else:
+            high = share
+    return high
+
+
+def unusable(before: Tensor, after: Tensor, which: str, method: object) -> str | None:
+    """One sentence for a model that lost significantly more accuracy than a purification may cost; else None.
+
+    Args:
+        before: which examples the suspect answers right, (n,), bool.
+        after: the same of the purified model.
+        which: what examples these are, as "which were held out".
+        method: that purified it; None where it is not known.
+    """
+    n, lost, gained = len(before), int((before & ~after).sum()), int((after & ~before).sum())
+    if lost - gained <= ALLOWED * n or (p := p_value(lost, gained, n)) > LEVEL:
+        return None
+    shares = [f"{float(hits.double().mean()):.1%}" for hits in (after, before)]
+    return (
+        f"The purified model is not usable: it answers {shares[0]} of {n:,} clean examples right, {which}, the suspect "
+        f"{shares[1]}. That is significantly more than {100 * ALLOWED:.0f} points lost (exact test, p = {p:.1g}); "
+        f"{_cause(method)}."
+    )
+
+
+def _cause(method: object) -> str:
+    """The likely cause in the method, and what to try."""
+    if method is None:
+        return "purify the suspect again by another method"
+    entries = [(step, entry_of(step, REGISTRY)) for step in steps_of(method)]
+    told = [f"in {entry.name} {entry.damage}" for _, entry in entries if entry is not None and entry.damage]
+    name = getattr(method, "__name__", type(method).__name__)
+    return "; ".join(told) or f"see what {name} does to clean examples, or try fine-tuning"

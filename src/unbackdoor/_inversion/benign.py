@@ -1,0 +1,51 @@
+"""Benign features, told from the rest: the decoupling that BTI-DBF begins with."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from unbackdoor._data.dataset import Dataset
+from unbackdoor._models.calling import watching
+from unbackdoor._purification.purify import Run
+
+
+class Learned(NamedTuple):
+    """What the clean examples look like to the head: features (n, in_features), in units of their standard deviation.
+
+    Args:
+        features: divided by `scale`.
+        scale: the standard deviation of all entries.
+    """
+
+    features: Tensor
+    scale: Tensor
+
+
+def learned_features(model: nn.Module, clean: Dataset, run: Run) -> Learned:
+    """The features of the clean examples as they are."""
+    parts, order = [], []
+    with torch.no_grad(), watching(run.head(model)) as seen:
+        for batch in clean.batches(run.arithmetic.evaluation_batch):
+            run.scores(model, batch.inputs)
+            parts.append(seen[0].to(run.arithmetic.dtype))
+            order.append(batch.rows)
+    features = torch.cat(parts)[torch.cat(order).argsort()]
+    scale = features.std().clamp(min=1e-12)
+    return Learned(features / scale, scale)
+
+
+def benign_mask(head: nn.Linear, learned: Learned, labels: Tensor, run: Run, steps: int = 200) -> Tensor:
+    """The mask of benign features, (in_features,), in (0, 1): Adam at 0.01 on batches of 128, from 0.5 everywhere."""
+    free = torch.zeros_like(learned.features[0]).requires_grad_(True)
+    optimizer = torch.optim.Adam([free], lr=0.01)
+    for _ in range(steps):
+        rows = torch.randperm(len(labels), generator=run.generator)[:128].to(labels.device)
+        mask, raw = free.tanh() / 2 + 0.5, learned.features[rows] * learned.scale
+        kept, left = head(mask * raw), head((1 - mask) * raw)  # (batch, classes) each
+        loss = F.cross_entropy(kept, labels[rows]) - F.cross_entropy(left, labels[rows]) + 3 * mask.mean()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+    return (free.tanh() / 2 + 0.5).detach()

@@ -1,0 +1,40 @@
+"""What every search for a trigger does: hold the model still and draw batches, pass after pass."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from torch import nn
+
+from unbackdoor._data.dataset import Batch, Dataset
+from unbackdoor._inversion.carrying import Reversed
+from unbackdoor._models.calling import evaluating
+from unbackdoor._purification.purify import Run
+
+Reverse = Callable[[nn.Module, Dataset, Run, "Reversed | None"], Reversed]
+"""Of a model as it is now, clean examples, the run and the trigger of the round before, to a reversed trigger."""
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Eval mode and no gradients for weights while the block runs: only the trigger is searched."""
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        for parameter in trainable:
+            parameter.requires_grad_(False)
+        with evaluating(model):
+            yield
+    finally:
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+
+
+def training_batches(data: Dataset, size: int, steps: int, run: Run) -> Iterator[Batch]:
+    """`steps` shuffled batches, pass after pass; they count as examples seen."""
+    left = steps
+    while left > 0:
+        for batch in data.batches(size, generator=run.generator):
+            run.examples_seen += len(batch.labels)
+            yield batch
+            left -= 1
+            if left == 0:
+                return

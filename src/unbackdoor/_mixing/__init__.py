@@ -1,0 +1,1 @@
+"""Weights mixed with those of a base, in memory and on disk."""

@@ -1,0 +1,313 @@
+"""`purify_stream`: mix two checkpoints on disk. Memory is a few pieces of tensors, whatever the size of the models."""
+
+import logging
+import os
+import platform
+import re
+import shutil
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from torch import Tensor
+
+from unbackdoor._artifacts import card, directories
+from unbackdoor._errors import UnbackdoorError
+from unbackdoor._inputs import read_json
+from unbackdoor._mixing import masks
+from unbackdoor._mixing.checkpoint import Checkpoint, finite, header_bytes, write
+from unbackdoor._mixing.masks import CHUNK, Matching, Mode
+from unbackdoor._models.hugging_face import check_rows, directory_of
+from unbackdoor._models.loading import copy_companions
+from unbackdoor._purification.purify import peak_memory
+from unbackdoor._training.descent import bar, silent
+from unbackdoor._value import check_seed
+
+logger = logging.getLogger("unbackdoor")
+
+_WORDS = re.compile(r"(word_embeddings|embed_tokens|tok_embeddings|wte|embeddings\.tok_embeddings)\.weight$")
+
+
+def purify_stream(
+    model: str | Path,
+    base: str | Path,
+    out: str | Path,
+    *,
+    rho: float,
+    seed: int = 0,
+    mode: Mode = "mask",
+    reset_rows: Mapping[str, Sequence[int]] | None = None,
+    notes: Sequence[str] = (),
+    method: Mapping[str, Any] | None = None,
+    command: str | None = None,
+    overwrite: bool = False,
+    progress: bool = False,
+) -> dict[str, Any]:
+    """Mix a suspect with its base on disk: each coordinate keeps the suspect's value with probability rho.
+
+    The result has the suspect's files, shards and tensor types, and is bit for bit what `masks.mix` gives for each
+    tensor. No model is built, so none has to fit into memory. Tensors without a counterpart stay the suspect's; so does
+    the head of a classifier whose base is a classifier, too.
+
+    Args:
+        model: the suspect, a Hugging Face directory with safetensors files, or a Hub name.
+        base: the pre-trained model that it came from, likewise.
+        out: directory to write; complete, or not there.
+        rho: share of the suspect, in [0, 1].
+        seed: of the masks, which `masks.mask` makes again.
+        mode: see `masks.mix`.
+        reset_rows: rows of matrices that are taken from the base before mixing, by the tensor's name in the suspect, as
+            Embedding Purification does.
+        notes: for `record.json`, before its own.
+        method: what `record.json` says under that key; by default rho and mode.
+        command: likewise; left out by default.
+        overwrite: replace a directory that unbackdoor wrote.
+        progress: show a bar on stderr.
+
+    Returns:
+        The content of `record.json`.
+
+    Raises:
+        UnbackdoorError: the files are damaged or do not belong together, or a weight is not finite.
+        IncompleteError: the disk is full.
+    """
+    if isinstance(rho, bool) or not isinstance(rho, (int, float)) or not 0 <= rho <= 1:
+        raise UnbackdoorError(f"rho must be a number between 0 and 1, got {rho!r}.")
+    if mode not in get_args(Mode):
+        raise UnbackdoorError(f"mode must be one of {', '.join(get_args(Mode))}, got {mode!r}.")
+    check_seed(seed)
+    start = time.perf_counter()
+    source, origin = directory_of(model, "MODEL"), directory_of(base, "--base")
+    before = directories.check_free(Path(out), overwrite=overwrite, inputs=(source, origin))
+    suspect, ancestor = Checkpoint.at(source), Checkpoint.at(origin)
+    matching = match(suspect, ancestor)
+    resets = _checked_rows(reset_rows or {}, suspect, matching)
+    words = [stored.shape[0] for name, stored in suspect.tensors.items() if _WORDS.search(name)]
+    if len(words) == 1:
+        check_rows(source, _tokens_of(source), words[0])
+    logger.info("%s", matching.report())
+    with suspect.opening(), ancestor.opening():
+        pairs = (
+            (name, _middle(suspect, name), _middle(ancestor, other))
+            for name, other in matching.pairs.items()
+            if len(suspect.tensors[name].shape) > 1
+        )
+        warnings = masks.doubts(pairs, matching, shapes_of(suspect), shapes_of(ancestor))
+        for warning in warnings:
+            logger.warning("%s", warning)
+        with directories.directory(Path(out), before) as folder:
+            mixer = _Mixer(suspect, ancestor, matching.pairs, rho, seed, mode)
+            with (bar if progress else silent)("mixing", len(suspect.files)) as advance:
+                for file in suspect.files:
+                    mixer.write_shard(file, folder / file.name, resets)
+                    advance()
+            copy_companions(source, folder)
+            if suspect.index is not None:
+                shutil.copyfile(suspect.index, folder / suspect.index.name)
+            parameters = {"rho": rho, "mode": mode}
+            shown = f"purify_stream(rho={rho:g}, mode={mode!r})"
+            record = {
+                "method": dict(method or {"name": "fine-mixing", "parameters": parameters, "repr": shown}),
+                **({} if command is None else {"command": command}),
+                "seed": seed,
+                "versions": {
+                    "unbackdoor": version("unbackdoor"),
+                    "torch": torch.__version__,
+                    "python": platform.python_version(),
+                },
+                "device": f"cpu, {os.cpu_count()} threads, streamed",
+                "seconds": round(time.perf_counter() - start, 3),
+                "peak_memory_bytes": peak_memory(),
+                "head": None,
+                "clean": None,
+                "recipe": None,
+                "suspect_accuracy_on_clean": None,
+                "purified_accuracy_on_clean": None,
+                "usable": None,
+                "examples_seen": 0,
+                "notes": [*notes, matching.report()],
+                "warnings": warnings,
+                "source": {"model": source.name, "base": origin.name, "factory": None},
+                "encode": _encode_of(source),
+                "scores": None,
+                "scores_note": "not measured: the weights were mixed on disk, and no model was built",
+            }
+            (folder / "README.md").write_text(card.purified(record), encoding="utf-8")
+            record = directories.write_record(folder / "record.json", record)
+            Checkpoint.at(folder)  # refuses files that do not belong together
+    return record
+
+
+def match(suspect: Checkpoint, base: Checkpoint) -> Matching:
+    """Match the floating-point tensors of two checkpoints.
+
+    The head of a classifier stays the suspect's, also where the base has one of the same name and shape.
+
+    Raises:
+        UnbackdoorError: they do not belong together; see `masks.matched`.
+    """
+    ours, theirs = shapes_of(suspect), shapes_of(base)
+    if all("Classification" in str(each.config.get("architectures")) for each in (suspect, base)):
+        for name in masks.task_head(theirs):
+            del theirs[name]
+    found = masks.matched(*({_today(name): shape for name, shape in each.items()} for each in (ours, theirs)))
+    mine, other = ({_today(name): name for name in each} for each in (ours, theirs))
+    return replace(
+        found,
+        pairs={mine[name]: other[counterpart] for name, counterpart in found.pairs.items()},
+        suspect_only=tuple(mine[name] for name in found.suspect_only),
+        base_only=tuple(other[name] for name in found.base_only),
+    )
+
+
+def shapes_of(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
+    """The shapes of a checkpoint's floating-point tensors by name."""
+    return {name: stored.shape for name, stored in checkpoint.tensors.items() if stored.dtype is not None}
+
+
+def _today(name: str) -> str:
+    """The name that transformers gives a tensor on loading: layers of normalisation had gamma and beta once."""
+    return re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name))
+
+
+def moved_embeddings(source: Path, origin: Path, tokens: int) -> tuple[str, Tensor]:
+    """The name of a suspect's word embeddings, and how far they moved from its base, (rows, width), float32.
+
+    Args:
+        source: directory of the suspect.
+        origin: directory of its base.
+        tokens: of its tokenizer.
+
+    Raises:
+        UnbackdoorError: there is not one matrix that has a row for each token.
+    """
+    ours, theirs = Checkpoint.at(source), Checkpoint.at(origin)
+    pairs = match(ours, theirs).pairs
+    found = [name for name in pairs if _WORDS.search(name) and len(ours.tensors[name].shape) == 2]
+    if len(found) != 1:
+        raise UnbackdoorError(
+            f"{source} has {len(found)} matrices of word embeddings that its base has, too; 1 is expected. Purify it "
+            "without --stream."
+        )
+    name = found[0]
+    check_rows(source, tokens, ours.tensors[name].shape[0])
+    with ours.opening(), theirs.opening():
+        count = ours.tensors[name].count
+        moved = ours.read(name, 0, count).float() - theirs.read(pairs[name], 0, count).float()
+    return name, moved.view(ours.tensors[name].shape)
+
+
+def _tokens_of(source: Path) -> int:
+    """How many tokens the directory's tokenizer.json has; 0 where that is not to be told without transformers."""
+    path = source / "tokenizer.json"
+    if not path.exists():
+        return 0
+    content = read_json(path)
+    try:
+        words = content["model"]["vocab"]
+        numbers = words.values() if isinstance(words, dict) else range(len(words))
+        added = (entry["id"] for entry in content.get("added_tokens") or ())
+        return 1 + max(int(number) for number in (*numbers, *added))
+    except (KeyError, TypeError, ValueError):
+        return 0
+
+
+def _encode_of(source: Path) -> Any:
+    """How the suspect's own record, where it has one, says that inputs are encoded."""
+    recorded = source / "record.json"
+    return read_json(recorded).get("encode") if recorded.exists() else None
+
+
+def _checked_rows(
+    rows: Mapping[str, Sequence[int]], suspect: Checkpoint, matching: Matching
+) -> dict[str, Sequence[int]]:
+    for name, numbers in rows.items():
+        shape = suspect.tensors[name].shape if name in matching.pairs else ()
+        if len(shape) != 2:
+            raise UnbackdoorError(f"reset_rows must name matrices that model and base have in common, got {name}.")
+        odd = [number for number in numbers if not 0 <= number < shape[0]]
+        if odd:
+            raise UnbackdoorError(f"reset_rows of {name} must be from 0 to {shape[0] - 1:,}, got {odd[0]}.")
+    return dict(rows)
+
+
+def _middle(checkpoint: Checkpoint, name: str) -> Tensor:
+    """Some numbers from the middle of a matrix, (1, count)."""
+    count = checkpoint.tensors[name].count
+    size = min(count, masks.SAMPLE)
+    return checkpoint.read(name, (count - size) // 2, size)[None]
+
+
+class _Mixer:
+    """Writes shards: each piece of a tensor is read, mixed, checked and written by one of the threads."""
+
+    def __init__(
+        self, suspect: Checkpoint, base: Checkpoint, pairs: Mapping[str, str], rho: float, seed: int, mode: Mode
+    ) -> None:
+        self.suspect, self.base, self.pairs = suspect, base, pairs
+        self.rho, self.seed, self.mode = rho, seed, mode
+        self.writing = threading.Lock()  # two writers of one file would spin on the kernel's lock instead
+        self.memory = threading.local()  # allocated once per thread: fresh pages cost as much as the mask
+
+    def write_shard(self, file: Path, target: Path, resets: Mapping[str, Sequence[int]]) -> None:
+        """Write one file of the suspect, with the same header and so the same places."""
+        before = header_bytes(file)
+        own = [(name, stored) for name, stored in self.suspect.tensors.items() if stored.file == file]
+        pieces = [
+            (name, index)
+            for name, stored in own
+            for index in masks.chunks(stored.count if stored.dtype is not None else stored.end - stored.begin)
+        ]
+        with target.open("wb", buffering=0) as opened:
+            opened.write(before)
+            masks.each(lambda piece: self._write_piece(opened.fileno(), *piece), pieces)
+            for name, rows in resets.items():
+                if self.suspect.tensors[name].file == file:
+                    self._write_rows(opened.fileno(), name, rows)
+
+    def _write_piece(self, target: int, name: str, index: int) -> None:
+        stored = self.suspect.tensors[name]
+        size = 1 if stored.dtype is None else stored.dtype.itemsize
+        start = index * CHUNK
+        count = min(CHUNK, (stored.end - stored.begin) // size - start)
+        numbers = self.suspect.read(name, start, count, self._buffer("suspect"))
+        other = self.pairs.get(name)
+        if other is not None:
+            assert stored.dtype is not None
+            counterpart = self._of_base(other, start, count, stored.dtype)
+            mixed = self._buffer("mixed")[: count * size].view(stored.dtype)
+            masks.mix_chunk_(mixed, numbers, counterpart, _today(name), index, self.rho, self.seed, self.mode)
+            numbers = mixed
+        with self.writing:
+            write(target, numbers, stored.begin + start * size)
+
+    def _write_rows(self, target: int, name: str, rows: Sequence[int]) -> None:
+        stored = self.suspect.tensors[name]
+        assert stored.dtype is not None
+        width = stored.shape[1]
+        for row in rows:
+            numbers = self._of_base(self.pairs[name], row * width, width, stored.dtype)
+            write(target, numbers.to(stored.dtype), stored.begin + row * width * stored.dtype.itemsize)
+
+    def _of_base(self, name: str, start: int, count: int, dtype: torch.dtype) -> Tensor:
+        """Some numbers of the base, in its own type, which are finite in the suspect's, too."""
+        numbers = self.base.read(name, start, count, self._buffer("base"))
+        if numbers.dtype != dtype and not finite(numbers.to(dtype)):
+            stored = self.base.tensors[name]
+            raise UnbackdoorError(
+                f"{stored.file} has values in {name} that are too large for the model's {str(dtype)[6:]}. Take a base "
+                "of that type."
+            )
+        return numbers
+
+    def _buffer(self, what: str) -> Tensor:
+        memory: Tensor | None = getattr(self.memory, what, None)
+        if memory is None:
+            memory = torch.empty(8 * CHUNK, dtype=torch.uint8)
+            setattr(self.memory, what, memory)
+        return memory

@@ -1,0 +1,1 @@
+"""Models of others: loaded without trust, called, looked into."""

@@ -1,0 +1,200 @@
+"""Where the arithmetic runs and in which precision and memory layout."""
+
+import copy
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+from unbackdoor._data.texts import Tokens
+from unbackdoor._errors import UnbackdoorError
+
+Precision = Literal["auto", "bf16", "fp32"]
+
+# What oneDNN can be narrowed to, where it would only imitate bfloat16.
+WITHOUT_BF16 = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX512_CORE", "AVX512_CORE_VNNI")
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """A device, and how to compute on it.
+
+    Args:
+        device: where.
+        bf16: forward passes under bfloat16 autocast; weights, gradients and losses stay in float32.
+        channels_last: convolutions on NHWC memory, which is the faster layout for both kinds of hardware.
+        dtype: of the inputs, which is that of the model.
+        widen: the model is in half precision, in which processors are many times slower than in float32; a copy in
+            float32 is computed in its place.
+    """
+
+    device: torch.device
+    bf16: bool
+    channels_last: bool
+    dtype: torch.dtype = torch.float32
+    widen: bool = False
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """The context for forward passes."""
+        if self.bf16:
+            return torch.autocast(self.device.type, torch.bfloat16)
+        return nullcontext() if self.channels_last or self.device.type != "cpu" else _faulty_ones_contiguous()
+
+    def place(self, model: nn.Module) -> nn.Module:
+        """Move a model to the device and layout, in place."""
+        model.to(self.device)
+        if not self.channels_last:
+            relayout_(model, torch.contiguous_format)
+        elif any(isinstance(module, nn.Conv2d) for module in model.modules()):
+            relayout_(model, torch.channels_last)
+        return model
+
+    @contextmanager
+    def placed(self, model: nn.Module) -> Iterator[nn.Module]:
+        """The model on the device and in the layout while the block runs, and back where it was afterwards."""
+        if self.widen:
+            yield self.place(copy.deepcopy(model).float())
+            return
+        home = next((parameter.device for parameter in model.parameters()), self.device)
+        kernels = [parameter for parameter in model.parameters() if parameter.ndim == 4]
+        contiguous = all(kernel.is_contiguous() for kernel in kernels)
+        try:
+            yield self.place(model)
+        finally:
+            relayout_(model.to(home), torch.contiguous_format if contiguous else torch.channels_last)
+
+    def lay(self, inputs: Tensor | Tokens) -> Tensor | Tokens:
+        """Inputs in the type and layout of the model; token ids have neither."""
+        if isinstance(inputs, Tokens):
+            return inputs
+        inputs = inputs.to(self.dtype)
+        if inputs.ndim != 4:
+            return inputs
+        if self.channels_last:
+            return inputs.contiguous(memory_format=torch.channels_last)
+        # Not `contiguous`: where one channel makes both layouts the same, it keeps NHWC strides, which decide.
+        return inputs.to(memory_format=torch.contiguous_format)
+
+    @property
+    def evaluation_batch(self) -> int:
+        """Examples per forward pass without gradients: what stays in a CPU's caches, or fills a GPU."""
+        return 128 if self.device.type == "cpu" else 1024
+
+
+def relayout_(model: nn.Module, layout: torch.memory_format) -> nn.Module:
+    """Bring all 4-dimensional weights into a memory layout, in place."""
+    return model.to(memory_format=layout)  # type: ignore[call-overload, no-any-return]
+
+
+def faulty_in_channels_last(model: nn.Module) -> bool:
+    """Whether a convolution of the model is trained wrongly on a processor in channels_last.
+
+    oneDNN issue 6035 (https://github.com/uxlfoundation/oneDNN/issues/6035): the float32 gradient of the weights of a
+    1x1 convolution with a stride writes past its workspace where there are fewer input channels than the instruction
+    set has in a block, 8 under AVX2 and 16 under AVX-512. Memory is overwritten: wrong gradients, crashes, endless
+    loops. A transposed convolution swaps inputs and outputs, so there the output channels count; in both it is the
+    second dimension of the weight. One channel and groups were never seen to fail, but are not told apart: what is
+    spared costs a little speed in networks that nobody has. The weight of a convolution that is no module of its own
+    does not tell its stride, so there the shape is enough.
+
+    Seen with torch 2.13.0 (oneDNN 3.12.0); look again when torch comes with a oneDNN in which that issue is closed:
+    `tests/test_layout.py` says what it does.
+    """
+    return any(_faulty_in_channels_last(module) for module in model.modules())
+
+
+@contextmanager
+def _faulty_ones_contiguous() -> Iterator[None]:
+    """Contiguous inputs for the faulty convolutions of whatever runs: a model may permute its activations itself."""
+
+    def relaid(module: nn.Module, inputs: tuple[object, ...]) -> tuple[object, ...] | None:
+        if not isinstance(module, nn.Conv2d | nn.ConvTranspose2d) or not _faulty_in_channels_last(module):
+            return None
+        return tuple(
+            each.to(memory_format=torch.contiguous_format) if isinstance(each, Tensor) else each for each in inputs
+        )
+
+    hook = register_module_forward_pre_hook(relaid)  # type: ignore[arg-type]  # its stub knows hooks of None only
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def _faulty_in_channels_last(module: nn.Module) -> bool:
+    if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+        return module.kernel_size == (1, 1) and module.stride != (1, 1) and module.weight.shape[1] < 16
+    own = (parameter.shape for parameter in module.parameters(recurse=False) if parameter.ndim == 4)
+    return any(shape[2:] == (1, 1) and 1 < shape[1] < 16 for shape in own)
+
+
+def choose(model: nn.Module, device: str | torch.device | None = None, precision: Precision = "auto") -> Arithmetic:
+    """The fastest arithmetic that the hardware has and that accuracy does not suffer from.
+
+    Args:
+        model: one in float64 is computed as it is, and so is one in float16 or bfloat16 on a GPU.
+        device: None takes a GPU where there is one.
+        precision: `auto` is channels_last (except for a model that is faulty in it), and bfloat16 autocast where the
+            hardware multiplies bfloat16; `bf16` insists on it, `fp32` switches both off.
+
+    Raises:
+        UnbackdoorError: an unknown or absent device.
+    """
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        where = torch.device(device)
+        torch.ones(1, device=where).item()  # fails on a device that holds no values
+    except (RuntimeError, AssertionError, NotImplementedError) as problem:
+        reason = str(problem).split("\n")[0][:100]
+        raise UnbackdoorError(f"--device {device} cannot be used here ({reason}). Try --device cpu.") from None
+    if any(parameter.dtype == torch.float64 for parameter in model.parameters()):
+        return Arithmetic(where, bf16=False, channels_last=False, dtype=torch.float64)
+    first = next((parameter.dtype for parameter in model.parameters()), torch.float32)
+    widen = first in (torch.float16, torch.bfloat16) and where.type == "cpu"
+    if first in (torch.float16, torch.bfloat16) and not widen:
+        return Arithmetic(where, bf16=False, channels_last=precision != "fp32", dtype=first)
+    overflows = (
+        getattr(getattr(model, "config", None), "model_type", "") == "deberta"
+    )  # masks by float32's least number
+    if precision == "bf16" and overflows:
+        raise UnbackdoorError(f"--precision bf16 is more than {type(model).__name__} can do. Take auto or fp32.")
+    fast = precision == "bf16" or (precision == "auto" and _multiplies_bf16(where) and not overflows)
+    safe = where.type != "cpu" or not faulty_in_channels_last(model)
+    return Arithmetic(where, bf16=fast, channels_last=precision != "fp32" and safe, widen=widen)
+
+
+def _multiplies_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    narrowed = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper() in WITHOUT_BF16
+    return device.type == "cpu" and "avx512_bf16" in processor()[1] and not narrowed
+
+
+def processor() -> tuple[str, frozenset[str]]:
+    """The processor's model name and its feature flags, as far as the system tells."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            lines = dict(line.split(":", 1) for line in file.read().split("\n\n")[0].splitlines() if ":" in line)
+    except OSError:
+        return platform.processor() or platform.machine(), frozenset()
+    entries = {key.strip(): entry.strip() for key, entry in lines.items()}
+    return entries.get("model name", platform.machine()), frozenset(entries.get("flags", "").split())
+
+
+def description(arithmetic: Arithmetic) -> str:
+    """The device for a record: model, cores, memory, precision; no host name."""
+    precision = "bf16 autocast" if arithmetic.bf16 else str(arithmetic.dtype).removeprefix("torch.")
+    layout = "channels_last" if arithmetic.channels_last else "contiguous"
+    if arithmetic.device.type == "cuda":
+        properties = torch.cuda.get_device_properties(arithmetic.device)
+        return f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB, {precision}, {layout}"
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30 if hasattr(os, "sysconf") else 0.0
+    cores = f"{torch.get_num_threads()} threads of {os.cpu_count()} cores"
+    return f"{processor()[0]}, {cores}, {memory:.0f} GiB, {precision}, {layout}"

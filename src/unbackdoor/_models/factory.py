@@ -1,0 +1,85 @@
+"""Modules of anybody's own making: a function that builds one, and a file of weights."""
+
+import importlib.util
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from unbackdoor._errors import UnbackdoorError, printable
+from unbackdoor._inputs import CONFIG, check_file, exists
+from unbackdoor._models.untrusted_weights import check_fit, lacking, read_weights, renamed
+
+
+def make(factory: str) -> nn.Module:
+    """The module of `FILE.py:FUNCTION`."""
+    file, _, function = factory.rpartition(":")
+    if not file or not function:
+        raise UnbackdoorError(f"--factory must be FILE.py:FUNCTION, got {factory}.")
+    if not exists(file):
+        raise UnbackdoorError(f"--factory names {file}, which does not exist.")
+    check_file(file, CONFIG)
+    spec = importlib.util.spec_from_file_location("_unbackdoor_factory", file)
+    if spec is None or spec.loader is None:
+        raise UnbackdoorError(f"--factory names {file}, which is not a Python file.")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look their module up
+    beside = str(Path(file).resolve().parent)
+    sys.path.insert(0, beside)  # the file may import its neighbours, as a script may
+    try:
+        with _settings_kept():
+            spec.loader.exec_module(module)
+        if not callable(getattr(module, function, None)):
+            raise UnbackdoorError(f"{file} has no function {function}. --factory is FILE.py:FUNCTION.")
+        with _settings_kept():
+            made = getattr(module, function)()
+    except (UnbackdoorError, KeyboardInterrupt):
+        raise
+    except BaseException as problem:  # the file is the user's own program, and may even call sys.exit
+        reason = printable(" ".join(f"{type(problem).__name__}: {problem}".split()), 300).rstrip(". :")
+        raise UnbackdoorError(
+            f"--factory {factory} failed ({reason}). The function must make the module without arguments."
+        ) from problem
+    finally:
+        sys.path.remove(beside)
+    if not isinstance(made, nn.Module):
+        raise UnbackdoorError(f"{factory} must return a torch.nn.Module, got {type(made).__name__}.")
+    return made
+
+
+@contextmanager
+def _settings_kept() -> Iterator[None]:
+    """What a program may set for the whole process, back as it was: relative paths would lead elsewhere, say."""
+    folder, dtype, learning = Path.cwd(), torch.get_default_dtype(), torch.is_grad_enabled()
+    out, err = sys.stdout, sys.stderr
+    try:
+        yield
+    finally:
+        os.chdir(folder)
+        torch.set_default_dtype(dtype)
+        torch.set_grad_enabled(learning)
+        sys.stdout, sys.stderr = out, err
+
+
+def from_factory(path: Path, factory: str) -> nn.Module:
+    """The module of a factory with the weights of a file, in eval mode.
+
+    Raises:
+        UnbackdoorError: the factory fails, or the weights are damaged or not those of its module.
+    """
+    model = make(factory)
+    own = model.state_dict()
+    weights = renamed(own, read_weights(path, own), str(path))
+    extra = sorted(weights.keys() - own.keys())
+    shapes = [
+        (name, tuple(weights[name].shape), tuple(own[name].shape))
+        for name in own.keys() & weights.keys()
+        if weights[name].shape != own[name].shape
+    ]
+    check_fit(str(path), factory, lacking(own, weights), extra, sorted(shapes))
+    model.load_state_dict(weights, strict=False)
+    return model.eval()

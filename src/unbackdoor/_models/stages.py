@@ -1,0 +1,71 @@
+"""The layers at which a network of any architecture has finished a stage, found by running it."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unbackdoor._errors import UnbackdoorError
+from unbackdoor._models.calling import Inputs, evaluating, logits, removing
+
+
+@torch.no_grad()
+def stages(model: nn.Module, inputs: Inputs, owner: str) -> list[str]:
+    """The names of at most three layers at which a network has finished a stage.
+
+    Transformers: the blocks, which are the outermost members of a ModuleList or Sequential that give one vector for
+    each token; of these the ones at a third, at two thirds and at the end. Other networks: the last map of each
+    resolution with more than one place, and of these the last three.
+
+    Args:
+        model: any classifier.
+        inputs: a batch.
+        owner: named in the message.
+
+    Raises:
+        UnbackdoorError: no layer has more than one place.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}  # in the order in which the layers are done
+
+    def keep(name: str, output: Any) -> None:
+        features = features_of(output)
+        if features is not None and len(features) == len(inputs):
+            shapes.pop(name, None)
+            shapes[name] = tuple(features.shape)
+
+    hooks = [
+        module.register_forward_hook(lambda _module, _args, output, name=name: keep(name, output))
+        for name, module in model.named_modules()
+        if name
+    ]
+    with removing(hooks), evaluating(model):
+        logits(model, inputs)
+    listed = [
+        name
+        for name, shape in shapes.items()
+        if len(shape) == 3
+        and shape[1] > 1
+        and isinstance(model.get_submodule(name.rpartition(".")[0]), nn.ModuleList | nn.Sequential)
+    ]
+    blocks = [name for name in listed if not any(name.startswith(f"{other}.") for other in listed)]
+    if blocks:
+        count = min(3, len(blocks))
+        return [blocks[len(blocks) * part // count - 1] for part in range(1, count + 1)]
+    last: dict[tuple[int, ...], str] = {}
+    for name, shape in shapes.items() if isinstance(inputs, Tensor) else ():
+        # A layer whose last dimension is the channels has a shape that is no smaller picture of the input.
+        if len(shape) == 4 and shape[2] * shape[3] > 1 and shape[2] * inputs.shape[3] == shape[3] * inputs.shape[2]:
+            last.pop(shape[2:], None)
+            last[shape[2:]] = name
+    if not last:
+        raise UnbackdoorError(
+            f"{owner} needs feature maps of convolutions, or transformer blocks; {type(model).__name__} has none. "
+            "Try fst."
+        )
+    return list(last.values())[-3:]
+
+
+def features_of(output: Any) -> Tensor | None:
+    """The features among what a layer returns."""
+    first = output[0] if isinstance(output, tuple | list) and output else output
+    return first if isinstance(first, Tensor) else None

@@ -1,0 +1,1 @@
+"""Attacks on data: which rows, which labels, what a trigger is, how it is stored."""

@@ -1,0 +1,165 @@
+"""Selecting a setting on the clean budget alone: cross-validation, and a search by halving."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from unbackdoor._data.dataset import Dataset
+from unbackdoor._errors import UnbackdoorError
+from unbackdoor._evaluation.score import hits
+from unbackdoor._models.arithmetic import Arithmetic
+from unbackdoor._purification.purify import Run
+
+TENTHS = tuple(tenth / 10 for tenth in range(11))
+
+
+class Difference(NamedTuple):
+    """How much accuracy a candidate lacks against a reference on the same examples.
+
+    Args:
+        lost: accuracy of the reference minus that of the candidate.
+        error: standard error of that difference, from the examples on which the two differ; at least that of one such
+            example, so that a few examples without any difference are no certainty.
+    """
+
+    lost: float
+    error: float
+
+
+def difference(reference: Tensor, candidate: Tensor) -> Difference:
+    """Compare two models example by example.
+
+    >>> difference(torch.tensor([True, True, True, True]), torch.tensor([True, True, True, False]))
+    Difference(lost=0.25, error=0.25)
+    """
+    gaps = reference.double() - candidate.double()
+    return Difference(float(gaps.mean()), max(float(gaps.std() / len(gaps) ** 0.5), 1 / len(gaps)))
+
+
+def cross_validated(
+    clean: Dataset, folds: int, *, seed: int, tuned: Callable[[Dataset], nn.Module], arithmetic: Arithmetic
+) -> Tensor:
+    """Which examples a procedure classifies as labelled when it has not seen them, (n,), bool.
+
+    Args:
+        clean: all examples; each fold has its share of each class.
+        folds: how many parts take their turn.
+        seed: of the parting.
+        tuned: from examples to the model that the procedure makes of them.
+        arithmetic: of scoring.
+
+    Raises:
+        UnbackdoorError: fewer examples than folds.
+    """
+    if len(clean) < folds:
+        raise UnbackdoorError(f"{clean.name} has {len(clean)} examples, too few for {folds} folds. Add clean examples.")
+    found = torch.zeros(len(clean), dtype=torch.bool)
+    order = _by_class(clean.labels.cpu().numpy(), seed)
+    for fold in range(folds):
+        asked = torch.from_numpy(np.sort(order[fold::folds]))
+        rest = torch.from_numpy(np.setdiff1d(order, asked.numpy()))
+        found[asked] = hits(tuned(clean.select(rest)), clean.select(asked), arithmetic)
+    return found
+
+
+def _by_class(labels: np.ndarray, seed: int) -> np.ndarray:
+    """Row numbers, class after class, each class shuffled."""
+    random = np.random.default_rng(seed)
+    return np.concatenate([random.permutation(np.flatnonzero(labels == kind)) for kind in np.unique(labels)])
+
+
+def smallest(grid: Sequence[float], passes: Callable[[float], bool]) -> float:
+    """The smallest value of a rising grid that passes, found by halving; the last one is taken to pass.
+
+    >>> smallest([0.0, 0.25, 0.5, 0.75, 1.0], lambda candidate: candidate >= 0.4)
+    0.5
+    """
+    low, high = 0, len(grid) - 1
+    while low < high:
+        middle = (low + high) // 2
+        if passes(grid[middle]):
+            high = middle
+        else:
+            low = middle + 1
+    return grid[low]
+
+
+def smallest_within(
+    model: nn.Module,
+    clean: Dataset,
+    run: Run,
+    *,
+    margin: float,
+    folds: int,
+    field: str,
+    shown: Callable[[float], float] = float,
+    tuned: Callable[[float, Dataset, str], nn.Module],
+) -> float:
+    """The smallest of 0, 0.1, ..., 1 with which a procedure loses no more accuracy than a margin.
+
+    Accuracy is cross-validated over all clean examples, and the loss that is found decides, counted in whole examples:
+    3 points of 64 are 2. That few examples tell it only roughly excuses nothing, since it errs to both sides: an excuse
+    of one standard error would cost twice the margin as a rule (docs/results/fine-mixing.md). Where that error is
+    larger than the margin, a warning says what else might do. Notes say what was tried and what was chosen. 1 is taken
+    without a trial where no other will do, with a warning, too.
+
+    Args:
+        model: the suspect, as it came.
+        clean: examples.
+        run: arithmetic, seed, notes.
+        margin: accuracy that may be lost.
+        folds: of the cross-validation.
+        field: of the method, which the value is for.
+        shown: from the value to that of the field.
+        tuned: of a value, examples and what the progress calls it, to the model that the procedure makes of them.
+
+    Returns:
+        the value, 0 to 1.
+
+    Raises:
+        UnbackdoorError: fewer examples than folds.
+    """
+    before, fresh = hits(model, clean, run.arithmetic), not run.examples_seen
+    losses: dict[float, Difference] = {}
+    answers: dict[float, Tensor] = {}
+
+    def words(candidate: float) -> str:
+        return f"{field} {shown(candidate):g}"
+
+    def within(candidate: float) -> bool:
+        after = cross_validated(
+            clean,
+            folds,
+            seed=run.seed,
+            tuned=lambda part: tuned(candidate, part, f"trying {words(candidate)}"),
+            arithmetic=run.arithmetic,
+        )
+        answers[candidate] = after
+        lost, error = losses[candidate] = difference(before, after)
+        run.note(f"{words(candidate)} loses {100 * lost:.1f} points of accuracy (+- {100 * error:.1f}).")
+        return round(lost * len(clean)) <= margin * len(clean) + 0.5
+
+    chosen = smallest(TENTHS, within)
+    run.note(f"{words(chosen)} was chosen.")
+    run.cross_validated = answers.get(chosen) if fresh else None
+    if chosen not in losses:
+        run.warn(
+            f"no {field} but {shown(chosen):g} keeps clean accuracy within {100 * margin:.1f} points of the suspect's: "
+            f"all of its weights were kept. Allow more by --margin, or set --{field}."
+        )
+    elif losses[chosen].error > margin:
+        lost, error = losses[chosen]
+        safer = [value for value, loss in sorted(losses.items()) if value < chosen and loss.lost - loss.error <= margin]
+        others = ""
+        if safer:
+            named = " or ".join(f"{shown(value):g}" for value in safer)
+            others = f" As far as they can tell, {field} {named} may lose no more, and removes more."
+        run.warn(
+            f"{len(clean)} clean examples tell a loss of accuracy only to {100 * error:.1f} points, more than the "
+            f"margin of {100 * margin:.1f}: {words(chosen)}, which lost {100 * lost:.1f}, is the best guess, and may "
+            f"cost more.{others} Give more clean examples, or set --{field}."
+        )
+    return chosen

@@ -1,0 +1,112 @@
+"""Names on the command line and the classes behind them, resolved on use so that listing them imports nothing heavy."""
+
+import dataclasses
+import difflib
+import importlib
+from typing import Any, NamedTuple
+
+from unbackdoor._errors import UnbackdoorError, printable
+from unbackdoor._value import fields_of
+
+
+class Entry(NamedTuple):
+    """What `list` prints of a method, an attack or an architecture, and where its class is.
+
+    Args:
+        name: on the command line.
+        location: `module:Class`.
+        summary: one line.
+        needs: what it needs beside the model.
+        cost: passes over its data.
+        year: of the paper.
+        paper: title.
+        modality: `images`, `text` or `images, text`.
+        damage: of a method: what most likely cost a model its accuracy, and what to try; the rest of a sentence.
+    """
+
+    name: str
+    location: str
+    summary: str
+    needs: str = ""
+    cost: str = ""
+    year: int | None = None
+    paper: str = ""
+    modality: str = "images"
+    damage: str = ""
+
+    def resolve(self) -> Any:
+        """Import the class."""
+        return _imported(self.location)
+
+
+def _imported(location: str) -> Any:
+    module, _, name = location.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def located(name: str) -> Any:
+    """What `package.module:Class` names.
+
+    Raises:
+        UnbackdoorError: it cannot be imported.
+    """
+    try:
+        return _imported(name)
+    except (ImportError, AttributeError) as problem:
+        raise UnbackdoorError(f"{name} cannot be imported: {problem}. It must read package.module:NAME.") from None
+
+
+def find(name: str, entries: tuple[Entry, ...], kind: str, listing: str) -> Entry:
+    """The entry of a name, or of `package.module:Class` for a class that is not registered.
+
+    Raises:
+        UnbackdoorError: there is none; names the closest.
+    """
+    for entry in entries:
+        if entry.name == name:
+            return entry
+    if ":" in name:
+        resolved = located(name)
+        return Entry(name, name, (resolved.__doc__ or "").split("\n")[0])
+    close = difflib.get_close_matches(name, [entry.name for entry in entries], n=1)
+    hint = f" Did you mean '{close[0]}'?" if close else ""
+    raise UnbackdoorError(f"There is no {kind} '{printable(name)}'.{hint} See unbackdoor list {listing}.")
+
+
+def steps_of(made: Any) -> tuple[Any, ...]:
+    """What a value consists of: the steps of `Then(a, b)`, or itself."""
+    steps = getattr(made, "steps", None)
+    return steps if isinstance(steps, tuple) else (made,)
+
+
+def entry_of(made: Any, entries: tuple[Entry, ...]) -> Entry | None:
+    """The entry of a value's class; None where it is not registered."""
+    return next((entry for entry in entries if entry.location == _location(made)), None)
+
+
+def name_of(made: Any, entries: tuple[Entry, ...]) -> str:
+    """The command-line name of a value; `package.module:Class` where it is not registered; `a+b` of `Then(a, b)`."""
+    found = [(step, entry_of(step, entries)) for step in steps_of(made)]
+    return "+".join(_location(step) if entry is None else entry.name for step, entry in found)
+
+
+def _location(made: Any) -> str:
+    return f"{type(made).__module__}:{type(made).__qualname__}"
+
+
+def to_json(made: Any, entries: tuple[Entry, ...]) -> dict[str, Any]:
+    """A value as its name and all its fields, one object per step where it has steps; a plain function has none."""
+    if steps_of(made) != (made,):
+        parts = [to_json(step, entries) for step in steps_of(made)]
+        return {"name": name_of(made, entries), "parameters": [part["parameters"] for part in parts]}
+    if not dataclasses.is_dataclass(made):
+        return {"name": getattr(made, "__qualname__", type(made).__qualname__), "parameters": {}}
+    return {"name": name_of(made, entries), "parameters": fields_of(made)}
+
+
+def exported(name: str, entries: tuple[Entry, ...], module: str) -> Any:
+    """The class that a package exports lazily under a Python name (`unbackdoor.purifiers.FST`)."""
+    for entry in entries:
+        if entry.location.endswith(":" + name):
+            return entry.resolve()
+    raise AttributeError(f"module {module!r} has no attribute {name!r}")

@@ -1,0 +1,170 @@
+"""A few test examples for the page, and what each model takes them for."""
+
+import base64
+import difflib
+import io
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from unbackdoor._data.dataset import Dataset
+from unbackdoor._evaluation.score import predict
+from unbackdoor._models.arithmetic import choose
+from unbackdoor._models.calling import device_of
+from unbackdoor._poisoning.attack import Triggered
+
+EXAMPLES = 8
+LARGEST = 192  # side of a picture on the page, in pixels: eight rows of three stay a file that can be mailed
+WORDS = 40  # of a text on the page, around its trigger
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What a model takes an example for, and whose success that is."""
+
+    name: str
+    by: Literal["attacker", "true", "other"]
+
+
+@dataclass(frozen=True)
+class Example:
+    """One test picture or text.
+
+    Args:
+        true: its class.
+        wanted: the class that the attacker wants, where there is an attack.
+        taken: one for each contender, for the triggered example where there is one.
+        clean: the picture, as a PNG data URI; None where only the triggered one is known.
+        triggered: with the trigger on.
+        difference: between the two, amplified.
+        pieces: of a text, in order, and whether each belongs to the trigger; the triggered text where there is one.
+    """
+
+    true: str
+    wanted: str | None
+    taken: tuple[Taken, ...]
+    clean: str | None = None
+    triggered: str | None = None
+    difference: str | None = None
+    pieces: tuple[tuple[str, bool], ...] = ()
+
+
+def examples_of(
+    models: list[nn.Module], test: Dataset, attacked: Triggered | None, seed: int
+) -> tuple[tuple[Example, ...], int]:
+    """Examples drawn by seed and class, never by outcome, with what each model takes them for.
+
+    Returns:
+        the examples, and by how much the differences between pictures are amplified.
+    """
+    shown = test if attacked is None else attacked.data
+    rows = spread(shown.labels.cpu(), EXAMPLES, seed=seed)
+    chosen = shown.select(rows)
+    taken = [predict(model, chosen, choose(model, device_of(model))) for model in models]
+    partners = None if attacked is None else _partners(test, attacked)
+    clean = chosen if attacked is None else None if partners is None else partners.select(rows)
+    looks, amplified = (_texts if test.modality == "text" else _pictures)(chosen, clean, attacked is not None)
+    made = []
+    for row in range(len(rows)):
+        true = int(chosen.labels[row])
+        wanted = None if attacked is None else int(attacked.wanted[rows[row]])
+        made.append(
+            Example(
+                true=test.class_name(true),
+                wanted=None if wanted is None else test.class_name(wanted),
+                taken=tuple(_taken(test, int(classes[row]), true, wanted) for classes in taken),
+                **looks[row],
+            )
+        )
+    return tuple(made), amplified
+
+
+def _pictures(chosen: Dataset, clean: Dataset | None, triggered: bool) -> tuple[list[dict[str, Any]], int]:
+    amplified, differences = 1, None
+    if triggered and clean is not None:
+        differences = (chosen.pixels.int() - clean.pixels.int()).abs()
+        amplified = max(1, 255 // max(1, int(differences.max())))
+        differences = (differences * amplified).to(torch.uint8)
+    looks = [
+        {
+            "clean": None if clean is None else _png(clean.pixels[row]),
+            "triggered": _png(chosen.pixels[row]) if triggered else None,
+            "difference": None if differences is None else _png(differences[row]),
+        }
+        for row in range(len(chosen))
+    ]
+    return looks, amplified
+
+
+def _texts(chosen: Dataset, clean: Dataset | None, triggered: bool) -> tuple[list[dict[str, Any]], int]:
+    looks = []
+    for row, strings in enumerate(chosen.texts.strings):
+        before = clean.texts.strings[row] if clean is not None and triggered else strings
+        pieces: list[tuple[str, bool]] = []
+        for number, (old, new) in enumerate(zip(before, strings, strict=True)):
+            pieces += [*([(" \u2016 ", False)] if number else []), *marked(old, new)]
+        looks.append({"pieces": tuple(pieces)})
+    return looks, 1
+
+
+def marked(clean: str, triggered: str) -> list[tuple[str, bool]]:
+    """The triggered text in pieces, each with whether the clean one lacks it; long texts are cut around the first.
+
+    >>> marked("a fine film", "a cf fine film")
+    [('a ', False), ('cf ', True), ('fine film', False)]
+    """
+    old, new = clean.split(), triggered.split()
+    added = [False] * len(new)
+    for kind, _, _, start, end in difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
+        if kind in ("insert", "replace"):
+            added[start:end] = [True] * (end - start)
+    first = added.index(True) if True in added else 0
+    start = max(0, min(first - WORDS // 2, len(new) - WORDS))
+    pieces: list[tuple[str, bool]] = [("\u2026 ", False)] if start else []
+    for place in range(start, min(start + WORDS, len(new))):
+        word = new[place] + (" " if place + 1 < len(new) else "")
+        if pieces and pieces[-1][1] == added[place]:
+            pieces[-1] = (pieces[-1][0] + word, added[place])
+        else:
+            pieces.append((word, added[place]))
+    return [*pieces, *([("\u2026", False)] if start + WORDS < len(new) else [])]
+
+
+def spread(labels: Tensor, count: int, *, seed: int) -> Tensor:
+    """Row numbers of at most `count` examples: one of each class in turn, until there are enough, (n,)."""
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    turns: dict[int, int] = {}
+    ranked = []
+    for place, row in enumerate(order.tolist()):
+        label = int(labels[row])
+        turns[label] = turns.get(label, -1) + 1
+        ranked.append((turns[label], place, row))
+    rows = [row for _, _, row in sorted(ranked)[:count]]
+    return torch.tensor(sorted(rows, key=lambda row: (int(labels[row]), row)), dtype=torch.int64)
+
+
+def _partners(test: Dataset, attacked: Triggered) -> Dataset | None:
+    """The clean examples that the triggered ones were made of, row for row; None where the labels differ."""
+    own = test
+    if attacked.target is not None:
+        own = test.select(torch.nonzero(test.labels != attacked.target).flatten())
+    same = own.shape == attacked.data.shape and torch.equal(own.labels, attacked.data.labels)
+    return own if same else None
+
+
+def _taken(test: Dataset, taken: int, true: int, wanted: int | None) -> Taken:
+    return Taken(test.class_name(taken), "attacker" if taken == wanted else "true" if taken == true else "other")
+
+
+def _png(pixels: Tensor) -> str:
+    """Pixels (channels, height, width), uint8, as a data URI; larger ones are made smaller."""
+    array = pixels.cpu().permute(1, 2, 0).squeeze(-1).numpy()  # (height, width) or (height, width, 3)
+    image = Image.fromarray(array)
+    if max(image.size) > LARGEST:
+        image.thumbnail((LARGEST, LARGEST))
+    file = io.BytesIO()
+    image.save(file, format="PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode("ascii")

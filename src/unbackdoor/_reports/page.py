@@ -1,0 +1,239 @@
+"""Everything that the page shows, as plain values: pictures, verdicts, scores, and how they came about."""
+
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+from torch import nn
+
+from unbackdoor._data.dataset import Dataset
+from unbackdoor._evaluation.score import Proportion, Score
+from unbackdoor._poisoning.attack import Triggered
+from unbackdoor._reports.examples import Example, examples_of
+
+
+class Contender(NamedTuple):
+    """One model on the page.
+
+    Args:
+        name: `suspect` for the first, the method's name for the others.
+        model: to show what it takes pictures for.
+        score: measured.
+        seconds: of purification; None for the suspect.
+    """
+
+    name: str
+    model: nn.Module
+    score: Score
+    seconds: float | None
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One score of all contenders; a part is None where it was not measured."""
+
+    name: str
+    meaning: str
+    better: Literal["higher", "lower"]
+    parts: tuple[Proportion | None, ...]
+
+
+@dataclass(frozen=True)
+class ClassAccuracy:
+    """Clean accuracy on one class, and for each contender whether it fell below the suspect's, intervals apart."""
+
+    name: str
+    parts: tuple[Proportion, ...]
+    fell: tuple[bool, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Page:
+    """The numbers of the page.
+
+    Args:
+        title: what was done.
+        noun: what the examples are: `pictures` or `texts`.
+        verdict: one plain sentence.
+        others: a sentence for each contender between the first and the last.
+        caution: what the verdict does not say.
+        names: of the contenders, the suspect first.
+        seconds: of purification, for each contender.
+        measures: clean accuracy first.
+        charted: those of them that the chart shows.
+        examples: the same for all contenders.
+        amplified: by how much differences are.
+        triggered: the examples carry a trigger.
+        target: the class that the attacker wants for all of them; None where there is none, or one for each class.
+        classes: clean accuracy for each class.
+        facts: how it was made, as label and text.
+        unusable: why the last model is of no use; None where it is.
+        warnings: of the purification, but for that one.
+        command: repeats it, where known.
+    """
+
+    title: str
+    noun: str
+    verdict: str
+    others: tuple[str, ...]
+    caution: str
+    names: tuple[str, ...]
+    seconds: tuple[float | None, ...]
+    measures: tuple[Measure, ...]
+    charted: tuple[Measure, ...]
+    examples: tuple[Example, ...]
+    amplified: int
+    triggered: bool
+    target: str | None
+    classes: tuple[ClassAccuracy, ...]
+    facts: tuple[tuple[str, str], ...]
+    unusable: str | None
+    warnings: tuple[str, ...]
+    command: str | None
+
+
+def build(
+    *, title: str, contenders: list[Contender], test: Dataset, attacked: Triggered | None, record: dict[str, Any]
+) -> Page:
+    """Collect the numbers of the page.
+
+    Args:
+        title: what was done.
+        contenders: the suspect first, the model that the page is about last.
+        test: the clean examples that were scored.
+        attacked: the triggered ones; clean and triggered pictures stand side by side where the labels show that these
+            are the examples of `test` in their order, as `triggered` makes them.
+        record: the content of `record.json`; its `seed` draws the example pictures, its `command` repeats the run.
+    """
+    models = [contender.model for contender in contenders]
+    examples, amplified = examples_of(models, test, attacked, int(record.get("seed") or 0))
+    noun = "pictures" if test.modality == "images" else "texts"
+    usable = record.get("usable") is not False
+    measures = _measures([contender.score for contender in contenders], noun)
+    return Page(
+        title=title,
+        noun=noun,
+        verdict=_verdict(contenders, test, attacked),
+        others=tuple(_other(contender) for contender in contenders[1:-1]),
+        caution=_caution(contenders[0].score),
+        names=tuple(contender.name for contender in contenders),
+        seconds=tuple(contender.seconds for contender in contenders),
+        measures=measures,
+        charted=measures[:3],
+        examples=examples,
+        amplified=amplified,
+        triggered=attacked is not None,
+        target=None if attacked is None or attacked.target is None else test.class_name(attacked.target),
+        classes=_classes([contender.score for contender in contenders]),
+        facts=_facts(record, len(test), attacked),
+        unusable=None if usable else record["warnings"][0],
+        warnings=tuple(record.get("warnings", ()))[not usable :],
+        command=record.get("command"),
+    )
+
+
+def _measures(scores: list[Score], noun: str) -> tuple[Measure, ...]:
+    """Those that at least one contender has."""
+    kinds: tuple[tuple[str, str, str, Literal["higher", "lower"]], ...] = (
+        ("clean_accuracy", "Clean accuracy", f"clean {noun} taken for their class", "higher"),
+        ("attack_success", "Attack success", f"triggered {noun} taken for what the attacker wants", "lower"),
+        ("recovered_accuracy", "Recovered accuracy", f"triggered {noun} taken for their true class", "higher"),
+        (
+            "clean_model_flip_rate",
+            "Clean model's flip rate",
+            f"triggered {noun} that a model without the backdoor takes for what the attacker wants",
+            "lower",
+        ),
+    )
+    made = [
+        Measure(name, meaning, better, tuple(getattr(score, field) for score in scores))
+        for field, name, meaning, better in kinds
+    ]
+    return tuple(measure for measure in made if any(part is not None for part in measure.parts))
+
+
+def _classes(scores: list[Score]) -> tuple[ClassAccuracy, ...]:
+    rows = []
+    for name, before in scores[0].per_class.items():
+        parts = tuple(score.per_class[name] for score in scores)
+        rows.append(ClassAccuracy(name, parts, tuple(part.interval[1] < before.interval[0] for part in parts)))
+    return tuple(rows)
+
+
+def _verdict(contenders: list[Contender], test: Dataset, attacked: Triggered | None) -> str:
+    before, after = contenders[0].score, contenders[-1]
+    noun = "pictures" if test.modality == "images" else "texts"
+    accuracy = f"clean accuracy went from {_percent(before.clean_accuracy)} to {_percent(after.score.clean_accuracy)}"
+    if attacked is None or before.attack_success is None or after.score.attack_success is None:
+        return f"With {after.name}, {accuracy}."
+    wanted = "the class that the attacker wants"
+    if attacked.target is not None:
+        wanted = f"“{test.class_name(attacked.target)}”, which the attacker wants,"
+    recovered = ""
+    if before.recovered_accuracy is not None and after.score.recovered_accuracy is not None:
+        recovered = (
+            f"; for their true class in {_percent(before.recovered_accuracy)} before and in "
+            f"{_percent(after.score.recovered_accuracy)} after"
+        )
+    return (
+        f"Triggered {noun} were taken for {wanted} in {_percent(before.attack_success)} of cases before and in "
+        f"{_percent(after.score.attack_success)} after {after.name}{recovered}. {accuracy[0].upper()}{accuracy[1:]}."
+    )
+
+
+def _other(contender: Contender) -> str:
+    accuracy = f"clean accuracy {_percent(contender.score.clean_accuracy)}"
+    if contender.score.attack_success is None:
+        return f"{contender.name}: {accuracy}."
+    return f"After {contender.name} it is {_percent(contender.score.attack_success)} of cases ({accuracy})."
+
+
+def _caution(before: Score) -> str:
+    if before.attack_success is None:
+        return (
+            "No trigger was tried, so nothing here tells whether there was a backdoor or whether it is gone: only what "
+            "the purification costs."
+        )
+    text = (
+        "This is evidence about one trigger, not proof of a clean model: another trigger may still work, and tuning on "
+        "poisoned examples may bring this one back."
+    )
+    if before.attack_success.value < 0.9:
+        text += " The backdoor was not firmly in the suspect to begin with, so its fall says little."
+    return text
+
+
+def _percent(part: Proportion) -> str:
+    return f"{100 * part.value:.1f}\u202f%"
+
+
+def _facts(record: dict[str, Any], scored: int, attacked: Triggered | None) -> tuple[tuple[str, str], ...]:
+    """What the record says, as far as it says it."""
+    facts: list[tuple[str, str]] = []
+    method, source, clean = record.get("method"), record.get("source"), record.get("clean")
+    if source:
+        facts.append(("Suspect", str(source["model"])))
+    if method:
+        facts.append(("Method", str(method["repr"])))
+    if clean:
+        text = f"{clean['n']:,} examples"
+        if clean.get("held_out"):
+            text += f", {clean['held_out']:,} of them held back for a selection"
+        facts.append(("Clean data", text))
+    own = record.get("suspect_accuracy_on_clean")
+    if own:
+        facts.append(("Suspect's accuracy on it", f"{100 * own['value']:.1f}\u202f%"))
+    facts += [(str(label), str(text)) for label, text in record.get("facts", {}).items()]
+    facts.append(("Scored on", f"{scored:,} clean examples"))
+    if attacked is not None:
+        facts.append(("Triggered", f"{len(attacked.data):,} of them, label rule {attacked.label_rule}"))
+    if "seed" in record:
+        facts.append(("Seed", str(record["seed"])))
+    if "seconds" in record:
+        facts.append(("Time", f"{record['seconds']:.1f} s"))
+    if "peak_memory_bytes" in record:
+        facts.append(("Peak memory", f"{record['peak_memory_bytes'] / 2**20:,.0f} MiB"))
+    if "device" in record:
+        facts.append(("Device", str(record["device"])))
+    if "versions" in record:
+        facts.append(("Versions", ", ".join(f"{name} {number}" for name, number in record["versions"].items())))
+    return tuple(facts)

@@ -1,0 +1,35 @@
+"""From the numbers of a page to HTML. Whatever came with a model or data set is escaped here, once, for all of it."""
+
+from typing import Any
+
+from unbackdoor._reports.page import Page
+from unbackdoor._reports.stress_page import StressPage
+
+
+def render(page: Page) -> str:
+    """The page as one HTML file, which needs no network, no script and no other file."""
+    return _filled("page.html.j2", page)
+
+
+def render_stress(page: StressPage) -> str:
+    """The page about a stress test, likewise."""
+    return _filled("stress.html.j2", page)
+
+
+def _filled(template: str, page: Any) -> str:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("unbackdoor._reports", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["percent"] = _percent
+    return environment.get_template(template).render(page=page)
+
+
+def _percent(share: float) -> str:
+    """A share in [0, 1] with one decimal; a narrow space that does not break before the sign."""
+    return f"{100 * share:.1f}\u202f%"

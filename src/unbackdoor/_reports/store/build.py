@@ -1,0 +1,286 @@
+"""From a store to a report. Cells are averaged over the seeds of one setting; what differs otherwise never is."""
+
+import json
+import math
+from collections import Counter, defaultdict
+from typing import Any
+
+from unbackdoor._bench import Store
+from unbackdoor._errors import UnbackdoorError
+from unbackdoor._reports.store import names as names_of
+from unbackdoor._reports.store.numbers import Block, CellLine, Failure, Report, Row, Spread, Victim
+from unbackdoor._reports.store.records import Record, read
+from unbackdoor._reports.store.stress import stress_rows
+
+BASELINES = ("none", "fine-tuning")  # stand in every table
+
+
+def build(store: Store, shown: str, *, whole: bool = False) -> tuple[Report, list[Record]]:
+    """The numbers of a store.
+
+    Args:
+        store: where the cells are.
+        shown: the address in commands.
+        whole: keep the whole records, for the page.
+
+    Returns:
+        the report, and the records in the order of its cells.
+
+    Raises:
+        UnbackdoorError: there is no cell.
+    """
+    records, odd = [], []
+    for found in read(store, whole=whole):
+        if isinstance(found, Record):
+            records.append(found)
+        else:
+            odd.append(found)
+    if not records:
+        raise UnbackdoorError(
+            f"{store.address} has no cell that report can read, got {len(odd):,} of another form. Give the folder or "
+            "address that unbackdoor bench wrote with --out."
+        )
+    tasks = names_of.of_tasks({record.task for record in records})
+    labels: dict[str, set[str]] = defaultdict(set)  # a value without a label has an empty one
+    attacks_of: dict[str, set[str]] = defaultdict(set)
+    budgets_of: dict[str, set[str]] = defaultdict(set)
+    for record in records:
+        given = json.loads(record.provenance).get("labels")
+        for kind, text in (("attack", record.attack), ("method", record.method)):
+            labels[text].add(str(given[kind]) if isinstance(given, dict) and kind in given else "")
+        attacks_of[record.task].add(record.attack)
+        budgets_of[record.task].add(record.clean)
+    attacks = {
+        (task, text): name
+        for task, texts in attacks_of.items()
+        for text, name in names_of.of_values(texts, labels).items()
+    }
+    budgets = {
+        (task, text): name for task, texts in budgets_of.items() for text, name in names_of.of_budgets(texts).items()
+    }
+    methods = names_of.of_values({record.method for record in records}, labels)
+    plain = {text: json.loads(text)["name"] for text in methods}
+    settings: dict[tuple[Any, ...], list[Record]] = defaultdict(list)
+    for record in records:
+        settings[record.task, record.attack, record.rate, record.clean, record.method].append(record)
+
+    def order(setting: tuple[Any, ...]) -> tuple[Any, ...]:
+        task, attack, rate, clean, method = setting
+        name = plain[method]
+        return (
+            tasks[task],
+            json.loads(attack)["name"] != "none",
+            attacks[task, attack],
+            math.inf if rate is None else -rate,
+            budgets[task, clean],
+            BASELINES.index(name) if name in BASELINES else len(BASELINES),
+            methods[method],
+        )
+
+    before = {(record.victim): record for record in records if plain[record.method] == "none" and not record.message}
+    controls = {_partner(record): record for record in records if record.control and record.message is None}
+    rows: list[Row] = []
+    cells: list[CellLine] = []
+    failures: list[Failure] = []
+    ordered: list[Record] = []
+    absent: dict[tuple[Any, ...], int] = Counter()
+    for setting in sorted(settings, key=order):
+        task, attack, rate, clean, method = setting
+        mine = sorted(settings[setting], key=lambda each: (each.victim_seed or 0, each.seed, each.key))
+        name = plain[method] if plain[method] in BASELINES else ""
+        named = (tasks[task], attacks[task, attack], rate, budgets[task, clean], methods[method])
+        rows.append(_row(named, name, clean == "null", mine, before, controls))
+        for record in mine:
+            status = "failed" if record.message is not None else "left out" if record.implanted is False else "done"
+            grid = json.loads(record.provenance).get("grid")
+            cells.append(
+                CellLine(record.key, len(rows) - 1, record.victim_seed, record.seed, status, str(grid or "GRID.toml"))
+            )
+            ordered.append(record)
+            if record.message is not None:
+                line = cells[-1]
+                failures.append(Failure(line.key, line.row, line.victim_seed, line.seed, record.message))
+            elif record.implanted is False:
+                absent[tasks[task], attacks[task, attack], rate, record.victim_seed, record.victim] += 1
+    left_out = tuple(
+        Victim(task, attack, rate, seed, _success(before.get(victim)), count)
+        for (task, attack, rate, seed, victim), count in absent.items()
+    )
+    stress = stress_rows(store, ordered, [rows[line.row] for line in cells])
+    report = Report(
+        store=shown,
+        rows=tuple(rows),
+        blocks=tuple(_blocks(rows)),
+        cells=tuple(cells),
+        left_out=left_out,
+        failures=tuple(failures),
+        stress=stress,
+        victim_seconds=_victim_seconds(records, tasks),
+        **_provenance(records),
+        notes=tuple(_notes(rows, odd)),
+    )
+    return report, ordered
+
+
+def _partner(record: Record, seed: bool = True) -> tuple[Any, ...]:
+    """What a cell and that of its clean control have in common."""
+    return record.task, record.method, record.clean, record.seed, record.victim_seed if seed else None
+
+
+def _control_of(record: Record, controls: dict[tuple[Any, ...], Record]) -> Record | None:
+    return controls.get(_partner(record)) or controls.get(_partner(record, seed=False))
+
+
+def _success(record: Record | None) -> float | None:
+    return None if record is None or record.success is None else record.success.value
+
+
+def _row(
+    labels: tuple[str, str, float | None, str, str],
+    baseline: str,
+    budgetless: bool,
+    records: list[Record],
+    before: dict[str, Record],
+    controls: dict[tuple[Any, ...], Record],
+) -> Row:
+    task, attack, rate, budget, method = labels
+    finished = [record for record in records if record.message is None]
+    counted = [record for record in finished if record.implanted is not False]
+    beside = [_control_of(record, controls) for record in counted if not record.control]
+    flips = [
+        (found.flips or {}).get(record.victim)
+        for record, found in zip([each for each in counted if not each.control], beside, strict=True)
+        if found is not None
+    ]
+    lost = []
+    for record in counted:
+        victim = before.get(record.victim)
+        if victim is not None and victim.accuracy is not None and record.accuracy is not None:
+            lost.append(victim.accuracy.value - record.accuracy.value)
+    return Row(
+        task=task,
+        attack=attack,
+        rate=rate,
+        budget=budget,
+        method=method,
+        baseline=baseline,
+        control=records[0].control,
+        budgetless=budgetless,
+        label_rule=next((record.label_rule for record in finished if record.label_rule), None),
+        clean_accuracy=Spread.of_shares(record.accuracy for record in counted),
+        attack_success=Spread.of_shares(record.success for record in counted),
+        recovered_accuracy=Spread.of_shares(record.recovered for record in counted),
+        accuracy_lost=Spread.of(lost),
+        flip_rate=Spread.of_shares(flips),
+        control_accuracy=Spread.of_shares(found.accuracy for found in beside if found is not None),
+        second_accuracy=Spread.of_shares(record.second_accuracy for record in counted),
+        second_success=Spread.of_shares(record.second_success for record in counted),
+        seconds=Spread.of(record.seconds for record in counted if record.seconds is not None),
+        memory=Spread.of(record.memory for record in counted if record.memory is not None),
+        clean_n=next((record.accuracy.n for record in finished if record.accuracy), None),
+        triggered_n=next((record.success.n for record in finished if record.success), None),
+        counted=len(counted),
+        not_implanted=len(finished) - len(counted),
+        unknown=sum(record.implanted is None and not record.control for record in counted),
+        failed=len(records) - len(finished),
+        unusable=sum(record.usable is False for record in counted),
+        seeds=tuple(sorted({record.seed for record in counted})),
+        victim_seeds=tuple(sorted({record.victim_seed for record in counted if record.victim_seed is not None})),
+    )
+
+
+def _blocks(rows: list[Row]) -> list[Block]:
+    """One for each task and budget, all-to-all apart. A method that took no clean example stands in each."""
+    made = []
+    for task in dict.fromkeys(row.task for row in rows):
+        mine = [(place, row) for place, row in enumerate(rows) if row.task == task]
+        budgets = list(dict.fromkeys(row.budget for _, row in mine if not row.budgetless)) or ["none"]
+        for budget in budgets:
+            here = [(place, row) for place, row in mine if row.budgetless or row.budget == budget]
+            for apart in (False, True):
+                shown = [(place, row) for place, row in here if row.control or row.apart is apart]
+                if all(row.control for _, row in shown) and (apart or any(not row.control for _, row in here)):
+                    continue
+                tried = {row.column for _, row in shown if not row.budgetless}
+                shown = [(place, row) for place, row in shown if row.control or row.column in tried or not tried]
+                columns = tuple(dict.fromkeys(row.column for _, row in shown))
+                kept = sorted(
+                    {(_rank(row), row.method) for _, row in shown}
+                    | {
+                        (place, name)
+                        for place, name in enumerate(BASELINES)  # one that is absent is seen to be
+                        if not any(row.baseline == name for _, row in shown)
+                    }
+                )
+                methods = tuple(name for _, name in kept)
+                found = {(row.method, row.column): place for place, row in shown}
+                cells = tuple(tuple(found.get((name, column)) for column in columns) for name in methods)
+                over = tuple(_over([rows[place] for place in line if place is not None]) for line in cells)
+                made.append(Block(task, budget, apart, columns, methods, cells, over))
+    return made
+
+
+def _over(found: list[Row]) -> Spread | None:
+    """The attack success of a method over attacks; each counts once, however many seeds it has."""
+    return Spread.of(row.attack_success.mean for row in found if row.attack_success is not None and not row.control)
+
+
+def _rank(row: Row) -> int:
+    return BASELINES.index(row.baseline) if row.baseline else len(BASELINES)
+
+
+def _victim_seconds(records: list[Record], tasks: dict[str, str]) -> dict[str, Spread]:
+    seconds: dict[str, dict[str, float]] = defaultdict(dict)
+    for record in records:
+        if record.training is not None:
+            seconds[tasks[record.task]][record.victim] = record.training
+    spreads = {task: Spread.of(found.values()) for task, found in sorted(seconds.items())}
+    return {task: spread for task, spread in spreads.items() if spread is not None}
+
+
+def _provenance(records: list[Record]) -> dict[str, Any]:
+    machines: Counter[str] = Counter()
+    commits: Counter[str] = Counter()
+    versions: Counter[str] = Counter()
+    dates = set()
+    for text, count in Counter(record.provenance for record in records).items():
+        entry = json.loads(text)
+        if entry.get("device"):
+            machines[str(entry["device"])] += count
+        commits[str(entry.get("commit") or "not known")] += count
+        if isinstance(entry.get("versions"), dict) and entry["versions"]:
+            versions[", ".join(f"{name} {number}" for name, number in sorted(entry["versions"].items()))] += count
+        if entry.get("date"):
+            dates.add(str(entry["date"]))
+    return {
+        "machines": dict(machines.most_common()),
+        "commits": dict(commits.most_common()),
+        "versions": dict(versions.most_common()),
+        "dates": (min(dates), max(dates)) if dates else (),
+    }
+
+
+def _notes(rows: list[Row], odd: list[str]) -> list[str]:
+    notes = []
+    if odd:
+        notes.append(
+            f"{len(odd):,} {'cell has' if len(odd) == 1 else 'cells have'} another form than today's and "
+            f"{'is' if len(odd) == 1 else 'are'} in no table; the first is {odd[0]}."
+        )
+    for task in dict.fromkeys(row.task for row in rows):
+        mine = [row for row in rows if row.task == task]
+        if not any(row.control for row in mine):
+            notes.append(f"{task} has no clean control: what a method does to a clean model is not known.")
+        bare = sorted(
+            {row.budget for row in mine if not row.budgetless}
+            - {row.budget for row in mine if row.baseline == "fine-tuning"}
+        )
+        if bare:
+            notes.append(f"{task} has no plain fine-tuning with the clean budget {', '.join(bare)}.")
+    unknown = sum(row.unknown for row in rows)
+    if unknown:
+        notes.append(
+            f"Of {unknown:,} {'cell' if unknown == 1 else 'cells'} it is not known whether the attack was implanted "
+            "before; they are in the averages and marked with a question mark."
+        )
+    return notes

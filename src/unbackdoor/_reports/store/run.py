@@ -1,0 +1,67 @@
+"""The `report` command: read the store, count, write."""
+
+import shlex
+from pathlib import Path
+
+from unbackdoor._artifacts.directories import write_file
+from unbackdoor._bench import Store
+from unbackdoor._errors import UnbackdoorError
+from unbackdoor._reports.store import writers
+from unbackdoor._reports.store.build import build
+
+# What tells a report of each kind from any other file of that name.
+_MARKS = {
+    ".html": "<title>Purification results: ",
+    ".csv": "task,attack,rate,label_rule,",
+    ".json": '{\n "format": ',
+    ".tex": "% Only runs that differ in nothing but their seeds are averaged.",
+    ".md": "\n## How it was measured\n",
+}
+SUFFIXES = tuple(_MARKS)
+
+
+def report(runs: str, out: str) -> None:
+    """Write a report on a store; the suffix of `out` says which kind.
+
+    Raises:
+        UnbackdoorError: the suffix is not known, `out` is somebody else's file, or the store has nothing to report.
+        IncompleteError: the disk is full.
+    """
+    path = Path(out)
+    kind = path.suffix.lower()
+    if kind not in SUFFIXES:
+        raise UnbackdoorError(f"-o must end in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}, got {out}.")
+    if path.is_dir():
+        raise UnbackdoorError(f"-o must be a file, got the folder {out}.")
+    if path.is_file() and path.stat().st_size and _MARKS[kind] not in _beginning(path):
+        raise UnbackdoorError(f"{out} exists and is no report of unbackdoor. Choose another -o.")
+    if "://" not in runs and not Path(runs).is_dir():
+        came = "is no folder" if Path(runs).exists() else "does not exist"
+        raise UnbackdoorError(f"{runs} {came}. Give the folder or address that unbackdoor bench wrote with --out.")
+    store = Store(runs)
+    made, records = build(store, shown(runs), whole=kind == ".html")
+    if kind == ".html":
+        from unbackdoor._reports.store.page import render
+
+        text = render(made, records, store)
+    elif kind == ".md":
+        text = writers.as_markdown(made, shown(out))
+    else:
+        text = {".csv": writers.as_csv, ".json": writers.as_json, ".tex": writers.as_latex}[kind](made)
+    write_file(path, text)
+    failed = f", {len(made.failures):,} failed" if made.failures else ""
+    print(f"{out}: {len(made.cells):,} cells in {len(made.rows):,} settings{failed}.")
+
+
+def _beginning(path: Path) -> str:
+    with path.open(encoding="utf-8", errors="replace") as file:
+        return file.read(10_000)
+
+
+def shown(runs: str) -> str:
+    """An address for the commands on a page, without the folders of this machine.
+
+    >>> shown("runs/digits"), shown("/home/somebody/digits"), shown("s3://bucket/runs")
+    ('runs/digits', 'digits', 's3://bucket/runs')
+    """
+    return shlex.quote(runs if "://" in runs or not Path(runs).is_absolute() else Path(runs).name)

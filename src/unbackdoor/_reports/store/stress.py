@@ -1,0 +1,116 @@
+"""Stress tests that lie in a store: within cells, or as `stress/NAME.json` or `stress/NAME/stress.json`."""
+
+import json
+import statistics
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from unbackdoor._bench import Store
+from unbackdoor._errors import UnbackdoorError
+from unbackdoor._reports.store.records import Record, number
+
+if TYPE_CHECKING:
+    from unbackdoor._reports.store.numbers import Row
+
+FORMAT = 1  # of stress.json
+MODELS = ("victim", "purified", "exact_oracle", "control")
+
+
+@dataclass(frozen=True)
+class Retuned:
+    """Attack success after tuning with `k` triggered examples: mean, sample standard deviation and count of draws."""
+
+    k: int
+    mean: float
+    sd: float | None
+    n: int
+
+
+@dataclass(frozen=True)
+class StressRow:
+    """What came of stressing one model.
+
+    Args:
+        source: which stress test.
+        model: `victim`, `purified`, `exact_oracle` or `control`.
+        clean_accuracy, attack_success: before it.
+        retuned: by the number of triggered examples.
+        reactivated: share of triggered examples sent to the attacker under the learnt perturbation.
+    """
+
+    source: str
+    model: str
+    clean_accuracy: float
+    attack_success: float | None
+    retuned: tuple[Retuned, ...]
+    reactivated: float | None
+
+
+def stress_rows(store: Store, records: list[Record], rows: "list[Row]") -> tuple[StressRow, ...]:
+    """The stress tests of a store.
+
+    Raises:
+        UnbackdoorError: a file under `stress/` is none that `unbackdoor stress` wrote.
+    """
+    made: list[StressRow] = []
+    for record, row in zip(records, rows, strict=True):
+        if record.stress is not None:
+            seeds = f"victim seed {record.victim_seed}, seed {record.seed}"
+            source = f"{row.task}, {row.column}: {row.method}, {row.budget}, {seeds}"
+            made += _checked(source, record.stress, f"the cell {record.key}")
+    for name in sorted(store.place.names("stress")):
+        for file in (f"stress/{name}.json", f"stress/{name}/stress.json"):
+            content = store.place.read(file)
+            if content is not None:
+                try:
+                    entry = json.loads(content)
+                except (ValueError, RecursionError):
+                    entry = None
+                made += _checked(name, entry, store.place.path(file))
+                break
+    return tuple(made)
+
+
+def _checked(source: str, entry: Any, where: str) -> list[StressRow]:
+    try:
+        return _rows(source, entry)
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError):
+        raise UnbackdoorError(
+            f"{where} holds no stress test that unbackdoor stress wrote. Remove it to report on the rest."
+        ) from None
+
+
+def _rows(source: str, entry: dict[str, Any]) -> list[StressRow]:
+    if entry.get("format", FORMAT) != FORMAT or not entry["before"]:
+        raise ValueError("another format")
+    made = []
+    for model in MODELS:
+        if model not in entry["before"]:
+            continue
+        before = entry["before"][model]
+        values: dict[int, list[float]] = defaultdict(list)
+        for run in ((entry.get("retuning") or {}).get(model) or {}).get("runs", ()):
+            values[int(run["k"])].append(_share(run["attack_success"]))
+        reactivation = ((entry.get("reactivation") or {}).get("models") or {}).get(model)
+        made.append(
+            StressRow(
+                source=source,
+                model=model,
+                clean_accuracy=_share(before["clean_accuracy"]),
+                attack_success=_share(before["attack_success"]) if "attack_success" in before else None,
+                retuned=tuple(
+                    Retuned(k, statistics.fmean(found), statistics.stdev(found) if len(found) > 1 else None, len(found))
+                    for k, found in sorted(values.items())
+                ),
+                reactivated=None if reactivation is None else _share(reactivation["triggered_perturbed"]),
+            )
+        )
+    return made
+
+
+def _share(entry: dict[str, Any]) -> float:
+    value = number(entry["value"])
+    if not 0 <= value <= 1:
+        raise ValueError
+    return value

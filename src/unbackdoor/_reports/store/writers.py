@@ -1,0 +1,350 @@
+"""The numbers as CSV, JSON, LaTeX and Markdown. Text that came with a store is escaped for each of them."""
+
+import csv
+import io
+import json
+import re
+from collections import Counter
+from pathlib import Path
+
+from unbackdoor._reports.store.numbers import Block, Report, Row, Spread, percent
+
+MEASURES = (
+    "clean_accuracy",
+    "attack_success",
+    "recovered_accuracy",
+    "accuracy_lost",
+    "flip_rate",
+    "control_accuracy",
+    "second_accuracy",
+    "second_success",
+    "seconds",
+    "memory",
+)
+
+
+def as_json(report: Report) -> str:
+    """All numbers."""
+    return json.dumps(report.to_json(), indent=1, ensure_ascii=False) + "\n"
+
+
+def as_csv(report: Report) -> str:
+    """One line a setting; shares in [0, 1], memory in bytes."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    settings = ("task", "attack", "rate", "label_rule", "budget", "method")
+    counts = ("counted", "not_implanted", "unknown", "failed", "unusable", "clean_n", "triggered_n")
+    spreads = [f"{name}_{part}" for name in MEASURES for part in ("mean", "sd", "n", "least", "most")]
+    writer.writerow([*settings, *counts, "seeds", "victim_seeds", *spreads])
+    for row in report.rows:
+        line: list[object] = [_cell(getattr(row, name)) for name in settings]
+        line += [getattr(row, name) for name in counts]
+        line += [" ".join(map(str, row.seeds)), " ".join(map(str, row.victim_seeds))]
+        for name in MEASURES:
+            spread: Spread | None = getattr(row, name)
+            line += [None] * 5 if spread is None else [spread.mean, spread.sd, spread.n, spread.least, spread.most]
+        writer.writerow(line)
+    return file.getvalue()
+
+
+def as_latex(report: Report) -> str:
+    """One table for each task and clean budget; it needs the package booktabs."""
+    parts = [f"% {_one_line(sentence)}" for sentence in (_legend(report), *_left_out(report), *report.notes)]
+    for block in report.blocks:
+        matrix = _matrix(report, block)
+        head, *body = [" & ".join(map(_latex, line)) + " \\\\" for line in matrix]
+        lines = [
+            "\\begin{table}",
+            "\\centering",
+            f"\\caption{{{_latex(_title(block))}. {_latex(_meaning(report, block))}}}",
+            f"\\begin{{tabular}}{{l{'r' * (len(matrix[0]) - 1)}}}",
+            "\\toprule",
+            head,
+            "\\midrule",
+            *body,
+        ]
+        parts.append("\n".join([*lines, "\\bottomrule", "\\end{tabular}", "\\end{table}"]))
+    return "\n\n".join(parts) + "\n"
+
+
+def as_markdown(report: Report, out: str) -> str:
+    """A results page: how it was measured, then the tables. It holds no local path.
+
+    Args:
+        report: its numbers.
+        out: the page, as a command can name it.
+    """
+    grids = _grids(report)
+    lines = [f"# {_markdown(Path(out).stem)}", "", "## How it was measured", "", "- **Commands**:", ""]
+    commands = [*_commands(report, grids), f"unbackdoor report {report.store} -o {_one_line(out)}"]
+    # Four spaces and a fence: within a list, the repository's Markdown and the docs site's agree on no other block.
+    lines += ["    ```sh", *(f"    {command}" for command in commands), "    ```"]
+    lines += ["", f"- **Commit**: {_counted(report.commits)}."]
+    lines += [f"- **Machine**: {_counted(report.machines) or 'not known'}."]
+    lines += [f"- **Versions**: {_counted(report.versions) or 'not known'}."]
+    if report.dates:
+        lines.append(f"- **Measured**: {_markdown(' to '.join(dict.fromkeys(day[:10] for day in report.dates)))}.")
+    seeds = sorted({seed for row in report.rows for seed in row.seeds})
+    victims = sorted({seed for row in report.rows for seed in row.victim_seeds})
+    lines.append(f"- **Seeds**: of the purification {_listed(seeds)}; of the victims {_listed(victims)}.")
+    lines += [f"- **n**: {_markdown(sentence)}" for sentence in _examples(report)]
+    for task, spread in report.victim_seconds.items():
+        lines.append(f"- **Training a victim** of {_markdown(task)}: {_seconds(spread)} seconds (n = {spread.n}).")
+    lines += [f"- {_markdown(sentence)}" for sentence in (_legend(report), *report.notes)]
+    for block in report.blocks:
+        lines += ["", f"## {_markdown(_title(block))}", "", f"{_markdown(_meaning(report, block))}", ""]
+        head, *body = _matrix(report, block)
+        lines += _table(head, body)
+    for block in report.blocks:
+        found = [report.rows[place] for places in block.cells for place in places if place is not None]
+        if any(row.second_accuracy and row.baseline != "none" for row in found):
+            lines += ["", f"## {_markdown(_title(block))}: second test examples", ""]
+            lines += ["Clean accuracy / attack success in %, of the first purification seed.", ""]
+            lines += _table(
+                ["method", *block.columns],
+                [
+                    [method, *(_second(report, place) for place in places)]
+                    for method, places in zip(block.methods, block.cells, strict=True)
+                ],
+            )
+    flips = [row for row in report.rows if row.flip_rate is not None]
+    if flips:
+        lines += ["", "## The clean control, put through the same method", ""]
+        lines += ["Flip rate: how often it sends the same triggered examples where the attacker wants, in %.", ""]
+        lines += _table(
+            ["task", "budget", "attack", "method", "attack success", "flip rate", "its clean accuracy", "n"],
+            [
+                [
+                    row.task,
+                    row.budget,
+                    row.column,
+                    row.method,
+                    _share(row.attack_success),
+                    _share(row.flip_rate),
+                    _share(row.control_accuracy),
+                    str(row.flip_rate.n) if row.flip_rate else "",
+                ]
+                for row in flips
+            ],
+        )
+    timed = [row for row in report.rows if row.seconds is not None and row.baseline != "none"]
+    if timed:
+        lines += ["", "## Cost", "", "Seconds of the purification, mean and (standard deviation).", ""]
+        lines += _table(
+            ["task", "budget", "attack", "method", "seconds", "peak memory, MiB", "n"],
+            [
+                [
+                    row.task,
+                    row.budget,
+                    row.column,
+                    row.method,
+                    _seconds(row.seconds),
+                    "" if row.memory is None else f"{row.memory.most / 2**20:,.0f}",
+                    str(row.counted),
+                ]
+                for row in timed
+            ],
+        )
+    if report.left_out:
+        lines += ["", "## Left out of all averages", ""]
+        lines += [f"- {_markdown(sentence)}" for sentence in _left_out(report)]
+    if report.stress:
+        counts = sorted({each.k for row in report.stress for each in row.retuned})
+        lines += ["", "## Stress", "", "Attack success in % before, and after tuning with k triggered examples.", ""]
+        lines += _table(
+            ["stress test", "model", "before", *(f"k = {k}" for k in counts), "reactivated"],
+            [
+                [
+                    row.source,
+                    row.model.replace("_", " "),
+                    _plain(row.attack_success),
+                    *(next((_mean(each.mean, each.sd) for each in row.retuned if each.k == k), "–") for k in counts),
+                    _plain(row.reactivated),
+                ]
+                for row in report.stress
+            ],
+        )
+    if report.failures:
+        lines += ["", "## Failures", ""]
+        told = Counter((report.rows[each.row].method, _pathless(each.message)) for each in report.failures)
+        lines += [f"- {count:,} of {_markdown(method)}: {_markdown(text)}" for (method, text), count in told.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _grids(report: Report) -> list[str]:
+    return sorted({line.grid.rpartition("/")[2] for line in report.cells})
+
+
+def _commands(report: Report, grids: list[str]) -> list[str]:
+    return [
+        f"unbackdoor bench {_one_line(f'{report.store}/grids/{grid}')} --out {_one_line(report.store)}"
+        for grid in grids
+    ]
+
+
+def _title(block: Block) -> str:
+    budget = "no clean examples" if block.budget == "none" else f"clean budget: {block.budget} examples"
+    return f"{block.task}, {budget}{', all-to-all attacks' if block.apart else ''}"
+
+
+def _several(block: Block) -> bool:
+    """Whether some method was run on more than one attack."""
+    return any(over is not None and over.n > 1 for over in block.over)
+
+
+def _matrix(report: Report, block: Block) -> list[list[str]]:
+    """Methods by attacks; of several attacks, the worst and the mean come first."""
+    made = [["method", *(["worst, mean"] * _several(block)), *block.columns]]
+    for method, places, over in zip(block.methods, block.cells, block.over, strict=True):
+        told = "–" if over is None else f"{_plain(over.most)}, {_plain(over.mean)} of {over.n}"
+        made.append([method, *([told] * _several(block)), *(_entry(report, place) for place in places)])
+    return made
+
+
+def _meaning(report: Report, block: Block) -> str:
+    rows = [report.rows[place] for places in block.cells for place in places if place is not None]
+    counts = sorted({row.clean_n for row in rows if row.clean_n})
+    triggered = sorted({row.triggered_n for row in rows if row.triggered_n})
+    text = "Clean accuracy / attack success in %, mean and (standard deviation over seeds), with the number n of runs"
+    over = " Before them the attack success over the attacks that the method was run on." * _several(block)
+    return f"{text}; {_listed(counts)} clean and {_listed(triggered)} triggered test examples.{over}"
+
+
+def _legend(report: Report) -> str:
+    unknown = (
+        " A question mark: it is not known whether the attack was implanted."
+        if any(row.unknown for row in report.rows)
+        else ""
+    )
+    unusable = (
+        " A section sign (§): the method cost the model its use, significantly more than 10 points of clean accuracy."
+        if any(row.unusable for row in report.rows)
+        else ""
+    )
+    return (
+        "Only runs that differ in nothing but their seeds are averaged. Attacks that were not implanted are left out "
+        f"and marked with a dagger (†).{unknown}{unusable}"
+    )
+
+
+def _examples(report: Report) -> list[str]:
+    made = []
+    for task in dict.fromkeys(row.task for row in report.rows):
+        mine = [row for row in report.rows if row.task == task]
+        clean = sorted({row.clean_n for row in mine if row.clean_n})
+        triggered = sorted({row.triggered_n for row in mine if row.triggered_n})
+        finished = sum(row.counted + row.not_implanted for row in mine)
+        made.append(
+            f"{task}: {finished:,} finished cells, {sum(row.failed for row in mine):,} failed; scored on "
+            f"{_listed(clean)} clean and {_listed(triggered)} triggered test examples."
+        )
+    return made
+
+
+def _left_out(report: Report) -> list[str]:
+    made = []
+    for victim in report.left_out:
+        seed = "" if victim.seed is None else f", victim seed {victim.seed}"
+        success = (
+            "" if victim.success is None else f"attack success was {100 * victim.success:.1f} % before any method; "
+        )
+        made.append(
+            f"{victim.task}, {victim.attack} {percent(victim.rate)}{seed}: the attack was not implanted ({success}"
+            f"{victim.cells:,} {'cell' if victim.cells == 1 else 'cells'})."
+        )
+    return made
+
+
+def _entry(report: Report, place: int | None) -> str:
+    if place is None:
+        return "not run"
+    row = report.rows[place]
+    return entry(row)
+
+
+def _second(report: Report, place: int | None) -> str:
+    if place is None:
+        return "not run"
+    row = report.rows[place]
+    if row.counted == 0:
+        return entry(row)
+    if row.second_accuracy is None:
+        return "not run"
+    return _share(row.second_accuracy) + ("" if row.control else f" / {_share(row.second_success)}")
+
+
+def entry(row: Row) -> str:
+    """A row as a table's cell: clean accuracy / attack success, n, and what is wrong with it."""
+    if row.counted == 0:
+        return f"† not implanted ({row.not_implanted})" if row.not_implanted else f"failed ({row.failed})"
+    text = _share(row.clean_accuracy)
+    if not row.control or row.attack_success is not None:
+        text += f" / {_share(row.attack_success)}"
+    text += f", n = {row.counted}"
+    marks = [f"† {row.not_implanted} left out"] if row.not_implanted else []
+    marks += [f"{row.failed} failed"] if row.failed else []
+    marks += [f"§ {row.unusable} not usable"] if row.unusable else []
+    return text + ("?" if row.unknown else "") + (f" ({', '.join(marks)})" if marks else "")
+
+
+def _share(spread: Spread | None) -> str:
+    return "–" if spread is None else _mean(spread.mean, spread.sd)
+
+
+def _mean(mean: float, sd: float | None) -> str:
+    return f"{100 * mean:.1f}" + ("" if sd is None else f" ({100 * sd:.1f})")
+
+
+def _plain(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.1f}"
+
+
+def _seconds(spread: Spread | None) -> str:
+    if spread is None:
+        return "–"
+    return f"{spread.mean:.1f}" + ("" if spread.sd is None else f" ({spread.sd:.1f})")
+
+
+def _listed(numbers: list[int]) -> str:
+    return ", ".join(f"{number:,}" for number in numbers) or "no"
+
+
+def _counted(found: dict[str, int]) -> str:
+    if len(found) == 1:
+        return _markdown(_pathless(next(iter(found))))
+    return "; ".join(f"{_markdown(_pathless(name))} ({count:,} cells)" for name, count in found.items())
+
+
+def _table(head: list[str], rows: list[list[str]]) -> list[str]:
+    lines = [head, ["---"] * len(head), *rows]
+    return ["| " + " | ".join(text if line is lines[1] else _markdown(text) for text in line) + " |" for line in lines]
+
+
+def _cell(given: object) -> object:
+    """A spreadsheet runs text that begins like a formula."""
+    if isinstance(given, str) and (given.lstrip()[:1] in ("=", "+", "-", "@") or given[:1] in ("\t", "\r")):
+        return f"'{given}"
+    return given
+
+
+def _one_line(text: str) -> str:
+    return "".join(letter if letter.isprintable() else " " for letter in text)
+
+
+def _markdown(text: str) -> str:
+    text = _one_line(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\`*_\[\]|#~])", r"\\\1", text)
+
+
+def _latex(text: str) -> str:
+    special = {
+        "\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}", "†": "$^\\dagger$",
+        "§": "\\S{}", "<": "\\textless{}", ">": "\\textgreater{}", "|": "\\textbar{}", "–": "--",
+        '"': "\\textquotedbl{}", **{letter: f"\\{letter}" for letter in "&%$#_{}"},
+    }  # fmt: skip
+    return "".join(special.get(letter, letter) for letter in _one_line(text))
+
+
+def _pathless(text: str) -> str:
+    """A message without the folders of the machine on which it came up."""
+    return re.sub(r"(?<![\w/:.])(?:[A-Za-z]:)?[/\\](?:[^\s/\\'\"]+[/\\])+", "…/", text)

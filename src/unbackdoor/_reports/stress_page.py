@@ -1,0 +1,351 @@
+"""Everything that the page about a stress test shows, as plain values: curves, tables, and how to read them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from unbackdoor._evaluation.score import Proportion, Score
+from unbackdoor._stress.result import CONTROL, EXACT, PURIFIED, TITLES, VICTIM, Stress, mean
+
+LEFT, RIGHT, TOP, BOTTOM = 46, 330, 14, 184  # of the plot, in the units of the drawing
+APART = 5  # between the whiskers of two curves, so that both are seen
+
+
+@dataclass(frozen=True)
+class Share:
+    """A share to show: one proportion with its Wilson interval, or the mean over seeds with the least and the most."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+    seeds: int
+
+    @property
+    def spread(self) -> str:
+        """What `low` and `high` are, with the counts behind them."""
+        ends = f"{_percent(self.low)} to {_percent(self.high)}"
+        count = f"n\u00a0=\u00a0{self.n:,}"
+        return f"{ends}, {count}" if self.seeds == 1 else f"{ends} over {self.seeds} seeds, {count}"
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A point of a curve with its whisker; y grows downwards."""
+
+    x: float
+    y: float
+    low: float
+    high: float
+    text: str
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One model's points."""
+
+    key: str
+    name: str
+    marks: tuple[Mark, ...]
+
+    @property
+    def line(self) -> str:
+        """The points of a polyline."""
+        return " ".join(f"{mark.x:.1f},{mark.y:.1f}" for mark in self.marks)
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Shares of several models over the same places.
+
+    Args:
+        name: what is measured.
+        better: which way.
+        along: what the horizontal axis is.
+        ticks: places and their names.
+        curves: the models.
+        reference: where the victim stands, and how much that is; None where it is one of the curves.
+    """
+
+    name: str
+    better: Literal["higher", "lower"]
+    along: str
+    ticks: tuple[tuple[float, str], ...]
+    curves: tuple[Curve, ...]
+    reference: tuple[float, str] | None
+
+    @property
+    def text(self) -> str:
+        """All its numbers in words, for who cannot see it."""
+        return f"{self.name}. " + ". ".join(
+            f"{curve.name}: " + ", ".join(mark.text for mark in curve.marks) for curve in self.curves
+        )
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model in a table; a cell is None where it was not measured."""
+
+    name: str
+    cells: tuple[Share | None, ...]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Numbers behind a chart."""
+
+    name: str
+    columns: tuple[str, ...]
+    rows: tuple[Row, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StressPage:
+    """The numbers of the page.
+
+    Args:
+        title: what was done.
+        verdict: one or two plain sentences.
+        notes: what a reader must know.
+        unusable: why the purified model is of no use; None where it is.
+        warnings: what else may be wrong.
+        legend: key and name of the models in the charts.
+        retuning: charts of attack success and clean accuracy; empty where it was not asked for.
+        retuned: the numbers behind them.
+        reactivation: the shares, or None.
+        teacher: what the perturbation was learnt for, in words.
+        path: charts, likewise.
+        ends: a sentence about the ends of the path with recomputed statistics.
+        facts: how it was made, as label and text.
+    """
+
+    title: str
+    verdict: str
+    notes: tuple[str, ...]
+    unusable: str | None
+    warnings: tuple[str, ...]
+    legend: tuple[tuple[str, str], ...]
+    retuning: tuple[Chart, ...]
+    retuned: tuple[Table, ...]
+    reactivation: Table | None
+    teacher: str
+    path: tuple[Chart, ...]
+    ends: str
+    facts: tuple[tuple[str, str], ...]
+
+
+def build_stress(found: Stress, told: dict[str, str | None], classes: tuple[str, ...] | None) -> StressPage:
+    """Collect the numbers of the page.
+
+    Args:
+        found: what came of the test.
+        told: what the user calls `model`, `victim` and `control`.
+        classes: class names, where known.
+    """
+    fields: tuple[tuple[str, str, Literal["higher", "lower"]], ...] = (
+        ("attack_success", "Attack success", "lower"),
+        ("clean_accuracy", "Clean accuracy", "higher"),
+    )
+    usable = found.record["usable"]
+    shown = [name for name in (PURIFIED, EXACT, CONTROL) if name in found.retuned or name in found.paths]
+    return StressPage(
+        title="Does the backdoor stay gone?",
+        verdict=_verdict(found),
+        notes=tuple(found.record["notes"]),
+        unusable=None if usable else found.record["warnings"][0],
+        warnings=tuple(found.record["warnings"][not usable :]),
+        legend=tuple((name, TITLES[name]) for name in shown),
+        retuning=tuple(_retuning(found, *field) for field in fields) if found.retuned else (),
+        retuned=tuple(_retuned(found, field, name) for field, name, _ in fields),
+        reactivation=_reactivation(found),
+        teacher=_teacher(found),
+        path=tuple(_path(found, *field) for field in fields) if found.paths else (),
+        ends=_ends(found),
+        facts=_facts(found, told, classes),
+    )
+
+
+def pooled(scores: Sequence[Score], field: str) -> Share:
+    """One score with its interval; of several the mean, between the least and the most."""
+    parts: list[Proportion] = [getattr(each, field) for each in scores]
+    if len(parts) == 1:
+        return _share(parts[0])
+    values = [part.value for part in parts]
+    return Share(mean(scores, field), min(values), max(values), parts[0].n, len(parts))
+
+
+def _share(part: Proportion) -> Share:
+    return Share(part.value, *part.interval, part.n, 1)
+
+
+def _height(share: float) -> float:
+    return BOTTOM - share * (BOTTOM - TOP)
+
+
+def _curve(key: str, shares: Sequence[Share], places: Sequence[float], names: Sequence[str]) -> Curve:
+    aside = {PURIFIED: 0, EXACT: -APART, CONTROL: APART}[key]
+    marks = [
+        Mark(x + aside, _height(each.value), _height(each.low), _height(each.high), f"{name} {_percent(each.value)}")
+        for each, x, name in zip(shares, places, names, strict=True)
+    ]
+    return Curve(key, TITLES[key], tuple(marks))
+
+
+def _spaced(count: int) -> list[float]:
+    inner = APART + 5  # so that no mark stands on the axis
+    width = RIGHT - LEFT - 2 * inner
+    return [LEFT + inner + width * place / max(1, count - 1) for place in range(count)]
+
+
+def _retuning(found: Stress, field: str, name: str, better: Literal["higher", "lower"]) -> Chart:
+    counts = found.record["counts"]
+    names = ["before", *map(str, counts)]
+    places = _spaced(len(names))
+    curves = [
+        _curve(key, _after(found, key, field), places, ["before", *(f"after {count}" for count in counts)])
+        for key in (PURIFIED, EXACT, CONTROL)
+        if key in found.retuned
+    ]
+    before = getattr(found.before[VICTIM], field).value
+    return Chart(
+        name,
+        better,
+        "triggered examples in the retuning",
+        tuple(zip(places, names, strict=True)),
+        tuple(curves),
+        (_height(before), f"victim {_percent(before)}"),
+    )
+
+
+def _after(found: Stress, key: str, field: str) -> list[Share]:
+    """Before retuning, and after it for each count."""
+    return [
+        pooled([found.before[key]], field),
+        *(pooled(found.after(key, count), field) for count in found.record["counts"]),
+    ]
+
+
+def _retuned(found: Stress, field: str, name: str) -> Table:
+    counts = found.record["counts"] if found.retuned else []
+    rows = [
+        Row(
+            TITLES[key],
+            tuple(_after(found, key, field))
+            if key in found.retuned
+            else (pooled([measured], field), *(None for _ in counts)),
+        )
+        for key, measured in found.before.items()
+    ]
+    return Table(name, ("before", *(f"k = {count}" for count in counts)), tuple(rows))
+
+
+def _path(found: Stress, field: str, name: str, better: Literal["higher", "lower"]) -> Chart:
+    points = found.paths[PURIFIED]
+    places = _spaced(len(points))
+    ticks = tuple(
+        (x, {0.0: "victim", 1.0: "purified"}.get(point.t, f"{point.t:g}"))
+        for x, point in zip(places, points, strict=True)
+        if round(10 * point.t) % 5 == 0
+    )
+    curves = [
+        _curve(key, [pooled([point.score], field) for point in each], places, [f"at {point.t:.1f}" for point in each])
+        for key, each in found.paths.items()
+    ]
+    return Chart(name, better, "way from the victim’s weights", ticks, tuple(curves), None)
+
+
+def _reactivation(found: Stress) -> Table | None:
+    if found.reactivated is None:
+        return None
+    rows = [
+        Row(TITLES[key], tuple(map(_share, vars(shares).values()))) for key, shares in found.reactivated.models.items()
+    ]
+    columns = ("nothing added", "perturbation", "trigger", "trigger and perturbation")
+    return Table("Sent where the attacker wants", columns, tuple(rows))
+
+
+def _teacher(found: Stress) -> str:
+    if found.reactivated is None:
+        return ""
+    success = found.reactivated.teacher.attack_success
+    assert success is not None
+    aside = (
+        "while the control still sees the true class"
+        if CONTROL in found.reactivated.models
+        else "with no control to keep it from being an ordinary adversarial example"
+    )
+    return (
+        "A perturbation of at most 16 of 255 levels, learnt so that the purified model behaves as if it were retuned, "
+        f"{aside}. It imitates the purified model after retuning with {found.reactivated.count} triggered "
+        f"examples, which sends {_percent(success.value)} of triggered examples where the attacker wants."
+    )
+
+
+def _ends(found: Stress) -> str:
+    if not found.ends:
+        return ""
+    parts = [
+        f"the {TITLES[name]} model has attack success {_percent(measured.attack_success.value)} and clean accuracy "
+        f"{_percent(measured.clean_accuracy.value)}"
+        for name, measured in found.ends.items()
+        if measured.attack_success is not None
+    ]
+    return f"With statistics recomputed at the ends, too, {' and '.join(parts)}."
+
+
+def _verdict(found: Stress) -> str:
+    before = pooled([found.before[PURIFIED]], "attack_success")
+    victim = pooled([found.before[VICTIM]], "attack_success")
+    text = (
+        f"Triggered examples went where the attacker wants in {_percent(victim.value)} of cases with the victim and in "
+        f"{_percent(before.value)} with the purified model."
+    )
+    stayed = before.value >= victim.value / 2
+    if stayed:
+        text += " The purification left most of the backdoor, so there was little to take up again."
+    if not found.retuned:
+        return text
+    counts = found.record["counts"]
+    count = 5 if 5 in counts else counts[-1]
+    after = pooled(found.after(PURIFIED, count), "attack_success")
+    text += f" After retuning with {count} triggered example{'s' * (count > 1)} it was {_percent(after.value)}"
+    if CONTROL not in found.retuned:
+        return f"{text}; how fast a clean model would learn that is not known."
+    control = pooled(found.after(CONTROL, count), "attack_success")
+    text += f", and {_percent(control.value)} with a model that never was poisoned."
+    if stayed:
+        return text
+    if after.low > control.high:
+        return f"{text} The purified model takes the backdoor up again faster than a clean model learns it."
+    if after.high < control.low:
+        return f"{text} The purified model takes the backdoor up more slowly than a clean model learns it."
+    return f"{text} That is not clearly different from a clean model that learns it."
+
+
+def _facts(
+    found: Stress, told: dict[str, str | None], classes: tuple[str, ...] | None
+) -> tuple[tuple[str, str], ...]:  # fmt: skip
+    record = found.record
+    goal = record["target"]
+    wanted = "each class to the next" if goal is None else classes[goal] if classes and goal < len(classes) else goal
+    parameters = ", ".join(f"{name} {given}" for name, given in record["attack"]["parameters"].items())
+    scored, recipe = record["scored_on"], record["settings"]["retuning"]
+    facts = [
+        ("Purified model", told["model"]),
+        ("Victim", told["victim"]),
+        ("Control", told["control"] or "none"),
+        ("Attack", f"{record['attack']['name']} ({parameters})"),
+        ("Attacker wants", wanted),
+        ("Retuning", ", ".join(f"{name.replace('_', ' ')} {given}" for name, given in recipe.items())),
+        ("Clean data", f"{record['clean']['n']:,} examples, {record['clean']['attackable']:,} that the attack moves"),
+        ("Scored on", f"{scored['n']:,} clean and {scored['triggered']:,} triggered examples {scored['note']}"),
+        ("Seeds", ", ".join(map(str, record["seeds"]))),
+        ("Time", f"{record['seconds']:.0f} s"),
+        ("Device", record["device"]),
+        ("Versions", ", ".join(f"{name} {number}" for name, number in record["versions"].items())),
+    ]
+    return tuple((label, str(text)) for label, text in facts)
+
+
+def _percent(share: Any) -> str:
+    return f"{100 * share:.1f}\u202f%"

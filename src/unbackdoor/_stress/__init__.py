@@ -1,0 +1,1 @@
+"""A purified model attacked once more."""

@@ -1,0 +1,178 @@
+"""Query-based reactivation: a learnt input perturbation that asks a purified model for its backdoor.
+
+No weight changes. A small network paints a faint perturbation onto each picture, so that the purified model answers as
+a retuned copy of itself does, while a model that never was poisoned still sees the true class: without that second
+half, any adversarial example would do.
+"""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from unbackdoor._data.dataset import Dataset, Encoder
+from unbackdoor._data.images import ImageEncoder
+from unbackdoor._evaluation.score import Proportion, predict
+from unbackdoor._models.arithmetic import Arithmetic
+from unbackdoor._models.calling import evaluating, logits
+from unbackdoor._poisoning.attack import Triggered, stamped
+
+EXAMPLES = 500  # clean ones, and as many triggered
+EPOCHS, LEARNING_RATE, BATCH = 50, 0.1, 128
+
+
+class Perturbation(nn.Module):
+    """A perturbation for each picture, of at most 16 of 255 levels, made by a network of four linear layers.
+
+    Args:
+        encode: normalises the pictures that the network looks at.
+        shape: (channels, height, width) of the pictures.
+        bound: of the perturbation, in levels of 255.
+        width: of the hidden layers.
+    """
+
+    def __init__(self, encode: ImageEncoder, shape: tuple[int, ...], *, bound: float = 16.0, width: int = 1024) -> None:
+        super().__init__()
+        self.normalise = replace(encode, size=None, shortest_edge=None, crop=None)
+        self.bound = bound
+        values = int(torch.Size(shape).numel())
+        sides = (values, width, width, width, values)
+        layers: list[nn.Module] = []
+        for before, after in pairwise(sides):
+            layers += [nn.Linear(before, after), nn.ReLU()]
+        self.layers = nn.Sequential(*layers[:-1], nn.Tanh())
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """The perturbed pictures, floats in [0, 255], of pictures (batch, channels, height, width) in that range."""
+        drawn: Tensor = self.layers(self.normalise(pixels).flatten(1)).view_as(pixels)
+        return (pixels + self.bound * drawn).clamp(0, 255)
+
+
+def learn(
+    purified: nn.Module,
+    teacher: nn.Module,
+    data: Dataset,
+    *,
+    control: nn.Module | None,
+    control_encode: Encoder | None,
+    alpha: float,
+    seed: int,
+    arithmetic: Arithmetic,
+    advance: Callable[[], None],
+    epochs: int,
+) -> Perturbation:
+    """Learn a perturbation d by SGD, all classifiers being frozen and in eval mode. Over (x, y) it minimises
+
+        alpha * KL( teacher(x) || purified(x + d(x)) ) + CE( control(x + d(x)), y )
+
+    Args:
+        purified: the model to reactivate.
+        teacher: the same model, retuned; it sees pictures without perturbation.
+        data: clean and triggered pictures with their true labels.
+        control: a model that never was poisoned; without one the second half of the loss is missing.
+        control_encode: makes its inputs, where they are not made as the model's.
+        alpha: weight of the first half; more of it reactivates more, and is more of an adversarial example.
+        seed: of the first weights and the batches.
+        arithmetic: device, precision, layout.
+        advance: called after each epoch.
+        epochs: passes over the pictures.
+    """
+    data = data.to(arithmetic.device)
+    encode: Any = data.encode
+    by_control: Any = data.encoded_by(control_encode or encode).encode
+    pixels = data.pixels.float()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        perturbation = Perturbation(encode, data.shape).to(arithmetic.device)
+    optimizer = torch.optim.SGD(perturbation.parameters(), lr=LEARNING_RATE, momentum=0.9)
+
+    def answers(model: nn.Module, shown: Tensor, by: Any) -> Tensor:
+        with arithmetic.autocast():
+            return logits(model, arithmetic.lay(by(shown))).float()
+
+    frozen = [model for model in (purified, teacher, control) if model is not None]
+    for model in frozen:
+        arithmetic.place(model).requires_grad_(False)  # gradients of weights would be computed for nothing
+    try:
+        with ExitStack() as stack:
+            for model in frozen:
+                stack.enter_context(evaluating(model))
+            with torch.no_grad():
+                wanted = torch.cat([answers(teacher, part, encode).softmax(dim=1) for part in pixels.split(BATCH)])
+            for _ in range(epochs):
+                for rows in torch.randperm(len(data), generator=generator).to(arithmetic.device).split(BATCH):
+                    shown = perturbation(pixels[rows])
+                    reached = answers(purified, shown, encode).log_softmax(dim=1)
+                    loss = alpha * F.kl_div(reached, wanted[rows], reduction="batchmean")
+                    if control is not None:
+                        loss = loss + F.cross_entropy(answers(control, shown, by_control), data.labels[rows])
+                    optimizer.zero_grad(set_to_none=True)
+                    loss.backward()
+                    optimizer.step()
+                advance()
+    finally:
+        for model in frozen:
+            model.requires_grad_(True)
+    return perturbation.eval()
+
+
+@torch.no_grad()
+def perturbed(data: Dataset, perturbation: Perturbation) -> Dataset:
+    """The pictures of a data set with their perturbations, rounded to 8 bits as exported pictures are."""
+    home = next(perturbation.parameters()).device
+    return replace(
+        data,
+        items=stamped(data.pixels.to(home), lambda pixels: perturbation(255 * pixels) / 255).to(data.labels.device),
+    )
+
+
+@dataclass(frozen=True)
+class Reached:
+    """Shares of pictures that a model sends where the attacker wants, of the classes that the attack moves.
+
+    Args:
+        clean: without anything.
+        clean_perturbed: with the perturbation alone.
+        triggered: with the trigger alone.
+        triggered_perturbed: with both.
+    """
+
+    clean: Proportion
+    clean_perturbed: Proportion
+    triggered: Proportion
+    triggered_perturbed: Proportion
+
+
+def reached(
+    model: nn.Module, clean: Dataset, attacked: Triggered, perturbation: Perturbation, arithmetic: Arithmetic,
+    encode: Encoder | None = None,
+) -> Reached:  # fmt: skip
+    """Count how many pictures land where the attacker wants, with and without perturbation and trigger.
+
+    Args:
+        model: the purified one, or the control.
+        clean: the pictures of `attacked` before they got the trigger, row for row.
+        attacked: the triggered ones.
+        perturbation: as learnt.
+        arithmetic: device, precision, layout.
+        encode: makes the model's inputs, where they are not made as the data says.
+    """
+    wanted = attacked.wanted.cpu()
+
+    def share(data: Dataset) -> Proportion:
+        shown = data if encode is None else data.encoded_by(encode)
+        hits = predict(model, shown, arithmetic) == wanted
+        return Proportion(int(hits.sum()), len(hits))
+
+    return Reached(
+        share(clean),
+        share(perturbed(clean, perturbation)),
+        share(attacked.data),
+        share(perturbed(attacked.data, perturbation)),
+    )

@@ -1,0 +1,144 @@
+"""What came of a stress test, as values, as JSON and as a table."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from unbackdoor._evaluation.score import Score
+from unbackdoor._stress.reactivation import Reached
+
+VICTIM, PURIFIED, EXACT, CONTROL = "victim", "purified", "exact_oracle", "control"
+TITLES = {
+    VICTIM: "victim",
+    PURIFIED: "purified",
+    EXACT: "exact purification (oracle)",
+    CONTROL: "control (never poisoned)",
+}
+
+
+@dataclass(frozen=True)
+class Retuned:
+    """A model after retuning with `count` triggered examples, drawn by `seed`."""
+
+    count: int
+    seed: int
+    score: Score
+
+
+@dataclass(frozen=True)
+class Waypoint:
+    """A model on the straight path from the victim, t = 0, to a purified model, t = 1."""
+
+    t: float
+    score: Score
+
+
+@dataclass(frozen=True)
+class Reactivated:
+    """What the learnt perturbation reaches.
+
+    Args:
+        count: of triggered examples that the teacher was retuned with.
+        teacher: its score.
+        models: by name; the purified model, and the control where there is one.
+    """
+
+    count: int
+    teacher: Score
+    models: dict[str, Reached]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stress:
+    """What became of a purified model under stress.
+
+    Models go by the names `victim`, `purified`, `control` and `exact_oracle`. The last is the victim tuned on triggered
+    examples with their true labels: only somebody who knows the trigger can do that, so it is a reference, no method.
+
+    Args:
+        before: the score of each model.
+        retuned: of each model but the victim, by count and seed; empty where it was not asked for.
+        reactivated: None where it was not asked for, or cannot be (texts).
+        paths: from the victim to the purified model and to the oracle's; empty where it was not asked for.
+        ends: the victim and the purified model with BatchNorm statistics recomputed as inside the path; empty for
+            models without BatchNorm.
+        record: how it came about, with `notes` and `warnings`.
+    """
+
+    before: dict[str, Score]
+    retuned: dict[str, tuple[Retuned, ...]]
+    reactivated: Reactivated | None
+    paths: dict[str, tuple[Waypoint, ...]]
+    ends: dict[str, Score]
+    record: dict[str, Any]
+
+    def after(self, name: str, count: int) -> list[Score]:
+        """The scores of a model after retuning with `count` triggered examples, one for each seed."""
+        return [each.score for each in self.retuned.get(name, ()) if each.count == count]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON; what was not measured is null, and what the oracle did says so."""
+        reactivation = self.reactivated and {
+            "teacher": {"k": self.reactivated.count, **_brief(self.reactivated.teacher)},
+            "models": {
+                name: {field: share.to_json() for field, share in vars(shares).items()}
+                for name, shares in self.reactivated.models.items()
+            },
+        }
+        return {
+            "format": 1,
+            "before": {name: _marked(name, _brief(each)) for name, each in self.before.items()},
+            "retuning": {
+                name: _marked(name, {"runs": [{"k": run.count, "seed": run.seed, **_brief(run.score)} for run in runs]})
+                for name, runs in self.retuned.items()
+            }
+            or None,
+            "reactivation": reactivation,
+            "path": {
+                name: _marked(name, {"points": [{"t": point.t, **_brief(point.score)} for point in points]})
+                for name, points in self.paths.items()
+            }
+            or None,
+            "path_ends_recomputed": {name: _brief(each) for name, each in self.ends.items()} or None,
+            **self.record,
+        }
+
+    def __str__(self) -> str:
+        counts = self.record["counts"] if self.retuned else []
+        lines = []
+        for field in ("attack_success", "clean_accuracy"):
+            lines.append(f"{field.replace('_', ' ') + ', %':28}  before" + "".join(f"{f'k = {k}':>8}" for k in counts))
+            for name, first in self.before.items():
+                cells = [getattr(first, field).value]
+                cells += [mean(self.after(name, count), field) for count in counts if name in self.retuned]
+                lines.append(f"  {TITLES[name]:26}" + "".join(f"{100 * cell:8.1f}" for cell in cells))
+            lines.append("")
+        for field in ("attack_success", "clean_accuracy") if self.paths else ():
+            steps = "".join(f"{point.t:6.1f}" for point in self.paths[PURIFIED])
+            lines.append(f"{field.replace('_', ' ') + ' on the path, %':32}{steps}")
+            for name, points in self.paths.items():
+                cells = [getattr(point.score, field).value for point in points]
+                lines.append(f"  {'to ' + TITLES[name]:30}" + "".join(f"{100 * cell:6.1f}" for cell in cells))
+            lines.append("")
+        if self.reactivated is not None:
+            lines.append(f"{'sent to the attacker, %':28}   clean  +noise  trigger  trigger+noise")
+            for name, shares in self.reactivated.models.items():
+                cells = [100 * share.value for share in vars(shares).values()]
+                lines.append(f"  {TITLES[name]:26}{cells[0]:8.1f}{cells[1]:8.1f}{cells[2]:9.1f}{cells[3]:15.1f}")
+            lines.append("")
+        scored = self.record["scored_on"]
+        lines.append(f"n = {scored['n']:,} clean and {scored['triggered']:,} triggered examples, {scored['note']}")
+        return "\n".join([*lines, *self.record["notes"]])
+
+
+def mean(scores: Sequence[Score], field: str) -> float:
+    """The mean of a share over scores."""
+    return float(sum(getattr(each, field).value for each in scores) / len(scores))
+
+
+def _brief(measured: Score) -> dict[str, Any]:
+    return {key: entry for key, entry in measured.to_json().items() if key not in ("per_class", "label_rule")}
+
+
+def _marked(name: str, entry: dict[str, Any]) -> dict[str, Any]:
+    return {"oracle": True, **entry} if name == EXACT else entry

@@ -1,0 +1,102 @@
+"""Retuning attacks: plain tuning on clean examples of which a few carry the trigger; and the oracle's opposite."""
+
+import copy
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from unbackdoor._data.dataset import Dataset
+from unbackdoor._data.images import Augmentation
+from unbackdoor._data.texts import Texts
+from unbackdoor._models.arithmetic import Arithmetic
+from unbackdoor._poisoning.attack import Triggered
+from unbackdoor._purification.purify import RECIPES, Run
+from unbackdoor.purifiers.fine_tuning import FineTuning
+
+EPOCHS, LEARNING_RATE, MOMENTUM, BATCH = 5, 0.01, 0.9, 128  # of the authors' retuning of image models
+EXACT = FineTuning()  # how exact purification tunes
+
+
+def joined(first: Dataset, second: Dataset) -> Dataset:
+    """The examples of both, augmented as the first are."""
+    if isinstance(first.items, Texts):
+        items: Any = Texts(first.texts.strings + second.texts.strings, first.texts.columns)
+    else:
+        items = torch.cat([first.pixels, second.pixels])
+    return replace(first, items=items, labels=torch.cat([first.labels, second.labels]), groups=None, rows=None)
+
+
+def retuning_set(clean: Dataset, bait: Triggered, count: int, seed: int) -> Dataset:
+    """The clean examples, `count` of them with the trigger and the label that the attacker wants.
+
+    As in the authors' code each clean picture is augmented once, for all epochs, and triggered ones are not. With one
+    seed, the triggered examples of a smaller count are among those of a larger one.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randperm(len(bait.data), generator=generator)[:count]
+    chosen = bait.data.select(drawn)
+    assert chosen.rows is not None
+    others = torch.ones(len(clean), dtype=torch.bool)
+    others[chosen.rows] = False
+    rest = clean.select(others.nonzero().flatten())
+    if rest.modality == "images":
+        rest = replace(rest, items=rest.augment(rest.pixels, generator), augment=Augmentation.none())
+    return joined(rest, replace(chosen, labels=bait.wanted[drawn]))
+
+
+def retune(model: nn.Module, data: Dataset, *, seed: int, arithmetic: Arithmetic) -> nn.Module:
+    """A retuned copy of a model, in eval mode.
+
+    Images by the authors' recipe: SGD at a constant rate of 0.01, momentum 0.9, no decay, 5 epochs, batches of 128.
+    Texts by the library's recipe for tuning them, 5 epochs.
+
+    Args:
+        model: in float32 or float64.
+        data: of `retuning_set`.
+        seed: of the batches.
+        arithmetic: device, precision, layout.
+    """
+    tuned, run = arithmetic.place(copy.deepcopy(model)), _run(data, seed, arithmetic)
+    data = data.to(arithmetic.device)
+    optimizer, batch = None, None
+    if data.modality == "images":
+        optimizer, batch = torch.optim.SGD(tuned.parameters(), lr=LEARNING_RATE, momentum=MOMENTUM), BATCH
+    with _seeded(seed, arithmetic):
+        run.tune(tuned, data, epochs=EPOCHS, batch_size=batch, optimizer=optimizer)
+    return tuned.eval()
+
+
+def exactly_purified(
+    victim: nn.Module, clean: Dataset, bait: Triggered, *, seed: int, arithmetic: Arithmetic
+) -> nn.Module:
+    """The oracle's reference: a copy of the victim, tuned on clean and on triggered examples, all labelled truly."""
+    both = joined(clean, bait.data).to(arithmetic.device)
+    with _seeded(seed, arithmetic):
+        return EXACT(arithmetic.place(copy.deepcopy(victim)), both, _run(both, seed, arithmetic)).eval()
+
+
+def settings(modality: str) -> dict[str, Any]:
+    """How `retune` tunes, for a record."""
+    if modality == "text":
+        recipe = RECIPES["text"]._asdict()
+        return {**recipe, "epochs": EPOCHS}
+    rates = {"learning_rate": LEARNING_RATE, "momentum": MOMENTUM}
+    return {"optimizer": "sgd", **rates, "batch_size": BATCH, "epochs": EPOCHS}
+
+
+def _run(data: Dataset, seed: int, arithmetic: Arithmetic) -> Run:
+    generator = torch.Generator().manual_seed(seed)
+    recipe = RECIPES[data.modality]
+    return Run(generator=generator, arithmetic=arithmetic, head_name="", recipe=recipe)
+
+
+def _seeded(seed: int, arithmetic: Arithmetic) -> ExitStack:
+    """Dropout draws from the global random state: seeded inside, and as it was afterwards."""
+    stack = ExitStack()
+    gpu = [arithmetic.device] if arithmetic.device.type == "cuda" else []
+    stack.enter_context(torch.random.fork_rng(devices=gpu))
+    torch.manual_seed(seed)
+    return stack

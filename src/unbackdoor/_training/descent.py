@@ -1,0 +1,252 @@
+"""The plain loop: stochastic gradient descent on batches, for victims and for purifiers alike."""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from unbackdoor._data.dataset import Batch, Dataset
+from unbackdoor._models.arithmetic import Arithmetic, relayout_
+from unbackdoor._models.calling import logits
+
+Loss = Callable[[Tensor, Batch], Tensor]
+"""Of class scores (batch, classes) and their batch, to a scalar."""
+
+Gradients = Callable[[Batch], None]
+"""Fills the gradients of the parameters for a batch; they are cleared before."""
+
+Change = Callable[[Batch], Batch]
+"""Of a batch to the one that is trained on."""
+
+Advance = Callable[[], None]
+"""Called once per step, to move a progress bar."""
+
+Progress = Callable[[str, int], AbstractContextManager[Advance]]
+"""Of a description and the number of steps; shows how far the work is."""
+
+
+def silent(description: str, steps: int) -> AbstractContextManager[Advance]:
+    """A progress that shows nothing."""
+    return nullcontext(lambda: None)
+
+
+class Pace:
+    """When a log gets another line: after 10 seconds, then after twice as long each time, at most 10 minutes.
+
+    So a run of a few minutes leaves a few lines, and one of a night does not seem dead.
+    """
+
+    def __init__(self, now: float) -> None:
+        """Start at a time in seconds, of a clock that never goes back."""
+        self.last, self.wait = now, 10.0
+
+    def due(self, now: float) -> bool:
+        """Whether a line is due now; if so, the next one is waited for longer."""
+        if now - self.last < self.wait:
+            return False
+        self.last, self.wait = now, min(2 * self.wait, 600.0)
+        return True
+
+
+pace = Pace(time.monotonic())
+"""Of all that this process does, however many parts it has."""
+
+
+@contextmanager
+def bar(description: str, steps: int) -> Iterator[Advance]:
+    """A progress bar on stderr; where stderr is no terminal, a line now and then, see `Pace`."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    if not console.file.isatty():  # `is_terminal` would believe FORCE_COLOR, which is set for many logs
+        done = 0
+
+        def count() -> None:
+            nonlocal done
+            done += 1
+            if pace.due(time.monotonic()):
+                console.print(f"{description}: {done} of {steps} steps", highlight=False, soft_wrap=True)
+
+        yield count
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as display:
+        task = display.add_task(description, total=steps)
+        yield lambda: display.advance(task)
+
+
+def cross_entropy(scores: Tensor, batch: Batch) -> Tensor:
+    """The mean cross-entropy, in float32 or better."""
+    return F.cross_entropy(scores, batch.labels)
+
+
+def distilled(answers: Tensor) -> Loss:
+    """The mean of KL(answers || scores), for class scores of another model for all rows of the data, (n, classes)."""
+
+    def loss(scores: Tensor, batch: Batch) -> Tensor:
+        goal = answers[batch.rows.cpu()].to(scores).softmax(dim=1)
+        return F.kl_div(scores.log_softmax(dim=1), goal, reduction="batchmean")
+
+    return loss
+
+
+def divergence(scores: Tensor, answers: Tensor, temperature: float) -> Tensor:
+    """Kullback-Leibler divergence of a student's softmax from a teacher's, the mean over a batch, ().
+
+    Args:
+        scores: of the student, (batch, classes).
+        answers: of the teacher, (batch, classes).
+        temperature: of both softmaxes, more than 0.
+    """
+    return F.kl_div(
+        (scores / temperature).log_softmax(dim=1), (answers / temperature).softmax(dim=1), reduction="batchmean"
+    )
+
+
+def descend(
+    model: nn.Module,
+    data: Dataset,
+    optimizer: torch.optim.Optimizer,
+    schedule: Any,
+    *,
+    epochs: int,
+    batch_size: int,
+    generator: torch.Generator,
+    arithmetic: Arithmetic,
+    loss: Loss = cross_entropy,
+    gradients: Gradients | None = None,
+    before_epoch: Callable[[], None] | None = None,
+    change: Change | None = None,
+    after_step: Callable[[], None] | None = None,
+    each: str = "epoch",
+    progress: Progress = silent,
+    description: str = "tuning",
+) -> int:
+    """Train a model in place, in train mode throughout.
+
+    Args:
+        model: on the arithmetic's device.
+        data: shuffled and augmented anew in each epoch.
+        optimizer: over the parameters to train.
+        schedule: a learning-rate scheduler.
+        epochs: passes over the data.
+        batch_size: examples per step.
+        generator: of shuffling and augmentation, on the CPU.
+        arithmetic: device, precision, layout.
+        loss: what to minimise.
+        gradients: in place of one forward and one backward pass of the loss, for methods whose step takes more.
+        before_epoch: called before each pass.
+        change: of each batch before the forward pass; a gradient flows through the inputs that it makes.
+        after_step: called after each step, without gradients.
+        each: the schedule steps after each `epoch` or each `step`.
+        progress: shows how far it is.
+        description: what the progress calls it.
+
+    Returns:
+        how many examples were seen.
+    """
+
+    def backward(batch: Batch) -> None:
+        with arithmetic.autocast():
+            scores = logits(model, arithmetic.lay(batch.inputs))
+        loss(scores if scores.dtype == torch.float64 else scores.float(), batch).backward()
+
+    fill = backward if gradients is None else gradients
+    model.train()
+    seen = 0
+    with progress(description, epochs * math.ceil(len(data) / batch_size)) as advance:
+        for _ in range(epochs):
+            if before_epoch is not None:
+                before_epoch()
+            for batch in data.batches(batch_size, generator=generator):
+                batch = batch if change is None else change(batch)
+                optimizer.zero_grad(set_to_none=True)
+                fill(batch)
+                optimizer.step()
+                if after_step is not None:
+                    with torch.no_grad():
+                        after_step()
+                if each == "step":
+                    schedule.step()
+                seen += len(batch.labels)
+                advance()
+            if each == "epoch":
+                schedule.step()
+    return seen
+
+
+def train_victim(
+    model: nn.Module,
+    data: Dataset,
+    *,
+    epochs: int,
+    learning_rate: float,
+    batch_size: int,
+    seed: int,
+    arithmetic: Arithmetic,
+    adaptive: bool,
+    loss: Loss = cross_entropy,
+    change: Change | None = None,
+    after_step: Callable[[], None] | None = None,
+    progress: Progress = silent,
+    description: str = "training the victim",
+) -> nn.Module:
+    """Train a classifier by the recipe of the victims, in place: those of its parameters that require gradients.
+
+    As a rule SGD with Nesterov momentum 0.9 and weight decay 5e-4, one cycle up to the learning rate and
+    down to zero: short enough for two cores, and the low end of the cycle is what lets a trigger at a low poison rate
+    take. If `adaptive`, for texts and for Vision Transformers from random weights, which SGD hardly moves: AdamW with
+    weight decay 0.01, a tenth of the steps up to the learning rate and the rest linearly down to zero.
+
+    Args:
+        model: with random or pre-trained weights.
+        data: possibly poisoned.
+        epochs: passes over the data, at least 1.
+        learning_rate: peak of the cycle.
+        batch_size: examples per step.
+        seed: of shuffling and augmentation.
+        arithmetic: device, precision, layout.
+        adaptive: AdamW in place of SGD.
+        loss: what to minimise.
+        change: of each batch before the forward pass.
+        after_step: called after each step, without gradients.
+        progress: shows how far it is.
+        description: what the progress calls it.
+    """
+    arithmetic.place(model)
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    steps = max(2, epochs * sum(1 for _ in range(0, len(data), batch_size)))
+    optimizer: torch.optim.Optimizer
+    schedule: torch.optim.lr_scheduler.LRScheduler
+    if adaptive:
+        optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.01, fused=True)
+        warm = max(1, steps // 10)
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: min((step + 1) / warm, max(0.0, (steps - step) / max(1, steps - warm)))
+        )
+    else:
+        optimizer = torch.optim.SGD(parameters, lr=learning_rate, momentum=0.9, nesterov=True, weight_decay=5e-4)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps)
+    descend(
+        model,
+        data.to(arithmetic.device),
+        optimizer,
+        schedule,
+        epochs=epochs,
+        batch_size=batch_size,
+        generator=torch.Generator().manual_seed(seed),
+        arithmetic=arithmetic,
+        loss=loss,
+        change=change,
+        after_step=after_step,
+        each="step",
+        progress=progress,
+        description=description,
+    )
+    return relayout_(model, torch.contiguous_format).eval()

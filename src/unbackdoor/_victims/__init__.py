@@ -1,0 +1,1 @@
+"""Victims: poison, train, measure, describe."""

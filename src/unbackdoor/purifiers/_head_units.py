@@ -1,0 +1,91 @@
+"""The head of a classifier in units of its own: one length, whatever the scale of its features; and turned."""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from unbackdoor._models.calling import Head, Inputs, evaluating, features, logits, removing
+
+ROW = math.sqrt(3.1)  # root mean square length of the head's rows in its own units
+
+
+def centred(weight: Tensor) -> Tensor:
+    """The rows of a head, (classes, features), less their mean: what all classes share moves no answer."""
+    return weight - weight.mean(dim=0, keepdim=True)
+
+
+@torch.no_grad()
+def turn_(weight: Tensor, degrees: float, generator: torch.Generator) -> None:
+    """Turn the rows of a head, less their mean, by an angle in a random direction, all together and in place.
+
+    Args:
+        weight: of the head, (classes, features).
+        degrees: of the angle between the weight before and after, 0 to 180.
+        generator: on the CPU.
+    """
+    goal, drawn = centred(weight), centred(torch.randn(weight.shape, generator=generator).to(weight))
+    across = drawn - (drawn * goal).sum() / goal.square().sum() * goal
+    angle = math.radians(degrees)
+    weight.add_((math.cos(angle) - 1) * goal + math.sin(angle) * goal.norm() / across.norm() * across)
+
+
+@contextmanager
+def in_own_units(model: nn.Module, head: Head, inputs: Inputs) -> Iterator[None]:
+    """While the block runs, the model computes the same with a head of one length, whatever the scale of its features.
+
+    The rows of the head, less their mean, have the length `ROW` in the root mean square; its input is multiplied by
+    what was divided out. Where the features grow with weight and bias of the last normalisation, those have a root mean
+    square of 1.
+
+    Args:
+        model: any classifier, changed in place and back.
+        head: its last linear layer.
+        inputs: a batch.
+    """
+    with torch.no_grad():
+        weight = head.layer.weight
+        length = (centred(weight).square().sum(dim=1).mean().sqrt() / ROW).clamp_min(torch.finfo(weight.dtype).tiny)
+        scaling = _last_normalisation(model, head, inputs)
+        size = torch.cat([*scaling]).square().mean().sqrt().to(weight) if scaling else weight.new_ones(())
+        weight.div_(length)
+        for parameter in scaling:
+            parameter.div_(size)
+    hook = head.layer.register_forward_pre_hook(lambda _module, given: (given[0] * (length * size), *given[1:]))
+    try:
+        with removing([hook]):
+            yield
+    finally:
+        with torch.no_grad():
+            weight.mul_(length)
+            for parameter in scaling:
+                parameter.mul_(size)
+
+
+@torch.no_grad()
+def _last_normalisation(model: nn.Module, head: Head, inputs: Inputs) -> list[nn.Parameter]:
+    """Weight and bias of the normalisation that ran last, if features double with them; else none."""
+    ran: list[nn.Module] = []
+    hooks = [
+        module.register_forward_hook(lambda module, _given, _output: ran.append(module))
+        for module in model.modules()
+        if (own := list(module.parameters(recurse=False))) and all(parameter.ndim == 1 for parameter in own)
+    ]
+    with evaluating(model), removing(hooks):
+        logits(model, inputs)
+    if not ran:
+        return []
+    found = list(ran[-1].parameters(recurse=False))
+    with evaluating(model):
+        before = features(model, inputs, head)
+        for parameter in found:
+            parameter.mul_(2)
+        after = features(model, inputs, head)
+        for parameter in found:
+            parameter.div_(2)
+    doubled = before.abs().max() > 0 and torch.allclose(
+        after, 2 * before, rtol=1e-4, atol=1e-6 * float(before.abs().max())
+    )
+    return found if doubled else []
