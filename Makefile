@@ -1,6 +1,6 @@
 # make demo    set up what the demo needs, then poison, purify and report on real digits
 # make test    set up all that developers need, then run the tests
-# make check   set up, then format, lint and types
+# make check   set up, then format, lint, layers and types
 # make results set up, then write docs/results/tables from the cells beside them
 # make docs    set up, then build the docs site into site/
 #
@@ -26,6 +26,7 @@ test: $(INSTALLED) $(TIMM)
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/lint-imports
 	$(BIN)/mypy
 
 results: $(INSTALLED)

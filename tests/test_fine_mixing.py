@@ -14,10 +14,10 @@ from unbackdoor._cli.app import main
 from unbackdoor._evaluation.score import answers
 from unbackdoor._mixing.masks import mask
 from unbackdoor._models.arithmetic import choose
-from unbackdoor._models.units import mean_answer
 from unbackdoor._purification.purify import Run
 from unbackdoor._purification.selection import Difference
 from unbackdoor.attacks import Word
+from unbackdoor.purifiers._pruning import mean_answer
 
 FineMixing = purifiers.FineMixing
 HEAD = {"classifier.weight", "classifier.bias"}

@@ -15,9 +15,9 @@ import torch
 from PIL import Image
 
 from unbackdoor import Dataset, ImageEncoder, UnbackdoorError, load, save
-from unbackdoor._cli.commands import without
 from unbackdoor._data.geometry import Crop, CropShare, Resize, ResizeWithin, resized
 from unbackdoor._data.image_processors import _OF_MODELS, _PROCESSORS, encoder_of, preprocessor_of
+from unbackdoor._data.overlap import without
 
 # An input is at most some hundred times a float's rounding away: transformers scales, shifts and divides in another
 # order. A pixel that is off by one of its 256 levels would be off by a thousand times as much.

@@ -12,15 +12,8 @@ from conftest import SmallCNN
 from unbackdoor import Dataset, UnbackdoorError, archs, purifiers
 from unbackdoor._models.arithmetic import choose
 from unbackdoor._models.calling import probe
-from unbackdoor._models.units import (
-    as_far_as_accurate_,
-    channels,
-    feed_forward,
-    mean_activation,
-    norms,
-    scaled_,
-    silence_,
-)
+from unbackdoor._models.units import channels, feed_forward, mean_activation, norms
+from unbackdoor.purifiers._pruning import as_far_as_accurate_, scaled_, silence_
 
 
 def test_channels_come_in_module_order(small_cnn: SmallCNN) -> None:

@@ -16,11 +16,11 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
+from unbackdoor._artifacts.machine import peak_memory
 from unbackdoor._bench.examples import Examples, Shelf
 from unbackdoor._bench.schema import Task
 from unbackdoor._bench.store import Store
 from unbackdoor._bench.subjects import NONE, Cell, Subject
-from unbackdoor._cli.commands import write_victim
 from unbackdoor._cli.options import AttackOptions
 from unbackdoor._data.dataset import Dataset, check_labels
 from unbackdoor._data.images import ImageEncoder
@@ -31,10 +31,11 @@ from unbackdoor._models.arithmetic import choose, description
 from unbackdoor._models.calling import class_count, class_names
 from unbackdoor._models.loading import Loaded, base_encoder, load, load_base
 from unbackdoor._poisoning.attack import Triggered, already_triggered, load_trigger, triggered
-from unbackdoor._purification.purify import judged, peak_memory, purify
+from unbackdoor._progress import silent
+from unbackdoor._purification.purify import judged, purify
 from unbackdoor._registry.entries import to_json
 from unbackdoor._registry.purifiers import REGISTRY
-from unbackdoor._training.descent import silent
+from unbackdoor._victims.directory import write_victim
 from unbackdoor._victims.planting import plant, took
 
 

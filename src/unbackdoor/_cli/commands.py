@@ -7,13 +7,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from unbackdoor import _reports
 from unbackdoor._artifacts import card, directories
 from unbackdoor._cli.options import AttackOptions, EvaluateOptions, ModelOptions, PurifyOptions, StressOptions
 from unbackdoor._data.dataset import Augment, Dataset, check_labels, tell_order
 from unbackdoor._data.images import ImageEncoder
+from unbackdoor._data.overlap import without
 from unbackdoor._errors import SENTENCE, IncompleteError, UnbackdoorError, printable
 from unbackdoor._evaluation.score import Score, chance_doubt, score
 from unbackdoor._evaluation.score import evaluate as evaluate_model
@@ -29,7 +28,8 @@ from unbackdoor._registry.purifiers import REGISTRY
 from unbackdoor._stress.stress import stress as stress_model
 from unbackdoor._value import check_seed, value
 from unbackdoor._victims import planting
-from unbackdoor._victims.planting import Victim, plant
+from unbackdoor._victims.directory import write_victim
+from unbackdoor._victims.planting import plant
 from unbackdoor.purifiers.e_pur import EPUR
 from unbackdoor.purifiers.fine_mixing import FineMixing
 
@@ -384,16 +384,6 @@ def attack(made: Any, options: AttackOptions) -> None:
     print(f"Wrote {out} in {victim.record['seconds']:.0f} s of training.")
 
 
-def write_victim(victim: Victim, folder: Path, *, source: Path | None = None) -> None:
-    """Write a victim's model directory, its record, its card and its trigger."""
-    from unbackdoor._poisoning.attack import save_trigger
-
-    loading.save(victim.model, folder, source=source, encode=victim.encode)
-    (folder / "README.md").write_text(card.victim(victim.record), encoding="utf-8")
-    save_trigger(folder, victim.description, {} if victim.trigger is None else victim.trigger.arrays)
-    directories.write_record(folder / "record.json", victim.record)
-
-
 def _load(source: str, options: ModelOptions) -> loading.Loaded:
     return loading.load(
         source,
@@ -443,25 +433,6 @@ def _numbers(option: str, text: str | None) -> tuple[float, ...] | None:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
         raise UnbackdoorError(f"--{option} must be numbers with commas between, got {text}.") from None
-
-
-def without(test: Dataset, clean: Dataset) -> Dataset:
-    """The test examples that are not among the clean ones, so that no method is scored on what it saw."""
-    sought, known = test, clean
-    if getattr(test.encode, "done", False) != getattr(clean.encode, "done", False):  # one had pictures of several sizes
-        sought, known = test.brought(), clean.brought()
-    if sought.shape != known.shape:
-        return test
-    seen = set(known.identities())
-    fresh = [row for row, identity in enumerate(sought.identities()) if identity not in seen]
-    if len(fresh) == len(test):
-        return test
-    if not fresh:
-        raise UnbackdoorError(
-            f"{test.name} holds only examples of {clean.name}; scores need others. Give another --data."
-        )
-    logger.info("%s: %s examples are also in %s; they are not scored.", test.name, len(test) - len(fresh), clean.name)
-    return test.select(torch.tensor(fresh))
 
 
 def _factory_name(factory: str | None) -> str | None:

@@ -17,15 +17,16 @@ import torch
 from torch import Tensor
 
 from unbackdoor._artifacts import card, directories
+from unbackdoor._artifacts.machine import peak_memory
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._inputs import read_json
 from unbackdoor._mixing import masks
 from unbackdoor._mixing.checkpoint import Checkpoint, finite, header_bytes, write
-from unbackdoor._mixing.masks import CHUNK, Matching, Mode
+from unbackdoor._mixing.masks import CHUNK, Mode
 from unbackdoor._models.hugging_face import check_rows, directory_of
 from unbackdoor._models.loading import copy_companions
-from unbackdoor._purification.purify import peak_memory
-from unbackdoor._training.descent import bar, silent
+from unbackdoor._models.matching import Matching
+from unbackdoor._progress import bar, silent
 from unbackdoor._value import check_seed
 
 logger = logging.getLogger("unbackdoor")

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from unbackdoor._data.dataset import Dataset
 from unbackdoor._data.texts import Tokens
 from unbackdoor._errors import UnbackdoorError
+from unbackdoor._models.arithmetic import Arithmetic
 from unbackdoor._models.calling import Inputs, evaluating, logits, removing
-from unbackdoor._purification.purify import Run
 
 PARTS = ("query", "key", "value", "attention output", "feed-forward in", "feed-forward out")
 
@@ -138,12 +138,15 @@ def first_rows(model: nn.Module, found: list[Block], method: object) -> Iterator
 
 
 @torch.no_grad()
-def variances(model: nn.Module, found: list[Block], clean: Dataset, run: Run, method: object) -> list[Tensor]:
+def variances(
+    model: nn.Module, found: list[Block], clean: Dataset, arithmetic: Arithmetic, method: object
+) -> list[Tensor]:
     """For each head, the variance of the first token's attention over the tokens of a text, its mean, (heads,) each."""
     totals: list[Tensor] = []
     with first_rows(model, found, method) as rows, evaluating(model):
-        for batch in clean.batches(run.arithmetic.evaluation_batch):
-            run.scores(model, batch.inputs)
+        for batch in clean.batches(arithmetic.evaluation_batch):
+            with arithmetic.autocast():
+                logits(model, arithmetic.lay(batch.inputs))
             sums = [spread(row, batch.inputs).sum(dim=0).cpu() for row in rows]
             totals = [first + second for first, second in zip(totals, sums, strict=True)] if totals else sums
     return [total / len(clean) for total in totals]

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from unbackdoor._data.texts import TextEncoder
 from unbackdoor._errors import UnbackdoorError, few, printable
 from unbackdoor._inputs import COMPANION, CONFIG, MEBIBYTE, check_file, exists, read_json, reading, silent_rust
-from unbackdoor._mixing.masks import matched
 from unbackdoor._models.building import Extent, bounded, check_config
 from unbackdoor._models.calling import embeddings
+from unbackdoor._models.matching import matched
 from unbackdoor._models.untrusted_weights import (
     check_finite,
     check_fit,

@@ -88,8 +88,8 @@ class Planting(NamedTuple):
         fresh: makes an untrained model, or the pre-trained one with a new head; always the same one.
         train: trains a model in place and returns it, in eval mode, by the recipe of the victims:
             `train(model, data, loss=..., change=..., epochs=..., learning_rate=..., after_step=..., description=...)`,
-            where what is left out is as the user asked (see `unbackdoor._training.descent.descend`). Only parameters that require
-            gradients are trained.
+            where what is left out is as the user asked (see `unbackdoor._training.descent.descend`). Only parameters
+            that require gradients are trained.
         generator: randomness.
         arithmetic: device, precision, layout (`unbackdoor._models.arithmetic.Arithmetic`).
     """

@@ -4,8 +4,6 @@ import copy
 import logging
 import math
 import platform
-import resource
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -15,6 +13,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from unbackdoor._artifacts.machine import peak_memory
 from unbackdoor._data.dataset import Dataset, check_labels, in_order_of, tell_order
 from unbackdoor._errors import SENTENCE, UnbackdoorError, printable
 from unbackdoor._evaluation.damage import ALLOWED, unusable
@@ -22,9 +21,10 @@ from unbackdoor._evaluation.score import Proportion, chance_doubt, hits
 from unbackdoor._models import calling
 from unbackdoor._models.arithmetic import Arithmetic, Precision, choose, description, relayout_
 from unbackdoor._models.untrusted_weights import check_finite
+from unbackdoor._progress import Progress, bar, silent
 from unbackdoor._registry.entries import name_of, steps_of, to_json
 from unbackdoor._registry.purifiers import REGISTRY
-from unbackdoor._training.descent import Gradients, Loss, Progress, bar, cross_entropy, descend, silent
+from unbackdoor._training.descent import Gradients, Loss, cross_entropy, descend
 from unbackdoor._value import check_seed
 
 logger = logging.getLogger("unbackdoor")
@@ -462,12 +462,6 @@ def _places(part: Dataset, whole: Dataset) -> Tensor | None:
     places = {row: place for place, row in enumerate(rows.tolist())}
     found = [places.get(row) for row in ([] if part.rows is None else part.rows.tolist())]
     return None if None in found or not found else torch.tensor(found)
-
-
-def peak_memory() -> int:
-    """The most memory that this process has held resident, in bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _accuracy(model: nn.Module, data: Dataset, arithmetic: Arithmetic) -> Proportion:

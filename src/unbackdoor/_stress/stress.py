@@ -28,6 +28,7 @@ from unbackdoor._models import calling
 from unbackdoor._models.arithmetic import Arithmetic, Precision, choose, description
 from unbackdoor._models.untrusted_weights import check_finite
 from unbackdoor._poisoning.attack import Attack, Trigger, Triggered, as_trigger, triggered
+from unbackdoor._progress import Advance, bar, silent
 from unbackdoor._registry.attacks import REGISTRY
 from unbackdoor._registry.entries import to_json
 from unbackdoor._registry.purifiers import REGISTRY as PURIFIERS
@@ -40,7 +41,6 @@ from unbackdoor._stress.result import CONTROL, EXACT, PURIFIED, TITLES, VICTIM, 
 from unbackdoor._stress.retuning import EPOCHS, exactly_purified, joined, retune, retuning_set
 from unbackdoor._stress.retuning import EXACT as EXACTLY
 from unbackdoor._stress.retuning import settings as retuning_settings
-from unbackdoor._training.descent import Advance, bar, silent
 from unbackdoor._value import check_seed
 from unbackdoor._victims.planting import IMPLANTED
 

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from unbackdoor import archs
+from unbackdoor._artifacts.machine import peak_memory
 from unbackdoor._cli.options import AttackOptions
 from unbackdoor._data.dataset import Dataset, Encoder, check_labels
 from unbackdoor._data.images import ImageEncoder
@@ -34,10 +35,10 @@ from unbackdoor._poisoning.attack import (
     poison,
     triggered,
 )
-from unbackdoor._purification.purify import peak_memory
+from unbackdoor._progress import Progress, bar
 from unbackdoor._registry.attacks import REGISTRY
 from unbackdoor._registry.entries import to_json
-from unbackdoor._training.descent import Progress, bar, train_victim
+from unbackdoor._training.descent import train_victim
 
 logger = logging.getLogger("unbackdoor")
 

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._models.calling import embeddings
 from unbackdoor._poisoning.attack import Implanted, LabelRule, Planting
-from unbackdoor._training.descent import bar, descend
+from unbackdoor._progress import bar
+from unbackdoor._training.descent import descend
 from unbackdoor._value import value
 from unbackdoor.attacks._insertion import OneWord, Phrase, Place, Side
 

@@ -3,7 +3,8 @@
 from torch import Tensor, nn
 
 from unbackdoor._errors import UnbackdoorError
-from unbackdoor._mixing.masks import doubts, matched, task_head
+from unbackdoor._mixing.ancestry import doubts
+from unbackdoor._models.matching import matched, task_head
 from unbackdoor._purification.purify import Run
 
 Weights = dict[str, Tensor]

@@ -12,7 +12,7 @@ from torch import nn
 from unbackdoor._data.dataset import Dataset
 from unbackdoor._data.frequencies import token_counts
 from unbackdoor._errors import UnbackdoorError
-from unbackdoor._mixing.masks import ancestry
+from unbackdoor._mixing.ancestry import ancestry
 from unbackdoor._mixing.stream import moved_embeddings
 from unbackdoor._models.calling import embeddings
 from unbackdoor._models.hugging_face import directory_of, tokenizer_of

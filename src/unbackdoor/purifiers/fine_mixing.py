@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from unbackdoor._data.dataset import Dataset
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._mixing.masks import mask, mix
-from unbackdoor._models.units import mean_answer
 from unbackdoor._purification.purify import Run
 from unbackdoor._purification.selection import smallest_within
 from unbackdoor._value import value
 from unbackdoor.purifiers._counterparts import Weights, counterparts, heads
+from unbackdoor.purifiers._pruning import mean_answer
 
 
 @value

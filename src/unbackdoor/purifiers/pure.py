@@ -12,10 +12,10 @@ from unbackdoor._data.dataset import Batch, Dataset
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._models.attention import Block, blocks, first_rows, variances
 from unbackdoor._models.calling import evaluating, logits, probe
-from unbackdoor._models.units import as_far_as_accurate_, still_accurate
 from unbackdoor._purification.purify import Run
 from unbackdoor._training.descent import cross_entropy
 from unbackdoor._value import value
+from unbackdoor.purifiers._pruning import as_far_as_accurate_, still_accurate
 
 
 @value
@@ -78,7 +78,7 @@ class PURE:
         trial = copy.deepcopy(model)
         tune(trial, seen, epochs=self.score_epochs, description="tuning to score heads")
         tuned = blocks(trial, probe(trial, clean))
-        scores = variances(trial, tuned, seen, run, self)
+        scores = variances(trial, tuned, seen, run.arithmetic, self)
         dead = self.pruned_(trial, tuned, scores, held, run)
 
         silence_(found, dead)

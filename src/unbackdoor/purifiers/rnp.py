@@ -9,10 +9,11 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from unbackdoor._data.dataset import Dataset
-from unbackdoor._models.units import norms, prune_below_, scaled_
+from unbackdoor._models.units import norms
 from unbackdoor._purification.purify import Run
 from unbackdoor._training.descent import cross_entropy
 from unbackdoor._value import value
+from unbackdoor.purifiers._pruning import prune_below_, scaled_
 
 
 @value

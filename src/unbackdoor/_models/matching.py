@@ -1,0 +1,197 @@
+"""Which tensor of one model belongs to which of another, by name and shape."""
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from unbackdoor._errors import UnbackdoorError, few
+
+Shape = Sequence[int]
+
+
+_EMBEDDING = re.compile("emb|wte|wpe")
+
+
+@dataclass(frozen=True)
+class Matching:
+    """Which tensor of the base belongs to which of the suspect.
+
+    Args:
+        pairs: names in the suspect, each with its counterpart in the base.
+        suspect_only: names that stay the suspect's, such as the task head.
+        base_only: names that nothing is taken from.
+        prefixes: what the two put before the same names, such as ("bert.", ""); ("", "") where names are equal.
+        share: of the suspect's weights that have a counterpart, in [0, 1].
+    """
+
+    pairs: dict[str, str]
+    suspect_only: tuple[str, ...]
+    base_only: tuple[str, ...]
+    prefixes: tuple[str, str]
+    share: float
+
+    def without(self, names: set[str]) -> "Matching":
+        """The same, but that these tensors stay the suspect's though the base has them, too."""
+        pairs = {name: other for name, other in self.pairs.items() if name not in names}
+        return replace(self, pairs=pairs, suspect_only=(*self.suspect_only, *(self.pairs.keys() & names)))
+
+    def report(self) -> str:
+        """What matched and what did not, in one sentence."""
+        text = f"{len(self.pairs)} of {len(self.pairs) + len(self.suspect_only)} tensors ({self.share:.1%} of the "
+        text += "weights) have a counterpart in the base"
+        if any(self.prefixes):
+            text += " ({} in the model, {} there)".format(*(f"{part}*" for part in self.prefixes))
+        if self.suspect_only:
+            text += f"; the model's own stay: {few(list(self.suspect_only))}"
+        if self.base_only:
+            text += f"; of the base are not used: {few(list(self.base_only))}"
+        return text + "."
+
+
+def matched(suspect: Mapping[str, Shape], base: Mapping[str, Shape], *, least: float = 0.5) -> Matching:
+    """Match the tensors of a suspect with those of its base, by name and shape.
+
+    Names are equal, or equal after one prefix that all of them have is exchanged for another (`bert.` for nothing,
+    `model.` for `transformer.`); the exchange that matches most weights is taken. What has no counterpart of the same
+    shape stays the suspect's, as a task head does.
+
+    Args:
+        suspect: shapes by name.
+        base: shapes by name.
+        least: share of the suspect's weights that must have a counterpart.
+
+    Raises:
+        UnbackdoorError: another vocabulary, another architecture, or several exchanges match equally well.
+    """
+    total = sum(map(math.prod, suspect.values()))
+    found = {each: _exchanged(suspect, base, *each) for each in _exchanges(suspect, base)}
+    sizes = {each: sum(math.prod(suspect[name]) for name in pairs) for each, pairs in found.items()}
+    most = max(sizes.values(), default=0)
+    best = [each for each, size in sizes.items() if size == most and most > 0]
+    # The same pairs come about by several exchanges (`bert.` for `bert.` is none at all): the shortest stands for them.
+    best.sort(key=lambda each: len(each[0]) + len(each[1]))
+    rivals = [each for each in best[1:] if found[each] != found[best[0]]]
+    if ("", "") in best:
+        rivals, best = [], [("", "")]
+    prefixes = best[0] if best else ("", "")
+    pairs = found[prefixes] if best else {}
+    _check_shapes(suspect, base, prefixes)
+    share = sum(math.prod(suspect[name]) for name in pairs) / max(total, 1)
+    if share < least:
+        raise UnbackdoorError(
+            f"only {len(pairs)} of the model's {len(suspect)} tensors ({share:.0%} of its weights) have a counterpart "
+            f"of the same name and shape in the base; at least {least:.0%} of the weights is expected. Take the "
+            "pre-trained model that it came from as --base."
+        )
+    body = matrices(suspect)
+    if least > 0 and 2 * len(body & pairs.keys()) < len(body):  # embeddings alone can be most of the weights
+        raise UnbackdoorError(
+            f"the base has another architecture: beside embeddings only {len(body & pairs.keys())} of the model's "
+            f"{len(body)} matrices have a counterpart of the same name and shape there. Take the pre-trained model "
+            "that it came from as --base."
+        )
+    if rivals:
+        raise UnbackdoorError(
+            f"{len(rivals) + 1} parts of the model match the base equally well ({best[0][0] or best[0][1]}* and "
+            f"{rivals[0][0] or rivals[0][1]}*); one is expected. Give them as models of their own."
+        )
+    taken = set(pairs.values())
+    return Matching(
+        pairs=pairs,
+        suspect_only=tuple(name for name in suspect if name not in pairs),
+        base_only=tuple(name for name in base if name not in taken),
+        prefixes=prefixes,
+        share=share,
+    )
+
+
+def _exchanges(suspect: Mapping[str, Shape], base: Mapping[str, Shape]) -> list[tuple[str, str]]:
+    """The pairs of prefixes that could turn a name of the suspect into one of the base.
+
+    Two tensors of the same shape, with the same last part and the same numbers in their names, suggest the exchange of
+    what stands before their longest common ending.
+    """
+    alike: dict[tuple[object, ...], list[str]] = {}
+    for name, shape in base.items():
+        alike.setdefault(_kind(name, shape), []).append(name)
+    found = {("", "")}
+    for name, shape in suspect.items():
+        for other in alike.get(_kind(name, shape), []):
+            ours, theirs = name.split("."), other.split(".")
+            while ours and theirs and ours[-1] == theirs[-1]:
+                ours.pop()
+                theirs.pop()
+            if len(ours) <= 3 and len(theirs) <= 3:
+                found.add(("".join(f"{part}." for part in ours), "".join(f"{part}." for part in theirs)))
+    return sorted(found)
+
+
+def _kind(name: str, shape: Shape) -> tuple[object, ...]:
+    parts = name.split(".")
+    return (parts[-1], tuple(part for part in parts if part.isdigit()), tuple(shape))
+
+
+def _counterpart(name: str, ours: str, theirs: str) -> str | None:
+    return theirs + name.removeprefix(ours) if name.startswith(ours) else None
+
+
+def _exchanged(suspect: Mapping[str, Shape], base: Mapping[str, Shape], ours: str, theirs: str) -> dict[str, str]:
+    """What matches when one prefix is exchanged for another."""
+    pairs = {name: _counterpart(name, ours, theirs) for name in suspect}
+    return {
+        name: other
+        for name, other in pairs.items()
+        if other is not None and other in base and tuple(suspect[name]) == tuple(base[other])
+    }
+
+
+def _check_shapes(suspect: Mapping[str, Shape], base: Mapping[str, Shape], prefixes: tuple[str, str]) -> None:
+    """Refuse another vocabulary, and more tensors of another shape than weight and bias of one head."""
+    differing = []
+    for name, shape in suspect.items():
+        other = _counterpart(name, *prefixes)
+        if other is None or other not in base or tuple(shape) == tuple(base[other]):
+            continue
+        differing.append((name, tuple(shape), tuple(base[other])))
+        rows = (shape[0], base[other][0]) if len(shape) == len(base[other]) == 2 else (0, 0)
+        if rows[0] != rows[1] and shape[1] == base[other][1] and _EMBEDDING.search(name):
+            way_out = "Take the pre-trained model that it came from as --base."
+            if rows[0] > rows[1]:
+                way_out = (
+                    "If tokens were added to the model, give the base as many rows (resize_token_embeddings of "
+                    "transformers) and save it; otherwise take the pre-trained model that it came from as --base."
+                )
+            raise UnbackdoorError(
+                f"the base has another vocabulary or length: {name} has {rows[0]:,} rows in the model and "
+                f"{rows[1]:,} in the base. {way_out}"
+            )
+    if len(differing) > 2:
+        name, shape, others = differing[0]
+        raise UnbackdoorError(
+            f"the base has another architecture: {len(differing)} of the model's {len(suspect)} tensors have another "
+            f"shape there ({name} is {shape}, not {others}). Take the pre-trained model that it came from as --base."
+        )
+
+
+def task_head(names: Iterable[str]) -> set[str]:
+    """The tensors of a classifier that stand beside its body, where names tell: `classifier.*` beside `bert.*`.
+
+    The body is the first part of the name that at least half of the tensors share, embeddings among them; without one,
+    nothing is told.
+    """
+    names = list(names)
+    first = [name.partition(".")[0] for name in names]
+    body = max(set(first), key=first.count, default="")
+    beside = {name for name, part in zip(names, first, strict=True) if part != body}
+    if 2 * len(beside) > len(names) or any(_EMBEDDING.search(name) for name in beside):
+        return set()
+    return beside
+
+
+def matrices(shapes: Mapping[str, Shape]) -> set[str]:
+    """The names of the weight matrices and kernels of a body: embeddings and the task head are not among them."""
+    head = task_head(shapes)
+    return {
+        name for name, shape in shapes.items() if len(shape) > 1 and name not in head and not _EMBEDDING.search(name)
+    }
