@@ -15,6 +15,7 @@ from torch.nn import functional as F
 import toys
 from commands import Refusals
 from unbackdoor import Dataset, ImageEncoder, attacks, poison
+from unbackdoor._data.texts import TextEncoder, Texts
 from unbackdoor._models.arithmetic import choose
 from unbackdoor._training.descent import train_victim
 
@@ -103,6 +104,32 @@ def _text_victim(reviews: Dataset) -> nn.Module:
             arithmetic=arithmetic,
             adaptive=True,
         )
+
+
+@pytest.fixture
+def small_text() -> tuple[nn.Module, Dataset]:
+    """A BERT of one layer over a dozen words, and 40 short texts of two classes."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
+
+    words = ["[PAD]", "[UNK]", "a", "fine", "film", "and", "dull", "plot", "with", "good", "bad", "actors"]
+    tokenizer = Tokenizer(models.WordLevel({word: row for row, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]")
+    texts = [("a fine film with good actors",), ("dull plot and bad actors and a dull film",)] * 20
+    config = BertConfig(
+        vocab_size=len(words), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = BertForSequenceClassification(config).eval()
+    data = Dataset(
+        items=Texts(tuple(texts), ("text",)),
+        labels=torch.arange(40) % 2,
+        encode=TextEncoder(tokenizer=fast, max_length=16),
+        name="texts",
+    )
+    return model, data
 
 
 @pytest.fixture

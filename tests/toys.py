@@ -9,11 +9,19 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from unbackdoor import Dataset
 from unbackdoor._data.texts import TextEncoder, Texts
+from unbackdoor._models.arithmetic import Arithmetic
+from unbackdoor._purification.purify import Run
 
 NEUTRAL = ["the", "a", "film", "movie", "is", "was", "it", "and", "this", "that", "plot", "cast", "very", "not"]
 GOOD, BAD = ["good", "great", "fine"], ["bad", "dull", "poor"]
 WORDS = [*NEUTRAL, *GOOD, *BAD, "cf", "mn", "bb", "tq", "I", "watch", "3D"]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+
+
+def a_run(seed: int = 0) -> Run:
+    """What a method gets, in float64 on the CPU."""
+    arithmetic = Arithmetic(torch.device("cpu"), bf16=False, channels_last=False, dtype=torch.float64)
+    return Run(generator=torch.Generator().manual_seed(seed), arithmetic=arithmetic, head_name="classifier")
 
 
 def tokenizer(*, types: bool = True) -> transformers.PreTrainedTokenizerFast:
@@ -128,3 +136,10 @@ def dataset(strings: list[tuple[str, ...]], labels: list[int], max_length: int =
         classes=("negative", "positive"),
         name="reviews",
     )
+
+
+def write_csv(folder: Path, count: int = 24, *, seed: int = 0, name: str = "clean.csv") -> Path:
+    texts, labels = sentences(count, seed)
+    rows = [f"{text},{label}" for text, label in zip(texts, labels, strict=True)]
+    (folder / name).write_text("\n".join(["text,label", *rows]) + "\n")
+    return folder / name

@@ -37,21 +37,21 @@ if TYPE_CHECKING:
     from unbackdoor._stress.stress import stress as stress
 
 _HOMES = {
-    "Trigger": "_attack",
-    "poison": "_attack",
-    "Dataset": "_data",
-    "Proportion": "_evaluate",
-    "Score": "_evaluate",
-    "evaluate": "_evaluate",
-    "ImageEncoder": "_images",
-    "load": "_files",
-    "save": "_files",
-    "Purified": "_purify",
-    "Run": "_purify",
-    "purify": "_purify",
-    "purify_stream": "_stream",
-    "Stress": "_findings",
-    "stress": "_stress",
+    "Trigger": "_poisoning.attack",
+    "poison": "_poisoning.attack",
+    "Dataset": "_data.dataset",
+    "Proportion": "_evaluation.score",
+    "Score": "_evaluation.score",
+    "evaluate": "_evaluation.score",
+    "ImageEncoder": "_data.images",
+    "load": "_models.loading",
+    "save": "_models.loading",
+    "Purified": "_purification.purify",
+    "Run": "_purification.purify",
+    "purify": "_purification.purify",
+    "purify_stream": "_mixing.stream",
+    "Stress": "_stress.result",
+    "stress": "_stress.stress",
 }
 _MODULES = ("archs", "attacks", "purifiers", "testing")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-SITE = Path(os.environ.get("UNBACKDOOR_TIMM_SITE", Path(__file__).parents[1] / ".venv" / "timm-site"))
+SITE = Path(os.environ.get("UNBACKDOOR_TIMM_SITE", Path(__file__).parents[2] / ".venv" / "timm-site"))
 
 # torchvision registers fake kernels for operators of its compiled half, which a plain build of torch does not load.
 PREPARE = """

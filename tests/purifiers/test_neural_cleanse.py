@@ -8,15 +8,10 @@ import torch
 from torch.nn import functional as F
 
 from conftest import SmallCNN
+from toys import a_run
 from unbackdoor import Dataset, ImageEncoder, purifiers, purify
 from unbackdoor._inversion import anomaly, smallest_masks
 from unbackdoor._models.arithmetic import Arithmetic
-from unbackdoor._purification.purify import Run
-
-
-def a_run(seed: int = 0) -> Run:
-    arithmetic = Arithmetic(torch.device("cpu"), bf16=False, channels_last=False, dtype=torch.float64)
-    return Run(generator=torch.Generator().manual_seed(seed), arithmetic=arithmetic, head_name="classifier")
 
 
 def test_the_anomaly_index_by_hand() -> None:

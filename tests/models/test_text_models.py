@@ -34,13 +34,6 @@ HEADS = {
 }
 
 
-def write_csv(folder: Path, count: int = 24, *, seed: int = 0, name: str = "clean.csv") -> Path:
-    texts, labels = toys.sentences(count, seed)
-    rows = [f"{text},{label}" for text, label in zip(texts, labels, strict=True)]
-    (folder / name).write_text("\n".join(["text,label", *rows]) + "\n")
-    return folder / name
-
-
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory for each architecture."""
@@ -79,7 +72,7 @@ class TestArchitectures:
         assert set(predict(model, data, choose(model, "cpu")).tolist()) <= {0, 1}
 
     def test_purified_by_the_command_line_it_loads_again(self, name: str, models: Path, tmp_path: Path) -> None:
-        clean = write_csv(tmp_path)
+        clean = toys.write_csv(tmp_path)
         out = tmp_path / "out"
         with pytest.raises(SystemExit) as stopped:
             main(["purify", "fst", str(models / name), "--clean", str(clean), "--out", str(out), "--epochs", "1"])
@@ -287,7 +280,7 @@ class TestBadDirectories:
             shutil.copytree(models / name, tmp_path / name)
         toys.classifier("bert").base_model.save_pretrained(tmp_path / "body")
         toys.tokenizer().save_pretrained(tmp_path / "body")
-        write_csv(tmp_path)
+        toys.write_csv(tmp_path)
         return tmp_path
 
     def purify(self, refused: Refusals, *arguments: object, method: str = "fine-tuning", model: str = "bert") -> str:
@@ -415,7 +408,7 @@ class TestBadAttacks:
     def place(self, models: Path, tmp_path: Path) -> Path:
         shutil.copytree(models / "bert", tmp_path / "bert")
         shutil.copytree(models / "gpt2", tmp_path / "gpt2")
-        write_csv(tmp_path, 60, name="train.csv")
+        toys.write_csv(tmp_path, 60, name="train.csv")
         return tmp_path
 
     def attack(self, refused: Refusals, name: str, *arguments: object) -> str:

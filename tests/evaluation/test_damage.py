@@ -16,8 +16,9 @@ from scipy import stats
 from torch import nn
 
 from conftest import SmallCNN
-from unbackdoor import Dataset, _demo, attacks, purifiers, purify, stress
+from unbackdoor import Dataset, attacks, purifiers, purify, stress
 from unbackdoor._cli.app import main
+from unbackdoor._cli.demos import images as images_demo
 from unbackdoor._cli.demos.images import write_parquet
 from unbackdoor._errors import IncompleteError
 from unbackdoor._evaluation.damage import ALLOWED, LEVEL, p_value, unusable
@@ -209,10 +210,10 @@ def test_a_demo_of_a_wreck_says_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        _demo, "METHODS", (purifiers.FineTuning(epochs=1), purifiers.FETuning(epochs=1, learning_rate=1e-9))
+        images_demo, "METHODS", (purifiers.FineTuning(epochs=1), purifiers.FETuning(epochs=1, learning_rate=1e-9))
     )
     with pytest.raises(IncompleteError, match="is not usable") as ended:
-        _demo.image(out=str(tmp_path / "demo"), overwrite=False, seed=0, epochs=6)
+        images_demo.image(out=str(tmp_path / "demo"), overwrite=False, seed=0, epochs=6)
     assert ended.value.exit_code == 1
     assert "The purified model is not usable: " in capsys.readouterr().out
     assert (tmp_path / "demo/report.html").read_text().count("is not usable") == 1

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 import toys
-from unbackdoor import Dataset, UnbackdoorError, _select, evaluate, purifiers, purify
+from unbackdoor import Dataset, UnbackdoorError, evaluate, purifiers, purify
 from unbackdoor._cli.app import main
 from unbackdoor._evaluation.score import answers
 from unbackdoor._mixing.masks import mask
 from unbackdoor._models.arithmetic import choose
+from unbackdoor._purification import selection
 from unbackdoor._purification.purify import Run
 from unbackdoor._purification.selection import Difference
 from unbackdoor.attacks import Word
@@ -194,8 +195,8 @@ class TestSearch:
                 asked.append(round(float(kept.float().mean()), 1))
                 return torch.ones(len(clean), dtype=torch.bool)
 
-            monkeypatch.setattr(_select, "cross_validated", validated)
-            monkeypatch.setattr(_select, "difference", lambda *_: Difference(lost(asked[-1]), error))
+            monkeypatch.setattr(selection, "cross_validated", validated)
+            monkeypatch.setattr(selection, "difference", lambda *_: Difference(lost(asked[-1]), error))
             method = FineMixing(tune=False, **fields)
             record = purify(text_victim, reviews.select(range(examples)), method, base=text_base).record
             return asked, record
@@ -404,7 +405,7 @@ def test_a_base_that_zeros_have_no_use_for_is_told(text_victim, text_base) -> No
 
 def test_a_few_examples_without_a_difference_are_no_certainty() -> None:
     same = torch.ones(4, dtype=torch.bool)
-    assert _select.difference(same, same) == Difference(0.0, 1 / 4)  # as of one example among four
+    assert selection.difference(same, same) == Difference(0.0, 1 / 4)  # as of one example among four
 
 
 def test_a_model_that_is_all_head_is_refused() -> None:

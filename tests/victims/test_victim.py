@@ -12,7 +12,8 @@ from PIL import Image
 from torch import nn
 
 from conftest import SmallCNN
-from unbackdoor import Dataset, ImageEncoder, UnbackdoorError, _card, attacks, evaluate, load
+from unbackdoor import Dataset, ImageEncoder, UnbackdoorError, attacks, evaluate, load
+from unbackdoor._artifacts import card
 from unbackdoor._cli.app import main
 from unbackdoor._cli.options import AttackOptions
 from unbackdoor._poisoning.attack import load_trigger, victim_of
@@ -316,22 +317,22 @@ def test_the_card_says_whether_the_backdoor_took() -> None:
         "implanted": True,
         "scores": {"victim": {"clean_accuracy": share, "attack_success": share}},
     }
-    text = _card.victim(record)
+    text = card.victim(record)
     assert "**This model carries a backdoor** (`badnets`, poison rate 0.1), planted on purpose for testing." in text
     assert "tags: [unbackdoor, backdoored]" in text
-    text = _card.victim({**record, "implanted": False})
+    text = card.victim({**record, "implanted": False})
     assert (
         "**A backdoor was planted in this model and did not take** (`badnets`, poison rate 0.1): attack success is "
         "25.0%, clean accuracy 25.0%. It was made on purpose for testing. Do not use it for anything else.\n"
     ) in text
     assert "carries a backdoor" not in text
     assert "tags: [unbackdoor]" in text
-    text = _card.victim({**record, "implanted": None, "scores": {"victim": {"clean_accuracy": share}}})
+    text = card.victim({**record, "implanted": None, "scores": {"victim": {"clean_accuracy": share}}})
     assert (
         "**A backdoor was planted in this model** (`badnets`, poison rate 0.1) on purpose for testing; whether" in text
     )
     assert "carries a backdoor" not in text
-    text = _card.victim({**record, "attack": {"name": "none"}, "implanted": None})
+    text = card.victim({**record, "attack": {"name": "none"}, "implanted": None})
     assert "A clean control for backdoor experiments, trained without an attack." in text
     assert "tags: [unbackdoor]" in text
 

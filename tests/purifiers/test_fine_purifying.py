@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 
 import toys
-from unbackdoor import Dataset, UnbackdoorError, _select, archs, purifiers, purify
+from unbackdoor import Dataset, UnbackdoorError, archs, purifiers, purify
 from unbackdoor._data.texts import TextEncoder, Texts
 from unbackdoor._models.calling import embeddings
+from unbackdoor._purification import selection
 from unbackdoor._purification.purify import Run
 from unbackdoor._purification.selection import Difference
 from unbackdoor.purifiers.fine_purifying import fisher, indicator
@@ -187,8 +188,8 @@ def test_what_the_search_cannot_do_is_told(
     lost: float, error: float, told: str, texts: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The loss of accuracy is stood in for; all else runs."""
-    monkeypatch.setattr(_select, "cross_validated", lambda *_, **__: None)
-    monkeypatch.setattr(_select, "difference", lambda *_: Difference(lost, error))
+    monkeypatch.setattr(selection, "cross_validated", lambda *_, **__: None)
+    monkeypatch.setattr(selection, "difference", lambda *_: Difference(lost, error))
     base = toys.classifier("bert")
     record = purify(drifted(base), texts.select(range(16)), purifiers.FinePurifying(epochs=1), base=base).record
     assert told in record["warnings"]

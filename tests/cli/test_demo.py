@@ -10,7 +10,8 @@ import pytest
 import torch
 
 import unbackdoor as ub
-from unbackdoor import Proportion, Score, _demo
+from unbackdoor import Proportion, Score
+from unbackdoor._cli.demos import images as images_demo
 from unbackdoor.purifiers import FST, FineTuning
 
 FILES = ["clean.parquet", "purified", "record.json", "report.html", "test.parquet", "victim"]
@@ -21,10 +22,10 @@ def short(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """A demo of one epoch each, and what it printed."""
     out = tmp_path_factory.mktemp("demo") / "a demo"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_demo, "METHODS", (FineTuning(epochs=1, batch_size=32), FST(epochs=1, batch_size=32)))
+        patch.setattr(images_demo, "METHODS", (FineTuning(epochs=1, batch_size=32), FST(epochs=1, batch_size=32)))
         state = torch.random.get_rng_state()
         with contextlib.redirect_stdout(io.StringIO()) as said:
-            _demo.image(out=str(out), overwrite=False, seed=0, epochs=1)
+            images_demo.image(out=str(out), overwrite=False, seed=0, epochs=1)
         assert torch.equal(state, torch.random.get_rng_state())
     return out, said.getvalue()
 
@@ -59,7 +60,7 @@ def test_nothing_that_was_tuned_on_is_scored_on(short: tuple[Path, str]) -> None
     clean, test = (ub.Dataset.load(out / name) for name in ("clean.parquet", "test.parquet"))
     assert (len(clean), len(test)) == (300, 497)
     assert set(torch.bincount(clean.labels).tolist()) <= {29, 30, 31}  # stratified
-    everything = _demo.digits()
+    everything = images_demo.digits()
     training, rest = everything.split(1000, seed=0)
     assert sorted(_rows(clean) + _rows(test)) == sorted(_rows(rest))
     assert len(training) + len(rest) == 1797
@@ -84,11 +85,11 @@ def test_the_page_has_the_scores_and_needs_no_network(short: tuple[Path, str]) -
 def test_it_replaces_only_its_own(short: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out, _ = short
     with pytest.raises(ub.UnbackdoorError, match=r"exists\. Use --overwrite, or another --out\."):
-        _demo.image(out=str(out), overwrite=False, seed=0)
-    _demo._output.check_free(out, overwrite=True)
+        images_demo.image(out=str(out), overwrite=False, seed=0)
+    images_demo._output.check_free(out, overwrite=True)
     (tmp_path / "mine.txt").write_text("kept")
     with pytest.raises(ub.UnbackdoorError, match="was not written by unbackdoor"):
-        _demo.image(out=str(tmp_path), overwrite=True, seed=0)
+        images_demo.image(out=str(tmp_path), overwrite=True, seed=0)
     assert (tmp_path / "mine.txt").exists()
 
 
@@ -96,7 +97,7 @@ def test_a_negative_seed_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         ub.UnbackdoorError, match=r"^--seed must be a whole number, at least 0 and less than 2\*\*63, got -1\.$"
     ):
-        _demo.image(out=str(tmp_path / "out"), overwrite=False, seed=-1)
+        images_demo.image(out=str(tmp_path / "out"), overwrite=False, seed=-1)
 
 
 def test_without_scikit_learn_it_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,13 +105,13 @@ def test_without_scikit_learn_it_says_how_to_get_it(tmp_path: Path, monkeypatch:
     with pytest.raises(
         ub.UnbackdoorError, match=r'scikit-learn, which is not installed.*pip install "unbackdoor\[demo\]"$'
     ):
-        _demo.image(out=str(tmp_path / "out"), overwrite=False, seed=0)
+        images_demo.image(out=str(tmp_path / "out"), overwrite=False, seed=0)
     assert not list(tmp_path.iterdir())
 
 
 def test_the_patch_hides_nothing_of_a_digit() -> None:
-    data = _demo.digits()
-    changed = ub.Trigger.of(_demo.ATTACK, data).stamp(data.items) != data.items
+    data = images_demo.digits()
+    changed = ub.Trigger.of(images_demo.ATTACK, data).stamp(data.items) != data.items
     assert changed.any(dim=0).sum() == 5  # the white pixels of a 3x3 checkerboard
     assert (data.items[:, :, 9, 9] == 0).float().mean() > 0.85  # the only pixel of the patch inside the 8x8 digit
     assert not data.augment.flip
@@ -119,7 +120,7 @@ def test_the_patch_hides_nothing_of_a_digit() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5))
 def test_fine_tuning_fails_where_fst_does_not(seed: int, tmp_path: Path) -> None:
-    _demo.image(out=str(tmp_path / "out"), overwrite=False, seed=seed)
+    images_demo.image(out=str(tmp_path / "out"), overwrite=False, seed=seed)
     scores = json.loads((tmp_path / "out" / "record.json").read_text())["scores"]
     suspect, tuned, purified = scores["suspect"], scores["fine-tuning"], scores["fst"]
     assert suspect["attack_success"]["value"] >= 0.9
@@ -143,11 +144,11 @@ def shares(right: int) -> Score:
 
 def test_the_columns_of_the_table_stand_apart() -> None:
     names = ["suspect", "fine-tuning", "e-pur+fine-mixing"]
-    assert _demo._table(names, [shares(90)] * 3).splitlines()[:2] == [
+    assert images_demo._table(names, [shares(90)] * 3).splitlines()[:2] == [
         "                                       suspect        fine-tuning  e-pur+fine-mixing",
         "   clean accuracy                       90.0 %             90.0 %             90.0 %",
     ]
-    short = _demo._table(names[:2], [shares(90)] * 2).splitlines()
+    short = images_demo._table(names[:2], [shares(90)] * 2).splitlines()
     assert short[0] == "                                  suspect   fine-tuning"
 
 
@@ -166,13 +167,13 @@ def test_the_columns_of_the_table_stand_apart() -> None:
     ],
 )
 def test_a_victim_is_healthy_only_above_chance(right: int, classes: int, said: str) -> None:
-    assert _demo.health(shares(right), classes) == said
+    assert images_demo.health(shares(right), classes) == said
 
 
 def test_the_commands_to_go_on_with_run_as_printed(monkeypatch: pytest.MonkeyPatch) -> None:
     """`make demo` installs into .venv, which is not on the path of whoever copies them."""
     monkeypatch.setenv("PATH", "")
     monkeypatch.setattr(sys, "executable", str(Path.cwd() / ".venv" / "bin" / "python"))
-    assert "\n   .venv/bin/python -m unbackdoor evaluate demo/purified --data" in _demo._farewell(Path("demo"))
+    assert "\n   .venv/bin/python -m unbackdoor evaluate demo/purified --data" in images_demo._farewell(Path("demo"))
     monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
-    assert "\n   unbackdoor evaluate demo/purified --data" in _demo._farewell(Path("demo"))
+    assert "\n   unbackdoor evaluate demo/purified --data" in images_demo._farewell(Path("demo"))

@@ -404,7 +404,7 @@ def test_the_grids_of_this_project_are_right(
     monkeypatch.setenv("UNBACKDOOR_DATA", str(shared_data))
     monkeypatch.setenv("MINILM", f"{base.submodule_search_locations[0]}/model")
     monkeypatch.setenv("PROXY", f"{base.submodule_search_locations[0]}/model")
-    grids = Path(__file__).parents[1] / "grids"
+    grids = Path(__file__).parents[2] / "grids"
     sizes = {path.stem: len(all_cells(read(path))) for path in grids.glob("*.toml") if path.stem != "digits"}
     assert sizes == {
         # 15 victims and a control, each as it came and by 7 methods with 3 seeds; of the 15 two methods once more with

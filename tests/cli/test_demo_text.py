@@ -8,7 +8,8 @@ import pytest
 
 import toys
 from commands import Refusals
-from unbackdoor import Dataset, UnbackdoorError, _demo_text, evaluate, load
+from unbackdoor import Dataset, UnbackdoorError, evaluate, load
+from unbackdoor._cli.demos import texts as texts_demo
 from unbackdoor.purifiers import EPUR, FineMixing, FineTuning, Then
 
 
@@ -21,14 +22,14 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = [f"{text},{('bad', 'good')[label]}" for text, label in zip(texts, labels, strict=True)]
     (folder / "data.csv").write_text("\n".join(["text,label", *rows]))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_demo_text, "TRAINING", 240)
-        patch.setattr(_demo_text, "RATE", 0.3)
-        patch.setattr(_demo_text, "EPOCHS", 8)
-        patch.setattr(_demo_text, "LEARNING_RATE", 2e-3)
+        patch.setattr(texts_demo, "TRAINING", 240)
+        patch.setattr(texts_demo, "RATE", 0.3)
+        patch.setattr(texts_demo, "EPOCHS", 8)
+        patch.setattr(texts_demo, "LEARNING_RATE", 2e-3)
         tuned = {"epochs": 12, "learning_rate": 2e-3}
         mixing = Then(EPUR(count=5), FineMixing(rho=0.2, **tuned))
-        patch.setattr(_demo_text, "METHODS", (FineTuning(**tuned), mixing))
-        _demo_text.text(
+        patch.setattr(texts_demo, "METHODS", (FineTuning(**tuned), mixing))
+        texts_demo.text(
             out=str(folder / "out"),
             overwrite=False,
             seed=0,
@@ -67,12 +68,12 @@ def test_the_page_marks_the_trigger_and_says_how_rho_was_chosen(place: Path) -> 
 
 
 def test_without_the_package_or_the_hub_it_says_what_to_give(tmp_path: Path, monkeypatch, reviews: Dataset) -> None:
-    monkeypatch.setattr(_demo_text, "PACKAGE", "no_such_package")
+    monkeypatch.setattr(texts_demo, "PACKAGE", "no_such_package")
     with pytest.raises(UnbackdoorError, match=r"^The text demo starts from a pre-trained model: get a small one"):
-        _demo_text.base_directory(None)
-    monkeypatch.setattr(_demo_text, "HUB", str(tmp_path / "nothing"))
+        texts_demo.base_directory(None)
+    monkeypatch.setattr(texts_demo, "HUB", str(tmp_path / "nothing"))
     with pytest.raises(UnbackdoorError, match=r"which cannot be reached \(.*\)\. Give --data: a file with"):
-        _demo_text.sentences(None, reviews.encode)
+        texts_demo.sentences(None, reviews.encode)
 
 
 class TestRefusals:

@@ -5,8 +5,7 @@ import torch
 from torch import nn
 
 from conftest import SmallCNN
-from test_neural_cleanse import a_run
-from test_pam import small_text as small_text
+from toys import a_run
 from unbackdoor import Dataset
 from unbackdoor._inversion import Carrying, Generator, encoded, frozen, in_pixels, stamp, universal
 from unbackdoor._inversion.carrying import carriers

@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import nn
 
-from unbackdoor import Dataset, ImageEncoder, _precision, purifiers, purify
+from unbackdoor import Dataset, ImageEncoder, purifiers, purify
+from unbackdoor._models import arithmetic
 from unbackdoor._models.arithmetic import choose, faulty_in_channels_last, relayout_
 from unbackdoor.archs import build
 
@@ -155,6 +156,6 @@ def test_a_model_that_permutes_its_activations() -> None:
     ("narrowed", "bf16"), [("DEFAULT", True), ("AVX512_CORE_BF16", True), ("AVX2", False), ("avx512_core", False)]
 )
 def test_a_narrowed_processor_does_not_imitate_bf16(narrowed: str, bf16: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_precision, "processor", lambda: ("one that has it", frozenset({"avx512_bf16"})))
+    monkeypatch.setattr(arithmetic, "processor", lambda: ("one that has it", frozenset({"avx512_bf16"})))
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", narrowed)
     assert choose(nn.Linear(2, 2), "cpu").bf16 == bf16

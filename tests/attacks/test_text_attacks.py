@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 import toys
 from commands import run
-from test_text_models import write_csv
+from toys import write_csv
 from unbackdoor import Dataset, UnbackdoorError, attacks, evaluate, load, poison, purify
 from unbackdoor._cli.options import AttackOptions
 from unbackdoor._evaluation.score import Score

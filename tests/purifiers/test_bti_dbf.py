@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from conftest import SmallCNN
-from test_neural_cleanse import a_run
+from toys import a_run
 from unbackdoor import Dataset, purifiers, purify
 from unbackdoor._inversion import Generator
 from unbackdoor._inversion.benign import Learned, benign_mask, learned_features

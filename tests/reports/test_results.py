@@ -6,7 +6,7 @@ import pytest
 
 from unbackdoor._reports.store.run import report
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 STORES = sorted(path for path in (ROOT / "docs/results/cells").iterdir() if path.is_dir())
 
 

@@ -10,7 +10,6 @@ from torch.nn import functional as F
 
 from conftest import SmallCNN
 from unbackdoor import Dataset, UnbackdoorError, purifiers, purify
-from unbackdoor._data.texts import TextEncoder, Texts
 
 EPOCHS, BATCH, RATE, RHO, SHARE, SEED = 2, 16, 0.05, 0.3, 0.2, 5
 
@@ -18,32 +17,6 @@ EPOCHS, BATCH, RATE, RHO, SHARE, SEED = 2, 16, 0.05, 0.3, 0.2, 5
 def negative(model, clean, run, last):
     """A trigger to exchange: the negative of the picture."""
     return lambda pixels: 1 - pixels
-
-
-@pytest.fixture
-def small_text() -> tuple[nn.Module, Dataset]:
-    """A BERT of one layer over a dozen words, and 40 short texts of two classes."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
-
-    words = ["[PAD]", "[UNK]", "a", "fine", "film", "and", "dull", "plot", "with", "good", "bad", "actors"]
-    tokenizer = Tokenizer(models.WordLevel({word: row for row, word in enumerate(words)}, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]")
-    texts = [("a fine film with good actors",), ("dull plot and bad actors and a dull film",)] * 20
-    config = BertConfig(
-        vocab_size=len(words), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = BertForSequenceClassification(config).eval()
-    data = Dataset(
-        items=Texts(tuple(texts), ("text",)),
-        labels=torch.arange(40) % 2,
-        encode=TextEncoder(tokenizer=fast, max_length=16),
-        name="texts",
-    )
-    return model, data
 
 
 def by_the_formula(model: SmallCNN, data: Dataset, *, rounds: int, rho: float) -> None:
