@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from unbackdoor import UnbackdoorError
+from unbackdoor._mixing import ancestry as ancestry_of
 from unbackdoor._mixing import masks as mixing
+from unbackdoor._models import matching
 
 BODY = {
     "embeddings.word_embeddings.weight": (100, 8),
@@ -141,7 +143,7 @@ def test_what_is_not_floating_stays() -> None:
 def test_prefixes_are_exchanged(ours: str, theirs: str) -> None:
     suspect = (under(ours, BODY) if ours else BODY) | HEAD
     base = (under(theirs, BODY) if theirs else BODY) | {"cls.predictions.bias": (100,)}
-    found = mixing.matched(suspect, base)
+    found = matching.matched(suspect, base)
     assert found.pairs == {
         (f"{ours}.{name}" if ours else name): (f"{theirs}.{name}" if theirs else name) for name in BODY
     }
@@ -151,7 +153,7 @@ def test_prefixes_are_exchanged(ours: str, theirs: str) -> None:
 
 
 def test_the_report_says_what_matched() -> None:
-    report = mixing.matched(under("bert", BODY) | HEAD, BODY | {"cls.bias": (3,)}).report()
+    report = matching.matched(under("bert", BODY) | HEAD, BODY | {"cls.bias": (3,)}).report()
     assert report == (
         "6 of 8 tensors (98.2% of the weights) have a counterpart in the base (bert.* in the model, * there); the "
         "model's own stay: classifier.weight, classifier.bias; of the base are not used: cls.bias."
@@ -161,19 +163,19 @@ def test_the_report_says_what_matched() -> None:
 def test_a_head_of_the_same_ending_and_shape_is_no_counterpart() -> None:
     head = {"classifier.dense.weight": (8, 8), "classifier.out_proj.weight": (2, 8)}
     body = {name: shape for name, shape in BODY.items() if "pooler" not in name}
-    found = mixing.matched(under("roberta", body) | head, BODY)  # whose pooler.dense.weight is (8, 8), too
+    found = matching.matched(under("roberta", body) | head, BODY)  # whose pooler.dense.weight is (8, 8), too
     assert found.suspect_only == tuple(head)
 
 
 def test_a_head_of_another_size_stays() -> None:
-    found = mixing.matched(BODY | HEAD, BODY | {"classifier.weight": (3, 8), "classifier.bias": (3,)})
+    found = matching.matched(BODY | HEAD, BODY | {"classifier.weight": (3, 8), "classifier.bias": (3,)})
     assert found.suspect_only == ("classifier.weight", "classifier.bias")
 
 
 def test_another_vocabulary() -> None:
     base = BODY | {"embeddings.word_embeddings.weight": (120, 8)}
     with pytest.raises(UnbackdoorError) as refusal:
-        mixing.matched(under("bert", BODY) | HEAD, base)
+        matching.matched(under("bert", BODY) | HEAD, base)
     assert str(refusal.value) == (
         "the base has another vocabulary or length: bert.embeddings.word_embeddings.weight has 100 rows in the model "
         "and 120 in the base. Take the pre-trained model that it came from as --base."
@@ -183,7 +185,7 @@ def test_another_vocabulary() -> None:
 def test_tokens_that_were_added_to_the_model() -> None:
     base = BODY | {"embeddings.word_embeddings.weight": (98, 8)}
     with pytest.raises(UnbackdoorError) as refusal:
-        mixing.matched(under("bert", BODY) | HEAD, base)
+        matching.matched(under("bert", BODY) | HEAD, base)
     assert str(refusal.value) == (
         "the base has another vocabulary or length: bert.embeddings.word_embeddings.weight has 100 rows in the model "
         "and 98 in the base. If tokens were added to the model, give the base as many rows (resize_token_embeddings of "
@@ -194,7 +196,7 @@ def test_tokens_that_were_added_to_the_model() -> None:
 def test_another_architecture_of_the_same_names() -> None:
     base = {name: tuple(2 * side for side in shape) for name, shape in BODY.items()}
     with pytest.raises(UnbackdoorError) as refusal:
-        mixing.matched(BODY | HEAD, base)
+        matching.matched(BODY | HEAD, base)
     assert str(refusal.value) == (
         "the base has another architecture: 6 of the model's 8 tensors have another shape there "
         "(embeddings.word_embeddings.weight is (100, 8), not (200, 16)). Take the pre-trained model that it came from "
@@ -204,7 +206,7 @@ def test_another_architecture_of_the_same_names() -> None:
 
 def test_another_architecture_of_other_names() -> None:
     with pytest.raises(UnbackdoorError) as refusal:
-        mixing.matched(BODY | HEAD, {"conv1.weight": (16, 3, 3, 3), "fc.weight": (10, 16)})
+        matching.matched(BODY | HEAD, {"conv1.weight": (16, 3, 3, 3), "fc.weight": (10, 16)})
     assert str(refusal.value) == (
         "only 0 of the model's 8 tensors (0% of its weights) have a counterpart of the same name and shape in the "
         "base; at least 50% of the weights is expected. Take the pre-trained model that it came from as --base."
@@ -213,13 +215,13 @@ def test_another_architecture_of_other_names() -> None:
 
 def test_two_towers_are_ambiguous() -> None:
     with pytest.raises(UnbackdoorError, match=r"^2 parts of the model match the base equally well \(doc\.\* and qu"):
-        mixing.matched(under("query", BODY) | under("doc", BODY), BODY)
+        matching.matched(under("query", BODY) | under("doc", BODY), BODY)
 
 
 def test_the_head_stands_beside_the_body() -> None:
-    assert mixing.task_head([*under("bert", BODY), *HEAD]) == set(HEAD)
-    assert mixing.task_head(BODY) == set()  # where most is encoder.*, beside the embeddings
-    assert mixing.task_head(["conv1.weight", "layer1.weight", "layer2.weight", "fc.weight"]) == set()
+    assert matching.task_head([*under("bert", BODY), *HEAD]) == set(HEAD)
+    assert matching.task_head(BODY) == set()  # where most is encoder.*, beside the embeddings
+    assert matching.task_head(["conv1.weight", "layer1.weight", "layer2.weight", "fc.weight"]) == set()
 
 
 # ---------------------------------------------------------------------------------------------------------- ancestry
@@ -232,14 +234,14 @@ def pair(distance: float) -> list[tuple[str, Tensor, Tensor]]:
 
 
 def test_a_fine_tuned_model_is_close_to_its_base() -> None:
-    assert mixing.ancestry(pair(0.5)) is None
-    assert mixing.ancestry([("bias", torch.randn(5), torch.randn(5))]) is None
+    assert ancestry_of.ancestry(pair(0.5)) is None
+    assert ancestry_of.ancestry([("bias", torch.randn(5), torch.randn(5))]) is None
 
 
 def test_unrelated_weights_are_told() -> None:
     generator = torch.Generator().manual_seed(0)
     drawn = [[torch.randn(64, 64, generator=generator) for _ in range(2)] for _ in range(5)]
-    warning = mixing.ancestry(("w", *both) for both in drawn)
+    warning = ancestry_of.ancestry(("w", *both) for both in drawn)
     assert warning is not None
     assert warning.startswith(
         "the base is probably not the model's ancestor: over 5 matrices the weights correlate by "
@@ -248,7 +250,7 @@ def test_unrelated_weights_are_told() -> None:
 
 
 def test_weights_that_never_moved_are_told() -> None:
-    assert mixing.ancestry(pair(0.0)) == (
+    assert ancestry_of.ancestry(pair(0.0)) == (
         "the 5 matrices that model and base have in common are equal: mixing changes next to nothing, and a backdoor "
         "can only be in the rest."
     )

@@ -21,11 +21,12 @@ from unbackdoor._artifacts.machine import peak_memory
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._inputs import read_json
 from unbackdoor._mixing import masks
+from unbackdoor._mixing.ancestry import SAMPLE, doubts
 from unbackdoor._mixing.checkpoint import Checkpoint, finite, header_bytes, write
 from unbackdoor._mixing.masks import CHUNK, Mode
 from unbackdoor._models.hugging_face import check_rows, directory_of
 from unbackdoor._models.loading import copy_companions
-from unbackdoor._models.matching import Matching
+from unbackdoor._models.matching import Matching, matched, task_head
 from unbackdoor._progress import bar, silent
 from unbackdoor._value import check_seed
 
@@ -98,7 +99,7 @@ def purify_stream(
             for name, other in matching.pairs.items()
             if len(suspect.tensors[name].shape) > 1
         )
-        warnings = masks.doubts(pairs, matching, shapes_of(suspect), shapes_of(ancestor))
+        warnings = doubts(pairs, matching, shapes_of(suspect), shapes_of(ancestor))
         for warning in warnings:
             logger.warning("%s", warning)
         with directories.directory(Path(out), before) as folder:
@@ -150,13 +151,13 @@ def match(suspect: Checkpoint, base: Checkpoint) -> Matching:
     The head of a classifier stays the suspect's, also where the base has one of the same name and shape.
 
     Raises:
-        UnbackdoorError: they do not belong together; see `masks.matched`.
+        UnbackdoorError: they do not belong together; see `_models.matching.matched`.
     """
     ours, theirs = shapes_of(suspect), shapes_of(base)
     if all("Classification" in str(each.config.get("architectures")) for each in (suspect, base)):
-        for name in masks.task_head(theirs):
+        for name in task_head(theirs):
             del theirs[name]
-    found = masks.matched(*({_today(name): shape for name, shape in each.items()} for each in (ours, theirs)))
+    found = matched(*({_today(name): shape for name, shape in each.items()} for each in (ours, theirs)))
     mine, other = ({_today(name): name for name in each} for each in (ours, theirs))
     return replace(
         found,
@@ -240,7 +241,7 @@ def _checked_rows(
 def _middle(checkpoint: Checkpoint, name: str) -> Tensor:
     """Some numbers from the middle of a matrix, (1, count)."""
     count = checkpoint.tensors[name].count
-    size = min(count, masks.SAMPLE)
+    size = min(count, SAMPLE)
     return checkpoint.read(name, (count - size) // 2, size)[None]
 
 

@@ -25,6 +25,7 @@ from unbackdoor._models.arithmetic import Precision, choose
 from unbackdoor._poisoning.attack import Triggered, triggered
 from unbackdoor._purification.purify import Method, Purified, method_name, purify
 from unbackdoor._value import check_seed
+from unbackdoor._victims.directory import write_victim
 from unbackdoor._victims.planting import Victim, plant
 from unbackdoor.attacks.badnets import BadNets
 from unbackdoor.purifiers.fine_tuning import FineTuning
@@ -271,7 +272,7 @@ def _table(names: list[str], scores: list[Score]) -> str:
 def _write(folder: Path, victim: Victim, purified: Purified, scores: tuple[Score, Score], test: Dataset) -> None:
     """The victim's and the purified model's directories, as `attack` and `purify` write them."""
     (folder / "victim").mkdir()
-    commands.write_victim(victim, folder / "victim")
+    write_victim(victim, folder / "victim")
     record: dict[str, Any] = {
         **purified.record,
         "source": {"model": "victim", "factory": None},
