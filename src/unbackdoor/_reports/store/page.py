@@ -28,7 +28,7 @@ def render(report: Report, records: list[Record], store: Store) -> str:
     from markupsafe import Markup
 
     here = Path(__file__).parent
-    style = (here.parent / "_report" / "style.css").read_text(encoding="utf-8")
+    style = (here.parent / "style.css").read_text(encoding="utf-8")
     style += (here / "page.css").read_text(encoding="utf-8")
     script = (here / "page.js").read_text(encoding="utf-8")
     environment = Environment(loader=FileSystemLoader(here), autoescape=True, undefined=StrictUndefined)
