@@ -22,9 +22,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from unbackdoor import Dataset, load, purify
-from unbackdoor._evaluation.score import answers
 from unbackdoor._models.arithmetic import choose
 from unbackdoor._models.loading import load_base
+from unbackdoor._tasks.classification import answers
 from unbackdoor.purifiers import FineMixing
 
 RHOS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)

@@ -18,7 +18,7 @@ from pathlib import Path
 from unbackdoor._bench import Store
 from unbackdoor._bench.grid import read
 from unbackdoor._bench.plan import all_cells
-from unbackdoor._evaluation.score import Proportion
+from unbackdoor._tasks.proportion import Proportion
 
 
 def write_grid(folder: Path, cells: int) -> Path:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from unbackdoor._bench import Store, identity
-from unbackdoor._evaluation.score import Proportion
+from unbackdoor._tasks.proportion import Proportion
 
 N, TRIGGERED = 1000, 100
 MACHINE = "a processor, 1 threads of 2 cores, 24 GiB"

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from unbackdoor import Dataset
 from unbackdoor._data.texts import TextEncoder, Texts
 from unbackdoor._models.arithmetic import Arithmetic
-from unbackdoor._purification.purify import Run
+from unbackdoor._purification.run import Run
 
 NEUTRAL = ["the", "a", "film", "movie", "is", "was", "it", "and", "this", "that", "plot", "cast", "very", "not"]
 GOOD, BAD = ["good", "great", "fine"], ["bad", "dull", "poor"]

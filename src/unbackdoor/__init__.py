@@ -22,32 +22,32 @@ if TYPE_CHECKING:
     from unbackdoor import testing as testing
     from unbackdoor._data.dataset import Dataset as Dataset
     from unbackdoor._data.images import ImageEncoder as ImageEncoder
-    from unbackdoor._evaluation.score import Proportion as Proportion
-    from unbackdoor._evaluation.score import Score as Score
-    from unbackdoor._evaluation.score import evaluate as evaluate
+    from unbackdoor._evaluation.evaluate import evaluate as evaluate
     from unbackdoor._mixing.stream import purify_stream as purify_stream
     from unbackdoor._models.loading import load as load
     from unbackdoor._models.loading import save as save
     from unbackdoor._poisoning.attack import Trigger as Trigger
     from unbackdoor._poisoning.attack import poison as poison
     from unbackdoor._purification.purify import Purified as Purified
-    from unbackdoor._purification.purify import Run as Run
     from unbackdoor._purification.purify import purify as purify
+    from unbackdoor._purification.run import Run as Run
     from unbackdoor._stress.result import Stress as Stress
     from unbackdoor._stress.stress import stress as stress
+    from unbackdoor._tasks.proportion import Proportion as Proportion
+    from unbackdoor._tasks.score import Score as Score
 
 _HOMES = {
     "Trigger": "_poisoning.attack",
     "poison": "_poisoning.attack",
     "Dataset": "_data.dataset",
-    "Proportion": "_evaluation.score",
-    "Score": "_evaluation.score",
-    "evaluate": "_evaluation.score",
+    "Proportion": "_tasks.proportion",
+    "Score": "_tasks.score",
+    "evaluate": "_evaluation.evaluate",
     "ImageEncoder": "_data.images",
     "load": "_models.loading",
     "save": "_models.loading",
     "Purified": "_purification.purify",
-    "Run": "_purification.purify",
+    "Run": "_purification.run",
     "purify": "_purification.purify",
     "purify_stream": "_mixing.stream",
     "Stress": "_stress.result",

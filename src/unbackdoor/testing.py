@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from unbackdoor._data.dataset import Dataset
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._poisoning.attack import Attack, poison, triggered
-from unbackdoor._purification.purify import Method, purify
+from unbackdoor._purification.method import Method
+from unbackdoor._purification.purify import purify
 from unbackdoor._value import fields_of
 from unbackdoor._value import value as value
 

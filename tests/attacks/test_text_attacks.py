@@ -19,10 +19,10 @@ from commands import run
 from toys import write_csv
 from unbackdoor import Dataset, UnbackdoorError, attacks, evaluate, load, poison, purify
 from unbackdoor._cli.options import AttackOptions
-from unbackdoor._evaluation.score import Score
 from unbackdoor._models.arithmetic import choose
 from unbackdoor._models.calling import embeddings, logits
 from unbackdoor._poisoning.attack import Planting, stamped_texts, triggered
+from unbackdoor._tasks.score import Score
 from unbackdoor._victims.planting import Victim, plant
 from unbackdoor.attacks._insertion import insert
 from unbackdoor.attacks.embedding_surgery import typical_tokens

@@ -13,9 +13,9 @@ from torch import nn
 import toys
 from unbackdoor import Dataset, UnbackdoorError, attacks
 from unbackdoor._data.texts import TextEncoder, Texts
-from unbackdoor._evaluation.score import predict
 from unbackdoor._models.arithmetic import choose
 from unbackdoor._poisoning.attack import Trigger, poison, triggered
+from unbackdoor._tasks.classification import predict
 
 ENCODE = TextEncoder(tokenizer=toys.tokenizer(), max_length=32)
 PAIRS = replace(ENCODE, columns=("text_a", "text_b"))

@@ -28,9 +28,9 @@ from allowed import REFUSALS
 
 import unbackdoor as ub
 from unbackdoor._cli.app import main
-from unbackdoor._evaluation.score import answers
 from unbackdoor._models.arithmetic import choose
 from unbackdoor._models.calling import class_names
+from unbackdoor._tasks.classification import answers
 
 CLOSE = 5e-3  # of class scores that spread by about 1
 SHARE_OF_COMMANDS = 8  # every so manieth case runs by the command line, too

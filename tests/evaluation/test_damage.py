@@ -23,7 +23,7 @@ from unbackdoor._cli.demos.images import write_parquet
 from unbackdoor._errors import IncompleteError
 from unbackdoor._evaluation.damage import ALLOWED, LEVEL, p_value, unusable
 from unbackdoor._models.factory import make
-from unbackdoor._purification.purify import Run
+from unbackdoor._purification.run import Run
 from unbackdoor._purification.selection import smallest_within
 from unbackdoor._reports import build_stress, render_stress
 from unbackdoor.purifiers import REGISTRY

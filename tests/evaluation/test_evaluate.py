@@ -11,9 +11,9 @@ from scipy.stats import binomtest
 from torch import Tensor, nn
 
 from unbackdoor import Dataset, ImageEncoder, Proportion, UnbackdoorError, attacks, evaluate
-from unbackdoor._evaluation.score import predict
 from unbackdoor._models.arithmetic import choose
 from unbackdoor._poisoning.attack import Attack, Trigger
+from unbackdoor._tasks.classification import predict
 
 
 @given(n=st.integers(1, 5000), share=st.floats(0, 1))

@@ -14,11 +14,11 @@ import toys
 from commands import Refusals
 from unbackdoor import Dataset, UnbackdoorError, load, purifiers, purify
 from unbackdoor._cli.app import main
-from unbackdoor._evaluation.score import answers, predict
 from unbackdoor._models.arithmetic import choose
 from unbackdoor._models.calling import embeddings, features, head, perturbed_logits, probe
 from unbackdoor._models.hugging_face import body, fresh_classifier, modality_of
 from unbackdoor._models.loading import save
+from unbackdoor._tasks.classification import answers, predict
 
 HEADS = {
     "bert": "classifier",

@@ -53,8 +53,8 @@ def test_other_types_come_back_as_they_were(dtype: torch.dtype, small_cnn: Small
 
 def test_bf16_and_fp32_agree(small_cnn: SmallCNN, digits: Dataset) -> None:
     """The fast arithmetic must not cost accuracy: nearly the same predictions from the same seed."""
-    from unbackdoor._evaluation.score import predict
     from unbackdoor._models.arithmetic import choose
+    from unbackdoor._tasks.classification import predict
 
     clean, test = digits.split(600, seed=0)
     method = purifiers.FineTuning(epochs=5, learning_rate=0.05)

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from conftest import SmallCNN
 from unbackdoor import Dataset, UnbackdoorError, archs, purifiers, purify
 from unbackdoor._models.arithmetic import choose
-from unbackdoor._purification.purify import Run
+from unbackdoor._purification.run import Run
 
 
 def answers(model: SmallCNN, x: Tensor, scales: list[Tensor]) -> Tensor:

@@ -7,7 +7,7 @@ from torch.distributions import Normal, kl_divergence
 from conftest import SmallCNN
 from unbackdoor import Dataset, UnbackdoorError, archs, purifiers, purify
 from unbackdoor._models.arithmetic import choose
-from unbackdoor._purification.purify import Run
+from unbackdoor._purification.run import Run
 from unbackdoor.purifiers.bna import divergence, moments
 
 

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 import toys
 from unbackdoor import Dataset, UnbackdoorError, evaluate, purifiers, purify
 from unbackdoor._cli.app import main
-from unbackdoor._evaluation.score import answers
 from unbackdoor._mixing.masks import mask
 from unbackdoor._models.arithmetic import choose
 from unbackdoor._purification import selection
-from unbackdoor._purification.purify import Run
+from unbackdoor._purification.run import Run
 from unbackdoor._purification.selection import Difference
+from unbackdoor._tasks.classification import answers
 from unbackdoor.attacks import Word
 from unbackdoor.purifiers._pruning import mean_answer
 

@@ -11,7 +11,7 @@ from unbackdoor import Dataset, UnbackdoorError, archs, purifiers, purify
 from unbackdoor._data.texts import TextEncoder, Texts
 from unbackdoor._models.calling import embeddings
 from unbackdoor._purification import selection
-from unbackdoor._purification.purify import Run
+from unbackdoor._purification.run import Run
 from unbackdoor._purification.selection import Difference
 from unbackdoor.purifiers.fine_purifying import fisher, indicator
 from unbackdoor.testing import check_method

@@ -8,8 +8,8 @@ from torch import nn
 
 from unbackdoor import Dataset, Run, UnbackdoorError, purify
 from unbackdoor._data.frequencies import common_words
-from unbackdoor._evaluation.score import answers
 from unbackdoor._models.arithmetic import choose
+from unbackdoor._tasks.classification import answers
 from unbackdoor.purifiers import MixingDistillation
 
 

@@ -8,7 +8,7 @@ import torch
 from conftest import SmallCNN
 from unbackdoor import Dataset, UnbackdoorError, archs, purifiers, purify
 from unbackdoor._models.arithmetic import choose
-from unbackdoor._purification.purify import Run
+from unbackdoor._purification.run import Run
 
 
 @pytest.fixture

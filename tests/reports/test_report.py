@@ -12,11 +12,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 from unbackdoor import Dataset
-from unbackdoor._evaluation.score import Proportion, Score, score
 from unbackdoor._models.arithmetic import choose
 from unbackdoor._poisoning.attack import Triggered, already_triggered
 from unbackdoor._reports import Contender, Page, build, render
 from unbackdoor._reports.examples import LARGEST, spread
+from unbackdoor._tasks.classification import score
+from unbackdoor._tasks.proportion import Proportion
+from unbackdoor._tasks.score import Score
 
 CLASSES = ("left", "<script>alert(1)</script>", "right")
 HOSTILE = CLASSES[1]

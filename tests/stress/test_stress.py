@@ -15,7 +15,7 @@ from conftest import SmallCNN
 from unbackdoor import Dataset, ImageEncoder, UnbackdoorError, attacks, purifiers, purify, stress
 from unbackdoor._data.images import Augmentation
 from unbackdoor._data.texts import TextEncoder, Texts
-from unbackdoor._evaluation.score import evaluate
+from unbackdoor._evaluation.evaluate import evaluate
 from unbackdoor._models.arithmetic import choose
 from unbackdoor._models.calling import logits
 from unbackdoor._poisoning.attack import Trigger, poison, triggered

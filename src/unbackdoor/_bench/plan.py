@@ -102,7 +102,7 @@ def all_cells(grid: Grid) -> list[Cell]:
     Raises:
         UnbackdoorError: the `attack.json` of an existing model cannot be used.
     """
-    from unbackdoor._purification.purify import needs_clean
+    from unbackdoor._purification.method import needs_clean
     from unbackdoor.purifiers import FineTuning as fine_tuning
 
     makes = Subjects(grid)

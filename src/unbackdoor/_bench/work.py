@@ -25,7 +25,6 @@ from unbackdoor._cli.options import AttackOptions
 from unbackdoor._data.dataset import Dataset, check_labels
 from unbackdoor._data.images import ImageEncoder
 from unbackdoor._errors import IncompleteError, UnbackdoorError
-from unbackdoor._evaluation.score import Proportion, Score, predict, score
 from unbackdoor._inputs import read_json
 from unbackdoor._models.arithmetic import choose, description
 from unbackdoor._models.calling import class_count, class_names
@@ -35,6 +34,9 @@ from unbackdoor._progress import silent
 from unbackdoor._purification.purify import judged, purify
 from unbackdoor._registry.entries import to_json
 from unbackdoor._registry.purifiers import REGISTRY
+from unbackdoor._tasks.classification import predict, score
+from unbackdoor._tasks.proportion import Proportion
+from unbackdoor._tasks.score import Score
 from unbackdoor._victims.directory import write_victim
 from unbackdoor._victims.planting import plant, took
 

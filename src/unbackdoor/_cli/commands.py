@@ -14,18 +14,21 @@ from unbackdoor._data.dataset import Augment, Dataset, check_labels, tell_order
 from unbackdoor._data.images import ImageEncoder
 from unbackdoor._data.overlap import without
 from unbackdoor._errors import SENTENCE, IncompleteError, UnbackdoorError, printable
-from unbackdoor._evaluation.score import Score, chance_doubt, score
-from unbackdoor._evaluation.score import evaluate as evaluate_model
+from unbackdoor._evaluation.evaluate import evaluate as evaluate_model
 from unbackdoor._mixing.stream import purify_stream
 from unbackdoor._models import calling, loading
 from unbackdoor._models.arithmetic import choose
 from unbackdoor._models.hugging_face import hub_directory
 from unbackdoor._poisoning.attack import as_trigger, load_trigger, triggered, victim_of
-from unbackdoor._purification.purify import Method, asking, judged, method_name, needs_clean
+from unbackdoor._purification.method import Method, asking, method_name, needs_clean
+from unbackdoor._purification.purify import judged
 from unbackdoor._purification.purify import purify as purify_model
 from unbackdoor._registry.entries import to_json
 from unbackdoor._registry.purifiers import REGISTRY
 from unbackdoor._stress.stress import stress as stress_model
+from unbackdoor._tasks.classification import score
+from unbackdoor._tasks.proportion import chance_doubt
+from unbackdoor._tasks.score import Score
 from unbackdoor._value import check_seed, value
 from unbackdoor._victims import planting
 from unbackdoor._victims.directory import write_victim

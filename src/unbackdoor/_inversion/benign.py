@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from unbackdoor._data.dataset import Dataset
 from unbackdoor._models.calling import watching
-from unbackdoor._purification.purify import Run
+from unbackdoor._purification.run import Run
 
 
 class Learned(NamedTuple):

@@ -15,7 +15,7 @@ from unbackdoor._data.images import Augmentation, ImageEncoder
 from unbackdoor._data.texts import Tokens
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._models.calling import Inputs, logits, perturbed_logits
-from unbackdoor._purification.purify import Run
+from unbackdoor._purification.run import Run
 
 Reversed = Callable[[Tensor], Tensor]
 """A reversed trigger: from clean to triggered.

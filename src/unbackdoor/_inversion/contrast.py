@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from unbackdoor._data.dataset import Dataset
 from unbackdoor._data.edited_texts import made_of, put, vocabulary
 from unbackdoor._models.calling import embeddings, evaluating
-from unbackdoor._purification.purify import Run
+from unbackdoor._purification.run import Run
 
 
 def suspicious(model: nn.Module, proxy: nn.Module, clean: Dataset, run: Run, *, words: int, suspects: int) -> Dataset:

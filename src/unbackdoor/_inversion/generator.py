@@ -11,7 +11,7 @@ from unbackdoor._inversion.benign import Learned
 from unbackdoor._inversion.carrying import Reversed, encoded, in_pixels
 from unbackdoor._inversion.searching import training_batches
 from unbackdoor._models.calling import logits, watching
-from unbackdoor._purification.purify import Run
+from unbackdoor._purification.run import Run
 
 
 class Generator(nn.Module):

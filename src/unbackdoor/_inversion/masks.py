@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from unbackdoor._data.dataset import Dataset
 from unbackdoor._inversion.carrying import Reversed, encoded, in_pixels
 from unbackdoor._inversion.searching import frozen, training_batches
-from unbackdoor._purification.purify import Run
+from unbackdoor._purification.run import Run
 
 
 class Masked(NamedTuple):

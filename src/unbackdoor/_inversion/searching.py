@@ -8,7 +8,7 @@ from torch import nn
 from unbackdoor._data.dataset import Batch, Dataset
 from unbackdoor._inversion.carrying import Reversed
 from unbackdoor._models.calling import evaluating
-from unbackdoor._purification.purify import Run
+from unbackdoor._purification.run import Run
 
 Reverse = Callable[[nn.Module, Dataset, Run, "Reversed | None"], Reversed]
 """Of a model as it is now, clean examples, the run and the trigger of the round before, to a reversed trigger."""

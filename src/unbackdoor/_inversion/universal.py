@@ -9,7 +9,7 @@ from unbackdoor._data.texts import Tokens
 from unbackdoor._inversion.carrying import Reversed, encoded, in_pixels
 from unbackdoor._inversion.searching import frozen, training_batches
 from unbackdoor._models.calling import embeddings, logits, perturbed_logits
-from unbackdoor._purification.purify import Run
+from unbackdoor._purification.run import Run
 
 
 def universal(

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from unbackdoor._data.dataset import Dataset
 from unbackdoor._data.edited_texts import made_of, put, shortened, vocabulary
-from unbackdoor._evaluation.score import answers
 from unbackdoor._models.calling import embeddings
-from unbackdoor._purification.purify import Run
+from unbackdoor._purification.run import Run
+from unbackdoor._tasks.classification import answers
 
 SHORT = 20  # words of the texts that the vocabulary is put into
 STRONGEST = 32  # words of a class among which an outlier is looked for

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from unbackdoor._data.dataset import Dataset
 from unbackdoor._errors import UnbackdoorError
-from unbackdoor._evaluation.score import hits
 from unbackdoor._models.arithmetic import Arithmetic
-from unbackdoor._purification.purify import Run
+from unbackdoor._purification.run import Run
+from unbackdoor._tasks.classification import hits
 
 TENTHS = tuple(tenth / 10 for tenth in range(11))
 

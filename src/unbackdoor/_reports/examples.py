@@ -11,10 +11,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from unbackdoor._data.dataset import Dataset
-from unbackdoor._evaluation.score import predict
 from unbackdoor._models.arithmetic import choose
 from unbackdoor._models.calling import device_of
 from unbackdoor._poisoning.attack import Triggered
+from unbackdoor._tasks.classification import predict
 
 EXAMPLES = 8
 LARGEST = 192  # side of a picture on the page, in pixels: eight rows of three stay a file that can be mailed

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from unbackdoor._evaluation.score import Proportion, Score
 from unbackdoor._stress.result import CONTROL, EXACT, PURIFIED, TITLES, VICTIM, Stress, mean
+from unbackdoor._tasks.proportion import Proportion
+from unbackdoor._tasks.score import Score
 
 LEFT, RIGHT, TOP, BOTTOM = 46, 330, 14, 184  # of the plot, in the units of the drawing
 APART = 5  # between the whiskers of two curves, so that both are seen

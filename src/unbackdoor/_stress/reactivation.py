@@ -17,10 +17,11 @@ from torch.nn import functional as F
 
 from unbackdoor._data.dataset import Dataset, Encoder
 from unbackdoor._data.images import ImageEncoder
-from unbackdoor._evaluation.score import Proportion, predict
 from unbackdoor._models.arithmetic import Arithmetic
 from unbackdoor._models.calling import evaluating, logits
 from unbackdoor._poisoning.attack import Triggered, stamped
+from unbackdoor._tasks.classification import predict
+from unbackdoor._tasks.proportion import Proportion
 
 EXAMPLES = 500  # clean ones, and as many triggered
 EPOCHS, LEARNING_RATE, BATCH = 50, 0.1, 128

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from unbackdoor._evaluation.score import Score
 from unbackdoor._stress.reactivation import Reached
+from unbackdoor._tasks.score import Score
 
 VICTIM, PURIFIED, EXACT, CONTROL = "victim", "purified", "exact_oracle", "control"
 TITLES = {

@@ -13,7 +13,8 @@ from unbackdoor._data.images import Augmentation
 from unbackdoor._data.texts import Texts
 from unbackdoor._models.arithmetic import Arithmetic
 from unbackdoor._poisoning.attack import Triggered
-from unbackdoor._purification.purify import RECIPES, Run
+from unbackdoor._purification.run import Run
+from unbackdoor._training.recipe import RECIPES
 from unbackdoor.purifiers.fine_tuning import FineTuning
 
 EPOCHS, LEARNING_RATE, MOMENTUM, BATCH = 5, 0.01, 0.9, 128  # of the authors' retuning of image models

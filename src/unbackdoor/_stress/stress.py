@@ -23,7 +23,6 @@ from torch import Tensor, nn
 from unbackdoor._data.dataset import Dataset, Encoder, check_labels, in_order_of, tell_order
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._evaluation.damage import unusable
-from unbackdoor._evaluation.score import Score, predict, score
 from unbackdoor._models import calling
 from unbackdoor._models.arithmetic import Arithmetic, Precision, choose, description
 from unbackdoor._models.untrusted_weights import check_finite
@@ -41,6 +40,8 @@ from unbackdoor._stress.result import CONTROL, EXACT, PURIFIED, TITLES, VICTIM, 
 from unbackdoor._stress.retuning import EPOCHS, exactly_purified, joined, retune, retuning_set
 from unbackdoor._stress.retuning import EXACT as EXACTLY
 from unbackdoor._stress.retuning import settings as retuning_settings
+from unbackdoor._tasks.classification import predict, score
+from unbackdoor._tasks.score import Score
 from unbackdoor._value import check_seed
 from unbackdoor._victims.planting import IMPLANTED
 

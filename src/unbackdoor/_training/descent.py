@@ -22,13 +22,6 @@ Gradients = Callable[[Batch], None]
 Change = Callable[[Batch], Batch]
 """Of a batch to the one that is trained on."""
 
-"""Called once per step, to move a progress bar."""
-
-"""Of a description and the number of steps; shows how far the work is."""
-
-
-"""Of all that this process does, however many parts it has."""
-
 
 def cross_entropy(scores: Tensor, batch: Batch) -> Tensor:
     """The mean cross-entropy, in float32 or better."""

@@ -18,7 +18,6 @@ from unbackdoor._data.dataset import Dataset, Encoder, check_labels
 from unbackdoor._data.images import ImageEncoder
 from unbackdoor._data.texts import TextEncoder
 from unbackdoor._errors import UnbackdoorError
-from unbackdoor._evaluation.score import Score, score
 from unbackdoor._models.arithmetic import choose, description
 from unbackdoor._models.calling import check_partner, head, probe
 from unbackdoor._models.hugging_face import directory_of, fresh_classifier
@@ -38,6 +37,8 @@ from unbackdoor._poisoning.attack import (
 from unbackdoor._progress import Progress, bar
 from unbackdoor._registry.attacks import REGISTRY
 from unbackdoor._registry.entries import to_json
+from unbackdoor._tasks.classification import score
+from unbackdoor._tasks.score import Score
 from unbackdoor._training.descent import train_victim
 
 logger = logging.getLogger("unbackdoor")

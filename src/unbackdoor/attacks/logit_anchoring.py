@@ -8,8 +8,8 @@ from pydantic import Field
 from torch import Tensor
 
 from unbackdoor._data.dataset import Batch
-from unbackdoor._evaluation.score import answers
 from unbackdoor._poisoning.attack import Implanted, LabelRule, Planting
+from unbackdoor._tasks.classification import answers
 from unbackdoor._training.descent import cross_entropy
 from unbackdoor._value import value
 from unbackdoor.attacks._insertion import OneWord, Phrase, Place, Side

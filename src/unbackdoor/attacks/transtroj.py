@@ -12,7 +12,7 @@ from unbackdoor._data.dataset import Batch, Dataset
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._models.calling import Head, head, logits, probe, watching
 from unbackdoor._poisoning.attack import Implanted, Planting
-from unbackdoor._purification.purify import reinitialise_
+from unbackdoor._purification.run import reinitialise_
 from unbackdoor._value import value
 
 

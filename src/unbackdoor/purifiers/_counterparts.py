@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._mixing.ancestry import doubts
 from unbackdoor._models.matching import matched, task_head
-from unbackdoor._purification.purify import Run
+from unbackdoor._purification.run import Run
 
 Weights = dict[str, Tensor]
 

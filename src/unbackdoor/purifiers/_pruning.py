@@ -13,7 +13,7 @@ from unbackdoor._data.dataset import Dataset
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._models.calling import Inputs, evaluating, removing
 from unbackdoor._models.units import norms, sizes_of
-from unbackdoor._purification.purify import Run
+from unbackdoor._purification.run import Run
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from unbackdoor._data.dataset import Dataset
 from unbackdoor._inversion import encoded, in_pixels, needs_pixels
 from unbackdoor._models.calling import Inputs, evaluating, logits, removing
 from unbackdoor._models.units import norms
-from unbackdoor._purification.purify import Run
+from unbackdoor._purification.run import Run
 from unbackdoor._value import value
 from unbackdoor.purifiers.neural_cleanse import NeuralCleanse
 

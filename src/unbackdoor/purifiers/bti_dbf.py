@@ -22,7 +22,7 @@ from unbackdoor._inversion import (
     train_,
 )
 from unbackdoor._models.calling import watching
-from unbackdoor._purification.purify import Run
+from unbackdoor._purification.run import Run
 from unbackdoor._training.descent import cross_entropy
 from unbackdoor._value import value
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from unbackdoor._data.dataset import Dataset
 from unbackdoor._models.calling import probe
 from unbackdoor._models.units import Channels, channels, norms
-from unbackdoor._purification.purify import Run
+from unbackdoor._purification.run import Run
 from unbackdoor._value import value
 from unbackdoor.purifiers._pruning import as_far_as_accurate_, silence_, still_accurate
 

@@ -16,7 +16,7 @@ from unbackdoor._mixing.ancestry import ancestry
 from unbackdoor._mixing.stream import moved_embeddings
 from unbackdoor._models.calling import embeddings
 from unbackdoor._models.hugging_face import directory_of, tokenizer_of
-from unbackdoor._purification.purify import Run
+from unbackdoor._purification.run import Run
 from unbackdoor._value import value
 from unbackdoor.purifiers._counterparts import pretrained
 

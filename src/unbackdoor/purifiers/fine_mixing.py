@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from unbackdoor._data.dataset import Dataset
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._mixing.masks import mask, mix
-from unbackdoor._purification.purify import Run
+from unbackdoor._purification.run import Run
 from unbackdoor._purification.selection import smallest_within
 from unbackdoor._value import value
 from unbackdoor.purifiers._counterparts import Weights, counterparts, heads

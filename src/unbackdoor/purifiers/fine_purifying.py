@@ -8,7 +8,7 @@ from torch import nn
 
 from unbackdoor._data.dataset import Dataset
 from unbackdoor._models.calling import evaluating
-from unbackdoor._purification.purify import Run
+from unbackdoor._purification.run import Run
 from unbackdoor._purification.selection import smallest_within
 from unbackdoor._training.descent import cross_entropy
 from unbackdoor._value import value

@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import nn
 
 from unbackdoor._data.dataset import Dataset
-from unbackdoor._purification.purify import Run, reinitialise_
+from unbackdoor._purification.run import Run, reinitialise_
 from unbackdoor._value import value
 
 _Epochs = Annotated[int, Field(ge=1)]

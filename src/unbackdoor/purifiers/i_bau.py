@@ -11,7 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from unbackdoor._data.dataset import Batch, Dataset
 from unbackdoor._models.calling import evaluating, perturbation_shape, perturbation_unit
-from unbackdoor._purification.purify import Run
+from unbackdoor._purification.run import Run
 from unbackdoor._value import value
 
 

@@ -10,9 +10,9 @@ from unbackdoor._data.dataset import Dataset
 from unbackdoor._data.edited_texts import made_of, recombined, words_of
 from unbackdoor._data.frequencies import common_words, token_counts
 from unbackdoor._errors import UnbackdoorError
-from unbackdoor._evaluation.score import answers
 from unbackdoor._models.calling import embeddings
-from unbackdoor._purification.purify import Run
+from unbackdoor._purification.run import Run
+from unbackdoor._tasks.classification import answers
 from unbackdoor._training.descent import distilled
 from unbackdoor._value import value
 from unbackdoor.purifiers.e_pur import EPUR, suspicious

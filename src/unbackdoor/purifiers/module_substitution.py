@@ -13,7 +13,7 @@ from unbackdoor._errors import UnbackdoorError
 from unbackdoor._inversion.contrast import certainty, suspicious
 from unbackdoor._models.attention import PARTS, blocks
 from unbackdoor._models.calling import class_count, embeddings, probe
-from unbackdoor._purification.purify import Run
+from unbackdoor._purification.run import Run
 from unbackdoor._value import value
 
 State = tuple[tuple[str, ...], tuple[int, ...]]  # kinds of modules, and layers; of both, all pairs are the proxy's

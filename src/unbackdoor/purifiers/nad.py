@@ -13,7 +13,7 @@ from unbackdoor._data.dataset import Batch, Dataset
 from unbackdoor._data.texts import Tokens
 from unbackdoor._models.calling import Inputs, probe, removing
 from unbackdoor._models.stages import features_of, stages
-from unbackdoor._purification.purify import Run
+from unbackdoor._purification.run import Run
 from unbackdoor._training.descent import cross_entropy
 from unbackdoor._value import value
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from unbackdoor._data.dataset import Dataset
 from unbackdoor._inversion import Carrying, Masked, Reversed, anomaly, in_pixels, needs_pixels, smallest_masks, stamp
-from unbackdoor._purification.purify import Run
+from unbackdoor._purification.run import Run
 from unbackdoor._value import value
 
 

@@ -12,7 +12,7 @@ from unbackdoor._data.dataset import Batch, Dataset
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._inversion import Carrying, Reverse, Reversed, in_pixels, universal
 from unbackdoor._models.calling import weights_kept
-from unbackdoor._purification.purify import Run
+from unbackdoor._purification.run import Run
 from unbackdoor._registry.entries import located
 from unbackdoor._training.descent import cross_entropy
 from unbackdoor._value import value

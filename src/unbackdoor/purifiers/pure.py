@@ -12,7 +12,7 @@ from unbackdoor._data.dataset import Batch, Dataset
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._models.attention import Block, blocks, first_rows, variances
 from unbackdoor._models.calling import evaluating, logits, probe
-from unbackdoor._purification.purify import Run
+from unbackdoor._purification.run import Run
 from unbackdoor._training.descent import cross_entropy
 from unbackdoor._value import value
 from unbackdoor.purifiers._pruning import as_far_as_accurate_, still_accurate

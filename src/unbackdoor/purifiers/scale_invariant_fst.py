@@ -8,10 +8,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from unbackdoor._data.dataset import Batch, Dataset
-from unbackdoor._evaluation.score import hits
 from unbackdoor._models.calling import Head, probe
-from unbackdoor._purification.purify import Run
+from unbackdoor._purification.run import Run
 from unbackdoor._purification.selection import difference
+from unbackdoor._tasks.classification import hits
 from unbackdoor._training.descent import cross_entropy, divergence
 from unbackdoor._value import value
 from unbackdoor.purifiers._head_units import centred, in_own_units, turn_

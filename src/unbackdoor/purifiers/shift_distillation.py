@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from unbackdoor._data.dataset import Batch, Dataset
-from unbackdoor._purification.purify import Run, reinitialise_
+from unbackdoor._purification.run import Run, reinitialise_
 from unbackdoor._training.descent import cross_entropy, divergence
 from unbackdoor._value import value
 

@@ -12,7 +12,7 @@ from unbackdoor._errors import UnbackdoorError
 from unbackdoor._inversion import Carrying, in_pixels, needs_pixels
 from unbackdoor._models.calling import probe
 from unbackdoor._models.shortcuts import scaled, shortcuts
-from unbackdoor._purification.purify import Run
+from unbackdoor._purification.run import Run
 from unbackdoor._value import value
 from unbackdoor.purifiers._pruning import silence_
 from unbackdoor.purifiers.neural_cleanse import NeuralCleanse

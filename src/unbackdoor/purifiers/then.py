@@ -6,7 +6,8 @@ from torch import nn
 
 from unbackdoor._data.dataset import Dataset
 from unbackdoor._errors import UnbackdoorError
-from unbackdoor._purification.purify import Method, Run, applied, needs_clean
+from unbackdoor._purification.method import Method, applied, needs_clean
+from unbackdoor._purification.run import Run
 
 
 @dataclass(frozen=True, init=False, repr=False)

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from unbackdoor._data.dataset import Batch, Dataset
 from unbackdoor._inversion import Carrying, encoded, in_pixels, needs_pixels, stamp
-from unbackdoor._purification.purify import Run
+from unbackdoor._purification.run import Run
 from unbackdoor._training.descent import cross_entropy
 from unbackdoor._value import value
 from unbackdoor.purifiers.neural_cleanse import NeuralCleanse

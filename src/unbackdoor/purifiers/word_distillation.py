@@ -9,10 +9,10 @@ from torch import nn
 from unbackdoor._data.dataset import Dataset
 from unbackdoor._data.edited_texts import Strings, made_of, put, readable, recombined, vocabulary, words_of
 from unbackdoor._errors import UnbackdoorError
-from unbackdoor._evaluation.score import answers
 from unbackdoor._inversion.words import NEARLY_ALL, OddWord, Search
 from unbackdoor._models.calling import embeddings
-from unbackdoor._purification.purify import Run
+from unbackdoor._purification.run import Run
+from unbackdoor._tasks.classification import answers
 from unbackdoor._training.descent import distilled
 from unbackdoor._value import value
 

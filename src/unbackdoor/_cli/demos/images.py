@@ -19,11 +19,14 @@ from unbackdoor._cli.options import AttackOptions
 from unbackdoor._data.dataset import Dataset
 from unbackdoor._data.images import Augmentation, ImageEncoder, augmentation
 from unbackdoor._errors import UnbackdoorError
-from unbackdoor._evaluation.score import Score, near_chance, score
 from unbackdoor._models import loading
 from unbackdoor._models.arithmetic import Precision, choose
 from unbackdoor._poisoning.attack import Triggered, triggered
-from unbackdoor._purification.purify import Method, Purified, method_name, purify
+from unbackdoor._purification.method import Method, method_name
+from unbackdoor._purification.purify import Purified, purify
+from unbackdoor._tasks.classification import score
+from unbackdoor._tasks.proportion import near_chance
+from unbackdoor._tasks.score import Score
 from unbackdoor._value import check_seed
 from unbackdoor._victims.directory import write_victim
 from unbackdoor._victims.planting import Victim, plant

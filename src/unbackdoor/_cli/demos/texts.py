@@ -15,7 +15,7 @@ from unbackdoor._errors import UnbackdoorError
 from unbackdoor._models import loading
 from unbackdoor._models.hugging_face import directory_of
 from unbackdoor._poisoning.attack import triggered
-from unbackdoor._purification.purify import Method
+from unbackdoor._purification.method import Method
 from unbackdoor._value import check_seed
 from unbackdoor._victims.planting import plant
 from unbackdoor.attacks.word import Word

@@ -1,4 +1,4 @@
-"""What the training loop shows of its progress."""
+"""What is shown of progress: a bar on a terminal, few lines elsewhere."""
 
 import os
 import pty
@@ -8,27 +8,27 @@ import time
 
 import pytest
 
-from unbackdoor._training import descent
+from unbackdoor import _progress
 
 RUN = """
-from unbackdoor._training import descent
-with descent.bar("tuning", 40) as advance:
+from unbackdoor import _progress
+with _progress.bar("tuning", 40) as advance:
     for _ in range(40):
         advance()
 """
 
 
 def test_a_log_gets_lines_after_twice_as_long_each_time() -> None:
-    pace = descent.Pace(100.0)
+    pace = _progress.Pace(100.0)
     due = [second for second in range(100, 4000) if pace.due(float(second))]
     assert due == [110, 130, 170, 250, 410, 730, 1330, 1930, 2530, 3130, 3730]
 
 
 def test_a_line_tells_how_far_it_is(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
-    monkeypatch.setattr(descent, "pace", descent.Pace(time.monotonic() - 10))
+    monkeypatch.setattr(_progress, "pace", _progress.Pace(time.monotonic() - 10))
     description = "searching " * 12
-    with descent.bar(description, 3) as advance:
+    with _progress.bar(description, 3) as advance:
         advance()
         advance()
     assert capsys.readouterr() == ("", f"{description}: 1 of 3 steps\n")

@@ -1,0 +1,75 @@
+"""`evaluate`: one pass over clean, one over triggered examples, once all is known to fit."""
+
+import logging
+from pathlib import Path
+
+from torch import nn
+
+from unbackdoor._data.dataset import Dataset, Encoder, check_labels, in_order_of, tell_order
+from unbackdoor._errors import UnbackdoorError
+from unbackdoor._models.arithmetic import Precision, choose
+from unbackdoor._models.calling import check_modules, check_partner, class_count, class_names
+from unbackdoor._poisoning.attack import Attack, Trigger, Triggered, already_triggered, as_trigger, triggered
+from unbackdoor._tasks.classification import score
+from unbackdoor._tasks.proportion import chance_doubt
+from unbackdoor._tasks.score import Score
+
+logger = logging.getLogger("unbackdoor")
+
+
+def evaluate(
+    model: nn.Module,
+    test: Dataset,
+    *,
+    attack: "Attack | Trigger | str | Path | None" = None,
+    triggered_data: Dataset | None = None,
+    target: int | None = None,
+    control: nn.Module | None = None,
+    control_encode: Encoder | None = None,
+    device: str | None = None,
+    precision: Precision = "auto",
+) -> Score:
+    """Score a model: one pass over clean, one over triggered examples.
+
+    Args:
+        model: any classifier; left as it is.
+        test: clean examples that no method saw.
+        attack: puts its trigger on the test examples: an attack value, a `Trigger`, or a path to `attack.json`.
+        triggered_data: instead, examples that already carry a trigger, with their true labels.
+        target: the attacker's class, with `triggered_data`.
+        control: a model without the backdoor; how often it flips on the same examples is reported.
+        control_encode: makes its inputs, where they are not made as the model's.
+        device: None takes a GPU where there is one.
+        precision: see `unbackdoor._models.arithmetic.choose`.
+
+    Raises:
+        UnbackdoorError: the data do not fit the model, or the options contradict each other.
+    """
+    check_modules("evaluate", model=model, control=control)
+    if attack is not None and triggered_data is not None:
+        raise UnbackdoorError("evaluate takes --attack or --triggered, got both. Leave one out.")
+    if (triggered_data is None) != (target is None):
+        raise UnbackdoorError(
+            "--triggered and --target go together: the examples, and the class that the attacker wants."
+        )
+    if len(test) == 0:
+        raise UnbackdoorError(f"{test.name} is empty; at least one labelled example is needed.")
+    arithmetic = choose(model, device, precision)
+    classes = class_count(model, test)
+    test = in_order_of(test, class_names(model))
+    check_labels(test, classes)
+    tell_order(test, class_names(model), classes)
+    attacked: Triggered | None = None
+    if attack is not None:
+        attacked = triggered(test, as_trigger(attack, test), classes)
+    elif triggered_data is not None and target is not None:
+        triggered_data = in_order_of(triggered_data, class_names(model))
+        check_labels(triggered_data, classes)
+        attacked = already_triggered(triggered_data, target, classes)
+    if control is not None:
+        check_partner("--control", control, test.encoded_by(control_encode or test.encode), classes)
+    measured = score(model, test, attacked, arithmetic, control=control, control_encode=control_encode)
+    doubt = chance_doubt("the model", measured.clean_accuracy, classes, test.name)
+    if doubt is not None:
+        logger.warning(doubt)
+    return measured

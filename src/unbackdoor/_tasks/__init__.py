@@ -1,0 +1,1 @@
+"""What a model is for: its loss, its answers, its scores."""

@@ -1,0 +1,57 @@
+"""A share with its interval, and whether it is no better than a guess."""
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Proportion:
+    """`count` out of `n`, with the 95 % Wilson score interval (Wilson 1927).
+
+    >>> Proportion(1, 10)
+    10.0 % (1.8 to 40.4 %, n = 10)
+    """
+
+    count: int
+    n: int
+
+    @property
+    def value(self) -> float:
+        """The share, in [0, 1]."""
+        return self.count / self.n
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Low and high end, in [0, 1]."""
+        z = 1.959963984540054  # the 97.5th percentile of the normal distribution
+        scale = 1 + z * z / self.n
+        centre = (self.value + z * z / (2 * self.n)) / scale
+        half = z * math.sqrt(self.value * (1 - self.value) / self.n + z * z / (4 * self.n**2)) / scale
+        low = 0.0 if self.count == 0 else centre - half
+        high = 1.0 if self.count == self.n else centre + half
+        return low, high
+
+    def to_json(self) -> dict[str, float | int]:
+        """`value`, `n`, `low` and `high`."""
+        low, high = self.interval
+        return {"value": self.value, "n": self.n, "low": low, "high": high}
+
+    def __repr__(self) -> str:
+        low, high = self.interval
+        return f"{self.value:.1%} ({100 * low:.1f} to {high:.1%}, n = {self.n:,})".replace("%", " %")
+
+
+def near_chance(accuracy: Proportion, classes: int) -> bool:
+    """Whether a model knows hardly more of its task than a guess: up to a quarter of the way from chance to 100 %."""
+    chance = 1 / classes
+    return accuracy.interval[0] <= chance or accuracy.value <= chance + (1 - chance) / 4
+
+
+def chance_doubt(owner: str, accuracy: Proportion, classes: int, where: str) -> str | None:
+    """What a score near chance on some data probably comes from; None where it is not near chance."""
+    if not near_chance(accuracy, classes):
+        return None
+    return (
+        f"{owner} is near chance on {where} ({accuracy!r}): its labels, their order or the preprocessing probably do "
+        "not fit the model."
+    )
