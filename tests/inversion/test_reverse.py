@@ -10,7 +10,8 @@ from unbackdoor import Dataset
 from unbackdoor._inversion import Carrying, Generator, encoded, frozen, in_pixels, stamp, universal
 from unbackdoor._inversion.carrying import carriers
 from unbackdoor._inversion.searching import training_batches
-from unbackdoor._models.calling import logits, perturbed_logits
+from unbackdoor._models.calling import logits
+from unbackdoor._models.perturbation import perturbed_logits
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,10 @@ from torch.nn import functional as F
 from conftest import SmallCNN
 from unbackdoor import Dataset, ImageEncoder, UnbackdoorError, evaluate, load, purifiers, purify, save
 from unbackdoor._cli.app import main
-from unbackdoor._models.calling import class_count, class_names, features, head, logits, watching
+from unbackdoor._models.calling import class_count, class_names, logits
 from unbackdoor._models.factory import make
+from unbackdoor._models.head import features, head_of
+from unbackdoor._models.hooks import watching
 
 QUICK = purifiers.FST(epochs=1, batch_size=8)
 CLASSES = {0: "cat", 1: "dog", 2: "owl"}
@@ -428,14 +430,14 @@ INPUTS = torch.randn(8, 6, generator=torch.Generator().manual_seed(0))
 )
 def test_the_head_is_found_by_running(after: Callable[[Tensor], Any]) -> None:
     model = Classifier(after)
-    found = head(model, INPUTS)
+    found = head_of(model, INPUTS)
     assert found.name == "inner.neck.1"
     assert found.layer is model.inner["neck"][1]
 
 
 def test_of_two_layers_of_one_shape_the_one_that_makes_the_logits_is_the_head() -> None:
-    assert head(Classifier(), INPUTS).name == "inner.neck.1"  # first has 4 outputs, too
-    assert head(Unused(), INPUTS).name == "inner.neck.1"
+    assert head_of(Classifier(), INPUTS).name == "inner.neck.1"  # first has 4 outputs, too
+    assert head_of(Unused(), INPUTS).name == "inner.neck.1"
 
 
 class Several(nn.Module):
@@ -472,7 +474,7 @@ def test_of_several_arrays_the_scores_are_found(returned: Callable[..., Any], wi
     model.first.weight.requires_grad_(False)
     expected = model.fc(model.first(INPUTS).relu())
     assert torch.equal(logits(model, INPUTS), expected)
-    assert head(model, INPUTS).name == "fc"
+    assert head_of(model, INPUTS).name == "fc"
     assert [parameter.requires_grad for parameter in model.parameters()] == [False, *[True] * 6]
     assert not any(module._forward_hooks for module in model.modules())
 
@@ -503,12 +505,12 @@ def test_order_of_definition_does_not_matter() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.last(self.first(x))
 
-    assert head(Backwards(), INPUTS).name == "last"
+    assert head_of(Backwards(), INPUTS).name == "last"
 
 
 def test_the_features_are_what_the_head_multiplies() -> None:
     model = Classifier().eval()
-    found = head(model, INPUTS)
+    found = head_of(model, INPUTS)
     seen = features(model, INPUTS, found)
     expected = seen @ found.layer.weight.T + found.layer.bias
     torch.testing.assert_close(logits(model, INPUTS), expected)
@@ -524,8 +526,8 @@ def test_watching_keeps_the_latest_pass_and_leaves_no_hook(small_cnn: SmallCNN, 
 
 
 def test_a_head_may_be_named() -> None:
-    assert head(Classifier(), INPUTS, "first").name == "first"
-    assert head(Classifier(lambda scores: scores * 3), INPUTS, "inner.neck.1").name == "inner.neck.1"
+    assert head_of(Classifier(), INPUTS, "first").name == "first"
+    assert head_of(Classifier(lambda scores: scores * 3), INPUTS, "inner.neck.1").name == "inner.neck.1"
 
 
 NO_HEAD = (
@@ -611,7 +613,7 @@ NO_HEAD = (
 )
 def test_a_head_that_cannot_be(model: nn.Module, name: str | None, message: str) -> None:
     with pytest.raises(UnbackdoorError) as refused:
-        head(model, INPUTS, name)
+        head_of(model, INPUTS, name)
     assert str(refused.value) == message
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
@@ -624,7 +626,7 @@ def test_looking_for_the_head_leaves_no_trace(frozen: bool, small_cnn: SmallCNN,
     modes = [module.training for module in small_cnn.modules()]
     before = {name: tensor.clone() for name, tensor in small_cnn.state_dict().items()}
     data = digits.select(range(8))
-    found = head(small_cnn, data.encode(data.items))
+    found = head_of(small_cnn, data.encode(data.items))
     assert class_count(small_cnn, data) == 10
     evaluate(small_cnn, data)
     features(small_cnn, data.encode(data.items)[:0], found)

@@ -15,9 +15,11 @@ from commands import Refusals
 from unbackdoor import Dataset, UnbackdoorError, load, purifiers, purify
 from unbackdoor._cli.app import main
 from unbackdoor._models.arithmetic import choose
-from unbackdoor._models.calling import embeddings, features, head, perturbed_logits, probe
+from unbackdoor._models.calling import embeddings, probe
+from unbackdoor._models.head import features, head_of
 from unbackdoor._models.hugging_face import body, fresh_classifier, modality_of
 from unbackdoor._models.loading import save
+from unbackdoor._models.perturbation import perturbed_logits
 from unbackdoor._tasks.classification import answers, predict
 
 HEADS = {
@@ -52,7 +54,7 @@ class TestArchitectures:
 
     def test_the_head_is_found_and_answers_come_in_order(self, name: str, models: Path) -> None:
         model, data = self.data(models, name)
-        assert head(model, probe(model, data)).name == HEADS[name]
+        assert head_of(model, probe(model, data)).name == HEADS[name]
         found = predict(model, data, choose(model, "cpu", "fp32"))
         with torch.no_grad():
             alone = [
@@ -171,7 +173,7 @@ def test_a_text_is_the_same_alone_and_among_longer_ones(name: str, tmp_path: Pat
             alone = torch.cat([model(**encode.tokenizer(text, return_tensors="pt")).logits for text in texts])
         together = answers(model, data, choose(model, "cpu", "fp32"))
         assert torch.allclose(together, alone, atol=1e-5)
-        found = head(model, probe(model, data))
+        found = head_of(model, probe(model, data))
         batch = next(data.batches(16))
         seen = features(model, batch.inputs, found)
         scores = found.layer(seen)

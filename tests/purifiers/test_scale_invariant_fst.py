@@ -12,7 +12,8 @@ from torch.nn import functional as F
 import toys
 from conftest import SmallCNN
 from unbackdoor import Dataset, purifiers, purify
-from unbackdoor._models.calling import head, probe
+from unbackdoor._models.calling import probe
+from unbackdoor._models.head import head_of
 from unbackdoor.purifiers import scale_invariant_fst
 from unbackdoor.purifiers._head_units import ROW, in_own_units, turn_
 
@@ -113,7 +114,7 @@ def test_texts_are_scale_invariant_too(reviews: Dataset) -> None:
 
     model = toys.classifier("bert", seed=1).double()
     grown = copy.deepcopy(model)
-    inner = head(model, probe(model, reviews))
+    inner = head_of(model, probe(model, reviews))
     with torch.no_grad():
         grown.get_submodule(inner.name).weight.div_(8)
     name, _, last = inner.name.rpartition(".")
@@ -133,7 +134,7 @@ def test_the_model_computes_the_same_in_its_own_units_and_afterwards(suspect: No
     model = copy.deepcopy(suspect)
     with torch.no_grad():
         before = model(inputs)
-        with in_own_units(model, head(model, inputs), inputs):
+        with in_own_units(model, head_of(model, inputs), inputs):
             assert torch.allclose(model(inputs), before, rtol=1e-4, atol=1e-4)
             weight = model.head.weight - model.head.weight.mean(0)
             assert weight.norm(dim=1).square().mean().sqrt().item() == pytest.approx(ROW, rel=1e-5)
@@ -147,7 +148,7 @@ def test_a_normalisation_that_does_not_set_the_scale_is_left_alone(small_cnn: Sm
     small_cnn.features.append(nn.Sigmoid())
     before = small_cnn.features[5].weight.detach().clone()
     inputs = digits.encode(digits.items[:20])
-    with in_own_units(small_cnn, head(small_cnn, inputs), inputs):
+    with in_own_units(small_cnn, head_of(small_cnn, inputs), inputs):
         assert torch.equal(small_cnn.features[5].weight, before)
 
 

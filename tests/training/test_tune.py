@@ -12,7 +12,8 @@ from torch.nn import functional as F
 from conftest import SmallCNN
 from unbackdoor import Dataset, ImageEncoder, UnbackdoorError, purify
 from unbackdoor._data.texts import Tokens
-from unbackdoor._models.calling import perturbation_shape, perturbation_unit, statistics_kept
+from unbackdoor._models.hooks import statistics_kept
+from unbackdoor._models.perturbation import perturbation_shape, perturbation_unit
 
 
 def tuned(model: nn.Module, data: Dataset, **options: Any) -> dict[str, Tensor]:

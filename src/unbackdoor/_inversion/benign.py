@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unbackdoor._data.dataset import Dataset
-from unbackdoor._models.calling import watching
+from unbackdoor._models.hooks import watching
 from unbackdoor._purification.run import Run
 
 

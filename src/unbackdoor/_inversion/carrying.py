@@ -14,7 +14,8 @@ from unbackdoor._data.dataset import Dataset
 from unbackdoor._data.images import Augmentation, ImageEncoder
 from unbackdoor._data.texts import Tokens
 from unbackdoor._errors import UnbackdoorError
-from unbackdoor._models.calling import Inputs, logits, perturbed_logits
+from unbackdoor._models.calling import Inputs, logits
+from unbackdoor._models.perturbation import perturbed_logits
 from unbackdoor._purification.run import Run
 
 Reversed = Callable[[Tensor], Tensor]

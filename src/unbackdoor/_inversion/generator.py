@@ -10,7 +10,8 @@ from unbackdoor._data.dataset import Dataset
 from unbackdoor._inversion.benign import Learned
 from unbackdoor._inversion.carrying import Reversed, encoded, in_pixels
 from unbackdoor._inversion.searching import training_batches
-from unbackdoor._models.calling import logits, watching
+from unbackdoor._models.calling import logits
+from unbackdoor._models.hooks import watching
 from unbackdoor._purification.run import Run
 
 

@@ -8,7 +8,8 @@ from unbackdoor._data.dataset import Dataset
 from unbackdoor._data.texts import Tokens
 from unbackdoor._inversion.carrying import Reversed, encoded, in_pixels
 from unbackdoor._inversion.searching import frozen, training_batches
-from unbackdoor._models.calling import embeddings, logits, perturbed_logits
+from unbackdoor._models.calling import embeddings, logits
+from unbackdoor._models.perturbation import perturbed_logits
 from unbackdoor._purification.run import Run
 
 

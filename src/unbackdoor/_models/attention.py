@@ -12,7 +12,8 @@ from unbackdoor._data.dataset import Dataset
 from unbackdoor._data.texts import Tokens
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._models.arithmetic import Arithmetic
-from unbackdoor._models.calling import Inputs, evaluating, logits, removing
+from unbackdoor._models.calling import Inputs, evaluating, logits
+from unbackdoor._models.hooks import removing
 
 PARTS = ("query", "key", "value", "attention output", "feed-forward in", "feed-forward out")
 

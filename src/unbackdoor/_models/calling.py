@@ -1,26 +1,17 @@
-"""Models: ask them for logits, and find their head by running them."""
+"""What a model answers: class scores, how many classes it has and their names, the device it is on."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from unbackdoor._data.dataset import Dataset
-from unbackdoor._data.images import ImageEncoder
 from unbackdoor._data.texts import Tokens
 from unbackdoor._errors import UnbackdoorError, printable
-
-
-class Head(NamedTuple):
-    """The last linear layer of a classifier and its name in the model."""
-
-    name: str
-    layer: nn.Linear
-
+from unbackdoor._models.hooks import removing
 
 Inputs = Tensor | Tokens
 
@@ -148,60 +139,6 @@ def device_of(model: nn.Module) -> torch.device:
     return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
 
-def perturbed_logits(model: nn.Module, inputs: Inputs, perturbation: Tensor) -> Tensor:
-    """Class scores under a perturbation, which a gradient flows through.
-
-    Args:
-        model: any classifier; a text model must be one of transformers.
-        inputs: a batch.
-        perturbation: added to pixels as the model sees them, (batch, channels, height, width); or to the output of the
-            model's embedding layer, (batch, length, width). A batch of 1 perturbs all examples alike.
-
-    Raises:
-        UnbackdoorError: a text model that does not tell its embedding layer.
-    """
-    if not isinstance(inputs, Tokens):
-        return logits(model, inputs + perturbation)
-
-    def perturbed(_layer: nn.Module, given: tuple[Any, ...], output: Tensor) -> Tensor:
-        # XLNet has the places of a text before the texts of a batch.
-        turned = bool(given) and not torch.equal(given[0], inputs["input_ids"])
-        turned = turned and torch.equal(given[0], inputs["input_ids"].t())
-        return output + (perturbation.transpose(0, 1) if turned else perturbation)
-
-    # An encoder and its decoder may look words up by layers of their own that share one weight.
-    weight = embeddings(model).weight
-    layers = [layer for layer in model.modules() if isinstance(layer, nn.Embedding) and layer.weight is weight]
-    with removing([layer.register_forward_hook(perturbed) for layer in layers]):
-        return logits(model, inputs)
-
-
-def perturbation_shape(model: nn.Module, inputs: Inputs) -> tuple[int, ...]:
-    """The shape of a perturbation of each example of a batch: that of pixels, or (batch, length, width) of embeddings.
-
-    Raises:
-        UnbackdoorError: a text model that does not tell its embedding layer.
-    """
-    return (*inputs.shape, embeddings(model).embedding_dim) if isinstance(inputs, Tokens) else tuple(inputs.shape)
-
-
-def perturbation_unit(model: nn.Module, data: Dataset) -> Tensor:
-    """What a perturbation of 1 is, in the numbers that the model sees; multiply by it.
-
-    Of images the whole range of a pixel, black to white, (1 or channels, 1, 1). Of texts the root mean square of all
-    entries of the word embeddings, (): a word is about as long as a perturbation with 1 in each entry.
-
-    Raises:
-        UnbackdoorError: a text model that does not tell its embedding layer.
-    """
-    if data.modality == "text":
-        return embeddings(model).weight.detach().square().mean().sqrt()
-    assert isinstance(data.encode, ImageEncoder)
-    like = next(model.parameters())
-    std = torch.tensor(data.encode.std, device=like.device, dtype=like.dtype)
-    return (255 * data.encode.scale / std).view(-1, 1, 1)
-
-
 def embeddings(model: nn.Module) -> nn.Embedding:
     """The layer of a text model that token ids look their rows up in.
 
@@ -239,37 +176,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-@contextmanager
-def weights_kept(weights: Iterable[Tensor]) -> Iterator[None]:
-    """Whatever happens to the weights while the block runs is taken back, in place."""
-    before = [(weight, weight.detach().clone()) for weight in weights]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for weight, kept in before:
-                weight.copy_(kept)
-
-
-@contextmanager
-def statistics_kept(model: nn.Module) -> Iterator[None]:
-    """BatchNorm normalises as it does in its mode, but learns no running statistics."""
-    learning = [
-        module
-        for module in model.modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats
-    ]
-    for module in learning:
-        module.track_running_stats = False
-    try:
-        yield
-    finally:
-        for module in learning:
-            module.track_running_stats = True
-
-
 @torch.no_grad()
-def _probed(model: nn.Module, inputs: Inputs) -> Tensor:
+def checked_logits(model: nn.Module, inputs: Inputs) -> Tensor:
     """Class scores of a first batch, which is where model and data turn out not to fit."""
     owner = type(model).__name__
     try:
@@ -305,7 +213,7 @@ def class_count(model: nn.Module, data: Dataset) -> int:
     Raises:
         UnbackdoorError: model and data do not fit, or it has one output.
     """
-    return _probed(model, probe(model, data)).shape[1]
+    return checked_logits(model, probe(model, data)).shape[1]
 
 
 def check_modules(owner: str, **given: object) -> None:
@@ -342,101 +250,6 @@ def check_partner(option: str, other: nn.Module, data: Dataset, classes: int) ->
         raise UnbackdoorError(f"{option}: {problem}") from None
     if others != classes:
         raise UnbackdoorError(f"{option} must answer with {classes} classes as the model does, got {others}.")
-
-
-@torch.no_grad()
-def head(model: nn.Module, inputs: Inputs, name: str | None = None) -> Head:
-    """The linear layer that makes the logits, found by running a batch and comparing each layer's output with them.
-
-    Args:
-        model: any classifier.
-        inputs: a batch of model inputs.
-        name: take this layer instead.
-
-    Raises:
-        UnbackdoorError: no linear layer makes the logits, the model answers with probabilities or has one output, or
-            the inputs do not fit it.
-    """
-    layers = {key: layer for key, layer in model.named_modules() if isinstance(layer, nn.Linear)}
-    outputs: dict[str, Tensor] = {}
-    hooks = [
-        layer.register_forward_hook(lambda _module, _args, output, key=key: outputs.__setitem__(key, output))
-        for key, layer in layers.items()
-    ]
-    with removing(hooks):
-        scores = _probed(model, inputs)
-    owner = type(model).__name__
-    if name is not None:
-        if name not in layers:
-            some = ", ".join(list(layers)[-5:]) or "none"
-            raise UnbackdoorError(f"--head must name a linear layer of {owner}, got {name}; its last ones are {some}.")
-        if layers[name].out_features != scores.shape[1]:
-            raise UnbackdoorError(
-                f"--head {name} has {layers[name].out_features} outputs, but {owner} answers with {scores.shape[1]} "
-                "classes. Name the layer that makes the logits."
-            )
-        return Head(name, layers[name])
-    tensors = {key: output for key, output in outputs.items() if isinstance(output, Tensor)}  # a router gives a tuple
-    same = {key: found for key, output in tensors.items() if (found := _at_answer(output, scores)) is not None}
-    for key in reversed(list(same)):
-        if torch.allclose(same[key], scores, rtol=1e-4, atol=1e-6):
-            return Head(key, layers[key])
-    for key in reversed(list(same)):
-        if torch.allclose(same[key].log_softmax(1), scores, rtol=1e-4, atol=1e-5):
-            return Head(key, layers[key])
-        for squashed in (same[key].softmax(1), same[key].sigmoid()):
-            if torch.allclose(squashed, scores, rtol=1e-4, atol=1e-5):
-                raise UnbackdoorError(
-                    f"{owner} answers with probabilities; class scores (logits) are expected. Wrap it without its last "
-                    "activation."
-                )
-    raise UnbackdoorError(
-        f"{owner} has no final linear layer that makes its {scores.shape[1]} logits. Name one with --head "
-        "(head= in Python), or end the model in an nn.Linear."
-    )
-
-
-def _at_answer(output: Tensor, scores: Tensor) -> Tensor | None:
-    """A layer's output where it could be the logits: (batch, classes), of (batch, length, classes) the best token's."""
-    if output.shape == scores.shape:
-        return output
-    if output.ndim != 3 or output.shape[0] != len(scores) or output.shape[2] != scores.shape[1]:
-        return None
-    nearest = (output - scores[:, None]).abs().amax(dim=2).argmin(dim=1)  # decoders answer at their last token
-    return output[torch.arange(len(scores)), nearest]
-
-
-@torch.no_grad()
-def features(model: nn.Module, inputs: Inputs, found: Head) -> Tensor:
-    """What the head sees, (batch, in_features); of a decoder (batch, length, in_features)."""
-    with watching(found.layer) as seen:
-        logits(model, inputs)
-    return seen[0]
-
-
-@contextmanager
-def removing(hooks: list[RemovableHandle]) -> Iterator[None]:
-    """Take hooks off when the block ends, however it ends."""
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-@contextmanager
-def watching(layer: nn.Module) -> Iterator[list[Tensor]]:
-    """What a layer is given in the latest forward pass, the one entry of a list; a gradient flows through it."""
-    seen: list[Tensor] = []
-
-    def keep(_module: nn.Module, given: tuple[Tensor, ...]) -> None:
-        seen[:] = given[:1]
-
-    hook = layer.register_forward_pre_hook(keep)
-    try:
-        yield seen
-    finally:
-        hook.remove()
 
 
 def class_names(model: nn.Module) -> tuple[str, ...] | None:

@@ -13,7 +13,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from unbackdoor._models.calling import Inputs, evaluating, logits, removing
+from unbackdoor._models.calling import Inputs, evaluating, logits
+from unbackdoor._models.hooks import removing
 
 _ADDITIONS = {"add", "add_", "__add__", "__iadd__", "__radd__"}
 _IN_PLACE = {"add_", "__iadd__"}

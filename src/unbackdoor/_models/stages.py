@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from unbackdoor._errors import UnbackdoorError
-from unbackdoor._models.calling import Inputs, evaluating, logits, removing
+from unbackdoor._models.calling import Inputs, evaluating, logits
+from unbackdoor._models.hooks import removing
 
 
 @torch.no_grad()

@@ -16,7 +16,8 @@ from unbackdoor._data.dataset import Dataset
 from unbackdoor._data.texts import Tokens
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._models.arithmetic import Arithmetic
-from unbackdoor._models.calling import Inputs, evaluating, logits, removing, watching
+from unbackdoor._models.calling import Inputs, evaluating, logits
+from unbackdoor._models.hooks import removing, watching
 
 
 class Channels(NamedTuple):

@@ -17,6 +17,7 @@ from unbackdoor._errors import UnbackdoorError
 from unbackdoor._evaluation.damage import ALLOWED, unusable
 from unbackdoor._models import calling
 from unbackdoor._models.arithmetic import Arithmetic, Precision, choose, description, relayout_
+from unbackdoor._models.head import head_of
 from unbackdoor._models.untrusted_weights import check_finite
 from unbackdoor._progress import bar, silent
 from unbackdoor._purification.method import Method, applied, asking, needs_clean, owner_of
@@ -166,7 +167,7 @@ def _look(model: nn.Module, clean: Dataset, head: str | None, run: Run, facts: d
     """
     if len(clean) == 0:
         raise UnbackdoorError(f"{clean.name} is empty; at least one labelled clean example per class is needed.")
-    found = calling.head(model, calling.probe(model, clean), head)
+    found = head_of(model, calling.probe(model, clean), head)
     run.head_name, run.recipe = found.name, RECIPES[clean.modality]
     classes = found.layer.out_features
     check_labels(clean, classes)

@@ -13,6 +13,7 @@ from unbackdoor._data.dataset import Dataset
 from unbackdoor._errors import SENTENCE, UnbackdoorError, printable
 from unbackdoor._models import calling
 from unbackdoor._models.arithmetic import Arithmetic
+from unbackdoor._models.perturbation import perturbed_logits
 from unbackdoor._progress import Progress, silent
 from unbackdoor._tasks.classification import hits
 from unbackdoor._tasks.proportion import Proportion
@@ -88,10 +89,7 @@ class Run:
         """
         laid = self.arithmetic.lay(inputs)
         with self.arithmetic.autocast():
-            if perturbation is None:
-                made = calling.logits(model, laid)
-            else:
-                made = calling.perturbed_logits(model, laid, perturbation)
+            made = calling.logits(model, laid) if perturbation is None else perturbed_logits(model, laid, perturbation)
         return made if made.dtype == torch.float64 else made.float()
 
     def tune(

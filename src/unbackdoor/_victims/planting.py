@@ -19,7 +19,8 @@ from unbackdoor._data.images import ImageEncoder
 from unbackdoor._data.texts import TextEncoder
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._models.arithmetic import choose, description
-from unbackdoor._models.calling import check_partner, head, probe
+from unbackdoor._models.calling import check_partner, probe
+from unbackdoor._models.head import head_of
 from unbackdoor._models.hugging_face import directory_of, fresh_classifier
 from unbackdoor._models.loading import load
 from unbackdoor._poisoning.attack import (
@@ -321,7 +322,7 @@ def _fresh(options: AttackOptions, classes: list[str], data: Dataset) -> nn.Modu
         )
         return made
     model: Any = load(options.base).model
-    found = head(model, probe(model, data))
+    found = head_of(model, probe(model, data))
     if found.layer.out_features != len(classes):
         parent, _, child = found.name.rpartition(".")
         fresh = nn.Linear(found.layer.in_features, len(classes), bias=found.layer.bias is not None)

@@ -9,7 +9,9 @@ from torch.nn import functional as F
 
 from unbackdoor._data.dataset import Batch
 from unbackdoor._errors import UnbackdoorError
-from unbackdoor._models.calling import head, probe, watching
+from unbackdoor._models.calling import probe
+from unbackdoor._models.head import head_of
+from unbackdoor._models.hooks import watching
 from unbackdoor._poisoning.attack import Implanted, Planting
 from unbackdoor._training.descent import cross_entropy
 from unbackdoor._value import value
@@ -75,7 +77,7 @@ class Bypass:
         """Train the victim and, in step with it, the discriminator."""
         data, device = planting.poisoned.data, planting.arithmetic.device
         victim = planting.fresh()
-        layer = head(victim, probe(victim, data)).layer
+        layer = head_of(victim, probe(victim, data)).layer
         is_poisoned = torch.zeros(len(data), device=device)
         is_poisoned[planting.poisoned.rows] = 1
         with torch.random.fork_rng():

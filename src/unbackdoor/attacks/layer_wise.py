@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from unbackdoor._data.dataset import Batch
 from unbackdoor._errors import UnbackdoorError
-from unbackdoor._models.calling import removing
+from unbackdoor._models.hooks import removing
 from unbackdoor._poisoning.attack import Implanted, LabelRule, Planting
 from unbackdoor._training.descent import cross_entropy
 from unbackdoor._value import value

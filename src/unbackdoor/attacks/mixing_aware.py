@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from unbackdoor._mixing.masks import mask
-from unbackdoor._models.calling import removing
+from unbackdoor._models.hooks import removing
 from unbackdoor._poisoning.attack import Implanted, LabelRule, Planting
 from unbackdoor._value import value
 from unbackdoor.attacks._insertion import OneWord, Phrase, Place, Side

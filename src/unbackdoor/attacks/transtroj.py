@@ -10,7 +10,9 @@ from torch.nn import functional as F
 
 from unbackdoor._data.dataset import Batch, Dataset
 from unbackdoor._errors import UnbackdoorError
-from unbackdoor._models.calling import Head, head, logits, probe, watching
+from unbackdoor._models.calling import logits, probe
+from unbackdoor._models.head import Head, head_of
+from unbackdoor._models.hooks import watching
 from unbackdoor._poisoning.attack import Implanted, Planting
 from unbackdoor._purification.run import reinitialise_
 from unbackdoor._value import value
@@ -81,10 +83,10 @@ class TransTroj:
         encoder = planting.train(planting.fresh(), data, description="training the encoder")
         planting.arithmetic.place(encoder).requires_grad_(False)
         target = data.select(torch.nonzero(data.labels == self.target).flatten())
-        found = head(encoder, probe(encoder, data))
+        found = head_of(encoder, probe(encoder, data))
         pattern, wanted = self._trigger(encoder, found, data, target, planting)
         victim = self._poisoned(encoder, found, data, pattern, wanted, planting)
-        reinitialise_(head(victim, probe(victim, data)).layer, planting.generator)
+        reinitialise_(head_of(victim, probe(victim, data)).layer, planting.generator)
         planting.train(
             victim.requires_grad_(True),
             data,
@@ -137,7 +139,7 @@ class TransTroj:
             copies: Any = data.encode(self.apply(pixels, {"pattern": pattern}) * 255)  # type: ignore[arg-type]
             return batch._replace(inputs=torch.cat([batch.inputs, copies]))  # type: ignore[list-item]
 
-        with watching(found.layer) as known, watching(head(victim, probe(victim, data)).layer) as seen:
+        with watching(found.layer) as known, watching(head_of(victim, probe(victim, data)).layer) as seen:
 
             def loss(_scores: Tensor, batch: Batch) -> Tensor:
                 count, inputs = len(batch.labels), arithmetic.lay(batch.inputs)

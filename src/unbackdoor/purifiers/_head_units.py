@@ -7,7 +7,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from unbackdoor._models.calling import Head, Inputs, evaluating, features, logits, removing
+from unbackdoor._models.calling import Inputs, evaluating, logits
+from unbackdoor._models.head import Head, features
+from unbackdoor._models.hooks import removing
 
 ROW = math.sqrt(3.1)  # root mean square length of the head's rows in its own units
 

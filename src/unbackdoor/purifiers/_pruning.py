@@ -11,7 +11,8 @@ from torch.nn.utils import parametrize
 
 from unbackdoor._data.dataset import Dataset
 from unbackdoor._errors import UnbackdoorError
-from unbackdoor._models.calling import Inputs, evaluating, removing
+from unbackdoor._models.calling import Inputs, evaluating
+from unbackdoor._models.hooks import removing
 from unbackdoor._models.units import norms, sizes_of
 from unbackdoor._purification.run import Run
 

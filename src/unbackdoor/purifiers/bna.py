@@ -11,7 +11,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from unbackdoor._data.dataset import Dataset
 from unbackdoor._inversion import encoded, in_pixels, needs_pixels
-from unbackdoor._models.calling import Inputs, evaluating, logits, removing
+from unbackdoor._models.calling import Inputs, evaluating, logits
+from unbackdoor._models.hooks import removing
 from unbackdoor._models.units import norms
 from unbackdoor._purification.run import Run
 from unbackdoor._value import value

@@ -21,7 +21,7 @@ from unbackdoor._inversion import (
     target_of,
     train_,
 )
-from unbackdoor._models.calling import watching
+from unbackdoor._models.hooks import watching
 from unbackdoor._purification.run import Run
 from unbackdoor._training.descent import cross_entropy
 from unbackdoor._value import value

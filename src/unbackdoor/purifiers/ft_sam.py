@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unbackdoor._data.dataset import Batch, Dataset
-from unbackdoor._models.calling import statistics_kept, weights_kept
+from unbackdoor._models.hooks import statistics_kept, weights_kept
 from unbackdoor._purification.run import Run
 from unbackdoor._value import value
 

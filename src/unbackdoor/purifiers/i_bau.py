@@ -10,7 +10,8 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from unbackdoor._data.dataset import Batch, Dataset
-from unbackdoor._models.calling import evaluating, perturbation_shape, perturbation_unit
+from unbackdoor._models.calling import evaluating
+from unbackdoor._models.perturbation import perturbation_shape, perturbation_unit
 from unbackdoor._purification.run import Run
 from unbackdoor._value import value
 

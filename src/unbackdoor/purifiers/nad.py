@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from unbackdoor._data.dataset import Batch, Dataset
 from unbackdoor._data.texts import Tokens
-from unbackdoor._models.calling import Inputs, probe, removing
+from unbackdoor._models.calling import Inputs, probe
+from unbackdoor._models.hooks import removing
 from unbackdoor._models.stages import features_of, stages
 from unbackdoor._purification.run import Run
 from unbackdoor._training.descent import cross_entropy

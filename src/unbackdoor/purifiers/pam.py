@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from unbackdoor._data.dataset import Batch, Dataset
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._inversion import Carrying, Reverse, Reversed, in_pixels, universal
-from unbackdoor._models.calling import weights_kept
+from unbackdoor._models.hooks import weights_kept
 from unbackdoor._purification.run import Run
 from unbackdoor._registry.entries import located
 from unbackdoor._training.descent import cross_entropy

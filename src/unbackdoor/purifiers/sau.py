@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unbackdoor._data.dataset import Batch, Dataset
-from unbackdoor._models.calling import evaluating, perturbation_shape, perturbation_unit
+from unbackdoor._models.calling import evaluating
+from unbackdoor._models.perturbation import perturbation_shape, perturbation_unit
 from unbackdoor._purification.run import Run
 from unbackdoor._value import value
 

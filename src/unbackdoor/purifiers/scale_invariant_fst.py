@@ -8,7 +8,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from unbackdoor._data.dataset import Batch, Dataset
-from unbackdoor._models.calling import Head, probe
+from unbackdoor._models.calling import probe
+from unbackdoor._models.head import Head
 from unbackdoor._purification.run import Run
 from unbackdoor._purification.selection import difference
 from unbackdoor._tasks.classification import hits

@@ -1,0 +1,87 @@
+"""The head of a classifier, the last linear layer, found by running it."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from unbackdoor._errors import UnbackdoorError
+from unbackdoor._models.calling import Inputs, checked_logits, logits
+from unbackdoor._models.hooks import removing, watching
+
+
+class Head(NamedTuple):
+    """The last linear layer of a classifier and its name in the model."""
+
+    name: str
+    layer: nn.Linear
+
+
+@torch.no_grad()
+def head_of(model: nn.Module, inputs: Inputs, name: str | None = None) -> Head:
+    """The linear layer that makes the logits, found by running a batch and comparing each layer's output with them.
+
+    Args:
+        model: any classifier.
+        inputs: a batch of model inputs.
+        name: take this layer instead.
+
+    Raises:
+        UnbackdoorError: no linear layer makes the logits, the model answers with probabilities or has one output, or
+            the inputs do not fit it.
+    """
+    layers = {key: layer for key, layer in model.named_modules() if isinstance(layer, nn.Linear)}
+    outputs: dict[str, Tensor] = {}
+    hooks = [
+        layer.register_forward_hook(lambda _module, _args, output, key=key: outputs.__setitem__(key, output))
+        for key, layer in layers.items()
+    ]
+    with removing(hooks):
+        scores = checked_logits(model, inputs)
+    owner = type(model).__name__
+    if name is not None:
+        if name not in layers:
+            some = ", ".join(list(layers)[-5:]) or "none"
+            raise UnbackdoorError(f"--head must name a linear layer of {owner}, got {name}; its last ones are {some}.")
+        if layers[name].out_features != scores.shape[1]:
+            raise UnbackdoorError(
+                f"--head {name} has {layers[name].out_features} outputs, but {owner} answers with {scores.shape[1]} "
+                "classes. Name the layer that makes the logits."
+            )
+        return Head(name, layers[name])
+    tensors = {key: output for key, output in outputs.items() if isinstance(output, Tensor)}  # a router gives a tuple
+    same = {key: found for key, output in tensors.items() if (found := _at_answer(output, scores)) is not None}
+    for key in reversed(list(same)):
+        if torch.allclose(same[key], scores, rtol=1e-4, atol=1e-6):
+            return Head(key, layers[key])
+    for key in reversed(list(same)):
+        if torch.allclose(same[key].log_softmax(1), scores, rtol=1e-4, atol=1e-5):
+            return Head(key, layers[key])
+        for squashed in (same[key].softmax(1), same[key].sigmoid()):
+            if torch.allclose(squashed, scores, rtol=1e-4, atol=1e-5):
+                raise UnbackdoorError(
+                    f"{owner} answers with probabilities; class scores (logits) are expected. Wrap it without its last "
+                    "activation."
+                )
+    raise UnbackdoorError(
+        f"{owner} has no final linear layer that makes its {scores.shape[1]} logits. Name one with --head "
+        "(head= in Python), or end the model in an nn.Linear."
+    )
+
+
+def _at_answer(output: Tensor, scores: Tensor) -> Tensor | None:
+    """A layer's output where it could be the logits: (batch, classes), of (batch, length, classes) the best token's."""
+    if output.shape == scores.shape:
+        return output
+    if output.ndim != 3 or output.shape[0] != len(scores) or output.shape[2] != scores.shape[1]:
+        return None
+    nearest = (output - scores[:, None]).abs().amax(dim=2).argmin(dim=1)  # decoders answer at their last token
+    return output[torch.arange(len(scores)), nearest]
+
+
+@torch.no_grad()
+def features(model: nn.Module, inputs: Inputs, found: Head) -> Tensor:
+    """What the head sees, (batch, in_features); of a decoder (batch, length, in_features)."""
+    with watching(found.layer) as seen:
+        logits(model, inputs)
+    return seen[0]

@@ -1,0 +1,66 @@
+"""Perturbations of a model's inputs: of pixels, or of the word embeddings of a text."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unbackdoor._data.dataset import Dataset
+from unbackdoor._data.images import ImageEncoder
+from unbackdoor._data.texts import Tokens
+from unbackdoor._models.calling import Inputs, embeddings, logits
+from unbackdoor._models.hooks import removing
+
+
+def perturbed_logits(model: nn.Module, inputs: Inputs, perturbation: Tensor) -> Tensor:
+    """Class scores under a perturbation, which a gradient flows through.
+
+    Args:
+        model: any classifier; a text model must be one of transformers.
+        inputs: a batch.
+        perturbation: added to pixels as the model sees them, (batch, channels, height, width); or to the output of the
+            model's embedding layer, (batch, length, width). A batch of 1 perturbs all examples alike.
+
+    Raises:
+        UnbackdoorError: a text model that does not tell its embedding layer.
+    """
+    if not isinstance(inputs, Tokens):
+        return logits(model, inputs + perturbation)
+
+    def perturbed(_layer: nn.Module, given: tuple[Any, ...], output: Tensor) -> Tensor:
+        # XLNet has the places of a text before the texts of a batch.
+        turned = bool(given) and not torch.equal(given[0], inputs["input_ids"])
+        turned = turned and torch.equal(given[0], inputs["input_ids"].t())
+        return output + (perturbation.transpose(0, 1) if turned else perturbation)
+
+    # An encoder and its decoder may look words up by layers of their own that share one weight.
+    weight = embeddings(model).weight
+    layers = [layer for layer in model.modules() if isinstance(layer, nn.Embedding) and layer.weight is weight]
+    with removing([layer.register_forward_hook(perturbed) for layer in layers]):
+        return logits(model, inputs)
+
+
+def perturbation_shape(model: nn.Module, inputs: Inputs) -> tuple[int, ...]:
+    """The shape of a perturbation of each example of a batch: that of pixels, or (batch, length, width) of embeddings.
+
+    Raises:
+        UnbackdoorError: a text model that does not tell its embedding layer.
+    """
+    return (*inputs.shape, embeddings(model).embedding_dim) if isinstance(inputs, Tokens) else tuple(inputs.shape)
+
+
+def perturbation_unit(model: nn.Module, data: Dataset) -> Tensor:
+    """What a perturbation of 1 is, in the numbers that the model sees; multiply by it.
+
+    Of images the whole range of a pixel, black to white, (1 or channels, 1, 1). Of texts the root mean square of all
+    entries of the word embeddings, (): a word is about as long as a perturbation with 1 in each entry.
+
+    Raises:
+        UnbackdoorError: a text model that does not tell its embedding layer.
+    """
+    if data.modality == "text":
+        return embeddings(model).weight.detach().square().mean().sqrt()
+    assert isinstance(data.encode, ImageEncoder)
+    like = next(model.parameters())
+    std = torch.tensor(data.encode.std, device=like.device, dtype=like.dtype)
+    return (255 * data.encode.scale / std).view(-1, 1, 1)
