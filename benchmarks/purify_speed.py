@@ -45,7 +45,7 @@ def run_ours(options: argparse.Namespace, arrays: dict[str, Any]) -> dict[str, A
     import torch
 
     import unbackdoor as ub
-    from unbackdoor._data.images import Augmentation
+    from unbackdoor._data.augmentation import Augmentation
 
     encode = ub.ImageEncoder(mean=MEAN, std=STD, channels=3)
     clean, test = (

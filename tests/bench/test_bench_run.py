@@ -18,7 +18,7 @@ from unbackdoor._bench import Store, identity
 from unbackdoor._bench.grid import read
 from unbackdoor._bench.plan import all_cells
 from unbackdoor._bench.run import bench
-from unbackdoor._data.dataset import stratified
+from unbackdoor._data.splits import stratified
 from unbackdoor._errors import IncompleteError
 from unbackdoor._models.factory import make
 

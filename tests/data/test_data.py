@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from unbackdoor import Dataset, ImageEncoder, UnbackdoorError, load
-from unbackdoor._data.dataset import check_labels, stratified
-from unbackdoor._data.images import Augmentation
+from unbackdoor._data.augmentation import Augmentation
+from unbackdoor._data.classes import check_labels
+from unbackdoor._data.splits import stratified
 
 NAMES = ["cat", "dog", "eel"]
 LABELS = [0, 2, 1, 2]

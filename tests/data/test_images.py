@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from unbackdoor import ImageEncoder, UnbackdoorError
-from unbackdoor._data.images import Augmentation, augmentation
+from unbackdoor._data.augmentation import Augmentation, augmentation
 
 RANDOM = np.random.default_rng(0)
 GREY = RANDOM.integers(0, 256, (5, 7), dtype=np.uint8)

@@ -380,7 +380,7 @@ def test_padding_that_is_too_small() -> None:
     with pytest.raises(UnbackdoorError) as refused:
         encoder_of(content, 3, "p.json").read({"image": [stored(noise(30, 50))]}, "d.parquet", None)
     assert str(refused.value) == (
-        "The model's processor pads pictures to 15x15, but has them at 16x16 before. Give --image-size."
+        "d.parquet: The model's processor pads pictures to 15x15, but has them at 16x16 before. Give --image-size."
     )
 
 

@@ -6,7 +6,7 @@ import torch
 
 from conftest import SmallCNN
 from unbackdoor import Dataset, purifiers, purify
-from unbackdoor._data.images import Augmentation
+from unbackdoor._data.augmentation import Augmentation
 
 
 def test_without_the_teacher_it_is_fst_on_distorted_examples(small_cnn: SmallCNN, digits: Dataset) -> None:

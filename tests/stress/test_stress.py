@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from conftest import SmallCNN
 from unbackdoor import Dataset, ImageEncoder, UnbackdoorError, attacks, purifiers, purify, stress
-from unbackdoor._data.images import Augmentation
+from unbackdoor._data.augmentation import Augmentation
 from unbackdoor._data.texts import TextEncoder, Texts
 from unbackdoor._evaluation.evaluate import evaluate
 from unbackdoor._models.arithmetic import choose

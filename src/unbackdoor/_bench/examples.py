@@ -10,9 +10,10 @@ import torch
 from unbackdoor._bench.schema import Task
 from unbackdoor._bench.store import Store
 from unbackdoor._bench.subjects import Cell, Subject
-from unbackdoor._data.dataset import Dataset, stratified
+from unbackdoor._data.dataset import Dataset
 from unbackdoor._data.images import ImageEncoder
 from unbackdoor._data.overlap import without
+from unbackdoor._data.splits import stratified
 from unbackdoor._errors import UnbackdoorError
 
 

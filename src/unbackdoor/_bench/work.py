@@ -22,7 +22,8 @@ from unbackdoor._bench.schema import Task
 from unbackdoor._bench.store import Store
 from unbackdoor._bench.subjects import NONE, Cell, Subject
 from unbackdoor._cli.options import AttackOptions
-from unbackdoor._data.dataset import Dataset, check_labels
+from unbackdoor._data.classes import check_labels
+from unbackdoor._data.dataset import Dataset
 from unbackdoor._data.images import ImageEncoder
 from unbackdoor._errors import IncompleteError, UnbackdoorError
 from unbackdoor._inputs import read_json

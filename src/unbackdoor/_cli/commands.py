@@ -10,7 +10,8 @@ from typing import Any
 from unbackdoor import _reports
 from unbackdoor._artifacts import card, directories
 from unbackdoor._cli.options import AttackOptions, EvaluateOptions, ModelOptions, PurifyOptions, StressOptions
-from unbackdoor._data.dataset import Augment, Dataset, check_labels, tell_order
+from unbackdoor._data.classes import check_labels, tell_order
+from unbackdoor._data.dataset import Augment, Dataset
 from unbackdoor._data.images import ImageEncoder
 from unbackdoor._data.overlap import without
 from unbackdoor._errors import SENTENCE, IncompleteError, UnbackdoorError, printable

@@ -1,7 +1,7 @@
 """Data sets: read once, kept as tensors, handed out in encoded batches."""
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -10,10 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unbackdoor._data.images import Augmentation, ImageEncoder, augmentation
-from unbackdoor._data.labels import alike, check_range, class_numbers, matched
-from unbackdoor._data.reading import Table, opened
-from unbackdoor._data.texts import TextEncoder, Texts, Tokens, columns_of
+from unbackdoor._data.augmentation import Augmentation, augmentation
+from unbackdoor._data.columns import check_column, check_label_names, columns_of, joined, listed
+from unbackdoor._data.images import ImageEncoder
+from unbackdoor._data.labels import class_numbers
+from unbackdoor._data.reading import opened
+from unbackdoor._data.splits import stratified
+from unbackdoor._data.texts import TextEncoder, Texts, Tokens
 from unbackdoor._errors import UnbackdoorError, printable
 from unbackdoor._inputs import reader
 
@@ -83,7 +86,7 @@ class Dataset:
             encode: as `load` returns it; without it images stay as they are.
             columns: the data's names for `label` and for `image`, `text`, or `text_a` and `text_b`, where they differ.
             classes: the model's class names; labels are matched to them by name.
-            augment: see `unbackdoor._data.images.augmentation`.
+            augment: see `unbackdoor._data.augmentation.augmentation`.
             group: column whose equal values keep rows of one class together when the data is split.
 
         Raises:
@@ -109,22 +112,22 @@ class Dataset:
             parts = {"image": given.get("image", "image")}
             if "image" not in [*present, *given] and {"text", "text_a"} & set(present):
                 raise UnbackdoorError(
-                    f"{where} holds text ({_listed(present)}), but images are needed. Take a data set with pictures, "
+                    f"{where} holds text ({listed(present)}), but images are needed. Take a data set with pictures, "
                     "or a model for text (attack: --base)."
                 )
         names = {**parts, "label": label}
         for wanted, column in {**names, **({"group": group} if group else {})}.items():
-            _check_column(tables, wanted, column, where)
+            check_column(tables, wanted, column, where)
         stands_for = tables[0].names.get(label)
         if any(table.names.get(label) != stands_for for table in tables):
             raise UnbackdoorError(f"{where} has files that name their classes otherwise. Give them one by one.")
-        labels, known = class_numbers(_joined(tables, label), stands_for, classes, where)
-        _check_names_beside(tables, label, labels, known, where)
-        cells: dict[str, Sequence[Any]] = {name: _joined(tables, column) for name, column in parts.items()}
+        labels, known = class_numbers(joined(tables, label), stands_for, classes, where)
+        check_label_names(tables, label, labels, known, where)
+        cells: dict[str, Sequence[Any]] = {name: joined(tables, column) for name, column in parts.items()}
         items, encode = encode.read(cells, where, tables[0].folder)
         groups = None
         if group is not None:
-            keys = [f"{label}/{key}" for label, key in zip(labels.tolist(), _joined(tables, group), strict=True)]
+            keys = [f"{label}/{key}" for label, key in zip(labels.tolist(), joined(tables, group), strict=True)]
             groups = torch.from_numpy(np.unique(keys, return_inverse=True)[1])
         return cls(
             items=items,
@@ -268,133 +271,9 @@ class Dataset:
         return torch.cat([*shuffled, *rest])
 
 
-def stratified(labels: Tensor, count: int, *, seed: int, groups: Tensor | None = None) -> np.ndarray:
-    """Row numbers of a stratified draw, sorted: each class has its share of `count`, rounded by largest remainder.
-
-    With groups, whole groups are drawn class by class until the class's share is reached, so the count may differ. The
-    last group of a class is never drawn: the rest would be without that class.
-
-    Raises:
-        UnbackdoorError: more rows asked for than there are, or one group per class.
-    """
-    if not 0 < count < len(labels):
-        allowed = f"1 to {len(labels) - 1:,} of {len(labels):,} examples" if len(labels) > 1 else "part of 2 or more"
-        raise UnbackdoorError(f"A part of the data must hold {allowed}, got {count:,}. Take more data.")
-    random = np.random.default_rng(seed)
-    label = labels.cpu().numpy()
-    kinds, sizes = np.unique(label, return_counts=True)
-    share, remainder = np.divmod(sizes * count, len(label))
-    share[np.argsort(-remainder, kind="stable")[: count - share.sum()]] += 1
-    chosen: list[np.ndarray] = []
-    for kind, quota in zip(kinds, share, strict=True):
-        rows = np.flatnonzero(label == kind)
-        if groups is None:
-            chosen.append(random.permutation(rows)[:quota])
-            continue
-        owner = groups.cpu().numpy()[rows]
-        taken = 0
-        for group in random.permutation(np.unique(owner))[:-1]:
-            if taken >= quota:
-                break
-            chosen.append(rows[owner == group])
-            taken += len(chosen[-1])
-    if not chosen:
-        raise UnbackdoorError("--group puts each class into one group, so none can be held out. Give --test instead.")
-    return np.sort(np.concatenate(chosen))
-
-
 def _name(source: str | Path | Sequence[str | Path]) -> str:
     if isinstance(source, str | Path):
         return str(source)
     if not isinstance(source, Sequence) or not source or not all(isinstance(path, str | Path) for path in source):
         raise UnbackdoorError(f"DATA must be a path, or several in a list, got {source!r}.")
     return ", ".join(map(str, source))
-
-
-def _joined(tables: Sequence[Table], column: str) -> list[Any]:
-    return [cell for table in tables for cell in table.column(column)]
-
-
-def _check_column(tables: Sequence[Table], wanted: str, column: str, where: str) -> None:
-    """Refuse a column that a table has not, or has twice."""
-    table = next((table for table in tables if column not in table.cells), None)
-    if table is None:
-        return
-    if column in table.twice:
-        raise UnbackdoorError(f"{where} has several columns of the name {column!r}. Rename all but one.")
-    if column in tables[0].cells:
-        raise UnbackdoorError(
-            f"{where} has a file without the column {column!r} that the first one has; it has "
-            f"{_listed(table.cells)}. Give files of one data set."
-        )
-    option = "--group NAME" if wanted == "group" else f"--columns {wanted}=NAME"
-    raise UnbackdoorError(
-        f"{where} has no column {column!r}; it has {_listed(table.cells)}. Name it by {option}{table.hint}."
-    )
-
-
-def _listed(columns: Iterable[str]) -> str:
-    return printable(", ".join(columns), 300)
-
-
-def _check_names_beside(
-    tables: Sequence[Table], label: str, labels: Tensor, classes: Sequence[str] | None, where: str
-) -> None:
-    """Refuse numbers as labels whose names, in a column beside them, are those of other classes of the model."""
-    beside = next((name for name in ("label_text", "label_name") if all(name in table.cells for table in tables)), None)
-    if beside is None or beside == label or classes is None:
-        return
-    by_name = {alike(name): number for number, name in enumerate(classes)}
-    for row, (number, name) in enumerate(zip(labels.tolist(), _joined(tables, beside), strict=True)):
-        meant = by_name.get(alike(name)) if isinstance(name, str) else None
-        if meant is not None and meant != number:
-            raise UnbackdoorError(
-                f"{where} has class {number} in row {row}, which it calls {name!r} in {beside}, but the model's class "
-                f"{number} is {classes[number]!r}. Take the names, by --columns label={beside}."
-            )
-
-
-def check_labels(data: Dataset, classes: int) -> None:
-    """Refuse a label that the model's head does not have."""
-    check_range(
-        data.labels.tolist(), classes, data.name, "the model has", None if data.rows is None else data.rows.tolist()
-    )
-
-
-def in_order_of(data: Dataset, classes: Sequence[str] | None) -> Dataset:
-    """The same examples with the class numbers of a model, matched by name where the data names its classes.
-
-    Raises:
-        UnbackdoorError: the model does not know a class of the data.
-    """
-    if classes is None or data.classes is None or data.classes == tuple(classes):
-        return data
-    named = {number: data.classes[number] for number in data.labels.unique().tolist() if number < len(data.classes)}
-    meaning = matched({name: number for number, name in named.items()}, classes, data.name)
-    number_of = {number: meaning[name] for number, name in named.items()}
-    labels = [number_of.get(number, number) for number in data.labels.tolist()]
-    return replace(data, labels=torch.tensor(labels, device=data.labels.device), classes=tuple(classes))
-
-
-def tell_order(
-    data: Dataset, known: Sequence[str] | None, classes: int, warn: Callable[[str], None] = logger.warning
-) -> None:
-    """Say in which order names of the data were taken for the classes of a model that names none, and warn in doubt.
-
-    Args:
-        data: with names of its own or none.
-        known: the names of the model's classes; nothing is said where there are any.
-        classes: how many the model has.
-        warn: where a warning goes.
-    """
-    if known is not None or data.classes is None or data.classes == tuple(map(str, range(len(data.classes)))):
-        return
-    some = ", ".join(f"{printable(name)} = {number}" for number, name in enumerate(data.classes[:3]))
-    if len(data.classes) != classes:
-        warn(
-            f"{data.name} has {len(data.classes)} class names, but the model has {classes} classes without names. They "
-            f"were taken in order ({some}, ...), which is right only if it was trained so; labels as numbers are safe."
-        )
-        return
-    more = ", ..." if len(data.classes) > 3 else ""
-    logger.info("%s: the model names no classes, so those of the data are taken in order: %s%s.", data.name, some, more)

@@ -1,12 +1,7 @@
-"""Images: decoding them once, bringing them into the form that a model expects, and augmenting them in batches."""
+"""Images: read once, and brought into the form that a model expects, batch by batch."""
 
-import contextlib
-import functools
-import io
 import logging
 import math
-import re
-import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,21 +10,17 @@ from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from unbackdoor._data.decoding import UNFOLDED, decode_cell, encoded_length, report_changes
 from unbackdoor._data.geometry import Crop, Resample, Resize, ResizeEdge, Size, Step, applied, applied_alone
 from unbackdoor._errors import UnbackdoorError, printable
-from unbackdoor._inputs import MEBIBYTE, PICTURE, read_file
 
 logger = logging.getLogger("unbackdoor")
 
 LARGEST_SIDE = 2048  # pixels of a picture as a model sees it, if it is a square; classifiers take up to about 1,000
-
-_LARGEST = 64_000_000  # pixels of a decoded picture
-
-_UNFOLDED = 512 * MEBIBYTE  # of decoded pictures, from where on they are held against their files
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,16 +187,16 @@ class ImageEncoder:
                 f"The model takes {self.channels} channels; pictures have 1 or 3, so {where} does not fit. Take a "
                 "model for pictures."
             )
-        told: Counter[str] = Counter()
+        changes: Counter[str] = Counter()
         sizes: Counter[Size] = Counter()
         images: list[Image.Image] = []
         grey, done = 0, False
         decoded = encoded = 0
         one_size = any(isinstance(step, Resize | Crop) for step in self.steps)
         for row, cell in enumerate(cells["image"]):
-            image = _decoded(cell, row, where, folder, told)
-            decoded, encoded = decoded + image.height * image.width, encoded + _length(cell, folder)
-            if decoded > _UNFOLDED and decoded > 200 * encoded:  # a photo has 10, an empty page 1,000
+            image = decode_cell(cell, row, where, folder, changes)
+            decoded, encoded = decoded + image.height * image.width, encoded + encoded_length(cell, folder)
+            if decoded > UNFOLDED and decoded > 200 * encoded:  # a photo has 10, an empty page 1,000
                 raise UnbackdoorError(
                     f"{where} has pictures of {encoded:,} bytes up to row {row}, which unfold to {decoded:,} pixels. "
                     "Take pictures of a usual size."
@@ -218,7 +209,7 @@ class ImageEncoder:
                 images, done = [self._alone(each, where) for each in images], True
             images.append(self._alone(image, where) if done else image)
         channels = self.channels or (1 if grey == len(images) else 3)
-        _tell(told, where, len(images))
+        report_changes(changes, where, len(images))
         changed = len(images) - grey if channels == 1 else grey
         if changed:
             owner = "the model takes" if self.channels else "others have"
@@ -293,227 +284,6 @@ _LARGE, _LONG = 2**20, 2**12
 
 _BILINEAR = Image.Resampling.BILINEAR
 
-# What is said of pictures that decoding changed in a way that their owner may not expect.
-_TOLD = {
-    "alpha": "have transparent parts, which became white",
-    "depth": "have 16 bits per channel, of which the upper 8 are kept",
-    "frames": "have several frames, of which the first is taken",
-    "print": "are in the colours of print (CMYK), converted to RGB without a profile",
-}
-
 
 def _is_large(image: Image.Image) -> bool:
     return image.height * image.width > _LARGE or max(image.size) > _LONG
-
-
-def _tell(told: Counter[str], where: str, count: int) -> None:
-    for kind, words in _TOLD.items():
-        if told[kind]:
-            logger.info("%s: %s images %s.", where, f"{told[kind]:,} of {count:,}", words)
-
-
-def _length(cell: Any, folder: Path | None) -> int:
-    """The bytes of an encoded picture; of one that is not encoded, more than any."""
-    if isinstance(cell, dict):
-        cell = cell["bytes"] if cell.get("bytes") is not None else cell.get("path")
-    if isinstance(cell, str):
-        return (Path(cell) if folder is None else folder / cell).stat().st_size
-    return len(cell) if isinstance(cell, bytes) else _UNFOLDED
-
-
-_ADDRESS = re.compile(r"(data:|[a-z][a-z0-9+.-]+://)", re.IGNORECASE)
-_ENCODED = re.compile(r"[A-Za-z0-9+/\s]{200,}=*\s*")  # no name of a file has neither a dot nor an end
-
-
-def _decoded(cell: Any, row: int, where: str, folder: Path | None, told: Counter[str]) -> Image.Image:
-    if isinstance(cell, dict):
-        cell = cell["bytes"] if cell.get("bytes") is not None else cell.get("path")
-    if cell is None:
-        raise UnbackdoorError(f"{where} has no picture in row {row}. Repair or remove that row.")
-    if isinstance(cell, str):
-        if _ADDRESS.match(cell):
-            raise UnbackdoorError(
-                f"{where} has an address in row {row} ({printable(cell)}), and no picture is fetched. Download the "
-                "pictures, and name their files."
-            )
-        if _ENCODED.fullmatch(cell):
-            raise UnbackdoorError(
-                f"{where} has a picture as base64 text in row {row}, which is not read. Decode it into a file or into "
-                "bytes."
-            )
-        cell = cell if folder is None else folder / cell
-    try:
-        return decode(cell, told)
-    except Exception as problem:  # decoders of some fifty formats raise whatever they like
-        reason = printable(str(problem).split("<")[0].strip(), 200).rstrip(". ") or type(problem).__name__
-        named = ""
-        if isinstance(cell, Path):
-            inside = folder is not None and cell.is_relative_to(folder)
-            named = f", {printable(cell.relative_to(folder) if folder is not None and inside else cell)},"
-        raise UnbackdoorError(
-            f"{where} has a picture in row {row}{named} that cannot be decoded ({reason}). Repair or remove that row."
-        ) from None
-
-
-def decode(picture: Any, told: Counter[str] | None = None) -> Image.Image:
-    """Decode one picture to 8 bits, grey (`L`) or colour (`RGB`), turned as its Exif data says, on white.
-
-    Args:
-        picture: encoded bytes, a path, a PIL image, or an array of whole numbers (height, width[, 3]).
-        told: counts what was changed, by the keys of `_TOLD`.
-
-    Raises:
-        Exception: whatever the decoder of its format raises.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        if isinstance(picture, str | Path):
-            Path(picture).stat()  # of one that is not there, the system's own words
-            picture = read_file(picture, PICTURE)
-        image: Image.Image
-        if isinstance(picture, bytes):
-            image = Image.open(io.BytesIO(picture), formats=_formats())
-            if image.width * image.height > _LARGEST:
-                raise ValueError(f"{image.width:,} x {image.height:,} pixels; at most {_LARGEST:,} are read")
-        elif isinstance(picture, Image.Image):
-            image = picture
-        else:
-            array = np.asarray(picture)
-            if array.dtype.kind not in "ui" or array.size == 0 or array.min() < 0 or array.max() > 255:
-                raise ValueError("an array must hold whole numbers from 0 to 255")
-            image = Image.fromarray(array.astype(np.uint8))
-        image.load()
-    told = Counter() if told is None else told
-    made = _plain(image, told)
-    told["frames"] += _has_frames(image)  # last of all: looking for a second frame may leave the first one
-    return made
-
-
-def _plain(image: Image.Image, told: Counter[str]) -> Image.Image:
-    """A decoded picture with 8 bits, upright and opaque, in grey or colour."""
-    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
-        image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I;16"):  # Pillow would cut these off at 255
-        told["depth"] += 1
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.mode in ("I", "F"):
-        raise ValueError(f"pixels of mode {image.mode} have no known range; 8 and 16 bits have")
-    told["print"] += image.mode == "CMYK"
-    if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:
-        grey = image.mode in ("1", "L", "LA", "La")
-        image = image.convert("RGBA")
-        told["alpha"] += image.getchannel("A").getextrema() != (255, 255)
-        canvas = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        image = Image.alpha_composite(canvas, image).convert("L" if grey else "RGB")
-    return image.convert("L" if image.mode in ("1", "L") else "RGB")
-
-
-def _has_frames(image: Image.Image) -> bool:
-    """Whether a file holds an animation or several pages; the second picture of a phone's JPEG is a preview."""
-    if image.format == "MPO":
-        return False
-    with contextlib.suppress(Exception):  # what comes after the first frame may be damaged, and is not needed
-        return bool(getattr(image, "is_animated", False))
-    return False
-
-
-@functools.cache
-def _formats() -> list[str]:
-    """What Pillow decodes itself: for PostScript it runs another program, on code that the file brings along."""
-    Image.init()
-    return [name for name in Image.OPEN if name != "EPS"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Augmentation:
-    """Random crops and mirror images, for a whole batch at once and on its device.
-
-    Args:
-        padding: zeros put around the image before a crop of its own size, in pixels; 0 for no crop.
-        flip: mirror half of the images.
-        distort: change contrast by up to 30 %, brightness by up to 15 % and tint by up to 10 % of the range, and paint
-            a square of up to half the side over every second image, in its mean grey level.
-    """
-
-    padding: int = 4
-    flip: bool = True
-    distort: bool = False
-
-    @classmethod
-    def none(cls) -> "Augmentation":
-        """Leave images as they are."""
-        return cls(padding=0, flip=False)
-
-    def __call__(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
-        """Augment (batch, channels, height, width) pixels; `generator` lives on the CPU."""
-        batch, _, height, width = pixels.shape
-        if self.padding:
-            offsets = torch.randint(0, 2 * self.padding + 1, (2, batch), generator=generator).to(pixels.device)
-            padded = F.pad(pixels, (self.padding,) * 4)
-            rows = offsets[0, :, None] + torch.arange(height, device=pixels.device)  # (batch, height)
-            columns = offsets[1, :, None] + torch.arange(width, device=pixels.device)  # (batch, width)
-            examples = torch.arange(batch, device=pixels.device)[:, None, None]
-            # Indexed without the channels, which come out last: (batch, height, width, channels).
-            pixels = padded.permute(0, 2, 3, 1)[examples, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
-        if self.flip:
-            mirrored = (torch.rand(batch, generator=generator) < 0.5).to(pixels.device)
-            pixels = torch.where(mirrored[:, None, None, None], pixels.flip(-1), pixels)
-        if self.distort:
-            pixels = _erased(_jittered(pixels, generator), generator)
-        return pixels
-
-
-def _jittered(pixels: Tensor, generator: torch.Generator) -> Tensor:
-    """Other contrast, brightness and tint for each image; float, in [0, 255]."""
-    batch, channels = pixels.shape[:2]
-    contrast = 0.7 + 0.6 * torch.rand(batch, 1, 1, 1, generator=generator)
-    tint = 0.2 * torch.rand(batch, channels, 1, 1, generator=generator) - 0.1
-    brightness = 0.3 * torch.rand(batch, 1, 1, 1, generator=generator) - 0.15
-    mean = pixels.float().mean(dim=(1, 2, 3), keepdim=True)
-    shift = (255 * (tint + brightness)).to(pixels.device)
-    return ((pixels - mean) * contrast.to(pixels.device) + mean + shift).clamp(0, 255)
-
-
-def _erased(pixels: Tensor, generator: torch.Generator) -> Tensor:
-    """A square in every second image, of an eighth to half of the height, cut off at the border."""
-    batch, _, height, width = pixels.shape
-    side = torch.randint(height // 8, height // 2 + 1, (batch, 1), generator=generator)
-    top = torch.randint(0, height, (batch, 1), generator=generator)
-    left = torch.randint(0, width, (batch, 1), generator=generator)
-    chosen = torch.rand(batch, 1, 1, generator=generator) < 0.5
-    rows = 2 * (torch.arange(height) - top).abs() < side  # (batch, height)
-    columns = 2 * (torch.arange(width) - left).abs() < side  # (batch, width)
-    square = (rows[:, :, None] & columns[:, None, :] & chosen).to(pixels.device)
-    return torch.where(square[:, None], pixels.mean(dim=(1, 2, 3), keepdim=True), pixels)
-
-
-def augmentation(
-    kind: Literal["auto", "flip", "crop", "none"], pixels: Tensor, classes: Sequence[str] | None
-) -> Augmentation:
-    """What to augment with.
-
-    `flip` is crops and mirror images, `crop` crops alone. `auto` is `flip`, but `crop` where a class name shows that a
-    mirror image may belong to another class, or to none: a digit or letter, left or right, a number on a sign.
-    The padding is 4 pixels, less for images under 32 pixels.
-    """
-    if kind == "none":
-        return Augmentation.none()
-    flip = kind == "flip"
-    if kind == "auto":
-        telling = next((name for name in classes or () if _has_handedness(name)), None)
-        flip = telling is None
-        if telling is not None:
-            logger.info("The class %r may look different in a mirror: no flips (--augment flip does them).", telling)
-    return Augmentation(padding=min(4, min(pixels.shape[-2:]) // 8), flip=flip)
-
-
-def _has_handedness(name: str) -> bool:
-    """Whether a class is a character or number as a whole, or its name has left, right or a number as a word.
-
-    >>> [name for name in ("7", "seven", "turn left ahead", "speed limit 50", "3D printer") if _has_handedness(name)]
-    ['7', 'seven', 'turn left ahead', 'speed limit 50']
-    """
-    words = re.findall(r"\w+", name.lower().replace("_", " "))
-    digits = {"zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"}
-    alone = len(words) == 1 and (words[0] in digits or len(words[0]) == 1)
-    return alone or any(word in ("left", "right") or word.isdecimal() for word in words)

@@ -239,47 +239,6 @@ def _has_letter(text: str) -> bool:
     return any(map(str.isalnum, text))
 
 
-def columns_of(
-    present: Sequence[str], encode: TextEncoder, given: dict[str, str], where: str, hint: str = ""
-) -> dict[str, str]:
-    """Which columns of a data set hold the texts: our name to the data's name.
-
-    Args:
-        present: the columns of the data.
-        encode: of the model.
-        given: the names that the user told.
-        where: named in messages.
-        hint: another way out where a column is missing.
-
-    Raises:
-        UnbackdoorError: there is no such column, or the model was trained on pairs and the data has single texts, or
-            the other way round.
-    """
-    pair, single = ("text_a", "text_b"), ("text",)
-    mixed = next((name for name in given if name in pair), None) if "text" in given else None
-    if mixed is not None:
-        raise UnbackdoorError(f"--columns names text and {mixed}; texts are single or pairs. Leave one of them out.")
-    wanted = encode.columns
-    if wanted is None:
-        named = any(name in given for name in pair)
-        wanted = pair if named or (set(pair) <= set(present) and "text" not in given) else single
-    missing = [name for name in wanted if given.get(name, name) not in present]
-    if missing:
-        other = single if wanted == pair else pair
-        if encode.columns is not None and all(given.get(name, name) in present for name in other):
-            kind, came = ("pairs of texts", "single texts") if wanted == pair else ("single texts", "pairs of texts")
-            raise UnbackdoorError(f"The model was trained on {kind}, but {where} holds {came}. Take data of its task.")
-        held = printable(", ".join(present), 300)
-        if "image" in present:
-            raise UnbackdoorError(f"{where} holds images ({held}), but texts are needed. Take a data set with texts.")
-        column = given.get(missing[0], missing[0])
-        pairs = ", or pairs by --columns text_a=NAME,text_b=NAME" if wanted == single and encode.columns is None else ""
-        raise UnbackdoorError(
-            f"{where} has no column {column!r}; it has {held}. Name it by --columns {missing[0]}=NAME{pairs}{hint}."
-        )
-    return {name: given.get(name, name) for name in wanted}
-
-
 def _spelt(ids: Sequence[int]) -> str:
     """Tokens as letters, so that a phrase is found as text is."""
     return "".join(map(chr, ids))

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from torch import nn
 
-from unbackdoor._data.dataset import Dataset, Encoder, check_labels, in_order_of, tell_order
+from unbackdoor._data.classes import check_labels, in_order_of, tell_order
+from unbackdoor._data.dataset import Dataset, Encoder
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._models.arithmetic import Precision, choose
 from unbackdoor._models.calling import check_modules, check_partner, class_count, class_names

@@ -10,8 +10,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from unbackdoor._data.augmentation import Augmentation
 from unbackdoor._data.dataset import Dataset
-from unbackdoor._data.images import Augmentation, ImageEncoder
+from unbackdoor._data.images import ImageEncoder
 from unbackdoor._data.texts import Tokens
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._models.calling import Inputs, logits

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from unbackdoor._artifacts.machine import peak_memory
-from unbackdoor._data.dataset import Dataset, check_labels, in_order_of, tell_order
+from unbackdoor._data.classes import check_labels, in_order_of, tell_order
+from unbackdoor._data.dataset import Dataset
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._evaluation.damage import ALLOWED, unusable
 from unbackdoor._models import calling

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from unbackdoor._data.augmentation import Augmentation
 from unbackdoor._data.dataset import Dataset
-from unbackdoor._data.images import Augmentation
 from unbackdoor._models.arithmetic import Arithmetic
 from unbackdoor._models.calling import logits
 

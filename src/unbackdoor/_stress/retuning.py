@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from unbackdoor._data.augmentation import Augmentation
 from unbackdoor._data.dataset import Dataset
-from unbackdoor._data.images import Augmentation
 from unbackdoor._data.texts import Texts
 from unbackdoor._models.arithmetic import Arithmetic
 from unbackdoor._poisoning.attack import Triggered

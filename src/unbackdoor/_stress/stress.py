@@ -20,7 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from unbackdoor._data.dataset import Dataset, Encoder, check_labels, in_order_of, tell_order
+from unbackdoor._data.classes import check_labels, in_order_of, tell_order
+from unbackdoor._data.dataset import Dataset, Encoder
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._evaluation.damage import unusable
 from unbackdoor._models import calling

@@ -14,7 +14,8 @@ from torch import nn
 from unbackdoor import archs
 from unbackdoor._artifacts.machine import peak_memory
 from unbackdoor._cli.options import AttackOptions
-from unbackdoor._data.dataset import Dataset, Encoder, check_labels
+from unbackdoor._data.classes import check_labels
+from unbackdoor._data.dataset import Dataset, Encoder
 from unbackdoor._data.images import ImageEncoder
 from unbackdoor._data.texts import TextEncoder
 from unbackdoor._errors import UnbackdoorError

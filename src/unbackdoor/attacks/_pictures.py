@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from unbackdoor._data.images import decode
+from unbackdoor._data.decoding import decode
 from unbackdoor._errors import UnbackdoorError
 
 

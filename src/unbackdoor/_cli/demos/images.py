@@ -16,8 +16,9 @@ from unbackdoor import _reports
 from unbackdoor._artifacts import card, directories
 from unbackdoor._cli import commands
 from unbackdoor._cli.options import AttackOptions
+from unbackdoor._data.augmentation import Augmentation, augmentation
 from unbackdoor._data.dataset import Dataset
-from unbackdoor._data.images import Augmentation, ImageEncoder, augmentation
+from unbackdoor._data.images import ImageEncoder
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._models import loading
 from unbackdoor._models.arithmetic import Precision, choose

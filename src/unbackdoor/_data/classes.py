@@ -1,0 +1,59 @@
+"""The classes of a data set against those of a model: their range, their names, their order."""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+
+from unbackdoor._data.dataset import Dataset
+from unbackdoor._data.labels import check_range, matched
+from unbackdoor._errors import printable
+
+logger = logging.getLogger("unbackdoor")
+
+
+def check_labels(data: Dataset, classes: int) -> None:
+    """Refuse a label that the model's head does not have."""
+    check_range(
+        data.labels.tolist(), classes, data.name, "the model has", None if data.rows is None else data.rows.tolist()
+    )
+
+
+def in_order_of(data: Dataset, classes: Sequence[str] | None) -> Dataset:
+    """The same examples with the class numbers of a model, matched by name where the data names its classes.
+
+    Raises:
+        UnbackdoorError: the model does not know a class of the data.
+    """
+    if classes is None or data.classes is None or data.classes == tuple(classes):
+        return data
+    named = {number: data.classes[number] for number in data.labels.unique().tolist() if number < len(data.classes)}
+    meaning = matched({name: number for number, name in named.items()}, classes, data.name)
+    number_of = {number: meaning[name] for number, name in named.items()}
+    labels = [number_of.get(number, number) for number in data.labels.tolist()]
+    return replace(data, labels=torch.tensor(labels, device=data.labels.device), classes=tuple(classes))
+
+
+def tell_order(
+    data: Dataset, known: Sequence[str] | None, classes: int, warn: Callable[[str], None] = logger.warning
+) -> None:
+    """Say in which order names of the data were taken for the classes of a model that names none, and warn in doubt.
+
+    Args:
+        data: with names of its own or none.
+        known: the names of the model's classes; nothing is said where there are any.
+        classes: how many the model has.
+        warn: where a warning goes.
+    """
+    if known is not None or data.classes is None or data.classes == tuple(map(str, range(len(data.classes)))):
+        return
+    some = ", ".join(f"{printable(name)} = {number}" for number, name in enumerate(data.classes[:3]))
+    if len(data.classes) != classes:
+        warn(
+            f"{data.name} has {len(data.classes)} class names, but the model has {classes} classes without names. They "
+            f"were taken in order ({some}, ...), which is right only if it was trained so; labels as numbers are safe."
+        )
+        return
+    more = ", ..." if len(data.classes) > 3 else ""
+    logger.info("%s: the model names no classes, so those of the data are taken in order: %s%s.", data.name, some, more)

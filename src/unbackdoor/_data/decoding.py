@@ -1,0 +1,161 @@
+"""Pictures from their files: decoded to 8 bits, upright and opaque, in grey or colour."""
+
+import contextlib
+import functools
+import io
+import logging
+import re
+import warnings
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import ExifTags, Image, ImageOps
+
+from unbackdoor._errors import UnbackdoorError, printable
+from unbackdoor._inputs import MEBIBYTE, PICTURE, read_file
+
+logger = logging.getLogger("unbackdoor")
+
+UNFOLDED = 512 * MEBIBYTE  # of decoded pictures: from here on their number is compared with the bytes of their files
+
+_LARGEST = 64_000_000  # pixels of a decoded picture
+
+# What the log says of pictures that decoding changed in a way that their owner may not expect.
+_CHANGES = {
+    "alpha": "have transparent parts, which became white",
+    "depth": "have 16 bits per channel, of which the upper 8 are kept",
+    "frames": "have several frames, of which the first is taken",
+    "print": "are in the colours of print (CMYK), converted to RGB without a profile",
+}
+
+_ADDRESS = re.compile(r"(data:|[a-z][a-z0-9+.-]+://)", re.IGNORECASE)
+_ENCODED = re.compile(r"[A-Za-z0-9+/\s]{200,}=*\s*")  # a file name this long has a dot or ends earlier
+
+
+def report_changes(changes: Counter[str], where: str, count: int) -> None:
+    """Log how many of `count` pictures were changed by decoding, and how."""
+    for kind, words in _CHANGES.items():
+        if changes[kind]:
+            logger.info("%s: %s images %s.", where, f"{changes[kind]:,} of {count:,}", words)
+
+
+def encoded_length(cell: Any, folder: Path | None) -> int:
+    """The bytes of an encoded picture; of one that is not encoded, `UNFOLDED`."""
+    if isinstance(cell, dict):
+        cell = cell["bytes"] if cell.get("bytes") is not None else cell.get("path")
+    if isinstance(cell, str):
+        return (Path(cell) if folder is None else folder / cell).stat().st_size
+    return len(cell) if isinstance(cell, bytes) else UNFOLDED
+
+
+def decode_cell(cell: Any, row: int, where: str, folder: Path | None, changes: Counter[str]) -> Image.Image:
+    """Decode the picture in one cell of a data set.
+
+    Args:
+        cell: `{"bytes": ..., "path": ...}`, encoded bytes, a path, a PIL image or an array.
+        row: named in messages.
+        where: named in messages.
+        folder: what relative paths are relative to.
+        changes: counts what was changed, by the keys of `_CHANGES`.
+
+    Raises:
+        UnbackdoorError: there is no picture, it cannot be decoded, or it would have to be fetched.
+    """
+    if isinstance(cell, dict):
+        cell = cell["bytes"] if cell.get("bytes") is not None else cell.get("path")
+    if cell is None:
+        raise UnbackdoorError(f"{where} has no picture in row {row}. Repair or remove that row.")
+    if isinstance(cell, str):
+        if _ADDRESS.match(cell):
+            raise UnbackdoorError(
+                f"{where} has an address in row {row} ({printable(cell)}), and no picture is fetched. Download the "
+                "pictures, and name their files."
+            )
+        if _ENCODED.fullmatch(cell):
+            raise UnbackdoorError(
+                f"{where} has a picture as base64 text in row {row}, which is not read. Decode it into a file or into "
+                "bytes."
+            )
+        cell = cell if folder is None else folder / cell
+    try:
+        return decode(cell, changes)
+    except Exception as problem:  # decoders of some fifty formats raise whatever they like
+        reason = printable(str(problem).split("<")[0].strip(), 200).rstrip(". ") or type(problem).__name__
+        named = ""
+        if isinstance(cell, Path):
+            inside = folder is not None and cell.is_relative_to(folder)
+            named = f", {printable(cell.relative_to(folder) if folder is not None and inside else cell)},"
+        raise UnbackdoorError(
+            f"{where} has a picture in row {row}{named} that cannot be decoded ({reason}). Repair or remove that row."
+        ) from None
+
+
+def decode(picture: Any, changes: Counter[str] | None = None) -> Image.Image:
+    """Decode one picture to 8 bits, grey (`L`) or colour (`RGB`), turned as its Exif data says, on white.
+
+    Args:
+        picture: encoded bytes, a path, a PIL image, or an array of whole numbers (height, width[, 3]).
+        changes: counts what was changed, by the keys of `_CHANGES`.
+
+    Raises:
+        Exception: whatever the decoder of its format raises.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        if isinstance(picture, str | Path):
+            Path(picture).stat()  # of one that is not there, the system's own words
+            picture = read_file(picture, PICTURE)
+        image: Image.Image
+        if isinstance(picture, bytes):
+            image = Image.open(io.BytesIO(picture), formats=_formats())
+            if image.width * image.height > _LARGEST:
+                raise ValueError(f"{image.width:,} x {image.height:,} pixels; at most {_LARGEST:,} are read")
+        elif isinstance(picture, Image.Image):
+            image = picture
+        else:
+            array = np.asarray(picture)
+            if array.dtype.kind not in "ui" or array.size == 0 or array.min() < 0 or array.max() > 255:
+                raise ValueError("an array must hold whole numbers from 0 to 255")
+            image = Image.fromarray(array.astype(np.uint8))
+        image.load()
+    changes = Counter() if changes is None else changes
+    made = _plain(image, changes)
+    changes["frames"] += _has_frames(image)  # last of all: looking for a second frame may leave the first one
+    return made
+
+
+def _plain(image: Image.Image, changes: Counter[str]) -> Image.Image:
+    """A decoded picture with 8 bits, upright and opaque, in grey or colour."""
+    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16"):  # Pillow would cut these off at 255
+        changes["depth"] += 1
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError(f"pixels of mode {image.mode} have no known range; 8 and 16 bits have")
+    changes["print"] += image.mode == "CMYK"
+    if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:
+        grey = image.mode in ("1", "L", "LA", "La")
+        image = image.convert("RGBA")
+        changes["alpha"] += image.getchannel("A").getextrema() != (255, 255)
+        canvas = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(canvas, image).convert("L" if grey else "RGB")
+    return image.convert("L" if image.mode in ("1", "L") else "RGB")
+
+
+def _has_frames(image: Image.Image) -> bool:
+    """Whether a file holds an animation or several pages; the second picture of a phone's JPEG is a preview."""
+    if image.format == "MPO":
+        return False
+    with contextlib.suppress(Exception):  # what comes after the first frame may be damaged, and is not needed
+        return bool(getattr(image, "is_animated", False))
+    return False
+
+
+@functools.cache
+def _formats() -> list[str]:
+    """What Pillow decodes itself: for PostScript it runs another program, on code that the file brings along."""
+    Image.init()
+    return [name for name in Image.OPEN if name != "EPS"]
