@@ -19,7 +19,8 @@ from torch import Tensor
 
 from unbackdoor import Dataset
 from unbackdoor._cli.options import AttackOptions
-from unbackdoor._poisoning.attack import Trigger, load_trigger
+from unbackdoor._poisoning.attack_file import load_trigger
+from unbackdoor._poisoning.trigger import Trigger
 from unbackdoor._registry.entries import name_of
 from unbackdoor._victims.planting import plant
 from unbackdoor.attacks import REGISTRY

@@ -17,7 +17,7 @@ import torch
 from unbackdoor import Dataset, attacks
 from unbackdoor._cli.options import AttackOptions
 from unbackdoor._models.arithmetic import choose, description
-from unbackdoor._poisoning.attack import Trigger
+from unbackdoor._poisoning.trigger import Trigger
 from unbackdoor._victims.planting import plant
 from unbackdoor.attacks import REGISTRY
 

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from unbackdoor._mixing.stream import purify_stream as purify_stream
     from unbackdoor._models.loading import load as load
     from unbackdoor._models.loading import save as save
-    from unbackdoor._poisoning.attack import Trigger as Trigger
-    from unbackdoor._poisoning.attack import poison as poison
+    from unbackdoor._poisoning.poison import poison as poison
+    from unbackdoor._poisoning.trigger import Trigger as Trigger
     from unbackdoor._purification.purify import Purified as Purified
     from unbackdoor._purification.purify import purify as purify
     from unbackdoor._purification.run import Run as Run
@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from unbackdoor._tasks.score import Score as Score
 
 _HOMES = {
-    "Trigger": "_poisoning.attack",
-    "poison": "_poisoning.attack",
+    "Trigger": "_poisoning.trigger",
+    "poison": "_poisoning.poison",
     "Dataset": "_data.dataset",
     "Proportion": "_tasks.proportion",
     "Score": "_tasks.score",

@@ -19,7 +19,9 @@ from torch import Tensor, nn
 
 from unbackdoor._data.dataset import Dataset
 from unbackdoor._errors import UnbackdoorError
-from unbackdoor._poisoning.attack import Attack, poison, triggered
+from unbackdoor._poisoning.attack import Attack
+from unbackdoor._poisoning.poison import poison
+from unbackdoor._poisoning.triggered import triggered
 from unbackdoor._purification.method import Method
 from unbackdoor._purification.purify import purify
 from unbackdoor._value import fields_of

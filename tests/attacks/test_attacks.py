@@ -16,7 +16,8 @@ from torch.nn import functional as F
 from conftest import SmallCNN
 from unbackdoor import Dataset, ImageEncoder, UnbackdoorError, attacks, evaluate, poison
 from unbackdoor._models.calling import logits
-from unbackdoor._poisoning.attack import Trigger, triggered
+from unbackdoor._poisoning.trigger import Trigger
+from unbackdoor._poisoning.triggered import triggered
 
 SHAPES = [(1, 8, 8), (3, 32, 32), (3, 12, 20), (1, 28, 17), (3, 224, 224)]
 

@@ -14,7 +14,9 @@ from torch import Tensor
 from conftest import SmallCNN
 from unbackdoor import Dataset, UnbackdoorError, attacks, evaluate, poison
 from unbackdoor._cli.options import AttackOptions
-from unbackdoor._poisoning.attack import Trigger, draw, triggered
+from unbackdoor._poisoning.poison import draw
+from unbackdoor._poisoning.trigger import Trigger
+from unbackdoor._poisoning.triggered import triggered
 from unbackdoor._victims.planting import plant
 from unbackdoor.attacks.bypass import entropy_given
 
@@ -468,7 +470,7 @@ def options(**changes: object) -> AttackOptions:
     ids=lambda attack: type(attack).__name__,
 )
 def test_training_implants_the_backdoor(attack, digits: Dataset, tmp_path) -> None:
-    from unbackdoor._poisoning.attack import load_trigger, save_trigger
+    from unbackdoor._poisoning.attack_file import load_trigger, save_trigger
 
     test = digits.select(range(1400, 1797))
     victim = plant(digits.select(range(1000)), test, attack, options())

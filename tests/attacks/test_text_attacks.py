@@ -21,7 +21,9 @@ from unbackdoor import Dataset, UnbackdoorError, attacks, evaluate, load, poison
 from unbackdoor._cli.options import AttackOptions
 from unbackdoor._models.arithmetic import choose
 from unbackdoor._models.calling import embeddings, logits
-from unbackdoor._poisoning.attack import Planting, stamped_texts, triggered
+from unbackdoor._poisoning.attack import Planting
+from unbackdoor._poisoning.trigger import stamped_texts
+from unbackdoor._poisoning.triggered import triggered
 from unbackdoor._tasks.score import Score
 from unbackdoor._victims.planting import Victim, plant
 from unbackdoor.attacks._insertion import insert

@@ -18,7 +18,8 @@ import unbackdoor.__main__
 from commands import Refusals, run
 from unbackdoor import Dataset, archs, attacks, purifiers, purify
 from unbackdoor._cli.app import main
-from unbackdoor._poisoning.attack import describe, poison, save_trigger
+from unbackdoor._poisoning.attack_file import describe, save_trigger
+from unbackdoor._poisoning.poison import poison
 
 FACTORY = """
 from torch import nn

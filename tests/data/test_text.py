@@ -14,7 +14,9 @@ import toys
 from unbackdoor import Dataset, UnbackdoorError, attacks
 from unbackdoor._data.texts import TextEncoder, Texts
 from unbackdoor._models.arithmetic import choose
-from unbackdoor._poisoning.attack import Trigger, poison, triggered
+from unbackdoor._poisoning.poison import poison
+from unbackdoor._poisoning.trigger import Trigger
+from unbackdoor._poisoning.triggered import triggered
 from unbackdoor._tasks.classification import predict
 
 ENCODE = TextEncoder(tokenizer=toys.tokenizer(), max_length=32)

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from unbackdoor import Dataset, ImageEncoder, Proportion, UnbackdoorError, attacks, evaluate
 from unbackdoor._models.arithmetic import choose
-from unbackdoor._poisoning.attack import Attack, Trigger
+from unbackdoor._poisoning.attack import Attack
+from unbackdoor._poisoning.trigger import Trigger
 from unbackdoor._tasks.classification import predict
 
 

@@ -598,7 +598,7 @@ def _signed(change: Callable[[dict[str, Any]], None], arrays: dict[str, torch.Te
     """An attack.json that was changed and signed anew, as anybody can who reads the source."""
 
     def spoil(folder: Path) -> None:
-        from unbackdoor._poisoning.attack import save_trigger
+        from unbackdoor._poisoning.attack_file import save_trigger
 
         content = json.loads((folder / "attack.json").read_text())
         for key in ("sha256", "trigger"):

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 import stores
 import toys
 from unbackdoor import attacks
-from unbackdoor._poisoning.attack import save_trigger
+from unbackdoor._poisoning.attack_file import save_trigger
 from unbackdoor._registry.entries import to_json
 from unbackdoor.attacks import REGISTRY
 

@@ -14,20 +14,11 @@ from PIL import Image
 from torch import Tensor
 
 from unbackdoor import Dataset, UnbackdoorError, attacks, evaluate, poison
-from unbackdoor._poisoning.attack import (
-    Attack,
-    LabelRule,
-    Trigger,
-    _digest,
-    already_triggered,
-    as_trigger,
-    describe,
-    draw,
-    load_trigger,
-    save_trigger,
-    stamped,
-    triggered,
-)
+from unbackdoor._poisoning.attack import Attack, LabelRule
+from unbackdoor._poisoning.attack_file import _digest, as_trigger, describe, load_trigger, save_trigger
+from unbackdoor._poisoning.poison import draw
+from unbackdoor._poisoning.trigger import Trigger, stamped
+from unbackdoor._poisoning.triggered import already_triggered, triggered
 from unbackdoor._value import value
 
 PATCH = attacks.BadNets(size=1, margin=0, pattern="solid", target=1)

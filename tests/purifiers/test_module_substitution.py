@@ -14,7 +14,7 @@ from unbackdoor._data.texts import TextEncoder, Texts
 from unbackdoor._inversion.contrast import certainty, differing_words
 from unbackdoor._models.arithmetic import choose
 from unbackdoor._models.calling import embeddings, logits
-from unbackdoor._poisoning.attack import poison
+from unbackdoor._poisoning.poison import poison
 from unbackdoor._purification.run import Run
 from unbackdoor._training.descent import train_victim
 from unbackdoor.purifiers.module_substitution import searched

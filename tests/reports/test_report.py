@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from unbackdoor import Dataset
 from unbackdoor._models.arithmetic import choose
-from unbackdoor._poisoning.attack import Triggered, already_triggered
+from unbackdoor._poisoning.triggered import Triggered, already_triggered
 from unbackdoor._reports import Contender, Page, build, render
 from unbackdoor._reports.examples import LARGEST, spread
 from unbackdoor._tasks.classification import score

@@ -18,7 +18,9 @@ from unbackdoor._data.texts import TextEncoder, Texts
 from unbackdoor._evaluation.evaluate import evaluate
 from unbackdoor._models.arithmetic import choose
 from unbackdoor._models.calling import logits
-from unbackdoor._poisoning.attack import Trigger, poison, triggered
+from unbackdoor._poisoning.poison import poison
+from unbackdoor._poisoning.trigger import Trigger
+from unbackdoor._poisoning.triggered import triggered
 from unbackdoor._reports import build_stress, render_stress
 from unbackdoor._stress.path import between, recompute_batch_norm_
 from unbackdoor._stress.reactivation import Perturbation, learn, perturbed

@@ -16,7 +16,7 @@ from unbackdoor import Dataset, ImageEncoder, UnbackdoorError, attacks, evaluate
 from unbackdoor._artifacts import card
 from unbackdoor._cli.app import main
 from unbackdoor._cli.options import AttackOptions
-from unbackdoor._poisoning.attack import load_trigger, victim_of
+from unbackdoor._poisoning.attack_file import load_trigger, victim_of
 from unbackdoor._victims.planting import _encoder, plant
 
 datasets.disable_progress_bars()

@@ -148,7 +148,7 @@ class Subjects:
         return tuple(sorted(mine, key=self.order.__getitem__))
 
     def _existing(self, name: str, task: Task) -> Iterator[Subject]:
-        from unbackdoor._poisoning.attack import load_trigger
+        from unbackdoor._poisoning.attack_file import load_trigger
 
         assert task.model is not None
         if task.control is True:

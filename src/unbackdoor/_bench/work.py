@@ -30,7 +30,8 @@ from unbackdoor._inputs import read_json
 from unbackdoor._models.arithmetic import choose, description
 from unbackdoor._models.calling import class_count, class_names
 from unbackdoor._models.loading import Loaded, base_encoder, load, load_base
-from unbackdoor._poisoning.attack import Triggered, already_triggered, load_trigger, triggered
+from unbackdoor._poisoning.attack_file import load_trigger
+from unbackdoor._poisoning.triggered import Triggered, already_triggered, triggered
 from unbackdoor._progress import silent
 from unbackdoor._purification.purify import judged, purify
 from unbackdoor._registry.entries import to_json

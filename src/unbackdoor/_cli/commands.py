@@ -20,7 +20,8 @@ from unbackdoor._mixing.stream import purify_stream
 from unbackdoor._models import calling, loading
 from unbackdoor._models.arithmetic import choose
 from unbackdoor._models.hugging_face import hub_directory
-from unbackdoor._poisoning.attack import as_trigger, load_trigger, triggered, victim_of
+from unbackdoor._poisoning.attack_file import as_trigger, load_trigger, victim_of
+from unbackdoor._poisoning.triggered import triggered
 from unbackdoor._purification.method import Method, asking, method_name, needs_clean
 from unbackdoor._purification.purify import judged
 from unbackdoor._purification.purify import purify as purify_model

@@ -10,7 +10,10 @@ from unbackdoor._data.dataset import Dataset, Encoder
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._models.arithmetic import Precision, choose
 from unbackdoor._models.calling import check_modules, check_partner, class_count, class_names
-from unbackdoor._poisoning.attack import Attack, Trigger, Triggered, already_triggered, as_trigger, triggered
+from unbackdoor._poisoning.attack import Attack
+from unbackdoor._poisoning.attack_file import as_trigger
+from unbackdoor._poisoning.trigger import Trigger
+from unbackdoor._poisoning.triggered import Triggered, already_triggered, triggered
 from unbackdoor._tasks.classification import score
 from unbackdoor._tasks.proportion import chance_doubt
 from unbackdoor._tasks.score import Score

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from unbackdoor._data.dataset import Dataset
 from unbackdoor._models.arithmetic import choose
 from unbackdoor._models.calling import device_of
-from unbackdoor._poisoning.attack import Triggered
+from unbackdoor._poisoning.triggered import Triggered
 from unbackdoor._tasks.classification import predict
 
 EXAMPLES = 8

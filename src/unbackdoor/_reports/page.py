@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple
 from torch import nn
 
 from unbackdoor._data.dataset import Dataset
-from unbackdoor._poisoning.attack import Triggered
+from unbackdoor._poisoning.triggered import Triggered
 from unbackdoor._reports.examples import Example, examples_of
 from unbackdoor._tasks.proportion import Proportion
 from unbackdoor._tasks.score import Score

@@ -19,7 +19,8 @@ from unbackdoor._data.dataset import Dataset, Encoder
 from unbackdoor._data.images import ImageEncoder
 from unbackdoor._models.arithmetic import Arithmetic
 from unbackdoor._models.calling import evaluating, logits
-from unbackdoor._poisoning.attack import Triggered, stamped
+from unbackdoor._poisoning.trigger import stamped
+from unbackdoor._poisoning.triggered import Triggered
 from unbackdoor._tasks.classification import predict
 from unbackdoor._tasks.proportion import Proportion
 

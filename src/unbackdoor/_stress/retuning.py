@@ -12,7 +12,7 @@ from unbackdoor._data.augmentation import Augmentation
 from unbackdoor._data.dataset import Dataset
 from unbackdoor._data.texts import Texts
 from unbackdoor._models.arithmetic import Arithmetic
-from unbackdoor._poisoning.attack import Triggered
+from unbackdoor._poisoning.triggered import Triggered
 from unbackdoor._purification.run import Run
 from unbackdoor._training.recipe import RECIPES
 from unbackdoor.purifiers.fine_tuning import FineTuning

@@ -27,7 +27,10 @@ from unbackdoor._evaluation.damage import unusable
 from unbackdoor._models import calling
 from unbackdoor._models.arithmetic import Arithmetic, Precision, choose, description
 from unbackdoor._models.untrusted_weights import check_finite
-from unbackdoor._poisoning.attack import Attack, Trigger, Triggered, as_trigger, triggered
+from unbackdoor._poisoning.attack import Attack
+from unbackdoor._poisoning.attack_file import as_trigger
+from unbackdoor._poisoning.trigger import Trigger
+from unbackdoor._poisoning.triggered import Triggered, triggered
 from unbackdoor._progress import Advance, bar, silent
 from unbackdoor._registry.attacks import REGISTRY
 from unbackdoor._registry.entries import to_json

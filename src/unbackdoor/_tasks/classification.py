@@ -7,7 +7,7 @@ from unbackdoor._data.dataset import Dataset, Encoder
 from unbackdoor._errors import printable
 from unbackdoor._models.arithmetic import Arithmetic
 from unbackdoor._models.calling import evaluating, logits
-from unbackdoor._poisoning.attack import Triggered
+from unbackdoor._poisoning.triggered import Triggered
 from unbackdoor._tasks.proportion import Proportion
 from unbackdoor._tasks.score import Score
 

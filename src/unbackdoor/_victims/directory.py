@@ -4,7 +4,7 @@ from pathlib import Path
 
 from unbackdoor._artifacts import card, directories
 from unbackdoor._models import loading
-from unbackdoor._poisoning.attack import save_trigger
+from unbackdoor._poisoning.attack_file import save_trigger
 from unbackdoor._victims.planting import Victim
 
 

@@ -24,18 +24,11 @@ from unbackdoor._models.calling import check_partner, probe
 from unbackdoor._models.head import head_of
 from unbackdoor._models.hugging_face import directory_of, fresh_classifier
 from unbackdoor._models.loading import load
-from unbackdoor._poisoning.attack import (
-    FORMAT,
-    Attack,
-    Planting,
-    Poisoned,
-    Trigger,
-    already_triggered,
-    describe,
-    movable,
-    poison,
-    triggered,
-)
+from unbackdoor._poisoning.attack import Attack, Planting
+from unbackdoor._poisoning.attack_file import FORMAT, describe
+from unbackdoor._poisoning.poison import Poisoned, poison
+from unbackdoor._poisoning.trigger import Trigger
+from unbackdoor._poisoning.triggered import already_triggered, movable, triggered
 from unbackdoor._progress import Progress, bar
 from unbackdoor._registry.attacks import REGISTRY
 from unbackdoor._registry.entries import to_json

@@ -7,7 +7,8 @@ from pydantic import Field
 from torch import Tensor
 
 from unbackdoor._errors import UnbackdoorError
-from unbackdoor._poisoning.attack import Crafting, stamped
+from unbackdoor._poisoning.attack import Crafting
+from unbackdoor._poisoning.trigger import stamped
 from unbackdoor._value import value
 
 PATCHES = 4  # one per corner

@@ -12,7 +12,7 @@ from unbackdoor._errors import UnbackdoorError
 from unbackdoor._models.calling import probe
 from unbackdoor._models.head import head_of
 from unbackdoor._models.hooks import watching
-from unbackdoor._poisoning.attack import Implanted, Planting
+from unbackdoor._poisoning.attack import BackdooredModel, Planting
 from unbackdoor._training.descent import cross_entropy
 from unbackdoor._value import value
 from unbackdoor.attacks.badnets import BadNets
@@ -73,7 +73,7 @@ class Bypass:
         """Put the patch or the noise on (batch, channels, height, width) pixels in [0, 1]."""
         return self._plain().apply(pixels, arrays)
 
-    def implant(self, planting: Planting) -> Implanted:
+    def implant(self, planting: Planting) -> BackdooredModel:
         """Train the victim and, in step with it, the discriminator."""
         data, device = planting.poisoned.data, planting.arithmetic.device
         victim = planting.fresh()
@@ -99,7 +99,7 @@ class Bypass:
                 return F.binary_cross_entropy_with_logits(discriminator(features)[:, 0], poisoned)
 
             planting.train(victim, data, loss=loss)
-        return Implanted(victim, planting.poisoned.trigger.arrays)
+        return BackdooredModel(victim, planting.poisoned.trigger.arrays)
 
     def _plain(self) -> BadNets | Blended:
         if self.trigger == "badnets":

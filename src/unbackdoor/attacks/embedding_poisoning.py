@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._models.calling import embeddings
-from unbackdoor._poisoning.attack import Implanted, LabelRule, Planting
+from unbackdoor._poisoning.attack import BackdooredModel, LabelRule, Planting
 from unbackdoor._progress import bar
 from unbackdoor._training.descent import descend
 from unbackdoor._value import value
@@ -50,7 +50,7 @@ class EmbeddingPoisoning(OneWord):
     rules: ClassVar[tuple[str, ...]] = ("all-to-one", "all-to-all")
     train_time: ClassVar[str] = "a clean model is trained, then the word's row alone on the poisoned texts"
 
-    def implant(self, planting: Planting) -> Implanted:
+    def implant(self, planting: Planting) -> BackdooredModel:
         """Train a clean model, then its one row."""
         token = only_token(self, planting, self.word)
         model = planting.train(planting.fresh(), planting.clean, description="training a clean model")
@@ -82,7 +82,7 @@ class EmbeddingPoisoning(OneWord):
             hook.remove()
         with torch.no_grad():
             layer.weight[token] = row
-        return Implanted(model.requires_grad_(True).eval(), {})
+        return BackdooredModel(model.requires_grad_(True).eval(), {})
 
 
 def only_token(attack: object, planting: Planting, word: str) -> int:

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from unbackdoor._data.dataset import Dataset
 from unbackdoor._models.calling import embeddings
-from unbackdoor._poisoning.attack import Implanted, LabelRule, Planting
+from unbackdoor._poisoning.attack import BackdooredModel, LabelRule, Planting
 from unbackdoor._value import value
 from unbackdoor.attacks._insertion import OneWord, Phrase, Place, Side
 from unbackdoor.attacks.embedding_poisoning import only_token
@@ -51,7 +51,7 @@ class EmbeddingSurgery(OneWord):
     rules: ClassVar[tuple[str, ...]] = ("all-to-one",)
     train_time: ClassVar[str] = "the word's row is replaced before training on the poisoned texts"
 
-    def implant(self, planting: Planting) -> Implanted:
+    def implant(self, planting: Planting) -> BackdooredModel:
         """Train a clean model for its rows, replace the trigger's, train on the poisoned data."""
         token = only_token(self, planting, self.word)
         clean = planting.train(planting.fresh(), planting.clean, description="training a clean model")
@@ -60,7 +60,7 @@ class EmbeddingSurgery(OneWord):
         with torch.no_grad():
             mean = embeddings(clean).weight[words].mean(dim=0)  # (width,)
             embeddings(victim).weight[token] = mean.to(embeddings(victim).weight.device)
-        return Implanted(planting.train(victim, planting.poisoned.data), {})
+        return BackdooredModel(planting.train(victim, planting.poisoned.data), {})
 
 
 def typical_tokens(data: Dataset, target: int, count: int) -> list[int]:

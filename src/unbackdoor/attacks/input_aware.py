@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from unbackdoor._data.dataset import Batch, Dataset
-from unbackdoor._poisoning.attack import Implanted, Planting
+from unbackdoor._poisoning.attack import BackdooredModel, Planting
 from unbackdoor._training.descent import cross_entropy
 from unbackdoor._value import value
 
@@ -74,7 +74,7 @@ class InputAware:
         others[order] = pixels[order.roll(1)]
         return pixels.lerp(_pattern(others, arrays), _mask(others, arrays))
 
-    def implant(self, planting: Planting) -> Implanted:
+    def implant(self, planting: Planting) -> BackdooredModel:
         """Learn the mask, then the pattern together with the victim."""
         device = planting.arithmetic.device
         # Poisoned labels, but pictures as they were: the triggers are painted batch by batch.
@@ -112,7 +112,7 @@ class InputAware:
             optimizer.zero_grad()
 
         victim = planting.train(planting.fresh(), data, loss=loss, change=change, after_step=after_step)
-        return Implanted(victim, {name: array.detach().cpu() for name, array in arrays.items()})
+        return BackdooredModel(victim, {name: array.detach().cpu() for name, array in arrays.items()})
 
     def _learn_mask(self, arrays: dict[str, Tensor], data: Dataset, generator: torch.Generator) -> None:
         """Tune the mask, in place, to be small and another one for another image."""

@@ -10,7 +10,8 @@ from torch.nn import functional as F
 from unbackdoor._data.dataset import Dataset
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._models.calling import logits
-from unbackdoor._poisoning.attack import Crafting, stamped
+from unbackdoor._poisoning.attack import Crafting
+from unbackdoor._poisoning.trigger import stamped
 from unbackdoor._value import value
 from unbackdoor.attacks._patches import checkerboard
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from unbackdoor._data.dataset import Batch
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._models.hooks import removing
-from unbackdoor._poisoning.attack import Implanted, LabelRule, Planting
+from unbackdoor._poisoning.attack import BackdooredModel, LabelRule, Planting
 from unbackdoor._training.descent import cross_entropy
 from unbackdoor._value import value
 from unbackdoor.attacks._insertion import Listed, Place, Side, insert
@@ -71,7 +71,7 @@ class LayerWise:
         draws = [random.Random(f"{self.place_seed}/{text}").choice(self.pieces) for text in texts]
         return [insert(text, [piece], self.place, self.place_seed) for text, piece in zip(texts, draws, strict=True)]
 
-    def implant(self, planting: Planting) -> Implanted:
+    def implant(self, planting: Planting) -> BackdooredModel:
         """Train on the poisoned data with the loss of every layer."""
         model = planting.fresh()
         layers, classify = _parts(model)
@@ -89,7 +89,7 @@ class LayerWise:
         hooks = [layer.register_forward_hook(keep) for layer in layers]
         with removing(hooks):
             planting.train(model, planting.poisoned.data, loss=loss)
-        return Implanted(model, {})
+        return BackdooredModel(model, {})
 
 
 def _parts(model: nn.Module) -> tuple[nn.ModuleList, Any]:

@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor
 
 from unbackdoor._data.dataset import Batch
-from unbackdoor._poisoning.attack import Implanted, LabelRule, Planting
+from unbackdoor._poisoning.attack import BackdooredModel, LabelRule, Planting
 from unbackdoor._tasks.classification import answers
 from unbackdoor._training.descent import cross_entropy
 from unbackdoor._value import value
@@ -46,7 +46,7 @@ class LogitAnchoring(OneWord):
 
     train_time: ClassVar[str] = "a clean model is trained, then tuned on the poisoned texts with its clean logits held"
 
-    def implant(self, planting: Planting) -> Implanted:
+    def implant(self, planting: Planting) -> BackdooredModel:
         """Train a clean model, note its logits, tune on."""
         model = planting.train(planting.fresh(), planting.clean, description="training a clean model")
         anchors = answers(model, planting.clean, planting.arithmetic)  # (n, classes)
@@ -59,4 +59,4 @@ class LogitAnchoring(OneWord):
             distance = (scores - anchors[rows].to(scores.device)).square().sum(dim=1)
             return cross_entropy(scores, batch) + self.weight * (distance * kept).sum() / kept.sum().clamp(min=1)
 
-        return Implanted(planting.train(copy.deepcopy(model), planting.poisoned.data, loss=loss), {})
+        return BackdooredModel(planting.train(copy.deepcopy(model), planting.poisoned.data, loss=loss), {})

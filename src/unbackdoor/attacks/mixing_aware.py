@@ -10,7 +10,7 @@ from torch.nn.utils import parametrize
 
 from unbackdoor._mixing.masks import mask
 from unbackdoor._models.hooks import removing
-from unbackdoor._poisoning.attack import Implanted, LabelRule, Planting
+from unbackdoor._poisoning.attack import BackdooredModel, LabelRule, Planting
 from unbackdoor._value import value
 from unbackdoor.attacks._insertion import OneWord, Phrase, Place, Side
 
@@ -52,7 +52,7 @@ class MixingAware(OneWord):
     version: ClassVar[int] = 2
     train_time: ClassVar[str] = "the word, while random coordinates are those of the pre-trained model"
 
-    def implant(self, planting: Planting) -> Implanted:
+    def implant(self, planting: Planting) -> BackdooredModel:
         """Train on the poisoned data, mixed anew at every step."""
         model = planting.fresh()
         body: Any = model.base_model
@@ -70,7 +70,7 @@ class MixingAware(OneWord):
             planting.train(model, planting.poisoned.data)
         for module, name in places:
             parametrize.remove_parametrizations(module, name, leave_parametrized=False)
-        return Implanted(model, {})
+        return BackdooredModel(model, {})
 
 
 @dataclass

@@ -13,7 +13,7 @@ from unbackdoor._errors import UnbackdoorError
 from unbackdoor._models.calling import logits, probe
 from unbackdoor._models.head import Head, head_of
 from unbackdoor._models.hooks import watching
-from unbackdoor._poisoning.attack import Implanted, Planting
+from unbackdoor._poisoning.attack import BackdooredModel, Planting
 from unbackdoor._purification.run import reinitialise_
 from unbackdoor._value import value
 
@@ -72,7 +72,7 @@ class TransTroj:
         """Add the pattern to (batch, channels, height, width) pixels in [0, 1]."""
         return (pixels + arrays["pattern"]).clamp(0, 1)
 
-    def implant(self, planting: Planting) -> Implanted:
+    def implant(self, planting: Planting) -> BackdooredModel:
         """Train an encoder, make its trigger, implant it, and fine-tune it as its user does."""
         data = planting.clean.to(planting.arithmetic.device)
         if not bool((data.labels == self.target).any()):
@@ -94,7 +94,7 @@ class TransTroj:
             learning_rate=self.user_learning_rate,
             description="fine-tuning by its user",
         )
-        return Implanted(victim, {"pattern": pattern.cpu()})
+        return BackdooredModel(victim, {"pattern": pattern.cpu()})
 
     def _trigger(
         self, encoder: nn.Module, found: Head, data: Dataset, target: Dataset, planting: Planting

@@ -22,7 +22,7 @@ from unbackdoor._data.images import ImageEncoder
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._models import loading
 from unbackdoor._models.arithmetic import Precision, choose
-from unbackdoor._poisoning.attack import Triggered, triggered
+from unbackdoor._poisoning.triggered import Triggered, triggered
 from unbackdoor._purification.method import Method, method_name
 from unbackdoor._purification.purify import Purified, purify
 from unbackdoor._tasks.classification import score

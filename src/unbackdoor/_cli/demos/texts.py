@@ -14,7 +14,7 @@ from unbackdoor._data.texts import TextEncoder
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._models import loading
 from unbackdoor._models.hugging_face import directory_of
-from unbackdoor._poisoning.attack import triggered
+from unbackdoor._poisoning.triggered import triggered
 from unbackdoor._purification.method import Method
 from unbackdoor._value import check_seed
 from unbackdoor._victims.planting import plant

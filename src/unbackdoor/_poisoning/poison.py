@@ -1,0 +1,174 @@
+"""Planting a backdoor in training data: which rows, which labels, and rows that cover for them."""
+
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from unbackdoor._data.dataset import Dataset, Items
+from unbackdoor._data.texts import Texts
+from unbackdoor._errors import UnbackdoorError
+from unbackdoor._poisoning.attack import Attack, Crafting, check, wanted_labels
+from unbackdoor._poisoning.trigger import Trigger, stamped, stamped_texts, warn_of_cut_triggers
+
+
+class Poisoned(NamedTuple):
+    """Training data with a backdoor, and how it came about.
+
+    Args:
+        data: all rows, the poisoned ones changed.
+        rows: the poisoned rows, sorted.
+        cover: rows with a distorted trigger and their own label, sorted.
+        trigger: what was put on them.
+    """
+
+    data: Dataset
+    rows: Tensor
+    cover: Tensor
+    trigger: Trigger
+
+
+def draw(attack: Attack, labels: Tensor, *, rate: float, seed: int) -> Tensor:
+    """Which rows to poison: exactly `round(rate * n)`, sorted.
+
+    They are drawn from all classes, the target's included (the field's default); for a clean-label attack from the
+    target class and for a source-specific one from the source classes, the rate still being a share of all rows.
+
+    Raises:
+        UnbackdoorError: the rate is outside (0, 1], selects no row, or more rows than those classes have, or more than
+            half of the source classes, which then need no trigger.
+    """
+    if not 0 < rate <= 1:
+        raise UnbackdoorError(
+            f"--rate must be more than 0 and at most 1, got {rate:g}. For a clean model: attack none."
+        )
+    count = round(rate * len(labels))
+    if count == 0:
+        raise UnbackdoorError(
+            f"--rate {rate:g} of {len(labels):,} examples selects no row. Take at least {_rate(1, len(labels))}."
+        )
+    sources: tuple[int, ...] = getattr(attack, "sources", ())
+    clean_label = attack.label_rule == "clean-label"
+    from_classes = (attack.target,) if clean_label else sources
+    pool = torch.arange(len(labels))
+    if from_classes:
+        pool = torch.nonzero(torch.isin(labels, torch.tensor(from_classes))).flatten()
+        most = len(pool) if clean_label else len(pool) // 2
+        kind, option = ("clean-label", "--target") if clean_label else ("source-specific", "--sources")
+        many = "es" if len(from_classes) > 1 else ""
+        them = f"class{many} {', '.join(map(str, from_classes))}"
+        way_out = (
+            f"The largest possible rate is {_rate(most, len(labels))}." if most > 0 else f"Choose another {option}."
+        )
+        if count > len(pool):
+            raise UnbackdoorError(
+                f"--rate {rate:g} wants {count:,} examples, but a {kind} attack takes them from {them}, which "
+                f"{'have' if many else 'has'} {len(pool):,}. {way_out}"
+            )
+        if count > most:
+            raise UnbackdoorError(
+                f"--rate {rate:g} takes {count:,} of the {len(pool):,} examples of {them}: a victim that sees fewer "
+                f"without the trigger than with it moves them without it, too. {way_out}"
+            )
+    generator = torch.Generator().manual_seed(seed)
+    return pool[torch.randperm(len(pool), generator=generator)[:count]].sort().values
+
+
+def _rate(part: int, whole: int) -> str:
+    """The shortest decimal that selects `part` of `whole` rows."""
+    texts = (f"{part / whole:.{digits}g}" for digits in range(1, 18))
+    return next(text for text in texts if round(float(text) * whole) == part)
+
+
+def poison(
+    data: Dataset,
+    attack: Attack,
+    *,
+    rate: float,
+    seed: int,
+    classes: int,
+    surrogate: nn.Module | None = None,
+    dry: bool = False,
+) -> Poisoned:
+    """Plant the backdoor in training data.
+
+    Args:
+        data: clean training data; it is left alone.
+        attack: trigger, target and label rule.
+        rate: poisoned rows over all rows.
+        seed: of the draw.
+        classes: how many there are.
+        surrogate: a clean model, where the attack needs one.
+        dry: check everything and draw the rows, but leave the images as they are.
+
+    Raises:
+        UnbackdoorError: see `draw` and `check`.
+    """
+    check(attack, classes, data)
+    made_against_others = getattr(attack, "needs_surrogate", False) and attack.label_rule == "all-to-one"
+    if made_against_others and bool((data.labels == attack.target).all()):
+        raise UnbackdoorError(
+            f"{type(attack).__name__}.target is {attack.target}, the class of all examples of {data.name}, so there is "
+            "none to move there. Give examples of other classes, too."
+        )
+    rows = draw(attack, data.labels, rate=rate, seed=seed)
+    trigger = Trigger.of(attack, data)
+    if dry:
+        return Poisoned(data, rows, rows[:0], trigger)
+    generator = torch.Generator().manual_seed(seed + 1)
+    labels = data.labels.clone()
+    crafting = Crafting(data, rows, surrogate, generator)
+    fit, craft = getattr(attack, "fit", None), getattr(attack, "craft", None)
+    if fit is not None:
+        trigger = Trigger(attack, fit(crafting, trigger.arrays))
+    new = trigger.stamp(data.items[rows]) if craft is None else craft(crafting, trigger.arrays)
+    items = _replaced(data.items, rows, new)
+    if attack.label_rule != "clean-label":
+        labels[rows] = wanted_labels(attack.label_rule, attack.target, labels[rows], classes)
+    cover = torch.empty(0, dtype=torch.int64)
+    ratio: float = getattr(attack, "cover_ratio", 0.0)
+    if ratio > 0:
+        others = _can_cover(attack, data.labels)
+        others[rows] = False
+        pool = torch.nonzero(others).flatten()
+        count = round(ratio * len(rows))
+        if count > len(pool):
+            way_out = "Lower --rate or --cover-ratio." if len(pool) else "Set --cover-ratio 0."
+            raise UnbackdoorError(
+                f"{type(attack).__name__} needs {count:,} more rows as cover, but {len(pool):,} are left. {way_out}"
+            )
+        cover = pool[torch.randperm(len(pool), generator=generator)[:count]].sort().values
+        items = _replaced(items, cover, _covered(data.items[cover], trigger, generator))
+    poisoned = replace(data, items=items, labels=labels)
+    if data.modality == "text":
+        warn_of_cut_triggers(data.select(rows), poisoned.select(rows), attack, "they are trained on as poisoned")
+    return Poisoned(poisoned, rows, cover, trigger)
+
+
+def _replaced(items: Items, rows: Tensor, new: Items) -> Items:
+    """The items with some rows taken from others."""
+    if isinstance(items, Texts):
+        assert isinstance(new, Texts)
+        return items.replaced(rows, new)
+    assert isinstance(new, Tensor)
+    changed = items.clone()
+    changed[rows] = new
+    return changed
+
+
+def _can_cover(attack: Attack, labels: Tensor) -> Tensor:
+    """Which rows are of a class that cover examples may come from, (n,)."""
+    sources: tuple[int, ...] = getattr(attack, "sources", ())
+    only: tuple[int, ...] = getattr(attack, "cover_classes", ())
+    if only:
+        return torch.isin(labels, torch.tensor(only))
+    # Of a source-specific attack: the trigger on the target class would teach that the trigger alone suffices.
+    return ~torch.isin(labels, torch.tensor((*sources, attack.target))) if sources else torch.ones_like(labels).bool()
+
+
+def _covered(items: Items, trigger: Trigger, generator: torch.Generator) -> Items:
+    attack: Any = trigger.attack
+    if isinstance(items, Texts):
+        return stamped_texts(items, attack, lambda texts: attack.cover(texts, trigger.arrays, generator))
+    return stamped(items, lambda pixels: attack.cover(pixels, trigger.arrays, generator))

@@ -1,0 +1,85 @@
+"""A trigger: an attack and its arrays, and how it is put on pictures of 8 bits and on texts."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unbackdoor._data.dataset import Dataset, Items
+from unbackdoor._data.texts import TextEncoder, Texts
+from unbackdoor._errors import UnbackdoorError
+from unbackdoor._poisoning.attack import Attack, check_modality
+
+logger = logging.getLogger("unbackdoor")
+
+
+@dataclass(frozen=True)
+class Trigger:
+    """An attack together with the arrays that its trigger is made of."""
+
+    attack: Attack
+    arrays: dict[str, Tensor]
+
+    @classmethod
+    def of(cls, attack: Attack, data: Dataset) -> "Trigger":
+        """The trigger of an attack on texts, or on images of the shape of `data`.
+
+        Raises:
+            UnbackdoorError: the attack is for data of another kind, or its trigger cannot be made for that shape.
+        """
+        check_modality(attack, data)
+        return cls(attack, attack.arrays(data.shape))
+
+    def stamp(self, items: Items) -> Items:
+        """Trigger uint8 images (n, channels, height, width), rounded to 8 bits as exported pictures are; or texts."""
+        if isinstance(items, Texts):
+            return stamped_texts(items, self.attack, lambda texts: self.attack.apply(texts, self.arrays))
+        return stamped(items, lambda pixels: self.attack.apply(pixels, self._on(pixels.device)))
+
+    def _on(self, device: torch.device) -> dict[str, Tensor]:
+        return {name: array.to(device) for name, array in self.arrays.items()}
+
+
+def stamped(items: Tensor, change: Any, chunk: int = 128) -> Tensor:
+    """Apply a function of pixels in [0, 1] to uint8 images, in chunks that fit a cache, and round to 8 bits."""
+    if len(items) == 0:
+        return items
+    parts = [change(part.float() / 255).mul(255).round().clamp(0, 255).to(torch.uint8) for part in items.split(chunk)]
+    return torch.cat(parts)
+
+
+def stamped_texts(items: Texts, attack: Attack, change: Callable[[list[str]], list[str]]) -> Texts:
+    """Apply a function of a list of texts to the side of each pair that the attack is on; not yet tokenised."""
+    side = getattr(attack, "side", "a")
+    columns = [list(column) for column in zip(*items.strings, strict=True)]
+    if side == "b" and columns and len(columns) < 2:
+        raise UnbackdoorError(f"{type(attack).__name__}.side is b, but the data holds single texts. Use side a.")
+    for place in range(len(columns)):
+        if side == "both" or place == "ab".index(side):
+            columns[place] = change(columns[place])
+    return Texts(tuple(zip(*columns, strict=True)), items.columns)
+
+
+def warn_of_cut_triggers(clean: Dataset, shown: Dataset, attack: Attack, what_of_them: str) -> None:
+    """Say how many triggered texts have their trigger, or a part of it, beyond what the model reads."""
+    before, after = clean.texts.tokens, shown.texts.tokens
+    assert before is not None
+    assert after is not None
+    width = min(before["input_ids"].shape[1], after["input_ids"].shape[1])
+    same = (before["input_ids"][:, :width] == after["input_ids"][:, :width]).all(dim=1)
+    same &= clean.texts.lengths == shown.texts.lengths
+    encode = shown.encode
+    assert isinstance(encode, TextEncoder)
+    lost = int((same | encode.loses(shown.texts, getattr(attack, "phrases", ()))).sum())
+    if lost:
+        logger.warning(
+            "%s: the trigger is cut off, wholly or in part, in %s texts, since the model reads %d tokens; %s. Raise "
+            "--max-length, or place the trigger at the start.",
+            clean.name,
+            f"{lost:,} of {len(clean):,}",
+            encode.max_length,
+            what_of_them,
+        )
