@@ -1,4 +1,9 @@
-"""Failures that a user can mend: one sentence each, and the exit code that the command line gives them."""
+"""Failures that a user can fix: one sentence each, and the exit code that the command line gives them.
+
+A message names parameters as Python has them, in backticks (`seed`), and settings likewise (`device='cpu'`,
+`overwrite=True`). The command line shows these as its options (--seed, --device cpu, --overwrite), and warnings and
+notes as well; so no message outside of `_cli` names an option, and nothing else stands in backticks.
+"""
 
 import unicodedata
 from collections.abc import Sequence

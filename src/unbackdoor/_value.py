@@ -109,7 +109,7 @@ def _plain(given: Any) -> str:
 def check_seed(seed: int) -> None:
     """Refuse a seed that not every generator takes; of what is counted on from it, too."""
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
-        raise UnbackdoorError(f"--seed must be a whole number, at least 0 and less than 2**63, got {seed!r}.")
+        raise UnbackdoorError(f"`seed` must be a whole number, at least 0 and less than 2**63, got {seed!r}.")
 
 
 def fields_of(made: Any) -> dict[str, Any]:

@@ -93,7 +93,7 @@ def test_a_store_of_a_newer_version(tmp_path: Path) -> None:
 
 def test_a_store_that_is_no_folder(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UnbackdoorError, match=r"file is a file, but a store is a folder. Choose another --out."):
+    with pytest.raises(UnbackdoorError, match=r"file is a file, but a store is a folder. Choose another `out`."):
         Store(tmp_path / "file")
     with pytest.raises(UnbackdoorError, match=r"nosuch://x cannot be opened .* Install unbackdoor\[store\], or choose"):
         Store("nosuch://x")

@@ -148,7 +148,7 @@ def test_a_ray_cluster_that_is_not_there(place: Path, tmp_path: Path) -> None:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     with pytest.raises(
-        UnbackdoorError, match=rf"--ray {address} cannot be reached \(.*refused\)\. Start it: ray start"
+        UnbackdoorError, match=rf"`ray='{address}'` cannot be reached \(.*refused\)\. Start it: ray start"
     ):
         Cluster(address, Resources())
 

@@ -216,7 +216,7 @@ def test_one_cell_again(store: Store, place: Path, capsys: pytest.CaptureFixture
     bench(str(place / "tiny.toml"), out=store.address, rerun="all", only=(key,))
     assert "1 cells measured, 0 failed" in capsys.readouterr().out
     assert measured(store) == before
-    with pytest.raises(UnbackdoorError, match=r"--only must be the key of a cell of .*tiny.toml, got zzz"):
+    with pytest.raises(UnbackdoorError, match=r"`only` must be the key of a cell of .*tiny.toml, got zzz"):
         bench(str(place / "tiny.toml"), out=store.address, only=("zzz",))
 
 
@@ -231,7 +231,7 @@ def test_a_failure_is_recorded_and_stops_nothing(own: Path, place: Path, tmp_pat
         bench(path, out=str(runs))
     assert caught.value.exit_code == 1
     assert str(caught.value) == (
-        "2 of 8 cells failed; the first said: ValueError: this one fails Retry with --rerun failed."
+        "2 of 8 cells failed; the first said: ValueError: this one fails Retry with `rerun='failed'`."
     )
     kept = Store(runs)
     assert (len(kept.done()), len(kept.failed())) == (6, 2)
@@ -579,8 +579,8 @@ def test_a_full_disk_loses_nothing(place: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"workers": 0}, "--workers must be at least 1, got 0."),
-        ({"workers": 2, "ray": "auto"}, "bench takes --workers or --ray, got both. Leave one out."),
+        ({"workers": 0}, "`workers` must be at least 1, got 0."),
+        ({"workers": 2, "ray": "auto"}, "bench takes `workers` or `ray`, got both. Leave one out."),
     ],
 )
 def test_what_is_refused(options: dict[str, Any], message: str) -> None:

@@ -86,7 +86,7 @@ def test_it_replaces_only_its_own(short: tuple[Path, str], tmp_path: Path, monke
     out, _ = short
     with pytest.raises(ub.UnbackdoorError, match=r"exists\. Use --overwrite, or another --out\."):
         images_demo.image(out=str(out), overwrite=False, seed=0)
-    images_demo._output.check_free(out, overwrite=True)
+    images_demo.directories.check_free(out, overwrite=True)
     (tmp_path / "mine.txt").write_text("kept")
     with pytest.raises(ub.UnbackdoorError, match="was not written by unbackdoor"):
         images_demo.image(out=str(tmp_path), overwrite=True, seed=0)
@@ -95,7 +95,7 @@ def test_it_replaces_only_its_own(short: tuple[Path, str], tmp_path: Path, monke
 
 def test_a_negative_seed_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
-        ub.UnbackdoorError, match=r"^--seed must be a whole number, at least 0 and less than 2\*\*63, got -1\.$"
+        ub.UnbackdoorError, match=r"^`seed` must be a whole number, at least 0 and less than 2\*\*63, got -1\.$"
     ):
         images_demo.image(out=str(tmp_path / "out"), overwrite=False, seed=-1)
 

@@ -445,7 +445,7 @@ class TestWarnings:
         ({"counts": (0, 5)}, "--k must be whole numbers of at least 1 with commas between, got 0."),
         ({"counts": ()}, "--k must be whole numbers of at least 1 with commas between, got none."),
         ({"seeds": 0}, "--seeds must be at least 1, got 0."),
-        ({"seed": -1}, "--seed must be a whole number, at least 0 and less than 2**63, got -1."),
+        ({"seed": -1}, "`seed` must be a whole number, at least 0 and less than 2**63, got -1."),
         (
             {"victim": SmallCNN(channels=3)},
             "--victim must have the architecture of MODEL, but features.0.weight is 16x3x3x3 in it and 16x1x3x3 in "

@@ -44,7 +44,7 @@ def planned_attacks(tables: list[dict[str, Any]], folder: Path, problems: Noted)
             problems.add(
                 (*location, "name"),
                 f"{name} carries no trigger that could be put on the test examples, so a grid cannot score it. Plant "
-                "it by unbackdoor attack, and score with evaluate --triggered.",
+                "it by unbackdoor attack, and score it with `triggered_data`.",
             )
             continue
         made = _value(entry, fields, location, folder, problems)

@@ -66,7 +66,7 @@ class Folder:
 
     def __init__(self, root: Path) -> None:
         if root.exists() and not root.is_dir():
-            raise UnbackdoorError(f"{root} is a file, but a store is a folder. Choose another --out.")
+            raise UnbackdoorError(f"{root} is a file, but a store is a folder. Choose another `out`.")
         self.root = root
 
     def names(self, kind: str) -> set[str]:
@@ -142,7 +142,7 @@ class Remote:
             self.files, self.root = url_to_fs(address)
         except (ImportError, ValueError) as problem:
             raise UnbackdoorError(
-                f"{address} cannot be opened ({problem}). Install unbackdoor[store], or choose another --out."
+                f"{address} cannot be opened ({problem}). Install unbackdoor[store], or choose another `out`."
             ) from None
         self.address = address.rstrip("/")
         kind = address.partition("://")[0]

@@ -47,7 +47,7 @@ def plan(grid: Grid, store: Store, rerun: str, only: tuple[str, ...] = ()) -> Pl
     cells = all_cells(grid)
     strange = set(only) - {cell.key for cell in cells}
     if strange:
-        raise UnbackdoorError(f"--only must be the key of a cell of {grid.path}, got {sorted(strange)[0]}.")
+        raise UnbackdoorError(f"`only` must be the key of a cell of {grid.path}, got {sorted(strange)[0]}.")
     done, failed, trained = store.done(), store.failed(), store.victims()
     known = done | failed
     chosen = [cell for cell in cells if not only or cell.key in only]

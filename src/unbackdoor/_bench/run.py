@@ -35,9 +35,9 @@ def bench(
         IncompleteError: cells failed, or the disk is full.
     """
     if workers < 1:
-        raise UnbackdoorError(f"--workers must be at least 1, got {workers}.")
+        raise UnbackdoorError(f"`workers` must be at least 1, got {workers}.")
     if ray is not None and workers != 1:
-        raise UnbackdoorError("bench takes --workers or --ray, got both. Leave one out.")
+        raise UnbackdoorError("bench takes `workers` or `ray`, got both. Leave one out.")
     grid = read(path)
     store = Store(out)
     todo = planning.plan(grid, store, rerun, only)
@@ -52,7 +52,7 @@ def bench(
 
 def _known(store: Store, todo: Plan) -> str:
     failed = len(store.failed())
-    return f" {failed:,} in {store.address} failed; retry them with --rerun failed." if failed else ""
+    return f" {failed:,} in {store.address} failed; retry them: unbackdoor bench --rerun failed." if failed else ""
 
 
 def _run(grid: Grid, store: Store, todo: Plan, workers: int, ray: str | None) -> None:
@@ -81,7 +81,7 @@ def _run(grid: Grid, store: Store, todo: Plan, workers: int, ray: str | None) ->
     if progress.failed:
         raise IncompleteError(
             f"{progress.failed:,} of {len(todo.cells):,} cells failed; the first said: {schedule.first} Retry with "
-            "--rerun failed."
+            "`rerun='failed'`."
         )
 
 

@@ -137,7 +137,7 @@ class Cluster:
         try:
             import ray
         except ImportError:
-            raise UnbackdoorError("--ray needs Ray. Install unbackdoor[ray], or use --workers.") from None
+            raise UnbackdoorError("`ray` needs Ray. Install unbackdoor[ray], or use `workers`.") from None
         self.ray = ray
         try:
             if address != "auto":  # Ray itself tries for minutes
@@ -147,7 +147,7 @@ class Cluster:
         except (OSError, ValueError, RuntimeError) as problem:
             reason = str(problem).split("\n")[0].rstrip(".")
             raise UnbackdoorError(
-                f"--ray {address} cannot be reached ({reason}). Start it: ray start --head."
+                f"`ray={address!r}` cannot be reached ({reason}). Start it: ray start --head."
             ) from None
         self.remote = ray.remote(_remotely).options(
             num_cpus=resources.cpus, num_gpus=resources.gpus, max_retries=3, retry_exceptions=False

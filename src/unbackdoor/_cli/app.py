@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import App, CycloptsError, Parameter
 
 from unbackdoor._cli.options import AttackOptions, EvaluateOptions, PurifyOptions, StressOptions
+from unbackdoor._cli.parameters import as_options
 from unbackdoor._errors import SENTENCE, IncompleteError, UnbackdoorError, printable
 from unbackdoor._registry.archs import REGISTRY as ARCHS
 from unbackdoor._registry.attacks import REGISTRY as ATTACKS
@@ -36,13 +37,15 @@ def main(arguments: list[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # names may have letters that the console's encoding has not
             stream.reconfigure(errors="backslashreplace")
-    _log_to_stderr()
+    command = next((word for word in given if not word.startswith("-")), "")
+    _log_to_stderr(command)
     try:
         typed = shlex.join(["unbackdoor", *given])
         given = _spelled_out(given)
         _app(given, typed)(given, exit_on_error=False, print_error=False, result_action="return_value")
     except UnbackdoorError as problem:
-        _fail(problem)
+        print(as_options(problem, command), file=sys.stderr)
+        sys.exit(problem.exit_code)
     except CycloptsError as problem:
         _fail(UnbackdoorError(_usage(problem)))
     except KeyboardInterrupt:
@@ -94,13 +97,13 @@ def _usage(problem: CycloptsError) -> str:
     return text if "--help" in text else f"{text} See --help."
 
 
-def _log_to_stderr() -> None:
+def _log_to_stderr(command: str) -> None:
     class Handler(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             if getattr(record, "first_line", False):  # the command prints it above its results
                 return
             kind = "warning" if record.levelno >= logging.WARNING else "note"
-            print(f"{kind}: {printable(record.getMessage(), SENTENCE)}", file=sys.stderr)
+            print(f"{kind}: {printable(as_options(record.getMessage(), command), SENTENCE)}", file=sys.stderr)
 
     logger = logging.getLogger("unbackdoor")
     logger.handlers = [Handler()]

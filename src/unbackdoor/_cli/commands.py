@@ -89,7 +89,7 @@ def purify(source: str, method: Method, options: PurifyOptions, *, command: str 
         if options.attack is not None:
             attacked = triggered(test, as_trigger(options.attack, test), count)
         if control is not None:
-            calling.check_partner("--control", control.model, test.encoded_by(control.encode), count)
+            calling.check_partner("`control`", control.model, test.encoded_by(control.encode), count)
 
     result = purify_model(
         model,

@@ -38,7 +38,7 @@ def build(store: Store, shown: str, *, whole: bool = False) -> tuple[Report, lis
     if not records:
         raise UnbackdoorError(
             f"{store.address} has no cell that report can read, got {len(odd):,} of another form. Give the folder or "
-            "address that unbackdoor bench wrote with --out."
+            "address that unbackdoor bench wrote to its `out`."
         )
     tasks = names_of.of_tasks({record.task for record in records})
     labels: dict[str, set[str]] = defaultdict(set)  # a value without a label has an empty one

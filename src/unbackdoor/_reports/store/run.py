@@ -37,7 +37,7 @@ def report(runs: str, out: str) -> None:
         raise UnbackdoorError(f"{out} exists and is no report of unbackdoor. Choose another -o.")
     if "://" not in runs and not Path(runs).is_dir():
         came = "is no folder" if Path(runs).exists() else "does not exist"
-        raise UnbackdoorError(f"{runs} {came}. Give the folder or address that unbackdoor bench wrote with --out.")
+        raise UnbackdoorError(f"{runs} {came}. Give the folder or address that unbackdoor bench wrote to its `out`.")
     store = Store(runs)
     made, records = build(store, shown(runs), whole=kind == ".html")
     if kind == ".html":

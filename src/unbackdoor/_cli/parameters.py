@@ -1,0 +1,56 @@
+"""Parameters that messages name in backticks, written as the options and arguments that stand for them here."""
+
+import ast
+import re
+
+_NAMED = re.compile(r"`([a-z][a-z0-9_]*)(?:=([^`]*))?`")
+
+# Arguments without a name, and options whose parameter has another name in Python.
+_SPELLING = {
+    "model": "MODEL",
+    "source": "MODEL",
+    "grid": "GRID",
+    "runs": "RUNS",
+    "triggered_data": "--triggered",
+    "counts": "--k",
+}
+
+
+def as_options(text: object, command: str = "") -> str:
+    """A message as a user of the command line reads it.
+
+    Args:
+        text: may name parameters (`image_size`) and settings (`device='cpu'`) in backticks.
+        command: that runs; only `attack` has test examples apart from the data.
+
+    >>> as_options("`seed` must be at least 0, got -1. Leave `image_size` out, or take `device='cpu'`.")
+    '--seed must be at least 0, got -1. Leave --image-size out, or take --device cpu.'
+    >>> as_options("Pass `overwrite=True`, `tune=False` or `columns={'label': 'NAME'}`.")
+    'Pass --overwrite, --no-tune or --columns label=NAME.'
+    """
+    names = _SPELLING if command == "attack" else {**_SPELLING, "test": "--data"}
+
+    def option(match: re.Match[str]) -> str:
+        name = match[1].replace("_", "-")
+        if match[2] is None:
+            return names.get(match[1], f"--{name}")
+        setting = _literal(match[2])
+        if isinstance(setting, bool):
+            return f"--{name}" if setting else f"--no-{name}"
+        return f"{names.get(match[1], f'--{name}')} {_typed(setting)}"
+
+    return _NAMED.sub(option, str(text))
+
+
+def _literal(text: str) -> object:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):  # a placeholder, such as FILE
+        return text
+
+
+def _typed(setting: object) -> str:
+    """A value as it is typed: several with commas between them, a dictionary as KEY=VALUE."""
+    if isinstance(setting, dict):
+        return ",".join(f"{key}={entry}" for key, entry in setting.items())
+    return ",".join(map(str, setting)) if isinstance(setting, list | tuple) else str(setting)
