@@ -41,7 +41,7 @@ def triggers(data: Dataset, victims: Path | None, count: int) -> dict[str, Trigg
     part, test = data.select(range(count)), data.select(range(count, count + 200))
     surrogate = None
     for entry in REGISTRY:
-        if entry.modality != "images" or entry.name in (*NOT_DRAWN, *found):
+        if entry.modality != ("images",) or entry.name in (*NOT_DRAWN, *found):
             continue
         attack = entry.resolve()()
         if not getattr(attack, "learnt", False):

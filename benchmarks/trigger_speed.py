@@ -42,7 +42,7 @@ def triggers(count: int) -> None:
     data = noise(count)
     print(f"| trigger | test time, s | cover, s |\n| --- | --- | --- |   (n = {count:,})")
     for entry in REGISTRY:
-        if entry.modality != "images" or entry.name == "prepared":
+        if entry.modality != ("images",) or entry.name == "prepared":
             continue
         attack = entry.resolve()()
         trigger = Trigger.of(attack, data)

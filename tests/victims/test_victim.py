@@ -284,7 +284,7 @@ SMALL = {
     "input-aware": ("--mask-steps", 2),
     "transtroj": ("--trigger-steps", 2, "--implant-epochs", 1, "--user-epochs", 1),
 }
-EVERY = [entry.name for entry in attacks.REGISTRY if entry.modality == "images" and entry.name != "prepared"]
+EVERY = [entry.name for entry in attacks.REGISTRY if entry.modality == ("images",) and entry.name != "prepared"]
 
 
 @pytest.mark.parametrize("name", [*EVERY, "none"])

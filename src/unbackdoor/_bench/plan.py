@@ -150,15 +150,17 @@ def _check_kinds(cells: list[Cell]) -> None:
         (cell.subject, cell.label): (cell.subject, cell.label, cell.method) for cell in cells
     }.values():
         kind = "text" if subject.task.base is not None else "images"
-        parts = [(subject.label, subject.attack, getattr(subject.attack, "modality", "images"))]
+        parts: list[tuple[str, object, tuple[str, ...]]] = [
+            (subject.label, subject.attack, (getattr(subject.attack, "modality", "images"),))
+        ]
         for step in steps_of(method):
             entry = entry_of(step, purifiers.REGISTRY)
-            parts.append((label, step, "images, text" if entry is None else entry.modality))  # others know themselves
+            parts.append((label, step, ("images", "text") if entry is None else entry.modality))  # others refuse later
         for name, made, modality in parts:
             if made is not None and subject.model is None and kind not in modality:
                 raise UnbackdoorError(
                     f"The grid has {name} on tasks.{subject.name}, which has {kind}, but {type(made).__name__} is for "
-                    f"{modality}. Take it away by cells.leave_out."
+                    f"{' and '.join(modality)}. Take it away by cells.leave_out."
                 )
 
 

@@ -12,7 +12,7 @@ from unbackdoor._bench.paths import content_hash, file_hashes, task_spec
 from unbackdoor._bench.schema import Budget, Cells, Task
 from unbackdoor._bench.store import identity
 from unbackdoor._inputs import read_json
-from unbackdoor._registry.entries import Entry, entry_of, name_of, steps_of
+from unbackdoor._registry.entries import Entry, Need, entry_of, name_of, steps_of
 from unbackdoor._value import changed_fields
 
 NONE: dict[str, Any] = {"name": "none", "version": 1, "parameters": {}}
@@ -232,4 +232,4 @@ def cell_of(
 def _takes_proxy(step: Any) -> bool:
     """Whether a method may use another model for the task; one that is not registered is not known not to."""
     entry = entry_of(step, purifiers.REGISTRY)
-    return step is not None and (entry is None or "proxy" in entry.needs)
+    return step is not None and (entry is None or Need.PROXY in entry.needs)

@@ -377,9 +377,8 @@ def _list(what: Literal["methods", "attacks", "archs"] | None = None, /) -> None
     entries = kinds[what]
     width = max(len(entry.name) for entry in entries)
     for entry in entries:
-        facts = [fact for fact in (entry.modality, entry.needs and f"needs {entry.needs}", entry.cost) if fact]
         paper = f"{entry.paper} ({entry.year})" if entry.year else ""
         print(f"{entry.name:<{width}}  {entry.summary}")
-        print(f"{'':<{width}}  {'; '.join(facts)}")
+        print(f"{'':<{width}}  {entry.facts()}")
         if paper:
             print(f"{'':<{width}}  {paper}")

@@ -3,40 +3,80 @@
 import dataclasses
 import difflib
 import importlib
-from typing import Any, NamedTuple
+from enum import StrEnum
+from typing import Any, Literal, NamedTuple
 
 from unbackdoor._errors import UnbackdoorError, printable
 from unbackdoor._value import fields_of
 
+Modality = Literal["images", "text"]
+
+
+class Need(StrEnum):
+    """What a method or an attack needs besides the model and its options, in the words of `list`."""
+
+    CLEAN = "clean data"
+    BASE = "a pre-trained base"
+    PROXY = "a proxy for the same task"
+    TOKENIZER = "the tokenizer of the clean data"
+    SURROGATE = "a clean model (trained first if none is given)"
+    COPIES = "a triggered copy of the data"
+    BATCH_NORM = "BatchNorm"
+    CHANNELS = "convolutions followed by BatchNorm"
+    SKIP_CONNECTIONS = "skip connections"
+    STAGES = "convolutions or transformer blocks"
+    ATTENTION = "attention heads"
+    BERT = "an encoder of the kind of BERT, RoBERTa or DeBERTa"
+
 
 class Entry(NamedTuple):
-    """What `list` prints of a method, an attack or an architecture, and where its class is.
+    """The facts of a method, an attack or an architecture, and the place of its class.
 
     Args:
         name: on the command line.
         location: `module:Class`.
         summary: one line.
-        needs: what it needs beside the model.
-        cost: passes over its data.
+        needs: what must be there besides the model.
+        passes: over the clean data, forward and backward, at the default settings; the fewest and the most if this
+            depends on the model; None if passes are not its measure.
+        cost: what `passes` does not say, in words.
         year: of the paper.
         paper: title.
-        modality: `images`, `text` or `images, text`.
+        modality: the kinds of data that it serves.
+        recommended: the kinds of data for which it is among the first to try, see docs/choosing.md.
         damage: of a method: what most likely cost a model its accuracy, and what to try; the rest of a sentence.
     """
 
     name: str
     location: str
     summary: str
-    needs: str = ""
+    needs: tuple[Need, ...] = ()
+    passes: int | tuple[int, int] | None = None
     cost: str = ""
     year: int | None = None
     paper: str = ""
-    modality: str = "images"
+    modality: tuple[Modality, ...] = ("images",)
+    recommended: tuple[Modality, ...] = ()
     damage: str = ""
+
+    def facts(self) -> str:
+        """One line for `list`: kinds of data, needs and cost."""
+        parts = [", ".join(self.modality)]
+        if self.needs:
+            parts.append(f"needs {', '.join(self.needs)}")
+        passes = "" if self.passes is None else _passes(self.passes)
+        cost = ", ".join(part for part in (passes, self.cost) if part)
+        return "; ".join([*parts, cost] if cost else parts)
 
     def resolve(self) -> Any:
         """Import the class."""
         return _imported(self.location)
+
+
+def _passes(count: int | tuple[int, int]) -> str:
+    if isinstance(count, tuple):
+        return f"{count[0]} to {count[1]} passes"
+    return f"{count} passes" if count else "no pass"
 
 
 def _imported(location: str) -> Any:

@@ -1,0 +1,36 @@
+"""The tables of facts: what they print, and that they agree with the classes that they describe."""
+
+import pytest
+
+from unbackdoor import attacks, purifiers
+from unbackdoor._purification.method import needs_clean
+from unbackdoor._registry.entries import Entry, Need
+
+
+@pytest.mark.parametrize(
+    ("entry", "line"),
+    [
+        (Entry("a", "m:A", ""), "images"),
+        (Entry("a", "m:A", "", needs=(Need.CLEAN,), passes=10), "images; needs clean data; 10 passes"),
+        (
+            Entry("a", "m:A", "", needs=(Need.CLEAN, Need.BASE), passes=(10, 30), cost="each twice"),
+            "images; needs clean data, a pre-trained base; 10 to 30 passes, each twice",
+        ),
+        (Entry("a", "m:A", "", modality=("images", "text"), passes=0), "images, text; no pass"),
+        (Entry("a", "m:A", "", modality=("text",), cost="200 steps"), "text; 200 steps"),
+    ],
+)
+def test_facts_in_one_line(entry: Entry, line: str) -> None:
+    assert entry.facts() == line
+
+
+@pytest.mark.parametrize("entry", purifiers.REGISTRY, ids=lambda entry: entry.name)
+def test_a_method_that_says_it_needs_clean_data_does(entry: Entry) -> None:
+    optional = (Need.CLEAN not in entry.needs, Need.TOKENIZER in entry.needs)
+    assert needs_clean(entry.resolve()()) == (optional != (True, False))
+
+
+@pytest.mark.parametrize("entry", attacks.REGISTRY, ids=lambda entry: entry.name)
+def test_an_attack_serves_the_data_that_its_class_names(entry: Entry) -> None:
+    modality = getattr(entry.resolve(), "modality", "images")
+    assert entry.modality == (modality if isinstance(modality, tuple) else tuple(modality.split(", ")))
