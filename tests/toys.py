@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from unbackdoor import Dataset
 from unbackdoor._data.texts import TextEncoder, Texts
-from unbackdoor._models.arithmetic import Arithmetic
+from unbackdoor._models.arithmetic import Arithmetic, choose
 from unbackdoor._purification.run import Run
 
 NEUTRAL = ["the", "a", "film", "movie", "is", "was", "it", "and", "this", "that", "plot", "cast", "very", "not"]
@@ -18,10 +18,19 @@ WORDS = [*NEUTRAL, *GOOD, *BAD, "cf", "mn", "bb", "tq", "I", "watch", "3D"]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
-def a_run(seed: int = 0) -> Run:
-    """What a method gets, in float64 on the CPU."""
+def a_run(seed: int = 0, model: torch.nn.Module | None = None, **fields) -> Run:
+    """The run of a method on the CPU: in float64, or if a model is given as `purify` would compute with it."""
     arithmetic = Arithmetic(torch.device("cpu"), bf16=False, channels_last=False, dtype=torch.float64)
-    return Run(generator=torch.Generator().manual_seed(seed), arithmetic=arithmetic, head_name="classifier")
+    if model is not None:
+        arithmetic = choose(model, "cpu", "fp32")
+    return Run(
+        **{
+            "generator": torch.Generator().manual_seed(seed),
+            "arithmetic": arithmetic,
+            "head_name": "classifier",
+            **fields,
+        }
+    )
 
 
 def tokenizer(*, types: bool = True) -> transformers.PreTrainedTokenizerFast:

@@ -6,9 +6,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from conftest import SmallCNN
+from toys import a_run
 from unbackdoor import Dataset, UnbackdoorError, archs, purifiers, purify
-from unbackdoor._models.arithmetic import choose
-from unbackdoor._purification.run import Run
 
 
 def answers(model: SmallCNN, x: Tensor, scales: list[Tensor]) -> Tensor:
@@ -31,10 +30,7 @@ def test_one_step_is_that_of_the_formula(small_cnn: SmallCNN, digits: Dataset) -
             model.features[place].bias.uniform_(-0.5, 0.5)
     epsilon, alpha, rate = 0.3, 0.25, 0.4
     method = purifiers.ANP(steps=1, batch_size=24, epsilon=epsilon, alpha=alpha, learning_rate=rate)
-    run = Run(
-        generator=torch.Generator().manual_seed(3), arithmetic=choose(model, "cpu", "fp32"), head_name="classifier"
-    )
-    found = method.masks(model, data, run)
+    found = method.masks(model, data, a_run(seed=3, model=model))
 
     generator = torch.Generator().manual_seed(3)
     rows = torch.randperm(24, generator=generator)

@@ -5,9 +5,8 @@ import torch
 from torch.distributions import Normal, kl_divergence
 
 from conftest import SmallCNN
+from toys import a_run
 from unbackdoor import Dataset, UnbackdoorError, archs, purifiers, purify
-from unbackdoor._models.arithmetic import choose
-from unbackdoor._purification.run import Run
 from unbackdoor.purifiers.bna import divergence, moments
 
 
@@ -23,8 +22,7 @@ def test_divergence_is_that_of_normal_distributions() -> None:
 
 def test_moments_are_those_of_what_leaves_the_layer(small_cnn: SmallCNN, digits: Dataset) -> None:
     inputs = digits.encode(digits.items[:16])
-    run = Run(generator=torch.Generator(), arithmetic=choose(small_cnn, "cpu", "fp32"), head_name="classifier")
-    ((mean, variance),) = moments(small_cnn, inputs, [small_cnn.features[1]], run)
+    ((mean, variance),) = moments(small_cnn, inputs, [small_cnn.features[1]], a_run(model=small_cnn))
     output = small_cnn.features[:2](inputs)  # (16, 16, 8, 8)
     assert torch.allclose(mean, output.mean(dim=(0, 2, 3)), atol=1e-6)
     assert torch.allclose(variance, output.var(dim=(0, 2, 3), correction=0), atol=1e-4)

@@ -9,12 +9,11 @@ import torch
 from torch import Tensor, nn
 
 import toys
+from toys import a_run
 from unbackdoor import Dataset, UnbackdoorError, evaluate, purifiers, purify
 from unbackdoor._cli.app import main
 from unbackdoor._mixing.masks import mask
-from unbackdoor._models.arithmetic import choose
 from unbackdoor._purification import selection
-from unbackdoor._purification.run import Run
 from unbackdoor._purification.selection import Difference
 from unbackdoor._tasks.classification import answers
 from unbackdoor.attacks import Word
@@ -104,8 +103,7 @@ class TestMixing:
     def test_activity_is_a_mean_over_real_tokens(self, text_victim: nn.Module, reviews: Dataset) -> None:
         """Against one text at a time, where nothing is padded; 130 texts come in batches of 128 and 2."""
         clean = reviews.select(range(130))
-        arithmetic = choose(text_victim, "cpu", "fp32")
-        run = Run(generator=torch.Generator(), arithmetic=arithmetic, head_name="classifier")
+        run = a_run(model=text_victim)
         found = mean_answer(text_victim, clean, run)
         names = ["bert.encoder.layer.0.intermediate.dense", "bert.pooler.dense", "classifier"]
         seen: dict[str, list[Tensor]] = {name: [] for name in names}
@@ -128,9 +126,8 @@ class TestMixing:
 
     def test_activity_of_pictures_is_a_mean_over_them(self, small_cnn: nn.Module, digits: Dataset) -> None:
         clean = digits.select(range(130))
-        arithmetic = choose(small_cnn, "cpu", "fp32")
-        run = Run(generator=torch.Generator(), arithmetic=arithmetic, head_name="classifier")
-        expected = answers(small_cnn, clean, arithmetic).double().abs().mean(dim=0)
+        run = a_run(model=small_cnn)
+        expected = answers(small_cnn, clean, run.arithmetic).double().abs().mean(dim=0)
         assert torch.allclose(mean_answer(small_cnn, clean, run)["classifier"], expected, rtol=1e-5)
 
     def test_pictures_mix_too(self, small_cnn: nn.Module) -> None:

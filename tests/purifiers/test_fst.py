@@ -86,7 +86,7 @@ def test_the_head_keeps_its_norm_and_turns_away(small_cnn: SmallCNN, digits: Dat
 def test_a_new_head_is_uniform_within_its_bound() -> None:
     from torch import nn
 
-    from unbackdoor._purification.run import reinitialise_
+    from unbackdoor._models.head import reinitialise_
 
     layer = nn.Linear(100, 50)
     reinitialise_(layer, torch.Generator().manual_seed(0))

@@ -6,21 +6,17 @@ import pytest
 import torch
 from torch import nn
 
-from unbackdoor import Dataset, Run, UnbackdoorError, purify
+from toys import a_run
+from unbackdoor import Dataset, UnbackdoorError, purify
 from unbackdoor._data.frequencies import common_words
 from unbackdoor._models.arithmetic import choose
 from unbackdoor._tasks.classification import answers
 from unbackdoor.purifiers import MixingDistillation
 
 
-def run_of(model: nn.Module, seed: int = 0) -> Run:
-    generator = torch.Generator().manual_seed(seed)
-    return Run(generator=generator, arithmetic=choose(model, "cpu", "fp32"), head_name="classifier")
-
-
 def test_without_exchanges_the_texts_are_the_clean_ones(text_victim: nn.Module, reviews: Dataset) -> None:
     clean = reviews.select(range(10))
-    made = MixingDistillation(texts=20, clean_share=0, common_share=0)._recombined(clean, run_of(text_victim), [])
+    made = MixingDistillation(texts=20, clean_share=0, common_share=0)._recombined(clean, a_run(model=text_victim), [])
     assert made.texts.strings[:10] == clean.texts.strings
     assert len(made) == 30
     assert set(made.texts.strings) == set(clean.texts.strings)
@@ -30,12 +26,14 @@ def test_words_come_from_where_the_shares_say(text_victim: nn.Module, reviews: D
     clean = reviews.select(range(10))
     own = {word for (text,) in clean.texts.strings for word in text.split()}
     lengths = {len(text.split()) for (text,) in clean.texts.strings}
-    exchanged = MixingDistillation(texts=40, clean_share=1, common_share=0)._recombined(clean, run_of(text_victim), [])
+    exchanged = MixingDistillation(texts=40, clean_share=1, common_share=0)._recombined(
+        clean, a_run(model=text_victim), []
+    )
     for (text,) in exchanged.texts.strings[10:]:
         assert set(text.split()) <= own
         assert len(text.split()) in lengths
     common = MixingDistillation(texts=40, clean_share=0, common_share=1)
-    for (text,) in common._recombined(clean, run_of(text_victim), ["the", "to"]).texts.strings[10:]:
+    for (text,) in common._recombined(clean, a_run(model=text_victim), ["the", "to"]).texts.strings[10:]:
         assert set(text.split()) <= {"the", "to"}
 
 

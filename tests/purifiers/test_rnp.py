@@ -6,9 +6,8 @@ import pytest
 import torch
 
 from conftest import SmallCNN
+from toys import a_run
 from unbackdoor import Dataset, UnbackdoorError, archs, purifiers, purify
-from unbackdoor._models.arithmetic import choose
-from unbackdoor._purification.run import Run
 
 
 @pytest.fixture
@@ -19,8 +18,7 @@ def trained(small_cnn: SmallCNN, digits: Dataset) -> SmallCNN:
 
 def test_forget_recover_and_prune(trained: SmallCNN, digits: Dataset) -> None:
     data = digits.select(range(200))
-    arithmetic = choose(trained, "cpu", "fp32")
-    run = Run(generator=torch.Generator().manual_seed(0), arithmetic=arithmetic, head_name="classifier")
+    run = a_run(model=trained)
     method = purifiers.RNP(epochs=5, batch_size=32)
     trial = copy.deepcopy(trained)
     before = run.accuracy(trial, data).value

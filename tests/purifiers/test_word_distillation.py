@@ -8,10 +8,9 @@ import torch
 from torch import Tensor, nn
 
 import toys
-from unbackdoor import Dataset, Run, UnbackdoorError, attacks, evaluate, purify
+from unbackdoor import Dataset, UnbackdoorError, attacks, evaluate, purify
 from unbackdoor._data.edited_texts import put, readable, vocabulary
 from unbackdoor._inversion.words import OddWord, Search, outlying
-from unbackdoor._models.arithmetic import choose
 from unbackdoor.purifiers import WordDistillation
 
 
@@ -40,10 +39,7 @@ class Counting(nn.Module):
 
 
 def search_of(model: nn.Module, clean: Dataset) -> Search:
-    run = Run(
-        generator=torch.Generator().manual_seed(0), arithmetic=choose(model, "cpu", "fp32"), head_name="classifier"
-    )
-    return Search(model, clean, run, group=4, shortlist=20)
+    return Search(model, clean, toys.a_run(model=model), group=4, shortlist=20)
 
 
 SENTIMENT = dict.fromkeys(toys.GOOD, 1.0) | dict.fromkeys(toys.BAD, -1.0)

@@ -1,5 +1,6 @@
 """The head of a classifier, the last linear layer, found by running it."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -85,3 +86,12 @@ def features(model: nn.Module, inputs: Inputs, found: Head) -> Tensor:
     with watching(found.layer) as seen:
         logits(model, inputs)
     return seen[0]
+
+
+def reinitialise_(layer: nn.Linear, generator: torch.Generator) -> None:
+    """Draw new values of weight and bias from U(-s, s), s = 1 / sqrt(in_features), in place."""
+    bound = 1 / math.sqrt(layer.in_features)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            drawn = torch.rand(parameter.shape, generator=generator, dtype=parameter.dtype)
+            parameter.copy_((2 * drawn - 1) * bound)

@@ -27,7 +27,6 @@ from unbackdoor._registry.entries import to_json
 from unbackdoor._registry.purifiers import REGISTRY
 from unbackdoor._tasks.classification import hits
 from unbackdoor._tasks.proportion import Proportion, chance_doubt
-from unbackdoor._training.recipe import RECIPES
 from unbackdoor._value import check_seed
 
 logger = logging.getLogger("unbackdoor")
@@ -169,7 +168,7 @@ def _look(model: nn.Module, clean: Dataset, head: str | None, run: Run, facts: d
     if len(clean) == 0:
         raise UnbackdoorError(f"{clean.name} is empty; at least one labelled clean example per class is needed.")
     found = head_of(model, calling.probe(model, clean), head)
-    run.head_name, run.recipe = found.name, RECIPES[clean.modality]
+    run.head_name, run.modality = found.name, clean.modality
     classes = found.layer.out_features
     check_labels(clean, classes)
     right = hits(model, clean, run.arithmetic)

@@ -4,7 +4,7 @@ import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +31,7 @@ class Run:
         generator: the source of all randomness, on the CPU.
         arithmetic: device, precision, layout.
         head_name: of the last linear layer.
-        recipe: how networks of this kind are tuned.
+        modality: of the clean examples, `images` or `text`.
         progress: shows how far it is.
         base: the pre-trained model that the suspect came from, for methods that need it.
         proxy: another model for the same task, for methods that need it.
@@ -47,7 +47,7 @@ class Run:
     generator: torch.Generator
     arithmetic: Arithmetic
     head_name: str
-    recipe: Recipe = RECIPES["images"]
+    modality: str = "images"
     progress: Progress = silent
     base: nn.Module | None = None
     proxy: nn.Module | None = None
@@ -57,6 +57,27 @@ class Run:
     cross_validated: Tensor | None = None
     notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+
+    @property
+    def recipe(self) -> Recipe:
+        """How networks of this modality are tuned if a method leaves it open."""
+        return RECIPES[self.modality]
+
+    def setting(self, method: object, field: str) -> Any:
+        """A hyper-parameter; if the user left it at None, its default for the modality of the clean examples.
+
+        A method declares such defaults as a class variable, `defaults`. It may leave out `learning_rate` and
+        `batch_size`, which the recipe has.
+
+        Args:
+            method: a purifier.
+            field: its field.
+        """
+        chosen = getattr(method, field)
+        if chosen is not None:
+            return chosen
+        declared = getattr(method, "defaults", {}).get(self.modality, {})
+        return declared[field] if field in declared else getattr(self.recipe, field)
 
     @property
     def seed(self) -> int:
@@ -196,15 +217,6 @@ class Run:
         """The share of examples that a model classifies as labelled."""
         right = hits(model, data, self.arithmetic)
         return Proportion(int(right.sum()), len(right))
-
-
-def reinitialise_(layer: nn.Linear, generator: torch.Generator) -> None:
-    """Draw weight and bias anew from U(-s, s), s = 1 / sqrt(in_features), in place."""
-    bound = 1 / math.sqrt(layer.in_features)
-    with torch.no_grad():
-        for parameter in layer.parameters():
-            drawn = torch.rand(parameter.shape, generator=generator, dtype=parameter.dtype)
-            parameter.copy_((2 * drawn - 1) * bound)
 
 
 def positions(part: Dataset, whole: Dataset) -> Tensor | None:

@@ -90,8 +90,7 @@ def settings(modality: str) -> dict[str, Any]:
 
 def _run(data: Dataset, seed: int, arithmetic: Arithmetic) -> Run:
     generator = torch.Generator().manual_seed(seed)
-    recipe = RECIPES[data.modality]
-    return Run(generator=generator, arithmetic=arithmetic, head_name="", recipe=recipe)
+    return Run(generator=generator, arithmetic=arithmetic, head_name="", modality=data.modality)
 
 
 def _seeded(seed: int, arithmetic: Arithmetic) -> ExitStack:

@@ -1,10 +1,11 @@
 """How a network is tuned if a method leaves it open, by the kind of data."""
 
-from typing import Literal, NamedTuple
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
 
 
 class Recipe(NamedTuple):
-    """How a network of its kind is tuned, where a method's learning rate and batch size are left open.
+    """How a network of its kind is tuned if a method's learning rate and batch size are left open.
 
     Args:
         optimizer: SGD with momentum 0.9, no weight decay, cosine per epoch, for images; AdamW with its usual decay of
@@ -18,4 +19,7 @@ class Recipe(NamedTuple):
     batch_size: int
 
 
-RECIPES = {"images": Recipe("sgd", 0.01, 128), "text": Recipe("adamw", 5e-5, 16)}
+RECIPES: Mapping[str, Recipe] = {"images": Recipe("sgd", 0.01, 128), "text": Recipe("adamw", 5e-5, 16)}
+
+Defaults = Mapping[str, Mapping[str, Any]]
+"""Of a method: by modality, the values of the fields that are None unless the user sets them. See `Run.setting`."""

@@ -11,10 +11,9 @@ from torch.nn import functional as F
 from unbackdoor._data.dataset import Batch, Dataset
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._models.calling import logits, probe
-from unbackdoor._models.head import Head, head_of
+from unbackdoor._models.head import Head, head_of, reinitialise_
 from unbackdoor._models.hooks import watching
 from unbackdoor._poisoning.attack import BackdooredModel, Planting
-from unbackdoor._purification.run import reinitialise_
 from unbackdoor._value import value
 
 

@@ -85,7 +85,7 @@ class BTIDBF:
     def reverse(self, model: nn.Module, clean: Dataset, run: Run, last: Reversed | None = None) -> Reversed:
         """The generator of this round, trained on from that of the last; see `unbackdoor._inversion.Reverse`."""
         needs_pixels(self, clean)
-        size = self.batch_size or run.recipe.batch_size
+        size = run.setting(self, "batch_size")
         with frozen(model):
             learned = learned_features(model, clean, run)
             mask = benign_mask(run.head(model), learned, clean.labels, run)

@@ -13,7 +13,8 @@ from pydantic import Field
 from torch import nn
 
 from unbackdoor._data.dataset import Dataset
-from unbackdoor._purification.run import Run, reinitialise_
+from unbackdoor._models.head import reinitialise_
+from unbackdoor._purification.run import Run
 from unbackdoor._value import value
 
 _Epochs = Annotated[int, Field(ge=1)]

@@ -6,7 +6,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from unbackdoor._data.dataset import Batch, Dataset
-from unbackdoor._purification.run import Run, reinitialise_
+from unbackdoor._models.head import reinitialise_
+from unbackdoor._purification.run import Run
 from unbackdoor._training.descent import cross_entropy
 from unbackdoor._value import value
 

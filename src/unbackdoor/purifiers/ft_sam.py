@@ -1,6 +1,6 @@
 """Fine-tuning by adaptive sharpness-aware minimisation."""
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from unbackdoor._data.dataset import Batch, Dataset
 from unbackdoor._models.hooks import statistics_kept, weights_kept
 from unbackdoor._purification.run import Run
+from unbackdoor._training.recipe import Defaults
 from unbackdoor._value import value
 
 
@@ -53,9 +54,13 @@ class FTSAM:
     learning_rate: Annotated[float | None, Field(gt=0)] = None
     batch_size: Annotated[int | None, Field(ge=2)] = None
 
+    defaults: ClassVar[Defaults] = {
+        "images": {"learning_rate": 0.05, "batch_size": 64},
+        "text": {"learning_rate": 5e-5, "batch_size": 16},
+    }
+
     def __call__(self, model: nn.Module, clean: Dataset, run: Run) -> nn.Module:
         """Purify in place."""
-        images = clean.modality == "images"
 
         def backward(batch: Batch) -> None:
             scores = run.scores(model, batch.inputs)
@@ -72,8 +77,8 @@ class FTSAM:
             model,
             clean,
             epochs=self.epochs,
-            learning_rate=0.05 if images and self.learning_rate is None else self.learning_rate,
-            batch_size=64 if images and self.batch_size is None else self.batch_size,
+            learning_rate=run.setting(self, "learning_rate"),
+            batch_size=run.setting(self, "batch_size"),
             gradients=gradients,
         )
         return model

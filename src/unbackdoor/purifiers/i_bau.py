@@ -13,6 +13,7 @@ from unbackdoor._data.dataset import Batch, Dataset
 from unbackdoor._models.calling import evaluating
 from unbackdoor._models.perturbation import perturbation_shape, perturbation_unit
 from unbackdoor._purification.run import Run
+from unbackdoor._training.recipe import Defaults
 from unbackdoor._value import value
 
 
@@ -68,12 +69,15 @@ class IBAU:
     learning_rate: Annotated[float | None, Field(gt=0)] = None
     batch_size: Annotated[int | None, Field(ge=2)] = None
 
+    defaults: ClassVar[Defaults] = {
+        "images": {"bound": 0.5, "learning_rate": 5e-4, "batch_size": 128},
+        "text": {"bound": 1.0, "learning_rate": 5e-5, "batch_size": 16},
+    }
+
     def __call__(self, model: nn.Module, clean: Dataset, run: Run) -> nn.Module:
         """Purify in place."""
-        images = clean.modality == "images"
         unit = perturbation_unit(model, clean)
-        bound = self.bound or (0.5 if images else 1.0)
-        size = run.recipe.batch_size if self.batch_size is None else self.batch_size
+        bound, size = run.setting(self, "bound"), run.setting(self, "batch_size")
         parameters = list(model.parameters())
         found: list[Tensor] = []
 
@@ -91,8 +95,7 @@ class IBAU:
             with evaluating(model):
                 for batch in clean.batches(size, generator=run.generator):
                     if not found:
-                        shape = perturbation_shape(model, batch.inputs)
-                        found.append(unit.new_zeros((1, *shape[1:]) if images else (1, 1, shape[2])))
+                        found.append(unit.new_zeros(shared_shape(perturbation_shape(model, batch.inputs))))
                     perturbation = found.pop().requires_grad_(True)
                     (slope,) = torch.autograd.grad(inner(perturbation, batch), perturbation)
                     radius = bound * slope.numel() ** 0.5
@@ -118,13 +121,22 @@ class IBAU:
             model,
             clean,
             epochs=self.rounds,
-            learning_rate=5e-4 if images and self.learning_rate is None else self.learning_rate,
+            learning_rate=run.setting(self, "learning_rate"),
             batch_size=size,
             optimizer="adamw",
             gradients=gradients,
             before_epoch=search,
         )
         return model
+
+
+def shared_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of one perturbation for all examples of a batch: a picture, or a shift of the embeddings of all words.
+
+    >>> shared_shape((32, 3, 28, 28)), shared_shape((16, 40, 768))
+    ((1, 3, 28, 28), (1, 1, 768))
+    """
+    return (1, *shape[1:]) if len(shape) == 4 else (1, 1, *shape[2:])
 
 
 def implicit_gradient(

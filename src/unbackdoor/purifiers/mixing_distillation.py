@@ -14,6 +14,7 @@ from unbackdoor._models.calling import embeddings
 from unbackdoor._purification.run import Run
 from unbackdoor._tasks.classification import answers
 from unbackdoor._training.descent import distilled
+from unbackdoor._training.recipe import Defaults
 from unbackdoor._value import value
 from unbackdoor.purifiers.e_pur import EPUR, suspicious
 from unbackdoor.purifiers.fine_mixing import FineMixing
@@ -70,6 +71,8 @@ class MixingDistillation:
     # The first mixed at 0.1 and taught 2,000 texts, the second put in suspicious words, the third more common words.
     version: ClassVar[int] = 4
 
+    defaults: ClassVar[Defaults] = {"text": {"learning_rate": 2e-4, "batch_size": 32}}
+
     def __call__(self, model: nn.Module, clean: Dataset, run: Run) -> nn.Module:
         """Purify in place."""
         if self.clean_share + self.common_share > 1:
@@ -92,8 +95,8 @@ class MixingDistillation:
             model,
             lessons,
             epochs=self.epochs,
-            learning_rate=2e-4 if self.learning_rate is None else self.learning_rate,
-            batch_size=32 if self.batch_size is None else self.batch_size,
+            learning_rate=run.setting(self, "learning_rate"),
+            batch_size=run.setting(self, "batch_size"),
             loss=distilled(taught),
         )
         return model

@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -16,6 +16,7 @@ from unbackdoor._models.hooks import removing
 from unbackdoor._models.stages import features_of, stages
 from unbackdoor._purification.run import Run
 from unbackdoor._training.descent import cross_entropy
+from unbackdoor._training.recipe import Defaults
 from unbackdoor._value import value
 
 
@@ -59,12 +60,15 @@ class NAD:
     learning_rate: Annotated[float | None, Field(gt=0)] = None
     batch_size: Annotated[int | None, Field(ge=2)] = None
 
+    defaults: ClassVar[Defaults] = {
+        "images": {"learning_rate": 0.05, "batch_size": 64},
+        "text": {"learning_rate": 1e-4, "batch_size": 16},
+    }
+
     def __call__(self, model: nn.Module, clean: Dataset, run: Run) -> nn.Module:
         """Purify in place."""
         layers = stages(model, probe(model, clean), type(self).__name__)
-        images = clean.modality == "images"
-        size = 64 if images and self.batch_size is None else self.batch_size
-        rate = (5 if images else 2) * run.recipe.learning_rate if self.learning_rate is None else self.learning_rate
+        size, rate = run.setting(self, "batch_size"), run.setting(self, "learning_rate")
         teacher = copy.deepcopy(model)
         run.tune(teacher, clean, epochs=self.teacher_epochs, batch_size=size, description="tuning the teacher")
         teacher.eval().requires_grad_(False)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import torch
 from pydantic import Field
@@ -15,14 +15,23 @@ from unbackdoor._models.hooks import weights_kept
 from unbackdoor._purification.run import Run
 from unbackdoor._registry.entries import located
 from unbackdoor._training.descent import cross_entropy
+from unbackdoor._training.recipe import Defaults
 from unbackdoor._value import value
 from unbackdoor.purifiers.bti_dbf import BTIDBF
 from unbackdoor.purifiers.neural_cleanse import NeuralCleanse
 
-TRIGGERS: dict[str, Callable[[], Reverse]] = {
-    "bti-dbf": lambda: BTIDBF().reverse,
-    "neural-cleanse": lambda: NeuralCleanse().reverse,
-    "universal": lambda: universal,
+
+class Search(NamedTuple):
+    """A way to reverse triggers, and the modalities that it serves."""
+
+    make: Callable[[], Reverse]
+    modality: tuple[str, ...]
+
+
+TRIGGERS = {
+    "bti-dbf": Search(lambda: BTIDBF().reverse, ("images",)),
+    "neural-cleanse": Search(lambda: NeuralCleanse().reverse, ("images",)),
+    "universal": Search(lambda: universal, ("images", "text")),
 }
 
 
@@ -70,12 +79,17 @@ class PAM:
     learning_rate: Annotated[float | None, Field(gt=0)] = None
     batch_size: Annotated[int | None, Field(ge=2)] = None
 
+    defaults: ClassVar[Defaults] = {
+        "images": {"trigger": "neural-cleanse"},
+        "text": {"trigger": "universal"},
+    }
+
     def __call__(self, model: nn.Module, clean: Dataset, run: Run) -> nn.Module:
         """Purify in place."""
-        reverse = self._reverse(clean)
+        reverse = self._reverse(clean, run)
         weights = list(model.parameters())
         suspect = [weight.detach().clone() for weight in weights]
-        rate = run.recipe.learning_rate if self.learning_rate is None else self.learning_rate
+        rate = run.setting(self, "learning_rate")
         found: Reversed | None = None
         for _ in range(self.rounds):
             found = reverse(model, clean, run, found)
@@ -99,14 +113,14 @@ class PAM:
             )
         return model
 
-    def _reverse(self, clean: Dataset) -> Reverse:
-        name = self.trigger or ("neural-cleanse" if clean.modality == "images" else "universal")
+    def _reverse(self, clean: Dataset, run: Run) -> Reverse:
+        name = run.setting(self, "trigger")
         if name in TRIGGERS:
-            if clean.modality == "text" and name != "universal":
+            if clean.modality not in TRIGGERS[name].modality:
                 raise UnbackdoorError(
                     f"PAM.trigger {name} is looked for among pixels, but {clean.name} holds texts. Take universal."
                 )
-            return TRIGGERS[name]()
+            return TRIGGERS[name].make()
         if ":" not in name:
             raise UnbackdoorError(f"PAM.trigger must be {', '.join(TRIGGERS)} or package.module:function, got {name}.")
         own = located(name)

@@ -12,6 +12,7 @@ from unbackdoor._data.dataset import Batch, Dataset
 from unbackdoor._models.calling import evaluating
 from unbackdoor._models.perturbation import perturbation_shape, perturbation_unit
 from unbackdoor._purification.run import Run
+from unbackdoor._training.recipe import Defaults
 from unbackdoor._value import value
 
 
@@ -63,11 +64,15 @@ class SAU:
     learning_rate: Annotated[float | None, Field(gt=0)] = None
     batch_size: Annotated[int | None, Field(ge=2)] = None
 
+    defaults: ClassVar[Defaults] = {
+        "images": {"bound": 0.2, "learning_rate": 5e-4, "batch_size": 128},
+        "text": {"bound": 0.5, "learning_rate": 5e-5, "batch_size": 16},
+    }
+
     def __call__(self, model: nn.Module, clean: Dataset, run: Run) -> nn.Module:
         """Purify in place."""
         suspect = copy.deepcopy(model).eval().requires_grad_(False)
-        images = clean.modality == "images"
-        bound = perturbation_unit(model, clean) * (self.bound or (0.2 if images else 0.5))
+        bound = perturbation_unit(model, clean) * run.setting(self, "bound")
 
         def gradients(batch: Batch) -> None:
             with evaluating(model):
@@ -83,13 +88,12 @@ class SAU:
             loss = F.cross_entropy(scores, batch.labels) + self.shared * unlearning(perturbed, fooled, counts)
             loss.backward()
 
-        rate = 5e-4 if images and self.learning_rate is None else self.learning_rate
         run.tune(
             model,
             clean,
             epochs=self.epochs,
-            learning_rate=rate,
-            batch_size=self.batch_size,
+            learning_rate=run.setting(self, "learning_rate"),
+            batch_size=run.setting(self, "batch_size"),
             optimizer="adamw",
             gradients=gradients,
         )

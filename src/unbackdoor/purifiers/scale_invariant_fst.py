@@ -1,7 +1,7 @@
 """Feature Shift Tuning that depends on what the suspect computes, not on how large its features and its head are."""
 
 import copy
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
@@ -14,6 +14,7 @@ from unbackdoor._purification.run import Run
 from unbackdoor._purification.selection import difference
 from unbackdoor._tasks.classification import hits
 from unbackdoor._training.descent import cross_entropy, divergence
+from unbackdoor._training.recipe import Defaults
 from unbackdoor._value import value
 from unbackdoor.purifiers._head_units import centred, in_own_units, turn_
 
@@ -70,6 +71,11 @@ class ScaleInvariantFST:
     learning_rate: Annotated[float | None, Field(gt=0)] = None
     batch_size: Annotated[int | None, Field(ge=2)] = None
 
+    defaults: ClassVar[Defaults] = {
+        "images": {"batch_size": 32},
+        "text": {"batch_size": 16},
+    }
+
     def __call__(self, model: nn.Module, clean: Dataset, run: Run) -> nn.Module:
         """Purify in place."""
         suspect = copy.deepcopy(model).eval().requires_grad_(False)
@@ -124,13 +130,12 @@ class ScaleInvariantFST:
                 head.weight.add_((length / rows.norm() - 1) * rows)
 
             turn_(head.weight, 90 * strength, run.generator)
-            images = clean.modality == "images"
             run.tune(
                 model,
                 clean,
                 epochs=self.epochs,
                 learning_rate=self.learning_rate,
-                batch_size=32 if images and self.batch_size is None else self.batch_size,
+                batch_size=run.setting(self, "batch_size"),
                 loss=loss,
                 after_step=project_,
             )

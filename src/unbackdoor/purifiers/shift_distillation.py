@@ -1,15 +1,17 @@
 """Shift distillation: Feature Shift Tuning that asks the suspect for its opinion on clean examples."""
 
 import copy
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from unbackdoor._data.dataset import Batch, Dataset
-from unbackdoor._purification.run import Run, reinitialise_
+from unbackdoor._models.head import reinitialise_
+from unbackdoor._purification.run import Run
 from unbackdoor._training.descent import cross_entropy, divergence
+from unbackdoor._training.recipe import Defaults
 from unbackdoor._value import value
 
 
@@ -51,6 +53,11 @@ class ShiftDistillation:
     learning_rate: Annotated[float | None, Field(gt=0)] = None
     batch_size: Annotated[int | None, Field(ge=2)] = None
 
+    defaults: ClassVar[Defaults] = {
+        "images": {"learning_rate": 0.02},
+        "text": {"learning_rate": 1e-4},
+    }
+
     def __call__(self, model: nn.Module, clean: Dataset, run: Run) -> nn.Module:
         """Purify in place."""
         teacher = copy.deepcopy(model).eval()
@@ -74,7 +81,7 @@ class ShiftDistillation:
             model,
             clean.distorted(),
             epochs=self.epochs,
-            learning_rate=2 * run.recipe.learning_rate if self.learning_rate is None else self.learning_rate,
+            learning_rate=run.setting(self, "learning_rate"),
             batch_size=self.batch_size,
             loss=loss,
             after_step=project_,

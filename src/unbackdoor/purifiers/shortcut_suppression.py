@@ -66,7 +66,7 @@ class ShortcutSuppression:
         if norm is not None:
             silence_(norm, norm.weight.isfinite())
             norm.requires_grad_(False)
-        batch_size = run.recipe.batch_size if self.batch_size is None else self.batch_size
+        batch_size = run.setting(self, "batch_size")
         steps = self.epochs * math.ceil(len(clean) / batch_size)
 
         def bring_back() -> None:

@@ -1,0 +1,33 @@
+"""What a method's fields are if the user leaves them open, for images and for texts."""
+
+import dataclasses
+import re
+
+import pytest
+
+import toys
+from unbackdoor import purifiers
+
+OPEN = [
+    (entry, item.name)
+    for entry in purifiers.REGISTRY
+    for item in dataclasses.fields(entry.resolve())
+    if item.default is None and item.name in ("learning_rate", "batch_size")
+]
+
+
+@pytest.mark.parametrize(("entry", "field"), OPEN, ids=lambda part: getattr(part, "name", part))
+def test_the_help_says_what_an_open_field_is_for_each_modality(entry, field: str) -> None:
+    method = entry.resolve()()
+    words = re.search(rf"\n        {field}: (.*?)(?=\n        \w+: |\n\n)", type(method).__doc__, re.DOTALL)
+    words = " ".join(words[1].partition("None is ")[2].split())
+    for modality in entry.modality.split(", ") if isinstance(entry.modality, str) else entry.modality:
+        said = words.partition(" for images and ")[2] if modality == "text" and " for images and " in words else words
+        number = re.search(r"\d+(?:\.\d+)?(?:e-\d+)?", said)
+        assert number is not None
+        assert toys.a_run(modality=modality).setting(method, field) == float(number[0])
+
+
+def test_what_the_user_sets_counts() -> None:
+    assert toys.a_run().setting(purifiers.FTSAM(learning_rate=0.3), "learning_rate") == 0.3
+    assert toys.a_run(modality="text").setting(purifiers.FTSAM(batch_size=3), "batch_size") == 3
