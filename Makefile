@@ -1,6 +1,6 @@
 # make demo    set up what the demo needs, then poison, purify and report on real digits
 # make test    set up all that developers need, then run the tests
-# make check   set up, then format, lint, layers and types
+# make check   set up, write the stubs of public names, then format, lint, layers and types
 # make results set up, then write docs/results/tables from the cells beside them
 # make docs    set up, then build the docs site into site/
 #
@@ -24,6 +24,7 @@ test: $(INSTALLED) $(TIMM)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -rsxX
 
 check: $(INSTALLED)
+	$(BIN)/python tests/registry/stubs.py
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports

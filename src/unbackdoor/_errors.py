@@ -20,6 +20,7 @@ class UnbackdoorError(Exception):
         details: of several problems that are told at once, one line each.
     """
 
+    __module__ = "unbackdoor"  # where users import it from, and what a traceback shows
     exit_code = 2
 
     def __init__(self, message: object, *details: object) -> None:

@@ -142,11 +142,3 @@ def to_json(made: Any, entries: tuple[Entry, ...]) -> dict[str, Any]:
     if not dataclasses.is_dataclass(made):
         return {"name": getattr(made, "__qualname__", type(made).__qualname__), "parameters": {}}
     return {"name": name_of(made, entries), "parameters": fields_of(made)}
-
-
-def exported(name: str, entries: tuple[Entry, ...], module: str) -> Any:
-    """The class that a package exports lazily under a Python name (`unbackdoor.purifiers.FST`)."""
-    for entry in entries:
-        if entry.location.endswith(":" + name):
-            return entry.resolve()
-    raise AttributeError(f"module {module!r} has no attribute {name!r}")
