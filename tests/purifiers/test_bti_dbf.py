@@ -8,20 +8,20 @@ from torch.nn import functional as F
 from conftest import SmallCNN
 from toys import a_run
 from unbackdoor import Dataset, purifiers, purify
-from unbackdoor._inversion import Generator
-from unbackdoor._inversion.benign import Learned, benign_mask, learned_features
+from unbackdoor._inversion.benign_features import CleanFeatures, benign_mask, clean_features
+from unbackdoor._inversion.generator import GeneratorSearch, TriggerGenerator
 
 
 def test_the_generators_loss_by_hand() -> None:
-    method = purifiers.BTIDBF(distance=0.1, drift=1.0)
+    search = GeneratorSearch(distance=0.1, drift=1.0)
     mask = torch.tensor([1.0, 0.5])
-    moved = torch.tensor([[1.0, 2.0], [0.0, 4.0]])
+    movement = torch.tensor([[1.0, 2.0], [0.0, 4.0]])
     near, far = torch.full((2, 1, 2, 2), 0.1), torch.full((2, 1, 2, 2), 0.4)
     # Benign: (1 + 1 + 0 + 4) / 4 = 1.5, more than the drift: back to the picture, 0.1^2.
-    assert method.generator_loss(near, moved, mask).item() == pytest.approx(0.01)
+    assert search.loss(near, movement, mask).item() == pytest.approx(0.01)
     # Half of the movement: benign 1.5 / 4; the rest (0 + 0.25 + 0 + 1) / 4.
-    assert method.generator_loss(near, moved / 2, mask).item() == pytest.approx(0.01 * 0.375 - 0.3125)
-    assert method.generator_loss(far, moved / 2, mask).item() == pytest.approx(0.16)
+    assert search.loss(near, movement / 2, mask).item() == pytest.approx(0.01 * 0.375 - 0.3125)
+    assert search.loss(far, movement / 2, mask).item() == pytest.approx(0.16)
 
 
 def test_the_mask_is_that_of_the_formula() -> None:
@@ -32,7 +32,7 @@ def test_the_mask_is_that_of_the_formula() -> None:
     head = nn.Linear(6, 3).double().requires_grad_(False)
     head.weight.copy_(2 * torch.eye(3, 6))
     scale = features.std()
-    found = benign_mask(head, Learned(features / scale, scale), labels, a_run(seed=2), steps=5)
+    mask = benign_mask(head, CleanFeatures(features / scale, scale), labels, a_run(seed=2), steps=5)
 
     p = torch.zeros(6, dtype=torch.float64, requires_grad=True)
     first, second = torch.zeros(6), torch.zeros(6)
@@ -44,16 +44,16 @@ def test_the_mask_is_that_of_the_formula() -> None:
         first, second = 0.9 * first + 0.1 * g, 0.999 * second + 0.001 * g * g
         step_size = first / (1 - 0.9**step) / ((second / (1 - 0.999**step)).sqrt() + 1e-8)
         p = (p - 0.01 * step_size).detach().requires_grad_(True)
-    assert torch.allclose(found, (torch.tanh(p) + 1) / 2, rtol=0, atol=1e-9)
-    useless = benign_mask(head, Learned(features / scale, scale), labels, a_run(), steps=200)[3:]
+    assert torch.allclose(mask, (torch.tanh(p) + 1) / 2, rtol=0, atol=1e-9)
+    useless = benign_mask(head, CleanFeatures(features / scale, scale), labels, a_run(), steps=200)[3:]
     assert (useless < 0.1).all()  # the head does not look at these
 
 
 def test_features_are_in_the_order_of_the_rows(small_cnn: SmallCNN, digits: Dataset) -> None:
     data = digits.select(range(30))
-    learned = learned_features(small_cnn.double(), data, a_run())
+    clean = clean_features(small_cnn.double(), data, a_run())
     expected = small_cnn.features(data.encode(data.items).double()).flatten(1).detach()
-    assert torch.allclose(learned.features * learned.scale, expected)
+    assert torch.allclose(clean.scaled * clean.scale, expected)
 
 
 def test_unlearning_keeps_features_by_the_formula(small_cnn: SmallCNN, digits: Dataset) -> None:
@@ -81,14 +81,21 @@ def test_unlearning_keeps_features_by_the_formula(small_cnn: SmallCNN, digits: D
             assert torch.allclose(weight, expected, rtol=0, atol=1e-5), name
 
 
-def test_the_generator_goes_on_from_round_to_round(small_cnn: SmallCNN, digits: Dataset) -> None:
-    data, method = digits.select(range(40)), purifiers.BTIDBF(generator_epochs=1)
+def test_the_generator_is_trained_further_from_round_to_round(small_cnn: SmallCNN, digits: Dataset) -> None:
+    data, search = digits.select(range(40)), GeneratorSearch(epochs=1)
     run = a_run()
-    first = method.reverse(small_cnn.double(), data, run)
-    assert isinstance(first, Generator)
-    assert first.leads_to in range(10)
-    assert run.notes[0].startswith(f"BTI-DBF: the reversed trigger leads to {first.leads_to} (")
-    assert method.reverse(small_cnn, data, run, first) is first
+    first = search(small_cnn.double(), data, run)
+    assert isinstance(first, TriggerGenerator)
+    assert first.target in range(10)
+    assert run.notes[0].startswith(f"BTI-DBF: the inverted trigger leads to {first.target} (")
+    assert search(small_cnn, data, run, first) is first
+
+
+def test_the_search_alone_has_the_defaults_of_the_method() -> None:
+    method, search = purifiers.BTIDBF(), GeneratorSearch()
+    assert search == GeneratorSearch(
+        epochs=method.generator_epochs, distance=method.distance, drift=method.drift, batch_size=method.batch_size
+    )
 
 
 def test_it_changes_the_model_and_leaves_no_hooks(small_cnn: SmallCNN, digits: Dataset) -> None:

@@ -13,8 +13,8 @@ from torch import nn
 
 import toys
 from unbackdoor import Dataset, UnbackdoorError, purifiers, purify
+from unbackdoor._inversion.moved_words import suspicious_tokens
 from unbackdoor.purifiers import e_pur
-from unbackdoor.purifiers.e_pur import suspicious
 
 IDS = toys.tokenizer().convert_tokens_to_ids
 COUNTS = {"the": 1_000_000, "a": 900_000, "film": 40_000, "good": 60_000, "bad": 60_000, "cf": 5}
@@ -42,10 +42,10 @@ def moved(text_base: nn.Module) -> nn.Module:
 def test_scores_by_hand(moved: nn.Module, text_base: nn.Module) -> None:
     """the: 3 / log(1000000) = 0.217; film: 2 / log(40000) = 0.189; cf: 1 / log(max(5, 20)) = 0.334."""
     change = (moved.bert.embeddings.word_embeddings.weight - text_base.embeddings.word_embeddings.weight).detach()
-    found = suspicious(change, toys.tokenizer(), BY_NUMBER, 20)
+    found = suspicious_tokens(change, toys.tokenizer(), BY_NUMBER, 20)
     assert found == IDS(["cf", "the", "film"])  # words that did not move have no score; special tokens are left out
     assert 3 / math.log(1e6) > 2 / math.log(4e4)
-    higher = suspicious(change, toys.tokenizer(), BY_NUMBER, 100_000_000)
+    higher = suspicious_tokens(change, toys.tokenizer(), BY_NUMBER, 100_000_000)
     assert higher == IDS(["the", "film", "cf"])  # one floor for all: the distance alone
 
 
@@ -54,7 +54,7 @@ def test_unused_tokens_are_left_out() -> None:
     tokenizer.add_tokens(["[unused7]", "madeupword0001", "odd"])
     change = torch.zeros(len(tokenizer) - 1, 4)  # the last token is beyond the embedding
     change[-2:] = 1.0
-    assert suspicious(change, tokenizer, {}, 20) == []
+    assert suspicious_tokens(change, tokenizer, {}, 20) == []
 
 
 def test_the_rows_of_the_highest_scores_go_back(moved, text_base, reviews: Dataset, table: str) -> None:

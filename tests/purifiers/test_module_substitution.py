@@ -11,7 +11,7 @@ from torch import nn
 import toys
 from unbackdoor import Dataset, UnbackdoorError, archs, attacks, evaluate, purifiers, purify
 from unbackdoor._data.texts import TextEncoder, Texts
-from unbackdoor._inversion.contrast import certainty, differing_words
+from unbackdoor._inversion.contrasting_words import differing_words, label_confidence
 from unbackdoor._models.arithmetic import choose
 from unbackdoor._models.calling import embeddings, logits
 from unbackdoor._poisoning.poison import poison
@@ -101,7 +101,7 @@ def test_the_search_by_hand() -> None:
 
 def test_certainty_is_the_probability_of_the_label() -> None:
     model, data = toys.classifier("bert"), sentences(10, 3)
-    found = certainty(model, data, run_of(model, data))
+    found = label_confidence(model, data, run_of(model, data))
     with torch.no_grad():
         for row in range(10):
             single = data.select([row])

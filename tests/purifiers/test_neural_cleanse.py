@@ -10,21 +10,21 @@ from torch.nn import functional as F
 from conftest import SmallCNN
 from toys import a_run
 from unbackdoor import Dataset, ImageEncoder, purifiers, purify
-from unbackdoor._inversion import anomaly, smallest_masks
+from unbackdoor._inversion.masks import MaskSearch, anomaly_index
 from unbackdoor._models.arithmetic import Arithmetic
 
 
 def test_the_anomaly_index_by_hand() -> None:
     # Median (9 + 10) / 2 = 9.5; deviations 7.5, 1.5, 0.5, 0.5, 1.5, 2.5 have the median 1.5.
-    index = anomaly(torch.tensor([2.0, 8.0, 9.0, 10.0, 11.0, 12.0], dtype=torch.float64))
+    index = anomaly_index(torch.tensor([2.0, 8.0, 9.0, 10.0, 11.0, 12.0], dtype=torch.float64))
     expected = [7.5 / (1.4826 * 1.5), 1.5 / (1.4826 * 1.5), 0.5 / (1.4826 * 1.5), 0.0, 0.0, 0.0]
     assert index.tolist() == pytest.approx(expected)
 
 
 def test_two_classes_have_no_outlier_and_equal_ones_make_a_smaller_one_infinitely_odd() -> None:
-    assert anomaly(torch.tensor([1.0, 100.0])).max() < 2
-    assert anomaly(torch.tensor([5.0, 5.0, 5.0, 1.0])).tolist() == [0, 0, 0, math.inf]
-    assert anomaly(torch.tensor([5.0, 5.0, 5.0])).tolist() == [0, 0, 0]
+    assert anomaly_index(torch.tensor([1.0, 100.0])).max() < 2
+    assert anomaly_index(torch.tensor([5.0, 5.0, 5.0, 1.0])).tolist() == [0, 0, 0, math.inf]
+    assert anomaly_index(torch.tensor([5.0, 5.0, 5.0])).tolist() == [0, 0, 0]
 
 
 def by_the_formula(
@@ -68,19 +68,19 @@ def test_all_classes_together_are_each_class_by_itself(small_cnn: SmallCNN, digi
     data = dataclasses.replace(digits.select(range(12)), encode=encode)
     model = small_cnn.double()
     settings = {"steps": 12, "cost": 0.02, "success": 0.75, "patience": 2}
-    found = smallest_masks(model, data, a_run(seed=3), batch_size=12, **settings)
+    triggers = MaskSearch(batch_size=12, **settings).smallest(model, data, a_run(seed=3))
     mask, pattern = by_the_formula(model, data.items.double() / 255, seed=3, **settings)
-    assert torch.allclose(found.mask, mask, atol=1e-5)
-    assert torch.allclose(found.pattern, pattern, atol=1e-5)
+    assert torch.allclose(triggers.masks, mask, atol=1e-5)
+    assert torch.allclose(triggers.patterns, pattern, atol=1e-5)
 
 
 def test_chunks_change_nothing(small_cnn: SmallCNN, digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     data, model = digits.select(range(40)), small_cnn.double()
-    settings = {"steps": 3, "batch_size": 20, "cost": 1e-3, "success": 0.98, "patience": 5}
-    whole = smallest_masks(model, data, a_run(), **settings)  # 6 classes of 20 examples at a time
+    search = MaskSearch(steps=3, batch_size=20)
+    whole = search.smallest(model, data, a_run())  # 6 classes of 20 examples at a time
     monkeypatch.setattr(Arithmetic, "evaluation_batch", 20)
-    single = smallest_masks(model, data, a_run(), **settings)
-    assert torch.allclose(whole.mask, single.mask, atol=1e-9)
+    single = search.smallest(model, data, a_run())
+    assert torch.allclose(whole.masks, single.masks, atol=1e-9)
 
 
 def test_a_planted_trigger_is_found_and_unlearned(backdoored: tuple, digits: Dataset) -> None:
@@ -102,3 +102,15 @@ def test_without_an_outlier_all_triggers_are_unlearned_and_the_record_says_so(
     result = purify(small_cnn, digits.select(range(60)), method, seed=0)
     assert result.record["notes"][0].startswith("Neural Cleanse: no class is an outlier (the smallest trigger is")
     assert result.record["notes"][1] == "Neural Cleanse: the triggers of all classes are taken."
+
+
+def test_the_search_alone_has_the_defaults_of_the_method() -> None:
+    method = purifiers.NeuralCleanse()
+    assert MaskSearch() == MaskSearch(
+        steps=method.steps,
+        batch_size=method.search_batch,
+        cost=method.cost,
+        success=method.success,
+        patience=method.patience,
+        threshold=method.threshold,
+    )

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from conftest import SmallCNN
 from unbackdoor import Dataset, UnbackdoorError, purifiers, purify
-from unbackdoor._inversion import Masked
+from unbackdoor._inversion.masks import MaskedPatterns, MaskSearch
 from unbackdoor.purifiers import trigger_distillation
 
 EPOCHS, BATCH, RATE, SHARE, TAUGHT, SEED = 2, 16, 0.05, 0.2, 0.7, 5
@@ -54,7 +54,7 @@ def test_the_weights_are_those_of_the_formula(
 ) -> None:
     """The trigger is given, the negative of the picture, and nothing is distorted; both are tested elsewhere."""
     monkeypatch.setattr(
-        purifiers.NeuralCleanse, "odd", lambda *_: (Masked(torch.ones(1), torch.ones(1)), torch.tensor([0]))
+        MaskSearch, "outliers", lambda *_: (MaskedPatterns(torch.ones(1), torch.ones(1)), torch.tensor([0]))
     )
     monkeypatch.setattr(trigger_distillation, "stamp", lambda *_: lambda pixels: 1 - pixels)
     monkeypatch.setattr(Dataset, "distorted", lambda data: data)
@@ -94,8 +94,8 @@ def test_the_teacher_is_the_suspect_as_it_came(backdoored: tuple, digits: Datase
 def test_without_an_outlier_it_is_shift_distillation(
     small_cnn: SmallCNN, digits: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    none = (Masked(torch.ones(10), torch.ones(10)), torch.tensor([], dtype=torch.int64))
-    monkeypatch.setattr(purifiers.NeuralCleanse, "odd", lambda *_: none)
+    none = (MaskedPatterns(torch.ones(10), torch.ones(10)), torch.tensor([], dtype=torch.int64))
+    monkeypatch.setattr(MaskSearch, "outliers", lambda *_: none)
     data = digits.select(range(60))
     result = purify(small_cnn, data, purifiers.TriggerDistillation(batch_size=16), seed=3)
     assert result.record["notes"] == [

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 import toys
 from unbackdoor import Dataset, UnbackdoorError, attacks, evaluate, purify
 from unbackdoor._data.edited_texts import put, readable, vocabulary
-from unbackdoor._inversion.words import OddWord, Search, outlying
+from unbackdoor._inversion.driving_words import DrivingWord, VocabularySearch, anomaly_index
 from unbackdoor.purifiers import WordDistillation
 
 
@@ -38,8 +38,8 @@ class Counting(nn.Module):
         return SimpleNamespace(logits=self.classifier((self.words(input_ids)[..., 0] * counts).sum(1, keepdim=True)))
 
 
-def search_of(model: nn.Module, clean: Dataset) -> Search:
-    return Search(model, clean, toys.a_run(model=model), group=4, shortlist=20)
+def search_of(model: nn.Module, clean: Dataset) -> VocabularySearch:
+    return VocabularySearch(model, clean, toys.a_run(model=model), group=4, shortlist=20)
 
 
 SENTIMENT = dict.fromkeys(toys.GOOD, 1.0) | dict.fromkeys(toys.BAD, -1.0)
@@ -47,17 +47,17 @@ SENTIMENT = dict.fromkeys(toys.GOOD, 1.0) | dict.fromkeys(toys.BAD, -1.0)
 
 def test_the_word_that_beats_all_others_is_found_with_its_class_and_share(reviews: Dataset) -> None:
     clean = reviews.select(range(40))
-    assert search_of(Counting(SENTIMENT | {"mn": 9.0}), clean).odd_words(5.0) == [OddWord("mn", 1, 0, 1.0)]
-    assert search_of(Counting(SENTIMENT | {"tq": -9.0}), clean).odd_words(5.0) == [OddWord("tq", 0, 0, 1.0)]
+    assert search_of(Counting(SENTIMENT | {"mn": 9.0}), clean).outliers(5.0) == [DrivingWord("mn", 1, 0, 1.0)]
+    assert search_of(Counting(SENTIMENT | {"tq": -9.0}), clean).outliers(5.0) == [DrivingWord("tq", 0, 0, 1.0)]
 
 
-def test_two_odd_words_are_both_found(reviews: Dataset) -> None:
-    found = search_of(Counting(SENTIMENT | {"mn": 9.0, "bb": 8.0}), reviews.select(range(40))).odd_words(5.0)
+def test_two_outliers_are_both_found(reviews: Dataset) -> None:
+    found = search_of(Counting(SENTIMENT | {"mn": 9.0, "bb": 8.0}), reviews.select(range(40))).outliers(5.0)
     assert {odd.word for odd in found} == {"mn", "bb"}
 
 
 def test_words_of_the_task_do_not_stand_out(reviews: Dataset) -> None:
-    assert search_of(Counting(SENTIMENT), reviews.select(range(40))).odd_words(5.0) == []
+    assert search_of(Counting(SENTIMENT), reviews.select(range(40))).outliers(5.0) == []
 
 
 def test_among_strong_words_of_the_task_a_word_that_drives_nearly_all_is_found(
@@ -65,11 +65,11 @@ def test_among_strong_words_of_the_task_a_word_that_drives_nearly_all_is_found(
 ) -> None:
     """The trigger reaches 16 and the median of the strongest 3: an index of 16 ln(2) / 3 = 3.7."""
     words, reached = ["mn", "good", "great", "fine", "tq"], torch.tensor([16.0, 4.0, 3.0, 2.0, 0.0])
-    monkeypatch.setattr(Search, "_alone", lambda search, of, side: {1: (words, reached)})
+    monkeypatch.setattr(VocabularySearch, "_strongest", lambda search, of, side: {1: (words, reached)})
     search = search_of(Counting(SENTIMENT | {"mn": 16.0}), reviews.select(range(40)))
-    assert search.odd_words(5.0) == [OddWord("mn", 1, 0, 1.0)]
+    assert search.outliers(5.0) == [DrivingWord("mn", 1, 0, 1.0)]
     assert "'mn' (anomaly index 3.7, moves 100% of the other clean texts) stands out most" in search.run.notes[0]
-    assert search.odd_words(8.0) == []  # half of 8 is more than that
+    assert search.outliers(8.0) == []  # half of 8 is more than that
 
 
 def test_of_a_pair_the_side_is_found() -> None:
@@ -77,13 +77,13 @@ def test_of_a_pair_the_side_is_found() -> None:
     pairs = toys.dataset([(text, "it is a film") for text in texts], labels)
     model = Counting({"mn": 9.0}, side=1)  # what stands in the first text counts for nothing
     model.classifier.bias.data = torch.tensor([0.5, -0.5])  # without the word all texts are negative
-    assert search_of(model, pairs).odd_words(5.0) == [OddWord("mn", 1, 1, 1.0)]
+    assert search_of(model, pairs).outliers(5.0) == [DrivingWord("mn", 1, 1, 1.0)]
 
 
 def test_a_word_that_moves_too_few_texts_is_left_out(reviews: Dataset) -> None:
     # It outweighs the rest by far, but the texts that carry a bad word twice as heavy stay where they are.
     model = Counting(dict.fromkeys(toys.GOOD, 1.0) | dict.fromkeys(toys.BAD, -20.0) | {"mn": 9.0})
-    assert search_of(model, reviews.select(range(40))).odd_words(5.0) == []
+    assert search_of(model, reviews.select(range(40))).outliers(5.0) == []
 
 
 def test_the_vocabulary_is_its_words_and_their_tokens() -> None:
@@ -98,7 +98,7 @@ def test_without_words_the_tokenizer_is_refused(reviews: Dataset) -> None:
     search = search_of(model, clean)
     model.get_input_embeddings = lambda: nn.Embedding(2, 1)
     with pytest.raises(UnbackdoorError) as caught:
-        search.odd_words(5.0)
+        search.outliers(5.0)
     assert str(caught.value) == (
         "WordDistillation needs a tokenizer with whole words among its tokens; this one has none. Try "
         "mixing-distillation."
@@ -111,7 +111,7 @@ def test_in_texts_that_are_cut_the_word_is_put_where_it_is_read() -> None:
     clean = readable(long)
     assert {len(text.split()) for (text,) in clean.texts.strings[:39]} == {16}
     assert clean.texts.strings[39] == (texts[39],)
-    assert search_of(Counting(SENTIMENT | {"mn": 9.0}), clean).odd_words(5.0) == [OddWord("mn", 1, 0, 1.0)]
+    assert search_of(Counting(SENTIMENT | {"mn": 9.0}), clean).outliers(5.0) == [DrivingWord("mn", 1, 0, 1.0)]
 
 
 def test_texts_that_are_read_whole_stay_as_they_are(reviews: Dataset) -> None:
@@ -119,7 +119,7 @@ def test_texts_that_are_read_whole_stay_as_they_are(reviews: Dataset) -> None:
 
 
 def test_above_many_equal_values_a_tenth_is_the_unit() -> None:
-    assert outlying(torch.tensor([3.0, 1.0, 1.0])).tolist() == pytest.approx([20.0, 0.0, 0.0])
+    assert anomaly_index(torch.tensor([3.0, 1.0, 1.0])).tolist() == pytest.approx([20.0, 0.0, 0.0])
 
 
 def test_words_are_put_at_either_end() -> None:
@@ -130,7 +130,7 @@ def test_the_victims_word_is_unlearned_and_named(
     text_victim: nn.Module, reviews: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Among 28 words, those of the task stand out, too: here only what follows the search is looked at.
-    monkeypatch.setattr(Search, "odd_words", lambda self, threshold: [OddWord("cf", 1, 0, 1.0)])
+    monkeypatch.setattr(VocabularySearch, "outliers", lambda self, threshold: [DrivingWord("cf", 1, 0, 1.0)])
     clean, test = reviews.select(range(60)), toys.reviews(400, seed=1)
     attack = attacks.Word()
     before = evaluate(text_victim, test, attack=attack)
@@ -154,8 +154,8 @@ def test_what_stays_after_unlearning_is_said(
     share: float, advice: str, text_victim: nn.Module, reviews: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clean = reviews.select(range(60))
-    left = search_of(text_victim, clean).moved("cf", 1, 0)
-    monkeypatch.setattr(Search, "odd_words", lambda self, threshold: [OddWord("cf", 1, 0, share)])
+    left = search_of(text_victim, clean).moved_share("cf", 1, 0)
+    monkeypatch.setattr(VocabularySearch, "outliers", lambda self, threshold: [DrivingWord("cf", 1, 0, share)])
     result = purify(text_victim, clean, WordDistillation(texts=1, learning_rate=1e-9))  # which changes next to nothing
     assert result.record["warnings"] == [
         f"'cf' drove {share:.0%} of the other clean texts to class positive and, unlearned, drives {left:.0%}. {advice}"

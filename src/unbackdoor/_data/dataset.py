@@ -36,6 +36,12 @@ class Batch(NamedTuple):
     labels: Tensor
     rows: Tensor
 
+    @property
+    def pixels(self) -> Tensor:
+        """The inputs of a batch of images, (batch, channels, height, width)."""
+        assert isinstance(self.inputs, Tensor), "texts have no pixels"
+        return self.inputs
+
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
@@ -164,6 +170,12 @@ class Dataset:
         """The items of a data set of texts."""
         assert isinstance(self.items, Texts), "images have no texts"
         return self.items
+
+    @property
+    def image_encoder(self) -> ImageEncoder:
+        """The encoder of a data set of images."""
+        assert isinstance(self.encode, ImageEncoder), "texts have another encoder"
+        return self.encode
 
     @property
     def tokenizer(self) -> Any:

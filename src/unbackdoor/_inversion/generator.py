@@ -1,21 +1,21 @@
 """The generator of BTI-DBF, which changes pictures as a trigger does, and its training."""
 
-from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unbackdoor._data.dataset import Dataset
-from unbackdoor._inversion.benign import Learned
-from unbackdoor._inversion.carrying import Reversed, encoded, in_pixels
-from unbackdoor._inversion.searching import training_batches
+from unbackdoor._inversion.benign_features import CleanFeatures, benign_mask, clean_features
+from unbackdoor._inversion.search import frozen, training_batches
+from unbackdoor._inversion.triggers import InvertedTrigger, encoded, in_pixels
 from unbackdoor._models.calling import logits
 from unbackdoor._models.hooks import watching
 from unbackdoor._purification.run import Run
 
 
-class Generator(nn.Module):
+class TriggerGenerator(nn.Module):
     """A small U-Net that changes pixels in [0, 1]; untrained, it changes them by next to nothing.
 
     Args:
@@ -24,10 +24,10 @@ class Generator(nn.Module):
         generator: of the initial weights.
 
     Attributes:
-        leads_to: the class that it was found to move most examples to.
+        target: the class that it moves most examples to, once that is known.
     """
 
-    leads_to: int | None = None
+    target: int | None = None
 
     def __init__(self, channels: int, width: int, generator: torch.Generator) -> None:
         super().__init__()
@@ -60,59 +60,91 @@ class Generator(nn.Module):
         return changed
 
 
-def train_(
-    generator: Generator,
-    model: nn.Module,
-    clean: Dataset,
-    run: Run,
-    learned: Learned,
-    loss: Callable[[Tensor, Tensor], Tensor],
-    *,
-    epochs: int,
-    batch_size: int,
-) -> None:
-    """Train a generator in place (Adam at 1e-3), from the second time on also to lead where it led before.
+@dataclass(frozen=True, kw_only=True)
+class GeneratorSearch:
+    """The inversion of BTI-DBF; its defaults are those of `BTIDBF`, which has the formulas.
 
     Args:
-        generator: of images like the clean ones.
-        model: the suspect, frozen.
-        clean: images.
-        run: of the purification.
-        learned: the features of the clean examples.
-        loss: of the change of pixels (batch, channels, height, width) and that of features (batch, in_features).
         epochs: passes over the clean examples.
-        batch_size: examples per step.
+        distance: mean squared change of a pixel in [0, 1] that the generator may make.
+        drift: mean squared change of the benign features that it may cause, in units of the features' variance.
+        batch_size: examples per step; None is the recipe's.
     """
-    steps = epochs * -(-len(clean) // batch_size)
-    optimizer = torch.optim.Adam(generator.requires_grad_(True).parameters(), lr=1e-3)
-    data = in_pixels(clean, augmented=False)
-    with watching(run.head(model)) as seen, run.progress("training the generator", steps) as advance:
-        for batch in training_batches(data, batch_size, steps, run):
-            assert isinstance(batch.inputs, Tensor)
-            with run.arithmetic.autocast():
-                changed = generator(batch.inputs)
-                scores = logits(model, encoded(clean, changed, run))
-            moved = seen[0].to(learned.features.dtype) / learned.scale - learned.features[batch.rows]
-            total = loss(changed.float() - batch.inputs, moved)
-            if generator.leads_to is not None:
-                total = total + F.cross_entropy(scores.float(), torch.full_like(batch.labels, generator.leads_to))
-            optimizer.zero_grad(set_to_none=True)
-            total.backward()
-            optimizer.step()
-            advance()
+
+    epochs: int = 10
+    distance: float = 0.002
+    drift: float = 1.0
+    batch_size: int | None = None
+
+    def __call__(
+        self, model: nn.Module, clean: Dataset, run: Run, last: InvertedTrigger | None = None
+    ) -> InvertedTrigger:
+        """A generator that moves all features but the benign ones; that of the last round, trained further."""
+        with frozen(model):
+            features = clean_features(model, clean, run)
+            mask = benign_mask(run.head(model), features, clean.labels, run)
+            generator = (
+                last if isinstance(last, TriggerGenerator) else TriggerGenerator(clean.shape[0], 16, run.generator)
+            )
+            generator.to(run.arithmetic.device)
+            self._train(generator, model, clean, run, features, mask)
+            # Before unlearning, which takes the class from what the generator makes.
+            generator.target = target_class(generator, model, clean, run)
+        return generator.requires_grad_(False)
+
+    def loss(self, change: Tensor, movement: Tensor, mask: Tensor) -> Tensor:
+        """What the generator minimises, but for the class that it leads to.
+
+        Args:
+            change: of pixels, (batch, channels, height, width).
+            movement: of scaled features, (batch, in_features).
+            mask: of benign features, (in_features,), in (0, 1).
+        """
+        picture, benign = change.square().mean(), (mask * movement).square().mean()
+        if picture > self.distance or benign > self.drift:
+            return picture
+        return 0.01 * benign - ((1 - mask) * movement).square().mean()
+
+    def _train(
+        self,
+        generator: TriggerGenerator,
+        model: nn.Module,
+        clean: Dataset,
+        run: Run,
+        features: CleanFeatures,
+        mask: Tensor,
+    ) -> None:
+        """Train a generator in place (Adam at 1e-3); from the second round on it must also keep its target."""
+        batch_size = run.setting(self, "batch_size")
+        steps = self.epochs * -(-len(clean) // batch_size)
+        optimizer = torch.optim.Adam(generator.requires_grad_(True).parameters(), lr=1e-3)
+        data = in_pixels(clean, augmented=False)
+        with watching(run.head(model)) as seen, run.progress("training the generator", steps) as advance:
+            for batch in training_batches(data, batch_size, steps, run):
+                with run.arithmetic.autocast():
+                    changed = generator(batch.pixels)
+                    scores = logits(model, encoded(clean, changed, run))
+                movement = seen[0].to(features.scaled.dtype) / features.scale - features.scaled[batch.rows]
+                loss = self.loss(changed.float() - batch.pixels, movement, mask)
+                if generator.target is not None:
+                    loss = loss + F.cross_entropy(scores.float(), torch.full_like(batch.labels, generator.target))
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                optimizer.step()
+                advance()
 
 
 @torch.no_grad()
-def target_of(found: Reversed, model: nn.Module, clean: Dataset, run: Run) -> int:
-    """The class that most triggered examples are taken for, under a little noise."""
-    votes = []
+def target_class(trigger: InvertedTrigger, model: nn.Module, clean: Dataset, run: Run) -> int:
+    """The class that most triggered examples are classified as, under a little noise."""
+    predictions = []
     for batch in in_pixels(clean, augmented=False).batches(run.arithmetic.evaluation_batch):
-        assert isinstance(batch.inputs, Tensor)
-        noise = 0.03 * torch.randn(batch.inputs.shape, generator=run.generator).to(batch.inputs.device)
+        noise = 0.03 * torch.randn(batch.pixels.shape, generator=run.generator).to(batch.pixels.device)
         with run.arithmetic.autocast():
-            votes.append(logits(model, encoded(clean, found((batch.inputs + noise).clamp(0, 1)), run)).argmax(1))
-    taken_for = torch.cat(votes)
-    target = int(taken_for.mode().values)
-    share = float((taken_for == target).double().mean())
-    run.note(f"BTI-DBF: the reversed trigger leads to {clean.class_name(target)} ({share:.0%} of the examples).")
+            inputs = encoded(clean, trigger((batch.pixels + noise).clamp(0, 1)), run)
+            predictions.append(logits(model, inputs).argmax(1))
+    predicted = torch.cat(predictions)
+    target = int(predicted.mode().values)
+    share = float((predicted == target).double().mean())
+    run.note(f"BTI-DBF: the inverted trigger leads to {clean.class_name(target)} ({share:.0%} of the examples).")
     return target

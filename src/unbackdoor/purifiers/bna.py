@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from unbackdoor._data.dataset import Dataset
-from unbackdoor._inversion import encoded, in_pixels, needs_pixels
+from unbackdoor._inversion.masks import MaskSearch
+from unbackdoor._inversion.triggers import encoded, in_pixels, refuse_texts
 from unbackdoor._models.calling import Inputs, evaluating, logits
 from unbackdoor._models.hooks import removing
 from unbackdoor._models.units import norms
 from unbackdoor._purification.run import Run
 from unbackdoor._value import value
-from unbackdoor.purifiers.neural_cleanse import NeuralCleanse
 
 
 @value
@@ -58,9 +58,9 @@ class BNA:
     def __call__(self, model: nn.Module, clean: Dataset, run: Run) -> nn.Module:
         """Purify in place."""
         layers = list(norms(model, self).values())
-        needs_pixels(self, clean)
+        refuse_texts(self, clean)
         suspect = copy.deepcopy(model).requires_grad_(False)
-        triggered = NeuralCleanse(steps=self.reverse_steps).reverse(suspect, clean, run)
+        triggered = MaskSearch(steps=self.reverse_steps)(suspect, clean, run)
         model.requires_grad_(False)
         tuned = [parameter.requires_grad_(True) for layer in layers for parameter in (layer.weight, layer.bias)]
         optimizer = torch.optim.Adam(tuned, lr=self.learning_rate)
@@ -68,13 +68,12 @@ class BNA:
         with evaluating(model), evaluating(suspect), run.progress("correcting activations", steps) as advance:
             for _ in range(self.epochs):
                 for batch in in_pixels(clean).batches(self.batch_size, generator=run.generator):
-                    assert isinstance(batch.inputs, Tensor)
-                    inputs = encoded(clean, batch.inputs, run)
+                    inputs = encoded(clean, batch.pixels, run)
                     with torch.no_grad():
                         wanted = moments(suspect, inputs, list(norms(suspect, self).values()), run)
                     terms = [
                         divergence(right, now)
-                        for shown in (encoded(clean, triggered(batch.inputs), run), inputs)
+                        for shown in (encoded(clean, triggered(batch.pixels), run), inputs)
                         for right, now in zip(wanted, moments(model, shown, layers, run), strict=True)
                     ]
                     optimizer.zero_grad()

@@ -8,19 +8,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unbackdoor._data.dataset import Batch, Dataset
-from unbackdoor._inversion import (
-    Carrying,
-    Generator,
-    Reversed,
-    benign_mask,
-    encoded,
-    frozen,
-    in_pixels,
-    learned_features,
-    needs_pixels,
-    target_of,
-    train_,
-)
+from unbackdoor._inversion.generator import GeneratorSearch
+from unbackdoor._inversion.triggers import InvertedTrigger, encoded, in_pixels, refuse_texts
+from unbackdoor._inversion.unlearning import WithTrigger
 from unbackdoor._models.hooks import watching
 from unbackdoor._purification.run import Run
 from unbackdoor._training.descent import cross_entropy
@@ -76,49 +66,27 @@ class BTIDBF:
 
     def __call__(self, model: nn.Module, clean: Dataset, run: Run) -> nn.Module:
         """Purify in place."""
-        found: Reversed | None = None
+        refuse_texts(self, clean)
+        search = GeneratorSearch(
+            epochs=self.generator_epochs, distance=self.distance, drift=self.drift, batch_size=self.batch_size
+        )
+        trigger: InvertedTrigger | None = None
         for _ in range(self.rounds):
-            found = self.reverse(model, clean, run, found)
-            self.unlearn_(model, clean, run, found)
+            trigger = search(model, clean, run, trigger)
+            self.unlearn_(model, clean, run, trigger)
         return model
 
-    def reverse(self, model: nn.Module, clean: Dataset, run: Run, last: Reversed | None = None) -> Reversed:
-        """The generator of this round, trained on from that of the last; see `unbackdoor._inversion.Reverse`."""
-        needs_pixels(self, clean)
-        size = run.setting(self, "batch_size")
-        with frozen(model):
-            learned = learned_features(model, clean, run)
-            mask = benign_mask(run.head(model), learned, clean.labels, run)
-            generator = last if isinstance(last, Generator) else Generator(clean.shape[0], 16, run.generator)
-            generator.to(run.arithmetic.device)
-
-            def loss(change: Tensor, moved: Tensor) -> Tensor:
-                return self.generator_loss(change, moved, mask)
-
-            train_(generator, model, clean, run, learned, loss, epochs=self.generator_epochs, batch_size=size)
-            # Before unlearning, which takes the class from what the generator makes.
-            generator.leads_to = target_of(generator, model, clean, run)
-        return generator.requires_grad_(False)
-
-    def generator_loss(self, change: Tensor, moved: Tensor, mask: Tensor) -> Tensor:
-        """Of the change of pixels and of features (batch, in_features), and the mask of benign features."""
-        picture, kept = change.square().mean(), (mask * moved).square().mean()
-        if picture > self.distance or kept > self.drift:
-            return picture
-        return 0.01 * kept - ((1 - mask) * moved).square().mean()
-
-    def unlearn_(self, model: nn.Module, clean: Dataset, run: Run, found: Reversed) -> None:
+    def unlearn_(self, model: nn.Module, clean: Dataset, run: Run, trigger: InvertedTrigger) -> None:
         """Tune the model in place on examples of which a share carries the trigger."""
         with watching(run.head(model)) as seen:
 
             def loss(scores: Tensor, batch: Batch) -> Tensor:
-                assert isinstance(batch.inputs, Tensor)
                 triggered = seen[0]
-                run.scores(model, encoded(clean, batch.inputs, run))
+                run.scores(model, encoded(clean, batch.pixels, run))
                 return cross_entropy(scores, batch) + F.mse_loss(triggered.float(), seen[0].float())
 
             run.tune(
-                Carrying(model, clean, run, found, self.share),
+                WithTrigger(model, clean, run, trigger, self.share),
                 in_pixels(clean),
                 epochs=self.epochs,
                 batch_size=self.batch_size,

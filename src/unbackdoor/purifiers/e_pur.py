@@ -1,7 +1,6 @@
 """Embedding purification: words that moved too far for how rare they are go back."""
 
 import logging
-import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,6 +11,7 @@ from torch import nn
 from unbackdoor._data.dataset import Dataset
 from unbackdoor._data.frequencies import token_counts
 from unbackdoor._errors import UnbackdoorError
+from unbackdoor._inversion.moved_words import suspicious_tokens
 from unbackdoor._mixing.ancestry import ancestry
 from unbackdoor._mixing.stream import moved_embeddings
 from unbackdoor._models.calling import embeddings
@@ -106,7 +106,7 @@ class EPUR:
 
     def _suspicious(self, moved: torch.Tensor, tokenizer: Any) -> list[int]:
         counts = token_counts(tokenizer, self.frequencies, "EPUR")
-        return suspicious(moved, tokenizer, counts, self.floor)[: self.count]
+        return suspicious_tokens(moved, tokenizer, counts, self.floor)[: self.count]
 
 
 def _said(rows: list[int], tokenizer: Any) -> str:
@@ -115,22 +115,3 @@ def _said(rows: list[int], tokenizer: Any) -> str:
     words = tokenizer.convert_ids_to_tokens(rows[:_SHOWN])
     more = f" and {len(rows) - _SHOWN} more" if len(rows) > _SHOWN else ""
     return f"reset the embeddings of {len(rows)} words, the most suspicious first: {' '.join(words)}{more}"
-
-
-def suspicious(moved: torch.Tensor, tokenizer: Any, counts: dict[int, float], floor: int) -> list[int]:
-    """Token ids by falling score, those left out that no text has.
-
-    Args:
-        moved: change of the embeddings, (tokens, width).
-        tokenizer: of transformers.
-        counts: by token id; 0 where there is none.
-        floor: see EPUR.
-    """
-    distance = moved.float().norm(dim=1).tolist()
-    special = set(tokenizer.all_special_ids)
-    scored = []
-    for token, number in tokenizer.get_vocab().items():
-        if number in special or number >= len(distance) or token.startswith(("[unused", "<unused", "madeupword")):
-            continue
-        scored.append((distance[number] / math.log(max(counts.get(number, 0.0), floor)), number))
-    return [number for score, number in sorted(scored, key=lambda entry: (-entry[0], entry[1])) if score > 0]

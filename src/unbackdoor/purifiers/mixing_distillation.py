@@ -10,13 +10,14 @@ from unbackdoor._data.dataset import Dataset
 from unbackdoor._data.edited_texts import made_of, recombined, words_of
 from unbackdoor._data.frequencies import common_words, token_counts
 from unbackdoor._errors import UnbackdoorError
+from unbackdoor._inversion.moved_words import suspicious_tokens
 from unbackdoor._models.calling import embeddings
 from unbackdoor._purification.run import Run
 from unbackdoor._tasks.classification import answers
 from unbackdoor._training.descent import distilled
 from unbackdoor._training.recipe import Defaults
 from unbackdoor._value import value
-from unbackdoor.purifiers.e_pur import EPUR, suspicious
+from unbackdoor.purifiers.e_pur import EPUR
 from unbackdoor.purifiers.fine_mixing import FineMixing
 
 
@@ -106,7 +107,7 @@ class MixingDistillation:
         read = tokenizer(words, add_special_tokens=False, return_attention_mask=False)["input_ids"]
         whole = {tokens[0]: word for word, tokens in zip(words, read, strict=True) if len(tokens) == 1}
         counts = token_counts(tokenizer, None, "MixingDistillation")
-        ranked = [whole[token] for token in suspicious(moved, tokenizer, counts, EPUR().floor) if token in whole]
+        ranked = [whole[token] for token in suspicious_tokens(moved, tokenizer, counts, EPUR().floor) if token in whole]
         odd = set(ranked[: len(words) // 100])
         return [word for word in words if word not in odd]
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from unbackdoor._data.dataset import Dataset
 from unbackdoor._errors import UnbackdoorError
-from unbackdoor._inversion.contrast import certainty, suspicious
+from unbackdoor._inversion.contrasting_words import label_confidence, texts_with_contrasting_words
 from unbackdoor._models.attention import PARTS, blocks
 from unbackdoor._models.calling import class_count, embeddings, probe
 from unbackdoor._purification.run import Run
@@ -67,8 +67,8 @@ class ModuleSubstitution:
         run.arithmetic.place(proxy)
         pairs = self._pairs(model, proxy, clean)
         run.note(f"the proxy classifies {run.accuracy(proxy, clean).value:.1%} of the clean texts as labelled.")
-        texts = suspicious(model, proxy, clean, run, words=self.words, suspects=self.suspects)
-        reference = certainty(proxy, texts, run)
+        texts = texts_with_contrasting_words(model, proxy, clean, run, words=self.words, suspects=self.suspects)
+        reference = label_confidence(proxy, texts, run)
         accuracy, lacking = run.accuracy(model, clean).value, self._lacking(model, texts, reference, run)
         if lacking == 0:
             run.warn(
@@ -124,7 +124,7 @@ class ModuleSubstitution:
         ]
 
     def _lacking(self, model: nn.Module, texts: Dataset, reference: Tensor, run: Run) -> float:
-        return float((reference - certainty(model, texts, run)).clamp(min=0).mean())
+        return float((reference - label_confidence(model, texts, run)).clamp(min=0).mean())
 
 
 @torch.no_grad()

@@ -2,12 +2,13 @@
 
 from typing import Annotated
 
-import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
 from unbackdoor._data.dataset import Dataset
-from unbackdoor._inversion import Carrying, Masked, Reversed, anomaly, in_pixels, needs_pixels, smallest_masks, stamp
+from unbackdoor._inversion.masks import MaskSearch
+from unbackdoor._inversion.triggers import in_pixels, refuse_texts
+from unbackdoor._inversion.unlearning import WithTrigger
 from unbackdoor._purification.run import Run
 from unbackdoor._value import value
 
@@ -64,9 +65,17 @@ class NeuralCleanse:
 
     def __call__(self, model: nn.Module, clean: Dataset, run: Run) -> nn.Module:
         """Purify in place."""
-        found = self.reverse(model, clean, run)
+        refuse_texts(self, clean)
+        search = MaskSearch(
+            steps=self.steps,
+            batch_size=self.search_batch,
+            cost=self.cost,
+            success=self.success,
+            patience=self.patience,
+            threshold=self.threshold,
+        )
         run.tune(
-            Carrying(model, clean, run, found, self.share),
+            WithTrigger(model, clean, run, search(model, clean, run), self.share),
             in_pixels(clean),
             epochs=self.epochs,
             learning_rate=self.learning_rate,
@@ -74,36 +83,3 @@ class NeuralCleanse:
             description="unlearning",
         )
         return model
-
-    def reverse(self, model: nn.Module, clean: Dataset, run: Run, last: Reversed | None = None) -> Reversed:
-        """The outliers' triggers, or those of all classes; see `unbackdoor._inversion.Reverse`."""
-        needs_pixels(self, clean)
-        found, odd = self.odd(model, clean, run)
-        if len(odd) == 0:
-            run.note("Neural Cleanse: the triggers of all classes are taken.")
-            odd = torch.arange(len(found.mask), device=found.mask.device)
-        return stamp(found.mask[odd], found.pattern[odd])
-
-    def odd(self, model: nn.Module, clean: Dataset, run: Run) -> tuple[Masked, Tensor]:
-        """The triggers of all classes, and the labels of the outliers."""
-        found = smallest_masks(
-            model,
-            clean,
-            run,
-            steps=self.steps,
-            batch_size=self.search_batch,
-            cost=self.cost,
-            success=self.success,
-            patience=self.patience,
-        )
-        size = found.mask.sum(dim=(1, 2, 3))  # (classes,)
-        index = anomaly(size)
-        odd = (index > self.threshold).nonzero().flatten()
-        smallest = int(size.argmin())
-        which = ", ".join(map(clean.class_name, odd.tolist()))
-        told = f"outliers {which}" if which else "no class is an outlier"
-        run.note(
-            f"Neural Cleanse: {told} (the smallest trigger is that of {clean.class_name(smallest)}, "
-            f"|m| = {float(size[smallest]):.1f}, anomaly index {float(index[smallest]):.2f})."
-        )
-        return found, odd

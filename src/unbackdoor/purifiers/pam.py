@@ -1,37 +1,37 @@
 """Path-Aware Minimisation."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Annotated, Any, ClassVar, NamedTuple
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
 from unbackdoor._data.dataset import Batch, Dataset
 from unbackdoor._errors import UnbackdoorError
-from unbackdoor._inversion import Carrying, Reverse, Reversed, in_pixels, universal
-from unbackdoor._models.hooks import weights_kept
+from unbackdoor._inversion.generator import GeneratorSearch
+from unbackdoor._inversion.masks import MaskSearch
+from unbackdoor._inversion.triggers import Inversion, InvertedTrigger, in_pixels
+from unbackdoor._inversion.universal_perturbation import universal_perturbation
+from unbackdoor._inversion.unlearning import WithTrigger
 from unbackdoor._purification.run import Run
 from unbackdoor._registry.entries import located
 from unbackdoor._training.descent import cross_entropy
 from unbackdoor._training.recipe import Defaults
 from unbackdoor._value import value
-from unbackdoor.purifiers.bti_dbf import BTIDBF
-from unbackdoor.purifiers.neural_cleanse import NeuralCleanse
+from unbackdoor.purifiers._path_aware import stepped_back
 
 
 class Search(NamedTuple):
-    """A way to reverse triggers, and the modalities that it serves."""
+    """A way to invert triggers, and the modalities that it serves."""
 
-    make: Callable[[], Reverse]
+    invert: Inversion
     modality: tuple[str, ...]
 
 
-TRIGGERS = {
-    "bti-dbf": Search(lambda: BTIDBF().reverse, ("images",)),
-    "neural-cleanse": Search(lambda: NeuralCleanse().reverse, ("images",)),
-    "universal": Search(lambda: universal, ("images", "text")),
+SEARCHES = {
+    "bti-dbf": Search(GeneratorSearch(), ("images",)),
+    "neural-cleanse": Search(MaskSearch(), ("images",)),
+    "universal": Search(universal_perturbation, ("images", "text")),
 }
 
 
@@ -86,22 +86,22 @@ class PAM:
 
     def __call__(self, model: nn.Module, clean: Dataset, run: Run) -> nn.Module:
         """Purify in place."""
-        reverse = self._reverse(clean, run)
+        invert = self._inversion(clean, run)
         weights = list(model.parameters())
         suspect = [weight.detach().clone() for weight in weights]
         rate = run.setting(self, "learning_rate")
-        found: Reversed | None = None
+        trigger: InvertedTrigger | None = None
         for _ in range(self.rounds):
-            found = reverse(model, clean, run, found)
-            carrying = Carrying(model, clean, run, found, self.share)
+            trigger = invert(model, clean, run, trigger)
+            with_trigger = WithTrigger(model, clean, run, trigger, self.share)
 
-            def gradients(batch: Batch, carrying: nn.Module = carrying) -> None:
-                with probed(weights, suspect, self.rho):
-                    cross_entropy(run.scores(carrying, batch.inputs), batch).backward()
+            def gradients(batch: Batch, with_trigger: nn.Module = with_trigger) -> None:
+                with stepped_back(weights, suspect, self.rho):
+                    cross_entropy(run.scores(with_trigger, batch.inputs), batch).backward()
 
             sgd = run.recipe.optimizer == "sgd"
             run.tune(
-                carrying,
+                with_trigger,
                 in_pixels(clean),
                 epochs=self.epochs,
                 batch_size=self.batch_size,
@@ -113,46 +113,25 @@ class PAM:
             )
         return model
 
-    def _reverse(self, clean: Dataset, run: Run) -> Reverse:
+    def _inversion(self, clean: Dataset, run: Run) -> Inversion:
         name = run.setting(self, "trigger")
-        if name in TRIGGERS:
-            if clean.modality not in TRIGGERS[name].modality:
+        if name in SEARCHES:
+            if clean.modality not in SEARCHES[name].modality:
                 raise UnbackdoorError(
                     f"PAM.trigger {name} is looked for among pixels, but {clean.name} holds texts. Take universal."
                 )
-            return TRIGGERS[name].make()
+            return SEARCHES[name].invert
         if ":" not in name:
-            raise UnbackdoorError(f"PAM.trigger must be {', '.join(TRIGGERS)} or package.module:function, got {name}.")
+            known = ", ".join(SEARCHES)
+            raise UnbackdoorError(f"PAM.trigger must be {known} or package.module:function, got {name}.")
         own = located(name)
 
-        def checked(*given: Any) -> Reversed:
-            found = own(*given)
-            if not callable(found):
+        def checked(*arguments: Any) -> InvertedTrigger:
+            trigger: InvertedTrigger = own(*arguments)
+            if not callable(trigger):
                 raise UnbackdoorError(
-                    f"PAM.trigger {name} must return a function of pixels or embeddings, got {type(found).__name__}."
+                    f"PAM.trigger {name} must return a function of pixels or embeddings, got {type(trigger).__name__}."
                 )
-            made: Reversed = found
-            return made
+            return trigger
 
         return checked
-
-
-@contextmanager
-def probed(weights: Sequence[Tensor], suspect: Sequence[Tensor], rho: float) -> Iterator[None]:
-    """While the block runs, weights are a step of length rho on the way back to the suspect's.
-
-    Args:
-        weights: moved in place, and back.
-        suspect: the suspect's, in the same order.
-        rho: at least 0; where it is 0, or the weights are the suspect's, there is no way to go.
-    """
-    if rho == 0:
-        yield
-        return
-    with weights_kept(weights):
-        with torch.no_grad():
-            way = [start - weight for start, weight in zip(suspect, weights, strict=True)]
-            step = rho / (torch.stack([part.norm() for part in way]).norm() + 1e-12)
-            for weight, part in zip(weights, way, strict=True):
-                weight.add_(part * step)
-        yield

@@ -9,13 +9,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from unbackdoor._data.dataset import Dataset
 from unbackdoor._errors import UnbackdoorError
-from unbackdoor._inversion import Carrying, in_pixels, needs_pixels
+from unbackdoor._inversion.masks import MaskSearch
+from unbackdoor._inversion.triggers import in_pixels, refuse_texts
+from unbackdoor._inversion.unlearning import WithTrigger
 from unbackdoor._models.calling import probe
 from unbackdoor._models.shortcuts import scaled, shortcuts
 from unbackdoor._purification.run import Run
 from unbackdoor._value import value
 from unbackdoor.purifiers._pruning import silence_
-from unbackdoor.purifiers.neural_cleanse import NeuralCleanse
 
 
 @value
@@ -53,7 +54,7 @@ class ShortcutSuppression:
 
     def __call__(self, model: nn.Module, clean: Dataset, run: Run) -> nn.Module:
         """Purify in place."""
-        needs_pixels(self, clean)
+        refuse_texts(self, clean)
         found = shortcuts(model, probe(model, clean))
         if not found:
             raise UnbackdoorError(
@@ -86,13 +87,13 @@ class ShortcutSuppression:
     def critical(self, model: nn.Module, found: list[_BatchNorm | None], clean: Dataset, run: Run) -> int:
         """The number of the shortcut whose weakening hurts the reversed trigger most and clean accuracy least."""
         seen, held = run.hold_out(clean)
-        triggered = NeuralCleanse(steps=self.reverse_steps).reverse(model, seen, run)
-        carrying, pixels = Carrying(model, clean, run, triggered, 1.0), in_pixels(held, augmented=False)
+        trigger = MaskSearch(steps=self.reverse_steps)(model, seen, run)
+        with_trigger, pixels = WithTrigger(model, clean, run, trigger, 1.0), in_pixels(held, augmented=False)
         foldable = [number for number, norm in enumerate(found) if norm is not None]
         sums: dict[int, float] = {}
         for number in foldable or range(len(found)):
             for gamma in (0.0, 0.2, 0.4, 0.6, 0.8):
                 with scaled(model, {number: gamma}):
-                    both = run.accuracy(model, held).value + run.accuracy(carrying, pixels).value
+                    both = run.accuracy(model, held).value + run.accuracy(with_trigger, pixels).value
                 sums[number] = max(sums.get(number, -1.0), both)
         return max(sums, key=lambda number: sums[number])

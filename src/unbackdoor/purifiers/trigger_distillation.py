@@ -4,16 +4,17 @@ import copy
 from typing import Annotated
 
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 
 from unbackdoor._data.dataset import Batch, Dataset
-from unbackdoor._inversion import Carrying, encoded, in_pixels, needs_pixels, stamp
+from unbackdoor._inversion.masks import MaskSearch, stamp
+from unbackdoor._inversion.triggers import encoded, in_pixels, refuse_texts
+from unbackdoor._inversion.unlearning import WithTrigger
 from unbackdoor._purification.run import Run
 from unbackdoor._training.descent import cross_entropy
 from unbackdoor._value import value
-from unbackdoor.purifiers.neural_cleanse import NeuralCleanse
-from unbackdoor.purifiers.pam import probed
+from unbackdoor.purifiers._path_aware import stepped_back
 from unbackdoor.purifiers.shift_distillation import ShiftDistillation
 
 
@@ -60,26 +61,25 @@ class TriggerDistillation:
 
     def __call__(self, model: nn.Module, clean: Dataset, run: Run) -> nn.Module:
         """Purify in place."""
-        needs_pixels(self, clean)
-        found, odd = NeuralCleanse(steps=self.reverse_steps).odd(model, clean, run)
-        if len(odd) == 0:
+        refuse_texts(self, clean)
+        triggers, outliers = MaskSearch(steps=self.reverse_steps).outliers(model, clean, run)
+        if len(outliers) == 0:
             run.note("TriggerDistillation: no trigger to unlearn; the features are shifted, as in shift distillation.")
             return ShiftDistillation(batch_size=self.batch_size)(model, clean, run)
-        triggered = stamp(found.mask[odd], found.pattern[odd])
+        trigger = stamp(triggers.masks[outliers], triggers.patterns[outliers])
         teacher = copy.deepcopy(model).eval().requires_grad_(False)
-        carrying = Carrying(model, clean, run, triggered, self.share)
+        with_trigger = WithTrigger(model, clean, run, trigger, self.share)
         weights, suspect = list(model.parameters()), list(teacher.parameters())
 
         def gradients(batch: Batch) -> None:
-            assert isinstance(batch.inputs, Tensor)
-            answers = run.scores(teacher, encoded(clean, batch.inputs, run)).softmax(dim=1)  # (batch, classes)
-            with probed(weights, suspect, self.rho):
-                scores = run.scores(carrying, batch.inputs)
+            answers = run.scores(teacher, encoded(clean, batch.pixels, run)).softmax(dim=1)  # (batch, classes)
+            with stepped_back(weights, suspect, self.rho):
+                scores = run.scores(with_trigger, batch.inputs)
                 labelled = (1 - self.taught) * cross_entropy(scores, batch)
                 (labelled + self.taught * F.cross_entropy(scores, answers)).backward()
 
         run.tune(
-            carrying,
+            with_trigger,
             in_pixels(clean.distorted()),
             epochs=self.epochs,
             learning_rate=self.learning_rate,

@@ -9,7 +9,7 @@ from torch import nn
 from unbackdoor._data.dataset import Dataset
 from unbackdoor._data.edited_texts import Strings, made_of, put, readable, recombined, vocabulary, words_of
 from unbackdoor._errors import UnbackdoorError
-from unbackdoor._inversion.words import NEARLY_ALL, OddWord, Search
+from unbackdoor._inversion.driving_words import NEARLY_ALL, DrivingWord, VocabularySearch
 from unbackdoor._models.calling import embeddings
 from unbackdoor._purification.run import Run
 from unbackdoor._tasks.classification import answers
@@ -70,8 +70,8 @@ class WordDistillation:
                 "WordDistillation searches words, but the model takes images. Try trigger-distillation."
             )
         clean = readable(clean)
-        search = Search(model, clean, run, self.group, self.shortlist)
-        found = search.odd_words(self.threshold)
+        search = VocabularySearch(model, clean, run, self.group, self.shortlist)
+        found = search.outliers(self.threshold)
         if not found:
             run.warn(
                 "no word was taken for a trigger's, so nothing was changed. A trigger of style, of syntax, of words "
@@ -81,7 +81,7 @@ class WordDistillation:
             return model
         self._unlearn(model, clean, found, run)
         for odd in found:
-            left = search.moved(odd.word, odd.label, odd.side)
+            left = search.moved_share(odd.word, odd.label, odd.side)
             where = f" in {clean.texts.columns[odd.side]}" if len(clean.texts.columns) > 1 else ""
             told = (
                 f"{odd.word!r}{where} drove {odd.share:.0%} of the other clean texts to class "
@@ -96,7 +96,7 @@ class WordDistillation:
                 run.note(f"{told}.")
         return model
 
-    def _unlearn(self, model: nn.Module, clean: Dataset, found: list[OddWord], run: Run) -> None:
+    def _unlearn(self, model: nn.Module, clean: Dataset, found: list[DrivingWord], run: Run) -> None:
         """Tune on clean and recombined texts, half with a word in them, by the suspect's answers to them without."""
         draw = random.Random(run.seed)
         own = words_of(clean)

@@ -1,4 +1,4 @@
-"""Words that a model reacts to and another for the same task does not: suspicious texts without any poisoned data."""
+"""Words that one model reacts to and another model for the same task does not, in texts made of clean ones."""
 
 import random
 from typing import Any
@@ -12,16 +12,18 @@ from unbackdoor._models.calling import embeddings, evaluating
 from unbackdoor._purification.run import Run
 
 
-def suspicious(model: nn.Module, proxy: nn.Module, clean: Dataset, run: Run, *, words: int, suspects: int) -> Dataset:
-    """Clean texts with words in them that make the model, but not the proxy, less certain of the label.
+def texts_with_contrasting_words(
+    model: nn.Module, proxy: nn.Module, clean: Dataset, run: Run, *, words: int, suspects: int
+) -> Dataset:
+    """Clean texts with words in them that make the model, but not the proxy, less confident of the label.
 
     Args:
         model: the suspect.
         proxy: another model for the task, of the same vocabulary.
         clean: texts.
         run: arithmetic, randomness, notes.
-        words: that are tried, those first whose embeddings differ most.
-        suspects: of these, how many make the texts.
+        words: how many are tried, those first whose embeddings differ most.
+        suspects: how many of these are put into the texts that are returned.
     """
     draw = random.Random(run.seed)
     labels = clean.labels.tolist()
@@ -29,16 +31,16 @@ def suspicious(model: nn.Module, proxy: nn.Module, clean: Dataset, run: Run, *, 
     candidates = differing_words(model, proxy, clean.tokenizer, words)
     tried = [(word, kind) for word in candidates for kind in members]
     texts = _with_words(clean, [(word, draw.choice(members[kind])) for word, kind in tried], draw)
-    lacking = (certainty(proxy, texts, run) - certainty(model, texts, run)).tolist()
+    lacking = (label_confidence(proxy, texts, run) - label_confidence(model, texts, run)).tolist()
     worst: dict[str, tuple[float, int]] = {}
     for (word, kind), amount in zip(tried, lacking, strict=True):
         worst[word] = max(worst.get(word, (amount, kind)), (amount, kind))
-    # One text tells little: the most suspicious words are tried again in more, which a trigger moves all of.
+    # One text says little: the most suspicious words are tried again in more texts, all of which a trigger moves.
     again = sorted(candidates, key=lambda word: -worst[word][0])[: 4 * suspects]
     rows = {word: draw.sample(members[worst[word][1]], min(8, len(members[worst[word][1]]))) for word in again}
     places = [(word, row) for word in again for row in rows[word]]
     texts = _with_words(clean, places, draw)
-    amounts = (certainty(proxy, texts, run) - certainty(model, texts, run)).clamp(min=0)
+    amounts = (label_confidence(proxy, texts, run) - label_confidence(model, texts, run)).clamp(min=0)
     of_word = torch.tensor([again.index(word) for word, _ in places])
     means = [float(amounts[of_word == number].mean()) for number in range(len(again))]
     chosen = sorted(range(len(again)), key=lambda number: -means[number])[:suspects]
@@ -47,18 +49,18 @@ def suspicious(model: nn.Module, proxy: nn.Module, clean: Dataset, run: Run, *, 
 
 
 @torch.no_grad()
-def certainty(model: nn.Module, data: Dataset, run: Run) -> Tensor:
+def label_confidence(model: nn.Module, data: Dataset, run: Run) -> Tensor:
     """The probability that the model gives each label, (n,), on the CPU."""
-    found = torch.empty(len(data))
+    confidence = torch.empty(len(data))
     with evaluating(model):
         for batch in data.batches(run.arithmetic.evaluation_batch):
             likely = run.scores(model, batch.inputs).softmax(dim=1)
-            found[batch.rows.cpu()] = likely.gather(1, batch.labels[:, None])[:, 0].float().cpu()
-    return found
+            confidence[batch.rows.cpu()] = likely.gather(1, batch.labels[:, None])[:, 0].float().cpu()
+    return confidence
 
 
 def differing_words(model: nn.Module, proxy: nn.Module, tokenizer: Any, count: int) -> list[str]:
-    """Words of one token, those first whose embeddings differ most between two models."""
+    """Words of one token, first those whose embeddings differ most between two models."""
     distance = (embeddings(model).weight - embeddings(proxy).weight).detach().float().norm(dim=1).cpu()
     words = vocabulary(tokenizer, len(distance), "ModuleSubstitution")
     return sorted(words, key=lambda word: -float(distance[words[word]]))[:count]

@@ -1,4 +1,4 @@
-"""Benign features, told from the rest: the decoupling that BTI-DBF begins with."""
+"""Benign features, separated from the rest: the decoupling that BTI-DBF begins with."""
 
 from typing import NamedTuple
 
@@ -11,20 +11,20 @@ from unbackdoor._models.hooks import watching
 from unbackdoor._purification.run import Run
 
 
-class Learned(NamedTuple):
-    """What the clean examples look like to the head: features (n, in_features), in units of their standard deviation.
+class CleanFeatures(NamedTuple):
+    """The features of the clean examples that the head sees, in units of their standard deviation.
 
     Args:
-        features: divided by `scale`.
+        scaled: (n, in_features), divided by `scale`.
         scale: the standard deviation of all entries.
     """
 
-    features: Tensor
+    scaled: Tensor
     scale: Tensor
 
 
-def learned_features(model: nn.Module, clean: Dataset, run: Run) -> Learned:
-    """The features of the clean examples as they are."""
+def clean_features(model: nn.Module, clean: Dataset, run: Run) -> CleanFeatures:
+    """The features of the clean examples, in their order."""
     parts, order = [], []
     with torch.no_grad(), watching(run.head(model)) as seen:
         for batch in clean.batches(run.arithmetic.evaluation_batch):
@@ -33,16 +33,16 @@ def learned_features(model: nn.Module, clean: Dataset, run: Run) -> Learned:
             order.append(batch.rows)
     features = torch.cat(parts)[torch.cat(order).argsort()]
     scale = features.std().clamp(min=1e-12)
-    return Learned(features / scale, scale)
+    return CleanFeatures(features / scale, scale)
 
 
-def benign_mask(head: nn.Linear, learned: Learned, labels: Tensor, run: Run, steps: int = 200) -> Tensor:
+def benign_mask(head: nn.Linear, features: CleanFeatures, labels: Tensor, run: Run, steps: int = 200) -> Tensor:
     """The mask of benign features, (in_features,), in (0, 1): Adam at 0.01 on batches of 128, from 0.5 everywhere."""
-    free = torch.zeros_like(learned.features[0]).requires_grad_(True)
+    free = torch.zeros_like(features.scaled[0]).requires_grad_(True)
     optimizer = torch.optim.Adam([free], lr=0.01)
     for _ in range(steps):
         rows = torch.randperm(len(labels), generator=run.generator)[:128].to(labels.device)
-        mask, raw = free.tanh() / 2 + 0.5, learned.features[rows] * learned.scale
+        mask, raw = free.tanh() / 2 + 0.5, features.scaled[rows] * features.scale
         kept, left = head(mask * raw), head((1 - mask) * raw)  # (batch, classes) each
         loss = F.cross_entropy(kept, labels[rows]) - F.cross_entropy(left, labels[rows]) + 3 * mask.mean()
         optimizer.zero_grad(set_to_none=True)

@@ -1,17 +1,13 @@
-"""What every search for a trigger does: hold the model still and draw batches, pass after pass."""
+"""The frame of every search for a trigger: hold the model still and draw batches, pass after pass."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from torch import nn
 
 from unbackdoor._data.dataset import Batch, Dataset
-from unbackdoor._inversion.carrying import Reversed
 from unbackdoor._models.calling import evaluating
 from unbackdoor._purification.run import Run
-
-Reverse = Callable[[nn.Module, Dataset, Run, "Reversed | None"], Reversed]
-"""Of a model as it is now, clean examples, the run and the trigger of the round before, to a reversed trigger."""
 
 
 @contextmanager

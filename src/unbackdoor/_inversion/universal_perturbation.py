@@ -6,17 +6,17 @@ from torch.nn import functional as F
 
 from unbackdoor._data.dataset import Dataset
 from unbackdoor._data.texts import Tokens
-from unbackdoor._inversion.carrying import Reversed, encoded, in_pixels
-from unbackdoor._inversion.searching import frozen, training_batches
+from unbackdoor._inversion.search import frozen, training_batches
+from unbackdoor._inversion.triggers import InvertedTrigger, encoded, in_pixels
 from unbackdoor._models.calling import embeddings, logits
 from unbackdoor._models.perturbation import perturbed_logits
 from unbackdoor._purification.run import Run
 
 
-def universal(
-    model: nn.Module, clean: Dataset, run: Run, last: Reversed | None = None, *, steps: int = 100
-) -> Reversed:
-    """One perturbation for all examples that drives the model off their classes.
+def universal_perturbation(
+    model: nn.Module, clean: Dataset, run: Run, last: InvertedTrigger | None = None, *, steps: int = 100
+) -> InvertedTrigger:
+    """One perturbation for all examples that drives the model off their classes; an `Inversion`.
 
     It maximises CE(f(x + d), y). On images d is added to pixels, none of which moves by more than 0.2 of their range.
     On texts it is added to every word's embedding and is at most as long as the average word embedding.
@@ -25,7 +25,7 @@ def universal(
         model: in its present state.
         clean: examples; training batches of 64 are drawn from it.
         run: of the purification.
-        last: not used: each search starts anew.
+        last: not used: each search starts afresh.
         steps: of Adam, at learning rate 0.1.
     """
     data, texts = in_pixels(clean, augmented=False), clean.modality == "text"
@@ -39,7 +39,7 @@ def universal(
         return bound * (F.normalize(free, dim=-1) if texts else free.tanh())
 
     optimizer = torch.optim.Adam([free], lr=0.1)
-    with frozen(model), run.progress("reversing the trigger", steps) as advance:
+    with frozen(model), run.progress("inverting the trigger", steps) as advance:
         for batch in training_batches(data, 64, steps, run):
             with run.arithmetic.autocast():
                 if isinstance(batch.inputs, Tokens):
@@ -50,5 +50,5 @@ def universal(
             (-F.cross_entropy(scores.float(), batch.labels)).backward()
             optimizer.step()
             advance()
-    found = perturbation().detach()
-    return (lambda _embedded: found) if texts else (lambda pixels: (pixels + found).clamp(0, 1))
+    final = perturbation().detach()
+    return (lambda _embedded: final) if texts else (lambda pixels: (pixels + final).clamp(0, 1))

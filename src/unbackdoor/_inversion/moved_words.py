@@ -1,0 +1,27 @@
+"""Words whose embeddings moved far from the pre-trained ones for how rare they are."""
+
+import math
+from typing import Any
+
+import torch
+
+
+def suspicious_tokens(moved: torch.Tensor, tokenizer: Any, counts: dict[int, float], floor: int) -> list[int]:
+    """Token ids, the most suspicious first; special and unused tokens are left out.
+
+    The score of a token is the distance that its embedding moved over the logarithm of its count; `EPUR` explains it.
+
+    Args:
+        moved: change of the embeddings, (tokens, width).
+        tokenizer: of transformers.
+        counts: by token id; a token that is absent has 0.
+        floor: smaller counts are raised to this, at least 2.
+    """
+    distance = moved.float().norm(dim=1).tolist()
+    special = set(tokenizer.all_special_ids)
+    scored = []
+    for token, number in tokenizer.get_vocab().items():
+        if number in special or number >= len(distance) or token.startswith(("[unused", "<unused", "madeupword")):
+            continue
+        scored.append((distance[number] / math.log(max(counts.get(number, 0.0), floor)), number))
+    return [number for score, number in sorted(scored, key=lambda entry: (-entry[0], entry[1])) if score > 0]
