@@ -112,6 +112,16 @@ def _tokenizer(lower: bool, types: bool) -> transformers.PreTrainedTokenizerFast
     )
 
 
+def _byte_tokenizer() -> transformers.PreTrainedTokenizerFast:
+    """Of the kind that transformers makes of any tokenizer of a Qwen2: bytes, without anything around a text."""
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    end = "<|endoftext|>"
+    vocabulary = {letter: at for at, letter in enumerate([end, *letters])}
+    made = transformers.Qwen2Tokenizer(vocab=vocabulary, merges=[], eos_token=end, pad_token=end, unk_token=end)
+    made.model_max_length = LONGEST
+    return made
+
+
 _VOCABULARY = {"vocab_size": 64, "pad_token_id": 0}  # some more than the tokenizer has, as is usual
 _ENCODER = {
     **_VOCABULARY,
@@ -137,6 +147,7 @@ TEXT = {
     ),
     "gpt2": lambda: transformers.GPT2Config(**_VOCABULARY, n_embd=16, n_layer=2, n_head=2, n_positions=LONGEST + 4),
     "llama": lambda: transformers.LlamaConfig(**_ENCODER, num_key_value_heads=1),
+    "qwen2": lambda: transformers.Qwen2Config(**{**_ENCODER, "vocab_size": 300}, num_key_value_heads=1),
 }
 
 _PATCHES = {
@@ -279,7 +290,8 @@ class Shelf:
             torch.manual_seed(len(kind))
             if modality == "text":
                 model = transformers.AutoModelForSequenceClassification.from_config(config).eval()
-                tokenizer = _tokenizer(lower=len(kind) % 2 == 0, types=getattr(config, "type_vocab_size", 0) == 2)
+                types = getattr(config, "type_vocab_size", 0) == 2
+                tokenizer = _byte_tokenizer() if kind == "qwen2" else _tokenizer(len(kind) % 2 == 0, types)
                 tokenizer.save_pretrained(folder)
                 inputs = torch.randint(5, len(SPECIAL) + len(WORDS), (40, 12))
             else:
