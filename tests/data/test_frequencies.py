@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 import toys
 from unbackdoor import UnbackdoorError
-from unbackdoor._data.frequencies import token_counts
+from unbackdoor._data.frequencies import counted, token_counts
 
 IDS = toys.tokenizer().convert_tokens_to_ids
 
@@ -117,3 +117,11 @@ def test_what_is_no_table(rows: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(UnbackdoorError) as caught:
         counts(tmp_path, rows)
     assert str(caught.value).startswith(f"EPUR.frequencies {message.replace('D', f'{tmp_path}/counts.csv')}")
+
+
+def test_a_file_that_asks_for_truncation_and_padding_does_not_change_counts() -> None:
+    backend = Tokenizer(models.WordPiece({"[PAD]": 0, "[UNK]": 1, "good": 2, "##ness": 3}, unk_token="[UNK]"))
+    backend.enable_truncation(1)
+    backend.enable_padding(length=9)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="[PAD]", unk_token="[UNK]")
+    assert counted({"goodness": 3.0, "good": 2.0}, tokenizer) == {2: 5.0, 3: 3.0}
