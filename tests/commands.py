@@ -1,8 +1,12 @@
 """Running the command line from tests: in a process of its own, or here where it must fail."""
 
+import atexit
+import functools
+import json
 import os
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,17 +14,52 @@ import pytest
 
 from unbackdoor._cli.app import main
 
+# Imported once, which takes longer than most commands: each command is then a process forked from this one.
+_IMPORTED = """
+import json, os, sys
 
-def run(*arguments: object, cwd: Path, **options) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "unbackdoor", *map(str, arguments)],
-        cwd=cwd,
-        capture_output=True,
+import datasets, pyarrow.parquet, sklearn, torch, transformers
+import unbackdoor._cli.commands, unbackdoor.archs, unbackdoor.attacks, unbackdoor.purifiers
+from unbackdoor.__main__ import main
+
+for line in sys.stdin:
+    command = json.loads(line)
+    process = os.fork()
+    if not process:
+        streams = (os.devnull, command["out"], command["err"])
+        for number, path in enumerate(streams):
+            os.dup2(os.open(path, os.O_RDWR), number)
+        os.chdir(command["cwd"])
+        sys.argv = ["unbackdoor", *command["arguments"]]
+        main()
+    print(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), flush=True)
+"""
+
+
+@functools.cache
+def _imported() -> subprocess.Popen[str]:
+    started = subprocess.Popen(
+        [sys.executable, "-c", _IMPORTED],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
         text=True,
-        check=False,
         env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-        **options,
     )
+    atexit.register(started.communicate)  # which closes its stdin, and so ends it
+    return started
+
+
+def run(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """The command line in a process of its own, in a folder."""
+    words = [*map(str, arguments)]
+    with tempfile.NamedTemporaryFile("r") as out, tempfile.NamedTemporaryFile("r") as err:
+        command = {"arguments": words, "cwd": str(cwd), "out": out.name, "err": err.name}
+        process = _imported()
+        assert process.stdin is not None
+        assert process.stdout is not None
+        print(json.dumps(command), file=process.stdin, flush=True)
+        code = int(process.stdout.readline())
+        return subprocess.CompletedProcess(words, code, out.read(), err.read())
 
 
 @dataclass(frozen=True)
