@@ -27,6 +27,10 @@ COMPANION = 256 * MEBIBYTE  # a file that is copied with a model
 PICTURE = 128 * MEBIBYTE  # one encoded picture
 TABLE = 64 * 1024 * MEBIBYTE  # parquet, CSV, JSON lines: these are read in parts
 
+_FLAGS = os.O_RDONLY
+for _name in ("O_CLOEXEC", "O_NONBLOCK", "O_BINARY"):  # the first two are not on Windows, the third is only there
+    _FLAGS |= getattr(os, _name, 0)
+
 _KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a named pipe",
@@ -65,7 +69,7 @@ def open_file(path: str | Path, most: int | None = None) -> BufferedReader:
     path = check_file(path, most)
     try:
         # Without O_NONBLOCK, a named pipe that has just taken the file's place would wait for somebody to write to it.
-        file = os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb")
+        file = os.fdopen(os.open(path, _FLAGS), "rb")
     except OSError as problem:
         raise unusable(path, problem) from None
     try:

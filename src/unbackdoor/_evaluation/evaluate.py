@@ -5,17 +5,15 @@ from pathlib import Path
 
 from torch import nn
 
-from unbackdoor._data.classes import check_labels, in_order_of, tell_order
 from unbackdoor._data.dataset import Dataset, Encoder
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._models.arithmetic import Precision, choose
-from unbackdoor._models.calling import check_modules, check_partner, class_count, class_names
+from unbackdoor._models.calling import check_modules, check_partner
 from unbackdoor._poisoning.attack import Attack
 from unbackdoor._poisoning.attack_file import as_trigger
 from unbackdoor._poisoning.trigger import Trigger
 from unbackdoor._poisoning.triggered import Triggered, already_triggered, triggered
-from unbackdoor._tasks.classification import score
-from unbackdoor._tasks.proportion import chance_doubt
+from unbackdoor._tasks.classification import CLASSIFICATION
 from unbackdoor._tasks.score import Score
 
 logger = logging.getLogger("unbackdoor")
@@ -59,21 +57,18 @@ def evaluate(
     if len(test) == 0:
         raise UnbackdoorError(f"{test.name} is empty; at least one labelled example is needed.")
     arithmetic = choose(model, device, precision)
-    classes = class_count(model, test)
-    test = in_order_of(test, class_names(model))
-    check_labels(test, classes)
-    tell_order(test, class_names(model), classes)
+    task = CLASSIFICATION
+    fitting = task.checked(model, test, triggered_data)
+    test, classes = fitting.test, fitting.classes
     attacked: Triggered | None = None
     if attack is not None:
         attacked = triggered(test, as_trigger(attack, test), classes)
-    elif triggered_data is not None and target is not None:
-        triggered_data = in_order_of(triggered_data, class_names(model))
-        check_labels(triggered_data, classes)
-        attacked = already_triggered(triggered_data, target, classes)
+    elif fitting.triggered is not None and target is not None:
+        attacked = already_triggered(fitting.triggered, target, classes)
     if control is not None:
         check_partner("--control", control, test.encoded_by(control_encode or test.encode), classes)
-    measured = score(model, test, attacked, arithmetic, control=control, control_encode=control_encode)
-    doubt = chance_doubt("the model", measured.clean_accuracy, classes, test.name)
+    measured = task.score(model, test, attacked, arithmetic, control=control, control_encode=control_encode)
+    doubt = task.doubt("the model", measured, classes, test.name)
     if doubt is not None:
         logger.warning(doubt)
     return measured

@@ -15,9 +15,10 @@ from unbackdoor._models import calling
 from unbackdoor._models.arithmetic import Arithmetic
 from unbackdoor._models.perturbation import perturbed_logits
 from unbackdoor._progress import Progress, silent
-from unbackdoor._tasks.classification import hits
-from unbackdoor._tasks.proportion import Proportion
-from unbackdoor._training.descent import Gradients, Loss, cross_entropy, descend
+from unbackdoor._tasks.classification import CLASSIFICATION
+from unbackdoor._tasks.proportion import Proportion, proportion_of
+from unbackdoor._tasks.task import Task
+from unbackdoor._training.descent import Gradients, Loss, descend
 from unbackdoor._training.recipe import RECIPES, Recipe
 
 logger = logging.getLogger("unbackdoor")
@@ -32,6 +33,7 @@ class Run:
         arithmetic: device, precision, layout.
         head_name: of the last linear layer.
         modality: of the clean examples, `images` or `text`.
+        task: what the model is for.
         progress: shows how far it is.
         base: the pre-trained model that the suspect came from, for methods that need it.
         proxy: another model for the same task, for methods that need it.
@@ -48,6 +50,7 @@ class Run:
     arithmetic: Arithmetic
     head_name: str
     modality: str = "images"
+    task: Task = CLASSIFICATION
     progress: Progress = silent
     base: nn.Module | None = None
     proxy: nn.Module | None = None
@@ -122,7 +125,7 @@ class Run:
         learning_rate: float | None = None,
         batch_size: int | None = None,
         optimizer: Literal["sgd", "adamw"] | torch.optim.Optimizer | None = None,
-        loss: Loss = cross_entropy,
+        loss: Loss | None = None,
         gradients: Gradients | None = None,
         before_epoch: Callable[[], None] | None = None,
         after_step: Callable[[], None] | None = None,
@@ -138,7 +141,7 @@ class Run:
             batch_size: None takes the recipe's.
             optimizer: with its schedule, see `Recipe`; None takes the recipe's. A method's own is taken as it is, and
                 keeps its learning rate.
-            loss: what to minimise.
+            loss: what to minimise; None takes the task's.
             gradients: in place of one forward and one backward pass of the loss, for methods whose step takes more:
                 fills the gradients of the parameters for a batch.
             before_epoch: called before each pass.
@@ -171,7 +174,7 @@ class Run:
             batch_size=size,
             generator=self.generator,
             arithmetic=self.arithmetic,
-            loss=loss,
+            loss=self.task.loss if loss is None else loss,
             gradients=gradients,
             before_epoch=before_epoch,
             after_step=after_step,
@@ -215,8 +218,7 @@ class Run:
 
     def accuracy(self, model: nn.Module, data: Dataset) -> Proportion:
         """The share of examples that a model classifies as labelled."""
-        right = hits(model, data, self.arithmetic)
-        return Proportion(int(right.sum()), len(right))
+        return proportion_of(self.task.hits(model, data, self.arithmetic))
 
 
 def positions(part: Dataset, whole: Dataset) -> Tensor | None:

@@ -56,13 +56,13 @@ def cross_validated(
     """
     if len(clean) < folds:
         raise UnbackdoorError(f"{clean.name} has {len(clean)} examples, too few for {folds} folds. Add clean examples.")
-    found = torch.zeros(len(clean), dtype=torch.bool)
+    right = torch.zeros(len(clean), dtype=torch.bool)
     order = _by_class(clean.labels.cpu().numpy(), seed)
     for fold in range(folds):
         asked = torch.from_numpy(np.sort(order[fold::folds]))
         rest = torch.from_numpy(np.setdiff1d(order, asked.numpy()))
-        found[asked] = hits(tuned(clean.select(rest)), clean.select(asked), arithmetic)
-    return found
+        right[asked] = hits(tuned(clean.select(rest)), clean.select(asked), arithmetic)
+    return right
 
 
 def _by_class(labels: np.ndarray, seed: int) -> np.ndarray:
@@ -122,7 +122,7 @@ def smallest_within(
     Raises:
         UnbackdoorError: fewer examples than folds.
     """
-    before, fresh = hits(model, clean, run.arithmetic), not run.examples_seen
+    before, fresh = run.task.hits(model, clean, run.arithmetic), not run.examples_seen
     losses: dict[float, Difference] = {}
     answers: dict[float, Tensor] = {}
 

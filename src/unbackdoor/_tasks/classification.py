@@ -1,19 +1,25 @@
 """Classification: the class with the highest score is the answer, and is right or wrong."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
-from unbackdoor._data.dataset import Dataset, Encoder
-from unbackdoor._errors import printable
+from unbackdoor._data.classes import check_labels, in_order_of, tell_order
+from unbackdoor._data.dataset import Batch, Dataset, Encoder
+from unbackdoor._errors import UnbackdoorError, printable
 from unbackdoor._models.arithmetic import Arithmetic
-from unbackdoor._models.calling import evaluating, logits
+from unbackdoor._models.calling import class_count, class_names, evaluating, logits, probe
+from unbackdoor._models.head import head_of
 from unbackdoor._poisoning.triggered import Triggered
-from unbackdoor._tasks.proportion import Proportion
+from unbackdoor._tasks.proportion import chance_doubt, proportion_of
 from unbackdoor._tasks.score import Score
+from unbackdoor._tasks.task import Checked, Examined, Warn
+from unbackdoor._training.descent import cross_entropy
 
 
 def predict(model: nn.Module, data: Dataset, arithmetic: Arithmetic) -> Tensor:
-    """The class that the model takes each example for, (n,), on the CPU."""
+    """The class that the model answers for each example, (n,), on the CPU."""
     return answers(model, data, arithmetic).argmax(dim=1)
 
 
@@ -25,16 +31,16 @@ def hits(model: nn.Module, data: Dataset, arithmetic: Arithmetic) -> Tensor:
 @torch.no_grad()
 def answers(model: nn.Module, data: Dataset, arithmetic: Arithmetic) -> Tensor:
     """The model's class scores in eval mode, row by row, (n, classes), on the CPU; float32 or better."""
-    found = torch.empty(len(data), 1)
+    rows = torch.empty(len(data), 1)
     with evaluating(model), arithmetic.placed(model) as placed:
         for first, batch in enumerate(data.to(arithmetic.device).batches(arithmetic.evaluation_batch)):
             with arithmetic.autocast():
                 scores = logits(placed, arithmetic.lay(batch.inputs)).cpu()
             scores = scores if scores.dtype == torch.float64 else scores.float()
             if first == 0:
-                found = torch.empty(len(data), scores.shape[1], dtype=scores.dtype)
-            found[batch.rows.cpu()] = scores
-    return found
+                rows = torch.empty(len(data), scores.shape[1], dtype=scores.dtype)
+            rows[batch.rows.cpu()] = scores
+    return rows
 
 
 def score(
@@ -47,33 +53,139 @@ def score(
     control_encode: Encoder | None = None,
 ) -> Score:
     """The score on clean and already triggered examples that are known to fit the model."""
-    taken_for = predict(model, test, arithmetic)
+    predicted = predict(model, test, arithmetic)
     labels = test.labels.cpu()
     names = test.classes or ()
     per_class = {}
     for label in labels.unique().tolist():
-        mine = labels == label
+        members = labels == label
         name = printable(names[label], 200) if label < len(names) else str(label)
         name = f"{name} ({label})" if name in per_class else name  # ImageNet has two cranes
-        per_class[name] = _share(taken_for[mine] == label)
-    clean_accuracy = _share(taken_for == labels)
+        per_class[name] = proportion_of(predicted[members] == label)
+    clean_accuracy = proportion_of(predicted == labels)
     if attacked is None:
         return Score(clean_accuracy=clean_accuracy, per_class=per_class)
-    taken_for = predict(model, attacked.data, arithmetic)
+    predicted = predict(model, attacked.data, arithmetic)
     wanted = attacked.wanted.cpu()
     flips = None
     if control is not None:
         shown = attacked.data if control_encode is None else attacked.data.encoded_by(control_encode)
-        flips = _share(predict(control, shown, arithmetic) == wanted)
+        flips = proportion_of(predict(control, shown, arithmetic) == wanted)
     return Score(
         clean_accuracy=clean_accuracy,
         per_class=per_class,
-        attack_success=_share(taken_for == wanted),
-        recovered_accuracy=_share(taken_for == attacked.data.labels.cpu()),
+        attack_success=proportion_of(predicted == wanted),
+        recovered_accuracy=proportion_of(predicted == attacked.data.labels.cpu()),
         label_rule=attacked.label_rule,
         clean_model_flip_rate=flips,
     )
 
 
-def _share(hits: Tensor) -> Proportion:
-    return Proportion(int(hits.sum()), len(hits))
+@dataclass(frozen=True)
+class Classification:
+    """The task of models whose answer is one of a fixed number of classes; see `Task`."""
+
+    def loss(self, scores: Tensor, batch: Batch) -> Tensor:
+        """The mean cross-entropy of class scores (batch, classes)."""
+        return cross_entropy(scores, batch)
+
+    def hits(self, model: nn.Module, data: Dataset, arithmetic: Arithmetic) -> Tensor:
+        """Which examples the model classifies as labelled, (n,), bool, on the CPU."""
+        return hits(model, data, arithmetic)
+
+    def examined(
+        self, model: nn.Module, clean: Dataset, arithmetic: Arithmetic, warn: Warn, head: str | None = None
+    ) -> Examined:
+        """Check that model and clean examples fit each other, and classify these.
+
+        Args:
+            model: the suspect.
+            clean: labelled examples.
+            arithmetic: device, precision, layout.
+            warn: called with a sentence for classes without an example, and for a suspect near chance.
+            head: the name of the last linear layer; None finds it by running the model.
+
+        Raises:
+            UnbackdoorError: no example, fewer than one for each class or of one class alone, a label that the model
+                does not have, or a model without a linear head.
+        """
+        names = class_names(model)
+        clean = in_order_of(clean, names)
+        if len(clean) == 0:
+            raise UnbackdoorError(f"{clean.name} is empty; at least one labelled clean example per class is needed.")
+        layer = head_of(model, probe(model, clean), head)
+        classes = layer.layer.out_features
+        check_labels(clean, classes)
+        right = hits(model, clean, arithmetic)
+        per_class = torch.bincount(clean.labels.cpu(), minlength=classes)
+        _check_each_class(clean, per_class, warn)
+        doubtful = chance_doubt("the suspect", proportion_of(right), classes, clean.name)
+        if doubtful is not None:
+            warn(doubtful)
+        tell_order(clean, names, classes, warn)
+        return Examined(clean, layer.name, right, per_class.tolist())
+
+    def checked(self, model: nn.Module, test: Dataset, triggered: Dataset | None = None) -> Checked:
+        """Check that model and test examples fit each other.
+
+        Args:
+            model: any classifier.
+            test: clean examples.
+            triggered: examples that already carry a trigger.
+
+        Raises:
+            UnbackdoorError: a model that is not a classifier, or a label that it does not have.
+        """
+        classes, names = class_count(model, test), class_names(model)
+        test = in_order_of(test, names)
+        check_labels(test, classes)
+        tell_order(test, names, classes)
+        if triggered is not None:
+            triggered = in_order_of(triggered, names)
+            check_labels(triggered, classes)
+        return Checked(test, triggered, classes)
+
+    def score(
+        self,
+        model: nn.Module,
+        test: Dataset,
+        attacked: Triggered | None,
+        arithmetic: Arithmetic,
+        *,
+        control: nn.Module | None = None,
+        control_encode: Encoder | None = None,
+    ) -> Score:
+        """See `score`."""
+        return score(model, test, attacked, arithmetic, control=control, control_encode=control_encode)
+
+    def doubt(self, owner: str, score: Score, classes: int, where: str) -> str | None:
+        """A sentence that doubts a clean accuracy near chance; None if it is well above."""
+        return chance_doubt(owner, score.clean_accuracy, classes, where)
+
+
+CLASSIFICATION = Classification()
+
+
+def _check_each_class(clean: Dataset, per_class: Tensor, warn: Warn) -> None:
+    """Refuse fewer examples than classes, and examples of one class alone; warn of classes without an example."""
+    classes = len(per_class)
+    if len(clean) < classes:
+        raise UnbackdoorError(
+            f"{clean.name} must hold at least one example for each of the {classes} classes, got {len(clean)} in all. "
+            "Add clean examples."
+        )
+    absent = torch.nonzero(per_class == 0).flatten().tolist()
+    if len(absent) == classes - 1:
+        only = int(per_class.argmax())
+        raise UnbackdoorError(
+            f"{clean.name} holds one class only ({clean.class_name(only)}): whatever is tuned "
+            f"on it learns to answer nothing else. Add clean examples of the other class{'es' * (classes > 2)}."
+        )
+    if absent:
+        known = dict(enumerate(clean.classes or ()))
+        names = [known.get(label, str(label)) for label in absent[:5]]
+        more = ", ..." if len(absent) > 5 else ""
+        warn(
+            f"{clean.name} has no example of {len(absent)} class(es) ({', '.join(names)}{more}): the purified model "
+            "will probably lose them."
+        )

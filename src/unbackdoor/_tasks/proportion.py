@@ -3,6 +3,8 @@
 import math
 from dataclasses import dataclass
 
+from torch import Tensor
+
 
 @dataclass(frozen=True)
 class Proportion:
@@ -41,6 +43,11 @@ class Proportion:
         return f"{self.value:.1%} ({100 * low:.1f} to {high:.1%}, n = {self.n:,})".replace("%", " %")
 
 
+def proportion_of(hits: Tensor) -> Proportion:
+    """The share of hits, (n,), bool."""
+    return Proportion(int(hits.sum()), len(hits))
+
+
 def near_chance(accuracy: Proportion, classes: int) -> bool:
     """Whether a model knows hardly more of its task than a guess: up to a quarter of the way from chance to 100 %."""
     chance = 1 / classes
@@ -48,7 +55,7 @@ def near_chance(accuracy: Proportion, classes: int) -> bool:
 
 
 def chance_doubt(owner: str, accuracy: Proportion, classes: int, where: str) -> str | None:
-    """What a score near chance on some data probably comes from; None where it is not near chance."""
+    """A sentence on the probable cause of an accuracy near chance; None if it is not near chance."""
     if not near_chance(accuracy, classes):
         return None
     return (

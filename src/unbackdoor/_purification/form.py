@@ -1,0 +1,82 @@
+"""What a purified model has in common with the suspect: keys, number types, modes, device."""
+
+import copy
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from unbackdoor._errors import UnbackdoorError
+from unbackdoor._models.arithmetic import relayout_
+from unbackdoor._models.calling import device_of
+
+
+class Form(NamedTuple):
+    """The form of a suspect, which the purified model gets back.
+
+    Args:
+        types: of its weights and buffers, by name.
+        unsaved: types of the buffers that a checkpoint leaves out.
+        training: which modules are in train mode.
+        trainable: which parameters require gradients.
+        device: where its weights are.
+    """
+
+    types: dict[str, torch.dtype]
+    unsaved: dict[str, torch.dtype]
+    training: dict[str, bool]
+    trainable: dict[str, bool]
+    device: torch.device
+
+    @classmethod
+    def of(cls, model: nn.Module) -> "Form":
+        """The form of a model."""
+        types = {name: tensor.dtype for name, tensor in model.state_dict().items()}
+        return cls(
+            types=types,
+            unsaved={name: buffer.dtype for name, buffer in model.named_buffers() if name not in types},
+            training={name: module.training for name, module in model.named_modules()},
+            trainable={name: parameter.requires_grad for name, parameter in model.named_parameters()},
+            device=device_of(model),
+        )
+
+    def restore_(self, model: nn.Module, owner: str) -> None:
+        """Give a model this form, in place.
+
+        Args:
+            model: what a method returned.
+            owner: the method, for messages.
+
+        Raises:
+            UnbackdoorError: the model has other weights than the suspect, or numbers that its types do not hold.
+        """
+        relayout_(model.to(self.device), torch.contiguous_format)
+        state: dict[str, Tensor] = model.state_dict()
+        if state.keys() != self.types.keys():
+            changed = sorted(state.keys() ^ self.types.keys())
+            raise UnbackdoorError(
+                f"{owner} must keep the model's weights, but changed the keys {', '.join(changed[:3])}."
+            )
+        for name, tensor in state.items():
+            if tensor.is_floating_point() and not torch.isfinite(tensor.to(self.types[name])).all():
+                raise UnbackdoorError(
+                    f"{owner} left values in {name} that are too large for the model's {str(self.types[name])[6:]}. "
+                    "Take a base of that type, or give the model in float32."
+                )
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                parameter.data = parameter.data.to(self.types[name])
+                parameter.requires_grad_(self.trainable[name])
+                parameter.grad = None
+            for name, buffer in model.named_buffers():
+                buffer.data = buffer.data.to((self.types | self.unsaved)[name])
+        for name, module in model.named_modules():
+            module.training = self.training[name]
+
+
+def working_copy(model: nn.Module) -> nn.Module:
+    """A copy to tune, in float32 if the model has half precision, which is too coarse for small steps."""
+    working = copy.deepcopy(model)
+    if any(tensor.dtype in (torch.float16, torch.bfloat16) for tensor in working.state_dict().values()):
+        working.float()
+    return working

@@ -1,0 +1,58 @@
+"""What a task decides in place of the runner and the evaluator."""
+
+import dataclasses
+import logging
+
+import pytest
+import torch
+
+import toys
+from conftest import SmallCNN
+from unbackdoor import Dataset, UnbackdoorError
+from unbackdoor._models.arithmetic import choose
+from unbackdoor._tasks.classification import CLASSIFICATION, Classification
+
+
+class FlatLoss(Classification):
+    """A loss with no slope, under which tuning moves nothing."""
+
+    def loss(self, scores, batch):
+        return 0 * scores.sum()
+
+
+def test_tuning_minimises_the_loss_of_the_task(small_cnn: SmallCNN, digits: Dataset) -> None:
+    before = small_cnn.classifier.weight.detach().clone()
+    toys.a_run(model=small_cnn, task=FlatLoss()).tune(small_cnn, digits.select(range(64)), epochs=1)
+    assert torch.equal(small_cnn.classifier.weight, before)
+    toys.a_run(model=small_cnn).tune(small_cnn, digits.select(range(64)), epochs=1)
+    assert not torch.equal(small_cnn.classifier.weight, before)
+
+
+def test_examined_examples_are_numbered_as_the_model_numbers_its_classes(
+    text_victim: torch.nn.Module, reviews: Dataset
+) -> None:
+    """The model calls its classes negative and positive; here the data numbers them the other way round."""
+    text_victim.config.id2label = {0: "negative", 1: "positive"}
+    data = reviews.select(range(60))
+    turned = dataclasses.replace(data, labels=1 - data.labels, classes=("positive", "negative"))
+    arithmetic = choose(text_victim, "cpu", "fp32")
+    examined = [CLASSIFICATION.examined(text_victim, each, arithmetic, pytest.fail) for each in (data, turned)]
+    assert torch.equal(examined[0].clean.labels, examined[1].clean.labels)
+    assert torch.equal(examined[0].right, examined[1].right)
+    assert examined[0].right.float().mean() > 0.9
+    assert examined[0].head_name == "classifier"
+    assert examined[0].per_class == torch.bincount(data.labels).tolist()
+
+
+def test_examples_of_one_class_alone_are_refused(small_cnn: SmallCNN, digits: Dataset) -> None:
+    ones = digits.select((digits.labels == 1).nonzero().flatten()[:20])
+    with pytest.raises(UnbackdoorError, match="digits holds one class only"):
+        CLASSIFICATION.examined(small_cnn, ones, choose(small_cnn, "cpu", "fp32"), logging.warning)
+
+
+def test_a_score_near_chance_is_doubted(small_cnn: SmallCNN, digits: Dataset) -> None:
+    arithmetic = choose(small_cnn, "cpu", "fp32")
+    score = CLASSIFICATION.score(small_cnn, digits, None, arithmetic)
+    doubt = CLASSIFICATION.doubt("the model", score, 10, "digits")
+    assert doubt is not None
+    assert doubt.startswith("the model is near chance on digits (")
