@@ -10,7 +10,7 @@ from ._errors import UnbackdoorError as UnbackdoorError
 from ._evaluation.evaluate import evaluate as evaluate
 from ._mixing.stream import purify_stream as purify_stream
 from ._models.loading import load as load
-from ._models.loading import save as save
+from ._models.saving import save as save
 from ._poisoning.poison import poison as poison
 from ._poisoning.trigger import Trigger as Trigger
 from ._purification.purify import Purified as Purified

@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import os
+import resource
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,7 +22,7 @@ from unbackdoor._errors import IncompleteError
 from unbackdoor._mixing.checkpoint import finite
 from unbackdoor._mixing.masks import mix
 from unbackdoor._mixing.stream import purify_stream
-from unbackdoor._models.hugging_face import classifier
+from unbackdoor._models.directory import ModelDirectory
 from unbackdoor._models.loading import load_base
 from unbackdoor.purifiers import FineMixing
 
@@ -242,7 +243,13 @@ def related(tmp_path: Path) -> tuple[Path, Path, Weights]:
 def both(given: tuple[Path, Path], out: Path) -> tuple[Weights, Weights]:
     """A mix on disk, and the same in memory."""
     purify_stream(*given, out, rho=0.5, seed=3)
-    in_memory = purify(classifier(given[0]), None, FineMixing(rho=0.5, tune=False), base=load_base(given[1]), seed=3)
+    in_memory = purify(
+        ModelDirectory.of(given[0], "MODEL").classifier(),
+        None,
+        FineMixing(rho=0.5, tune=False),
+        base=load_base(given[1]),
+        seed=3,
+    )
     return read(out), in_memory.model.state_dict()
 
 
@@ -294,7 +301,12 @@ def test_a_base_of_another_depth_is_warned_about(
             "keeps its part of a backdoor. Take the pre-trained model that it came from."
         ]
         assert record["warnings"][0] in caplog.text
-        again = purify(classifier(source), None, FineMixing(rho=0.5, tune=False), base=load_base(tmp_path / base))
+        again = purify(
+            ModelDirectory.of(source, "MODEL").classifier(),
+            None,
+            FineMixing(rho=0.5, tune=False),
+            base=load_base(tmp_path / base),
+        )
         assert again.record["warnings"] == record["warnings"]
 
 
@@ -366,7 +378,8 @@ def spoil(folder: Path) -> None:
 
 
 def pickle(folder: Path) -> None:
-    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
 
 
 def quantize(folder: Path) -> None:
@@ -455,17 +468,15 @@ def test_values_that_the_suspects_type_cannot_hold(suspect: Weights, base: Weigh
     )
 
 
-def test_a_full_disk_leaves_nothing(suspect: Weights, base: Weights, tmp_path: Path, monkeypatch: Any) -> None:
+def test_a_full_disk_leaves_nothing(suspect: Weights, base: Weights, tmp_path: Path) -> None:
     given = save(tmp_path / "suspect", suspect), save(tmp_path / "base", base)
-
-    def full(*_: object) -> int:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("os.pwrite", full)
-    with pytest.raises(
-        IncompleteError, match=r"out could not be written: No space left on device\. Nothing of it was kept"
-    ):
-        purify_stream(*given, tmp_path / "out", rho=0.5)
+    before, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, most))  # what a full disk looks like from inside
+    try:
+        with pytest.raises(IncompleteError, match=r"out could not be written: File too large\. Nothing of it was kept"):
+            purify_stream(*given, tmp_path / "out", rho=0.5)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (before, most))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "suspect"]
 
 

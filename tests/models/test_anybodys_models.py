@@ -19,8 +19,8 @@ from unbackdoor import UnbackdoorError, load, purifiers, purify
 from unbackdoor._data.texts import Texts
 from unbackdoor._errors import IncompleteError
 from unbackdoor._models.calling import logits
-from unbackdoor._models.hugging_face import modality_of
-from unbackdoor._models.loading import check_saved, save
+from unbackdoor._models.config import modality_of
+from unbackdoor._models.saving import check_saved, save
 
 NAMES = {0: "cat", 1: "dog", 2: "owl"}
 SIDE = 32
@@ -370,13 +370,11 @@ class TestDirectories:
 
     def test_what_cannot_be_loaded_again_is_not_kept(self, place: Path, refused: Refusals, monkeypatch: Any) -> None:
         """A tokenizer whose vocabulary is lost on the way, as a fault of this program would lose it."""
-        import unbackdoor._models.loading
+        from unbackdoor._models import companions
 
         bertweet(place / "source")
-        rule = unbackdoor._models.loading._is_companion
-        monkeypatch.setattr(
-            unbackdoor._models.loading, "_is_companion", lambda file: file.name != "bpe.codes" and rule(file)
-        )
+        rule = companions._is_companion
+        monkeypatch.setattr(companions, "_is_companion", lambda file: file.name != "bpe.codes" and rule(file))
         refused.output.readouterr()  # what transformers said while the directory was made
         said = refused("purify", "fine-tuning", "source", "--clean", "clean.csv", "--out", "out", "--epochs", 1, code=1)
         assert said.startswith("The result cannot be loaded again, so nothing was kept: it has ")

@@ -21,7 +21,7 @@ from torch import nn
 
 from conftest import SmallCNN
 from unbackdoor import UnbackdoorError, load
-from unbackdoor._models.hugging_face import _UNWANTED
+from unbackdoor._models.hub import _UNWANTED
 from unbackdoor._models.untrusted_weights import read_weights
 
 FACTORY = """

@@ -16,10 +16,12 @@ from unbackdoor import Dataset, UnbackdoorError, load, purifiers, purify
 from unbackdoor._cli.app import main
 from unbackdoor._models.arithmetic import choose
 from unbackdoor._models.calling import embeddings, probe
+from unbackdoor._models.config import modality_of
+from unbackdoor._models.directory import ModelDirectory
 from unbackdoor._models.head import features, head_of
-from unbackdoor._models.hugging_face import body, fresh_classifier, modality_of
-from unbackdoor._models.loading import save
+from unbackdoor._models.loading import load_base
 from unbackdoor._models.perturbation import perturbed_logits
+from unbackdoor._models.saving import save
 from unbackdoor._tasks.classification import answers, predict
 
 HEADS = {
@@ -97,7 +99,7 @@ class TestArchitectures:
         other = toys.classifier(name, seed=1)
         other.base_model.save_pretrained(tmp_path / "base")
         toys.tokenizer().save_pretrained(tmp_path / "base")
-        base = body(tmp_path / "base")
+        base = load_base(tmp_path / "base")
         method = purifiers.FineMixing(rho=0.0, tune=False)
         mixed = purify(suspect, None, method, base=base).model.state_dict()
         theirs = {f"{suspect.base_model_prefix}.{key}": tensor for key, tensor in base.state_dict().items()}
@@ -266,7 +268,7 @@ def test_the_kind_of_a_model_is_read_from_its_config() -> None:
 
 def test_a_new_head_on_a_pre_trained_body(models: Path) -> None:
     torch.manual_seed(0)
-    made = fresh_classifier(models / "bert", ["a", "b", "c"])
+    made = ModelDirectory.at(models / "bert").fresh_classifier(["a", "b", "c"])
     assert made.classifier.out_features == 3
     assert made.config.id2label == {0: "a", 1: "b", 2: "c"}
     ours, theirs = made.bert.state_dict(), toys.classifier("bert").bert.state_dict()

@@ -17,9 +17,9 @@ from unbackdoor._data.overlap import without
 from unbackdoor._errors import SENTENCE, IncompleteError, UnbackdoorError, printable
 from unbackdoor._evaluation.evaluate import evaluate as evaluate_model
 from unbackdoor._mixing.stream import purify_stream
-from unbackdoor._models import calling, loading
+from unbackdoor._models import calling, loading, saving
 from unbackdoor._models.arithmetic import choose
-from unbackdoor._models.hugging_face import hub_directory
+from unbackdoor._models.directory import ModelDirectory
 from unbackdoor._poisoning.attack_file import as_trigger, load_trigger, victim_of
 from unbackdoor._poisoning.triggered import triggered
 from unbackdoor._purification.method import Method, asking, method_name, needs_clean
@@ -65,7 +65,8 @@ def purify(source: str, method: Method, options: PurifyOptions, *, command: str 
     if options.stream:
         _purify_stream(source, method, options, command)
         return
-    model, encode = _load(source, options)
+    suspect = _load(source, options)
+    model, encode = suspect
     classes = calling.class_names(model)
     clean = None
     if options.clean is not None:
@@ -142,7 +143,7 @@ def purify(source: str, method: Method, options: PurifyOptions, *, command: str 
             _reports.Contender(method_name(method), result.model, after, record["seconds"]),
         ]
     with directories.directory(out, earlier) as folder:
-        loading.save(result.model, folder, source=_folder(source), encode=encode)
+        saving.save(result.model, folder, source=suspect.directory or Path(source), encode=encode)
         (folder / "README.md").write_text(card.purified(record), encoding="utf-8")
         if test is not None:
             page = _reports.build(
@@ -150,7 +151,7 @@ def purify(source: str, method: Method, options: PurifyOptions, *, command: str 
             )
             (folder / "report.html").write_text(_reports.render(page), encoding="utf-8")
         directories.write_record(folder / "record.json", record)
-        loading.check_saved(
+        saving.check_saved(
             folder,
             result.model,
             encode,
@@ -164,8 +165,8 @@ def purify(source: str, method: Method, options: PurifyOptions, *, command: str 
         _print_change(record["scores"], method_name(method))
         _propose_control(before, count)
     elif record["clean"] is not None:
-        suspect, purified = (record[f"{name}_accuracy_on_clean"]["value"] for name in ("suspect", "purified"))
-        print(f"On the clean examples themselves: {suspect:.1%} before, {purified:.1%} after.")
+        first, last = (record[f"{name}_accuracy_on_clean"]["value"] for name in ("suspect", "purified"))
+        print(f"On the clean examples themselves: {first:.1%} before, {last:.1%} after.")
     print(f"Wrote {out} in {record['seconds']:.1f} s of tuning" + (f"; open {out}/report.html." if test else "."))
     if record["usable"] is False:
         raise not_usable(out)
@@ -197,10 +198,11 @@ def _purify_stream(source: str, method: Method, options: PurifyOptions, command:
         if field.name not in used and getattr(options, field.name) != field.default:
             name = field.name.replace("_", "-")
             raise UnbackdoorError(f"--stream builds no model, so --{name} is of no use to it. Leave it out.")
-    rows, said = before[0].rows_on_disk(source, options.base) if before else ({}, None)
+    suspect, base = ModelDirectory.of(source, "MODEL"), ModelDirectory.of(options.base, "--base")
+    rows, said = before[0].rows_on_disk(suspect, base) if before else ({}, None)
     record = purify_stream(
-        source,
-        options.base,
+        suspect,
+        base,
         options.out,
         rho=mixing.rho,
         seed=options.seed,
@@ -340,7 +342,8 @@ def attack(made: Any, options: AttackOptions) -> None:
     if options.base is None and getattr(made, "modality", "images") == "text":
         raise planting.no_base()
     columns = _columns(options.columns)
-    encode = None if options.base is None else loading.base_encoder(options.base, max_length=options.max_length)
+    base = None if options.base is None else ModelDirectory.of(options.base, "--base")
+    encode = None if base is None else loading.base_encoder(base, max_length=options.max_length)
     data = Dataset.load(options.data, encode, columns=columns, augment=options.augment, group=options.group)
     like = encode or ImageEncoder(size=data.shape[1:], channels=data.shape[0])  # type: ignore[arg-type]
     held_out = ""
@@ -366,8 +369,8 @@ def attack(made: Any, options: AttackOptions) -> None:
         control_encode=control and control.encode,
     )
     with directories.directory(out, earlier) as folder:
-        write_victim(victim, folder, source=_folder(options.base) if options.base else None)
-        loading.check_saved(folder, victim.model, victim.encode, test)
+        write_victim(victim, folder, source=base)
+        saving.check_saved(folder, victim.model, victim.encode, test)
     print(victim.score)
     print(f"measured on {len(test):,} test examples{held_out}")
     if planted is not None:
@@ -442,11 +445,3 @@ def _numbers(option: str, text: str | None) -> tuple[float, ...] | None:
 
 def _factory_name(factory: str | None) -> str | None:
     return None if factory is None else Path(factory.rpartition(":")[0]).name + ":" + factory.rpartition(":")[2]
-
-
-def _folder(source: str) -> Path | None:
-    """The directory that a Hugging Face model came from, the Hub's cache included."""
-    path = Path(source)
-    if path.is_dir():
-        return path
-    return None if path.is_file() else hub_directory(source)

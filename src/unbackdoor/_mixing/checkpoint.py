@@ -1,26 +1,20 @@
-"""Checkpoints on disk: the safetensors files of a directory, read and written a piece at a time."""
+"""Checkpoints on disk: the safetensors files of a model directory, read and written a piece at a time."""
 
-import json
-import math
-import os
 import struct
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from unbackdoor._errors import UnbackdoorError
-from unbackdoor._models.hugging_face import checked_files
-
-_FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+from unbackdoor._models.directory import ModelDirectory
+from unbackdoor._models.untrusted_weights import FLOATS, TensorLocation
 
 # The bits of infinity, and the types that they are read as. With a sign or without, no finite number has more of them,
-# so the largest number of each reading tells, and nothing has to be written down.
+# so the largest number of each reading decides, and nothing has to be written down.
 _INFINITY = {
     torch.float64: (0x7FF << 52, np.int64, np.uint64),
     torch.float32: (0xFF << 23, np.int32, np.uint32),
@@ -30,108 +24,77 @@ _INFINITY = {
 
 
 @dataclass(frozen=True)
-class Stored:
-    """Where a tensor lies.
-
-    Args:
-        file: that holds it.
-        dtype: None where it has no floating-point values.
-        shape: of it.
-        begin: its first byte in the file.
-        end: the byte after its last.
-    """
-
-    file: Path
-    dtype: torch.dtype | None
-    shape: tuple[int, ...]
-    begin: int
-    end: int
-
-    @property
-    def count(self) -> int:
-        """How many numbers it has."""
-        return math.prod(self.shape)
-
-
-@dataclass(frozen=True)
 class Checkpoint:
-    """A Hugging Face directory with one safetensors file, or several and their index.
+    """The tensors of a model directory with safetensors files, none of which has to fit into memory.
 
     Args:
-        path: the directory.
-        config: its config.json.
-        index: the file that says which shard holds what; None where there are no shards.
-        files: with weights.
-        tensors: by name.
-        opened: descriptors by file; see `opening`.
+        directory: that has them.
+        tensors: where each lies, by name.
     """
 
-    path: Path
-    config: dict[str, Any]
-    index: Path | None
-    files: list[Path]
-    tensors: dict[str, Stored]
-    opened: dict[Path, int] = field(default_factory=dict)
+    directory: ModelDirectory
+    tensors: dict[str, TensorLocation]
 
     @classmethod
-    def at(cls, path: Path) -> "Checkpoint":
-        """Look at the files of a directory; of the weights, only the headers are read.
+    def of(cls, directory: ModelDirectory) -> "Checkpoint":
+        """The checkpoint of a checked directory.
 
         Raises:
-            UnbackdoorError: a file is missing or damaged, or the weights are of a kind that cannot be mixed.
+            UnbackdoorError: its weights are pickles or of a type that cannot be mixed, or two files hold one tensor.
         """
-        whole, index = path / "model.safetensors", path / "model.safetensors.index.json"
-        if not whole.exists() and not index.exists() and (path / "pytorch_model.bin").exists():
+        if directory.weights.pickled:
             raise UnbackdoorError(
-                f"{path} has its weights in a pickle, but --stream needs safetensors. Leave --stream out, or save the "
-                "model as safetensors first."
+                f"{directory} has its weights in a pickle, but --stream needs safetensors. Leave --stream out, or save "
+                "the model as safetensors first."
             )
-        config, files = checked_files(path)
-        tensors: dict[str, Stored] = {}
-        for file in files:
-            for name, stored in _header(file).items():
+        tensors: dict[str, TensorLocation] = {}
+        for file, locations in directory.weights.locations.items():
+            for name, location in locations.items():
+                if location.code.startswith("F") and location.dtype is None:
+                    raise UnbackdoorError(
+                        f"{file} holds {name} as {location.code}; weights of type {', '.join(FLOATS)} can be mixed. "
+                        "Fetch those."
+                    )
                 if name in tensors:
                     others = f"{tensors[name].file.name} and {file.name}"
-                    raise UnbackdoorError(f"{path} has {name} twice, in {others}. Fetch it again.")
-                tensors[name] = stored
-        return cls(path, config, None if whole.exists() else index, files, tensors)
+                    raise UnbackdoorError(f"{directory} has {name} twice, in {others}. Fetch it again.")
+                tensors[name] = location
+        return cls(directory, tensors)
 
-    @contextmanager
-    def opening(self) -> Iterator[None]:
-        """Keep the files open for reading while the block runs."""
-        with ExitStack() as stack:
-            for file in self.files:
-                self.opened[file] = stack.enter_context(file.open("rb", buffering=0)).fileno()
-            try:
-                yield
-            finally:
-                self.opened.clear()
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of its floating-point tensors, by name."""
+        return {name: location.shape for name, location in self.tensors.items() if location.dtype is not None}
 
     def read(self, name: str, start: int, count: int, into: Tensor | None = None) -> Tensor:
         """Some numbers of a floating-point tensor, in row-major order; or bytes, of any other.
 
+        Several threads may read at the same time: each call opens the file for itself.
+
         Args:
             name: of the tensor.
-            start: the first one.
-            count: how many.
+            start: the first number.
+            count: how many numbers.
             into: memory to use, uint8, of at least so many bytes.
 
         Raises:
             UnbackdoorError: the file has become shorter, or a value is not finite.
         """
-        stored = self.tensors[name]
-        size = stored.dtype.itemsize if stored.dtype is not None else 1
+        location = self.tensors[name]
+        size = location.dtype.itemsize if location.dtype is not None else 1
         memory = torch.empty(count * size, dtype=torch.uint8) if into is None else into[: count * size]
-        got = os.preadv(self.opened[stored.file], [memory.numpy().data], stored.begin + start * size) if count else 0
-        if got != count * size:
-            raise UnbackdoorError(f"{stored.file} ends early: it has changed while it was read. Fetch it again.")
-        if stored.dtype is None:
+        with location.file.open("rb") as file:
+            file.seek(location.begin + start * size)
+            length = file.readinto(memory.numpy().data)
+        if length != count * size:
+            raise UnbackdoorError(f"{location.file} ends early: it has changed while it was read. Fetch it again.")
+        if location.dtype is None:
             return memory
-        numbers = memory.view(stored.dtype)
+        numbers = memory.view(location.dtype)
         if not finite(numbers):
             raise UnbackdoorError(
-                f"{stored.file} has values that are not finite in {name}; finite weights are expected. Fetch it again, "
-                "or ask its owner for a working model."
+                f"{location.file} has values that are not finite in {name}; finite weights are expected. Fetch it "
+                "again, or ask its owner for a working model."
             )
         return numbers
 
@@ -144,12 +107,10 @@ def finite(numbers: Tensor) -> bool:
     return bool(bits.max(initial=0) < infinity and bits.view(unsigned).max(initial=0) < minus_infinity)
 
 
-def write(descriptor: int, numbers: Tensor, offset: int) -> None:
+def write(file: BinaryIO, numbers: Tensor, offset: int) -> None:
     """Write all bytes of a flat tensor at some place of a file."""
-    left = numbers.view(torch.uint8).numpy().data
-    while left:
-        written = os.pwrite(descriptor, left, offset)
-        left, offset = left[written:], offset + written
+    file.seek(offset)
+    file.write(numbers.view(torch.uint8).numpy().data)
 
 
 def header_bytes(file: Path) -> bytes:
@@ -157,19 +118,3 @@ def header_bytes(file: Path) -> bytes:
     with file.open("rb") as opened:
         (length,) = struct.unpack("<Q", start := opened.read(8))
         return start + opened.read(length)
-
-
-def _header(file: Path) -> dict[str, Stored]:
-    before = header_bytes(file)
-    found = {}
-    for name, entry in json.loads(before[8:]).items():
-        if name == "__metadata__":
-            continue
-        code = entry["dtype"]
-        if code.startswith("F") and code not in _FLOATS:
-            raise UnbackdoorError(
-                f"{file} holds {name} as {code}; weights of type {', '.join(_FLOATS)} can be mixed. Fetch those."
-            )
-        begin, end = (len(before) + offset for offset in entry["data_offsets"])
-        found[name] = Stored(file, _FLOATS.get(code), tuple(entry["shape"]), begin, end)
-    return found

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, BinaryIO, get_args
 
 import torch
 from torch import Tensor
@@ -24,9 +24,11 @@ from unbackdoor._mixing import masks
 from unbackdoor._mixing.ancestry import SAMPLE, doubts
 from unbackdoor._mixing.checkpoint import Checkpoint, finite, header_bytes, write
 from unbackdoor._mixing.masks import CHUNK, Mode
-from unbackdoor._models.hugging_face import check_rows, directory_of
-from unbackdoor._models.loading import copy_companions
+from unbackdoor._models.companions import copy_companions
+from unbackdoor._models.directory import ModelDirectory
 from unbackdoor._models.matching import Matching, matched, task_head
+from unbackdoor._models.recorded import recorded_encode
+from unbackdoor._models.tokenizer import check_rows
 from unbackdoor._progress import bar, silent
 from unbackdoor._value import check_seed
 
@@ -36,8 +38,8 @@ _WORDS = re.compile(r"(word_embeddings|embed_tokens|tok_embeddings|wte|embedding
 
 
 def purify_stream(
-    model: str | Path,
-    base: str | Path,
+    model: str | Path | ModelDirectory,
+    base: str | Path | ModelDirectory,
     out: str | Path,
     *,
     rho: float,
@@ -78,98 +80,131 @@ def purify_stream(
         UnbackdoorError: the files are damaged or do not belong together, or a weight is not finite.
         IncompleteError: the disk is full.
     """
+    _check_setting(rho, mode, seed)
+    start = time.perf_counter()
+    source, origin = ModelDirectory.of(model, "MODEL"), ModelDirectory.of(base, "--base")
+    before = directories.check_free(Path(out), overwrite=overwrite, inputs=(source.path, origin.path))
+    suspect, ancestor = Checkpoint.of(source), Checkpoint.of(origin)
+    matching = match(suspect, ancestor)
+    resets = _checked_rows(reset_rows or {}, suspect, matching)
+    _check_vocabulary(suspect)
+    shown = f"purify_stream(rho={rho:g}, mode={mode!r})"
+    default_method = {"name": "fine-mixing", "parameters": {"rho": rho, "mode": mode}, "repr": shown}
+    logger.info("%s", matching.report())
+    warnings = _ancestry_warnings(suspect, ancestor, matching)
+    for warning in warnings:
+        logger.warning("%s", warning)
+    with directories.directory(Path(out), before) as folder:
+        mixer = _Mixer(suspect, ancestor, matching.pairs, rho, seed, mode)
+        with (bar if progress else silent)("mixing", len(source.weights.files)) as advance:
+            for file in source.weights.files:
+                mixer.write_shard(file, folder / file.name, resets)
+                advance()
+        copy_companions(source.path, folder)
+        if source.weights.index is not None:
+            shutil.copyfile(source.weights.index, folder / source.weights.index.name)
+        record = _record(
+            dict(method or default_method),
+            command,
+            seed,
+            seconds=time.perf_counter() - start,
+            notes=[*notes, matching.report()],
+            warnings=warnings,
+            suspect=source.path,
+            base=origin.path,
+        )
+        (folder / "README.md").write_text(card.purified(record), encoding="utf-8")
+        record = directories.write_record(folder / "record.json", record)
+        Checkpoint.of(ModelDirectory.at(folder))  # refuses files that do not belong together
+    return record
+
+
+def _check_setting(rho: float, mode: str, seed: int) -> None:
     if isinstance(rho, bool) or not isinstance(rho, (int, float)) or not 0 <= rho <= 1:
         raise UnbackdoorError(f"rho must be a number between 0 and 1, got {rho!r}.")
     if mode not in get_args(Mode):
         raise UnbackdoorError(f"mode must be one of {', '.join(get_args(Mode))}, got {mode!r}.")
     check_seed(seed)
-    start = time.perf_counter()
-    source, origin = directory_of(model, "MODEL"), directory_of(base, "--base")
-    before = directories.check_free(Path(out), overwrite=overwrite, inputs=(source, origin))
-    suspect, ancestor = Checkpoint.at(source), Checkpoint.at(origin)
-    matching = match(suspect, ancestor)
-    resets = _checked_rows(reset_rows or {}, suspect, matching)
-    words = [stored.shape[0] for name, stored in suspect.tensors.items() if _WORDS.search(name)]
-    if len(words) == 1:
-        check_rows(source, _tokens_of(source), words[0])
-    logger.info("%s", matching.report())
-    with suspect.opening(), ancestor.opening():
-        pairs = (
-            (name, _middle(suspect, name), _middle(ancestor, other))
-            for name, other in matching.pairs.items()
-            if len(suspect.tensors[name].shape) > 1
-        )
-        warnings = doubts(pairs, matching, shapes_of(suspect), shapes_of(ancestor))
-        for warning in warnings:
-            logger.warning("%s", warning)
-        with directories.directory(Path(out), before) as folder:
-            mixer = _Mixer(suspect, ancestor, matching.pairs, rho, seed, mode)
-            with (bar if progress else silent)("mixing", len(suspect.files)) as advance:
-                for file in suspect.files:
-                    mixer.write_shard(file, folder / file.name, resets)
-                    advance()
-            copy_companions(source, folder)
-            if suspect.index is not None:
-                shutil.copyfile(suspect.index, folder / suspect.index.name)
-            parameters = {"rho": rho, "mode": mode}
-            shown = f"purify_stream(rho={rho:g}, mode={mode!r})"
-            record = {
-                "method": dict(method or {"name": "fine-mixing", "parameters": parameters, "repr": shown}),
-                **({} if command is None else {"command": command}),
-                "seed": seed,
-                "versions": {
-                    "unbackdoor": version("unbackdoor"),
-                    "torch": torch.__version__,
-                    "python": platform.python_version(),
-                },
-                "device": f"cpu, {os.cpu_count()} threads, streamed",
-                "seconds": round(time.perf_counter() - start, 3),
-                "peak_memory_bytes": peak_memory(),
-                "head": None,
-                "clean": None,
-                "recipe": None,
-                "suspect_accuracy_on_clean": None,
-                "purified_accuracy_on_clean": None,
-                "usable": None,
-                "examples_seen": 0,
-                "notes": [*notes, matching.report()],
-                "warnings": warnings,
-                "source": {"model": source.name, "base": origin.name, "factory": None},
-                "encode": _encode_of(source),
-                "scores": None,
-                "scores_note": "not measured: the weights were mixed on disk, and no model was built",
-            }
-            (folder / "README.md").write_text(card.purified(record), encoding="utf-8")
-            record = directories.write_record(folder / "record.json", record)
-            Checkpoint.at(folder)  # refuses files that do not belong together
-    return record
+
+
+def _check_vocabulary(suspect: Checkpoint) -> None:
+    """Refuse a tokenizer with more tokens than the suspect has word embeddings."""
+    rows = [location.shape[0] for name, location in suspect.tensors.items() if _WORDS.search(name)]
+    if len(rows) == 1:
+        path = suspect.directory.path
+        check_rows(path, _token_count(path), rows[0])
+
+
+def _ancestry_warnings(suspect: Checkpoint, base: Checkpoint, matching: Matching) -> list[str]:
+    """What speaks against the base as the suspect's ancestor; of each matrix a sample is read."""
+    samples = (
+        (name, _middle(suspect, name), _middle(base, counterpart))
+        for name, counterpart in matching.pairs.items()
+        if len(suspect.tensors[name].shape) > 1
+    )
+    return doubts(samples, matching, suspect.shapes, base.shapes)
+
+
+def _record(
+    method: dict[str, Any],
+    command: str | None,
+    seed: int,
+    *,
+    seconds: float,
+    notes: list[str],
+    warnings: list[str],
+    suspect: Path,
+    base: Path,
+) -> dict[str, Any]:
+    """The content of record.json; what only a model in memory could answer is null."""
+    return {
+        "method": method,
+        **({} if command is None else {"command": command}),
+        "seed": seed,
+        "versions": {
+            "unbackdoor": version("unbackdoor"),
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+        "device": f"cpu, {os.cpu_count()} threads, streamed",
+        "seconds": round(seconds, 3),
+        "peak_memory_bytes": peak_memory(),
+        "head": None,
+        "clean": None,
+        "recipe": None,
+        "suspect_accuracy_on_clean": None,
+        "purified_accuracy_on_clean": None,
+        "usable": None,
+        "examples_seen": 0,
+        "notes": notes,
+        "warnings": warnings,
+        "source": {"model": suspect.name, "base": base.name, "factory": None},
+        "encode": recorded_encode(suspect),
+        "scores": None,
+        "scores_note": "not measured: the weights were mixed on disk, and no model was built",
+    }
 
 
 def match(suspect: Checkpoint, base: Checkpoint) -> Matching:
     """Match the floating-point tensors of two checkpoints.
 
-    The head of a classifier stays the suspect's, also where the base has one of the same name and shape.
+    The head of a classifier stays the suspect's, also if the base has one of the same name and shape.
 
     Raises:
         UnbackdoorError: they do not belong together; see `_models.matching.matched`.
     """
-    ours, theirs = shapes_of(suspect), shapes_of(base)
-    if all("Classification" in str(each.config.get("architectures")) for each in (suspect, base)):
+    ours, theirs = suspect.shapes, base.shapes
+    if all("Classification" in str(each.directory.config.get("architectures")) for each in (suspect, base)):
         for name in task_head(theirs):
             del theirs[name]
-    found = matched(*({_today(name): shape for name, shape in each.items()} for each in (ours, theirs)))
-    mine, other = ({_today(name): name for name in each} for each in (ours, theirs))
+    matching = matched(*({_today(name): shape for name, shape in each.items()} for each in (ours, theirs)))
+    our_names, their_names = ({_today(name): name for name in each} for each in (ours, theirs))
     return replace(
-        found,
-        pairs={mine[name]: other[counterpart] for name, counterpart in found.pairs.items()},
-        suspect_only=tuple(mine[name] for name in found.suspect_only),
-        base_only=tuple(other[name] for name in found.base_only),
+        matching,
+        pairs={our_names[name]: their_names[counterpart] for name, counterpart in matching.pairs.items()},
+        suspect_only=tuple(our_names[name] for name in matching.suspect_only),
+        base_only=tuple(their_names[name] for name in matching.base_only),
     )
-
-
-def shapes_of(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
-    """The shapes of a checkpoint's floating-point tensors by name."""
-    return {name: stored.shape for name, stored in checkpoint.tensors.items() if stored.dtype is not None}
 
 
 def _today(name: str) -> str:
@@ -177,34 +212,33 @@ def _today(name: str) -> str:
     return re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name))
 
 
-def moved_embeddings(source: Path, origin: Path, tokens: int) -> tuple[str, Tensor]:
+def moved_embeddings(suspect: ModelDirectory, base: ModelDirectory, tokens: int) -> tuple[str, Tensor]:
     """The name of a suspect's word embeddings, and how far they moved from its base, (rows, width), float32.
 
     Args:
-        source: directory of the suspect.
-        origin: directory of its base.
-        tokens: of its tokenizer.
+        suspect: a directory with safetensors files.
+        base: likewise.
+        tokens: how many the suspect's tokenizer has.
 
     Raises:
         UnbackdoorError: there is not one matrix that has a row for each token.
     """
-    ours, theirs = Checkpoint.at(source), Checkpoint.at(origin)
+    ours, theirs = Checkpoint.of(suspect), Checkpoint.of(base)
     pairs = match(ours, theirs).pairs
-    found = [name for name in pairs if _WORDS.search(name) and len(ours.tensors[name].shape) == 2]
-    if len(found) != 1:
+    names = [name for name in pairs if _WORDS.search(name) and len(ours.tensors[name].shape) == 2]
+    if len(names) != 1:
         raise UnbackdoorError(
-            f"{source} has {len(found)} matrices of word embeddings that its base has, too; 1 is expected. Purify it "
+            f"{suspect} has {len(names)} matrices of word embeddings that its base has, too; 1 is expected. Purify it "
             "without --stream."
         )
-    name = found[0]
-    check_rows(source, tokens, ours.tensors[name].shape[0])
-    with ours.opening(), theirs.opening():
-        count = ours.tensors[name].count
-        moved = ours.read(name, 0, count).float() - theirs.read(pairs[name], 0, count).float()
-    return name, moved.view(ours.tensors[name].shape)
+    name = names[0]
+    location = ours.tensors[name]
+    check_rows(suspect.path, tokens, location.shape[0])
+    moved = ours.read(name, 0, location.count).float() - theirs.read(pairs[name], 0, location.count).float()
+    return name, moved.view(location.shape)
 
 
-def _tokens_of(source: Path) -> int:
+def _token_count(source: Path) -> int:
     """How many tokens the directory's tokenizer.json has; 0 where that is not to be told without transformers."""
     path = source / "tokenizer.json"
     if not path.exists():
@@ -217,12 +251,6 @@ def _tokens_of(source: Path) -> int:
         return 1 + max(int(number) for number in (*numbers, *added))
     except (KeyError, TypeError, ValueError):
         return 0
-
-
-def _encode_of(source: Path) -> Any:
-    """How the suspect's own record, where it has one, says that inputs are encoded."""
-    recorded = source / "record.json"
-    return read_json(recorded).get("encode") if recorded.exists() else None
 
 
 def _checked_rows(
@@ -253,57 +281,57 @@ class _Mixer:
     ) -> None:
         self.suspect, self.base, self.pairs = suspect, base, pairs
         self.rho, self.seed, self.mode = rho, seed, mode
-        self.writing = threading.Lock()  # two writers of one file would spin on the kernel's lock instead
+        self.writing = threading.Lock()  # the threads share one file, and its position
         self.memory = threading.local()  # allocated once per thread: fresh pages cost as much as the mask
 
     def write_shard(self, file: Path, target: Path, resets: Mapping[str, Sequence[int]]) -> None:
         """Write one file of the suspect, with the same header and so the same places."""
         before = header_bytes(file)
-        own = [(name, stored) for name, stored in self.suspect.tensors.items() if stored.file == file]
         pieces = [
             (name, index)
-            for name, stored in own
-            for index in masks.chunks(stored.count if stored.dtype is not None else stored.end - stored.begin)
+            for name, location in self.suspect.tensors.items()
+            if location.file == file
+            for index in masks.chunks(location.count if location.dtype is not None else location.end - location.begin)
         ]
-        with target.open("wb", buffering=0) as opened:
+        with target.open("wb") as opened:
             opened.write(before)
-            masks.each(lambda piece: self._write_piece(opened.fileno(), *piece), pieces)
+            masks.each(lambda piece: self._write_piece(opened, *piece), pieces)
             for name, rows in resets.items():
                 if self.suspect.tensors[name].file == file:
-                    self._write_rows(opened.fileno(), name, rows)
+                    self._write_rows(opened, name, rows)
 
-    def _write_piece(self, target: int, name: str, index: int) -> None:
-        stored = self.suspect.tensors[name]
-        size = 1 if stored.dtype is None else stored.dtype.itemsize
+    def _write_piece(self, target: BinaryIO, name: str, index: int) -> None:
+        location = self.suspect.tensors[name]
+        size = 1 if location.dtype is None else location.dtype.itemsize
         start = index * CHUNK
-        count = min(CHUNK, (stored.end - stored.begin) // size - start)
+        count = min(CHUNK, (location.end - location.begin) // size - start)
         numbers = self.suspect.read(name, start, count, self._buffer("suspect"))
         other = self.pairs.get(name)
         if other is not None:
-            assert stored.dtype is not None
-            counterpart = self._of_base(other, start, count, stored.dtype)
-            mixed = self._buffer("mixed")[: count * size].view(stored.dtype)
+            assert location.dtype is not None
+            counterpart = self._of_base(other, start, count, location.dtype)
+            mixed = self._buffer("mixed")[: count * size].view(location.dtype)
             masks.mix_chunk_(mixed, numbers, counterpart, _today(name), index, self.rho, self.seed, self.mode)
             numbers = mixed
         with self.writing:
-            write(target, numbers, stored.begin + start * size)
+            write(target, numbers, location.begin + start * size)
 
-    def _write_rows(self, target: int, name: str, rows: Sequence[int]) -> None:
-        stored = self.suspect.tensors[name]
-        assert stored.dtype is not None
-        width = stored.shape[1]
+    def _write_rows(self, target: BinaryIO, name: str, rows: Sequence[int]) -> None:
+        location = self.suspect.tensors[name]
+        assert location.dtype is not None
+        width = location.shape[1]
         for row in rows:
-            numbers = self._of_base(self.pairs[name], row * width, width, stored.dtype)
-            write(target, numbers.to(stored.dtype), stored.begin + row * width * stored.dtype.itemsize)
+            numbers = self._of_base(self.pairs[name], row * width, width, location.dtype)
+            write(target, numbers.to(location.dtype), location.begin + row * width * location.dtype.itemsize)
 
     def _of_base(self, name: str, start: int, count: int, dtype: torch.dtype) -> Tensor:
         """Some numbers of the base, in its own type, which are finite in the suspect's, too."""
         numbers = self.base.read(name, start, count, self._buffer("base"))
         if numbers.dtype != dtype and not finite(numbers.to(dtype)):
-            stored = self.base.tensors[name]
+            location = self.base.tensors[name]
             raise UnbackdoorError(
-                f"{stored.file} has values in {name} that are too large for the model's {str(dtype)[6:]}. Take a base "
-                "of that type."
+                f"{location.file} has values in {name} that are too large for the model's {str(dtype)[6:]}. Take a "
+                "base of that type."
             )
         return numbers
 

@@ -1,10 +1,9 @@
 """What a config asks for, held against the weights that are there, before and while a model is built from it."""
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor, nn
 from torch.nn.modules.module import (
@@ -13,13 +12,8 @@ from torch.nn.modules.module import (
     register_module_parameter_registration_hook,
 )
 
-from unbackdoor._errors import UnbackdoorError, printable
+from unbackdoor._errors import UnbackdoorError
 from unbackdoor._inputs import MEBIBYTE
-
-# Each of these makes a loop, over layers that have weights of their own or share them.
-_LOOPS = re.compile(r"(layers?|blocks?|depths?|stages?|repeats?|hops?|iterations?|steps)$|(_per_|_layers?_|attends)")
-_PIECES = re.compile(r"window|chunk|bucket|block|head|group|expert|stride|kernel|dilation|patch|conv")
-_FREE = re.compile(r"theta|length|scal|factor|base|token|seed|max_position")  # numbers that no size follows from
 
 
 class Extent(NamedTuple):
@@ -34,38 +28,6 @@ class Extent(NamedTuple):
     bytes: int
     tensors: int
     widest: int | None
-
-
-def check_config(path: Path, config: dict[str, Any], extent: Extent) -> None:
-    """Refuse a config whose fields are of the wrong kind, or whose sizes the weights cannot have.
-
-    Raises:
-        UnbackdoorError: names the field.
-    """
-    where = path / "config.json"
-    _check_kinds(where, config)
-    classes = max(1000, 2**20 if extent.widest is None else extent.widest)
-    for key, given in _numbers(config):
-        most = 2**31
-        if key in ("num_labels", "_num_labels"):
-            most = classes
-        elif _LOOPS.search(key):
-            most = max(1024, extent.tensors)
-        elif _PIECES.search(key):
-            most = 2**16
-        elif _FREE.search(key):
-            most = 2**63
-        if abs(given) > most or (given < 1 and key == "num_labels"):
-            raise UnbackdoorError(
-                f"{where} asks for {printable(key)} = {printable(f'{given:,}')}, but the weights beside it have "
-                f"{extent.tensors:,} tensors in {extent.bytes:,} bytes; at most {most:,} is possible. Fetch both again."
-            )
-    names = config.get("id2label")
-    if isinstance(names, dict) and len(names) > classes:
-        raise UnbackdoorError(
-            f"{where} names {len(names):,} classes, but no tensor beside it has more than {classes:,} rows. Fetch both "
-            "again."
-        )
 
 
 @contextmanager
@@ -108,33 +70,3 @@ def bounded(path: Path, extent: Extent) -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
-
-
-def _check_kinds(where: Path, config: dict[str, Any]) -> None:
-    """Refuse fields that this program or transformers would trip over."""
-
-    def refuse(field: str, allowed: str) -> None:
-        came = printable(repr(config[field]))
-        raise UnbackdoorError(f"{where} must have {field} as {allowed}, got {came}. Fetch it again.")
-
-    architectures = config.get("architectures")
-    if architectures is not None and not (
-        isinstance(architectures, list) and all(isinstance(name, str) for name in architectures)
-    ):
-        refuse("architectures", "a list of names")
-    names = config.get("id2label")
-    if isinstance(names, dict) and any(isinstance(name, dict | list) for name in names.values()):
-        refuse("id2label", "names by number")
-
-
-def _numbers(config: Any, key: str = "") -> Iterator[tuple[str, int]]:
-    """The whole numbers of a config at any depth, with the name of the field that they stand in."""
-    if isinstance(config, dict):
-        for name, entry in config.items():
-            if name not in ("id2label", "label2id", "task_specific_params"):
-                yield from _numbers(entry, name)
-    elif isinstance(config, list):
-        for entry in config:
-            yield from _numbers(entry, key)
-    elif isinstance(config, int) and not isinstance(config, bool):
-        yield key, config

@@ -10,6 +10,7 @@ import struct
 import warnings
 import zipfile
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,6 +22,8 @@ from unbackdoor._errors import SENTENCE, UnbackdoorError, few, printable
 from unbackdoor._inputs import MEBIBYTE, check_file, open_file, reading
 
 logger = logging.getLogger("unbackdoor")
+
+FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 _BYTES = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
@@ -51,6 +54,35 @@ _FOREIGN = {
     ".mlmodel": "Core ML",
     ".npz": "NumPy",
 }
+
+
+@dataclass(frozen=True)
+class TensorLocation:
+    """Where a tensor lies in a safetensors file.
+
+    Args:
+        file: that holds it.
+        code: of its type, as `BF16`.
+        shape: of the tensor.
+        begin: its first byte in the file.
+        end: the byte after its last.
+    """
+
+    file: Path
+    code: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """Its type; None if its values are not floating-point numbers of a usual type."""
+        return FLOATS.get(self.code)
+
+    @property
+    def count(self) -> int:
+        """How many numbers it has."""
+        return math.prod(self.shape)
 
 
 def foreign(path: Path) -> str | None:
@@ -218,11 +250,11 @@ def check_finite(weights: dict[str, Tensor], where: str) -> None:
             )
 
 
-def check_safetensors(path: Path) -> dict[str, tuple[int, ...]]:
+def check_safetensors(path: Path) -> dict[str, TensorLocation]:
     """Refuse a safetensors file whose header and length do not agree, before anything is mapped.
 
     Returns:
-        The shapes of its tensors, by name.
+        Where its tensors lie, by name.
 
     Raises:
         UnbackdoorError: says which of the two it is.
@@ -272,7 +304,13 @@ def check_safetensors(path: Path) -> dict[str, tuple[int, ...]]:
             pass
     except safetensors.SafetensorError as problem:
         raise UnbackdoorError(f"{path} has a wrong header: {printable(problem)}. {again}") from None
-    return {name: tuple(entry["shape"]) for name, entry in tensors.items()}
+    first = 8 + header_length
+    return {
+        name: TensorLocation(
+            path, entry["dtype"], tuple(entry["shape"]), *(first + offset for offset in entry["data_offsets"])
+        )
+        for name, entry in tensors.items()
+    }
 
 
 def _safetensors(path: Path) -> dict[str, Tensor]:

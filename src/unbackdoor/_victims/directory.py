@@ -1,16 +1,17 @@
 """A victim as a directory: model, record, card and trigger."""
 
+import os
 from pathlib import Path
 
 from unbackdoor._artifacts import card, directories
-from unbackdoor._models import loading
+from unbackdoor._models.saving import save
 from unbackdoor._poisoning.attack_file import save_trigger
 from unbackdoor._victims.planting import Victim
 
 
-def write_victim(victim: Victim, folder: Path, *, source: Path | None = None) -> None:
+def write_victim(victim: Victim, folder: Path, *, source: os.PathLike[str] | None = None) -> None:
     """Write a victim's model directory, its record, its card and its trigger."""
-    loading.save(victim.model, folder, source=source, encode=victim.encode)
+    save(victim.model, folder, source=source, encode=victim.encode)
     (folder / "README.md").write_text(card.victim(victim.record), encoding="utf-8")
     save_trigger(folder, victim.description, {} if victim.trigger is None else victim.trigger.arrays)
     directories.write_record(folder / "record.json", victim.record)

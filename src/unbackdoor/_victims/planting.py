@@ -21,8 +21,8 @@ from unbackdoor._data.texts import TextEncoder
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._models.arithmetic import choose, description
 from unbackdoor._models.calling import check_partner, probe
+from unbackdoor._models.directory import ModelDirectory
 from unbackdoor._models.head import head_of
-from unbackdoor._models.hugging_face import directory_of, fresh_classifier
 from unbackdoor._models.loading import load
 from unbackdoor._poisoning.attack import Attack, Planting
 from unbackdoor._poisoning.attack_file import FORMAT, describe
@@ -303,7 +303,7 @@ def _fresh(options: AttackOptions, classes: list[str], data: Dataset) -> nn.Modu
     """An untrained victim, or a pre-trained one with a new head where the classes differ."""
     if data.modality == "text":
         assert options.base is not None
-        text_model: nn.Module = fresh_classifier(directory_of(options.base, "--base"), classes)
+        text_model: nn.Module = ModelDirectory.of(options.base, "--base").fresh_classifier(classes)
         pad = data.tokenizer.pad_token_id
         text_model.config.pad_token_id = pad  # type: ignore[union-attr]
         return text_model

@@ -15,7 +15,7 @@ from unbackdoor._inversion.moved_words import suspicious_tokens
 from unbackdoor._mixing.ancestry import ancestry
 from unbackdoor._mixing.stream import moved_embeddings
 from unbackdoor._models.calling import embeddings
-from unbackdoor._models.hugging_face import directory_of, tokenizer_of
+from unbackdoor._models.directory import ModelDirectory
 from unbackdoor._purification.run import Run
 from unbackdoor._value import value
 from unbackdoor.purifiers._counterparts import pretrained
@@ -88,7 +88,9 @@ class EPUR:
         tell(_said(chosen, tokenizer))
         return model
 
-    def rows_on_disk(self, suspect: str | Path, base: str | Path) -> tuple[dict[str, list[int]], str]:
+    def rows_on_disk(
+        self, suspect: str | Path | ModelDirectory, base: str | Path | ModelDirectory
+    ) -> tuple[dict[str, list[int]], str]:
         """The rows to reset, by the name of the embedding's tensor, and the sentence that tells the user of them.
 
         One tensor of each of two Hugging Face directories or Hub names is read; no model is built.
@@ -96,8 +98,8 @@ class EPUR:
         Raises:
             UnbackdoorError: there is no tokenizer, or not one matrix that has a row for each of its tokens.
         """
-        source, origin = directory_of(suspect, "MODEL"), directory_of(base, "--base")
-        tokenizer = tokenizer_of(source)
+        source, origin = ModelDirectory.of(suspect, "MODEL"), ModelDirectory.of(base, "--base")
+        tokenizer = source.tokenizer()
         name, moved = moved_embeddings(source, origin, len(tokenizer))
         rows = self._suspicious(moved, tokenizer)
         said = _said(rows, tokenizer)

@@ -20,7 +20,7 @@ from unbackdoor._data.augmentation import Augmentation, augmentation
 from unbackdoor._data.dataset import Dataset
 from unbackdoor._data.images import ImageEncoder
 from unbackdoor._errors import UnbackdoorError
-from unbackdoor._models import loading
+from unbackdoor._models import saving
 from unbackdoor._models.arithmetic import Precision, choose
 from unbackdoor._poisoning.triggered import Triggered, triggered
 from unbackdoor._purification.method import Method, method_name
@@ -284,11 +284,11 @@ def _write(folder: Path, victim: Victim, purified: Purified, scores: tuple[Score
         "scores_note": f"on {len(test):,} examples that the method never saw",
     }
     (folder / "purified").mkdir()
-    loading.save(purified.model, folder / "purified", encode=victim.encode)
+    saving.save(purified.model, folder / "purified", encode=victim.encode)
     (folder / "purified" / "README.md").write_text(card.purified(record), encoding="utf-8")
     directories.write_record(folder / "purified" / "record.json", record)
     for name, model in (("victim", victim.model), ("purified", purified.model)):
-        loading.check_saved(folder / name, model, victim.encode, test)
+        saving.check_saved(folder / name, model, victim.encode, test)
 
 
 def write_parquet(path: Path, data: Dataset) -> None:

@@ -13,7 +13,7 @@ from unbackdoor._data.dataset import Dataset
 from unbackdoor._data.texts import TextEncoder
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._models import loading
-from unbackdoor._models.hugging_face import directory_of
+from unbackdoor._models.hub import directory_of
 from unbackdoor._poisoning.triggered import triggered
 from unbackdoor._purification.method import Method
 from unbackdoor._value import check_seed

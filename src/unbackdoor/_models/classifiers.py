@@ -1,0 +1,198 @@
+"""The models that a checked directory holds: a classifier, its body alone, or its body with a new head."""
+
+import logging
+import re
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from unbackdoor._errors import UnbackdoorError, few, printable
+from unbackdoor._models.config import architectures_of, modality_of
+from unbackdoor._models.hugging_face import pretrained, quiet_transformers
+from unbackdoor._models.matching import matched
+from unbackdoor._models.untrusted_weights import check_finite, check_fit, lacking, renamed
+from unbackdoor._models.weight_files import WeightFiles
+
+logger = logging.getLogger("unbackdoor")
+
+# Buffers that older versions of transformers wrote, and that a model makes for itself.
+_BUFFERS = {
+    *("position_ids", "token_type_ids", "masked_bias", "attn_mask", "relative_position_index", "relative_coords_table"),
+    *("inv_freq", "num_batches_tracked"),
+}
+
+
+def classifier(path: Path, config: Mapping[str, Any], weights: WeightFiles, trust_remote_code: bool) -> Any:
+    """The image or text classifier of a checked directory, in eval mode.
+
+    Args:
+        path: of the directory.
+        config: the content of its config.json.
+        weights: its weights.
+        trust_remote_code: run Python files that come with the model.
+
+    Raises:
+        UnbackdoorError: it is a model for another task, or the weights do not fit it or are not all finite.
+    """
+    _check_task(path, config)
+    kind = _kind(config)
+    model, report = pretrained(f"AutoModelFor{kind}", path, weights, trust_remote_code)
+    shapes = sorted((entry[0], entry[1], entry[2]) for entry in report["mismatched_keys"])
+    absent = set(report["missing_keys"]) - {entry[0] for entry in shapes}
+    absent -= {name for name in absent if name.endswith("num_batches_tracked")}  # which older files lack
+    extra = set(report["unexpected_keys"])
+    if absent and extra and (renaming := _renamed(model, path, weights)) is not None:
+        model, extra = renaming
+        absent = set()
+    if absent and not shapes and not any(str(each).endswith(kind) for each in config.get("architectures") or ["?"]):
+        raise UnbackdoorError(
+            f"{path} holds a pre-trained model without a classifier ({few(sorted(absent))} missing). It serves as "
+            "--base; MODEL must be fine-tuned for a task."
+        )
+    unused = set() if absent or shapes else _unused(model, extra)
+    check_fit(str(path), type(model).__name__, sorted(absent), sorted(extra - unused), shapes)
+    unused = {name for name in unused if name.split(".")[-1] not in _BUFFERS}
+    if unused:
+        logger.info(
+            "%s: %s tensor(s) that the classifier does not use are left out (%s).",
+            path,
+            len(unused),
+            few(sorted(unused)),
+        )
+    _name_classes(path, model, config)
+    check_finite(model.state_dict(), str(path))
+    return model.eval()
+
+
+def body(path: Path, weights: WeightFiles, trust_remote_code: bool) -> Any:
+    """The pre-trained model of a checked directory without any head, in eval mode.
+
+    Weights that its files lack come from the random state of transformers, not from any training: their names are the
+    model's `absent_weights`. Those that the files only have under another prefix are not among them.
+
+    Args:
+        path: of the directory.
+        weights: its weights.
+        trust_remote_code: run Python files that come with the model.
+
+    Raises:
+        UnbackdoorError: the weights do not fit it, or are not all finite.
+    """
+    model, report = pretrained("AutoModel", path, weights, trust_remote_code)
+    check_fit(str(path), type(model).__name__, [], [], sorted(tuple(entry) for entry in report["mismatched_keys"]))
+    absent = set(report["missing_keys"])
+    if absent:
+        absent -= _found_elsewhere(model, absent, weights)
+    model.absent_weights = frozenset(absent)
+    check_finite(model.state_dict(), str(path))
+    return model.eval()
+
+
+def fresh_classifier(path: Path, config: Mapping[str, Any], weights: WeightFiles, classes: list[str]) -> Any:
+    """A pre-trained model with a new head for some classes, in eval mode; its weights come from torch's random state.
+
+    Args:
+        path: of the directory.
+        config: the content of its config.json.
+        weights: its weights.
+        classes: their names.
+    """
+    names = dict(enumerate(classes))
+    changes = {"num_labels": len(classes), "id2label": names, "label2id": {name: at for at, name in names.items()}}
+    model, _ = pretrained(f"AutoModelFor{_kind(config)}", path, weights, False, **changes)
+    return model.eval()
+
+
+def _kind(config: Mapping[str, Any]) -> str:
+    return "ImageClassification" if modality_of(config) == "images" else "SequenceClassification"
+
+
+def _check_task(path: Path, config: Mapping[str, Any]) -> None:
+    """Refuse a model of another task, whose head would fit a classifier by its names and shapes."""
+    import transformers
+
+    known = set(transformers.__all__)  # which imports none of them, and takes no time as dir() does
+    for name in map(str, architectures_of(config)):
+        _, separator, task = name.rpartition("For")
+        if separator and name in known and not task.startswith(("ImageClassif", "SequenceClassif")):
+            words = re.sub("(?<=[a-z])(?=[A-Z])", " ", task).lower()
+            raise UnbackdoorError(
+                f"{path} is a model for {words} ({name}); a classifier of whole images or texts is expected. Its body "
+                "may serve as --base."
+            )
+
+
+def _renamed(model: Any, path: Path, weights: WeightFiles) -> tuple[Any, set[str]] | None:
+    """The model with the weights of a directory whose names a wrapper changed, and the names that are left over.
+
+    None if that is not what is wrong with the names.
+    """
+    from transformers.core_model_loading import revert_weight_conversion
+
+    # By the names that files have: those of the modules are others in newer versions, as of ViT.
+    own = revert_weight_conversion(model, model.state_dict())
+    stored = renamed(own, weights.read(), str(path))
+    if lacking(own, stored) or any(own[name].shape != stored[name].shape for name in own.keys() & stored.keys()):
+        return None
+    with quiet_transformers():
+        again = type(model).from_pretrained(None, config=model.config, state_dict=stored)
+    return again, stored.keys() - own.keys()
+
+
+def _unused(model: Any, extra: Collection[str]) -> set[str]:
+    """Stored tensors that a complete classifier does not use; transformers leaves them out as well.
+
+    Buffers of older versions; poolers and mask tokens, which belong to pre-training; and heads of other tasks, which
+    lie next to the body under a name that no part of the classifier has.
+    """
+    own = {name.partition(".")[0] for name in model.state_dict()}
+    has_body = model.base_model_prefix in own
+    return {
+        name
+        for name in extra
+        if (parts := name.split("."))[-1] in _BUFFERS | {"mask_token"}
+        or "pooler" in parts
+        or (has_body and parts[0] not in own)
+    }
+
+
+def _name_classes(path: Path, model: Any, config: Mapping[str, Any]) -> None:
+    """Give a model the class names that its config has in label2id alone, and warn if the two tables differ."""
+    try:
+        by_label2id = {int(number): str(name) for name, number in config["label2id"].items()}
+    except (KeyError, AttributeError, TypeError, ValueError):  # there is none, or it is not a table
+        return
+    by_id2label = {int(number): str(name) for number, name in model.config.id2label.items()}
+    complete = sorted(by_label2id) == list(range(model.config.num_labels))
+    if not complete or by_label2id == by_id2label or _nameless(by_label2id):
+        return
+    if _nameless(by_id2label):
+        model.config.id2label = by_label2id
+        model.config.label2id = {name: number for number, name in by_label2id.items()}
+        return
+    number = min(number for number in by_label2id if by_label2id[number] != by_id2label.get(number))
+    logger.warning(
+        "%s/config.json calls class %d %s in id2label and %s in label2id; id2label is followed.",
+        path,
+        number,
+        printable(by_id2label.get(number)),
+        printable(by_label2id[number]),
+    )
+
+
+def _nameless(names: dict[int, str]) -> bool:
+    return all(name == f"LABEL_{number}" for number, name in names.items())
+
+
+def _found_elsewhere(model: Any, absent: set[str], weights: WeightFiles) -> set[str]:
+    """Fill weights that transformers did not find from the same files, by another prefix; which ones were filled."""
+    stored = weights.read()
+    own = model.state_dict()
+    shapes = ({name: tensor.shape for name, tensor in each.items()} for each in (own, stored))
+    try:
+        pairs = matched(*shapes, least=0).pairs
+    except UnbackdoorError:  # no exchange of prefixes fits
+        return set()
+    found = {name: stored[pairs[name]].to(own[name].dtype) for name in absent & pairs.keys()}
+    model.load_state_dict(found, strict=False)
+    return set(found)

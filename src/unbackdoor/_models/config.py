@@ -1,0 +1,142 @@
+"""What config.json says about a model: whether it is supported, and whether the weights can be what it says."""
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from unbackdoor._errors import UnbackdoorError, printable
+from unbackdoor._models.building import Extent
+
+# Each of these makes a loop, over layers that have weights of their own or share them.
+_LOOPS = re.compile(r"(layers?|blocks?|depths?|stages?|repeats?|hops?|iterations?|steps)$|(_per_|_layers?_|attends)")
+_PIECES = re.compile(r"window|chunk|bucket|block|head|group|expert|stride|kernel|dilation|patch|conv")
+_FREE = re.compile(r"theta|length|scal|factor|base|token|seed|max_position")  # numbers that no size follows from
+
+
+def check_supported(path: Path, config: Mapping[str, Any]) -> None:
+    """Refuse a model that cannot be loaded without its own code, or not tuned, or that is not a classifier of classes.
+
+    Raises:
+        UnbackdoorError: says which of these, and what to do.
+    """
+    if not config.get("model_type"):
+        if "architecture" in config and ("pretrained_cfg" in config or "num_features" in config):
+            made = f"timm.create_model({printable(config['architecture'])!r}, num_classes=...)"
+            raise UnbackdoorError(
+                f"{path} is a model of timm. Give its weights file as MODEL, and --factory FILE.py:FUNCTION whose "
+                f"function returns {made}."
+            )
+        raise UnbackdoorError(
+            f"{path}/config.json does not say which kind of model it is (model_type). Fetch it again."
+        )
+    kernel = next(_kernels(config), None)
+    if kernel is not None:
+        raise UnbackdoorError(
+            f"{path} asks to run the code {printable(kernel)}; it was not loaded. Remove it from config.json."
+        )
+    quantised = next(_quantised(config), None)
+    if quantised is not None:
+        raise UnbackdoorError(
+            f"{path} is quantised ({printable(quantised)}), and such weights cannot be tuned or mixed. Give the model "
+            "as it was before, in float32, float16 or bfloat16."
+        )
+    if config.get("problem_type") in ("regression", "multi_label_classification"):
+        kind = str(config["problem_type"]).replace("_", " ").replace("multi label", "multi-label")
+        raise UnbackdoorError(f"{path} is a model for {kind}; only single-label classifiers are supported.")
+
+
+def check_config(path: Path, config: Mapping[str, Any], extent: Extent) -> None:
+    """Refuse a config whose fields are of the wrong kind, or whose sizes the weights cannot have.
+
+    Raises:
+        UnbackdoorError: names the field.
+    """
+    where = path / "config.json"
+    _check_kinds(where, config)
+    classes = max(1000, 2**20 if extent.widest is None else extent.widest)
+    for key, given in _numbers(config):
+        most = 2**31
+        if key in ("num_labels", "_num_labels"):
+            most = classes
+        elif _LOOPS.search(key):
+            most = max(1024, extent.tensors)
+        elif _PIECES.search(key):
+            most = 2**16
+        elif _FREE.search(key):
+            most = 2**63
+        if abs(given) > most or (given < 1 and key == "num_labels"):
+            raise UnbackdoorError(
+                f"{where} asks for {printable(key)} = {printable(f'{given:,}')}, but the weights beside it have "
+                f"{extent.tensors:,} tensors in {extent.bytes:,} bytes; at most {most:,} is possible. Fetch both again."
+            )
+    names = config.get("id2label")
+    if isinstance(names, dict) and len(names) > classes:
+        raise UnbackdoorError(
+            f"{where} names {len(names):,} classes, but no tensor beside it has more than {classes:,} rows. Fetch both "
+            "again."
+        )
+
+
+def _check_kinds(where: Path, config: Mapping[str, Any]) -> None:
+    """Refuse fields that this program or transformers would trip over."""
+
+    def refuse(field: str, allowed: str) -> None:
+        came = printable(repr(config[field]))
+        raise UnbackdoorError(f"{where} must have {field} as {allowed}, got {came}. Fetch it again.")
+
+    architectures = config.get("architectures")
+    if architectures is not None and not (
+        isinstance(architectures, list) and all(isinstance(name, str) for name in architectures)
+    ):
+        refuse("architectures", "a list of names")
+    names = config.get("id2label")
+    if isinstance(names, dict) and any(isinstance(name, dict | list) for name in names.values()):
+        refuse("id2label", "names by number")
+
+
+def _numbers(config: Any, key: str = "") -> Iterator[tuple[str, int]]:
+    """The whole numbers of a config at any depth, with the name of the field that they stand in."""
+    if isinstance(config, dict):
+        for name, entry in config.items():
+            if name not in ("id2label", "label2id", "task_specific_params"):
+                yield from _numbers(entry, name)
+    elif isinstance(config, list):
+        for entry in config:
+            yield from _numbers(entry, key)
+    elif isinstance(config, int) and not isinstance(config, bool):
+        yield key, config
+
+
+def architectures_of(config: Mapping[str, Any]) -> list[Any]:
+    """The names of the classes that a config says it is for."""
+    named = config.get("architectures")
+    return named if isinstance(named, list) else []
+
+
+def modality_of(config: Mapping[str, Any]) -> Literal["images", "text"]:
+    """What a model of this config takes, by its class or, for a headless one, by its sizes."""
+    named = " ".join(map(str, architectures_of(config)))
+    if "SequenceClassification" in named:  # those that read pages, too, and so have an image_size
+        return "text"
+    if "ImageClassification" in named or "image_size" in config or "num_channels" in config:
+        return "images"
+    return "text" if "vocab_size" in config else "images"
+
+
+def _kernels(config: Any) -> Iterator[str]:
+    """Code on the Hub that a config names as an implementation, at any depth: these names have a slash."""
+    for key, entry in config.items() if isinstance(config, dict) else ():
+        implementations = entry.values() if isinstance(entry, dict) else [entry]
+        if "implementation" in key:
+            yield from (str(each) for each in implementations if "/" in str(each))
+        yield from _kernels(entry)
+
+
+def _quantised(config: Any) -> Iterator[str]:
+    """How a config says that its weights are quantised, at any depth; transformers imports other packages for these."""
+    for key, entry in config.items() if isinstance(config, dict) else ():
+        if key in ("quantization_config", "compression_config") and entry is not None:
+            method = entry.get("quant_method") if isinstance(entry, dict) else None
+            yield str(method or key)
+        yield from _quantised(entry)

@@ -1,0 +1,185 @@
+"""`ModelDirectory`: a Hugging Face directory that was checked once, and what can be loaded from it."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from unbackdoor._data.dataset import Encoder
+from unbackdoor._errors import UnbackdoorError
+from unbackdoor._inputs import COMPANION, CONFIG, check_file, read_json, reader
+from unbackdoor._models import classifiers
+from unbackdoor._models.companions import companions
+from unbackdoor._models.config import check_config, check_supported, modality_of
+from unbackdoor._models.hub import directory_of
+from unbackdoor._models.image_encoder import image_encoder
+from unbackdoor._models.tokenizer import text_encoder, tokenizer_of
+from unbackdoor._models.weight_files import WeightFiles, weight_files
+
+
+@dataclass(frozen=True, eq=False)
+class ModelDirectory(os.PathLike[str]):
+    """A Hugging Face directory whose files were checked. It serves as a path, too: `Path(directory)`.
+
+    Nothing of it is in memory yet: its methods load the model, its tokenizer or its processor.
+
+    Args:
+        path: of the directory; for a model of the Hub, of the local copy.
+        config: the content of config.json.
+        weights: the files with the weights.
+        trust_remote_code: run Python files that come with the model.
+    """
+
+    path: Path
+    config: Mapping[str, Any]
+    weights: WeightFiles
+    trust_remote_code: bool = False
+
+    @classmethod
+    def at(cls, path: Path, *, trust_remote_code: bool = False) -> "ModelDirectory":
+        """Check the files of a directory, and load none.
+
+        Raises:
+            UnbackdoorError: a file is missing, damaged, not a regular one, or asks to run code; or the model is not of
+                a supported kind.
+        """
+        _check_directory(path)
+        _check_regular(path)
+        config = read_json(path / "config.json", CONFIG)
+        check_supported(path, config)
+        weights = weight_files(path)
+        check_config(path, config, weights.extent)
+        return cls(path, config, weights, trust_remote_code)
+
+    @classmethod
+    @reader("source")
+    def of(
+        cls, source: "str | Path | ModelDirectory", option: str, *, trust_remote_code: bool = False
+    ) -> "ModelDirectory":
+        """The checked directory of a path or of a Hub model, which is fetched if it is not here yet.
+
+        Args:
+            source: path or Hub name; or a directory that was checked already, which is returned.
+            option: that named it.
+            trust_remote_code: see the class.
+
+        Raises:
+            UnbackdoorError: there is no such model, or see `at`.
+        """
+        if isinstance(source, ModelDirectory):
+            return source
+        return cls.at(directory_of(source, option, trust_remote_code), trust_remote_code=trust_remote_code)
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    @property
+    def modality(self) -> Literal["images", "text"]:
+        """What the model takes."""
+        return modality_of(self.config)
+
+    def classifier(self) -> Any:
+        """The image or text classifier, in eval mode.
+
+        Raises:
+            UnbackdoorError: the weights do not fit it, or are not all finite.
+        """
+        return classifiers.classifier(self.path, self.config, self.weights, self.trust_remote_code)
+
+    def body(self) -> Any:
+        """The pre-trained model without any head, in eval mode; see `classifiers.body`.
+
+        Raises:
+            UnbackdoorError: the weights do not fit it, or are not all finite.
+        """
+        return classifiers.body(self.path, self.weights, self.trust_remote_code)
+
+    def fresh_classifier(self, classes: list[str]) -> Any:
+        """The pre-trained model with a new head for these classes, in eval mode."""
+        return classifiers.fresh_classifier(self.path, self.config, self.weights, classes)
+
+    def tokenizer(self, rows: int | None = None) -> Any:
+        """The tokenizer.
+
+        Args:
+            rows: of the model's embeddings, which its files are compared with; None if that is not known.
+
+        Raises:
+            UnbackdoorError: there is none that transformers can load, or it has no vocabulary.
+        """
+        return tokenizer_of(self.path, self.trust_remote_code, rows)
+
+    def encoder(
+        self, model: Any, *, changes: Mapping[str, Any] | None = None, max_length: int | None = None
+    ) -> Encoder:
+        """The encoder that makes inputs for a model of this directory.
+
+        Args:
+            model: the classifier or the body. If its tokenizer has no padding token, its config gets the one that is
+                used.
+            changes: for images, fields of `ImageEncoder` that replace what the processor says.
+            max_length: for texts, tokens that the model is to read; None for the most that it can.
+
+        Raises:
+            UnbackdoorError: the tokenizer or processor is missing or does not fit the model, or an option is for the
+                other kind of model.
+        """
+        if self.modality == "text":
+            if changes:
+                raise UnbackdoorError(
+                    f"{self.path} reads text; --mean, --std and --image-size are for images. Leave them out."
+                )
+            return text_encoder(self.path, model, max_length, self.trust_remote_code)
+        if max_length is not None:
+            raise UnbackdoorError(f"{self.path} takes images; --max-length is for text models. Leave it out.")
+        return image_encoder(self.path, model.config, changes or {}, self.trust_remote_code)
+
+    def companions(self) -> list[Path]:
+        """The files that belong to every model made of this one, such as its tokenizer; see `companions`."""
+        return companions(self.path)
+
+
+def _check_directory(path: Path) -> None:
+    """Refuse what is no model directory itself, and name the one that is meant.
+
+    Raises:
+        UnbackdoorError: an adapter, or no config.json.
+    """
+    if (path / "adapter_config.json").exists():  # which names another model, elsewhere, for transformers to load
+        raise UnbackdoorError(
+            f"{path} holds an adapter (adapter_config.json), not a whole model. Merge it into its base model "
+            "(merge_and_unload of peft) and give the result."
+        )
+    if (path / "config.json").exists():
+        return
+    trained = [folder for folder in path.glob("checkpoint-*") if (folder / "config.json").exists()]
+    if trained:  # what a Trainer leaves
+        last = max(trained, key=lambda folder: (len(folder.name), folder.name))
+        raise UnbackdoorError(f"{path} has no config.json, but its checkpoints have. Give one of them, as {last}.")
+    cached = sorted(
+        (folder for folder in path.glob("snapshots/*") if (folder / "config.json").exists()),
+        key=lambda folder: folder.stat().st_mtime,
+    )
+    if cached:  # the folder that the Hub's cache has for a model
+        raise UnbackdoorError(
+            f"{path} is a folder of the Hub's cache, which keeps models under snapshots. Give one of them, as "
+            f"{cached[-1]}."
+        )
+    inside = sorted(folder for folder in path.glob("*") if (folder / "config.json").is_file())
+    if inside:  # what unpacking an archive leaves
+        raise UnbackdoorError(f"{path} has no config.json, but {inside[0]} has. Give that.")
+    raise UnbackdoorError(
+        f"{path} has no config.json. It must be a Hugging Face directory; for other models give --factory."
+    )
+
+
+def _check_regular(path: Path) -> None:
+    """Refuse a directory in which a file that is read or copied with the model is no regular file, or is endless."""
+    for file in sorted(path.iterdir()):
+        if file.suffix in (".json", ".txt", ".model", ".py", ".jinja", ".bin", ".safetensors") and not file.is_dir():
+            weights = file.suffix in (".bin", ".safetensors")
+            check_file(file, None if weights else COMPANION)

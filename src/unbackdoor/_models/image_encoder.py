@@ -1,0 +1,92 @@
+"""The encoder of images that the processor in a model directory describes."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from unbackdoor._data.image_processors import encoder_of, is_plain
+from unbackdoor._data.images import LARGEST_SIDE, ImageEncoder
+from unbackdoor._errors import UnbackdoorError
+from unbackdoor._inputs import CONFIG, read_json
+
+
+def image_encoder(path: Path, config: Any, changes: Mapping[str, Any], trust_remote_code: bool) -> ImageEncoder:
+    """The encoder of an image model's directory.
+
+    Args:
+        path: of the directory.
+        config: of the model.
+        changes: fields of the encoder that replace what the processor says; without a processor, mean, std and size
+            are needed.
+        trust_remote_code: whether Python files that come with the model are run; those of a processor never are.
+
+    Raises:
+        UnbackdoorError: there is no processor, or it is not one that this program knows, cannot take the changes, or
+            does not fit the model.
+    """
+    channels = getattr(config, "num_channels", None)
+    try:
+        encode = processor_encoder(path, channels, getattr(config, "model_type", None), trust_remote_code)
+    except UnbackdoorError:
+        if not {"mean", "std", "size"} <= changes.keys():
+            raise
+        encode = ImageEncoder(channels=channels)
+    if "size" in changes:
+        encode = replace(encode, shortest_edge=None, crop=None, geometry=None, padded=None)
+    encode = replace(encode, **changes)
+    if changes and not is_plain(encode):
+        raise UnbackdoorError(
+            f"{path} has a processor with steps of its own, which no other processor takes with another --mean, --std "
+            "or --image-size. Leave these out."
+        )
+    _check_pixels(encode, getattr(config, "image_size", None), path)
+    return encode
+
+
+def processor_encoder(
+    path: Path, channels: int | None, model_type: str | None, trust_remote_code: bool = False
+) -> ImageEncoder:
+    """The encoder of the processor that AutoImageProcessor of transformers would find in a directory.
+
+    Args:
+        path: of the directory.
+        channels: that the model takes; None for those of the data.
+        model_type: of its config, by which transformers chooses a processor that has no name.
+        trust_remote_code: see `image_encoder`.
+
+    Raises:
+        UnbackdoorError: there is none, or it is not one that this program knows.
+    """
+    where, content = path / "processor_config.json", None
+    if where.exists():
+        content = read_json(where, CONFIG).get("image_processor")
+    if content is None:
+        where = path / "preprocessor_config.json"
+        if not where.exists():
+            raise UnbackdoorError(f"{path} has no preprocessor_config.json. Give --mean, --std and --image-size.")
+        content = read_json(where, CONFIG)
+    if not isinstance(content, dict):
+        raise UnbackdoorError(f"{where} has an image_processor without fields. Give --mean, --std and --image-size.")
+    own = content.get("auto_map")
+    if trust_remote_code and isinstance(own, dict) and "AutoImageProcessor" in own:  # else transformers leaves it out
+        raise UnbackdoorError(
+            f"{where} asks for a processor with Python code of its own, which is not run for pictures. Give --mean, "
+            "--std and --image-size instead."
+        )
+    return encoder_of(content, channels, str(where), model_type=model_type)
+
+
+def _check_pixels(encode: ImageEncoder, taken: Any, path: Path) -> None:
+    """Refuse a processor that makes pictures many times larger than what its model takes."""
+    sides = taken if isinstance(taken, list | tuple) else [taken]
+    known = [side for side in sides if isinstance(side, int) and side > 0]
+    # Convolutions take any size, so a config may have less than its processor; four times as much is another model's.
+    most = min(LARGEST_SIDE, max(4 * max(known), 512)) if known else LARGEST_SIDE
+    made = [step.target((256, 256)) for step in encode.steps]
+    largest = max((side for size in (*made, encode.padded or (0, 0)) for side in size), default=0)
+    if largest > most:
+        raise UnbackdoorError(
+            f"{path} makes pictures of {largest:,} pixels a side, but its model takes {max(known, default=most):,}. "
+            "Take the processor that it was trained with, or give --mean, --std and --image-size."
+        )

@@ -1,0 +1,145 @@
+"""Write a model for the tool that loaded it, and check what was written."""
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unbackdoor._data.dataset import Dataset, Encoder
+from unbackdoor._data.image_processors import preprocessor_of
+from unbackdoor._data.images import ImageEncoder
+from unbackdoor._data.texts import TextEncoder, Tokens
+from unbackdoor._errors import IncompleteError, UnbackdoorError
+from unbackdoor._inputs import read_json
+from unbackdoor._models.calling import Inputs, class_names, evaluating, logits, probe
+from unbackdoor._models.companions import copy_companions
+from unbackdoor._models.hugging_face import quiet_transformers
+from unbackdoor._models.image_encoder import processor_encoder
+from unbackdoor._models.loading import Loaded, load
+
+
+def save(
+    model: nn.Module, folder: Path, *, source: os.PathLike[str] | None = None, encode: Encoder | None = None
+) -> None:
+    """Write a model so that the tool which loaded it loads it again.
+
+    Args:
+        model: a Hugging Face model (saved with its config) or any module (`model.safetensors` with its own keys).
+        folder: an existing, empty directory.
+        source: the Hugging Face directory that it came from, a path or the `directory` of what `load` returned; its
+            tokenizer or processor files are copied.
+        encode: of its inputs; written as a tokenizer or processor if the source has none, or another processor.
+    """
+    from safetensors.torch import save_file
+
+    if not hasattr(model, "save_pretrained"):
+        # Tensors that share memory are written once each: the module's own keys must all be there.
+        weights = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+        return
+    origin = None if source is None else Path(source)
+    with quiet_transformers():
+        model.save_pretrained(folder, **_shard_size(origin))  # type: ignore[operator]
+    if origin is not None and origin.is_dir():
+        copy_companions(origin, folder)
+    if isinstance(encode, TextEncoder):
+        if not (folder / "tokenizer_config.json").exists():
+            encode.tokenizer.save_pretrained(folder)
+        return
+    if encode is not None and not _encodes_alike(folder, model, encode):
+        content = preprocessor_of(encode)
+        _write_json(folder / "preprocessor_config.json", content)
+        nested = folder / "processor_config.json"
+        if nested.exists():  # which goes before the other for transformers
+            _write_json(nested, {**read_json(nested), "image_processor": content})
+
+
+def _write_json(file: Path, content: dict[str, Any]) -> None:
+    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _shard_size(origin: Path | None) -> dict[str, int]:
+    """As an option of `save_pretrained`: where a model came in several files, none is to be longer than those were."""
+    shards = (
+        [] if origin is None else [*origin.glob("model-*-of-*.safetensors"), *origin.glob("pytorch_model-*-of-*.bin")]
+    )
+    return {"max_shard_size": max(file.stat().st_size for file in shards)} if shards else {}
+
+
+def check_saved(
+    folder: Path,
+    model: nn.Module,
+    encode: Encoder,
+    data: Dataset | None,
+    *,
+    factory: str | None = None,
+    trust_remote_code: bool = False,
+) -> None:
+    """Load what was written and hold it against what should have been, before anybody is told that it is there.
+
+    Args:
+        folder: that was written.
+        model: whose weights, kind and classes it must have.
+        encode: of inputs, which it must encode alike.
+        data: some examples to ask both with; None where there are none.
+        factory: see `load`.
+        trust_remote_code: see `load`.
+
+    Raises:
+        IncompleteError: it cannot be loaded, or is another model.
+    """
+    try:
+        again = load(folder, factory=factory, trust_remote_code=trust_remote_code)
+    except UnbackdoorError as problem:
+        raise IncompleteError(
+            f"The result cannot be loaded again, so nothing was kept: {str(problem).replace(str(folder), 'it')}"
+        ) from None
+    differing = _difference(Loaded(model, encode), again, data)
+    if differing is not None:
+        raise IncompleteError(
+            f"The result, loaded again, has {differing} than it should have, so nothing was kept. Look at the model's "
+            "config.json and its tokenizer or processor."
+        )
+
+
+@torch.no_grad()
+def _difference(made: Loaded, again: Loaded, data: Dataset | None) -> str | None:
+    """What differs between a model and what was loaded of it; None where nothing does."""
+    ours, theirs = made.model.state_dict(), again.model.state_dict()
+    if type(made.model).__name__ != type(again.model).__name__:  # a factory defines its classes anew
+        return "another class"
+    if ours.keys() != theirs.keys() or any(tensor.dtype != theirs[name].dtype for name, tensor in ours.items()):
+        return "weights of other names or types"
+    if not all(torch.equal(tensor.cpu(), theirs[name]) for name, tensor in ours.items()):
+        return "other weights"
+    if class_names(made.model) != class_names(again.model):
+        return "other names of its classes"
+    if data is None:
+        return None
+    before, after = (probe(each.model, replace(data, encode=each.encode)) for each in (made, again))
+    if before.shape != after.shape or not _equal(before, after):
+        return "other inputs"
+    with evaluating(made.model), evaluating(again.model):
+        one, other = logits(made.model, before).float().cpu(), logits(again.model, after).float()
+    scale = float(one.abs().max())
+    return None if torch.allclose(one, other, rtol=1e-3, atol=1e-3 * scale) else "other answers"
+
+
+def _equal(one: Inputs, other: Inputs) -> bool:
+    if isinstance(one, Tokens) and isinstance(other, Tokens):
+        return one.keys() == other.keys() and all(torch.equal(one[name].cpu(), other[name]) for name in one)
+    assert isinstance(one, Tensor)
+    assert isinstance(other, Tensor)
+    return torch.allclose(one.cpu(), other, atol=1e-5)
+
+
+def _encodes_alike(folder: Path, model: Any, encode: ImageEncoder) -> bool:
+    """Whether a directory has a processor already that does what the encoder does."""
+    try:
+        return processor_encoder(folder, encode.channels, model.config.model_type) == replace(encode, done=False)
+    except UnbackdoorError:
+        return False

@@ -1,0 +1,187 @@
+"""The tokenizer of a model directory, and the encoder of texts that it makes."""
+
+import inspect
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from unbackdoor._data.texts import TextEncoder
+from unbackdoor._errors import UnbackdoorError, printable
+from unbackdoor._inputs import COMPANION, MEBIBYTE, check_file, exists, read_json, reading, silent_rust
+from unbackdoor._models.calling import embeddings
+from unbackdoor._models.hugging_face import own_code, quiet_transformers
+from unbackdoor._models.recorded import recorded_encode
+
+
+def text_encoder(path: Path, model: Any, max_length: int | None = None, trust_remote_code: bool = False) -> TextEncoder:
+    """The encoder of a text model's directory.
+
+    Args:
+        path: the directory.
+        model: loaded from it; where the tokenizer has no padding token, its config is told which one is used.
+        max_length: tokens that the model is to read; None takes the most that it can.
+        trust_remote_code: run Python files that come with the tokenizer.
+
+    Raises:
+        UnbackdoorError: there is no tokenizer, or it does not fit the model.
+    """
+    rows = embeddings(model).num_embeddings
+    tokenizer = tokenizer_of(path, trust_remote_code, rows)
+    check_rows(path, len(tokenizer), rows)
+    _check_ids(path, tokenizer, rows)
+    padding = getattr(model.config, "pad_token_id", None)
+    if isinstance(padding, int) and 0 <= padding < len(tokenizer):
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(padding)  # decoders find the last token of a text by it
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise UnbackdoorError(f"{path} has a tokenizer without a padding token. Set one, and save it again.")
+        tokenizer.pad_token = tokenizer.eos_token
+    if model.config.model_type != "xlnet":  # which answers at the last place, and counts positions from there
+        tokenizer.padding_side = "right"  # else a short text begins at another position among longer ones than alone
+    model.config.pad_token_id = tokenizer.pad_token_id
+    taken = inspect.signature(model.forward).parameters
+    tokenizer.model_input_names = [name for name in tokenizer.model_input_names if name in taken]
+    most = int(min(_longest(path, tokenizer), *_positions(model), 2**20))
+    if max_length is not None and max_length > most:
+        raise UnbackdoorError(f"--max-length must be at most {most:,}, which the model can read, got {max_length:,}.")
+    if max_length is not None and max_length < 4:
+        raise UnbackdoorError(f"--max-length must be at least 4, got {max_length}.")
+    recorded = recorded_encode(path)
+    recorded = recorded if isinstance(recorded, dict) else {}
+    if max_length is None:
+        before = recorded.get("max_length")
+        max_length = before if isinstance(before, int) and 4 <= before <= most else most
+    columns = tuple(recorded["columns"]) if recorded.get("columns") in (["text"], ["text_a", "text_b"]) else None
+    return TextEncoder(tokenizer=tokenizer, max_length=max_length, columns=columns)
+
+
+def _longest(path: Path, tokenizer: Any) -> float:
+    """The tokens that a tokenizer allows; where nothing is written, transformers has a number beyond all models."""
+    longest = tokenizer.model_max_length
+    if isinstance(longest, bool) or not isinstance(longest, int | float) or not longest >= 1:
+        raise UnbackdoorError(
+            f"{path}/tokenizer_config.json must have model_max_length as a number of at least 1, got "
+            f"{printable(repr(longest))}. Correct it, or take it out."
+        )
+    return longest
+
+
+def check_rows(path: Path, tokens: int, rows: int) -> None:
+    """Refuse a tokenizer with more tokens than the model's embeddings have rows."""
+    if tokens > rows:
+        raise UnbackdoorError(
+            f"{path} has a tokenizer of {tokens:,} tokens, but its model has embeddings for {rows:,}. Take the "
+            "tokenizer that it was trained with."
+        )
+
+
+def _check_ids(path: Path, tokenizer: Any, rows: int) -> None:
+    """Refuse a tokenizer whose tokens have numbers beyond the embeddings; their count alone does not tell."""
+    with reading(f"the tokenizer of {path}"), silent_rust():
+        token, largest = max(tokenizer.get_vocab().items(), key=lambda entry: entry[1], default=("", 0))
+        # The numbers of the tokens around a text need not stand in the vocabulary.
+        around = max(tokenizer("a", "a")["input_ids"], default=0)
+        tokenizer("\u4e9c \U0001f9ff zqxj")  # which fails where there is no token for unknown words
+    if max(largest, around) >= rows:
+        token = token if largest >= around else "one that it puts around a text"
+        raise UnbackdoorError(
+            f"{path} has a tokenizer whose token {printable(token)} is number {max(largest, around):,}, but its model "
+            f"has embeddings for {rows:,}. Take the tokenizer that it was trained with."
+        )
+
+
+def tokenizer_of(path: Path, trust_remote_code: bool = False, rows: int | None = None) -> Any:
+    """The tokenizer of a directory.
+
+    Args:
+        path: the directory.
+        trust_remote_code: run Python files that come with it.
+        rows: of the model's embeddings, which its files are held against; None where that is not known.
+
+    Raises:
+        UnbackdoorError: there is none that transformers can load, or it has no vocabulary.
+    """
+    import transformers
+
+    _check_tokenizer_files(path, rows)
+    with quiet_transformers(), silent_rust(), reading(f"the tokenizer of {path}"):
+        try:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(
+                str(path), local_files_only=True, trust_remote_code=trust_remote_code
+            )
+        except Exception as problem:  # a config decides what runs, so it may be wrong in any way
+            if "trust_remote_code" in str(problem):
+                raise own_code(path) from None
+            reason = printable(str(problem).strip().split("\n")[0], 200).rstrip(".") or type(problem).__name__
+            raise UnbackdoorError(
+                f"{path} has no tokenizer that transformers can load ({reason}). Fetch tokenizer.json and "
+                "tokenizer_config.json, too."
+            ) from None
+    vocabularies = set(getattr(tokenizer, "vocab_files_names", {}).values()) | {"tokenizer.json"}
+    if not any((path / name).exists() for name in vocabularies):  # transformers makes an empty one then
+        raise UnbackdoorError(
+            f"{path} has a tokenizer without a vocabulary (none of {', '.join(sorted(vocabularies))}). Fetch "
+            "tokenizer.json and tokenizer_config.json, too."
+        )
+    return tokenizer
+
+
+def _positions(model: Any) -> Iterator[int]:
+    """What bounds the length of a text: the positions that the model knows."""
+    for name in ("max_position_embeddings", "n_positions"):
+        limit = getattr(model.config, name, None)
+        if isinstance(limit, int) and limit > 0:
+            yield limit
+    for name, layer in model.named_modules():
+        if "position" in name and isinstance(layer, nn.Embedding) and layer.padding_idx is not None:
+            yield layer.num_embeddings - layer.padding_idx - 1  # RoBERTa counts from after the padding token's
+
+
+# Files of tokenizers whose length grows with the number of tokens.
+_VOCABULARIES = (
+    "tokenizer.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "added_tokens.json",
+    "special_tokens_map.json",
+)
+
+
+def _check_tokenizer_files(path: Path, rows: int | None) -> None:
+    """Refuse tokenizer files that are many times too long for the model, point elsewhere, or make texts explode."""
+    most = COMPANION if rows is None else min(COMPANION, 8 * MEBIBYTE + 2000 * rows)  # 200 bytes a token are many
+    for name in (*_VOCABULARIES, *(file.name for file in path.glob("*.model"))):
+        if exists(path / name) and not (path / name).is_dir():
+            check_file(path / name, most)
+    settings = path / "tokenizer_config.json"
+    if exists(settings):
+        for key, given in read_json(settings, most).items():
+            if key.endswith("_file") and isinstance(given, str) and exists(given) and Path(given).parent != path:
+                raise UnbackdoorError(
+                    f"{settings} names {printable(given)} as its {printable(key)}, a file outside of {path}. Take that "
+                    "entry out."
+                )
+    if exists(path / "tokenizer.json"):
+        growth = math.prod(_growths(read_json(path / "tokenizer.json", most).get("normalizer")))
+        if growth > 1000:
+            raise UnbackdoorError(
+                f"{path}/tokenizer.json makes a text up to {growth:,} times as long before it cuts it into tokens. "
+                "Take the tokenizer that the model was trained with."
+            )
+
+
+def _growths(normalizer: Any) -> Iterator[int]:
+    """By how much each step of a tokenizer's normalizer may lengthen a text."""
+    if isinstance(normalizer, list):
+        for step in normalizer:
+            yield from _growths(step)
+    elif isinstance(normalizer, dict):
+        for key, entry in normalizer.items():
+            if key in ("content", "prepend") and isinstance(entry, str):
+                yield max(1, len(entry))
+            else:
+                yield from _growths(entry)

@@ -1,0 +1,124 @@
+"""The files with the weights of a model directory: which ones they are, and that they are what they say."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from safetensors.torch import load_file
+from torch import Tensor
+
+from unbackdoor._errors import UnbackdoorError, printable
+from unbackdoor._inputs import check_file, exists, read_json
+from unbackdoor._models.building import Extent
+from unbackdoor._models.untrusted_weights import TensorLocation, check_safetensors, foreign, read_weights
+
+# How the files of a training begin that hold no weights, although they end as these do.
+_TRAINING = ("training_args", "optimizer", "scheduler", "scaler", "rng_state")
+
+
+@dataclass(frozen=True)
+class WeightFiles:
+    """The weights of a model directory: one file, or several with an index.
+
+    Args:
+        files: sorted by name.
+        pickled: whether they are pickles; otherwise they are safetensors files.
+        index: the file that says which file holds which tensor; None if there is one file.
+        locations: where the tensors lie, by file and name; empty for pickles.
+        extent: how much they hold.
+    """
+
+    files: tuple[Path, ...]
+    pickled: bool
+    index: Path | None
+    extent: Extent
+    locations: dict[Path, dict[str, TensorLocation]] = field(default_factory=dict)
+
+    def read(self) -> dict[str, Tensor]:
+        """All tensors by name, on the CPU."""
+        parts = [read_weights(file) if self.pickled else load_file(file) for file in self.files]
+        return {name: tensor for part in parts for name, tensor in part.items()}
+
+
+def weight_files(path: Path) -> WeightFiles:
+    """Find the weights of a model directory and check them: of safetensors files the headers, of pickles everything.
+
+    Raises:
+        UnbackdoorError: there are none, or a file is missing, damaged or asks to run code.
+    """
+    whole, index = path / "model.safetensors", path / "model.safetensors.index.json"
+    if whole.exists():
+        return _safetensors_files((whole,), None)
+    if index.exists():
+        weight_map = _weight_map(path, index)
+        weights = _safetensors_files(_shards(path, weight_map), index)
+        for name, part in weight_map.items():
+            if name not in weights.locations[path / part]:
+                raise UnbackdoorError(
+                    f"{path} lists {printable(name)} in the shard {printable(part)}, which lacks it. Fetch it again."
+                )
+        return weights
+    whole, index = path / "pytorch_model.bin", path / "pytorch_model.bin.index.json"
+    if whole.exists():
+        return _pickles((whole,), None)
+    if index.exists():
+        return _pickles(_shards(path, _weight_map(path, index)), index)
+    raise _no_weights(path)
+
+
+def _safetensors_files(files: tuple[Path, ...], index: Path | None) -> WeightFiles:
+    locations = {file: check_safetensors(file) for file in files}
+    shapes = [location.shape for tensors in locations.values() for location in tensors.values()]
+    widest = max((side for shape in shapes for side in shape), default=0)
+    extent = Extent(sum(file.stat().st_size for file in files), len(shapes), widest)
+    return WeightFiles(files, False, index, extent, locations)
+
+
+def _pickles(files: tuple[Path, ...], index: Path | None) -> WeightFiles:
+    for file in files:
+        read_weights(file)
+    extent = Extent(sum(check_file(file).stat().st_size for file in files), 10_000, None)  # no header says more
+    return WeightFiles(files, True, index, extent)
+
+
+def _weight_map(path: Path, index: Path) -> dict[str, str]:
+    """Which file of a directory holds which tensor, as an index says.
+
+    Raises:
+        UnbackdoorError: it does not say which, or one is not there.
+    """
+    weight_map = read_json(index).get("weight_map")
+    if (
+        not isinstance(weight_map, dict)
+        or not weight_map
+        or not all(isinstance(part, str) for part in weight_map.values())
+    ):
+        raise UnbackdoorError(f"{index} does not say which file holds which tensor. Fetch it again.")
+    for file in _shards(path, weight_map):
+        if file.parent != path or not exists(file):
+            raise UnbackdoorError(f"{path} lists the shard {printable(file.name)}, which is missing. Fetch it again.")
+    return weight_map
+
+
+def _shards(path: Path, weight_map: dict[str, str]) -> tuple[Path, ...]:
+    return tuple(path / part for part in sorted(set(weight_map.values())))
+
+
+def _no_weights(path: Path) -> UnbackdoorError:
+    """The sentence for a directory without weights under the names that are read; it names those that there are."""
+    others = sorted(file.name for file in path.iterdir() if foreign(file)) or ["?"]
+    program = foreign(Path(others[0]))
+    if program is not None:
+        return UnbackdoorError(
+            f"{path} has its weights for {program} only ({printable(others[0])}); model.safetensors is expected. "
+            "Convert it, or ask its owner for PyTorch weights."
+        )
+    endings = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")  # the likeliest first
+    named = [file.name for file in sorted(path.iterdir(), key=lambda file: file.suffix != endings[0])]
+    named = [name for name in named if name.endswith(endings) and not name.startswith(_TRAINING)]
+    if named:
+        expected = "model.safetensors" if named[0].endswith(endings[0]) else "pytorch_model.bin"
+        return UnbackdoorError(
+            f"{path} has no model.safetensors, but {printable(named[0])}. If it holds the model's weights, rename "
+            f"it to {expected}."
+        )
+    return UnbackdoorError(f"{path} has no model.safetensors (nor pytorch_model.bin). Fetch it again.")
