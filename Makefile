@@ -1,10 +1,10 @@
 # make demo    set up what the demo needs, then poison, purify and report on real digits
 # make test    set up all that developers need, then run the tests
 # make check   set up, write the stubs of public names, then format, lint, layers and types
-# make results set up, then write docs/results/tables from the cells beside them
+# make results set up, then write docs/results/tables from docs/results/cells
 # make docs    set up, then build the docs site into site/
 #
-# Needs Python 3.11 or newer (choose another by PYTHON=python3.13) and make. Everything goes into .venv.
+# You need Python 3.11 or newer (PYTHON=python3.13 chooses one) and make. Everything is installed into .venv.
 
 PYTHON ?= python3
 VENV := .venv
@@ -59,7 +59,7 @@ $(DOCS): $(INSTALLED)
 	touch $@
 
 # timm needs torchvision, which must not be importable in the main environment, so both go into a directory that one
-# test puts on its path. That test is skipped, with its reason, where they cannot be had.
+# test puts on its path. That test is skipped, with its reason, if they cannot be installed.
 $(TIMM): $(INSTALLED)
 	-$(PIP) --no-deps -c constraints.txt --target $(VENV)/timm-site --upgrade torchvision timm
 	touch $@

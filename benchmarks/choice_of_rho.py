@@ -1,14 +1,15 @@
-"""What each rule of choosing Fine-mixing's rho costs on a text suspect, over a thousand draws of 64 clean texts.
+"""Measures what each rule of choosing Fine-mixing's rho costs on a text suspect, over a thousand draws of 64 texts.
 
     python benchmarks/choice_of_rho.py MODEL --base BASE --data TEST [--data MORE] --triggered TRIGGERED --target 1 \
         --out answers.pt
 
 The suspect is mixed and tuned once at each rho, on 64 texts. All others are answered once. Then 64 of these are drawn
-again and again to stand for the held-out texts of a cross-validation: a rule sees what each rho loses on them, and what
-the rho that it takes loses on all is what it costs. The search is by halving, as in the method, over these rho.
+again and again to stand for the held-out texts of a cross-validation: a rule sees the loss of each rho on them, and
+its cost is the loss on all texts of the rho that it chooses. The search is by halving, as in the method, over these
+rho.
 
-`beliefs` takes no labels for the loss: the suspect's answers, at the temperature that fits the 64 labels best, say how
-much a different answer costs. It is no part of the method; docs/results/fine-mixing.md tells why.
+`beliefs` uses no labels for the loss: the suspect's answers, at the temperature that fits the 64 labels best, estimate
+the cost of a different answer. It is not a part of the method; docs/results/fine-mixing.md explains why.
 """
 
 import argparse
@@ -77,7 +78,7 @@ def differences(gaps: Tensor) -> tuple[float, float]:
     return float(gaps.mean()), max(float(gaps.std() / len(gaps) ** 0.5), 1 / len(gaps))
 
 
-def tell(found: dict[str, Any]) -> None:
+def print_rules(found: dict[str, Any]) -> None:
     """Print what is true of each rho, what 64 texts say of it, and what each rule costs."""
     labels, suspect = found["labels"], found["suspect"]["test"].double()
     right = (suspect.argmax(dim=1) == labels).double()
@@ -107,12 +108,12 @@ def tell(found: dict[str, Any]) -> None:
             taken[rule].append(halved(losses, passes))
     print("| rho | lost | attack success | by labels | by beliefs |\n| --- | --- | --- | --- | --- |")
     for rho in sorted(lost):
-        told = []
+        columns = []
         for kind in ("labels", "beliefs"):
             mean, claimed = np.array(said[kind][rho]).mean(axis=0)
             spread = np.array(said[kind][rho])[:, 0].std()
-            told.append(f"{100 * mean:.1f}, spread {100 * spread:.1f}, claimed {100 * claimed:.1f}")
-        print(f"| {rho:g} | {100 * float(lost[rho].mean()):.1f} | {100 * moved[rho]:.1f} | {' | '.join(told)} |")
+            columns.append(f"{100 * mean:.1f}, spread {100 * spread:.1f}, claimed {100 * claimed:.1f}")
+        print(f"| {rho:g} | {100 * float(lost[rho].mean()):.1f} | {100 * moved[rho]:.1f} | {' | '.join(columns)} |")
     print("| rule | lost, mean | 90th percentile | attack success, mean |\n| --- | --- | --- | --- |")
     for rule, chosen in taken.items():
         costs = 100 * np.array([float(lost[rho].mean()) for rho in chosen])
@@ -129,10 +130,10 @@ def main() -> None:
     parser.add_argument("--target", type=int, default=1)
     parser.add_argument("--max-length", type=int, default=32)
     parser.add_argument("--texts", type=int, default=900)
-    parser.add_argument("--out", required=True, help="the answers; told from there where it exists")
+    parser.add_argument("--out", required=True, help="file of the answers; if it exists, the rules are measured on it")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    tell(torch.load(given.out, weights_only=True) if Path(given.out).exists() else measured(given))
+    print_rules(torch.load(given.out, weights_only=True) if Path(given.out).exists() else measured(given))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""A contact sheet: each image trigger on a few CIFAR-10 pictures, and what it changes, amplified; drawn from the code.
+"""A contact sheet: each image trigger on a few CIFAR-10 pictures, and its change, amplified; drawn from the code.
 
     python benchmarks/contact_sheet.py TRAIN.parquet --out docs/results/triggers.png
     python benchmarks/contact_sheet.py TRAIN.parquet --victims RUNS --out triggers.png
 
 Learnt triggers come from victims: each folder under RUNS with an attack.json. Without one, those that are made against
 a clean model get a small one, and those that learn with the victim a small victim, both trained here for two passes
-over the first 2,000 pictures: enough to see what they look like, not to see what they can do.
+over the first 2,000 pictures: enough to show the triggers, not their strength.
 """
 
 import argparse
@@ -59,7 +59,7 @@ def triggers(data: Dataset, victims: Path | None, count: int) -> dict[str, Trigg
 
 
 def sheet(pictures: Tensor, made: dict[str, Trigger]) -> Image.Image:
-    """A row per trigger: the name, the pictures with it, what it changes, and by how much that is amplified."""
+    """A row per trigger: the name, the pictures with it, the change, and the factor of its amplification."""
     names = [entry.name for entry in REGISTRY if entry.name in made]
     side = pictures.shape[-1] * ZOOM
     columns = 2 * len(pictures)
@@ -69,15 +69,15 @@ def sheet(pictures: Tensor, made: dict[str, Trigger]) -> Image.Image:
     font = ImageFont.load_default(13)
     middle = LABEL + len(pictures) * (side + GAP) + 3 * GAP
     draw.text((LABEL, 4), "with the trigger, rounded to 8 bits", "black", font)
-    draw.text((middle, 4), "the change, amplified as said at the left; grey is none", "black", font)
+    draw.text((middle, 4), "the change, amplified as the left column says; grey is none", "black", font)
     for row, name in enumerate(["no trigger", *names]):
         top = 24 + row * (side + GAP)
         shown = pictures if row == 0 else made[name].stamp(pictures)
         change = shown.float() - pictures.float()
         largest = float(change.abs().max())
         factor = max(1, int(127 / largest)) if largest else 1
-        told = name if row == 0 else f"{name}\nup to {largest:.0f} of 255\nchange x {factor}"
-        draw.multiline_text((4, top + side // 3), told, "black", font)
+        caption = name if row == 0 else f"{name}\nup to {largest:.0f} of 255\nchange x {factor}"
+        draw.multiline_text((4, top + side // 3), caption, "black", font)
         residual = (127.5 + factor * change).clamp(0, 255).to(torch.uint8)
         for column, picture in enumerate([*shown, *residual]):
             left = (LABEL if column < len(pictures) else middle - len(pictures) * (side + GAP)) + column * (side + GAP)

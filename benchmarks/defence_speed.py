@@ -1,16 +1,16 @@
-"""Methods whose step is more than one backward pass, beside bare PyTorch loops with the same passes.
+"""Compares methods whose step is more than one backward pass with bare PyTorch loops of the same passes.
 
     python benchmarks/defence_speed.py                                              # ResNet-18 of width 16, 512 images
     python benchmarks/defence_speed.py --width 4 --images 64 --batch 32 --rounds 2  # a try
 
 Each method runs through `unbackdoor.purify`, and as a loop written by hand with as many forward, backward and second
 backward passes on batches of the same size, in the same precision and memory layout. They take turns in one process;
-the ratio is that of the medians, and the target is 1.3 at most. Without a GPU the clock counts processor seconds, which
-other work on the machine changes less. Augmentation is off in both, the check of the suspect
-that `purify` begins and ends with is a pass without gradients over the images each, which the bare loop makes, too.
-The images are random, which costs the same.
+the ratio is that of the medians, and the target is 1.3 at most. Without a GPU the clock counts processor seconds,
+which other work on the machine changes less. Augmentation is off in both. `purify` begins and ends with a check, one
+pass without gradients over the images each; the bare loop makes the same passes. The images are random, which costs
+the same.
 
-Another method is another line of `CONTENDERS`: its settings, and its bare loop.
+To add a method, add a line to `CONTENDERS`: its settings, and its bare loop.
 """
 
 import argparse

@@ -1,13 +1,13 @@
 """Wall time and anonymous memory of mixing two checkpoints of 1.1 billion bfloat16 weights on disk.
 
     python benchmarks/mixing_speed.py                            # installs mergekit into an environment of its own
-    python benchmarks/mixing_speed.py --mergekit BIN/PYTHON      # takes the environment of this interpreter
+    python benchmarks/mixing_speed.py --mergekit BIN/PYTHON      # uses the environment of this interpreter
     python benchmarks/mixing_speed.py --layers 1 --rounds 1 --only cp linear mask      # a try (seconds)
 
 The contenders, each in a process of its own, imports included; they take turns, and their order turns with each round:
 
     cp        copies one checkpoint
-    linear    the stream of unbackdoor, interpolating: what a mix costs without masks
+    linear    the stream of unbackdoor, interpolating: the cost of a mix without masks
     mask      the stream of unbackdoor, with random masks
     mergekit  mergekit's linear merge of the same pair
 
@@ -169,7 +169,7 @@ def machine() -> dict[str, Any]:
 
 
 def report(runs: dict[str, dict[str, list[dict[str, float]]]], largest: int) -> tuple[str, dict[str, Any]]:
-    """A table of medians, and the ratios beside their aims."""
+    """A table of medians, and the ratios with their aims."""
     lines = [
         "| cache | contender | wall, s | processor, s | anonymous memory, MB | n |",
         "| --- | --- | --- | --- | --- | --- |",

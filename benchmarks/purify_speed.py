@@ -1,4 +1,4 @@
-"""Wall time and peak memory of one purification and one evaluation, beside two loops written by hand.
+"""Wall time and peak memory of one purification and one evaluation, compared with two loops written by hand.
 
     python benchmarks/purify_speed.py                                 # the real size: many minutes
     python benchmarks/purify_speed.py --width 16 --images 100 --test 200 --epochs 2 --rounds 1   # a try (seconds)

@@ -1,11 +1,11 @@
-"""What a purifier makes of the same function, written down in another way.
+"""Measures how a purifier changes the same function with other weights.
 
     python benchmarks/rescaling.py [METHOD ...]
 
 A network of two convolutions learns scikit-learn's digits, a tenth of which carry a bright corner and the label 3. The
 victim is purified as it is, and twice more after its head's weight was divided by c and the head's input multiplied
-by it (c = 1/8 and 8, a module without parameters): the three compute the same. Printed are clean accuracy and attack
-success of each, in %. A method whose lines differ much takes a scale for granted that is the victim's own.
+by it (c = 1/8 and 8, a module without parameters): the three compute the same. The script prints clean accuracy and
+attack success of each, in %. A method whose lines differ much depends on a scale that belongs to the victim.
 """
 
 import argparse

@@ -1,10 +1,10 @@
-"""How a store grows: a simulated one of 100,000 cells, and how long it takes to list, resume and read.
+"""Times listing, resuming and reading a simulated store of 100,000 cells.
 
     python benchmarks/store_growth.py --out /tmp/growth --cells 100000
 
-A grid of about that many cells is written, its store is filled with results of the usual size (ten classes), and then
-timed, each in a process of its own: listing the keys, starting the finished grid again, a dry run, reading all cells,
-which is what a report begins with, and the report as a table and as a page.
+The script writes a grid of about that many cells, fills its store with results of the usual size (ten classes), and
+then times, each in a process of its own: listing the keys, starting the finished grid again, a dry run, reading all
+cells (the start of a report), and the report as a table and as a page.
 """
 
 import argparse

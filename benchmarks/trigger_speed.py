@@ -1,11 +1,11 @@
-"""How long it takes to put each image trigger on 10,000 images of 32x32, and what training costs that implants.
+"""Times putting each image trigger on 10,000 images of 32x32, and training with attacks that implant by themselves.
 
     python benchmarks/trigger_speed.py             # each trigger
-    python benchmarks/trigger_speed.py --training  # Input-aware and Bypass beside plain victim training
+    python benchmarks/trigger_speed.py --training  # Input-aware and Bypass, and plain victim training
 
-Times are processor time over all threads, so that other work on the machine does not count. Input-aware learns its mask
-in a fixed number of steps first, which weighs less the longer the training. The pictures are noise: the time does not
-depend on what they show. Triggers that are learnt are timed as they are before training, which costs the same.
+Times are processor time over all threads, so that other work on the machine does not count. Input-aware learns its
+mask in a fixed number of steps first, which matters less in a long training. The pictures are noise: the time does not
+depend on their content. Learnt triggers are timed in their state before training, which costs the same.
 """
 
 import argparse

@@ -1,8 +1,8 @@
-"""An attack of your own in 40 lines: a frozen value with what its trigger is made of, and how that is put on.
+"""An attack of your own in 40 lines: a frozen value with the parts of its trigger, and the function that puts it on.
 
     python examples/your_own_attack.py                                      # checks the contract
 
-In a grid, with this folder on PYTHONPATH: [[attacks]] name = "your_own_attack:Stripe". On the command line likewise:
+In a grid, with this folder on PYTHONPATH: [[attacks]] name = "your_own_attack:Stripe". On the command line:
 unbackdoor attack your_own_attack:Stripe --data DATA --out DIR --thickness 2
 """
 
@@ -25,7 +25,7 @@ class Stripe:
         target: the class that the attacker wants.
         label_rule: all-to-one, all-to-all or clean-label.
 
-    Differences from the paper: there is no paper.
+    Differences from the paper: it has no paper.
     """
 
     thickness: Annotated[int, Field(ge=1)] = 1

@@ -1,8 +1,8 @@
-"""A purifier of your own in 40 lines: a frozen value that can be called. Nothing to inherit from, nothing to register.
+"""A purifier of your own in 40 lines: a frozen value that can be called. You inherit and register nothing.
 
     python examples/your_own_method.py                                      # checks the contract
 
-In a grid, with this folder on PYTHONPATH: [[methods]] name = "your_own_method:Shrinking". On the command line likewise:
+In a grid, with this folder on PYTHONPATH: [[methods]] name = "your_own_method:Shrinking". On the command line:
 unbackdoor purify your_own_method:Shrinking MODEL --clean DATA --out DIR --factor 0.8
 """
 
@@ -21,10 +21,10 @@ class Shrinking:
     """Make all weight matrices a little smaller, then tune.
 
     Args:
-        factor: that weights are multiplied by, more than 0 and at most 1.
+        factor: multiplies the weights; more than 0 and at most 1.
         epochs: passes over the clean examples, at least 1.
 
-    Differences from the paper: there is no paper.
+    Differences from the paper: it has no paper.
     """
 
     factor: Annotated[float, Field(gt=0, le=1)] = 0.9
