@@ -17,12 +17,10 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from unbackdoor import Dataset
-from unbackdoor._cli.options import AttackOptions
+from unbackdoor import Dataset, VictimRecipe, plant
 from unbackdoor._poisoning.attack_file import load_trigger
 from unbackdoor._poisoning.trigger import Trigger
 from unbackdoor._registry.entries import name_of
-from unbackdoor._victims.planting import plant
 from unbackdoor.attacks import REGISTRY
 
 ZOOM, GAP, LABEL = 3, 4, 118
@@ -47,12 +45,12 @@ def triggers(data: Dataset, victims: Path | None, count: int) -> dict[str, Trigg
         if not getattr(attack, "learnt", False):
             found[entry.name] = Trigger.of(attack, data)
             continue
-        options = AttackOptions(data=[], out="", width=8, epochs=2, rate=0.1)
+        recipe = VictimRecipe(width=8, epochs=2, rate=0.1)
         given = {}
         if getattr(attack, "needs_surrogate", False):
-            surrogate = surrogate or plant(part, test, None, options)
+            surrogate = surrogate or plant(part, None, recipe, test=test)
             given = {"surrogate": surrogate.model, "surrogate_encode": surrogate.encode}
-        made = plant(part, test, attack, options, **given).trigger
+        made = plant(part, attack, recipe, test=test, **given).trigger
         assert made is not None
         found[entry.name] = made
     return found

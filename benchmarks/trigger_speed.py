@@ -14,11 +14,9 @@ from typing import Any
 
 import torch
 
-from unbackdoor import Dataset, attacks
-from unbackdoor._cli.options import AttackOptions
+from unbackdoor import Dataset, VictimRecipe, attacks, plant
 from unbackdoor._models.arithmetic import choose, description
 from unbackdoor._poisoning.trigger import Trigger
-from unbackdoor._victims.planting import plant
 from unbackdoor.attacks import REGISTRY
 
 
@@ -63,12 +61,12 @@ def triggers(count: int) -> None:
 
 def training(count: int, epochs: int, width: int, rate: float) -> None:
     data, test = noise(count), noise(200)
-    options = AttackOptions(data=[], out="", rate=rate, width=width, epochs=epochs)
+    recipe = VictimRecipe(rate=rate, width=width, epochs=epochs)
     plain = None
     print(f"{count:,} images, {epochs} epochs, ResNet-18 of width {width}, rate {rate:g}")
-    plant(data.select(range(256)), test, attacks.BadNets(), options)  # what runs for the first time is slower
+    plant(data.select(range(256)), attacks.BadNets(), recipe, test=test)  # what runs for the first time is slower
     for attack in (attacks.BadNets(), attacks.Bypass(), attacks.InputAware()):
-        took = seconds_of(lambda attack=attack: plant(data, test, attack, options), 1)
+        took = seconds_of(lambda attack=attack: plant(data, attack, recipe, test=test), 1)
         plain = plain or took
         print(f"| {type(attack).__name__} | {took:.1f} s | {took / plain:.2f} times BadNets |", flush=True)
 

@@ -17,7 +17,7 @@ from commands import Refusals
 from unbackdoor import Dataset, ImageEncoder, attacks, poison
 from unbackdoor._data.texts import TextEncoder, Texts
 from unbackdoor._models.arithmetic import choose
-from unbackdoor._training.descent import train_victim
+from unbackdoor._victims.training import train_victim
 
 torch.set_num_threads(1)  # the test runner has a process per core
 

@@ -20,3 +20,6 @@ from ._stress.result import Stress as Stress
 from ._stress.stress import stress as stress
 from ._tasks.proportion import Proportion as Proportion
 from ._tasks.score import Score as Score
+from ._victims.plant import Victim as Victim
+from ._victims.plant import plant as plant
+from ._victims.recipe import VictimRecipe as VictimRecipe

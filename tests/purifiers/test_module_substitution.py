@@ -16,7 +16,7 @@ from unbackdoor._models.arithmetic import choose
 from unbackdoor._models.calling import embeddings, logits
 from unbackdoor._poisoning.poison import poison
 from unbackdoor._purification.run import Run
-from unbackdoor._training.descent import train_victim
+from unbackdoor._victims.training import train_victim
 from unbackdoor.purifiers.module_substitution import searched
 from unbackdoor.testing import check_method
 

@@ -21,7 +21,6 @@ from unbackdoor._bench.examples import Examples, Shelf
 from unbackdoor._bench.schema import Task
 from unbackdoor._bench.store import Store
 from unbackdoor._bench.subjects import NONE, Cell, Subject
-from unbackdoor._cli.options import AttackOptions
 from unbackdoor._data.classes import check_labels
 from unbackdoor._data.dataset import Dataset
 from unbackdoor._data.images import ImageEncoder
@@ -32,7 +31,6 @@ from unbackdoor._models.calling import class_count, class_names
 from unbackdoor._models.loading import Loaded, base_encoder, load, load_base
 from unbackdoor._poisoning.attack_file import load_trigger
 from unbackdoor._poisoning.triggered import Triggered, already_triggered, triggered
-from unbackdoor._progress import silent
 from unbackdoor._purification.purify import judged, purify
 from unbackdoor._registry.entries import to_json
 from unbackdoor._registry.purifiers import REGISTRY
@@ -40,7 +38,9 @@ from unbackdoor._tasks.classification import predict, score
 from unbackdoor._tasks.proportion import Proportion
 from unbackdoor._tasks.score import Score
 from unbackdoor._victims.directory import write_victim
-from unbackdoor._victims.planting import plant, took
+from unbackdoor._victims.implanted import has_implanted
+from unbackdoor._victims.plant import plant
+from unbackdoor._victims.recipe import VictimRecipe
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,11 +161,8 @@ class _Desk:
         data = self.examples.read(task, "train", encode, None)
         like = encode or ImageEncoder(size=data.shape[1:], channels=data.shape[0])  # type: ignore[arg-type]
         test, _ = self.examples.parts(subject, like, data.classes)
-        options = AttackOptions(
-            data=[],
-            out="",
+        recipe = VictimRecipe(
             rate=subject.rate or 0.05,
-            seed=subject.seed or 0,
             base=task.base,
             arch=task.arch,
             width=task.width,
@@ -173,19 +170,18 @@ class _Desk:
             clean_epochs=task.clean_epochs,
             learning_rate=task.learning_rate,
             batch_size=task.batch_size,
-            max_length=task.max_length,
-            precision=task.precision,
-            device=self.settings.device,
         )
         control = None if surrogate is None else load(self.store.victim(surrogate.key))
         victim = plant(
             data,
-            test,
             subject.attack,
-            options,
+            recipe,
+            subject.seed or 0,
+            test=test,
             surrogate=control and control.model,
             surrogate_encode=control and control.encode,
-            progress=silent,
+            device=self.settings.device,
+            precision=task.precision,
         )
         source = Path(task.base) if task.base is not None and Path(task.base).is_dir() else None
         self.store.put_victim(subject.spec, lambda folder: write_victim(victim, folder, source=source))
@@ -232,7 +228,7 @@ class _Desk:
         elif task.triggered is None:
             result["implanted"] = self._implanted(subject, folder)
         elif cell.method is None:
-            result["implanted"] = took(measured, classes, test.modality)
+            result["implanted"] = has_implanted(measured, classes, test.modality)
         else:
             result["implanted"] = self._took(subject, lambda: score(model, test, attacked, arithmetic), classes, test)
         scoring = time.perf_counter() - start
@@ -303,7 +299,7 @@ class _Desk:
         known = self.store.get({"victim": subject.spec, "method": NONE, "clean": None, "seed": 0})
         if known is not None and known.get("implanted") is not None:
             return bool(known["implanted"])
-        found: bool = self.shelf.keep("took", subject.key, lambda: took(measured(), classes, test.modality))
+        found: bool = self.shelf.keep("took", subject.key, lambda: has_implanted(measured(), classes, test.modality))
         return found
 
     def _implanted(self, subject: Subject, folder: Path) -> bool | None:

@@ -32,9 +32,11 @@ from unbackdoor._tasks.classification import score
 from unbackdoor._tasks.proportion import chance_doubt
 from unbackdoor._tasks.score import Score
 from unbackdoor._value import check_seed, value
-from unbackdoor._victims import planting
 from unbackdoor._victims.directory import write_victim
-from unbackdoor._victims.planting import plant
+from unbackdoor._victims.implanted import IMPLANTED
+from unbackdoor._victims.plant import Victim, needs_test, plant, recorded
+from unbackdoor._victims.recipe import VictimRecipe
+from unbackdoor._victims.training import no_base
 from unbackdoor.purifiers.e_pur import EPUR
 from unbackdoor.purifiers.fine_mixing import FineMixing
 
@@ -112,7 +114,7 @@ def purify(source: str, method: Method, options: PurifyOptions, *, command: str 
             **({"base": Path(options.base).name} if options.base else {}),
             "factory": _factory_name(options.factory),
         },
-        "encode": planting.recorded(encode, test or clean),
+        "encode": recorded(encode, test or clean),
         "scores": None,
         "scores_note": "not measured: no --data was given",
     }
@@ -324,72 +326,91 @@ def _counts(text: str) -> tuple[int, ...]:
 
 
 def attack(made: Any, options: AttackOptions) -> None:
-    """The `attack` command."""
+    """The `attack` command; `made` is an attack's value, or `NoAttack`."""
     out = Path(options.out)
     inputs = (*options.data, options.test, options.base, options.surrogate, options.triggered_test, options.control)
     earlier = directories.check_free(
         out, overwrite=options.overwrite, inputs=tuple(Path(given) for given in inputs if given)
     )
     check_seed(options.seed)
-    planted = None if isinstance(made, NoAttack) else made
-    if options.test is None and not getattr(made, "repeatable", True):
-        raise UnbackdoorError(
-            f"{type(made).__name__} needs --test: its copies match --data row for row, so none of it can be held out."
-        )
-    unmarked = planted is None or (not getattr(made, "repeatable", True) and options.triggered_test is None)
-    if options.control is not None and unmarked:
-        raise UnbackdoorError("--control counts flips on triggered examples, and there are none here. Leave it out.")
-    if options.base is None and getattr(made, "modality", "images") == "text":
-        raise planting.no_base()
+    recipe = _recipe(options)
+    chosen = None if isinstance(made, NoAttack) else made
+    _check_attack_options(chosen, options)
     columns = _columns(options.columns)
     base = None if options.base is None else ModelDirectory.of(options.base, "--base")
     encode = None if base is None else loading.base_encoder(base, max_length=options.max_length)
     data = Dataset.load(options.data, encode, columns=columns, augment=options.augment, group=options.group)
     like = encode or ImageEncoder(size=data.shape[1:], channels=data.shape[0])  # type: ignore[arg-type]
-    held_out = ""
-    if options.test is not None:
-        test = Dataset.load(options.test, like, columns=columns, classes=data.classes, augment="none")
-    else:
-        test, data = data.split(max(1, len(data) // 10), seed=options.seed)
-        held_out = f", a seeded tenth held out of the {len(data) + len(test):,} given"
+
+    def more(path: str | None) -> Dataset | None:
+        if path is None:
+            return None
+        return Dataset.load(path, like, columns=columns, classes=data.classes, augment="none")
+
     surrogate = None if options.surrogate is None else loading.load(options.surrogate)
     control = _control(options.control)
-    marked = None
-    if options.triggered_test is not None:
-        marked = Dataset.load(options.triggered_test, like, columns=columns, classes=data.classes, augment="none")
     victim = plant(
         data,
-        test,
-        planted,
-        options,
+        chosen,
+        recipe,
+        options.seed,
+        test=more(options.test),
+        triggered_test=more(options.triggered_test),
         surrogate=surrogate and surrogate.model,
         surrogate_encode=surrogate and surrogate.encode,
-        triggered_test=marked,
         control=control and control.model,
         control_encode=control and control.encode,
+        device=options.device,
+        precision=options.precision,
+        progress=True,
     )
     with directories.directory(out, earlier) as folder:
         write_victim(victim, folder, source=base)
-        saving.check_saved(folder, victim.model, victim.encode, test)
+        saving.check_saved(folder, victim.model, victim.encode, victim.test)
+    held_out = "" if options.test else f", a seeded tenth held out of the {len(data):,} given"
     print(victim.score)
-    print(f"measured on {len(test):,} test examples{held_out}")
-    if planted is not None:
-        rows = victim.description["rows"]
-        print(f"poisoned {len(rows):,} of {len(data):,} training examples ({100 * len(rows) / len(data):.2f} %)")
-    if planted is not None and victim.score.attack_success is None:
-        print("Whether the backdoor took is not known: give --triggered-test, or see evaluate --triggered.")
-    elif victim.score.attack_success is not None and not victim.description["implanted"]:
-        success, least = victim.score.attack_success.value, planting.IMPLANTED[data.modality]
+    print(f"measured on {len(victim.test):,} test examples{held_out}")
+    _print_planted(victim)
+    _propose_control(victim.score, calling.class_count(victim.model, victim.test))
+    print(f"Wrote {out} in {victim.record['seconds']:.0f} s of training.")
+
+
+def _recipe(options: AttackOptions) -> VictimRecipe:
+    """The recipe that options of the same names ask for."""
+    names = [field.name for field in dataclasses.fields(VictimRecipe)]
+    return VictimRecipe(**{name: getattr(options, name) for name in names})
+
+
+def _check_attack_options(chosen: Any, options: AttackOptions) -> None:
+    """Refuse options that do not fit the attack (None for the clean control), before any data is read."""
+    repeatable = getattr(chosen, "repeatable", True)
+    if options.test is None and not repeatable:
+        raise needs_test(chosen)
+    unmarked = chosen is None or (not repeatable and options.triggered_test is None)
+    if options.control is not None and unmarked:
+        raise UnbackdoorError("--control counts flips on triggered examples, and there are none here. Leave it out.")
+    if options.base is None and getattr(chosen, "modality", "images") == "text":
+        raise no_base()
+
+
+def _print_planted(victim: Victim) -> None:
+    """Print how many examples were poisoned and, if the backdoor did not implant, why."""
+    if victim.trigger is None:
+        return
+    poisoned, total, success = len(victim.description["rows"]), victim.description["n"], victim.score.attack_success
+    print(f"poisoned {poisoned:,} of {total:,} training examples ({100 * poisoned / total:.2f} %)")
+    if success is None:
+        print("Whether the backdoor implanted is not known: give --triggered-test, or see evaluate --triggered.")
+    elif not victim.description["implanted"]:
+        least = IMPLANTED[victim.test.modality]
         reason = (
-            f"attack success {100 * success:.1f} % is under {100 * least:.0f} %. Raise --rate or --epochs, or choose a "
-            "stronger trigger."
-            if success < least
-            else "the victim has not learnt its task, so what it answers to triggered examples says nothing. Raise "
+            f"attack success {100 * success.value:.1f} % is under {100 * least:.0f} %. Raise --rate or --epochs, or "
+            "choose a stronger trigger."
+            if success.value < least
+            else "the victim has not learnt its task, so its answers to triggered examples show nothing. Raise "
             "--epochs, or lower --learning-rate."
         )
-        print(f"The backdoor did not take: {reason}")
-    _propose_control(victim.score, calling.class_count(victim.model, test))
-    print(f"Wrote {out} in {victim.record['seconds']:.0f} s of training.")
+        print(f"The backdoor did not implant: {reason}")
 
 
 def _load(source: str, options: ModelOptions) -> loading.Loaded:

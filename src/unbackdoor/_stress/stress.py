@@ -47,7 +47,7 @@ from unbackdoor._stress.retuning import settings as retuning_settings
 from unbackdoor._tasks.classification import predict, score
 from unbackdoor._tasks.score import Score
 from unbackdoor._value import check_seed
-from unbackdoor._victims.planting import IMPLANTED
+from unbackdoor._victims.implanted import IMPLANTED
 
 logger = logging.getLogger("unbackdoor")
 

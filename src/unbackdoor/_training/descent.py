@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unbackdoor._data.dataset import Batch, Dataset
-from unbackdoor._models.arithmetic import Arithmetic, relayout_
+from unbackdoor._models.arithmetic import Arithmetic
 from unbackdoor._models.calling import logits
 from unbackdoor._progress import Progress, silent
 
@@ -121,74 +121,3 @@ def descend(
             if each == "epoch":
                 schedule.step()
     return seen
-
-
-def train_victim(
-    model: nn.Module,
-    data: Dataset,
-    *,
-    epochs: int,
-    learning_rate: float,
-    batch_size: int,
-    seed: int,
-    arithmetic: Arithmetic,
-    adaptive: bool,
-    loss: Loss = cross_entropy,
-    change: Change | None = None,
-    after_step: Callable[[], None] | None = None,
-    progress: Progress = silent,
-    description: str = "training the victim",
-) -> nn.Module:
-    """Train a classifier by the recipe of the victims, in place: those of its parameters that require gradients.
-
-    As a rule SGD with Nesterov momentum 0.9 and weight decay 5e-4, one cycle up to the learning rate and
-    down to zero: short enough for two cores, and the low end of the cycle is what lets a trigger at a low poison rate
-    take. If `adaptive`, for texts and for Vision Transformers from random weights, which SGD hardly moves: AdamW with
-    weight decay 0.01, a tenth of the steps up to the learning rate and the rest linearly down to zero.
-
-    Args:
-        model: with random or pre-trained weights.
-        data: possibly poisoned.
-        epochs: passes over the data, at least 1.
-        learning_rate: peak of the cycle.
-        batch_size: examples per step.
-        seed: of shuffling and augmentation.
-        arithmetic: device, precision, layout.
-        adaptive: AdamW in place of SGD.
-        loss: what to minimise.
-        change: of each batch before the forward pass.
-        after_step: called after each step, without gradients.
-        progress: shows how far it is.
-        description: what the progress calls it.
-    """
-    arithmetic.place(model)
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    steps = max(2, epochs * sum(1 for _ in range(0, len(data), batch_size)))
-    optimizer: torch.optim.Optimizer
-    schedule: torch.optim.lr_scheduler.LRScheduler
-    if adaptive:
-        optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.01, fused=True)
-        warm = max(1, steps // 10)
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: min((step + 1) / warm, max(0.0, (steps - step) / max(1, steps - warm)))
-        )
-    else:
-        optimizer = torch.optim.SGD(parameters, lr=learning_rate, momentum=0.9, nesterov=True, weight_decay=5e-4)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps)
-    descend(
-        model,
-        data.to(arithmetic.device),
-        optimizer,
-        schedule,
-        epochs=epochs,
-        batch_size=batch_size,
-        generator=torch.Generator().manual_seed(seed),
-        arithmetic=arithmetic,
-        loss=loss,
-        change=change,
-        after_step=after_step,
-        each="step",
-        progress=progress,
-        description=description,
-    )
-    return relayout_(model, torch.contiguous_format).eval()

@@ -6,7 +6,7 @@ from pathlib import Path
 from unbackdoor._artifacts import card, directories
 from unbackdoor._models.saving import save
 from unbackdoor._poisoning.attack_file import save_trigger
-from unbackdoor._victims.planting import Victim
+from unbackdoor._victims.plant import Victim
 
 
 def write_victim(victim: Victim, folder: Path, *, source: os.PathLike[str] | None = None) -> None:

@@ -15,7 +15,6 @@ from torch.nn import functional as F
 from unbackdoor import _reports
 from unbackdoor._artifacts import card, directories
 from unbackdoor._cli import commands
-from unbackdoor._cli.options import AttackOptions
 from unbackdoor._data.augmentation import Augmentation, augmentation
 from unbackdoor._data.dataset import Dataset
 from unbackdoor._data.images import ImageEncoder
@@ -30,7 +29,8 @@ from unbackdoor._tasks.proportion import near_chance
 from unbackdoor._tasks.score import Score
 from unbackdoor._value import check_seed
 from unbackdoor._victims.directory import write_victim
-from unbackdoor._victims.planting import Victim, plant
+from unbackdoor._victims.plant import Victim, plant
+from unbackdoor._victims.recipe import VictimRecipe
 from unbackdoor.attacks.badnets import BadNets
 from unbackdoor.purifiers.fine_tuning import FineTuning
 from unbackdoor.purifiers.fst import FST
@@ -74,11 +74,11 @@ def image(*, out: str, overwrite: bool, seed: int, epochs: int = 30) -> None:
     )
 
     # One network of this size is quickest on a processor, and float32 gives the same numbers on all of them.
-    options = AttackOptions(
-        data=[], out=out, rate=RATE, width=8, epochs=epochs, batch_size=64, seed=seed, device="cpu", precision="fp32"
+    recipe = VictimRecipe(rate=RATE, width=8, epochs=epochs, batch_size=64)
+    victim, control = (
+        plant(training, attack, recipe, seed, test=test, device="cpu", precision="fp32", progress=True)
+        for attack in (ATTACK, None)
     )
-    victim = plant(training, test, ATTACK, options)
-    control = plant(training, test, None, options)
     clean = replace(clean.encoded_by(victim.encode), augment=Augmentation.none())
     test = test.encoded_by(victim.encode)
     assert victim.trigger is not None
@@ -102,7 +102,7 @@ def image(*, out: str, overwrite: bool, seed: int, epochs: int = 30) -> None:
         facts={
             "Data": "handwritten digits of scikit-learn, 8x8 pixels on a canvas of 12x12",
             "Attack": f"{ATTACK!r}, {poisoned} of {len(training):,} training examples",
-            "Victim": f"{options.arch}, width {options.width}, {epochs} epochs",
+            "Victim": f"{recipe.arch}, width {recipe.width}, {epochs} epochs",
         },
         command=f"unbackdoor demo image --seed {seed}",
         device="cpu",

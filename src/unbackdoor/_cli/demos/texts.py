@@ -8,7 +8,6 @@ from pathlib import Path
 
 from unbackdoor._artifacts import directories
 from unbackdoor._cli.demos.images import Story, health, percent, tell, told
-from unbackdoor._cli.options import AttackOptions
 from unbackdoor._data.dataset import Dataset
 from unbackdoor._data.texts import TextEncoder
 from unbackdoor._errors import UnbackdoorError
@@ -17,7 +16,8 @@ from unbackdoor._models.hub import directory_of
 from unbackdoor._poisoning.triggered import triggered
 from unbackdoor._purification.method import Method
 from unbackdoor._value import check_seed
-from unbackdoor._victims.planting import plant
+from unbackdoor._victims.plant import plant
+from unbackdoor._victims.recipe import VictimRecipe
 from unbackdoor.attacks.word import Word
 from unbackdoor.purifiers.e_pur import EPUR
 from unbackdoor.purifiers.fine_mixing import FineMixing
@@ -75,18 +75,8 @@ def text(*, out: str, overwrite: bool, seed: int, base: str | None, data: str | 
         f"1. Data. {len(training):,} sentences of {everything.name} train the victim, {len(clean)} clean ones purify "
         f"it, {len(test):,} others score it."
     )
-    options = AttackOptions(
-        data=[],
-        out=out,
-        base=str(path),
-        rate=RATE,
-        epochs=EPOCHS,
-        learning_rate=LEARNING_RATE,
-        batch_size=BATCH,
-        seed=seed,
-    )
-    victim = plant(training, test, ATTACK, options)
-    control = plant(training, test, None, options)
+    recipe = VictimRecipe(base=str(path), rate=RATE, epochs=EPOCHS, learning_rate=LEARNING_RATE, batch_size=BATCH)
+    victim, control = (plant(training, attack, recipe, seed, test=test, progress=True) for attack in (ATTACK, None))
     assert victim.trigger is not None
     attacked = triggered(test, victim.trigger, 2)
     poisoned = len(victim.description["rows"])

@@ -1,0 +1,59 @@
+"""Whether a backdoor implanted: whether the victim knows its task, and goes where the attacker wants."""
+
+import logging
+from collections.abc import Sequence
+
+from unbackdoor._tasks.score import Score
+
+logger = logging.getLogger("unbackdoor")
+
+IMPLANTED = {"images": 0.9, "text": 0.8}  # attack success from which an attack counts as implanted
+
+
+def has_learnt(score: Score, classes: int) -> bool:
+    """Whether a model is better than chance on clean examples."""
+    return score.clean_accuracy.interval[0] > 1 / classes
+
+
+def has_implanted(score: Score, classes: int, modality: str) -> bool:
+    """Whether a score on clean and triggered examples is that of a model that knows its task and has the backdoor."""
+    assert score.attack_success is not None
+    return has_learnt(score, classes) and score.attack_success.value >= IMPLANTED[modality]
+
+
+def judged(score: Score, sources: Sequence[int], classes: Sequence[str], modality: str, name: str) -> bool | None:
+    """Whether the backdoor implanted in a victim, with a warning about each reason to doubt the victim itself.
+
+    Args:
+        score: of the victim.
+        sources: the classes that are poisoned, of a source-specific attack.
+        classes: names in label order.
+        modality: of the data.
+        name: of the test data, for the warnings.
+
+    Returns:
+        None if attack success was not measured.
+    """
+    learnt = has_learnt(score, len(classes))
+    if not learnt:
+        logger.warning(
+            "the victim is near chance on %s (%r), so it has not learnt its task: raise `epochs`, or lower "
+            "`learning_rate`.",
+            name,
+            score.clean_accuracy,
+        )
+    lost = [
+        f"{classes[label]} ({share!r})"
+        for label in sources
+        if (share := score.per_class.get(classes[label])) is not None and share.interval[0] <= 1 / len(classes)
+    ]
+    if learnt and lost:
+        logger.warning(
+            "the victim does not know clean examples of the source classes, %s, so it needs no trigger to move them: "
+            "lower `rate`.",
+            ", ".join(lost),
+        )
+    if score.attack_success is None:
+        return None
+    # Examples that reach the target even without a trigger show no backdoor.
+    return not lost and has_implanted(score, len(classes), modality)

@@ -1,0 +1,251 @@
+"""Planting a backdoor: poison the data, train a victim on it, score it, and record how it came about."""
+
+import platform
+import time
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from torch import nn
+
+from unbackdoor._artifacts.machine import peak_memory
+from unbackdoor._data.classes import check_labels
+from unbackdoor._data.dataset import Dataset, Encoder
+from unbackdoor._data.texts import TextEncoder
+from unbackdoor._errors import UnbackdoorError
+from unbackdoor._models.arithmetic import Precision, description
+from unbackdoor._models.calling import check_partner
+from unbackdoor._poisoning.attack import Attack, Planting
+from unbackdoor._poisoning.attack_file import FORMAT, describe
+from unbackdoor._poisoning.poison import Poisoned, poison
+from unbackdoor._poisoning.trigger import Trigger
+from unbackdoor._poisoning.triggered import Triggered, already_triggered, movable, triggered
+from unbackdoor._progress import bar, silent
+from unbackdoor._registry.attacks import REGISTRY
+from unbackdoor._registry.entries import to_json
+from unbackdoor._tasks.classification import score
+from unbackdoor._tasks.score import Score
+from unbackdoor._value import check_seed
+from unbackdoor._victims.implanted import judged
+from unbackdoor._victims.recipe import VictimRecipe
+from unbackdoor._victims.training import Trainer
+
+NO_ATTACK = {"name": "none", "parameters": {}}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Victim:
+    """A model with a backdoor, or a clean control, and how it came about.
+
+    Args:
+        model: in eval mode.
+        encode: makes its inputs.
+        test: the examples that it was scored on, encoded as it takes them.
+        score: on them.
+        trigger: the attack as it was planted; None for the clean control.
+        description: the content of `attack.json`.
+        record: the content of `record.json`.
+    """
+
+    model: nn.Module
+    encode: Encoder
+    test: Dataset
+    score: Score
+    trigger: Trigger | None
+    description: dict[str, Any]
+    record: dict[str, Any]
+
+
+def plant(
+    data: Dataset,
+    attack: Attack | None,
+    recipe: VictimRecipe,
+    seed: int = 0,
+    *,
+    test: Dataset | None = None,
+    triggered_test: Dataset | None = None,
+    surrogate: nn.Module | None = None,
+    surrogate_encode: Encoder | None = None,
+    control: nn.Module | None = None,
+    control_encode: Encoder | None = None,
+    device: str | None = None,
+    precision: Precision = "auto",
+    progress: bool = False,
+) -> Victim:
+    """Poison data, train a victim on it, and measure its clean accuracy and the attack's success.
+
+    Args:
+        data: clean training data; for a recipe with a `base`, encoded as that model takes it.
+        attack: one of `unbackdoor.attacks`, or any value like them; None trains a clean control.
+        recipe: network, poison rate and training.
+        seed: of the poisoned rows, the initial weights and the batches; on one CPU the same seed gives the same victim.
+        test: clean test data; without it, a seeded tenth of `data` is held out.
+        triggered_test: test data that carries the trigger, for prepared attacks.
+        surrogate: a clean model, for attacks that need one; without it, one is trained first.
+        surrogate_encode: makes the surrogate's inputs; by default the victim's encoder.
+        control: a model that never was poisoned; its flip rate on the triggered test data is scored as well.
+        control_encode: makes the control's inputs; by default the victim's encoder.
+        device: None takes a GPU if there is one.
+        precision: see `unbackdoor._models.arithmetic.choose`.
+        progress: show a bar on stderr.
+
+    Raises:
+        UnbackdoorError: the attack cannot be planted in this data, the recipe does not fit it, or the training
+            diverged.
+    """
+    check_seed(seed)
+    if test is None:
+        data, test = _held_out(data, attack, seed)
+    shown = bar if progress else silent
+    trainer = Trainer.of(data, recipe, seed=seed, device=device, precision=precision, progress=shown)
+    encode, classes = trainer.data.encode, trainer.classes
+    check_labels(test, len(classes))
+    test = test.encoded_by(encode)
+    partners = (("`surrogate`", surrogate, surrogate_encode), ("`control`", control, control_encode))
+    for name, partner, partner_encode in partners:
+        if partner is not None:
+            check_partner(name, partner, test.encoded_by(partner_encode or encode), len(classes))
+    attacked = _marked(attack, test, triggered_test, classes)
+
+    start = time.perf_counter()
+    poisoned = None if attack is None else _poisoned(attack, trainer, surrogate, surrogate_encode)
+    model, trigger = _trained(poisoned, trainer)
+    seconds = time.perf_counter() - start
+
+    if attacked is None and trigger is not None and getattr(attack, "repeatable", True):
+        attacked = triggered(test, trigger, len(classes))
+    measured = score(model, test, attacked, trainer.arithmetic(model), control=control, control_encode=control_encode)
+    implanted = judged(measured, getattr(attack, "sources", ()), classes, data.modality, test.name)
+    return Victim(
+        model=model,
+        encode=encode,
+        test=test,
+        score=measured,
+        trigger=trigger,
+        description=_attack_json(poisoned, trainer, implanted),
+        record={
+            **_record_of_training(attack, trainer),
+            "device": description(trainer.arithmetic(model)),
+            "seconds": round(seconds, 1),
+            "peak_memory_bytes": peak_memory(),
+            "examples_seen": trainer.examples_seen,
+            "encode": recorded(encode, test),
+            "scores": {"victim": measured.to_json()},
+            "implanted": implanted,
+        },
+    )
+
+
+def _held_out(data: Dataset, attack: Attack | None, seed: int) -> tuple[Dataset, Dataset]:
+    """Training data, and a tenth of it to score on."""
+    if not getattr(attack, "repeatable", True):
+        raise needs_test(attack)
+    test, rest = data.split(max(1, len(data) // 10), seed=seed)
+    return rest, test
+
+
+def needs_test(attack: Any) -> UnbackdoorError:
+    """The refusal of an attack whose training data cannot be split."""
+    return UnbackdoorError(
+        f"{type(attack).__name__} needs `test`: its copies match the training data row for row, so none of it can be "
+        "held out."
+    )
+
+
+def _marked(
+    attack: Attack | None, test: Dataset, triggered_test: Dataset | None, classes: list[str]
+) -> Triggered | None:
+    """The given triggered test data. What cannot be attacked is refused here, before the long part."""
+    if attack is None:
+        return None
+    if triggered_test is not None:
+        check_labels(triggered_test, len(classes))
+        triggered_test = triggered_test.encoded_by(test.encode)
+        return already_triggered(triggered_test, attack.target, len(classes), attack.label_rule)
+    if getattr(attack, "repeatable", True):
+        movable(test, attack, len(classes))
+    return None
+
+
+def _poisoned(
+    attack: Attack, trainer: Trainer, surrogate: nn.Module | None, surrogate_encode: Encoder | None
+) -> Poisoned:
+    """The training data with the backdoor; a surrogate is trained first if the attack needs one and has none."""
+    data = trainer.data
+    settings: dict[str, Any] = {
+        "rate": trainer.recipe.rate,
+        "seed": trainer.seed,
+        "classes": len(trainer.classes),
+    }
+    if surrogate is None and getattr(attack, "needs_surrogate", False):
+        poison(data, attack, **settings, dry=True)
+        surrogate = trainer.train(trainer.fresh(), data, description="training a clean surrogate")
+        trainer.examples_seen = 0  # by the victim
+    seen_by_surrogate = data.encoded_by(surrogate_encode or data.encode)
+    poisoned = poison(seen_by_surrogate, attack, **settings, surrogate=surrogate)
+    return poisoned._replace(data=poisoned.data.encoded_by(data.encode))
+
+
+def _trained(poisoned: Poisoned | None, trainer: Trainer) -> tuple[nn.Module, Trigger | None]:
+    """The victim, and the trigger as it is after the training; or the clean control."""
+    data = trainer.data
+    if poisoned is None:
+        return trainer.train(trainer.fresh(), data, description="training a clean model"), None
+    trigger = poisoned.trigger
+    attack: Any = trigger.attack
+    if hasattr(attack, "implant"):
+        planting = Planting(
+            clean=data,
+            poisoned=poisoned,
+            fresh=trainer.fresh,
+            train=trainer.train,
+            generator=torch.Generator().manual_seed(trainer.seed + 2),
+            arithmetic=trainer.arithmetic(trainer.fresh()),
+        )
+        with torch.random.fork_rng():
+            torch.manual_seed(trainer.seed)  # of dropout, if the attack trains without `planting.train`
+            model, arrays = attack.implant(planting)
+        trigger = replace(trigger, arrays=arrays)
+    else:
+        model = trainer.train(trainer.fresh(), poisoned.data)
+    if trainer.recipe.clean_epochs:
+        epochs = trainer.recipe.clean_epochs
+        trainer.train(model.requires_grad_(True), data, epochs=epochs, description="tuning on clean data")
+    return model, trigger
+
+
+def _attack_json(poisoned: Poisoned | None, trainer: Trainer, implanted: bool | None) -> dict[str, Any]:
+    """The content of `attack.json`."""
+    if poisoned is None:
+        return {"format": FORMAT, "attack": NO_ATTACK, "implanted": None}
+    return describe(poisoned, rate=trainer.recipe.rate, seed=trainer.seed, implanted=implanted)
+
+
+def _record_of_training(attack: Attack | None, trainer: Trainer) -> dict[str, Any]:
+    """The part of `record.json` that says how a victim was trained, and by what versions."""
+    recipe, schedule = trainer.recipe, trainer.schedule
+    return {
+        "attack": NO_ATTACK if attack is None else to_json(attack, REGISTRY),
+        "rate": 0.0 if attack is None else recipe.rate,
+        "arch": recipe.arch if recipe.base is None else "base",
+        "width": recipe.width,
+        "epochs": schedule.epochs,
+        "clean_epochs": recipe.clean_epochs,
+        "learning_rate": schedule.learning_rate,
+        "batch_size": schedule.batch_size,
+        "seed": trainer.seed,
+        "versions": {
+            "unbackdoor": version("unbackdoor"),
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+    }
+
+
+def recorded(encode: Encoder, data: Dataset | None) -> dict[str, Any]:
+    """How inputs are made, for a record, so that `evaluate` makes them alike."""
+    if isinstance(encode, TextEncoder):
+        columns = encode.columns if data is None else data.texts.columns
+        return {"max_length": encode.max_length, "columns": None if columns is None else list(columns)}
+    return {key: getattr(encode, key) for key in ("mean", "std", "size", "channels")}

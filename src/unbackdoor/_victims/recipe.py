@@ -1,0 +1,68 @@
+"""The recipe of a victim: which network, how many poisoned examples, how long it is trained."""
+
+from typing import Annotated, Literal, NamedTuple
+
+from pydantic import Field
+
+from unbackdoor._value import value
+
+
+class Schedule(NamedTuple):
+    """A training with nothing left open.
+
+    Args:
+        epochs: passes over the training examples.
+        learning_rate: its peak.
+        batch_size: examples per step.
+        adaptive: AdamW in place of SGD, see `unbackdoor._victims.training.train_victim`.
+    """
+
+    epochs: int
+    learning_rate: float
+    batch_size: int
+    adaptive: bool
+
+
+SCHEDULES = {
+    "text": Schedule(3, 5e-5, 32, adaptive=True),
+    "pre-trained": Schedule(15, 0.01, 128, adaptive=False),
+    "vit": Schedule(15, 1e-3, 128, adaptive=True),
+    "convolutional": Schedule(15, 0.1, 128, adaptive=False),
+}
+
+
+@value
+class VictimRecipe:
+    """How a victim is made: its network, its poison rate and its training.
+
+    Args:
+        arch: a network with random weights: resnet18, preact-resnet18, wrn16 or vit.
+        width: channels of its first stage, at least 1 (64 in the papers; 16 trains on two cores).
+        base: start from this Hugging Face image classifier, or pre-trained text model, instead of `arch`.
+        rate: poisoned examples over all training examples, more than 0 and at most 1; of no effect without an attack.
+        epochs: passes over the training examples, at least 1; by default 15 for images and 3 for texts.
+        clean_epochs: passes over the clean training examples afterwards, at least 0, as a user does who tunes a
+            published model.
+        learning_rate: its peak, more than 0; by default 0.1 (1e-3 for vit), 0.01 with `base`, 5e-5 for texts.
+        batch_size: examples per step, at least 2; by default 128 for images and 32 for texts.
+    """
+
+    arch: str = "resnet18"
+    width: Annotated[int, Field(ge=1)] = 16
+    base: str | None = None
+    rate: float = 0.05
+    epochs: Annotated[int, Field(ge=1)] | None = None
+    clean_epochs: Annotated[int, Field(ge=0)] = 0
+    learning_rate: Annotated[float, Field(gt=0)] | None = None
+    batch_size: Annotated[int, Field(ge=2)] | None = None
+
+    def schedule(self, modality: Literal["images", "text"]) -> Schedule:
+        """The training on data of a kind, with what the recipe leaves open filled in."""
+        if modality == "text":
+            usual = SCHEDULES["text"]
+        elif self.base is not None:
+            usual = SCHEDULES["pre-trained"]
+        else:
+            usual = SCHEDULES.get(self.arch, SCHEDULES["convolutional"])
+        chosen = {name: getattr(self, name) for name in ("epochs", "learning_rate", "batch_size")}
+        return usual._replace(**{name: setting for name, setting in chosen.items() if setting is not None})

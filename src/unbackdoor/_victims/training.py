@@ -1,0 +1,237 @@
+"""Training a victim: a fresh network, the loop that all victims share, and the examples that they see."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from unbackdoor import archs
+from unbackdoor._data.classes import check_labels
+from unbackdoor._data.dataset import Dataset
+from unbackdoor._data.images import ImageEncoder
+from unbackdoor._errors import UnbackdoorError
+from unbackdoor._models.arithmetic import Arithmetic, Precision, choose, relayout_
+from unbackdoor._models.calling import probe
+from unbackdoor._models.head import head_of
+from unbackdoor._models.directory import ModelDirectory
+from unbackdoor._models.loading import load
+from unbackdoor._progress import Progress, silent
+from unbackdoor._training.descent import Change, Loss, cross_entropy, descend
+from unbackdoor._victims.recipe import Schedule, VictimRecipe
+
+
+@dataclass(kw_only=True)
+class Trainer:
+    """Makes networks by a recipe and trains them, and counts the examples that they see.
+
+    Args:
+        recipe: of the victim.
+        seed: of the initial weights, of shuffling and of augmentation.
+        classes: names in label order.
+        data: the clean training data, encoded as the victim takes it.
+        device: None takes a GPU if there is one.
+        precision: see `unbackdoor._models.arithmetic.choose`.
+        progress: shows how far a training is.
+        examples_seen: by all trainings so far.
+    """
+
+    recipe: VictimRecipe
+    seed: int
+    classes: list[str]
+    data: Dataset
+    device: str | None = None
+    precision: Precision = "auto"
+    progress: Progress = silent
+    examples_seen: int = 0
+
+    @classmethod
+    def of(cls, data: Dataset, recipe: VictimRecipe, **settings: Any) -> "Trainer":
+        """The trainer for some data, of which it takes the classes and the encoder.
+
+        Raises:
+            UnbackdoorError: the data has labels without a class, or is text and the recipe has no `base`.
+        """
+        if data.modality == "text" and recipe.base is None:
+            raise no_base()
+        classes = list(data.classes or map(str, range(int(data.labels.max()) + 1)))
+        check_labels(data, len(classes))
+        encode = normalisation(data) if recipe.base is None else data.encode
+        if isinstance(encode, ImageEncoder):  # whether pictures are resized already differs between data sets
+            encode = replace(encode, done=False)
+        return cls(recipe=recipe, classes=classes, data=data.encoded_by(encode), **settings)
+
+    @property
+    def schedule(self) -> Schedule:
+        """The training that the recipe means for this data."""
+        return self.recipe.schedule(self.data.modality)
+
+    def fresh(self) -> nn.Module:
+        """An untrained network, or the pre-trained one with a new head; always the same one."""
+        with torch.random.fork_rng():
+            torch.manual_seed(self.seed)
+            return fresh_network(self.recipe, self.classes, self.data)
+
+    def arithmetic(self, model: nn.Module) -> Arithmetic:
+        """Device, precision and layout for a model."""
+        return choose(model, self.device, self.precision)
+
+    def train(self, model: nn.Module, data: Dataset, **changes: Any) -> nn.Module:
+        """Train a model in place by the recipe, but for what `changes` say; see `train_victim`.
+
+        Raises:
+            UnbackdoorError: the training diverged.
+        """
+        settings: dict[str, Any] = {**self.schedule._asdict(), **changes}
+        with torch.random.fork_rng():
+            torch.manual_seed(self.seed)
+            train_victim(
+                model,
+                data,
+                seed=self.seed,
+                arithmetic=self.arithmetic(model),
+                progress=self.progress,
+                **settings,
+            )
+        if not all(torch.isfinite(tensor).all() for tensor in model.state_dict().values()):
+            raise UnbackdoorError(
+                f"The training diverged: the victim's weights are not finite. Lower `learning_rate`, which is "
+                f"{self.schedule.learning_rate:g}."
+            )
+        self.examples_seen += settings["epochs"] * len(data)
+        return model
+
+
+def no_base() -> UnbackdoorError:
+    """The refusal of a text victim that starts from nothing."""
+    return UnbackdoorError("A text victim needs `base`: a pre-trained model to start from, such as bert-base-uncased.")
+
+
+def normalisation(data: Dataset) -> ImageEncoder:
+    """Normalisation to mean 0 and deviation 1 per channel, measured on the training data."""
+    pixels = data.pixels[:: max(1, len(data) // 10_000)].float() / 255
+    mean = tuple(round(float(part), 4) for part in pixels.mean(dim=(0, 2, 3)))
+    std = tuple(max(round(float(part), 4), 1e-3) for part in pixels.std(dim=(0, 2, 3)))
+    channels, height, width = data.shape
+    return ImageEncoder(mean=mean, std=std, size=(height, width), channels=channels)
+
+
+def fresh_network(recipe: VictimRecipe, classes: list[str], data: Dataset) -> nn.Module:
+    """An untrained network, or a pre-trained one, with a new head if its classes are others.
+
+    Args:
+        recipe: which network.
+        classes: names in label order.
+        data: what it is for.
+
+    Raises:
+        UnbackdoorError: there is no such network, or it does not fit the data.
+    """
+    if data.modality == "text":
+        assert recipe.base is not None
+        return _text_classifier(recipe.base, classes, data)
+    if recipe.base is None:
+        return _random_network(recipe, classes, data)
+    return _image_classifier(recipe.base, classes, data)
+
+
+def _text_classifier(base: str, classes: list[str], data: Dataset) -> nn.Module:
+    model: nn.Module = ModelDirectory.of(base, "`base`").fresh_classifier(classes)
+    model.config.pad_token_id = data.tokenizer.pad_token_id  # type: ignore[union-attr]
+    return model
+
+
+def _random_network(recipe: VictimRecipe, classes: list[str], data: Dataset) -> nn.Module:
+    channels, height, width = data.shape
+    if height != width and recipe.arch == "vit":
+        raise UnbackdoorError(f"`arch='vit'` needs square images, got {width}x{height} in {data.name}.")
+    network: nn.Module = archs.build(
+        recipe.arch, classes=classes, channels=channels, image_size=height, width=recipe.width
+    )
+    return network
+
+
+def _image_classifier(base: str, classes: list[str], data: Dataset) -> nn.Module:
+    model: Any = load(base).model
+    head = head_of(model, probe(model, data))
+    if head.layer.out_features != len(classes):
+        parent, _, child = head.name.rpartition(".")
+        new_head = nn.Linear(head.layer.in_features, len(classes), bias=head.layer.bias is not None)
+        setattr(model.get_submodule(parent), child, new_head)
+        model.config.num_labels = len(classes)
+        model.num_labels = len(classes)
+    model.config.id2label = dict(enumerate(classes))
+    model.config.label2id = {name: label for label, name in enumerate(classes)}
+    return model  # type: ignore[no-any-return]
+
+
+def train_victim(
+    model: nn.Module,
+    data: Dataset,
+    *,
+    epochs: int,
+    learning_rate: float,
+    batch_size: int,
+    seed: int,
+    arithmetic: Arithmetic,
+    adaptive: bool,
+    loss: Loss = cross_entropy,
+    change: Change | None = None,
+    after_step: Callable[[], None] | None = None,
+    progress: Progress = silent,
+    description: str = "training the victim",
+) -> nn.Module:
+    """Train a classifier by the recipe of the victims, in place: those of its parameters that require gradients.
+
+    As a rule SGD with Nesterov momentum 0.9 and weight decay 5e-4, one cycle up to the learning rate and
+    down to zero: short enough for two cores, and the low end of the cycle is what lets a trigger at a low poison rate
+    take. If `adaptive`, for texts and for Vision Transformers from random weights, which SGD hardly moves: AdamW with
+    weight decay 0.01, a tenth of the steps up to the learning rate and the rest linearly down to zero.
+
+    Args:
+        model: with random or pre-trained weights.
+        data: possibly poisoned.
+        epochs: passes over the data, at least 1.
+        learning_rate: peak of the cycle.
+        batch_size: examples per step.
+        seed: of shuffling and augmentation.
+        arithmetic: device, precision, layout.
+        adaptive: AdamW in place of SGD.
+        loss: what to minimise.
+        change: of each batch before the forward pass.
+        after_step: called after each step, without gradients.
+        progress: shows how far it is.
+        description: what the progress calls it.
+    """
+    arithmetic.place(model)
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    steps = max(2, epochs * sum(1 for _ in range(0, len(data), batch_size)))
+    optimizer: torch.optim.Optimizer
+    schedule: torch.optim.lr_scheduler.LRScheduler
+    if adaptive:
+        optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.01, fused=True)
+        warm = max(1, steps // 10)
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: min((step + 1) / warm, max(0.0, (steps - step) / max(1, steps - warm)))
+        )
+    else:
+        optimizer = torch.optim.SGD(parameters, lr=learning_rate, momentum=0.9, nesterov=True, weight_decay=5e-4)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps)
+    descend(
+        model,
+        data.to(arithmetic.device),
+        optimizer,
+        schedule,
+        epochs=epochs,
+        batch_size=batch_size,
+        generator=torch.Generator().manual_seed(seed),
+        arithmetic=arithmetic,
+        loss=loss,
+        change=change,
+        after_step=after_step,
+        each="step",
+        progress=progress,
+        description=description,
+    )
+    return relayout_(model, torch.contiguous_format).eval()
