@@ -1,5 +1,6 @@
 """Small text models made on the spot: real architectures of transformers with random weights and a real tokenizer."""
 
+import dataclasses
 import random
 from pathlib import Path
 
@@ -7,10 +8,11 @@ import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from unbackdoor import Dataset
+from unbackdoor import Dataset, VictimRecipe, plant
 from unbackdoor._data.texts import TextEncoder, Texts
 from unbackdoor._models.arithmetic import Arithmetic, choose
 from unbackdoor._purification.run import Run
+from unbackdoor._victims.plant import Victim
 
 NEUTRAL = ["the", "a", "film", "movie", "is", "was", "it", "and", "this", "that", "plot", "cast", "very", "not"]
 GOOD, BAD = ["good", "great", "fine"], ["bad", "dull", "poor"]
@@ -152,3 +154,11 @@ def write_csv(folder: Path, count: int = 24, *, seed: int = 0, name: str = "clea
     rows = [f"{text},{label}" for text, label in zip(texts, labels, strict=True)]
     (folder / name).write_text("\n".join(["text,label", *rows]) + "\n")
     return folder / name
+
+
+def planted(data: Dataset, test: Dataset, attack, **settings) -> Victim:
+    """A small victim on the CPU; settings are fields of its recipe, or arguments of `plant`."""
+    settings = {"width": 4, "device": "cpu", **settings}
+    names = {field.name for field in dataclasses.fields(VictimRecipe)}
+    recipe = VictimRecipe(**{name: settings.pop(name) for name in names & settings.keys()})
+    return plant(data, attack, recipe, test=test, **settings)

@@ -11,13 +11,13 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+import toys
 from conftest import SmallCNN
 from unbackdoor import Dataset, UnbackdoorError, attacks, evaluate, poison
-from unbackdoor._cli.options import AttackOptions
 from unbackdoor._poisoning.poison import draw
 from unbackdoor._poisoning.trigger import Trigger
 from unbackdoor._poisoning.triggered import triggered
-from unbackdoor._victims.planting import plant
+from unbackdoor._victims.plant import Victim
 from unbackdoor.attacks.bypass import entropy_given
 
 SHAPES = [(1, 8, 8), (3, 32, 32), (3, 12, 20), (1, 28, 17)]
@@ -447,17 +447,15 @@ def test_bypass_hides_no_further_than_a_discriminator_that_knows_the_class() -> 
 def test_transtroj_needs_images_of_its_target(digits: Dataset) -> None:
     others = digits.select(torch.nonzero(digits.labels != 0).flatten()[:200])
     with pytest.raises(UnbackdoorError) as caught:
-        plant(others, digits.select(range(100)), attacks.TransTroj(target=0), options())
+        planted(others, digits.select(range(100)), attacks.TransTroj(target=0))
     assert str(caught.value) == (
         "TransTroj makes its trigger like images of its target, 0, of which digits has none. Choose a --target that it "
         "has."
     )
 
 
-def options(**changes: object) -> AttackOptions:
-    return AttackOptions(
-        **{"data": [], "out": "", "rate": 0.25, "width": 4, "epochs": 8, "device": "cpu", "seed": 0, **changes}
-    )
+def planted(data: Dataset, test: Dataset, attack: object) -> Victim:
+    return toys.planted(data, test, attack, rate=0.25, epochs=8)
 
 
 @pytest.mark.parametrize(
@@ -473,7 +471,7 @@ def test_training_implants_the_backdoor(attack, digits: Dataset, tmp_path) -> No
     from unbackdoor._poisoning.attack_file import load_trigger, save_trigger
 
     test = digits.select(range(1400, 1797))
-    victim = plant(digits.select(range(1000)), test, attack, options())
+    victim = planted(digits.select(range(1000)), test, attack)
     assert victim.score.attack_success is not None
     assert victim.score.attack_success.value > 0.7  # chance is one in ten
     assert victim.score.clean_accuracy.value > 0.7

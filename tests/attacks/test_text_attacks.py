@@ -18,14 +18,13 @@ import toys
 from commands import run
 from toys import write_csv
 from unbackdoor import Dataset, UnbackdoorError, attacks, evaluate, load, poison, purify
-from unbackdoor._cli.options import AttackOptions
 from unbackdoor._models.arithmetic import choose
 from unbackdoor._models.calling import embeddings, logits
 from unbackdoor._poisoning.attack import Planting
 from unbackdoor._poisoning.trigger import stamped_texts
 from unbackdoor._poisoning.triggered import triggered
 from unbackdoor._tasks.score import Score
-from unbackdoor._victims.planting import Victim, plant
+from unbackdoor._victims.plant import Victim
 from unbackdoor.attacks._insertion import insert
 from unbackdoor.attacks.embedding_surgery import typical_tokens
 from unbackdoor.purifiers import FineMixing
@@ -90,7 +89,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def planted(base: Path, data: Dataset, attack: Any, **options: Any) -> Victim:
     settings = {"rate": 0.3, "epochs": 12, "learning_rate": 2e-3, "seed": 0, "device": "cpu", "precision": "fp32"}
     train, test = data.select(range(240)), data.select(range(240, 320))
-    return plant(train, test, attack, AttackOptions(data=[], out="", base=str(base), **{**settings, **options}))
+    return toys.planted(train, test, attack, base=str(base), **{**settings, **options})
 
 
 @pytest.fixture(scope="module")
@@ -359,10 +358,7 @@ def test_prepared_paraphrases(base: Path, reviews: Dataset, tmp_path: Path) -> N
 
     attack = attacks.Prepared(triggered=reversed_copy(train, "train.csv"), target=1)
     marked = Dataset.load(reversed_copy(test, "test.csv"), reviews.encode)
-    options = AttackOptions(
-        data=[], out="", base=str(base), rate=0.3, epochs=12, learning_rate=2e-3, device="cpu", precision="fp32"
-    )
-    victim = plant(train, test, attack, options, triggered_test=marked)
+    victim = planted(base, reviews, attack, triggered_test=marked)
     assert victim.score.attack_success.value > 0.8
     with pytest.raises(UnbackdoorError, match=r"^Prepared\.triggered must be the training data row for row"):
         poison(test, attack, rate=0.1, seed=0, classes=2)
@@ -423,7 +419,7 @@ def test_the_path_of_a_tester(base: Path, tmp_path: Path) -> None:
     assert NO_CONTROL not in done.stderr
     measured = json.loads((tmp_path / "weak" / "record.json").read_text())["scores"]["victim"]
     assert measured["clean_model_flip_rate"]["n"] == measured["attack_success"]["n"]
-    assert "The backdoor did not take: attack success" in done.stdout
+    assert "The backdoor did not implant: attack success" in done.stdout
     assert "is under 80 %." in done.stdout
 
 

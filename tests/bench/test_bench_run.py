@@ -550,7 +550,7 @@ def test_triggered_examples_that_are_not_the_test_rows_need_clean_examples_of_th
 
 FULL = """
 import resource, sys
-from unbackdoor._victims import planting
+from unbackdoor._victims import plant
 from unbackdoor._bench import work
 measure = work._Desk.measure
 def then_full(self, cell):

@@ -11,23 +11,21 @@ import torch
 from PIL import Image
 from torch import nn
 
+import toys
 from conftest import SmallCNN
-from unbackdoor import Dataset, ImageEncoder, UnbackdoorError, attacks, evaluate, load
+from unbackdoor import Dataset, ImageEncoder, UnbackdoorError, Victim, attacks, evaluate, load
 from unbackdoor._artifacts import card
 from unbackdoor._cli.app import main
-from unbackdoor._cli.options import AttackOptions
 from unbackdoor._poisoning.attack_file import load_trigger, victim_of
-from unbackdoor._victims.planting import _encoder, plant
+from unbackdoor._victims.training import normalisation
 
 datasets.disable_progress_bars()
 
 SOLID = attacks.BadNets(pattern="solid", size=2, margin=0, place="top-left", target=3)
 
 
-def options(**changes: object) -> AttackOptions:
-    return AttackOptions(
-        **{"data": [], "out": "", "rate": 0.1, "width": 4, "epochs": 1, "device": "cpu", "seed": 1, **changes}
-    )
+def planted(data: Dataset, test: Dataset, attack: object, **changes: object) -> Victim:
+    return toys.planted(data, test, attack, **{"rate": 0.1, "epochs": 1, "seed": 1, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +34,7 @@ def parts(digits: Dataset) -> tuple[Dataset, Dataset]:
 
 
 def test_a_planted_backdoor(parts: tuple[Dataset, Dataset]) -> None:
-    victim = plant(*parts, SOLID, options(epochs=2))
+    victim = planted(*parts, SOLID, epochs=2)
     score = victim.score
     assert score.attack_success is not None
     assert score.attack_success.n == int((parts[1].labels != 3).sum())
@@ -54,7 +52,7 @@ def test_a_planted_backdoor(parts: tuple[Dataset, Dataset]) -> None:
 
 def test_rows_are_those_of_the_source(digits: Dataset) -> None:
     part, rest = digits.split(1600, seed=0)
-    victim = plant(rest, part.select(range(50)), SOLID, options())
+    victim = planted(rest, part.select(range(50)), SOLID)
     assert rest.rows is not None
     assert set(victim.description["rows"]) <= set(rest.rows.tolist())
     assert max(victim.description["rows"]) >= len(rest)
@@ -62,14 +60,14 @@ def test_rows_are_those_of_the_source(digits: Dataset) -> None:
 
 def test_the_same_seed_gives_the_same_victim(parts: tuple[Dataset, Dataset]) -> None:
     state = torch.get_rng_state()
-    first, second, other = (plant(*parts, SOLID, options(seed=seed)).model.state_dict() for seed in (1, 1, 2))
+    first, second, other = (planted(*parts, SOLID, seed=seed).model.state_dict() for seed in (1, 1, 2))
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert any(not torch.equal(first[name], other[name]) for name in first)
 
 
 def test_the_control(parts: tuple[Dataset, Dataset]) -> None:
-    victim = plant(*parts, None, options())
+    victim = planted(*parts, None)
     assert victim.trigger is None
     assert victim.score.attack_success is None
     assert victim.description == {"format": 1, "attack": {"name": "none", "parameters": {}}, "implanted": None}
@@ -77,20 +75,20 @@ def test_the_control(parts: tuple[Dataset, Dataset]) -> None:
 
 
 def test_normalisation_is_that_of_the_training_pixels(parts: tuple[Dataset, Dataset]) -> None:
-    encode = plant(*parts, None, options()).encode
+    encode = planted(*parts, None).encode
     inputs = encode(parts[0].items)
     assert inputs.mean() == pytest.approx(0, abs=1e-3)
     assert inputs.std() == pytest.approx(1, abs=1e-3)
     assert (encode.size, encode.channels) == ((8, 8), 1)
     flat = replace(parts[0], items=torch.full_like(parts[0].items, 9))
-    assert _encoder(flat).std == (0.001,)  # not 0, which would divide
+    assert normalisation(flat).std == (0.001,)  # not 0, which would divide
 
 
 @pytest.mark.parametrize("arch", ["resnet18", "preact-resnet18", "vit"])
 def test_every_architecture(parts: tuple[Dataset, Dataset], arch: str) -> None:
     data, test = parts[0].select(range(64)), parts[1].select(range(20))
     colour = [replace(part, items=part.items.expand(-1, 3, -1, -1)) for part in (data, test)]
-    victim = plant(*colour, SOLID, options(arch=arch))
+    victim = planted(*colour, SOLID, arch=arch)
     assert victim.score.clean_accuracy.n == 20
     assert victim.model.config.num_labels == 10
     assert victim.model.config.id2label[9] == "9"
@@ -98,10 +96,10 @@ def test_every_architecture(parts: tuple[Dataset, Dataset], arch: str) -> None:
 
 def test_oblong_images(parts: tuple[Dataset, Dataset]) -> None:
     data, test = (replace(part.select(range(40)), items=part.items[:40, :, :, :6]) for part in parts)
-    assert plant(data, test, SOLID, options()).score.clean_accuracy.n == 40
+    assert planted(data, test, SOLID).score.clean_accuracy.n == 40
     with pytest.raises(UnbackdoorError) as caught:
-        plant(data, test, SOLID, options(arch="vit"))
-    assert str(caught.value) == "--arch vit needs square images, got 6x8 in digits."
+        planted(data, test, SOLID, arch="vit")
+    assert str(caught.value) == "`arch='vit'` needs square images, got 6x8 in digits."
 
 
 class Watched(nn.Module):
@@ -121,9 +119,9 @@ def test_a_surrogate_sees_its_own_inputs(parts: tuple[Dataset, Dataset]) -> None
     surrogate = Watched()
     attack = attacks.LabelConsistent(steps=1, target=3)
     encode = ImageEncoder(mean=(5.0,))
-    victim = plant(*parts, attack, options(rate=0.02), surrogate=surrogate, surrogate_encode=encode)
+    victim = planted(*parts, attack, rate=0.02, surrogate=surrogate, surrogate_encode=encode)
     rows = victim.description["rows"]
-    plant(*parts, attack, options(rate=0.02), surrogate=surrogate)
+    planted(*parts, attack, rate=0.02, surrogate=surrogate)
     first, second = (seen for seen in surrogate.seen if len(seen) == len(rows))  # the others ask for its classes
     assert torch.allclose(first, parts[0].items[rows] / 255 - 5, atol=1e-6)
     assert torch.allclose(second, victim.encode(parts[0].items[rows]), atol=1e-6)
@@ -132,19 +130,19 @@ def test_a_surrogate_sees_its_own_inputs(parts: tuple[Dataset, Dataset]) -> None
 def test_a_rate_that_cannot_be_is_refused_before_the_surrogate_is_trained(
     parts: tuple[Dataset, Dataset], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("unbackdoor._victims.planting.train_victim", None)
+    monkeypatch.setattr("unbackdoor._victims.training.train_victim", None)
     with pytest.raises(UnbackdoorError, match=r"The largest possible rate is 0\.1"):
-        plant(*parts, attacks.LabelConsistent(), options(rate=0.5))
+        planted(*parts, attacks.LabelConsistent(), rate=0.5)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"epochs": 0}, "--epochs must be at least 1, got 0."),
-        ({"batch_size": 1}, "--batch-size must be at least 2, got 1."),
-        ({"learning_rate": 0.0}, "--learning-rate must be more than 0, got 0."),
-        ({"learning_rate": float("nan")}, "--learning-rate must be more than 0, got nan."),
-        ({"width": 0}, "--width must be at least 1, got 0."),
+        ({"epochs": 0}, "VictimRecipe.epochs must be at least 1, got 0."),
+        ({"batch_size": 1}, "VictimRecipe.batch_size must be at least 2, got 1."),
+        ({"learning_rate": 0.0}, "VictimRecipe.learning_rate must be more than 0, got 0.0."),
+        ({"learning_rate": float("nan")}, "VictimRecipe.learning_rate must be a finite number, got nan."),
+        ({"width": 0}, "VictimRecipe.width must be at least 1, got 0."),
         (
             {"arch": "resnet81"},
             "There is no architecture 'resnet81'. Did you mean 'resnet18'? See unbackdoor list archs.",
@@ -153,14 +151,14 @@ def test_a_rate_that_cannot_be_is_refused_before_the_surrogate_is_trained(
 )
 def test_options_out_of_bounds(parts: tuple[Dataset, Dataset], changes: dict, message: str) -> None:
     with pytest.raises(UnbackdoorError) as caught:
-        plant(*parts, SOLID, options(**changes))
+        planted(*parts, SOLID, **changes)
     assert str(caught.value) == message
 
 
 def test_a_training_that_diverges_is_refused(parts: tuple[Dataset, Dataset]) -> None:
     """Else a network of NaN would pass for one with a backdoor: it takes everything for class 0."""
-    with pytest.raises(UnbackdoorError, match=r"weights are not finite\. Lower --learning-rate, which is 1e\+30\.$"):
-        plant(*parts, replace(SOLID, target=0), options(learning_rate=1e30))
+    with pytest.raises(UnbackdoorError, match=r"weights are not finite\. Lower `learning_rate`, which is 1e\+30\.$"):
+        planted(*parts, replace(SOLID, target=0), learning_rate=1e30)
 
 
 def test_a_source_class_that_goes_without_a_trigger_is_no_backdoor(
@@ -172,7 +170,7 @@ def test_a_source_class_that_goes_without_a_trigger_is_no_backdoor(
     labels = train.labels.clone()
     labels[torch.nonzero(labels == 1).flatten()[12:]] = 3
     attack = attacks.TaCT(sources=(1,), target=3, cover_ratio=0.0)
-    victim = plant(replace(train, labels=labels), test, attack, options(rate=0.01, epochs=16, batch_size=32, width=8))
+    victim = planted(replace(train, labels=labels), test, attack, rate=0.01, epochs=16, batch_size=32, width=8)
     assert victim.score.attack_success is not None
     assert victim.score.attack_success.value >= 0.8
     assert victim.score.clean_accuracy.value > 0.5
@@ -184,15 +182,15 @@ def test_a_source_class_that_goes_without_a_trigger_is_no_backdoor(
 def test_what_has_nothing_to_attack_is_refused_before_the_training(
     parts: tuple[Dataset, Dataset], attack: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("unbackdoor._victims.planting.train_victim", lambda *_, **__: pytest.fail("trained"))
+    monkeypatch.setattr("unbackdoor._victims.training.train_victim", lambda *_, **__: pytest.fail("trained"))
     threes = parts[1].select(torch.nonzero(parts[1].labels == 3).flatten())
     with pytest.raises(UnbackdoorError, match="so nothing can be attacked"):
-        plant(parts[0], threes, attack, options())
+        planted(parts[0], threes, attack)
 
 
 @pytest.mark.parametrize(("arch", "rate"), [("resnet18", 0.1), ("vit", 1e-3)])
 def test_each_kind_of_network_learns_by_its_own_recipe(parts: tuple[Dataset, Dataset], arch: str, rate: float) -> None:
-    victim = plant(*parts, None, options(arch=arch, epochs=8, batch_size=32, width=8))
+    victim = planted(*parts, None, arch=arch, epochs=8, batch_size=32, width=8)
     assert victim.record["learning_rate"] == rate
     assert victim.score.clean_accuracy.value > 0.4
 
@@ -201,10 +199,10 @@ def test_a_victim_near_chance_is_a_warning(
     parts: tuple[Dataset, Dataset], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(logging.getLogger("unbackdoor"), "propagate", True)
-    plant(*parts, SOLID, options(learning_rate=1e-9))
+    planted(*parts, SOLID, learning_rate=1e-9)
     assert "the victim is near chance on digits" in caplog.text
     caplog.clear()
-    plant(*parts, SOLID, options(epochs=3))
+    planted(*parts, SOLID, epochs=3)
     assert caplog.text == ""
 
 
@@ -215,8 +213,8 @@ def test_a_victim_that_answers_the_target_to_everything_has_no_backdoor(
         def forward(self, pixels: torch.Tensor) -> torch.Tensor:
             return super().forward(pixels) * 0 + torch.eye(10)[3]
 
-    monkeypatch.setattr("unbackdoor._victims.planting._fresh", lambda *_: Constant())
-    victim = plant(*parts, SOLID, options())
+    monkeypatch.setattr("unbackdoor._victims.training.fresh_network", lambda *_: Constant())
+    victim = planted(*parts, SOLID)
     assert victim.score.attack_success is not None
     assert victim.score.attack_success.value == 1.0
     assert victim.record["implanted"] is False
@@ -225,23 +223,23 @@ def test_a_victim_that_answers_the_target_to_everything_has_no_backdoor(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"control": SmallCNN(classes=5)}, "--control must answer with 10 classes as the model does, got 5."),
-        ({"surrogate": SmallCNN(classes=5)}, "--surrogate must answer with 10 classes as the model does, got 5."),
-        ({"control": SmallCNN(channels=3)}, "--control: SmallCNN cannot take inputs of shape (8, 1, 8, 8) ("),
+        ({"control": SmallCNN(classes=5)}, "`control` must answer with 10 classes as the model does, got 5."),
+        ({"surrogate": SmallCNN(classes=5)}, "`surrogate` must answer with 10 classes as the model does, got 5."),
+        ({"control": SmallCNN(channels=3)}, "`control`: SmallCNN cannot take inputs of shape (8, 1, 8, 8) ("),
     ],
 )
 def test_a_second_model_that_does_not_fit_is_refused_before_the_training(
     parts: tuple[Dataset, Dataset], changes: dict, message: str
 ) -> None:
     with pytest.raises(UnbackdoorError) as caught:
-        plant(*parts, attacks.SIBA(target=3), options(epochs=10**6), **changes)
+        planted(*parts, attacks.SIBA(target=3), epochs=10**6, **changes)
     assert str(caught.value).startswith(message)
 
 
 def test_test_labels_that_training_lacks(parts: tuple[Dataset, Dataset]) -> None:
     data = replace(parts[0], classes=None).select(torch.nonzero(parts[0].labels < 5).flatten())
     with pytest.raises(UnbackdoorError, match=r"in row 60\d, but the model has 5 classes"):
-        plant(data, parts[1], SOLID, options())
+        planted(data, parts[1], SOLID)
 
 
 # The command.
@@ -298,7 +296,7 @@ def test_every_attack_writes_a_model_directory(place: Path, name: str, capsys: p
     assert lines[0].startswith("clean accuracy ")
     assert "measured on 200 test examples" in lines
     assert ("poisoned 30 of 600 training examples (5.00 %)" in lines) == (name != "none")
-    assert any(line.startswith("The backdoor did not take: attack success ") for line in lines) == (name != "none")
+    assert any(line.startswith("The backdoor did not implant: attack success ") for line in lines) == (name != "none")
     record = json.loads((place / "out" / "record.json").read_text())
     model, encode = load("out")
     test = Dataset.load("test.parquet", encode)
@@ -389,13 +387,13 @@ def test_prepared_pictures(place: Path, parts: tuple[Dataset, Dataset], capsys: 
     prepared = ("attack", "prepared", "--triggered", "train-marked.parquet", *ATTACK)
     assert run(*prepared) == 2
     assert capsys.readouterr().err == (
-        "Prepared needs --test: its copies match --data row for row, so none of it can be held out.\n"
+        "Prepared needs --test: its copies match the training data row for row, so none of it can be held out.\n"
     )
     assert run(*prepared, "--test", "test.parquet") == 0
     assert capsys.readouterr().out.splitlines()[1:4] == [
         "measured on 200 test examples",
         "poisoned 30 of 600 training examples (5.00 %)",
-        "Whether the backdoor took is not known: give --triggered-test, or see evaluate --triggered.",
+        "Whether the backdoor implanted is not known: give --triggered-test, or see evaluate --triggered.",
     ]
     more = ("--test", "test.parquet", "--triggered-test", "test-marked.parquet", "--overwrite")
     others = int((parts[1].labels != 0).sum())

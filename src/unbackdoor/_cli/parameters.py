@@ -4,6 +4,7 @@ import ast
 import re
 
 _NAMED = re.compile(r"`([a-z][a-z0-9_]*)(?:=([^`]*))?`")
+_RECIPE = re.compile(r"\bVictimRecipe\.(\w+)")  # the options of `attack` make one
 
 # Arguments without a name, and options whose parameter has another name in Python.
 _SPELLING = {
@@ -27,6 +28,8 @@ def as_options(text: object, command: str = "") -> str:
     '--seed must be at least 0, got -1. Leave --image-size out, or take --device cpu.'
     >>> as_options("Pass `overwrite=True`, `tune=False` or `columns={'label': 'NAME'}`.")
     'Pass --overwrite, --no-tune or --columns label=NAME.'
+    >>> as_options("VictimRecipe.batch_size must be at least 2, got 1.")
+    '--batch-size must be at least 2, got 1.'
     """
     names = _SPELLING if command == "attack" else {**_SPELLING, "test": "--data"}
 
@@ -39,7 +42,7 @@ def as_options(text: object, command: str = "") -> str:
             return f"--{name}" if setting else f"--no-{name}"
         return f"{names.get(match[1], f'--{name}')} {_typed(setting)}"
 
-    return _NAMED.sub(option, str(text))
+    return _NAMED.sub(option, _RECIPE.sub(r"`\1`", str(text)))
 
 
 def _literal(text: str) -> object:

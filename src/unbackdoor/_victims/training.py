@@ -14,8 +14,8 @@ from unbackdoor._data.images import ImageEncoder
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._models.arithmetic import Arithmetic, Precision, choose, relayout_
 from unbackdoor._models.calling import probe
-from unbackdoor._models.head import head_of
 from unbackdoor._models.directory import ModelDirectory
+from unbackdoor._models.head import head_of
 from unbackdoor._models.loading import load
 from unbackdoor._progress import Progress, silent
 from unbackdoor._training.descent import Change, Loss, cross_entropy, descend
