@@ -8,24 +8,22 @@ import logging
 import os
 import shlex
 import sys
-import textwrap
 from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from cyclopts import App, CycloptsError, Parameter
 
-from unbackdoor._cli.options import AttackOptions, EvaluateOptions, PurifyOptions, StressOptions
+from unbackdoor._cli.listing import KINDS, Kind, show
+from unbackdoor._cli.options import AttackOptions, EvaluateOptions, PurifyOptions, StressOptions, asking, of
 from unbackdoor._cli.parameters import as_options
 from unbackdoor._errors import SENTENCE, IncompleteError, UnbackdoorError, printable
-from unbackdoor._registry.archs import REGISTRY as ARCHS
-from unbackdoor._registry.attacks import REGISTRY as ATTACKS
-from unbackdoor._registry.entries import Entry, find
+from unbackdoor._registry.entries import Entry, Need, find
 from unbackdoor._registry.purifiers import REGISTRY as PURIFIERS
+
+T = TypeVar("T")
 
 _MODEL = "MODEL is a Hugging Face directory or Hub name, or a weights file with --factory."
 _PLAIN = "An option that one step alone has may be given without the name of the step, as --alpha."
-
-NONE = Entry("none", "unbackdoor._cli.commands:NoAttack", "no attack: a clean model by the same recipe, the control")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -125,7 +123,7 @@ def _app(given: list[str], typed: str) -> App:
     listing = given[-1:] in (["--help"], ["-h"]) and len(words) < 2
     app.command(_demo, name="demo")
     for verb, entries, kind, plural, help_ in (
-        ("attack", (*ATTACKS, NONE), "attack", "attacks", "Plant a backdoor: poison data and train a victim on it."),
+        ("attack", KINDS["attacks"], "attack", "attacks", "Plant a backdoor: poison data and train a victim on it."),
         ("purify", PURIFIERS, "purifier", "methods", "Remove a backdoor with a few clean examples."),
     ):
         sub = App(name=verb, help=f"{help_} Each {kind} has options of its own: unbackdoor {verb} NAME --help.")
@@ -163,7 +161,7 @@ def _command(verb: str, entry: Entry, typed: str) -> Callable[..., None]:
 
     cls = entry.resolve()
     flat = Parameter(name="*")
-    owner = _fields_group(entry)
+    owner = of(entry.name)
     if verb == "purify":
 
         def purify(model: str, /, *, options: Any, method: Any = None) -> None:
@@ -172,7 +170,7 @@ def _command(verb: str, entry: Entry, typed: str) -> Callable[..., None]:
         purify.__doc__ = _help(cls, _MODEL)
         purify.__annotations__ = {
             "model": str,
-            "options": Annotated[PurifyOptions, flat],
+            "options": Annotated[_asking(PurifyOptions, [entry]), flat],
             "method": Annotated[cls, Parameter(name="*", group=owner)],
             "return": None,
         }
@@ -183,7 +181,7 @@ def _command(verb: str, entry: Entry, typed: str) -> Callable[..., None]:
 
     attack.__doc__ = _help(cls, "")
     attack.__annotations__ = {
-        "options": Annotated[AttackOptions, flat],
+        "options": Annotated[_asking(AttackOptions, [entry]), flat],
         "method": Annotated[cls, Parameter(name="*", group=owner)],
         "return": None,
     }
@@ -208,13 +206,16 @@ def _composition(steps: list[Entry], typed: str) -> Callable[..., None]:
 
     documents = [_help(entry.resolve(), "").split("\n\n")[0] for entry in steps]
     purify.__doc__ = "\n\n".join([" Then: ".join(documents), _MODEL, _PLAIN])
-    annotations: dict[str, Any] = {"model": str, "options": Annotated[PurifyOptions, Parameter(name="*")]}
+    annotations: dict[str, Any] = {
+        "model": str,
+        "options": Annotated[_asking(PurifyOptions, steps), Parameter(name="*")],
+    }
     parameters = [
         inspect.Parameter("model", inspect.Parameter.POSITIONAL_ONLY, annotation=str),
         inspect.Parameter("options", inspect.Parameter.KEYWORD_ONLY, annotation=annotations["options"]),
     ]
     for name, entry in zip(names, steps, strict=True):
-        kind: Any = Annotated[entry.resolve(), Parameter(name=entry.name, group=_fields_group(entry))]
+        kind: Any = Annotated[entry.resolve(), Parameter(name=entry.name, group=of(entry.name))]
         annotations[name] = kind
         parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind))
     purify.__annotations__ = {**annotations, "return": None}
@@ -245,8 +246,13 @@ def _spelled_out(given: list[str]) -> list[str]:
     return spelled
 
 
-def _fields_group(entry: Entry) -> str:
-    return f"Options of {entry.name}"
+_OPTIONS = {Need.CLEAN: "clean", Need.TOKENIZER: "clean", Need.BASE: "base", Need.PROXY: "proxy"}
+
+
+def _asking(options: type[T], entries: list[Entry]) -> type[T]:
+    """The options of a command, with those among the required ones that the chosen steps need."""
+    needs = {need for entry in entries for need in entry.needs}
+    return asking(options, *dict.fromkeys(option for need, option in _OPTIONS.items() if need in needs))
 
 
 def _help(cls: type, more: str) -> str:
@@ -361,24 +367,10 @@ def _demo(
     image(out=out, overwrite=overwrite, seed=seed)
 
 
-def _list(what: Literal["methods", "attacks", "archs"] | None = None, /) -> None:
-    """What there is: methods, attacks or archs; without a word, the names of all of them.
+def _list(what: Kind | None = None, /) -> None:
+    """List methods, attacks or archs with their facts; without a word, the names of all of them.
 
     Args:
         what: methods, attacks or archs.
     """
-    kinds = {"methods": PURIFIERS, "attacks": (*ATTACKS, NONE), "archs": ARCHS}
-    if what is None:
-        for kind, entries in kinds.items():
-            print(f"{kind} (more: unbackdoor list {kind})")
-            names = ", ".join(entry.name for entry in entries)
-            print(textwrap.fill(names, 100, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False))
-        return
-    entries = kinds[what]
-    width = max(len(entry.name) for entry in entries)
-    for entry in entries:
-        paper = f"{entry.paper} ({entry.year})" if entry.year else ""
-        print(f"{entry.name:<{width}}  {entry.summary}")
-        print(f"{'':<{width}}  {entry.facts()}")
-        if paper:
-            print(f"{'':<{width}}  {paper}")
+    show(what)

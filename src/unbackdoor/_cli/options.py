@@ -1,34 +1,74 @@
-"""The options that commands have beside those of their method or attack, declared once."""
+"""The options that commands have besides those of their method or attack, declared once, by topic for `--help`."""
 
 import dataclasses
-from typing import Literal
+from typing import Annotated, Literal, TypeVar
+
+from cyclopts import Group, Parameter
+
+T = TypeVar("T")
+
+REQUIRED = Parameter(group=Group("Required", sort_key=1))
+# The options of the method or attack stand here, see `of`.
+DATA = Parameter(group=Group("Data", sort_key=3))
+MODEL = Parameter(group=Group("Model", sort_key=4))
+TRAINING = Parameter(group=Group("Training", sort_key=5))
+TESTS = Parameter(group=Group("Tests", sort_key=5))
+OUTPUT = Parameter(group=Group("Output", sort_key=6))
+HARDWARE = Parameter(group=Group("Hardware", sort_key=7))
+
+Augment = Literal["auto", "flip", "crop", "none"]
+Precision = Literal["auto", "bf16", "fp32"]
+
+
+def of(owner: str) -> Group:
+    """The heading of the options that a method or attack has of its own."""
+    return Group(f"Options of {owner}", sort_key=2)
+
+
+def asking(options: type[T], *names: str) -> type[T]:
+    """The same options, with some of them among the required ones: the chosen method does nothing without them."""
+    fields = {field.name: field for field in dataclasses.fields(options)}  # type: ignore[arg-type]
+    moved = [(name, Annotated[str | None, REQUIRED], dataclasses.field(default=fields[name].default)) for name in names]
+    own = {"__module__": options.__module__, "__doc__": options.__doc__}
+    return dataclasses.make_dataclass(
+        options.__name__, moved, bases=(options,), frozen=True, kw_only=True, namespace=own
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ModelOptions:
-    """How a model is loaded.
+class HardwareOptions:
+    """Where to compute, and how.
 
     Args:
-        factory: FILE.py:FUNCTION that makes the module, for a model that is no Hugging Face directory. It is run.
+        device: cpu, cuda or cuda:1, for example; by default a GPU if there is one.
+        precision: auto takes bfloat16 if the hardware multiplies it.
+    """
+
+    device: Annotated[str | None, HARDWARE] = None
+    precision: Annotated[Precision, HARDWARE] = "auto"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelOptions(HardwareOptions):
+    """How a model and its data are loaded.
+
+    Args:
+        factory: FILE.py:FUNCTION that makes the module, for a model that is not a Hugging Face directory. It is run.
         mean: subtracted per channel from pixels in [0, 1], as 0.49,0.48,0.45; instead of the model's own.
         std: divided by, per channel.
         image_size: side that images are resized to, instead of the model's own.
         max_length: tokens that a text model reads, instead of the most that it can.
         trust_remote_code: run Python files that come with a Hugging Face model.
-        device: cpu, cuda, cuda:1 and so on; a GPU where there is one.
-        precision: auto takes bfloat16 where the hardware multiplies it.
         columns: the data's own column names, as image=img,label=fine_label or text_a=question,text_b=sentence.
     """
 
-    factory: str | None = None
-    mean: str | None = None
-    std: str | None = None
-    image_size: int | None = None
-    max_length: int | None = None
-    trust_remote_code: bool = False
-    device: str | None = None
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
-    columns: str | None = None
+    factory: Annotated[str | None, MODEL] = None
+    mean: Annotated[str | None, MODEL] = None
+    std: Annotated[str | None, MODEL] = None
+    image_size: Annotated[int | None, MODEL] = None
+    max_length: Annotated[int | None, MODEL] = None
+    trust_remote_code: Annotated[bool, MODEL] = False
+    columns: Annotated[str | None, DATA] = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,31 +82,31 @@ class PurifyOptions(ModelOptions):
         out: directory to write; it must not exist.
         data: test examples; suspect and result are scored on them, and report.html is written.
         attack: attack.json whose trigger is put on the test examples.
-        control: with --attack: a model that never was poisoned, loaded as MODEL is; how often it flips is scored, too.
-        seed: of everything random.
-        head: name of the last linear layer, where it cannot be found by running the model.
+        control: with --attack: a model that was never poisoned, loaded as MODEL is; its flip rate is scored as well.
+        seed: fixes all random draws.
+        head: name of the last linear layer, if running the model does not find it.
         augment: auto mirrors images unless the class names tell left from right; crop never does, flip always.
         stream: with fine-mixing --rho R --no-tune (and e-pur before it): mix on disk, piece by piece, for checkpoints
             larger than memory.
         overwrite: replace a directory that unbackdoor wrote.
     """
 
-    clean: str | None = None
-    out: str
-    base: str | None = None
-    proxy: str | None = None
-    data: str | None = None
-    attack: str | None = None
-    control: str | None = None
-    seed: int = 0
-    head: str | None = None
-    augment: Literal["auto", "flip", "crop", "none"] = "auto"
-    stream: bool = False
-    overwrite: bool = False
+    out: Annotated[str, REQUIRED]
+    clean: Annotated[str | None, DATA] = None
+    data: Annotated[str | None, DATA] = None
+    attack: Annotated[str | None, DATA] = None
+    augment: Annotated[Augment, DATA] = "auto"
+    base: Annotated[str | None, MODEL] = None
+    proxy: Annotated[str | None, MODEL] = None
+    control: Annotated[str | None, MODEL] = None
+    head: Annotated[str | None, MODEL] = None
+    overwrite: Annotated[bool, OUTPUT] = False
+    seed: Annotated[int, OUTPUT] = 0
+    stream: Annotated[bool, HARDWARE] = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class AttackOptions:
+class AttackOptions(HardwareOptions):
     """Options of `attack`.
 
     Args:
@@ -82,41 +122,37 @@ class AttackOptions:
         learning_rate: its peak; by default 0.1 for --arch (1e-3 for vit), 0.01 for --base, 5e-5 for texts.
         batch_size: examples per step; by default 128 for images and 32 for texts.
         max_length: tokens of a text that the victim reads; by default as many as it can.
-        seed: of the draw of rows, the initial weights and the batches.
+        seed: fixes the draw of rows, the initial weights and the batches.
         group: column whose equal values, within a class, stay together when a tenth is held out (track for GTSRB).
         triggered_test: with prepared: test examples that carry the trigger, with their true labels.
         surrogate: with label-consistent, low-frequency and siba: a clean model to make the trigger against; else one is
             trained first.
-        control: a model that never was poisoned (attack none trains one); how often it flips is scored, too.
+        control: a model that was never poisoned (attack none trains one); its flip rate is scored as well.
         augment: auto mirrors images unless the class names tell left from right; crop never does, flip always.
         columns: the data's own column names, as image=img,label=fine_label or text_a=question,text_b=sentence.
-        device: cpu, cuda, cuda:1 and so on; a GPU where there is one.
-        precision: auto takes bfloat16 where the hardware multiplies it.
         overwrite: replace a directory that unbackdoor wrote.
     """
 
-    data: list[str]
-    out: str
-    test: str | None = None
-    rate: float = 0.05
-    arch: str = "resnet18"
-    width: int = 16
-    base: str | None = None
-    epochs: int | None = None
-    clean_epochs: int = 0
-    learning_rate: float | None = None
-    batch_size: int | None = None
-    max_length: int | None = None
-    seed: int = 0
-    group: str | None = None
-    triggered_test: str | None = None
-    surrogate: str | None = None
-    control: str | None = None
-    augment: Literal["auto", "flip", "crop", "none"] = "auto"
-    columns: str | None = None
-    device: str | None = None
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
-    overwrite: bool = False
+    data: Annotated[list[str], REQUIRED]
+    out: Annotated[str, REQUIRED]
+    rate: Annotated[float, DATA] = 0.05
+    test: Annotated[str | None, DATA] = None
+    triggered_test: Annotated[str | None, DATA] = None
+    group: Annotated[str | None, DATA] = None
+    augment: Annotated[Augment, DATA] = "auto"
+    columns: Annotated[str | None, DATA] = None
+    arch: Annotated[str, MODEL] = "resnet18"
+    width: Annotated[int, MODEL] = 16
+    base: Annotated[str | None, MODEL] = None
+    max_length: Annotated[int | None, MODEL] = None
+    surrogate: Annotated[str | None, MODEL] = None
+    control: Annotated[str | None, MODEL] = None
+    epochs: Annotated[int | None, TRAINING] = None
+    clean_epochs: Annotated[int, TRAINING] = 0
+    learning_rate: Annotated[float | None, TRAINING] = None
+    batch_size: Annotated[int | None, TRAINING] = None
+    overwrite: Annotated[bool, OUTPUT] = False
+    seed: Annotated[int, OUTPUT] = 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -128,16 +164,16 @@ class EvaluateOptions(ModelOptions):
         attack: attack.json whose trigger is put on them.
         triggered: examples that already carry a trigger, with their true labels.
         target: the class that the attacker wants, with --triggered.
-        control: a model without the backdoor, loaded as MODEL is; how often it flips is printed beside.
+        control: a model without the backdoor, loaded as MODEL is; its flip rate is printed as well.
         json: print one JSON object.
     """
 
-    data: str
-    attack: str | None = None
-    triggered: str | None = None
-    target: int | None = None
-    control: str | None = None
-    json: bool = False
+    data: Annotated[str, REQUIRED]
+    attack: Annotated[str | None, DATA] = None
+    triggered: Annotated[str | None, DATA] = None
+    target: Annotated[int | None, DATA] = None
+    control: Annotated[str | None, MODEL] = None
+    json: Annotated[bool, OUTPUT] = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -149,27 +185,27 @@ class StressOptions(ModelOptions):
         clean: labelled examples without trigger, which the attacker tunes with.
         attack: attack.json of the victim.
         data: test examples to score on; without them a seeded half of --clean is kept for that.
-        control: a model of the same task that never was poisoned, loaded as MODEL is.
+        control: a model of the same task that was never poisoned, loaded as MODEL is.
         out: directory for stress.json and stress.html; it must not exist.
         json: print one JSON object.
         parts: which of retune, reactivation, path and exact (purification by an oracle), with commas between.
         k: triggered examples among the clean ones while retuning, with commas between.
-        seed: of everything random.
+        seed: fixes all random draws.
         seeds: how many draws of the triggered examples are tried, from --seed on.
         augment: auto mirrors images unless the class names tell left from right; crop never does, flip always.
         overwrite: replace a directory that unbackdoor wrote.
     """
 
-    victim: str
-    clean: str
-    attack: str
-    data: str | None = None
-    control: str | None = None
-    out: str | None = None
-    json: bool = False
-    parts: str = "retune,reactivation,path,exact"
-    k: str = "1,2,5,10,20"
-    seed: int = 0
-    seeds: int = 1
-    augment: Literal["auto", "flip", "crop", "none"] = "auto"
-    overwrite: bool = False
+    victim: Annotated[str, REQUIRED]
+    clean: Annotated[str, REQUIRED]
+    attack: Annotated[str, REQUIRED]
+    data: Annotated[str | None, DATA] = None
+    augment: Annotated[Augment, DATA] = "auto"
+    control: Annotated[str | None, MODEL] = None
+    parts: Annotated[str, TESTS] = "retune,reactivation,path,exact"
+    k: Annotated[str, TESTS] = "1,2,5,10,20"
+    seeds: Annotated[int, TESTS] = 1
+    out: Annotated[str | None, OUTPUT] = None
+    json: Annotated[bool, OUTPUT] = False
+    overwrite: Annotated[bool, OUTPUT] = False
+    seed: Annotated[int, OUTPUT] = 0

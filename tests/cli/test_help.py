@@ -1,0 +1,113 @@
+"""`--help` and `list`: what a user needs first stands first."""
+
+import re
+from collections.abc import Callable
+
+import pytest
+
+from unbackdoor import purifiers
+from unbackdoor._cli.app import main
+
+Shown = Callable[..., str]
+
+
+@pytest.fixture
+def shown(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Shown:
+    """Runs a command that only prints, and returns what it printed."""
+    monkeypatch.setenv("COLUMNS", "120")
+
+    def run(*arguments: str) -> str:
+        with pytest.raises(SystemExit) as stopped:
+            main([*arguments])
+        assert stopped.value.code == 0
+        return capsys.readouterr().out
+
+    return run
+
+
+def panels(text: str) -> dict[str, list[str]]:
+    """The options of a help page by the heading of their panel, in order."""
+    found: dict[str, list[str]] = {}
+    for line in text.splitlines():
+        if heading := re.match(r"╭─ (.+?) ─", line):
+            options = found.setdefault(heading[1], [])
+        elif option := re.match(r"│ [* ]*(--\S+)", line):
+            options.append(option[1])
+    return found
+
+
+@pytest.mark.parametrize(
+    ("command", "headings", "required"),
+    [
+        (
+            ("purify", "fst"),
+            ["Arguments", "Required", "Options of fst", "Data", "Model", "Output", "Hardware"],
+            ["--out", "--clean"],
+        ),
+        (
+            ("purify", "clp"),
+            ["Arguments", "Required", "Options of clp", "Data", "Model", "Output", "Hardware"],
+            ["--out"],
+        ),
+        (
+            ("purify", "e-pur+fine-mixing"),
+            [
+                *("Arguments", "Required", "Options of e-pur", "Options of fine-mixing"),
+                *("Data", "Model", "Output", "Hardware"),
+            ],
+            ["--out", "--clean", "--base"],
+        ),
+        (
+            ("purify", "module-substitution"),
+            [
+                *("Arguments", "Required", "Options of module-substitution"),
+                *("Data", "Model", "Output", "Hardware"),
+            ],
+            ["--out", "--clean", "--proxy"],
+        ),
+        (
+            ("attack", "badnets"),
+            ["Required", "Options of badnets", "Data", "Model", "Training", "Output", "Hardware"],
+            ["--data", "--out"],
+        ),
+        (
+            ("attack", "word"),
+            ["Required", "Options of word", "Data", "Model", "Training", "Output", "Hardware"],
+            ["--data", "--out", "--base"],
+        ),
+        (("evaluate",), ["Arguments", "Required", "Data", "Model", "Output", "Hardware"], ["--data"]),
+        (
+            ("stress",),
+            ["Arguments", "Required", "Data", "Model", "Tests", "Output", "Hardware"],
+            ["--victim", "--clean", "--attack"],
+        ),
+    ],
+    ids=lambda part: " ".join(part) if isinstance(part, tuple) else "",
+)
+def test_required_options_come_first_then_the_own_then_the_shared_ones(
+    command: tuple[str, ...], headings: list[str], required: list[str], shown: Shown
+) -> None:
+    found = panels(shown(*command, "--help"))
+    assert list(found) == headings
+    assert found["Required"] == required
+    options = [option for each in found.values() for option in each]
+    assert len(options) == len(set(options))
+
+
+def test_methods_are_listed_by_what_a_user_has(shown: Shown) -> None:
+    blocks = re.split(r"^With ", shown("list", "methods"), flags=re.MULTILINE)[1:]
+    groups = {block.partition("\n")[0]: block.partition("\n")[2] for block in blocks}
+    firsts = {heading: re.findall(r"^(\S+)", text, re.MULTILINE) for heading, text in groups.items()}
+    images, texts, base, nothing = groups
+    assert images.startswith("clean images: start with fst or scale-invariant-fst or trigger-distillation (")
+    assert firsts[images][:4] == ["fst", "scale-invariant-fst", "trigger-distillation", "fine-tuning"]
+    assert texts.startswith("clean texts: start with word-distillation (")
+    assert firsts[texts] == ["word-distillation"]
+    assert "fine-tuning" in groups[texts].partition("and from above:")[2]
+    assert "neural-cleanse" not in groups[texts]
+    assert base.startswith("the pre-trained base of the model, or another model for its task: start with mixing-")
+    assert set(firsts[base]) >= {"mixing-distillation", "fine-mixing", "e-pur", "module-substitution"}
+    assert (nothing, firsts[nothing]) == ("nothing but the model", ["clp"])
+    assert sorted(name for each in firsts.values() for name in each) == sorted(
+        entry.name for entry in purifiers.REGISTRY
+    )
