@@ -30,6 +30,7 @@ for line in sys.stdin:
         for number, path in enumerate(streams):
             os.dup2(os.open(path, os.O_RDWR), number)
         os.chdir(command["cwd"])
+        os.environ.update(command["environment"])
         sys.argv = ["unbackdoor", *command["arguments"]]
         main()
     print(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), flush=True)
@@ -53,7 +54,8 @@ def run(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
     """The command line in a process of its own, in a folder."""
     words = [*map(str, arguments)]
     with tempfile.NamedTemporaryFile("r") as out, tempfile.NamedTemporaryFile("r") as err:
-        command = {"arguments": words, "cwd": str(cwd), "out": out.name, "err": err.name}
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        command = {"arguments": words, "cwd": str(cwd), "out": out.name, "err": err.name, "environment": environment}
         process = _imported()
         assert process.stdin is not None
         assert process.stdout is not None

@@ -16,7 +16,8 @@ import corpus
 import material
 
 RUNNER = Path(__file__).parent / "hostile" / "runner.py"
-PARTS = 4  # processes, so that those that have several cores use them
+PARTS = 2  # processes, so that those that have several cores use them
+SECONDS = 30  # of the processor that any input may take
 LIMIT = 1536  # MiB that a process with some hundred cases in it may take
 PATIENCE = 300  # seconds without any result after which a case counts as hanging, on a busy machine, too
 
@@ -89,4 +90,5 @@ def _wrong(case: corpus.Case, entry: dict[str, Any]) -> list[str]:
     wrong += ["not printable"] * any(not letter.isprintable() for line in lines for letter in line)
     wrong += ["long"] * any(len(line) > 1100 for line in lines)
     wrong += ["code was run"] * entry["canary"]
+    wrong += [f"{entry['seconds']} seconds"] * (entry["seconds"] > SECONDS)
     return wrong

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from commands import run
 from unbackdoor import Dataset, UnbackdoorError
 from unbackdoor._bench import Store, identity
 from unbackdoor._bench.schema import Resources
@@ -135,13 +136,7 @@ def test_a_node_of_a_ray_cluster_is_lost(place: Path, tmp_path: Path) -> None:
 
 
 def test_a_ray_cluster_that_is_not_there(place: Path, tmp_path: Path) -> None:
-    refused = subprocess.run(
-        command(place / "near.toml", tmp_path / "runs", "--ray", "not-an-address"),
-        env=environment(place),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    refused = run("bench", place / "near.toml", "--out", tmp_path / "runs", "--ray", "not-an-address", cwd=tmp_path)
     assert refused.returncode == 2
     assert refused.stderr.splitlines()[-1].startswith("--ray not-an-address cannot be reached (")
     with socket.socket() as free:
@@ -197,23 +192,17 @@ print(json.dumps({identity(spec): {key: result.get(key) for key in keys} for spe
 
 
 def test_a_store_in_an_object_store(place: Path, tmp_path: Path, bucket: str) -> None:
-    def run(out: object, *more: str) -> str:
-        made = subprocess.run(
-            command(place / "near.toml", out, *more),
-            env=environment(place),
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+    def bench(out: object, *more: str) -> str:
+        made = run("bench", place / "near.toml", "--out", out, *more, cwd=tmp_path)
         assert made.returncode == 0, made.stderr
         return made.stdout
 
     absent = "s3://nothing-of-the-kind/runs"
     with pytest.raises(UnbackdoorError, match=f"{absent} has no bucket nothing-of-the-kind, or it may not be seen"):
         Store(absent)
-    run(tmp_path / "near")
-    run(bucket, "--workers", "2")
-    assert run(bucket) == "Nothing to do: 10 cells, none of them left.\n"
+    bench(tmp_path / "near")
+    bench(bucket, "--workers", "2")
+    assert bench(bucket) == "Nothing to do: 10 cells, none of them left.\n"
     # In a process of its own: what s3fs leaves open would be a warning here.
     read = subprocess.run(
         [sys.executable, "-c", READ, bucket], env=environment(place), capture_output=True, text=True, check=True

@@ -1,6 +1,7 @@
 """Runs cases of the corpus one after the other in this process, and writes down what each of them did.
 
-As `python runner.py MATERIAL FOLDER RESULTS NAME...`; on stdin, y is the answer to whatever may be asked.
+As `python runner.py MATERIAL FOLDER RESULTS NAME...`; on stdin, y is the answer to whatever may be asked. Seconds are
+those of the processor, as other processes take theirs.
 """
 
 import json
@@ -27,7 +28,7 @@ def run(case, material: Path, folder: Path) -> dict:
     os.chdir(place)
     arguments = case.build(place, material)
     before = {str(path) for path in place.rglob("*")}
-    start = time.perf_counter()
+    start = time.process_time()
     code = None
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         kept = os.dup(1), os.dup(2)
@@ -62,12 +63,20 @@ def run(case, material: Path, folder: Path) -> dict:
         "err": told[1],
         "left": left,
         "canary": (folder / "canary").exists(),
-        "seconds": round(time.perf_counter() - start, 2),
-        "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        "seconds": round(time.process_time() - start, 2),
+        "peak": _peak(),
     }
     os.chdir(folder)
     shutil.rmtree(place, ignore_errors=True)
     return found
+
+
+def _peak() -> int:
+    """MiB that this process had at most. getrusage would count what the process had that started it, too."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        return next(int(line.split()[1]) for line in status.read_text().splitlines() if line[:5] == "VmHWM") // 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 
 if __name__ == "__main__":
