@@ -393,7 +393,7 @@ def test_half_precision_and_another_memory_layout(given: dict) -> None:
 class TestWarnings:
     def test_nothing_was_purified(self, given: dict) -> None:
         found = run(given, model=given["victim"], parts=("path",))
-        assert found.record["warnings"] == ["MODEL and --victim have the same weights, so nothing was purified."]
+        assert found.record["warnings"] == ["`model` and `victim` have the same weights, so nothing was purified."]
         assert len({point.score.attack_success for point in found.paths["purified"][:1]}) == 1
 
     def test_no_backdoor_in_the_victim(self, given: dict) -> None:
@@ -425,8 +425,8 @@ class TestWarnings:
         found = run(given, parts=("exact",))
         [told] = [text for text in found.record["warnings"] if text.startswith("Exact purification left ")]
         assert re.fullmatch(
-            r"Exact purification left [\d.]+% attack success and [\d.]+% clean accuracy, so it is no reference here. "
-            "Give more --clean.",
+            r"Exact purification left [\d.]+% attack success and [\d.]+% clean accuracy, so it is not a reference "
+            "here. Give more `clean`.",
             told,
         )
 
@@ -440,36 +440,36 @@ class TestWarnings:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"parts": ("retune", "speed")}, "--parts must name some of retune, reactivation, path, exact, got speed."),
-        ({"parts": ()}, "--parts must name some of retune, reactivation, path, exact, got none."),
-        ({"counts": (0, 5)}, "--k must be whole numbers of at least 1 with commas between, got 0."),
-        ({"counts": ()}, "--k must be whole numbers of at least 1 with commas between, got none."),
-        ({"seeds": 0}, "--seeds must be at least 1, got 0."),
+        ({"parts": ("retune", "speed")}, "`parts` must name some of retune, reactivation, path, exact, got speed."),
+        ({"parts": ()}, "`parts` must name some of retune, reactivation, path, exact, got none."),
+        ({"counts": (0, 5)}, "`counts` must be whole numbers of at least 1 with commas between, got 0."),
+        ({"counts": ()}, "`counts` must be whole numbers of at least 1 with commas between, got none."),
+        ({"seeds": 0}, "`seeds` must be at least 1, got 0."),
         ({"seed": -1}, "`seed` must be a whole number, at least 0 and less than 2**63, got -1."),
         (
             {"victim": SmallCNN(channels=3)},
-            "--victim must have the architecture of MODEL, but features.0.weight is 16x3x3x3 in it and 16x1x3x3 in "
-            "MODEL. Give the model that was purified.",
+            "`victim` must have the architecture of `model`, but features.0.weight is 16x3x3x3 in it and 16x1x3x3 in "
+            "`model`. Give the model that was purified.",
         ),
         (
             {"victim": nn.Linear(2, 2)},
-            "--victim must have the architecture of MODEL, but features.0.weight is absent in it and 16x1x3x3 in "
-            "MODEL. Give the model that was purified.",
+            "`victim` must have the architecture of `model`, but features.0.weight is absent in it and 16x1x3x3 in "
+            "`model`. Give the model that was purified.",
         ),
         (
             {"victim": "victim/"},
             "stress takes victim as a module, got str. Load it with unbackdoor.load(PATH).model.",
         ),
-        ({"control": SmallCNN(classes=5)}, "--control must answer with 10 classes as the model does, got 5."),
+        ({"control": SmallCNN(classes=5)}, "`control` must answer with 10 classes as the model does, got 5."),
         (
             {"counts": (1, 1000)},
-            "--k 1000 wants 1000 clean examples to put the trigger on, but digits has 179 that the attack moves. Lower "
-            "--k, or give more.",
+            "`counts=1000` wants 1000 clean examples to put the trigger on, but digits has 179 that the attack moves. "
+            "Lower `counts`, or give more.",
         ),
         (
             {"counts": (95,), "test": None},
-            "--k 95 wants 95 clean examples to put the trigger on, but digits has 89 that the attack moves (half of it "
-            "is kept for scoring). Lower --k, or give more.",
+            "`counts=95` wants 95 clean examples to put the trigger on, but digits has 89 that the attack moves (half "
+            "of it is kept for scoring). Lower `counts`, or give more.",
         ),
         ({"attack": attacks.BadNets(target=10)}, "BadNets.target must be 0 to 9, got 10."),
         (
@@ -582,7 +582,7 @@ class TestTexts:
         with pytest.raises(UnbackdoorError) as caught:
             run({**texts, **FAST}, parts=("reactivation",))
         assert str(caught.value) == (
-            "--parts reactivation is for images: the perturbation of query-based reactivation is added to pixels, and "
+            "`parts=reactivation` is for images: the perturbation of query-based reactivation is added to pixels, and "
             "texts have none. Take retune, path or exact."
         )
 

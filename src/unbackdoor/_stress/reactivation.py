@@ -24,6 +24,7 @@ from unbackdoor._poisoning.triggered import Triggered
 from unbackdoor._tasks.classification import predict
 from unbackdoor._tasks.proportion import Proportion
 
+MODALITY = ("images",)  # whose inputs are pixels
 EXAMPLES = 500  # clean ones, and as many triggered
 EPOCHS, LEARNING_RATE, BATCH = 50, 0.1, 128
 

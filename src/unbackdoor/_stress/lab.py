@@ -1,0 +1,200 @@
+"""The models and data of a stress test, checked before anything runs, and what all of its parts work with."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from unbackdoor._data.classes import check_labels, in_order_of, tell_order
+from unbackdoor._data.dataset import Dataset, Encoder
+from unbackdoor._errors import UnbackdoorError
+from unbackdoor._models.arithmetic import Arithmetic
+from unbackdoor._models.calling import check_modules, check_partner, class_count, class_names
+from unbackdoor._models.untrusted_weights import check_finite
+from unbackdoor._poisoning.attack import Attack
+from unbackdoor._poisoning.attack_file import as_trigger
+from unbackdoor._poisoning.trigger import Trigger
+from unbackdoor._poisoning.triggered import Triggered, triggered
+from unbackdoor._progress import Advance
+from unbackdoor._stress import reactivation
+from unbackdoor._stress.result import CONTROL
+from unbackdoor._stress.retuning import EPOCHS, retune, retuning_set
+from unbackdoor._tasks.classification import score
+from unbackdoor._tasks.score import Score
+from unbackdoor._value import check_seed
+
+PARTS = ("retune", "reactivation", "path", "exact")
+_PIXELS = "the perturbation of query-based reactivation is added to pixels, and texts have none"
+
+
+@dataclass(frozen=True)
+class Material:
+    """Data and attack of a stress test, which fit the models.
+
+    Args:
+        clean: the examples that the attacker tunes with, numbered from 0.
+        test: the examples that are scored, likewise.
+        trigger: of the attack.
+        bait: the clean examples that the attack moves, with the trigger; their rows are those of `clean`.
+        attacked: the same of the test examples.
+        classes: the number of the models' classes.
+        parts: that can be run on these data.
+        notes: a sentence for each part that cannot.
+        scored_on: a description of the test examples.
+    """
+
+    clean: Dataset
+    test: Dataset
+    trigger: Trigger
+    bait: Triggered
+    attacked: Triggered
+    classes: int
+    parts: tuple[str, ...]
+    notes: tuple[str, ...]
+    scored_on: str
+
+
+def check_options(parts: Sequence[str], counts: Sequence[int], seeds: int, seed: int) -> None:
+    """Refuse options that are out of bounds."""
+    unknown = next((part for part in parts if part not in PARTS), None)
+    if unknown is not None or not parts:
+        raise UnbackdoorError(f"`parts` must name some of {', '.join(PARTS)}, got {unknown or 'none'}.")
+    if not counts or min(counts) < 1:
+        came = min(counts) if counts else "none"
+        raise UnbackdoorError(f"`counts` must be whole numbers of at least 1 with commas between, got {came}.")
+    if seeds < 1:
+        raise UnbackdoorError(f"`seeds` must be at least 1, got {seeds}.")
+    check_seed(seed)
+
+
+def check_models(model: nn.Module, victim: nn.Module, control: nn.Module | None) -> None:
+    """Refuse what is not a model with finite weights, and a victim of another architecture than the purified model's.
+
+    There is no path between two architectures.
+    """
+    check_modules("stress", model=model, victim=victim, control=control)
+    ours, theirs = ({key: tuple(t.shape) for key, t in each.state_dict().items()} for each in (model, victim))
+    other = next((key for key in [*ours, *theirs] if ours.get(key) != theirs.get(key)), None)
+    if other is not None:
+        there = "x".join(map(str, theirs[other])) if other in theirs else "absent"
+        here = "x".join(map(str, ours[other])) if other in ours else "absent"
+        raise UnbackdoorError(
+            f"`victim` must have the architecture of `model`, but {other} is {there} in it and {here} in `model`. Give "
+            "the model that was purified."
+        )
+    for name, each in (("`model`", model), ("`victim`", victim), ("`control`", control)):
+        if each is not None:
+            check_finite(each.state_dict(), name)
+
+
+def prepare(
+    model: nn.Module,
+    clean: Dataset,
+    test: Dataset | None,
+    attack: "Attack | Trigger | str | Path",
+    *,
+    control: nn.Module | None,
+    control_encode: Encoder | None,
+    parts: Sequence[str],
+    counts: Sequence[int],
+    seed: int,
+) -> Material:
+    """Check that data, attack and models fit each other, and put the trigger on the data.
+
+    Args:
+        model: the purified model.
+        clean: labelled examples without trigger.
+        test: what is scored; None keeps a seeded half of `clean` for it.
+        attack: the one that the victim was poisoned with.
+        control: a model that never was poisoned.
+        control_encode: makes its inputs, if they are not made as the model's.
+        parts: that were asked for.
+        counts: of triggered examples to retune with.
+        seed: of the half.
+
+    Raises:
+        UnbackdoorError: they do not fit.
+    """
+    classes, names = class_count(model, clean), class_names(model)
+    clean, test = in_order_of(clean, names), test and in_order_of(test, names)
+    check_labels(clean, classes)
+    for data in (clean, *([test] if test is not None else [])):
+        tell_order(data, names, classes)
+    if control is not None:
+        seen_by_control = clean if control_encode is None else clean.encoded_by(control_encode)
+        check_partner("`control`", control, seen_by_control, classes)
+    possible = tuple(part for part in parts if part != "reactivation" or clean.modality in reactivation.MODALITY)
+    if not possible:
+        raise UnbackdoorError(f"`parts=reactivation` is for images: {_PIXELS}. Take retune, path or exact.")
+    trigger = as_trigger(attack, clean)
+    scored_on = f"a seeded half of {clean.name}, which nothing was tuned on" if test is None else f"of {test.name}"
+    half = " (half of it is kept for scoring)" if test is None else ""
+    if test is None:
+        clean, test = clean.split(len(clean) // 2, seed=seed)
+    check_labels(test, classes)
+    clean, test = _numbered(clean), _numbered(test)
+    bait, attacked = triggered(clean, trigger, classes), triggered(test, trigger, classes)
+    if {"retune", "reactivation"} & set(possible) and max(counts) > len(bait.data):
+        raise UnbackdoorError(
+            f"`counts={max(counts)}` wants {max(counts)} clean examples to put the trigger on, but {clean.name} has "
+            f"{len(bait.data)} that the attack moves{half}. Lower `counts`, or give more."
+        )
+    skipped = () if len(possible) == len(parts) else (f"Reactivation was skipped: {_PIXELS}.",)
+    return Material(clean, test, trigger, bait, attacked, classes, possible, skipped, scored_on)
+
+
+def _numbered(data: Dataset) -> Dataset:
+    return replace(data, rows=torch.arange(len(data)))
+
+
+@dataclass
+class Lab:
+    """The data, arithmetic and progress that all parts work with."""
+
+    clean: Dataset
+    test: Dataset
+    bait: Triggered  # the clean examples that the attack moves, with the trigger; their rows are those of `clean`
+    attacked: Triggered
+    control_encode: Encoder | None
+    arithmetic: Arithmetic
+    advance: Advance = lambda: None
+
+    def __post_init__(self) -> None:
+        """Texts are tokenised for the control once."""
+        shown = self.test, self.attacked
+        if self.control_encode is not None:
+            encode = self.control_encode
+            shown = (
+                self.test.encoded_by(encode),
+                self.attacked._replace(data=self.attacked.data.encoded_by(encode)),
+            )
+        self._shown = {CONTROL: shown}
+
+    def seen(self, name: str, data: Dataset) -> Dataset:
+        """A data set, encoded for the model of that name."""
+        return data if name != CONTROL or self.control_encode is None else data.encoded_by(self.control_encode)
+
+    def score(self, name: str, model: nn.Module) -> Score:
+        """The score of a model that takes the place of the named one."""
+        test, attacked = self._shown.get(name, (self.test, self.attacked))
+        return score(model, test, attacked, self.arithmetic)
+
+    def retuned(self, name: str, model: nn.Module, count: int, seed: int) -> nn.Module:
+        """The named model after retuning with `count` triggered examples.
+
+        Raises:
+            UnbackdoorError: its weights are not finite.
+        """
+        data = self.seen(name, retuning_set(self.clean, self.bait, count, seed))
+        tuned = retune(model, data, seed=seed, arithmetic=self.arithmetic)
+        broken = next((key for key, tensor in tuned.state_dict().items() if not torch.isfinite(tensor).all()), None)
+        if broken is not None:
+            raise UnbackdoorError(
+                f"Retuning the {name} model with {count} triggered examples left non-finite values in {broken}. Try "
+                "`precision='fp32'`."
+            )
+        for _ in range(EPOCHS):
+            self.advance()
+        return tuned
