@@ -8,7 +8,7 @@ from torch import nn
 
 from unbackdoor import Dataset, UnbackdoorError, archs, purifiers, purify
 from unbackdoor._data.texts import TextEncoder, Texts
-from unbackdoor._models.stages import stages
+from unbackdoor._models.stage_ends import stage_ends
 from unbackdoor.testing import check_method
 
 WORDS = ["a", "the", "film", "was", "is", "not", "very", "good", "bad", "dull", "fine", "great", "poor", "plot"]
@@ -88,7 +88,7 @@ def test_on_a_vision_transformer(method: Any, vision: tuple[nn.Module, Dataset])
 
 def test_the_blocks_of_bert(bert: nn.Module, texts: Dataset) -> None:
     inputs = next(iter(texts.batches(4))).inputs
-    assert stages(bert, inputs, "NAD") == ["bert.encoder.layer.0", "bert.encoder.layer.1"]
+    assert stage_ends(bert, inputs, "NAD") == ["bert.encoder.layer.0", "bert.encoder.layer.1"]
 
 
 class Counts(nn.Module):

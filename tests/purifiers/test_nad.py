@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from conftest import SmallCNN
 from unbackdoor import Dataset, UnbackdoorError, archs, purifiers, purify
 from unbackdoor._data.texts import Tokens
-from unbackdoor._models.stages import stages
+from unbackdoor._models.stage_ends import stage_ends
 from unbackdoor.purifiers.nad import attention, unit_length
 
 BETA, EPOCHS, TEACHER, SIZE, RATE, SEED = 50.0, 2, 1, 16, 0.02, 5
@@ -77,7 +77,7 @@ def built(name: str) -> nn.Module:
 )
 def test_the_layers_are_found_by_running(name: str, expected: list[str]) -> None:
     model = built(name)
-    found = stages(model, torch.zeros(2, 3, 32, 32), "NAD")
+    found = stage_ends(model, torch.zeros(2, 3, 32, 32), "NAD")
     assert [part.replace("encoder.layer.", "layers.") for part in found] == expected
     assert not any(module._forward_hooks for module in model.modules())
 
@@ -100,7 +100,7 @@ class Blocks(nn.Module):
 
 
 def test_blocks_are_the_outermost_members_of_a_list() -> None:
-    assert stages(Blocks(), torch.zeros(2, 1, 8, 8), "NAD") == ["blocks.0", "blocks.1"]
+    assert stage_ends(Blocks(), torch.zeros(2, 1, 8, 8), "NAD") == ["blocks.0", "blocks.1"]
 
 
 class ChannelsLast(nn.Module):
@@ -117,7 +117,7 @@ class ChannelsLast(nn.Module):
 
 
 def test_a_map_with_its_channels_in_the_last_place_is_no_resolution() -> None:
-    assert stages(ChannelsLast(), torch.zeros(2, 1, 8, 8), "NAD") == ["conv"]
+    assert stage_ends(ChannelsLast(), torch.zeros(2, 1, 8, 8), "NAD") == ["conv"]
 
 
 def test_attention_by_hand() -> None:

@@ -10,8 +10,9 @@ from unbackdoor._errors import UnbackdoorError, few, printable
 from unbackdoor._models.config import architectures_of, modality_of
 from unbackdoor._models.hugging_face import pretrained, quiet_transformers
 from unbackdoor._models.matching import matched
-from unbackdoor._models.untrusted_weights import check_finite, check_fit, lacking, renamed
+from unbackdoor._models.untrusted_weights import check_finite
 from unbackdoor._models.weight_files import WeightFiles
+from unbackdoor._models.weight_names import check_fit, lacking, renamed
 
 logger = logging.getLogger("unbackdoor")
 

@@ -12,7 +12,8 @@ from torch import nn
 
 from unbackdoor._errors import UnbackdoorError, printable
 from unbackdoor._inputs import CONFIG, check_file, exists
-from unbackdoor._models.untrusted_weights import check_fit, lacking, read_weights, renamed
+from unbackdoor._models.untrusted_weights import read_weights
+from unbackdoor._models.weight_names import check_fit, lacking, renamed
 
 
 def make(factory: str) -> nn.Module:

@@ -13,7 +13,7 @@ from unbackdoor._data.dataset import Batch, Dataset
 from unbackdoor._data.texts import Tokens
 from unbackdoor._models.calling import Inputs, probe
 from unbackdoor._models.hooks import removing
-from unbackdoor._models.stages import features_of, stages
+from unbackdoor._models.stage_ends import features_of, stage_ends
 from unbackdoor._purification.run import Run
 from unbackdoor._training.descent import cross_entropy
 from unbackdoor._training.recipe import Defaults
@@ -67,7 +67,7 @@ class NAD:
 
     def __call__(self, model: nn.Module, clean: Dataset, run: Run) -> nn.Module:
         """Purify in place."""
-        layers = stages(model, probe(model, clean), type(self).__name__)
+        layers = stage_ends(model, probe(model, clean), type(self).__name__)
         size, rate = run.setting(self, "batch_size"), run.setting(self, "learning_rate")
         teacher = copy.deepcopy(model)
         run.tune(teacher, clean, epochs=self.teacher_epochs, batch_size=size, description="tuning the teacher")

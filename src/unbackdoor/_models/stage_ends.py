@@ -11,7 +11,7 @@ from unbackdoor._models.hooks import removing
 
 
 @torch.no_grad()
-def stages(model: nn.Module, inputs: Inputs, owner: str) -> list[str]:
+def stage_ends(model: nn.Module, inputs: Inputs, owner: str) -> list[str]:
     """The names of at most three layers at which a network has finished a stage.
 
     Transformers: the blocks, which are the outermost members of a ModuleList or Sequential that give one vector for
