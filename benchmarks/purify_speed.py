@@ -230,7 +230,7 @@ def suspect(options: argparse.Namespace) -> Any:
 
 
 def prepared(model: Any, epochs: int) -> tuple[Any, Any, Any, Any]:
-    """The head drawn anew, a copy of its old weight, optimizer and schedule."""
+    """A newly drawn head, a copy of its old weight, optimizer and schedule."""
     import torch
 
     head = model.fc
@@ -256,7 +256,7 @@ def fst_step(cross_entropy: Any, head: Any, original: Any, optimizer: Any) -> No
 
 
 def multiplies_bf16(device: str) -> bool:
-    """The rule for bfloat16, written again: the bare loop is to have what the hardware offers, whatever we take."""
+    """The rule for bfloat16, written again: the bare loop uses what the hardware offers, independently of the library."""
     import torch
 
     if device.startswith("cuda"):
@@ -397,7 +397,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=3, help="runs of each contender")
     parser.add_argument("--only", nargs="+", choices=CONTENDERS, default=CONTENDERS)
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 and so on")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:1, for instance")
     parser.add_argument("--json", action="store_true", help="print one JSON object in place of the table")
     parser.add_argument("--child", choices=(*CONTENDERS, "arrays"), help=argparse.SUPPRESS)
     parser.add_argument("--arrays", help=argparse.SUPPRESS)
