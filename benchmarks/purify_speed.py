@@ -256,7 +256,7 @@ def fst_step(cross_entropy: Any, head: Any, original: Any, optimizer: Any) -> No
 
 
 def multiplies_bf16(device: str) -> bool:
-    """The rule for bfloat16, written again: the bare loop uses what the hardware offers, independently of the library."""
+    """The rule for bfloat16, written again: the bare loop uses what the hardware offers."""
     import torch
 
     if device.startswith("cuda"):
