@@ -19,7 +19,8 @@ _IMPORTED = """
 import json, os, sys
 
 import datasets, pyarrow.parquet, sklearn, torch, transformers
-import unbackdoor._cli.commands, unbackdoor.archs, unbackdoor.attacks, unbackdoor.purifiers
+import unbackdoor._cli.commands.attack, unbackdoor._cli.commands.evaluate, unbackdoor._cli.commands.purify
+import unbackdoor._cli.commands.stress, unbackdoor.archs, unbackdoor.attacks, unbackdoor.purifiers
 from unbackdoor.__main__ import main
 
 for line in sys.stdin:

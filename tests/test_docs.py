@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 import unbackdoor
-from unbackdoor._cli import app
+from unbackdoor._cli.chosen import spelled_out
+from unbackdoor._cli.parser import parser
 from unbackdoor.attacks import REGISTRY as ATTACKS
 from unbackdoor.purifiers import REGISTRY as PURIFIERS
 
@@ -74,9 +75,9 @@ def test_commands_are_understood(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = list(commands())
     assert len(shown) > 30
     for page, line in shown:
-        given = app._spelled_out(shlex.split(line, comments=True)[1:])
+        given = spelled_out(shlex.split(line, comments=True)[1:])
         try:
-            app._app(given, line).parse_args(given, exit_on_error=False, print_error=False)
+            parser(given, line).parse_args(given, exit_on_error=False, print_error=False)
         except Exception as problem:
             raise AssertionError(f"{page}: {line}") from problem
 

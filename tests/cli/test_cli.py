@@ -330,7 +330,7 @@ def test_ctrl_c_wherever_it_strikes(work: str) -> None:
     script = (
         "import os, signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
         f"def work(*_):\n    {work}\n"
-        "import unbackdoor._cli.app\nunbackdoor._cli.app._app = work\n"
+        "import unbackdoor._cli.app\nunbackdoor._cli.app.parser = work\n"
         "from unbackdoor.__main__ import main\nmain()\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
@@ -365,7 +365,7 @@ def test_too_little_memory(
     def fail(*_: object) -> None:
         raise problem
 
-    monkeypatch.setattr("unbackdoor._cli.commands.evaluate", fail)
+    monkeypatch.setattr("unbackdoor._cli.commands.evaluate.evaluate", fail)
     with pytest.raises(SystemExit) as stopped:
         main(["evaluate", "m", "--data", "d"])
     assert stopped.value.code == 1
@@ -376,11 +376,11 @@ def test_a_full_disk_keeps_nothing(place: Path) -> None:
     """The kernel refuses to let any file grow past 4 kB, which is what a full disk looks like from inside (EFBIG)."""
     limited = (
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
-        "from unbackdoor._cli.app import main; import unbackdoor._cli.commands;"
-        "purify = unbackdoor._cli.commands.purify_model;\n"
+        "from unbackdoor._cli.app import main; import unbackdoor._cli.commands.purify as command;"
+        "purify = command.purify_model;\n"
         "def limit(*a, **k):\n"
         "    made = purify(*a, **k); resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)); return made\n"
-        "unbackdoor._cli.commands.purify_model = limit\n"
+        "command.purify_model = limit\n"
         "main(sys.argv[1:])"
     )
     arguments = ["purify", "fst", *MODEL, "--clean", "clean.parquet", "--out", "out", "--epochs", "1"]

@@ -11,7 +11,9 @@ from unbackdoor._registry.purifiers import REGISTRY as PURIFIERS
 
 Kind = Literal["methods", "attacks", "archs"]
 
-NONE = Entry("none", "unbackdoor._cli.commands:NoAttack", "no attack: a clean model by the same recipe, the control")
+NONE = Entry(
+    "none", "unbackdoor._cli.commands.attack:NoAttack", "no attack: a clean model by the same recipe, the control"
+)
 
 KINDS: dict[Kind, tuple[Entry, ...]] = {"methods": PURIFIERS, "attacks": (*ATTACKS, NONE), "archs": ARCHS}
 

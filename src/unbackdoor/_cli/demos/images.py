@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from unbackdoor import _reports
 from unbackdoor._artifacts import card, directories
-from unbackdoor._cli import commands
+from unbackdoor._cli.commands.outcome import not_usable
 from unbackdoor._data.augmentation import Augmentation, augmentation
 from unbackdoor._data.dataset import Dataset
 from unbackdoor._data.images import ImageEncoder
@@ -213,7 +213,7 @@ def told(
         directories.write_record(partial / "record.json", record)
     print(_farewell(folder, story.next_method, story.next_options))
     if not results[-1].record["usable"]:
-        raise commands.not_usable(folder / "purified")
+        raise not_usable(folder / "purified")
 
 
 def digits() -> Dataset:

@@ -1,0 +1,129 @@
+"""`attack NAME`, `purify NAME` and `purify A+B`: functions with the options of the chosen classes."""
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+from typing import Annotated, Any, TypeVar
+
+from cyclopts import Parameter
+
+from unbackdoor._cli.options import AttackOptions, PurifyOptions, asking, of
+from unbackdoor._errors import UnbackdoorError
+from unbackdoor._registry.entries import Entry, Need
+from unbackdoor._registry.purifiers import REGISTRY as PURIFIERS
+
+T = TypeVar("T")
+
+_MODEL = "MODEL is a Hugging Face directory or Hub name, or a weights file with --factory."
+_PLAIN = "An option that one step alone has may be given without the name of the step, as --alpha."
+
+
+def single(verb: str, entry: Entry, typed: str) -> Callable[..., None]:
+    """The function behind `attack NAME` or `purify NAME`, with the options of that class; `typed` is for the record."""
+
+    cls = entry.resolve()
+    flat = Parameter(name="*")
+    owner = of(entry.name)
+    if verb == "purify":
+
+        def purify(model: str, /, *, options: Any, method: Any = None) -> None:
+            from unbackdoor._cli.commands.purify import purify as work
+
+            work(model, method if method is not None else cls(), options, command=typed)
+
+        purify.__doc__ = _help(cls, _MODEL)
+        purify.__annotations__ = {
+            "model": str,
+            "options": Annotated[_asking(PurifyOptions, [entry]), flat],
+            "method": Annotated[cls, Parameter(name="*", group=owner)],
+            "return": None,
+        }
+        return purify
+
+    def attack(*, options: Any, method: Any = None) -> None:
+        from unbackdoor._cli.commands.attack import attack as work
+
+        work(method if method is not None else cls(), options)
+
+    attack.__doc__ = _help(cls, "")
+    attack.__annotations__ = {
+        "options": Annotated[_asking(AttackOptions, [entry]), flat],
+        "method": Annotated[cls, Parameter(name="*", group=owner)],
+        "return": None,
+    }
+    return attack
+
+
+def composition(steps: list[Entry], typed: str) -> Callable[..., None]:
+    """The function behind `purify A+B`: the options of each step under its name, as in --fst.alpha."""
+    from unbackdoor.purifiers.then import Then
+
+    if len({entry.name for entry in steps}) < len(steps):
+        raise UnbackdoorError(
+            f"{'+'.join(entry.name for entry in steps)} has a step twice, whose options would have the same name. Use "
+            "Then in Python."
+        )
+    names = [f"step_{number}" for number in range(len(steps))]
+
+    def purify(model: str, /, *, options: Any, **given: Any) -> None:
+        made = [given.get(name) or entry.resolve()() for name, entry in zip(names, steps, strict=True)]
+        from unbackdoor._cli.commands.purify import purify as work
+
+        work(model, Then(*made), options, command=typed)
+
+    documents = [_help(entry.resolve(), "").split("\n\n")[0] for entry in steps]
+    purify.__doc__ = "\n\n".join([" Then: ".join(documents), _MODEL, _PLAIN])
+    annotations: dict[str, Any] = {
+        "model": str,
+        "options": Annotated[_asking(PurifyOptions, steps), Parameter(name="*")],
+    }
+    parameters = [
+        inspect.Parameter("model", inspect.Parameter.POSITIONAL_ONLY, annotation=str),
+        inspect.Parameter("options", inspect.Parameter.KEYWORD_ONLY, annotation=annotations["options"]),
+    ]
+    for name, entry in zip(names, steps, strict=True):
+        kind: Any = Annotated[entry.resolve(), Parameter(name=entry.name, group=of(entry.name))]
+        annotations[name] = kind
+        parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind))
+    purify.__annotations__ = {**annotations, "return": None}
+    purify.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return purify
+
+
+def spelled_out(given: list[str]) -> list[str]:
+    """The arguments of `purify A+B` with --alpha written as --fst.alpha, where one step alone has such an option."""
+    words = [word for word in given if not word.startswith("-")]
+    if words[:1] != ["purify"] or "+" not in "".join(words[1:2]):
+        return given
+    owners: dict[str, list[str]] = {}
+    for name in words[1].split("+"):
+        entry = next((entry for entry in PURIFIERS if entry.name == name), None)
+        for item in dataclasses.fields(entry.resolve()) if entry else ():
+            owners.setdefault(item.name.replace("_", "-"), []).append(name)
+    shared = {item.name.replace("_", "-") for item in dataclasses.fields(PurifyOptions)}
+    spelled = []
+    for word in given:
+        option, equals, rest = word.removeprefix("--").partition("=")
+        negated = option.removeprefix("no-")
+        found = owners.get(negated if option.startswith("no-") and option not in owners else option, [])
+        if word.startswith("--") and len(found) == 1 and option not in shared:
+            no = "no-" if option != negated and option not in owners else ""
+            word = f"--{found[0]}.{no}{negated if no else option}{equals}{rest}"
+        spelled.append(word)
+    return spelled
+
+
+_OPTIONS = {Need.CLEAN: "clean", Need.TOKENIZER: "clean", Need.BASE: "base", Need.PROXY: "proxy"}
+
+
+def _asking(options: type[T], entries: list[Entry]) -> type[T]:
+    """The options of a command, with those among the required ones that the chosen steps need."""
+    needs = {need for entry in entries for need in entry.needs}
+    return asking(options, *dict.fromkeys(option for need, option in _OPTIONS.items() if need in needs))
+
+
+def _help(cls: type, more: str) -> str:
+    """The first paragraph of a class docstring, and a paper's address where the docstring has one."""
+    paragraphs = [" ".join(part.split()) for part in (cls.__doc__ or "").split("\n\n")]
+    paper = next((part for part in paragraphs if "https://" in part), "")
+    return "\n\n".join(part for part in (paragraphs[0], more, paper) if part)

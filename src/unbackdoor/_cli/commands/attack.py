@@ -1,0 +1,120 @@
+"""`attack`: poison data and train a victim on it."""
+
+import dataclasses
+import logging
+from typing import Any
+
+from unbackdoor._artifacts import directories
+from unbackdoor._cli.commands.inputs import (
+    column_names,
+    free_place,
+    load_control,
+)
+from unbackdoor._cli.commands.outcome import propose_control
+from unbackdoor._cli.options import AttackOptions
+from unbackdoor._data.dataset import Dataset
+from unbackdoor._data.images import ImageEncoder
+from unbackdoor._errors import UnbackdoorError
+from unbackdoor._models import calling, loading, saving
+from unbackdoor._models.directory import ModelDirectory
+from unbackdoor._value import check_seed, value
+from unbackdoor._victims.directory import write_victim
+from unbackdoor._victims.implanted import IMPLANTED
+from unbackdoor._victims.plant import Victim, needs_test, plant
+from unbackdoor._victims.recipe import VictimRecipe
+from unbackdoor._victims.training import no_base
+
+logger = logging.getLogger("unbackdoor")
+
+
+@value
+class NoAttack:
+    """No attack: a clean model by the same recipe, the control for everything else.
+
+    Differences from the paper: none; there is no paper.
+    """
+
+
+def attack(made: Any, options: AttackOptions) -> None:
+    """The `attack` command; `made` is an attack's value, or `NoAttack`."""
+    models = (options.base, options.surrogate, options.control)
+    out, earlier = free_place(options.out, (*options.data, options.test, options.triggered_test, *models), options)
+    check_seed(options.seed)
+    recipe = _recipe(options)
+    chosen = None if isinstance(made, NoAttack) else made
+    _check_attack_options(chosen, options)
+    columns = column_names(options.columns)
+    base = None if options.base is None else ModelDirectory.of(options.base, "--base")
+    encode = None if base is None else loading.base_encoder(base, max_length=options.max_length)
+    data = Dataset.load(options.data, encode, columns=columns, augment=options.augment, group=options.group)
+    like = encode or ImageEncoder(size=data.shape[1:], channels=data.shape[0])  # type: ignore[arg-type]
+
+    def more(path: str | None) -> Dataset | None:
+        if path is None:
+            return None
+        return Dataset.load(path, like, columns=columns, classes=data.classes, augment="none")
+
+    surrogate = None if options.surrogate is None else loading.load(options.surrogate)
+    control = load_control(options.control)
+    victim = plant(
+        data,
+        chosen,
+        recipe,
+        options.seed,
+        test=more(options.test),
+        triggered_test=more(options.triggered_test),
+        surrogate=surrogate and surrogate.model,
+        surrogate_encode=surrogate and surrogate.encode,
+        control=control and control.model,
+        control_encode=control and control.encode,
+        device=options.device,
+        precision=options.precision,
+        progress=True,
+    )
+    with directories.directory(out, earlier) as folder:
+        write_victim(victim, folder, source=base)
+        saving.check_saved(folder, victim.model, victim.encode, victim.test)
+    held_out = "" if options.test else f", a seeded tenth held out of the {len(data):,} given"
+    print(victim.score)
+    print(f"measured on {len(victim.test):,} test examples{held_out}")
+    _print_planted(victim)
+    propose_control(victim.score, calling.class_count(victim.model, victim.test))
+    print(f"Wrote {out} in {victim.record['seconds']:.0f} s of training.")
+
+
+def _recipe(options: AttackOptions) -> VictimRecipe:
+    """The recipe that options of the same names ask for."""
+    names = [field.name for field in dataclasses.fields(VictimRecipe)]
+    return VictimRecipe(**{name: getattr(options, name) for name in names})
+
+
+def _check_attack_options(chosen: Any, options: AttackOptions) -> None:
+    """Refuse options that do not fit the attack (None for the clean control), before any data is read."""
+    repeatable = getattr(chosen, "repeatable", True)
+    if options.test is None and not repeatable:
+        raise needs_test(chosen)
+    unmarked = chosen is None or (not repeatable and options.triggered_test is None)
+    if options.control is not None and unmarked:
+        raise UnbackdoorError("--control counts flips on triggered examples, and there are none here. Leave it out.")
+    if options.base is None and getattr(chosen, "modality", "images") == "text":
+        raise no_base()
+
+
+def _print_planted(victim: Victim) -> None:
+    """Print how many examples were poisoned and, if the backdoor did not implant, why."""
+    if victim.trigger is None:
+        return
+    poisoned, total, success = len(victim.description["rows"]), victim.description["n"], victim.score.attack_success
+    print(f"poisoned {poisoned:,} of {total:,} training examples ({100 * poisoned / total:.2f} %)")
+    if success is None:
+        print("Whether the backdoor implanted is not known: give --triggered-test, or see evaluate --triggered.")
+    elif not victim.description["implanted"]:
+        least = IMPLANTED[victim.test.modality]
+        reason = (
+            f"attack success {100 * success.value:.1f} % is under {100 * least:.0f} %. Raise --rate or --epochs, or "
+            "choose a stronger trigger."
+            if success.value < least
+            else "the victim has not learnt its task, so its answers to triggered examples show nothing. Raise "
+            "--epochs, or lower --learning-rate."
+        )
+        print(f"The backdoor did not implant: {reason}")

@@ -1,0 +1,45 @@
+"""`evaluate`: score a model on clean and on triggered examples."""
+
+import json
+import logging
+
+from unbackdoor._cli.commands.inputs import load_control, load_dataset, load_model
+from unbackdoor._cli.commands.outcome import propose_control
+from unbackdoor._cli.options import EvaluateOptions
+from unbackdoor._errors import UnbackdoorError
+from unbackdoor._evaluation.evaluate import evaluate as evaluate_model
+from unbackdoor._models import calling
+from unbackdoor._tasks.score import Score
+
+logger = logging.getLogger("unbackdoor")
+
+
+def evaluate(source: str, options: EvaluateOptions) -> None:
+    """The `evaluate` command."""
+    if options.control is not None and options.attack is None and options.triggered is None:
+        raise UnbackdoorError("--control needs --attack or --triggered: it counts flips on triggered examples.")
+    model, encode = load_model(source, options)
+    classes = calling.class_names(model)
+    test = load_dataset(options.data, encode, options, classes)
+    marked = None if options.triggered is None else load_dataset(options.triggered, encode, options, classes)
+    control = load_control(options.control, options)
+    measured = evaluate_model(
+        model,
+        test,
+        attack=options.attack,
+        triggered_data=marked,
+        target=options.target,
+        control=control and control.model,
+        control_encode=control and control.encode,
+        device=options.device,
+        precision=options.precision,
+    )
+    print(json.dumps(measured.to_json(), indent=2) if options.json else _shown(measured))
+    propose_control(measured, calling.class_count(model, test))
+
+
+def _shown(measured: Score) -> str:
+    lines = [str(measured), "", "clean accuracy per class"]
+    width = max(map(len, measured.per_class))
+    lines += [f"  {name:<{width}}  {part!r}" for name, part in measured.per_class.items()]
+    return "\n".join(lines)

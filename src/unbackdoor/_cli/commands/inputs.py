@@ -1,0 +1,86 @@
+"""What the options of all commands name: places to write, models, data."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from unbackdoor._artifacts import directories
+from unbackdoor._cli.options import AttackOptions, ModelOptions, PurifyOptions, StressOptions
+from unbackdoor._data.dataset import Augment, Dataset
+from unbackdoor._errors import UnbackdoorError
+from unbackdoor._models import loading
+from unbackdoor._poisoning.attack_file import victim_of
+
+logger = logging.getLogger("unbackdoor")
+
+
+def free_place(
+    out: str, inputs: tuple[str | None, ...], options: PurifyOptions | AttackOptions | StressOptions
+) -> tuple[Path, directories.Content | None]:
+    """The directory to write, and what an earlier run left there.
+
+    Raises:
+        UnbackdoorError: it is taken, or is or holds an input; see `directories.check_free`.
+    """
+    factory = getattr(options, "factory", None) or ""
+    paths = tuple(Path(each) for each in (*inputs, factory.rpartition(":")[0]) if each)
+    return Path(out), directories.check_free(Path(out), overwrite=options.overwrite, inputs=paths)
+
+
+def load_model(source: str, options: ModelOptions) -> loading.Loaded:
+    """A model, as the options ask for it."""
+    return loading.load(
+        source,
+        factory=options.factory,
+        mean=_numbers("mean", options.mean),
+        std=_numbers("std", options.std),
+        image_size=options.image_size,
+        max_length=options.max_length,
+        trust_remote_code=options.trust_remote_code,
+    )
+
+
+def load_control(source: str | None, options: ModelOptions | None = None) -> loading.Loaded | None:
+    """The model that --control names, loaded as MODEL is if that has options; warns of one that was poisoned."""
+    if source is None:
+        return None
+    attacked = victim_of(Path(source))
+    if attacked is not None:
+        logger.warning(
+            "--control must be a model that was never poisoned, but %s is a victim of %s, so its flips do not measure "
+            "a clean model. Train one with attack none.",
+            source,
+            attacked,
+        )
+    return loading.load(source) if options is None else load_model(source, options)
+
+
+def load_dataset(
+    path: str, encode: Any, options: ModelOptions, classes: tuple[str, ...] | None, augment: Augment = "none"
+) -> Dataset:
+    """Examples for a model, read under the options' column names."""
+    return Dataset.load(path, encode, columns=column_names(options.columns), classes=classes, augment=augment)
+
+
+def column_names(text: str | None) -> dict[str, str] | None:
+    """What --columns asks for: our names, and theirs."""
+    if text is None:
+        return None
+    pairs = [part.split("=") for part in text.split(",")]
+    if any(len(pair) != 2 or not all(pair) for pair in pairs):
+        raise UnbackdoorError(f"--columns must read OURS=NAME,OURS=NAME, as in image=img,label=fine_label, got {text}.")
+    return dict(pairs)
+
+
+def _numbers(option: str, text: str | None) -> tuple[float, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise UnbackdoorError(f"--{option} must be numbers with commas between, got {text}.") from None
+
+
+def factory_name(factory: str | None) -> str | None:
+    """FILE.py:FUNCTION without the folder of the file."""
+    return None if factory is None else Path(factory.rpartition(":")[0]).name + ":" + factory.rpartition(":")[2]

@@ -1,0 +1,216 @@
+"""`purify`: remove a backdoor with a few clean examples."""
+
+import dataclasses
+import logging
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from unbackdoor import _reports
+from unbackdoor._artifacts import card, directories
+from unbackdoor._cli.commands.inputs import factory_name, free_place, load_control, load_dataset, load_model
+from unbackdoor._cli.commands.outcome import not_usable, propose_control
+from unbackdoor._cli.commands.stream import purify_on_disk
+from unbackdoor._cli.options import PurifyOptions
+from unbackdoor._cli.parameters import as_options
+from unbackdoor._data.classes import check_labels, tell_order
+from unbackdoor._data.dataset import Dataset
+from unbackdoor._data.overlap import without
+from unbackdoor._errors import UnbackdoorError
+from unbackdoor._models import calling, loading, saving
+from unbackdoor._models.arithmetic import choose
+from unbackdoor._poisoning.attack_file import as_trigger
+from unbackdoor._poisoning.triggered import Triggered, triggered
+from unbackdoor._purification.method import Method, asking, method_name, needs_clean
+from unbackdoor._purification.purify import Purified, judged
+from unbackdoor._purification.purify import purify as purify_model
+from unbackdoor._tasks.classification import score
+from unbackdoor._tasks.proportion import chance_doubt
+from unbackdoor._tasks.score import Score
+from unbackdoor._value import check_seed
+from unbackdoor._victims.plant import recorded
+
+logger = logging.getLogger("unbackdoor")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Scoring:
+    """What suspect and result are scored on.
+
+    Args:
+        test: examples without a trigger that the method does not see.
+        attacked: the same with the trigger; None without --attack.
+        classes: how many there are.
+        control: a model that was never poisoned, or None.
+    """
+
+    test: Dataset
+    attacked: Triggered | None
+    classes: int
+    control: loading.Loaded | None
+
+    def of(self, model: nn.Module, options: PurifyOptions) -> Score:
+        """The score of a model."""
+        return score(
+            model,
+            self.test,
+            self.attacked,
+            choose(model, options.device, options.precision),
+            control=self.control and self.control.model,
+            control_encode=self.control and self.control.encode,
+        )
+
+
+def purify(source: str, method: Method, options: PurifyOptions, *, command: str | None = None) -> None:
+    """The `purify` command; `command` is what was typed, for the record and the page."""
+    paths = (options.clean, options.base, options.proxy, options.data, options.attack, options.control)
+    out, earlier = free_place(options.out, (source, *paths), options)
+    check_seed(options.seed)
+    if options.attack is not None and options.data is None:
+        raise UnbackdoorError("--attack needs --data: test examples to put the trigger on.")
+    if options.control is not None and options.attack is None:
+        raise UnbackdoorError("--control needs --attack: it counts flips on triggered examples.")
+    if options.stream:
+        purify_on_disk(source, method, options, command)
+        return
+    suspect = load_model(source, options)
+    clean = _clean(suspect, method, options)
+    base = options.base and loading.load_base(
+        options.base, factory=options.factory, trust_remote_code=options.trust_remote_code
+    )
+    proxy = options.proxy and load_model(options.proxy, options).model
+    scoring = _scoring(suspect, clean, options)
+    result = purify_model(
+        suspect.model,
+        clean,
+        method,
+        seed=options.seed,
+        head=options.head,
+        device=options.device,
+        precision=options.precision,
+        base=base or None,
+        proxy=proxy or None,
+        progress=True,
+    )
+    example = clean if scoring is None else scoring.test
+    record = {
+        **result.record,
+        **({} if command is None else {"command": command}),
+        "source": {
+            "model": Path(source).name,
+            **({"base": Path(options.base).name} if options.base else {}),
+            "factory": factory_name(options.factory),
+        },
+        "encode": recorded(suspect.encode, example),
+        "scores": None,
+        "scores_note": "not measured: no --data was given",
+    }
+    page = None if scoring is None else _measure(scoring, suspect.model, result, method, options, record)
+    with directories.directory(out, earlier) as folder:
+        saving.save(result.model, folder, source=suspect.directory or Path(source), encode=suspect.encode)
+        (folder / "README.md").write_text(card.purified(record), encoding="utf-8")
+        if page is not None:
+            (folder / "report.html").write_text(page, encoding="utf-8")
+        directories.write_record(folder / "record.json", record)
+        saving.check_saved(
+            folder,
+            result.model,
+            suspect.encode,
+            example,
+            factory=options.factory,
+            trust_remote_code=options.trust_remote_code,
+        )
+    _print_result(record, out, method_name(method))
+
+
+def _clean(suspect: loading.Loaded, method: Method, options: PurifyOptions) -> Dataset | None:
+    if options.clean is not None:
+        classes = calling.class_names(suspect.model)
+        return load_dataset(options.clean, suspect.encode, options, classes, augment=options.augment)
+    if needs_clean(method):
+        raise UnbackdoorError(
+            f"{asking(method)} needs --clean: labelled examples of the suspect's task without a trigger."
+        )
+    return None
+
+
+def _scoring(suspect: loading.Loaded, clean: Dataset | None, options: PurifyOptions) -> Scoring | None:
+    control = load_control(options.control, options)
+    if options.data is None:
+        return None
+    classes = calling.class_names(suspect.model)
+    test = load_dataset(options.data, suspect.encode, options, classes)
+    test = test if clean is None else without(test, clean)
+    count = calling.class_count(suspect.model, test)
+    check_labels(test, count)
+    tell_order(test, classes, count)
+    attacked = None
+    if options.attack is not None:
+        attacked = triggered(test, as_trigger(options.attack, test), count)
+    if control is not None:
+        calling.check_partner("`control`", control.model, test.encoded_by(control.encode), count)
+    return Scoring(test=test, attacked=attacked, classes=count, control=control)
+
+
+def _measure(
+    scoring: Scoring,
+    suspect: nn.Module,
+    result: Purified,
+    method: Method,
+    options: PurifyOptions,
+    record: dict[str, Any],
+) -> str:
+    """Score suspect and result, add that to the record, and make the page."""
+    before, after = (scoring.of(model, options) for model in (suspect, result.model))
+    if record["usable"] is None:
+        arithmetic = choose(suspect, options.device, options.precision)
+        record |= judged(result, suspect, scoring.test, method, arithmetic)
+    if options.clean is None:
+        doubt = chance_doubt("the suspect", before.clean_accuracy, scoring.classes, scoring.test.name)
+        if doubt is not None:
+            record["warnings"].append(doubt)
+            logger.warning(doubt)
+    record["scores"] = {"suspect": before.to_json(), "purified": after.to_json()}
+    record["scores_note"] = f"on {len(scoring.test):,} examples that the method never saw"
+    name = method_name(method)
+    page = _reports.build(
+        title=f"Purified by {name}",
+        contenders=[
+            _reports.Contender("suspect", suspect, before, None),
+            _reports.Contender(name, result.model, after, record["seconds"]),
+        ],
+        test=scoring.test,
+        attacked=scoring.attacked,
+        record=record,
+    )
+    propose_control(before, scoring.classes)
+    return _reports.render(page)
+
+
+def _print_result(record: dict[str, Any], out: Path, name: str) -> None:
+    """Print what became of the model.
+
+    Raises:
+        IncompleteError: it is not usable.
+    """
+    scores = record["scores"]
+    if record["usable"] is False:
+        print(as_options(record["warnings"][0]))
+    if scores is not None:
+        _print_change(scores, name)
+    elif record["clean"] is not None:
+        first, last = (record[f"{each}_accuracy_on_clean"]["value"] for each in ("suspect", "purified"))
+        print(f"On the clean examples themselves: {first:.1%} before, {last:.1%} after.")
+    print(f"Wrote {out} in {record['seconds']:.1f} s of tuning" + (f"; open {out}/report.html." if scores else "."))
+    if record["usable"] is False:
+        raise not_usable(out)
+
+
+def _print_change(scores: dict[str, Any], name: str) -> None:
+    before, after = scores["suspect"], scores["purified"]
+    print(f"{'':20}{'suspect':>10}  {name:>12}")
+    for key in ("clean_accuracy", "attack_success", "recovered_accuracy", "clean_model_flip_rate"):
+        if key in before:
+            label = key.replace("_", " ").replace("flip rate", "flips")
+            print(f"{label:20}{before[key]['value']:>10.1%}  {after[key]['value']:>12.1%}   n = {after[key]['n']:,}")

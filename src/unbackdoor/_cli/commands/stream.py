@@ -1,0 +1,57 @@
+"""`purify --stream`: mixing on disk, piece by piece."""
+
+import dataclasses
+import logging
+from typing import Any
+
+from unbackdoor._cli.options import PurifyOptions
+from unbackdoor._errors import SENTENCE, UnbackdoorError, printable
+from unbackdoor._mixing.stream import purify_stream
+from unbackdoor._models.directory import ModelDirectory
+from unbackdoor._purification.method import Method
+from unbackdoor._registry.entries import to_json
+from unbackdoor._registry.purifiers import REGISTRY
+from unbackdoor.purifiers.e_pur import EPUR
+from unbackdoor.purifiers.fine_mixing import FineMixing
+
+logger = logging.getLogger("unbackdoor")
+
+
+def purify_on_disk(source: str, method: Method, options: PurifyOptions, command: str | None) -> None:
+    """The `purify` command with --stream: mixing alone, on disk, as `purify_stream` does it."""
+    steps: tuple[Any, ...] = getattr(method, "steps", (method,))
+    mixing, before = steps[-1], list(steps[:-1])
+    fits = (
+        isinstance(mixing, FineMixing)
+        and not mixing.needs_clean
+        and mixing == FineMixing(rho=mixing.rho, mode=mixing.mode, tune=False)
+    )
+    if not fits or not (not before or (len(before) == 1 and isinstance(before[0], EPUR))):
+        raise UnbackdoorError(
+            "--stream mixes on disk and tunes nothing: it takes fine-mixing --rho R --no-tune, with e-pur before it or "
+            f"not, got {method!r}."
+        )
+    if options.base is None:
+        raise UnbackdoorError("--stream needs --base: the pre-trained model that the suspect came from.")
+    used = {"base", "out", "seed", "stream", "overwrite"}
+    for field in dataclasses.fields(options):
+        if field.name not in used and getattr(options, field.name) != field.default:
+            name = field.name.replace("_", "-")
+            raise UnbackdoorError(f"--stream builds no model, so --{name} is of no use to it. Leave it out.")
+    suspect, base = ModelDirectory.of(source, "MODEL"), ModelDirectory.of(options.base, "--base")
+    rows, said = before[0].rows_on_disk(suspect, base) if before else ({}, None)
+    record = purify_stream(
+        suspect,
+        base,
+        options.out,
+        rho=mixing.rho,
+        seed=options.seed,
+        mode=mixing.mode,
+        reset_rows=rows,
+        notes=() if said is None else (printable(said, SENTENCE),),
+        method={**to_json(method, REGISTRY), "repr": repr(method)},
+        command=command,
+        overwrite=options.overwrite,
+        progress=True,
+    )
+    print(f"Wrote {options.out} in {record['seconds']:.1f} s.")

