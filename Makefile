@@ -1,6 +1,6 @@
 # make demo    set up what the demo needs, then poison, purify and report on real digits
 # make test    set up all that developers need, then run the tests
-# make check   set up, write the stubs of public names, then format, lint, layers and types
+# make check   set up, write the stubs and API pages of public names, then format, lint, layers and types
 # make results set up, then write docs/results/tables from docs/results/cells
 # make docs    set up, then build the docs site into site/
 #

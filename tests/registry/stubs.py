@@ -1,11 +1,15 @@
-"""Writes the stubs of `purifiers` and `attacks` from the tables of facts: python tests/registry/stubs.py."""
+"""Writes the stubs and the API pages of `purifiers` and `attacks` from the tables of facts.
+
+python tests/registry/stubs.py
+"""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 from unbackdoor._registry import attacks, purifiers
 
-SOURCE = Path(__file__).parents[2] / "src/unbackdoor"
+ROOT = Path(__file__).parents[2]
+SOURCE = ROOT / "src/unbackdoor"
 TABLES = {"purifiers": purifiers.REGISTRY, "attacks": attacks.REGISTRY}
 COMBINERS = {"purifiers": ("unbackdoor.purifiers.then:Then",), "attacks": ()}  # have no name on the command line
 
@@ -27,6 +31,31 @@ def stubs() -> Iterator[tuple[Path, str]]:
         yield SOURCE / package / "__init__.pyi", "\n".join(lines)
 
 
+def pages() -> Iterator[tuple[Path, str]]:
+    """Each API page: the introduction that it has, then the classes by the kinds of data that they serve."""
+    for package, entries in TABLES.items():
+        page = ROOT / "docs/api" / f"{package}.md"
+        introduction, _, _ = page.read_text(encoding="utf-8").partition("## ")
+        sections = {
+            "On images and texts": [entry.location for entry in entries if {*entry.modality} == {"images", "text"}],
+            "On images": [entry.location for entry in entries if entry.modality == ("images",)],
+            "On texts": [entry.location for entry in entries if entry.modality == ("text",)],
+            "One after another": COMBINERS[package],
+        }
+        parts = [
+            "\n".join(
+                [f"## {heading}", "", *(f"::: unbackdoor.{package}.{_class(location)}" for location in locations)]
+            )
+            for heading, locations in sections.items()
+            if locations
+        ]
+        yield page, introduction + "\n\n".join(parts) + "\n"
+
+
+def _class(location: str) -> str:
+    return location.partition(":")[2]
+
+
 if __name__ == "__main__":
-    for path, text in stubs():
+    for path, text in [*stubs(), *pages()]:
         path.write_text(text, encoding="utf-8")

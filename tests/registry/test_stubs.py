@@ -6,16 +6,18 @@ import sys
 from pathlib import Path
 
 import pytest
-from stubs import SOURCE, stubs
+from stubs import SOURCE, pages, stubs
 
 import unbackdoor
 from unbackdoor import attacks, purifiers
 
 
 @pytest.mark.parametrize(
-    ("path", "text"), [*stubs()], ids=lambda part: part.parent.name if isinstance(part, Path) else ""
+    ("path", "text"),
+    [*stubs(), *pages()],
+    ids=lambda part: "/".join(part.parts[-2:]) if isinstance(part, Path) else "",
 )
-def test_a_stub_is_what_the_table_makes_of_it(path: Path, text: str) -> None:
+def test_a_stub_and_an_api_page_are_what_the_table_makes_of_them(path: Path, text: str) -> None:
     assert path.read_text() == text, "run: python tests/registry/stubs.py"
 
 
