@@ -210,16 +210,16 @@ def test_columns_of_other_names(tmp_path: Path) -> None:
     TABLE.rename_columns({"image": "img", "label": "fine"}).to_parquet(tmp_path / "d.parquet")
     assert_read(Dataset.load(tmp_path / "d.parquet", columns={"image": "img", "label": "fine"}))
     assert refusal(tmp_path / "d.parquet") == (
-        f"{tmp_path}/d.parquet has no column 'image'; it has img, fine. Name it by --columns image=NAME."
+        f"{tmp_path}/d.parquet has no column 'image'; it has img, fine. Name it by `columns={{'image': 'NAME'}}`."
     )
     assert refusal(tmp_path / "d.parquet", columns={"image": "img"}, group="track") == (
-        f"{tmp_path}/d.parquet has no column 'label'; it has img, fine. Name it by --columns label=NAME."
+        f"{tmp_path}/d.parquet has no column 'label'; it has img, fine. Name it by `columns={{'label': 'NAME'}}`."
     )
     assert refusal(tmp_path / "d.parquet", columns={"image": "img", "label": "fine"}, group="track") == (
-        f"{tmp_path}/d.parquet has no column 'track'; it has img, fine. Name it by --group NAME."
+        f"{tmp_path}/d.parquet has no column 'track'; it has img, fine. Name it by `group='NAME'`."
     )
     assert refusal(tmp_path / "d.parquet", columns={"picture": "img"}) == (
-        "--columns must name image and label, got picture. Leave that one out."
+        "`columns` must name image or label, got picture. Leave that one out."
     )
 
 
@@ -227,7 +227,7 @@ def test_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "d.csv").write_text("text,label\nhello,0\n")
     assert refusal(tmp_path / "d.csv") == (
         f"{tmp_path}/d.csv holds text (text, label), but images are needed. Take a data set with pictures, "
-        "or a model for text (attack: --base)."
+        "or a model for text (attack: `base`)."
     )
 
 
@@ -503,7 +503,7 @@ def test_groups_are_never_torn_and_never_leave_a_class_out(pairs: list[tuple[int
         with pytest.raises(UnbackdoorError) as caught:
             made(labels, [group for _, group in pairs]).split(1, seed=seed)
         assert str(caught.value) == (
-            "--group puts each class into one group, so none can be held out. Give --test instead."
+            "`group` puts each class into one group, so none can be held out. Give `test` instead."
         )
         return
     whole = made(labels, [group for _, group in pairs])

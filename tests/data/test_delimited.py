@@ -175,8 +175,8 @@ def test_quotation_marks_within_a_cell_are_letters(tmp_path: Path) -> None:
         ("text,label,label\na,0,1\n", "d.csv has several columns of the name 'label'. Rename all but one."),
         (
             "a good film,1\na bad film,0\n",
-            "d.csv has no column 'text'; it has a good film, 1. Name it by --columns text=NAME, or pairs by --columns "
-            "text_a=NAME,text_b=NAME, or let the first line of the file name the columns.",
+            "d.csv has no column 'text'; it has a good film, 1. Name it by `columns={'text': 'NAME'}`, or pairs by "
+            "`columns={'text_a': 'NAME', 'text_b': 'NAME'}`, or let the first line of the file name the columns.",
         ),
         ("", "d.csv has no rows; at least one labelled example is needed."),
         ("\n\n", "d.csv has no rows; at least one labelled example is needed."),
@@ -268,7 +268,7 @@ def test_how_people_write_json(content: str, suffix: str, tmp_path: Path) -> Non
         ('{"text": "a", "label": 0}\n{"text": "a"}', "d.jsonl has no label in row 1; every row needs one."),
         ('{"text": "a", "label": 0}\n{"label": 1}', "d.jsonl has no text in row 1 of text. Repair or remove that row."),
         ('{"text": "a", "label": NaN}', "d.jsonl has no label in row 0; every row needs one."),
-        ('{"data": [{"text": "a", "label": 0}]}', "d.jsonl has no column 'text'; it has data. Name it by --columns"),
+        ('{"data": [{"text": "a", "label": 0}]}', "d.jsonl has no column 'text'; it has data. Name it by `columns="),
         ('{"text": ["a"], "label": [0]}', "d.jsonl has the label [0] in row 0; labels must be whole numbers or class"),
         ("", "d.jsonl has no rows; at least one labelled example is needed."),
         ("[]", "d.jsonl has no rows; at least one labelled example is needed."),

@@ -270,7 +270,7 @@ def test_labels_that_their_names_beside_contradict(tmp_path: Path) -> None:
         Dataset.load(tmp_path / "d.parquet", ENCODE, classes=["positive", "negative"])
     assert str(caught.value) == (
         f"{tmp_path}/d.parquet has class 0 in row 0, which it calls 'negative' in label_text, but the model's class 0 "
-        "is 'positive'. Take the names, by --columns label=label_text."
+        "is 'positive'. Take the names, by `columns={'label': 'label_text'}`."
     )
     data = Dataset.load(
         tmp_path / "d.parquet", ENCODE, classes=["positive", "negative"], columns={"label": "label_text"}

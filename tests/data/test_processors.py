@@ -236,7 +236,7 @@ def test_pictures_that_stay_of_several_sizes_are_refused(tmp_path: Path) -> None
     with pytest.raises(UnbackdoorError) as refused:
         encode.read({"image": pictures}, "d.parquet", None)
     assert str(refused.value) == (
-        "d.parquet has pictures of 2 sizes, and the model's processor does not bring them to one. Give --image-size, "
+        "d.parquet has pictures of 2 sizes, and the model's processor does not bring them to one. Give `image_size`, "
         "or pictures of one size."
     )
 
@@ -345,7 +345,7 @@ def test_a_processor_with_steps_of_its_own_takes_no_other_numbers(directory: Pat
         preprocessor_of(load(tmp_path / "perceiver").encode)
     assert str(refused.value) == (
         "The model's processor takes steps of its own, which cannot be written anew. Give save the directory that it "
-        "came with (source), and leave --mean, --std and --image-size out."
+        "came with (`source`), and leave `mean`, `std` and `image_size` out."
     )
 
 
@@ -380,7 +380,7 @@ def test_padding_that_is_too_small() -> None:
     with pytest.raises(UnbackdoorError) as refused:
         encoder_of(content, 3, "p.json").read({"image": [stored(noise(30, 50))]}, "d.parquet", None)
     assert str(refused.value) == (
-        "d.parquet: The model's processor pads pictures to 15x15, but has them at 16x16 before. Give --image-size."
+        "d.parquet: The model's processor pads pictures to 15x15, but has them at 16x16 before. Give `image_size`."
     )
 
 
@@ -389,7 +389,7 @@ def test_pictures_of_which_nothing_is_left() -> None:
     with pytest.raises(UnbackdoorError) as refused:
         encode.read({"image": [stored(noise(30, 50)), stored(noise(1, 40))]}, "d.parquet", None)
     assert str(refused.value) == (
-        "d.parquet: The model's processor leaves no pixel of pictures of 40x1. Give --image-size."
+        "d.parquet: The model's processor leaves no pixel of pictures of 40x1. Give `image_size`."
     )
 
 

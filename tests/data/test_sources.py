@@ -409,7 +409,8 @@ def test_a_table_beside_a_folder_of_its_pictures(tmp_path: Path) -> None:
     (tmp_path / "metadata.csv").write_text("file_name,label\nimages/b.png,1\n")
     assert refusal(tmp_path).startswith(f"{tmp_path} holds several data sets (labels, metadata), but DATA is one.")
     assert refusal(tmp_path / "metadata.csv") == (
-        f"{tmp_path}/metadata.csv has no column 'image'; it has file_name, label. Name it by --columns image=NAME."
+        f"{tmp_path}/metadata.csv has no column 'image'; it has file_name, label. Name it by "
+        "`columns={'image': 'NAME'}`."
     )
     assert labels(tmp_path / "metadata.csv", columns={"image": "file_name"}) == [1]
 

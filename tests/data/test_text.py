@@ -88,7 +88,7 @@ class TestReading:
             (("sentence,label", "good,1"), ENCODE, None, "D has no column 'text'; it has sentence, label. Name it by"),
             (("sentence,label", "good,1"), PAIRS, None, "D has no column 'text_a'; it has sentence, label. Name it"),
             (("image,label", "a.png,1"), ENCODE, None, "D holds images (image, label), but texts are needed. Take a"),
-            (("text,label", "good,1"), ENCODE, {"image": "text"}, "--columns must name text, text_a, text_b or label,"),
+            (("text,label", "good,1"), ENCODE, {"image": "text"}, "`columns` must name text, text_a, text_b or label,"),
             (("text,label", "good,1"), ENCODE, {"text": "sentence"}, "D has no column 'sentence'; it has text, label."),
             (
                 ("text_a,label", "good,1"),
@@ -100,9 +100,9 @@ class TestReading:
                 ("text,text_a,text_b,label", "good,a,a,1"),
                 ENCODE,
                 {"text": "text", "text_a": "text_a", "text_b": "text_b"},
-                "--columns names text and text_a; texts are single or pairs. Leave one of them out.",
+                "`columns` names text and text_a; texts are single or pairs. Leave one of them out.",
             ),
-            (("text,mood", "good,1"), ENCODE, None, "D has no column 'label'; it has text, mood. Name it by --columns"),
+            (("text,mood", "good,1"), ENCODE, None, "D has no column 'label'; it has text, mood. Name it by `columns="),
         ],
     )
     def test_what_is_no_data_of_the_task(self, lines, encode, columns, message: str, tmp_path: Path) -> None:
@@ -189,7 +189,7 @@ class TestTokens:
                 tmp_path, "text,label", f"{fits},1", f"{longer},0", "good,1", encode=replace(ENCODE, max_length=8)
             )
         assert data.texts.cut.tolist() == [False, True, False]
-        assert "1 of 3 texts are cut to 8 tokens, the most that the model reads (--max-length)." in caplog.text
+        assert "1 of 3 texts are cut to 8 tokens, the most that the model reads (`max_length`)." in caplog.text
 
     def test_of_a_pair_the_longer_text_is_cut(self) -> None:
         data = toys.dataset([("the " * 20, "good film")], [1], max_length=10)
@@ -198,7 +198,7 @@ class TestTokens:
 
     @pytest.mark.parametrize("length", [-1, 0, 3])
     def test_too_short_a_limit_is_refused(self, length: int) -> None:
-        with pytest.raises(UnbackdoorError, match=rf"^--max-length must be at least 4, got {length}\.$"):
+        with pytest.raises(UnbackdoorError, match=rf"^`max_length` must be at least 4, got {length}\.$"):
             TextEncoder(tokenizer=toys.tokenizer(), max_length=length)
 
     def test_pictures_are_refused(self, digits: Dataset) -> None:

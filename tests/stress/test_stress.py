@@ -24,7 +24,7 @@ from unbackdoor._poisoning.triggered import triggered
 from unbackdoor._reports import build_stress, render_stress
 from unbackdoor._stress.path import between, recompute_batch_norm_
 from unbackdoor._stress.reactivation import Perturbation, learn, perturbed
-from unbackdoor._stress.retuning import exactly_purified, joined, retune, retuning_set
+from unbackdoor._stress.retuning import exactly_purified, retune, retuning_set
 from unbackdoor._value import value
 
 PATCH = attacks.BadNets(size=2, margin=0, target=3)
@@ -148,7 +148,7 @@ class TestRetuning:
     def test_exact_purification_sees_true_labels(self, parts: dict, digits: Dataset) -> None:
         """The oracle's model forgets the trigger and learns what is under it."""
         victim, clean, test = parts["victim"], parts["clean"], parts["test"]
-        both = joined(clean, self.bait(clean).data)
+        both = clean.joined(self.bait(clean).data)
         assert len(both) == len(clean) + int((clean.labels != 3).sum())
         assert torch.equal(both.labels[: len(clean)], clean.labels)
         assert torch.equal(both.labels[len(clean) :], clean.labels[clean.labels != 3])

@@ -77,23 +77,28 @@ def _erased(pixels: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def augmentation(
-    kind: Literal["auto", "flip", "crop", "none"], pixels: Tensor, classes: Sequence[str] | None
+    kind: Literal["auto", "flip", "crop", "none"], shape: tuple[int, ...], classes: Sequence[str] | None
 ) -> Augmentation:
-    """What to augment with.
+    """The augmentation of a data set.
 
-    `flip` is crops and mirror images, `crop` crops alone. `auto` is `flip`, but `crop` where a class name shows that a
-    mirror image may belong to another class, or to none: a digit or letter, left or right, a number on a sign.
-    The padding is 4 pixels, less for images under 32 pixels.
+    The padding of crops is 4 pixels, less for images under 32 pixels.
+
+    Args:
+        kind: `flip` is crops and mirror images, `crop` crops alone. `auto` is `flip`, but `crop` if a class name shows
+            that a mirror image may belong to another class, or to none: a digit or letter, left or right, a number on
+            a sign.
+        shape: of the pictures, (channels, height, width); () of texts, which are not augmented.
+        classes: names of the classes, if they are known.
     """
-    if kind == "none":
+    if kind == "none" or not shape:
         return Augmentation.none()
     flip = kind == "flip"
     if kind == "auto":
         telling = next((name for name in classes or () if _has_handedness(name)), None)
         flip = telling is None
         if telling is not None:
-            logger.info("The class %r may look different in a mirror: no flips (--augment flip does them).", telling)
-    return Augmentation(padding=min(4, min(pixels.shape[-2:]) // 8), flip=flip)
+            logger.info("The class %r may look different in a mirror: no flips (`augment='flip'` does them).", telling)
+    return Augmentation(padding=min(4, min(shape[-2:]) // 8), flip=flip)
 
 
 def _has_handedness(name: str) -> bool:

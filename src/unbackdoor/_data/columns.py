@@ -7,7 +7,6 @@ from torch import Tensor
 
 from unbackdoor._data.labels import alike
 from unbackdoor._data.reading import Table
-from unbackdoor._data.texts import TextEncoder
 from unbackdoor._errors import UnbackdoorError, printable
 
 
@@ -28,9 +27,9 @@ def check_column(tables: Sequence[Table], wanted: str, column: str, where: str) 
             f"{where} has a file without the column {column!r} that the first one has; it has "
             f"{listed(table.cells)}. Give files of one data set."
         )
-    option = "--group NAME" if wanted == "group" else f"--columns {wanted}=NAME"
+    setting = "group='NAME'" if wanted == "group" else f"columns={{'{wanted}': 'NAME'}}"
     raise UnbackdoorError(
-        f"{where} has no column {column!r}; it has {listed(table.cells)}. Name it by {option}{table.hint}."
+        f"{where} has no column {column!r}; it has {listed(table.cells)}. Name it by `{setting}`{table.hint}."
     )
 
 
@@ -42,7 +41,7 @@ def listed(columns: Iterable[str]) -> str:
 def check_label_names(
     tables: Sequence[Table], label: str, labels: Tensor, classes: Sequence[str] | None, where: str
 ) -> None:
-    """Refuse numbers as labels whose names, in a column beside them, are those of other classes of the model."""
+    """Refuse numbers as labels if a column next to them gives them the names of other classes of the model."""
     beside = next((name for name in ("label_text", "label_name") if all(name in table.cells for table in tables)), None)
     if beside is None or beside == label or classes is None:
         return
@@ -52,46 +51,67 @@ def check_label_names(
         if meant is not None and meant != number:
             raise UnbackdoorError(
                 f"{where} has class {number} in row {row}, which it calls {name!r} in {beside}, but the model's class "
-                f"{number} is {classes[number]!r}. Take the names, by --columns label={beside}."
+                f"{number} is {classes[number]!r}. Take the names, by `columns={{'label': '{beside}'}}`."
             )
 
 
-def columns_of(
-    present: Sequence[str], encode: TextEncoder, given: dict[str, str], where: str, hint: str = ""
-) -> dict[str, str]:
-    """Which columns of a data set hold the texts: our name to the data's name.
+def image_column(present: Sequence[str], names: dict[str, str], where: str) -> dict[str, str]:
+    """Which column of a data set holds the pictures: `image` to the data's name.
 
     Args:
         present: the columns of the data.
-        encode: of the model.
-        given: the names that the user told.
+        names: the data's names by the library's, where the user gave them.
         where: named in messages.
-        hint: another way out where a column is missing.
+
+    Raises:
+        UnbackdoorError: the data holds texts.
+    """
+    if "image" not in [*present, *names] and {"text", "text_a"} & set(present):
+        raise UnbackdoorError(
+            f"{where} holds text ({listed(present)}), but images are needed. Take a data set with pictures, or a model "
+            "for text (attack: `base`)."
+        )
+    return {"image": names.get("image", "image")}
+
+
+def text_columns(
+    present: Sequence[str], names: dict[str, str], where: str, *, trained_on: tuple[str, ...] | None, hint: str = ""
+) -> dict[str, str]:
+    """Which columns of a data set hold the texts: the library's names to the data's.
+
+    Args:
+        present: the columns of the data.
+        names: the data's names by the library's, where the user gave them.
+        where: named in messages.
+        trained_on: `text`, or `text_a` and `text_b`, if it is known which of them the model was trained on.
+        hint: another way out if a column is missing.
 
     Raises:
         UnbackdoorError: there is no such column, or the model was trained on pairs and the data has single texts, or
             the other way round.
     """
     pair, single = ("text_a", "text_b"), ("text",)
-    mixed = next((name for name in given if name in pair), None) if "text" in given else None
+    mixed = next((name for name in names if name in pair), None) if "text" in names else None
     if mixed is not None:
-        raise UnbackdoorError(f"--columns names text and {mixed}; texts are single or pairs. Leave one of them out.")
-    wanted = encode.columns
+        raise UnbackdoorError(f"`columns` names text and {mixed}; texts are single or pairs. Leave one of them out.")
+    wanted = trained_on
     if wanted is None:
-        named = any(name in given for name in pair)
-        wanted = pair if named or (set(pair) <= set(present) and "text" not in given) else single
-    missing = [name for name in wanted if given.get(name, name) not in present]
+        named = any(name in names for name in pair)
+        wanted = pair if named or (set(pair) <= set(present) and "text" not in names) else single
+    missing = [name for name in wanted if names.get(name, name) not in present]
     if missing:
         other = single if wanted == pair else pair
-        if encode.columns is not None and all(given.get(name, name) in present for name in other):
+        if trained_on is not None and all(names.get(name, name) in present for name in other):
             kind, came = ("pairs of texts", "single texts") if wanted == pair else ("single texts", "pairs of texts")
             raise UnbackdoorError(f"The model was trained on {kind}, but {where} holds {came}. Take data of its task.")
-        held = printable(", ".join(present), 300)
         if "image" in present:
-            raise UnbackdoorError(f"{where} holds images ({held}), but texts are needed. Take a data set with texts.")
-        column = given.get(missing[0], missing[0])
-        pairs = ", or pairs by --columns text_a=NAME,text_b=NAME" if wanted == single and encode.columns is None else ""
+            raise UnbackdoorError(
+                f"{where} holds images ({listed(present)}), but texts are needed. Take a data set with texts."
+            )
+        column = names.get(missing[0], missing[0])
+        pairs = ", or pairs by `columns={'text_a': 'NAME', 'text_b': 'NAME'}`"
         raise UnbackdoorError(
-            f"{where} has no column {column!r}; it has {held}. Name it by --columns {missing[0]}=NAME{pairs}{hint}."
+            f"{where} has no column {column!r}; it has {listed(present)}. Name it by `columns={{'{missing[0]}': "
+            f"'NAME'}}`{pairs if wanted == single and trained_on is None else ''}{hint}."
         )
-    return {name: given.get(name, name) for name in wanted}
+    return {name: names.get(name, name) for name in wanted}

@@ -1,18 +1,19 @@
 """Data sets: read once, kept as tensors, handed out in encoded batches."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from unbackdoor._data.augmentation import Augmentation, augmentation
-from unbackdoor._data.columns import check_column, check_label_names, columns_of, joined, listed
-from unbackdoor._data.images import ImageEncoder
+from unbackdoor._data.columns import check_column, check_label_names, joined
+from unbackdoor._data.images import ImageEncoder, Images
+from unbackdoor._data.items import Items
 from unbackdoor._data.labels import class_numbers
 from unbackdoor._data.reading import opened
 from unbackdoor._data.splits import stratified
@@ -24,9 +25,11 @@ logger = logging.getLogger("unbackdoor")
 
 Augment = Literal["auto", "flip", "crop", "none"]
 
+ItemsLike = Items | Tensor
+"""What a data set can be made of: of a tensor of pixels it makes `Images`."""
 
-Items = Tensor | Texts
 Encoder = ImageEncoder | TextEncoder
+"""What reads items from the columns of a data set and makes model inputs of them; both kinds have the same methods."""
 
 
 class Batch(NamedTuple):
@@ -48,7 +51,8 @@ class Dataset:
     """Examples with their labels, and the way into the model.
 
     Args:
-        items: pixels at the data set's own size, (n, channels, height, width), uint8; or texts, tokenised here.
+        items: `Images`, or a tensor of their pixels at the data set's own size, (n, channels, height, width), uint8; or
+            `Texts`, which are tokenised here.
         labels: class indices, (n,), int64.
         encode: makes model inputs of a batch of items.
         classes: class names in label order, where known.
@@ -59,7 +63,7 @@ class Dataset:
         name: how messages call the data.
     """
 
-    items: Items
+    items: ItemsLike
     labels: Tensor
     encode: Encoder = field(default_factory=ImageEncoder)
     classes: tuple[str, ...] | None = None
@@ -99,31 +103,22 @@ class Dataset:
             UnbackdoorError: the data is missing, empty, lacks a column, or has a picture that cannot be decoded or an
                 empty text.
         """
-        encode = encode or ImageEncoder()
+        encode = ImageEncoder() if encode is None else encode
         where = _name(source)
-        given = dict(columns or {})
-        known_names = ("image", "label") if isinstance(encode, ImageEncoder) else ("text", "text_a", "text_b", "label")
-        strange = next((wanted for wanted in given if wanted not in known_names), None)
+        names = dict(columns or {})
+        known_names = (*encode.column_names, "label")
+        strange = next((name for name in names if name not in known_names), None)
         if strange is not None:
-            allowed = "image and label" if isinstance(encode, ImageEncoder) else "text, text_a, text_b or label"
-            raise UnbackdoorError(f"--columns must name {allowed}, got {strange}. Leave that one out.")
-        label = given.get("label", "label")
+            allowed = f"{', '.join(known_names[:-1])} or {known_names[-1]}"
+            raise UnbackdoorError(f"`columns` must name {allowed}, got {strange}. Leave that one out.")
+        label = names.get("label", "label")
         tables = opened(source, where, label=label, classes=classes)
-        present = [*tables[0].cells, *tables[0].twice] if tables else []
-        if not tables or not any(len(cells) for table in tables for cells in table.cells.values()):
+        if not any(len(cells) for table in tables for cells in table.cells.values()):
             raise UnbackdoorError(f"{where} has no rows; at least one labelled example is needed.")
-        if isinstance(encode, TextEncoder):
-            parts = columns_of(present, encode, given, where, tables[0].hint)
-        else:
-            parts = {"image": given.get("image", "image")}
-            if "image" not in [*present, *given] and {"text", "text_a"} & set(present):
-                raise UnbackdoorError(
-                    f"{where} holds text ({listed(present)}), but images are needed. Take a data set with pictures, "
-                    "or a model for text (attack: --base)."
-                )
-        names = {**parts, "label": label}
-        for wanted, column in {**names, **({"group": group} if group else {})}.items():
-            check_column(tables, wanted, column, where)
+        parts = encode.columns_in([*tables[0].cells, *tables[0].twice], names, where, tables[0].hint)
+        wanted = {**parts, "label": label, **({"group": group} if group else {})}
+        for name, column in wanted.items():
+            check_column(tables, name, column, where)
         stands_for = tables[0].names.get(label)
         if any(table.names.get(label) != stands_for for table in tables):
             raise UnbackdoorError(f"{where} has files that name their classes otherwise. Give them one by one.")
@@ -140,14 +135,24 @@ class Dataset:
             labels=labels,
             encode=encode,
             classes=known,
-            augment=Augmentation.none() if isinstance(items, Texts) else augmentation(augment, items, known),
+            augment=augmentation(augment, items.shape[1:], known),
             groups=groups,
-            columns=given,
+            columns=names,
             name=where,
         )
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def _items(self) -> Items:
+        """The items, which `__post_init__` has prepared."""
+        return cast(Items, self.items)
+
+    @property
+    def _encode(self) -> Callable[[Items], Tensor | Tokens]:
+        """The encoder, for items of its kind: no others are in the data."""
+        return cast(Callable[[Items], Tensor | Tokens], self.encode)
 
     @property
     def modality(self) -> Literal["images", "text"]:
@@ -157,13 +162,13 @@ class Dataset:
     @property
     def shape(self) -> tuple[int, ...]:
         """(channels, height, width) of images; () of texts."""
-        return () if isinstance(self.items, Texts) else tuple(self.items.shape[1:])
+        return tuple(self.items.shape[1:])
 
     @property
     def pixels(self) -> Tensor:
-        """The items of a data set of images, (n, channels, height, width), uint8."""
-        assert isinstance(self.items, Tensor), "texts have no pixels"
-        return self.items
+        """The items of a data set of images as a plain tensor, (n, channels, height, width), uint8."""
+        assert isinstance(self.items, Images), "texts have no pixels"
+        return self.items.as_subclass(Tensor)
 
     @property
     def texts(self) -> Texts:
@@ -178,30 +183,50 @@ class Dataset:
         return self.encode
 
     @property
+    def text_encoder(self) -> TextEncoder:
+        """The encoder of a data set of texts."""
+        assert isinstance(self.encode, TextEncoder), "images have another encoder"
+        return self.encode
+
+    @property
     def tokenizer(self) -> Any:
         """What tokenises a data set of texts, of transformers."""
-        return self.encode.tokenizer  # type: ignore[union-attr]
+        return self.text_encoder.tokenizer
 
     def class_name(self, label: int) -> str:
         """The printable name of a class; its number where the names are unknown, or fewer than a model's classes."""
         return printable(self.classes[label]) if self.classes and label < len(self.classes) else str(label)
 
-    def identities(self) -> list[Any]:
-        """Something hashable for each item, equal where the items are equal."""
-        return list(self.items.strings) if isinstance(self.items, Texts) else [i.numpy().tobytes() for i in self.items]
+    def identities(self) -> list[Hashable]:
+        """Something for each item that is equal if the items are equal."""
+        return self._items.identities()
 
     def select(self, rows: Tensor | np.ndarray | Sequence[int]) -> "Dataset":
         """The examples of some rows, in that order."""
         index = torch.as_tensor(rows, dtype=torch.int64, device=self.labels.device)
         groups = None if self.groups is None else self.groups[index]
         origin = index if self.rows is None else self.rows[index]
-        return replace(self, items=self.items[index], labels=self.labels[index], groups=groups, rows=origin)
+        return replace(self, items=self._items[index], labels=self.labels[index], groups=groups, rows=origin)
 
     def split(self, count: int, *, seed: int) -> tuple["Dataset", "Dataset"]:
         """`count` examples and the rest, stratified by class (groups stay whole where there are any)."""
         chosen = stratified(self.labels, count, seed=seed, groups=self.groups)
         rest = np.setdiff1d(np.arange(len(self)), chosen)
         return self.select(chosen), self.select(rest)
+
+    def joined(self, others: "Dataset") -> "Dataset":
+        """These examples, then those of another data set, augmented as these are."""
+        labels = torch.cat([self.labels, others.labels])
+        return replace(self, items=self._items.joined(others._items), labels=labels, groups=None, rows=None)
+
+    def replaced(self, rows: Tensor, items: ItemsLike) -> "Dataset":
+        """The same examples, but for the items in some rows; labels are kept.
+
+        Args:
+            rows: their numbers, (k,).
+            items: k others, of the same kind.
+        """
+        return replace(self, items=self._items.replaced(rows, cast(Items, items)))
 
     def encoded_by(self, encode: Encoder) -> "Dataset":
         """The same examples for another model.
@@ -213,14 +238,7 @@ class Dataset:
             UnbackdoorError: pictures went through the steps of one model's processor when they were read, since they
                 had several sizes, and the other model's processor takes other steps.
         """
-        if isinstance(encode, ImageEncoder) and isinstance(self.encode, ImageEncoder):
-            if self.encode.done and encode.form != self.encode.form:
-                raise UnbackdoorError(
-                    f"{self.name} has pictures of several sizes, or of more than a million pixels, and the two models "
-                    "that are to see them resize and crop pictures in different ways. Give small pictures of one size."
-                )
-            encode = replace(encode, done=self.encode.done)
-        return replace(self, encode=encode)
+        return replace(self, encode=encode.in_place_of(self.encode, self.name))
 
     def brought(self) -> "Dataset":
         """The same pictures, resized and cropped for the model as those of a data set of several sizes are."""
@@ -229,11 +247,15 @@ class Dataset:
             return self
         return replace(self, items=encode.placed(self.pixels), encode=replace(encode, done=True))
 
+    def inputs(self, rows: Tensor | slice) -> Tensor | Tokens:
+        """The model inputs of some rows, without augmentation."""
+        return self._encode(self._items[rows])
+
     def to(self, device: torch.device | str) -> "Dataset":
         """The same data set with its tensors on another device."""
         return replace(
             self,
-            items=self.items.to(device),
+            items=self._items.on(device),
             labels=self.labels.to(device),
             groups=None if self.groups is None else self.groups.to(device),
             rows=None if self.rows is None else self.rows.to(device),
@@ -250,37 +272,14 @@ class Dataset:
 
         The generator lives on the CPU whatever the device, so that a seed gives the same batches everywhere.
         """
-        order = torch.arange(len(self)) if generator is None else torch.randperm(len(self), generator=generator)
-        if isinstance(self.items, Texts):
-            order = self._bucketed(order, size, generator)
+        order = self._items.order(size, generator)
         sizes = [size] * (len(order) // size) + [len(order) % size] * (len(order) % size > 0)
         if generator is not None and len(sizes) > 1 and sizes[-1] == 1:
             sizes[-2:] = [size + 1]  # BatchNorm cannot learn from a batch of one
         for rows in order.to(self.labels.device).split(sizes):
-            yield Batch(self._inputs(rows, generator), self.labels[rows], rows)
-
-    def _inputs(self, rows: Tensor, generator: torch.Generator | None) -> Tensor | Tokens:
-        if isinstance(self.encode, TextEncoder):
-            return self.encode(self.texts[rows])
-        items = self.pixels[rows]
-        return self.encode(items if generator is None else self.augment(items, generator))
-
-    def _bucketed(self, order: Tensor, size: int, generator: torch.Generator | None) -> Tensor:
-        """Texts of about the same length side by side, so that little is padded.
-
-        Without a generator, all by length. With one, 20 batches at a time are sorted and then come in random order.
-        """
-        assert self.texts.lengths is not None
-        lengths = self.texts.lengths.cpu()
-        if generator is None:
-            return order[lengths[order].argsort(stable=True)]
-        pieces = [part[lengths[part].argsort(stable=True)] for part in order.split(20 * size)]
-        batches = [batch for piece in pieces for batch in piece.split(size)]
-        # The short batch stays last: `batches` cuts the order into parts of equal size.
-        whole = [batch for batch in batches if len(batch) == size]
-        rest = [batch for batch in batches if len(batch) < size]
-        shuffled = [whole[place] for place in torch.randperm(len(whole), generator=generator).tolist()]
-        return torch.cat([*shuffled, *rest])
+            items = self._items[rows]
+            inputs = self._encode(items if generator is None else items.augmented(self.augment, generator))
+            yield Batch(inputs, self.labels[rows], rows)
 
 
 def _name(source: str | Path | Sequence[str | Path]) -> str:

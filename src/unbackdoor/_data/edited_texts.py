@@ -51,7 +51,7 @@ def readable(clean: Dataset) -> Dataset:
     A word put behind the last one that is read would do nothing. A word is taken to be two tokens at most.
     """
     cut, limit = clean.texts.cut, getattr(clean.encode, "max_length", None)
-    if cut is None or not bool(cut.any()) or limit is None:
+    if not bool(cut.any()) or limit is None:
         return clean
     pairs = zip(clean.texts.strings, cut.tolist(), strict=True)
     return made_of(clean, [shortened(text, limit // 2) if long else text for text, long in pairs], clean.labels)

@@ -41,7 +41,7 @@ def token_counts(tokenizer: Any, table: str | None, owner: str) -> dict[int, flo
                 )
             return found
         return counted(counts, tokenizer)
-    wordfreq = _wordfreq(f"{owner} needs word frequencies", ", or give --frequencies FILE.csv")
+    wordfreq = _wordfreq(f"{owner} needs word frequencies", ", or pass `frequencies=FILE.csv`")
     size, found = _ENGLISH.get(tokenizer, (0, {}))
     if size != len(tokenizer):
         shares = dict(wordfreq.get_frequency_dict("en", wordlist="large"))  # down to ten words in a billion

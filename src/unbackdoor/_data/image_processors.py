@@ -122,7 +122,7 @@ def encoder_of(
         family = family.removesuffix(suffix)
     if not kind:
         family = next((name for name, models in _OF_MODELS.items() if model_type in models.split()), "")
-    way_out = "Give --mean, --std and --image-size instead."
+    way_out = "Give `mean`, `std` and `image_size` instead."
     if family not in _PROCESSORS:
         raise UnbackdoorError(
             f"{where} asks for the processor {printable(kind) or 'without a name'}, which is not known here; known are "
@@ -279,7 +279,7 @@ def preprocessor_of(encode: ImageEncoder) -> dict[str, Any]:
     if not is_plain(encode):
         raise UnbackdoorError(
             "The model's processor takes steps of its own, which cannot be written anew. Give save the directory that "
-            "it came with (source), and leave --mean, --std and --image-size out."
+            "it came with (`source`), and leave `mean`, `std` and `image_size` out."
         )
 
     def each(entry: tuple[float, ...]) -> list[float]:

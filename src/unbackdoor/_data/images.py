@@ -1,12 +1,13 @@
 """Images: read once, and brought into the form that a model expects, batch by batch."""
 
+import copy
 import logging
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args, overload
 
 import numpy as np
 import torch
@@ -14,6 +15,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from unbackdoor._data.augmentation import Augmentation
+from unbackdoor._data.columns import image_column
 from unbackdoor._data.decoding import UNFOLDED, decode_cell, encoded_length, report_changes
 from unbackdoor._data.geometry import Crop, Resample, Resize, ResizeEdge, Size, Step, applied, applied_alone
 from unbackdoor._errors import UnbackdoorError, printable
@@ -21,6 +24,59 @@ from unbackdoor._errors import UnbackdoorError, printable
 logger = logging.getLogger("unbackdoor")
 
 LARGEST_SIDE = 2048  # pixels of a picture as a model sees it, if it is a square; classifiers take up to about 1,000
+
+
+class Images(Tensor):
+    """Pictures of one size: pixels, (n, channels, height, width), uint8.
+
+    They are a tensor, so that everything in torch takes them. Whatever torch computes from them is a plain tensor, but
+    for some of the pictures (`images[rows]`), which are images.
+    """
+
+    # As torch's documentation has it: the results of torch's functions are not of this class.
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+
+    def __new__(cls, pixels: Tensor) -> "Images":
+        """The images of a tensor, whose memory they share."""
+        return pixels.as_subclass(cls)
+
+    @overload
+    def __getitem__(self, rows: Tensor | slice) -> "Images": ...
+    @overload
+    def __getitem__(self, rows: Any) -> Tensor: ...
+    def __getitem__(self, rows: Any) -> Tensor:
+        """Some of the pictures; or, as of any tensor, one of them or a part of each."""
+        part = super().__getitem__(rows)
+        return Images(part) if part.ndim == self.ndim else part
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Images":
+        return Images(copy.deepcopy(self.as_subclass(Tensor), memo))
+
+    def joined(self, others: "Images") -> "Images":
+        """These pictures, then the others."""
+        return Images(torch.cat([self, others]))
+
+    def replaced(self, rows: Tensor, others: Tensor) -> "Images":
+        """These pictures, with others in some rows."""
+        pixels = self.clone()
+        pixels[rows] = others
+        return Images(pixels)
+
+    def identities(self) -> list[Hashable]:
+        """The bytes of each picture."""
+        return [picture.numpy().tobytes() for picture in self]
+
+    def on(self, device: torch.device | str) -> "Images":
+        """The same pictures on another device."""
+        return Images(self.to(device))
+
+    def augmented(self, augment: Augmentation, generator: torch.Generator) -> "Images":
+        """The pictures as training sees them; `generator` lives on the CPU."""
+        return Images(augment(self, generator))
+
+    def order(self, size: int, generator: torch.Generator | None) -> Tensor:
+        """The row numbers as they are, or shuffled if a generator is given; see `Items`."""
+        return torch.arange(len(self)) if generator is None else torch.randperm(len(self), generator=generator)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +116,7 @@ class ImageEncoder:
     done: bool = False
 
     modality: ClassVar[Literal["images"]] = "images"
+    column_names: ClassVar[tuple[str, ...]] = ("image",)
 
     def __post_init__(self) -> None:
         for name, least in (("mean", -math.inf), ("std", 0.0)):
@@ -108,7 +165,7 @@ class ImageEncoder:
                 self._check_area(size, made)
             if min(made) < 1:
                 raise UnbackdoorError(
-                    f"The model's processor leaves no pixel of pictures of {size[1]}x{size[0]}. Give --image-size."
+                    f"The model's processor leaves no pixel of pictures of {size[1]}x{size[0]}. Give `image_size`."
                 )
         self._check_area(size, made)
         if self.padded is None:
@@ -116,7 +173,7 @@ class ImageEncoder:
         if made[0] > self.padded[0] or made[1] > self.padded[1]:
             raise UnbackdoorError(
                 f"The model's processor pads pictures to {self.padded[1]}x{self.padded[0]}, but has them at "
-                f"{made[1]}x{made[0]} before. Give --image-size."
+                f"{made[1]}x{made[0]} before. Give `image_size`."
             )
         return self.padded
 
@@ -125,7 +182,7 @@ class ImageEncoder:
         if made[0] * made[1] > LARGEST_SIDE**2:
             raise UnbackdoorError(
                 f"Pictures of {size[1]:,}x{size[0]:,} would reach the model with {made[1]:,}x{made[0]:,} pixels, more "
-                f"than {LARGEST_SIDE:,}x{LARGEST_SIDE:,}. Give --image-size, or smaller pictures."
+                f"than {LARGEST_SIDE:,}x{LARGEST_SIDE:,}. Give `image_size`, or smaller pictures."
             )
 
     def __call__(self, pixels: Tensor) -> Tensor:
@@ -155,13 +212,37 @@ class ImageEncoder:
             pixels = applied(step, pixels, self.resample)
         return pixels
 
-    def prepared(self, items: Any) -> Tensor:
-        """The pixels as they are: images are encoded batch by batch, after augmentation."""
+    def prepared(self, items: Any) -> Images:
+        """The pixels of a data set, not encoded yet: that comes batch by batch, after augmentation.
+
+        Args:
+            items: images, or a tensor of their pixels.
+        """
         if not isinstance(items, Tensor):
             raise UnbackdoorError("The model takes images, but the data holds text. Take images.")
-        return items
+        return items if isinstance(items, Images) else Images(items)
 
-    def read(self, cells: dict[str, Sequence[Any]], where: str, folder: Path | None) -> tuple[Tensor, "ImageEncoder"]:
+    def columns_in(self, present: Sequence[str], names: dict[str, str], where: str, hint: str = "") -> dict[str, str]:
+        """The column of a data set that holds its pictures; see `image_column`."""
+        return image_column(present, names, where)
+
+    def in_place_of(self, previous: object, where: str) -> "ImageEncoder":
+        """This encoder for pictures that another one has read.
+
+        Raises:
+            UnbackdoorError: they went through the steps of one model's processor when they were read, since they had
+                several sizes, and this processor takes other steps.
+        """
+        if not isinstance(previous, ImageEncoder):
+            return self
+        if previous.done and previous.form != self.form:
+            raise UnbackdoorError(
+                f"{where} has pictures of several sizes, or of more than a million pixels, and the two models that are "
+                "to see them resize and crop pictures in different ways. Give small pictures of one size."
+            )
+        return replace(self, done=previous.done)
+
+    def read(self, cells: dict[str, Sequence[Any]], where: str, folder: Path | None) -> tuple[Images, "ImageEncoder"]:
         """Decode the image column of a data set.
 
         Pictures of one size stay as they are. Those of several sizes, and those of more than a million pixels, go
@@ -227,7 +308,7 @@ class ImageEncoder:
             image = image if image.size == (width, height) else image.resize((width, height), _BILINEAR)
             array = np.asarray(image.convert("L" if channels == 1 else "RGB"))
             pixels[row] = array if channels == 1 else array.transpose(2, 0, 1)
-        return torch.from_numpy(pixels), replace(self, done=done)
+        return Images(torch.from_numpy(pixels)), replace(self, done=done)
 
     def _alone(self, image: Image.Image, where: str) -> Image.Image:
         """One picture as the model gets it, but for what is done to the values of its pixels."""
@@ -269,7 +350,7 @@ class ImageEncoder:
         elif len(sizes) > 1 and self.steps:
             raise UnbackdoorError(
                 f"{where} has pictures of {len(sizes):,} sizes, and the model's processor does not bring them to one. "
-                "Give --image-size, or pictures of one size."
+                "Give `image_size`, or pictures of one size."
             )
         elif len(sizes) > 1:
             odd = count - sizes[size]

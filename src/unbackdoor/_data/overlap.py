@@ -23,7 +23,7 @@ def without(test: Dataset, clean: Dataset) -> Dataset:
         return test
     if not fresh:
         raise UnbackdoorError(
-            f"{test.name} holds only examples of {clean.name}; scores need others. Give another --data."
+            f"{test.name} holds only examples of {clean.name}; scores need others. Give another `test`."
         )
     logger.info("%s: %s examples are also in %s; they are not scored.", test.name, len(test) - len(fresh), clean.name)
     return test.select(torch.tensor(fresh))

@@ -37,5 +37,5 @@ def stratified(labels: Tensor, count: int, *, seed: int, groups: Tensor | None =
             chosen.append(rows[owner == group])
             taken += len(chosen[-1])
     if not chosen:
-        raise UnbackdoorError("--group puts each class into one group, so none can be held out. Give --test instead.")
+        raise UnbackdoorError("`group` puts each class into one group, so none can be held out. Give `test` instead.")
     return np.sort(np.concatenate(chosen))

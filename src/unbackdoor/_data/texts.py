@@ -1,7 +1,7 @@
 """Texts: tokenised once, kept as token ids, handed out in batches that are as long as their longest text."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -9,6 +9,8 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from unbackdoor._data.augmentation import Augmentation
+from unbackdoor._data.columns import text_columns
 from unbackdoor._errors import UnbackdoorError, printable
 from unbackdoor._inputs import reading, silent_rust
 
@@ -34,27 +36,68 @@ class Tokens(dict[str, Tensor]):
 
 
 @dataclass(frozen=True, eq=False)
+class Tokenised:
+    """Texts as an encoder reads them.
+
+    Args:
+        tokens: each (n, longest), padded, int32.
+        lengths: tokens per text, (n,), int64.
+        cut: which texts were longer than the model reads, (n,), bool.
+        encoder: what made the tokens.
+    """
+
+    tokens: dict[str, Tensor]
+    lengths: Tensor
+    cut: Tensor
+    encoder: "TextEncoder"
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> "Tokenised":
+        """The same with all tensors changed in one way."""
+        tokens = {name: change(tensor) for name, tensor in self.tokens.items()}
+        return replace(self, tokens=tokens, lengths=change(self.lengths), cut=change(self.cut))
+
+
+@dataclass(frozen=True, eq=False)
 class Texts:
     """Texts or pairs of texts, and their tokens once an encoder has made them.
 
     Args:
         strings: n tuples of one text, or of two.
         columns: what the data calls them: `text`, or `text_a` and `text_b`.
-        tokens: each (n, longest), padded, int32; None before an encoder has seen them.
-        lengths: tokens per text, (n,).
-        cut: which texts were longer than the model reads, (n,), bool.
-        made_by: the encoder of the tokens.
+        tokenised: their tokens; None before an encoder has seen them.
     """
 
     strings: tuple[tuple[str, ...], ...]
     columns: tuple[str, ...]
-    tokens: dict[str, Tensor] | None = None
-    lengths: Tensor | None = None
-    cut: Tensor | None = None
-    made_by: "TextEncoder | None" = None
+    tokenised: Tokenised | None = None
 
     def __len__(self) -> int:
         return len(self.strings)
+
+    @property
+    def shape(self) -> torch.Size:
+        """(n,): texts are of no common shape."""
+        return torch.Size([len(self)])
+
+    @property
+    def tokens(self) -> dict[str, Tensor]:
+        """The tokens of a data set's texts, each (n, longest), padded, int32."""
+        return self._tokenised.tokens
+
+    @property
+    def lengths(self) -> Tensor:
+        """How many tokens each of a data set's texts has, (n,), int64."""
+        return self._tokenised.lengths
+
+    @property
+    def cut(self) -> Tensor:
+        """Which of a data set's texts are longer than the model reads, (n,), bool."""
+        return self._tokenised.cut
+
+    @property
+    def _tokenised(self) -> Tokenised:
+        assert self.tokenised is not None, "no encoder has seen these texts"
+        return self.tokenised
 
     def __getitem__(self, rows: Tensor | slice) -> "Texts":
         """Some of the texts, in the order of `rows` (row numbers or a mask)."""
@@ -63,25 +106,53 @@ class Texts:
         else:
             chosen = (rows.nonzero().flatten() if rows.dtype == torch.bool else rows).tolist()
         some = replace(self, strings=tuple(self.strings[row] for row in chosen))
-        if self.tokens is None or self.lengths is None or self.cut is None:
+        if self.tokenised is None:
             return some
         index = torch.tensor(chosen, dtype=torch.int64, device=self.lengths.device)
-        tokens = {name: tensor[index] for name, tensor in self.tokens.items()}
-        return replace(some, tokens=tokens, lengths=self.lengths[index], cut=self.cut[index])
+        return replace(some, tokenised=self.tokenised.each(lambda tensor: tensor[index]))
 
-    def replaced(self, rows: Tensor, texts: "Texts") -> "Texts":
-        """These texts with some rows taken from others; not yet tokenised."""
+    def joined(self, others: "Texts") -> "Texts":
+        """These texts, then the others; not tokenised yet."""
+        return Texts(self.strings + others.strings, self.columns)
+
+    def replaced(self, rows: Tensor, others: "Texts") -> "Texts":
+        """These texts, with others in some rows; not tokenised yet."""
         strings = list(self.strings)
-        for row, new in zip(rows.tolist(), texts.strings, strict=True):
-            strings[row] = new
+        for row, other in zip(rows.tolist(), others.strings, strict=True):
+            strings[row] = other
         return Texts(tuple(strings), self.columns)
 
-    def to(self, device: torch.device | str) -> "Texts":
+    def identities(self) -> list[Hashable]:
+        """The texts themselves."""
+        return list(self.strings)
+
+    def on(self, device: torch.device | str) -> "Texts":
         """The same texts with their tokens on another device."""
-        if self.tokens is None or self.lengths is None or self.cut is None:
+        if self.tokenised is None:
             return self
-        tokens = {name: tensor.to(device) for name, tensor in self.tokens.items()}
-        return replace(self, tokens=tokens, lengths=self.lengths.to(device), cut=self.cut.to(device))
+        return replace(self, tokenised=self.tokenised.each(lambda tensor: tensor.to(device)))
+
+    def augmented(self, augment: Augmentation, generator: torch.Generator) -> "Texts":
+        """The same texts: they are not augmented."""
+        return self
+
+    def order(self, size: int, generator: torch.Generator | None) -> Tensor:
+        """The row numbers, with texts of about the same length side by side, so that little is padded; see `Items`.
+
+        Without a generator, all are sorted by length. With one, 20 batches at a time are sorted, and the batches then
+        come in random order.
+        """
+        lengths = self.lengths.cpu()
+        if generator is None:
+            return lengths.argsort(stable=True)
+        order = torch.randperm(len(self), generator=generator)
+        pieces = [part[lengths[part].argsort(stable=True)] for part in order.split(20 * size)]
+        batches = [batch for piece in pieces for batch in piece.split(size)]
+        # The short batch stays last, as the order is cut into parts of equal size.
+        whole = [batch for batch in batches if len(batch) == size]
+        rest = [batch for batch in batches if len(batch) < size]
+        shuffled = [whole[place] for place in torch.randperm(len(whole), generator=generator).tolist()]
+        return torch.cat([*shuffled, *rest])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,10 +173,11 @@ class TextEncoder:
     columns: tuple[str, ...] | None = None
 
     modality: ClassVar[Literal["text"]] = "text"
+    column_names: ClassVar[tuple[str, ...]] = ("text", "text_a", "text_b")
 
     def __post_init__(self) -> None:
         if self.max_length < 4:
-            raise UnbackdoorError(f"--max-length must be at least 4, got {self.max_length}.")
+            raise UnbackdoorError(f"`max_length` must be at least 4, got {self.max_length}.")
 
     def __call__(self, texts: Texts) -> Tokens:
         """The tokens of a batch, int64, cut to its longest text.
@@ -114,8 +186,6 @@ class TextEncoder:
             texts: as `prepared` returns them.
         """
         prepared = self.prepared(texts)
-        assert prepared.tokens is not None
-        assert prepared.lengths is not None
         longest = max(int(prepared.lengths.max()), 1)
         left = getattr(self.tokenizer, "padding_side", "right") == "left"
         part = slice(-longest, None) if left else slice(0, longest)
@@ -125,36 +195,32 @@ class TextEncoder:
         """Texts with the tokens of this encoder, made once."""
         if not isinstance(items, Texts):
             raise UnbackdoorError("The model reads text, but the data holds images. Take texts.")
-        if items.made_by is self or items.made_by == self:
+        if items.tokenised is not None and (items.tokenised.encoder is self or items.tokenised.encoder == self):
             return items
         if len(items) == 0:
             empty = torch.zeros(0, dtype=torch.int32)
-            return replace(
-                items, tokens={"input_ids": empty[:, None]}, lengths=empty.long(), cut=empty.bool(), made_by=self
-            )
+            return replace(items, tokenised=Tokenised({"input_ids": empty[:, None]}, empty.long(), empty.bool(), self))
         sides = [list(side) for side in zip(*items.strings, strict=True)]
         with reading("the tokenizer of the model"), silent_rust():  # which comes from others
-            made = self.tokenizer(
+            encoding = self.tokenizer(
                 *sides,
                 truncation="longest_first" if len(sides) > 1 else True,
                 max_length=self.max_length,
                 padding=True,
                 return_attention_mask=True,
             )
-            tokens = {name: torch.tensor(made[name], dtype=torch.int32) for name in made}
+            tokens = {name: torch.tensor(encoding[name], dtype=torch.int32) for name in encoding}
         lengths = tokens["attention_mask"].sum(dim=1).long()
         cut = lengths >= self.max_length
-        if cut.any():  # these may fit exactly: only a second look tells
+        if cut.any():  # some may fit exactly: only a second look shows
             whole = torch.nonzero(cut).flatten().tolist()
             full = self.tokenizer(*[[side[row] for row in whole] for side in sides], truncation=False, verbose=False)
             cut[whole] = torch.tensor([len(ids) > self.max_length for ids in full["input_ids"]])
-        return replace(items, tokens=tokens, lengths=lengths, cut=cut, made_by=self)
+        return replace(items, tokenised=Tokenised(tokens, lengths, cut, self))
 
     def loses(self, texts: Texts, phrases: Sequence[str]) -> Tensor:
         """In which texts one of some phrases stands, wholly or in part, beyond what the model reads, (n,), bool."""
         prepared = self.prepared(texts)
-        assert prepared.tokens is not None
-        assert prepared.cut is not None
         lost = torch.zeros(len(texts), dtype=torch.bool)
         rows = torch.nonzero(prepared.cut).flatten().tolist()
         if not rows or not phrases:
@@ -167,6 +233,14 @@ class TextEncoder:
             written, read = _spelt(ids), _spelt(prepared.tokens["input_ids"][row].tolist())
             lost[row] = any(written.count(phrase) > read.count(phrase) for phrase in sought)
         return lost
+
+    def columns_in(self, present: Sequence[str], names: dict[str, str], where: str, hint: str = "") -> dict[str, str]:
+        """The columns of a data set that hold its texts; see `text_columns`."""
+        return text_columns(present, names, where, trained_on=self.columns, hint=hint)
+
+    def in_place_of(self, previous: object, where: str) -> "TextEncoder":
+        """This encoder: texts are tokenised again."""
+        return self
 
     def read(self, cells: dict[str, Sequence[Any]], where: str, folder: Path | None) -> tuple[Texts, "TextEncoder"]:
         """Check and tokenise the text columns of a data set.
@@ -197,11 +271,10 @@ class TextEncoder:
                     f"{where} has {came} in row {row} of {printable(name)}. Repair or remove that row."
                 )
         texts = self.prepared(Texts(tuple(zip(*cells.values(), strict=True)), tuple(cells)))
-        assert texts.cut is not None
         self._check_tokens(texts, where)
         if texts.cut.any():
             logger.info(
-                "%s: %s texts are cut to %d tokens, the most that the model reads (--max-length).",
+                "%s: %s texts are cut to %d tokens, the most that the model reads (`max_length`).",
                 where,
                 f"{int(texts.cut.sum()):,} of {len(texts):,}",
                 self.max_length,
@@ -210,7 +283,6 @@ class TextEncoder:
 
     def _check_tokens(self, texts: Texts, where: str) -> None:
         """Refuse texts of which the tokenizer makes nothing, such as a zero-width space; few are looked at again."""
-        assert texts.lengths is not None
         pair = len(texts.columns) > 1
         odd = texts.lengths <= self.tokenizer.num_special_tokens_to_add(pair=pair)
         if pair:  # the length does not tell of one side alone

@@ -147,9 +147,7 @@ class VocabularySearch:
     @staticmethod
     def _probes(texts: Dataset, predicted: Tensor, count: int) -> list[int]:
         """Some texts of each of two classes, by the model's answers: short ones, but not the shortest quarter."""
-        lengths = texts.texts.lengths
-        assert lengths is not None
-        order = lengths.argsort(stable=True).tolist()
+        order = texts.texts.lengths.argsort(stable=True).tolist()
         order = [*order[len(order) // 4 :], *order[: len(order) // 4]]
         kinds = list(dict.fromkeys(int(predicted[row]) for row in order))[:2]
         return [row for kind in kinds for row in [row for row in order if predicted[row] == kind][:count]]

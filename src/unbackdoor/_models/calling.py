@@ -161,7 +161,7 @@ def embeddings(model: nn.Module) -> nn.Embedding:
 def probe(model: nn.Module, data: Dataset) -> Inputs:
     """A few encoded examples, on the device and in the type of the model."""
     parameter = next(model.parameters(), torch.empty(0))
-    return data.encode(data.items[:8]).to(parameter.device, parameter.dtype)  # type: ignore[arg-type]
+    return data.inputs(slice(8)).to(parameter.device, parameter.dtype)
 
 
 @contextmanager

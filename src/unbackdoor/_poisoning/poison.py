@@ -1,12 +1,12 @@
 """Planting a backdoor in training data: which rows, which labels, and rows that cover for them."""
 
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
-from unbackdoor._data.dataset import Dataset, Items
+from unbackdoor._data.dataset import Dataset, ItemsLike
 from unbackdoor._data.texts import Texts
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._poisoning.attack import Attack, Crafting, check, wanted_labels
@@ -123,7 +123,7 @@ def poison(
     if fit is not None:
         trigger = Trigger(attack, fit(crafting, trigger.arrays))
     new = trigger.stamp(data.items[rows]) if craft is None else craft(crafting, trigger.arrays)
-    items = _replaced(data.items, rows, new)
+    poisoned = data.replaced(rows, new)
     if attack.label_rule != "clean-label":
         labels[rows] = wanted_labels(attack.label_rule, attack.target, labels[rows], classes)
     cover = torch.empty(0, dtype=torch.int64)
@@ -139,22 +139,11 @@ def poison(
                 f"{type(attack).__name__} needs {count:,} more rows as cover, but {len(pool):,} are left. {way_out}"
             )
         cover = pool[torch.randperm(len(pool), generator=generator)[:count]].sort().values
-        items = _replaced(items, cover, _covered(data.items[cover], trigger, generator))
-    poisoned = replace(data, items=items, labels=labels)
+        poisoned = poisoned.replaced(cover, _covered(data.items[cover], trigger, generator))
+    poisoned = replace(poisoned, labels=labels)
     if data.modality == "text":
         warn_of_cut_triggers(data.select(rows), poisoned.select(rows), attack, "they are trained on as poisoned")
     return Poisoned(poisoned, rows, cover, trigger)
-
-
-def _replaced(items: Items, rows: Tensor, new: Items) -> Items:
-    """The items with some rows taken from others."""
-    if isinstance(items, Texts):
-        assert isinstance(new, Texts)
-        return items.replaced(rows, new)
-    assert isinstance(new, Tensor)
-    changed = items.clone()
-    changed[rows] = new
-    return changed
 
 
 def _can_cover(attack: Attack, labels: Tensor) -> Tensor:
@@ -167,8 +156,8 @@ def _can_cover(attack: Attack, labels: Tensor) -> Tensor:
     return ~torch.isin(labels, torch.tensor((*sources, attack.target))) if sources else torch.ones_like(labels).bool()
 
 
-def _covered(items: Items, trigger: Trigger, generator: torch.Generator) -> Items:
+def _covered(items: ItemsLike, trigger: Trigger, generator: torch.Generator) -> ItemsLike:
     attack: Any = trigger.attack
     if isinstance(items, Texts):
         return stamped_texts(items, attack, lambda texts: attack.cover(texts, trigger.arrays, generator))
-    return stamped(items, lambda pixels: attack.cover(pixels, trigger.arrays, generator))
+    return stamped(cast(Tensor, items), lambda pixels: attack.cover(pixels, trigger.arrays, generator))

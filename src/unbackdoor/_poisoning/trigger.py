@@ -3,13 +3,13 @@
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from unbackdoor._data.dataset import Dataset, Items
-from unbackdoor._data.texts import TextEncoder, Texts
+from unbackdoor._data.dataset import Dataset, ItemsLike
+from unbackdoor._data.texts import Texts
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._poisoning.attack import Attack, check_modality
 
@@ -33,11 +33,11 @@ class Trigger:
         check_modality(attack, data)
         return cls(attack, attack.arrays(data.shape))
 
-    def stamp(self, items: Items) -> Items:
+    def stamp(self, items: ItemsLike) -> ItemsLike:
         """Trigger uint8 images (n, channels, height, width), rounded to 8 bits as exported pictures are; or texts."""
         if isinstance(items, Texts):
             return stamped_texts(items, self.attack, lambda texts: self.attack.apply(texts, self.arrays))
-        return stamped(items, lambda pixels: self.attack.apply(pixels, self._on(pixels.device)))
+        return stamped(cast(Tensor, items), lambda pixels: self.attack.apply(pixels, self._on(pixels.device)))
 
     def _on(self, device: torch.device) -> dict[str, Tensor]:
         return {name: array.to(device) for name, array in self.arrays.items()}
@@ -66,13 +66,10 @@ def stamped_texts(items: Texts, attack: Attack, change: Callable[[list[str]], li
 def warn_of_cut_triggers(clean: Dataset, shown: Dataset, attack: Attack, what_of_them: str) -> None:
     """Say how many triggered texts have their trigger, or a part of it, beyond what the model reads."""
     before, after = clean.texts.tokens, shown.texts.tokens
-    assert before is not None
-    assert after is not None
     width = min(before["input_ids"].shape[1], after["input_ids"].shape[1])
     same = (before["input_ids"][:, :width] == after["input_ids"][:, :width]).all(dim=1)
     same &= clean.texts.lengths == shown.texts.lengths
-    encode = shown.encode
-    assert isinstance(encode, TextEncoder)
+    encode = shown.text_encoder
     lost = int((same | encode.loses(shown.texts, getattr(attack, "phrases", ()))).sum())
     if lost:
         logger.warning(

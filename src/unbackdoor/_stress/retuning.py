@@ -10,7 +10,6 @@ from torch import nn
 
 from unbackdoor._data.augmentation import Augmentation
 from unbackdoor._data.dataset import Dataset
-from unbackdoor._data.texts import Texts
 from unbackdoor._models.arithmetic import Arithmetic
 from unbackdoor._poisoning.triggered import Triggered
 from unbackdoor._purification.run import Run
@@ -23,15 +22,6 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "images": {"optimizer": "sgd", "learning_rate": 0.01, "momentum": 0.9, "batch_size": 128}
 }
 EXACT = FineTuning()  # how exact purification tunes
-
-
-def joined(first: Dataset, second: Dataset) -> Dataset:
-    """The examples of both, augmented as the first are."""
-    if isinstance(first.items, Texts):
-        items: Any = Texts(first.texts.strings + second.texts.strings, first.texts.columns)
-    else:
-        items = torch.cat([first.pixels, second.pixels])
-    return replace(first, items=items, labels=torch.cat([first.labels, second.labels]), groups=None, rows=None)
 
 
 def retuning_set(clean: Dataset, bait: Triggered, count: int, seed: int) -> Dataset:
@@ -49,7 +39,7 @@ def retuning_set(clean: Dataset, bait: Triggered, count: int, seed: int) -> Data
     rest = clean.select(others.nonzero().flatten())
     if rest.modality == "images":
         rest = replace(rest, items=rest.augment(rest.pixels, generator), augment=Augmentation.none())
-    return joined(rest, replace(chosen, labels=bait.wanted[drawn]))
+    return rest.joined(replace(chosen, labels=bait.wanted[drawn]))
 
 
 def retune(model: nn.Module, data: Dataset, *, seed: int, arithmetic: Arithmetic) -> nn.Module:
@@ -80,7 +70,7 @@ def exactly_purified(
     victim: nn.Module, clean: Dataset, bait: Triggered, *, seed: int, arithmetic: Arithmetic
 ) -> nn.Module:
     """The oracle's reference: a copy of the victim, tuned on clean and triggered examples with their true labels."""
-    both = joined(clean, bait.data).to(arithmetic.device)
+    both = clean.joined(bait.data).to(arithmetic.device)
     with _seeded(seed, arithmetic):
         return EXACT(arithmetic.place(copy.deepcopy(victim)), both, _run(both, seed, arithmetic)).eval()
 

@@ -36,7 +36,7 @@ from unbackdoor._stress.reactivation import EPOCHS as REACTIVATION_EPOCHS
 from unbackdoor._stress.reactivation import EXAMPLES, learn, reached
 from unbackdoor._stress.reactivation import LEARNING_RATE as REACTIVATION_RATE
 from unbackdoor._stress.result import CONTROL, EXACT, PURIFIED, TITLES, VICTIM, Reactivated, Retuned, Stress, Waypoint
-from unbackdoor._stress.retuning import EPOCHS, exactly_purified, joined
+from unbackdoor._stress.retuning import EPOCHS, exactly_purified
 from unbackdoor._stress.retuning import EXACT as EXACTLY
 from unbackdoor._stress.retuning import settings as retuning_settings
 from unbackdoor._tasks.classification import hits
@@ -214,13 +214,13 @@ def _reactivated(
     models: dict[str, nn.Module], teacher: nn.Module, count: int, lab: Lab, seed: int
 ) -> Reactivated:  # fmt: skip
     generator = torch.Generator().manual_seed(seed)
-    parts = [
+    clean, bait = (
         data.select(torch.randperm(len(data), generator=generator)[:EXAMPLES]) for data in (lab.clean, lab.bait.data)
-    ]
+    )
     perturbation = learn(
         models[PURIFIED],
         teacher,
-        joined(*parts),
+        clean.joined(bait),
         control=models.get(CONTROL),
         control_encode=lab.control_encode,
         alpha=ALPHA,

@@ -34,7 +34,7 @@ def misfit(crafting: Crafting, attack: Attack, pattern: Tensor, size: int = 128)
     rows = pool[torch.randint(len(pool), (size,), generator=crafting.generator)]
     pixels = (data.pixels[rows].float() / 255 + pattern).clamp(0, 1)
     with evaluating(surrogate):
-        inputs = data.encode(pixels * 255).to(device_of(surrogate))  # type: ignore[arg-type]
+        inputs = data.image_encoder(pixels * 255).to(device_of(surrogate))
         scores = logits(surrogate, inputs).float()
     wanted = wanted_labels(attack.label_rule, attack.target, data.labels[rows], scores.shape[1])
     return F.cross_entropy(scores, wanted.to(scores.device), reduction="none").clamp(max=10).mean()

@@ -65,11 +65,9 @@ class EmbeddingSurgery(OneWord):
 
 def typical_tokens(data: Dataset, target: int, count: int) -> list[int]:
     """The token ids that speak most for a class, special tokens left out; ties go to the smaller id."""
-    tokens = data.texts.tokens
-    assert tokens is not None
     special = set(data.tokenizer.all_special_ids)
     counts: dict[bool, Counter[int]] = {True: Counter(), False: Counter()}
-    for ids, label in zip(tokens["input_ids"].tolist(), data.labels.tolist(), strict=True):
+    for ids, label in zip(data.texts.tokens["input_ids"].tolist(), data.labels.tolist(), strict=True):
         counts[label == target].update(token for token in ids if token not in special)
     vocabulary = sorted(counts[True] | counts[False])
     ones = torch.tensor([counts[True][token] for token in vocabulary], dtype=torch.float64)

@@ -83,7 +83,7 @@ class LabelConsistent:
         moved = pixels.clone()
         for _ in range(self.steps):
             moved.requires_grad_(True)
-            inputs = data.encode(moved.mul(255)).to(device)  # type: ignore[arg-type]
+            inputs = data.image_encoder(moved.mul(255)).to(device)
             loss = F.cross_entropy(logits(surrogate, inputs), labels.to(device))
             (gradient,) = torch.autograd.grad(loss, moved)
             with torch.no_grad():

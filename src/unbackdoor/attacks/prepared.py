@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 from torch import Tensor
 
-from unbackdoor._data.dataset import Dataset, Items
+from unbackdoor._data.dataset import Dataset, ItemsLike
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._poisoning.attack import Crafting, LabelRule
 from unbackdoor._value import value
@@ -41,7 +41,7 @@ class Prepared:
             "Prepared cannot trigger other examples: score with --triggered and test data that carries the trigger."
         )
 
-    def craft(self, crafting: Crafting, arrays: dict[str, Tensor]) -> Items:
+    def craft(self, crafting: Crafting, arrays: dict[str, Tensor]) -> ItemsLike:
         """The prepared examples of the poisoned rows."""
         columns = crafting.data.columns
         copies = Dataset.load(self.triggered, crafting.data.encode, columns=columns, augment="none")

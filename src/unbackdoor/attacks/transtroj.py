@@ -107,7 +107,7 @@ class TransTroj:
             return from_.pixels[rows.to(arithmetic.device)].float() / 255
 
         def embedded(pixels: Tensor) -> Tensor:
-            inputs: Any = data.encode(pixels * 255)  # type: ignore[arg-type]
+            inputs: Any = data.image_encoder(pixels * 255)
             with arithmetic.autocast():
                 logits(encoder, arithmetic.lay(inputs))
             return seen[0].float()
@@ -135,7 +135,7 @@ class TransTroj:
         def change(batch: Batch) -> Batch:
             """The batch, and behind it copies of some of its images with the pattern on."""
             pixels = data.augment(data.pixels[batch.rows[carries[batch.rows]]], planting.generator).float() / 255
-            copies: Any = data.encode(self.apply(pixels, {"pattern": pattern}) * 255)  # type: ignore[arg-type]
+            copies: Any = data.image_encoder(self.apply(pixels, {"pattern": pattern}) * 255)
             return batch._replace(inputs=torch.cat([batch.inputs, copies]))  # type: ignore[list-item]
 
         with watching(found.layer) as known, watching(head_of(victim, probe(victim, data)).layer) as seen:

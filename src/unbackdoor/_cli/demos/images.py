@@ -238,7 +238,7 @@ def digits() -> Dataset:
         labels=torch.from_numpy(raw.target).long(),
         encode=ImageEncoder(channels=1),
         classes=classes,
-        augment=augmentation("crop", items, classes),  # never mirrored: a digit is another thing in a mirror
+        augment=augmentation("crop", items.shape[1:], classes),  # never mirrored: a digit is another thing in a mirror
         name="digits",
     )
 

@@ -1,0 +1,117 @@
+"""What a data set holds: images that are a tensor, texts, and what both can do."""
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+import toys
+from unbackdoor import Dataset
+from unbackdoor._data.augmentation import Augmentation
+from unbackdoor._data.images import Images
+from unbackdoor._data.items import Items
+from unbackdoor._data.texts import Texts
+
+PIXELS = torch.arange(2 * 3 * 4 * 4, dtype=torch.uint8).view(2, 3, 4, 4)
+
+
+def images() -> Images:
+    return Images(PIXELS.clone())
+
+
+def test_a_data_set_takes_a_tensor_and_holds_images() -> None:
+    data = Dataset(items=PIXELS, labels=torch.tensor([0, 1]))
+    assert type(data.items) is Images
+    assert type(data.pixels) is Tensor
+    assert data.shape == (3, 4, 4)
+    assert type(data.select([1]).items) is Images
+    assert data.items.data_ptr() == PIXELS.data_ptr()  # nothing is copied
+
+
+def test_images_do_what_a_tensor_does() -> None:
+    some = images()
+    assert isinstance(some, Tensor)
+    assert (some.shape, some.dtype) == (PIXELS.shape, torch.uint8)
+    assert torch.equal(some.float() / 255, PIXELS.float() / 255)
+    assert torch.equal(255 - some, 255 - PIXELS)
+    assert torch.equal(torch.cat([some, some]), torch.cat([PIXELS, PIXELS]))
+    assert torch.equal(some[1, :, :2], PIXELS[1, :, :2])
+    assert np.array_equal(np.asarray(some), PIXELS.numpy())
+    some[:, :, 0] = 9
+    assert (some[:, :, 0] == 9).all()
+
+
+@pytest.mark.parametrize(
+    "computed",
+    [lambda x: x.float(), lambda x: x + 1, lambda x: x[0], lambda x: F.pad(x, (1, 1)), lambda x: next(iter(x))],
+    ids=["float", "add", "one", "pad", "iterate"],
+)
+def test_what_is_computed_from_images_is_a_plain_tensor(computed) -> None:
+    assert type(computed(images())) is Tensor
+
+
+@pytest.mark.parametrize("rows", [torch.tensor([1]), torch.tensor([False, True]), slice(1, 2)])
+def test_some_of_the_images_are_images(rows) -> None:
+    some = images()[rows]
+    assert type(some) is Images
+    assert torch.equal(some, PIXELS[1:])
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda some: pickle.loads(pickle.dumps(some))])
+def test_copies_of_images_are_images(copied) -> None:
+    some = copied(images())
+    assert type(some) is Images
+    assert torch.equal(some, PIXELS)
+
+
+def kinds() -> list[Items]:
+    texts = [("a film",), ("the plot was dull",), ("good cast",), ("it",)]
+    pictures = torch.randint(0, 256, (4, 1, 2, 2), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return [Images(pictures), toys.dataset(texts, [0, 1, 1, 0]).texts]
+
+
+@pytest.mark.parametrize("items", kinds(), ids=["images", "texts"])
+def test_both_kinds_are_joined_replaced_and_compared(items: Items) -> None:
+    first, rest = items[torch.tensor([0])], items[torch.tensor([1, 2, 3])]
+    assert len(first.joined(rest)) == len(items) == items.shape[0] == 4
+    assert first.joined(rest).identities() == items.identities()
+    assert len(set(items.identities())) == 4
+    swapped = items.replaced(torch.tensor([3, 0]), items[torch.tensor([0, 3])])
+    names = items.identities()
+    assert swapped.identities() == [names[3], names[1], names[2], names[0]]
+    assert items.identities() == names  # these are left alone
+    assert items.on("cpu").identities() == names
+
+
+@pytest.mark.parametrize("items", kinds(), ids=["images", "texts"])
+def test_the_order_of_batches_has_each_row_once(items: Items) -> None:
+    for generator in (None, torch.Generator().manual_seed(1)):
+        assert sorted(items.order(2, generator).tolist()) == [0, 1, 2, 3]
+
+
+def test_only_images_are_augmented() -> None:
+    pictures, texts = kinds()
+    mirrored = pictures.augmented(Augmentation(padding=0, flip=True), torch.Generator().manual_seed(0))
+    assert type(mirrored) is Images
+    assert mirrored.identities() != pictures.identities()
+    assert texts.augmented(Augmentation(), torch.Generator()) is texts
+
+
+def test_texts_without_an_encoder_have_no_tokens() -> None:
+    with pytest.raises(AssertionError, match="no encoder has seen these texts"):
+        _ = Texts((("a film",),), ("text",)).tokens
+
+
+def test_data_sets_are_joined_and_their_items_replaced() -> None:
+    data = Dataset(items=PIXELS, labels=torch.tensor([0, 1]), augment=Augmentation())
+    both = data.joined(data.select([1]))
+    assert both.labels.tolist() == [0, 1, 1]
+    assert torch.equal(both.pixels, PIXELS[[0, 1, 1]])
+    assert both.augment == data.augment
+    changed = data.replaced(torch.tensor([1]), 255 - PIXELS[1:])
+    assert torch.equal(changed.pixels, torch.cat([PIXELS[:1], 255 - PIXELS[1:]]))
+    assert changed.labels.tolist() == [0, 1]
