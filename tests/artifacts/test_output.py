@@ -1,13 +1,17 @@
 """Output directories and files: whole under their name, or absent."""
 
 import errno
+import json
 from pathlib import Path
 
 import pytest
 
 from unbackdoor import UnbackdoorError
-from unbackdoor._artifacts.directories import check_free, content, directory, write_file, write_record
+from unbackdoor._artifacts.directories import check_free, content, directory, write_file
+from unbackdoor._artifacts.record import write_record
 from unbackdoor._errors import IncompleteError
+
+RECORD = json.loads((Path(__file__).parents[1] / "victim" / "record.json").read_text())
 
 
 def names(folder: Path) -> list[str]:
@@ -60,10 +64,7 @@ def test_an_earlier_result_is_replaced_whole(tmp_path: Path) -> None:
     with directory(tmp_path / "out") as folder:
         (folder / "deep").mkdir()
         (folder / "deep" / "one").write_text("one")
-        assert write_record(folder / "record.json", {"seed": 1}) == {
-            "seed": 1,
-            "files": ["deep/one", "record.json"],
-        }
+        assert write_record(folder / "record.json", RECORD) == {**RECORD, "files": ["deep/one", "record.json"]}
     earlier = check_free(tmp_path / "out", overwrite=True)
     with directory(tmp_path / "out", earlier) as folder:
         (folder / "two").write_text("two")
@@ -77,7 +78,7 @@ def finished(out: Path, replacing: bool = False) -> Path:
         (folder / "config.json").write_text("{}")
         (folder / "victim").mkdir()
         (folder / "victim" / "weights").write_text("1")
-        write_record(folder / "record.json", {})
+        write_record(folder / "record.json", RECORD)
     return out
 
 

@@ -2,14 +2,12 @@
 
 import errno
 import itertools
-import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 from unbackdoor._errors import IncompleteError, UnbackdoorError, few
 from unbackdoor._inputs import read_json, unusable
@@ -71,23 +69,6 @@ def content(folder: Path) -> Content:
         age = () if path.is_dir() and not path.is_symlink() else (status.st_size, status.st_mtime_ns)
         found[str(path.relative_to(folder))] = (status.st_ino, *age)
     return found
-
-
-def write_record(path: Path, record: dict[str, Any]) -> dict[str, Any]:
-    """Write a record as the last file of a directory, with the list of all that is there.
-
-    Args:
-        path: `record.json` or `stress.json` in the directory.
-        record: its content.
-
-    Returns:
-        The content with that list, under `files`.
-    """
-    folder = path.parent
-    files = {str(file.relative_to(folder)) for file in folder.rglob("*") if not file.is_dir()}
-    complete = {**record, "files": sorted({*files, path.name})}
-    path.write_text(json.dumps(complete, indent=2) + "\n", encoding="utf-8")
-    return complete
 
 
 @contextmanager

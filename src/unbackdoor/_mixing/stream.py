@@ -18,6 +18,7 @@ from torch import Tensor
 
 from unbackdoor._artifacts import card, directories
 from unbackdoor._artifacts.machine import peak_memory
+from unbackdoor._artifacts.record import write_record
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._inputs import read_json
 from unbackdoor._mixing import masks
@@ -114,7 +115,7 @@ def purify_stream(
             base=origin.path,
         )
         (folder / "README.md").write_text(card.purified(record), encoding="utf-8")
-        record = directories.write_record(folder / "record.json", record)
+        record = write_record(folder / "record.json", record)
         Checkpoint.of(ModelDirectory.at(folder))  # refuses files that do not belong together
     return record
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from unbackdoor._artifacts.attack_record import AttackRecord
 from unbackdoor._data.dataset import Dataset
 from unbackdoor._errors import UnbackdoorError, printable
 from unbackdoor._inputs import MEBIBYTE, RECORD, check_file, exists, read_file, read_json, reader
@@ -61,6 +62,7 @@ def save_trigger(folder: Path, description: dict[str, Any], arrays: dict[str, Te
         "trigger": {"file": "trigger.safetensors", "sha256": hashlib.sha256(content).hexdigest()},
     }
     description["sha256"] = _digest(description)
+    AttackRecord.model_validate(description)
     (folder / "attack.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
 
 

@@ -3,7 +3,8 @@
 import os
 from pathlib import Path
 
-from unbackdoor._artifacts import card, directories
+from unbackdoor._artifacts import card
+from unbackdoor._artifacts.record import write_record
 from unbackdoor._models.saving import save
 from unbackdoor._poisoning.attack_file import save_trigger
 from unbackdoor._victims.plant import Victim
@@ -14,4 +15,4 @@ def write_victim(victim: Victim, folder: Path, *, source: os.PathLike[str] | Non
     save(victim.model, folder, source=source, encode=victim.encode)
     (folder / "README.md").write_text(card.victim(victim.record), encoding="utf-8")
     save_trigger(folder, victim.description, {} if victim.trigger is None else victim.trigger.arrays)
-    directories.write_record(folder / "record.json", victim.record)
+    write_record(folder / "record.json", victim.record)

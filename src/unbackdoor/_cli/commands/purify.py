@@ -9,6 +9,7 @@ from torch import nn
 
 from unbackdoor import _reports
 from unbackdoor._artifacts import card, directories
+from unbackdoor._artifacts.record import write_record
 from unbackdoor._cli.commands.inputs import factory_name, free_place, load_control, load_dataset, load_model
 from unbackdoor._cli.commands.outcome import not_usable, propose_control
 from unbackdoor._cli.commands.stream import purify_on_disk
@@ -112,7 +113,7 @@ def purify(source: str, method: Method, options: PurifyOptions, *, command: str 
         (folder / "README.md").write_text(card.purified(record), encoding="utf-8")
         if page is not None:
             (folder / "report.html").write_text(page, encoding="utf-8")
-        directories.write_record(folder / "record.json", record)
+        write_record(folder / "record.json", record)
         saving.check_saved(
             folder,
             result.model,

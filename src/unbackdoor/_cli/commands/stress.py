@@ -7,6 +7,7 @@ from pathlib import Path
 
 from unbackdoor import _reports
 from unbackdoor._artifacts import directories
+from unbackdoor._artifacts.record import write_record
 from unbackdoor._cli.commands.inputs import free_place, load_control, load_dataset, load_model
 from unbackdoor._cli.options import StressOptions
 from unbackdoor._cli.parameters import as_options
@@ -53,7 +54,7 @@ def stress(source: str, options: StressOptions) -> None:
         with directories.directory(out, earlier) as folder:
             page = _reports.build_stress(result, models, clean.classes)
             (folder / "stress.html").write_text(_reports.render_stress(page), encoding="utf-8")
-            directories.write_record(folder / "stress.json", content)
+            write_record(folder / "stress.json", content)
     lost = None if result.record["usable"] else as_options(result.record["warnings"][0])
     if lost is not None:
         print(lost, file=sys.stderr if options.json else sys.stdout)

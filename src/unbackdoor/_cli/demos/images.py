@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from unbackdoor import _reports
 from unbackdoor._artifacts import card, directories
+from unbackdoor._artifacts.record import write_record
 from unbackdoor._cli.commands.outcome import not_usable
 from unbackdoor._data.augmentation import Augmentation, augmentation
 from unbackdoor._data.dataset import Dataset
@@ -210,7 +211,7 @@ def told(
         write_parquet(partial / "clean.parquet", clean)
         write_parquet(partial / "test.parquet", test)
         (partial / "report.html").write_text(_reports.render(page), encoding="utf-8")
-        directories.write_record(partial / "record.json", record)
+        write_record(partial / "record.json", record)
     print(_farewell(folder, story.next_method, story.next_options))
     if not results[-1].record["usable"]:
         raise not_usable(folder / "purified")
@@ -286,7 +287,7 @@ def _write(folder: Path, victim: Victim, purified: Purified, scores: tuple[Score
     (folder / "purified").mkdir()
     saving.save(purified.model, folder / "purified", encode=victim.encode)
     (folder / "purified" / "README.md").write_text(card.purified(record), encoding="utf-8")
-    directories.write_record(folder / "purified" / "record.json", record)
+    write_record(folder / "purified" / "record.json", record)
     for name, model in (("victim", victim.model), ("purified", purified.model)):
         saving.check_saved(folder / name, model, victim.encode, test)
 

@@ -1,0 +1,126 @@
+"""The files of a cell store: their schemas."""
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from unbackdoor._artifacts.entries import Count, Entry, ProportionEntry, ScoreEntry
+
+
+class AttackSpec(Entry):
+    """An attack, as it enters a cell's key: the fields that differ from their defaults."""
+
+    name: str
+    version: int | None = None
+    parameters: dict[str, Any] | None = None
+
+
+class VictimSpec(Entry):
+    """A victim, as it enters a cell's key.
+
+    Args:
+        task: the name of the task, hashes of its data, and what differs from the recipe's defaults.
+        attack: `none` for the clean control.
+        rate: null for an existing model.
+        seed: null for an existing model.
+        model: hash of an existing model.
+        factory: hash of its factory.
+        trigger: hash of its attack.json, or of its triggered examples.
+    """
+
+    task: dict[str, Any]
+    attack: AttackSpec
+    rate: float | None
+    seed: Count | None
+    model: str | None = None
+    factory: str | None = None
+    trigger: str | None = None
+
+
+class MethodSpec(Entry):
+    """A method, as it enters a cell's key: the fields that differ from their defaults."""
+
+    name: str
+    version: int | list[int] | None = None
+    parameters: dict[str, Any] | list[dict[str, Any]] | None = None
+
+
+class CellSpec(Entry):
+    """What is measured; the key of a cell is its SHA-256."""
+
+    victim: VictimSpec
+    method: MethodSpec
+    clean: dict[str, Any] | None
+    seed: Count
+    proxy: str | None = None
+
+
+class DescribedMethod(Entry):
+    """A method: its value as Python shows it, and all of its fields."""
+
+    repr: str
+    parameters: dict[str, Any] | list[dict[str, Any]]
+
+
+class Provenance(Entry):
+    """Where, when and by which software a cell was measured, and what its grid calls attack and method."""
+
+    commit: str | None
+    versions: dict[str, str]
+    device: str
+    date: str | None
+    grid: str | None
+    labels: dict[str, str] = Field(default_factory=dict)
+
+
+class Measured(Entry):
+    """The result of a measurement that ended well."""
+
+    status: Literal["done"]
+    score: ScoreEntry
+    implanted: bool | None
+    flips: dict[str, ProportionEntry] | None = None
+    second_test: ScoreEntry | None = None
+    method: DescribedMethod | None
+    seconds: float
+    scoring_seconds: float | None
+    training_seconds: float | None
+    peak_memory_bytes: Count | None
+    examples_seen: Count | None
+    held_out: Count
+    notes: list[str]
+    warnings: list[str]
+    usable: bool | None = None
+    stress: dict[str, Any] | None = None
+    provenance: Provenance
+
+
+class Failed(Entry):
+    """The result of a measurement that did not."""
+
+    status: Literal["failed"]
+    message: str
+    traceback: str | None
+    provenance: Provenance
+
+
+class Cell(Entry):
+    """A file of `cells/` or `failed/`."""
+
+    version: Literal[1]
+    spec: CellSpec
+    result: Measured | Failed
+
+
+class Rows(Entry):
+    """A file of `rows/`: which examples were drawn, by their numbers in the data."""
+
+    version: Literal[1]
+    spec: dict[str, Any]
+    rows: list[Count]
+
+
+class Mark(Entry):
+    """`store.json`, which marks a folder as a store."""
+
+    version: Literal[1]

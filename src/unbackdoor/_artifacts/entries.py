@@ -1,0 +1,62 @@
+"""Entries that several of the written formats share, as schemas."""
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Count = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Entry(BaseModel):
+    """A JSON object with these keys and no others; a key with a default may be absent."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ProportionEntry(Entry):
+    """A share with its sample size and its 95 % Wilson interval."""
+
+    value: Share
+    n: Annotated[int, Field(ge=1)]
+    low: Share
+    high: Share
+
+
+class BriefScore(Entry):
+    """The shares of a score."""
+
+    clean_accuracy: ProportionEntry
+    attack_success: ProportionEntry | None = None
+    recovered_accuracy: ProportionEntry | None = None
+    clean_model_flip_rate: ProportionEntry | None = None
+
+
+class ScoreEntry(BriefScore):
+    """A score: its shares, the label rule of the attack, and the clean accuracy of each class."""
+
+    label_rule: str | None = None
+    per_class: dict[str, ProportionEntry]
+
+
+class AttackEntry(Entry):
+    """An attack: its name, and all of its fields."""
+
+    name: str
+    parameters: dict[str, Any]
+
+
+class MethodEntry(Entry):
+    """A method: its name, all of its fields (of a composition those of each step), and its value as Python shows it."""
+
+    name: str
+    parameters: dict[str, Any] | list[dict[str, Any]]
+    repr: str
+
+
+class Versions(Entry):
+    """The versions that a result depends on."""
+
+    unbackdoor: str
+    torch: str
+    python: str

@@ -1,0 +1,35 @@
+"""The written formats as JSON schemas: `python -m unbackdoor._artifacts.schemas docs/schemas` writes them."""
+
+import json
+import sys
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from unbackdoor._artifacts.attack_record import AttackRecord
+from unbackdoor._artifacts.cell import Cell, Mark, Rows
+from unbackdoor._artifacts.record import DemoRecord, PurificationRecord, VictimRecord
+from unbackdoor._artifacts.stress_record import StressRecord
+
+SCHEMAS: dict[str, type[BaseModel]] = {
+    "record-of-purify": PurificationRecord,
+    "record-of-attack": VictimRecord,
+    "record-of-demo": DemoRecord,
+    "attack": AttackRecord,
+    "stress": StressRecord,
+    "store-cell": Cell,
+    "store-rows": Rows,
+    "store": Mark,
+}
+
+
+def schema(name: str) -> str:
+    """A format's JSON schema, as text."""
+    return json.dumps(SCHEMAS[name].model_json_schema(), indent=2) + "\n"
+
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    folder.mkdir(exist_ok=True)
+    for name in SCHEMAS:
+        (folder / f"{name}.schema.json").write_text(schema(name), encoding="utf-8")

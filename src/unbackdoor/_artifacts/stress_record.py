@@ -1,0 +1,107 @@
+"""stress.json: its schema."""
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from unbackdoor._artifacts.entries import AttackEntry, BriefScore, Count, Entry, ProportionEntry, Versions
+
+
+class NamedScore(BriefScore):
+    """The score of a model; `oracle` marks that of exact purification."""
+
+    oracle: Literal[True] | None = None
+
+
+class RetuningRun(BriefScore):
+    """The score after retuning with `k` triggered examples, drawn by `seed`."""
+
+    k: Count
+    seed: Count
+
+
+class RetuningRuns(Entry):
+    """The runs of one model."""
+
+    oracle: Literal[True] | None = None
+    runs: list[RetuningRun]
+
+
+class Teacher(BriefScore):
+    """The score of the reactivation's teacher, and the number of triggered examples that it was retuned with."""
+
+    k: Count
+
+
+class ReachEntry(Entry):
+    """Shares of pictures that a model classifies as the attacker wants."""
+
+    clean: ProportionEntry
+    clean_perturbed: ProportionEntry
+    triggered: ProportionEntry
+    triggered_perturbed: ProportionEntry
+
+
+class Reactivation(Entry):
+    """The reach of the learnt perturbation, by model."""
+
+    teacher: Teacher
+    models: dict[str, ReachEntry]
+
+
+class Point(BriefScore):
+    """The score at a place of the path, from the victim at 0 to the end at 1."""
+
+    t: float
+
+
+class Path(Entry):
+    """The points of one path."""
+
+    oracle: Literal[True] | None = None
+    points: list[Point]
+
+
+class TunedWith(Entry):
+    """The number of clean examples, and of those among them that the attack moves."""
+
+    n: Count
+    attackable: Count
+
+
+class ScoredOn(Entry):
+    """The number of test examples and of triggered ones, and which they are."""
+
+    n: Count
+    triggered: Count
+    note: str
+
+
+class StressRecord(Entry):
+    """stress.json; docs/architecture.md explains each key."""
+
+    model: str
+    victim: str
+    control: str | None
+    format: Literal[1]
+    before: dict[str, NamedScore]
+    retuning: dict[str, RetuningRuns] | None
+    reactivation: Reactivation | None
+    path: dict[str, Path] | None
+    path_ends_recomputed: dict[str, NamedScore] | None
+    attack: AttackEntry
+    label_rule: str
+    target: int | None
+    parts: list[Literal["retune", "reactivation", "path", "exact"]]
+    counts: list[int]
+    seeds: list[Count]
+    clean: TunedWith
+    scored_on: ScoredOn
+    settings: dict[str, dict[str, Any]]
+    notes: list[str]
+    warnings: list[str]
+    usable: bool | None = None
+    seconds: float
+    device: str
+    versions: Versions
+    files: list[str] = Field(default_factory=list)

@@ -1,0 +1,64 @@
+"""The written formats: old files read through today's schemas, and the schemas in the docs are today's."""
+
+import json
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel, ValidationError
+
+from unbackdoor import UnbackdoorError
+from unbackdoor._artifacts.attack_record import AttackRecord
+from unbackdoor._artifacts.cell import Cell, Mark, Rows
+from unbackdoor._artifacts.record import check_record, read_record, write_record
+from unbackdoor._artifacts.schemas import SCHEMAS, schema
+
+ROOT = Path(__file__).parents[2]
+VICTIM = ROOT / "tests" / "victim"
+CELLS = ROOT / "docs" / "results" / "cells"
+
+
+def unchanged(read: BaseModel) -> dict:
+    return read.model_dump(mode="json", exclude_unset=True)
+
+
+def test_the_record_of_an_old_victim_is_read() -> None:
+    content = json.loads((VICTIM / "record.json").read_text())
+    record = read_record(VICTIM / "record.json")
+    assert unchanged(record) == content
+    assert record.attack.name == "blended"
+    content = json.loads((VICTIM / "attack.json").read_text())
+    assert unchanged(AttackRecord.model_validate(content)) == content
+
+
+def test_all_published_cells_are_read() -> None:
+    paths = sorted(CELLS.rglob("*.json"))
+    kinds = {"cells": Cell, "failed": Cell, "rows": Rows}
+    for path in paths:
+        content = json.loads(path.read_text())
+        kind = Mark if path.name == "store.json" else kinds.get(path.parent.name)
+        read = check_record(content) if kind is None else kind.model_validate(content)
+        assert unchanged(read) == content, path
+    assert len(paths) > 700
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_the_schemas_in_the_docs_are_those_of_the_code(name: str) -> None:
+    written = (ROOT / "docs" / "schemas" / f"{name}.schema.json").read_text()
+    assert json.loads(written) == json.loads(schema(name)), "run: python -m unbackdoor._artifacts.schemas docs/schemas"
+
+
+@pytest.mark.parametrize(
+    ("change", "entry"),
+    [({"seeed": 1}, "seeed"), ({"seed": "one"}, "seed"), ({"scores": {}}, "scores.victim"), ({"rate": 2}, "rate")],
+)
+def test_what_does_not_fit_the_schema_is_neither_read_nor_written(change: dict, entry: str, tmp_path: Path) -> None:
+    content = {**json.loads((VICTIM / "record.json").read_text()), **change}
+    path = tmp_path / "record.json"
+    with pytest.raises(ValidationError, match=entry):
+        write_record(path, content)
+    assert not path.exists()
+    path.write_text(json.dumps(content))
+    with pytest.raises(UnbackdoorError) as refusal:
+        read_record(path)
+    assert str(refusal.value).startswith(f"{path} is not a record that unbackdoor wrote (VictimRecord.{entry}")
+    assert str(refusal.value).endswith("). Write it again, or take the version of unbackdoor that wrote it.")
