@@ -18,6 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from unbackdoor import Dataset, VictimRecipe, plant
+from unbackdoor._poisoning.abilities import is_learnt, needs_surrogate
 from unbackdoor._poisoning.attack_file import load_trigger
 from unbackdoor._poisoning.trigger import Trigger
 from unbackdoor._registry.entries import name_of
@@ -42,12 +43,12 @@ def triggers(data: Dataset, victims: Path | None, count: int) -> dict[str, Trigg
         if entry.modality != ("images",) or entry.name in (*NOT_DRAWN, *found):
             continue
         attack = entry.resolve()()
-        if not getattr(attack, "learnt", False):
+        if not is_learnt(attack):
             found[entry.name] = Trigger.of(attack, data)
             continue
         recipe = VictimRecipe(width=8, epochs=2, rate=0.1)
         given = {}
-        if getattr(attack, "needs_surrogate", False):
+        if needs_surrogate(attack):
             surrogate = surrogate or plant(part, None, recipe, test=test)
             given = {"surrogate": surrogate.model, "surrogate_encode": surrogate.encode}
         made = plant(part, attack, recipe, test=test, **given).trigger

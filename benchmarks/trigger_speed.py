@@ -16,6 +16,7 @@ import torch
 
 from unbackdoor import Dataset, VictimRecipe, attacks, plant
 from unbackdoor._models.arithmetic import choose, description
+from unbackdoor._poisoning.abilities import Covers
 from unbackdoor._poisoning.trigger import Trigger
 from unbackdoor.attacks import REGISTRY
 
@@ -46,7 +47,7 @@ def triggers(count: int) -> None:
         trigger = Trigger.of(attack, data)
         took = seconds_of(lambda trigger=trigger: trigger.stamp(data.items), 3)
         cover = "-"
-        if hasattr(attack, "cover"):
+        if isinstance(attack, Covers):
             seed = torch.Generator().manual_seed(0)
             pixels = data.pixels.float() / 255
             covered = seconds_of(

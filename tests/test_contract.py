@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -168,3 +169,64 @@ class TestTheContractItself:
 
         with pytest.raises(AssertionError, match="not frozen"):
             check_value(Mutable())
+
+
+def stripe(**members: object) -> object:
+    """An attack that keeps the contract, but for the members that are added."""
+
+    class Stripe:
+        """A white column."""
+
+        target: int = 0
+        label_rule: Literal["all-to-one"] = "all-to-one"
+
+        def arrays(self, shape: tuple[int, int, int]) -> dict[str, torch.Tensor]:
+            return {}
+
+        def apply(self, pixels: torch.Tensor, arrays: dict[str, torch.Tensor]) -> torch.Tensor:
+            pixels = pixels.clone()
+            pixels[..., :2] = 1
+            return pixels
+
+    for name, member in members.items():
+        setattr(Stripe, name, member)
+    return value(Stripe)()
+
+
+class TestAbilitiesOfAnAttack:
+    """A typo in the name of an ability would otherwise be silence: the attack would go without it."""
+
+    def test_an_attack_without_any(self, digits: Dataset) -> None:
+        check_attack(stripe(), digits.select(range(100)), classes=10)
+
+    @pytest.mark.parametrize(
+        ("members", "message"),
+        [
+            ({"source": (1,)}, "Stripe.source is no ability of an attack; is sources meant?"),
+            ({"learned": True}, "Stripe.learned is no ability of an attack; is learnt meant?"),
+            (
+                {"crafts": lambda self, crafting, arrays: None},
+                "Stripe.crafts is no ability of an attack; is craft meant?",
+            ),
+            ({"needs_surogate": True}, "Stripe.needs_surogate is no ability of an attack; is needs_surrogate meant?"),
+            (
+                {"craft": lambda self, rows: None},
+                "Stripe.craft must take (crafting, arrays), but it takes (rows)",
+            ),
+            (
+                {"implant": lambda self: None},
+                "Stripe.implant must take (planting), but it takes ()",
+            ),
+            ({"fit": 3}, "Stripe.fit must be a method, got 3"),
+            ({"repeatable": "no"}, "Stripe.repeatable must be <class 'bool'>, got 'no'"),
+            ({"sources": [1]}, "Stripe.sources must be tuple[int, ...], got [1]"),
+            ({"cover_ratio": 1.0}, "Stripe has cover_ratio without cover"),
+            ({"needs_surrogate": True}, "Stripe has needs_surrogate, but no craft or fit"),
+            ({"learnt": True}, "Stripe has learnt, but no fit or implant"),
+        ],
+        ids=lambda part: next(iter(part)) if isinstance(part, dict) else "",
+    )
+    def test_a_breach_is_found(self, members: dict, message: str, digits: Dataset) -> None:
+        with pytest.raises(AssertionError) as caught:
+            check_attack(stripe(**members), digits.select(range(100)), classes=10)
+        assert str(caught.value) == message

@@ -10,15 +10,19 @@ Each check raises an AssertionError that says what was broken.
 
 import copy
 import dataclasses
+import difflib
+import inspect
 import json
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 import torch
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from unbackdoor._data.dataset import Dataset
 from unbackdoor._errors import UnbackdoorError
+from unbackdoor._poisoning.abilities import ABILITIES, Covers, Crafts, Fits, Implants, is_learnt, is_repeatable
 from unbackdoor._poisoning.attack import Attack
 from unbackdoor._poisoning.poison import poison
 from unbackdoor._poisoning.triggered import triggered
@@ -65,6 +69,9 @@ def check_method(
 def check_attack(attack: Attack, data: Dataset, *, classes: int, surrogate: nn.Module | None = None) -> None:
     """Check that an attack keeps the contract: a checked value whose trigger is repeatable and touches only its rows.
 
+    A member whose name looks like a misspelt ability, or that has another signature than the ability has, breaks it:
+    elsewhere such a member is silently not used.
+
     Args:
         attack: any.
         data: clean examples; at least a tenth of them of the target class.
@@ -72,6 +79,7 @@ def check_attack(attack: Attack, data: Dataset, *, classes: int, surrogate: nn.M
         surrogate: a clean model, for attacks that need one.
     """
     check_value(attack)
+    _check_abilities(attack)
     before = data.identities(), data.labels.clone()
     state = torch.get_rng_state()
     made = [
@@ -93,15 +101,62 @@ def check_attack(attack: Attack, data: Dataset, *, classes: int, surrogate: nn.M
     assert torch.equal(made[0].data.labels[untouched], data.labels[untouched]), (
         "labels were changed that were not drawn"
     )
-    if getattr(attack, "repeatable", True):
+    if is_repeatable(attack):
         trigger = made[0].trigger
         attacked = triggered(data, trigger, classes)
         if data.modality == "images":
             assert attacked.data.pixels.dtype == torch.uint8, "triggered pictures are not 8 bits"
         shown = dataclasses.replace(data, items=trigger.stamp(data.items))
-        made_later = hasattr(attack, "implant") and getattr(attack, "learnt", False)  # with the victim
+        made_later = isinstance(attack, Implants) and is_learnt(attack)  # with the victim
         assert made_later or shown.identities() != before[0], "the trigger changes nothing"
         assert (attacked.data.labels != attacked.wanted).all(), "examples count that are already where they should go"
+
+
+def _check_abilities(attack: Attack) -> None:
+    owner = type(attack).__name__
+    known = {name: member for part in (Attack, *ABILITIES) for name, member in _declared(part)}
+    for name in {*dir(type(attack)), *(item.name for item in dataclasses.fields(attack))}:  # type: ignore[arg-type]
+        likely = difflib.get_close_matches(name, known, n=1, cutoff=0.76)  # `size` is not `side`
+        if likely and not name.startswith("_") and name not in known:
+            raise AssertionError(f"{owner}.{name} is no ability of an attack; is {likely[0]} meant?")
+    for ability in ABILITIES:
+        present = [name for name, _ in _declared(ability) if hasattr(attack, name)]
+        absent = [name for name, _ in _declared(ability) if not hasattr(attack, name)]
+        assert not (present and absent), f"{owner} has {', '.join(present)} without {', '.join(absent)}"
+    for name, member in known.items():
+        if hasattr(attack, name):
+            _check_member(owner, name, getattr(attack, name), member)
+    for name, users in (
+        ("needs_surrogate", (Crafts, Fits)),
+        ("learnt", (Fits, Implants)),
+        ("cover_classes", (Covers,)),
+    ):
+        methods = " or ".join(method for user in users for method, member in _declared(user) if callable(member))
+        assert not getattr(attack, name, False) or isinstance(attack, users), f"{owner} has {name}, but no {methods}"
+
+
+def _declared(protocol: type) -> list[tuple[str, Any]]:
+    """The members that a protocol declares: properties and functions."""
+    return [(name, member) for name, member in vars(protocol).items() if not name.startswith("_")]
+
+
+def _check_member(owner: str, name: str, given: Any, declared: Any) -> None:
+    """Check a member against the one that a protocol declares: a property by its type, a method by its arguments."""
+    if isinstance(declared, property):
+        expected = get_type_hints(declared.fget)["return"]
+        try:
+            TypeAdapter(expected).validate_python(given, strict=True)
+        except ValidationError:
+            raise AssertionError(f"{owner}.{name} must be {expected}, got {given!r}") from None
+        return
+    assert callable(given), f"{owner}.{name} must be a method, got {given!r}"
+    arguments = [argument for argument in inspect.signature(declared).parameters if argument != "self"]
+    try:
+        inspect.signature(given).bind(*arguments)
+    except TypeError:
+        raise AssertionError(
+            f"{owner}.{name} must take ({', '.join(arguments)}), but it takes {inspect.signature(given)}"
+        ) from None
 
 
 def check_value(made: Any) -> None:

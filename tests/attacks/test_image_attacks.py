@@ -117,7 +117,7 @@ def test_source_classes_that_cannot_be(fields: dict, message: str) -> None:
 def test_two_classes_have_none_to_cover() -> None:
     data = replace(noise((1, 8, 8), 40), labels=torch.arange(40) % 2)
     assert refusal(poison, data, attacks.TaCT(), rate=0.1, seed=0, classes=2) == (
-        "TaCT needs 4 more rows as cover, but 0 are left. Set --cover-ratio 0."
+        "TaCT needs 4 more rows as cover, but 0 are left. Set `cover_ratio=0`."
     )
 
 
@@ -135,12 +135,12 @@ def test_several_sources_in_one_word() -> None:
 def test_source_classes_without_enough_rows() -> None:
     labels = torch.tensor([0] * 90 + [1] * 10)
     assert refusal(draw, attacks.TaCT(), labels, rate=0.2, seed=0) == (
-        "--rate 0.2 wants 20 examples, but a source-specific attack takes them from class 1, which has 10. The largest "
+        "`rate=0.2` wants 20 examples, but a source-specific attack takes them from class 1, which has 10. The largest "
         "possible rate is 0.05."
     )
     assert refusal(draw, attacks.TaCT(sources=(2, 3)), labels, rate=0.2, seed=0) == (
-        "--rate 0.2 wants 20 examples, but a source-specific attack takes them from classes 2, 3, which have 0. Choose "
-        "another --sources."
+        "`rate=0.2` wants 20 examples, but a source-specific attack takes them from classes 2, 3, which have 0. Choose "
+        "another `sources`."
     )
     assert "selects no row" in refusal(draw, attacks.TaCT(), labels, rate=0.001, seed=0)
     data = replace(noise((1, 8, 8), 4), labels=torch.zeros(4, dtype=torch.int64))
@@ -449,7 +449,7 @@ def test_transtroj_needs_images_of_its_target(digits: Dataset) -> None:
     with pytest.raises(UnbackdoorError) as caught:
         planted(others, digits.select(range(100)), attacks.TransTroj(target=0))
     assert str(caught.value) == (
-        "TransTroj makes its trigger like images of its target, 0, of which digits has none. Choose a --target that it "
+        "TransTroj makes its trigger like images of its target, 0, of which digits has none. Choose a `target` that it "
         "has."
     )
 

@@ -182,7 +182,7 @@ PATCH = attacks.BadNets(size=1)
             {"triggered_data": TEST},
             "--triggered and --target go together: the examples, and the class that the attacker wants.",
         ),
-        ({"triggered_data": TEST, "target": 4}, "--target must be 0 to 3, got 4."),
+        ({"triggered_data": TEST, "target": 4}, "`target` must be 0 to 3, got 4."),
         ({"attack": attacks.BadNets(size=1, target=4)}, "BadNets.target must be 0 to 3, got 4."),
         (
             {"triggered_data": replace(TEST.select([2, 3]), name="t.parquet"), "target": 1},

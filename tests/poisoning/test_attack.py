@@ -87,7 +87,7 @@ def test_clean_labels_take_the_target_class_and_keep_all_labels(labels: list[int
     message = refusal(poison, pictures(labels), attack, rate=rate, seed=0, classes=3)
     assert f"wants {count:,} examples" in message
     if labels.count(1) == 0:
-        assert message.endswith("class 1, which has 0. Choose another --target.")
+        assert message.endswith("class 1, which has 0. Choose another `target`.")
     else:
         largest = float(message.rpartition("The largest possible rate is ")[2].rstrip("."))
         rows = poison(pictures(labels), attack, rate=largest, seed=0, classes=3).rows
@@ -115,14 +115,14 @@ def test_python_rounds_halves_to_even() -> None:
 @pytest.mark.parametrize(("rate", "shown"), [(0.0, "0"), (-0.1, "-0.1"), (1.1, "1.1"), (float("nan"), "nan")])
 def test_rates_outside_the_bounds(rate: float, shown: str) -> None:
     assert refusal(poison, pictures([0, 1]), PATCH, rate=rate, seed=0, classes=2) == (
-        f"--rate must be more than 0 and at most 1, got {shown}. For a clean model: attack none."
+        f"`rate` must be more than 0 and at most 1, got {shown}. For a clean model: attack none."
     )
 
 
 def test_a_rate_that_selects_no_row() -> None:
     data = pictures([0] * 1797)
     assert refusal(poison, data, PATCH, rate=0.0002, seed=0, classes=2) == (
-        "--rate 0.0002 of 1,797 examples selects no row. Take at least 0.0006."
+        "`rate=0.0002` of 1,797 examples selects no row. Take at least 0.0006."
     )
     assert len(poison(data, PATCH, rate=0.0006, seed=0, classes=2).rows) == 1
 
@@ -130,24 +130,24 @@ def test_a_rate_that_selects_no_row() -> None:
 def test_a_clean_label_rate_above_the_share() -> None:
     attack = attacks.SIG(target=1)
     assert refusal(poison, pictures([0] * 2700 + [1] * 300), attack, rate=0.2, seed=0, classes=2) == (
-        "--rate 0.2 wants 600 examples, but a clean-label attack takes them from class 1, which has 300. "
+        "`rate=0.2` wants 600 examples, but a clean-label attack takes them from class 1, which has 300. "
         "The largest possible rate is 0.1."
     )
     assert refusal(poison, pictures([0, 0]), attack, rate=1, seed=0, classes=2) == (
-        "--rate 1 wants 2 examples, but a clean-label attack takes them from class 1, which has 0. "
-        "Choose another --target."
+        "`rate=1` wants 2 examples, but a clean-label attack takes them from class 1, which has 0. "
+        "Choose another `target`."
     )
 
 
 def test_source_classes_of_which_too_little_stays_clean() -> None:
     data = pictures([0] * 2700 + [1] * 300)
     assert refusal(poison, data, attacks.TaCT(sources=(1,)), rate=0.09, seed=0, classes=2) == (
-        "--rate 0.09 takes 270 of the 300 examples of class 1: a victim that sees fewer without the trigger than with "
+        "`rate=0.09` takes 270 of the 300 examples of class 1: a victim that sees fewer without the trigger than with "
         "it moves them without it, too. The largest possible rate is 0.05."
     )
     assert refusal(poison, pictures([0, 1]), attacks.TaCT(sources=(1,)), rate=0.5, seed=0, classes=2) == (
-        "--rate 0.5 takes 1 of the 1 examples of class 1: a victim that sees fewer without the trigger than with it "
-        "moves them without it, too. Choose another --sources."
+        "`rate=0.5` takes 1 of the 1 examples of class 1: a victim that sees fewer without the trigger than with it "
+        "moves them without it, too. Choose another `sources`."
     )
     assert len(poison(data, attacks.TaCT(sources=(1,), cover_ratio=0), rate=0.05, seed=0, classes=2).rows) == 150
 
@@ -204,7 +204,7 @@ def test_cover_rows_keep_their_label_and_are_other_rows(labels: list[int], ratio
         message = refusal(poison, data, attack, rate=0.25, seed=seed, classes=3)
         assert message == (
             f"Inverted needs {round(ratio * count)} more rows as cover, but {len(labels) - count} are left. "
-            "Lower --rate or --cover-ratio."
+            "Lower `rate` or `cover_ratio`."
         )
         return
     made = poison(data, attack, rate=0.25, seed=seed, classes=3)
@@ -331,10 +331,10 @@ def test_attack_json_says_what_was_done(saved: Path) -> None:
 
 def test_a_missing_file(tmp_path: Path) -> None:
     assert refusal(load_trigger, tmp_path / "no.json") == (
-        f"{tmp_path}/no.json does not exist; --attack takes the attack.json that unbackdoor attack wrote."
+        f"{tmp_path}/no.json does not exist; `attack` takes the attack.json that unbackdoor attack wrote."
     )
     assert refusal(load_trigger, tmp_path) == (
-        f"{tmp_path}/attack.json does not exist; --attack takes the attack.json that unbackdoor attack wrote."
+        f"{tmp_path}/attack.json does not exist; `attack` takes the attack.json that unbackdoor attack wrote."
     )
 
 
@@ -424,7 +424,7 @@ def test_a_file_changed_by_hand(saved: Path, change: dict) -> None:
 def test_data_of_the_target_alone_is_refused() -> None:
     assert refusal(poison, pictures([1, 1, 1]), attacks.SIBA(target=1), rate=0.5, seed=0, classes=3) == (
         "SIBA.target is 1, the class of all examples of d.parquet, so there is none to move there. Give examples of "
-        "other classes, too."
+        "other classes as well."
     )
 
 

@@ -3,6 +3,7 @@
 import pytest
 
 from unbackdoor import attacks, purifiers
+from unbackdoor._poisoning.abilities import modalities_of
 from unbackdoor._purification.method import needs_clean
 from unbackdoor._registry.entries import Entry, Need
 
@@ -32,5 +33,4 @@ def test_a_method_that_says_it_needs_clean_data_does(entry: Entry) -> None:
 
 @pytest.mark.parametrize("entry", attacks.REGISTRY, ids=lambda entry: entry.name)
 def test_an_attack_serves_the_data_that_its_class_names(entry: Entry) -> None:
-    modality = getattr(entry.resolve(), "modality", "images")
-    assert entry.modality == (modality if isinstance(modality, tuple) else tuple(modality.split(", ")))
+    assert entry.modality == modalities_of(entry.resolve())

@@ -474,7 +474,7 @@ class TestWarnings:
         ({"attack": attacks.BadNets(target=10)}, "BadNets.target must be 0 to 9, got 10."),
         (
             {"attack": attacks.Prepared(triggered="x")},
-            "Prepared cannot trigger other examples: score with --triggered and test data that carries the trigger.",
+            "Prepared cannot put its trigger on other examples: score with test data that has it, `triggered_data`.",
         ),
     ],
     ids=lambda part: "" if isinstance(part, str) else ",".join(part),

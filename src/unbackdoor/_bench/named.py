@@ -26,6 +26,8 @@ class Planned:
 
 def planned_attacks(tables: list[dict[str, Any]], folder: Path, problems: Noted) -> dict[str, Planned]:
     """The attacks of a grid by label; notes what is wrong with them."""
+    from unbackdoor._poisoning.abilities import is_repeatable
+
     planned: dict[str, Planned] = {}
     for place, given in enumerate(tables):
         location: Location = ("attacks", place)
@@ -40,7 +42,7 @@ def planned_attacks(tables: list[dict[str, Any]], folder: Path, problems: Noted)
         entry = _found(name, attacks.REGISTRY, "attack", "attacks", (*location, "name"), problems)
         if entry is None:
             continue
-        if not getattr(entry, "repeatable", True):
+        if not is_repeatable(entry):
             problems.add(
                 (*location, "name"),
                 f"{name} carries no trigger that could be put on the test examples, so a grid cannot score it. Plant "

@@ -90,7 +90,9 @@ def plan(grid: Grid, store: Store, rerun: str, only: tuple[str, ...] = ()) -> Pl
 
 def _surrogate_of(subject: Subject, cells: list[Cell]) -> Subject | None:
     """The clean control that an attack perturbs its pictures against, where it needs one and the grid has it."""
-    if not getattr(subject.attack, "needs_surrogate", False):
+    from unbackdoor._poisoning.abilities import needs_surrogate
+
+    if not needs_surrogate(subject.attack):
         return None
     found = (cell.subject for cell in cells if cell.subject.control and cell.subject.name == subject.name)
     return next((control for control in found if control.seed == subject.seed), None)
@@ -146,12 +148,14 @@ def all_cells(grid: Grid) -> list[Cell]:
 
 def _check_kinds(cells: list[Cell]) -> None:
     """Refuse attacks and methods on data of the other kind; what an existing model takes is not known yet."""
+    from unbackdoor._poisoning.abilities import modalities_of
+
     for subject, label, method in {
         (cell.subject, cell.label): (cell.subject, cell.label, cell.method) for cell in cells
     }.values():
         kind = "text" if subject.task.base is not None else "images"
         parts: list[tuple[str, object, tuple[str, ...]]] = [
-            (subject.label, subject.attack, (getattr(subject.attack, "modality", "images"),))
+            (subject.label, subject.attack, modalities_of(subject.attack))
         ]
         for step in steps_of(method):
             entry = entry_of(step, purifiers.REGISTRY)

@@ -14,6 +14,7 @@ from unbackdoor._data.dataset import Dataset
 from unbackdoor._errors import UnbackdoorError, printable
 from unbackdoor._inputs import MEBIBYTE, RECORD, check_file, exists, read_file, read_json, reader
 from unbackdoor._models.untrusted_weights import check_finite
+from unbackdoor._poisoning.abilities import is_learnt, test_time_of, train_time_of
 from unbackdoor._poisoning.attack import Attack
 from unbackdoor._poisoning.poison import Poisoned
 from unbackdoor._poisoning.trigger import Trigger
@@ -34,8 +35,8 @@ def describe(poisoned: Poisoned, *, rate: float, seed: int, implanted: bool | No
         "attack": to_json(attack, REGISTRY),
         "label_rule": attack.label_rule,
         "target": attack.target,
-        "train_time": getattr(attack, "train_time", "as at test time"),
-        "test_time": getattr(attack, "test_time", "the trigger on every image, rounded to 8 bits"),
+        "train_time": train_time_of(attack),
+        "test_time": test_time_of(attack),
         "rate": rate,
         "seed": seed,
         "n": len(poisoned.data),
@@ -85,7 +86,7 @@ def load_trigger(path: str | Path) -> Trigger:
     path = Path(path)
     path = path / "attack.json" if path.is_dir() else path
     if not exists(path):
-        raise UnbackdoorError(f"{path} does not exist; --attack takes the attack.json that unbackdoor attack wrote.")
+        raise UnbackdoorError(f"{path} does not exist; `attack` takes the attack.json that unbackdoor attack wrote.")
     check_file(path, RECORD)
     try:
         content = read_json(path)
@@ -154,7 +155,7 @@ def as_trigger(attack: "Attack | Trigger | str | Path", data: Dataset) -> Trigge
         return load_trigger(attack)
     if isinstance(attack, Trigger):
         return attack
-    if getattr(attack, "learnt", False):
+    if is_learnt(attack):
         raise UnbackdoorError(
             f"{type(attack).__name__} learns its trigger while it is planted, so its fields alone do not make it. "
             "Score with the victim's attack.json."

@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from unbackdoor._data.dataset import Dataset, ItemsLike
 from unbackdoor._data.texts import Texts
 from unbackdoor._errors import UnbackdoorError
-from unbackdoor._poisoning.attack import Attack, Crafting, check, wanted_labels
+from unbackdoor._poisoning.abilities import Covers, Crafts, Fits, cover_classes_of, needs_surrogate, sources_of
+from unbackdoor._poisoning.attack import Attack, Crafting, wanted_labels
+from unbackdoor._poisoning.check import check
 from unbackdoor._poisoning.trigger import Trigger, stamped, stamped_texts, warn_of_cut_triggers
 
 
@@ -41,34 +43,34 @@ def draw(attack: Attack, labels: Tensor, *, rate: float, seed: int) -> Tensor:
     """
     if not 0 < rate <= 1:
         raise UnbackdoorError(
-            f"--rate must be more than 0 and at most 1, got {rate:g}. For a clean model: attack none."
+            f"`rate` must be more than 0 and at most 1, got {rate:g}. For a clean model: attack none."
         )
     count = round(rate * len(labels))
     if count == 0:
         raise UnbackdoorError(
-            f"--rate {rate:g} of {len(labels):,} examples selects no row. Take at least {_rate(1, len(labels))}."
+            f"`rate={rate:g}` of {len(labels):,} examples selects no row. Take at least {_rate(1, len(labels))}."
         )
-    sources: tuple[int, ...] = getattr(attack, "sources", ())
+    sources = sources_of(attack)
     clean_label = attack.label_rule == "clean-label"
     from_classes = (attack.target,) if clean_label else sources
     pool = torch.arange(len(labels))
     if from_classes:
         pool = torch.nonzero(torch.isin(labels, torch.tensor(from_classes))).flatten()
         most = len(pool) if clean_label else len(pool) // 2
-        kind, option = ("clean-label", "--target") if clean_label else ("source-specific", "--sources")
+        kind, field = ("clean-label", "`target`") if clean_label else ("source-specific", "`sources`")
         many = "es" if len(from_classes) > 1 else ""
         them = f"class{many} {', '.join(map(str, from_classes))}"
         way_out = (
-            f"The largest possible rate is {_rate(most, len(labels))}." if most > 0 else f"Choose another {option}."
+            f"The largest possible rate is {_rate(most, len(labels))}." if most > 0 else f"Choose another {field}."
         )
         if count > len(pool):
             raise UnbackdoorError(
-                f"--rate {rate:g} wants {count:,} examples, but a {kind} attack takes them from {them}, which "
+                f"`rate={rate:g}` wants {count:,} examples, but a {kind} attack takes them from {them}, which "
                 f"{'have' if many else 'has'} {len(pool):,}. {way_out}"
             )
         if count > most:
             raise UnbackdoorError(
-                f"--rate {rate:g} takes {count:,} of the {len(pool):,} examples of {them}: a victim that sees fewer "
+                f"`rate={rate:g}` takes {count:,} of the {len(pool):,} examples of {them}: a victim that sees fewer "
                 f"without the trigger than with it moves them without it, too. {way_out}"
             )
     generator = torch.Generator().manual_seed(seed)
@@ -106,39 +108,25 @@ def poison(
         UnbackdoorError: see `draw` and `check`.
     """
     check(attack, classes, data)
-    made_against_others = getattr(attack, "needs_surrogate", False) and attack.label_rule == "all-to-one"
-    if made_against_others and bool((data.labels == attack.target).all()):
+    if needs_surrogate(attack) and attack.label_rule == "all-to-one" and bool((data.labels == attack.target).all()):
         raise UnbackdoorError(
             f"{type(attack).__name__}.target is {attack.target}, the class of all examples of {data.name}, so there is "
-            "none to move there. Give examples of other classes, too."
+            "none to move there. Give examples of other classes as well."
         )
     rows = draw(attack, data.labels, rate=rate, seed=seed)
     trigger = Trigger.of(attack, data)
     if dry:
         return Poisoned(data, rows, rows[:0], trigger)
     generator = torch.Generator().manual_seed(seed + 1)
-    labels = data.labels.clone()
     crafting = Crafting(data, rows, surrogate, generator)
-    fit, craft = getattr(attack, "fit", None), getattr(attack, "craft", None)
-    if fit is not None:
-        trigger = Trigger(attack, fit(crafting, trigger.arrays))
-    new = trigger.stamp(data.items[rows]) if craft is None else craft(crafting, trigger.arrays)
-    poisoned = data.replaced(rows, new)
+    if isinstance(attack, Fits):
+        trigger = Trigger(attack, attack.fit(crafting, trigger.arrays))
+    marked = attack.craft(crafting, trigger.arrays) if isinstance(attack, Crafts) else trigger.stamp(data.items[rows])
+    poisoned, labels = data.replaced(rows, marked), data.labels.clone()
     if attack.label_rule != "clean-label":
         labels[rows] = wanted_labels(attack.label_rule, attack.target, labels[rows], classes)
-    cover = torch.empty(0, dtype=torch.int64)
-    ratio: float = getattr(attack, "cover_ratio", 0.0)
-    if ratio > 0:
-        others = _can_cover(attack, data.labels)
-        others[rows] = False
-        pool = torch.nonzero(others).flatten()
-        count = round(ratio * len(rows))
-        if count > len(pool):
-            way_out = "Lower --rate or --cover-ratio." if len(pool) else "Set --cover-ratio 0."
-            raise UnbackdoorError(
-                f"{type(attack).__name__} needs {count:,} more rows as cover, but {len(pool):,} are left. {way_out}"
-            )
-        cover = pool[torch.randperm(len(pool), generator=generator)[:count]].sort().values
+    cover = _cover_rows(attack, data.labels, rows, generator)
+    if len(cover):
         poisoned = poisoned.replaced(cover, _covered(data.items[cover], trigger, generator))
     poisoned = replace(poisoned, labels=labels)
     if data.modality == "text":
@@ -146,10 +134,26 @@ def poison(
     return Poisoned(poisoned, rows, cover, trigger)
 
 
+def _cover_rows(attack: Attack, labels: Tensor, poisoned: Tensor, generator: torch.Generator) -> Tensor:
+    """Which rows cover for the poisoned ones, sorted; none for most attacks."""
+    if not (isinstance(attack, Covers) and attack.cover_ratio > 0):
+        return poisoned[:0]
+    others = _can_cover(attack, labels)
+    others[poisoned] = False
+    pool = torch.nonzero(others).flatten()
+    count = round(attack.cover_ratio * len(poisoned))
+    if count > len(pool):
+        way_out = "Lower `rate` or `cover_ratio`." if len(pool) else "Set `cover_ratio=0`."
+        raise UnbackdoorError(
+            f"{type(attack).__name__} needs {count:,} more rows as cover, but {len(pool):,} are left. {way_out}"
+        )
+    return pool[torch.randperm(len(pool), generator=generator)[:count]].sort().values
+
+
 def _can_cover(attack: Attack, labels: Tensor) -> Tensor:
     """Which rows are of a class that cover examples may come from, (n,)."""
-    sources: tuple[int, ...] = getattr(attack, "sources", ())
-    only: tuple[int, ...] = getattr(attack, "cover_classes", ())
+    sources = sources_of(attack)
+    only = cover_classes_of(attack)
     if only:
         return torch.isin(labels, torch.tensor(only))
     # Of a source-specific attack: the trigger on the target class would teach that the trigger alone suffices.

@@ -11,7 +11,9 @@ from torch import Tensor
 from unbackdoor._data.dataset import Dataset, ItemsLike
 from unbackdoor._data.texts import Texts
 from unbackdoor._errors import UnbackdoorError
-from unbackdoor._poisoning.attack import Attack, check_modality
+from unbackdoor._poisoning.abilities import phrases_of, side_of
+from unbackdoor._poisoning.attack import Attack
+from unbackdoor._poisoning.check import check_modality
 
 logger = logging.getLogger("unbackdoor")
 
@@ -53,7 +55,7 @@ def stamped(items: Tensor, change: Any, chunk: int = 128) -> Tensor:
 
 def stamped_texts(items: Texts, attack: Attack, change: Callable[[list[str]], list[str]]) -> Texts:
     """Apply a function of a list of texts to the side of each pair that the attack is on; not yet tokenised."""
-    side = getattr(attack, "side", "a")
+    side = side_of(attack)
     columns = [list(column) for column in zip(*items.strings, strict=True)]
     if side == "b" and columns and len(columns) < 2:
         raise UnbackdoorError(f"{type(attack).__name__}.side is b, but the data holds single texts. Use side a.")
@@ -70,11 +72,11 @@ def warn_of_cut_triggers(clean: Dataset, shown: Dataset, attack: Attack, what_of
     same = (before["input_ids"][:, :width] == after["input_ids"][:, :width]).all(dim=1)
     same &= clean.texts.lengths == shown.texts.lengths
     encode = shown.text_encoder
-    lost = int((same | encode.loses(shown.texts, getattr(attack, "phrases", ()))).sum())
+    lost = int((same | encode.loses(shown.texts, phrases_of(attack))).sum())
     if lost:
         logger.warning(
             "%s: the trigger is cut off, wholly or in part, in %s texts, since the model reads %d tokens; %s. Raise "
-            "--max-length, or place the trigger at the start.",
+            "`max_length`, or place the trigger at the start.",
             clean.name,
             f"{lost:,} of {len(clean):,}",
             encode.max_length,

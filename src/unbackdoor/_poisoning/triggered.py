@@ -8,7 +8,9 @@ from torch import Tensor
 
 from unbackdoor._data.dataset import Dataset
 from unbackdoor._errors import UnbackdoorError
-from unbackdoor._poisoning.attack import Attack, LabelRule, check, wanted_labels
+from unbackdoor._poisoning.abilities import sources_of
+from unbackdoor._poisoning.attack import Attack, LabelRule, wanted_labels
+from unbackdoor._poisoning.check import check
 from unbackdoor._poisoning.trigger import Trigger, warn_of_cut_triggers
 
 
@@ -51,13 +53,13 @@ def movable(data: Dataset, attack: Attack, classes: int) -> Triggered:
         UnbackdoorError: the attack does not fit the classes, or there is nothing to move.
     """
     check(attack, classes, data)
-    return _moved(data, attack.label_rule, attack.target, classes, getattr(attack, "sources", ()))
+    return _moved(data, attack.label_rule, attack.target, classes, sources_of(attack))
 
 
 def already_triggered(data: Dataset, target: int, classes: int, label_rule: LabelRule = "all-to-one") -> Triggered:
     """Test data that already carries a trigger, with its true labels; rows of the target class are left out."""
     if not 0 <= target < classes:
-        raise UnbackdoorError(f"--target must be 0 to {classes - 1}, got {target}.")
+        raise UnbackdoorError(f"`target` must be 0 to {classes - 1}, got {target}.")
     return _moved(data, label_rule, target, classes)
 
 

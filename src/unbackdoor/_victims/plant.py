@@ -16,6 +16,7 @@ from unbackdoor._data.texts import TextEncoder
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._models.arithmetic import Precision, description
 from unbackdoor._models.calling import check_partner
+from unbackdoor._poisoning.abilities import Implants, is_repeatable, needs_surrogate, sources_of
 from unbackdoor._poisoning.attack import Attack, Planting
 from unbackdoor._poisoning.attack_file import FORMAT, describe
 from unbackdoor._poisoning.poison import Poisoned, poison
@@ -113,10 +114,10 @@ def plant(
     model, trigger = _trained(poisoned, trainer)
     seconds = time.perf_counter() - start
 
-    if attacked is None and trigger is not None and getattr(attack, "repeatable", True):
+    if attacked is None and trigger is not None and is_repeatable(attack):
         attacked = triggered(test, trigger, len(classes))
     measured = score(model, test, attacked, trainer.arithmetic(model), control=control, control_encode=control_encode)
-    implanted = judged(measured, getattr(attack, "sources", ()), classes, data.modality, test.name)
+    implanted = judged(measured, sources_of(attack), classes, data.modality, test.name)
     return Victim(
         model=model,
         encode=encode,
@@ -139,7 +140,7 @@ def plant(
 
 def _held_out(data: Dataset, attack: Attack | None, seed: int) -> tuple[Dataset, Dataset]:
     """Training data, and a tenth of it to score on."""
-    if not getattr(attack, "repeatable", True):
+    if not is_repeatable(attack):
         raise needs_test(attack)
     test, rest = data.split(max(1, len(data) // 10), seed=seed)
     return rest, test
@@ -163,7 +164,7 @@ def _marked(
         check_labels(triggered_test, len(classes))
         triggered_test = triggered_test.encoded_by(test.encode)
         return already_triggered(triggered_test, attack.target, len(classes), attack.label_rule)
-    if getattr(attack, "repeatable", True):
+    if is_repeatable(attack):
         movable(test, attack, len(classes))
     return None
 
@@ -178,7 +179,7 @@ def _poisoned(
         "seed": trainer.seed,
         "classes": len(trainer.classes),
     }
-    if surrogate is None and getattr(attack, "needs_surrogate", False):
+    if surrogate is None and needs_surrogate(attack):
         poison(data, attack, **settings, dry=True)
         surrogate = trainer.train(trainer.fresh(), data, description="training a clean surrogate")
         trainer.examples_seen = 0  # by the victim
@@ -193,8 +194,8 @@ def _trained(poisoned: Poisoned | None, trainer: Trainer) -> tuple[nn.Module, Tr
     if poisoned is None:
         return trainer.train(trainer.fresh(), data, description="training a clean model"), None
     trigger = poisoned.trigger
-    attack: Any = trigger.attack
-    if hasattr(attack, "implant"):
+    attack = trigger.attack
+    if isinstance(attack, Implants):
         planting = Planting(
             clean=data,
             poisoned=poisoned,

@@ -106,7 +106,7 @@ def _parts(model: nn.Module) -> tuple[nn.ModuleList, Any]:
     if not isinstance(layers, nn.ModuleList) or classifier is None or not (pooler or pools_itself):
         raise UnbackdoorError(
             f"LayerWise asks the classifier at each layer of a BERT-like encoder; {type(model).__name__} is none. Take "
-            "a BERT, RoBERTa, DeBERTa or ELECTRA as --base."
+            "a BERT, RoBERTa, DeBERTa or ELECTRA as `base`."
         )
     if pools_itself:
         return layers, classifier

@@ -27,9 +27,9 @@ class Prepared:
     target: Annotated[int, Field(ge=0)] = 0
     label_rule: LabelRule = "all-to-one"
 
-    modality: ClassVar[str] = "images, text"
+    modality: ClassVar[tuple[str, ...]] = ("images", "text")
     repeatable: ClassVar[bool] = False
-    test_time: ClassVar[str] = "not known: score with --triggered and test data made elsewhere"
+    test_time: ClassVar[str] = "not known: score with triggered test data that was made elsewhere"
 
     def arrays(self, shape: tuple[int, ...]) -> dict[str, Tensor]:
         """None: what the trigger is made of is not known."""
@@ -38,7 +38,7 @@ class Prepared:
     def apply(self, pixels: Any, arrays: dict[str, Tensor]) -> Any:
         """Refused: a prepared trigger cannot be put on other examples."""
         raise UnbackdoorError(
-            "Prepared cannot trigger other examples: score with --triggered and test data that carries the trigger."
+            "Prepared cannot put its trigger on other examples: score with test data that has it, `triggered_data`."
         )
 
     def craft(self, crafting: Crafting, arrays: dict[str, Tensor]) -> ItemsLike:

@@ -77,7 +77,7 @@ class TransTroj:
         if not bool((data.labels == self.target).any()):
             raise UnbackdoorError(
                 f"TransTroj makes its trigger like images of its target, {self.target}, of which {data.name} has none. "
-                "Choose a --target that it has."
+                "Choose a `target` that it has."
             )
         encoder = planting.train(planting.fresh(), data, description="training the encoder")
         planting.arithmetic.place(encoder).requires_grad_(False)

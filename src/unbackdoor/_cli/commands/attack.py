@@ -17,6 +17,7 @@ from unbackdoor._data.images import ImageEncoder
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._models import calling, loading, saving
 from unbackdoor._models.directory import ModelDirectory
+from unbackdoor._poisoning.abilities import is_repeatable, modalities_of
 from unbackdoor._value import check_seed, value
 from unbackdoor._victims.directory import write_victim
 from unbackdoor._victims.implanted import IMPLANTED
@@ -90,13 +91,13 @@ def _recipe(options: AttackOptions) -> VictimRecipe:
 
 def _check_attack_options(chosen: Any, options: AttackOptions) -> None:
     """Refuse options that do not fit the attack (None for the clean control), before any data is read."""
-    repeatable = getattr(chosen, "repeatable", True)
+    repeatable = is_repeatable(chosen)
     if options.test is None and not repeatable:
         raise needs_test(chosen)
     unmarked = chosen is None or (not repeatable and options.triggered_test is None)
     if options.control is not None and unmarked:
         raise UnbackdoorError("--control counts flips on triggered examples, and there are none here. Leave it out.")
-    if options.base is None and getattr(chosen, "modality", "images") == "text":
+    if options.base is None and modalities_of(chosen) == ("text",):
         raise no_base()
 
 
