@@ -337,8 +337,8 @@ def test_a_processor_with_steps_of_its_own_takes_no_other_numbers(directory: Pat
         with pytest.raises(UnbackdoorError) as refused:
             load(suspect, mean=(0.5,))
         assert str(refused.value) == (
-            f"{suspect} has a processor with steps of its own, which no other processor takes with another --mean, "
-            "--std or --image-size. Leave these out."
+            f"{suspect} has a processor with special steps, which cannot be combined with another --mean, --std or "
+            "--image-size. Leave these out."
         )
     assert load(tmp_path / "perceiver", image_size=16).encode.geometry is None
     with pytest.raises(UnbackdoorError) as refused:

@@ -155,8 +155,9 @@ def test_prefixes_are_exchanged(ours: str, theirs: str) -> None:
 def test_the_report_says_what_matched() -> None:
     report = matching.matched(under("bert", BODY) | HEAD, BODY | {"cls.bias": (3,)}).report()
     assert report == (
-        "6 of 8 tensors (98.2% of the weights) have a counterpart in the base (bert.* in the model, * there); the "
-        "model's own stay: classifier.weight, classifier.bias; of the base are not used: cls.bias."
+        "6 of 8 tensors (98.2% of the weights) have a counterpart in the base (bert.* in the model, * in the base); "
+        "only in the model, and unchanged: classifier.weight, classifier.bias; only in the base, and not used: "
+        "cls.bias."
     )
 
 
@@ -246,7 +247,7 @@ def test_unrelated_weights_are_told() -> None:
     assert warning.startswith(
         "the base is probably not the model's ancestor: over 5 matrices the weights correlate by "
     )
-    assert "(median; unrelated ones by 0 give or take 0.016), and lie 1.4" in warning
+    assert "(median; unrelated weights by 0 with a standard deviation of 0.016), and their distance is 1.4" in warning
 
 
 def test_weights_that_never_moved_are_told() -> None:

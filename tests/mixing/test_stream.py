@@ -159,8 +159,8 @@ def test_the_record_says_what_was_done(suspect: Weights, base: Weights, tmp_path
     assert record["source"] == {"model": "suspect", "base": "base", "factory": None}
     assert record["encode"] == {"columns": ["text"], "max_length": 64}
     assert record["notes"] == [
-        "7 of 9 tensors (97.9% of the weights) have a counterpart in the base (bert.* in the model, * there); the "
-        "model's own stay: classifier.bias, classifier.weight."
+        "7 of 9 tensors (97.9% of the weights) have a counterpart in the base (bert.* in the model, * in the base); "
+        "only in the model, and unchanged: classifier.bias, classifier.weight."
     ]
     assert "without clean examples" in (tmp_path / "out" / "README.md").read_text()
 
@@ -296,9 +296,9 @@ def test_a_base_of_another_depth_is_warned_about(
     for base, left, unused, present in (("shallow", 6, 0, 7), ("deep", 0, 12, 25)):
         record = purify_stream(source, tmp_path / base, tmp_path / f"out {base}", rho=0.5)
         assert record["warnings"] == [
-            f"model and base differ in architecture: beside embeddings {left} of the model's 13 matrices stay as they "
-            f"are, since the base has none for them, and {unused} of the base's {present} are not used. What stays "
-            "keeps its part of a backdoor. Take the pre-trained model that it came from."
+            f"model and base differ in architecture: apart from embeddings, {left} of the model's 13 matrices stay "
+            f"unchanged, since the base has none for them, and {unused} of the base's {present} are not used. "
+            "Unchanged matrices keep their part of a backdoor. Take the pre-trained model that it came from."
         ]
         assert record["warnings"][0] in caplog.text
         again = purify(
@@ -317,8 +317,8 @@ def test_embeddings_alone_make_no_base(suspect: Weights, base: Weights, tmp_path
     with pytest.raises(UnbackdoorError) as refusal:
         purify_stream(*given, tmp_path / "out", rho=0.5)
     assert str(refusal.value) == (
-        "the base has another architecture: beside embeddings only 0 of the model's 3 matrices have a counterpart of "
-        "the same name and shape there. Take the pre-trained model that it came from as --base."
+        "the base has another architecture: apart from embeddings, only 0 of the model's 3 matrices have a counterpart "
+        "of the same name and shape there. Take the pre-trained model that it came from as --base."
     )
 
 

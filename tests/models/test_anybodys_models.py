@@ -246,7 +246,7 @@ def test_a_model_of_another_task_is_refused_though_its_weights_would_fit(name: s
         load(tmp_path)
     assert str(refused.value) == (
         f"{tmp_path} is a model for {OTHER_TASKS[name]} ({name}); a classifier of whole images or texts is expected. "
-        "Its body may serve as --base."
+        "Its body can be used as --base."
     )
 
 
@@ -279,7 +279,7 @@ def test_what_a_model_takes_is_not_told_by_a_vocabulary_alone() -> None:
 def test_a_model_that_reads_characters_is_refused_by_its_embeddings(tmp_path: Path) -> None:
     config = transformers.CanineConfig(**_BLOCKS, num_labels=2)
     toys.write(transformers.CanineForSequenceClassification(config), tmp_path)
-    with pytest.raises(UnbackdoorError, match="does not tell its word embeddings"):
+    with pytest.raises(UnbackdoorError, match="does not give its word embeddings"):
         load(tmp_path)
 
 

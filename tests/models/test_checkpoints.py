@@ -242,7 +242,7 @@ def test_a_truncated_pickle_is_refused(legacy: bool, tmp_path: Path) -> None:
         path.write_bytes(content[:length])
         message = refusal(path)
         assert re.fullmatch(
-            rf"{re.escape(str(path))} is damaged or no PyTorch weights file \([^\n]+[^.\n]\)\. Fetch it again\.",
+            rf"{re.escape(str(path))} is damaged or not a PyTorch weights file \([^\n]+[^.\n]\)\. Fetch it again\.",
             message,
         ), message
 
@@ -252,7 +252,10 @@ def test_a_file_that_is_no_pickle_is_refused(tmp_path: Path, recwarn: pytest.War
     path = tmp_path / "w.pt"
     for content in (b"PAR1, or anything else", pickle.dumps({"a": 1}, protocol=4)):
         path.write_bytes(content)
-        assert refusal(path) == f"{path} is damaged or no PyTorch weights file (no pickle of tensors). Fetch it again."
+        assert (
+            refusal(path)
+            == f"{path} is damaged or not a PyTorch weights file (not a pickle of tensors). Fetch it again."
+        )
     assert not recwarn.list
 
 
@@ -260,7 +263,7 @@ def test_an_archive_that_is_no_weights_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "w.pt"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("notes.txt", "nothing here")
-    assert refusal(path).startswith(f"{path} is damaged or no PyTorch weights file (")
+    assert refusal(path).startswith(f"{path} is damaged or not a PyTorch weights file (")
 
 
 @pytest.mark.parametrize("legacy", [False, True])
@@ -362,7 +365,7 @@ def test_what_stands_beside_a_wrapped_model_is_left_out(
         loaded = load(path, factory=factory).model.state_dict()
     assert all(torch.equal(loaded[name], tensor) for name, tensor in weights().items())
     assert caplog.messages == [
-        "w.pt: the weights under state_dict are taken.",
+        "w.pt: the weights under state_dict are used.",
         f"{path}: its tensors are read without model. before their names; criterion.weight without it is left out.",
     ]
 
@@ -408,10 +411,10 @@ def test_of_several_state_dicts_the_one_that_fits_is_taken(
     with caplog.at_level(logging.INFO, logger="unbackdoor"):
         loaded = load(path, factory=factory).model.state_dict()
     assert all(torch.equal(loaded[name], tensor) for name, tensor in weights().items())
-    assert caplog.messages == ["w.pt: the weights under netC are taken, those under netG are left."]
+    assert caplog.messages == ["w.pt: the weights under netC are used, those under netG are left out."]
     assert refusal(path) == (
-        f"{path} holds 2 state dicts (netG, netC), and which of them is the model's is not told; one is expected. Save "
-        "it alone: torch.save(torch.load('w.pt')['netG'], 'weights.pt')."
+        f"{path} holds 2 state dicts (netG, netC), and it is unclear which of them is the model's; one is expected. "
+        "Save it alone: torch.save(torch.load('w.pt')['netG'], 'weights.pt')."
     )
 
 
@@ -426,7 +429,7 @@ def test_averaged_weights_beside_the_others_are_named(
     with caplog.at_level(logging.INFO, logger="unbackdoor"):
         loaded = load(path, factory=factory).model.state_dict()
     assert all(torch.equal(loaded[name], tensor) for name, tensor in weights().items())
-    assert caplog.messages == ["w.pt: the weights under state_dict are taken, those under state_dict_ema are left."]
+    assert caplog.messages == ["w.pt: the weights under state_dict are used, those under state_dict_ema are left out."]
 
 
 def test_a_count_of_batches_may_be_missing(tmp_path: Path) -> None:
@@ -482,8 +485,8 @@ def test_numpy_beside_the_weights_is_named(tmp_path: Path) -> None:
     path = tmp_path / "attack_result.pt"
     torch.save({"model_name": "preactresnet18", "model": weights(), "bd_train": {"indicator": np.ones(4)}}, path)
     assert re.fullmatch(
-        rf"{re.escape(str(path))} holds NumPy objects \(numpy\.\S+\) beside its weights, and nothing but tensors is "
-        r"read from a pickle\. Ask its owner for the state dict alone, or, where nothing is at stake, save it: "
+        rf"{re.escape(str(path))} holds NumPy objects \(numpy\.\S+\) besides its weights, but only tensors are read "
+        r"from a pickle\. Ask its owner for the state dict alone, or, if nothing is at stake, save it: "
         r"torch\.save\(torch\.load\('attack_result\.pt', weights_only=False\)\['model'\], 'weights\.pt'\)\.",
         refusal(path),
     )
@@ -604,12 +607,12 @@ DIRECTORY_REFUSALS: list[tuple[Callable[[Path], object], str]] = [
     (
         lambda folder: changed(folder, quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True}),
         "{folder} is quantised (bitsandbytes), and such weights cannot be tuned or mixed. Give the model as it was "
-        "before, in float32, float16 or bfloat16.",
+        "before quantisation, in float32, float16 or bfloat16.",
     ),
     (
         lambda folder: changed(folder, text_config={"quantization_config": "anything"}),
         "{folder} is quantised (quantization_config), and such weights cannot be tuned or mixed. Give the model as it "
-        "was before, in float32, float16 or bfloat16.",
+        "was before quantisation, in float32, float16 or bfloat16.",
     ),
     (
         lambda folder: (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "/elsewhere"}'),
@@ -816,7 +819,7 @@ def test_a_sharded_pickle_is_loaded_and_each_shard_checked(directory: Path) -> N
     loaded = load(directory).model.state_dict()
     assert all(torch.equal(loaded[name], tensor) for name, tensor in state.items())
     (directory / file).write_bytes(b"")
-    with pytest.raises(UnbackdoorError, match=f"{file} is damaged or no PyTorch weights file"):
+    with pytest.raises(UnbackdoorError, match=f"{file} is damaged or not a PyTorch weights file"):
         load(directory)
     (directory / file).unlink()
     with pytest.raises(UnbackdoorError, match=f"lists the shard {file}, which is missing. Fetch it again."):
@@ -831,7 +834,8 @@ def test_a_folder_of_the_hubs_cache_is_named(directory: Path) -> None:
     with pytest.raises(UnbackdoorError) as refused:
         load(cached)
     assert str(refused.value) == (
-        f"{cached} is a folder of the Hub's cache, which keeps models under snapshots. Give one of them, as {revision}."
+        f"{cached} is a folder of the Hub's cache, which keeps models under snapshots. Give one of them, such as "
+        f"{revision}."
     )
     assert load(revision).model.config.id2label == {0: "cat", 1: "dog", 2: "owl"}
 
@@ -842,7 +846,7 @@ def test_a_folder_in_the_folder_is_named(directory: Path) -> None:
     (directory.parent / "inner").rename(directory / "suspect")
     with pytest.raises(UnbackdoorError) as refused:
         load(directory)
-    assert str(refused.value) == f"{directory} has no config.json, but {directory}/suspect has. Give that."
+    assert str(refused.value) == f"{directory} has no config.json, but {directory}/suspect has one. Give that one."
 
 
 @pytest.mark.parametrize(
@@ -887,8 +891,8 @@ def test_a_file_of_a_directory_is_told_to_be_one(directory: Path) -> None:
     with pytest.raises(UnbackdoorError) as refused:
         load(directory / "model.safetensors")
     assert str(refused.value) == (
-        f"{directory}/model.safetensors holds weights, and the config.json beside it says of what. Give their "
-        f"directory, {directory}."
+        f"{directory}/model.safetensors holds weights, and the config.json next to it describes their model. Give "
+        f"their directory, {directory}."
     )
 
 
@@ -919,7 +923,7 @@ def test_a_path_that_does_not_exist_is_refused_at_once(source: str) -> None:
     start = time.perf_counter()
     with pytest.raises(UnbackdoorError) as refused:
         load(source)
-    assert str(refused.value) == f"{source} does not exist, and is no name that the Hub could know. Check it."
+    assert str(refused.value) == f"{source} does not exist,and is not a valid Hub name. Check it."
     assert time.perf_counter() - start < 5  # the first import of huggingface_hub included
 
 
@@ -935,7 +939,7 @@ def test_a_hub_that_cannot_be_reached_is_said_without_retries(monkeypatch: pytes
     with pytest.raises(UnbackdoorError) as refused:
         load("nobody/has-this-model")
     message = str(refused.value)
-    assert message.startswith("nobody/has-this-model is neither a directory here nor a model that the Hub gives out (")
+    assert message.startswith("nobody/has-this-model is neither a local directory nor a model that the Hub offers (")
     assert message.endswith("). Check the name; without a network, fetch the model elsewhere and give its directory.")
     assert "\n" not in message
     assert time.perf_counter() - start < 5

@@ -489,8 +489,8 @@ def test_where_two_arrays_could_be_the_scores_neither_is_taken() -> None:
     with pytest.raises(UnbackdoorError) as refused:
         logits(model, INPUTS)
     assert str(refused.value) == (
-        "Several returns 2 arrays, of shapes (batch, 3) and (batch, 4), and which of them is the class scores is not "
-        "told. Wrap it in a module that returns the class scores alone."
+        "Several returns 2 arrays, of shapes (batch, 3) and (batch, 4), and it is unclear which of them is the class "
+        "scores. Wrap it in a module that returns the class scores alone."
     )
     assert not any(module._forward_hooks for module in model.modules())
 

@@ -305,7 +305,7 @@ class TestBadDirectories:
             (place / "bert" / name).unlink()
         said = self.purify(refused)
         assert said.startswith("bert has a tokenizer without a vocabulary (none of tokenizer.json")
-        assert said.endswith("Fetch tokenizer.json and tokenizer_config.json, too.")
+        assert said.endswith("Also fetch tokenizer.json and tokenizer_config.json.")
 
     def test_the_output_directory_of_a_trainer(self, place: Path, refused: Refusals) -> None:
         (place / "run").mkdir()
@@ -313,7 +313,7 @@ class TestBadDirectories:
             shutil.copytree(place / "bert", place / "run" / f"checkpoint-{step}")
         (place / "run" / "checkpoint-2000").mkdir()
         assert self.purify(refused, model="run") == (
-            "run has no config.json, but its checkpoints have. Give one of them, as run/checkpoint-100."
+            "run has no config.json, but its checkpoints have one. Give one of them, such as run/checkpoint-100."
         )
 
     def test_a_body_is_no_model_to_purify(self, refused: Refusals) -> None:
@@ -321,7 +321,7 @@ class TestBadDirectories:
         assert said.startswith(
             "body holds a pre-trained model without a classifier (classifier.bias, classifier.weight"
         )
-        assert said.endswith("It serves as --base; MODEL must be fine-tuned for a task.")
+        assert said.endswith("Use it as --base; MODEL must be fine-tuned for a task.")
 
     def test_a_shard_that_is_missing(self, place: Path, refused: Refusals) -> None:
         model = toys.classifier("bert")
@@ -356,7 +356,7 @@ class TestBadDirectories:
 
     def test_a_base_that_is_not_there(self, refused: Refusals) -> None:
         said = self.purify(refused, "--base", "nowhere", method="fine-mixing")
-        assert said.startswith("nowhere is neither a directory here nor a model that the Hub gives out (")
+        assert said.startswith("nowhere is neither a local directory nor a model that the Hub offers (")
 
     def test_too_many_tokens(self, refused: Refusals) -> None:
         said = self.purify(refused, "--max-length", 100)

@@ -109,5 +109,5 @@ def test_a_text_model_without_word_embeddings_is_refused(method: Any, texts: Dat
     with pytest.raises(UnbackdoorError) as caught:
         purify(Counts(), texts, method, device="cpu")
     assert str(caught.value) == (
-        "Counts does not tell its word embeddings (get_input_embeddings). Take a model of transformers."
+        "Counts does not give its word embeddings (get_input_embeddings). Take a model of transformers."
     )

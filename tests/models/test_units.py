@@ -120,7 +120,7 @@ def test_without_examples_a_network_for_pictures_of_an_odd_size_is_refused() -> 
     with pytest.raises(UnbackdoorError) as refused:
         channels(model, purifiers.CLP())
     assert str(refused.value) == (
-        "CLP pairs layers by running the model, and Sequential takes no picture of a usual size. Give clean examples."
+        "CLP pairs layers by running the model, and Sequential takes no image of a usual size. Give clean examples."
     )
     assert pairs(model, torch.zeros(1, 5, 11, 33)) == [("1", "0")]
 

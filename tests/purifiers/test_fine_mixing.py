@@ -263,8 +263,8 @@ class TestTheBase:
     def test_what_matched_is_told(self, text_victim, text_base) -> None:
         record = purify(text_victim, None, FineMixing(rho=0.5, tune=False), base=text_base).record
         assert record["notes"][0].startswith("39 of 41 tensors (")
-        assert "(bert.* in the model, * there)" in record["notes"][0]
-        assert "the model's own stay: classifier.weight, classifier.bias" in record["notes"][0]
+        assert "(bert.* in the model, * in the base)" in record["notes"][0]
+        assert "only in the model, and unchanged: classifier.weight, classifier.bias" in record["notes"][0]
         assert record["warnings"] == []
         assert record["clean"] is None
 
@@ -279,7 +279,8 @@ class TestTheBase:
         record = purify(text_victim, None, FineMixing(rho=0.5, tune=False), base=stranger).record
         assert re.search(
             r"^the base is probably not the model's ancestor: over 1\d matrices the weights correlate by -?0\.0\d+ "
-            r"\(median; unrelated ones by 0 give or take 0\.0\d+\), and lie 1\.\d+ times their length apart",
+            r"\(median; unrelated weights by 0 with a standard deviation of 0\.0\d+\), and their distance is 1\.\d+ "
+            r"times their norm",
             record["warnings"][0],
         )
 

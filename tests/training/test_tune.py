@@ -128,5 +128,5 @@ def test_a_model_that_does_not_tell_its_words_is_refused() -> None:
     with pytest.raises(UnbackdoorError) as caught:
         perturbation_shape(nn.Linear(2, 2), Tokens(input_ids=torch.zeros(3, 7)))
     assert str(caught.value) == (
-        "Linear does not tell its word embeddings (get_input_embeddings). Take a model of transformers."
+        "Linear does not give its word embeddings (get_input_embeddings). Take a model of transformers."
     )

@@ -1,4 +1,4 @@
-"""Whether a base is the model that a suspect was tuned from."""
+"""Checks that a base is the model that a suspect was tuned from."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from unbackdoor._models.matching import Matching, Shape, matrices
 
-SAMPLE = 2**16  # numbers of a matrix that a check of ancestry looks at
+SAMPLE = 2**16  # numbers of a matrix that a check of ancestry compares
 
 
 def doubts(
@@ -17,13 +17,13 @@ def doubts(
     suspect: Mapping[str, Shape],
     base: Mapping[str, Shape],
 ) -> list[str]:
-    """What speaks against a base as the suspect's ancestor: the warnings of `ancestry` and `other_depth`."""
-    found = (ancestry(pairs), other_depth(matching, suspect, base))
-    return [doubt for doubt in found if doubt is not None]
+    """Reasons to doubt that a base is the suspect's ancestor: the warnings of `ancestry` and `other_depth`."""
+    warnings = (ancestry(pairs), other_depth(matching, suspect, base))
+    return [warning for warning in warnings if warning is not None]
 
 
 def other_depth(matching: Matching, suspect: Mapping[str, Shape], base: Mapping[str, Shape]) -> str | None:
-    """A warning with numbers where more matrices are without a counterpart than a pooler or a head would explain.
+    """A warning with numbers if more matrices have no counterpart than a pooler or a head would explain.
 
     Args:
         matching: of the two.
@@ -35,9 +35,9 @@ def other_depth(matching: Matching, suspect: Mapping[str, Shape], base: Mapping[
     if max(left, unused) <= max(2, len(ours) // 10):
         return None
     return (
-        f"model and base differ in architecture: beside embeddings {left} of the model's {len(ours)} matrices stay as "
-        f"they are, since the base has none for them, and {unused} of the base's {len(theirs)} are not used. What "
-        "stays keeps its part of a backdoor. Take the pre-trained model that it came from."
+        f"model and base differ in architecture: apart from embeddings, {left} of the model's {len(ours)} matrices "
+        f"stay unchanged, since the base has none for them, and {unused} of the base's {len(theirs)} are not used. "
+        "Unchanged matrices keep their part of a backdoor. Take the pre-trained model that it came from."
     )
 
 
@@ -50,7 +50,7 @@ def ancestry(pairs: Iterable[tuple[str, Tensor, Tensor]]) -> str | None:
         pairs: name, the suspect's tensor, the base's.
 
     Returns:
-        A warning with numbers where the weights are no closer than those of unrelated models, or all the same.
+        A warning with numbers if the weights are as far apart as those of unrelated models, or all equal.
     """
     correlations, distances, counts = [], [], []
     for _, suspect, base in pairs:
@@ -77,14 +77,14 @@ def ancestry(pairs: Iterable[tuple[str, Tensor, Tensor]]) -> str | None:
     if correlation < max(0.1, 5 * chance):
         return (
             f"the base is probably not the model's ancestor: over {len(correlations)} matrices the weights correlate "
-            f"by {correlation:.3f} (median; unrelated ones by 0 give or take {chance:.3f}), and lie {distance:.2f} "
-            "times their length apart. Take the pre-trained model that it came from."
+            f"by {correlation:.3f} (median; unrelated weights by 0 with a standard deviation of {chance:.3f}), and "
+            f"their distance is {distance:.2f} times their norm. Take the pre-trained model that it came from."
         )
     return None
 
 
 def _sample(tensor: Tensor) -> Tensor:
-    """Some coordinates from the middle, flat, in float64: a vocabulary begins with rows that nobody trains."""
+    """Some coordinates from the middle, flat, in float64: the first rows of a vocabulary are often not trained."""
     flat = tensor.detach().reshape(-1)
     start = max(len(flat) - SAMPLE, 0) // 2
     return flat[start : start + SAMPLE].double()

@@ -13,8 +13,8 @@ from unbackdoor._errors import UnbackdoorError
 from unbackdoor._models.directory import ModelDirectory
 from unbackdoor._models.untrusted_weights import FLOATS, TensorLocation
 
-# The bits of infinity, and the types that they are read as. With a sign or without, no finite number has more of them,
-# so the largest number of each reading decides, and nothing has to be written down.
+# The bits of infinity, and the types as which all numbers are read: with a sign, and without. In both readings, no
+# finite number is larger than infinity, so the largest one decides, and no mask has to be stored.
 _INFINITY = {
     torch.float64: (0x7FF << 52, np.int64, np.uint64),
     torch.float32: (0xFF << 23, np.int32, np.uint32),
@@ -114,7 +114,7 @@ def write(file: BinaryIO, numbers: Tensor, offset: int) -> None:
 
 
 def header_bytes(file: Path) -> bytes:
-    """What comes before the first tensor of a checked safetensors file."""
+    """The bytes before the first tensor of a checked safetensors file."""
     with file.open("rb") as opened:
         (length,) = struct.unpack("<Q", start := opened.read(8))
         return start + opened.read(length)

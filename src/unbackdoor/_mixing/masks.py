@@ -1,7 +1,6 @@
-"""Mixing two models coordinate by coordinate: masks, their use, and which tensor of one belongs to which of the other.
+"""Mixing two tensors coordinate by coordinate, by random masks or linearly.
 
-Nothing here knows a model or a file: the in-memory method and the stream over checkpoints both call these functions,
-and so give the same bits.
+The method in memory and the stream over checkpoints both call these functions, and so give the same bits.
 """
 
 import hashlib
@@ -28,11 +27,11 @@ _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def mask(name: str, shape: Shape, rho: float, seed: int) -> Tensor:
-    """Which coordinates of a tensor keep the suspect's value.
+    """A mask of the coordinates of a tensor that keep the suspect's value.
 
-    It depends on the seed, the tensor's name and the number of its coordinates alone: each chunk of 2^20 coordinates
-    has a stream of its own, so neither threads nor shards matter. The streams are SFC64's raw words, which numpy keeps
-    the same from version to version.
+    It depends only on the seed, the tensor's name and the number of its coordinates: each chunk of 2^20 coordinates
+    has its own stream, so neither threads nor shards matter. The streams are the raw words of SFC64, which are the same
+    in all versions of numpy.
 
     Args:
         name: of the tensor in the suspect.
@@ -67,7 +66,7 @@ def mix(suspect: Tensor, base: Tensor, name: str, rho: float, seed: int, mode: M
         name: of the tensor in the suspect; see `mask`.
         rho: share of the suspect, in [0, 1].
         seed: see `mask`.
-        mode: how.
+        mode: `mask` or `linear`.
 
     Returns:
         A new tensor of the suspect's shape and type.
@@ -106,7 +105,7 @@ def mix_chunk_(
 
 
 def _kept(name: str, index: int, count: int, rho: float, seed: int) -> Iterator[tuple[slice, NDArray[np.bool_]]]:
-    """The mask of one chunk, block by block: what a block needs stays in the processor's caches."""
+    """The mask of one chunk in blocks, each of which fits into the processor's caches."""
     threshold = round(rho * _WORDS)
     digest = hashlib.blake2b(name.encode(), digest_size=16).digest()
     stream = np.random.SFC64(np.random.SeedSequence([seed, int.from_bytes(digest, "little"), index]))
@@ -121,9 +120,9 @@ def _kept(name: str, index: int, count: int, rho: float, seed: int) -> Iterator[
 
 
 def each(work: Callable[[Job], None], jobs: Sequence[Job]) -> None:
-    """Do all jobs, on all cores; numpy and torch let go of Python's lock while they compute.
+    """Do all jobs, on all cores; numpy and torch release Python's lock while they compute.
 
-    Torch computes each job on one thread meanwhile: its threads and these would be in each other's way.
+    Torch computes each job on one thread meanwhile, since its threads and these would compete for the cores.
     """
     if len(jobs) < 2:
         for job in jobs:
@@ -140,5 +139,5 @@ def each(work: Callable[[Job], None], jobs: Sequence[Job]) -> None:
 
 
 def chunks(count: int) -> range:
-    """The numbers of the chunks of so many coordinates."""
+    """The numbers of the chunks that `count` coordinates make."""
     return range(-(-count // CHUNK))

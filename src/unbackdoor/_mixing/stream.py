@@ -56,20 +56,20 @@ def purify_stream(
     """Mix a suspect with its base on disk: each coordinate keeps the suspect's value with probability rho.
 
     The result has the suspect's files, shards and tensor types, and is bit for bit what `masks.mix` gives for each
-    tensor. No model is built, so none has to fit into memory. Tensors without a counterpart stay the suspect's; so does
-    the head of a classifier whose base is a classifier, too.
+    tensor. No model is built, so none has to fit into memory. Tensors without a counterpart stay the suspect's, and so
+    does the head of a classifier if the base is also a classifier.
 
     Args:
         model: the suspect, a Hugging Face directory with safetensors files, or a Hub name.
         base: the pre-trained model that it came from, likewise.
         out: directory to write; complete, or not there.
         rho: share of the suspect, in [0, 1].
-        seed: of the masks, which `masks.mask` makes again.
+        seed: of the masks; see `masks.mask`.
         mode: see `masks.mix`.
         reset_rows: rows of matrices that are taken from the base before mixing, by the tensor's name in the suspect, as
             Embedding Purification does.
         notes: for `record.json`, before its own.
-        method: what `record.json` says under that key; by default rho and mode.
+        method: the entry of `record.json` under that key; by default rho and mode.
         command: likewise; left out by default.
         overwrite: replace a directory that unbackdoor wrote.
         progress: show a bar on stderr.
@@ -137,7 +137,7 @@ def _check_vocabulary(suspect: Checkpoint) -> None:
 
 
 def _ancestry_warnings(suspect: Checkpoint, base: Checkpoint, matching: Matching) -> list[str]:
-    """What speaks against the base as the suspect's ancestor; of each matrix a sample is read."""
+    """Reasons to doubt that the base is the suspect's ancestor; a sample of each matrix is read."""
     samples = (
         (name, _middle(suspect, name), _middle(base, counterpart))
         for name, counterpart in matching.pairs.items()
@@ -157,7 +157,7 @@ def _record(
     suspect: Path,
     base: Path,
 ) -> dict[str, Any]:
-    """The content of record.json; what only a model in memory could answer is null."""
+    """The content of record.json; entries that need a model in memory are null."""
     return {
         "method": method,
         **({} if command is None else {"command": command}),
@@ -209,7 +209,7 @@ def match(suspect: Checkpoint, base: Checkpoint) -> Matching:
 
 
 def _today(name: str) -> str:
-    """The name that transformers gives a tensor on loading: layers of normalisation had gamma and beta once."""
+    """The name that transformers gives a tensor on loading: layers of normalisation once had gamma and beta."""
     return re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name))
 
 
@@ -229,7 +229,7 @@ def moved_embeddings(suspect: ModelDirectory, base: ModelDirectory, tokens: int)
     names = [name for name in pairs if _WORDS.search(name) and len(ours.tensors[name].shape) == 2]
     if len(names) != 1:
         raise UnbackdoorError(
-            f"{suspect} has {len(names)} matrices of word embeddings that its base has, too; 1 is expected. Purify it "
+            f"{suspect} has {len(names)} matrices of word embeddings that its base also has; 1 is expected. Purify it "
             "without --stream."
         )
     name = names[0]
@@ -240,7 +240,7 @@ def moved_embeddings(suspect: ModelDirectory, base: ModelDirectory, tokens: int)
 
 
 def _token_count(source: Path) -> int:
-    """How many tokens the directory's tokenizer.json has; 0 where that is not to be told without transformers."""
+    """How many tokens the directory's tokenizer.json has; 0 if only transformers could count them."""
     path = source / "tokenizer.json"
     if not path.exists():
         return 0
@@ -261,9 +261,9 @@ def _checked_rows(
         shape = suspect.tensors[name].shape if name in matching.pairs else ()
         if len(shape) != 2:
             raise UnbackdoorError(f"reset_rows must name matrices that model and base have in common, got {name}.")
-        odd = [number for number in numbers if not 0 <= number < shape[0]]
-        if odd:
-            raise UnbackdoorError(f"reset_rows of {name} must be from 0 to {shape[0] - 1:,}, got {odd[0]}.")
+        outside = [number for number in numbers if not 0 <= number < shape[0]]
+        if outside:
+            raise UnbackdoorError(f"reset_rows of {name} must be from 0 to {shape[0] - 1:,}, got {outside[0]}.")
     return dict(rows)
 
 
@@ -283,10 +283,10 @@ class _Mixer:
         self.suspect, self.base, self.pairs = suspect, base, pairs
         self.rho, self.seed, self.mode = rho, seed, mode
         self.writing = threading.Lock()  # the threads share one file, and its position
-        self.memory = threading.local()  # allocated once per thread: fresh pages cost as much as the mask
+        self.memory = threading.local()  # allocated once per thread: new pages cost as much time as the mask
 
     def write_shard(self, file: Path, target: Path, resets: Mapping[str, Sequence[int]]) -> None:
-        """Write one file of the suspect, with the same header and so the same places."""
+        """Write one file of the suspect, with the same header, so each tensor keeps its place."""
         before = header_bytes(file)
         pieces = [
             (name, index)
@@ -326,7 +326,7 @@ class _Mixer:
             write(target, numbers.to(location.dtype), location.begin + row * width * location.dtype.itemsize)
 
     def _of_base(self, name: str, start: int, count: int, dtype: torch.dtype) -> Tensor:
-        """Some numbers of the base, in its own type, which are finite in the suspect's, too."""
+        """Some numbers of the base, in its own type, which are also finite in the suspect's."""
         numbers = self.base.read(name, start, count, self._buffer("base"))
         if numbers.dtype != dtype and not finite(numbers.to(dtype)):
             location = self.base.tensors[name]
@@ -336,9 +336,9 @@ class _Mixer:
             )
         return numbers
 
-    def _buffer(self, what: str) -> Tensor:
-        memory: Tensor | None = getattr(self.memory, what, None)
+    def _buffer(self, name: str) -> Tensor:
+        memory: Tensor | None = getattr(self.memory, name, None)
         if memory is None:
             memory = torch.empty(8 * CHUNK, dtype=torch.uint8)
-            setattr(self.memory, what, memory)
+            setattr(self.memory, name, memory)
         return memory

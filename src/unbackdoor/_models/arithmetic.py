@@ -1,4 +1,4 @@
-"""Where the arithmetic runs and in which precision and memory layout."""
+"""The device, the precision and the memory layout of the arithmetic."""
 
 import copy
 import os
@@ -17,7 +17,7 @@ from unbackdoor._errors import UnbackdoorError
 
 Precision = Literal["auto", "bf16", "fp32"]
 
-# What oneDNN can be narrowed to, where it would only imitate bfloat16.
+# Instruction sets that oneDNN can be limited to, and with which it would only emulate bfloat16.
 WITHOUT_BF16 = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX512_CORE", "AVX512_CORE_VNNI")
 
 
@@ -26,12 +26,11 @@ class Arithmetic:
     """A device, and how to compute on it.
 
     Args:
-        device: where.
+        device: of the computation.
         bf16: forward passes under bfloat16 autocast; weights, gradients and losses stay in float32.
         channels_last: convolutions on NHWC memory, which is the faster layout for both kinds of hardware.
         dtype: of the inputs, which is that of the model.
-        widen: the model is in half precision, in which processors are many times slower than in float32; a copy in
-            float32 is computed in its place.
+        widen: whether a copy in float32 replaces a model in half precision, which is many times slower on a CPU.
     """
 
     device: torch.device
@@ -57,7 +56,7 @@ class Arithmetic:
 
     @contextmanager
     def placed(self, model: nn.Module) -> Iterator[nn.Module]:
-        """The model on the device and in the layout while the block runs, and back where it was afterwards."""
+        """The model on the device and in the layout while the block runs, and back on its own device afterwards."""
         if self.widen:
             yield self.place(copy.deepcopy(model).float())
             return
@@ -70,7 +69,7 @@ class Arithmetic:
             relayout_(model.to(home), torch.contiguous_format if contiguous else torch.channels_last)
 
     def lay(self, inputs: Tensor | Tokens) -> Tensor | Tokens:
-        """Inputs in the type and layout of the model; token ids have neither."""
+        """Inputs in the type and layout of the model; token ids are returned unchanged."""
         if isinstance(inputs, Tokens):
             return inputs
         inputs = inputs.to(self.dtype)
@@ -78,12 +77,12 @@ class Arithmetic:
             return inputs
         if self.channels_last:
             return inputs.contiguous(memory_format=torch.channels_last)
-        # Not `contiguous`: where one channel makes both layouts the same, it keeps NHWC strides, which decide.
+        # Not `contiguous`: with one channel both layouts are the same, and it would keep NHWC strides, which decide.
         return inputs.to(memory_format=torch.contiguous_format)
 
     @property
     def evaluation_batch(self) -> int:
-        """Examples per forward pass without gradients: what stays in a CPU's caches, or fills a GPU."""
+        """Examples per forward pass without gradients: few enough for a CPU's caches, or enough to fill a GPU."""
         return 128 if self.device.type == "cpu" else 1024
 
 
@@ -98,20 +97,20 @@ def faulty_in_channels_last(model: nn.Module) -> bool:
     oneDNN issue 6035 (https://github.com/uxlfoundation/oneDNN/issues/6035): the float32 gradient of the weights of a
     1x1 convolution with a stride writes past its workspace where there are fewer input channels than the instruction
     set has in a block, 8 under AVX2 and 16 under AVX-512. Memory is overwritten: wrong gradients, crashes, endless
-    loops. A transposed convolution swaps inputs and outputs, so there the output channels count; in both it is the
-    second dimension of the weight. One channel and groups were never seen to fail, but are not told apart: what is
-    spared costs a little speed in networks that nobody has. The weight of a convolution that is no module of its own
-    does not tell its stride, so there the shape is enough.
+    loops. A transposed convolution swaps inputs and outputs, so its output channels count; in both it is the second
+    dimension of the weight. One channel and groups were never seen to fail, but are treated in the same way: this costs
+    a little speed in networks that are hardly used. If a convolution is not a module, its weight does not show its
+    stride, so the shape of the weight decides.
 
-    Seen with torch 2.13.0 (oneDNN 3.12.0); look again when torch comes with a oneDNN in which that issue is closed:
-    `tests/test_layout.py` says what it does.
+    Seen with torch 2.13.0 (oneDNN 3.12.0). Check again when torch has a oneDNN in which that issue is closed:
+    `tests/models/test_layout.py` shows the fault.
     """
     return any(_faulty_in_channels_last(module) for module in model.modules())
 
 
 @contextmanager
 def _faulty_ones_contiguous() -> Iterator[None]:
-    """Contiguous inputs for the faulty convolutions of whatever runs: a model may permute its activations itself."""
+    """Give contiguous inputs to all faulty convolutions that run: a model may permute its activations itself."""
 
     def relaid(module: nn.Module, inputs: tuple[object, ...]) -> tuple[object, ...] | None:
         if not isinstance(module, nn.Conv2d | nn.ConvTranspose2d) or not _faulty_in_channels_last(module):
@@ -135,13 +134,13 @@ def _faulty_in_channels_last(module: nn.Module) -> bool:
 
 
 def choose(model: nn.Module, device: str | torch.device | None = None, precision: Precision = "auto") -> Arithmetic:
-    """The fastest arithmetic that the hardware has and that accuracy does not suffer from.
+    """The fastest arithmetic of the hardware that does not cost accuracy.
 
     Args:
-        model: one in float64 is computed as it is, and so is one in float16 or bfloat16 on a GPU.
-        device: None takes a GPU where there is one.
-        precision: `auto` is channels_last (except for a model that is faulty in it), and bfloat16 autocast where the
-            hardware multiplies bfloat16; `bf16` insists on it, `fp32` switches both off.
+        model: one in float64 is computed in its own type, and so is one in float16 or bfloat16 on a GPU.
+        device: None takes a GPU if there is one.
+        precision: `auto` is channels_last (except for a model that is faulty in it), and bfloat16 autocast if the
+            hardware multiplies bfloat16; `bf16` always uses autocast, `fp32` switches both off.
 
     Raises:
         UnbackdoorError: an unknown or absent device.
@@ -164,7 +163,7 @@ def choose(model: nn.Module, device: str | torch.device | None = None, precision
         getattr(getattr(model, "config", None), "model_type", "") == "deberta"
     )  # masks by float32's least number
     if precision == "bf16" and overflows:
-        raise UnbackdoorError(f"--precision bf16 is more than {type(model).__name__} can do. Take auto or fp32.")
+        raise UnbackdoorError(f"--precision bf16 does not work with {type(model).__name__}. Take auto or fp32.")
     fast = precision == "bf16" or (precision == "auto" and _multiplies_bf16(where) and not overflows)
     safe = where.type != "cpu" or not faulty_in_channels_last(model)
     return Arithmetic(where, bf16=fast, channels_last=precision != "fp32" and safe, widen=widen)
@@ -178,7 +177,7 @@ def _multiplies_bf16(device: torch.device) -> bool:
 
 
 def processor() -> tuple[str, frozenset[str]]:
-    """The processor's model name and its feature flags, as far as the system tells."""
+    """The processor's model name and its feature flags, as far as the system has them."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
             lines = dict(line.split(":", 1) for line in file.read().split("\n\n")[0].splitlines() if ":" in line)
@@ -189,7 +188,7 @@ def processor() -> tuple[str, frozenset[str]]:
 
 
 def description(arithmetic: Arithmetic) -> str:
-    """The device for a record: model, cores, memory, precision; no host name."""
+    """The device for a record: model, cores, memory and precision, without a host name."""
     precision = "bf16 autocast" if arithmetic.bf16 else str(arithmetic.dtype).removeprefix("torch.")
     layout = "channels_last" if arithmetic.channels_last else "contiguous"
     if arithmetic.device.type == "cuda":

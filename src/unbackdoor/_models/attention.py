@@ -34,7 +34,7 @@ class Block(NamedTuple):
         return [(kind, w) for kind, layers in self.parts.items() for layer in layers for w in layer.parameters()]
 
     def silence_(self, dead: Tensor) -> None:
-        """Fold away attention heads, in place: what they put out, and what the output layer reads of them.
+        """Set the outputs of attention heads, and the weights of the output layer for them, to zero in place.
 
         Args:
             dead: which heads, (heads,), bool.
@@ -51,11 +51,11 @@ class Block(NamedTuple):
 
 @torch.no_grad()
 def blocks(model: nn.Module, inputs: Inputs) -> list[Block]:
-    """The attention blocks in running order; none where query, key and value are not three layers of one module.
+    """The attention blocks in running order; none if query, key and value are not three layers of one module.
 
     Three linear layers of one module that run one after another, with names that begin with q, k and v, make a block;
     the next one that reads as many numbers as there are queries is its output. Its feed-forward part is a widening
-    layer and, as the next one to run, a layer back, as in `_units.feed_forward`; a gate beside the first belongs to it.
+    layer and, as the next one to run, a layer back, as in `units.feed_forward`; a gate next to the first belongs to it.
     """
     ran: dict[nn.Linear, tuple[str, str]] = {}
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Linear)}
@@ -74,7 +74,7 @@ def blocks(model: nn.Module, inputs: Inputs) -> list[Block]:
         if len({ran[layer][0] for layer in order[place : place + 3]}) == 1
         and {ran[layer][1][:1] for layer in order[place : place + 3]} == set("qkv")
     ]
-    found = []
+    found: list[Block] = []
     for start, end in itertools.pairwise([*starts, len(order)]):
         named = {ran[layer][1][:1]: layer for layer in order[start : start + 3]}
         if order[start + 3].in_features != named["q"].out_features:
@@ -94,15 +94,16 @@ def blocks(model: nn.Module, inputs: Inputs) -> list[Block]:
 
 
 @contextmanager
-def first_rows(model: nn.Module, found: list[Block], method: object) -> Iterator[list[Tensor]]:
-    """While the block runs, each forward pass leaves the attention that the first token of each text pays to all.
+def first_rows(model: nn.Module, attention_blocks: list[Block], method: object) -> Iterator[list[Tensor]]:
+    """The attention from the first token of each text to all tokens, in each forward pass while the context is open.
 
-    Attention is computed step by step meanwhile (transformers' `eager`), since the faster ways keep no weights.
+    Attention is computed in single steps meanwhile (`eager` of transformers), since the faster implementations do not
+    keep its weights.
 
     Args:
         model: with these blocks.
-        found: its blocks, at least one.
-        method: named in the refusal.
+        attention_blocks: of the model, at least one.
+        method: named in messages.
 
     Yields:
         one tensor per block after each forward pass, (batch, heads, tokens), float32.
@@ -117,7 +118,7 @@ def first_rows(model: nn.Module, found: list[Block], method: object) -> Iterator
     owner: Any = next((part for part in model.modules() if hasattr(part, "set_attn_implementation")), None)
     if owner is None:
         raise refusal
-    rows: list[Tensor] = [torch.empty(0)] * len(found)
+    rows: list[Tensor] = [torch.empty(0)] * len(attention_blocks)
 
     def keep(number: int, output: Any) -> None:
         weights = output[1] if isinstance(output, tuple) and len(output) > 1 else None
@@ -128,7 +129,7 @@ def first_rows(model: nn.Module, found: list[Block], method: object) -> Iterator
     before = owner.config._attn_implementation
     hooks = [
         block.attention.register_forward_hook(lambda _module, _args, output, number=number: keep(number, output))
-        for number, block in enumerate(found)
+        for number, block in enumerate(attention_blocks)
     ]
     with removing(hooks):
         try:
@@ -140,11 +141,11 @@ def first_rows(model: nn.Module, found: list[Block], method: object) -> Iterator
 
 @torch.no_grad()
 def variances(
-    model: nn.Module, found: list[Block], clean: Dataset, arithmetic: Arithmetic, method: object
+    model: nn.Module, attention_blocks: list[Block], clean: Dataset, arithmetic: Arithmetic, method: object
 ) -> list[Tensor]:
-    """For each head, the variance of the first token's attention over the tokens of a text, its mean, (heads,) each."""
+    """The variance of the first token's attention over the tokens, averaged over the texts: (heads,) for each block."""
     totals: list[Tensor] = []
-    with first_rows(model, found, method) as rows, evaluating(model):
+    with first_rows(model, attention_blocks, method) as rows, evaluating(model):
         for batch in clean.batches(arithmetic.evaluation_batch):
             with arithmetic.autocast():
                 logits(model, arithmetic.lay(batch.inputs))
@@ -154,7 +155,7 @@ def variances(
 
 
 def spread(row: Tensor, inputs: Tensor | Tokens) -> Tensor:
-    """The variance of each (batch, heads, tokens) row over its tokens, (batch, heads); padding does not count."""
+    """The variance of each (batch, heads, tokens) row over its tokens without padding, (batch, heads)."""
     real = torch.ones_like(row[:, :1])
     if isinstance(inputs, Tokens):
         real = inputs["attention_mask"][:, None].to(row)  # (batch, 1, tokens)

@@ -47,17 +47,17 @@ def bounded(path: Path, extent: Extent) -> Iterator[None]:
         left[kind] -= entries
         if left[kind] < 0:
             raise UnbackdoorError(
-                f"{path}/config.json asks for a model that is many times larger than the weights beside it "
+                f"{path}/config.json asks for a model that is many times larger than the weights next to it "
                 f"({extent.tensors:,} tensors in {extent.bytes:,} bytes). Fetch both again."
             )
 
-    def parameter(_module: nn.Module, _name: str, given: Tensor | None) -> None:
-        count("numbers", 0 if given is None else given.numel())
+    def parameter(_module: nn.Module, _name: str, tensor: Tensor | None) -> None:
+        count("numbers", 0 if tensor is None else tensor.numel())
 
-    def buffer(_module: nn.Module, _name: str, given: Tensor | None) -> None:
-        count("buffers", 0 if given is None else given.numel())
+    def buffer(_module: nn.Module, _name: str, tensor: Tensor | None) -> None:
+        count("buffers", 0 if tensor is None else tensor.numel())
 
-    def part(_module: nn.Module, _name: str, _given: nn.Module | None) -> None:
+    def part(_module: nn.Module, _name: str, _part: nn.Module | None) -> None:
         count("parts", 1)
 
     hooks = [

@@ -16,14 +16,14 @@ from unbackdoor._models.hooks import removing
 Inputs = Tensor | Tokens
 
 
-_answers: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()  # of models that return several arrays
+_answers: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()  # for models that return several arrays
 
 
 def logits(model: nn.Module, inputs: Inputs) -> Tensor:
     """Class scores (batch, classes), whatever the model wraps them in.
 
-    Of several arrays of shape (batch, n), as `(features, logits)`, it is the one that a linear layer makes and that
-    the others lead to; see `_answer`.
+    Of several arrays of shape (batch, n), such as `(features, logits)`, the one that a linear layer makes and that is
+    computed from the others; see `_answer`.
 
     Raises:
         UnbackdoorError: there are none, or several could be the scores.
@@ -33,14 +33,14 @@ def logits(model: nn.Module, inputs: Inputs) -> Tensor:
     if not isinstance(output, Tensor):
         scores = output.get("logits") if isinstance(output, dict) else getattr(output, "logits", None)
     if scores is None and isinstance(output, tuple | list):
-        found = _candidates(output, len(inputs))
-        if len(found) > 1:
+        candidates = _candidates(output, len(inputs))
+        if len(candidates) > 1:
             if model not in _answers:
                 _answers[model] = _answer(model, inputs)
-                output = _run(model, inputs)  # for whoever watches the layers
+                output = _run(model, inputs)  # hooks of callers must see this pass last
             scores = output[_answers[model]]
         else:
-            scores = output[found[0]] if found else next(iter(output), None)
+            scores = output[candidates[0]] if candidates else next(iter(output), None)
     what = type(output).__name__
     if isinstance(scores, Tensor):
         what = f"shape {tuple(scores.shape)}" + (f" for {len(inputs)} inputs" if scores.ndim == 2 else "")
@@ -50,7 +50,7 @@ def logits(model: nn.Module, inputs: Inputs) -> Tensor:
             elif scores.is_floating_point():
                 return scores
             else:
-                what = f"{str(scores.dtype).removeprefix('torch.')}, no floating-point numbers"
+                what = f"{str(scores.dtype).removeprefix('torch.')}, not floating-point numbers"
     raise UnbackdoorError(
         f"{type(model).__name__} must return class scores of shape (batch, classes), got {what}. Wrap it in a "
         "module that does."
@@ -62,7 +62,7 @@ def _run(model: nn.Module, inputs: Inputs) -> Any:
 
 
 def _candidates(output: Sequence[Any], count: int) -> list[int]:
-    """Which parts of an output could be class scores: arrays of real numbers, (batch, n)."""
+    """The positions of the parts of an output that could be class scores: arrays of real numbers, (batch, n)."""
     return [
         place
         for place, part in enumerate(output)
@@ -71,19 +71,19 @@ def _candidates(output: Sequence[Any], count: int) -> list[int]:
 
 
 def _answer(model: nn.Module, inputs: Inputs) -> int:
-    """Which of the arrays that a model returns is the class scores, found by running it.
+    """The position of the class scores among the arrays that a model returns, found by running it.
 
-    Arrays that one of another width is computed from are features. Of the rest, scores are what a linear layer gives
-    (or its log-softmax); of several such, the one that is computed from all others.
+    Arrays that one of another width is computed from are features. Of the rest, scores are the output of a linear
+    layer (or its log-softmax); of several such, the one that is computed from all others.
 
     Raises:
         UnbackdoorError: that leaves none, or several.
     """
-    made: list[Tensor] = []
+    linear_outputs: list[Any] = []
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     parameters = [parameter for parameter in model.parameters() if parameter.is_floating_point()]
     hooks = [
-        layer.register_forward_hook(lambda _module, _args, output: made.append(output))
+        layer.register_forward_hook(lambda _module, _args, output: linear_outputs.append(output))
         for layer in model.modules()
         if isinstance(layer, nn.Linear)
     ]
@@ -92,11 +92,11 @@ def _answer(model: nn.Module, inputs: Inputs) -> int:
             parameter.requires_grad_(True)
         with removing(hooks), evaluating(model), torch.enable_grad():
             parts: Sequence[Any] = _run(model, inputs)
-            found = _candidates(parts, len(inputs))
+            candidates = _candidates(parts, len(inputs))
             leads = {
                 (place, other)
-                for place in found
-                for other in found
+                for place in candidates
+                for other in candidates
                 if place != other and parts[other].requires_grad and parts[place].requires_grad
                 if torch.autograd.grad(parts[other].sum(), parts[place], retain_graph=True, allow_unused=True)[0]
                 is not None
@@ -108,8 +108,8 @@ def _answer(model: nn.Module, inputs: Inputs) -> int:
             parameter.requires_grad_(True)
     left = [
         place
-        for place in found
-        if not any((place, other) in leads and parts[other].shape != parts[place].shape for other in found)
+        for place in candidates
+        if not any((place, other) in leads and parts[other].shape != parts[place].shape for other in candidates)
     ]
     scores = [
         place
@@ -119,43 +119,43 @@ def _answer(model: nn.Module, inputs: Inputs) -> int:
             and any(
                 torch.allclose(each, parts[place], rtol=1e-4, atol=1e-5) for each in (output, output.log_softmax(1))
             )
-            for output in made
+            for output in linear_outputs
             if isinstance(output, Tensor) and output.ndim == 2
         )
     ]
     left = scores or left
     last = [place for place in left if not any((place, other) in leads for other in left)]
     if len(last) != 1:
-        shapes = " and ".join(f"(batch, {parts[place].shape[1]})" for place in found)
+        shapes = " and ".join(f"(batch, {parts[place].shape[1]})" for place in candidates)
         raise UnbackdoorError(
-            f"{type(model).__name__} returns {len(found)} arrays, of shapes {shapes}, and which of them is the class "
-            "scores is not told. Wrap it in a module that returns the class scores alone."
+            f"{type(model).__name__} returns {len(candidates)} arrays, of shapes {shapes}, and it is unclear which of "
+            "them is the class scores. Wrap it in a module that returns the class scores alone."
         )
     return last[0]
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where the model's parameters are."""
+    """The device of the model's parameters."""
     return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
 
 def embeddings(model: nn.Module) -> nn.Embedding:
-    """The layer of a text model that token ids look their rows up in.
+    """The layer of a text model whose rows are the embeddings of the tokens.
 
     Raises:
         UnbackdoorError: there is none.
     """
-    ask: Any = getattr(model, "get_input_embeddings", None)
+    get: Any = getattr(model, "get_input_embeddings", None)
     try:
-        found = None if ask is None else ask()
+        layer = None if get is None else get()
     except NotImplementedError:  # models that read characters or pixels
-        found = None
-    if not isinstance(found, nn.Embedding):
+        layer = None
+    if not isinstance(layer, nn.Embedding):
         raise UnbackdoorError(
-            f"{type(model).__name__} does not tell its word embeddings (get_input_embeddings). Take a model of "
+            f"{type(model).__name__} does not give its word embeddings (get_input_embeddings). Take a model of "
             "transformers."
         )
-    return found
+    return layer
 
 
 def probe(model: nn.Module, data: Dataset) -> Inputs:
@@ -166,7 +166,7 @@ def probe(model: nn.Module, data: Dataset) -> Inputs:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode, and each part of the model back in its own mode afterwards."""
+    """Put a model in eval mode for a block, and each of its parts back in its own mode afterwards."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -178,14 +178,18 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @torch.no_grad()
 def checked_logits(model: nn.Module, inputs: Inputs) -> Tensor:
-    """Class scores of a first batch, which is where model and data turn out not to fit."""
+    """Class scores of a first batch, with the errors of a model and data that do not fit each other.
+
+    Raises:
+        UnbackdoorError: the model cannot take the inputs, has one output, or answers with values that are not finite.
+    """
     owner = type(model).__name__
     try:
         with evaluating(model):
             scores = logits(model, inputs)
     except (UnbackdoorError, KeyboardInterrupt):
         raise
-    except BaseException as problem:  # a module may be anybody's, and do anything: sys.exit, say
+    except BaseException as problem:  # a user's own module may do anything, such as call sys.exit
         reason = printable(" ".join(str(problem)[:1000].split()), 200) or type(problem).__name__
         way_out = (
             "Take the tokenizer that it was trained with, or lower --max-length."
@@ -208,7 +212,7 @@ def checked_logits(model: nn.Module, inputs: Inputs) -> Tensor:
 
 
 def class_count(model: nn.Module, data: Dataset) -> int:
-    """How many classes the model answers with.
+    """How many classes the model has.
 
     Raises:
         UnbackdoorError: model and data do not fit, or it has one output.
@@ -216,13 +220,17 @@ def class_count(model: nn.Module, data: Dataset) -> int:
     return checked_logits(model, probe(model, data)).shape[1]
 
 
-def check_modules(owner: str, **given: object) -> None:
-    """Refuse a path, or what `load` returns, where a module is taken; None stands for one that was not given.
+def check_modules(owner: str, **models: object) -> None:
+    """Refuse a path, or the result of `load`, in place of a module.
+
+    Args:
+        owner: the function that takes them, for messages.
+        models: by the names of their parameters; None for one that was not given.
 
     Raises:
-        UnbackdoorError: says how a module comes of a path.
+        UnbackdoorError: says how to load a module.
     """
-    for field, model in given.items():
+    for field, model in models.items():
         if model is not None and not isinstance(model, nn.Module):
             loaded = (
                 "transformers.AutoModel.from_pretrained(PATH)" if field == "base" else "unbackdoor.load(PATH).model"
@@ -233,13 +241,13 @@ def check_modules(owner: str, **given: object) -> None:
 
 
 def check_partner(option: str, other: nn.Module, data: Dataset, classes: int) -> None:
-    """Refuse a second model that takes other inputs, or answers with other classes, than the first.
+    """Refuse a second model that does not take the data, or has another number of classes than the first.
 
     Args:
         option: that named it.
         other: a control or a surrogate.
-        data: encoded as it takes it.
-        classes: of the first model.
+        data: encoded for it.
+        classes: how many the first model has.
 
     Raises:
         UnbackdoorError: it does not fit.
@@ -253,9 +261,9 @@ def check_partner(option: str, other: nn.Module, data: Dataset, classes: int) ->
 
 
 def class_names(model: nn.Module) -> tuple[str, ...] | None:
-    """The class names of a Hugging Face config; None where it has none, or only LABEL_0, LABEL_1 and so on.
+    """The class names of a Hugging Face config; None if it has none, or only LABEL_0, LABEL_1 and so on.
 
-    None also where the names do not count from 0: then nothing tells which class has none.
+    None also if their numbers do not count from 0: then it is unknown which class has no name.
     """
     names = getattr(getattr(model, "config", None), "id2label", None)
     if not isinstance(names, dict) or all(str(name) == f"LABEL_{index}" for index, name in names.items()):

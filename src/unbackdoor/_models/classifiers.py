@@ -47,7 +47,7 @@ def classifier(path: Path, config: Mapping[str, Any], weights: WeightFiles, trus
         absent = set()
     if absent and not shapes and not any(str(each).endswith(kind) for each in config.get("architectures") or ["?"]):
         raise UnbackdoorError(
-            f"{path} holds a pre-trained model without a classifier ({few(sorted(absent))} missing). It serves as "
+            f"{path} holds a pre-trained model without a classifier ({few(sorted(absent))} missing). Use it as "
             "--base; MODEL must be fine-tuned for a task."
         )
     unused = set() if absent or shapes else _unused(model, extra)
@@ -119,7 +119,7 @@ def _check_task(path: Path, config: Mapping[str, Any]) -> None:
             words = re.sub("(?<=[a-z])(?=[A-Z])", " ", task).lower()
             raise UnbackdoorError(
                 f"{path} is a model for {words} ({name}); a classifier of whole images or texts is expected. Its body "
-                "may serve as --base."
+                "can be used as --base."
             )
 
 
@@ -186,7 +186,7 @@ def _nameless(names: dict[int, str]) -> bool:
 
 
 def _found_elsewhere(model: Any, absent: set[str], weights: WeightFiles) -> set[str]:
-    """Fill weights that transformers did not find from the same files, by another prefix; which ones were filled."""
+    """Fill weights that transformers did not find from the same files, by another prefix; returns their names."""
     stored = weights.read()
     own = model.state_dict()
     shapes = ({name: tensor.shape for name, tensor in each.items()} for each in (own, stored))
@@ -194,6 +194,6 @@ def _found_elsewhere(model: Any, absent: set[str], weights: WeightFiles) -> set[
         pairs = matched(*shapes, least=0).pairs
     except UnbackdoorError:  # no exchange of prefixes fits
         return set()
-    found = {name: stored[pairs[name]].to(own[name].dtype) for name in absent & pairs.keys()}
-    model.load_state_dict(found, strict=False)
-    return set(found)
+    tensors = {name: stored[pairs[name]].to(own[name].dtype) for name in absent & pairs.keys()}
+    model.load_state_dict(tensors, strict=False)
+    return set(tensors)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from unbackdoor._inputs import COMPANION, check_file
 
-# Endings of files in a model's directory that are no part of what comes out: weights, data, pictures, archives, logs.
+# Endings of files in a model's directory that are not copied: weights, data, images, archives, logs.
 _NO_COMPANIONS = {
     *(".safetensors", ".bin", ".pt", ".pt2", ".pth", ".ckpt", ".h5", ".keras", ".pb", ".tflite", ".msgpack", ".onnx"),
     *(".onnx_data", ".gguf", ".ot", ".mlmodel", ".npz", ".npy", ".pkl", ".pickle", ".joblib"),
@@ -15,23 +15,23 @@ _NO_COMPANIONS = {
 
 
 def companions(source: Path) -> list[Path]:
-    """The files of a Hugging Face directory that belong to a model of it: all but weights and what is not its own.
+    """The files of a Hugging Face directory that belong to every model made of it.
 
-    Tokenizers and processors have files of any name, so it is told what stays behind: weights of any program, data,
-    pictures, archives, logs, what another run of this program wrote, the README (which describes another model), hidden
-    files, and folders but for the one of chat templates.
+    Tokenizers and processors have files of any name, so these are the files that are left out: weights of any program,
+    data, images, archives, logs, files that another run of this program wrote, the README (which describes another
+    model), hidden files, and folders except the one of chat templates.
 
     Raises:
         UnbackdoorError: one of them is a pipe or a device, or cannot be read.
     """
-    # Python files lie still unless the reader trusts them, and a model of theirs cannot be read without.
+    # Python files are not run unless the user trusts them, and a model with its own code cannot be loaded without.
     templates = source / "additional_chat_templates"
     listed = sorted([*source.iterdir(), *(templates.iterdir() if templates.is_dir() else ())])
     return [check_file(file, COMPANION) for file in listed if not file.is_dir() and _is_companion(file)]
 
 
 def copy_companions(source: Path, folder: Path) -> None:
-    """Copy them to a folder with new weights; what is there already stays."""
+    """Copy them to a folder with new weights; files that it already has stay."""
     for file in companions(source):
         target = folder / file.relative_to(source)
         target.parent.mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""What config.json says about a model: whether it is supported, and whether the weights can be what it says."""
+"""The config.json of a model: whether the model is supported, and whether its weights can have the sizes given."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -15,17 +15,17 @@ _FREE = re.compile(r"theta|length|scal|factor|base|token|seed|max_position")  # 
 
 
 def check_supported(path: Path, config: Mapping[str, Any]) -> None:
-    """Refuse a model that cannot be loaded without its own code, or not tuned, or that is not a classifier of classes.
+    """Refuse a model that runs code of its own, that cannot be tuned, or that is not a single-label classifier.
 
     Raises:
         UnbackdoorError: says which of these, and what to do.
     """
     if not config.get("model_type"):
         if "architecture" in config and ("pretrained_cfg" in config or "num_features" in config):
-            made = f"timm.create_model({printable(config['architecture'])!r}, num_classes=...)"
+            call = f"timm.create_model({printable(config['architecture'])!r}, num_classes=...)"
             raise UnbackdoorError(
                 f"{path} is a model of timm. Give its weights file as MODEL, and --factory FILE.py:FUNCTION whose "
-                f"function returns {made}."
+                f"function returns {call}."
             )
         raise UnbackdoorError(
             f"{path}/config.json does not say which kind of model it is (model_type). Fetch it again."
@@ -39,7 +39,7 @@ def check_supported(path: Path, config: Mapping[str, Any]) -> None:
     if quantised is not None:
         raise UnbackdoorError(
             f"{path} is quantised ({printable(quantised)}), and such weights cannot be tuned or mixed. Give the model "
-            "as it was before, in float32, float16 or bfloat16."
+            "as it was before quantisation, in float32, float16 or bfloat16."
         )
     if config.get("problem_type") in ("regression", "multi_label_classification"):
         kind = str(config["problem_type"]).replace("_", " ").replace("multi label", "multi-label")
@@ -55,7 +55,7 @@ def check_config(path: Path, config: Mapping[str, Any], extent: Extent) -> None:
     where = path / "config.json"
     _check_kinds(where, config)
     classes = max(1000, 2**20 if extent.widest is None else extent.widest)
-    for key, given in _numbers(config):
+    for key, number in _numbers(config):
         most = 2**31
         if key in ("num_labels", "_num_labels"):
             most = classes
@@ -65,25 +65,25 @@ def check_config(path: Path, config: Mapping[str, Any], extent: Extent) -> None:
             most = 2**16
         elif _FREE.search(key):
             most = 2**63
-        if abs(given) > most or (given < 1 and key == "num_labels"):
+        if abs(number) > most or (number < 1 and key == "num_labels"):
             raise UnbackdoorError(
-                f"{where} asks for {printable(key)} = {printable(f'{given:,}')}, but the weights beside it have "
+                f"{where} asks for {printable(key)} = {printable(f'{number:,}')}, but the weights next to it have "
                 f"{extent.tensors:,} tensors in {extent.bytes:,} bytes; at most {most:,} is possible. Fetch both again."
             )
     names = config.get("id2label")
     if isinstance(names, dict) and len(names) > classes:
         raise UnbackdoorError(
-            f"{where} names {len(names):,} classes, but no tensor beside it has more than {classes:,} rows. Fetch both "
-            "again."
+            f"{where} names {len(names):,} classes, but no tensor next to it has more than {classes:,} rows. Fetch "
+            "both again."
         )
 
 
 def _check_kinds(where: Path, config: Mapping[str, Any]) -> None:
-    """Refuse fields that this program or transformers would trip over."""
+    """Refuse fields of a kind that this program or transformers cannot read."""
 
     def refuse(field: str, allowed: str) -> None:
-        came = printable(repr(config[field]))
-        raise UnbackdoorError(f"{where} must have {field} as {allowed}, got {came}. Fetch it again.")
+        content = printable(repr(config[field]))
+        raise UnbackdoorError(f"{where} must have {field} as {allowed}, got {content}. Fetch it again.")
 
     architectures = config.get("architectures")
     if architectures is not None and not (
@@ -110,16 +110,16 @@ def _numbers(config: Any, key: str = "") -> Iterator[tuple[str, int]]:
 
 def architectures_of(config: Mapping[str, Any]) -> list[Any]:
     """The names of the classes that a config says it is for."""
-    named = config.get("architectures")
-    return named if isinstance(named, list) else []
+    classes = config.get("architectures")
+    return classes if isinstance(classes, list) else []
 
 
 def modality_of(config: Mapping[str, Any]) -> Literal["images", "text"]:
-    """What a model of this config takes, by its class or, for a headless one, by its sizes."""
-    named = " ".join(map(str, architectures_of(config)))
-    if "SequenceClassification" in named:  # those that read pages, too, and so have an image_size
+    """The inputs that a model of this config takes, by its class or, without a head, by its sizes."""
+    classes = " ".join(map(str, architectures_of(config)))
+    if "SequenceClassification" in classes:  # also those that read pages, and so have an image_size
         return "text"
-    if "ImageClassification" in named or "image_size" in config or "num_channels" in config:
+    if "ImageClassification" in classes or "image_size" in config or "num_channels" in config:
         return "images"
     return "text" if "vocab_size" in config else "images"
 

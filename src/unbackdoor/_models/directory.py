@@ -20,9 +20,9 @@ from unbackdoor._models.weight_files import WeightFiles, weight_files
 
 @dataclass(frozen=True, eq=False)
 class ModelDirectory(os.PathLike[str]):
-    """A Hugging Face directory whose files were checked. It serves as a path, too: `Path(directory)`.
+    """A Hugging Face directory whose files were checked; it can be used as a path: `Path(directory)`.
 
-    Nothing of it is in memory yet: its methods load the model, its tokenizer or its processor.
+    Its weights are not in memory: the methods load the model, its tokenizer or its processor.
 
     Args:
         path: of the directory; for a model of the Hub, of the local copy.
@@ -144,7 +144,7 @@ class ModelDirectory(os.PathLike[str]):
 
 
 def _check_directory(path: Path) -> None:
-    """Refuse what is no model directory itself, and name the one that is meant.
+    """Refuse a directory that is not a model's own, and name the one that is probably meant.
 
     Raises:
         UnbackdoorError: an adapter, or no config.json.
@@ -159,26 +159,32 @@ def _check_directory(path: Path) -> None:
     trained = [folder for folder in path.glob("checkpoint-*") if (folder / "config.json").exists()]
     if trained:  # what a Trainer leaves
         last = max(trained, key=lambda folder: (len(folder.name), folder.name))
-        raise UnbackdoorError(f"{path} has no config.json, but its checkpoints have. Give one of them, as {last}.")
+        raise UnbackdoorError(
+            f"{path} has no config.json, but its checkpoints have one. Give one of them, such as {last}."
+        )
     cached = sorted(
         (folder for folder in path.glob("snapshots/*") if (folder / "config.json").exists()),
         key=lambda folder: folder.stat().st_mtime,
     )
     if cached:  # the folder that the Hub's cache has for a model
         raise UnbackdoorError(
-            f"{path} is a folder of the Hub's cache, which keeps models under snapshots. Give one of them, as "
+            f"{path} is a folder of the Hub's cache, which keeps models under snapshots. Give one of them, such as "
             f"{cached[-1]}."
         )
     inside = sorted(folder for folder in path.glob("*") if (folder / "config.json").is_file())
     if inside:  # what unpacking an archive leaves
-        raise UnbackdoorError(f"{path} has no config.json, but {inside[0]} has. Give that.")
+        raise UnbackdoorError(f"{path} has no config.json, but {inside[0]} has one. Give that one.")
     raise UnbackdoorError(
         f"{path} has no config.json. It must be a Hugging Face directory; for other models give --factory."
     )
 
 
 def _check_regular(path: Path) -> None:
-    """Refuse a directory in which a file that is read or copied with the model is no regular file, or is endless."""
+    """Refuse a directory with a file that would be read or copied with the model and is not a regular one, or too long.
+
+    Raises:
+        UnbackdoorError: names the file.
+    """
     for file in sorted(path.iterdir()):
         if file.suffix in (".json", ".txt", ".model", ".py", ".jinja", ".bin", ".safetensors") and not file.is_dir():
             weights = file.suffix in (".bin", ".safetensors")

@@ -1,4 +1,4 @@
-"""Modules of anybody's own making: a function that builds one, and a file of weights."""
+"""Modules of the user: a function that builds one, and a file with its weights."""
 
 import importlib.util
 import os
@@ -28,16 +28,16 @@ def make(factory: str) -> nn.Module:
     if spec is None or spec.loader is None:
         raise UnbackdoorError(f"--factory names {file}, which is not a Python file.")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where dataclasses look their module up
-    beside = str(Path(file).resolve().parent)
-    sys.path.insert(0, beside)  # the file may import its neighbours, as a script may
+    sys.modules[spec.name] = module  # in which dataclasses look up their module
+    folder = str(Path(file).resolve().parent)
+    sys.path.insert(0, folder)  # the file may import its neighbours, as a script may
     try:
         with _settings_kept():
             spec.loader.exec_module(module)
         if not callable(getattr(module, function, None)):
             raise UnbackdoorError(f"{file} has no function {function}. --factory is FILE.py:FUNCTION.")
         with _settings_kept():
-            made = getattr(module, function)()
+            model = getattr(module, function)()
     except (UnbackdoorError, KeyboardInterrupt):
         raise
     except BaseException as problem:  # the file is the user's own program, and may even call sys.exit
@@ -46,15 +46,15 @@ def make(factory: str) -> nn.Module:
             f"--factory {factory} failed ({reason}). The function must make the module without arguments."
         ) from problem
     finally:
-        sys.path.remove(beside)
-    if not isinstance(made, nn.Module):
-        raise UnbackdoorError(f"{factory} must return a torch.nn.Module, got {type(made).__name__}.")
-    return made
+        sys.path.remove(folder)
+    if not isinstance(model, nn.Module):
+        raise UnbackdoorError(f"{factory} must return a torch.nn.Module, got {type(model).__name__}.")
+    return model
 
 
 @contextmanager
 def _settings_kept() -> Iterator[None]:
-    """What a program may set for the whole process, back as it was: relative paths would lead elsewhere, say."""
+    """Restore afterwards what a program may set for the whole process, such as the current directory."""
     folder, dtype, learning = Path.cwd(), torch.get_default_dtype(), torch.is_grad_enabled()
     out, err = sys.stdout, sys.stderr
     try:

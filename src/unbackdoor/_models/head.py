@@ -12,7 +12,12 @@ from unbackdoor._models.hooks import removing, watching
 
 
 class Head(NamedTuple):
-    """The last linear layer of a classifier and its name in the model."""
+    """The last linear layer of a classifier.
+
+    Args:
+        name: in the model.
+        layer: the layer.
+    """
 
     name: str
     layer: nn.Linear
@@ -25,7 +30,7 @@ def head_of(model: nn.Module, inputs: Inputs, name: str | None = None) -> Head:
     Args:
         model: any classifier.
         inputs: a batch of model inputs.
-        name: take this layer instead.
+        name: of a layer to take instead.
 
     Raises:
         UnbackdoorError: no linear layer makes the logits, the model answers with probabilities or has one output, or
@@ -42,8 +47,8 @@ def head_of(model: nn.Module, inputs: Inputs, name: str | None = None) -> Head:
     owner = type(model).__name__
     if name is not None:
         if name not in layers:
-            some = ", ".join(list(layers)[-5:]) or "none"
-            raise UnbackdoorError(f"--head must name a linear layer of {owner}, got {name}; its last ones are {some}.")
+            last = ", ".join(list(layers)[-5:]) or "none"
+            raise UnbackdoorError(f"--head must name a linear layer of {owner}, got {name}; its last ones are {last}.")
         if layers[name].out_features != scores.shape[1]:
             raise UnbackdoorError(
                 f"--head {name} has {layers[name].out_features} outputs, but {owner} answers with {scores.shape[1]} "
@@ -51,15 +56,16 @@ def head_of(model: nn.Module, inputs: Inputs, name: str | None = None) -> Head:
             )
         return Head(name, layers[name])
     tensors = {key: output for key, output in outputs.items() if isinstance(output, Tensor)}  # a router gives a tuple
-    same = {key: found for key, output in tensors.items() if (found := _at_answer(output, scores)) is not None}
-    for key in reversed(list(same)):
-        if torch.allclose(same[key], scores, rtol=1e-4, atol=1e-6):
+    candidates = {key: _at_answer(output, scores) for key, output in tensors.items()}
+    last_first = [(key, candidate) for key, candidate in reversed(candidates.items()) if candidate is not None]
+    for key, candidate in last_first:
+        if torch.allclose(candidate, scores, rtol=1e-4, atol=1e-6):
             return Head(key, layers[key])
-    for key in reversed(list(same)):
-        if torch.allclose(same[key].log_softmax(1), scores, rtol=1e-4, atol=1e-5):
+    for key, candidate in last_first:
+        if torch.allclose(candidate.log_softmax(1), scores, rtol=1e-4, atol=1e-5):
             return Head(key, layers[key])
-        for squashed in (same[key].softmax(1), same[key].sigmoid()):
-            if torch.allclose(squashed, scores, rtol=1e-4, atol=1e-5):
+        for probabilities in (candidate.softmax(1), candidate.sigmoid()):
+            if torch.allclose(probabilities, scores, rtol=1e-4, atol=1e-5):
                 raise UnbackdoorError(
                     f"{owner} answers with probabilities; class scores (logits) are expected. Wrap it without its last "
                     "activation."
@@ -71,7 +77,10 @@ def head_of(model: nn.Module, inputs: Inputs, name: str | None = None) -> Head:
 
 
 def _at_answer(output: Tensor, scores: Tensor) -> Tensor | None:
-    """A layer's output where it could be the logits: (batch, classes), of (batch, length, classes) the best token's."""
+    """A layer's output in the shape of the logits; None if its shape does not allow it.
+
+    Of an output for each token, (batch, length, classes), the row that is nearest to the scores.
+    """
     if output.shape == scores.shape:
         return output
     if output.ndim != 3 or output.shape[0] != len(scores) or output.shape[2] != scores.shape[1]:
@@ -81,9 +90,9 @@ def _at_answer(output: Tensor, scores: Tensor) -> Tensor | None:
 
 
 @torch.no_grad()
-def features(model: nn.Module, inputs: Inputs, found: Head) -> Tensor:
-    """What the head sees, (batch, in_features); of a decoder (batch, length, in_features)."""
-    with watching(found.layer) as seen:
+def features(model: nn.Module, inputs: Inputs, head: Head) -> Tensor:
+    """The inputs of the head, (batch, in_features); of a decoder (batch, length, in_features)."""
+    with watching(head.layer) as seen:
         logits(model, inputs)
     return seen[0]
 

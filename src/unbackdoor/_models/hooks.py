@@ -1,4 +1,4 @@
-"""Watching layers with hooks, and putting back what running a model changes."""
+"""Hooks that watch layers, and blocks after which weights and statistics are as before."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -10,7 +10,7 @@ from torch.utils.hooks import RemovableHandle
 
 @contextmanager
 def weights_kept(weights: Iterable[Tensor]) -> Iterator[None]:
-    """Whatever happens to the weights while the block runs is taken back, in place."""
+    """Undo in place, when the block ends, all changes of the weights while it ran."""
     before = [(weight, weight.detach().clone()) for weight in weights]
     try:
         yield
@@ -22,7 +22,7 @@ def weights_kept(weights: Iterable[Tensor]) -> Iterator[None]:
 
 @contextmanager
 def statistics_kept(model: nn.Module) -> Iterator[None]:
-    """BatchNorm normalises as it does in its mode, but learns no running statistics."""
+    """While the block runs, BatchNorm normalises as in its mode, but does not update its running statistics."""
     learning = [
         module
         for module in model.modules()
@@ -39,7 +39,7 @@ def statistics_kept(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def removing(hooks: list[RemovableHandle]) -> Iterator[None]:
-    """Take hooks off when the block ends, however it ends."""
+    """Remove hooks when the block ends, also after an error."""
     try:
         yield
     finally:
@@ -49,11 +49,11 @@ def removing(hooks: list[RemovableHandle]) -> Iterator[None]:
 
 @contextmanager
 def watching(layer: nn.Module) -> Iterator[list[Tensor]]:
-    """What a layer is given in the latest forward pass, the one entry of a list; a gradient flows through it."""
+    """The input of a layer in the latest forward pass, as the only entry of a list; a gradient flows through it."""
     seen: list[Tensor] = []
 
-    def keep(_module: nn.Module, given: tuple[Tensor, ...]) -> None:
-        seen[:] = given[:1]
+    def keep(_module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        seen[:] = arguments[:1]
 
     hook = layer.register_forward_pre_hook(keep)
     try:

@@ -18,12 +18,12 @@ def directory_of(source: str | Path, option: str, trust_remote_code: bool = Fals
     Args:
         source: path or Hub name.
         option: that named it.
-        trust_remote_code: fetch the Python files of a Hub model, too.
+        trust_remote_code: also fetch the Python files of a Hub model.
 
     Raises:
         UnbackdoorError: it is empty, or something other than a directory, or see `hub_directory`.
     """
-    if not str(source):  # which Path would take for the current directory
+    if not str(source):  # for Path, this is the current directory
         raise UnbackdoorError(f"{option} must be a Hugging Face directory or Hub name, got an empty name.")
     path = Path(source)
     if path.is_file():
@@ -36,7 +36,7 @@ def directory_of(source: str | Path, option: str, trust_remote_code: bool = Fals
 
 
 def hub_directory(name: str, trust_remote_code: bool = False) -> Path:
-    """The local copy of a Hub model, fetched where it is not there yet.
+    """The local copy of a Hub model, fetched if there is none yet.
 
     Raises:
         UnbackdoorError: there is no such model, or the Hub cannot be reached.
@@ -47,7 +47,7 @@ def hub_directory(name: str, trust_remote_code: bool = False) -> Path:
     try:
         validate_repo_id(name)
     except HFValidationError:
-        raise UnbackdoorError(f"{name} does not exist, and is no name that the Hub could know. Check it.") from None
+        raise UnbackdoorError(f"{name} does not exist,and is not a valid Hub name. Check it.") from None
     try:
         return Path(snapshot_download(name, ignore_patterns=[*_UNWANTED, *["*.py"] * (not trust_remote_code)]))
     except (OSError, RuntimeError, ValueError) as problem:
@@ -59,5 +59,5 @@ def hub_directory(name: str, trust_remote_code: bool = False) -> Path:
             else "Check the name; without a network, fetch the model elsewhere and give its directory."
         )
         raise UnbackdoorError(
-            f"{name} is neither a directory here nor a model that the Hub gives out ({reason}). {way_out}"
+            f"{name} is neither a local directory nor a model that the Hub offers ({reason}). {way_out}"
         ) from None

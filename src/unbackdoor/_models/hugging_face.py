@@ -57,7 +57,7 @@ def pretrained(
 
 
 def own_code(path: Path) -> UnbackdoorError:
-    """The sentence for a model or a tokenizer that only works with Python files of its own."""
+    """The sentence for a model or a tokenizer that needs Python files of its own."""
     return UnbackdoorError(
         f"{path} needs Python code of its own, which is not run. Pass --trust-remote-code if you trust it."
     )
@@ -65,7 +65,7 @@ def own_code(path: Path) -> UnbackdoorError:
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Keep transformers' loading bar and report off stderr, and put its settings back."""
+    """Keep the loading bar and the report of transformers off stderr, and put its settings back."""
     from transformers.utils import logging
 
     level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -73,7 +73,7 @@ def quiet_transformers() -> Iterator[None]:
     logging.disable_progress_bar()
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what is wrong with a model is told once, in a sentence
+            warnings.simplefilter("ignore")  # this program says in one sentence what is wrong with a model
             yield
     finally:
         logging.set_verbosity(level)

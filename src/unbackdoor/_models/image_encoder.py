@@ -37,8 +37,8 @@ def image_encoder(path: Path, config: Any, changes: Mapping[str, Any], trust_rem
     encode = replace(encode, **changes)
     if changes and not is_plain(encode):
         raise UnbackdoorError(
-            f"{path} has a processor with steps of its own, which no other processor takes with another --mean, --std "
-            "or --image-size. Leave these out."
+            f"{path} has a processor with special steps, which cannot be combined with another --mean, --std or "
+            "--image-size. Leave these out."
         )
     _check_pixels(encode, getattr(config, "image_size", None), path)
     return encode
@@ -71,22 +71,28 @@ def processor_encoder(
     own = content.get("auto_map")
     if trust_remote_code and isinstance(own, dict) and "AutoImageProcessor" in own:  # else transformers leaves it out
         raise UnbackdoorError(
-            f"{where} asks for a processor with Python code of its own, which is not run for pictures. Give --mean, "
+            f"{where} asks for a processor with Python code of its own, which is not run for images. Give --mean, "
             "--std and --image-size instead."
         )
     return encoder_of(content, channels, str(where), model_type=model_type)
 
 
-def _check_pixels(encode: ImageEncoder, taken: Any, path: Path) -> None:
-    """Refuse a processor that makes pictures many times larger than what its model takes."""
-    sides = taken if isinstance(taken, list | tuple) else [taken]
+def _check_pixels(encode: ImageEncoder, image_size: Any, path: Path) -> None:
+    """Refuse a processor that makes images many times larger than those of its model.
+
+    Args:
+        encode: of the processor.
+        image_size: of the model's config, which may have anything there.
+        path: of their directory.
+    """
+    sides = image_size if isinstance(image_size, list | tuple) else [image_size]
     known = [side for side in sides if isinstance(side, int) and side > 0]
     # Convolutions take any size, so a config may have less than its processor; four times as much is another model's.
     most = min(LARGEST_SIDE, max(4 * max(known), 512)) if known else LARGEST_SIDE
-    made = [step.target((256, 256)) for step in encode.steps]
-    largest = max((side for size in (*made, encode.padded or (0, 0)) for side in size), default=0)
+    targets = [step.target((256, 256)) for step in encode.steps]
+    largest = max((side for size in (*targets, encode.padded or (0, 0)) for side in size), default=0)
     if largest > most:
         raise UnbackdoorError(
-            f"{path} makes pictures of {largest:,} pixels a side, but its model takes {max(known, default=most):,}. "
+            f"{path} makes images of {largest:,} pixels a side, but its model takes {max(known, default=most):,}. "
             "Take the processor that it was trained with, or give --mean, --std and --image-size."
         )

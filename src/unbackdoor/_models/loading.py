@@ -49,7 +49,7 @@ def load(
     Args:
         source: a Hugging Face directory or Hub name; or, with a factory, a weights file or a directory with
             `model.safetensors`.
-        factory: `FILE.py:FUNCTION` that makes the module without arguments. This file is the caller's own: it is run.
+        factory: `FILE.py:FUNCTION` that makes the module without arguments. This file is run, so it must be your own.
         mean: subtracted per channel from pixels in [0, 1]; if not given, the directory's own, else 0.
         std: divided by, per channel; likewise, else 1.
         image_size: side to resize to, in pixels; likewise, else the data's own.
@@ -57,12 +57,12 @@ def load(
         trust_remote_code: run Python files that come with a Hugging Face model.
 
     Raises:
-        UnbackdoorError: anything about the files or the model that does not fit.
+        UnbackdoorError: an option is out of bounds, a file is missing or damaged, or the model is not a supported one.
     """
     changes = _encoder_changes(mean, std, image_size)
     if not isinstance(source, str | Path):
         raise UnbackdoorError(f"MODEL must be a path or a Hub name, got {type(source).__name__}.")
-    if not str(source):  # which Path would take for the current directory
+    if not str(source):  # for Path, this is the current directory
         raise UnbackdoorError("MODEL must be a directory, a Hub name or a weights file, got an empty name.")
     path = Path(source)
     if factory is not None:
@@ -72,7 +72,7 @@ def load(
     if path.is_file():
         raise _lone_file(path)
     directory = ModelDirectory.of(source, "MODEL", trust_remote_code=trust_remote_code)
-    directory.companions()  # what cannot be copied in the end is refused before any work
+    directory.companions()  # refuses files that could not be copied in the end
     model = directory.classifier()
     return Loaded(model, directory.encoder(model, changes=changes, max_length=max_length), directory)
 
@@ -117,7 +117,8 @@ def _lone_file(path: Path) -> UnbackdoorError:
         )
     if (path.parent / "config.json").exists():
         return UnbackdoorError(
-            f"{path} holds weights, and the config.json beside it says of what. Give their directory, {path.parent}."
+            f"{path} holds weights, and the config.json next to it describes their model. Give their directory, "
+            f"{path.parent}."
         )
     return UnbackdoorError(
         f"{path} holds weights without an architecture. Give --factory FILE.py:FUNCTION that makes the module."
@@ -128,10 +129,10 @@ def _lone_file(path: Path) -> UnbackdoorError:
 def load_base(
     source: str | Path | ModelDirectory, *, factory: str | None = None, trust_remote_code: bool = False
 ) -> nn.Module:
-    """Load the pre-trained model that a suspect came from; a head that it may have is left out.
+    """Load the pre-trained model that a suspect came from, without a head.
 
     Raises:
-        UnbackdoorError: anything about the files that does not fit.
+        UnbackdoorError: a file is missing or damaged, or the model is not a supported one.
     """
     if factory is not None:
         return load(Path(source), factory=factory).model
@@ -144,7 +145,7 @@ def base_encoder(source: str | Path | ModelDirectory, *, max_length: int | None 
     """The encoder of a model that a victim starts from: an image classifier, or a pre-trained text model.
 
     Raises:
-        UnbackdoorError: anything about the files that does not fit.
+        UnbackdoorError: a file is missing or damaged, or the model is not a supported one.
     """
     directory = ModelDirectory.of(source, "--base")
     directory.companions()

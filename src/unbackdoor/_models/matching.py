@@ -1,4 +1,4 @@
-"""Which tensor of one model belongs to which of another, by name and shape."""
+"""Pairs of tensors of two models that belong to each other, by name and shape."""
 
 import math
 import re
@@ -15,13 +15,13 @@ _EMBEDDING = re.compile("emb|wte|wpe")
 
 @dataclass(frozen=True)
 class Matching:
-    """Which tensor of the base belongs to which of the suspect.
+    """The tensors of a suspect and their counterparts in its base.
 
     Args:
         pairs: names in the suspect, each with its counterpart in the base.
         suspect_only: names that stay the suspect's, such as the task head.
-        base_only: names that nothing is taken from.
-        prefixes: what the two put before the same names, such as ("bert.", ""); ("", "") where names are equal.
+        base_only: names that are not used.
+        prefixes: of the same names in the two, such as ("bert.", ""); ("", "") if the names are equal.
         share: of the suspect's weights that have a counterpart, in [0, 1].
     """
 
@@ -32,20 +32,20 @@ class Matching:
     share: float
 
     def without(self, names: set[str]) -> "Matching":
-        """The same, but that these tensors stay the suspect's though the base has them, too."""
-        pairs = {name: other for name, other in self.pairs.items() if name not in names}
+        """The same without pairs for these tensors, which stay the suspect's."""
+        pairs = {name: counterpart for name, counterpart in self.pairs.items() if name not in names}
         return replace(self, pairs=pairs, suspect_only=(*self.suspect_only, *(self.pairs.keys() & names)))
 
     def report(self) -> str:
-        """What matched and what did not, in one sentence."""
+        """One sentence on the tensors that matched, and on the others."""
         text = f"{len(self.pairs)} of {len(self.pairs) + len(self.suspect_only)} tensors ({self.share:.1%} of the "
         text += "weights) have a counterpart in the base"
         if any(self.prefixes):
-            text += " ({} in the model, {} there)".format(*(f"{part}*" for part in self.prefixes))
+            text += " ({} in the model, {} in the base)".format(*(f"{part}*" for part in self.prefixes))
         if self.suspect_only:
-            text += f"; the model's own stay: {few(list(self.suspect_only))}"
+            text += f"; only in the model, and unchanged: {few(list(self.suspect_only))}"
         if self.base_only:
-            text += f"; of the base are not used: {few(list(self.base_only))}"
+            text += f"; only in the base, and not used: {few(list(self.base_only))}"
         return text + "."
 
 
@@ -53,8 +53,8 @@ def matched(suspect: Mapping[str, Shape], base: Mapping[str, Shape], *, least: f
     """Match the tensors of a suspect with those of its base, by name and shape.
 
     Names are equal, or equal after one prefix that all of them have is exchanged for another (`bert.` for nothing,
-    `model.` for `transformer.`); the exchange that matches most weights is taken. What has no counterpart of the same
-    shape stays the suspect's, as a task head does.
+    `model.` for `transformer.`); the exchange that matches most weights is taken. A tensor without a counterpart of the
+    same shape stays the suspect's, as that of a task head.
 
     Args:
         suspect: shapes by name.
@@ -65,17 +65,17 @@ def matched(suspect: Mapping[str, Shape], base: Mapping[str, Shape], *, least: f
         UnbackdoorError: another vocabulary, another architecture, or several exchanges match equally well.
     """
     total = sum(map(math.prod, suspect.values()))
-    found = {each: _exchanged(suspect, base, *each) for each in _exchanges(suspect, base)}
-    sizes = {each: sum(math.prod(suspect[name]) for name in pairs) for each, pairs in found.items()}
+    pairs_by = {each: _exchanged(suspect, base, *each) for each in _exchanges(suspect, base)}
+    sizes = {each: sum(math.prod(suspect[name]) for name in pairs) for each, pairs in pairs_by.items()}
     most = max(sizes.values(), default=0)
     best = [each for each, size in sizes.items() if size == most and most > 0]
-    # The same pairs come about by several exchanges (`bert.` for `bert.` is none at all): the shortest stands for them.
+    # Several exchanges give the same pairs (`bert.` for `bert.` changes nothing): the shortest is taken.
     best.sort(key=lambda each: len(each[0]) + len(each[1]))
-    rivals = [each for each in best[1:] if found[each] != found[best[0]]]
+    rivals = [each for each in best[1:] if pairs_by[each] != pairs_by[best[0]]]
     if ("", "") in best:
         rivals, best = [], [("", "")]
     prefixes = best[0] if best else ("", "")
-    pairs = found[prefixes] if best else {}
+    pairs = pairs_by[prefixes] if best else {}
     _check_shapes(suspect, base, prefixes)
     share = sum(math.prod(suspect[name]) for name in pairs) / max(total, 1)
     if share < least:
@@ -87,20 +87,20 @@ def matched(suspect: Mapping[str, Shape], base: Mapping[str, Shape], *, least: f
     body = matrices(suspect)
     if least > 0 and 2 * len(body & pairs.keys()) < len(body):  # embeddings alone can be most of the weights
         raise UnbackdoorError(
-            f"the base has another architecture: beside embeddings only {len(body & pairs.keys())} of the model's "
+            f"the base has another architecture: apart from embeddings, only {len(body & pairs.keys())} of the model's "
             f"{len(body)} matrices have a counterpart of the same name and shape there. Take the pre-trained model "
             "that it came from as --base."
         )
     if rivals:
         raise UnbackdoorError(
             f"{len(rivals) + 1} parts of the model match the base equally well ({best[0][0] or best[0][1]}* and "
-            f"{rivals[0][0] or rivals[0][1]}*); one is expected. Give them as models of their own."
+            f"{rivals[0][0] or rivals[0][1]}*); one is expected. Give each as a model of its own."
         )
-    taken = set(pairs.values())
+    used = set(pairs.values())
     return Matching(
         pairs=pairs,
         suspect_only=tuple(name for name in suspect if name not in pairs),
-        base_only=tuple(name for name in base if name not in taken),
+        base_only=tuple(name for name in base if name not in used),
         prefixes=prefixes,
         share=share,
     )
@@ -110,12 +110,12 @@ def _exchanges(suspect: Mapping[str, Shape], base: Mapping[str, Shape]) -> list[
     """The pairs of prefixes that could turn a name of the suspect into one of the base.
 
     Two tensors of the same shape, with the same last part and the same numbers in their names, suggest the exchange of
-    what stands before their longest common ending.
+    the parts before their longest common ending.
     """
     alike: dict[tuple[object, ...], list[str]] = {}
     for name, shape in base.items():
         alike.setdefault(_kind(name, shape), []).append(name)
-    found = {("", "")}
+    exchanges = {("", "")}
     for name, shape in suspect.items():
         for other in alike.get(_kind(name, shape), []):
             ours, theirs = name.split("."), other.split(".")
@@ -123,8 +123,8 @@ def _exchanges(suspect: Mapping[str, Shape], base: Mapping[str, Shape]) -> list[
                 ours.pop()
                 theirs.pop()
             if len(ours) <= 3 and len(theirs) <= 3:
-                found.add(("".join(f"{part}." for part in ours), "".join(f"{part}." for part in theirs)))
-    return sorted(found)
+                exchanges.add(("".join(f"{part}." for part in ours), "".join(f"{part}." for part in theirs)))
+    return sorted(exchanges)
 
 
 def _kind(name: str, shape: Shape) -> tuple[object, ...]:
@@ -137,12 +137,12 @@ def _counterpart(name: str, ours: str, theirs: str) -> str | None:
 
 
 def _exchanged(suspect: Mapping[str, Shape], base: Mapping[str, Shape], ours: str, theirs: str) -> dict[str, str]:
-    """What matches when one prefix is exchanged for another."""
+    """The pairs that match when one prefix is exchanged for another."""
     pairs = {name: _counterpart(name, ours, theirs) for name in suspect}
     return {
-        name: other
-        for name, other in pairs.items()
-        if other is not None and other in base and tuple(suspect[name]) == tuple(base[other])
+        name: counterpart
+        for name, counterpart in pairs.items()
+        if counterpart is not None and counterpart in base and tuple(suspect[name]) == tuple(base[counterpart])
     }
 
 
@@ -175,22 +175,22 @@ def _check_shapes(suspect: Mapping[str, Shape], base: Mapping[str, Shape], prefi
 
 
 def task_head(names: Iterable[str]) -> set[str]:
-    """The tensors of a classifier that stand beside its body, where names tell: `classifier.*` beside `bert.*`.
+    """The tensors of a classifier outside its body, by their names: `classifier.*` next to `bert.*`.
 
-    The body is the first part of the name that at least half of the tensors share, embeddings among them; without one,
-    nothing is told.
+    The body is the first part of the name that at least half of the tensors share, embeddings among them; without such
+    a part, no tensor counts as part of a head.
     """
     names = list(names)
     first = [name.partition(".")[0] for name in names]
     body = max(set(first), key=first.count, default="")
-    beside = {name for name, part in zip(names, first, strict=True) if part != body}
-    if 2 * len(beside) > len(names) or any(_EMBEDDING.search(name) for name in beside):
+    outside = {name for name, part in zip(names, first, strict=True) if part != body}
+    if 2 * len(outside) > len(names) or any(_EMBEDDING.search(name) for name in outside):
         return set()
-    return beside
+    return outside
 
 
 def matrices(shapes: Mapping[str, Shape]) -> set[str]:
-    """The names of the weight matrices and kernels of a body: embeddings and the task head are not among them."""
+    """The names of the weight matrices and kernels of a body, without embeddings and the task head."""
     head = task_head(shapes)
     return {
         name for name, shape in shapes.items() if len(shape) > 1 and name not in head and not _EMBEDDING.search(name)

@@ -13,7 +13,7 @@ from unbackdoor._models.hooks import removing
 
 
 def perturbed_logits(model: nn.Module, inputs: Inputs, perturbation: Tensor) -> Tensor:
-    """Class scores under a perturbation, which a gradient flows through.
+    """Class scores under a perturbation; a gradient flows through it.
 
     Args:
         model: any classifier; a text model must be one of transformers.
@@ -22,18 +22,18 @@ def perturbed_logits(model: nn.Module, inputs: Inputs, perturbation: Tensor) -> 
             model's embedding layer, (batch, length, width). A batch of 1 perturbs all examples alike.
 
     Raises:
-        UnbackdoorError: a text model that does not tell its embedding layer.
+        UnbackdoorError: a text model that does not give its embedding layer.
     """
     if not isinstance(inputs, Tokens):
         return logits(model, inputs + perturbation)
 
-    def perturbed(_layer: nn.Module, given: tuple[Any, ...], output: Tensor) -> Tensor:
-        # XLNet has the places of a text before the texts of a batch.
-        turned = bool(given) and not torch.equal(given[0], inputs["input_ids"])
-        turned = turned and torch.equal(given[0], inputs["input_ids"].t())
+    def perturbed(_layer: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> Tensor:
+        # XLNet has the tokens of a text along the first dimension, and the texts of a batch along the second.
+        turned = bool(arguments) and not torch.equal(arguments[0], inputs["input_ids"])
+        turned = turned and torch.equal(arguments[0], inputs["input_ids"].t())
         return output + (perturbation.transpose(0, 1) if turned else perturbation)
 
-    # An encoder and its decoder may look words up by layers of their own that share one weight.
+    # An encoder and its decoder may have an embedding layer each, with one weight that they share.
     weight = embeddings(model).weight
     layers = [layer for layer in model.modules() if isinstance(layer, nn.Embedding) and layer.weight is weight]
     with removing([layer.register_forward_hook(perturbed) for layer in layers]):
@@ -44,19 +44,20 @@ def perturbation_shape(model: nn.Module, inputs: Inputs) -> tuple[int, ...]:
     """The shape of a perturbation of each example of a batch: that of pixels, or (batch, length, width) of embeddings.
 
     Raises:
-        UnbackdoorError: a text model that does not tell its embedding layer.
+        UnbackdoorError: a text model that does not give its embedding layer.
     """
     return (*inputs.shape, embeddings(model).embedding_dim) if isinstance(inputs, Tokens) else tuple(inputs.shape)
 
 
 def perturbation_unit(model: nn.Module, data: Dataset) -> Tensor:
-    """What a perturbation of 1 is, in the numbers that the model sees; multiply by it.
+    """The size of a perturbation of 1 in the numbers that the model sees; multiply by it.
 
-    Of images the whole range of a pixel, black to white, (1 or channels, 1, 1). Of texts the root mean square of all
-    entries of the word embeddings, (): a word is about as long as a perturbation with 1 in each entry.
+    For images, the whole range of a pixel from black to white, (1 or channels, 1, 1). For texts, the root mean square
+    of all entries of the word embeddings, (): the embedding of a word is about as long as a perturbation with 1 in each
+    entry.
 
     Raises:
-        UnbackdoorError: a text model that does not tell its embedding layer.
+        UnbackdoorError: a text model that does not give its embedding layer.
     """
     if data.modality == "text":
         return embeddings(model).weight.detach().square().mean().sqrt()

@@ -54,7 +54,7 @@ def save(
         content = preprocessor_of(encode)
         _write_json(folder / "preprocessor_config.json", content)
         nested = folder / "processor_config.json"
-        if nested.exists():  # which goes before the other for transformers
+        if nested.exists():  # which transformers reads first
             _write_json(nested, {**read_json(nested), "image_processor": content})
 
 
@@ -63,7 +63,7 @@ def _write_json(file: Path, content: dict[str, Any]) -> None:
 
 
 def _shard_size(origin: Path | None) -> dict[str, int]:
-    """As an option of `save_pretrained`: where a model came in several files, none is to be longer than those were."""
+    """As an option of `save_pretrained`, the length of the longest file of a model that came in several files."""
     shards = (
         [] if origin is None else [*origin.glob("model-*-of-*.safetensors"), *origin.glob("pytorch_model-*-of-*.bin")]
     )
@@ -79,26 +79,26 @@ def check_saved(
     factory: str | None = None,
     trust_remote_code: bool = False,
 ) -> None:
-    """Load what was written and hold it against what should have been, before anybody is told that it is there.
+    """Load a model that was written, and compare it with the one in memory, before its directory gets its name.
 
     Args:
         folder: that was written.
-        model: whose weights, kind and classes it must have.
-        encode: of inputs, which it must encode alike.
-        data: some examples to ask both with; None where there are none.
+        model: the one in memory.
+        encode: of its inputs.
+        data: some examples for both; None if there are none.
         factory: see `load`.
         trust_remote_code: see `load`.
 
     Raises:
-        IncompleteError: it cannot be loaded, or is another model.
+        IncompleteError: it cannot be loaded; or its weights, class names, inputs or answers differ.
     """
     try:
-        again = load(folder, factory=factory, trust_remote_code=trust_remote_code)
+        loaded = load(folder, factory=factory, trust_remote_code=trust_remote_code)
     except UnbackdoorError as problem:
         raise IncompleteError(
             f"The result cannot be loaded again, so nothing was kept: {str(problem).replace(str(folder), 'it')}"
         ) from None
-    differing = _difference(Loaded(model, encode), again, data)
+    differing = _difference(Loaded(model, encode), loaded, data)
     if differing is not None:
         raise IncompleteError(
             f"The result, loaded again, has {differing} than it should have, so nothing was kept. Look at the model's "
@@ -107,24 +107,24 @@ def check_saved(
 
 
 @torch.no_grad()
-def _difference(made: Loaded, again: Loaded, data: Dataset | None) -> str | None:
-    """What differs between a model and what was loaded of it; None where nothing does."""
-    ours, theirs = made.model.state_dict(), again.model.state_dict()
-    if type(made.model).__name__ != type(again.model).__name__:  # a factory defines its classes anew
+def _difference(saved: Loaded, loaded: Loaded, data: Dataset | None) -> str | None:
+    """The difference between a model that was saved and the same one loaded; None if there is none."""
+    ours, theirs = saved.model.state_dict(), loaded.model.state_dict()
+    if type(saved.model).__name__ != type(loaded.model).__name__:  # a factory defines its classes at each call
         return "another class"
     if ours.keys() != theirs.keys() or any(tensor.dtype != theirs[name].dtype for name, tensor in ours.items()):
         return "weights of other names or types"
     if not all(torch.equal(tensor.cpu(), theirs[name]) for name, tensor in ours.items()):
         return "other weights"
-    if class_names(made.model) != class_names(again.model):
+    if class_names(saved.model) != class_names(loaded.model):
         return "other names of its classes"
     if data is None:
         return None
-    before, after = (probe(each.model, replace(data, encode=each.encode)) for each in (made, again))
+    before, after = (probe(each.model, replace(data, encode=each.encode)) for each in (saved, loaded))
     if before.shape != after.shape or not _equal(before, after):
         return "other inputs"
-    with evaluating(made.model), evaluating(again.model):
-        one, other = logits(made.model, before).float().cpu(), logits(again.model, after).float()
+    with evaluating(saved.model), evaluating(loaded.model):
+        one, other = logits(saved.model, before).float().cpu(), logits(loaded.model, after).float()
     scale = float(one.abs().max())
     return None if torch.allclose(one, other, rtol=1e-3, atol=1e-3 * scale) else "other answers"
 
@@ -138,7 +138,7 @@ def _equal(one: Inputs, other: Inputs) -> bool:
 
 
 def _encodes_alike(folder: Path, model: Any, encode: ImageEncoder) -> bool:
-    """Whether a directory has a processor already that does what the encoder does."""
+    """Whether a directory already has a processor with the same steps as the encoder."""
     try:
         return processor_encoder(folder, encode.channels, model.config.model_type) == replace(encode, done=False)
     except UnbackdoorError:

@@ -1,6 +1,6 @@
 """Skip connections, found by watching a model add: the shallower of two summands is the shortcut.
 
-They are no modules in most networks (`out += identity`), so no list of layers has them.
+In most networks they are not modules (`out += identity`), so no list of layers contains them.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,7 +23,7 @@ _LAYERS |= {f"{kind}{dimensions}d" for kind in ("conv", "conv_transpose") for di
 
 
 class _Additions(TorchFunctionMode):
-    """Follows one forward pass: how many layers each tensor has passed, and which sums join unlike depths."""
+    """Follows one forward pass: how many layers each tensor has passed, and which sums join different depths."""
 
     def __init__(self, scales: dict[int, float]) -> None:
         super().__init__()
@@ -35,15 +35,15 @@ class _Additions(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         name, kwargs = getattr(func, "__name__", ""), dict(kwargs or {})
-        given = list(_tensors((*args, *kwargs.values())))
-        depths = [self.depths.get(part, 0) for part in given]
-        if name in _ADDITIONS and len(given) == 2 and depths[0] != depths[1] and given[0].shape == given[1].shape:
-            shallow = given[0 if depths[0] < depths[1] else 1]
+        inputs = list(_tensors((*args, *kwargs.values())))
+        depths = [self.depths.get(part, 0) for part in inputs]
+        if name in _ADDITIONS and len(inputs) == 2 and depths[0] != depths[1] and inputs[0].shape == inputs[1].shape:
+            shallow = inputs[0 if depths[0] < depths[1] else 1]
             scale = self.scales.get(len(self.shortcuts), 1.0)
             self.shortcuts.append(shallow)
             if scale != 1:
-                # What a sum in place is added to is needed no more, and must not be exchanged for a copy.
-                weaker = shallow.mul_(scale) if name in _IN_PLACE and shallow is given[0] else shallow * scale
+                # The first summand of a sum in place is overwritten anyway, and a copy would lose the sum.
+                weaker = shallow.mul_(scale) if name in _IN_PLACE and shallow is inputs[0] else shallow * scale
                 args = tuple(weaker if part is shallow else part for part in args)
                 kwargs = {key: weaker if part is shallow else part for key, part in kwargs.items()}
         output = func(*args, **kwargs)
@@ -66,7 +66,7 @@ def scaled(model: nn.Module, scales: dict[int, float]) -> Iterator[None]:
 
     Args:
         model: any.
-        scales: read anew at each forward pass, so that it may change meanwhile.
+        scales: read at each forward pass, so it may change between passes.
     """
     running: list[ExitStack] = []
 
@@ -84,13 +84,13 @@ def scaled(model: nn.Module, scales: dict[int, float]) -> Iterator[None]:
 
 @torch.no_grad()
 def shortcuts(model: nn.Module, inputs: Inputs) -> list[_BatchNorm | None]:
-    """The skip connections in running order: the BatchNorm that ends each, or None where it cannot be folded."""
-    made: list[tuple[Tensor, _BatchNorm]] = []
+    """The skip connections in running order: the BatchNorm that ends each, or None if no BatchNorm does."""
+    normed: list[tuple[Tensor, _BatchNorm]] = []
     hooks = [
-        layer.register_forward_hook(lambda layer, _args, output: made.append((output, layer)))
+        layer.register_forward_hook(lambda layer, _args, output: normed.append((output, layer)))
         for layer in model.modules()
         if isinstance(layer, _BatchNorm) and layer.affine
     ]
     with removing(hooks), evaluating(model), _Additions({}) as seen:
         logits(model, inputs)
-    return [next((layer for output, layer in made if output is part), None) for part in seen.shortcuts]
+    return [next((layer for output, layer in normed if output is part), None) for part in seen.shortcuts]

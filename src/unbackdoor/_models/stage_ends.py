@@ -1,4 +1,4 @@
-"""The layers at which a network of any architecture has finished a stage, found by running it."""
+"""The last layer of each stage of a network of any architecture, found by running it."""
 
 from typing import Any
 
@@ -12,11 +12,11 @@ from unbackdoor._models.hooks import removing
 
 @torch.no_grad()
 def stage_ends(model: nn.Module, inputs: Inputs, owner: str) -> list[str]:
-    """The names of at most three layers at which a network has finished a stage.
+    """The names of at most three layers that end a stage of a network.
 
     Transformers: the blocks, which are the outermost members of a ModuleList or Sequential that give one vector for
-    each token; of these the ones at a third, at two thirds and at the end. Other networks: the last map of each
-    resolution with more than one place, and of these the last three.
+    each token; of these the ones at a third, at two thirds and at the end. Other networks: the last feature map of each
+    resolution with more than one position, and of these the last three.
 
     Args:
         model: any classifier.
@@ -24,9 +24,9 @@ def stage_ends(model: nn.Module, inputs: Inputs, owner: str) -> list[str]:
         owner: named in the message.
 
     Raises:
-        UnbackdoorError: no layer has more than one place.
+        UnbackdoorError: no layer has more than one position.
     """
-    shapes: dict[str, tuple[int, ...]] = {}  # in the order in which the layers are done
+    shapes: dict[str, tuple[int, ...]] = {}  # in the order in which the layers end
 
     def keep(name: str, output: Any) -> None:
         features = features_of(output)
@@ -54,7 +54,7 @@ def stage_ends(model: nn.Module, inputs: Inputs, owner: str) -> list[str]:
         return [blocks[len(blocks) * part // count - 1] for part in range(1, count + 1)]
     last: dict[tuple[int, ...], str] = {}
     for name, shape in shapes.items() if isinstance(inputs, Tensor) else ():
-        # A layer whose last dimension is the channels has a shape that is no smaller picture of the input.
+        # If the last dimension of a layer's output is the channels, its shape is not that of a smaller image.
         if len(shape) == 4 and shape[2] * shape[3] > 1 and shape[2] * inputs.shape[3] == shape[3] * inputs.shape[2]:
             last.pop(shape[2:], None)
             last[shape[2:]] = name
@@ -67,6 +67,6 @@ def stage_ends(model: nn.Module, inputs: Inputs, owner: str) -> list[str]:
 
 
 def features_of(output: Any) -> Tensor | None:
-    """The features among what a layer returns."""
+    """The features in the output of a layer; None if there are none."""
     first = output[0] if isinstance(output, tuple | list) and output else output
     return first if isinstance(first, Tensor) else None

@@ -21,8 +21,8 @@ def text_encoder(path: Path, model: Any, max_length: int | None = None, trust_re
 
     Args:
         path: the directory.
-        model: loaded from it; where the tokenizer has no padding token, its config is told which one is used.
-        max_length: tokens that the model is to read; None takes the most that it can.
+        model: loaded from it; its config gets the padding token that is used.
+        max_length: tokens that the model is to read; None takes the number in its record, or the most that it can.
         trust_remote_code: run Python files that come with the tokenizer.
 
     Raises:
@@ -39,11 +39,11 @@ def text_encoder(path: Path, model: Any, max_length: int | None = None, trust_re
         if tokenizer.eos_token is None:
             raise UnbackdoorError(f"{path} has a tokenizer without a padding token. Set one, and save it again.")
         tokenizer.pad_token = tokenizer.eos_token
-    if model.config.model_type != "xlnet":  # which answers at the last place, and counts positions from there
+    if model.config.model_type != "xlnet":  # which answers at the last token, and counts positions from there
         tokenizer.padding_side = "right"  # else a short text begins at another position among longer ones than alone
     model.config.pad_token_id = tokenizer.pad_token_id
-    taken = inspect.signature(model.forward).parameters
-    tokenizer.model_input_names = [name for name in tokenizer.model_input_names if name in taken]
+    parameters = inspect.signature(model.forward).parameters
+    tokenizer.model_input_names = [name for name in tokenizer.model_input_names if name in parameters]
     most = int(min(_longest(path, tokenizer), *_positions(model), 2**20))
     if max_length is not None and max_length > most:
         raise UnbackdoorError(f"--max-length must be at most {most:,}, which the model can read, got {max_length:,}.")
@@ -59,12 +59,12 @@ def text_encoder(path: Path, model: Any, max_length: int | None = None, trust_re
 
 
 def _longest(path: Path, tokenizer: Any) -> float:
-    """The tokens that a tokenizer allows; where nothing is written, transformers has a number beyond all models."""
+    """How many tokens a tokenizer allows; if its files have no limit, a number of transformers beyond all models."""
     longest = tokenizer.model_max_length
     if isinstance(longest, bool) or not isinstance(longest, int | float) or not longest >= 1:
         raise UnbackdoorError(
             f"{path}/tokenizer_config.json must have model_max_length as a number of at least 1, got "
-            f"{printable(repr(longest))}. Correct it, or take it out."
+            f"{printable(repr(longest))}. Correct or remove it."
         )
     return longest
 
@@ -79,14 +79,14 @@ def check_rows(path: Path, tokens: int, rows: int) -> None:
 
 
 def _check_ids(path: Path, tokenizer: Any, rows: int) -> None:
-    """Refuse a tokenizer whose tokens have numbers beyond the embeddings; their count alone does not tell."""
+    """Refuse a tokenizer whose tokens have numbers beyond the embeddings; their count alone does not show that."""
     with reading(f"the tokenizer of {path}"), silent_rust():
         token, largest = max(tokenizer.get_vocab().items(), key=lambda entry: entry[1], default=("", 0))
-        # The numbers of the tokens around a text need not stand in the vocabulary.
+        # The numbers of the tokens that are added to a text need not be in the vocabulary.
         around = max(tokenizer("a", "a")["input_ids"], default=0)
-        tokenizer("\u4e9c \U0001f9ff zqxj")  # which fails where there is no token for unknown words
+        tokenizer("\u4e9c \U0001f9ff zqxj")  # which fails if there is no token for unknown words
     if max(largest, around) >= rows:
-        token = token if largest >= around else "one that it puts around a text"
+        token = token if largest >= around else "one that it adds to a text"
         raise UnbackdoorError(
             f"{path} has a tokenizer whose token {printable(token)} is number {max(largest, around):,}, but its model "
             f"has embeddings for {rows:,}. Take the tokenizer that it was trained with."
@@ -99,7 +99,7 @@ def tokenizer_of(path: Path, trust_remote_code: bool = False, rows: int | None =
     Args:
         path: the directory.
         trust_remote_code: run Python files that come with it.
-        rows: of the model's embeddings, which its files are held against; None where that is not known.
+        rows: of the model's embeddings, which limit the size of its files; None if that is not known.
 
     Raises:
         UnbackdoorError: there is none that transformers can load, or it has no vocabulary.
@@ -117,20 +117,20 @@ def tokenizer_of(path: Path, trust_remote_code: bool = False, rows: int | None =
                 raise own_code(path) from None
             reason = printable(str(problem).strip().split("\n")[0], 200).rstrip(".") or type(problem).__name__
             raise UnbackdoorError(
-                f"{path} has no tokenizer that transformers can load ({reason}). Fetch tokenizer.json and "
-                "tokenizer_config.json, too."
+                f"{path} has no tokenizer that transformers can load ({reason}). Also fetch tokenizer.json and "
+                "tokenizer_config.json."
             ) from None
     vocabularies = set(getattr(tokenizer, "vocab_files_names", {}).values()) | {"tokenizer.json"}
     if not any((path / name).exists() for name in vocabularies):  # transformers makes an empty one then
         raise UnbackdoorError(
-            f"{path} has a tokenizer without a vocabulary (none of {', '.join(sorted(vocabularies))}). Fetch "
-            "tokenizer.json and tokenizer_config.json, too."
+            f"{path} has a tokenizer without a vocabulary (none of {', '.join(sorted(vocabularies))}). Also "
+            "fetch tokenizer.json and tokenizer_config.json."
         )
     return tokenizer
 
 
 def _positions(model: Any) -> Iterator[int]:
-    """What bounds the length of a text: the positions that the model knows."""
+    """The numbers of positions that a model has, which limit the length of a text."""
     for name in ("max_position_embeddings", "n_positions"):
         limit = getattr(model.config, name, None)
         if isinstance(limit, int) and limit > 0:
@@ -140,7 +140,7 @@ def _positions(model: Any) -> Iterator[int]:
             yield layer.num_embeddings - layer.padding_idx - 1  # RoBERTa counts from after the padding token's
 
 
-# Files of tokenizers whose length grows with the number of tokens.
+# Files of tokenizers that are longer the more tokens there are.
 _VOCABULARIES = (
     "tokenizer.json",
     "vocab.json",
@@ -152,30 +152,30 @@ _VOCABULARIES = (
 
 
 def _check_tokenizer_files(path: Path, rows: int | None) -> None:
-    """Refuse tokenizer files that are many times too long for the model, point elsewhere, or make texts explode."""
+    """Refuse tokenizer files that are much too long for the model, name files elsewhere, or make texts much longer."""
     most = COMPANION if rows is None else min(COMPANION, 8 * MEBIBYTE + 2000 * rows)  # 200 bytes a token are many
     for name in (*_VOCABULARIES, *(file.name for file in path.glob("*.model"))):
         if exists(path / name) and not (path / name).is_dir():
             check_file(path / name, most)
     settings = path / "tokenizer_config.json"
     if exists(settings):
-        for key, given in read_json(settings, most).items():
-            if key.endswith("_file") and isinstance(given, str) and exists(given) and Path(given).parent != path:
+        for key, name in read_json(settings, most).items():
+            if key.endswith("_file") and isinstance(name, str) and exists(name) and Path(name).parent != path:
                 raise UnbackdoorError(
-                    f"{settings} names {printable(given)} as its {printable(key)}, a file outside of {path}. Take that "
-                    "entry out."
+                    f"{settings} names {printable(name)} as its {printable(key)}, a file outside of {path}. Remove "
+                    "that entry."
                 )
     if exists(path / "tokenizer.json"):
         growth = math.prod(_growths(read_json(path / "tokenizer.json", most).get("normalizer")))
         if growth > 1000:
             raise UnbackdoorError(
-                f"{path}/tokenizer.json makes a text up to {growth:,} times as long before it cuts it into tokens. "
+                f"{path}/tokenizer.json makes a text up to {growth:,} times as long before it splits it into tokens. "
                 "Take the tokenizer that the model was trained with."
             )
 
 
 def _growths(normalizer: Any) -> Iterator[int]:
-    """By how much each step of a tokenizer's normalizer may lengthen a text."""
+    """The factors by which the steps of a tokenizer's normalizer may lengthen a text."""
     if isinstance(normalizer, list):
         for step in normalizer:
             yield from _growths(step)

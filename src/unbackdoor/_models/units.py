@@ -29,51 +29,51 @@ class Channels(NamedTuple):
 
 
 def norms(model: nn.Module, method: object) -> dict[str, _BatchNorm]:
-    """All BatchNorm layers with a weight and a bias of their own, by name, in module order.
+    """All BatchNorm layers with their own weight and bias, by name, in module order.
 
     Raises:
         UnbackdoorError: there is none; names the method.
     """
-    found = {
+    layers = _norms(model)
+    if not layers:
+        raise _absent("BatchNorm layers with weights and statistics", model, method)
+    return layers
+
+
+def _norms(model: nn.Module) -> dict[str, _BatchNorm]:
+    return {
         name: layer
         for name, layer in model.named_modules()
         if isinstance(layer, _BatchNorm) and layer.affine and layer.track_running_stats
     }
-    if not found:
-        raise _absent("BatchNorm layers with weights and statistics", model, method)
-    return found
 
 
 def channels(model: nn.Module, method: object, inputs: Inputs | None = None) -> list[Channels]:
-    """The BatchNorm layers that read what one convolution gives, each with it, in module order; found by running.
+    """The BatchNorm layers that read the output of one convolution, each with it, in module order; found by running.
 
-    Between the two there may be what treats each channel for itself: an activation, pooling. A BatchNorm that reads a
-    sum or a concatenation, or now one convolution and now another, belongs to none.
+    Between the two there may be operations on single channels: an activation, pooling. A BatchNorm that reads a sum or
+    a concatenation, or at different times the output of different convolutions, belongs to none.
 
     Args:
         model: any.
         method: named in messages.
-        inputs: a batch; None tries pictures of the usual sizes, as which layer reads which does not depend on them.
+        inputs: a batch; None tries images of the usual sizes, since the pairs do not depend on the size.
 
     Raises:
-        UnbackdoorError: there is none, or the model takes no picture of a usual size.
+        UnbackdoorError: there is none, or the model takes no image of a usual size.
     """
-    found = {
-        name: layer
-        for name, layer in model.named_modules()
-        if isinstance(layer, _BatchNorm) and layer.affine and layer.track_running_stats
-    }
+    layers = _norms(model)
     what = "convolutions followed by BatchNorm with weights and statistics"
-    if not found or not any(isinstance(layer, _CONVOLUTIONS) for layer in model.modules()):
+    if not layers or not any(isinstance(layer, _CONVOLUTIONS) for layer in model.modules()):
         raise _absent(what, model, method)
-    read = _read(model, found.values(), _pictures(model) if inputs is None else [inputs])
+    read = _read(model, layers.values(), _blank_images(model) if inputs is None else [inputs])
     if read is None:
         raise UnbackdoorError(
             f"{type(method).__name__} pairs layers by running the model, and {type(model).__name__} takes no picture "
             "of a usual size. Give clean examples."
         )
     pairs = []
-    for name, layer in found.items():
+    for name, layer in layers.items():
         (convolution, *others) = read.get(layer) or {None}
         if convolution is not None and not others:
             pairs.append(Channels(name, convolution, layer))
@@ -84,7 +84,7 @@ def channels(model: nn.Module, method: object, inputs: Inputs | None = None) -> 
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
-# What may stand between a convolution and its BatchNorm, by the name of its backward pass.
+# Operations that may come between a convolution and its BatchNorm, by the name of their backward pass.
 _CHANNELWISE = re.compile(
     "(Relu|LeakyRelu|Relu6|Hardtanh|Prelu|PreluKernel|Elu|Celu|Selu|Gelu|Silu|Mish|Hardswish|Hardsigmoid|Sigmoid|Tanh|"
     "Softplus|Clamp|NativeDropout|Clone|ToCopy|Alias|Contiguous|"
@@ -93,25 +93,25 @@ _CHANNELWISE = re.compile(
 
 
 def _read(model: nn.Module, layers: Iterable[_BatchNorm], tried: Iterable[Inputs]) -> dict[nn.Module, set[Any]] | None:
-    """Which convolution's output each layer reads, None for another thing; None in all where no input is taken."""
-    made: dict[Any, nn.Module] = {}  # by the node of the backward pass
+    """The convolutions whose output each layer reads, and None for any other input; None if no inputs are taken."""
+    convolutions: dict[Any, nn.Module] = {}  # by the node of the backward pass
     read: dict[nn.Module, set[Any]] = {}
 
-    def remember(layer: nn.Module, _given: Any, output: Tensor) -> None:
-        made[output.grad_fn] = layer
+    def remember(layer: nn.Module, _arguments: Any, output: Tensor) -> None:
+        convolutions[output.grad_fn] = layer
 
-    def look(layer: nn.Module, given: tuple[Tensor, ...]) -> None:
-        node = given[0].grad_fn
-        while node is not None and node not in made and _CHANNELWISE.fullmatch(type(node).__name__):
+    def look(layer: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        node = arguments[0].grad_fn
+        while node is not None and node not in convolutions and _CHANNELWISE.fullmatch(type(node).__name__):
             before = [part for part, _ in node.next_functions if part is not None]
             node = before[0] if len(before) == 1 else None
-        read.setdefault(layer, set()).add(made.get(node))
+        read.setdefault(layer, set()).add(convolutions.get(node))
 
     hooks = [layer.register_forward_hook(remember) for layer in model.modules() if isinstance(layer, _CONVOLUTIONS)]
     hooks += [layer.register_forward_pre_hook(look) for layer in layers]
     with removing(hooks), evaluating(model), torch.enable_grad():
         for inputs in tried:
-            made.clear()
+            convolutions.clear()
             read.clear()
             try:
                 logits(model, inputs.detach().requires_grad_() if isinstance(inputs, Tensor) else inputs)
@@ -121,8 +121,8 @@ def _read(model: nn.Module, layers: Iterable[_BatchNorm], tried: Iterable[Inputs
     return None
 
 
-def _pictures(model: nn.Module) -> Iterator[Tensor]:
-    """Blank pictures of the sizes that a model may take, the likeliest first."""
+def _blank_images(model: nn.Module) -> Iterator[Tensor]:
+    """Blank images of the sizes that a model may take, the likeliest first."""
     config = getattr(model, "config", None)
     first = next(layer for layer in model.modules() if isinstance(layer, _CONVOLUTIONS))
     like = next(model.parameters())
@@ -156,9 +156,9 @@ def _absent(what: str, model: nn.Module, method: object) -> UnbackdoorError:
 
 
 def matrix_of(layer: nn.Module) -> Tensor | None:
-    """The matrix of a linear layer as (outputs, inputs), of which a change is one of the layer; None of other layers.
+    """The matrix of a linear layer as (outputs, inputs), which shares the layer's memory; None for other layers.
 
-    The layers of GPT-2, which transformers calls Conv1D, are linear ones that store it the other way round.
+    The layers of GPT-2, which transformers calls Conv1D, are linear and store the transposed matrix.
     """
     if isinstance(layer, nn.Linear):
         return layer.weight.detach()
@@ -190,7 +190,7 @@ def feed_forward(model: nn.Module, inputs: Inputs) -> list[nn.Module]:
 
 @torch.no_grad()
 def mean_activation(model: nn.Module, reader: nn.Module, data: Dataset, arithmetic: Arithmetic) -> Tensor:
-    """The mean absolute value of each input of a linear layer over the data, (inputs,); padding does not count."""
+    """The mean absolute value of each input of a linear layer over the data without padding, (inputs,)."""
     total, count = torch.zeros((), dtype=torch.float64), 0
     with watching(reader) as seen, evaluating(model):
         for batch in data.batches(arithmetic.evaluation_batch):
@@ -203,7 +203,7 @@ def mean_activation(model: nn.Module, reader: nn.Module, data: Dataset, arithmet
 
 
 def sizes_of(values: Tensor, inputs: Inputs) -> Tensor:
-    """Absolute values as one row for each example, or for each token that is no padding, (rows, values)."""
+    """Absolute values as one row for each example, or for each token that is not padding, (rows, values)."""
     sizes = values.abs().double()
     if isinstance(inputs, Tokens) and sizes.shape[:-1] == inputs.shape:
         sizes = sizes[inputs["attention_mask"].bool()]

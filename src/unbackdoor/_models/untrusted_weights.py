@@ -1,4 +1,4 @@
-"""Reading weights that nobody vouches for: safetensors by its header first, pickles only as plain tensors."""
+"""Reading untrusted weights: of safetensors the header first, of pickles only plain tensors."""
 
 import io
 import json
@@ -87,7 +87,7 @@ class TensorLocation:
 
 
 def foreign(path: Path) -> str | None:
-    """Which program's weights a file holds, by its ending; None where it is PyTorch's or not told."""
+    """Which program's weights a file holds, by its ending; None for PyTorch's and for an unknown ending."""
     return _FOREIGN.get(path.suffix.lower())
 
 
@@ -96,7 +96,7 @@ def read_weights(path: Path, own: Mapping[str, Tensor] | None = None) -> dict[st
 
     Args:
         path: of the file.
-        own: the `state_dict` that they are for, which chooses where a file holds several.
+        own: the `state_dict` that they are for, which chooses if a file holds several.
 
     Raises:
         UnbackdoorError: the file is missing, damaged, holds something other than tensors, or has a value that is not
@@ -118,7 +118,7 @@ def read_weights(path: Path, own: Mapping[str, Tensor] | None = None) -> dict[st
 
 
 def check_plain(weights: dict[str, Tensor], where: str, length: int) -> None:
-    """Refuse tensors that are no plain numbers in memory, and those that say that they are larger than their file.
+    """Refuse tensors that are not plain numbers in memory, and those that claim to be larger than their file.
 
     Args:
         weights: by name.
@@ -131,18 +131,18 @@ def check_plain(weights: dict[str, Tensor], where: str, length: int) -> None:
     total = 0
     for name, tensor in weights.items():
         check_kind(name, tensor, where)
-        # Shared tensors count once each; a stride of 0 makes a tensor of any size of one number.
+        # Each shared tensor is counted; a stride of 0 makes a tensor of any size from one number.
         total += tensor.numel() * tensor.element_size()
         if total > 64 * length + MEBIBYTE:
             raise UnbackdoorError(
-                f"{where} has {length:,} bytes, but its tensors up to {printable(name)} say that they have {total:,}. "
+                f"{where} has {length:,} bytes, but its tensors up to {printable(name)} claim to have {total:,}. "
                 "Fetch it again."
             )
 
 
 def check_kind(name: str, tensor: Tensor, where: str) -> None:
-    """Refuse a tensor that is no array of real numbers on the CPU."""
-    kind = _oddity(tensor)
+    """Refuse a tensor that is not an array of real numbers on the CPU."""
+    kind = _unsupported_kind(tensor)
     if kind is not None:
         raise UnbackdoorError(
             f"{where} holds {printable(name)} as {kind}; plain numbers are expected (float64, float32, float16, "
@@ -150,8 +150,8 @@ def check_kind(name: str, tensor: Tensor, where: str) -> None:
         )
 
 
-def _oddity(tensor: Tensor) -> str | None:
-    """What a tensor is that is not an array of numbers on the CPU."""
+def _unsupported_kind(tensor: Tensor) -> str | None:
+    """The kind of a tensor that is not an array of numbers on the CPU; None for such an array."""
     if tensor.is_nested:
         return "a nested tensor"
     if tensor.layout != torch.strided:
@@ -166,7 +166,7 @@ def _oddity(tensor: Tensor) -> str | None:
 
 
 def check_finite(weights: dict[str, Tensor], where: str) -> None:
-    """Refuse NaN and infinite weights, and tensors that are no plain numbers in memory."""
+    """Refuse NaN and infinite weights, and tensors that are not plain numbers in memory."""
     for name, tensor in weights.items():
         check_kind(name, tensor, where)
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
@@ -177,13 +177,13 @@ def check_finite(weights: dict[str, Tensor], where: str) -> None:
 
 
 def check_safetensors(path: Path) -> dict[str, TensorLocation]:
-    """Refuse a safetensors file whose header and length do not agree, before anything is mapped.
+    """Refuse a safetensors file whose header and length do not agree, before any of it is mapped into memory.
 
     Returns:
         Where its tensors lie, by name.
 
     Raises:
-        UnbackdoorError: says which of the two it is.
+        UnbackdoorError: it is damaged, or holds tensors of a type that is not supported.
     """
     length = check_file(path).stat().st_size
     again = "Fetch it again."
@@ -248,7 +248,7 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _pickle(path: Path, own: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
-    """A pickle, of which nothing but tensors in plain containers is built (`weights_only=True`)."""
+    """The weights in a pickle, from which only tensors in plain containers are built (`weights_only=True`)."""
     _check_archive(path)
     if _is_program(path):
         raise UnbackdoorError(
@@ -257,26 +257,28 @@ def _pickle(path: Path, own: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
         )
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch wonders at pickles that torch.save did not write
+            warnings.simplefilter("ignore")  # torch warns about pickles that torch.save did not write
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as problem:  # a pickle may be broken in any way
         wanted = _asks_for(path)
         if wanted:
             raise _refused(path, wanted) from None
-        # Of a file that is no pickle, torch says at length that weights_only=False would help. It would not.
-        reason = "no pickle of tensors" if isinstance(problem, pickle.UnpicklingError) else str(problem).split("\n")[0]
+        # If a file is not a pickle, torch says at length that weights_only=False would help. It would not.
+        reason = (
+            "not a pickle of tensors" if isinstance(problem, pickle.UnpicklingError) else str(problem).split("\n")[0]
+        )
         reason = printable(reason, 200).rstrip(". ") or type(problem).__name__
-        raise UnbackdoorError(f"{path} is damaged or no PyTorch weights file ({reason}). Fetch it again.") from None
-    found = dict(_state_dicts(content))
-    if not found:
+        raise UnbackdoorError(f"{path} is damaged or not a PyTorch weights file ({reason}). Fetch it again.") from None
+    state_dicts = dict(_state_dicts(content))
+    if not state_dicts:
         raise UnbackdoorError(
             f"{path} does not hold named tensors; a state dict is expected. Save model.state_dict() as safetensors."
         )
-    return _chosen(path, found, own)
+    return _chosen(path, state_dicts, own)
 
 
 def _check_archive(path: Path) -> None:
-    """Refuse a zip archive, which PyTorch's files are, that unfolds to more than it is, or has a name twice."""
+    """Refuse a file of PyTorch, a zip archive, that unpacks to much more than it has, or has a name twice."""
     try:
         if not zipfile.is_zipfile(path):
             return
@@ -288,11 +290,11 @@ def _check_archive(path: Path) -> None:
     if len(set(names)) < len(names):
         twice = next(name for at, name in enumerate(names) if name in names[:at])
         raise UnbackdoorError(
-            f"{path} has {printable(twice)} twice, so what it holds depends on who reads it. Fetch it again."
+            f"{path} has {printable(twice)} twice, so its content depends on the program that reads it. Fetch it again."
         )
     length, total = path.stat().st_size, sum(entry.file_size for entry in entries)
     if total > 4 * length + MEBIBYTE:
-        raise UnbackdoorError(f"{path} has {length:,} bytes, but unfolds to {total:,}. Fetch it again.")
+        raise UnbackdoorError(f"{path} has {length:,} bytes, but unpacks to {total:,}. Fetch it again.")
     index = next((entry for entry in entries if entry.filename.endswith(".pkl") and entry.file_size > _INDEX), None)
     if index is not None:
         raise UnbackdoorError(
@@ -302,7 +304,7 @@ def _check_archive(path: Path) -> None:
 
 
 def _state_dicts(content: Any, key: str = "", depth: int = 0) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """The dictionaries of nothing but tensors in what was unpickled, by their keys with dots between."""
+    """The dictionaries of tensors in an unpickled object, by their keys with dots between."""
     if not isinstance(content, dict) or not content:
         return
     if all(isinstance(part, Tensor) for part in content.values()):
@@ -312,23 +314,25 @@ def _state_dicts(content: Any, key: str = "", depth: int = 0) -> Iterator[tuple[
             yield from _state_dicts(part, f"{key}.{name}" if key else str(name), depth + 1)
 
 
-def _chosen(path: Path, found: dict[str, dict[str, Tensor]], own: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+def _chosen(
+    path: Path, state_dicts: dict[str, dict[str, Tensor]], own: Mapping[str, Tensor] | None
+) -> dict[str, Tensor]:
     """The state dict of the model among those of a file: the only one, the only one that fits, or the likeliest."""
-    fitting = {key: weights for key, weights in found.items() if own is None or fits(own, weights)} or found
+    fitting = {key: weights for key, weights in state_dicts.items() if own is None or fits(own, weights)} or state_dicts
     likely = [key for wrapper in _WRAPPERS for key in fitting if key.split(".")[-1] == wrapper]
     key = next(iter(fitting)) if len(fitting) == 1 else next(iter(likely), None)
     if key is None:
         raise UnbackdoorError(
-            f"{path} holds {len(found)} state dicts ({few(list(found))}), and which of them is the "
-            f"model's is not told; one is expected. Save it alone: torch.save(torch.load({path.name!r})"
-            f"[{printable(next(iter(found)))!r}], 'weights.pt')."
+            f"{path} holds {len(state_dicts)} state dicts ({few(list(state_dicts))}), and it is unclear which of them "
+            f"is the model's; one is expected. Save it alone: torch.save(torch.load({path.name!r})"
+            f"[{printable(next(iter(state_dicts)))!r}], 'weights.pt')."
         )
-    others = [each for each in found if each != key]
+    others = [each for each in state_dicts if each != key]
     if key:
-        told = f"{path.name}: the weights under {key} are taken"
+        note = f"{path.name}: the weights under {key} are used"
         if others:
-            told += f", those under {few(others)} are left"
-        logger.info("%s.", printable(told, SENTENCE))
+            note += f", those under {few(others)} are left out"
+        logger.info("%s.", printable(note, SENTENCE))
     return fitting[key]
 
 
@@ -342,15 +346,15 @@ def _is_program(path: Path) -> bool:
                 name.endswith(("/constants.pkl", "/archive_format")) or "/code/" in name for name in archive.namelist()
             )
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
-        return False  # a damaged one is told as such
+        return False  # torch.load refuses a damaged one
 
 
 def _refused(path: Path, wanted: list[str]) -> UnbackdoorError:
-    """A pickle that asks for more than tensors, and what its owner could give instead."""
+    """The sentence for a pickle that asks for more than tensors; it says what its owner could give instead."""
     if all(name.startswith(("numpy.", "_codecs.")) for name in wanted):
         return UnbackdoorError(
-            f"{path} holds NumPy objects ({wanted[0]}) beside its weights, and nothing but tensors is read from a "
-            "pickle. Ask its owner for the state dict alone, or, where nothing is at stake, save it: "
+            f"{path} holds NumPy objects ({wanted[0]}) besides its weights, but only tensors are read from a pickle. "
+            "Ask its owner for the state dict alone, or, if nothing is at stake, save it: "
             f"torch.save(torch.load({path.name!r}, weights_only=False)['model'], 'weights.pt')."
         )
     way_out = "Ask its owner for safetensors."
@@ -367,13 +371,13 @@ def _asks_for(path: Path) -> list[str]:
         for wanted in (name for stream in _streams(path) for name in _globals(stream)):
             if wanted not in safe and not (wanted.startswith("torch.") and wanted.endswith("Storage")):
                 asked[wanted] = None
-    except Exception:  # no pickle, or a broken one: what could be read is told, and the caller refuses it
+    except Exception:  # not a pickle, or a broken one: the caller names what could be read, and refuses it
         return list(asked)
     return list(asked)
 
 
 def _streams(path: Path) -> Iterator[BinaryIO]:
-    """The pickles of a PyTorch file: one in today's zip archive, five in a row in the older format."""
+    """The pickles of a PyTorch file: one in a zip archive, or five in a row in the format before that."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             for name in archive.namelist():
@@ -386,7 +390,7 @@ def _streams(path: Path) -> Iterator[BinaryIO]:
 
 
 def _globals(stream: BinaryIO) -> Iterator[str]:
-    """The `module.name` of everything that one pickle would import; strings may come by way of its memo."""
+    """The `module.name` of everything that one pickle would import; its strings may come from its memo."""
     strings: list[str] = []  # in the order in which they were pushed
     memo: dict[Any, str | None] = {}
     top: str | None = None  # of the stack, if it is a string

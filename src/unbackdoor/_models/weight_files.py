@@ -11,7 +11,7 @@ from unbackdoor._inputs import check_file, exists, read_json
 from unbackdoor._models.building import Extent
 from unbackdoor._models.untrusted_weights import TensorLocation, check_safetensors, foreign, read_weights
 
-# How the files of a training begin that hold no weights, although they end as these do.
+# Beginnings of files of a training that end as weights do and hold none.
 _TRAINING = ("training_args", "optimizer", "scheduler", "scaler", "rng_state")
 
 
@@ -104,13 +104,12 @@ def _shards(path: Path, weight_map: dict[str, str]) -> tuple[Path, ...]:
 
 
 def _no_weights(path: Path) -> UnbackdoorError:
-    """The sentence for a directory without weights under the names that are read; it names those that there are."""
-    others = sorted(file.name for file in path.iterdir() if foreign(file)) or ["?"]
-    program = foreign(Path(others[0]))
-    if program is not None:
+    """The sentence for a directory without weights under the usual names; it names the files that may be meant."""
+    others = sorted(file for file in path.iterdir() if foreign(file))
+    if others:
         return UnbackdoorError(
-            f"{path} has its weights for {program} only ({printable(others[0])}); model.safetensors is expected. "
-            "Convert it, or ask its owner for PyTorch weights."
+            f"{path} has its weights for {foreign(others[0])} only ({printable(others[0].name)}); model.safetensors is "
+            "expected. Convert it, or ask its owner for PyTorch weights."
         )
     endings = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")  # the likeliest first
     named = [file.name for file in sorted(path.iterdir(), key=lambda file: file.suffix != endings[0])]

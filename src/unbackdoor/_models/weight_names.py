@@ -14,12 +14,12 @@ logger = logging.getLogger("unbackdoor")
 def lacking(own: Mapping[str, Tensor], names: Collection[str]) -> list[str]:
     """Which of a module's tensors are missing among some names, and are needed.
 
-    BatchNorm counts its batches only to average, and older files have no such count; of tensors that share their
-    memory (tied weights), one is enough.
+    BatchNorm needs its count of batches only to average, and older files have no such count; of tensors that share
+    their memory (tied weights), one is enough.
 
     Args:
         own: the module's `state_dict`.
-        names: that there are.
+        names: of the stored tensors.
     """
     there = {_memory(tensor) for name, tensor in own.items() if name in names}
     return sorted(
@@ -30,71 +30,83 @@ def lacking(own: Mapping[str, Tensor], names: Collection[str]) -> list[str]:
 
 
 def _memory(tensor: Tensor) -> tuple[object, ...]:
-    """Equal for tensors that are one and the same numbers."""
+    """A key that is equal for tensors which share their numbers."""
     return (tensor.data_ptr(), tensor.shape, tensor.stride()) if tensor.data_ptr() else (id(tensor),)
 
 
 def fits(own: Mapping[str, Tensor], stored: dict[str, Tensor]) -> bool:
-    """Whether stored weights have all that a module needs, under its own names or with one prefix more or less."""
+    """Whether stored weights are all that a module needs, under its own names or with one prefix more or less."""
     return not lacking(own, stored) or bool(_exchanged(own, stored))
 
 
 def renamed(own: Mapping[str, Tensor], stored: dict[str, Tensor], where: str) -> dict[str, Tensor]:
-    """Stored weights by a module's own names, where one prefix makes the difference; as they are where none does.
+    """Stored weights by a module's own names if one prefix makes the difference, otherwise unchanged.
 
     Wrappers put one before all names: `module.` DataParallel, `_orig_mod.` torch.compile, `model.` Lightning. It is
-    taken off (or put on, where the module has it and the file does not) if all of the module's names come of it, and in
+    taken off (or put on, if the module has it and the file does not) if this gives all of the module's names, and in
     one way only.
 
     Args:
         own: the module's `state_dict`.
         stored: tensors of a file, by name.
-        where: they were, for messages.
+        where: the name of the file, for messages.
 
     Raises:
         UnbackdoorError: the weights of several such modules are in the file.
     """
     if not lacking(own, stored):
         return stored
-    made = _exchanged(own, stored)
-    if len(made) > 1:
-        parts = " and ".join(printable(f"{prefix}*") for _, prefix in list(made)[:2])
+    exchanges = _exchanged(own, stored)
+    if len(exchanges) > 1:
+        parts = " and ".join(printable(f"{prefix}*") for _, prefix in list(exchanges)[:2])
         raise UnbackdoorError(
-            f"{where} holds the weights of {len(made)} such modules ({parts}); one is expected. Save one of them alone."
+            f"{where} holds the weights of {len(exchanges)} such modules ({parts}); one is expected. Save one of them "
+            "alone."
         )
-    for (how, prefix), weights in made.items():
-        told = f"{where}: its tensors are read {how} {prefix} before their names"
+    for (how, prefix), weights in exchanges.items():
+        note = f"{where}: its tensors are read {how} {prefix} before their names"
         others = sorted(name for name in stored if how == "without" and not name.startswith(prefix))
         if others:
-            told += f"; {few(others)} without it {'is' if len(others) == 1 else 'are'} left out"
-        logger.info("%s.", printable(told, SENTENCE))
+            note += f"; {few(others)} without it {'is' if len(others) == 1 else 'are'} left out"
+        logger.info("%s.", printable(note, SENTENCE))
         return weights
     return stored
 
 
 def _exchanged(own: Mapping[str, Tensor], stored: dict[str, Tensor]) -> dict[tuple[str, str], dict[str, Tensor]]:
-    """The weights that a module needs, once a prefix is taken off or put on: all ways by which they come out."""
+    """The weights that a module needs, for each prefix which gives all of them when it is taken off or put on."""
     sample, first = next(reversed(list(own)), ""), min(stored, default="")
-    made = {}
+    exchanges = {}
     before = {name.removesuffix(sample) for name in stored if name.endswith(f".{sample}")}
     for prefix in sorted(before, key=lambda each: (len(each), each))[:16]:  # a file may have any number of names
-        made["without", prefix] = {
+        exchanges["without", prefix] = {
             name.removeprefix(prefix): tensor for name, tensor in stored.items() if name.startswith(prefix)
         }
     for prefix in sorted({name.removesuffix(first) for name in own if name.endswith(f".{first}")}):
-        made["with", prefix] = {prefix + name: tensor for name, tensor in stored.items()}
-    return {way: weights for way, weights in made.items() if not lacking(own, weights)}
+        exchanges["with", prefix] = {prefix + name: tensor for name, tensor in stored.items()}
+    return {way: weights for way, weights in exchanges.items() if not lacking(own, weights)}
 
 
 def check_fit(path: str, owner: str, missing: list[str], extra: list[str], shapes: list[tuple[str, Any, Any]]) -> None:
-    """Refuse weights that are not those of their architecture; names the first few."""
+    """Refuse weights that are not those of their architecture.
+
+    Args:
+        path: of the weights.
+        owner: the name of the architecture.
+        missing: names that it needs and the weights lack.
+        extra: names that it does not have.
+        shapes: names, stored shapes and its own.
+
+    Raises:
+        UnbackdoorError: names the first few of each.
+    """
     problems = []
     if missing:
         problems.append(f"lacks {len(missing)} tensor(s) ({few(missing)})")
     if extra:
         problems.append(f"has {len(extra)} that it does not know ({few(extra)})")
     if shapes:
-        odd = [f"{printable(name)} is {tuple(came)}, not {tuple(wanted)}" for name, came, wanted in shapes[:3]]
-        problems.append(f"has {len(shapes)} of another shape ({'; '.join(odd)}{'; ...' * (len(shapes) > 3)})")
+        first = [f"{printable(name)} is {tuple(stored)}, not {tuple(own)}" for name, stored, own in shapes[:3]]
+        problems.append(f"has {len(shapes)} of another shape ({'; '.join(first)}{'; ...' * (len(shapes) > 3)})")
     if problems:
         raise UnbackdoorError(f"{path} does not fit {owner}: it {' and '.join(problems)}. Check the architecture.")
