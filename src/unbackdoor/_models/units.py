@@ -69,7 +69,7 @@ def channels(model: nn.Module, method: object, inputs: Inputs | None = None) -> 
     read = _read(model, layers.values(), _blank_images(model) if inputs is None else [inputs])
     if read is None:
         raise UnbackdoorError(
-            f"{type(method).__name__} pairs layers by running the model, and {type(model).__name__} takes no picture "
+            f"{type(method).__name__} pairs layers by running the model, and {type(model).__name__} takes no image "
             "of a usual size. Give clean examples."
         )
     pairs = []
