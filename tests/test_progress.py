@@ -9,6 +9,7 @@ import time
 import pytest
 
 from unbackdoor import _progress
+from unbackdoor._bench.progress import Progress
 
 RUN = """
 from unbackdoor import _progress
@@ -18,13 +19,18 @@ with _progress.bar("tuning", 40) as advance:
 """
 
 
-def test_a_log_gets_lines_after_twice_as_long_each_time() -> None:
+def test_a_log_gets_lines_after_ever_longer_waits() -> None:
     pace = _progress.Pace(100.0)
-    due = [second for second in range(100, 4000) if pace.due(float(second))]
-    assert due == [110, 130, 170, 250, 410, 730, 1330, 1930, 2530, 3130, 3730]
+    due = [second / 2 for second in range(200, 8000) if pace.due(second / 2)]
+    assert due == [110, 135, 197.5, 354, 745, 1722]  # waits of 10, 25, 62.5, 156.25, ..., on the next half second
 
 
-def test_a_line_tells_how_far_it_is(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_night_leaves_at_most_ten_lines() -> None:
+    pace = _progress.Pace(0.0)
+    assert sum(pace.due(float(second)) for second in range(12 * 3600)) <= 10
+
+
+def test_a_line_says_how_far_it_is(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setattr(_progress, "pace", _progress.Pace(time.monotonic() - 10))
     description = "searching " * 12
@@ -51,3 +57,19 @@ def test_a_terminal_gets_a_bar() -> None:
     assert b"tuning" in os.read(ours, 65536)
     os.close(ours)
     os.close(theirs)
+
+
+def test_a_grid_leaves_few_lines_in_a_log(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_progress, "pace", _progress.Pace(time.monotonic() - 10))
+    progress = Progress(1, 50, 0)
+    with progress.shown():
+        progress.started()
+        progress.ended("victim", cell=False)
+        for cell in range(50):
+            progress.started()
+            progress.ended(f"cell {cell}", cell=True, problem="too [bold]large" if cell % 2 else "")
+    assert capsys.readouterr().err.splitlines() == [
+        "victims 1 of 1, cells 0 of 50 done, 0 failed, 0 running, 0 s left",
+        *(f"failed: cell {cell}: too [bold]large" for cell in (1, 3, 5)),
+    ]
+    assert (progress.measured, progress.failed) == (50, 25)

@@ -3,9 +3,12 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 Advance = Callable[[], None]
-
 
 Progress = Callable[[str, int], AbstractContextManager[Advance]]
 
@@ -16,9 +19,9 @@ def silent(description: str, steps: int) -> AbstractContextManager[Advance]:
 
 
 class Pace:
-    """When a log gets another line: after 10 seconds, then after twice as long each time, at most 10 minutes.
+    """When a log gets another line: after 10 seconds, then each time after two and a half times as long.
 
-    So a run of a few minutes leaves a few lines, and one of a night does not seem dead.
+    So a run of a few minutes leaves a few lines, one of a night ten.
     """
 
     def __init__(self, now: float) -> None:
@@ -29,32 +32,43 @@ class Pace:
         """Whether a line is due now; if so, the next one is waited for longer."""
         if now - self.last < self.wait:
             return False
-        self.last, self.wait = now, min(2 * self.wait, 600.0)
+        self.last, self.wait = now, 2.5 * self.wait
         return True
 
 
-pace = Pace(time.monotonic())
+pace = Pace(time.monotonic())  # of the whole command, however many bars it has
 
 
 @contextmanager
 def bar(description: str, steps: int) -> Iterator[Advance]:
-    """A progress bar on stderr; where stderr is no terminal, a line now and then, see `Pace`."""
-    from rich.console import Console
+    """A progress bar on stderr; if stderr is not a terminal, a line now and then, see `Pace`."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    console = Console(stderr=True)
-    if not console.file.isatty():  # `is_terminal` would believe FORCE_COLOR, which is set for many logs
+    console = stderr()
+    if not is_terminal(console):
         done = 0
 
         def count() -> None:
             nonlocal done
             done += 1
             if pace.due(time.monotonic()):
-                console.print(f"{description}: {done} of {steps} steps", highlight=False, soft_wrap=True)
+                console.print(f"{description}: {done} of {steps} steps")
 
         yield count
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as display:
         task = display.add_task(description, total=steps)
         yield lambda: display.advance(task)
+
+
+def stderr() -> "Console":
+    """Where progress is shown; texts are printed as they are."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+
+
+def is_terminal(console: "Console") -> bool:
+    """Whether somebody watches; rich's `is_terminal` would believe FORCE_COLOR, which is set for many logs."""
+    return console.file.isatty()

@@ -1,12 +1,15 @@
-"""How far a grid is: a live line on a terminal, else a line per job."""
+"""How far a grid is: a live line on a terminal, few lines elsewhere, as `_progress` has it."""
 
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from rich.console import Console
 from rich.live import Live
+
+from unbackdoor import _progress
+
+FAILURES = 3  # that are shown as they happen; the store keeps all of them
 
 
 class Progress:
@@ -20,18 +23,17 @@ class Progress:
 
     def __init__(self, victims: int, cells: int, before: int) -> None:
         self.victims, self.cells, self.before = victims, cells, before
-        self.trained = self.measured = self.failed = self.running = 0
+        self.trained = self.measured = self.failed = self.problems = self.running = 0
         self.start = time.monotonic()
-        self.console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
-        self.live: Live | None = None
+        self.console = _progress.stderr()
 
     @contextmanager
     def shown(self) -> Iterator["Progress"]:
         """Keep the live line on the terminal while the block runs."""
-        if not self.console.is_terminal:
+        if not _progress.is_terminal(self.console):
             yield self
             return
-        with Live(self, console=self.console, refresh_per_second=2, transient=True) as self.live:
+        with Live(self, console=self.console, refresh_per_second=2, transient=True):
             yield self
 
     def __rich__(self) -> str:
@@ -45,17 +47,17 @@ class Progress:
         """A job ended without a result, and will begin again."""
         self.running -= 1
 
-    def ended(self, what: Any, *, cell: bool, seconds: float, problem: str = "") -> None:
-        """A job ended."""
+    def ended(self, what: Any, *, cell: bool, problem: str = "") -> None:
+        """A job ended; `problem` says why it failed."""
         self.running -= 1
         self.measured += cell
         self.trained += not cell
         self.failed += bool(problem) and cell
-        if problem:
+        self.problems += bool(problem)
+        if problem and self.problems <= FAILURES:
             self.console.print(f"failed: {what}: {problem}")
-        elif self.live is None:
-            done = f"cell {self.measured}/{self.cells}" if cell else f"victim {self.trained}/{self.victims}"
-            self.console.print(f"{done}  {what}  {seconds:.1f} s{self._left()}")
+        if not _progress.is_terminal(self.console) and _progress.pace.due(time.monotonic()):
+            self.console.print(self.line())
 
     def line(self) -> str:
         """All counts in one line."""
@@ -65,7 +67,7 @@ class Progress:
         return f"{victims}{cells}{before}, {self.running} running{self._left()}"
 
     def _left(self) -> str:
-        """The time left, as far as the cells so far tell; victims that are still to train count as they took."""
+        """The time left, judged by the jobs so far."""
         jobs, ended = self.victims + self.cells, self.trained + self.measured
         if ended in (0, jobs):
             return ""

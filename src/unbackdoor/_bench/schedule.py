@@ -140,4 +140,4 @@ class Schedule:
             self.untried.discard(job.what.key)
             if outcome.kind == "failed":
                 self.broken[job.what.key] = outcome.message
-        self.progress.ended(job.what, cell=isinstance(job.what, Cell), seconds=outcome.seconds, problem=outcome.message)
+        self.progress.ended(job.what, cell=isinstance(job.what, Cell), problem=outcome.message)

