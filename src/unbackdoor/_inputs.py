@@ -229,6 +229,15 @@ def exists(path: str | Path) -> bool:
         return False
 
 
+def is_unicode(text: str) -> bool:
+    """Whether a text has no half of a surrogate pair, as names of files have that are not in UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def unusable(path: str | Path, problem: Exception) -> UnbackdoorError:
     """The sentence for a path that the system does not give out."""
     if isinstance(problem, FileNotFoundError | NotADirectoryError):

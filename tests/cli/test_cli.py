@@ -215,6 +215,14 @@ def test_the_model_itself_as_output(place: Path, refused: Refusals) -> None:
             ("purify", "fst", "", "--clean", "c", "--out", "o"),
             "MODEL must be a directory, a Hub name or a weights file",
         ),
+        (
+            ("evaluate", *MODEL, "--data", "test.parquet", "--columns", "label=label,label=image"),
+            "--columns must name each of our columns once, got label=label,label=image. Leave one out.",
+        ),
+        (
+            ("purify", "fst", *MODEL, "--clean", "clean.parquet", "--out", "o\udcff"),
+            "o\\udcff is not a name in UTF-8, which safetensors could write to. Choose another --out.",
+        ),
         (("purify", "fst", *MODEL, "--clean", "", "--out", "o"), "DATA must be a file or a folder with labelled"),
         (
             ("purify", "fst", "m", "--clean", "c", "--out", "o" * 300),

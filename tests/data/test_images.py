@@ -1,8 +1,11 @@
 """Decoding pictures and augmenting batches of them. The encoder has test_encoder.py."""
 
 import io
+import json
 import logging
+import os
 from collections import Counter
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -12,7 +15,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from unbackdoor import ImageEncoder, UnbackdoorError
+from unbackdoor import Dataset, ImageEncoder, UnbackdoorError
 from unbackdoor._data.augmentation import Augmentation, augmentation
 
 RANDOM = np.random.default_rng(0)
@@ -316,3 +319,27 @@ def test_kinds_of_augmentation(caplog: pytest.LogCaptureFixture) -> None:
 @pytest.mark.parametrize(("side", "padding"), [(7, 0), (8, 1), (28, 3), (32, 4), (224, 4)])
 def test_the_padding_follows_the_size(side: int, padding: int) -> None:
     assert augmentation("flip", (1, side, side + 3), None).padding == padding
+
+
+def test_a_damaged_note_in_a_picture_that_can_be_read_is_no_warning(recwarn: pytest.WarningsRecorder) -> None:
+    """Exif data whose directory promises 500 entries and holds none."""
+    broken = b"Exif\0\0II*\0\x08\0\0\0" + b"\xf4\x01" + b"\xff" * 20
+    image = Image.new("RGB", (8, 8), (10, 20, 30))
+    assert read(encoded(image, "PNG", exif=broken)).shape == (1, 3, 8, 8)
+    assert [str(each.message) for each in recwarn.list] == []
+
+
+def test_columns_of_a_saved_data_set_lie_in_regular_files(tmp_path: Path) -> None:
+    """Such a file may name any other: one that nobody writes to would be waited for without end."""
+    os.mkfifo(tmp_path / "pipe")
+    saved = tmp_path / "saved"
+    saved.mkdir()
+    (saved / "dataset_info.json").write_text("{}")
+    for entry, message in (
+        ({"filename": "../pipe"}, f"{saved}/../pipe must be a regular file, got a named pipe. Give the file itself."),
+        (5, f"{saved}/state.json must name files of the data set, got 5."),
+    ):
+        (saved / "state.json").write_text(json.dumps({"_data_files": [entry]}))
+        with pytest.raises(UnbackdoorError) as refused:
+            Dataset.load(saved)
+        assert str(refused.value) == message

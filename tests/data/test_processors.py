@@ -419,3 +419,12 @@ def test_threads_change_no_pixel() -> None:
         assert torch.equal(resized(pixels, (20, 50), "lanczos"), alone)
     finally:
         torch.set_num_threads(threads)
+
+
+def test_a_switch_that_is_neither_on_nor_off() -> None:
+    content = {"image_processor_type": "ViTImageProcessor", "size": 16, "do_resize": "false"}
+    with pytest.raises(UnbackdoorError) as refused:
+        encoder_of(content, 3, "p.json")
+    assert str(refused.value) == (
+        "p.json must have do_resize as true or false, got 'false'. Give --mean, --std and --image-size instead."
+    )

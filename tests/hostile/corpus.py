@@ -979,6 +979,11 @@ def cases() -> dict[str, Case]:
         add(f"option-{kind}/evaluate", on_directory(origin, lambda model: None, [*arguments, *given]))
     for kind, build in _harmless("").items():
         add(f"harmless-{kind}", build, harmless=True)
+    import second_round
+
+    hostile, harmless = second_round.cases()
+    made += [Case(name, build) for name, build in hostile.items()]
+    made += [Case(f"harmless-{name}", build, harmless=True) for name, build in harmless.items()]
     found = {case.name: case for case in made}
     assert len(found) == len(made)
     return found

@@ -944,3 +944,42 @@ def test_a_hub_that_cannot_be_reached_is_said_without_retries(monkeypatch: pytes
     assert "\n" not in message
     assert time.perf_counter() - start < 5
     assert huggingface_hub.constants.HF_HUB_ETAG_TIMEOUT <= 10  # the longest wait for a Hub that does not answer
+
+
+class TestWholeNumbers:
+    """A quantised model without its scale would be read as another model."""
+
+    WAY_OUT = (
+        "in whole numbers, as quantised models do; floating-point weights are expected (float64, float32, float16, "
+        "bfloat16). Take the model as it was before it was quantised."
+    )
+
+    @pytest.mark.parametrize("name", ["w.pt", "w.safetensors"])
+    def test_weights_for_a_factory(self, name: str, factory: str, tmp_path: Path) -> None:
+        state = {key: (100 * part).to(torch.int8) if key == "1.weight" else part for key, part in weights().items()}
+        (save_file if name.endswith("safetensors") else torch.save)(state, tmp_path / name)
+        with pytest.raises(UnbackdoorError) as refused:
+            load(tmp_path / name, factory=factory)
+        assert str(refused.value) == f"{tmp_path}/{name} holds 1.weight {self.WAY_OUT}"
+
+    @pytest.mark.parametrize("pickled", [False, True])
+    def test_weights_in_a_directory(self, pickled: bool, directory: Path) -> None:
+        file = directory / "model.safetensors"
+        state = {name: part.to(torch.int8) for name, part in load_file(file).items()}
+        file.unlink()
+        if pickled:
+            torch.save(state, directory / "pytorch_model.bin")
+        else:
+            save_file(state, file)
+        with pytest.raises(UnbackdoorError) as refused:
+            load(directory)
+        assert re.search(r" holds \S+\.weight " + re.escape(self.WAY_OUT), str(refused.value))
+
+
+def test_a_folder_whose_name_is_not_in_utf8(factory: str, tmp_path: Path) -> None:
+    folder = tmp_path / "gr\udcfcn"  # as Latin-1 has it
+    folder.mkdir()
+    (folder / "w.safetensors").write_bytes(b"\0" * 16)
+    with pytest.raises(UnbackdoorError) as refused:
+        load(folder / "w.safetensors", factory=factory)
+    assert str(refused.value).endswith(" has a name that is not in UTF-8, which safetensors cannot open. Rename it.")

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from unbackdoor._errors import IncompleteError, UnbackdoorError, few
-from unbackdoor._inputs import read_json, unusable
+from unbackdoor._inputs import is_unicode, read_json, unusable
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _RECORDS = ("record.json", "stress.json")
@@ -30,6 +30,8 @@ def check_free(out: Path, *, overwrite: bool, inputs: tuple[Path, ...] = ()) -> 
     Raises:
         UnbackdoorError: says why.
     """
+    if not is_unicode(str(out.absolute())):
+        raise UnbackdoorError(f"{out} is not a name in UTF-8, which safetensors could write to. Choose another --out.")
     if not out.exists() and not out.is_symlink():
         home = next(folder for folder in out.absolute().parents if folder.exists())
         if not (home.is_dir() and os.access(home, os.W_OK)):

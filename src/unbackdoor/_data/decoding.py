@@ -103,6 +103,7 @@ def decode(picture: Any, changes: Counter[str] | None = None) -> Image.Image:
         Exception: whatever the decoder of its format raises.
     """
     with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of damaged notes in a picture that can be read
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         if isinstance(picture, str | Path):
             Path(picture).stat()  # of one that is not there, the system's own words
@@ -120,9 +121,9 @@ def decode(picture: Any, changes: Counter[str] | None = None) -> Image.Image:
                 raise ValueError("an array must hold whole numbers from 0 to 255")
             image = Image.fromarray(array.astype(np.uint8))
         image.load()
-    changes = Counter() if changes is None else changes
-    made = _plain(image, changes)
-    changes["frames"] += _has_frames(image)  # last of all: looking for a second frame may leave the first one
+        changes = Counter() if changes is None else changes
+        made = _plain(image, changes)
+        changes["frames"] += _has_frames(image)  # last of all: looking for a second frame may leave the first one
     return made
 
 

@@ -14,8 +14,9 @@ from typing import Any
 
 from unbackdoor._data.delimited import decoded, read_delimited
 from unbackdoor._data.labels import alike
+from unbackdoor._data.unfolding import check_unfolded, parts_of_parquet
 from unbackdoor._errors import UnbackdoorError, printable
-from unbackdoor._inputs import check_file, exists, open_file
+from unbackdoor._inputs import CONFIG, check_file, exists, open_file, read_json
 
 logger = logging.getLogger("unbackdoor")
 
@@ -140,6 +141,7 @@ def _parquet(file: Path, _label: str) -> Table:
     from pyarrow import parquet
 
     with open_file(file) as content:
+        check_unfolded(parts_of_parquet(content), file.stat().st_size, file)
         return _arrow_table(parquet.ParquetFile(content).read(), file.parent)
 
 
@@ -149,7 +151,9 @@ def _arrow(file: Path, _label: str) -> Table:
     with open_file(file) as content:
         indexed = content.read(6) == b"ARROW1"
         content.seek(0)
-        return _arrow_table((ipc.open_file if indexed else ipc.open_stream)(content).read_all(), file.parent)
+        table = (ipc.open_file if indexed else ipc.open_stream)(content).read_all()
+        check_unfolded([table], file.stat().st_size, file)
+        return _arrow_table(table, file.parent)
 
 
 def _arrow_table(table: Any, folder: Path) -> Table:
@@ -356,12 +360,20 @@ def _parts(folder: Path, tables: Sequence[Path]) -> list[Path]:
 def _saved(folder: Path) -> Table:
     import datasets
 
+    check_file(folder / "dataset_info.json", CONFIG)
+    state = read_json(folder / "state.json")
+    for entry in [*_entries(state, "_data_files"), *_entries(state, "_indices_data_files")]:
+        name = entry.get("filename") if isinstance(entry, dict) else None
+        if not isinstance(name, str):
+            raise UnbackdoorError(f"{folder}/state.json must name files of the data set, got {printable(repr(entry))}.")
+        check_file(folder / name)
     level, bars = datasets.logging.get_verbosity(), datasets.is_progress_bar_enabled()
     datasets.logging.set_verbosity(logging.CRITICAL)  # what is wrong is told by an error, once
     datasets.disable_progress_bars()
     try:
         loaded = datasets.load_from_disk(str(folder))
         table = loaded.with_format("arrow")[:]
+        check_unfolded([table], sum(part.stat().st_size for part in folder.glob("*.arrow")), folder)
     finally:
         datasets.logging.set_verbosity(level)
         if bars:
@@ -372,6 +384,11 @@ def _saved(folder: Path) -> Table:
         if isinstance(feature, datasets.ClassLabel)
     }
     return Table(cells={name: table.column(name) for name in table.column_names}, names=names, folder=folder)
+
+
+def _entries(state: dict[str, Any], name: str) -> list[Any]:
+    entries = state.get(name)
+    return entries if isinstance(entries, list) else []
 
 
 def _image_folder(folder: Path, content: _Content, classes: Sequence[str] | None) -> Table:

@@ -12,7 +12,7 @@ from torch import Tensor
 from unbackdoor._data.augmentation import Augmentation
 from unbackdoor._data.columns import text_columns
 from unbackdoor._errors import UnbackdoorError, printable
-from unbackdoor._inputs import reading, silent_rust
+from unbackdoor._inputs import is_unicode, reading, silent_rust
 
 logger = logging.getLogger("unbackdoor")
 
@@ -263,7 +263,7 @@ class TextEncoder:
                     came = "no text" if text is None else came
                 elif len(text) > _LONGEST:
                     came = f"a text of {len(text):,} characters (at most {_LONGEST:,} are read)"
-                elif not _is_unicode(text):
+                elif not is_unicode(text):
                     came = "text that is no Unicode"
                 else:
                     continue
@@ -296,15 +296,6 @@ class TextEncoder:
                         f"{where} has an empty text (no token for this tokenizer) in row {row} of {name}. Repair or "
                         "remove that row."
                     )
-
-
-def _is_unicode(text: str) -> bool:
-    """Whether a text has no half of a surrogate pair, which no tokenizer takes."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _has_letter(text: str) -> bool:

@@ -12,7 +12,7 @@ from torch import nn
 
 from unbackdoor._errors import UnbackdoorError, printable
 from unbackdoor._inputs import CONFIG, check_file, exists
-from unbackdoor._models.untrusted_weights import read_weights
+from unbackdoor._models.untrusted_weights import check_fractions, read_weights
 from unbackdoor._models.weight_names import check_fit, lacking, renamed
 
 
@@ -82,5 +82,7 @@ def from_factory(path: Path, factory: str) -> nn.Module:
         if weights[name].shape != own[name].shape
     ]
     check_fit(str(path), factory, lacking(own, weights), extra, sorted(shapes))
+    fractions = {name for name, tensor in own.items() if tensor.is_floating_point()}
+    check_fractions({name for name in fractions & weights.keys() if not weights[name].is_floating_point()}, str(path))
     model.load_state_dict(weights, strict=False)
     return model.eval()

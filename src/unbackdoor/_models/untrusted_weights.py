@@ -9,7 +9,7 @@ import pickletools
 import struct
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from unbackdoor._errors import SENTENCE, UnbackdoorError, few, printable
-from unbackdoor._inputs import MEBIBYTE, check_file, open_file, reading
+from unbackdoor._inputs import MEBIBYTE, check_file, is_unicode, open_file, reading
 from unbackdoor._models.weight_names import fits
 
 logger = logging.getLogger("unbackdoor")
@@ -165,6 +165,21 @@ def _unsupported_kind(tensor: Tensor) -> str | None:
     return None
 
 
+def check_fractions(whole: Iterable[str], where: str) -> None:
+    """Refuse weights in whole numbers: they are quantised, and the scale that belongs to them is not known.
+
+    Args:
+        whole: names of tensors that hold whole numbers, but are weights.
+        where: named in messages.
+    """
+    name = min(whole, default=None)
+    if name is not None:
+        raise UnbackdoorError(
+            f"{where} holds {printable(name)} in whole numbers, as quantised models do; floating-point weights are "
+            "expected (float64, float32, float16, bfloat16). Take the model as it was before it was quantised."
+        )
+
+
 def check_finite(weights: dict[str, Tensor], where: str) -> None:
     """Refuse NaN and infinite weights, and tensors that are not plain numbers in memory."""
     for name, tensor in weights.items():
@@ -186,6 +201,8 @@ def check_safetensors(path: Path) -> dict[str, TensorLocation]:
         UnbackdoorError: it is damaged, or holds tensors of a type that is not supported.
     """
     length = check_file(path).stat().st_size
+    if not is_unicode(str(path)):
+        raise UnbackdoorError(f"{path} has a name that is not in UTF-8, which safetensors cannot open. Rename it.")
     again = "Fetch it again."
     with open_file(path) as file:
         start = file.read(8)

@@ -9,7 +9,13 @@ from torch import Tensor
 from unbackdoor._errors import UnbackdoorError, printable
 from unbackdoor._inputs import check_file, exists, read_json
 from unbackdoor._models.building import Extent
-from unbackdoor._models.untrusted_weights import TensorLocation, check_safetensors, foreign, read_weights
+from unbackdoor._models.untrusted_weights import (
+    TensorLocation,
+    check_fractions,
+    check_safetensors,
+    foreign,
+    read_weights,
+)
 
 # Beginnings of files of a training that end as weights do and hold none.
 _TRAINING = ("training_args", "optimizer", "scheduler", "scaler", "rng_state")
@@ -67,6 +73,9 @@ def weight_files(path: Path) -> WeightFiles:
 
 def _safetensors_files(files: tuple[Path, ...], index: Path | None) -> WeightFiles:
     locations = {file: check_safetensors(file) for file in files}
+    for file, tensors in locations.items():
+        whole = {name for name, location in tensors.items() if location.dtype is None and name.endswith(".weight")}
+        check_fractions(whole, str(file))
     shapes = [location.shape for tensors in locations.values() for location in tensors.values()]
     widest = max((side for shape in shapes for side in shape), default=0)
     extent = Extent(sum(file.stat().st_size for file in files), len(shapes), widest)
@@ -75,7 +84,9 @@ def _safetensors_files(files: tuple[Path, ...], index: Path | None) -> WeightFil
 
 def _pickles(files: tuple[Path, ...], index: Path | None) -> WeightFiles:
     for file in files:
-        read_weights(file)
+        weights = read_weights(file)
+        whole = {name for name, part in weights.items() if not part.is_floating_point() and name.endswith(".weight")}
+        check_fractions(whole, str(file))
     extent = Extent(sum(check_file(file).stat().st_size for file in files), 10_000, None)  # no header says more
     return WeightFiles(files, True, index, extent)
 

@@ -69,7 +69,10 @@ def column_names(text: str | None) -> dict[str, str] | None:
     pairs = [part.split("=") for part in text.split(",")]
     if any(len(pair) != 2 or not all(pair) for pair in pairs):
         raise UnbackdoorError(f"--columns must read OURS=NAME,OURS=NAME, as in image=img,label=fine_label, got {text}.")
-    return dict(pairs)
+    columns = dict(pairs)
+    if len(columns) < len(pairs):
+        raise UnbackdoorError(f"--columns must name each of our columns once, got {text}. Leave one out.")
+    return columns
 
 
 def _numbers(option: str, text: str | None) -> tuple[float, ...] | None:
