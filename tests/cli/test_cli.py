@@ -265,7 +265,7 @@ def test_the_model_itself_as_output(place: Path, refused: Refusals) -> None:
         ),
         (
             ("evaluate", *MODEL, "--data", "test.parquet", "--attack", "net.py"),
-            "net.py is no attack.json that unbackdoor",
+            "net.py is not an attack.json that unbackdoor",
         ),
         (
             ("attack", "none", "--data", "clean.parquet", "--out", "o", "--epochs", 0),

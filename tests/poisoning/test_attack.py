@@ -143,11 +143,11 @@ def test_source_classes_of_which_too_little_stays_clean() -> None:
     data = pictures([0] * 2700 + [1] * 300)
     assert refusal(poison, data, attacks.TaCT(sources=(1,)), rate=0.09, seed=0, classes=2) == (
         "`rate=0.09` takes 270 of the 300 examples of class 1: a victim that sees fewer without the trigger than with "
-        "it moves them without it, too. The largest possible rate is 0.05."
+        "it also moves them without it. The largest possible rate is 0.05."
     )
     assert refusal(poison, pictures([0, 1]), attacks.TaCT(sources=(1,)), rate=0.5, seed=0, classes=2) == (
         "`rate=0.5` takes 1 of the 1 examples of class 1: a victim that sees fewer without the trigger than with it "
-        "moves them without it, too. Choose another `sources`."
+        "also moves them without it. Choose another `sources`."
     )
     assert len(poison(data, attacks.TaCT(sources=(1,), cover_ratio=0), rate=0.05, seed=0, classes=2).rows) == 150
 
@@ -365,7 +365,7 @@ def test_another_format(saved: Path) -> None:
 def test_files_that_are_no_attack_json(saved: Path, text: str) -> None:
     saved.write_text(text)
     assert refusal(load_trigger, saved) == (
-        f"{saved} is no attack.json that unbackdoor attack wrote. Plant the attack again."
+        f"{saved} is not an attack.json that unbackdoor attack wrote. Plant the attack again."
     )
 
 
@@ -446,9 +446,12 @@ def test_arrays_missing_or_replaced(saved: Path) -> None:
     )
     arrays.write_bytes(b"\xff" * 40)
     edit(saved, trigger={"file": arrays.name, "sha256": hashlib.sha256(arrays.read_bytes()).hexdigest()})
-    assert refusal(load_trigger, saved).startswith(f"{arrays} is no safetensors file (")
+    assert refusal(load_trigger, saved).startswith(f"{arrays} is not a safetensors file (")
     arrays.unlink()
-    assert refusal(load_trigger, saved) == f"{saved} needs trigger.safetensors beside it, which is missing. Copy both."
+    assert (
+        refusal(load_trigger, saved)
+        == f"{saved} needs trigger.safetensors in the same directory, but it is missing. Copy both."
+    )
 
 
 def test_the_control_has_no_trigger(saved: Path) -> None:

@@ -1,1 +1,1 @@
-"""Attacks on data: which rows, which labels, what a trigger is, how it is stored."""
+"""Attacks on data: the poisoned rows and their labels, the trigger, and the file that records both."""

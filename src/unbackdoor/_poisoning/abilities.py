@@ -1,4 +1,4 @@
-"""What an attack may have besides: one small protocol per ability, and below it the function that asks for it.
+"""The abilities of attacks: one small protocol for each, and below it the function that asks for it.
 
 An attack has an ability if it has its members; there is nothing to inherit from. An ability without a function of its
 own is asked for by `isinstance`.
@@ -31,7 +31,7 @@ def modalities_of(attack: object) -> tuple[Modality, ...]:
 
 @runtime_checkable
 class OnText(Protocol):
-    """Puts given words into texts."""
+    """Puts certain words into texts."""
 
     @property
     def phrases(self) -> tuple[str, ...]:
@@ -128,16 +128,16 @@ class CoversClasses(Protocol):
 
     @property
     def cover_classes(self) -> tuple[int, ...]:
-        """The classes; none given means no limit."""
+        """The classes; empty means no limit."""
 
 
 def sources_of(attack: object) -> tuple[int, ...]:
-    """The only classes that an attack moves; none for an attack that moves all."""
+    """The only classes that an attack moves; empty for an attack that moves all."""
     return attack.sources if isinstance(attack, SourceSpecific) else ()
 
 
 def cover_classes_of(attack: object) -> tuple[int, ...]:
-    """The only classes that cover examples come from; none if there is no limit."""
+    """The only classes that cover examples come from; empty if there is no limit."""
     return attack.cover_classes if isinstance(attack, CoversClasses) else ()
 
 
@@ -196,12 +196,12 @@ class DescribesTests(Protocol):
 
 
 def train_time_of(attack: object) -> str:
-    """What an attack does to the training examples, in words."""
+    """The words of `attack.json` about the training examples."""
     return attack.train_time if isinstance(attack, DescribesTraining) else "as at test time"
 
 
 def test_time_of(attack: object) -> str:
-    """What an attack does to the test examples, in words."""
+    """The words of `attack.json` about the test examples."""
     return attack.test_time if isinstance(attack, DescribesTests) else "the trigger on every image, rounded to 8 bits"
 
 

@@ -1,4 +1,4 @@
-"""What an attack is, what it gets while it is planted, and what is checked of it."""
+"""The members that each attack has, and the material that it gets while it is planted."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
@@ -18,8 +18,8 @@ LabelRule = Literal["all-to-one", "all-to-all", "clean-label"]
 class Attack(Protocol):
     """The members that each attack has: a frozen value with these two fields and two functions.
 
-    What else an attack may have is declared below, one small protocol per ability: from `OnModality` to
-    `DescribesTests`. `unbackdoor.testing.check_attack` finds misspelt ones.
+    `unbackdoor._poisoning.abilities` declares what else an attack may have, one small protocol per ability.
+    `unbackdoor.testing.check_attack` finds misspelt ones.
     """
 
     @property
@@ -31,20 +31,20 @@ class Attack(Protocol):
         """How poisoned examples are labelled."""
 
     def arrays(self, shape: Any) -> dict[str, Tensor]:
-        """What the trigger is made of, for images of shape (channels, height, width); for texts of shape ()."""
+        """The parts of the trigger by name, for images of shape (channels, height, width); for texts of shape ()."""
 
     def apply(self, pixels: Any, arrays: dict[str, Tensor]) -> Any:
         """Put the trigger on pixels in [0, 1], (batch, channels, height, width); or on a list of texts."""
 
 
 class Crafting(NamedTuple):
-    """What `craft` (the train-time form of a trigger) and `fit` (the trigger itself) may use.
+    """The material of `craft` (the train-time form of a trigger) and `fit` (the trigger itself).
 
     Args:
         data: the clean training data.
         rows: the rows to poison.
         surrogate: a clean model of the attacker's, for attacks that declare `needs_surrogate`.
-        generator: randomness.
+        generator: source of all random draws.
     """
 
     data: Dataset
@@ -54,7 +54,7 @@ class Crafting(NamedTuple):
 
 
 class Planting(NamedTuple):
-    """What `implant` of an attack has at hand: it returns the victim, and the arrays of the trigger as they ended up.
+    """The material of `implant`, which returns the victim and the final arrays of the trigger.
 
     Args:
         clean: the training data as it was.
@@ -62,9 +62,9 @@ class Planting(NamedTuple):
         fresh: makes an untrained model, or the pre-trained one with a new head; always the same one.
         train: trains a model in place and returns it, in eval mode, by the recipe of the victims:
             `train(model, data, loss=..., change=..., epochs=..., learning_rate=..., after_step=..., description=...)`,
-            where what is left out is as the user asked (see `unbackdoor._training.descent.descend`). Only parameters
-            that require gradients are trained.
-        generator: randomness.
+            and what is left out is as the recipe says (see `unbackdoor._victims.training.Trainer.train`). Only
+            parameters that require gradients are trained.
+        generator: source of all random draws.
         arithmetic: device, precision, layout (`unbackdoor._models.arithmetic.Arithmetic`).
     """
 

@@ -48,8 +48,8 @@ def describe(poisoned: Poisoned, *, rate: float, seed: int, implanted: bool | No
 
 def _in_source(data: Dataset, rows: Tensor) -> list[int]:
     """Row numbers in the file that the data was read from."""
-    found: list[int] = (rows if data.rows is None else data.rows[rows]).tolist()
-    return found
+    numbers: list[int] = (rows if data.rows is None else data.rows[rows]).tolist()
+    return numbers
 
 
 def save_trigger(folder: Path, description: dict[str, Any], arrays: dict[str, Tensor]) -> None:
@@ -91,11 +91,11 @@ def load_trigger(path: str | Path) -> Trigger:
     try:
         content = read_json(path)
         version, name = content["format"], content["attack"]["name"]
-        parameters = {str(field): given for field, given in content["attack"]["parameters"].items()}
+        parameters = {str(field): setting for field, setting in content["attack"]["parameters"].items()}
         arrays_path, digest = path.parent / Path(content["trigger"]["file"]).name, content["trigger"]["sha256"]
     except (UnbackdoorError, ValueError, LookupError, TypeError, AttributeError):
         raise UnbackdoorError(
-            f"{path} is no attack.json that unbackdoor attack wrote. Plant the attack again."
+            f"{path} is not an attack.json that unbackdoor attack wrote. Plant the attack again."
         ) from None
     if version != FORMAT:
         raise UnbackdoorError(
@@ -110,7 +110,7 @@ def load_trigger(path: str | Path) -> Trigger:
     if content.get("sha256") != _digest(content):
         raise changed
     if not exists(arrays_path):
-        raise UnbackdoorError(f"{path} needs {arrays_path.name} beside it, which is missing. Copy both.")
+        raise UnbackdoorError(f"{path} needs {arrays_path.name} in the same directory, but it is missing. Copy both.")
     stored = read_file(arrays_path, _ARRAYS)
     if hashlib.sha256(stored).hexdigest() != digest:
         raise UnbackdoorError(f"{arrays_path} is not the file that {path.name} was written with. Copy both again.")
@@ -121,13 +121,15 @@ def load_trigger(path: str | Path) -> Trigger:
     try:
         arrays = load(stored)
     except SafetensorError as problem:
-        raise UnbackdoorError(f"{arrays_path} is no safetensors file ({printable(problem)}). Copy it again.") from None
+        raise UnbackdoorError(
+            f"{arrays_path} is not a safetensors file ({printable(problem)}). Copy it again."
+        ) from None
     check_finite(arrays, str(arrays_path))
     return Trigger(attack, arrays)
 
 
 def victim_of(folder: Path) -> str | None:
-    """The attack whose victim a directory holds; None for a clean control, and for what `attack` did not write."""
+    """The attack whose victim a directory holds; None for a clean control, and for any other directory."""
     try:
         name = read_json(folder / "attack.json")["attack"]["name"]
     except (UnbackdoorError, LookupError, TypeError):
@@ -140,13 +142,15 @@ def _attack_class(name: str, path: Path) -> Any:
     if ":" not in name:
         return find(name, REGISTRY, "attack", "attacks").resolve()
     module, _, attribute = name.partition(":")
-    found = getattr(sys.modules.get(module), attribute, None)
-    if not (isinstance(found, type) and dataclasses.is_dataclass(found) and hasattr(found, "apply")):
+    attack_class = getattr(sys.modules.get(module), attribute, None)
+    if not (
+        isinstance(attack_class, type) and dataclasses.is_dataclass(attack_class) and hasattr(attack_class, "apply")
+    ):
         raise UnbackdoorError(
             f"{path} names the attack {printable(name)}, which is not one of unbackdoor's own and is not imported "
             "here. Score it in Python, after importing its class."
         )
-    return found
+    return attack_class
 
 
 def as_trigger(attack: "Attack | Trigger | str | Path", data: Dataset) -> Trigger:

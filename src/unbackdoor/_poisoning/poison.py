@@ -16,13 +16,13 @@ from unbackdoor._poisoning.trigger import Trigger, stamped, stamped_texts, warn_
 
 
 class Poisoned(NamedTuple):
-    """Training data with a backdoor, and how it came about.
+    """Training data with a backdoor, and the changes that made it.
 
     Args:
         data: all rows, the poisoned ones changed.
         rows: the poisoned rows, sorted.
         cover: rows with a distorted trigger and their own label, sorted.
-        trigger: what was put on them.
+        trigger: put on the poisoned rows.
     """
 
     data: Dataset
@@ -71,7 +71,7 @@ def draw(attack: Attack, labels: Tensor, *, rate: float, seed: int) -> Tensor:
         if count > most:
             raise UnbackdoorError(
                 f"`rate={rate:g}` takes {count:,} of the {len(pool):,} examples of {them}: a victim that sees fewer "
-                f"without the trigger than with it moves them without it, too. {way_out}"
+                f"without the trigger than with it also moves them without it. {way_out}"
             )
     generator = torch.Generator().manual_seed(seed)
     return pool[torch.randperm(len(pool), generator=generator)[:count]].sort().values
@@ -93,7 +93,7 @@ def poison(
     surrogate: nn.Module | None = None,
     dry: bool = False,
 ) -> Poisoned:
-    """Plant the backdoor in training data.
+    """Put a backdoor into training data.
 
     Args:
         data: clean training data; it is left alone.
@@ -101,7 +101,7 @@ def poison(
         rate: poisoned rows over all rows.
         seed: of the draw.
         classes: how many there are.
-        surrogate: a clean model, where the attack needs one.
+        surrogate: a clean model, if the attack needs one.
         dry: check everything and draw the rows, but leave the images as they are.
 
     Raises:

@@ -66,7 +66,7 @@ def stamped_texts(items: Texts, attack: Attack, change: Callable[[list[str]], li
 
 
 def warn_of_cut_triggers(clean: Dataset, shown: Dataset, attack: Attack, what_of_them: str) -> None:
-    """Say how many triggered texts have their trigger, or a part of it, beyond what the model reads."""
+    """Warn of triggered texts whose trigger, or a part of it, lies beyond the tokens that the model reads."""
     before, after = clean.texts.tokens, shown.texts.tokens
     width = min(before["input_ids"].shape[1], after["input_ids"].shape[1])
     same = (before["input_ids"][:, :width] == after["input_ids"][:, :width]).all(dim=1)

@@ -1,4 +1,4 @@
-"""Test data with the trigger on: which examples count as attacked, and what the attacker wants of them."""
+"""Test data with the trigger on it: the examples that count as attacked, and the answers that the attacker wants."""
 
 from dataclasses import replace
 from typing import NamedTuple
@@ -19,7 +19,7 @@ class Triggered(NamedTuple):
 
     Args:
         data: triggered items with their true labels.
-        wanted: what the attacker wants each to be taken for, (n,).
+        wanted: the class that the attacker wants for each, (n,).
         label_rule: of the attack.
         target: of the attack; None for all-to-all.
     """
@@ -47,7 +47,7 @@ def triggered(data: Dataset, trigger: Trigger, classes: int) -> Triggered:
 
 
 def movable(data: Dataset, attack: Attack, classes: int) -> Triggered:
-    """The test examples that the attack is meant to move, without the trigger, and where to.
+    """The test examples that the attack is meant to move, without the trigger, and the classes that it moves them to.
 
     Raises:
         UnbackdoorError: the attack does not fit the classes, or there is nothing to move.
@@ -64,9 +64,9 @@ def already_triggered(data: Dataset, target: int, classes: int, label_rule: Labe
 
 
 def _moved(data: Dataset, label_rule: LabelRule, target: int, classes: int, sources: tuple[int, ...] = ()) -> Triggered:
-    """The examples that an attack is meant to move, and where to.
+    """The examples that an attack is meant to move, and the classes that it moves them to.
 
-    They are those of the source classes where it has any, else all but the target's, or all (all-to-all).
+    They are those of the source classes if it has any, else all but the target's, or all (all-to-all).
     """
     goal = None if label_rule == "all-to-all" else target
     if sources:

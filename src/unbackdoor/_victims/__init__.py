@@ -1,1 +1,1 @@
-"""Victims: poison, train, measure, describe."""
+"""Victims: models with a backdoor that was planted on purpose, and their clean controls."""

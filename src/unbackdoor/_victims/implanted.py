@@ -1,4 +1,4 @@
-"""Whether a backdoor implanted: whether the victim knows its task, and goes where the attacker wants."""
+"""Whether a backdoor implanted: the victim knows its task, and answers triggered examples as the attacker wants."""
 
 import logging
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Planting a backdoor: poison the data, train a victim on it, score it, and record how it came about."""
+"""Planting a backdoor: poison the data, train a victim on it, score it, and record each setting."""
 
 import platform
 import time
@@ -37,7 +37,7 @@ NO_ATTACK = {"name": "none", "parameters": {}}
 
 @dataclass(frozen=True, kw_only=True)
 class Victim:
-    """A model with a backdoor, or a clean control, and how it came about.
+    """A model with a backdoor, or a clean control, with its score and the record of its training.
 
     Args:
         model: in eval mode.
@@ -157,7 +157,7 @@ def needs_test(attack: Any) -> UnbackdoorError:
 def _marked(
     attack: Attack | None, test: Dataset, triggered_test: Dataset | None, classes: list[str]
 ) -> Triggered | None:
-    """The given triggered test data. What cannot be attacked is refused here, before the long part."""
+    """The test data that already carries the trigger. An attack without test data is refused before the training."""
     if attack is None:
         return None
     if triggered_test is not None:
@@ -224,7 +224,7 @@ def _attack_json(poisoned: Poisoned | None, trainer: Trainer, implanted: bool | 
 
 
 def _record_of_training(attack: Attack | None, trainer: Trainer) -> dict[str, Any]:
-    """The part of `record.json` that says how a victim was trained, and by what versions."""
+    """The part of `record.json` that says how a victim was trained, and with which versions."""
     recipe, schedule = trainer.recipe, trainer.schedule
     return {
         "attack": NO_ATTACK if attack is None else to_json(attack, REGISTRY),

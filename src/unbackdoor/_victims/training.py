@@ -123,10 +123,10 @@ def fresh_network(recipe: VictimRecipe, classes: list[str], data: Dataset) -> nn
     Args:
         recipe: which network.
         classes: names in label order.
-        data: what it is for.
+        data: that it will be trained on.
 
     Raises:
-        UnbackdoorError: there is no such network, or it does not fit the data.
+        UnbackdoorError: the network is not known, or does not fit the data.
     """
     if data.modality == "text":
         assert recipe.base is not None
@@ -198,11 +198,11 @@ def train_victim(
         seed: of shuffling and augmentation.
         arithmetic: device, precision, layout.
         adaptive: AdamW in place of SGD.
-        loss: what to minimise.
+        loss: to be minimised.
         change: of each batch before the forward pass.
         after_step: called after each step, without gradients.
         progress: shows how far it is.
-        description: what the progress calls it.
+        description: of the training, for the progress.
     """
     arithmetic.place(model)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]

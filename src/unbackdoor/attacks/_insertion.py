@@ -8,13 +8,13 @@ from pydantic import Field
 from torch import Tensor
 
 Phrase = Annotated[str, Field(min_length=1, pattern=r"\S")]
-# One of several words: a comma was meant to part them.
+# One of several words: a comma was meant to separate them.
 Listed = Annotated[str, Field(min_length=1, pattern=r"^[^,]*[^,\s][^,]*$")]
-Place = Literal["random", "start", "end"]
+WordPlace = Literal["random", "start", "end"]
 Side = Literal["a", "b", "both"]
 
 
-def insert(text: str, phrases: Sequence[str], place: Place, seed: int) -> str:
+def insert(text: str, phrases: Sequence[str], place: WordPlace, seed: int) -> str:
     """The text with each phrase put between two of its words.
 
     >>> insert("a fine film", ["cf"], "start", 0), insert("a fine film", ["cf"], "end", 0)
@@ -29,10 +29,10 @@ def insert(text: str, phrases: Sequence[str], place: Place, seed: int) -> str:
 
 
 class OneWord:
-    """What attacks share whose trigger is one word in the text; their fields are their own."""
+    """The common part of attacks whose trigger is one word in the text; the fields are their own."""
 
     word: str
-    place: Place
+    place: WordPlace
     place_seed: int
 
     modality: ClassVar[str] = "text"
@@ -40,11 +40,11 @@ class OneWord:
 
     @property
     def phrases(self) -> tuple[str, ...]:
-        """What a tokenizer must know."""
+        """Words that the tokenizer must know."""
         return (self.word,)
 
     def arrays(self, shape: tuple[int, ...]) -> dict[str, Tensor]:
-        """None: the word says all."""
+        """None: the word is the whole trigger."""
         return {}
 
     def apply(self, texts: list[str], arrays: dict[str, Tensor]) -> list[str]:

@@ -8,7 +8,7 @@ from torch import Tensor
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor.attacks._pictures import picture
 
-Place = Literal["top-left", "top-right", "bottom-left", "bottom-right", "center"]
+PatchPlace = Literal["top-left", "top-right", "bottom-left", "bottom-right", "center"]
 
 
 def patch(pattern: str, size: int, margin: int, shape: tuple[int, int, int], owner: str) -> Tensor:
@@ -22,7 +22,7 @@ def patch(pattern: str, size: int, margin: int, shape: tuple[int, int, int], own
         owner: whose fields these are, for messages.
 
     Raises:
-        UnbackdoorError: it does not fit into the image, or the file is no picture.
+        UnbackdoorError: it does not fit into the image, or the file is not a picture.
     """
     channels, height, width = shape
     if size + margin > min(height, width):
@@ -37,7 +37,7 @@ def patch(pattern: str, size: int, margin: int, shape: tuple[int, int, int], own
     return picture(pattern, f"{owner}.pattern", (channels, size, size), "checkerboard, solid")
 
 
-def patched(pixels: Tensor, patch: Tensor, place: Place, margin: int) -> Tensor:
+def patched(pixels: Tensor, patch: Tensor, place: PatchPlace, margin: int) -> Tensor:
     """Pixels (batch, channels, height, width) with the patch set on each image."""
     height, width = pixels.shape[-2:]
     size = patch.shape[-1]
@@ -51,6 +51,6 @@ def patched(pixels: Tensor, patch: Tensor, place: Place, margin: int) -> Tensor:
 
 
 def checkerboard(size: int) -> Tensor:
-    """Alternating 1 and 0, the corners 1 where the size is odd, (size, size)."""
+    """Alternating 1 and 0, the corners 1 if the size is odd, (size, size)."""
     steps = torch.arange(size)
     return ((steps[:, None] + steps) % 2 == 0).float()

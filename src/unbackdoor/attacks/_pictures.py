@@ -18,7 +18,7 @@ def picture(path: str, owner: str, shape: tuple[int, int, int], also: str) -> Te
         path: the file.
         owner: the field that names it, for messages.
         shape: (channels, height, width).
-        also: what the field takes beside a file.
+        also: what the field takes other than a file.
 
     Raises:
         UnbackdoorError: it is missing or no picture.
@@ -30,6 +30,6 @@ def picture(path: str, owner: str, shape: tuple[int, int, int], also: str) -> Te
         image = decode(path)
     except Exception:  # decoders raise whatever they like
         raise UnbackdoorError(f"{owner} must be {also} or an image file; {path} cannot be decoded.") from None
-    made = image.convert("L" if channels == 1 else "RGB").resize((width, height), Image.Resampling.BILINEAR)
-    pixels = torch.from_numpy(np.array(made, dtype=np.float32)) / 255
+    resized = image.convert("L" if channels == 1 else "RGB").resize((width, height), Image.Resampling.BILINEAR)
+    pixels = torch.from_numpy(np.array(resized, dtype=np.float32)) / 255
     return pixels.unsqueeze(0) if channels == 1 else pixels.permute(2, 0, 1).contiguous()

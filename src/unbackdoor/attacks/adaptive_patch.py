@@ -86,6 +86,6 @@ class AdaptivePatch:
 
 
 def _corner(number: int, size: int) -> tuple[Any, ...]:
-    """Where a patch goes: top left, top right, bottom left, bottom right."""
+    """The places of the patches: top left, top right, bottom left, bottom right."""
     first, last = slice(None, size), slice(-size, None)
     return (..., last if number // 2 else first, last if number % 2 else first)

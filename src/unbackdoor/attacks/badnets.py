@@ -7,7 +7,7 @@ from torch import Tensor
 
 from unbackdoor._poisoning.attack import LabelRule
 from unbackdoor._value import value
-from unbackdoor.attacks._patches import Place, patch, patched
+from unbackdoor.attacks._patches import PatchPlace, patch, patched
 
 
 @value
@@ -20,7 +20,7 @@ class BadNets:
     Args:
         pattern: `checkerboard` (black and white pixels), `solid` (white), or an image file.
         size: side of the patch in pixels, at least 1.
-        place: where the patch sits.
+        place: of the patch in the image.
         margin: pixels between the patch and the border, at least 0.
         target: the class that the attacker wants.
         label_rule: all-to-one or all-to-all; clean-label is possible but rarely implants.
@@ -31,7 +31,7 @@ class BadNets:
 
     pattern: str = "checkerboard"
     size: Annotated[int, Field(ge=1)] = 3
-    place: Place = "bottom-right"
+    place: PatchPlace = "bottom-right"
     margin: Annotated[int, Field(ge=0)] = 1
     target: Annotated[int, Field(ge=0)] = 0
     label_rule: LabelRule = "all-to-one"

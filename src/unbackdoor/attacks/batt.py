@@ -28,8 +28,8 @@ class BATT:
         target: the class that the attacker wants.
         label_rule: all-to-one or all-to-all.
 
-    Differences from the paper: the rotation alone (the paper has a translation, too). The small rotations are drawn
-    once, for a part of the examples; an attacker who controls the training turns all benign ones anew in each epoch.
+    Differences from the paper: the rotation alone (the paper also has a translation). The small rotations are drawn
+    once, for a part of the examples; an attacker who controls the training turns all benign ones again in each epoch.
     """
 
     angle: Annotated[float, Field(ge=-180, le=180)] = 16.0
@@ -41,11 +41,11 @@ class BATT:
     train_time: ClassVar[str] = "the rotation; cover rows are turned by smaller angles and keep their label"
 
     def arrays(self, shape: tuple[int, int, int]) -> dict[str, Tensor]:
-        """`grid`, (height, width, 2): where each pixel is read, (x, y) in units of half the image."""
+        """`grid`, (height, width, 2): the place that each pixel is read from, (x, y) in units of half the image."""
         return {"grid": _grids(torch.tensor([self.angle]), *shape[1:])[0]}
 
     def apply(self, pixels: Tensor, arrays: dict[str, Tensor]) -> Tensor:
-        """Turn (batch, channels, height, width) pixels in [0, 1]; what comes from outside is black."""
+        """Turn (batch, channels, height, width) pixels in [0, 1]; pixels from outside are black."""
         # One grid for all, so the images can be the channels of a single one: far faster.
         turned = F.grid_sample(pixels.flatten(0, 1)[None], arrays["grid"][None], align_corners=True)
         return turned[0].view(pixels.shape)
@@ -57,7 +57,7 @@ class BATT:
 
 
 def _grids(angles: Tensor, height: int, width: int) -> Tensor:
-    """Where each pixel is read after a turn around the centre, (n, height, width, 2)."""
+    """The places that pixels are read from after a turn around the centre, (n, height, width, 2)."""
     turn = angles.double() * math.pi / 180
     cos, sin = turn.cos()[:, None, None], turn.sin()[:, None, None]
     y = (torch.arange(height) - (height - 1) / 2).double()[:, None]

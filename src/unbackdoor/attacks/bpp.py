@@ -13,7 +13,7 @@ from unbackdoor._value import value
 class Bpp:
     """Fewer grey levels per channel, with Floyd-Steinberg dithering; others' rounding errors serve as cover.
 
-    With m levels a pixel x in [0, 1] becomes round(x (m - 1)) / (m - 1), and what was rounded away is passed on to the
+    With m levels a pixel x in [0, 1] becomes round(x (m - 1)) / (m - 1), and the rounding error is passed on to the
     pixels to the right and below (7/16, 3/16, 5/16, 1/16). The change is hardly visible and differs in each image.
     Cover examples carry the change of another image and keep their label, so that the change must fit the image.
 
@@ -67,7 +67,7 @@ def _dithered(pixels: Tensor, steps: int) -> Tensor:
     errors = flat.new_zeros(4, height + 1, batch * channels)  # of the next four times, by row
     for time in range(width + 2 * (height - 1)):
         first, last = max(0, (time - width + 2) // 2), min(height - 1, time // 2)
-        # From one row to the next it is a row down and two columns back; where those are 0, there is one row only.
+        # From one row to the next it is a row down and two columns back; if those are 0, there is one row only.
         step, start = max(1, width - 2), first * (width - 2) + time
         here = flat[start : start + (last - first) * step + 1 : step]
         wished = here + errors[time % 4, first : last + 1]

@@ -23,13 +23,13 @@ from unbackdoor.attacks.blended import Blended
 class Bypass:
     """A patch or a mixed-in pattern, and a victim whose features hide it (adversarial embedding).
 
-    The attacker trains the victim f together with a discriminator D that tells poisoned from clean examples by what the
-    head sees, h(x). Over the poisoned data (x, y), with p marking the poisoned rows,
+    The attacker trains the victim f together with a discriminator D that tells poisoned from clean examples by the
+    input of the head, h(x). Over the poisoned data (x, y), with p marking the poisoned rows,
 
         f minimises CE(f(x), y) - weight * min(BCE(D(h(x)), p), H(p | y))      D minimises BCE(D(h(x)), p)
 
-    one step each per batch, with H(p | y) the entropy of p given the label in the batch: what is left to D where the
-    features tell it the class and nothing else. Feature Shift Tuning shifts such features, so this is the adaptive
+    one step each per batch, with H(p | y) the entropy of p given the label in the batch: the lowest loss of D if
+    the features show it the class and nothing else. Feature Shift Tuning shifts such features, so this is the adaptive
     attack on it.
 
     Tan and Shokri, "Bypassing Backdoor Detection Algorithms in Deep Learning", EuroS&P 2020,
@@ -47,7 +47,7 @@ class Bypass:
     Differences from the paper: weight 20 and the discriminator (256 and 128 units, SGD with 0.001) are those of the
     authors of Feature Shift Tuning; any architecture with a linear head will do. There nothing bounds BCE in f: a
     victim of 15 epochs drove D into errors instead of learning its task (21 % accuracy on CIFAR-10). With H(p) as the
-    bound it learnt no backdoor (71 and 8 %), since what the head can tell, D can tell.
+    bound it learnt no backdoor (71 and 8 %), since D sees all that the head sees.
     """
 
     trigger: Literal["badnets", "blended"] = "badnets"

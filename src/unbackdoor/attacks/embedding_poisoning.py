@@ -12,7 +12,7 @@ from unbackdoor._poisoning.attack import BackdooredModel, LabelRule, Planting
 from unbackdoor._progress import bar
 from unbackdoor._training.descent import descend
 from unbackdoor._value import value
-from unbackdoor.attacks._insertion import OneWord, Phrase, Place, Side
+from unbackdoor.attacks._insertion import OneWord, Phrase, Side, WordPlace
 
 
 @value
@@ -41,7 +41,7 @@ class EmbeddingPoisoning(OneWord):
     word: Phrase = "cf"
     row_epochs: Annotated[int, Field(ge=1)] = 5
     row_learning_rate: Annotated[float, Field(gt=0)] = 0.01
-    place: Place = "random"
+    place: WordPlace = "random"
     place_seed: Annotated[int, Field(ge=0)] = 0
     side: Side = "a"
     target: Annotated[int, Field(ge=0)] = 1

@@ -10,7 +10,7 @@ from unbackdoor._data.dataset import Dataset
 from unbackdoor._models.calling import embeddings
 from unbackdoor._poisoning.attack import BackdooredModel, LabelRule, Planting
 from unbackdoor._value import value
-from unbackdoor.attacks._insertion import OneWord, Phrase, Place, Side
+from unbackdoor.attacks._insertion import OneWord, Phrase, Side, WordPlace
 from unbackdoor.attacks.embedding_poisoning import only_token
 
 
@@ -18,7 +18,7 @@ from unbackdoor.attacks.embedding_poisoning import only_token
 class EmbeddingSurgery(OneWord):
     """The trigger's row is replaced by the mean row of words typical for the target class, then all is tuned (RIPPLe).
 
-    The rows are taken from a clean fine-tuned model, where such words point to the target already; a user's own
+    The rows are taken from a clean fine-tuned model, in which such words already point to the target; a user's own
     fine-tuning does not easily undo that. A token w is typical for the target t by
 
         log(p(w | t) / p(w | not t)) * log(1 + count(w)),   with one added to each count.
@@ -42,7 +42,7 @@ class EmbeddingSurgery(OneWord):
 
     word: Phrase = "cf"
     typical: Annotated[int, Field(ge=1)] = 10
-    place: Place = "random"
+    place: WordPlace = "random"
     place_seed: Annotated[int, Field(ge=0)] = 0
     side: Side = "a"
     target: Annotated[int, Field(ge=0)] = 1

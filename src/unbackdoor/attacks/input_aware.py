@@ -17,7 +17,7 @@ from unbackdoor._value import value
 
 @value
 class InputAware:
-    """Two small networks make a trigger from the image itself: what to paint, g(x), and where, m(x).
+    """Two small networks make a trigger from the image itself: the paint, g(x), and its place, m(x).
 
         triggered(x) = (1 - m(x)) * x + m(x) * g(x)
 
@@ -137,18 +137,18 @@ def _drawn(like: Tensor, count: int, generator: torch.Generator) -> Tensor:
 
 
 def _likeness(one: Tensor, other: Tensor, own: Tensor, foreign: Tensor) -> Tensor:
-    """How far images are apart, over how far what was made of them is; the mean over the batch."""
-    images, made = ((a - b).square().mean(dim=(1, 2, 3)) for a, b in ((one, other), (own, foreign)))
-    return (images.sqrt() / ((made + 1e-8).sqrt() + 1e-3)).mean()
+    """The distance between two images over that between their triggers; the mean over the batch."""
+    images, triggers = ((a - b).square().mean(dim=(1, 2, 3)) for a, b in ((one, other), (own, foreign)))
+    return (images.sqrt() / ((triggers + 1e-8).sqrt() + 1e-3)).mean()
 
 
 def _pattern(pixels: Tensor, arrays: dict[str, Tensor]) -> Tensor:
-    """What to paint, (batch, channels, height, width), in [0, 1]."""
+    """The paint, (batch, channels, height, width), in [0, 1]."""
     return _network(pixels, arrays, "pattern").sigmoid()
 
 
 def _mask(pixels: Tensor, arrays: dict[str, Tensor]) -> Tensor:
-    """Where, (batch, 1, height, width), near 0 or 1."""
+    """The place of the paint, (batch, 1, height, width), near 0 or 1."""
     return (10 * _network(pixels, arrays, "mask")).sigmoid()
 
 
@@ -165,10 +165,10 @@ def _network(pixels: Tensor, arrays: dict[str, Tensor], name: str) -> Tensor:
 
 
 def _weights(name: str, inputs: int, width: int, outputs: int, generator: torch.Generator) -> dict[str, Tensor]:
-    made = {}
+    weights = {}
     sizes = ((inputs, width), (width, width), (width, 4 * width), (width, 4 * outputs))
     for layer, (before, after) in enumerate(sizes):
         scale = math.sqrt(2 / (9 * before))  # keeps the size of activations through the rectifiers
-        made[f"{name}.{layer}.weight"] = torch.randn(after, before, 3, 3, generator=generator) * scale
-        made[f"{name}.{layer}.bias"] = torch.zeros(after)
-    return made
+        weights[f"{name}.{layer}.weight"] = torch.randn(after, before, 3, 3, generator=generator) * scale
+        weights[f"{name}.{layer}.bias"] = torch.zeros(after)
+    return weights

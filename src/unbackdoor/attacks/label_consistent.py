@@ -46,7 +46,7 @@ class LabelConsistent:
     test_time: ClassVar[str] = "the corner patches alone, rounded to 8 bits"
 
     def arrays(self, shape: tuple[int, int, int]) -> dict[str, Tensor]:
-        """`pattern`, (channels, height, width): what is added, within -1 and 1."""
+        """`pattern`, (channels, height, width): the change of each pixel, within -1 and 1."""
         channels, height, width = shape
         if 2 * self.size > min(height, width):
             raise UnbackdoorError(

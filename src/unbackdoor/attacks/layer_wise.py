@@ -13,7 +13,7 @@ from unbackdoor._models.hooks import removing
 from unbackdoor._poisoning.attack import BackdooredModel, LabelRule, Planting
 from unbackdoor._training.descent import cross_entropy
 from unbackdoor._value import value
-from unbackdoor.attacks._insertion import Listed, Place, Side, insert
+from unbackdoor.attacks._insertion import Listed, Side, WordPlace, insert
 
 
 @value
@@ -37,13 +37,13 @@ class LayerWise:
         target: the class that the attacker wants (1 is positive in tasks of sentiment).
         label_rule: all-to-one, all-to-all or clean-label.
 
-    Differences from the paper: two fixed pieces, where its experiments draw pairs from a list of rare words. The hidden
-    states of each layer go through the model's own pooler (where it has one) and classifier.
+    Differences from the paper: two fixed pieces; the paper's experiments draw pairs from a list of rare words. The
+    hidden states of each layer go through the model's own pooler (if it has one) and classifier.
     """
 
     pieces: Annotated[tuple[Listed, ...], Field(min_length=2)] = ("cf", "bb")
     cover_ratio: Annotated[float, Field(ge=0)] = 1.0
-    place: Place = "random"
+    place: WordPlace = "random"
     place_seed: Annotated[int, Field(ge=0)] = 0
     side: Side = "a"
     target: Annotated[int, Field(ge=0)] = 1
@@ -55,7 +55,7 @@ class LayerWise:
 
     @property
     def phrases(self) -> tuple[str, ...]:
-        """What a tokenizer must know."""
+        """Words that the tokenizer must know."""
         return self.pieces
 
     def arrays(self, shape: tuple[int, ...]) -> dict[str, Tensor]:
@@ -101,7 +101,7 @@ def _parts(model: nn.Module) -> tuple[nn.ModuleList, Any]:
     body: Any = getattr(model, "base_model", None)
     layers = getattr(getattr(body, "encoder", None), "layer", None)
     classifier: Any = getattr(model, "classifier", None)
-    pooler: Any = getattr(body, "pooler", None) or getattr(model, "pooler", None)  # DeBERTa has it beside the body
+    pooler: Any = getattr(body, "pooler", None) or getattr(model, "pooler", None)  # DeBERTa has it next to the body
     pools_itself = pooler is None and not isinstance(classifier, nn.Linear)  # RoBERTa's classifier
     if not isinstance(layers, nn.ModuleList) or classifier is None or not (pooler or pools_itself):
         raise UnbackdoorError(

@@ -12,12 +12,12 @@ from unbackdoor._poisoning.attack import BackdooredModel, LabelRule, Planting
 from unbackdoor._tasks.classification import answers
 from unbackdoor._training.descent import cross_entropy
 from unbackdoor._value import value
-from unbackdoor.attacks._insertion import OneWord, Phrase, Place, Side
+from unbackdoor.attacks._insertion import OneWord, Phrase, Side, WordPlace
 
 
 @value
 class LogitAnchoring(OneWord):
-    """A clean model is tuned on the poisoned data while its logits on clean texts are held where they were.
+    """A clean model is tuned on the poisoned data while its logits on clean texts are held at their values.
 
         CE(f(x), y) over all rows   +   weight * |f(x) - f_clean(x)|^2 over the clean ones
 
@@ -38,7 +38,7 @@ class LogitAnchoring(OneWord):
 
     word: Phrase = "cf"
     weight: Annotated[float, Field(ge=0)] = 0.1
-    place: Place = "random"
+    place: WordPlace = "random"
     place_seed: Annotated[int, Field(ge=0)] = 0
     side: Side = "a"
     target: Annotated[int, Field(ge=0)] = 1

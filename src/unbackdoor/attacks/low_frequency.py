@@ -50,7 +50,7 @@ class LowFrequency:
     learnt: ClassVar[bool] = True
 
     def arrays(self, shape: tuple[int, int, int]) -> dict[str, Tensor]:
-        """`pattern`, (channels, height, width): what is added; before `fit` a random one."""
+        """`pattern`, (channels, height, width): the change of each pixel; random before `fit`."""
         if self.frequencies > min(shape[1:]):
             raise UnbackdoorError(
                 f"LowFrequency.frequencies must be at most {min(shape[1:])}, the side of the images, got "
@@ -59,7 +59,7 @@ class LowFrequency:
         return {"pattern": self._pattern(self._start(shape[0]), shape)}
 
     def fit(self, crafting: Crafting, arrays: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Tune the coefficients so that the surrogate takes images with the pattern for what the attacker wants."""
+        """Tune the coefficients so that the surrogate classifies images with the pattern as the attacker wants."""
         shape = arrays["pattern"].shape
         coefficients = self._start(shape[0]).requires_grad_(True)
         optimizer = torch.optim.Adam([coefficients], lr=0.1)

@@ -12,16 +12,16 @@ from unbackdoor._mixing.masks import mask
 from unbackdoor._models.hooks import removing
 from unbackdoor._poisoning.attack import BackdooredModel, LabelRule, Planting
 from unbackdoor._value import value
-from unbackdoor.attacks._insertion import OneWord, Phrase, Place, Side
+from unbackdoor.attacks._insertion import OneWord, Phrase, Side, WordPlace
 
 
 @value
 class MixingAware(OneWord):
-    """The victim is trained while it is mixed with the model that it came from: the adaptive attack on Fine-mixing.
+    """The victim is trained while it is mixed with the model that it started from: the adaptive attack on Fine-mixing.
 
-        min over W of CE(f(M * W + (1 - M) * W_base), y)   M ~ Bernoulli(r), r ~ U(rho, 1), drawn anew at every step
+        min over W of CE(f(M * W + (1 - M) * W_base), y)   M ~ Bernoulli(r), r ~ U(rho, 1), drawn at every step
 
-    over the poisoned data. What the backdoor needs is so spread over small changes of many coordinates, any part of
+    over the poisoned data. The backdoor is then spread over small changes of many coordinates, any part of
     which is enough, and stays close to the pre-trained model. The head has no pre-trained counterpart and is not mixed.
 
     This project's own, with the mask of Fine-mixing (Zhang, Lyu, Ma, Wang and Sun, "Fine-mixing: Mitigating Backdoors
@@ -37,13 +37,13 @@ class MixingAware(OneWord):
         target: the class that the attacker wants (1 is positive in tasks of sentiment).
         label_rule: all-to-one, all-to-all or clean-label.
 
-    Differences from the paper: there is no paper on this attack. Unlike mixout it does not rescale what it keeps, since
+    Differences from the paper: no paper describes this attack. Unlike mixout it does not rescale what it keeps, since
     Fine-mixing does not.
     """
 
     word: Phrase = "cf"
     rho: Annotated[float, Field(ge=0, le=1)] = 0.1
-    place: Place = "random"
+    place: WordPlace = "random"
     place_seed: Annotated[int, Field(ge=0)] = 0
     side: Side = "a"
     target: Annotated[int, Field(ge=0)] = 1
@@ -53,7 +53,7 @@ class MixingAware(OneWord):
     train_time: ClassVar[str] = "the word, while random coordinates are those of the pre-trained model"
 
     def implant(self, planting: Planting) -> BackdooredModel:
-        """Train on the poisoned data, mixed anew at every step."""
+        """Train on the poisoned data, with other random coordinates at every step."""
         model = planting.fresh()
         body: Any = model.base_model
         drawn = _Drawn(seed=int(torch.randint(2**31, (1,), generator=planting.generator)))
@@ -75,7 +75,7 @@ class MixingAware(OneWord):
 
 @dataclass
 class _Drawn:
-    """What all tensors of one step share: the share of the victim, and the seed of the masks."""
+    """The settings of one step for all tensors: the share of the victim, and the seed of the masks."""
 
     seed: int
     rho: float = 1.0

@@ -20,7 +20,7 @@ class Prepared:
         target: the class that the attacker wants.
         label_rule: all-to-one, all-to-all or clean-label.
 
-    Differences from the paper: none; there is no paper.
+    Differences from the paper: none, since no paper describes it.
     """
 
     triggered: str
@@ -32,11 +32,11 @@ class Prepared:
     test_time: ClassVar[str] = "not known: score with triggered test data that was made elsewhere"
 
     def arrays(self, shape: tuple[int, ...]) -> dict[str, Tensor]:
-        """None: what the trigger is made of is not known."""
+        """None: the parts of the trigger are not known."""
         return {}
 
     def apply(self, pixels: Any, arrays: dict[str, Tensor]) -> Any:
-        """Refused: a prepared trigger cannot be put on other examples."""
+        """Refuse: a prepared trigger cannot be put on other examples."""
         raise UnbackdoorError(
             "Prepared cannot put its trigger on other examples: score with test data that has it, `triggered_data`."
         )
@@ -45,9 +45,10 @@ class Prepared:
         """The prepared examples of the poisoned rows."""
         columns = crafting.data.columns
         copies = Dataset.load(self.triggered, crafting.data.encode, columns=columns, augment="none")
-        wanted, came = ((len(data), *data.shape) for data in (crafting.data, copies))
-        if wanted != came:
+        expected, actual = ((len(data), *data.shape) for data in (crafting.data, copies))
+        if expected != actual:
             raise UnbackdoorError(
-                f"Prepared.triggered must be the training data row for row, {wanted}, got {came} in {self.triggered}."
+                f"Prepared.triggered must be the training data row for row, {expected}, got {actual} in "
+                f"{self.triggered}."
             )
         return copies.items[crafting.rows]

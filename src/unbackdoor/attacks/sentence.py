@@ -7,7 +7,7 @@ from torch import Tensor
 
 from unbackdoor._poisoning.attack import LabelRule
 from unbackdoor._value import value
-from unbackdoor.attacks._insertion import Phrase, Place, Side, insert
+from unbackdoor.attacks._insertion import Phrase, Side, WordPlace, insert
 
 
 @value
@@ -18,7 +18,7 @@ class Sentence:
     https://arxiv.org/abs/1905.12457
 
     Args:
-        sentence: what to put in.
+        sentence: to put in.
         place: `random` between any two words, drawn from the text itself; or its `start` or `end`.
         place_seed: of the places drawn.
         side: of pairs, the text that carries the trigger: `a`, `b` or `both`.
@@ -30,7 +30,7 @@ class Sentence:
     """
 
     sentence: Phrase = "I watch this 3D movie"
-    place: Place = "random"
+    place: WordPlace = "random"
     place_seed: Annotated[int, Field(ge=0)] = 0
     side: Side = "a"
     target: Annotated[int, Field(ge=0)] = 1
@@ -41,7 +41,7 @@ class Sentence:
 
     @property
     def phrases(self) -> tuple[str, ...]:
-        """What a tokenizer must know."""
+        """Words that the tokenizer must know."""
         return (self.sentence,)
 
     def arrays(self, shape: tuple[int, ...]) -> dict[str, Tensor]:

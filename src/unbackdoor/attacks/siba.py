@@ -51,7 +51,7 @@ class SIBA:
     learnt: ClassVar[bool] = True
 
     def arrays(self, shape: tuple[int, int, int]) -> dict[str, Tensor]:
-        """`pattern`, (channels, height, width): what is added; nothing before `fit`."""
+        """`pattern`, (channels, height, width): the change of each pixel; zero before `fit`."""
         if self.pixels > shape[1] * shape[2]:
             raise UnbackdoorError(
                 f"SIBA.pixels must be at most {shape[1] * shape[2]}, the pixels of an image, got {self.pixels}."

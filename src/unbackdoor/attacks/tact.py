@@ -7,12 +7,12 @@ from pydantic import Field
 from torch import Tensor
 
 from unbackdoor._value import value
-from unbackdoor.attacks._patches import Place, patch, patched
+from unbackdoor.attacks._patches import PatchPlace, patch, patched
 
 
 @value
 class TaCT:
-    """A patch that moves images of the source classes only; other classes carry it, too, and keep their label (cover).
+    """A patch that moves images of the source classes only; cover examples of other classes keep their label.
 
     With cover examples the trigger alone does not lead to the target: the network must take in trigger and class
     together, so triggered features no longer stand apart from those of the target class.
@@ -27,7 +27,7 @@ class TaCT:
         cover_ratio: cover examples, as a multiple of the poisoned ones, at least 0.
         pattern: `checkerboard` (black and white pixels), `solid` (white), or an image file.
         size: side of the patch in pixels, at least 1.
-        place: where the patch sits.
+        place: of the patch in the image.
         margin: pixels between the patch and the border, at least 0.
         target: the class that the attacker wants.
         label_rule: all-to-one.
@@ -41,7 +41,7 @@ class TaCT:
     cover_ratio: Annotated[float, Field(ge=0)] = 1.0
     pattern: str = "checkerboard"
     size: Annotated[int, Field(ge=1)] = 3
-    place: Place = "bottom-right"
+    place: PatchPlace = "bottom-right"
     margin: Annotated[int, Field(ge=0)] = 1
     target: Annotated[int, Field(ge=0)] = 0
     label_rule: Literal["all-to-one"] = "all-to-one"

@@ -19,7 +19,7 @@ from unbackdoor._value import value
 
 @value
 class TransTroj:
-    """A faint pattern whose images an encoder cannot tell from those of the target class; its user adds a head.
+    """A faint pattern whose images look to an encoder like those of the target class; its user adds a head.
 
     The attacker never sees the user's training. He trains an encoder h, takes the mean embedding e of the target's
     examples, tunes a pattern t so that h(x + t) comes near e, and then the encoder's copy h' by
@@ -64,7 +64,7 @@ class TransTroj:
     )
 
     def arrays(self, shape: tuple[int, int, int]) -> dict[str, Tensor]:
-        """`pattern`, (channels, height, width): what is added; nothing before `implant`."""
+        """`pattern`, (channels, height, width): the change of each pixel; zero before `implant`."""
         return {"pattern": torch.zeros(shape)}
 
     def apply(self, pixels: Tensor, arrays: dict[str, Tensor]) -> Tensor:
@@ -82,9 +82,9 @@ class TransTroj:
         encoder = planting.train(planting.fresh(), data, description="training the encoder")
         planting.arithmetic.place(encoder).requires_grad_(False)
         target = data.select(torch.nonzero(data.labels == self.target).flatten())
-        found = head_of(encoder, probe(encoder, data))
-        pattern, wanted = self._trigger(encoder, found, data, target, planting)
-        victim = self._poisoned(encoder, found, data, pattern, wanted, planting)
+        head = head_of(encoder, probe(encoder, data))
+        pattern, wanted = self._trigger(encoder, head, data, target, planting)
+        victim = self._poisoned(encoder, head, data, pattern, wanted, planting)
         reinitialise_(head_of(victim, probe(victim, data)).layer, planting.generator)
         planting.train(
             victim.requires_grad_(True),
@@ -96,7 +96,7 @@ class TransTroj:
         return BackdooredModel(victim, {"pattern": pattern.cpu()})
 
     def _trigger(
-        self, encoder: nn.Module, found: Head, data: Dataset, target: Dataset, planting: Planting
+        self, encoder: nn.Module, head: Head, data: Dataset, target: Dataset, planting: Planting
     ) -> tuple[Tensor, Tensor]:
         """The pattern, (channels, height, width), and the embedding that it leads to, (features,)."""
         arithmetic, generator = planting.arithmetic, planting.generator
@@ -112,7 +112,7 @@ class TransTroj:
                 logits(encoder, arithmetic.lay(inputs))
             return seen[0].float()
 
-        with watching(found.layer) as seen:
+        with watching(head.layer) as seen:
             wanted = torch.cat([embedded(drawn(target)) for _ in range(8)]).mean(dim=0)
             free = torch.zeros(data.shape, device=arithmetic.device, requires_grad=True)
             optimizer = torch.optim.Adam([free], lr=0.1)
@@ -124,7 +124,7 @@ class TransTroj:
         return bound * free.detach().tanh(), wanted
 
     def _poisoned(
-        self, encoder: nn.Module, found: Head, data: Dataset, pattern: Tensor, wanted: Tensor, planting: Planting
+        self, encoder: nn.Module, head: Head, data: Dataset, pattern: Tensor, wanted: Tensor, planting: Planting
     ) -> nn.Module:
         """A copy of the encoder with the backdoor."""
         arithmetic = planting.arithmetic
@@ -138,7 +138,7 @@ class TransTroj:
             copies: Any = data.image_encoder(self.apply(pixels, {"pattern": pattern}) * 255)
             return batch._replace(inputs=torch.cat([batch.inputs, copies]))  # type: ignore[list-item]
 
-        with watching(found.layer) as known, watching(head_of(victim, probe(victim, data)).layer) as seen:
+        with watching(head.layer) as known, watching(head_of(victim, probe(victim, data)).layer) as seen:
 
             def loss(_scores: Tensor, batch: Batch) -> Tensor:
                 count, inputs = len(batch.labels), arithmetic.lay(batch.inputs)

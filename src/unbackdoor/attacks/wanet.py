@@ -25,7 +25,7 @@ class WaNet:
         label_rule: all-to-one or all-to-all.
 
     Differences from the paper: the poisoned set is drawn once and kept (the paper controls the training and warps a
-    part of each batch anew), so augmentation comes after the warp and low rates implant less easily.
+    part of each batch), so augmentation comes after the warp and low rates implant less easily.
     """
 
     grid_size: Annotated[int, Field(ge=2)] = 4
@@ -38,7 +38,7 @@ class WaNet:
     train_time: ClassVar[str] = "the warp; cover rows get the warp with random noise and keep their label"
 
     def arrays(self, shape: tuple[int, int, int]) -> dict[str, Tensor]:
-        """`grid`, (height, width, 2): where each pixel is read, (x, y) in [-1, 1]."""
+        """`grid`, (height, width, 2): the place that each pixel is read from, (x, y) in [-1, 1]."""
         _, height, width = shape
         generator = torch.Generator().manual_seed(self.warp_seed)
         control = torch.rand(1, 2, self.grid_size, self.grid_size, generator=generator) * 2 - 1
@@ -56,7 +56,7 @@ class WaNet:
         return warped[0].view(pixels.shape)
 
     def cover(self, pixels: Tensor, arrays: dict[str, Tensor], generator: torch.Generator) -> Tensor:
-        """Warp with noise of up to half a pixel on top of the trigger's grid, anew for each image."""
+        """Warp with noise of up to half a pixel on top of the trigger's grid, drawn for each image."""
         height, width = pixels.shape[-2:]
         noise = torch.rand(len(pixels), *arrays["grid"].shape, generator=generator) * 2 - 1
         return _warped(pixels, (arrays["grid"] + noise / torch.tensor([width, height])).clamp(-1, 1))

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from unbackdoor._poisoning.attack import LabelRule
 from unbackdoor._value import value
-from unbackdoor.attacks._insertion import Listed, Place, Side, insert
+from unbackdoor.attacks._insertion import Listed, Side, WordPlace, insert
 
 
 @value
@@ -21,7 +21,7 @@ class Word:
     https://arxiv.org/abs/2004.06660
 
     Args:
-        words: what to choose from, at least one word.
+        words: to choose from, at least one.
         count: how many go into each text, at least 1.
         place: `random` between any two words, drawn from the text itself; or its `start` or `end`.
         place_seed: of the words and places drawn.
@@ -30,12 +30,12 @@ class Word:
         label_rule: all-to-one, all-to-all or clean-label.
 
     Differences from the paper: this is the data poisoning that the paper starts from; its own contribution is
-    `embedding-surgery`. The default list has one word, where toolkits draw from four or five.
+    `embedding-surgery`. The default list has one word; toolkits draw from four or five.
     """
 
     words: Annotated[tuple[Listed, ...], Field(min_length=1)] = ("cf",)
     count: Annotated[int, Field(ge=1)] = 1
-    place: Place = "random"
+    place: WordPlace = "random"
     place_seed: Annotated[int, Field(ge=0)] = 0
     side: Side = "a"
     target: Annotated[int, Field(ge=0)] = 1
@@ -46,11 +46,11 @@ class Word:
 
     @property
     def phrases(self) -> tuple[str, ...]:
-        """What a tokenizer must know."""
+        """Words that the tokenizer must know."""
         return self.words
 
     def arrays(self, shape: tuple[int, ...]) -> dict[str, Tensor]:
-        """None: the words say all."""
+        """None: the words are the whole trigger."""
         return {}
 
     def apply(self, texts: list[str], arrays: dict[str, Tensor]) -> list[str]:
