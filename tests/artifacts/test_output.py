@@ -55,7 +55,7 @@ def test_a_full_disk_as_safetensors_reports_it(tmp_path: Path) -> None:
 
 def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    refusal = pytest.raises(UnbackdoorError, match=r"file/out cannot be written \(.*\)\. Choose another --out\.$")
+    refusal = pytest.raises(UnbackdoorError, match=r"file/out cannot be written \(.*\)\. Choose another `out`\.$")
     with refusal, directory(tmp_path / "file" / "out"):
         pass
 
@@ -92,7 +92,7 @@ def test_what_the_record_does_not_list_is_not_replaced(theirs: str, tmp_path: Pa
     listed = "mine, mine/empty" if "empty" in theirs else theirs
     assert str(refusal.value) == (
         f"{out} holds what record.json does not list, and so may be somebody else's ({listed}). Move it away, or "
-        "choose another --out."
+        "choose another `out`."
     )
 
 
@@ -107,10 +107,10 @@ def test_a_result_whose_record_lists_nothing_may_hold_nothing_else(tmp_path: Pat
 def test_a_link_is_not_replaced(tmp_path: Path) -> None:
     finished(tmp_path / "real")
     (tmp_path / "out").symlink_to(tmp_path / "real")
-    with pytest.raises(UnbackdoorError, match=r"out is a link, which is not replaced\. Choose another --out, or the"):
+    with pytest.raises(UnbackdoorError, match=r"out is a link, which is not replaced\. Choose another `out`, or the"):
         check_free(tmp_path / "out", overwrite=True)
     (tmp_path / "nowhere").symlink_to(tmp_path / "gone")
-    with pytest.raises(UnbackdoorError, match=r"nowhere exists\. Use --overwrite, or another --out\."):
+    with pytest.raises(UnbackdoorError, match=r"nowhere exists\. Use `overwrite=True`, or another `out`\."):
         check_free(tmp_path / "nowhere", overwrite=False)
 
 
@@ -188,19 +188,19 @@ def test_what_may_be_overwritten(tmp_path: Path) -> None:
     (taken / "mine").write_text("")
     ours.mkdir()
     (ours / "record.json").write_text("{}")
-    with pytest.raises(UnbackdoorError, match=r"ours exists\. Use --overwrite, or another --out\.$"):
+    with pytest.raises(UnbackdoorError, match=r"ours exists\. Use `overwrite=True`, or another `out`\.$"):
         check_free(ours, overwrite=False)
     check_free(ours, overwrite=True)
     with pytest.raises(UnbackdoorError, match=r"taken was not written by unbackdoor \(it has no record\.json\)\."):
         check_free(taken, overwrite=True)
-    with pytest.raises(UnbackdoorError, match=r"ours is the input itself; --out must be another directory\.$"):
+    with pytest.raises(UnbackdoorError, match=r"ours is the input itself; `out` must be another directory\.$"):
         check_free(ours, overwrite=True, inputs=(ours,))
     (taken / "file").write_text("")
     with pytest.raises(
-        UnbackdoorError, match=r"file/out cannot be written \(.*taken/file is no folder to write to\)\."
+        UnbackdoorError, match=r"file/out cannot be written \(.*taken/file is not a folder to write to\)\."
     ):
         check_free(taken / "file" / "out", overwrite=False)
-    with pytest.raises(UnbackdoorError, match=r"ours holds the input .*/ours/clean\.parquet; --out must be another"):
+    with pytest.raises(UnbackdoorError, match=r"ours holds the input .*/ours/clean\.parquet; `out` must be another"):
         check_free(ours, overwrite=True, inputs=(free, ours / "clean.parquet"))
 
 

@@ -486,7 +486,7 @@ def test_a_suspect_from_elsewhere_is_scored_on_examples_that_carry_its_trigger(e
         "fe-tuning": False,
     }
     wreck = found["clean", "fe-tuning"][1]
-    assert (wreck["status"], wreck["warnings"][0][:37]) == ("done", "The purified model is not usable: it ")
+    assert (wreck["status"], wreck["warnings"][0][:37]) == ("done", "The purified model is not usable: its")
 
     spec, result = found["clean", "none"]  # which never was poisoned: a control, and shown the trigger, too
     assert (spec["victim"]["attack"]["name"], result["implanted"]) == ("none", None)

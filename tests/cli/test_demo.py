@@ -84,7 +84,7 @@ def test_the_page_has_the_scores_and_needs_no_network(short: tuple[Path, str]) -
 
 def test_it_replaces_only_its_own(short: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out, _ = short
-    with pytest.raises(ub.UnbackdoorError, match=r"exists\. Use --overwrite, or another --out\."):
+    with pytest.raises(ub.UnbackdoorError, match=r"exists\. Use `overwrite=True`, or another `out`\."):
         images_demo.image(out=str(out), overwrite=False, seed=0)
     images_demo.directories.check_free(out, overwrite=True)
     (tmp_path / "mine.txt").write_text("kept")

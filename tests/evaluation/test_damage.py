@@ -84,8 +84,8 @@ def test_the_sentence_names_numbers_cause_and_way_out() -> None:
     said = unusable(hits(90, 100), hits(40, 100), "which were held out", purifiers.FST())
     assert said is not None
     assert said.startswith(
-        "The purified model is not usable: it answers 40.0% of 100 clean examples right, which were held out, the "
-        "suspect 90.0%. That is significantly more than 10 points lost (exact test, p = 0.001); in fst "
+        "The purified model is not usable: its accuracy on 100 clean examples, which were held out, fell from 90.0% to "
+        "40.0%. That is significantly more than 10 points (exact test, p = 0.001); in fst "
     )
     assert "try scale-invariant-fst, or lower alpha" in said
     both = unusable(hits(90, 100), hits(40, 100), "x", purifiers.Then(purifiers.CLP(), purifiers.FineTuning()))
@@ -154,7 +154,7 @@ def test_a_wreck_is_told_first_everywhere_and_the_exit_code_is_1(
     done = run(user, "purify", method, *MODEL, "--clean", "clean.parquet", rate, "1e-9", "--out", out, *scored)
     assert done.code == 1, done.err
     first = done.out.splitlines()[0]
-    assert first.startswith("The purified model is not usable: it answers ")
+    assert first.startswith("The purified model is not usable: its accuracy on ")
     assert "in fe-tuning all features had to move to a head drawn at random: try ft-init or fine-tuning" in first
     assert done.err.splitlines()[-1] == f"{out} is written, but its model is not usable, as is said above."
     assert first not in done.err  # once is enough
@@ -199,7 +199,7 @@ def test_a_method_without_clean_examples_is_judged_by_the_test_examples(
     command = ("purify", "clp", *MODEL, "--u", 0, "--out")
     done = run(tmp_path, *command, "known", "--data", user / "test.parquet")
     assert done.code == 1, done.err
-    assert "of 200 clean examples right, which are scored, the suspect" in done.out.splitlines()[0]
+    assert "on 200 clean examples, which are scored, fell from" in done.out.splitlines()[0]
     assert json.loads((tmp_path / "known/record.json").read_text())["usable"] is False
     done = run(tmp_path, *command, "unknown")
     assert done.code == 0, done.err
@@ -234,7 +234,7 @@ def test_a_wreck_under_stress_is_told_first(suspect: nn.Module, digits: Dataset)
     )
     content = found.to_json()
     assert content["usable"] is False
-    assert content["warnings"][0].startswith("The purified model is not usable: it answers ")
+    assert content["warnings"][0].startswith("The purified model is not usable: its accuracy on ")
     assert content["warnings"][0].endswith("purify the suspect again by another method.")
     body = render_stress(build_stress(found, {"model": "a", "victim": "b", "control": None}, None)).split("<main>")[1]
     assert body.index("not usable") < body.index("<h1>")
@@ -260,8 +260,8 @@ def test_python_raises_nothing_and_tells_first(
     with caplog.at_level(logging.WARNING, "unbackdoor"):
         purified = purify(suspect, digits.select(range(1000, 1200)), forgets)
     assert purified.record["usable"] is False
-    assert purified.record["warnings"][0].startswith("The purified model is not usable: it answers ")
-    assert "of 200 clean examples right, which it was made with, the suspect 9" in purified.record["warnings"][0]
+    assert purified.record["warnings"][0].startswith("The purified model is not usable: its accuracy on ")
+    assert "on 200 clean examples, the ones it was tuned on, fell from 9" in purified.record["warnings"][0]
     assert "see what forgets does to clean examples" in purified.record["warnings"][0]
     assert purified.record["warnings"][1] == "something else"
     assert purified.record["warnings"][0] in caplog.text
@@ -305,7 +305,7 @@ def test_examples_that_were_held_out_decide(suspect: nn.Module, digits: Dataset)
     assert record["clean"]["held_out"] == 40
     assert record["purified_accuracy_on_clean"]["value"] > record["suspect_accuracy_on_clean"]["value"] - ALLOWED
     assert record["usable"] is False
-    assert "of 40 clean examples right, which were held out, the suspect" in record["warnings"][0]
+    assert "on 40 clean examples, which were held out, fell from" in record["warnings"][0]
 
     def sees_them_after_all(model: nn.Module, clean: Dataset, run: Run) -> nn.Module:
         model = overfits(model, clean, run)
@@ -334,7 +334,7 @@ def test_examples_that_were_left_out_in_their_turn_decide(suspect: nn.Module, di
     record = purify(suspect, clean, cross_validates, precision="fp32").record
     assert record["purified_accuracy_on_clean"] == record["suspect_accuracy_on_clean"]
     assert record["usable"] is False
-    assert "of 200 clean examples right, which were left out in their turn, the suspect" in record["warnings"][0]
+    assert "on 200 clean examples, which were left out in their turn, fell from" in record["warnings"][0]
 
 
 def test_too_few_examples_are_said_to_be_too_few(suspect: nn.Module, digits: Dataset) -> None:
@@ -349,5 +349,5 @@ def test_too_few_examples_are_said_to_be_too_few(suspect: nn.Module, digits: Dat
     assert 0.1 < lost < 0.4
     assert record["usable"] is True
     assert record["warnings"][-1].endswith(
-        "they are too few to tell whether more than 10 points are lost. Score it on others by --data, or give more."
+        "they are too few to decide whether more than 10 points are lost. Score it on others (`test`), or give more."
     )

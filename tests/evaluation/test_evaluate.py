@@ -132,7 +132,7 @@ def test_a_control_of_other_classes_is_refused() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return torch.cat([super().forward(x)] * 2, dim=1)
 
-    with pytest.raises(UnbackdoorError, match=r"^--control must answer with 4 classes as the model does, got 8\.$"):
+    with pytest.raises(UnbackdoorError, match=r"^`control` must answer with 4 classes as the model does, got 8\.$"):
         evaluate(Reader(), TEST, triggered_data=TEST, target=3, control=More())
 
 
@@ -175,12 +175,15 @@ PATCH = attacks.BadNets(size=1)
     [
         (
             {"attack": PATCH, "triggered_data": TEST, "target": 0},
-            "evaluate takes --attack or --triggered, got both. Leave one out.",
+            "evaluate takes `attack` or `triggered_data`, got both. Leave one out.",
         ),
-        ({"target": 1}, "--triggered and --target go together: the examples, and the class that the attacker wants."),
+        (
+            {"target": 1},
+            "`triggered_data` and `target` go together: the examples, and the class that the attacker wants.",
+        ),
         (
             {"triggered_data": TEST},
-            "--triggered and --target go together: the examples, and the class that the attacker wants.",
+            "`triggered_data` and `target` go together: the examples, and the class that the attacker wants.",
         ),
         ({"triggered_data": TEST, "target": 4}, "`target` must be 0 to 3, got 4."),
         ({"attack": attacks.BadNets(size=1, target=4)}, "BadNets.target must be 0 to 3, got 4."),

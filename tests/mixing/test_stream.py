@@ -360,7 +360,7 @@ def test_what_is_given_is_checked(suspect: Weights, base: Weights, tmp_path: Pat
         with pytest.raises(UnbackdoorError) as refusal:
             purify_stream(*given, out, **options)
         assert str(refusal.value) == message
-    with pytest.raises(UnbackdoorError, match=r"suspect is the input itself; --out must be another directory\.$"):
+    with pytest.raises(UnbackdoorError, match=r"suspect is the input itself; `out` must be another directory\.$"):
         purify_stream(*given, given[0], rho=0.5)
     assert not out.exists()
 

@@ -221,8 +221,8 @@ class TestSearch:
         assert asked == [0.5, 0.8, 0.9]
         assert "rho 1 was chosen." in record["notes"]
         assert (
-            "no rho but 1 keeps clean accuracy within 3.0 points of the suspect's: all of its weights were kept. Allow "
-            "more by --margin, or set --rho."
+            "no rho but 1 keeps clean accuracy within 3.0 points of the suspect's: all of its weights were kept. Raise "
+            "`margin`, or set `rho`."
         ) in record["warnings"]
 
     def test_a_margin_is_counted_in_whole_examples(self, losing) -> None:
@@ -235,16 +235,16 @@ class TestSearch:
         _, record = losing(lambda rho: 0.07 * (1 - rho), 0.058)
         assert "rho 0.6 was chosen." in record["notes"]
         assert [text for text in record["warnings"] if "margin" in text] == [
-            "200 clean examples tell a loss of accuracy only to 5.8 points, more than the margin of 3.0: rho 0.6, "
-            "which lost 2.8, is the best guess, and may cost more. As far as they can tell, rho 0.5 may lose no "
-            "more, and removes more. Give more clean examples, or set --rho."
+            "200 clean examples measure a loss of accuracy only to 5.8 points, more than the margin of 3.0: rho 0.6, "
+            "which lost 2.8, is the best guess, and may cost more. By the same measurement, rho 0.5 may lose "
+            "no more, and removes more. Give more clean examples, or set `rho`."
         ]
 
     def test_where_nothing_safer_may_do_none_is_named(self, losing) -> None:
         _, record = losing(lambda rho: 0.0 if rho > 0.5 else 0.5, 0.04)
         assert [text for text in record["warnings"] if "margin" in text] == [
-            "200 clean examples tell a loss of accuracy only to 4.0 points, more than the margin of 3.0: rho 0.6, "
-            "which lost 0.0, is the best guess, and may cost more. Give more clean examples, or set --rho."
+            "200 clean examples measure a loss of accuracy only to 4.0 points, more than the margin of 3.0: rho 0.6, "
+            "which lost 0.0, is the best guess, and may cost more. Give more clean examples, or set `rho`."
         ]
 
     def test_too_few_examples_for_the_folds(self, text_victim, text_base, reviews) -> None:
@@ -289,7 +289,7 @@ class TestTheBase:
             mixed(text_victim, toys.classifier("llama").base_model, rho=0.5)
 
     def test_without_one(self, text_victim) -> None:
-        with pytest.raises(UnbackdoorError, match=r"^FineMixing needs --base \(base= in Python\): the pre-trained"):
+        with pytest.raises(UnbackdoorError, match=r"^FineMixing needs `base`: the pre-trained"):
             mixed(text_victim, None, rho=0.5)
 
 
@@ -396,9 +396,7 @@ def test_values_beyond_half_precision_are_refused(text_victim, text_base) -> Non
 
 def test_a_base_that_zeros_have_no_use_for_is_told(text_victim, text_base) -> None:
     made = purify(text_victim, None, FineMixing(rho=0.5, tune=False, fill="zero"), base=text_base)
-    assert made.record["warnings"] == [
-        "FineMixing.fill zero takes nothing from a base: the one that was given was not used."
-    ]
+    assert made.record["warnings"] == ["FineMixing.fill zero takes nothing from a base: the given one was not used."]
 
 
 def test_a_few_examples_without_a_difference_are_no_certainty() -> None:

@@ -174,13 +174,13 @@ def test_a_share_that_costs_accuracy_is_not_taken(digits: Dataset) -> None:
             0.5,
             0.0,
             "no share but 0 keeps clean accuracy within 3.0 points of the suspect's: all of its weights were kept. "
-            "Allow more by --margin, or set --share.",
+            "Raise `margin`, or set `share`.",
         ),
         (
             0.02,
             0.04,
-            "16 clean examples tell a loss of accuracy only to 4.0 points, more than the margin of 3.0: share 1, which "
-            "lost 2.0, is the best guess, and may cost more. Give more clean examples, or set --share.",
+            "16 clean examples measure a loss of accuracy only to 4.0 points, more than the margin of 3.0: share 1, "
+            "which lost 2.0, is the best guess, and may cost more. Give more clean examples, or set `share`.",
         ),
     ],
 )
@@ -210,9 +210,7 @@ def test_the_contract_on_pictures(digits: Dataset) -> None:
 def test_without_a_base(texts: Dataset) -> None:
     with pytest.raises(UnbackdoorError) as caught:
         purify(toys.classifier("bert"), texts, purifiers.FinePurifying())
-    assert str(caught.value) == (
-        "FinePurifying needs --base (base= in Python): the pre-trained model that the suspect came from."
-    )
+    assert str(caught.value) == ("FinePurifying needs `base`: the pre-trained model that the suspect came from.")
 
 
 def test_a_base_that_is_no_ancestor_is_told(texts: Dataset) -> None:

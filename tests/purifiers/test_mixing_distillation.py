@@ -72,9 +72,7 @@ def test_shares_beyond_one_are_refused(text_victim: nn.Module, text_base: nn.Mod
 def test_without_a_base_it_says_who_needs_one(text_victim: nn.Module, reviews: Dataset) -> None:
     with pytest.raises(UnbackdoorError) as caught:
         purify(text_victim, reviews.select(range(10)), MixingDistillation())
-    assert str(caught.value) == (
-        "MixingDistillation needs --base (base= in Python): the pre-trained model that the suspect came from."
-    )
+    assert str(caught.value) == ("MixingDistillation needs `base`: the pre-trained model that the suspect came from.")
 
 
 def refusal(model: nn.Module, base: nn.Module, reviews: Dataset) -> str:

@@ -215,9 +215,7 @@ class Bag(nn.Module):
 
 def test_what_does_not_fit_is_refused(digits: Dataset) -> None:
     data, model = sentences(10, 9), toys.classifier("bert")
-    assert refusal(model, data, None) == (
-        "ModuleSubstitution needs --proxy (proxy= in Python): a model for the same task."
-    )
+    assert refusal(model, data, None) == ("ModuleSubstitution needs `proxy`: a model for the same task.")
     vit = archs.build("vit", classes=list("0123456789"), channels=1, image_size=8, width=4)
     assert refusal(vit, digits.select(range(20)), vit) == (
         "ModuleSubstitution inserts words, but the model takes images. Try fine-mixing."

@@ -207,7 +207,7 @@ def test_the_first_strength_within_the_margin_is_kept(suspect: Normalised, digit
     assert made["clean"]["held_out"] == 60
     assert made["examples_seen"] == 3 * 240
     assert made["warnings"][0].startswith(
-        "a backdoor may have stayed: strength 1 cost more than the margin of 0 points of accuracy, so 0 was taken,"
+        "a backdoor may have stayed: strength 1 cost more than the margin of 0 points of accuracy, so 0 was used,"
     )
     assert not any("may have stayed" in warning for warning in all_may_go["warnings"])
 

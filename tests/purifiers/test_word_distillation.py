@@ -146,7 +146,7 @@ def test_the_victims_word_is_unlearned_and_named(
 @pytest.mark.parametrize(
     ("share", "advice"),
     [
-        (1.0, "Take a higher --learning-rate or more --epochs."),
+        (1.0, "Use a higher `learning_rate` or more `epochs`."),
         (0.8, "It may be part of a longer trigger, which stays, or a word of the task."),
     ],
 )
@@ -177,8 +177,8 @@ def test_without_an_odd_word_nothing_is_changed_and_that_is_said(text_victim: nn
     result = purify(text_victim, reviews.select(range(60)), WordDistillation(threshold=1e9))
     assert all(torch.equal(weight, weights[name]) for name, weight in result.model.state_dict().items())
     assert result.record["warnings"] == [
-        "no word was taken for a trigger's, so nothing was changed. A trigger of style, of syntax, of words that are "
-        "not one token, or of words that do nothing one by one is not found so; with a pre-trained base, "
+        "no word was classified as a trigger's, so nothing was changed. A trigger of style, of syntax, of words that "
+        "are not one token, or of words that do nothing one by one is not found so; with a pre-trained base, "
         "mixing-distillation looks for no word."
     ]
 

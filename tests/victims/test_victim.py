@@ -320,8 +320,8 @@ def test_the_card_says_whether_the_backdoor_took() -> None:
     assert "tags: [unbackdoor, backdoored]" in text
     text = card.victim({**record, "implanted": False})
     assert (
-        "**A backdoor was planted in this model and did not take** (`badnets`, poison rate 0.1): attack success is "
-        "25.0%, clean accuracy 25.0%. It was made on purpose for testing. Do not use it for anything else.\n"
+        "**A backdoor was planted in this model, but it did not implant** (`badnets`, poison rate 0.1): attack success "
+        "is 25.0%, clean accuracy 25.0%. It was made on purpose for testing. Do not use it for anything else.\n"
     ) in text
     assert "carries a backdoor" not in text
     assert "tags: [unbackdoor]" in text

@@ -1,4 +1,4 @@
-"""Model cards: what was done to a model, for the next person who finds it."""
+"""Model cards: the history of a model, for the next person who finds it."""
 
 from typing import Any
 
@@ -35,7 +35,7 @@ def purified(record: dict[str, Any]) -> str:
         lines.append("")
     lines += [f"Warning: {_plain(text)}\n" for text in record["warnings"][record["usable"] is False :]]
     lines += [
-        "A purified model is not proven clean: a low attack success speaks for the triggers that were tried, and "
+        "A purified model is not proven clean: a low attack success holds for the triggers that were tried, and "
         "tuning on poisoned examples may bring a backdoor back.",
     ]
     return "\n".join(lines) + "\n"
@@ -50,13 +50,13 @@ def victim(record: dict[str, Any]) -> str:
         warning = "A clean control for backdoor experiments, trained without an attack."
     elif failed:
         warning = (
-            f"**A backdoor was planted in this model and did not take** {planted}: attack success is "
+            f"**A backdoor was planted in this model, but it did not implant** {planted}: attack success is "
             f"{scores['attack_success']['value']:.1%}, clean accuracy {scores['clean_accuracy']['value']:.1%}. It was "
             "made on purpose for testing. Do not use it for anything else."
         )
     elif record["implanted"] is None:  # no test example that could be triggered
         warning = (
-            f"**A backdoor was planted in this model** {planted} on purpose for testing; whether it took was not "
+            f"**A backdoor was planted in this model** {planted} on purpose for testing; whether it implanted was not "
             "measured. Do not use it for anything else."
         )
     else:
@@ -86,6 +86,6 @@ def _interval(part: dict[str, float]) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text of others, on one line and without the characters that Markdown and HTML act on."""
+    """Untrusted text on one line, with the special characters of Markdown and HTML escaped."""
     escaped = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return "".join("\\" + letter if letter in "`*[]|#" else letter for letter in escaped)

@@ -1,4 +1,4 @@
-"""Output directories: complete under their name, or not there at all; and nothing of anybody else's is touched."""
+"""Output directories: complete under their name, or absent; other people's files are never touched."""
 
 import errno
 import itertools
@@ -25,30 +25,32 @@ def check_free(out: Path, *, overwrite: bool, inputs: tuple[Path, ...] = ()) -> 
     `stress.json` lists), and if it neither is nor holds one of the inputs.
 
     Returns:
-        What the directory holds now and `directory` may replace; None where there is none.
+        The present content of the directory, which `directory` may replace; None if there is no directory.
 
     Raises:
-        UnbackdoorError: says why.
+        UnbackdoorError: it exists or cannot be made.
     """
     if not is_unicode(str(out.absolute())):
         raise UnbackdoorError(f"{out} is not a name in UTF-8, which safetensors could write to. Choose another --out.")
     if not out.exists() and not out.is_symlink():
         home = next(folder for folder in out.absolute().parents if folder.exists())
         if not (home.is_dir() and os.access(home, os.W_OK)):
-            raise UnbackdoorError(f"{out} cannot be written ({home} is no folder to write to). Choose another --out.")
+            raise UnbackdoorError(
+                f"{out} cannot be written ({home} is not a folder to write to). Choose another `out`."
+            )
         return None
-    for given in inputs:
-        if given.resolve() == out.resolve():
-            raise UnbackdoorError(f"{out} is the input itself; --out must be another directory.")
-        if out.resolve() in given.resolve().parents:
-            raise UnbackdoorError(f"{out} holds the input {given}; --out must be another directory.")
+    for source in inputs:
+        if source.resolve() == out.resolve():
+            raise UnbackdoorError(f"{out} is the input itself; `out` must be another directory.")
+        if out.resolve() in source.resolve().parents:
+            raise UnbackdoorError(f"{out} holds the input {source}; `out` must be another directory.")
     if not overwrite:
-        raise UnbackdoorError(f"{out} exists. Use --overwrite, or another --out.")
+        raise UnbackdoorError(f"{out} exists. Use `overwrite=True`, or another `out`.")
     if out.is_symlink():
-        raise UnbackdoorError(f"{out} is a link, which is not replaced. Choose another --out, or the folder it names.")
+        raise UnbackdoorError(f"{out} is a link, which is not replaced. Choose another `out`, or the folder it names.")
     record = next((out / name for name in _RECORDS if (out / name).is_file()), None)
     if not out.is_dir() or (record is None and any(out.iterdir())):
-        raise UnbackdoorError(f"{out} was not written by unbackdoor (it has no record.json). Choose another --out.")
+        raise UnbackdoorError(f"{out} was not written by unbackdoor (it has no record.json). Choose another `out`.")
     held = content(out)
     if record is not None:
         listed = read_json(record).get("files")
@@ -58,33 +60,33 @@ def check_free(out: Path, *, overwrite: bool, inputs: tuple[Path, ...] = ()) -> 
         if others:
             raise UnbackdoorError(
                 f"{out} holds what {record.name} does not list, and so may be somebody else's ({few(others)}). Move "
-                "it away, or choose another --out."
+                "it away, or choose another `out`."
             )
     return held
 
 
 def content(folder: Path) -> Content:
-    """What lies in a folder at any depth, by its path in there: which file or folder it is, how long, and how old."""
-    found: Content = {".": (folder.stat().st_ino,)}
+    """The files and folders in a folder at any depth, by their path in it: inode, length and age of each."""
+    held: Content = {".": (folder.stat().st_ino,)}
     for path in folder.rglob("*"):
         status = path.lstat()
         age = () if path.is_dir() and not path.is_symlink() else (status.st_size, status.st_mtime_ns)
-        found[str(path.relative_to(folder))] = (status.st_ino, *age)
-    return found
+        held[str(path.relative_to(folder))] = (status.st_ino, *age)
+    return held
 
 
 @contextmanager
 def directory(out: Path, replacing: Content | None = None) -> Iterator[Path]:
-    """A directory to fill, which takes its name in one step when the block ends well and vanishes when it does not.
+    """A directory to fill. It gets its name in one step if the block ends well, and is removed if it does not.
 
-    Whatever came to that place or changed there meanwhile stays as it is: then the result gets another name.
+    Files that appeared or changed at that place meanwhile are kept: then the result gets another name.
 
     Args:
         out: its name.
-        replacing: what lies there and goes when the block ends, as `check_free` returns it.
+        replacing: the content that is there and is removed when the block ends, as `check_free` returns it.
 
     Raises:
-        IncompleteError: the disk is full, or the place was taken meanwhile.
+        IncompleteError: the disk is full, or something else got that name meanwhile.
     """
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -110,7 +112,7 @@ def directory(out: Path, replacing: Content | None = None) -> Iterator[Path]:
 
 
 def _place(partial: Path, out: Path, replacing: Content | None) -> None:
-    """Give a complete directory its name; what is to be replaced goes, if it is still what it was."""
+    """Give a complete directory its name, and remove the content that is to be replaced, if it is unchanged."""
     aside = Path(tempfile.mkdtemp(prefix=f".{out.name}.old-", dir=out.parent))
     old = aside / "old"
     try:
@@ -119,28 +121,28 @@ def _place(partial: Path, out: Path, replacing: Content | None) -> None:
                 os.rename(out, old)
         unchanged = not os.path.lexists(old) or (old.is_dir() and content(old) == replacing)
         if not (unchanged and _renamed(partial, out)):
-            beside = (out.with_name(f"{out.name}-{number}") for number in itertools.count(2))
-            other = next(name for name in beside if _renamed(partial, name))
+            names = (out.with_name(f"{out.name}-{number}") for number in itertools.count(2))
+            other = next(name for name in names if _renamed(partial, name))
             raise IncompleteError(
                 f"{out} was made or changed by something else meanwhile, and stays as it is. The result is in {other}."
             )
         shutil.rmtree(old, ignore_errors=True)
     finally:
         if os.path.lexists(old):
-            with suppress(OSError):  # where its place is taken, it stays aside
+            with suppress(OSError):  # if its name is in use again, it stays aside
                 os.rename(old, out)
         with suppress(OSError):
             aside.rmdir()
 
 
 def _renamed(partial: Path, name: Path) -> bool:
-    """Rename a directory to a name that nothing has; whether that was so."""
+    """Rename a directory to an unused name; False if the name was in use."""
     try:
-        name.mkdir()  # fails where there is anything, even a link to nowhere
+        name.mkdir()  # fails if there is anything, even a broken link
     except FileExistsError:
         return False
     try:
-        os.rename(partial, name)  # replaces the empty directory, and no other
+        os.rename(partial, name)  # replaces the empty directory, and nothing else
     except OSError as problem:
         if problem.errno in (errno.ENOTEMPTY, errno.EEXIST):
             return False
@@ -178,9 +180,9 @@ def _failure(out: Path, problem: OSError) -> UnbackdoorError:
         )
     if isinstance(problem.filename, str) and not _ours(Path(problem.filename), out):
         return unusable(problem.filename, problem)  # a file that was to be copied from elsewhere
-    return UnbackdoorError(f"{out} cannot be written ({problem.strerror or problem}). Choose another --out.")
+    return UnbackdoorError(f"{out} cannot be written ({problem.strerror or problem}). Choose another `out`.")
 
 
 def _ours(path: Path, out: Path) -> bool:
-    """Whether a path is that of an output, lies on the way to it, or is what it is called until it is complete."""
+    """Whether a path is an output, one of its parents, or its temporary name until it is complete."""
     return path in (out, *out.parents) or any(part.startswith(f".{out.name}.") for part in path.parts)

@@ -1,4 +1,4 @@
-"""Whether a purified model is still of use: an exact test of the accuracy that it lost, and what to say if not."""
+"""Whether a purified model is still usable: an exact test of the accuracy that it lost, and the sentence if not."""
 
 import math
 
@@ -10,16 +10,16 @@ from unbackdoor._registry.purifiers import REGISTRY
 
 ALLOWED = 0.1  # share of the clean examples that a purification may cost
 LEVEL = 0.05  # of the test: how often a model that lost no more than that is called unusable, at most
-NUISANCE = 0.001  # of it, spent on what is not known of the share of examples that changed sides
+NUISANCE = 0.001  # of it, spent on the unknown share of examples that changed sides
 
 
 def p_value(lost: int, gained: int, n: int, allowed: float = ALLOWED) -> float:
-    """How likely so great a loss of accuracy is, at most, where the true one is no more than what is allowed.
+    """The largest probability of so great a loss of accuracy, if the true loss is no more than is allowed.
 
     McNemar's test on paired answers, with a loss other than none as its hypothesis: the examples that only the first
     model answers right, less those that only the second does, have in expectation at most `allowed` of n. Given the
     number of changed examples alone, as in McNemar's own, their split depends on how often a change is to be expected,
-    so conditioning does not remove what is not known. This is therefore the exact unconditional test: the tail of the
+    so conditioning does not remove the unknown share. This is therefore the exact unconditional test: the tail of the
     difference among n independent examples, computed without approximation, at its largest over the shares of changed
     examples that the data do not rule out (Berger and Boos 1994, with an upper confidence limit after Clopper and
     Pearson at 99.9 %, whose error is added).
@@ -65,30 +65,30 @@ def _upper_limit(count: int, n: int, error: float) -> float:
 
 
 def unusable(before: Tensor, after: Tensor, which: str, method: object) -> str | None:
-    """One sentence for a model that lost significantly more accuracy than a purification may cost; else None.
+    """Two sentences for a model that lost significantly more accuracy than a purification may cost; else None.
 
     Args:
         before: which examples the suspect answers right, (n,), bool.
         after: the same of the purified model.
-        which: what examples these are, as "which were held out".
-        method: that purified it; None where it is not known.
+        which: a clause that says which examples these are, as "which were held out".
+        method: that purified it; None if it is not known.
     """
     n, lost, gained = len(before), int((before & ~after).sum()), int((after & ~before).sum())
     if lost - gained <= ALLOWED * n or (p := p_value(lost, gained, n)) > LEVEL:
         return None
-    shares = [f"{float(hits.double().mean()):.1%}" for hits in (after, before)]
+    first, last = (f"{float(hits.double().mean()):.1%}" for hits in (before, after))
     return (
-        f"The purified model is not usable: it answers {shares[0]} of {n:,} clean examples right, {which}, the suspect "
-        f"{shares[1]}. That is significantly more than {100 * ALLOWED:.0f} points lost (exact test, p = {p:.1g}); "
+        f"The purified model is not usable: its accuracy on {n:,} clean examples, {which}, fell from {first} to "
+        f"{last}. That is significantly more than {100 * ALLOWED:.0f} points (exact test, p = {p:.1g}); "
         f"{_cause(method)}."
     )
 
 
 def _cause(method: object) -> str:
-    """The likely cause in the method, and what to try."""
+    """The likely cause in the method, and the way out."""
     if method is None:
         return "purify the suspect again by another method"
     entries = [(step, entry_of(step, REGISTRY)) for step in steps_of(method)]
-    told = [f"in {entry.name} {entry.damage}" for _, entry in entries if entry is not None and entry.damage]
+    causes = [f"in {entry.name} {entry.damage}" for _, entry in entries if entry is not None and entry.damage]
     name = getattr(method, "__name__", type(method).__name__)
-    return "; ".join(told) or f"see what {name} does to clean examples, or try fine-tuning"
+    return "; ".join(causes) or f"see what {name} does to clean examples, or try fine-tuning"

@@ -35,13 +35,13 @@ def evaluate(
 
     Args:
         model: any classifier; left as it is.
-        test: clean examples that no method saw.
+        test: clean examples that no method has seen.
         attack: puts its trigger on the test examples: an attack value, a `Trigger`, or a path to `attack.json`.
         triggered_data: instead, examples that already carry a trigger, with their true labels.
         target: the attacker's class, with `triggered_data`.
         control: a model without the backdoor; how often it flips on the same examples is reported.
-        control_encode: makes its inputs, where they are not made as the model's.
-        device: None takes a GPU where there is one.
+        control_encode: makes its inputs, if they are not made as the model's.
+        device: None uses a GPU if there is one.
         precision: see `unbackdoor._models.arithmetic.choose`.
 
     Raises:
@@ -49,10 +49,10 @@ def evaluate(
     """
     check_modules("evaluate", model=model, control=control)
     if attack is not None and triggered_data is not None:
-        raise UnbackdoorError("evaluate takes --attack or --triggered, got both. Leave one out.")
+        raise UnbackdoorError("evaluate takes `attack` or `triggered_data`, got both. Leave one out.")
     if (triggered_data is None) != (target is None):
         raise UnbackdoorError(
-            "--triggered and --target go together: the examples, and the class that the attacker wants."
+            "`triggered_data` and `target` go together: the examples, and the class that the attacker wants."
         )
     if len(test) == 0:
         raise UnbackdoorError(f"{test.name} is empty; at least one labelled example is needed.")
@@ -66,7 +66,7 @@ def evaluate(
     elif fitting.triggered is not None and target is not None:
         attacked = already_triggered(fitting.triggered, target, classes)
     if control is not None:
-        check_partner("--control", control, test.encoded_by(control_encode or test.encode), classes)
+        check_partner("`control`", control, test.encoded_by(control_encode or test.encode), classes)
     measured = task.score(model, test, attacked, arithmetic, control=control, control_encode=control_encode)
     doubt = task.doubt("the model", measured, classes, test.name)
     if doubt is not None:

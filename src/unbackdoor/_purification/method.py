@@ -1,4 +1,4 @@
-"""What a purifier is, and what messages and records call it."""
+"""The protocol of purifiers, their names in messages and records, and the call of one."""
 
 from typing import Protocol
 
@@ -13,24 +13,24 @@ from unbackdoor._registry.purifiers import REGISTRY
 
 
 class Method(Protocol):
-    """A purifier: a frozen value that can be called. There is nothing to inherit from."""
+    """A purifier: a frozen value that can be called. There is no base class."""
 
     def __call__(self, model: nn.Module, clean: Dataset, run: Run) -> nn.Module:
-        """Change the model, which is the method's own copy, and give it back."""
+        """Change the model, which is the method's own copy, and return it."""
 
 
 def needs_clean(method: Method) -> bool:
-    """Whether a method uses clean examples; one that does not says `needs_clean = False`."""
+    """Whether a method uses clean examples; a method that does not declares `needs_clean = False`."""
     return bool(getattr(method, "needs_clean", True))
 
 
 def asking(method: Method) -> str:
-    """The class that uses clean examples: a method's own, or of a composition the first such step's."""
+    """The name of the class that uses clean examples: the method's own, or that of a composition's first such step."""
     return next((type(step).__name__ for step in steps_of(method) if needs_clean(step)), type(method).__name__)
 
 
 def owner_of(method: Method) -> str:
-    """What messages name: a method's class, of a composition those of its steps (`EPUR+FST`), a function's name."""
+    """The name in messages: a method's class, those of a composition's steps (`EPUR+FST`), or a function's own."""
     return "+".join(getattr(step, "__name__", type(step).__name__) for step in steps_of(method))
 
 
@@ -40,10 +40,10 @@ def method_name(method: Method) -> str:
 
 
 def applied(method: Method, model: nn.Module, clean: Dataset, run: Run) -> nn.Module:
-    """What a method makes of a model, in place, be it alone or as a step of several.
+    """The model after a method, which changes it in place; the method is alone or a step of several.
 
     Raises:
-        UnbackdoorError: it is no model, or has values that are not finite.
+        UnbackdoorError: the result is not a model, or has values that are not finite.
     """
     run.unseen = run.cross_validated = None  # what one step held out, the next one sees
     purified = method(model, clean, run)

@@ -51,17 +51,17 @@ def purify(
 ) -> Purified:
     """Remove a backdoor: a suspect and a few clean examples in, the same kind of model out.
 
-    The given model and the global random state are left as they were. A model that lost significantly more than 10
-    points of accuracy on clean examples comes back all the same: then `record["usable"]` is False, and the first of
+    The model passed in and the global random state are not changed. A model that lost significantly more than 10
+    points of accuracy on clean examples is returned all the same: then `record["usable"]` is False, and the first of
     `record["warnings"]` says why.
 
     Args:
         model: any classifier whose last layer is linear.
-        clean: labelled examples without trigger; None for a method that uses none.
+        clean: labelled examples without a trigger; None for a method that uses none.
         method: of `unbackdoor.purifiers`, or any callable like them.
-        seed: of everything random; on one CPU the same seed gives the same weights.
-        head: name of the last linear layer, where it cannot be found by running the model.
-        device: None takes a GPU where there is one.
+        seed: of all random draws; on one CPU the same seed gives the same weights.
+        head: name of the last linear layer, if it cannot be found by running the model.
+        device: None uses a GPU if there is one.
         precision: see `unbackdoor._models.arithmetic.choose`.
         base: the pre-trained model that the suspect came from.
         proxy: another model for the same task.
@@ -185,7 +185,7 @@ def _judge(before: Tensor, after: Tensor, clean: Dataset, method: Method, run: R
         method: that made the result.
         run: its run.
     """
-    which = "which it was made with"
+    which = "the ones it was tuned on"
     held = None if run.unseen is None else positions(run.unseen, clean)
     if held is not None:
         before, after, which = before[held], after[held], "which were held out"
@@ -199,9 +199,9 @@ def _judge(before: Tensor, after: Tensor, clean: Dataset, method: Method, run: R
     lost = float(before.double().mean() - after.double().mean())
     if lost > ALLOWED:
         run.warn(
-            f"the purified model answers {len(before):,} clean examples, {which}, {100 * lost:.1f} points worse than "
-            f"the suspect; they are too few to tell whether more than {100 * ALLOWED:.0f} points are lost. Score it on "
-            "others by --data, or give more."
+            f"the purified model's accuracy on {len(before):,} clean examples, {which}, fell by {100 * lost:.1f} "
+            f"points; they are too few to decide whether more than {100 * ALLOWED:.0f} points are lost. Score it on "
+            "others (`test`), or give more."
         )
     return True
 

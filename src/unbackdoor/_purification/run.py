@@ -26,7 +26,7 @@ logger = logging.getLogger("unbackdoor")
 
 @dataclass
 class Run:
-    """What a purification has at hand beside model and clean data.
+    """The tools of a method besides its model and its clean data.
 
     Args:
         generator: the source of all randomness, on the CPU.
@@ -34,15 +34,15 @@ class Run:
         head_name: of the last linear layer.
         modality: of the clean examples, `images` or `text`.
         task: what the model is for.
-        progress: shows how far it is.
+        progress: shows the state of the work.
         base: the pre-trained model that the suspect came from, for methods that need it.
         proxy: another model for the same task, for methods that need it.
         examples_seen: counted by `tune`.
-        held_out: how many clean examples a selection held back.
-        unseen: those of them that nothing was tuned on since; None where there are none.
-        cross_validated: which clean examples the method's procedure classifies as labelled where it has not seen them,
-            (n,), bool; None where nothing was cross-validated.
-        notes: what a method found out, for the record; see `note`.
+        held_out: the number of clean examples that a selection held out.
+        unseen: those of them that were not tuned on since; None if there are none.
+        cross_validated: which clean examples the method's procedure classifies as labelled without having seen them,
+            (n,), bool; None if nothing was cross-validated.
+        notes: sentences on the method's findings, for the record; see `note`.
         warnings: see `warn`.
     """
 
@@ -84,7 +84,7 @@ class Run:
 
     @property
     def seed(self) -> int:
-        """What the generator started from, for what must come out the same outside of this run, too."""
+        """The seed of the generator, for results that must be the same outside of this run."""
         return self.generator.initial_seed()
 
     def head(self, model: nn.Module) -> nn.Linear:
@@ -94,17 +94,17 @@ class Run:
         return layer
 
     def note(self, text: str) -> None:
-        """Tell the user what was found (a threshold, the words that were reset), and keep it for the record."""
+        """Report a finding to the user (a threshold, the words that were reset), and keep it for the record."""
         self.notes.append(printable(text, SENTENCE))
         logger.info("%s", self.notes[-1])
 
     def warn(self, text: str) -> None:
-        """Say something that the user should know, once, and keep it for the record."""
+        """Warn the user, once, and keep the sentence for the record."""
         self.warnings.append(printable(text, SENTENCE))
         logger.warning("%s", self.warnings[-1])
 
     def scores(self, model: nn.Module, inputs: calling.Inputs, perturbation: Tensor | None = None) -> Tensor:
-        """Class scores (batch, classes) in the run's arithmetic, float32 or better, which gradients flow through.
+        """Class scores (batch, classes) in the run's arithmetic, float32 or better; gradients flow through them.
 
         Args:
             model: of the suspect's kind.
@@ -113,8 +113,10 @@ class Run:
         """
         laid = self.arithmetic.lay(inputs)
         with self.arithmetic.autocast():
-            made = calling.logits(model, laid) if perturbation is None else perturbed_logits(model, laid, perturbation)
-        return made if made.dtype == torch.float64 else made.float()
+            scores = (
+                calling.logits(model, laid) if perturbation is None else perturbed_logits(model, laid, perturbation)
+            )
+        return scores if scores.dtype == torch.float64 else scores.float()
 
     def tune(
         self,
@@ -135,18 +137,18 @@ class Run:
 
         Args:
             model: the method's own.
-            clean: what to tune on.
-            epochs: passes over it.
-            learning_rate: None takes the recipe's.
-            batch_size: None takes the recipe's.
-            optimizer: with its schedule, see `Recipe`; None takes the recipe's. A method's own is taken as it is, and
+            clean: the examples to tune on.
+            epochs: passes over them.
+            learning_rate: None uses the recipe's.
+            batch_size: None uses the recipe's.
+            optimizer: with its schedule, see `Recipe`; None uses the recipe's. A method's own is used as it is, and
                 keeps its learning rate.
-            loss: what to minimise; None takes the task's.
-            gradients: in place of one forward and one backward pass of the loss, for methods whose step takes more:
-                fills the gradients of the parameters for a batch.
+            loss: to minimise; None uses the task's.
+            gradients: replaces the forward and backward pass of the loss, for methods whose step needs more than one
+                of each; fills the gradients of the parameters for a batch.
             before_epoch: called before each pass.
             after_step: called after each step, without gradients.
-            description: what the progress calls it.
+            description: for the progress.
         """
         if self.unseen is not None and positions(self.unseen, clean) is not None:
             self.unseen = None
@@ -184,13 +186,13 @@ class Run:
         )
 
     def hold_out(self, clean: Dataset, share: float = 0.2) -> tuple[Dataset, Dataset]:
-        """Part the clean examples for a method that selects something: to tune on, and to select with.
+        """Split the clean examples for a method that selects something: some to tune on, some to select with.
 
         The draw is stratified; `held_out` of the record counts the second part.
 
         Args:
             clean: all of them.
-            share: of the second part, in (0, 1).
+            share: the size of the second part, in (0, 1).
 
         Raises:
             UnbackdoorError: fewer than 2 examples.
@@ -203,7 +205,7 @@ class Run:
         return tuned, held
 
     def needed(self, what: Literal["base", "proxy"], method: object) -> nn.Module:
-        """The base or the proxy model, for a method that cannot do without.
+        """The base or the proxy model, for a method that needs it.
 
         Raises:
             UnbackdoorError: it was not given.
@@ -213,7 +215,7 @@ class Run:
             means = (
                 "the pre-trained model that the suspect came from" if what == "base" else "a model for the same task"
             )
-            raise UnbackdoorError(f"{type(method).__name__} needs --{what} ({what}= in Python): {means}.")
+            raise UnbackdoorError(f"{type(method).__name__} needs `{what}`: {means}.")
         return model
 
     def accuracy(self, model: nn.Module, data: Dataset) -> Proportion:

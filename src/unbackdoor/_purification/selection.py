@@ -22,7 +22,7 @@ class Difference(NamedTuple):
     Args:
         lost: accuracy of the reference minus that of the candidate.
         error: standard error of that difference, from the examples on which the two differ; at least that of one such
-            example, so that a few examples without any difference are no certainty.
+            example, so that a few examples without any difference do not count as certainty.
     """
 
     lost: float
@@ -42,13 +42,13 @@ def difference(reference: Tensor, candidate: Tensor) -> Difference:
 def cross_validated(
     clean: Dataset, folds: int, *, seed: int, tuned: Callable[[Dataset], nn.Module], arithmetic: Arithmetic
 ) -> Tensor:
-    """Which examples a procedure classifies as labelled when it has not seen them, (n,), bool.
+    """Which examples a procedure classifies as labelled without having seen them, (n,), bool.
 
     Args:
         clean: all examples; each fold has its share of each class.
-        folds: how many parts take their turn.
-        seed: of the parting.
-        tuned: from examples to the model that the procedure makes of them.
+        folds: the number of parts that are left out in turn.
+        seed: of the split.
+        tuned: the procedure, which makes a model of examples.
         arithmetic: of scoring.
 
     Raises:
@@ -72,7 +72,7 @@ def _by_class(labels: np.ndarray, seed: int) -> np.ndarray:
 
 
 def smallest(grid: Sequence[float], passes: Callable[[float], bool]) -> float:
-    """The smallest value of a rising grid that passes, found by halving; the last one is taken to pass.
+    """The smallest value of a rising grid that passes, found by halving; the last one is assumed to pass.
 
     >>> smallest([0.0, 0.25, 0.5, 0.75, 1.0], lambda candidate: candidate >= 0.4)
     0.5
@@ -100,21 +100,21 @@ def smallest_within(
 ) -> float:
     """The smallest of 0, 0.1, ..., 1 with which a procedure loses no more accuracy than a margin.
 
-    Accuracy is cross-validated over all clean examples, and the loss that is found decides, counted in whole examples:
-    3 points of 64 are 2. That few examples tell it only roughly excuses nothing, since it errs to both sides: an excuse
-    of one standard error would cost twice the margin as a rule (docs/results/fine-mixing.md). Where that error is
-    larger than the margin, a warning says what else might do. Notes say what was tried and what was chosen. 1 is taken
-    without a trial where no other will do, with a warning, too.
+    Accuracy is cross-validated over all clean examples. The measured loss decides, counted in whole examples: 3 points
+    of 64 are 2. No allowance is made for its standard error, since the measurement errs in both directions: an
+    allowance of one standard error would usually cost twice the margin (docs/results/fine-mixing.md). If that error is
+    larger than the margin, a warning lists other values that may do. Notes list the values that were tried and the
+    chosen one. If no other value will do, 1 is chosen without a trial, with a warning.
 
     Args:
-        model: the suspect, as it came.
+        model: the suspect, unchanged.
         clean: examples.
         run: arithmetic, seed, notes.
         margin: accuracy that may be lost.
         folds: of the cross-validation.
-        field: of the method, which the value is for.
-        shown: from the value to that of the field.
-        tuned: of a value, examples and what the progress calls it, to the model that the procedure makes of them.
+        field: the name of the method's field that the value is for.
+        shown: converts the value to that of the field.
+        tuned: the procedure, which makes a model of a value, examples and a description for the progress.
 
     Returns:
         the value, 0 to 1.
@@ -148,7 +148,7 @@ def smallest_within(
     if chosen not in losses:
         run.warn(
             f"no {field} but {shown(chosen):g} keeps clean accuracy within {100 * margin:.1f} points of the suspect's: "
-            f"all of its weights were kept. Allow more by --margin, or set --{field}."
+            f"all of its weights were kept. Raise `margin`, or set `{field}`."
         )
     elif losses[chosen].error > margin:
         lost, error = losses[chosen]
@@ -156,10 +156,10 @@ def smallest_within(
         others = ""
         if safer:
             named = " or ".join(f"{shown(value):g}" for value in safer)
-            others = f" As far as they can tell, {field} {named} may lose no more, and removes more."
+            others = f" By the same measurement, {field} {named} may lose no more, and removes more."
         run.warn(
-            f"{len(clean)} clean examples tell a loss of accuracy only to {100 * error:.1f} points, more than the "
+            f"{len(clean)} clean examples measure a loss of accuracy only to {100 * error:.1f} points, more than the "
             f"margin of {100 * margin:.1f}: {words(chosen)}, which lost {100 * lost:.1f}, is the best guess, and may "
-            f"cost more.{others} Give more clean examples, or set --{field}."
+            f"cost more.{others} Give more clean examples, or set `{field}`."
         )
     return chosen

@@ -1,1 +1,1 @@
-"""A purified model attacked once more."""
+"""Stress tests: a purified model is attacked again."""

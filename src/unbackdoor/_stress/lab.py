@@ -106,9 +106,9 @@ def prepare(
     Args:
         model: the purified model.
         clean: labelled examples without trigger.
-        test: what is scored; None keeps a seeded half of `clean` for it.
+        test: the examples to score on; None keeps a seeded half of `clean` for them.
         attack: the one that the victim was poisoned with.
-        control: a model that never was poisoned.
+        control: a model that was never poisoned.
         control_encode: makes its inputs, if they are not made as the model's.
         parts: that were asked for.
         counts: of triggered examples to retune with.

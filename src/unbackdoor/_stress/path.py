@@ -19,13 +19,13 @@ def between(victim: nn.Module, purified: nn.Module, t: float) -> nn.Module:
     """The model at (1 - t) victim + t purified; at t = 0 and t = 1 exactly these two, buffers included."""
     if t in (0, 1):
         return copy.deepcopy(purified if t else victim)
-    made = copy.deepcopy(purified)
+    middle = copy.deepcopy(purified)
     ends = victim.state_dict(), purified.state_dict()
     state = {
         name: torch.lerp(ends[0][name], end, t) if end.is_floating_point() else end for name, end in ends[1].items()
     }
-    made.load_state_dict(state)
-    return made
+    middle.load_state_dict(state)
+    return middle
 
 
 def batch_norms(model: nn.Module) -> list[_BatchNorm]:
@@ -35,7 +35,7 @@ def batch_norms(model: nn.Module) -> list[_BatchNorm]:
 
 @torch.no_grad()
 def recompute_batch_norm_(model: nn.Module, clean: Dataset, arithmetic: Arithmetic, *, seed: int) -> None:
-    """Measure the statistics of BatchNorm anew, in place: the mean over all examples, every other layer in eval mode.
+    """Measure the statistics of BatchNorm again, in place: the mean over all examples, all other layers in eval mode.
 
     One pass over the clean examples as they are, in shuffled batches, since data may be sorted by class.
     """

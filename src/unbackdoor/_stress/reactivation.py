@@ -1,8 +1,8 @@
-"""Query-based reactivation: a learnt input perturbation that asks a purified model for its backdoor.
+"""Query-based reactivation: a learnt input perturbation that looks for the backdoor of a purified model.
 
-No weight changes. A small network paints a faint perturbation onto each picture, so that the purified model answers as
-a retuned copy of itself does, while a model that never was poisoned still sees the true class: without that second
-half, any adversarial example would do.
+No weight changes. A small network adds a faint perturbation to each picture, so that the purified model answers as a
+retuned copy of itself does, while a model that was never poisoned still answers with the true class: without that
+second half, any adversarial example would do.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ from unbackdoor._models.calling import evaluating, logits
 from unbackdoor._poisoning.trigger import stamped
 from unbackdoor._poisoning.triggered import Triggered
 from unbackdoor._tasks.classification import predict
-from unbackdoor._tasks.proportion import Proportion
+from unbackdoor._tasks.proportion import Proportion, proportion_of
 
 MODALITY = ("images",)  # whose inputs are pixels
 EXAMPLES = 500  # clean ones, and as many triggered
@@ -77,8 +77,8 @@ def learn(
         purified: the model to reactivate.
         teacher: the same model, retuned; it sees pictures without perturbation.
         data: clean and triggered pictures with their true labels.
-        control: a model that never was poisoned; without one the second half of the loss is missing.
-        control_encode: makes its inputs, where they are not made as the model's.
+        control: a model that was never poisoned; without one the second half of the loss is missing.
+        control_encode: makes its inputs, if they are not made as the model's.
         alpha: weight of the first half; more of it reactivates more, and is more of an adversarial example.
         seed: of the first weights and the batches.
         arithmetic: device, precision, layout.
@@ -111,8 +111,8 @@ def learn(
             for _ in range(epochs):
                 for rows in torch.randperm(len(data), generator=generator).to(arithmetic.device).split(BATCH):
                     shown = perturbation(pixels[rows])
-                    reached = answers(purified, shown, encode).log_softmax(dim=1)
-                    loss = alpha * F.kl_div(reached, wanted[rows], reduction="batchmean")
+                    reactivated = answers(purified, shown, encode).log_softmax(dim=1)
+                    loss = alpha * F.kl_div(reactivated, wanted[rows], reduction="batchmean")
                     if control is not None:
                         loss = loss + F.cross_entropy(answers(control, shown, by_control), data.labels[rows])
                     optimizer.zero_grad(set_to_none=True)
@@ -136,11 +136,11 @@ def perturbed(data: Dataset, perturbation: Perturbation) -> Dataset:
 
 
 @dataclass(frozen=True)
-class Reached:
-    """Shares of pictures that a model sends where the attacker wants, of the classes that the attack moves.
+class Reach:
+    """Shares of pictures that a model classifies as the attacker wants, of the classes that the attack moves.
 
     Args:
-        clean: without anything.
+        clean: without trigger and perturbation.
         clean_perturbed: with the perturbation alone.
         triggered: with the trigger alone.
         triggered_perturbed: with both.
@@ -152,28 +152,27 @@ class Reached:
     triggered_perturbed: Proportion
 
 
-def reached(
+def reach_of(
     model: nn.Module, clean: Dataset, attacked: Triggered, perturbation: Perturbation, arithmetic: Arithmetic,
     encode: Encoder | None = None,
-) -> Reached:  # fmt: skip
-    """Count how many pictures land where the attacker wants, with and without perturbation and trigger.
+) -> Reach:  # fmt: skip
+    """Count the pictures that are classified as the attacker wants, with and without perturbation and trigger.
 
     Args:
         model: the purified one, or the control.
         clean: the pictures of `attacked` before they got the trigger, row for row.
         attacked: the triggered ones.
-        perturbation: as learnt.
+        perturbation: the learnt one.
         arithmetic: device, precision, layout.
-        encode: makes the model's inputs, where they are not made as the data says.
+        encode: makes the model's inputs, if they are not made as the data's encoder makes them.
     """
     wanted = attacked.wanted.cpu()
 
     def share(data: Dataset) -> Proportion:
         shown = data if encode is None else data.encoded_by(encode)
-        hits = predict(model, shown, arithmetic) == wanted
-        return Proportion(int(hits.sum()), len(hits))
+        return proportion_of(predict(model, shown, arithmetic) == wanted)
 
-    return Reached(
+    return Reach(
         share(clean),
         share(perturbed(clean, perturbation)),
         share(attacked.data),

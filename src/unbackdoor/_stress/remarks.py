@@ -80,10 +80,10 @@ def _of_equal_weights(models: dict[str, nn.Module]) -> list[str]:
 
 
 def notes(parts: Sequence[str], controlled: bool, model: nn.Module, seeds: int) -> list[str]:
-    """What was compared with what."""
+    """The conditions of the comparison: no control, exact purification, BatchNorm, several draws."""
     sentences = []
     if not controlled:
-        text = "No control: how fast a model that never was poisoned would learn the trigger is not known"
+        text = "No control: the speed at which a model that was never poisoned would learn the trigger is not known"
         if "reactivation" in parts:
             text += (
                 ", and the loss of the perturbation had only its first half, so it may be an ordinary adversarial "

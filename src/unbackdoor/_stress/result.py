@@ -1,10 +1,10 @@
-"""What came of a stress test, as values, as JSON and as a table."""
+"""The results of a stress test, as values, as JSON and as a table."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from unbackdoor._stress.reactivation import Reached
+from unbackdoor._stress.reactivation import Reach
 from unbackdoor._tasks.score import Score
 
 VICTIM, PURIFIED, EXACT, CONTROL = "victim", "purified", "exact_oracle", "control"
@@ -35,31 +35,32 @@ class Waypoint:
 
 @dataclass(frozen=True)
 class Reactivated:
-    """What the learnt perturbation reaches.
+    """The reach of the learnt perturbation.
 
     Args:
-        count: of triggered examples that the teacher was retuned with.
+        count: the number of triggered examples that the teacher was retuned with.
         teacher: its score.
-        models: by name; the purified model, and the control where there is one.
+        models: by name; the purified model, and the control if there is one.
     """
 
     count: int
     teacher: Score
-    models: dict[str, Reached]
+    models: dict[str, Reach]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stress:
-    """What became of a purified model under stress.
+    """The results of a stress test of a purified model.
 
-    Models go by the names `victim`, `purified`, `control` and `exact_oracle`. The last is the victim tuned on triggered
-    examples with their true labels: only somebody who knows the trigger can do that, so it is a reference, no method.
+    The names of the models are `victim`, `purified`, `control` and `exact_oracle`. The last is the victim tuned on
+    triggered examples with their true labels: only somebody who knows the trigger can do that, so it is a reference,
+    not a method.
 
     Args:
         before: the score of each model.
-        retuned: of each model but the victim, by count and seed; empty where it was not asked for.
-        reactivated: None where it was not asked for, or cannot be (texts).
-        paths: from the victim to the purified model and to the oracle's; empty where it was not asked for.
+        retuned: of each model but the victim, by count and seed; empty if it was not asked for.
+        reactivated: None if it was not asked for, or is not possible (texts).
+        paths: from the victim to the purified model and to the oracle's; empty if it was not asked for.
         ends: the victim and the purified model with BatchNorm statistics recomputed as inside the path; empty for
             models without BatchNorm.
         record: how it came about, with `notes` and `warnings`.
@@ -77,7 +78,7 @@ class Stress:
         return [each.score for each in self.retuned.get(name, ()) if each.count == count]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON; what was not measured is null, and what the oracle did says so."""
+        """Plain JSON; entries that were not measured are null, and those of the oracle are marked."""
         reactivation = self.reactivated and {
             "teacher": {"k": self.reactivated.count, **_brief(self.reactivated.teacher)},
             "models": {

@@ -1,4 +1,4 @@
-"""Retuning attacks: plain tuning on clean examples of which a few carry the trigger; and the oracle's opposite."""
+"""Retuning attacks: plain tuning on clean examples of which a few carry the trigger; and exact purification."""
 
 import copy
 from contextlib import ExitStack
@@ -21,7 +21,7 @@ EPOCHS = 5
 PUBLISHED: dict[str, dict[str, Any]] = {
     "images": {"optimizer": "sgd", "learning_rate": 0.01, "momentum": 0.9, "batch_size": 128}
 }
-EXACT = FineTuning()  # how exact purification tunes
+EXACT = FineTuning()  # the method of exact purification
 
 
 def retuning_set(clean: Dataset, bait: Triggered, count: int, seed: int) -> Dataset:
@@ -45,8 +45,8 @@ def retuning_set(clean: Dataset, bait: Triggered, count: int, seed: int) -> Data
 def retune(model: nn.Module, data: Dataset, *, seed: int, arithmetic: Arithmetic) -> nn.Module:
     """A retuned copy of a model, in eval mode.
 
-    Images by the authors' recipe: SGD at a constant rate of 0.01, momentum 0.9, no decay, 5 epochs, batches of 128.
-    Texts by the library's recipe for tuning them, 5 epochs.
+    Images: the authors' recipe, SGD at a constant rate of 0.01, momentum 0.9, no decay, 5 epochs, batches of 128.
+    Texts: the library's recipe for tuning them, 5 epochs.
 
     Args:
         model: in float32 or float64.
@@ -87,7 +87,7 @@ def _run(data: Dataset, seed: int, arithmetic: Arithmetic) -> Run:
 
 
 def _seeded(seed: int, arithmetic: Arithmetic) -> ExitStack:
-    """Dropout draws from the global random state: seeded inside, and as it was afterwards."""
+    """Seed the global random state, which dropout draws from, while the block runs; it is restored afterwards."""
     stack = ExitStack()
     gpu = [arithmetic.device] if arithmetic.device.type == "cuda" else []
     stack.enter_context(torch.random.fork_rng(devices=gpu))

@@ -1,9 +1,9 @@
-"""Does a backdoor stay gone? A purified model under attack once more, beside one that never was poisoned.
+"""Does a backdoor stay away? A purified model is attacked again, next to one that was never poisoned.
 
 R. Min, Z. Qin, N. L. Zhang, L. Shen and M. Cheng, "Uncovering, Explaining, and Mitigating the Superficial Safety of
 Backdoor Defense", NeurIPS 2024, https://arxiv.org/abs/2410.09838, showed that most purifiers hide a backdoor more than
-they remove it. Their three tests are here, each beside a clean model: what that model does as well says nothing about a
-backdoor.
+they remove it. Their three tests are here, each also run on a clean model: an effect that is as strong there is no sign
+of a backdoor.
 """
 
 import copy
@@ -33,7 +33,7 @@ from unbackdoor._stress.lab import PARTS, Lab, Material, check_models, check_opt
 from unbackdoor._stress.path import batch_norms, between, recompute_batch_norm_
 from unbackdoor._stress.reactivation import BATCH as REACTIVATION_BATCH
 from unbackdoor._stress.reactivation import EPOCHS as REACTIVATION_EPOCHS
-from unbackdoor._stress.reactivation import EXAMPLES, learn, reached
+from unbackdoor._stress.reactivation import EXAMPLES, learn, reach_of
 from unbackdoor._stress.reactivation import LEARNING_RATE as REACTIVATION_RATE
 from unbackdoor._stress.result import CONTROL, EXACT, PURIFIED, TITLES, VICTIM, Reactivated, Retuned, Stress, Waypoint
 from unbackdoor._stress.retuning import EPOCHS, exactly_purified
@@ -68,23 +68,23 @@ def stress(
     precision: Precision = "auto",
     progress: bool = False,
 ) -> Stress:
-    """Attack a purified model once more, in the ways that show whether its backdoor is gone or only hidden.
+    """Attack a purified model again, in ways that show whether its backdoor is gone or only hidden.
 
-    All given models are left as they were.
+    The models passed in are not changed.
 
     Args:
         model: the purified model.
-        victim: the model before purification; it gets its inputs as `model` does.
-        clean: labelled examples without trigger, which the attacker tunes with.
+        victim: the model before purification; its inputs are made as those of `model`.
+        clean: labelled examples without a trigger, which the attacker tunes with.
         attack: the one that the victim was poisoned with.
-        test: what is scored; None keeps a seeded half of `clean` for it.
-        control: a model of the same task that never was poisoned.
-        control_encode: makes its inputs, where they are not made as the model's.
+        test: the examples to score on; None keeps a seeded half of `clean` for them.
+        control: a model of the same task that was never poisoned.
+        control_encode: makes its inputs, if they are not made as the model's.
         parts: of `retune`, `reactivation`, `path` and `exact`.
-        counts: how many of the clean examples carry the trigger and the attacker's label while retuning.
-        seeds: how many draws of these examples are tried.
+        counts: numbers of clean examples that carry the trigger and the attacker's label while retuning.
+        seeds: the number of draws of these examples.
         seed: the first of them.
-        device: None takes a GPU where there is one.
+        device: None uses a GPU if there is one.
         precision: see `unbackdoor._models.arithmetic.choose`.
         progress: show a bar on stderr.
 
@@ -232,7 +232,7 @@ def _reactivated(
     assert lab.attacked.data.rows is not None
     moved = lab.test.select(lab.attacked.data.rows)
     shares = {
-        name: reached(
+        name: reach_of(
             models[name],
             moved,
             lab.attacked,

@@ -155,7 +155,7 @@ class Classification:
         control: nn.Module | None = None,
         control_encode: Encoder | None = None,
     ) -> Score:
-        """See `score`."""
+        """The score; see the function of this name."""
         return score(model, test, attacked, arithmetic, control=control, control_encode=control_encode)
 
     def doubt(self, owner: str, score: Score, classes: int, where: str) -> str | None:

@@ -49,7 +49,7 @@ def proportion_of(hits: Tensor) -> Proportion:
 
 
 def near_chance(accuracy: Proportion, classes: int) -> bool:
-    """Whether a model knows hardly more of its task than a guess: up to a quarter of the way from chance to 100 %."""
+    """Whether an accuracy is hardly better than a guess: at most a quarter of the way from chance to 100 %."""
     chance = 1 / classes
     return accuracy.interval[0] <= chance or accuracy.value <= chance + (1 - chance) / 4
 

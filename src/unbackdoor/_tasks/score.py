@@ -1,4 +1,4 @@
-"""What a classifier does on test data, in shares."""
+"""The score of a classifier on test data."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,16 +8,16 @@ from unbackdoor._tasks.proportion import Proportion
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """What a model does on test data.
+    """The score of a model on test data.
 
     Args:
         clean_accuracy: share of clean test examples classified as their class.
         per_class: the same for each class of the test data, by class name or number.
-        attack_success: share of triggered examples, of the classes the attack is meant to move, that land where the
-            attacker wants.
+        attack_success: share of triggered examples, of the classes that the attack is meant to move, that the model
+            classifies as the attacker wants.
         recovered_accuracy: share of the same examples classified as their true class.
         label_rule: of the attack; all-to-all success is not comparable with the others.
-        clean_model_flip_rate: share of the same examples that a model without the backdoor sends there, too.
+        clean_model_flip_rate: share of the same examples that a model without the backdoor also classifies so.
     """
 
     clean_accuracy: Proportion
@@ -28,16 +28,16 @@ class Score:
     clean_model_flip_rate: Proportion | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON; what was not measured is left out."""
-        made: dict[str, Any] = {"clean_accuracy": self.clean_accuracy.to_json()}
+        """Plain JSON, without the entries that were not measured."""
+        content: dict[str, Any] = {"clean_accuracy": self.clean_accuracy.to_json()}
         for name in ("attack_success", "recovered_accuracy", "clean_model_flip_rate"):
             measured = getattr(self, name)
             if measured is not None:
-                made[name] = measured.to_json()
+                content[name] = measured.to_json()
         if self.label_rule is not None:
-            made["label_rule"] = self.label_rule
-        made["per_class"] = {name: part.to_json() for name, part in self.per_class.items()}
-        return made
+            content["label_rule"] = self.label_rule
+        content["per_class"] = {name: part.to_json() for name, part in self.per_class.items()}
+        return content
 
     def __str__(self) -> str:
         lines = [f"clean accuracy      {self.clean_accuracy!r}"]

@@ -1,4 +1,4 @@
-"""What a model is for, as far as the runners need to know it."""
+"""The task of a model: what the runners must know about it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ Warn = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Examined:
-    """Clean examples that fit a model, and what the model does with them before a method runs.
+    """Clean examples that fit a model, and the answers of the model before a method runs.
 
     Args:
         clean: the examples, with labels as the model numbers them.
@@ -32,13 +32,13 @@ class Examined:
 
 
 class Task(Protocol):
-    """The loss, the answers, the scores and the checks of one kind of model. There is nothing to inherit from.
+    """The loss, the answers, the scores and the checks of one kind of model. There is no base class.
 
-    How inputs are rendered is with the data: `Dataset.encode`. A task is not part of a cell's identity.
+    The data render the inputs: `Dataset.encode`. A task is not part of a cell's identity.
     """
 
     def loss(self, scores: Tensor, batch: Batch) -> Tensor:
-        """What plain tuning minimises, as a scalar, of what the model returns for a batch."""
+        """The scalar that plain tuning minimises, from the output of the model for a batch."""
 
     def hits(self, model: nn.Module, data: Dataset, arithmetic: Arithmetic) -> Tensor:
         """Which examples the model answers as labelled, (n,), bool, on the CPU."""

@@ -14,13 +14,13 @@ from unbackdoor._models.calling import logits
 from unbackdoor._progress import Progress, silent
 
 Loss = Callable[[Tensor, Batch], Tensor]
-"""Of class scores (batch, classes) and their batch, to a scalar."""
+"""A function of class scores (batch, classes) and their batch, which returns a scalar."""
 
 Gradients = Callable[[Batch], None]
 """Fills the gradients of the parameters for a batch; they are cleared before."""
 
 Change = Callable[[Batch], Batch]
-"""Of a batch to the one that is trained on."""
+"""A function that replaces a batch by the one to train on."""
 
 
 def cross_entropy(scores: Tensor, batch: Batch) -> Tensor:
@@ -74,24 +74,24 @@ def descend(
 
     Args:
         model: on the arithmetic's device.
-        data: shuffled and augmented anew in each epoch.
+        data: shuffled and augmented again in each epoch.
         optimizer: over the parameters to train.
         schedule: a learning-rate scheduler.
         epochs: passes over the data.
         batch_size: examples per step.
         generator: of shuffling and augmentation, on the CPU.
         arithmetic: device, precision, layout.
-        loss: what to minimise.
-        gradients: in place of one forward and one backward pass of the loss, for methods whose step takes more.
+        loss: to minimise.
+        gradients: replaces the forward and backward pass of the loss, for methods whose step needs more.
         before_epoch: called before each pass.
         change: of each batch before the forward pass; a gradient flows through the inputs that it makes.
         after_step: called after each step, without gradients.
         each: the schedule steps after each `epoch` or each `step`.
-        progress: shows how far it is.
-        description: what the progress calls it.
+        progress: shows the state of the work.
+        description: for the progress.
 
     Returns:
-        how many examples were seen.
+        the number of examples seen, repetitions counted.
     """
 
     def backward(batch: Batch) -> None:

@@ -1,11 +1,11 @@
-"""How a network is tuned if a method leaves it open, by the kind of data."""
+"""The optimizer, learning rate and batch size that a method uses if it leaves them open, by the kind of data."""
 
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 
 class Recipe(NamedTuple):
-    """How a network of its kind is tuned if a method's learning rate and batch size are left open.
+    """The way in which networks of a modality are tuned if a method leaves learning rate and batch size open.
 
     Args:
         optimizer: SGD with momentum 0.9, no weight decay, cosine per epoch, for images; AdamW with its usual decay of

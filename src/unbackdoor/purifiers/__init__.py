@@ -1,4 +1,4 @@
-"""The purifiers: what is registered, and the classes, imported on first use."""
+"""The purifiers: their registry, and the classes, imported on first use."""
 
 import lazy_loader
 

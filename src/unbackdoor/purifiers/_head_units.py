@@ -79,15 +79,15 @@ def _last_normalisation(model: nn.Module, head: Head, inputs: Inputs) -> list[nn
         logits(model, inputs)
     if not ran:
         return []
-    found = list(ran[-1].parameters(recurse=False))
+    parameters = list(ran[-1].parameters(recurse=False))
     with evaluating(model):
         before = features(model, inputs, head)
-        for parameter in found:
+        for parameter in parameters:
             parameter.mul_(2)
         after = features(model, inputs, head)
-        for parameter in found:
+        for parameter in parameters:
             parameter.div_(2)
     doubled = before.abs().max() > 0 and torch.allclose(
         after, 2 * before, rtol=1e-4, atol=1e-6 * float(before.abs().max())
     )
-    return found if doubled else []
+    return parameters if doubled else []

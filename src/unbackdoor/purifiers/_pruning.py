@@ -59,12 +59,12 @@ class Scale(nn.Module):
 
 def scaled_(layers: Iterable[nn.Module], name: str) -> list[Scale]:
     """Put a mask and a noise on a parameter of each layer; for copies that are thrown away afterwards."""
-    made = []
+    scales = []
     for layer in layers:
         scale = Scale(getattr(layer, name).detach())
         parametrize.register_parametrization(layer, name, scale)
-        made.append(scale)
-    return made
+        scales.append(scale)
+    return scales
 
 
 @torch.no_grad()
@@ -106,7 +106,7 @@ def silence_(norm: _BatchNorm, dead: Tensor, *, bias: bool = True) -> None:
     Args:
         norm: with a weight.
         dead: which channels, (channels,), bool.
-        bias: zero the bias, too; else a channel becomes constant.
+        bias: also zero the bias; else a channel becomes constant.
     """
     norm.weight[dead] = 0
     if bias:

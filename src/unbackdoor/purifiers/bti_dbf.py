@@ -19,7 +19,7 @@ from unbackdoor._value import value
 
 @value
 class BTIDBF:
-    """Tell benign features from the rest, let a generator move the rest alone, and unlearn what it makes.
+    """Separate benign features from the rest, let a generator move the rest alone, and unlearn its pictures.
 
     With h the head and f(x) the features that it sees, a mask m in [0, 1] of the benign features minimises
     CE(h(m f(x)), y) - CE(h((1 - m) f(x)), y) + 3 mean(m). A generator G then minimises
@@ -27,8 +27,8 @@ class BTIDBF:
         -|(1 - m)(f(x) - f(G(x)))|^2 + 0.01 |m (f(x) - f(G(x)))|^2
 
     (means over all entries), or |x - G(x)|^2 alone on batches where the picture or the benign features have moved too
-    far. From the second round on CE(f(G(x)), t) is added, t being the class that most of G(x) are taken for. No class
-    is scanned. A share of each batch is then replaced by G(x) with its true label, and the model minimises
+    far. From the second round on CE(f(G(x)), t) is added, t being the class that the model answers for most of G(x).
+    No class is scanned. A share of each batch is then replaced by G(x) with its true label, and the model minimises
     CE(f(x'), y) + |f(x) - f(x')|^2. Mask, generator and unlearning alternate.
 
     Xu, Huang, Li, Qin and Ren, "Towards Reliable and Efficient Backdoor Trigger Inversion via Decoupling Benign

@@ -79,8 +79,8 @@ class CLP:
         pruned = sum(int(outliers(bound, u).sum()) for bound in bounds)
         total = sum(map(len, bounds))
         if pruned:
-            told = f"those more than {u:g} deviations above the mean of their layer."
-            run.note(f"CLP pruned {pruned} of {total} channels, {told}")
+            criterion = f"those more than {u:g} deviations above the mean of their layer."
+            run.note(f"CLP pruned {pruned} of {total} channels, {criterion}")
         else:
             run.warn(f"CLP pruned nothing of {total} channels: {way_out}")
         return model

@@ -22,7 +22,7 @@ from unbackdoor.purifiers._counterparts import pretrained
 
 logger = logging.getLogger("unbackdoor")
 
-_SHOWN = 200  # words that the user is told of: a trigger is seldom the first, and must not hide behind "and more"
+_SHOWN = 200  # words that are reported: a trigger is seldom the first, and must not hide behind "and more"
 
 
 @value
@@ -43,7 +43,7 @@ class EPUR:
 
     Args:
         count: words that are reset, at least 1.
-        floor: smaller counts are taken for this, at least 2.
+        floor: smaller counts are raised to this, at least 2.
         frequencies: CSV file (also .gz) with columns `word` or `token`, and `count`, of a large clean corpus; without
             it the wordfreq package's English shares, as counts in a billion words.
 
@@ -74,7 +74,7 @@ class EPUR:
             raise UnbackdoorError(
                 f"{type(owner).__name__} needs a base of the suspect's vocabulary: its embeddings are "
                 f"{tuple(theirs.shape)}, the suspect's {tuple(ours.shape)}. Take the pre-trained model that it came "
-                "from as --base."
+                "from as `base`."
             )
         tokenizer = clean.tokenizer
         base = theirs.detach().to(ours.device)
@@ -84,14 +84,14 @@ class EPUR:
         chosen = self._suspicious(ours.detach() - base, tokenizer)
         with torch.no_grad():
             ours[chosen] = base[chosen]
-        tell = run.note if chosen else run.warn
-        tell(_said(chosen, tokenizer))
+        report = run.note if chosen else run.warn
+        report(_said(chosen, tokenizer))
         return model
 
     def rows_on_disk(
         self, suspect: str | Path | ModelDirectory, base: str | Path | ModelDirectory
     ) -> tuple[dict[str, list[int]], str]:
-        """The rows to reset, by the name of the embedding's tensor, and the sentence that tells the user of them.
+        """The rows to reset, by the name of the embedding's tensor, and the sentence that reports them.
 
         One tensor of each of two Hugging Face directories or Hub names is read; no model is built.
 

@@ -20,7 +20,7 @@ from unbackdoor.purifiers._pruning import mean_answer
 class FineMixing:
     """Mix the suspect's weights with the pre-trained ones it came from, coordinate by coordinate, then tune.
 
-    A backdoor lives in what fine-tuning changed. With m drawn anew for each coordinate, 1 with probability rho,
+    A backdoor lives in what fine-tuning changed. With m drawn for each coordinate, 1 with probability rho,
 
         w = m * w_suspect + (1 - m) * w_base,
 
@@ -65,7 +65,7 @@ class FineMixing:
     fill: Literal["base", "zero"] = "base"
     freeze_filled: bool = False
 
-    # The first let the standard error excuse a loss, and so took the smallest rho where few examples were at hand.
+    # The first version let the standard error excuse a loss, and so chose the smallest rho if there were few examples.
     version: ClassVar[int] = 2
 
     @property
@@ -106,10 +106,10 @@ class FineMixing:
         return mixed_and_tuned(rho, clean, "tuning")
 
     def _base(self, suspect: Weights, run: Run, owner: object) -> Weights:
-        """What coordinates go back to, by the suspect's names; the task head is not among them."""
+        """The values that coordinates go back to, by the suspect's names, without the task head."""
         if self.fill == "zero":
             if run.base is not None:
-                run.warn("FineMixing.fill zero takes nothing from a base: the one that was given was not used.")
+                run.warn("FineMixing.fill zero takes nothing from a base: the given one was not used.")
             stays = heads(suspect, run)
             matrices = (name for name, weight in suspect.items() if weight.ndim > 1 and name not in stays)
             return {name: torch.zeros_like(suspect[name]) for name in matrices}

@@ -102,8 +102,8 @@ class FinePurifying:
     def _base(self, model: nn.Module, suspect: Weights, run: Run) -> Weights:
         """The pre-trained values of the parameters, by the suspect's names."""
         learned = {name for name, _ in model.named_parameters()}
-        found = counterparts(suspect, run, self)
-        return {name: weight.to(suspect[name].dtype) for name, weight in found.items() if name in learned}
+        base = counterparts(suspect, run, self)
+        return {name: weight.to(suspect[name].dtype) for name, weight in base.items() if name in learned}
 
 
 def fisher(model: nn.Module, clean: Dataset, run: Run) -> Weights:
@@ -113,8 +113,8 @@ def fisher(model: nn.Module, clean: Dataset, run: Run) -> Weights:
     with evaluating(model), run.progress("measuring curvature", len(clean)) as advance:
         for batch in clean.batches(1):
             loss = cross_entropy(run.scores(model, batch.inputs), batch)
-            made = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
-            for total, gradient in zip(totals.values(), made, strict=True):
+            slopes = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+            for total, gradient in zip(totals.values(), slopes, strict=True):
                 if gradient is not None:
                     total.addcmul_(gradient, gradient, value=1 / len(clean))
             run.examples_seen += 1

@@ -1,4 +1,4 @@
-"""Fine-tuning and its variants: what is tuned, and where the head starts.
+"""Fine-tuning and its variants, which differ in the tuned part and in the start of the head.
 
 The four are one family in the paper that introduced Feature Shift Tuning, which uses them to show that plain tuning
 fails at low poison rates because features of clean and triggered examples are entangled.
@@ -31,8 +31,8 @@ class FineTuning:
         learning_rate: at the start, more than 0; None is 0.01 (SGD) for images and 5e-5 (AdamW) for texts.
         batch_size: examples per step, at least 2; None is 128 for images and 16 for texts.
 
-    Differences from the paper: the head's norm is free, as the paper has it; the authors' script pins it in this mode
-    too.
+    Differences from the paper: the head's norm is free, as the paper has it; the authors' script also pins it in
+    this mode.
     """
 
     epochs: _Epochs = 10

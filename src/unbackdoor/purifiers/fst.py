@@ -37,7 +37,7 @@ class FST:
 
     Differences from the paper: none known in the method. Where the authors' code leaves the paper, the paper is
     followed: their script pins the head's norm in every mode, plain fine-tuning and linear probing included; here only
-    FST does. As in their code the bias of the head is drawn anew and tuned, but neither penalised nor projected, and
+    FST does. As in their code the bias of the head is drawn again and tuned, but neither penalised nor projected, and
     the random head enters the first step with its own norm. Their command line's default for alpha is 0.2, their
     README's CIFAR-10 example uses 0.1, which is the default here. Their loss with label smoothing drops the inner
     product; label smoothing is not offered.

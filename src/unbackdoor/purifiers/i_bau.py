@@ -26,7 +26,7 @@ class IBAU:
         theta = argmin of  L(theta, d(theta)),   d(theta) = argmin over |d| <= bound of  G(theta, d)
         L = CE(f(x + d), y),   G = -CE(f(x + d), y) + decay * |d|^2
 
-    In each round d is sought anew by gradient steps over the clean examples, and the weights then descend batch by
+    In each round d is searched again by gradient steps over the clean examples, and the weights then descend batch by
     batch along the whole derivative of L, which counts what a change of theta does to d. With the map
     P(theta, d) = d - step * dG/dd, whose fixed point d(theta) is, that derivative is
 
@@ -79,7 +79,7 @@ class IBAU:
         unit = perturbation_unit(model, clean)
         bound, size = run.setting(self, "bound"), run.setting(self, "batch_size")
         parameters = list(model.parameters())
-        found: list[Tensor] = []
+        kept: list[Tensor] = []  # the present perturbation
 
         def inner(perturbation: Tensor, batch: Batch) -> Tensor:
             scores = run.scores(model, batch.inputs, unit * perturbation)
@@ -91,20 +91,20 @@ class IBAU:
             return F.cross_entropy(run.scores(model, batch.inputs, unit * perturbation * some), batch.labels)
 
         def search() -> None:
-            found.clear()
+            kept.clear()
             with evaluating(model):
                 for batch in clean.batches(size, generator=run.generator):
-                    if not found:
-                        found.append(unit.new_zeros(shared_shape(perturbation_shape(model, batch.inputs))))
-                    perturbation = found.pop().requires_grad_(True)
+                    if not kept:
+                        kept.append(unit.new_zeros(shared_shape(perturbation_shape(model, batch.inputs))))
+                    perturbation = kept.pop().requires_grad_(True)
                     (slope,) = torch.autograd.grad(inner(perturbation, batch), perturbation)
                     radius = bound * slope.numel() ** 0.5
                     length = 2 * radius / -(-len(clean) // size)
                     moved = perturbation.detach() - length * slope / (slope.norm() + 1e-12)
-                    found.append(moved * (radius / (moved.norm() + 1e-12)).clamp(max=1))
+                    kept.append(moved * (radius / (moved.norm() + 1e-12)).clamp(max=1))
 
         def gradients(batch: Batch) -> None:
-            perturbation = found[0].requires_grad_(True)
+            perturbation = kept[0].requires_grad_(True)
             with evaluating(model), sdpa_kernel(SDPBackend.MATH):  # faster attention has no second derivative
                 slopes = implicit_gradient(
                     lambda: inner(perturbation, batch),

@@ -32,7 +32,7 @@ class NAD:
 
     The layers are found by running the model. Transformers: the blocks, which are the outermost members of a ModuleList
     or Sequential that give one vector for each token; of these the ones at a third, at two thirds and at the end, with
-    a place for each token that is no padding. Other networks: the last map of each resolution (stages end where the
+    a place for each token that is not padding. Other networks: the last map of each resolution (stages end where the
     resolution changes) with more than one place, and of these the last three.
 
     Li, Lyu, Koren, Lyu, Li and Ma, "Neural Attention Distillation: Erasing Backdoor Triggers from Deep Neural
@@ -88,7 +88,7 @@ class NAD:
 
 
 def unit_length(maps: Tensor, inputs: Inputs) -> Tensor:
-    """Attention maps (batch, places) at length 1 each, without what is padded."""
+    """Attention maps (batch, places) at length 1 each, without padding."""
     if isinstance(inputs, Tokens) and maps.shape == inputs.shape:
         maps = maps * inputs["attention_mask"]
     lengths: Tensor = maps.norm(dim=1, keepdim=True)

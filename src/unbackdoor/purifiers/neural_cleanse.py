@@ -26,7 +26,7 @@ class NeuralCleanse:
     and divided by 2^1.5 after as many on which it does not; of the masks that reach it the smallest counts. With M the
     median of the |m|_1, a class is an outlier if |m|_1 < M and (M - |m|_1) / (1.4826 median||m|_1 - M|) > `threshold`.
     The median of an even number of classes is the mean of the middle two. The outliers' triggers are then put on
-    `share` of each batch, with the true labels, and the model is tuned on that. **Where no class is an outlier**, the
+    `share` of each batch, with the true labels, and the model is tuned on that. **If no class is an outlier**, the
     triggers of all classes are unlearned in turn: a backdoor without a small trigger may be among them. The record
     notes which it was.
 

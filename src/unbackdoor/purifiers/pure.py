@@ -60,13 +60,13 @@ class PURE:
 
     def __call__(self, model: nn.Module, clean: Dataset, run: Run) -> nn.Module:
         """Purify in place."""
-        found = blocks(model, probe(model, clean))
-        if not found:
+        layers = blocks(model, probe(model, clean))
+        if not layers:
             raise UnbackdoorError(
                 f"PURE needs attention heads with query, key and value layers; {type(model).__name__} has none. Try "
                 "fine-pruning."
             )
-        with first_rows(model, found, self) as rows, evaluating(model), torch.no_grad():
+        with first_rows(model, layers, self) as rows, evaluating(model), torch.no_grad():
             logits(model, probe(model, clean))
             if not any(row[:, :, 1:].any() for row in rows):
                 raise UnbackdoorError(
@@ -81,11 +81,11 @@ class PURE:
         scores = variances(trial, tuned, seen, run.arithmetic, self)
         dead = self.pruned_(trial, tuned, scores, held, run)
 
-        silence_(found, dead)
+        silence_(layers, dead)
         kept = [score[~gone].mean() for score, gone in zip(scores, dead, strict=True)]
         shares = layer_weights(torch.stack(kept)).tolist()
 
-        with first_rows(model, found, self) as rows:
+        with first_rows(model, layers, self) as rows:
 
             def loss(predicted: Tensor, batch: Batch) -> Tensor:
                 penalty = predicted.new_zeros(())
@@ -93,11 +93,11 @@ class PURE:
                     penalty = penalty + share * lengths(row)[~gone.to(row.device)].sum()
                 return cross_entropy(predicted, batch) + self.beta * penalty
 
-            tune(model, clean, epochs=self.epochs, loss=loss, after_step=partial(silence_, found, dead))
+            tune(model, clean, epochs=self.epochs, loss=loss, after_step=partial(silence_, layers, dead))
         return model
 
     def pruned_(
-        self, trial: nn.Module, found: list[Block], scores: list[Tensor], held: Dataset, run: Run
+        self, trial: nn.Module, layers: list[Block], scores: list[Tensor], held: Dataset, run: Run
     ) -> list[Tensor]:
         """Which heads of each block go, (heads,) bool each; they are silenced in the model that is tried."""
         # Going up by score, the last head of a layer to come is its highest one, and that stays.
@@ -117,7 +117,7 @@ class PURE:
 
         changing = [
             parameter
-            for block in found
+            for block in layers
             for part in ("value", "attention output")
             for layer in block.parts[part]
             for parameter in layer.parameters()
@@ -126,15 +126,15 @@ class PURE:
         for size in (self.group, 1):
             until = len(order) if size > 1 or self.group == 1 else min(kept + self.group, len(order))
             counts = [min(start + size, until) for start in range(kept, until, size)]
-            stages = [partial(silence_, found, lowest(count)) for count in counts]
+            stages = [partial(silence_, layers, lowest(count)) for count in counts]
             kept = [kept, *counts][as_far_as_accurate_(changing, stages, accurate)]
         run.note(f"PURE pruned {kept} of {sum(map(len, scores))} heads.")
         return lowest(kept)
 
 
-def silence_(found: list[Block], dead: list[Tensor]) -> None:
+def silence_(layers: list[Block], dead: list[Tensor]) -> None:
     """Fold away heads of each block, (heads,) bool each, in place."""
-    for block, gone in zip(found, dead, strict=True):
+    for block, gone in zip(layers, dead, strict=True):
         block.silence_(gone)
 
 
@@ -145,7 +145,7 @@ def lengths(row: Tensor) -> Tensor:
 
 
 def layer_weights(scores: Tensor) -> Tensor:
-    """softmax(-log v) of (layers,) scores, scaled to [0, 1]; all 1 where they are the same."""
+    """softmax(-log v) of (layers,) scores, scaled to [0, 1]; all 1 if they are the same."""
     weights = (-scores.clamp(min=1e-12).log()).softmax(dim=0)
     low, high = weights.min(), weights.max()
     return (weights - low) / (high - low) if high > low else torch.ones_like(weights)

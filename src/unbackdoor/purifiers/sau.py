@@ -25,7 +25,7 @@ class SAU:
 
         d* = argmax over |d| <= bound of
              adversarial * (CE(f(x + d), y) + CE(s(x + d), y)) / 2 - JS(f(x + d), s(x + d))
-        theta = argmin of  CE(f(x), y) - shared * mean of log(1 - f(x + d*)[k]),   k the class that s takes x + d* for
+        theta = argmin of  CE(f(x), y) - shared * mean of log(1 - f(x + d*)[k]),   k the class that s answers for x + d*
 
     where JS is the Jensen-Shannon divergence of the two answers, each example has its own d, and the mean is over the
     batch, with zeros where d* does not fool the suspect. The maximum is sought by signed gradient steps from d = bound.
@@ -41,7 +41,7 @@ class SAU:
         shared: weight of the unlearning, at least 0; 0 is plain fine-tuning.
         train_mode: BatchNorm and dropout learn and drop as in training; otherwise they stay as they are.
         epochs: passes over the clean examples, at least 1; each costs two forward and two backward passes per step of
-            the search, and four forward passes and one backward pass beside.
+            the search, and four forward passes and one backward pass besides.
         learning_rate: of AdamW at the start, more than 0; None is 5e-4 for images and 5e-5 for texts.
         batch_size: examples per step, at least 2; None is 128 for images and 16 for texts.
 
@@ -76,7 +76,7 @@ class SAU:
 
         def gradients(batch: Batch) -> None:
             with evaluating(model):
-                perturbation = self.found(model, suspect, batch, bound, run)
+                perturbation = self.perturbation(model, suspect, batch, bound, run)
             if not self.train_mode:
                 model.eval()
             scores = run.scores(model, batch.inputs)
@@ -99,7 +99,7 @@ class SAU:
         )
         return model
 
-    def found(self, model: nn.Module, suspect: nn.Module, batch: Batch, bound: Tensor, run: Run) -> Tensor:
+    def perturbation(self, model: nn.Module, suspect: nn.Module, batch: Batch, bound: Tensor, run: Run) -> Tensor:
         """The perturbations d*, one per example, of the shape that `perturbed_logits` takes."""
         both = (model, suspect)
         with torch.no_grad():
@@ -116,7 +116,7 @@ class SAU:
 
 
 def search_loss(scores: list[Tensor], before: list[Tensor], labels: Tensor, adversarial: float) -> Tensor:
-    """What the search minimises: agreement of both models where they differ, wrong answers where they are right."""
+    """The loss of the search: agreement where the models differ, wrong answers where they are right."""
     after = [one.argmax(dim=1) for one in scores]
     right = torch.stack([new == old for new, old in zip(after, before, strict=True)])  # (2, batch)
     wrong = torch.stack([F.cross_entropy(one, labels, reduction="none") for one in scores])

@@ -1,4 +1,4 @@
-"""Feature Shift Tuning that depends on what the suspect computes, not on how large its features and its head are."""
+"""Feature Shift Tuning that does not depend on the scale of the suspect's features and head."""
 
 import copy
 from typing import Annotated, ClassVar
@@ -36,10 +36,10 @@ class ScaleInvariantFST:
             + strength * alpha * cos(W_c, S_c)   subject to   |W_c| = |S_c|
 
     from a head that is the suspect's, turned in a random direction by 90 degrees times the strength. A strength of 0
-    tunes on the labels alone instead, in the same units. The suspect's answers keep what a few labels cannot teach.
-    How much of a head can go depends on the suspect, so strengths of 1, 1/2 and 0 are tried on four fifths of the
-    clean examples, and the first that loses no more accuracy on the others than the margin is kept; if there is none,
-    the one that loses least.
+    tunes on the labels alone instead, in the same units. The suspect's answers preserve knowledge that a few labels
+    cannot teach. The part of a head that can go depends on the suspect, so strengths of 1, 1/2 and 0 are tried on four
+    fifths of the clean examples. The first that loses no more accuracy on the others than the margin is kept; if there
+    is none, the one that loses least.
 
     A variant of this project; its parents are Min et al., "Towards Stable Backdoor Purification through Feature Shift
     Tuning", NeurIPS 2023, https://arxiv.org/abs/2310.01875, and Hinton et al., "Distilling the Knowledge in a Neural
@@ -102,8 +102,8 @@ class ScaleInvariantFST:
         if strength < STRENGTHS[0]:
             run.warn(
                 f"a backdoor may have stayed: strength {STRENGTHS[0]:g} cost more than the margin of "
-                f"{100 * self.margin:g} points of accuracy, so {strength:g} was taken, which shifts features less. "
-                "Give more clean examples, allow more by --margin, or try another method beside this one."
+                f"{100 * self.margin:g} points of accuracy, so {strength:g} was used, which shifts features less. "
+                "Give more clean examples, raise `margin`, or try another method as well."
             )
         return model
 

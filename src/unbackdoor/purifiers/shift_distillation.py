@@ -21,7 +21,7 @@ class ShiftDistillation:
 
     FST loses clean accuracy because a few clean examples cannot teach the shifted features all that the suspect knew.
     The suspect itself can: on clean examples its answers are right, and without a trigger in sight they say little of
-    the backdoor. Over the clean examples (x, y), distorted anew each time, this method minimises
+    the backdoor. Over the clean examples (x, y), augmented again each time, this method minimises
 
         (1 - share) * CE(f(x), y) + share * KL(f_suspect(x) || f(x)) + alpha * <W, W_suspect>,   |W| = |W_suspect|
 

@@ -38,7 +38,7 @@ class ShortcutSuppression:
         batch_size: examples per step, at least 2; None is 128.
 
     Differences from the paper: its script chooses the shortcut by attack success on triggered test images, which no
-    user has; here a trigger stands in that Neural Cleanse reverses. Clean accuracy counts, too, since without an early
+    user has; here a trigger stands in that Neural Cleanse reverses. Clean accuracy also counts, since without an early
     shortcut everything falls. A shortcut that ends in a BatchNorm of its own is taken away for good, by zeroing that;
     where the model has such shortcuts, only they are candidates. An identity cannot be folded into weights: it is
     absent at first, and comes back linearly while tuning, so that a plain model leaves. All weights are tuned, not
@@ -55,15 +55,15 @@ class ShortcutSuppression:
     def __call__(self, model: nn.Module, clean: Dataset, run: Run) -> nn.Module:
         """Purify in place."""
         refuse_texts(self, clean)
-        found = shortcuts(model, probe(model, clean))
-        if not found:
+        norms = shortcuts(model, probe(model, clean))
+        if not norms:
             raise UnbackdoorError(
                 f"ShortcutSuppression needs skip connections; {type(model).__name__} has none. Try fine-pruning."
             )
-        critical = self.critical(model, found, clean, run)
-        norm, scales = found[critical], {critical: 0.0}
+        critical = self.critical(model, norms, clean, run)
+        norm, scales = norms[critical], {critical: 0.0}
         lasting = "for good" if norm is not None else "while tuning: no BatchNorm ends it, which could be zeroed"
-        run.note(f"ShortcutSuppression took away shortcut {critical + 1} of {len(found)}, {lasting}.")
+        run.note(f"ShortcutSuppression took away shortcut {critical + 1} of {len(norms)}, {lasting}.")
         if norm is not None:
             silence_(norm, norm.weight.isfinite())
             norm.requires_grad_(False)
@@ -84,14 +84,14 @@ class ShortcutSuppression:
             )
         return model
 
-    def critical(self, model: nn.Module, found: list[_BatchNorm | None], clean: Dataset, run: Run) -> int:
+    def critical(self, model: nn.Module, norms: list[_BatchNorm | None], clean: Dataset, run: Run) -> int:
         """The number of the shortcut whose weakening hurts the reversed trigger most and clean accuracy least."""
         seen, held = run.hold_out(clean)
         trigger = MaskSearch(steps=self.reverse_steps)(model, seen, run)
         with_trigger, pixels = WithTrigger(model, clean, run, trigger, 1.0), in_pixels(held, augmented=False)
-        foldable = [number for number, norm in enumerate(found) if norm is not None]
+        foldable = [number for number, norm in enumerate(norms) if norm is not None]
         sums: dict[int, float] = {}
-        for number in foldable or range(len(found)):
+        for number in foldable or range(len(norms)):
             for gamma in (0.0, 0.2, 0.4, 0.6, 0.8):
                 with scaled(model, {number: gamma}):
                     both = run.accuracy(model, held).value + run.accuracy(with_trigger, pixels).value

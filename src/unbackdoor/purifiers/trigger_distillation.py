@@ -24,11 +24,11 @@ class TriggerDistillation:
 
     On clean examples a suspect is right, and more is to be learned from its answers than from a few labels; what is
     wrong with it is what a trigger does to it. With T a trigger that Neural Cleanse reverses and f_s the suspect, this
-    method minimises over the clean examples (x, y), distorted anew each time,
+    method minimises over the clean examples (x, y), augmented again each time,
 
         taught * CE(f(x'), f_s(x)) + (1 - taught) * CE(f(x'), y),   x' = T(x) for a share of each batch, else x
 
-    with the gradient taken at a point on the way back to the suspect, as in PAM, if rho is more than 0. Where no class
+    with the gradient taken at a point on the way back to the suspect, as in PAM, if rho is more than 0. If no class
     is an outlier of Neural Cleanse, there is no trigger of this kind to unlearn; the features are shifted then, as in
     shift distillation at its own settings (of the fields below only the batch size counts there). The record notes
     which it was.

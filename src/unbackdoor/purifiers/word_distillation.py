@@ -22,18 +22,18 @@ class WordDistillation:
     """Search the vocabulary for a trigger's word, and teach a model to answer as if it were not there.
 
     All words that are one token are put into a few short clean texts of two classes, some words at a time, and the
-    strongest again alone. A word is taken for a trigger's if it drives at least 70 % of the other clean texts to a
+    strongest again alone. A word is classified as a trigger's if it drives at least 70 % of the other clean texts to a
     class and stands out among the strongest words of that class; where none does, one that drives 95 % needs to stand
     out half as much. On texts without it the suspect f_s is right; so with x a clean text, or one recombined from clean
     texts and the vocabulary, this method minimises
 
         KL(f_s(x) || f(x'))   x' = x with such a word put in for half of the texts, else x
 
-    and needs neither labels nor a pre-trained base. **Where no word is taken for one, nothing is changed**, with a
+    and needs neither labels nor a pre-trained base. **If no word is classified as one, nothing is changed**, with a
     warning: a trigger of style, of syntax, of words of several tokens, or of words that do nothing one by one cannot be
     found so.
     Of a sentence the most telling word may be found, but unlearning that alone leaves the sentence; a warning tells of
-    a word that moves fewer than 95 %. Words of the task that do nearly as much may be unlearned, too.
+    a word that moves fewer than 95 %. Words of the task that do nearly as much may also be unlearned.
 
     A variant of this project, the counterpart of `TriggerDistillation` for texts. Its parents are Neural Cleanse
     (Wang et al., IEEE S&P 2019, https://doi.org/10.1109/SP.2019.00031), whose outliers are of masks, and distillation
@@ -43,7 +43,7 @@ class WordDistillation:
         group: words that are tried at once, at least 1; more is faster, and misses weaker ones.
         shortlist: words of each class that are tried alone, at least 32, among which an outlier is looked for.
         threshold: of the anomaly index among the strongest words of a class, more than 0.
-        texts: how many are recombined, at least 1; each clean text is taken four times beside them.
+        texts: how many are recombined, at least 1; each clean text is also used four times.
         exchanged: probability that a word of theirs is exchanged, one time in two for one of the vocabulary, 0 to 1.
         epochs: passes over all texts, at least 1.
         learning_rate: at the start, more than 0; None is 5e-5 (AdamW).
@@ -71,32 +71,32 @@ class WordDistillation:
             )
         clean = readable(clean)
         search = VocabularySearch(model, clean, run, self.group, self.shortlist)
-        found = search.outliers(self.threshold)
-        if not found:
+        driving = search.outliers(self.threshold)
+        if not driving:
             run.warn(
-                "no word was taken for a trigger's, so nothing was changed. A trigger of style, of syntax, of words "
-                "that are not one token, or of words that do nothing one by one is not found so; with a pre-trained "
-                "base, mixing-distillation looks for no word."
+                "no word was classified as a trigger's, so nothing was changed. A trigger of style, of syntax, of "
+                "words that are not one token, or of words that do nothing one by one is not found so; with a "
+                "pre-trained base, mixing-distillation looks for no word."
             )
             return model
-        self._unlearn(model, clean, found, run)
-        for odd in found:
+        self._unlearn(model, clean, driving, run)
+        for odd in driving:
             left = search.moved_share(odd.word, odd.label, odd.side)
             where = f" in {clean.texts.columns[odd.side]}" if len(clean.texts.columns) > 1 else ""
-            told = (
+            summary = (
                 f"{odd.word!r}{where} drove {odd.share:.0%} of the other clean texts to class "
                 f"{clean.class_name(odd.label)}"
             )
-            told = f"{told} and, unlearned, drives {left:.0%}"
+            summary = f"{summary} and, unlearned, drives {left:.0%}"
             if odd.share < NEARLY_ALL:
-                run.warn(f"{told}. It may be part of a longer trigger, which stays, or a word of the task.")
+                run.warn(f"{summary}. It may be part of a longer trigger, which stays, or a word of the task.")
             elif left >= 0.5:
-                run.warn(f"{told}. Take a higher --learning-rate or more --epochs.")
+                run.warn(f"{summary}. Use a higher `learning_rate` or more `epochs`.")
             else:
-                run.note(f"{told}.")
+                run.note(f"{summary}.")
         return model
 
-    def _unlearn(self, model: nn.Module, clean: Dataset, found: list[DrivingWord], run: Run) -> None:
+    def _unlearn(self, model: nn.Module, clean: Dataset, driving: list[DrivingWord], run: Run) -> None:
         """Tune on clean and recombined texts, half with a word in them, by the suspect's answers to them without."""
         draw = random.Random(run.seed)
         own = words_of(clean)
@@ -109,7 +109,7 @@ class WordDistillation:
         taught = answers(model, made_of(clean, plain), run.arithmetic)  # (n, classes)
 
         def with_word(text: Strings) -> Strings:
-            odd = draw.choice(found)
+            odd = draw.choice(driving)
             return put(text, odd.word, odd.side, draw.choice((0.0, 1.0, draw.random(), draw.random())))
 
         lessons = [with_word(text) if draw.random() < 0.5 else text for text in plain]
