@@ -12,6 +12,7 @@ import torch
 import unbackdoor as ub
 from unbackdoor import Proportion, Score
 from unbackdoor._cli.demos import images as images_demo
+from unbackdoor._cli.demos import story
 from unbackdoor.purifiers import FST, FineTuning
 
 FILES = ["clean.parquet", "purified", "record.json", "report.html", "test.parquet", "victim"]
@@ -144,11 +145,11 @@ def shares(right: int) -> Score:
 
 def test_the_columns_of_the_table_stand_apart() -> None:
     names = ["suspect", "fine-tuning", "e-pur+fine-mixing"]
-    assert images_demo._table(names, [shares(90)] * 3).splitlines()[:2] == [
+    assert story._table(names, [shares(90)] * 3).splitlines()[:2] == [
         "                                       suspect        fine-tuning  e-pur+fine-mixing",
         "   clean accuracy                       90.0 %             90.0 %             90.0 %",
     ]
-    short = images_demo._table(names[:2], [shares(90)] * 2).splitlines()
+    short = story._table(names[:2], [shares(90)] * 2).splitlines()
     assert short[0] == "                                  suspect   fine-tuning"
 
 
@@ -167,13 +168,13 @@ def test_the_columns_of_the_table_stand_apart() -> None:
     ],
 )
 def test_a_victim_is_healthy_only_above_chance(right: int, classes: int, said: str) -> None:
-    assert images_demo.health(shares(right), classes) == said
+    assert story.health(shares(right), classes) == said
 
 
 def test_the_commands_to_go_on_with_run_as_printed(monkeypatch: pytest.MonkeyPatch) -> None:
     """`make demo` installs into .venv, which is not on the path of whoever copies them."""
     monkeypatch.setenv("PATH", "")
     monkeypatch.setattr(sys, "executable", str(Path.cwd() / ".venv" / "bin" / "python"))
-    assert "\n   .venv/bin/python -m unbackdoor evaluate demo/purified --data" in images_demo._farewell(Path("demo"))
+    assert "\n   .venv/bin/python -m unbackdoor evaluate demo/purified --data" in story._farewell(Path("demo"))
     monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
-    assert "\n   unbackdoor evaluate demo/purified --data" in images_demo._farewell(Path("demo"))
+    assert "\n   unbackdoor evaluate demo/purified --data" in story._farewell(Path("demo"))
