@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from unbackdoor import purifiers
 from unbackdoor._bench.lines import Location, line_of, lines_of
-from unbackdoor._bench.named import Planned, named_methods, planned_attacks
+from unbackdoor._bench.named import PlannedAttack, named_methods, planned_attacks
 from unbackdoor._bench.paths import check_task
 from unbackdoor._bench.schema import Budget, Cells, File, Resources, Task
 from unbackdoor._errors import UnbackdoorError, printable
@@ -55,7 +55,7 @@ class Grid:
     folder: Path
     text: str
     tasks: dict[str, Task]
-    attacks: tuple[Planned, ...]
+    attacks: tuple[PlannedAttack, ...]
     methods: dict[str, Any]
     budgets: tuple[Budget, ...]
     victim_seeds: tuple[int, ...]
@@ -80,12 +80,12 @@ class Problems:
     def refuse(self) -> None:
         """Raise, if there are any."""
         if self.found:
-            told = [f"line {line}: {message}" for line, message in sorted(self.found)]
-            if len(told) == 1:
-                raise UnbackdoorError(f"{self.path} has a problem in {told[0]}")
-            more = [f"and {len(told) - _TOLD:,} more"] if len(told) > _TOLD else []
-            details = [f"  {detail}" for detail in (*told[:_TOLD], *more)]
-            raise UnbackdoorError(f"{self.path} has {len(told):,} problems:", *details)
+            lines = [f"line {line}: {message}" for line, message in sorted(self.found)]
+            if len(lines) == 1:
+                raise UnbackdoorError(f"{self.path} has a problem in {lines[0]}")
+            more = [f"and {len(lines) - _TOLD:,} more"] if len(lines) > _TOLD else []
+            details = [f"  {detail}" for detail in (*lines[:_TOLD], *more)]
+            raise UnbackdoorError(f"{self.path} has {len(lines):,} problems:", *details)
 
 
 def read(path: str | Path) -> Grid:
@@ -95,14 +95,7 @@ def read(path: str | Path) -> Grid:
         UnbackdoorError: lists all that is wrong with it.
     """
     path = Path(path)
-    try:
-        if path.is_dir() or not exists(path):
-            what = "is a folder" if path.is_dir() else "does not exist"
-            raise UnbackdoorError(f"{path} {what}; GRID is a TOML file. See docs/bench.md.")
-        text = read_text(path, CONFIG)
-        raw = tomllib.loads(text)
-    except (ValueError, RecursionError) as problem:  # also of a number of thousands of digits
-        raise UnbackdoorError(f"{path} cannot be read as TOML ({printable(problem, 200)}). Repair it.") from None
+    raw, text = _toml(path)
     folder = path.parent
     if text.startswith(KEPT):
         first, text = text.split("\n", 1)
@@ -120,28 +113,13 @@ def read(path: str | Path) -> Grid:
     methods = named_methods(written["methods"], folder, problems)
     clean = "clean" not in written["without"]
     if clean:
-        planned = {"none": Planned("none", None, (0.0,)), **planned}
-    for name, task in tasks.items():
-        if clean and task.model is not None and task.control is None and task.triggered is None:
-            problems.add(
-                ("tasks", name, "model"),
-                f'tasks.{name}.control must name a clean model for comparison; or say without = ["clean"].',
-            )
-        if task.model is None and not written["attacks"] and not clean:
-            problems.add(("tasks", name), f"tasks.{name} has no victim: there is no attack and no clean control.")
+        planned = {"none": PlannedAttack("none", None, (0.0,)), **planned}
+    _check_victims(tasks, clean, bool(written["attacks"]), problems)
     if "fine-tuning" not in written["without"]:
         fine_tuning = find("fine-tuning", purifiers.REGISTRY, "purifier", "methods").resolve()
         if not any(isinstance(method, fine_tuning) for method in methods.values()):
             methods = {"fine-tuning": fine_tuning(), **methods}
-    for place, budget in enumerate(written["budgets"]):
-        if budget is not None:
-            taken = [entry for entry in written["cells"] if entry is not None and _takes_whole_budgets(entry)]
-            left = {
-                name: task
-                for name, task in tasks.items()
-                if not any(name in (entry.task or tasks) and place in (entry.budget or (place,)) for entry in taken)
-            }
-            _check_budget(place, budget, left, problems)
+    _check_budgets(written, tasks, problems)
     given_tasks = raw.get("tasks")
     known = {
         "task": list(given_tasks) if isinstance(given_tasks, dict) else [],
@@ -163,6 +141,43 @@ def read(path: str | Path) -> Grid:
         cells=tuple(written["cells"]),
         resources=written["resources"],
     )
+
+
+def _toml(path: Path) -> tuple[dict[str, Any], str]:
+    """What a grid file says, and its text."""
+    try:
+        if path.is_dir() or not exists(path):
+            what = "is a folder" if path.is_dir() else "does not exist"
+            raise UnbackdoorError(f"{path} {what}; GRID is a TOML file. See docs/bench.md.")
+        text = read_text(path, CONFIG)
+        return tomllib.loads(text), text
+    except (ValueError, RecursionError) as problem:  # also of a number of thousands of digits
+        raise UnbackdoorError(f"{path} cannot be read as TOML ({printable(problem, 200)}). Repair it.") from None
+
+
+def _check_victims(tasks: dict[str, Task], clean: bool, attacks: bool, problems: Problems) -> None:
+    """Note tasks without a victim, or without a clean control that the grid asks for."""
+    for name, task in tasks.items():
+        if clean and task.model is not None and task.control is None and task.triggered is None:
+            problems.add(
+                ("tasks", name, "model"),
+                f'tasks.{name}.control must name a clean model for comparison; or say without = ["clean"].',
+            )
+        if task.model is None and not attacks and not clean:
+            problems.add(("tasks", name), f"tasks.{name} has no victim: there is no attack and no clean control.")
+
+
+def _check_budgets(written: dict[str, Any], tasks: dict[str, Task], problems: Problems) -> None:
+    """Note budgets that a task cannot give; cells that are left out need none."""
+    for place, budget in enumerate(written["budgets"]):
+        if budget is not None:
+            taken = [entry for entry in written["cells"] if entry is not None and _takes_whole_budgets(entry)]
+            left = {
+                name: task
+                for name, task in tasks.items()
+                if not any(name in (entry.task or tasks) and place in (entry.budget or (place,)) for entry in taken)
+            }
+            _check_budget(place, budget, left, problems)
 
 
 def _schema_sentence(error: Any) -> str:

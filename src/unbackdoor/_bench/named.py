@@ -16,7 +16,7 @@ from unbackdoor._value import error_sentence
 
 
 @dataclass(frozen=True)
-class Planned:
+class PlannedAttack:
     """An attack of the grid: its label, the value (None for the clean control), its poison rates."""
 
     label: str
@@ -24,11 +24,11 @@ class Planned:
     rates: tuple[float, ...]
 
 
-def planned_attacks(tables: list[dict[str, Any]], folder: Path, problems: Noted) -> dict[str, Planned]:
+def planned_attacks(tables: list[dict[str, Any]], folder: Path, problems: Noted) -> dict[str, PlannedAttack]:
     """The attacks of a grid by label; notes what is wrong with them."""
     from unbackdoor._poisoning.abilities import is_repeatable
 
-    planned: dict[str, Planned] = {}
+    planned: dict[str, PlannedAttack] = {}
     for place, given in enumerate(tables):
         location: Location = ("attacks", place)
         label, name, fields = _named(given, location, problems)
@@ -52,7 +52,7 @@ def planned_attacks(tables: list[dict[str, Any]], folder: Path, problems: Noted)
         made = _value(entry, fields, location, folder, problems)
         _check_new(label, planned, location, problems)
         if made is not None and rates:
-            planned[label] = Planned(label, made, rates)
+            planned[label] = PlannedAttack(label, made, rates)
     return planned
 
 

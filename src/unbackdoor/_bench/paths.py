@@ -33,67 +33,90 @@ def local(given: Any, folder: Path) -> Any:
 def check_task(name: str, task: Task, folder: Path, problems: Noted) -> Task:
     """The task with absolute paths; notes files that are missing and entries that do not belong together."""
     where: Location = ("tasks", name)
+    changed = _absolute(name, task, folder, problems)
+    if task.model is None:
+        _check_trained(name, task, problems)
+    else:
+        _check_existing(name, task, Path(changed["model"]), problems)
+        _check_trigger(name, task, Path(changed.get("attack", Path(changed["model"]) / "attack.json")), problems)
+        _check_normalisation(name, task, problems)
+    if task.clean is not None and task.held_out:
+        problems.add((*where, "held_out"), f"tasks.{name} must have clean or held_out, got both. Leave one out.")
+    return task.model_copy(update=changed)
 
-    def found(key: str, given: str, *, hub: bool = False) -> str:
-        text = os.path.expandvars(os.path.expanduser(given))
-        if "$" in text:
-            variable = text[text.index("$") :].split("/")[0]
-            problems.add((*where, key), f"tasks.{name}.{key} needs {variable} in the environment, which is not set.")
-            return given
-        path = (folder / text).absolute()
-        if exists(path) or glob(str(path), recursive=True):
-            return str(path)
-        if not (hub and not text.startswith((".", "/")) and text.count("/") <= 1):
-            problems.add((*where, key), f"tasks.{name}.{key}: {path} does not exist.")
-        return text
 
+def _absolute(name: str, task: Task, folder: Path, problems: Noted) -> dict[str, Any]:
+    """All entries that name files, as absolute paths; notes those that are missing."""
     changed: dict[str, Any] = {}
     for key in ("train", "test", "second_test", "clean", "triggered"):
         files = getattr(task, key)
         if files is not None:
-            changed[key] = tuple(found(key, file) for file in files)
+            changed[key] = tuple(_found((name, key), file, folder, problems) for file in files)
     for key in ("model", "attack", "control", "base", "proxy"):
         path = getattr(task, key)
         if isinstance(path, str):
-            changed[key] = found(key, path, hub=key in ("base", "proxy"))
+            changed[key] = _found((name, key), path, folder, problems, hub=key in ("base", "proxy"))
     if task.factory is not None:
         file, colon, function = task.factory.rpartition(":")
         if not file or not function.isidentifier():
-            problems.add((*where, "factory"), f"tasks.{name}.factory must be FILE.py:FUNCTION, got {task.factory}.")
+            problems.add(
+                ("tasks", name, "factory"), f"tasks.{name}.factory must be FILE.py:FUNCTION, got {task.factory}."
+            )
         else:
-            changed["factory"] = found("factory", file) + colon + function
-    task_names = task.model_fields_set
-    if task.model is None:
-        if task.train is None:
-            problems.add(where, f"tasks.{name} must have train, to make victims, or model, which is one.")
-        for key in ("attack", "triggered", "target", "control", "factory", "mean", "std", "image_size"):
-            if key in task_names:
-                problems.add((*where, key), f"tasks.{name}.{key} goes with an existing model. Leave it out.")
-        try:
-            find(task.arch, archs.REGISTRY, "architecture", "archs")
-        except UnbackdoorError as problem:
-            problems.add((*where, "arch"), problem)
-    else:
-        for key in sorted(task_names & {"arch", "width", "epochs", "clean_epochs", "learning_rate", "batch_size"}):
-            problems.add(
-                (*where, key), f"tasks.{name}.{key} is for victims that are trained; model is one. Leave it out."
-            )
-        model = Path(changed["model"])
-        if model.is_file() and task.factory is None:
-            problems.add(
-                (*where, "model"),
-                f'tasks.{name}.model is a file of weights. Name what makes its module by factory = "FILE.py:FUNCTION".',
-            )
-        _check_trigger(name, task, Path(changed.get("attack", model / "attack.json")), problems)
-        for key in ("mean", "std"):
-            numbers = getattr(task, key)
-            if numbers is not None and (len(numbers) not in (1, 3) or (key == "std" and min(numbers) <= 0)):
-                allowed = "1 or 3 numbers" + " above 0" * (key == "std")
-                told = ", ".join(f"{number:g}" for number in numbers)
-                problems.add((*where, key), f"tasks.{name}.{key} must be {allowed}, got {told}.")
-    if task.clean is not None and task.held_out:
-        problems.add((*where, "held_out"), f"tasks.{name} must have clean or held_out, got both. Leave one out.")
-    return task.model_copy(update=changed)
+            changed["factory"] = _found((name, "factory"), file, folder, problems) + colon + function
+    return changed
+
+
+def _found(entry: tuple[str, str], given: str, folder: Path, problems: Noted, *, hub: bool = False) -> str:
+    """The absolute path of a task's entry; itself if it may be a name on the Hub, or was noted as missing."""
+    where, label = ("tasks", *entry), ".".join(("tasks", *entry))
+    text = os.path.expandvars(os.path.expanduser(given))
+    if "$" in text:
+        variable = text[text.index("$") :].split("/")[0]
+        problems.add(where, f"{label} needs {variable} in the environment, which is not set.")
+        return given
+    path = (folder / text).absolute()
+    if exists(path) or glob(str(path), recursive=True):
+        return str(path)
+    if not (hub and not text.startswith((".", "/")) and text.count("/") <= 1):
+        problems.add(where, f"{label}: {path} does not exist.")
+    return text
+
+
+def _check_trained(name: str, task: Task, problems: Noted) -> None:
+    """Note what a task whose victims are trained lacks, and entries that go with an existing model."""
+    where: Location = ("tasks", name)
+    if task.train is None:
+        problems.add(where, f"tasks.{name} must have train, to make victims, or model, which is one.")
+    for key in ("attack", "triggered", "target", "control", "factory", "mean", "std", "image_size"):
+        if key in task.model_fields_set:
+            problems.add((*where, key), f"tasks.{name}.{key} goes with an existing model. Leave it out.")
+    try:
+        find(task.arch, archs.REGISTRY, "architecture", "archs")
+    except UnbackdoorError as problem:
+        problems.add((*where, "arch"), problem)
+
+
+def _check_existing(name: str, task: Task, model: Path, problems: Noted) -> None:
+    """Note entries that go with victims that are trained, and weights without a module."""
+    where: Location = ("tasks", name)
+    trained = {"arch", "width", "epochs", "clean_epochs", "learning_rate", "batch_size"}
+    for key in sorted(task.model_fields_set & trained):
+        problems.add((*where, key), f"tasks.{name}.{key} is for victims that are trained; model is one. Leave it out.")
+    if model.is_file() and task.factory is None:
+        problems.add(
+            (*where, "model"),
+            f'tasks.{name}.model is a file of weights. Name what makes its module by factory = "FILE.py:FUNCTION".',
+        )
+
+
+def _check_normalisation(name: str, task: Task, problems: Noted) -> None:
+    for key in ("mean", "std"):
+        numbers = getattr(task, key)
+        if numbers is not None and (len(numbers) not in (1, 3) or (key == "std" and min(numbers) <= 0)):
+            allowed = "1 or 3 numbers" + " above 0" * (key == "std")
+            given = ", ".join(f"{number:g}" for number in numbers)
+            problems.add(("tasks", name, key), f"tasks.{name}.{key} must be {allowed}, got {given}.")
 
 
 def _check_trigger(name: str, task: Task, attack: Path, problems: Noted) -> None:

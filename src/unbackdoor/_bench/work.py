@@ -92,7 +92,7 @@ def train(subject: Subject, surrogate: Subject | None, settings: Settings, wait:
         except IncompleteError:
             raise
         except Exception as problem:
-            return Outcome("failed", time.perf_counter() - start, told(problem))
+            return Outcome("failed", time.perf_counter() - start, problem_text(problem))
     return Outcome("done", time.perf_counter() - start)
 
 
@@ -118,7 +118,7 @@ def measure(cell: Cell, settings: Settings, force: bool, wait: bool) -> Outcome:
             raise
         except Exception as problem:
             unforeseen = None if isinstance(problem, UnbackdoorError) else traceback.format_exc()
-            return fail(cell, settings, told(problem), time.perf_counter() - start, unforeseen)
+            return fail(cell, settings, problem_text(problem), time.perf_counter() - start, unforeseen)
         result["provenance"] = desk.provenance(cell)
         desk.store.put(cell.spec, result)
     return Outcome("done", time.perf_counter() - start)
@@ -132,7 +132,7 @@ def fail(cell: Cell, settings: Settings, message: str, seconds: float = 0.0, tra
     return Outcome("failed", seconds, message)
 
 
-def told(problem: BaseException) -> str:
+def problem_text(problem: BaseException) -> str:
     """A failure in one sentence."""
     text = " ".join(str(problem).split())
     return text if isinstance(problem, UnbackdoorError) else f"{type(problem).__name__}: {text}"[:500]

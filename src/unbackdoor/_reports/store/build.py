@@ -3,7 +3,8 @@
 import json
 import math
 from collections import Counter, defaultdict
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from unbackdoor._bench import Store
 from unbackdoor._errors import UnbackdoorError
@@ -29,97 +30,161 @@ def build(store: Store, shown: str, *, whole: bool = False) -> tuple[Report, lis
     Raises:
         UnbackdoorError: there is no cell.
     """
-    records, odd = [], []
-    for found in read(store, whole=whole):
-        if isinstance(found, Record):
-            records.append(found)
-        else:
-            odd.append(found)
-    if not records:
-        raise UnbackdoorError(
-            f"{store.address} has no cell that report can read, got {len(odd):,} of another form. Give the folder or "
-            "address that unbackdoor bench wrote to its `out`."
-        )
-    tasks = names_of.of_tasks({record.task for record in records})
-    labels: dict[str, set[str]] = defaultdict(set)  # a value without a label has an empty one
-    attacks_of: dict[str, set[str]] = defaultdict(set)
-    budgets_of: dict[str, set[str]] = defaultdict(set)
+    records, odd = _read(store, whole)
+    names = Names.of(records)
+    settings: dict[Setting, list[Record]] = defaultdict(list)
     for record in records:
-        given = json.loads(record.provenance).get("labels")
-        for kind, text in (("attack", record.attack), ("method", record.method)):
-            labels[text].add(str(given[kind]) if isinstance(given, dict) and kind in given else "")
-        attacks_of[record.task].add(record.attack)
-        budgets_of[record.task].add(record.clean)
-    attacks = {
-        (task, text): name
-        for task, texts in attacks_of.items()
-        for text, name in names_of.of_values(texts, labels).items()
-    }
-    budgets = {
-        (task, text): name for task, texts in budgets_of.items() for text, name in names_of.of_budgets(texts).items()
-    }
-    methods = names_of.of_values({record.method for record in records}, labels)
-    plain = {text: json.loads(text)["name"] for text in methods}
-    settings: dict[tuple[Any, ...], list[Record]] = defaultdict(list)
-    for record in records:
-        settings[record.task, record.attack, record.rate, record.clean, record.method].append(record)
-
-    def order(setting: tuple[Any, ...]) -> tuple[Any, ...]:
-        task, attack, rate, clean, method = setting
-        name = plain[method]
-        return (
-            tasks[task],
-            json.loads(attack)["name"] != "none",
-            attacks[task, attack],
-            math.inf if rate is None else -rate,
-            budgets[task, clean],
-            BASELINES.index(name) if name in BASELINES else len(BASELINES),
-            methods[method],
-        )
-
-    before = {(record.victim): record for record in records if plain[record.method] == "none" and not record.message}
+        settings[Setting(record.task, record.attack, record.rate, record.clean, record.method)].append(record)
+    before = {record.victim: record for record in records if names.kind(record) == "none" and not record.message}
     controls = {_partner(record): record for record in records if record.control and record.message is None}
     rows: list[Row] = []
     cells: list[CellLine] = []
-    failures: list[Failure] = []
     ordered: list[Record] = []
-    absent: dict[tuple[Any, ...], int] = Counter()
-    for setting in sorted(settings, key=order):
-        task, attack, rate, clean, method = setting
+    for setting in sorted(settings, key=names.order):
         mine = sorted(settings[setting], key=lambda each: (each.victim_seed or 0, each.seed, each.key))
-        name = plain[method] if plain[method] in BASELINES else ""
-        named = (tasks[task], attacks[task, attack], rate, budgets[task, clean], methods[method])
-        rows.append(_row(named, name, clean == "null", mine, before, controls))
-        for record in mine:
-            status = "failed" if record.message is not None else "left out" if record.implanted is False else "done"
-            grid = json.loads(record.provenance).get("grid")
-            cells.append(
-                CellLine(record.key, len(rows) - 1, record.victim_seed, record.seed, status, str(grid or "GRID.toml"))
-            )
-            ordered.append(record)
-            if record.message is not None:
-                line = cells[-1]
-                failures.append(Failure(line.key, line.row, line.victim_seed, line.seed, record.message))
-            elif record.implanted is False:
-                absent[tasks[task], attacks[task, attack], rate, record.victim_seed, record.victim] += 1
-    left_out = tuple(
-        Victim(task, attack, rate, seed, _success(before.get(victim)), count)
-        for (task, attack, rate, seed, victim), count in absent.items()
+        rows.append(
+            _row(names.labels(setting), names.baseline(setting), setting.clean == "null", mine, before, controls)
+        )
+        cells += [_cell_line(record, len(rows) - 1) for record in mine]
+        ordered += mine
+    failures = tuple(
+        Failure(line.key, line.row, line.victim_seed, line.seed, record.message)
+        for line, record in zip(cells, ordered, strict=True)
+        if record.message is not None
     )
-    stress = stress_rows(store, ordered, [rows[line.row] for line in cells])
     report = Report(
         store=shown,
         rows=tuple(rows),
         blocks=tuple(_blocks(rows)),
         cells=tuple(cells),
-        left_out=left_out,
-        failures=tuple(failures),
-        stress=stress,
-        victim_seconds=_victim_seconds(records, tasks),
+        left_out=_left_out(ordered, names, before),
+        failures=failures,
+        stress=stress_rows(store, ordered, [rows[line.row] for line in cells]),
+        victim_seconds=_victim_seconds(records, names.tasks),
         **_provenance(records),
         notes=tuple(_notes(rows, odd)),
     )
     return report, ordered
+
+
+class Setting(NamedTuple):
+    """Everything that determines a result except the seeds, as canonical JSON; see `Record`."""
+
+    task: str
+    attack: str
+    rate: float | None
+    clean: str
+    method: str
+
+
+@dataclass(frozen=True)
+class Names:
+    """Short names for what the records hold as JSON.
+
+    Args:
+        tasks, methods: by their JSON.
+        attacks, budgets: by the JSON of their task and their own.
+        kinds: the registered names of the methods, by their JSON.
+    """
+
+    tasks: dict[str, str]
+    attacks: dict[tuple[str, str], str]
+    budgets: dict[tuple[str, str], str]
+    methods: dict[str, str]
+    kinds: dict[str, str]
+
+    @classmethod
+    def of(cls, records: list[Record]) -> "Names":
+        """The names of all that these records hold."""
+        labels: dict[str, set[str]] = defaultdict(set)  # a value without a label has an empty one
+        attacks_of: dict[str, set[str]] = defaultdict(set)
+        budgets_of: dict[str, set[str]] = defaultdict(set)
+        for record in records:
+            given = json.loads(record.provenance).get("labels")
+            for kind, text in (("attack", record.attack), ("method", record.method)):
+                labels[text].add(str(given[kind]) if isinstance(given, dict) and kind in given else "")
+            attacks_of[record.task].add(record.attack)
+            budgets_of[record.task].add(record.clean)
+        methods = names_of.of_values({record.method for record in records}, labels)
+        return cls(
+            tasks=names_of.of_tasks({record.task for record in records}),
+            attacks={
+                (task, text): name
+                for task, texts in attacks_of.items()
+                for text, name in names_of.of_values(texts, labels).items()
+            },
+            budgets={
+                (task, text): name
+                for task, texts in budgets_of.items()
+                for text, name in names_of.of_budgets(texts).items()
+            },
+            methods=methods,
+            kinds={text: json.loads(text)["name"] for text in methods},
+        )
+
+    def kind(self, given: Record | Setting) -> str:
+        """The registered name of a method."""
+        return self.kinds[given.method]
+
+    def baseline(self, setting: Setting) -> str:
+        """The registered name of a method that stands in every table; empty for another."""
+        return self.kind(setting) if self.kind(setting) in BASELINES else ""
+
+    def labels(self, setting: Setting) -> tuple[str, str, float | None, str, str]:
+        """Task, attack, rate, budget and method, as tables name them."""
+        task, attack, rate, clean, method = setting
+        return self.tasks[task], self.attacks[task, attack], rate, self.budgets[task, clean], self.methods[method]
+
+    def order(self, setting: Setting) -> tuple[Any, ...]:
+        """The key that puts settings in the order of the tables."""
+        task, attack, rate, budget, method = self.labels(setting)
+        controls_first = json.loads(setting.attack)["name"] != "none"
+        rates = math.inf if rate is None else -rate
+        kind = self.kind(setting)
+        place = BASELINES.index(kind) if kind in BASELINES else len(BASELINES)
+        return task, controls_first, attack, rates, budget, place, method
+
+
+def _read(store: Store, whole: bool) -> tuple[list[Record], list[str]]:
+    """The records of a store, and the keys of cells that have another form.
+
+    Raises:
+        UnbackdoorError: there is no record.
+    """
+    found = list(read(store, whole=whole))
+    records = [each for each in found if isinstance(each, Record)]
+    odd = [each for each in found if not isinstance(each, Record)]
+    if not records:
+        raise UnbackdoorError(
+            f"{store.address} has no cell that report can read, got {len(odd):,} of another form. Give the folder or "
+            "address that unbackdoor bench wrote to its `out`."
+        )
+    return records, odd
+
+
+def _cell_line(record: Record, row: int) -> CellLine:
+    status = "failed" if record.message is not None else "left out" if record.implanted is False else "done"
+    grid = json.loads(record.provenance).get("grid")
+    return CellLine(record.key, row, record.victim_seed, record.seed, status, str(grid or "GRID.toml"))
+
+
+def _left_out(records: list[Record], names: Names, before: dict[str, Record]) -> tuple[Victim, ...]:
+    """The victims in which the attack did not implant, with how many cells of theirs are in no average."""
+    counts: Counter[tuple[str, str, float | None, int | None, str]] = Counter(
+        (
+            names.tasks[record.task],
+            names.attacks[record.task, record.attack],
+            record.rate,
+            record.victim_seed,
+            record.victim,
+        )
+        for record in records
+        if record.message is None and record.implanted is False
+    )
+    return tuple(
+        Victim(task, attack, rate, seed, _success(before.get(victim)), count)
+        for (task, attack, rate, seed, victim), count in counts.items()
+    )
 
 
 def _partner(record: Record, seed: bool = True) -> tuple[Any, ...]:

@@ -74,8 +74,24 @@ def as_markdown(report: Report, out: str) -> str:
         report: its numbers.
         out: the page, as a command can name it.
     """
+    sections = (
+        [f"# {_markdown(Path(out).stem)}", ""],
+        _measured_how(report, out),
+        _main_tables(report),
+        _second_tests(report),
+        _control_flips(report),
+        _costs(report),
+        _averages_without(report),
+        _stress_tests(report),
+        _failures(report),
+    )
+    return "\n".join(line for section in sections for line in section) + "\n"
+
+
+def _measured_how(report: Report, out: str) -> list[str]:
+    """Commands, machine, versions, seeds and numbers of examples."""
     grids = _grids(report)
-    lines = [f"# {_markdown(Path(out).stem)}", "", "## How it was measured", "", "- **Commands**:", ""]
+    lines = ["## How it was measured", "", "- **Commands**:", ""]
     commands = [*_commands(report, grids), f"unbackdoor report {report.store} -o {_one_line(out)}"]
     # Four spaces and a fence: within a list, the repository's Markdown and the docs site's agree on no other block.
     lines += ["    ```sh", *(f"    {command}" for command in commands), "    ```"]
@@ -91,10 +107,22 @@ def as_markdown(report: Report, out: str) -> str:
     for task, spread in report.victim_seconds.items():
         lines.append(f"- **Training a victim** of {_markdown(task)}: {_seconds(spread)} seconds (n = {spread.n}).")
     lines += [f"- {_markdown(sentence)}" for sentence in (_legend(report), *report.notes)]
+    return lines
+
+
+def _main_tables(report: Report) -> list[str]:
+    """One table for each task and clean budget."""
+    lines: list[str] = []
     for block in report.blocks:
         lines += ["", f"## {_markdown(_title(block))}", "", f"{_markdown(_meaning(report, block))}", ""]
         head, *body = _matrix(report, block)
         lines += _table(head, body)
+    return lines
+
+
+def _second_tests(report: Report) -> list[str]:
+    """Scores on the second test examples of a task."""
+    lines: list[str] = []
     for block in report.blocks:
         found = [report.rows[place] for places in block.cells for place in places if place is not None]
         if any(row.second_accuracy and row.baseline != "none" for row in found):
@@ -107,6 +135,12 @@ def as_markdown(report: Report, out: str) -> str:
                     for method, places in zip(block.methods, block.cells, strict=True)
                 ],
             )
+    return lines
+
+
+def _control_flips(report: Report) -> list[str]:
+    """Flip rates of the clean control after the same method."""
+    lines: list[str] = []
     flips = [row for row in report.rows if row.flip_rate is not None]
     if flips:
         lines += ["", "## The clean control, put through the same method", ""]
@@ -127,6 +161,12 @@ def as_markdown(report: Report, out: str) -> str:
                 for row in flips
             ],
         )
+    return lines
+
+
+def _costs(report: Report) -> list[str]:
+    """Seconds and memory."""
+    lines: list[str] = []
     timed = [row for row in report.rows if row.seconds is not None and row.baseline != "none"]
     if timed:
         lines += ["", "## Cost", "", "Seconds of the purification, mean and (standard deviation).", ""]
@@ -145,9 +185,21 @@ def as_markdown(report: Report, out: str) -> str:
                 for row in timed
             ],
         )
+    return lines
+
+
+def _averages_without(report: Report) -> list[str]:
+    """The victims whose cells are in no average."""
+    lines: list[str] = []
     if report.left_out:
         lines += ["", "## Left out of all averages", ""]
         lines += [f"- {_markdown(sentence)}" for sentence in _left_out(report)]
+    return lines
+
+
+def _stress_tests(report: Report) -> list[str]:
+    """Attack success after tuning with a few triggered examples."""
+    lines: list[str] = []
     if report.stress:
         counts = sorted({each.k for row in report.stress for each in row.retuned})
         lines += ["", "## Stress", "", "Attack success in % before, and after tuning with k triggered examples.", ""]
@@ -164,11 +216,17 @@ def as_markdown(report: Report, out: str) -> str:
                 for row in report.stress
             ],
         )
+    return lines
+
+
+def _failures(report: Report) -> list[str]:
+    """How often each message came."""
+    lines: list[str] = []
     if report.failures:
         lines += ["", "## Failures", ""]
-        told = Counter((report.rows[each.row].method, _pathless(each.message)) for each in report.failures)
-        lines += [f"- {count:,} of {_markdown(method)}: {_markdown(text)}" for (method, text), count in told.items()]
-    return "\n".join(lines) + "\n"
+        summary = Counter((report.rows[each.row].method, _pathless(each.message)) for each in report.failures)
+        lines += [f"- {count:,} of {_markdown(method)}: {_markdown(text)}" for (method, text), count in summary.items()]
+    return lines
 
 
 def _grids(report: Report) -> list[str]:
@@ -196,8 +254,8 @@ def _matrix(report: Report, block: Block) -> list[list[str]]:
     """Methods by attacks; of several attacks, the worst and the mean come first."""
     made = [["method", *(["worst, mean"] * _several(block)), *block.columns]]
     for method, places, over in zip(block.methods, block.cells, block.over, strict=True):
-        told = "–" if over is None else f"{_plain(over.most)}, {_plain(over.mean)} of {over.n}"
-        made.append([method, *([told] * _several(block)), *(_entry(report, place) for place in places)])
+        summary = "–" if over is None else f"{_plain(over.most)}, {_plain(over.mean)} of {over.n}"
+        made.append([method, *([summary] * _several(block)), *(_entry(report, place) for place in places)])
     return made
 
 
