@@ -70,6 +70,7 @@ class Folder:
         self.root = root
 
     def names(self, kind: str) -> set[str]:
+        """The names of all files of a kind, without their endings."""
         try:
             with os.scandir(self.root / kind) as entries:
                 return {entry.name.partition(".")[0] for entry in entries if not entry.name.startswith(".")}
@@ -77,9 +78,11 @@ class Folder:
             return set()
 
     def path(self, name: str) -> str:
+        """The address of a file, for messages and records."""
         return str(self.root / name)
 
     def read(self, name: str) -> bytes | None:
+        """The content of a file; None if there is none."""
         path = self.root / name
         try:
             return read_file(path, RECORD) if exists(path) else None
@@ -89,25 +92,31 @@ class Folder:
             return None  # another process has just removed it
 
     def read_all(self, names: list[str]) -> Iterator[bytes | None]:
+        """The contents of many files, in order; None for each that is missing."""
         return map(self.read, names)
 
     def write(self, name: str, content: str) -> None:
+        """Write a file, complete or not at all."""
         write_file(self.root / name, content)
 
     def remove(self, name: str) -> None:
+        """Remove a file, if it is there."""
         (self.root / name).unlink(missing_ok=True)
 
     def put_folder(self, name: str, fill: Callable[[Path], None]) -> None:
+        """Write a folder, complete or not at all; `fill` puts the files into it."""
         earlier = content(self.root / name) if (self.root / name).is_dir() else None
         with directory(self.root / name, earlier) as folder:
             fill(folder)
 
     def get_folder(self, name: str) -> Path | None:
+        """A folder on this machine with the files of one that was put; None if there is none."""
         folder = self.root / name
         return folder if folder.is_dir() else None
 
     @contextmanager
     def locked(self, name: str, *, wait: bool) -> Iterator[bool]:
+        """Hold a name while the block runs; yields False if another process has it and `wait` is off."""
         from filelock import FileLock, Timeout
 
         file = self.root / "locks" / name.replace("/", "-")
@@ -161,6 +170,7 @@ class Remote:
         self.fetched: dict[str, Path] = {}
 
     def names(self, kind: str) -> set[str]:
+        """The names of all files of a kind, without their endings."""
         try:
             found = self.files.ls(f"{self.root}/{kind}", detail=False, refresh=True)
         except FileNotFoundError:
@@ -168,9 +178,11 @@ class Remote:
         return {str(name).rpartition("/")[2].partition(".")[0] for name in found} - {""}
 
     def path(self, name: str) -> str:
+        """The address of a file, for messages and records."""
         return f"{self.address}/{name}"
 
     def read(self, name: str) -> bytes | None:
+        """The content of a file; None if there is none."""
         try:
             content: bytes = self.files.cat_file(f"{self.root}/{name}")
         except FileNotFoundError:
@@ -178,6 +190,7 @@ class Remote:
         return content
 
     def read_all(self, names: list[str]) -> Iterator[bytes | None]:
+        """The contents of many files, in order; None for each that is missing."""
         for start in range(0, len(names), 1000):
             part = [f"{self.root}/{name}" for name in names[start : start + 1000]]
             found: dict[str, Any] = self.files.cat(part, on_error="return")
@@ -188,13 +201,16 @@ class Remote:
                 yield None if isinstance(content, Exception) else content
 
     def write(self, name: str, content: str) -> None:
+        """Write a file, complete or not at all."""
         self._put(name, content.encode())
 
     def remove(self, name: str) -> None:
+        """Remove a file, if it is there."""
         if self.files.exists(f"{self.root}/{name}"):
             self.files.rm_file(f"{self.root}/{name}")
 
     def put_folder(self, name: str, fill: Callable[[Path], None]) -> None:
+        """Write a folder as one archive; `fill` puts the files into it."""
         with tempfile.TemporaryDirectory() as folder:
             fill(Path(folder))
             packed = io.BytesIO()
@@ -203,6 +219,7 @@ class Remote:
         self._put(f"{name}.tar", packed.getvalue())
 
     def get_folder(self, name: str) -> Path | None:
+        """The files of an archive that was put, in a folder of this process; None if there is none."""
         if name not in self.fetched:
             content = self.read(f"{name}.tar")
             if content is None:
@@ -216,6 +233,7 @@ class Remote:
 
     @contextmanager
     def locked(self, name: str, *, wait: bool) -> Iterator[bool]:
+        """Yield True at once: there are no locks here."""
         yield True
 
     def _put(self, name: str, content: bytes) -> None:

@@ -64,6 +64,7 @@ class BasicBlock(nn.Module):
             self.shortcut = nn.Sequential(_convolution(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Features, (batch, channels, height, width), to those of the next block."""
         out = F.relu(self.bn1(self.conv1(x)))
         out = self.bn2(self.conv2(out))
         activated: Tensor = F.relu(out + self.shortcut(x))
@@ -84,6 +85,7 @@ class PreActBlock(nn.Module):
             self.shortcut = _convolution(inputs, outputs, 1, stride)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Features, (batch, channels, height, width), to those of the next block."""
         out = F.relu(self.bn1(x))
         identity = x if self.shortcut is None else self.shortcut(out)
         out = self.conv1(out)

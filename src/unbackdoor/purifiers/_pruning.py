@@ -122,10 +122,12 @@ class ByMask(Protocol):
     """
 
     @property
-    def tolerance(self) -> float: ...
+    def tolerance(self) -> float:
+        """Clean accuracy that may be lost."""
 
     @property
-    def threshold(self) -> float | None: ...
+    def threshold(self) -> float | None:
+        """The mask under which channels are pruned; None searches it."""
 
 
 def prune_below_(

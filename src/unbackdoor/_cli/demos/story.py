@@ -137,6 +137,7 @@ def say(text: str) -> None:
 
 
 def percent(measured: Score, name: str) -> str:
+    """A share of a score, as text."""
     return f"{100 * getattr(measured, name).value:.1f} %"
 
 
