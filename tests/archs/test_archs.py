@@ -113,8 +113,8 @@ def test_a_side_that_no_patches_cover() -> None:
     with pytest.raises(UnbackdoorError) as refused:
         build("vit", image_size=23)
     assert str(refused.value) == (
-        "--arch vit needs images whose side patches divide into 4 to 20, got 23. Resize them, to 24 say, or take "
-        "--arch resnet18."
+        "`arch='vit'` needs images whose side patches divide into 4 to 20, got 23. Resize them, to 24 say, or take "
+        "`arch='resnet18'`."
     )
 
 
@@ -170,7 +170,7 @@ def test_a_seed_fixes_the_first_weights() -> None:
 @pytest.mark.parametrize(
     ("name", "width", "message"),
     [
-        ("resnet18", 0, "--width must be at least 1, got 0."),
+        ("resnet18", 0, "`width` must be at least 1, got 0."),
         (
             "resnet-18",
             4,

@@ -78,7 +78,7 @@ def test_what_is_no_path(source: object, came: str) -> None:
     assert str(caught.value) == f"DATA must be a path, or several in a list, got {came}."
     with pytest.raises(UnbackdoorError) as caught:
         load(source)
-    assert str(caught.value) == f"MODEL must be a path or a Hub name, got {type(source).__name__}."
+    assert str(caught.value) == f"`source` must be a path or a Hub name, got {type(source).__name__}."
 
 
 def test_parquet_with_image_and_class_features(tmp_path: Path) -> None:

@@ -337,8 +337,8 @@ def test_a_processor_with_steps_of_its_own_takes_no_other_numbers(directory: Pat
         with pytest.raises(UnbackdoorError) as refused:
             load(suspect, mean=(0.5,))
         assert str(refused.value) == (
-            f"{suspect} has a processor with special steps, which cannot be combined with another --mean, --std or "
-            "--image-size. Leave these out."
+            f"{suspect} has a processor with special steps, which cannot be combined with another `mean`, `std` or "
+            "`image_size`. Leave these out."
         )
     assert load(tmp_path / "perceiver", image_size=16).encode.geometry is None
     with pytest.raises(UnbackdoorError) as refused:
@@ -354,7 +354,7 @@ def test_a_nested_processor_without_fields(directory: Path, tmp_path: Path) -> N
     with pytest.raises(UnbackdoorError) as refused:
         load(suspect)
     assert str(refused.value) == (
-        f"{suspect}/processor_config.json has an image_processor without fields. Give --mean, --std and --image-size."
+        f"{suspect}/processor_config.json has an image_processor without fields. Give `mean`, `std` and `image_size`."
     )
 
 
@@ -369,7 +369,7 @@ def test_a_processor_of_code_of_its_own(directory: Path, tmp_path: Path) -> None
         load(suspect, trust_remote_code=True)
     assert str(refused.value) == (
         f"{suspect}/preprocessor_config.json asks for a processor with Python code of its own, which is not run for "
-        "pictures. Give --mean, --std and --image-size instead."
+        "images. Give `mean`, `std` and `image_size` instead."
     )
     given = load(suspect, trust_remote_code=True, mean=(0.5,), std=(0.5,), image_size=16).encode
     assert given == ImageEncoder(mean=(0.5,), std=(0.5,), size=(16, 16), channels=3)

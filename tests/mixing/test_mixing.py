@@ -179,7 +179,7 @@ def test_another_vocabulary() -> None:
         matching.matched(under("bert", BODY) | HEAD, base)
     assert str(refusal.value) == (
         "the base has another vocabulary or length: bert.embeddings.word_embeddings.weight has 100 rows in the model "
-        "and 120 in the base. Take the pre-trained model that it came from as --base."
+        "and 120 in the base. Take the pre-trained model that it came from as `base`."
     )
 
 
@@ -190,7 +190,7 @@ def test_tokens_that_were_added_to_the_model() -> None:
     assert str(refusal.value) == (
         "the base has another vocabulary or length: bert.embeddings.word_embeddings.weight has 100 rows in the model "
         "and 98 in the base. If tokens were added to the model, give the base as many rows (resize_token_embeddings of "
-        "transformers) and save it; otherwise take the pre-trained model that it came from as --base."
+        "transformers) and save it; otherwise take the pre-trained model that it came from as `base`."
     )
 
 
@@ -201,7 +201,7 @@ def test_another_architecture_of_the_same_names() -> None:
     assert str(refusal.value) == (
         "the base has another architecture: 6 of the model's 8 tensors have another shape there "
         "(embeddings.word_embeddings.weight is (100, 8), not (200, 16)). Take the pre-trained model that it came from "
-        "as --base."
+        "as `base`."
     )
 
 
@@ -210,7 +210,7 @@ def test_another_architecture_of_other_names() -> None:
         matching.matched(BODY | HEAD, {"conv1.weight": (16, 3, 3, 3), "fc.weight": (10, 16)})
     assert str(refusal.value) == (
         "only 0 of the model's 8 tensors (0% of its weights) have a counterpart of the same name and shape in the "
-        "base; at least 50% of the weights is expected. Take the pre-trained model that it came from as --base."
+        "base; at least 50% of the weights is expected. Take the pre-trained model that it came from as `base`."
     )
 
 

@@ -318,7 +318,7 @@ def test_embeddings_alone_make_no_base(suspect: Weights, base: Weights, tmp_path
         purify_stream(*given, tmp_path / "out", rho=0.5)
     assert str(refusal.value) == (
         "the base has another architecture: apart from embeddings, only 0 of the model's 3 matrices have a counterpart "
-        "of the same name and shape there. Take the pre-trained model that it came from as --base."
+        "of the same name and shape there. Take the pre-trained model that it came from as `base`."
     )
 
 
@@ -400,7 +400,7 @@ def eight_bits(folder: Path) -> None:
             r"model\.safetensors ends early: its header promises [\d,]+ bytes, the file has [\d,]+\. Fetch it a",
         ),
         (spoil, r"model\.safetensors has values that are not finite in (bert\.)?encoder\.layer\.1\.dense\.weight; fin"),
-        (pickle, r"has its weights in a pickle, but --stream needs safetensors\. Leave --stream out, or save the mod"),
+        (pickle, r"has its weights in a pickle, but `stream` needs safetensors\. Leave `stream` out, or save the mod"),
         (
             quantize,
             r"(suspect|base) is quantised \(quantization_config\), and such weights cannot be tuned or mixed\. Give",

@@ -246,7 +246,7 @@ def test_a_model_of_another_task_is_refused_though_its_weights_would_fit(name: s
         load(tmp_path)
     assert str(refused.value) == (
         f"{tmp_path} is a model for {OTHER_TASKS[name]} ({name}); a classifier of whole images or texts is expected. "
-        "Its body can be used as --base."
+        "Its body can be used as `base`."
     )
 
 

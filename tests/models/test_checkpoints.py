@@ -219,7 +219,7 @@ def test_code_in_a_pickle_is_named_and_not_run(kind: str, name: str, tmp_path: P
     wanted = write_pickle(kind, marker, path)
     way_out = "Ask its owner for safetensors."
     if kind in ("module", "own class"):
-        way_out = "It is a whole module: ask its owner for model.state_dict() as safetensors, and give --factory."
+        way_out = "It is a whole module: ask its owner for model.state_dict() as safetensors, and give `factory`."
     assert refusal(path) == f"{path} is a pickle that asks to run {wanted}; it was not loaded. {way_out}"
     assert not marker.exists()
 
@@ -472,7 +472,7 @@ def test_a_torchscript_archive_is_named(tmp_path: Path) -> None:
     torch.jit.trace(nn.Linear(2, 2), torch.zeros(1, 2)).save(str(path))
     assert refusal(path) == (
         f"{path} is a TorchScript or exported program, which is not run; a state dict is expected. Ask its owner for "
-        "model.state_dict() as safetensors, and give --factory."
+        "model.state_dict() as safetensors, and give `factory`."
     )
     exported = tmp_path / "w.pt2"
     with zipfile.ZipFile(exported, "w") as archive:  # as torch.export.save writes it
@@ -565,7 +565,7 @@ def replaced(folder: Path, **tensors: torch.Tensor | None) -> None:
 DIRECTORY_REFUSALS: list[tuple[Callable[[Path], object], str]] = [
     (
         lambda folder: (folder / "config.json").unlink(),
-        "{folder} has no config.json. It must be a Hugging Face directory; for other models give --factory.",
+        "{folder} has no config.json. It must be a Hugging Face directory; for other models give `factory`.",
     ),
     (
         lambda folder: (folder / "config.json").write_text("{"),
@@ -582,7 +582,7 @@ DIRECTORY_REFUSALS: list[tuple[Callable[[Path], object], str]] = [
     ),
     (
         lambda folder: (folder / "preprocessor_config.json").unlink(),
-        "{folder} has no preprocessor_config.json. Give --mean, --std and --image-size.",
+        "{folder} has no preprocessor_config.json. Give `mean`, `std` and `image_size`.",
     ),
     (
         lambda folder: changed(folder, problem_type="regression"),
@@ -677,7 +677,7 @@ DIRECTORY_REFUSALS: list[tuple[Callable[[Path], object], str]] = [
     ),
     (
         lambda folder: changed(folder, model_type="theirs", auto_map={"AutoConfig": "theirs.Config"}),
-        "{folder} needs Python code of its own, which is not run. Pass --trust-remote-code if you trust it.",
+        "{folder} needs Python code of its own, which is not run. Pass `trust_remote_code=True` if you trust it.",
     ),
 ]
 
@@ -882,7 +882,7 @@ def test_a_directory_of_timm_is_named(directory: Path) -> None:
     with pytest.raises(UnbackdoorError) as refused:
         load(directory)
     assert str(refused.value) == (
-        f"{directory} is a model of timm. Give its weights file as MODEL, and --factory FILE.py:FUNCTION whose "
+        f"{directory} is a model of timm. Give its weights file as `source`, and `factory=FILE.py:FUNCTION` whose "
         "function returns timm.create_model('resnet18', num_classes=...)."
     )
 
@@ -914,7 +914,7 @@ def test_weights_without_an_architecture_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UnbackdoorError) as refused:
         load(path)
     assert str(refused.value) == (
-        f"{path} holds weights without an architecture. Give --factory FILE.py:FUNCTION that makes the module."
+        f"{path} holds weights without an architecture. Give `factory=FILE.py:FUNCTION` that makes the module."
     )
 
 

@@ -326,23 +326,23 @@ def test_a_record_changed_by_hand_is_refused(entry: object, net: Path, tmp_path:
     with pytest.raises(UnbackdoorError) as refused:
         load(tmp_path, factory=factory)
     assert str(refused.value) == (
-        f"{tmp_path}/record.json has an encode entry that unbackdoor did not write. Remove it, and give --mean, --std "
-        "and --image-size."
+        f"{tmp_path}/record.json has an encode entry that unbackdoor did not write. Remove it, and give `mean`, `std` "
+        "and `image_size`."
     )
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"mean": (0.1, 0.2)}, "--mean must be 1 or 3 numbers, got 0.1,0.2."),
-        ({"std": (0.1, 0.0, 0.1)}, "--std must be 1 or 3 numbers above 0, got 0.1,0,0.1."),
-        ({"image_size": 0}, "--image-size must be at least 1, got 0."),
-        ({"factory": "net.py"}, "--factory must be FILE.py:FUNCTION, got net.py."),
-        ({"factory": "nowhere.py:make"}, "--factory names nowhere.py, which does not exist."),
-        ({"factory": "{folder}/net.txt:make"}, "--factory names {folder}/net.txt, which is not a Python file."),
+        ({"mean": (0.1, 0.2)}, "`mean` must be 1 or 3 numbers, got 0.1,0.2."),
+        ({"std": (0.1, 0.0, 0.1)}, "`std` must be 1 or 3 numbers above 0, got 0.1,0,0.1."),
+        ({"image_size": 0}, "`image_size` must be at least 1, got 0."),
+        ({"factory": "net.py"}, "`factory` must be FILE.py:FUNCTION, got net.py."),
+        ({"factory": "nowhere.py:make"}, "`factory` names nowhere.py, which does not exist."),
+        ({"factory": "{folder}/net.txt:make"}, "`factory` names {folder}/net.txt, which is not a Python file."),
         (
             {"factory": "{folder}/net.py:build"},
-            "{folder}/net.py has no function build. --factory is FILE.py:FUNCTION.",
+            "{folder}/net.py has no function build. `factory` is FILE.py:FUNCTION.",
         ),
         (
             {"factory": "{folder}/net.py:Shape"},
@@ -373,7 +373,7 @@ def test_a_factory_that_fails(program: str, reason: str, tmp_path: Path) -> None
     file.write_text(program)
     with pytest.raises(UnbackdoorError) as refused:
         load(tmp_path / "w.safetensors", factory=f"{file}:make")
-    assert str(refused.value).startswith(f"--factory {file}:make failed ({reason}")
+    assert str(refused.value).startswith(f"`factory` {file}:make failed ({reason}")
     assert str(refused.value).endswith("). The function must make the module without arguments.")
     assert str(tmp_path) not in sys.path
 
@@ -531,7 +531,7 @@ def test_a_head_may_be_named() -> None:
 
 
 NO_HEAD = (
-    "Classifier has no final linear layer that makes its 4 logits. Name one with --head (head= in Python), or end the "
+    "Classifier has no final linear layer that makes its 4 logits. Name one with `head`, or end the "
     "model in an nn.Linear."
 )
 
@@ -544,7 +544,7 @@ NO_HEAD = (
         (
             nn.Sequential(nn.Unflatten(1, (6, 1, 1)), nn.Conv2d(6, 3, 1), nn.Flatten()),
             None,
-            "Sequential has no final linear layer that makes its 3 logits. Name one with --head (head= in Python), or "
+            "Sequential has no final linear layer that makes its 3 logits. Name one with `head`, or "
             "end the model in an nn.Linear.",
         ),
         (
@@ -574,17 +574,17 @@ NO_HEAD = (
         (
             Classifier(),
             "fc",
-            "--head must name a linear layer of Classifier, got fc; its last ones are first, inner.neck.1.",
+            "`head` must name a linear layer of Classifier, got fc; its last ones are first, inner.neck.1.",
         ),
         (
             nn.Sequential(nn.Flatten()),
             "fc",
-            "--head must name a linear layer of Sequential, got fc; its last ones are none.",
+            "`head` must name a linear layer of Sequential, got fc; its last ones are none.",
         ),
         (
             Classifier(outputs=3),
             "first",
-            "--head first has 4 outputs, but Classifier answers with 3 classes. Name the layer that makes the logits.",
+            "`head` first has 4 outputs, but Classifier answers with 3 classes. Name the layer that makes the logits.",
         ),
         (
             Classifier(lambda scores: {"scores": scores}),
@@ -601,13 +601,13 @@ NO_HEAD = (
             nn.Linear(5, 3),
             None,
             "Linear cannot take inputs of shape (8, 6) (mat1 and mat2 shapes cannot be multiplied (8x6 and 5x3)). Take "
-            "data of the size and the channels that it was trained on, or give --image-size.",
+            "data of the size and the channels that it was trained on, or give `image_size`.",
         ),
         (
             Classifier(lambda scores: {}["width"]),
             None,
             "Classifier cannot take inputs of shape (8, 6) ('width'). Take data of the size and "
-            "the channels that it was trained on, or give --image-size.",
+            "the channels that it was trained on, or give `image_size`.",
         ),
     ],
 )
@@ -648,7 +648,7 @@ def test_purify_takes_a_named_head(small_cnn: SmallCNN, digits: Dataset) -> None
             return self.net(x) / 2
 
     data = digits.select(range(50))
-    with pytest.raises(UnbackdoorError, match="Name one with --head"):
+    with pytest.raises(UnbackdoorError, match="Name one with `head`"):
         purify(Scaled(), data, QUICK)
     assert purify(Scaled(), data, QUICK, head="net.classifier").record["head"] == "net.classifier"
 

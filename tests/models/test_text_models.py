@@ -235,7 +235,9 @@ def test_distilbert_with_the_tokenizer_of_bert(models: Path, tmp_path: Path) -> 
 def test_deberta_is_not_computed_in_bfloat16() -> None:
     model = toys.classifier("deberta")
     assert not choose(model, "cpu").bf16
-    with pytest.raises(UnbackdoorError, match=r"^--precision bf16 is more than DebertaForSequenceClassification can"):
+    with pytest.raises(
+        UnbackdoorError, match=r"^`precision='bf16'` does not work with DebertaForSequenceClassification"
+    ):
         choose(model, "cpu", "bf16")
 
 

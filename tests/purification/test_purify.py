@@ -204,7 +204,7 @@ def test_fields_of_true_and_false_take_them() -> None:
 
 
 def test_an_absent_device(small_cnn: SmallCNN, digits: Dataset) -> None:
-    with pytest.raises(UnbackdoorError, match=r"^--device nonsense cannot be used here .*\. Try --device cpu\.$"):
+    with pytest.raises(UnbackdoorError, match=r"^`device` nonsense cannot be used here .*\. Try `device='cpu'`\.$"):
         purify(small_cnn, digits, QUICK, device="nonsense")
 
 

@@ -285,7 +285,7 @@ class TestTheBase:
         )
 
     def test_another_architecture_is_refused(self, text_victim) -> None:
-        with pytest.raises(UnbackdoorError, match=r"Take the pre-trained model that it came from as --base\.$"):
+        with pytest.raises(UnbackdoorError, match=r"Take the pre-trained model that it came from as `base`\.$"):
             mixed(text_victim, toys.classifier("llama").base_model, rho=0.5)
 
     def test_without_one(self, text_victim) -> None:

@@ -99,7 +99,7 @@ class TestWhatItDelegatesIsRefusedInItsOwnName:
         text_base.resize_token_embeddings(40, mean_resizing=False)
         assert refusal(text_victim, text_base, reviews) == (
             "MixingDistillation needs a base of the suspect's vocabulary: its embeddings are (40, 32), the suspect's "
-            "(32, 32). Take the pre-trained model that it came from as --base."
+            "(32, 32). Take the pre-trained model that it came from as `base`."
         )
 
     def test_a_model_that_is_all_head(self, reviews: Dataset) -> None:

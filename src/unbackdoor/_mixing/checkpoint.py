@@ -44,7 +44,7 @@ class Checkpoint:
         """
         if directory.weights.pickled:
             raise UnbackdoorError(
-                f"{directory} has its weights in a pickle, but --stream needs safetensors. Leave --stream out, or save "
+                f"{directory} has its weights in a pickle, but `stream` needs safetensors. Leave `stream` out, or save "
                 "the model as safetensors first."
             )
         tensors: dict[str, TensorLocation] = {}

@@ -83,7 +83,7 @@ def purify_stream(
     """
     _check_setting(rho, mode, seed)
     start = time.perf_counter()
-    source, origin = ModelDirectory.of(model, "MODEL"), ModelDirectory.of(base, "--base")
+    source, origin = ModelDirectory.of(model, "`model`"), ModelDirectory.of(base, "`base`")
     before = directories.check_free(Path(out), overwrite=overwrite, inputs=(source.path, origin.path))
     suspect, ancestor = Checkpoint.of(source), Checkpoint.of(origin)
     matching = match(suspect, ancestor)
@@ -230,7 +230,7 @@ def moved_embeddings(suspect: ModelDirectory, base: ModelDirectory, tokens: int)
     if len(names) != 1:
         raise UnbackdoorError(
             f"{suspect} has {len(names)} matrices of word embeddings that its base also has; 1 is expected. Purify it "
-            "without --stream."
+            "without `stream`."
         )
     name = names[0]
     location = ours.tensors[name]

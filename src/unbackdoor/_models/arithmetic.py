@@ -152,7 +152,7 @@ def choose(model: nn.Module, device: str | torch.device | None = None, precision
         torch.ones(1, device=where).item()  # fails on a device that holds no values
     except (RuntimeError, AssertionError, NotImplementedError) as problem:
         reason = str(problem).split("\n")[0][:100]
-        raise UnbackdoorError(f"--device {device} cannot be used here ({reason}). Try --device cpu.") from None
+        raise UnbackdoorError(f"`device` {device} cannot be used here ({reason}). Try `device='cpu'`.") from None
     if any(parameter.dtype == torch.float64 for parameter in model.parameters()):
         return Arithmetic(where, bf16=False, channels_last=False, dtype=torch.float64)
     first = next((parameter.dtype for parameter in model.parameters()), torch.float32)
@@ -163,7 +163,7 @@ def choose(model: nn.Module, device: str | torch.device | None = None, precision
         getattr(getattr(model, "config", None), "model_type", "") == "deberta"
     )  # masks by float32's least number
     if precision == "bf16" and overflows:
-        raise UnbackdoorError(f"--precision bf16 does not work with {type(model).__name__}. Take auto or fp32.")
+        raise UnbackdoorError(f"`precision='bf16'` does not work with {type(model).__name__}. Take auto or fp32.")
     fast = precision == "bf16" or (precision == "auto" and _multiplies_bf16(where) and not overflows)
     safe = where.type != "cpu" or not faulty_in_channels_last(model)
     return Arithmetic(where, bf16=fast, channels_last=precision != "fp32" and safe, widen=widen)

@@ -192,9 +192,9 @@ def checked_logits(model: nn.Module, inputs: Inputs) -> Tensor:
     except BaseException as problem:  # a user's own module may do anything, such as call sys.exit
         reason = printable(" ".join(str(problem)[:1000].split()), 200) or type(problem).__name__
         way_out = (
-            "Take the tokenizer that it was trained with, or lower --max-length."
+            "Take the tokenizer that it was trained with, or lower `max_length`."
             if isinstance(inputs, Tokens)
-            else "Take data of the size and the channels that it was trained on, or give --image-size."
+            else "Take data of the size and the channels that it was trained on, or give `image_size`."
         )
         raise UnbackdoorError(
             f"{owner} cannot take inputs of shape {tuple(inputs.shape)} ({reason}). {way_out}"

@@ -48,7 +48,7 @@ def classifier(path: Path, config: Mapping[str, Any], weights: WeightFiles, trus
     if absent and not shapes and not any(str(each).endswith(kind) for each in config.get("architectures") or ["?"]):
         raise UnbackdoorError(
             f"{path} holds a pre-trained model without a classifier ({few(sorted(absent))} missing). Use it as "
-            "--base; MODEL must be fine-tuned for a task."
+            "`base`; `source` must be fine-tuned for a task."
         )
     unused = set() if absent or shapes else _unused(model, extra)
     check_fit(str(path), type(model).__name__, sorted(absent), sorted(extra - unused), shapes)
@@ -119,7 +119,7 @@ def _check_task(path: Path, config: Mapping[str, Any]) -> None:
             words = re.sub("(?<=[a-z])(?=[A-Z])", " ", task).lower()
             raise UnbackdoorError(
                 f"{path} is a model for {words} ({name}); a classifier of whole images or texts is expected. Its body "
-                "can be used as --base."
+                "can be used as `base`."
             )
 
 

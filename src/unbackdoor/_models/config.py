@@ -24,7 +24,7 @@ def check_supported(path: Path, config: Mapping[str, Any]) -> None:
         if "architecture" in config and ("pretrained_cfg" in config or "num_features" in config):
             call = f"timm.create_model({printable(config['architecture'])!r}, num_classes=...)"
             raise UnbackdoorError(
-                f"{path} is a model of timm. Give its weights file as MODEL, and --factory FILE.py:FUNCTION whose "
+                f"{path} is a model of timm. Give its weights file as `source`, and `factory=FILE.py:FUNCTION` whose "
                 f"function returns {call}."
             )
         raise UnbackdoorError(

@@ -131,11 +131,11 @@ class ModelDirectory(os.PathLike[str]):
         if self.modality == "text":
             if changes:
                 raise UnbackdoorError(
-                    f"{self.path} reads text; --mean, --std and --image-size are for images. Leave them out."
+                    f"{self.path} reads text; `mean`, `std` and `image_size` are for images. Leave them out."
                 )
             return text_encoder(self.path, model, max_length, self.trust_remote_code)
         if max_length is not None:
-            raise UnbackdoorError(f"{self.path} takes images; --max-length is for text models. Leave it out.")
+            raise UnbackdoorError(f"{self.path} takes images; `max_length` is for text models. Leave it out.")
         return image_encoder(self.path, model.config, changes or {}, self.trust_remote_code)
 
     def companions(self) -> list[Path]:
@@ -175,7 +175,7 @@ def _check_directory(path: Path) -> None:
     if inside:  # what unpacking an archive leaves
         raise UnbackdoorError(f"{path} has no config.json, but {inside[0]} has one. Give that one.")
     raise UnbackdoorError(
-        f"{path} has no config.json. It must be a Hugging Face directory; for other models give --factory."
+        f"{path} has no config.json. It must be a Hugging Face directory; for other models give `factory`."
     )
 
 

@@ -20,13 +20,13 @@ def make(factory: str) -> nn.Module:
     """The module of `FILE.py:FUNCTION`."""
     file, _, function = factory.rpartition(":")
     if not file or not function:
-        raise UnbackdoorError(f"--factory must be FILE.py:FUNCTION, got {factory}.")
+        raise UnbackdoorError(f"`factory` must be FILE.py:FUNCTION, got {factory}.")
     if not exists(file):
-        raise UnbackdoorError(f"--factory names {file}, which does not exist.")
+        raise UnbackdoorError(f"`factory` names {file}, which does not exist.")
     check_file(file, CONFIG)
     spec = importlib.util.spec_from_file_location("_unbackdoor_factory", file)
     if spec is None or spec.loader is None:
-        raise UnbackdoorError(f"--factory names {file}, which is not a Python file.")
+        raise UnbackdoorError(f"`factory` names {file}, which is not a Python file.")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # in which dataclasses look up their module
     folder = str(Path(file).resolve().parent)
@@ -35,7 +35,7 @@ def make(factory: str) -> nn.Module:
         with _settings_kept():
             spec.loader.exec_module(module)
         if not callable(getattr(module, function, None)):
-            raise UnbackdoorError(f"{file} has no function {function}. --factory is FILE.py:FUNCTION.")
+            raise UnbackdoorError(f"{file} has no function {function}. `factory` is FILE.py:FUNCTION.")
         with _settings_kept():
             model = getattr(module, function)()
     except (UnbackdoorError, KeyboardInterrupt):
@@ -43,7 +43,7 @@ def make(factory: str) -> nn.Module:
     except BaseException as problem:  # the file is the user's own program, and may even call sys.exit
         reason = printable(" ".join(f"{type(problem).__name__}: {problem}".split()), 300).rstrip(". :")
         raise UnbackdoorError(
-            f"--factory {factory} failed ({reason}). The function must make the module without arguments."
+            f"`factory` {factory} failed ({reason}). The function must make the module without arguments."
         ) from problem
     finally:
         sys.path.remove(folder)

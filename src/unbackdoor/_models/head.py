@@ -48,10 +48,10 @@ def head_of(model: nn.Module, inputs: Inputs, name: str | None = None) -> Head:
     if name is not None:
         if name not in layers:
             last = ", ".join(list(layers)[-5:]) or "none"
-            raise UnbackdoorError(f"--head must name a linear layer of {owner}, got {name}; its last ones are {last}.")
+            raise UnbackdoorError(f"`head` must name a linear layer of {owner}, got {name}; its last ones are {last}.")
         if layers[name].out_features != scores.shape[1]:
             raise UnbackdoorError(
-                f"--head {name} has {layers[name].out_features} outputs, but {owner} answers with {scores.shape[1]} "
+                f"`head` {name} has {layers[name].out_features} outputs, but {owner} answers with {scores.shape[1]} "
                 "classes. Name the layer that makes the logits."
             )
         return Head(name, layers[name])
@@ -71,8 +71,8 @@ def head_of(model: nn.Module, inputs: Inputs, name: str | None = None) -> Head:
                     "activation."
                 )
     raise UnbackdoorError(
-        f"{owner} has no final linear layer that makes its {scores.shape[1]} logits. Name one with --head "
-        "(head= in Python), or end the model in an nn.Linear."
+        f"{owner} has no final linear layer that makes its {scores.shape[1]} logits. Name one with `head`, "
+        "or end the model in an nn.Linear."
     )
 
 

@@ -59,7 +59,7 @@ def pretrained(
 def own_code(path: Path) -> UnbackdoorError:
     """The sentence for a model or a tokenizer that needs Python files of its own."""
     return UnbackdoorError(
-        f"{path} needs Python code of its own, which is not run. Pass --trust-remote-code if you trust it."
+        f"{path} needs Python code of its own, which is not run. Pass `trust_remote_code=True` if you trust it."
     )
 
 

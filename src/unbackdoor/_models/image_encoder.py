@@ -37,8 +37,8 @@ def image_encoder(path: Path, config: Any, changes: Mapping[str, Any], trust_rem
     encode = replace(encode, **changes)
     if changes and not is_plain(encode):
         raise UnbackdoorError(
-            f"{path} has a processor with special steps, which cannot be combined with another --mean, --std or "
-            "--image-size. Leave these out."
+            f"{path} has a processor with special steps, which cannot be combined with another `mean`, `std` or "
+            "`image_size`. Leave these out."
         )
     _check_pixels(encode, getattr(config, "image_size", None), path)
     return encode
@@ -64,15 +64,15 @@ def processor_encoder(
     if content is None:
         where = path / "preprocessor_config.json"
         if not where.exists():
-            raise UnbackdoorError(f"{path} has no preprocessor_config.json. Give --mean, --std and --image-size.")
+            raise UnbackdoorError(f"{path} has no preprocessor_config.json. Give `mean`, `std` and `image_size`.")
         content = read_json(where, CONFIG)
     if not isinstance(content, dict):
-        raise UnbackdoorError(f"{where} has an image_processor without fields. Give --mean, --std and --image-size.")
+        raise UnbackdoorError(f"{where} has an image_processor without fields. Give `mean`, `std` and `image_size`.")
     own = content.get("auto_map")
     if trust_remote_code and isinstance(own, dict) and "AutoImageProcessor" in own:  # else transformers leaves it out
         raise UnbackdoorError(
-            f"{where} asks for a processor with Python code of its own, which is not run for images. Give --mean, "
-            "--std and --image-size instead."
+            f"{where} asks for a processor with Python code of its own, which is not run for images. Give `mean`, "
+            "`std` and `image_size` instead."
         )
     return encoder_of(content, channels, str(where), model_type=model_type)
 
@@ -94,5 +94,5 @@ def _check_pixels(encode: ImageEncoder, image_size: Any, path: Path) -> None:
     if largest > most:
         raise UnbackdoorError(
             f"{path} makes images of {largest:,} pixels a side, but its model takes {max(known, default=most):,}. "
-            "Take the processor that it was trained with, or give --mean, --std and --image-size."
+            "Take the processor that it was trained with, or give `mean`, `std` and `image_size`."
         )

@@ -61,17 +61,17 @@ def load(
     """
     changes = _encoder_changes(mean, std, image_size)
     if not isinstance(source, str | Path):
-        raise UnbackdoorError(f"MODEL must be a path or a Hub name, got {type(source).__name__}.")
+        raise UnbackdoorError(f"`source` must be a path or a Hub name, got {type(source).__name__}.")
     if not str(source):  # for Path, this is the current directory
-        raise UnbackdoorError("MODEL must be a directory, a Hub name or a weights file, got an empty name.")
+        raise UnbackdoorError("`source` must be a directory, a Hub name or a weights file, got an empty name.")
     path = Path(source)
     if factory is not None:
         if max_length is not None:
-            raise UnbackdoorError("--max-length is for text models; a module from a factory gets pixels. Leave it out.")
+            raise UnbackdoorError("`max_length` is for text models; a module from a factory gets pixels. Leave it out.")
         return _load_made(path, factory, changes)
     if path.is_file():
         raise _lone_file(path)
-    directory = ModelDirectory.of(source, "MODEL", trust_remote_code=trust_remote_code)
+    directory = ModelDirectory.of(source, "`source`", trust_remote_code=trust_remote_code)
     directory.companions()  # refuses files that could not be copied in the end
     model = directory.classifier()
     return Loaded(model, directory.encoder(model, changes=changes, max_length=max_length), directory)
@@ -88,10 +88,10 @@ def _encoder_changes(
     for option, numbers in (("mean", mean), ("std", std)):
         if numbers is not None and (len(numbers) not in (1, 3) or (option == "std" and min(numbers) <= 0)):
             allowed = "1 or 3 numbers" if option == "mean" else "1 or 3 numbers above 0"
-            raise UnbackdoorError(f"--{option} must be {allowed}, got {','.join(f'{part:g}' for part in numbers)}.")
+            raise UnbackdoorError(f"`{option}` must be {allowed}, got {','.join(f'{part:g}' for part in numbers)}.")
     if image_size is not None and not (type(image_size) is int and 1 <= image_size <= LARGEST_SIDE):
         bound = "at least 1" if type(image_size) is int and image_size < 1 else f"at most {LARGEST_SIDE:,} pixels"
-        raise UnbackdoorError(f"--image-size must be {bound}, got {printable(image_size)}.")
+        raise UnbackdoorError(f"`image_size` must be {bound}, got {printable(image_size)}.")
     fields = {"mean": mean, "std": std, "size": None if image_size is None else (image_size, image_size)}
     return {field: setting for field, setting in fields.items() if setting is not None}
 
@@ -121,7 +121,7 @@ def _lone_file(path: Path) -> UnbackdoorError:
             f"{path.parent}."
         )
     return UnbackdoorError(
-        f"{path} holds weights without an architecture. Give --factory FILE.py:FUNCTION that makes the module."
+        f"{path} holds weights without an architecture. Give `factory=FILE.py:FUNCTION` that makes the module."
     )
 
 
@@ -136,7 +136,7 @@ def load_base(
     """
     if factory is not None:
         return load(Path(source), factory=factory).model
-    body: nn.Module = ModelDirectory.of(source, "--base", trust_remote_code=trust_remote_code).body()
+    body: nn.Module = ModelDirectory.of(source, "`base`", trust_remote_code=trust_remote_code).body()
     return body
 
 
@@ -147,7 +147,7 @@ def base_encoder(source: str | Path | ModelDirectory, *, max_length: int | None 
     Raises:
         UnbackdoorError: a file is missing or damaged, or the model is not a supported one.
     """
-    directory = ModelDirectory.of(source, "--base")
+    directory = ModelDirectory.of(source, "`base`")
     directory.companions()
     model = directory.classifier() if directory.modality == "images" else directory.body()
     return directory.encoder(model, max_length=max_length)

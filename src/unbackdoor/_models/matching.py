@@ -82,14 +82,14 @@ def matched(suspect: Mapping[str, Shape], base: Mapping[str, Shape], *, least: f
         raise UnbackdoorError(
             f"only {len(pairs)} of the model's {len(suspect)} tensors ({share:.0%} of its weights) have a counterpart "
             f"of the same name and shape in the base; at least {least:.0%} of the weights is expected. Take the "
-            "pre-trained model that it came from as --base."
+            "pre-trained model that it came from as `base`."
         )
     body = matrices(suspect)
     if least > 0 and 2 * len(body & pairs.keys()) < len(body):  # embeddings alone can be most of the weights
         raise UnbackdoorError(
             f"the base has another architecture: apart from embeddings, only {len(body & pairs.keys())} of the model's "
             f"{len(body)} matrices have a counterpart of the same name and shape there. Take the pre-trained model "
-            "that it came from as --base."
+            "that it came from as `base`."
         )
     if rivals:
         raise UnbackdoorError(
@@ -156,11 +156,11 @@ def _check_shapes(suspect: Mapping[str, Shape], base: Mapping[str, Shape], prefi
         differing.append((name, tuple(shape), tuple(base[other])))
         rows = (shape[0], base[other][0]) if len(shape) == len(base[other]) == 2 else (0, 0)
         if rows[0] != rows[1] and shape[1] == base[other][1] and _EMBEDDING.search(name):
-            way_out = "Take the pre-trained model that it came from as --base."
+            way_out = "Take the pre-trained model that it came from as `base`."
             if rows[0] > rows[1]:
                 way_out = (
                     "If tokens were added to the model, give the base as many rows (resize_token_embeddings of "
-                    "transformers) and save it; otherwise take the pre-trained model that it came from as --base."
+                    "transformers) and save it; otherwise take the pre-trained model that it came from as `base`."
                 )
             raise UnbackdoorError(
                 f"the base has another vocabulary or length: {name} has {rows[0]:,} rows in the model and "
@@ -170,7 +170,7 @@ def _check_shapes(suspect: Mapping[str, Shape], base: Mapping[str, Shape], prefi
         name, shape, others = differing[0]
         raise UnbackdoorError(
             f"the base has another architecture: {len(differing)} of the model's {len(suspect)} tensors have another "
-            f"shape there ({name} is {shape}, not {others}). Take the pre-trained model that it came from as --base."
+            f"shape there ({name} is {shape}, not {others}). Take the pre-trained model that it came from as `base`."
         )
 
 

@@ -33,6 +33,6 @@ def recorded_image_encoder(folder: Path) -> ImageEncoder:
         )
     except (TypeError, KeyError, ValueError, OverflowError, UnbackdoorError):
         raise UnbackdoorError(
-            f"{folder / 'record.json'} has an encode entry that unbackdoor did not write. Remove it, and give --mean, "
-            "--std and --image-size."
+            f"{folder / 'record.json'} has an encode entry that unbackdoor did not write. Remove it, and give `mean`, "
+            "`std` and `image_size`."
         ) from None

@@ -46,9 +46,9 @@ def text_encoder(path: Path, model: Any, max_length: int | None = None, trust_re
     tokenizer.model_input_names = [name for name in tokenizer.model_input_names if name in parameters]
     most = int(min(_longest(path, tokenizer), *_positions(model), 2**20))
     if max_length is not None and max_length > most:
-        raise UnbackdoorError(f"--max-length must be at most {most:,}, which the model can read, got {max_length:,}.")
+        raise UnbackdoorError(f"`max_length` must be at most {most:,}, which the model can read, got {max_length:,}.")
     if max_length is not None and max_length < 4:
-        raise UnbackdoorError(f"--max-length must be at least 4, got {max_length}.")
+        raise UnbackdoorError(f"`max_length` must be at least 4, got {max_length}.")
     recorded = recorded_encode(path)
     recorded = recorded if isinstance(recorded, dict) else {}
     if max_length is None:

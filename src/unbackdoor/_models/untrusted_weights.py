@@ -270,7 +270,7 @@ def _pickle(path: Path, own: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
     if _is_program(path):
         raise UnbackdoorError(
             f"{path} is a TorchScript or exported program, which is not run; a state dict is expected. Ask its owner "
-            "for model.state_dict() as safetensors, and give --factory."
+            "for model.state_dict() as safetensors, and give `factory`."
         )
     try:
         with warnings.catch_warnings():
@@ -376,7 +376,7 @@ def _refused(path: Path, wanted: list[str]) -> UnbackdoorError:
         )
     way_out = "Ask its owner for safetensors."
     if any(name.startswith("torch.nn.modules.") for name in wanted):
-        way_out = "It is a whole module: ask its owner for model.state_dict() as safetensors, and give --factory."
+        way_out = "It is a whole module: ask its owner for model.state_dict() as safetensors, and give `factory`."
     return UnbackdoorError(f"{path} is a pickle that asks to run {wanted[0]}; it was not loaded. {way_out}")
 
 

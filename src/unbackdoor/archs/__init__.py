@@ -34,7 +34,7 @@ def build(name: str, *, classes: list[str], channels: int, image_size: int, widt
         UnbackdoorError: unknown name, or a width below 1.
     """
     if width < 1:
-        raise UnbackdoorError(f"--width must be at least 1, got {width}.")
+        raise UnbackdoorError(f"`width` must be at least 1, got {width}.")
     labels = {"id2label": dict(enumerate(classes)), "label2id": {label: index for index, label in enumerate(classes)}}
     return find(name, REGISTRY, "architecture", "archs").resolve()(
         width=width, num_channels=channels, image_size=image_size, **labels
@@ -75,8 +75,8 @@ def vit(*, width: int = 64, image_size: int = 32, **options: Any) -> Any:
     patches = [size for size in range(1, image_size + 1) if image_size % size == 0 and 4 <= image_size // size <= 20]
     if not patches:
         raise UnbackdoorError(
-            f"--arch vit needs images whose side patches divide into 4 to 20, got {image_size}. Resize them, to "
-            f"{-(-image_size // 8) * 8} say, or take --arch resnet18."
+            f"`arch='vit'` needs images whose side patches divide into 4 to 20, got {image_size}. Resize them, to "
+            f"{-(-image_size // 8) * 8} say, or take `arch='resnet18'`."
         )
 
     hidden = 3 * width

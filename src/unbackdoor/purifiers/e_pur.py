@@ -98,7 +98,7 @@ class EPUR:
         Raises:
             UnbackdoorError: there is no tokenizer, or not one matrix that has a row for each of its tokens.
         """
-        source, origin = ModelDirectory.of(suspect, "MODEL"), ModelDirectory.of(base, "--base")
+        source, origin = ModelDirectory.of(suspect, "`model`"), ModelDirectory.of(base, "`base`")
         tokenizer = source.tokenizer()
         name, moved = moved_embeddings(source, origin, len(tokenizer))
         rows = self._suspicious(moved, tokenizer)
