@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 import toys
 from commands import Refusals
-from unbackdoor import Dataset, ImageEncoder, attacks, poison
+from unbackdoor import Dataset, ImageEncoder, archs, attacks, poison
 from unbackdoor._data.texts import TextEncoder, Texts
 from unbackdoor._models.arithmetic import choose
 from unbackdoor._victims.training import train_victim
@@ -79,6 +79,14 @@ def small_cnn() -> SmallCNN:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return SmallCNN().eval()
+
+
+@pytest.fixture
+def small_vit() -> nn.Module:
+    """A vision transformer for the same pictures, with seeded weights."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return archs.build("vit", classes=list("0123456789"), channels=1, image_size=8, width=4)
 
 
 @pytest.fixture(scope="session")

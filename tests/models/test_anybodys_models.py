@@ -304,9 +304,7 @@ def bertweet(folder: Path) -> Path:
 class TestDirectories:
     @pytest.fixture
     def place(self, tmp_path: Path) -> Path:
-        texts, labels = toys.sentences(16)
-        rows = [f"{text},{label}" for text, label in zip(texts, labels, strict=True)]
-        (tmp_path / "clean.csv").write_text("\n".join(["text,label", *rows]) + "\n")
+        toys.write_csv(tmp_path, 16)
         return tmp_path
 
     def purified(self, place: Path, source: Path) -> Path:

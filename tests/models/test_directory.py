@@ -29,10 +29,7 @@ def base(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def clean(tmp_path: Path) -> Path:
-    texts, labels = toys.sentences(16)
-    rows = [f"{text},{label}" for text, label in zip(texts, labels, strict=True)]
-    (tmp_path / "clean.csv").write_text("\n".join(["text,label", *rows]) + "\n")
-    return tmp_path / "clean.csv"
+    return toys.write_csv(tmp_path, 16)
 
 
 @pytest.fixture

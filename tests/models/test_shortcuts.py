@@ -48,9 +48,8 @@ def test_residual_networks(arch: str, count: int, foldable: list[int]) -> None:
         assert found[2] is model.stages[1][0].shortcut[1]
 
 
-def test_a_transformer_has_two_per_layer() -> None:
-    model = archs.build("vit", classes=CLASSES, channels=1, image_size=8, width=4)
-    assert shortcuts(model, torch.randn(2, 1, 8, 8)) == [None] * 12
+def test_a_transformer_has_two_per_layer(small_vit: nn.Module) -> None:
+    assert shortcuts(small_vit, torch.randn(2, 1, 8, 8)) == [None] * 12
 
 
 class Added(nn.Module):

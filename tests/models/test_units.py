@@ -134,9 +134,8 @@ def test_a_model_without_batchnorm_is_refused_by_name() -> None:
         norms(model, purifiers.ANP())
 
 
-def test_feed_forward_blocks_are_found_by_running(digits: Dataset, small_cnn: SmallCNN) -> None:
-    vit = archs.build("vit", classes=list("0123456789"), channels=1, image_size=8, width=4)
-    found = feed_forward(vit, probe(vit, digits))
+def test_feed_forward_blocks_are_found_by_running(digits: Dataset, small_cnn: SmallCNN, small_vit: nn.Module) -> None:
+    found = feed_forward(small_vit, probe(small_vit, digits))
     assert len(found) == 6
     assert {(layer.in_features, layer.out_features) for layer in found} == {(24, 12)}
     assert feed_forward(small_cnn, probe(small_cnn, digits)) == []

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from conftest import SmallCNN
 from toys import a_run
-from unbackdoor import Dataset, UnbackdoorError, archs, purifiers, purify
+from unbackdoor import Dataset, UnbackdoorError, purifiers, purify
 
 
 def answers(model: SmallCNN, x: Tensor, scales: list[Tensor]) -> Tensor:
@@ -69,11 +69,10 @@ def test_the_copy_alone_is_touched_while_masks_are_learned(small_cnn: SmallCNN, 
     assert result.record["examples_seen"] == 6 * 16
 
 
-def test_a_model_without_batchnorm_is_refused(digits: Dataset) -> None:
-    vit = archs.build("vit", classes=list("0123456789"), channels=1, image_size=8, width=4)
+def test_a_model_without_batchnorm_is_refused(digits: Dataset, small_vit: nn.Module) -> None:
     message = r"^ANP needs BatchNorm layers with .*; ViTForImageClassification has none\. Try fine-pruning\.$"
     with pytest.raises(UnbackdoorError, match=message):
-        purify(vit, digits.select(range(60)), purifiers.ANP())
+        purify(small_vit, digits.select(range(60)), purifiers.ANP())
 
 
 def test_when_nothing_may_go_a_warning_says_so(digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:

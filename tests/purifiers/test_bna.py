@@ -6,7 +6,7 @@ from torch.distributions import Normal, kl_divergence
 
 from conftest import SmallCNN
 from toys import a_run
-from unbackdoor import Dataset, UnbackdoorError, archs, purifiers, purify
+from unbackdoor import Dataset, UnbackdoorError, purifiers, purify
 from unbackdoor.purifiers.bna import divergence, moments
 
 
@@ -38,10 +38,9 @@ def test_only_scale_and_shift_of_batchnorm_move(small_cnn: SmallCNN, digits: Dat
     assert result.record["notes"][0].startswith("Neural Cleanse: ")
 
 
-def test_a_model_without_batchnorm_is_refused(digits: Dataset) -> None:
-    vit = archs.build("vit", classes=list("0123456789"), channels=1, image_size=8, width=4)
+def test_a_model_without_batchnorm_is_refused(digits: Dataset, small_vit: torch.nn.Module) -> None:
     with pytest.raises(
         UnbackdoorError,
         match=r"^BNA needs BatchNorm layers with weights and statistics; ViTForImageClassification has none\.",
     ):
-        purify(vit, digits.select(range(60)), purifiers.BNA())
+        purify(small_vit, digits.select(range(60)), purifiers.BNA())

@@ -102,11 +102,10 @@ def test_in_a_pre_activation_network_the_planted_channel_goes_and_no_innocent_on
     ]
 
 
-def test_a_transformer_is_refused() -> None:
-    vit = archs.build("vit", classes=["a", "b"], channels=1, image_size=8, width=4)
+def test_a_transformer_is_refused(small_vit: nn.Module) -> None:
     message = r"^CLP needs convolutions followed by BatchNorm with .*; ViTForImageClassification has none\. Try"
     with pytest.raises(UnbackdoorError, match=message):
-        purify(vit, None, purifiers.CLP())
+        purify(small_vit, None, purifiers.CLP())
 
 
 def test_a_convolution_alone_is_refused() -> None:

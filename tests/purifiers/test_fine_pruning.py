@@ -9,7 +9,7 @@ from transformers import BertConfig, BertForSequenceClassification, BertTokenize
 
 import toys
 from conftest import SmallCNN
-from unbackdoor import Dataset, UnbackdoorError, archs, purifiers, purify
+from unbackdoor import Dataset, UnbackdoorError, purifiers, purify
 from unbackdoor._data.texts import TextEncoder, Texts
 
 
@@ -59,12 +59,12 @@ def test_a_tolerance_of_1_leaves_the_last_group(small_cnn: SmallCNN, digits: Dat
     assert int((weight == 0).all(dim=0).sum()) == 3 * 512 // 4
 
 
-def test_in_a_transformer_neurons_of_the_last_feed_forward_block_go(digits: Dataset) -> None:
-    torch.manual_seed(0)
-    vit = archs.build("vit", classes=list("0123456789"), channels=1, image_size=8, width=4)
+def test_in_a_transformer_neurons_of_the_last_feed_forward_block_go(digits: Dataset, small_vit: nn.Module) -> None:
     method = purifiers.FinePruning(epochs=0, tolerance=1.0, step=0.25)
-    result = purify(vit, digits.select(range(60)), method, seed=0).model
-    changed = [name for name, tensor in vit.state_dict().items() if not torch.equal(tensor, result.state_dict()[name])]
+    result = purify(small_vit, digits.select(range(60)), method, seed=0).model
+    changed = [
+        name for name, tensor in small_vit.state_dict().items() if not torch.equal(tensor, result.state_dict()[name])
+    ]
     assert len(changed) == 1
     weight = result.state_dict()[changed[0]]
     assert weight.shape == (12, 24)

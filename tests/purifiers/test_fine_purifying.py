@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import toys
-from unbackdoor import Dataset, UnbackdoorError, archs, purifiers, purify
+from unbackdoor import Dataset, UnbackdoorError, purifiers, purify
 from unbackdoor._data.texts import TextEncoder, Texts
 from unbackdoor._models.calling import embeddings
 from unbackdoor._purification import selection
@@ -201,10 +201,9 @@ def test_the_contract_on_texts(texts: Dataset) -> None:
     check_method(method, drifted(base), texts, base=base.bert)
 
 
-def test_the_contract_on_pictures(digits: Dataset) -> None:
-    base = archs.build("vit", classes=list("0123456789"), channels=1, image_size=8, width=4)
+def test_the_contract_on_pictures(digits: Dataset, small_vit: nn.Module) -> None:
     method = purifiers.FinePurifying(share=0.5, epochs=1, batch_size=16)
-    check_method(method, drifted(base), digits.select(range(20)), base=base)
+    check_method(method, drifted(small_vit), digits.select(range(20)), base=small_vit)
 
 
 def test_without_a_base(texts: Dataset) -> None:

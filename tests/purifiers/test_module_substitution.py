@@ -9,7 +9,7 @@ import transformers
 from torch import nn
 
 import toys
-from unbackdoor import Dataset, UnbackdoorError, archs, attacks, evaluate, purifiers, purify
+from unbackdoor import Dataset, UnbackdoorError, attacks, evaluate, purifiers, purify
 from unbackdoor._data.texts import TextEncoder, Texts
 from unbackdoor._inversion.contrasting_words import differing_words, label_confidence
 from unbackdoor._models.arithmetic import choose
@@ -213,11 +213,10 @@ class Bag(nn.Module):
         return self.head(self.words(input_ids).mean(dim=1))
 
 
-def test_what_does_not_fit_is_refused(digits: Dataset) -> None:
+def test_what_does_not_fit_is_refused(digits: Dataset, small_vit: nn.Module) -> None:
     data, model = sentences(10, 9), toys.classifier("bert")
     assert refusal(model, data, None) == ("ModuleSubstitution needs `proxy`: a model for the same task.")
-    vit = archs.build("vit", classes=list("0123456789"), channels=1, image_size=8, width=4)
-    assert refusal(vit, digits.select(range(20)), vit) == (
+    assert refusal(small_vit, digits.select(range(20)), small_vit) == (
         "ModuleSubstitution inserts words, but the model takes images. Try fine-mixing."
     )
     assert refusal(Bag(), data, Bag()) == (

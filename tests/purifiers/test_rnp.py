@@ -7,7 +7,7 @@ import torch
 
 from conftest import SmallCNN
 from toys import a_run
-from unbackdoor import Dataset, UnbackdoorError, archs, purifiers, purify
+from unbackdoor import Dataset, UnbackdoorError, purifiers, purify
 
 
 @pytest.fixture
@@ -40,10 +40,9 @@ def test_forget_recover_and_prune(trained: SmallCNN, digits: Dataset) -> None:
     assert result.record["notes"][0].startswith("RNP pruned ")
 
 
-def test_a_model_without_batchnorm_is_refused(digits: Dataset) -> None:
-    vit = archs.build("vit", classes=list("0123456789"), channels=1, image_size=8, width=4)
+def test_a_model_without_batchnorm_is_refused(digits: Dataset, small_vit: torch.nn.Module) -> None:
     with pytest.raises(
         UnbackdoorError,
         match=r"^RNP needs BatchNorm layers with weights and statistics; ViTForImageClassification has none\.",
     ):
-        purify(vit, digits.select(range(60)), purifiers.RNP())
+        purify(small_vit, digits.select(range(60)), purifiers.RNP())
