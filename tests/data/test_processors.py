@@ -426,5 +426,5 @@ def test_a_switch_that_is_neither_on_nor_off() -> None:
     with pytest.raises(UnbackdoorError) as refused:
         encoder_of(content, 3, "p.json")
     assert str(refused.value) == (
-        "p.json must have do_resize as true or false, got 'false'. Give --mean, --std and --image-size instead."
+        "p.json must have do_resize as true or false, got 'false'. Give `mean`, `std` and `image_size` instead."
     )
