@@ -11,6 +11,7 @@ from torch import nn
 
 import toys
 from conftest import SmallCNN
+from pictures import write_pictures
 from unbackdoor import Dataset, UnbackdoorError, archs, attacks, purifiers
 from unbackdoor._value import value
 from unbackdoor.testing import check_attack, check_method, check_value
@@ -79,20 +80,9 @@ def test_attacks_keep_the_contract_on_images(entry, small_cnn: SmallCNN, digits:
     data = digits.select(range(200))
     fields = {"siba": {"pixels": 20, "steps": 5}, "low-frequency": {"steps": 5}}.get(entry.name, {})
     if entry.name == "prepared":
-        folder = tmp_path / "copies"
-        save_images(dataclasses.replace(data, items=255 - data.items), folder)
-        fields = {"triggered": str(folder / "data.parquet")}
+        copies = dataclasses.replace(data, items=255 - data.items)
+        fields = {"triggered": write_pictures(copies, tmp_path / "copies.parquet")}
     check_attack(entry.resolve()(**fields), data, classes=10, surrogate=small_cnn)
-
-
-def save_images(data: Dataset, folder: Path) -> None:
-    import datasets
-    from PIL import Image
-
-    folder.mkdir()
-    pictures = [Image.fromarray(item[0].numpy()) for item in data.items]
-    table = datasets.Dataset.from_dict({"image": pictures, "label": data.labels.tolist()})
-    table.cast_column("image", datasets.Image()).to_parquet(folder / "data.parquet")
 
 
 @pytest.mark.parametrize("entry", [*purifiers.REGISTRY, *attacks.REGISTRY], ids=lambda entry: entry.name)

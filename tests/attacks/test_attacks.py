@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from conftest import SmallCNN
+from pictures import write_pictures
 from unbackdoor import Dataset, ImageEncoder, UnbackdoorError, attacks, evaluate, poison
 from unbackdoor._models.calling import logits
 from unbackdoor._poisoning.trigger import Trigger
@@ -358,17 +359,10 @@ def test_a_surrogate_is_needed(digits: Dataset) -> None:
 # Prepared.
 
 
-def write_copies(path: Path, items: Tensor, labels: Tensor) -> str:
-    pictures = [Image.fromarray(item[0].numpy()) for item in items]
-    table = datasets.Dataset.from_dict({"image": pictures, "label": labels.tolist()})
-    table.cast_column("image", datasets.Image()).to_parquet(path)
-    return str(path)
-
-
 @pytest.mark.parametrize("rule", ["all-to-one", "clean-label"])
 def test_prepared_copies_row_for_row(tmp_path: Path, digits: Dataset, rule: str) -> None:
     data = digits.select(range(100))
-    path = write_copies(tmp_path / "d.parquet", 255 - data.items, data.labels)
+    path = write_pictures(replace(data, items=255 - data.items), tmp_path / "d.parquet")
     made = poison(data, attacks.Prepared(triggered=path, target=4, label_rule=rule), rate=0.05, seed=0, classes=10)
     assert len(made.rows) == 5
     expected = data.items.clone()
@@ -379,7 +373,7 @@ def test_prepared_copies_row_for_row(tmp_path: Path, digits: Dataset, rule: str)
 
 def test_prepared_copies_must_match(tmp_path: Path, digits: Dataset) -> None:
     data = digits.select(range(20))
-    path = write_copies(tmp_path / "d.parquet", data.items[:19], data.labels[:19])
+    path = write_pictures(data.select(range(19)), tmp_path / "d.parquet")
     assert refusal(poison, data, attacks.Prepared(triggered=path), rate=0.5, seed=0, classes=10) == (
         "Prepared.triggered must be the training data row for row, (20, 1, 8, 8), got (19, 1, 8, 8) in "
         f"{tmp_path}/d.parquet."
@@ -412,7 +406,7 @@ def test_exported_pictures_score_the_same(tmp_path: Path, small_cnn: SmallCNN, d
     data = digits.select(range(200))
     attack = attacks.Blended(target=1)
     stamped = Trigger.of(attack, data).stamp(data.items)
-    path = write_copies(tmp_path / "t.parquet", stamped, data.labels)
+    path = write_pictures(replace(data, items=stamped), tmp_path / "t.parquet")
     marked = Dataset.load(path, ImageEncoder(mean=(0.3,), std=(0.37,), channels=1))
     exported = evaluate(small_cnn, data, triggered_data=marked, target=1)
     assert exported == evaluate(small_cnn, data, attack=attack)

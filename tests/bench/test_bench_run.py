@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import datasets
 import pytest
 import torch
 
+from pictures import write_pictures
 from unbackdoor import Dataset, UnbackdoorError, evaluate, load
 from unbackdoor._bench import Store, identity
 from unbackdoor._bench.grid import read
@@ -67,25 +67,12 @@ class Own:
 """
 
 
-def parquet(digits: Dataset, path: Path, rows: list[int]) -> None:
-    from PIL import Image
-
-    columns: dict[str, list[Any]] = {"image": [], "label": digits.labels[rows].tolist()}
-    columns["image"] = [Image.fromarray(digits.pixels[row, 0].numpy()) for row in rows]
-    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=list("0123456789"))})
-    bars = datasets.is_progress_bar_enabled()
-    datasets.disable_progress_bars()
-    datasets.Dataset.from_dict(columns, features=features).to_parquet(path)
-    if bars:
-        datasets.enable_progress_bars()
-
-
 @pytest.fixture(scope="module")
 def place(digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with data, grids and a method of one's own."""
     folder = tmp_path_factory.mktemp("grid")
-    parquet(digits, folder / "train.parquet", list(range(200)))
-    parquet(digits, folder / "test.parquet", list(range(200, 300)))
+    write_pictures(digits.select(range(200)), folder / "train.parquet")
+    write_pictures(digits.select(range(200, 300)), folder / "test.parquet")
     (folder / "tiny.toml").write_text(TINY)
     (folder / "bench_own.py").write_text(OWN)
     return folder
@@ -427,7 +414,7 @@ def elsewhere(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copy(place / "test.parquet", folder)
     marked = test.pixels.clone()
     marked[:, :, :2, :2] = 255
-    parquet(dataclasses.replace(test, items=marked), folder / "triggered.parquet", list(range(len(test))))
+    write_pictures(dataclasses.replace(test, items=marked), folder / "triggered.parquet")
     learnt = Dataset.load(place / "train.parquet")
     poisoned = learnt.pixels.clone()
     poisoned[::4, :, :2, :2] = 255
@@ -534,13 +521,13 @@ def test_a_clean_model_beside_a_suspect_from_elsewhere_is_shown_its_trigger(else
 def test_triggered_examples_that_are_not_the_test_rows_need_clean_examples_of_their_own(
     elsewhere: Path, digits: Dataset
 ) -> None:
-    parquet(digits, elsewhere / "others.parquet", list(range(400, 450)))
+    write_pictures(digits.select(range(400, 450)), elsewhere / "others.parquet")
     text = ELSEWHERE.partition("[tasks.clean]")[0].replace("triggered.parquet", "others.parquet")
     text += "[[methods]]" + ELSEWHERE.partition("[[methods]]")[2]
     (elsewhere / "others.toml").write_text(text)
     with pytest.raises(IncompleteError, match=r"others.parquet must hold the rows of test.parquet in their order"):
         bench(str(elsewhere / "others.toml"), out=str(elsewhere / "runs-others"))
-    parquet(digits, elsewhere / "budget.parquet", list(range(0, 60)))
+    write_pictures(digits.select(range(60)), elsewhere / "budget.parquet")
     (elsewhere / "others.toml").write_text(text.replace("held_out = 40", 'clean = "budget.parquet"'))
     bench(str(elsewhere / "others.toml"), out=str(elsewhere / "runs-others"))
     scores = [result["score"] for _, result in Store(elsewhere / "runs-others").cells() if result["status"] == "done"]

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 import unbackdoor.__main__
 from commands import Refusals, run
+from pictures import write_pictures
 from unbackdoor import Dataset, archs, attacks, purifiers, purify
 from unbackdoor._cli.app import main
 from unbackdoor._poisoning.attack_file import describe, save_trigger
@@ -30,16 +32,6 @@ def make():
 """
 
 
-def write_parquet(data: Dataset, path: Path) -> None:
-    import datasets
-    from PIL import Image
-
-    pictures = [Image.fromarray(item[0].numpy()) for item in data.items]
-    table = datasets.Dataset.from_dict({"image": pictures, "label": data.labels.tolist()})
-    table = table.cast_column("image", datasets.Image())
-    table.cast_column("label", datasets.ClassLabel(names=list("0123456789"))).to_parquet(path)
-
-
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory, digits: Dataset) -> Path:
     """A user's folder: a factory, a backdoored model in safetensors, clean and test pictures."""
@@ -49,8 +41,8 @@ def workspace(tmp_path_factory: pytest.TempPathFactory, digits: Dataset) -> Path
     exec(FACTORY, namespace)
     clean, rest = digits.split(300, seed=0)
     test, train = rest.split(400, seed=0)
-    write_parquet(clean, folder / "clean.parquet")
-    write_parquet(test, folder / "test.parquet")
+    write_pictures(clean, folder / "clean.parquet")
+    write_pictures(test, folder / "test.parquet")
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = namespace["make"]()
@@ -61,7 +53,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory, digits: Dataset) -> Path
     save_file(victim.state_dict(), folder / "weights.safetensors")
     triggered = poisoned.trigger.stamp(test.items)
     marked = Dataset(items=triggered, labels=test.labels)
-    write_parquet(marked, folder / "triggered.parquet")
+    write_pictures(marked, folder / "triggered.parquet")
     return folder
 
 
@@ -403,16 +395,10 @@ def test_a_full_disk_keeps_nothing(place: Path) -> None:
 
 
 def test_hostile_class_names_appear_as_text(place: Path, digits: Dataset) -> None:
-    import datasets
-    from PIL import Image
-
     names = ["<script>alert(1)</script>", *list("abcdefghi")]
     clean, test = digits.split(300, seed=0)
     for data, name in ((clean, "c.parquet"), (test, "t.parquet")):
-        pictures = [Image.fromarray(item[0].numpy()) for item in data.items]
-        table = datasets.Dataset.from_dict({"image": pictures, "label": data.labels.tolist()})
-        table = table.cast_column("image", datasets.Image())
-        table.cast_column("label", datasets.ClassLabel(names=names)).to_parquet(place / name)
+        write_pictures(replace(data, classes=tuple(names)), place / name)
     arguments = ("purify", "fine-tuning", *MODEL, "--clean", "c.parquet", "--out", "out", "--data", "t.parquet")
     done = run(*arguments, "--epochs", 1, cwd=place)
     assert done.returncode == 0, done.stderr

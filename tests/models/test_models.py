@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from conftest import SmallCNN
+from pictures import write_pictures
 from unbackdoor import Dataset, ImageEncoder, UnbackdoorError, evaluate, load, purifiers, purify, save
 from unbackdoor._cli.app import main
 from unbackdoor._models.calling import class_count, class_names, logits
@@ -670,21 +671,7 @@ def run(*arguments: str) -> int:
 
 def parquet(folder: Path) -> str:
     """Twelve pictures of three classes in a parquet file."""
-    import io
-
-    from datasets import Dataset as Table
-    from datasets import Image
-    from PIL import Image as Pillow
-
-    data = pictures(ImageEncoder(), count=12)
-    cells = []
-    for item in data.items:
-        stream = io.BytesIO()
-        Pillow.fromarray(item.permute(1, 2, 0).numpy()).save(stream, "PNG")
-        cells.append({"bytes": stream.getvalue(), "path": None})
-    table = Table.from_dict({"image": cells, "label": data.labels.tolist()}).cast_column("image", Image())
-    table.to_parquet(folder / "clean.parquet")
-    return str(folder / "clean.parquet")
+    return write_pictures(pictures(ImageEncoder(), count=12), folder / "clean.parquet")
 
 
 @pytest.mark.parametrize("command", ["evaluate", "purify"])

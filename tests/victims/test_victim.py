@@ -13,6 +13,7 @@ from torch import nn
 
 import toys
 from conftest import SmallCNN
+from pictures import write_pictures
 from unbackdoor import Dataset, ImageEncoder, UnbackdoorError, Victim, attacks, evaluate, load
 from unbackdoor._artifacts import card
 from unbackdoor._cli.app import main
@@ -245,25 +246,14 @@ def test_test_labels_that_training_lacks(parts: tuple[Dataset, Dataset]) -> None
 # The command.
 
 
-def save(data: Dataset, path: Path, **columns: list) -> None:
-    features = datasets.Features(
-        {"image": datasets.Image(), "label": datasets.ClassLabel(names=list(data.classes or ()))}
-    )
-    pictures = [Image.fromarray(item[0].numpy()) for item in data.items]
-    table = datasets.Dataset.from_dict({"image": pictures, "label": data.labels.tolist()}, features)
-    for name, column in columns.items():
-        table = table.add_column(name, column)
-    table.to_parquet(path)
-
-
 @pytest.fixture
 def place(parts: tuple[Dataset, Dataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     data, test = parts
-    save(data, tmp_path / "train.parquet", track=[row // 5 for row in range(len(data))])
-    save(test, tmp_path / "test.parquet")
-    save(replace(data, items=255 - data.items), tmp_path / "train-marked.parquet")
-    save(replace(test, items=255 - test.items), tmp_path / "test-marked.parquet")
+    write_pictures(data, tmp_path / "train.parquet", track=[row // 5 for row in range(len(data))])
+    write_pictures(test, tmp_path / "test.parquet")
+    write_pictures(replace(data, items=255 - data.items), tmp_path / "train-marked.parquet")
+    write_pictures(replace(test, items=255 - test.items), tmp_path / "test-marked.parquet")
     return tmp_path
 
 
@@ -432,9 +422,8 @@ def test_prepared_pictures_in_columns_of_other_names(place: Path) -> None:
 
 
 def test_test_pictures_of_another_kind(place: Path, parts: tuple[Dataset, Dataset]) -> None:
-    colour = [Image.fromarray(item[0].numpy()).convert("RGB") for item in parts[1].items]
-    table = datasets.Dataset.from_dict({"image": colour, "label": parts[1].labels.tolist()})
-    table.cast_column("image", datasets.Image()).to_parquet("colour.parquet")
+    colour = replace(parts[1], items=parts[1].pixels.expand(-1, 3, -1, -1))
+    write_pictures(colour, "colour.parquet")
     assert run("attack", "blended", *ATTACK, "--test", "test.parquet") == 0
     grey = json.loads(Path("out/record.json").read_text())["scores"]["victim"]
     assert run("attack", "blended", *ATTACK, "--test", "colour.parquet", "--overwrite") == 0
