@@ -109,12 +109,12 @@ def test_the_bound_holds_where_a_file_says_that_it_is_empty() -> None:
     [
         (b"{", "is not valid JSON (Expecting property name"),
         (b"[1]", "must hold a JSON object, got list"),
-        (b"\xff\xfe{\0}\0", "is no text in UTF-8 (invalid start byte at byte 0)"),
+        (b"\xff\xfe{\0}\0", "is not text in UTF-8 (invalid start byte at byte 0)"),
         (b'{"a": ' + b"9" * 5000 + b"}", "is not valid JSON (Exceeds the limit"),
         (b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "is not valid JSON"),
         (b'{"a": ' + b"[" * 200 + b"]" * 200 + b"}", "is nested more than 100 levels deep"),
-        (b'{"a": ["\\ud800"]}', "has text that is no Unicode (\\ud800)"),
-        (b'{"\\udc00": 1}', "has text that is no Unicode (\\udc00)"),
+        (b'{"a": ["\\ud800"]}', "has text that is not valid Unicode (\\ud800)"),
+        (b'{"\\udc00": 1}', "has text that is not valid Unicode (\\udc00)"),
     ],
 )
 def test_json_that_makes_tracebacks_is_refused(tmp_path, content: bytes, reason: str) -> None:

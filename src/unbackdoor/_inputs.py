@@ -1,4 +1,4 @@
-"""Files that others made: regular ones alone, of a bounded size, and opened without waiting for anybody."""
+"""Untrusted files: only regular ones, of a bounded size, are opened, and opening never waits."""
 
 import errno
 import functools
@@ -41,16 +41,16 @@ _KINDS = {
 
 
 def check_file(path: str | Path, most: int | None = None) -> Path:
-    """Refuse what is no regular file: a pipe or a device may never end, and may never begin.
+    """Refuse anything but a regular file: reading a pipe or a device may never end, or never begin.
 
     A library that takes a path may open it after this.
 
     Args:
         path: of a file, or of a link to one.
-        most: bytes that it may have; None for no bound, where only parts of it are read.
+        most: bytes that it may have; None for no bound, if only parts of it are read.
 
     Raises:
-        UnbackdoorError: it is not there, is something else, cannot be read, or is longer.
+        UnbackdoorError: it does not exist, is something else, cannot be read, or is longer.
     """
     path = Path(path)
     try:
@@ -84,7 +84,7 @@ def read_file(path: str | Path, most: int) -> bytes:
     """The content of a regular file of at most so many bytes; see `check_file`."""
     with open_file(path, most) as file:
         try:
-            content = file.read(most + 1)  # what lies in /proc says that it is empty, and is not
+            content = file.read(most + 1)  # files in /proc claim to be empty, and are not
         except OSError as problem:
             raise unusable(Path(path), problem) from None
     if len(content) > most:
@@ -98,7 +98,7 @@ def read_text(path: str | Path, most: int) -> str:
         return read_file(path, most).decode("utf-8")
     except UnicodeDecodeError as problem:
         raise UnbackdoorError(
-            f"{path} is no text in UTF-8 ({problem.reason} at byte {problem.start:,}). Fetch it again, or save it "
+            f"{path} is not text in UTF-8 ({problem.reason} at byte {problem.start:,}). Fetch it again, or save it "
             "as UTF-8."
         ) from None
 
@@ -130,7 +130,7 @@ def parsed(text: str, path: object) -> dict[str, Any]:
 
 
 def _check_json(path: object, content: dict[str, Any]) -> None:
-    """What json reads, and what makes a traceback of every function that goes through it or writes it down."""
+    """Refuse JSON that can be read, but makes every function fail that goes through it or writes it."""
     level: list[Any] = [content]
     for _ in range(100):
         below: list[Any] = []
@@ -145,7 +145,7 @@ def _check_json(path: object, content: dict[str, Any]) -> None:
                     entry.encode()
                 except UnicodeEncodeError:
                     raise UnbackdoorError(
-                        f"{path} has text that is no Unicode ({printable(entry)}). Fetch it again."
+                        f"{path} has text that is not valid Unicode ({printable(entry)}). Fetch it again."
                     ) from None
         if not below:
             return
@@ -155,21 +155,21 @@ def _check_json(path: object, content: dict[str, Any]) -> None:
 
 @contextmanager
 def reading(what: object) -> Iterator[None]:
-    """Whatever a library raises on a file that nobody vouches for is the file's fault, and told as such.
+    """Whatever a library raises while it reads an untrusted file becomes an error about that file.
 
-    Around the reading of one input alone: a fault of this program further on stays a traceback.
+    Only the reading of one input belongs into the block: a fault of this program elsewhere stays a traceback.
 
     Args:
-        what: is read.
+        what: the input, named in messages.
 
     Raises:
-        UnbackdoorError: names it, and what was raised.
+        UnbackdoorError: names the input, and the exception.
     """
     try:
         yield
     except (UnbackdoorError, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
-    except BaseException as problem:  # what Rust panics with is no Exception
+    except BaseException as problem:  # a panic of Rust is not an Exception
         if isinstance(problem, OSError) and problem.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
         if isinstance(problem, MemoryError) or "alloc" in str(problem) or "out of memory" in str(problem):
@@ -182,10 +182,10 @@ def reading(what: object) -> Iterator[None]:
 
 
 def reader(source: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
-    """A function that reads an input of others, of which whatever goes wrong is told as `reading` tells it.
+    """Make whatever goes wrong in a function that reads an untrusted input an error about that input; see `reading`.
 
     Args:
-        source: its parameter that names the input.
+        source: the parameter of the function that names the input.
     """
 
     def decorate(function: Callable[P, T]) -> Callable[P, T]:
@@ -193,8 +193,8 @@ def reader(source: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
 
         @functools.wraps(function)
         def guarded(*arguments: P.args, **named: P.kwargs) -> T:
-            given = signature.bind_partial(*arguments, **named).arguments.get(source, source)
-            with reading(", ".join(map(str, given)) if isinstance(given, list | tuple) else given):
+            path = signature.bind_partial(*arguments, **named).arguments.get(source, source)
+            with reading(", ".join(map(str, path)) if isinstance(path, list | tuple) else path):
                 return function(*arguments, **named)
 
         return guarded
@@ -204,7 +204,7 @@ def reader(source: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
 
 @contextmanager
 def silent_rust() -> Iterator[None]:
-    """Keep what Rust's libraries write to stderr themselves, when they panic, away from the user: it is told once."""
+    """Hide what Rust's libraries themselves write to stderr when they panic: the error that follows says it once."""
     sys.stderr.flush()
     try:
         kept = os.dup(2)
@@ -222,7 +222,7 @@ def silent_rust() -> Iterator[None]:
 
 
 def exists(path: str | Path) -> bool:
-    """Whether something lies there; a name that no file can have (too long, or with a null character) lies nowhere."""
+    """Whether a path exists; one that no file can have (too long, or with a null character) does not."""
     try:
         return Path(path).exists()
     except (OSError, ValueError):
@@ -239,7 +239,7 @@ def is_unicode(text: str) -> bool:
 
 
 def unusable(path: str | Path, problem: Exception) -> UnbackdoorError:
-    """The sentence for a path that the system does not give out."""
+    """The error about a path that the system cannot open."""
     if isinstance(problem, FileNotFoundError | NotADirectoryError):
         return UnbackdoorError(f"{path} does not exist. Check its name.")
     reason = printable(getattr(problem, "strerror", None) or problem)
@@ -257,5 +257,5 @@ def _check(path: Path, status: os.stat_result, most: int | None) -> None:
 def _too_long(path: Path, length: int, most: int) -> UnbackdoorError:
     return UnbackdoorError(
         f"{path} must have at most {most:,} bytes, got {length:,}{' or more' if length == most + 1 else ''}. "
-        "Nothing of its kind is as long; check what it is."
+        "No file of its kind is that long; check what it is."
     )

@@ -215,7 +215,7 @@ def test_the_model_itself_as_output(place: Path, refused: Refusals) -> None:
             ("purify", "fst", *MODEL, "--clean", "clean.parquet", "--out", "o\udcff"),
             "o\\udcff is not a name in UTF-8, which safetensors could write to. Choose another --out.",
         ),
-        (("purify", "fst", *MODEL, "--clean", "", "--out", "o"), "DATA must be a file or a folder with labelled"),
+        (("purify", "fst", *MODEL, "--clean", "", "--out", "o"), "The data must be a file or a folder with labelled"),
         (
             ("purify", "fst", "m", "--clean", "c", "--out", "o" * 300),
             "o" * 300 + " cannot be used (File name too long).",
@@ -230,7 +230,7 @@ def test_the_model_itself_as_output(place: Path, refused: Refusals) -> None:
             "--device meta cannot be used here (",
         ),
         (("purify", "fst", "net.py", "--clean", "c", "--out", "o"), "net.py holds weights without an architecture."),
-        (("purify", "fst", *MODEL, "--clean", "no.parquet", "--out", "o"), "no.parquet does not exist; DATA is a file"),
+        (("purify", "fst", *MODEL, "--clean", "no.parquet", "--out", "o"), "no.parquet does not exist; data is a file"),
         (
             ("purify", "fst", *MODEL, "--clean", "clean.parquet", "--out", "o", "--columns", "image"),
             "--columns must read OURS=NAME,OURS=NAME, as in image=img,label=fine_label, got image.",

@@ -75,7 +75,7 @@ def refusal(*args: object, **options: object) -> str:
 def test_what_is_no_path(source: object, came: str) -> None:
     with pytest.raises(UnbackdoorError) as caught:
         Dataset.load(source)
-    assert str(caught.value) == f"DATA must be a path, or several in a list, got {came}."
+    assert str(caught.value) == f"The data must be a path, or several in a list, got {came}."
     with pytest.raises(UnbackdoorError) as caught:
         load(source)
     assert str(caught.value) == f"`source` must be a path or a Hub name, got {type(source).__name__}."
@@ -119,14 +119,14 @@ def test_folders_with_several_splits_are_refused(tmp_path: Path) -> None:
     for name in ("train-00000", "train-00001", "test"):
         TABLE.to_parquet(tmp_path / f"{name}.parquet")
     assert refusal(tmp_path) == (
-        f"{tmp_path} holds splits (test, train), but DATA is one. Name it, as in {tmp_path}/train*.parquet."
+        f"{tmp_path} holds splits (test, train), but only one is read. Name it, as in {tmp_path}/train*.parquet."
     )
     pictures = tmp_path / "pictures"
     for split in ("train", "val"):
         (pictures / split / "cat").mkdir(parents=True)
         (pictures / split / "cat" / "a.png").write_bytes(encoded(PICTURES[0]))
     assert refusal(pictures) == (
-        f"{pictures} holds splits (train, val), but DATA is one. Name it, as in {pictures}/val."
+        f"{pictures} holds splits (train, val), but only one is read. Name it, as in {pictures}/val."
     )
     assert len(Dataset.load(pictures / "val")) == 1
 
@@ -201,7 +201,7 @@ def test_saved_data_sets(tmp_path: Path) -> None:
     assert_read(Dataset.load(tmp_path / "saved"))
     datasets.DatasetDict({"train": TABLE, "test": TABLE}).save_to_disk(str(tmp_path / "dict"))
     assert refusal(tmp_path / "dict") == (
-        f"{tmp_path}/dict holds splits (test, train), but DATA is one. Name it, as in {tmp_path}/dict/train."
+        f"{tmp_path}/dict holds splits (test, train), but only one is read. Name it, as in {tmp_path}/dict/train."
     )
     assert_read(Dataset.load(tmp_path / "dict" / "train"))
 
@@ -249,13 +249,13 @@ def test_the_real_data_is_read_as_datasets_decodes_it(shared_data: Path) -> None
 
 def test_missing_unknown_and_broken_files(tmp_path: Path) -> None:
     assert refusal(tmp_path / "no.parquet") == (
-        f"{tmp_path}/no.parquet does not exist; DATA is a file or a folder with labelled examples."
+        f"{tmp_path}/no.parquet does not exist; data is a file or a folder with labelled examples."
     )
     assert refusal(tmp_path / "no-*.parquet").startswith(f"{tmp_path}/no-*.parquet does not exist;")
     (tmp_path / "d.docx").write_text("")
     assert refusal(tmp_path / "d.docx") == (
-        f"{tmp_path}/d.docx is of no known kind; DATA is .parquet, .csv, .tsv, .json, .jsonl, .arrow, an image folder "
-        "or a saved data set."
+        f"{tmp_path}/d.docx is of an unknown kind; data is .parquet, .csv, .tsv, .json, .jsonl, .arrow, an image "
+        "folder or a saved data set."
     )
     for name in ("d.parquet", "d.jsonl"):
         (tmp_path / name).write_text("{ no such format")
@@ -273,7 +273,7 @@ def test_kinds_that_do_not_join(tmp_path: Path) -> None:
     )
     (tmp_path / "folder").mkdir()
     assert refusal([tmp_path / "a.parquet", tmp_path / "folder"]) == (
-        f"{tmp_path}/a.parquet, {tmp_path}/folder has a folder among several parts; DATA is one folder, or files."
+        f"{tmp_path}/a.parquet, {tmp_path}/folder has a folder among several parts; data is one folder, or files."
     )
 
 

@@ -183,13 +183,13 @@ def test_quotation_marks_within_a_cell_are_letters(tmp_path: Path) -> None:
         ("text,label\n", "d.csv has no rows; at least one labelled example is needed."),
         (
             '{"text": "a", "label": 0}\n',
-            "d.csv is JSON by its content, whatever its name says. Let its name end in .jsonl.",
+            "d.csv is JSON by its content, although its name says otherwise. Let its name end in .jsonl.",
         ),
         ("text,label\na,0\n,1\n", "d.csv has no text in row 1 of text. Repair or remove that row."),
         ("text,label\na,0\nb,\n", "d.csv has no label in row 1; every row needs one."),
         (
             f"text,label\n{'a' * 10_000_001},0\n",
-            "d.csv has a cell of more than 10,000,000 characters in line 2. Shorten it; models read the beginning",
+            "d.csv has a cell of more than 10,000,000 characters in line 2. Shorten it; models read only the beginning",
         ),
     ],
 )
@@ -210,8 +210,8 @@ TABLE = "text,label\nla fin\u00e9,0\nle th\u00e9,1\n"
 @pytest.mark.parametrize(
     ("encoding", "message"),
     [
-        ("utf-16", "{} is in UTF-16, but DATA is read as UTF-8. Save it as UTF-8, as iconv -f UTF-16 -t UTF-8 does."),
-        ("utf-32", "{} is in UTF-32, but DATA is read as UTF-8. Save it as UTF-8, as iconv -f UTF-32 -t UTF-8 does."),
+        ("utf-16", "{} is in UTF-16, but data is read as UTF-8. Save it as UTF-8, as iconv -f UTF-16 -t UTF-8 does."),
+        ("utf-32", "{} is in UTF-32, but data is read as UTF-8. Save it as UTF-8, as iconv -f UTF-32 -t UTF-8 does."),
         (
             "latin-1",
             "{} is not in UTF-8 (byte 0xE9 in line 2); it is probably in Latin-1 or Windows-1252. Save it as UTF-8, as "
@@ -229,7 +229,7 @@ def test_other_encodings_are_named(encoding: str, message: str, name: str, tmp_p
 def test_utf_16_without_a_mark(tmp_path: Path) -> None:
     content = "text,label\na film,0\n".encode("utf-16-le")
     assert refusal(tmp_path / "d.csv", content) == (
-        "d.csv holds a NUL character in line 1; it is UTF-16 without a mark, or no text. Save it as UTF-8."
+        "d.csv holds a NUL character in line 1; it is UTF-16 without a mark, or not text. Save it as UTF-8."
     )
 
 
@@ -264,7 +264,7 @@ def test_how_people_write_json(content: str, suffix: str, tmp_path: Path) -> Non
             "d.jsonl cannot be read (Expecting ',' delimiter: line 1 column 25 (char 24)). Rep",
         ),
         ('{"text": "a", "label": 0, "text": "b"}', "d.jsonl has an object with two entries of the name 'text'. Rename"),
-        ('{"text": 7, "label": 0}', "d.jsonl has int in place of a text in row 0 of text. Repair or remove that row."),
+        ('{"text": 7, "label": 0}', "d.jsonl has int instead of a text in row 0 of text. Repair or remove that row."),
         ('{"text": "a", "label": 0}\n{"text": "a"}', "d.jsonl has no label in row 1; every row needs one."),
         ('{"text": "a", "label": 0}\n{"label": 1}', "d.jsonl has no text in row 1 of text. Repair or remove that row."),
         ('{"text": "a", "label": NaN}', "d.jsonl has no label in row 0; every row needs one."),

@@ -190,10 +190,10 @@ def test_grey_among_colour_and_for_a_colour_model(caplog: pytest.LogCaptureFixtu
     caplog.set_level(logging.INFO, "unbackdoor")
     cells = [encoded(Image.fromarray(GREY)), encoded(Image.fromarray(COLOUR))]
     assert np.array_equal(read(*cells)[0], np.stack([GREY] * 3))
-    assert caplog.messages == ["d.parquet: 1 of 2 images made colour, as others have 3 channels."]
+    assert caplog.messages == ["d.parquet: 1 of 2 images converted to colour, as others have 3 channels."]
     caplog.clear()
     assert read(cells[0], cells[0], encode=ImageEncoder(channels=3)).shape == (2, 3, 5, 7)
-    assert caplog.messages == ["d.parquet: 2 of 2 images made colour, as the model takes 3 channels."]
+    assert caplog.messages == ["d.parquet: 2 of 2 images converted to colour, as the model takes 3 channels."]
 
 
 def test_colour_for_a_grey_model(caplog: pytest.LogCaptureFixture) -> None:
@@ -201,7 +201,7 @@ def test_colour_for_a_grey_model(caplog: pytest.LogCaptureFixture) -> None:
     pixels = read(encoded(Image.fromarray(COLOUR)), encode=ImageEncoder(channels=1))
     # ITU-R 601 luma, as Pillow documents it.
     assert np.abs(pixels[0, 0] - COLOUR @ np.array([0.299, 0.587, 0.114])).max() <= 1
-    assert caplog.messages == ["d.parquet: 1 of 1 images made grey, as the model takes 1 channel."]
+    assert caplog.messages == ["d.parquet: 1 of 1 images converted to grey, as the model takes 1 channel."]
 
 
 def test_a_model_for_other_channels() -> None:

@@ -241,7 +241,11 @@ def test_every_spelling_of_a_number(number: object) -> None:
         ([{"a": 1}], ["a", "b"], "d has the label {'a': 1} in row 0; labels must be whole numbers or class names"),
         (["9" * 5000], None, f"d has the label '{'9' * 47}...{'9' * 47}'; labels must be whole numbers or class"),
         ([Decimal("1E+999999999")], None, "d has the label 1E+999999999 in row 0; labels must be whole numbers or"),
-        (["Pos", "pos", "neg"], None, "d has the labels 'Pos' and 'pos', which look like one class. Spell them alike"),
+        (
+            ["Pos", "pos", "neg"],
+            None,
+            "d has the labels 'Pos' and 'pos', which look like one class. Spell them the same way",
+        ),
         (["a", "c"], ["a", "b"], "d has the class 'c', which the model does not know; its classes are a, b. Rename"),
         (["a", 1], ["a", "b"], "d has the class '1', which the model does not know; its classes are a, b. Rename"),
         (
@@ -353,8 +357,9 @@ def test_names_for_a_model_without_any_are_told(tmp_path: Path, caplog: pytest.L
     caplog.set_level(logging.INFO, "unbackdoor")
     data = Dataset.load(csv_file(tmp_path, ["good", "bad"] * 3), ENCODE)
     evaluate(toys.classifier("bert"), data)
-    assert f"{data.name}: the model names no classes, so those of the data are taken in order: bad = 0, good = 1." in (
-        caplog.messages
+    assert (
+        f"{data.name}: the model does not name its classes, so those of the data are numbered in order: "
+        "bad = 0, good = 1." in caplog.messages
     )
     caplog.clear()
     evaluate(toys.classifier("bert", classes=3), data)

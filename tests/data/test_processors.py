@@ -344,7 +344,7 @@ def test_a_processor_with_steps_of_its_own_takes_no_other_numbers(directory: Pat
     with pytest.raises(UnbackdoorError) as refused:
         preprocessor_of(load(tmp_path / "perceiver").encode)
     assert str(refused.value) == (
-        "The model's processor takes steps of its own, which cannot be written anew. Give save the directory that it "
+        "The model's processor has steps of its own, which cannot be written again. Give save the directory that it "
         "came with (`source`), and leave `mean`, `std` and `image_size` out."
     )
 

@@ -107,7 +107,7 @@ def test_a_folder_of_several_splits_is_refused_with_their_names(
         else:
             table((tmp_path / name).with_suffix(Path(name).suffix.lower())).rename(tmp_path / name)
     assert refusal(tmp_path, encode=ENCODE) == (
-        f"{tmp_path} holds splits ({told}), but DATA is one. Name it, as in {tmp_path}/{example}."
+        f"{tmp_path} holds splits ({told}), but only one is read. Name it, as in {tmp_path}/{example}."
     )
     for name in names:
         if not name.endswith(".md"):
@@ -119,7 +119,7 @@ def test_tables_of_other_names_are_not_joined_either(tmp_path: Path) -> None:
     for name in ("clean.parquet", "poisoned.parquet"):
         table(tmp_path / name)
     assert refusal(tmp_path, encode=ENCODE) == (
-        f"{tmp_path} holds several data sets (clean, poisoned), but DATA is one. Name it, as in "
+        f"{tmp_path} holds several data sets (clean, poisoned), but only one is read. Name it, as in "
         f"{tmp_path}/poisoned.parquet."
     )
 
@@ -168,7 +168,7 @@ def test_a_pattern_over_several_splits_is_refused(tmp_path: Path) -> None:
         table(tmp_path / name)
     assert refusal(tmp_path / "*.csv", encode=ENCODE) == (
         f"{tmp_path}/*.csv matches several splits ({tmp_path}/reviews_test.csv, {tmp_path}/reviews_train.csv), but "
-        "DATA is one. Name one, or give each file."
+        "only one is read. Name one, or give each file."
     )
     assert len(texts([tmp_path / "reviews_train.csv", tmp_path / "reviews_test.csv"])) == 4  # asked for, file by file
     for split in ("train", "test"):
@@ -216,15 +216,18 @@ def test_a_name_that_could_be_a_pattern_is_a_name(name: str, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("d.csv.gz", "{} is compressed, and DATA is read as it lies. Unpack it, and give what comes out."),
-        ("d.zip", "{} is compressed, and DATA is read as it lies. Unpack it, and give what comes out."),
+        ("d.csv.gz", "{} is compressed, and compressed data is not read. Unpack it, and give its content."),
+        ("d.zip", "{} is compressed, and compressed data is not read. Unpack it, and give its content."),
         ("d.xlsx", "{} is a spreadsheet, which is not read. Save it as CSV in UTF-8."),
-        ("d.txt", "{} is of no known kind; DATA is .parquet, .csv, .tsv, .json, .jsonl, .arrow, an image folder or a"),
+        (
+            "d.txt",
+            "{} is of an unknown kind; data is .parquet, .csv, .tsv, .json, .jsonl, .arrow, an image folder or a",
+        ),
         (
             "d",
-            "{} is of no known kind; DATA is .parquet, .csv, .tsv, .json, .jsonl, .arrow, an image folder or a saved",
+            "{} is of an unknown kind; data is .parquet, .csv, .tsv, .json, .jsonl, .arrow, an image folder or a saved",
         ),
-        ("d.png", "{} is of no known kind; DATA is"),
+        ("d.png", "{} is of an unknown kind; data is"),
     ],
 )
 def test_kinds_that_are_not_read(name: str, message: str, tmp_path: Path) -> None:
@@ -246,7 +249,10 @@ def test_a_name_that_does_not_fit_the_content(
     content: bytes, kind: str, way_out: str, name: str, tmp_path: Path
 ) -> None:
     (tmp_path / name).write_bytes(content)
-    assert refusal(tmp_path / name) == f"{tmp_path}/{name} is {kind} by its content, whatever its name says. {way_out}"
+    assert (
+        refusal(tmp_path / name)
+        == f"{tmp_path}/{name} is {kind} by its content, although its name says otherwise. {way_out}"
+    )
 
 
 @pytest.mark.parametrize("name", ["d.parquet", "d.arrow"])
@@ -282,7 +288,7 @@ def test_splits_are_no_classes(names: tuple[str, ...], depth: str, tmp_path: Pat
     if names == ("seg_train", "seg_test", "seg_pred") and not depth:
         pytest.skip("three folders of pictures alone, of which one names no split, may be classes")
     assert refusal(tmp_path) == (
-        f"{tmp_path} holds splits ({', '.join(split)}), but DATA is one. Name it, as in {tmp_path}/{split[-1]}."
+        f"{tmp_path} holds splits ({', '.join(split)}), but only one is read. Name it, as in {tmp_path}/{split[-1]}."
     )
     if depth:
         data = Dataset.load(tmp_path / names[0])
@@ -339,8 +345,8 @@ def test_an_empty_folder_moves_no_class(tmp_path: Path) -> None:
     (tmp_path / "ant").mkdir()
     (tmp_path / "ant" / "notes.txt").write_text("none yet")
     assert refusal(tmp_path) == (
-        f"{tmp_path} has no pictures in ant, and no class names of a model tell whether that is a class. Remove the "
-        "folder if it is none; else name the folders by the numbers of their classes."
+        f"{tmp_path} has no pictures in ant, and without the class names of a model it is not known whether that is "
+        "a class. Remove the folder if it is not one; else name the folders by the numbers of their classes."
     )
     assert labels(tmp_path, classes=["ant", "cat", "dog"]) == [1, 2]
     assert labels(tmp_path, classes=["cat", "dog"]) == [0, 1]
@@ -396,7 +402,7 @@ def test_pictures_without_folders_and_files_that_are_left_alone(
         picture(tmp_path / name / "0.png")
     (tmp_path / "cat" / "1.heic").write_bytes(b"....ftypheic")
     assert len(Dataset.load(tmp_path)) == 2
-    assert caplog.messages == [f"{tmp_path}: 2 files are no pictures of a class and left alone, as 0.png."]
+    assert caplog.messages == [f"{tmp_path}: 2 files that are not pictures of a class are ignored, such as 0.png."]
 
 
 def test_a_table_beside_a_folder_of_its_pictures(tmp_path: Path) -> None:
@@ -407,7 +413,7 @@ def test_a_table_beside_a_folder_of_its_pictures(tmp_path: Path) -> None:
     assert data.labels.tolist() == [1, 0]
     assert data.pixels[:, 0, 0, 0].tolist() == [4, 3]
     (tmp_path / "metadata.csv").write_text("file_name,label\nimages/b.png,1\n")
-    assert refusal(tmp_path).startswith(f"{tmp_path} holds several data sets (labels, metadata), but DATA is one.")
+    assert refusal(tmp_path).startswith(f"{tmp_path} holds several data sets (labels, metadata), but only one")
     assert refusal(tmp_path / "metadata.csv") == (
         f"{tmp_path}/metadata.csv has no column 'image'; it has file_name, label. Name it by "
         "`columns={'image': 'NAME'}`."
@@ -422,8 +428,8 @@ def test_folders_of_pictures_beside_a_table_of_pictures(tmp_path: Path) -> None:
     assert len(Dataset.load(tmp_path)) == 2
     table(tmp_path / "d.parquet")
     assert refusal(tmp_path) == (
-        f"{tmp_path} holds folders of pictures beside a table (cat, d.parquet, dog), but DATA is one. Name it, as in "
-        f"{tmp_path}/d.parquet."
+        f"{tmp_path} holds folders of pictures next to a table (cat, d.parquet, dog), but only one is read. Name it, "
+        f"as in {tmp_path}/d.parquet."
     )
 
 
@@ -463,12 +469,15 @@ def test_pictures_in_every_form_that_a_table_has(tmp_path: Path) -> None:
     [
         (
             "https://example.org/a.png",
-            "D has an address in row 1 (https://example.org/a.png), and no picture is fetched.",
+            "D has an address in row 1 (https://example.org/a.png), and pictures are not fetched.",
         ),
-        ("s3://bucket/a.png", "D has an address in row 1 (s3://bucket/a.png), and no picture is fetched. Download the"),
+        (
+            "s3://bucket/a.png",
+            "D has an address in row 1 (s3://bucket/a.png), and pictures are not fetched. Download the",
+        ),
         (
             "data:image/png;base64,iVBORw0KGgo=",
-            "D has an address in row 1 (data:image/png;base64,iVBORw0KGgo=), and no",
+            "D has an address in row 1 (data:image/png;base64,iVBORw0KGgo=), and pictures",
         ),
         (
             base64.b64encode(png(5) * 3).decode(),

@@ -17,7 +17,7 @@ REFUSALS = {
     # of files
     "encoding": r"(is in UTF-16|is not in UTF-8)",
     "quotation": r"(quotation mark in line \d+|cells in line \d+, but its first line names \d+ columns)",
-    "kind of file": r"(is compressed|by its content, whatever its name says)",
+    "kind of file": r"(is compressed|by its content, although its name says)",
     "splits": r"(holds|matches several) splits",
     "empty folder": r"has no pictures in aardvark",
     # of examples

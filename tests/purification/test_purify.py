@@ -115,8 +115,8 @@ def test_a_missing_class_beyond_the_names_of_the_data_is_told_by_its_number(
     warnings = purify(small_cnn, clean, QUICK).record["warnings"]
     assert any("no example of 2 class(es) (8, 9)" in text for text in warnings)
     assert any(
-        "digits has 8 class names, but the model has 10 classes without names. They were taken in order "
-        "(a = 0, b = 1, c = 2, ...), which is right only if it was trained so" in text
+        "digits has 8 class names, but the model has 10 classes without names. They were numbered in order "
+        "(a = 0, b = 1, c = 2, ...), which is right only if the model was trained that way" in text
         for text in warnings
     )
 

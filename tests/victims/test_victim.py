@@ -477,7 +477,7 @@ def test_a_surrogate_of_ones_own(place: Path, capsys: pytest.CaptureFixture[str]
         ),
         (
             ("badnets", "--test", "nowhere.parquet"),
-            "nowhere.parquet does not exist; DATA is a file or a folder with labelled examples.",
+            "nowhere.parquet does not exist; data is a file or a folder with labelled examples.",
         ),
         (
             ("none", "--control", "control"),

@@ -30,7 +30,7 @@ class Augmentation:
 
     @classmethod
     def none(cls) -> "Augmentation":
-        """Leave images as they are."""
+        """No augmentation."""
         return cls(padding=0, flip=False)
 
     def __call__(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
@@ -94,10 +94,10 @@ def augmentation(
         return Augmentation.none()
     flip = kind == "flip"
     if kind == "auto":
-        telling = next((name for name in classes or () if _has_handedness(name)), None)
-        flip = telling is None
-        if telling is not None:
-            logger.info("The class %r may look different in a mirror: no flips (`augment='flip'` does them).", telling)
+        handed = next((name for name in classes or () if _has_handedness(name)), None)
+        flip = handed is None
+        if handed is not None:
+            logger.info("The class %r may look different in a mirror: no flips (`augment='flip'` does them).", handed)
     return Augmentation(padding=min(4, min(shape[-2:]) // 8), flip=flip)
 
 

@@ -21,7 +21,7 @@ def check_labels(data: Dataset, classes: int) -> None:
 
 
 def in_order_of(data: Dataset, classes: Sequence[str] | None) -> Dataset:
-    """The same examples with the class numbers of a model, matched by name where the data names its classes.
+    """The same examples with the class numbers of a model, matched by name if the data names its classes.
 
     Raises:
         UnbackdoorError: the model does not know a class of the data.
@@ -35,16 +35,16 @@ def in_order_of(data: Dataset, classes: Sequence[str] | None) -> Dataset:
     return replace(data, labels=torch.tensor(labels, device=data.labels.device), classes=tuple(classes))
 
 
-def tell_order(
+def report_class_order(
     data: Dataset, known: Sequence[str] | None, classes: int, warn: Callable[[str], None] = logger.warning
 ) -> None:
-    """Say in which order names of the data were taken for the classes of a model that names none, and warn in doubt.
+    """Log how the names of the data were numbered for a model that does not name its classes, and warn in doubt.
 
     Args:
         data: with names of its own or none.
-        known: the names of the model's classes; nothing is said where there are any.
+        known: the names of the model's classes; if there are any, nothing is logged.
         classes: how many the model has.
-        warn: where a warning goes.
+        warn: a function that takes the warning.
     """
     if known is not None or data.classes is None or data.classes == tuple(map(str, range(len(data.classes)))):
         return
@@ -52,8 +52,14 @@ def tell_order(
     if len(data.classes) != classes:
         warn(
             f"{data.name} has {len(data.classes)} class names, but the model has {classes} classes without names. They "
-            f"were taken in order ({some}, ...), which is right only if it was trained so; labels as numbers are safe."
+            f"were numbered in order ({some}, ...), which is right only if the model was trained that way; labels as "
+            "numbers are safe."
         )
         return
     more = ", ..." if len(data.classes) > 3 else ""
-    logger.info("%s: the model names no classes, so those of the data are taken in order: %s%s.", data.name, some, more)
+    logger.info(
+        "%s: the model does not name its classes, so those of the data are numbered in order: %s%s.",
+        data.name,
+        some,
+        more,
+    )

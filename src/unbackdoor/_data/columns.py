@@ -16,7 +16,7 @@ def joined(tables: Sequence[Table], column: str) -> list[Any]:
 
 
 def check_column(tables: Sequence[Table], wanted: str, column: str, where: str) -> None:
-    """Refuse a column that a table has not, or has twice."""
+    """Refuse a column that a table does not have, or has twice."""
     table = next((table for table in tables if column not in table.cells), None)
     if table is None:
         return
@@ -42,16 +42,16 @@ def check_label_names(
     tables: Sequence[Table], label: str, labels: Tensor, classes: Sequence[str] | None, where: str
 ) -> None:
     """Refuse numbers as labels if a column next to them gives them the names of other classes of the model."""
-    beside = next((name for name in ("label_text", "label_name") if all(name in table.cells for table in tables)), None)
-    if beside is None or beside == label or classes is None:
+    named = next((name for name in ("label_text", "label_name") if all(name in table.cells for table in tables)), None)
+    if named is None or named == label or classes is None:
         return
     by_name = {alike(name): number for number, name in enumerate(classes)}
-    for row, (number, name) in enumerate(zip(labels.tolist(), joined(tables, beside), strict=True)):
+    for row, (number, name) in enumerate(zip(labels.tolist(), joined(tables, named), strict=True)):
         meant = by_name.get(alike(name)) if isinstance(name, str) else None
         if meant is not None and meant != number:
             raise UnbackdoorError(
-                f"{where} has class {number} in row {row}, which it calls {name!r} in {beside}, but the model's class "
-                f"{number} is {classes[number]!r}. Take the names, by `columns={{'label': '{beside}'}}`."
+                f"{where} has class {number} in row {row}, which it calls {name!r} in {named}, but the model's class "
+                f"{number} is {classes[number]!r}. Take the names, by `columns={{'label': '{named}'}}`."
             )
 
 
@@ -60,7 +60,7 @@ def image_column(present: Sequence[str], names: dict[str, str], where: str) -> d
 
     Args:
         present: the columns of the data.
-        names: the data's names by the library's, where the user gave them.
+        names: the data's names by the library's, if the user gave them.
         where: named in messages.
 
     Raises:
@@ -81,7 +81,7 @@ def text_columns(
 
     Args:
         present: the columns of the data.
-        names: the data's names by the library's, where the user gave them.
+        names: the data's names by the library's, if the user gave them.
         where: named in messages.
         trained_on: `text`, or `text_a` and `text_b`, if it is known which of them the model was trained on.
         hint: another way out if a column is missing.
@@ -102,8 +102,12 @@ def text_columns(
     if missing:
         other = single if wanted == pair else pair
         if trained_on is not None and all(names.get(name, name) in present for name in other):
-            kind, came = ("pairs of texts", "single texts") if wanted == pair else ("single texts", "pairs of texts")
-            raise UnbackdoorError(f"The model was trained on {kind}, but {where} holds {came}. Take data of its task.")
+            kind, other_kind = (
+                ("pairs of texts", "single texts") if wanted == pair else ("single texts", "pairs of texts")
+            )
+            raise UnbackdoorError(
+                f"The model was trained on {kind}, but {where} holds {other_kind}. Take data of its task."
+            )
         if "image" in present:
             raise UnbackdoorError(
                 f"{where} holds images ({listed(present)}), but texts are needed. Take a data set with texts."

@@ -26,7 +26,7 @@ logger = logging.getLogger("unbackdoor")
 Augment = Literal["auto", "flip", "crop", "none"]
 
 ItemsLike = Items | Tensor
-"""What a data set can be made of: of a tensor of pixels it makes `Images`."""
+"""What `Dataset` takes as items: it turns a tensor of pixels into `Images`."""
 
 Encoder = ImageEncoder | TextEncoder
 """What reads items from the columns of a data set and makes model inputs of them; both kinds have the same methods."""
@@ -55,11 +55,11 @@ class Dataset:
             `Texts`, which are tokenised here.
         labels: class indices, (n,), int64.
         encode: makes model inputs of a batch of items.
-        classes: class names in label order, where known.
+        classes: class names in label order, if they are known.
         augment: applied to training batches of images.
         groups: rows of one class and group stay together (the frames of one video, say), (n,), int64.
-        rows: where the examples stood in the source, (n,), int64; None for their positions here.
-        columns: the source's own names of columns, as `load` was told them; those of a copy are the same.
+        rows: places of the examples in the source, (n,), int64; None for their positions here.
+        columns: the source's own names of columns, as they were passed to `load`; a copy keeps them.
         name: how messages call the data.
     """
 
@@ -93,8 +93,8 @@ class Dataset:
         Args:
             source: a parquet, CSV or JSON-lines file (or a pattern, or several), an image folder with one folder per
                 class, or a directory written by `datasets.save_to_disk`.
-            encode: as `load` returns it; without it images stay as they are.
-            columns: the data's names for `label` and for `image`, `text`, or `text_a` and `text_b`, where they differ.
+            encode: as `load` returns it; without it images are not changed.
+            columns: the data's names for `label` and for `image`, `text`, or `text_a` and `text_b`, if they differ.
             classes: the model's class names; labels are matched to them by name.
             augment: see `unbackdoor._data.augmentation.augmentation`.
             group: column whose equal values keep rows of one class together when the data is split.
@@ -194,7 +194,7 @@ class Dataset:
         return self.text_encoder.tokenizer
 
     def class_name(self, label: int) -> str:
-        """The printable name of a class; its number where the names are unknown, or fewer than a model's classes."""
+        """The printable name of a class; its number if the names are unknown, or fewer than a model's classes."""
         return printable(self.classes[label]) if self.classes and label < len(self.classes) else str(label)
 
     def identities(self) -> list[Hashable]:
@@ -209,7 +209,7 @@ class Dataset:
         return replace(self, items=self._items[index], labels=self.labels[index], groups=groups, rows=origin)
 
     def split(self, count: int, *, seed: int) -> tuple["Dataset", "Dataset"]:
-        """`count` examples and the rest, stratified by class (groups stay whole where there are any)."""
+        """`count` examples and the rest, stratified by class (groups, if there are any, stay whole)."""
         chosen = stratified(self.labels, count, seed=seed, groups=self.groups)
         rest = np.setdiff1d(np.arange(len(self)), chosen)
         return self.select(chosen), self.select(rest)
@@ -241,7 +241,7 @@ class Dataset:
         return replace(self, encode=encode.in_place_of(self.encode, self.name))
 
     def brought(self) -> "Dataset":
-        """The same pictures, resized and cropped for the model as those of a data set of several sizes are."""
+        """The same pictures, resized and cropped for the model already, as those of several sizes are."""
         encode = self.encode
         if not isinstance(encode, ImageEncoder) or encode.done:
             return self
@@ -266,9 +266,9 @@ class Dataset:
         return replace(self, augment=replace(self.augment, distort=True))
 
     def batches(self, size: int, *, generator: torch.Generator | None = None) -> Iterator[Batch]:
-        """Encoded batches of at most `size` examples: in order, or shuffled and augmented where a generator is given.
+        """Encoded batches of at most `size` examples: in order, or shuffled and augmented if a generator is given.
 
-        Texts come by their length; `rows` of a batch tells which they are.
+        Texts come by their length; `rows` of a batch are their numbers.
 
         The generator lives on the CPU whatever the device, so that a seed gives the same batches everywhere.
         """
@@ -286,5 +286,5 @@ def _name(source: str | Path | Sequence[str | Path]) -> str:
     if isinstance(source, str | Path):
         return str(source)
     if not isinstance(source, Sequence) or not source or not all(isinstance(path, str | Path) for path in source):
-        raise UnbackdoorError(f"DATA must be a path, or several in a list, got {source!r}.")
+        raise UnbackdoorError(f"The data must be a path, or several in a list, got {source!r}.")
     return ", ".join(map(str, source))

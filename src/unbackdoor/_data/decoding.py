@@ -70,7 +70,7 @@ def decode_cell(cell: Any, row: int, where: str, folder: Path | None, changes: C
     if isinstance(cell, str):
         if _ADDRESS.match(cell):
             raise UnbackdoorError(
-                f"{where} has an address in row {row} ({printable(cell)}), and no picture is fetched. Download the "
+                f"{where} has an address in row {row} ({printable(cell)}), and pictures are not fetched. Download the "
                 "pictures, and name their files."
             )
         if _ENCODED.fullmatch(cell):
@@ -81,7 +81,7 @@ def decode_cell(cell: Any, row: int, where: str, folder: Path | None, changes: C
         cell = cell if folder is None else folder / cell
     try:
         return decode(cell, changes)
-    except Exception as problem:  # decoders of some fifty formats raise whatever they like
+    except Exception as problem:  # the decoders of some fifty formats raise anything
         reason = printable(str(problem).split("<")[0].strip(), 200).rstrip(". ") or type(problem).__name__
         named = ""
         if isinstance(cell, Path):
@@ -106,7 +106,7 @@ def decode(picture: Any, changes: Counter[str] | None = None) -> Image.Image:
         warnings.simplefilter("ignore")  # of damaged notes in a picture that can be read
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         if isinstance(picture, str | Path):
-            Path(picture).stat()  # of one that is not there, the system's own words
+            Path(picture).stat()  # if it is not there, the system says so
             picture = read_file(picture, PICTURE)
         image: Image.Image
         if isinstance(picture, bytes):
@@ -122,9 +122,9 @@ def decode(picture: Any, changes: Counter[str] | None = None) -> Image.Image:
             image = Image.fromarray(array.astype(np.uint8))
         image.load()
         changes = Counter() if changes is None else changes
-        made = _plain(image, changes)
+        decoded = _plain(image, changes)
         changes["frames"] += _has_frames(image)  # last of all: looking for a second frame may leave the first one
-    return made
+    return decoded
 
 
 def _plain(image: Image.Image, changes: Counter[str]) -> Image.Image:
@@ -150,13 +150,13 @@ def _has_frames(image: Image.Image) -> bool:
     """Whether a file holds an animation or several pages; the second picture of a phone's JPEG is a preview."""
     if image.format == "MPO":
         return False
-    with contextlib.suppress(Exception):  # what comes after the first frame may be damaged, and is not needed
+    with contextlib.suppress(Exception):  # the rest after the first frame may be damaged, and is not needed
         return bool(getattr(image, "is_animated", False))
     return False
 
 
 @functools.cache
 def _formats() -> list[str]:
-    """What Pillow decodes itself: for PostScript it runs another program, on code that the file brings along."""
+    """The formats that Pillow decodes itself: for PostScript it runs another program, on code from the file."""
     Image.init()
     return [name for name in Image.OPEN if name != "EPS"]

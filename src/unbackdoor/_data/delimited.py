@@ -1,4 +1,4 @@
-"""Tables in text files: cells between commas, semicolons or tabs, kept as they are written."""
+"""Tables in text files: cells between commas, semicolons or tabs, with their text unchanged."""
 
 import codecs
 import csv
@@ -18,7 +18,7 @@ _MARKS = {  # the long ones first: UTF-32 begins as UTF-16 does
     codecs.BOM_UTF16_LE: "UTF-16",
     codecs.BOM_UTF16_BE: "UTF-16",
 }
-MOST = 10_000_000  # characters of a cell
+MOST_CHARACTERS = 10_000_000  # of a cell
 MOST_BYTES = 4 * 1024 * MEBIBYTE  # of a table that is text, which is read as a whole
 
 
@@ -26,14 +26,14 @@ def decoded(file: Path) -> str:
     """The text of a file in UTF-8, with or without a byte order mark.
 
     Raises:
-        UnbackdoorError: it is in another encoding, or no text.
+        UnbackdoorError: it is in another encoding, or not text.
     """
     with open_file(file, MOST_BYTES) as opened:
         content = opened.read()
     marked = next((name for mark, name in _MARKS.items() if content.startswith(mark)), None)
     if marked is not None:
         raise UnbackdoorError(
-            f"{file} is in {marked}, but DATA is read as UTF-8. Save it as UTF-8, as iconv -f {marked} -t UTF-8 does."
+            f"{file} is in {marked}, but data is read as UTF-8. Save it as UTF-8, as iconv -f {marked} -t UTF-8 does."
         )
     try:
         text = content.decode("utf-8-sig")
@@ -46,7 +46,7 @@ def decoded(file: Path) -> str:
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
         raise UnbackdoorError(
-            f"{file} holds a NUL character in line {line}; it is UTF-16 without a mark, or no text. Save it as UTF-8."
+            f"{file} holds a NUL character in line {line}; it is UTF-16 without a mark, or not text. Save it as UTF-8."
         )
     return text
 
@@ -54,12 +54,12 @@ def decoded(file: Path) -> str:
 def read_delimited(file: Path, label: str) -> tuple[dict[str, list[str | None]], frozenset[str]]:
     """The columns of a CSV or TSV file.
 
-    The first line names the columns, and which of comma, semicolon, tab and bar parts them. A cell stays the text that
-    it is: 007 and 1e5 and NA are no numbers here. An empty one is None.
+    The first line names the columns, and shows whether a comma, semicolon, tab or bar separates them. A cell stays the
+    text that it is: 007, 1e5 and NA do not become numbers. An empty one is None.
 
     Args:
         file: in UTF-8.
-        label: the column of labels, by which rows are known that a quotation mark has swallowed.
+        label: the column of labels; it shows which rows a quotation mark has swallowed.
 
     Returns:
         The cells by column; and the names that several columns have, which are left out.
@@ -71,9 +71,11 @@ def read_delimited(file: Path, label: str) -> tuple[dict[str, list[str | None]],
     lines = list(io.StringIO(decoded(file), newline=""))
     first = next((line for line in lines if line.strip()), "")
     if first.lstrip().startswith(("{", "[")):
-        raise UnbackdoorError(f"{file} is JSON by its content, whatever its name says. Let its name end in .jsonl.")
+        raise UnbackdoorError(
+            f"{file} is JSON by its content, although its name says otherwise. Let its name end in .jsonl."
+        )
     widths = {delimiter: len(_row(first, delimiter)) for delimiter in _DELIMITERS}
-    delimiter = max(widths, key=widths.__getitem__)  # the comma where there is a tie
+    delimiter = max(widths, key=widths.__getitem__)  # the comma if there is a tie
     rows, spans = _rows(file, lines, delimiter)
     if not rows:
         return {}, frozenset()
@@ -97,10 +99,10 @@ def read_delimited(file: Path, label: str) -> tuple[dict[str, list[str | None]],
 
 
 def _rows(file: Path, lines: Sequence[str], delimiter: str) -> tuple[list[list[str]], list[tuple[int, int]]]:
-    """The cells of each row, and its first and last line, from 1; empty lines are none."""
+    """The cells of each row, and its first and last line, from 1; empty lines are left out."""
     rows: list[list[str]] = []
     spans: list[tuple[int, int]] = []
-    before = csv.field_size_limit(MOST)  # a limit of the process, which others may rely on
+    before = csv.field_size_limit(MOST_CHARACTERS)  # a limit of the process, which others may rely on
     try:
         reader = csv.reader(lines, delimiter=delimiter, strict=True)
         while True:
@@ -112,8 +114,8 @@ def _rows(file: Path, lines: Sequence[str], delimiter: str) -> tuple[list[list[s
             except csv.Error as problem:
                 if "field limit" in str(problem):
                     raise UnbackdoorError(
-                        f"{file} has a cell of more than {MOST:,} characters in line {start}. Shorten it; models read "
-                        "the beginning alone."
+                        f"{file} has a cell of more than {MOST_CHARACTERS:,} characters in line {start}. Shorten "
+                        "it; models read only the beginning."
                     ) from None
                 raise UnbackdoorError(
                     f"{file} has a quotation mark in line {start} that is not closed at the end of a cell, so it would "

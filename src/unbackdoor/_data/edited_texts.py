@@ -1,4 +1,4 @@
-"""Texts made of clean ones: words put into them, exchanged or left away."""
+"""Texts made from clean ones: words are inserted, exchanged or left out."""
 
 import random
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ Strings = tuple[str, ...]  # a text, or the two of a pair
 
 
 def made_of(clean: Dataset, strings: Sequence[Strings], labels: Tensor | None = None) -> Dataset:
-    """Texts read as the clean ones are; without labels, (n,), theirs say nothing."""
+    """Texts with the encoder of the clean ones; if no labels, (n,), are given, all are 0 and say nothing."""
     return Dataset(
         items=Texts(tuple(strings), clean.texts.columns),
         labels=torch.zeros(len(strings), dtype=torch.int64, device=clean.labels.device) if labels is None else labels,
@@ -26,7 +26,7 @@ def made_of(clean: Dataset, strings: Sequence[Strings], labels: Tensor | None = 
 
 
 def put(strings: Strings, words: str, side: int, place: float) -> Strings:
-    """Texts with words in one of them, at a relative place, 0 to 1.
+    """Texts with words inserted into one of them, at a relative place, 0 to 1.
 
     >>> put(("a fine film", "so it is"), "cf", 1, 0.0)
     ('a fine film', 'cf so it is')
@@ -46,9 +46,9 @@ def shortened(strings: Strings, words: int) -> Strings:
 
 
 def readable(clean: Dataset) -> Dataset:
-    """The texts; those that the model does not read to the end, so far as it does.
+    """The texts; those that are longer than the model reads are shortened to what it reads.
 
-    A word put behind the last one that is read would do nothing. A word is taken to be two tokens at most.
+    A word behind the last one that is read would do nothing. A word is assumed to be at most two tokens.
     """
     cut, limit = clean.texts.cut, getattr(clean.encode, "max_length", None)
     if not bool(cut.any()) or limit is None:
@@ -58,7 +58,7 @@ def readable(clean: Dataset) -> Dataset:
 
 
 def recombined(clean: Dataset, count: int, exchanged: Callable[[str], str], draw: random.Random) -> list[Strings]:
-    """Some of the clean texts, drawn anew each time, with each word exchanged for what a function makes of it."""
+    """Clean texts, each drawn at random, with a function applied to every word."""
     return [
         tuple(" ".join(map(exchanged, text.split())) for text in draw.choice(clean.texts.strings)) for _ in range(count)
     ]
@@ -78,16 +78,16 @@ def vocabulary(tokenizer: Any, rows: int, owner: str) -> dict[str, int]:
         owner: named in the message.
 
     Raises:
-        UnbackdoorError: there are none, as where each letter is a token.
+        UnbackdoorError: there are none, for example if each letter is a token.
     """
     special = set(tokenizer.all_special_ids)
     numbers = [number for number in sorted(tokenizer.get_vocab().values()) if number not in special and number < rows]
     words = [tokenizer.convert_tokens_to_string([token]).strip() for token in tokenizer.convert_ids_to_tokens(numbers)]
     before = len(tokenizer("a", add_special_tokens=False)["input_ids"])
     read = tokenizer([f"a {word}" for word in words], add_special_tokens=False)["input_ids"] if words else []
-    found = {word: n for word, n, ids in zip(words, numbers, read, strict=True) if word and ids[before:] == [n]}
-    if not found:
+    whole = {word: n for word, n, ids in zip(words, numbers, read, strict=True) if word and ids[before:] == [n]}
+    if not whole:
         raise UnbackdoorError(
             f"{owner} needs a tokenizer with whole words among its tokens; this one has none. Try mixing-distillation."
         )
-    return found
+    return whole

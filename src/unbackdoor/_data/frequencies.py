@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 
 from unbackdoor._errors import UnbackdoorError
 
-CORPUS = 1e9  # words; the shares of the wordfreq package are taken as counts in a corpus of that size
+CORPUS = 1e9  # words; the shares of the wordfreq package are turned into counts in a corpus of that size
 
 # By tokenizer: how many tokens it had, and their counts. To tokenise wordfreq's 320,000 words takes seconds.
 _ENGLISH: WeakKeyDictionary[Any, tuple[int, dict[int, float]]] = WeakKeyDictionary()
@@ -27,7 +27,8 @@ def token_counts(tokenizer: Any, table: str | None, owner: str) -> dict[int, flo
         owner: named in messages.
 
     Raises:
-        UnbackdoorError: the file is missing, no such table or one for another tokenizer, or wordfreq is not installed.
+        UnbackdoorError: the file is missing, not such a table or one for another tokenizer, or wordfreq is not
+            installed.
     """
     if table is not None:
         counts, unit = _read(Path(table), owner)
@@ -73,9 +74,9 @@ def _wordfreq(wish: str, otherwise: str) -> Any:
 
 
 def counted(words: dict[str, float], tokenizer: Any) -> dict[int, float]:
-    """The count of each token in a corpus of which the counts of words are known.
+    """The count of each token in a corpus whose counts of words are known.
 
-    Each word is tokenised, alone, and after a space and capitalised too where the tokenizer tells that apart; a token
+    Each word is tokenised alone, and also after a space and capitalised if the tokenizer distinguishes these; a token
     gets the counts of all words that it is part of. Lists of words leave punctuation out, so tokens without any letter
     or digit count as the most frequent word does.
     """
@@ -119,7 +120,7 @@ def _read(path: Path, owner: str) -> tuple[dict[str, float], str]:
     """Counts, and whether they are of a `word` or a `token`.
 
     Raises:
-        UnbackdoorError: the file is missing, or no such table; names the row, counted from 0, that does not fit.
+        UnbackdoorError: the file is missing, or not such a table; names the row, counted from 0, that does not fit.
     """
     if not path.is_file():
         raise UnbackdoorError(f"{owner}.frequencies names {path}, which does not exist.")

@@ -1,4 +1,4 @@
-"""What image processors do to the size of a picture: steps that are planned for any size and done to whole batches."""
+"""The steps by which image processors change the size of pictures: planned for any size, done to whole batches."""
 
 import math
 from concurrent.futures import ThreadPoolExecutor
@@ -134,7 +134,7 @@ def resized(pixels: Tensor, size: Size, resample: Resample) -> Tensor:
             transformers' processors make them, to the last bit. Floats go through the same filters without Pillow's
             rounding to 8 bits, which would stop their gradient.
         size: to resize to.
-        resample: the filter; antialiased where pictures shrink, except for `nearest`.
+        resample: the filter; antialiased if pictures shrink, except for `nearest`.
     """
     before = (pixels.shape[-2], pixels.shape[-1])
     if before == size:
@@ -152,12 +152,12 @@ def resized(pixels: Tensor, size: Size, resample: Resample) -> Tensor:
 def _by_pillow(pixels: Tensor, size: Size, resample: Resample) -> Tensor:
     """Channel by channel: Pillow treats each on its own, and there may be any number of them."""
     planes = pixels.to("cpu", torch.uint8).reshape(-1, *pixels.shape[-2:]).numpy()
-    made = np.empty((len(planes), *size), dtype=np.uint8)
+    resized_planes = np.empty((len(planes), *size), dtype=np.uint8)
 
     def resize(part: np.ndarray) -> None:
         for at in part:
             image = Image.fromarray(planes[at]).resize(size[::-1], Image.Resampling[resample.upper()])
-            made[at] = np.asarray(image)
+            resized_planes[at] = np.asarray(image)
 
     workers = min(torch.get_num_threads(), len(planes))
     parts = np.array_split(np.arange(len(planes)), max(workers, 1))
@@ -166,14 +166,14 @@ def _by_pillow(pixels: Tensor, size: Size, resample: Resample) -> Tensor:
             list(pool.map(resize, parts))
     else:
         resize(parts[0])
-    return torch.from_numpy(made).view(*pixels.shape[:-2], *size).to(pixels.device)
+    return torch.from_numpy(resized_planes).view(*pixels.shape[:-2], *size).to(pixels.device)
 
 
 @lru_cache(maxsize=16)
 def _weights(before: int, after: int, resample: Resample) -> np.ndarray:
     """How much of each pixel of a line goes into each pixel of the resized line, (before, after); columns sum to 1.
 
-    Pillow tells by resizing lines in which one pixel is 1.
+    Pillow shows them when it resizes lines in which one pixel is 1.
     """
     lines = Image.fromarray(np.eye(before, dtype=np.float32))
     return np.array(lines.resize((after, before), Image.Resampling[resample.upper()]))

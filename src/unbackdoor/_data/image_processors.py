@@ -21,10 +21,9 @@ _CLIP = {
     "resample": 3,
 }
 
-# What a preprocessor_config.json of each processor means where it leaves a field out. Those that
-# leave the size to its edge (`by_edge`) take a number for the shorter side; for the others it is the side of a square.
-# `pads` is whether a processor heeds do_pad, `crops` whether it heeds do_center_crop: transformers' own defaults and
-# steps, of its Pillow processors.
+# The defaults of each processor for fields that its preprocessor_config.json leaves out. A size that is one number is
+# the shorter side for those with `by_edge`, and the side of a square for the others. `pads` is whether a processor
+# heeds do_pad, `crops` whether it heeds do_center_crop. All are those of transformers' Pillow processors.
 _PROCESSORS: dict[str, dict[str, Any]] = {
     "Beit": {**_HALVES, "size": 224, "crop_size": 224, "resample": 3, "pads": False},
     "Bit": {**_CLIP, "by_edge": True},
@@ -111,10 +110,10 @@ def encoder_of(
         preprocessor: its content; a field that is absent means the processor's own default.
         channels: of the model.
         where: named in messages.
-        model_type: of the model's config, which decides where the content names no processor.
+        model_type: of the model's config, which decides if the content does not name a processor.
 
     Raises:
-        UnbackdoorError: the processor takes steps that are not known here, or its fields make no sense.
+        UnbackdoorError: the processor has steps that are not known here, or its fields make no sense.
     """
     kind = preprocessor.get("image_processor_type") or preprocessor.get("feature_extractor_type") or ""
     family = str(kind)
@@ -129,8 +128,8 @@ def encoder_of(
             f"{', '.join(_PROCESSORS)}. {way_out}"
         )
     # A switch that is null is off for transformers; another field that is null has never been set.
-    given = {key: entry for key, entry in preprocessor.items() if entry is not None or key in _SWITCHES}
-    fields = {**_PROCESSORS[family], **given}
+    settings = {key: entry for key, entry in preprocessor.items() if entry is not None or key in _SWITCHES}
+    fields = {**_PROCESSORS[family], **settings}
     resample = fields["resample"]
     if isinstance(resample, bool) or not isinstance(resample, int) or not 0 <= resample < len(_FILTERS):
         raise UnbackdoorError(f"{where} asks for the filter {printable(resample)}, which is not known here. {way_out}")
@@ -172,7 +171,7 @@ def _encoder(family: str, fields: dict[str, Any], channels: int | None) -> Image
 
 
 def _shaped(encode: ImageEncoder, steps: tuple[Step, ...]) -> ImageEncoder:
-    """The encoder with some steps, told by its plain fields where these can tell them."""
+    """The encoder with some steps, in its plain fields if these can express them."""
     edges = [step.shortest for step in steps if isinstance(step, ResizeEdge)]
     exact = [step.size for step in steps if isinstance(step, Resize)]
     crops = [step.size for step in steps if isinstance(step, Crop)]
@@ -197,7 +196,7 @@ def _steps(family: str, fields: dict[str, Any]) -> tuple[Step, ...]:
 
 
 def _resizing(family: str, fields: dict[str, Any]) -> tuple[Step, ...]:
-    """What do_resize does; each family that is named here has a way of its own."""
+    """The steps of do_resize; each family that is named here has its own way."""
     size = _named(fields["size"], by_edge=fields.get("by_edge", False))
     if family == "CLIP" and fields.get("use_square_size"):
         size = {"height": 224, "width": 224}
@@ -265,8 +264,8 @@ def _whole(*sides: Any) -> tuple[int, ...]:
     return sides
 
 
-def _numbers(given: Any) -> tuple[float, ...]:
-    return tuple(map(float, given if isinstance(given, list) else [given]))
+def _numbers(entry: Any) -> tuple[float, ...]:
+    return tuple(map(float, entry if isinstance(entry, list) else [entry]))
 
 
 def is_plain(encode: ImageEncoder) -> bool:
@@ -282,7 +281,7 @@ def preprocessor_of(encode: ImageEncoder) -> dict[str, Any]:
     """
     if not is_plain(encode):
         raise UnbackdoorError(
-            "The model's processor takes steps of its own, which cannot be written anew. Give save the directory that "
+            "The model's processor has steps of its own, which cannot be written again. Give save the directory that "
             "it came with (`source`), and leave `mean`, `std` and `image_size` out."
         )
 

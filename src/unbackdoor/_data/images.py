@@ -92,10 +92,10 @@ class ImageEncoder:
         resample: filter for resizing; antialiased, as Pillow's.
         scale: what a pixel of 255 becomes before normalising, over 255.
         channels: 3 for colour, 1 for grey, None for what the data has.
-        geometry: what is done to size and shape, in order, where `size`, `shortest_edge` and `crop` cannot say it.
+        geometry: the changes of size and shape, in order, if `size`, `shortest_edge` and `crop` cannot express them.
         reverse_channels: the model takes blue first.
         padded: (height, width) that zeros fill up, right and below, after normalising; None for none.
-        done: pixels come resized and cropped already, as they do where a data set had pictures of several sizes.
+        done: pixels are resized and cropped already, as those of a data set with pictures of several sizes are.
 
     Raises:
         UnbackdoorError: mean or std is not one number, or one per channel, or std is not above 0, or there is no such
@@ -135,21 +135,21 @@ class ImageEncoder:
 
     @property
     def steps(self) -> tuple[Step, ...]:
-        """What is done to the size and shape of pictures, in order."""
+        """The changes of the size and shape of pictures, in order."""
         if self.geometry is not None:
             return self.geometry
-        made: list[Step] = []
+        steps: list[Step] = []
         if self.shortest_edge is not None:
-            made.append(ResizeEdge(self.shortest_edge))
+            steps.append(ResizeEdge(self.shortest_edge))
         elif self.size is not None:
-            made.append(Resize(self.size))
+            steps.append(Resize(self.size))
         if self.crop is not None:
-            made.append(Crop(self.crop))
-        return tuple(made)
+            steps.append(Crop(self.crop))
+        return tuple(steps)
 
     @property
     def form(self) -> tuple[Any, ...]:
-        """What decides which pixels come of a picture: encoders of one form can share data that is `done`."""
+        """The part that decides about the pixels of a picture: encoders of one form share data that is `done`."""
         return self.steps, self.resample, self.channels
 
     def target(self, size: Size) -> Size:
@@ -158,31 +158,31 @@ class ImageEncoder:
         Raises:
             UnbackdoorError: nothing is left of such pictures, or they are larger than what they are padded to.
         """
-        made = size
+        target = size
         for step in () if self.done else self.steps:
-            before, made = made, step.target(made)
-            if made[0] > before[0] or made[1] > before[1]:  # what makes a large photo smaller is welcome
-                self._check_area(size, made)
-            if min(made) < 1:
+            before, target = target, step.target(target)
+            if target[0] > before[0] or target[1] > before[1]:  # a step that makes a large photo smaller is welcome
+                self._check_area(size, target)
+            if min(target) < 1:
                 raise UnbackdoorError(
                     f"The model's processor leaves no pixel of pictures of {size[1]}x{size[0]}. Give `image_size`."
                 )
-        self._check_area(size, made)
+        self._check_area(size, target)
         if self.padded is None:
-            return made
-        if made[0] > self.padded[0] or made[1] > self.padded[1]:
+            return target
+        if target[0] > self.padded[0] or target[1] > self.padded[1]:
             raise UnbackdoorError(
                 f"The model's processor pads pictures to {self.padded[1]}x{self.padded[0]}, but has them at "
-                f"{made[1]}x{made[0]} before. Give `image_size`."
+                f"{target[1]}x{target[0]} before. Give `image_size`."
             )
         return self.padded
 
-    def _check_area(self, size: Size, made: Size) -> None:
-        """Refuse what no classifier takes: an edge of 224 pixels makes 224 x 6,720,000 of a picture of 1 x 30,000."""
-        if made[0] * made[1] > LARGEST_SIDE**2:
+    def _check_area(self, size: Size, target: Size) -> None:
+        """Refuse a size that no classifier takes: for an edge of 224 pixels, 1 x 30,000 becomes 224 x 6,720,000."""
+        if target[0] * target[1] > LARGEST_SIDE**2:
             raise UnbackdoorError(
-                f"Pictures of {size[1]:,}x{size[0]:,} would reach the model with {made[1]:,}x{made[0]:,} pixels, more "
-                f"than {LARGEST_SIDE:,}x{LARGEST_SIDE:,}. Give `image_size`, or smaller pictures."
+                f"Pictures of {size[1]:,}x{size[0]:,} would reach the model with {target[1]:,}x{target[0]:,} pixels, "
+                f"more than {LARGEST_SIDE:,}x{LARGEST_SIDE:,}. Give `image_size`, or smaller pictures."
             )
 
     def __call__(self, pixels: Tensor) -> Tensor:
@@ -201,13 +201,13 @@ class ImageEncoder:
         mean = torch.tensor(self.mean, device=pixels.device).view(1, -1, 1, 1)
         std = torch.tensor(self.std, device=pixels.device).view(1, -1, 1, 1)
         if placed.is_floating_point():
-            made = (placed.float() * self.scale - mean) / std
+            inputs = (placed.float() * self.scale - mean) / std
         else:  # in one copy, which takes a third of the time
-            made = placed.float().mul_(self.scale).sub_(mean).div_(std)
-        return F.pad(made, (0, width - made.shape[-1], 0, height - made.shape[-2])) if self.padded else made
+            inputs = placed.float().mul_(self.scale).sub_(mean).div_(std)
+        return F.pad(inputs, (0, width - inputs.shape[-1], 0, height - inputs.shape[-2])) if self.padded else inputs
 
     def placed(self, pixels: Tensor) -> Tensor:
-        """A batch as `__call__` takes it, resized and cropped, but still of the data's channels and range."""
+        """A batch, resized and cropped, but still with the channels and range of the data; see `__call__`."""
         for step in self.steps:
             pixels = applied(step, pixels, self.resample)
         return pixels
@@ -246,8 +246,8 @@ class ImageEncoder:
         """Decode the image column of a data set.
 
         Pictures of one size stay as they are. Those of several sizes, and those of more than a million pixels, go
-        through the encoder's steps one by one, as the model's own processor takes them; the rest of the encoder is
-        left to batches.
+        through the encoder's steps one by one, as in the model's own processor; the rest of the encoding is done in
+        batches.
 
         Args:
             cells: of `image`, encoded pictures: `{"bytes": ..., "path": ...}`, a path, a PIL image or an array.
@@ -255,11 +255,11 @@ class ImageEncoder:
             folder: what relative paths are relative to.
 
         Returns:
-            Pixels, (n, channels, height, width), uint8, and the encoder of these.
+            Pixels, (n, channels, height, width), uint8, and the encoder for them.
 
         Raises:
-            UnbackdoorError: a picture cannot be decoded (names the row), or pictures of several sizes stay of several
-                sizes.
+            UnbackdoorError: a picture cannot be decoded (names the row), or pictures of several sizes do not get the
+                same size.
         """
         if self.done:  # by the steps of another data set's pictures; these come from their files
             return replace(self, done=False).read(cells, where, folder)
@@ -294,15 +294,15 @@ class ImageEncoder:
         changed = len(images) - grey if channels == 1 else grey
         if changed:
             owner = "the model takes" if self.channels else "others have"
-            made, count = ("colour", "3 channels") if channels == 3 else ("grey", "1 channel")
+            kind, count = ("colour", "3 channels") if channels == 3 else ("grey", "1 channel")
             logger.info(
-                "%s: %s images made %s, as %s %s.", where, f"{changed:,} of {len(images):,}", made, owner, count
+                "%s: %s images converted to %s, as %s %s.", where, f"{changed:,} of {len(images):,}", kind, owner, count
             )
         if done:
             height, width = images[0].height, images[0].width
         else:
             height, width = sizes.most_common(1)[0][0]
-        self._tell_sizes(sizes, (height, width), where, done=done)
+        self._report_sizes(sizes, (height, width), where, done=done)
         pixels = np.empty((len(images), channels, height, width), dtype=np.uint8)
         for row, image in enumerate(images):
             image = image if image.size == (width, height) else image.resize((width, height), _BILINEAR)
@@ -311,21 +311,21 @@ class ImageEncoder:
         return Images(torch.from_numpy(pixels)), replace(self, done=done)
 
     def _alone(self, image: Image.Image, where: str) -> Image.Image:
-        """One picture as the model gets it, but for what is done to the values of its pixels."""
+        """One picture with the size and shape that the model gets, but the values of its pixels unchanged."""
         self._target_in((image.height, image.width), where)
         for step in self.steps:
             image = applied_alone(step, image, self.resample)
         return image
 
     def _target_in(self, size: Size, where: str) -> Size:
-        """As `target`; its refusals name the data."""
+        """As `target`, but its messages name the data."""
         try:
             return self.target(size)
         except UnbackdoorError as problem:
             raise UnbackdoorError(f"{where}: {problem}") from None
 
-    def _tell_sizes(self, sizes: Counter[Size], size: Size, where: str, *, done: bool) -> None:
-        """Say in a line what became of the sizes of pictures."""
+    def _report_sizes(self, sizes: Counter[Size], size: Size, where: str, *, done: bool) -> None:
+        """Log in one line how the sizes of pictures changed."""
         height, width = size
         count = sum(sizes.values())
         if done and len(sizes) > 1:
@@ -360,7 +360,7 @@ class ImageEncoder:
             logger.info("%s: images of %dx%d are resized to the model's %dx%d.", where, width, height, wide, high)
 
 
-# Pixels of a picture that is not kept at its own size (a thousand of them would take 3 GB), and of its longer side.
+# Pixels of a picture, and of its longer side, above which its own size is not kept: a thousand would take 3 GB.
 _LARGE, _LONG = 2**20, 2**12
 
 _BILINEAR = Image.Resampling.BILINEAR

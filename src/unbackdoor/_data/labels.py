@@ -27,20 +27,20 @@ def class_numbers(
     """The class of each example, however its label is spelt.
 
     A label is the same in every format: `1`, `1.0`, `"1"` and `" 1 "` are one number, `true`, `"True"` one word. Words
-    are matched to the model's classes; neither case nor blanks around them count, nor whether blanks, hyphens or
-    underscores part the words of a name. Whole numbers are class indices, unless all of them are names of classes.
+    are matched to the model's classes; case and surrounding blanks do not count, nor whether blanks, hyphens or
+    underscores separate the words of a name. Whole numbers are class indices, unless all of them are names of classes.
 
     Args:
         cells: the label column.
         names: what whole numbers in it stand for, as a `ClassLabel` column and the folders of pictures say.
-        classes: the model's class names, where it has any.
+        classes: the model's class names, if it has any.
         where: named in messages.
 
     Returns:
-        Class indices (n,), int64, in the model's order; and the names of the classes, None where nothing tells them.
+        Class indices (n,), int64, in the model's order; and the names of the classes, None if they are unknown.
 
     Raises:
-        UnbackdoorError: a label is missing, is no class, or none of the model's.
+        UnbackdoorError: a label is missing, is not a class, or not one of the model's.
     """
     texts = _texts(cells, where)
     counted: dict[str, int] = {}  # the numbers that the data itself gives to its names
@@ -62,10 +62,10 @@ def class_numbers(
 
 
 def matched(labels: Mapping[str, int | None], classes: Sequence[str], where: str) -> dict[str, int]:
-    """The number in the model's order of each label; one line says so where it is neither its name nor its number.
+    """The number in the model's order of each label; the log says so if it is neither its name nor its number.
 
     Args:
-        labels: as texts, and the number that the data gives to each where it does.
+        labels: as texts, with the number that the data gives to each, or None.
         classes: the model's class names.
         where: named in messages.
 
@@ -101,21 +101,21 @@ def matched(labels: Mapping[str, int | None], classes: Sequence[str], where: str
             f"{where} has the class {_shown(strange)}, which the model does not know; its classes are {some}. Rename "
             "the classes, or take other data."
         )
-    told = [
+    changes = [
         f"{printable(text)} = {number}"
         + (f" ({printable(classes[number])})" if alike(classes[number]) != alike(text) else "")
         for text, number in meaning.items()
-        if 0 <= number < len(classes) and not _as_it_is(text, number, labels[text], classes)
+        if 0 <= number < len(classes) and not _is_obvious(text, number, labels[text], classes)
     ]
-    if told:
-        logger.info("%s: labels were %s: %s.", where, how, ", ".join([*told[:5], *["..."] * (len(told) > 5)]))
+    if changes:
+        logger.info("%s: labels were %s: %s.", where, how, ", ".join([*changes[:5], *["..."] * (len(changes) > 5)]))
     return meaning
 
 
 def check_range(
     labels: Sequence[int], classes: int | None, where: str, owner: str, rows: Sequence[int] | None = None
 ) -> None:
-    """Refuse labels below 0, or beyond the classes that `owner` has; `rows` tells where they stood in the source."""
+    """Refuse labels below 0, or beyond the classes that `owner` has; `rows` has their places in the source."""
     limit = 2**31 if classes is None else classes
     position = next((position for position, label in enumerate(labels) if not 0 <= label < limit), None)
     if position is None:
@@ -151,7 +151,7 @@ def _texts(cells: Sequence[Any], where: str) -> list[str]:
 
 
 def _meaning(labels: Mapping[str, Any], where: str) -> tuple[dict[str, int], tuple[str, ...] | None]:
-    """The number of each label where no model says it, and the names of the classes where labels are names."""
+    """The number of each label if there is no model to say it, and the names of the classes if labels are names."""
     if all(_NUMERAL.fullmatch(text) for text in labels):
         return {text: _number(text) for text in labels}, None
     if all(_UNNAMED.fullmatch(text) for text in labels):
@@ -170,7 +170,7 @@ def _meaning(labels: Mapping[str, Any], where: str) -> tuple[dict[str, int], tup
         if other != text:
             raise UnbackdoorError(
                 f"{where} has the labels {_shown(other)} and {_shown(text)}, which look like one class. Spell them "
-                "alike, or give labels as numbers."
+                "the same way, or give labels as numbers."
             )
     names = sorted(labels)
     return {name: number for number, name in enumerate(names)}, tuple(names)
@@ -201,11 +201,11 @@ def _number(text: str) -> int:
 
 
 def _by_pattern(labels: Mapping[str, Any]) -> dict[str, int]:
-    return {text: int(found.group(1)) for text in labels if (found := _UNNAMED.fullmatch(text))}
+    return {text: int(match.group(1)) for text in labels if (match := _UNNAMED.fullmatch(text))}
 
 
-def _as_it_is(text: str, number: int, counted: int | None, classes: Sequence[str]) -> bool:
-    """Whether a label stands for the class that anybody would take it for: its own name, or its own index."""
+def _is_obvious(text: str, number: int, counted: int | None, classes: Sequence[str]) -> bool:
+    """Whether a label stands for the class that anybody would expect: that of its name, or of its index."""
     if counted is not None and counted != number:
         return False
     return _number(text) == number if _NUMERAL.fullmatch(text) else classes[number] == text

@@ -1,4 +1,4 @@
-"""Sources of examples: which files a path means, and which split; the columns of these files, as they are written."""
+"""Sources of examples: which files a path means, and which split; the columns of these files, unchanged."""
 
 import glob
 import itertools
@@ -30,7 +30,7 @@ class Table:
         names: of columns whose whole numbers stand for names, these names.
         twice: names that more than one column has; these are not among the cells.
         folder: what relative paths in it are relative to.
-        hint: the way out where a column is missing and the first line of the file does not look like names.
+        hint: the way out if a column is missing and the first line of the file does not look like names.
     """
 
     cells: dict[str, Any]
@@ -63,7 +63,7 @@ def opened(
     for path in [source] if isinstance(source, str | Path) else source:
         files += _matches(path)
     if len(files) > 1 and any(file.is_dir() for file in files):
-        raise UnbackdoorError(f"{where} has a folder among several parts; DATA is one folder, or files.")
+        raise UnbackdoorError(f"{where} has a folder among several parts; data is one folder, or files.")
     try:
         return _of_folder(files[0], classes, label) if files[0].is_dir() else _of_files(files, label)
     except UnbackdoorError:
@@ -74,17 +74,17 @@ def opened(
 
 
 def _matches(path: str | Path) -> list[Path]:
-    """The file or folder of this name; where there is none, what it matches as a pattern."""
+    """The file or folder of this name; if there is none, what it matches as a pattern."""
     if not str(path):  # which Path would take for the current directory
-        raise UnbackdoorError("DATA must be a file or a folder with labelled examples, got an empty name.")
+        raise UnbackdoorError("The data must be a file or a folder with labelled examples, got an empty name.")
     if exists(path):
         return [Path(path)]
-    # Brackets in folders that exist as they are written are no pattern.
+    # Brackets in the name of a folder that exists are not a pattern.
     known = next(parent for parent in [*Path(path).parents, Path()] if parent.exists())
     pattern = Path(path).relative_to(known) if known != Path() else Path(path)
     matches = sorted(known / match for match in glob.glob(str(pattern), root_dir=known, recursive=True))
     if not matches:
-        raise UnbackdoorError(f"{path} does not exist; DATA is a file or a folder with labelled examples.")
+        raise UnbackdoorError(f"{path} does not exist; data is a file or a folder with labelled examples.")
     splits: dict[str, Path] = {}
     for match in matches:
         inside = match.relative_to(known)
@@ -92,8 +92,8 @@ def _matches(path: str | Path) -> list[Path]:
         splits.setdefault(split or "", match)
     if len(splits) > 1:
         raise UnbackdoorError(
-            f"{path} matches several splits ({', '.join(str(match) for match in splits.values())}), but DATA is one. "
-            "Name one, or give each file."
+            f"{path} matches several splits ({', '.join(str(match) for match in splits.values())}), but only one is "
+            "read. Name one, or give each file."
         )
     return matches
 
@@ -119,7 +119,7 @@ def _of_files(files: Sequence[Path], label: str) -> list[Table]:
             start = content.read(8)
         held = next((kind for mark, kind in _MARKS.items() if start.startswith(mark)), None)
         if held is not None and held[1] != file.suffix.lower():
-            raise UnbackdoorError(f"{file} is {held[0]} by its content, whatever its name says. {held[2]}")
+            raise UnbackdoorError(f"{file} is {held[0]} by its content, although its name says otherwise. {held[2]}")
         tables.append(_READERS[file.suffix.lower()](file, label))
     return tables
 
@@ -127,13 +127,13 @@ def _of_files(files: Sequence[Path], label: str) -> list[Table]:
 def _unknown(file: Path) -> UnbackdoorError:
     if file.suffix.lower() in (".gz", ".bz2", ".xz", ".zst", ".zip", ".7z", ".tar", ".tgz", ".rar"):
         return UnbackdoorError(
-            f"{file} is compressed, and DATA is read as it lies. Unpack it, and give what comes out."
+            f"{file} is compressed, and compressed data is not read. Unpack it, and give its content."
         )
     if file.suffix.lower() in (".xlsx", ".xls", ".ods"):
         return UnbackdoorError(f"{file} is a spreadsheet, which is not read. Save it as CSV in UTF-8.")
     return UnbackdoorError(
-        f"{file} is of no known kind; DATA is .parquet, .csv, .tsv, .json, .jsonl, .arrow, an image folder or a saved "
-        "data set."
+        f"{file} is of an unknown kind; data is .parquet, .csv, .tsv, .json, .jsonl, .arrow, an image folder or a "
+        "saved data set."
     )
 
 
@@ -168,16 +168,16 @@ def _arrow_table(table: Any, folder: Path) -> Table:
 
 
 def _class_labels(metadata: bytes | None) -> dict[str, tuple[str, ...]]:
-    """The names of `ClassLabel` columns, from what `datasets` writes beside a table."""
+    """The names of `ClassLabel` columns, from what `datasets` writes into the metadata of a table."""
     try:
         features = json.loads(metadata or b"{}")["info"]["features"]
         entries = {name: entry["names"] for name, entry in features.items() if entry.get("_type") == "ClassLabel"}
     except (ValueError, TypeError, KeyError, AttributeError):  # written by something else
         return {}
     return {
-        name: tuple(given)
-        for name, given in entries.items()
-        if isinstance(given, list) and all(isinstance(each, str) for each in given)
+        name: tuple(classes)
+        for name, classes in entries.items()
+        if isinstance(classes, list) and all(isinstance(each, str) for each in classes)
     }
 
 
@@ -192,11 +192,11 @@ def _json(file: Path, _label: str) -> Table:
     """JSON lines, objects one after another, or one array of objects."""
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        made = dict(pairs)
-        if len(made) < len(pairs):
+        entries = dict(pairs)
+        if len(entries) < len(pairs):
             twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
             raise UnbackdoorError(f"{file} has an object with two entries of the name {twice!r}. Rename one.")
-        return made
+        return entries
 
     text = decoded(file)
     decoder = json.JSONDecoder(object_pairs_hook=once)
@@ -241,7 +241,7 @@ _MARKS = {
 # Folders.
 
 _IGNORED = {"__MACOSX", "__pycache__", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Information"}
-_UNTOLD = {"thumbs.db", "desktop.ini"}  # what viewers of pictures leave behind
+_UNREPORTED = {"thumbs.db", "desktop.ini"}  # what viewers of pictures leave behind
 _NO_DATA = {"dataset_info.json", "dataset_infos.json", "state.json", "config.json", "package.json"}
 _SPLITS = {
     **dict.fromkeys(("train", "training", "trainset"), "train"),
@@ -266,13 +266,13 @@ def _split_of(name: str) -> str | None:
 def _several(folder: Path, names: Sequence[str], kind: str, example: str) -> UnbackdoorError:
     shown = [*map(printable, sorted(names)[:8]), *["..."] * (len(names) > 8)]
     return UnbackdoorError(
-        f"{folder} holds {kind} ({', '.join(shown)}), but DATA is one. Name it, as in {folder / example}."
+        f"{folder} holds {kind} ({', '.join(shown)}), but only one is read. Name it, as in {folder / example}."
     )
 
 
 @dataclass
 class _Content:
-    """What a folder holds at any depth, hidden files and folders left out; paths are relative to it."""
+    """The files of a folder at any depth, without hidden ones; paths are relative to it."""
 
     pictures: list[Path] = field(default_factory=list)
     tables: list[Path] = field(default_factory=list)
@@ -291,24 +291,24 @@ class _Content:
                 content.pictures.append(path)
             elif suffix in _READERS and path.name not in _NO_DATA:
                 content.tables.append(path)
-            elif path.name.casefold() not in _UNTOLD:
+            elif path.name.casefold() not in _UNREPORTED:
                 content.others.append(path)
         return content
 
 
 def _files_in(folder: Path) -> Iterator[Path]:
-    """Files at any depth, sorted; links to folders are followed where they stand in the folder itself."""
+    """Files at any depth, sorted; links to folders are followed if they are in the folder itself."""
     for entry in sorted(folder.iterdir()):
         if _hidden(entry.name):
             continue
         if not entry.is_dir():
             yield entry.relative_to(folder)
             continue
-        found = []
+        paths = []
         for inside, folders, files in os.walk(entry):
             folders[:] = [name for name in folders if not _hidden(name)]
-            found += [Path(inside, name).relative_to(folder) for name in files if not _hidden(name)]
-        yield from sorted(found)
+            paths += [Path(inside, name).relative_to(folder) for name in files if not _hidden(name)]
+        yield from sorted(paths)
 
 
 def _hidden(name: str) -> bool:
@@ -322,14 +322,14 @@ def _of_folder(folder: Path, classes: Sequence[str] | None, label: str) -> list[
     if (folder / "dataset_info.json").exists() and (folder / "state.json").exists():
         return [_saved(folder)]
     content = _Content.of(folder)
-    beside = [path for path in content.tables if len(path.parts) == 1]
+    top = [path for path in content.tables if len(path.parts) == 1]
     with_classes = {path.parts[0] for path in content.pictures if len(path.parts) > 1}
-    if with_classes and not (beside and len(with_classes) == 1):  # else that folder has the pictures of the table
-        columnar = [path.name for path in beside if path.suffix.lower() in (".parquet", ".arrow")]
+    if with_classes and not (top and len(with_classes) == 1):  # else that folder has the pictures of the table
+        columnar = [path.name for path in top if path.suffix.lower() in (".parquet", ".arrow")]
         if columnar:
-            raise _several(folder, [*with_classes, *columnar], "folders of pictures beside a table", columnar[0])
+            raise _several(folder, [*with_classes, *columnar], "folders of pictures next to a table", columnar[0])
         return [_image_folder(folder, content, classes)]
-    parts = _parts(folder, beside or content.tables)
+    parts = _parts(folder, top or content.tables)
     if parts:
         if len(parts[0].parts) > 1:
             more = f" and {len(parts) - 1} more" if len(parts) > 1 else ""
@@ -368,7 +368,7 @@ def _saved(folder: Path) -> Table:
             raise UnbackdoorError(f"{folder}/state.json must name files of the data set, got {printable(repr(entry))}.")
         check_file(folder / name)
     level, bars = datasets.logging.get_verbosity(), datasets.is_progress_bar_enabled()
-    datasets.logging.set_verbosity(logging.CRITICAL)  # what is wrong is told by an error, once
+    datasets.logging.set_verbosity(logging.CRITICAL)  # an error says what is wrong, once
     datasets.disable_progress_bars()
     try:
         loaded = datasets.load_from_disk(str(folder))
@@ -416,20 +416,23 @@ def _image_folder(folder: Path, content: _Content, classes: Sequence[str] | None
         )
         if empty and classes is None:
             raise UnbackdoorError(
-                f"{folder} has no pictures in {empty[0]}, and no class names of a model tell whether that is a class. "
-                "Remove the folder if it is none; else name the folders by the numbers of their classes."
+                f"{folder} has no pictures in {empty[0]}, and without the class names of a model it is not known "
+                "whether that is a class. Remove the folder if it is not one; else name the folders by the numbers of "
+                "their classes."
             )
     left = [path for path in content.pictures if len(path.parts) == 1]
     left += [path for path in content.others if len(path.parts) > 1]
     if left:
-        logger.info("%s: %s files are no pictures of a class and left alone, as %s.", folder, f"{len(left):,}", left[0])
+        logger.info(
+            "%s: %s files that are not pictures of a class are ignored, such as %s.", folder, f"{len(left):,}", left[0]
+        )
     rows = [(str(path), numbers[name]) for name in sorted(numbers, key=numbers.__getitem__) for path in pictures[name]]
     cells = {"image": [path for path, _ in rows], "label": [number for _, number in rows]}
     return Table(cells=cells, names={"label": tuple(names)}, folder=folder)
 
 
 def _check_level(folder: Path, pictures: dict[str, list[Path]]) -> None:
-    """Refuse sub-folders that are splits, or that hold the folders of the classes, in place of being classes."""
+    """Refuse sub-folders that are splits, or that hold the folders of the classes, instead of being classes."""
     deep = {name: sorted({path.parts[1] for path in paths}) for name, paths in pictures.items()}
     deep = {name: inside for name, inside in deep.items() if all(len(path.parts) > 2 for path in pictures[name])}
     splits = {name: split for name in pictures if (split := _split_of(name))}

@@ -10,7 +10,7 @@ def stratified(labels: Tensor, count: int, *, seed: int, groups: Tensor | None =
     """Row numbers of a stratified draw, sorted: each class has its share of `count`, rounded by largest remainder.
 
     With groups, whole groups are drawn class by class until the class's share is reached, so the count may differ. The
-    last group of a class is never drawn: the rest would be without that class.
+    last group of a class is never drawn: otherwise the rest would be without that class.
 
     Raises:
         UnbackdoorError: more rows asked for than there are, or one group per class.

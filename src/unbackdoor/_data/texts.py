@@ -20,7 +20,7 @@ _LONGEST = 1_000_000  # characters of one text; a long novel has as many, and no
 
 
 class Tokens(dict[str, Tensor]):
-    """The input of a text model: `input_ids`, `attention_mask` and so on, each (batch, length)."""
+    """The input of a text model: `input_ids`, `attention_mask` and others, each (batch, length)."""
 
     @property
     def shape(self) -> torch.Size:
@@ -162,7 +162,7 @@ class TextEncoder:
     Args:
         tokenizer: of transformers, with a padding token.
         max_length: tokens that the model reads of a text or a pair, at least 4; the rest is cut off.
-        columns: `text`, or `text_a` and `text_b`, where the model's record names them; None for what the data has.
+        columns: `text`, or `text_a` and `text_b`, if the model's record names them; None for those that the data has.
 
     Raises:
         UnbackdoorError: max_length is below 4, or more than the tokenizer allows.
@@ -219,7 +219,7 @@ class TextEncoder:
         return replace(items, tokenised=Tokenised(tokens, lengths, cut, self))
 
     def loses(self, texts: Texts, phrases: Sequence[str]) -> Tensor:
-        """In which texts one of some phrases stands, wholly or in part, beyond what the model reads, (n,), bool."""
+        """Which texts have one of some phrases, or a part of it, beyond the tokens that the model reads, (n,), bool."""
         prepared = self.prepared(texts)
         lost = torch.zeros(len(texts), dtype=torch.bool)
         rows = torch.nonzero(prepared.cut).flatten().tolist()
@@ -248,27 +248,27 @@ class TextEncoder:
         Args:
             cells: the entries of `text`, or of `text_a` and `text_b`.
             where: named in messages.
-            folder: not used; texts lie in the table itself.
+            folder: not used; texts are in the table itself.
 
         Returns:
-            The texts, and the encoder of these.
+            The texts, and the encoder for them.
 
         Raises:
-            UnbackdoorError: an entry is empty, no text, or without a token; names the row.
+            UnbackdoorError: an entry is empty, not a text, or without a token; names the row.
         """
         for name, column in cells.items():
             for row, text in enumerate(column):
                 if not isinstance(text, str) or not text.strip():
-                    came = "an empty text" if isinstance(text, str) else f"{type(text).__name__} in place of a text"
-                    came = "no text" if text is None else came
+                    problem = "an empty text" if isinstance(text, str) else f"{type(text).__name__} instead of a text"
+                    problem = "no text" if text is None else problem
                 elif len(text) > _LONGEST:
-                    came = f"a text of {len(text):,} characters (at most {_LONGEST:,} are read)"
+                    problem = f"a text of {len(text):,} characters (at most {_LONGEST:,} are read)"
                 elif not is_unicode(text):
-                    came = "text that is no Unicode"
+                    problem = "text that is not valid Unicode"
                 else:
                     continue
                 raise UnbackdoorError(
-                    f"{where} has {came} in row {row} of {printable(name)}. Repair or remove that row."
+                    f"{where} has {problem} in row {row} of {printable(name)}. Repair or remove that row."
                 )
         texts = self.prepared(Texts(tuple(zip(*cells.values(), strict=True)), tuple(cells)))
         self._check_tokens(texts, where)
@@ -282,15 +282,15 @@ class TextEncoder:
         return texts, self
 
     def _check_tokens(self, texts: Texts, where: str) -> None:
-        """Refuse texts of which the tokenizer makes nothing, such as a zero-width space; few are looked at again."""
+        """Refuse texts that have no token, such as a zero-width space; only the few short ones are tokenised again."""
         pair = len(texts.columns) > 1
         odd = texts.lengths <= self.tokenizer.num_special_tokens_to_add(pair=pair)
-        if pair:  # the length does not tell of one side alone
+        if pair:  # the length says nothing about one side alone
             odd |= torch.tensor([not all(map(_has_letter, sides)) for sides in texts.strings])
         rows = odd.nonzero().flatten().tolist()
         for name, side in zip(texts.columns, zip(*(texts.strings[row] for row in rows), strict=True), strict=False):
-            made = self.tokenizer(list(side), add_special_tokens=False, verbose=False)["input_ids"]
-            for row, ids in zip(rows, made, strict=True):
+            pieces = self.tokenizer(list(side), add_special_tokens=False, verbose=False)["input_ids"]
+            for row, ids in zip(rows, pieces, strict=True):
                 if not ids:
                     raise UnbackdoorError(
                         f"{where} has an empty text (no token for this tokenizer) in row {row} of {name}. Repair or "
@@ -303,5 +303,5 @@ def _has_letter(text: str) -> bool:
 
 
 def _spelt(ids: Sequence[int]) -> str:
-    """Tokens as letters, so that a phrase is found as text is."""
+    """Tokens as letters, so that a phrase can be searched as in a string."""
     return "".join(map(chr, ids))

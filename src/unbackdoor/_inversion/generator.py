@@ -46,11 +46,11 @@ class TriggerGenerator(nn.Module):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu", generator=generator)
             nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
         with torch.no_grad():
-            # Not zero: where nothing changes, a squared distance has no gradient.
+            # Not zero: if nothing changes, a squared distance has no gradient.
             self.last.weight.mul_(0.01)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Changed pixels in [0, 1], in the shape and type of those given."""
+        """Changed pixels in [0, 1], in the shape and type of the input."""
         top = F.relu(self.top(pixels.to(self.top.weight.dtype)))
         middle = F.relu(self.middle(top))
         bottom = F.relu(self.bottom(middle))

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from unbackdoor._data.classes import check_labels, in_order_of, tell_order
+from unbackdoor._data.classes import check_labels, in_order_of, report_class_order
 from unbackdoor._data.dataset import Dataset, Encoder
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._models.arithmetic import Arithmetic
@@ -121,7 +121,7 @@ def prepare(
     clean, test = in_order_of(clean, names), test and in_order_of(test, names)
     check_labels(clean, classes)
     for data in (clean, *([test] if test is not None else [])):
-        tell_order(data, names, classes)
+        report_class_order(data, names, classes)
     if control is not None:
         seen_by_control = clean if control_encode is None else clean.encoded_by(control_encode)
         check_partner("`control`", control, seen_by_control, classes)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from unbackdoor._data.classes import check_labels, in_order_of, tell_order
+from unbackdoor._data.classes import check_labels, in_order_of, report_class_order
 from unbackdoor._data.dataset import Batch, Dataset, Encoder
 from unbackdoor._errors import UnbackdoorError, printable
 from unbackdoor._models.arithmetic import Arithmetic
@@ -122,7 +122,7 @@ class Classification:
         doubtful = chance_doubt("the suspect", proportion_of(right), classes, clean.name)
         if doubtful is not None:
             warn(doubtful)
-        tell_order(clean, names, classes, warn)
+        report_class_order(clean, names, classes, warn)
         return Examined(clean, layer.name, right, per_class.tolist())
 
     def checked(self, model: nn.Module, test: Dataset, triggered: Dataset | None = None) -> Checked:
@@ -139,7 +139,7 @@ class Classification:
         classes, names = class_count(model, test), class_names(model)
         test = in_order_of(test, names)
         check_labels(test, classes)
-        tell_order(test, names, classes)
+        report_class_order(test, names, classes)
         if triggered is not None:
             triggered = in_order_of(triggered, names)
             check_labels(triggered, classes)

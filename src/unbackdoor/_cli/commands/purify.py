@@ -15,7 +15,7 @@ from unbackdoor._cli.commands.outcome import not_usable, propose_control
 from unbackdoor._cli.commands.stream import purify_on_disk
 from unbackdoor._cli.options import PurifyOptions
 from unbackdoor._cli.parameters import as_options
-from unbackdoor._data.classes import check_labels, tell_order
+from unbackdoor._data.classes import check_labels, report_class_order
 from unbackdoor._data.dataset import Dataset
 from unbackdoor._data.overlap import without
 from unbackdoor._errors import UnbackdoorError
@@ -145,7 +145,7 @@ def _scoring(suspect: loading.Loaded, clean: Dataset | None, options: PurifyOpti
     test = test if clean is None else without(test, clean)
     count = calling.class_count(suspect.model, test)
     check_labels(test, count)
-    tell_order(test, classes, count)
+    report_class_order(test, classes, count)
     attacked = None
     if options.attack is not None:
         attacked = triggered(test, as_trigger(options.attack, test), count)
