@@ -105,9 +105,9 @@ def decoded(uri: str) -> np.ndarray:
 def test_the_verdict_says_the_numbers_in_words() -> None:
     page = page_of(all_to_one())
     assert page.verdict.replace("\u202f", " ") == (
-        f"Triggered pictures were taken for “{HOSTILE}”, which the attacker wants, in 100.0 % of cases before and in "
-        "0.0 % after fst; for their true class in 0.0 % before and in 50.0 % after. Clean accuracy went from 100.0 % "
-        "to 100.0 %."
+        f"Triggered pictures were classified as “{HOSTILE}”, which the attacker wants, in 100.0 % of cases before and "
+        "in 0.0 % after fst; as their true class in 0.0 % before and in 50.0 % after. Clean accuracy went from "
+        "100.0 % to 100.0 %."
     )
     assert "not proof" in page.caution
     assert page.others == ()
@@ -146,7 +146,7 @@ def test_pictures_are_marked_by_whose_success_they_are() -> None:
     assert page.target == HOSTILE
     for example in page.examples:
         assert example.wanted == HOSTILE
-        before, after = example.taken
+        before, after = example.predictions
         assert (before.name, before.by) == (HOSTILE, "attacker")
         if example.true == "left":
             assert (after.name, after.by) == ("left", "true")
@@ -166,8 +166,8 @@ def test_all_to_all_wants_another_class_for_each() -> None:
         (HOSTILE, "right"),
         ("right", "left"),
     }
-    assert all(example.taken[0].by == "attacker" for example in page.examples)
-    assert "taken for the class that the attacker wants in 100.0" in page.verdict
+    assert all(example.predictions[0].by == "attacker" for example in page.examples)
+    assert "classified as the class that the attacker wants in 100.0" in page.verdict
     assert "Attacker wants" in Tags(render(page)).text
 
 
@@ -188,7 +188,7 @@ def test_a_weak_backdoor_is_called_weak() -> None:
         Contender(name, model, score(model, test, attacked, choose(model)), None) for name in ("suspect", "x")
     ]
     page = build(title="", contenders=contenders, test=test, attacked=attacked, record={})
-    assert "not firmly in the suspect" in page.caution
+    assert "backdoor was weak before the purification" in page.caution
 
 
 def test_clean_and_triggered_pictures_belong_together() -> None:

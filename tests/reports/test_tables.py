@@ -60,7 +60,7 @@ def test_mean_standard_deviation_and_n_are_those_by_hand(store: Store) -> None:
     assert fst.clean_accuracy is not None
     assert (fst.clean_accuracy.mean, fst.clean_accuracy.sd) == (pytest.approx(0.93), pytest.approx(0.01))
     assert fst.accuracy_lost is not None
-    assert fst.accuracy_lost.mean == pytest.approx(0.03)  # 0.96 as it came
+    assert fst.accuracy_lost.mean == pytest.approx(0.03)  # 0.96 before the method
     assert fst.recovered_accuracy is not None
     assert fst.recovered_accuracy.mean == pytest.approx(0.7)
     assert fst.seconds is not None
@@ -221,15 +221,15 @@ def test_all_to_all_stands_apart(store: Store) -> None:
     assert "badnets (label_rule=all-to-all) 5 %" not in blocks[0].columns
 
 
-def test_what_is_missing_is_told(tmp_path: Path) -> None:
+def test_the_notes_name_what_is_missing(tmp_path: Path) -> None:
     store = Store(tmp_path)
     store.put(spec(BADNETS, "fst"), result(0.9, 0.5, implanted=None))
     store.put({"victim": {"task": "old"}, "seed": 0}, {"score": {}})
     made = of(store)
-    told = "\n".join(made.notes)
-    assert "1 cell has another form than today's" in told
-    assert "digits has no clean control" in told
-    assert "it is not known whether the attack was implanted" in told
+    notes = "\n".join(made.notes)
+    assert "1 cell has another form than today's" in notes
+    assert "digits has no clean control" in notes
+    assert "it is not known whether the attack was implanted" in notes
     assert writers.entry(made.rows[0]).endswith("n = 1?")
 
 
@@ -456,7 +456,7 @@ def test_the_suffix_says_which_kind(
         ("empty", "report.html", r"empty has no cell that report can read, got 0 of another form\. Give the folder"),
     ],
 )
-def test_what_report_cannot_do_is_told(
+def test_report_says_why_it_cannot_be_made(
     store: Store, runs: str, out: str, message: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)

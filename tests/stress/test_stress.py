@@ -433,8 +433,8 @@ class TestWarnings:
     def test_what_never_went_is_not_said_to_come_back(self, given: dict) -> None:
         found = run(given, model=given["victim"], parts=("retune",), counts=(1,))
         verdict = build_stress(found, {"model": "m", "victim": "v", "control": "c"}, None).verdict
-        assert "The purification left most of the backdoor, so there was little to take up again." in verdict
-        assert "takes the backdoor up" not in verdict
+        assert "The purification left most of the backdoor, so there was little to learn again." in verdict
+        assert "learns the backdoor again" not in verdict
 
 
 @pytest.mark.parametrize(

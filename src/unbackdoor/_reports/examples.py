@@ -1,4 +1,4 @@
-"""A few test examples for the page, and what each model takes them for."""
+"""A few test examples for the page, and how each model classifies them."""
 
 import base64
 import difflib
@@ -22,8 +22,8 @@ WORDS = 40  # of a text on the page, around its trigger
 
 
 @dataclass(frozen=True)
-class Taken:
-    """What a model takes an example for, and whose success that is."""
+class Prediction:
+    """The class that a model gives an example, and whose success that is."""
 
     name: str
     by: Literal["attacker", "true", "other"]
@@ -35,17 +35,17 @@ class Example:
 
     Args:
         true: its class.
-        wanted: the class that the attacker wants, where there is an attack.
-        taken: one for each contender, for the triggered example where there is one.
-        clean: the picture, as a PNG data URI; None where only the triggered one is known.
+        wanted: the class that the attacker wants, if there is an attack.
+        predictions: one for each contender, for the triggered example if there is one.
+        clean: the picture, as a PNG data URI; None if only the triggered one is known.
         triggered: with the trigger on.
         difference: between the two, amplified.
-        pieces: of a text, in order, and whether each belongs to the trigger; the triggered text where there is one.
+        pieces: of a text, in order, and whether each belongs to the trigger; the triggered text if there is one.
     """
 
     true: str
     wanted: str | None
-    taken: tuple[Taken, ...]
+    predictions: tuple[Prediction, ...]
     clean: str | None = None
     triggered: str | None = None
     difference: str | None = None
@@ -55,15 +55,15 @@ class Example:
 def examples_of(
     models: list[nn.Module], test: Dataset, attacked: Triggered | None, seed: int
 ) -> tuple[tuple[Example, ...], int]:
-    """Examples drawn by seed and class, never by outcome, with what each model takes them for.
+    """Examples drawn by seed and class, never by outcome, with the predictions of each model.
 
     Returns:
-        the examples, and by how much the differences between pictures are amplified.
+        the examples, and the factor by which the differences between pictures are amplified.
     """
     shown = test if attacked is None else attacked.data
     rows = spread(shown.labels.cpu(), EXAMPLES, seed=seed)
     chosen = shown.select(rows)
-    taken = [predict(model, chosen, choose(model, device_of(model))) for model in models]
+    predicted = [predict(model, chosen, choose(model, device_of(model))) for model in models]
     partners = None if attacked is None else _partners(test, attacked)
     clean = chosen if attacked is None else None if partners is None else partners.select(rows)
     looks, amplified = (_texts if test.modality == "text" else _pictures)(chosen, clean, attacked is not None)
@@ -75,7 +75,7 @@ def examples_of(
             Example(
                 true=test.class_name(true),
                 wanted=None if wanted is None else test.class_name(wanted),
-                taken=tuple(_taken(test, int(classes[row]), true, wanted) for classes in taken),
+                predictions=tuple(_prediction(test, int(classes[row]), true, wanted) for classes in predicted),
                 **looks[row],
             )
         )
@@ -111,7 +111,7 @@ def _texts(chosen: Dataset, clean: Dataset | None, triggered: bool) -> tuple[lis
 
 
 def marked(clean: str, triggered: str) -> list[tuple[str, bool]]:
-    """The triggered text in pieces, each with whether the clean one lacks it; long texts are cut around the first.
+    """The triggered text in pieces, each marked if the clean one lacks it; long texts are cut around the first mark.
 
     >>> marked("a fine film", "a cf fine film")
     [('a ', False), ('cf ', True), ('fine film', False)]
@@ -147,7 +147,7 @@ def spread(labels: Tensor, count: int, *, seed: int) -> Tensor:
 
 
 def _partners(test: Dataset, attacked: Triggered) -> Dataset | None:
-    """The clean examples that the triggered ones were made of, row for row; None where the labels differ."""
+    """The clean examples that the triggered ones were made of, row for row; None if the labels differ."""
     own = test
     if attacked.target is not None:
         own = test.select(torch.nonzero(test.labels != attacked.target).flatten())
@@ -155,8 +155,11 @@ def _partners(test: Dataset, attacked: Triggered) -> Dataset | None:
     return own if same else None
 
 
-def _taken(test: Dataset, taken: int, true: int, wanted: int | None) -> Taken:
-    return Taken(test.class_name(taken), "attacker" if taken == wanted else "true" if taken == true else "other")
+def _prediction(test: Dataset, predicted: int, true: int, wanted: int | None) -> Prediction:
+    by: Literal["attacker", "true", "other"] = (
+        "attacker" if predicted == wanted else "true" if predicted == true else "other"
+    )
+    return Prediction(test.class_name(predicted), by)
 
 
 def _png(pixels: Tensor) -> str:

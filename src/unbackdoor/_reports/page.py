@@ -1,4 +1,4 @@
-"""Everything that the page shows, as plain values: pictures, verdicts, scores, and how they came about."""
+"""Everything that the page shows, as plain values: pictures, verdicts, scores, and the settings behind them."""
 
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -17,7 +17,7 @@ class Contender(NamedTuple):
 
     Args:
         name: `suspect` for the first, the method's name for the others.
-        model: to show what it takes pictures for.
+        model: its predictions are shown.
         score: measured.
         seconds: of purification; None for the suspect.
     """
@@ -30,7 +30,7 @@ class Contender(NamedTuple):
 
 @dataclass(frozen=True)
 class Measure:
-    """One score of all contenders; a part is None where it was not measured."""
+    """One score of all contenders; a part is None if it was not measured."""
 
     name: str
     meaning: str
@@ -53,23 +53,23 @@ class Page:
 
     Args:
         title: what was done.
-        noun: what the examples are: `pictures` or `texts`.
+        noun: `pictures` or `texts`.
         verdict: one plain sentence.
         others: a sentence for each contender between the first and the last.
-        caution: what the verdict does not say.
+        caution: the limits of the verdict.
         names: of the contenders, the suspect first.
         seconds: of purification, for each contender.
         measures: clean accuracy first.
-        charted: those of them that the chart shows.
+        charted: the measures that the charts show.
         examples: the same for all contenders.
-        amplified: by how much differences are.
+        amplified: the factor by which differences are amplified.
         triggered: the examples carry a trigger.
-        target: the class that the attacker wants for all of them; None where there is none, or one for each class.
+        target: the class that the attacker wants for all of them; None without an attack, or with one for each class.
         classes: clean accuracy for each class.
         facts: how it was made, as label and text.
-        unusable: why the last model is of no use; None where it is.
-        warnings: of the purification, but for that one.
-        command: repeats it, where known.
+        unusable: why the last model is not usable; None if it is.
+        warnings: the other warnings of the purification.
+        command: repeats it, if known.
     """
 
     title: str
@@ -101,8 +101,8 @@ def build(
         title: what was done.
         contenders: the suspect first, the model that the page is about last.
         test: the clean examples that were scored.
-        attacked: the triggered ones; clean and triggered pictures stand side by side where the labels show that these
-            are the examples of `test` in their order, as `triggered` makes them.
+        attacked: the triggered ones; clean and triggered pictures stand next to each other if the labels show that
+            these are the examples of `test` in their order, as `triggered` makes them.
         record: the content of `record.json`; its `seed` draws the example pictures, its `command` repeats the run.
     """
     models = [contender.model for contender in contenders]
@@ -135,13 +135,13 @@ def build(
 def _measures(scores: list[Score], noun: str) -> tuple[Measure, ...]:
     """Those that at least one contender has."""
     kinds: tuple[tuple[str, str, str, Literal["higher", "lower"]], ...] = (
-        ("clean_accuracy", "Clean accuracy", f"clean {noun} taken for their class", "higher"),
-        ("attack_success", "Attack success", f"triggered {noun} taken for what the attacker wants", "lower"),
-        ("recovered_accuracy", "Recovered accuracy", f"triggered {noun} taken for their true class", "higher"),
+        ("clean_accuracy", "Clean accuracy", f"clean {noun} classified as their class", "higher"),
+        ("attack_success", "Attack success", f"triggered {noun} classified as the attacker wants", "lower"),
+        ("recovered_accuracy", "Recovered accuracy", f"triggered {noun} classified as their true class", "higher"),
         (
             "clean_model_flip_rate",
             "Clean model's flip rate",
-            f"triggered {noun} that a model without the backdoor takes for what the attacker wants",
+            f"triggered {noun} that a model without the backdoor classifies as the attacker wants",
             "lower",
         ),
     )
@@ -172,11 +172,11 @@ def _verdict(contenders: list[Contender], test: Dataset, attacked: Triggered | N
     recovered = ""
     if before.recovered_accuracy is not None and after.score.recovered_accuracy is not None:
         recovered = (
-            f"; for their true class in {_percent(before.recovered_accuracy)} before and in "
+            f"; as their true class in {_percent(before.recovered_accuracy)} before and in "
             f"{_percent(after.score.recovered_accuracy)} after"
         )
     return (
-        f"Triggered {noun} were taken for {wanted} in {_percent(before.attack_success)} of cases before and in "
+        f"Triggered {noun} were classified as {wanted} in {_percent(before.attack_success)} of cases before and in "
         f"{_percent(after.score.attack_success)} after {after.name}{recovered}. {accuracy[0].upper()}{accuracy[1:]}."
     )
 
@@ -191,15 +191,15 @@ def _other(contender: Contender) -> str:
 def _caution(before: Score) -> str:
     if before.attack_success is None:
         return (
-            "No trigger was tried, so nothing here tells whether there was a backdoor or whether it is gone: only what "
-            "the purification costs."
+            "No trigger was tried, so this page shows the cost of the purification, but not whether there was a "
+            "backdoor or whether it is gone."
         )
     text = (
         "This is evidence about one trigger, not proof of a clean model: another trigger may still work, and tuning on "
         "poisoned examples may bring this one back."
     )
     if before.attack_success.value < 0.9:
-        text += " The backdoor was not firmly in the suspect to begin with, so its fall says little."
+        text += " The suspect's backdoor was weak before the purification, so its fall says little."
     return text
 
 
@@ -208,7 +208,7 @@ def _percent(part: Proportion) -> str:
 
 
 def _facts(record: dict[str, Any], scored: int, attacked: Triggered | None) -> tuple[tuple[str, str], ...]:
-    """What the record says, as far as it says it."""
+    """The settings and costs in the record; missing ones are left out."""
     facts: list[tuple[str, str]] = []
     method, source, clean = record.get("method"), record.get("source"), record.get("clean")
     if source:

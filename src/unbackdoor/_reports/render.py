@@ -1,4 +1,4 @@
-"""From the numbers of a page to HTML. Whatever came with a model or data set is escaped here, once, for all of it."""
+"""From the numbers of a page to HTML. All text of models and data sets is escaped here, in one place."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ def render(page: Page) -> str:
 
 
 def render_stress(page: StressPage) -> str:
-    """The page about a stress test, likewise."""
+    """The page about a stress test, as one HTML file of the same kind."""
     return _filled("stress.html.j2", page)
 
 

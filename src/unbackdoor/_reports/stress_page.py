@@ -14,7 +14,7 @@ APART = 5  # between the whiskers of two curves, so that both are seen
 
 @dataclass(frozen=True)
 class Share:
-    """A share to show: one proportion with its Wilson interval, or the mean over seeds with the least and the most."""
+    """A share to show: one proportion with its Wilson interval, or the mean over seeds with their range."""
 
     value: float
     low: float
@@ -24,7 +24,7 @@ class Share:
 
     @property
     def spread(self) -> str:
-        """What `low` and `high` are, with the counts behind them."""
+        """`low` and `high` in words, with the counts behind them."""
         ends = f"{_percent(self.low)} to {_percent(self.high)}"
         count = f"n\u00a0=\u00a0{self.n:,}"
         return f"{ends}, {count}" if self.seeds == 1 else f"{ends} over {self.seeds} seeds, {count}"
@@ -62,10 +62,10 @@ class Chart:
     Args:
         name: what is measured.
         better: which way.
-        along: what the horizontal axis is.
+        along: the meaning of the horizontal axis.
         ticks: places and their names.
         curves: the models.
-        reference: where the victim stands, and how much that is; None where it is one of the curves.
+        reference: the height of the victim, and its share in words; None if it is one of the curves.
     """
 
     name: str
@@ -77,7 +77,7 @@ class Chart:
 
     @property
     def text(self) -> str:
-        """All its numbers in words, for who cannot see it."""
+        """All its numbers in words, for readers who cannot see it."""
         return f"{self.name}. " + ". ".join(
             f"{curve.name}: " + ", ".join(mark.text for mark in curve.marks) for curve in self.curves
         )
@@ -85,7 +85,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class Row:
-    """One model in a table; a cell is None where it was not measured."""
+    """One model in a table; a cell is None if it was not measured."""
 
     name: str
     cells: tuple[Share | None, ...]
@@ -107,15 +107,15 @@ class StressPage:
     Args:
         title: what was done.
         verdict: one or two plain sentences.
-        notes: what a reader must know.
-        unusable: why the purified model is of no use; None where it is.
-        warnings: what else may be wrong.
+        notes: limits of the test.
+        unusable: why the purified model is not usable; None if it is.
+        warnings: the other warnings.
         legend: key and name of the models in the charts.
-        retuning: charts of attack success and clean accuracy; empty where it was not asked for.
+        retuning: charts of attack success and clean accuracy; empty if it was not asked for.
         retuned: the numbers behind them.
         reactivation: the shares, or None.
-        teacher: what the perturbation was learnt for, in words.
-        path: charts, likewise.
+        teacher: the aim of the perturbation, in words.
+        path: charts of attack success and clean accuracy; empty if it was not asked for.
         ends: a sentence about the ends of the path with recomputed statistics.
         facts: how it was made, as label and text.
     """
@@ -135,13 +135,13 @@ class StressPage:
     facts: tuple[tuple[str, str], ...]
 
 
-def build_stress(found: Stress, told: dict[str, str | None], classes: tuple[str, ...] | None) -> StressPage:
+def build_stress(found: Stress, names: dict[str, str | None], classes: tuple[str, ...] | None) -> StressPage:
     """Collect the numbers of the page.
 
     Args:
-        found: what came of the test.
-        told: what the user calls `model`, `victim` and `control`.
-        classes: class names, where known.
+        found: the result of the test.
+        names: the user's names of `model`, `victim` and `control`.
+        classes: class names, if known.
     """
     fields: tuple[tuple[str, str, Literal["higher", "lower"]], ...] = (
         ("attack_success", "Attack success", "lower"),
@@ -162,12 +162,12 @@ def build_stress(found: Stress, told: dict[str, str | None], classes: tuple[str,
         teacher=_teacher(found),
         path=tuple(_path(found, *field) for field in fields) if found.paths else (),
         ends=_ends(found),
-        facts=_facts(found, told, classes),
+        facts=_facts(found, names, classes),
     )
 
 
 def pooled(scores: Sequence[Score], field: str) -> Share:
-    """One score with its interval; of several the mean, between the least and the most."""
+    """One score with its interval; of several the mean and their range."""
     parts: list[Proportion] = [getattr(each, field) for each in scores]
     if len(parts) == 1:
         return _share(parts[0])
@@ -262,7 +262,7 @@ def _reactivation(found: Stress) -> Table | None:
         Row(TITLES[key], tuple(map(_share, vars(shares).values()))) for key, shares in found.reactivated.models.items()
     ]
     columns = ("nothing added", "perturbation", "trigger", "trigger and perturbation")
-    return Table("Sent where the attacker wants", columns, tuple(rows))
+    return Table("Classified as the attacker wants", columns, tuple(rows))
 
 
 def _teacher(found: Stress) -> str:
@@ -271,14 +271,14 @@ def _teacher(found: Stress) -> str:
     success = found.reactivated.teacher.attack_success
     assert success is not None
     aside = (
-        "while the control still sees the true class"
+        "while the control still answers the true class"
         if CONTROL in found.reactivated.models
-        else "with no control to keep it from being an ordinary adversarial example"
+        else "without a control, so it may be an ordinary adversarial example"
     )
     return (
         "A perturbation of at most 16 of 255 levels, learnt so that the purified model behaves as if it were retuned, "
         f"{aside}. It imitates the purified model after retuning with {found.reactivated.count} triggered "
-        f"examples, which sends {_percent(success.value)} of triggered examples where the attacker wants."
+        f"examples, which classifies {_percent(success.value)} of triggered examples as the attacker wants."
     )
 
 
@@ -291,19 +291,19 @@ def _ends(found: Stress) -> str:
         for name, measured in found.ends.items()
         if measured.attack_success is not None
     ]
-    return f"With statistics recomputed at the ends, too, {' and '.join(parts)}."
+    return f"With statistics recomputed at the ends as well, {' and '.join(parts)}."
 
 
 def _verdict(found: Stress) -> str:
     before = pooled([found.before[PURIFIED]], "attack_success")
     victim = pooled([found.before[VICTIM]], "attack_success")
     text = (
-        f"Triggered examples went where the attacker wants in {_percent(victim.value)} of cases with the victim and in "
-        f"{_percent(before.value)} with the purified model."
+        f"The victim classified {_percent(victim.value)} of triggered examples as the attacker wants, the purified "
+        f"model {_percent(before.value)}."
     )
     stayed = before.value >= victim.value / 2
     if stayed:
-        text += " The purification left most of the backdoor, so there was little to take up again."
+        text += " The purification left most of the backdoor, so there was little to learn again."
     if not found.retuned:
         return text
     counts = found.record["counts"]
@@ -313,18 +313,18 @@ def _verdict(found: Stress) -> str:
     if CONTROL not in found.retuned:
         return f"{text}; how fast a clean model would learn that is not known."
     control = pooled(found.after(CONTROL, count), "attack_success")
-    text += f", and {_percent(control.value)} with a model that never was poisoned."
+    text += f", and {_percent(control.value)} with a model that was never poisoned."
     if stayed:
         return text
     if after.low > control.high:
-        return f"{text} The purified model takes the backdoor up again faster than a clean model learns it."
+        return f"{text} The purified model learns the backdoor again faster than a clean model learns it."
     if after.high < control.low:
-        return f"{text} The purified model takes the backdoor up more slowly than a clean model learns it."
+        return f"{text} The purified model learns the backdoor again more slowly than a clean model learns it."
     return f"{text} That is not clearly different from a clean model that learns it."
 
 
 def _facts(
-    found: Stress, told: dict[str, str | None], classes: tuple[str, ...] | None
+    found: Stress, names: dict[str, str | None], classes: tuple[str, ...] | None
 ) -> tuple[tuple[str, str], ...]:  # fmt: skip
     record = found.record
     goal = record["target"]
@@ -332,9 +332,9 @@ def _facts(
     parameters = ", ".join(f"{name} {given}" for name, given in record["attack"]["parameters"].items())
     scored, recipe = record["scored_on"], record["settings"]["retuning"]
     facts = [
-        ("Purified model", told["model"]),
-        ("Victim", told["victim"]),
-        ("Control", told["control"] or "none"),
+        ("Purified model", names["model"]),
+        ("Victim", names["victim"]),
+        ("Control", names["control"] or "none"),
         ("Attack", f"{record['attack']['name']} ({parameters})"),
         ("Attacker wants", wanted),
         ("Retuning", ", ".join(f"{name.replace('_', ' ')} {given}" for name, given in recipe.items())),

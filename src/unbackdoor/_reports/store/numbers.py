@@ -60,13 +60,13 @@ class Row:
 
     Args:
         task, attack, budget, method: short names.
-        baseline: `none` (the victim as it came), `fine-tuning`, or empty.
+        baseline: `none` (the victim before any method), `fine-tuning`, or empty.
         control: whether the victim is the clean control.
         rate: poisoned share; None where it is not known.
         budgetless: the method took no clean example.
         label_rule: None of a control.
         clean_accuracy, attack_success, recovered_accuracy: over the counted cells.
-        accuracy_lost: of the same victim as it came, less that after the method.
+        accuracy_lost: the victim's accuracy before the method less that after it.
         flip_rate: of the clean control put through the same method, on the same triggers.
         control_accuracy: its clean accuracy.
         second_accuracy, second_success: of the counted cells that were scored on the task's second test examples.

@@ -118,7 +118,7 @@
       const present = each.line.filter((place) => place !== null);
       return !present.length || present.some((place) => passes(rows[place]));
     });
-    const title = `${block.task}, ${block.budget === "none" ? "no clean examples" : `clean budget: ${block.budget} examples`}${block.apart ? ", all-to-all attacks (they compare with no others)" : ""}`;
+    const title = `${block.task}, ${block.budget === "none" ? "no clean examples" : `clean budget: ${block.budget} examples`}${block.apart ? ", all-to-all attacks (not comparable with others)" : ""}`;
     const box = make("div", {});
     if (!columns.length || !lines.some((each) => each.line.some((place) => place !== null))) { box.hidden = true; return box; }
     const values = { method: (each) => each.method };
@@ -155,7 +155,7 @@
     for (const each of sorted(lines, state, values)) {
       const present = each.line.find((place) => place !== null);
       const baseline = present === undefined || rows[present].baseline !== "";
-      const line = make("tr", { class: baseline ? "baseline" : null }, make("th", { scope: "row" }, each.method === "none" ? "none (as it came)" : each.method));
+      const line = make("tr", { class: baseline ? "baseline" : null }, make("th", { scope: "row" }, each.method === "none" ? "none (before any method)" : each.method));
       if (several) {
         const found = over(each);
         const cell = (value, attributes) => value === null ? make("td", attributes, "–") : make("td", attributes, make("b", {}, percent(value)));
@@ -201,7 +201,7 @@
   const legend = (methods) => make("ul", { class: "key" }, ...names.filter((name) => methods.has(name)).map((name) => {
     const sign = draw("svg", { viewBox: "0 0 16 16", "aria-hidden": "true" });
     sign.append(mark(name, 8, 8));
-    return make("li", {}, sign, make("span", {}, name === "none" ? "none (as it came)" : name));
+    return make("li", {}, sign, make("span", {}, name === "none" ? "none (before any method)" : name));
   }));
   const frame = (size, axes, label) => {
     const [width, height] = size;
@@ -394,7 +394,7 @@
       const pre = make("pre", { tabindex: "0" }, "…");
       box.append(make("p", {}, "To repeat it:"), make("pre", { class: "command", tabindex: "0" }, command));
       if (data.failures[key] !== undefined) box.append(make("p", { class: "fell" }, data.failures[key]));
-      box.append(make("p", { class: "muted" }, text === null ? "The grid is not in the store." : `The grid as it was run is kept in the store as grids/${words[grid]}, and below; the folder of the store may lie elsewhere than the command says.`), pre);
+      box.append(make("p", { class: "muted" }, text === null ? "The grid is not in the store." : `The grid as it was run is kept in the store as grids/${words[grid]}, and below; the store may be in another folder than the command says.`), pre);
       try {
         pre.textContent = JSON.stringify((await recordsOf(Math.floor(at / pack)))[at % pack], null, 1);
       } catch (problem) {
