@@ -50,7 +50,7 @@ class Checkpoint:
         tensors: dict[str, TensorLocation] = {}
         for file, locations in directory.weights.locations.items():
             for name, location in locations.items():
-                if location.code.startswith("F") and location.dtype is None:
+                if location.fractional and location.dtype is None:
                     raise UnbackdoorError(
                         f"{file} holds {name} as {location.code}; weights of type {', '.join(FLOATS)} can be mixed. "
                         "Fetch those."

@@ -74,7 +74,7 @@ def blocks(model: nn.Module, inputs: Inputs) -> list[Block]:
         if len({ran[layer][0] for layer in order[place : place + 3]}) == 1
         and {ran[layer][1][:1] for layer in order[place : place + 3]} == set("qkv")
     ]
-    found: list[Block] = []
+    attention_blocks: list[Block] = []
     for start, end in itertools.pairwise([*starts, len(order)]):
         named = {ran[layer][1][:1]: layer for layer in order[start : start + 3]}
         if order[start + 3].in_features != named["q"].out_features:
@@ -89,8 +89,8 @@ def blocks(model: nn.Module, inputs: Inputs) -> list[Block]:
             if wide.in_features == back.out_features < wide.out_features == back.in_features:
                 alike = [layer for layer in order[start + 4 : end] if layer.weight.shape == wide.weight.shape]
                 parts |= {"feed-forward in": tuple(alike), "feed-forward out": (back,)}
-        found.append(Block(model.get_submodule(ran[named["q"]][0]), parts))
-    return found
+        attention_blocks.append(Block(model.get_submodule(ran[named["q"]][0]), parts))
+    return attention_blocks
 
 
 @contextmanager

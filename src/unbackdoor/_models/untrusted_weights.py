@@ -81,6 +81,11 @@ class TensorLocation:
         return FLOATS.get(self.code)
 
     @property
+    def fractional(self) -> bool:
+        """Whether its values are floating-point numbers of any type."""
+        return self.code.startswith(("F", "BF"))
+
+    @property
     def count(self) -> int:
         """How many numbers it has."""
         return math.prod(self.shape)

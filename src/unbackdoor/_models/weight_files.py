@@ -74,7 +74,7 @@ def weight_files(path: Path) -> WeightFiles:
 def _safetensors_files(files: tuple[Path, ...], index: Path | None) -> WeightFiles:
     locations = {file: check_safetensors(file) for file in files}
     for file, tensors in locations.items():
-        whole = {name for name, location in tensors.items() if location.dtype is None and name.endswith(".weight")}
+        whole = {name for name, part in tensors.items() if not part.fractional and name.endswith(".weight")}
         check_fractions(whole, str(file))
     shapes = [location.shape for tensors in locations.values() for location in tensors.values()]
     widest = max((side for shape in shapes for side in shape), default=0)
