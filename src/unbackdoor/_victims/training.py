@@ -16,7 +16,6 @@ from unbackdoor._models.arithmetic import Arithmetic, Precision, choose, relayou
 from unbackdoor._models.calling import probe
 from unbackdoor._models.directory import ModelDirectory
 from unbackdoor._models.head import head_of
-from unbackdoor._models.loading import load
 from unbackdoor._progress import Progress, silent
 from unbackdoor._training.descent import Change, Loss, cross_entropy, descend
 from unbackdoor._victims.recipe import Schedule, VictimRecipe
@@ -31,6 +30,7 @@ class Trainer:
         seed: of the initial weights, of shuffling and of augmentation.
         classes: names in label order.
         data: the clean training data, encoded as the victim takes it.
+        base: the checked directory of the recipe's `base`, if it has one.
         device: None takes a GPU if there is one.
         precision: see `unbackdoor._models.arithmetic.choose`.
         progress: shows how far a training is.
@@ -41,6 +41,7 @@ class Trainer:
     seed: int
     classes: list[str]
     data: Dataset
+    base: ModelDirectory | None = None
     device: str | None = None
     precision: Precision = "auto"
     progress: Progress = silent
@@ -51,7 +52,8 @@ class Trainer:
         """The trainer for some data, of which it takes the classes and the encoder.
 
         Raises:
-            UnbackdoorError: the data has labels without a class, or is text and the recipe has no `base`.
+            UnbackdoorError: the data has labels without a class, or is text and the recipe has no `base`; or that
+                cannot be used.
         """
         if data.modality == "text" and recipe.base is None:
             raise no_base()
@@ -60,7 +62,8 @@ class Trainer:
         encode = normalisation(data) if recipe.base is None else data.encode
         if isinstance(encode, ImageEncoder):  # whether pictures are resized already differs between data sets
             encode = replace(encode, done=False)
-        return cls(recipe=recipe, classes=classes, data=data.encoded_by(encode), **settings)
+        base = None if recipe.base is None else ModelDirectory.of(recipe.base, "`base`")
+        return cls(recipe=recipe, classes=classes, data=data.encoded_by(encode), base=base, **settings)
 
     @property
     def schedule(self) -> Schedule:
@@ -71,7 +74,7 @@ class Trainer:
         """An untrained network, or the pre-trained one with a new head; always the same one."""
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
-            return fresh_network(self.recipe, self.classes, self.data)
+            return fresh_network(self.recipe, self.base, self.classes, self.data)
 
     def arithmetic(self, model: nn.Module) -> Arithmetic:
         """Device, precision and layout for a model."""
@@ -117,27 +120,25 @@ def normalisation(data: Dataset) -> ImageEncoder:
     return ImageEncoder(mean=mean, std=std, size=(height, width), channels=channels)
 
 
-def fresh_network(recipe: VictimRecipe, classes: list[str], data: Dataset) -> nn.Module:
+def fresh_network(recipe: VictimRecipe, base: ModelDirectory | None, classes: list[str], data: Dataset) -> nn.Module:
     """An untrained network, or a pre-trained one, with a new head if its classes are others.
 
     Args:
-        recipe: which network.
+        recipe: names the untrained network.
+        base: the pre-trained one; None for an untrained one.
         classes: names in label order.
         data: that it will be trained on.
 
     Raises:
         UnbackdoorError: the network is not known, or does not fit the data.
     """
-    if data.modality == "text":
-        assert recipe.base is not None
-        return _text_classifier(recipe.base, classes, data)
-    if recipe.base is None:
+    if base is None:
         return _random_network(recipe, classes, data)
-    return _image_classifier(recipe.base, classes, data)
+    return _text_classifier(base, classes, data) if data.modality == "text" else _image_classifier(base, classes, data)
 
 
-def _text_classifier(base: str, classes: list[str], data: Dataset) -> nn.Module:
-    model: nn.Module = ModelDirectory.of(base, "`base`").fresh_classifier(classes)
+def _text_classifier(base: ModelDirectory, classes: list[str], data: Dataset) -> nn.Module:
+    model: nn.Module = base.fresh_classifier(classes)
     model.config.pad_token_id = data.tokenizer.pad_token_id  # type: ignore[union-attr]
     return model
 
@@ -152,8 +153,8 @@ def _random_network(recipe: VictimRecipe, classes: list[str], data: Dataset) -> 
     return network
 
 
-def _image_classifier(base: str, classes: list[str], data: Dataset) -> nn.Module:
-    model: Any = load(base).model
+def _image_classifier(base: ModelDirectory, classes: list[str], data: Dataset) -> nn.Module:
+    model: Any = base.classifier()
     head = head_of(model, probe(model, data))
     if head.layer.out_features != len(classes):
         parent, _, child = head.name.rpartition(".")
