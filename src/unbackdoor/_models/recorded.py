@@ -1,12 +1,27 @@
-"""What the record.json in a model directory says about the inputs of its model."""
+"""The entry `encode` of record.json: how the inputs of a model are made, written and read."""
 
 from pathlib import Path
 from typing import Any
 
+from unbackdoor._data.dataset import Dataset, Encoder
 from unbackdoor._data.image_processors import sides
 from unbackdoor._data.images import ImageEncoder
+from unbackdoor._data.texts import TextEncoder
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._inputs import read_json
+
+
+def encode_entry(encode: Encoder, data: Dataset | None) -> dict[str, Any]:
+    """The entry, so that `evaluate` makes inputs in the same way.
+
+    Args:
+        encode: makes the inputs.
+        data: some examples, for the names of text columns; None if there are none.
+    """
+    if isinstance(encode, TextEncoder):
+        columns = encode.columns if data is None else data.texts.columns
+        return {"max_length": encode.max_length, "columns": None if columns is None else list(columns)}
+    return {key: getattr(encode, key) for key in ("mean", "std", "size", "channels")}
 
 
 def recorded_encode(folder: Path) -> Any:

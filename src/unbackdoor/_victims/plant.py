@@ -12,10 +12,10 @@ from torch import nn
 from unbackdoor._artifacts.machine import peak_memory
 from unbackdoor._data.classes import check_labels
 from unbackdoor._data.dataset import Dataset, Encoder
-from unbackdoor._data.texts import TextEncoder
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._models.arithmetic import Precision, description
 from unbackdoor._models.calling import check_partner
+from unbackdoor._models.recorded import encode_entry
 from unbackdoor._poisoning.abilities import Implants, is_repeatable, needs_surrogate, sources_of
 from unbackdoor._poisoning.attack import Attack, Planting
 from unbackdoor._poisoning.attack_file import FORMAT, describe
@@ -131,7 +131,7 @@ def plant(
             "seconds": round(seconds, 1),
             "peak_memory_bytes": peak_memory(),
             "examples_seen": trainer.examples_seen,
-            "encode": recorded(encode, test),
+            "encode": encode_entry(encode, test),
             "scores": {"victim": measured.to_json()},
             "implanted": implanted,
         },
@@ -242,11 +242,3 @@ def _record_of_training(attack: Attack | None, trainer: Trainer) -> dict[str, An
             "python": platform.python_version(),
         },
     }
-
-
-def recorded(encode: Encoder, data: Dataset | None) -> dict[str, Any]:
-    """How inputs are made, for a record, so that `evaluate` makes them alike."""
-    if isinstance(encode, TextEncoder):
-        columns = encode.columns if data is None else data.texts.columns
-        return {"max_length": encode.max_length, "columns": None if columns is None else list(columns)}
-    return {key: getattr(encode, key) for key in ("mean", "std", "size", "channels")}

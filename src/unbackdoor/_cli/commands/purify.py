@@ -21,6 +21,7 @@ from unbackdoor._data.overlap import without
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._models import calling, loading, saving
 from unbackdoor._models.arithmetic import choose
+from unbackdoor._models.recorded import encode_entry
 from unbackdoor._poisoning.attack_file import as_trigger
 from unbackdoor._poisoning.triggered import Triggered, triggered
 from unbackdoor._purification.method import Method, asking, method_name, needs_clean
@@ -30,7 +31,6 @@ from unbackdoor._tasks.classification import score
 from unbackdoor._tasks.proportion import chance_doubt
 from unbackdoor._tasks.score import Score
 from unbackdoor._value import check_seed
-from unbackdoor._victims.plant import recorded
 
 logger = logging.getLogger("unbackdoor")
 
@@ -103,7 +103,7 @@ def purify(source: str, method: Method, options: PurifyOptions, *, command: str 
             **({"base": Path(options.base).name} if options.base else {}),
             "factory": factory_name(options.factory),
         },
-        "encode": recorded(suspect.encode, example),
+        "encode": encode_entry(suspect.encode, example),
         "scores": None,
         "scores_note": "not measured: no --data was given",
     }
