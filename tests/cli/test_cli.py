@@ -202,7 +202,7 @@ def test_the_model_itself_as_output(place: Path, refused: Refusals) -> None:
             "--control needs --attack: it counts flips on triggered examples.",
         ),
         (("purify", "fst", "m", "--clean", "c", "--out", "o", "--attack", "a"), "--attack needs --data: test examples"),
-        (("purify", "fst", "no-model", "--clean", "c", "--out", "o"), "no-model is neither a directory here nor"),
+        (("purify", "fst", "no-model", "--clean", "c", "--out", "o"), "no-model is neither a local directory nor"),
         (
             ("purify", "fst", "", "--clean", "c", "--out", "o"),
             "MODEL must be a directory, a Hub name or a weights file",
