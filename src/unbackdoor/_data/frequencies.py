@@ -34,25 +34,25 @@ def token_counts(tokenizer: Any, table: str | None, owner: str) -> dict[int, flo
         counts, unit = _read(Path(table), owner)
         if unit == "token":
             vocabulary = tokenizer.get_vocab()
-            found = {vocabulary[token]: count for token, count in counts.items() if token in vocabulary}
-            if not found:
+            of_tokens = {vocabulary[token]: count for token, count in counts.items() if token in vocabulary}
+            if not of_tokens:
                 raise UnbackdoorError(
                     f"{owner}.frequencies names {table}, but the model's tokenizer has none of its tokens. Take counts "
                     "of its own tokens, or of words."
                 )
-            return found
+            return of_tokens
         return counted(counts, tokenizer)
     wordfreq = _wordfreq(f"{owner} needs word frequencies", ", or pass `frequencies=FILE.csv`")
-    size, found = _ENGLISH.get(tokenizer, (0, {}))
+    size, english = _ENGLISH.get(tokenizer, (0, {}))
     if size != len(tokenizer):
         shares = dict(wordfreq.get_frequency_dict("en", wordlist="large"))  # down to ten words in a billion
         for token in tokenizer.get_vocab():  # the list has numbers by their shape alone, as 0000s
             text = tokenizer.convert_tokens_to_string([token]).strip().removeprefix("##")
             if any(letter.isdigit() for letter in text):
                 shares[text] = wordfreq.word_frequency(text, "en")
-        found = counted({word: CORPUS * share for word, share in shares.items()}, tokenizer)
-        _ENGLISH[tokenizer] = len(tokenizer), found
-    return found
+        english = counted({word: CORPUS * share for word, share in shares.items()}, tokenizer)
+        _ENGLISH[tokenizer] = len(tokenizer), english
+    return english
 
 
 def common_words(count: int, owner: str) -> list[str]:
@@ -85,19 +85,19 @@ def counted(words: dict[str, float], tokenizer: Any) -> dict[int, float]:
         forms += [[f" {word}" for word in words]]
     if tokenizer.tokenize("A") != tokenizer.tokenize("a"):
         forms += [[form.title() for form in some] for some in forms]
-    found: dict[int, float] = {}
+    counts: dict[int, float] = {}
     once: set[tuple[str, tuple[int, ...]]] = set()
     for some in forms:
         for (word, count), ids in zip(words.items(), _token_ids(some, tokenizer), strict=True):
             if (word, ids) not in once:
                 once.add((word, ids))
                 for token in ids:
-                    found[token] = found.get(token, 0.0) + count
+                    counts[token] = counts.get(token, 0.0) + count
     most = max(words.values(), default=0.0)
     for token, number in tokenizer.get_vocab().items():
         if not any(letter.isalnum() for letter in tokenizer.convert_tokens_to_string([token])):
-            found[number] = most
-    return found
+            counts[number] = most
+    return counts
 
 
 def _token_ids(texts: list[str], tokenizer: Any) -> Iterator[tuple[int, ...]]:
@@ -110,8 +110,8 @@ def _token_ids(texts: list[str], tokenizer: Any) -> Iterator[tuple[int, ...]]:
         # Also switches off the truncation and the padding that the tokenizer's file asks for.
         tokenizer(part[0], add_special_tokens=False)
         if tokenizer.is_fast:
-            found = tokenizer.backend_tokenizer.encode_batch_fast(part, add_special_tokens=False)
-            yield from (tuple(each.ids) for each in found)
+            encodings = tokenizer.backend_tokenizer.encode_batch_fast(part, add_special_tokens=False)
+            yield from (tuple(each.ids) for each in encodings)
         else:
             yield from map(tuple, tokenizer(part, add_special_tokens=False)["input_ids"])
 

@@ -135,8 +135,8 @@ def encoder_of(
         raise UnbackdoorError(f"{where} asks for the filter {printable(resample)}, which is not known here. {way_out}")
     switch = next((name for name in _SWITCHES if not isinstance(fields.get(name), bool | int | None)), None)
     if switch is not None:
-        came = printable(repr(fields[switch]))
-        raise UnbackdoorError(f"{where} must have {switch} as true or false, got {came}. {way_out}")
+        entry = printable(repr(fields[switch]))
+        raise UnbackdoorError(f"{where} must have {switch} as true or false, got {entry}. {way_out}")
     try:
         return _encoder(family, fields, channels)
     except (AttributeError, ArithmeticError, LookupError, TypeError, ValueError, UnbackdoorError) as problem:

@@ -30,12 +30,12 @@ def stratified(labels: Tensor, count: int, *, seed: int, groups: Tensor | None =
             chosen.append(random.permutation(rows)[:quota])
             continue
         owner = groups.cpu().numpy()[rows]
-        taken = 0
+        drawn = 0
         for group in random.permutation(np.unique(owner))[:-1]:
-            if taken >= quota:
+            if drawn >= quota:
                 break
             chosen.append(rows[owner == group])
-            taken += len(chosen[-1])
+            drawn += len(chosen[-1])
     if not chosen:
         raise UnbackdoorError("`group` puts each class into one group, so none can be held out. Give `test` instead.")
     return np.sort(np.concatenate(chosen))

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 
 from unbackdoor._data.dataset import Dataset
-from unbackdoor._data.images import ImageEncoder
 from unbackdoor._data.texts import Tokens
 from unbackdoor._models.calling import Inputs, embeddings, logits
 from unbackdoor._models.hooks import removing
@@ -61,7 +60,6 @@ def perturbation_unit(model: nn.Module, data: Dataset) -> Tensor:
     """
     if data.modality == "text":
         return embeddings(model).weight.detach().square().mean().sqrt()
-    assert isinstance(data.encode, ImageEncoder)
     like = next(model.parameters())
-    std = torch.tensor(data.encode.std, device=like.device, dtype=like.dtype)
-    return (255 * data.encode.scale / std).view(-1, 1, 1)
+    std = torch.tensor(data.image_encoder.std, device=like.device, dtype=like.dtype)
+    return (255 * data.image_encoder.scale / std).view(-1, 1, 1)
