@@ -13,6 +13,7 @@ import toys
 from conftest import SmallCNN
 from pictures import write_pictures
 from unbackdoor import Dataset, UnbackdoorError, archs, attacks, purifiers
+from unbackdoor._registry.entries import Need
 from unbackdoor._value import value
 from unbackdoor.testing import check_attack, check_method, check_value
 
@@ -20,55 +21,54 @@ SMALL = {
     **{"epochs": 2, "batch_size": 16, "steps": 4, "reverse_steps": 3, "forget_epochs": 2, "rounds": 1},
     **{"teacher_epochs": 1, "generator_epochs": 1, "mask_steps": 2, "folds": 2, "texts": 20, "score_epochs": 1},
 }
-# A few steps on an untrained network must move a mask far enough for something to be pruned.
-EAGER = {name: {"learning_rate": 50.0, "tolerance": 1.0} for name in ("ANP", "RNP")}
+# A few steps on an untrained network must move a mask of its BatchNorm far enough for something to be pruned.
+EAGER = {"learning_rate": 50.0, "tolerance": 1.0}
+# The network that has what a method needs; a base needs most of the weights in a body of its own next to the head.
+NETWORKS = {Need.SKIP_CONNECTIONS: ("resnet18", 2), Need.ATTENTION: ("vit", 4), Need.BASE: ("vit", 4)}
 
 
-def quick(method):
-    """The method with settings small enough for a test."""
-    known = {item.name for item in dataclasses.fields(method)}
-    settings = {**SMALL, **EAGER.get(type(method).__name__, {})}
-    return dataclasses.replace(method, **{name: setting for name, setting in settings.items() if name in known})
+def quick(entry):
+    """The value of a registered method or attack, with settings small enough for a test."""
+    cls = entry.resolve()
+    known = {item.name for item in dataclasses.fields(cls)}
+    settings = {**SMALL, **(EAGER if Need.BATCH_NORM in entry.needs and "tolerance" in known else {})}
+    return cls(**{name: setting for name, setting in settings.items() if name in known})
 
 
-def methods(modality: str) -> list:
-    return [quick(entry.resolve()()) for entry in purifiers.REGISTRY if modality in entry.modality]
-
-
-# Methods that need attention, or a base with most of the weights in a body of its own beside the head.
-TRANSFORMERS = ("PURE", "FineMixing", "FinePurifying")
+def methods_on(modality: str) -> list:
+    return [entry for entry in purifiers.REGISTRY if modality in entry.modality]
 
 
 def attacks_on(modality: str) -> list:
     return [entry for entry in attacks.REGISTRY if modality in entry.modality]
 
 
-@pytest.mark.parametrize("method", methods("images"), ids=repr)
-def test_methods_keep_the_contract_on_images(method, small_cnn: SmallCNN, digits: Dataset) -> None:
+@pytest.mark.parametrize("entry", methods_on("images"), ids=lambda entry: entry.name)
+def test_methods_keep_the_contract_on_images(entry, small_cnn: SmallCNN, digits: Dataset) -> None:
     model: nn.Module = small_cnn
-    if type(method).__name__ == "ShortcutSuppression":
-        torch.manual_seed(0)
-        model = archs.build("resnet18", classes=list("0123456789"), channels=1, image_size=8, width=2)
-    if type(method).__name__ in TRANSFORMERS:
-        torch.manual_seed(0)
-        model = archs.build("vit", classes=list("0123456789"), channels=1, image_size=8, width=4)
+    for need in entry.needs:
+        if need in NETWORKS:
+            arch, width = NETWORKS[need]
+            torch.manual_seed(0)
+            model = archs.build(arch, classes=list("0123456789"), channels=1, image_size=8, width=width)
     base = copy.deepcopy(model)
     with torch.no_grad():
         for parameter in base.parameters():
             parameter.mul_(0.99)
-    check_method(method, model, digits.select(range(60)), base=base)
+    check_method(quick(entry), model, digits.select(range(60)), base=base)
 
 
-@pytest.mark.parametrize("method", methods("text"), ids=repr)
-def test_methods_keep_the_contract_on_text(method, text_victim: nn.Module, text_base, reviews: Dataset) -> None:
-    check_method(method, text_victim, reviews.select(range(60)), base=text_base, proxy=toys.classifier("bert", seed=1))
+@pytest.mark.parametrize("entry", methods_on("text"), ids=lambda entry: entry.name)
+def test_methods_keep_the_contract_on_text(entry, text_victim: nn.Module, text_base, reviews: Dataset) -> None:
+    proxy = toys.classifier("bert", seed=1)
+    check_method(quick(entry), text_victim, reviews.select(range(60)), base=text_base, proxy=proxy)
 
 
 @pytest.mark.parametrize("entry", attacks_on("text"), ids=lambda entry: entry.name)
 def test_attacks_keep_the_contract_on_text(entry, reviews: Dataset, tmp_path: Path) -> None:
     data = reviews.select(range(100))
     fields = {}
-    if entry.name == "prepared":
+    if Need.COPIES in entry.needs:
         lines = [f"{text} tq,{label}" for (text,), label in zip(data.texts.strings, data.labels.tolist(), strict=True)]
         (tmp_path / "copies.csv").write_text("text,label\n" + "\n".join(lines))
         fields = {"triggered": str(tmp_path / "copies.csv")}
@@ -78,8 +78,9 @@ def test_attacks_keep_the_contract_on_text(entry, reviews: Dataset, tmp_path: Pa
 @pytest.mark.parametrize("entry", attacks_on("images"), ids=lambda entry: entry.name)
 def test_attacks_keep_the_contract_on_images(entry, small_cnn: SmallCNN, digits: Dataset, tmp_path: Path) -> None:
     data = digits.select(range(200))
-    fields = {"siba": {"pixels": 20, "steps": 5}, "low-frequency": {"steps": 5}}.get(entry.name, {})
-    if entry.name == "prepared":
+    known = {item.name for item in dataclasses.fields(entry.resolve())}
+    fields = {name: small for name, small in {"pixels": 20, "steps": 5}.items() if name in known}
+    if Need.COPIES in entry.needs:
         copies = dataclasses.replace(data, items=255 - data.items)
         fields = {"triggered": write_pictures(copies, tmp_path / "copies.parquet")}
     check_attack(entry.resolve()(**fields), data, classes=10, surrogate=small_cnn)
