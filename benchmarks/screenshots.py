@@ -1,8 +1,10 @@
 r"""The two pictures of the README: the top of a purification's page and of the bench's page, taken by Chromium.
 
     unbackdoor demo image --out demo
+    unbackdoor purify fst demo/victim --clean demo/clean.parquet --data demo/test.parquet \
+        --attack demo/victim/attack.json --out purified --alpha 0.5 --epochs 20 --learning-rate 0.02 --batch-size 32
     unbackdoor report docs/results/cells/images -o bench.html
-    python benchmarks/screenshots.py demo/report.html --out docs/assets/report.png --height 860
+    python benchmarks/screenshots.py purified/report.html --out docs/assets/report.png --height 860
     python benchmarks/screenshots.py bench.html --out docs/assets/bench.png --width 1200 --height 820 --top 315 \
         --filter task=cifar10 "rate=1 %" "budget=1,000 unseen"
 
@@ -24,7 +26,7 @@ from selenium.webdriver.support.ui import Select
 
 
 def screenshot(page: Path, width: int, height: int, top: int, filters: list[str]) -> Image.Image:
-    """The page in a window of `width` x `height` pixels, scrolled down by `top`, after choosing in the bench's filters.
+    """The page in a window of `width` x `height` pixels, scrolled down by `top`, with the bench's filters chosen.
 
     Each of `filters` is `kind=option`: `rate=1 %`. Blanks match the no-break spaces of the page.
     """
