@@ -16,8 +16,8 @@ class UnbackdoorError(Exception):
     """Bad usage or bad input. The message says owner, field, what is allowed, what came, and the way out.
 
     Args:
-        message: one sentence, whatever it quotes: it is made printable and, where it is very long, shortened.
-        details: of several problems that are told at once, one line each.
+        message: one sentence, whatever it quotes: it is made printable and, if it is very long, shortened.
+        details: if there are several problems: one line each.
     """
 
     __module__ = "unbackdoor"  # where users import it from, and what a traceback shows
@@ -70,7 +70,7 @@ def few(names: Sequence[object]) -> str:
 def _told(thing: object) -> str:
     try:
         return str(thing)
-    except (ValueError, RecursionError):  # a whole number of thousands of digits, a list within a list and so on
+    except (ValueError, RecursionError):  # a whole number of thousands of digits, or a list nested too deeply
         return f"a very long {type(thing).__name__}"
 
 

@@ -78,8 +78,8 @@ def sentence(problem: ValidationError, cls: type | None = None) -> str:
     """What is wrong with a field, as owner, field, what is allowed, what came.
 
     Args:
-        problem: pydantic's, of which the first error is told.
-        cls: the owner, to list its fields where an unknown one was given.
+        problem: pydantic's, whose first error is described.
+        cls: the owner, to list its fields if an unknown one was given.
     """
     return error_sentence(problem.errors()[0], problem.title, cls)
 
@@ -107,7 +107,7 @@ def _plain(given: Any) -> str:
 
 
 def check_seed(seed: int) -> None:
-    """Refuse a seed that not every generator takes; of what is counted on from it, too."""
+    """Refuse a seed that some generator cannot take, itself or counted on from."""
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
         raise UnbackdoorError(f"`seed` must be a whole number, at least 0 and less than 2**63, got {seed!r}.")
 

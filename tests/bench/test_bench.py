@@ -64,9 +64,9 @@ def test_rows_are_drawn_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "is no file that unbackdoor bench wrote. Remove it to measure it again."),
-        ("[]", "is no file that unbackdoor bench wrote. Remove it to measure it again."),
-        ('{"version": 1}', "is no file that unbackdoor bench wrote. Remove it to measure it again."),
+        ("{", "is not a file that unbackdoor bench wrote. Remove it to measure it again."),
+        ("[]", "is not a file that unbackdoor bench wrote. Remove it to measure it again."),
+        ('{"version": 1}', "is not a file that unbackdoor bench wrote. Remove it to measure it again."),
         (
             '{"version": 2, "spec": {}, "result": {}}',
             "has version 2, this one reads 1. Use another store, or update unbackdoor.",
@@ -133,10 +133,10 @@ def test_a_victim_whose_files_were_changed(change: str, tmp_path: Path) -> None:
     )
     (folder / "files.json").unlink()
     with pytest.raises(
-        UnbackdoorError, match=r"is no victim that unbackdoor bench wrote. Remove it to train it again."
+        UnbackdoorError, match=r"is not a victim that unbackdoor bench wrote. Remove it to train it again."
     ):
         store.victim(key)
-    with pytest.raises(UnbackdoorError, match=r"is not there. Start the grid again to train it anew."):
+    with pytest.raises(UnbackdoorError, match=r"is not there. Start the grid again to train it again."):
         store.victim("gone")
 
 

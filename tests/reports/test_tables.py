@@ -451,7 +451,7 @@ def test_the_suffix_says_which_kind(
         (
             "clean.csv",
             "report.html",
-            r"clean\.csv is no folder\. Give the folder or address that unbackdoor bench wrote",
+            r"clean\.csv is not a folder\. Give the folder or address that unbackdoor bench wrote",
         ),
         ("empty", "report.html", r"empty has no cell that report can read, got 0 of another form\. Give the folder"),
     ],
@@ -473,7 +473,7 @@ def test_a_report_replaces_reports_alone(suffix: str, store: Store, tmp_path: Pa
     out.write_text("a day's work\n")
     with pytest.raises(UnbackdoorError) as refused:
         report(store.address, str(out))
-    assert str(refused.value) == f"{out} exists and is no report of unbackdoor. Choose another -o."
+    assert str(refused.value) == f"{out} exists and is not a report of unbackdoor. Choose another -o."
     assert out.read_text() == "a day's work\n"
     out.write_text("")
     for _ in range(2):

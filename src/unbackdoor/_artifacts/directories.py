@@ -31,7 +31,7 @@ def check_free(out: Path, *, overwrite: bool, inputs: tuple[Path, ...] = ()) -> 
         UnbackdoorError: it exists or cannot be made.
     """
     if not is_unicode(str(out.absolute())):
-        raise UnbackdoorError(f"{out} is not a name in UTF-8, which safetensors could write to. Choose another --out.")
+        raise UnbackdoorError(f"{out} is not a name in UTF-8, which safetensors could write to. Choose another `out`.")
     if not out.exists() and not out.is_symlink():
         home = next(folder for folder in out.absolute().parents if folder.exists())
         if not (home.is_dir() and os.access(home, os.W_OK)):

@@ -79,7 +79,7 @@ class Examples:
             others[rows] = False
             return encode, test.select(others.nonzero().flatten()), test.select(rows)
 
-        # The encoder is kept with them: its id tells it from others as long as it lives.
+        # The encoder is kept with them: its id is its own as long as it lives.
         _, scored, pool = self.shelf.keep("parts", known, make)
         return scored, pool
 

@@ -1,4 +1,4 @@
-"""Grid files: TOML into checked values. All problems are told at once, each with its line."""
+"""Grid files: TOML into checked values. All problems are listed at once, each with its line."""
 
 import difflib
 import hashlib
@@ -31,7 +31,7 @@ def kept(grid: "Grid", store: Path | None) -> tuple[str, str]:
 
     Args:
         grid: that is run.
-        store: its folder; None where it is no folder, and relative paths cannot be told.
+        store: its folder; None if it is not a folder, so that relative paths have no meaning.
     """
     stem = re.sub(r"-[0-9a-f]{8}$", "", grid.path.stem) if grid.path.parent.name == "grids" else grid.path.stem
     name = f"{stem}-{hashlib.sha256(grid.text.encode()).hexdigest()[:8]}.toml"
@@ -198,7 +198,7 @@ def _schema_sentence(error: Any) -> str:
 
 
 def _salvaged(raw: dict[str, Any]) -> dict[str, Any]:
-    """What can be read of a grid whose tables are not all right, so that the rest of its problems is told, too."""
+    """What can be read of a grid whose tables are not all right, so that the rest of its problems is found as well."""
     tasks = raw.get("tasks")
     made_tasks = {name: _made(Task, given) for name, given in tasks.items()} if isinstance(tasks, dict) else {}
     without = raw.get("without")
@@ -217,7 +217,7 @@ def _tables(given: Any) -> list[dict[str, Any]]:
 
 
 def _made(table: type[BaseModel], given: Any) -> Any:
-    """A table without the entries that are wrong, of which is told elsewhere; None where it is nothing without them."""
+    """A table without its wrong entries, which are reported elsewhere; None if it is nothing without them."""
     try:
         return table.model_validate(given)
     except ValidationError as problem:

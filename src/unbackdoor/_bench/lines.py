@@ -1,4 +1,4 @@
-"""Where in a TOML file an entry stands: tomllib does not tell."""
+"""Where in a TOML file an entry stands: tomllib does not say."""
 
 import re
 from collections import Counter
@@ -12,7 +12,7 @@ Location = tuple[str | int, ...]
 def lines_of(text: str) -> dict[Location, int]:
     """The line, from 1, of each table and key, by its path: `("methods", 0, "alpha")`.
 
-    Entries of inline tables and of arrays are not told apart from the line where they begin.
+    Entries of inline tables and of arrays share the line at which they begin.
     """
     found: dict[Location, int] = {}
     arrays: Counter[Location] = Counter()

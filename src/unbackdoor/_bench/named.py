@@ -120,7 +120,7 @@ def _named(given: dict[str, Any], location: Location, problems: Noted) -> tuple[
 
 
 def _found(name: str, entries: tuple[Entry, ...], kind: str, listing: str, location: Location, problems: Noted) -> Any:
-    """The class of a name; None where there is a problem."""
+    """The class of a name; None if there is a problem."""
     if not name:
         return None
     try:
@@ -135,12 +135,12 @@ def _found(name: str, entries: tuple[Entry, ...], kind: str, listing: str, locat
 
 
 def _value(cls: Any, fields: dict[str, Any], location: Location, folder: Path, problems: Noted) -> Any:
-    """A method or an attack; None where there is a problem, all of which are noted."""
+    """A method or an attack; None if there is a problem, all of which are noted."""
     fields = {name: local(given, folder) for name, given in fields.items()}
     try:
         validator = getattr(cls, "__pydantic_validator__", None)
         if validator is not None:
-            validator.validate_python(ArgsKwargs((), fields))  # unlike the class, it tells all that is wrong
+            validator.validate_python(ArgsKwargs((), fields))  # unlike the class, it lists all that is wrong
         return cls(**fields)
     except ValidationError as problem:
         for error in problem.errors():

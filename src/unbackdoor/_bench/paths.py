@@ -23,7 +23,7 @@ class Noted(Protocol):
 
 
 def local(given: Any, folder: Path) -> Any:
-    """A parameter that names a file beside the grid, as an absolute path; any other as it is."""
+    """A parameter that names a file next to the grid, as an absolute path; any other as it is."""
     if isinstance(given, str) and ("/" in given or "." in given):
         path = folder / os.path.expandvars(given)
         return str(path.absolute()) if path.is_file() else given

@@ -32,7 +32,7 @@ class Place(Protocol):
         """A file's address, for messages."""
 
     def read(self, name: str) -> bytes | None:
-        """A file's content; None where there is no such file."""
+        """A file's content; None if there is no such file."""
 
     def read_all(self, names: list[str]) -> Iterator[bytes | None]:
         """The contents of many files, in their order."""
@@ -47,7 +47,7 @@ class Place(Protocol):
         """Write a folder in one step."""
 
     def get_folder(self, name: str) -> Path | None:
-        """A folder on this machine, fetched if need be; None where there is no such folder."""
+        """A folder on this machine, fetched if need be; None if there is no such folder."""
 
     @contextmanager
     def locked(self, name: str, *, wait: bool) -> Iterator[bool]:
@@ -130,7 +130,7 @@ class Folder:
         try:
             yield True
         finally:
-            # Whoever waits for the removed file gets its lock beside the owner of a new one of that name. Both look
+            # Whoever waits for the removed file gets its lock while another owns a new one of that name. Both look
             # first whether the work is done, so at worst a cell is measured twice, and equal.
             file.unlink(missing_ok=True)
             lock.release()

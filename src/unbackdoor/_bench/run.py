@@ -1,4 +1,4 @@
-"""The `bench` command: plan, run what is missing, keep each result, tell how it went."""
+"""The `bench` command: plan, run what is missing, keep each result, report how it went."""
 
 import statistics
 from pathlib import Path

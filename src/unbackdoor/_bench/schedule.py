@@ -39,7 +39,7 @@ class Schedule:
         name: of the grid, in the store.
         address: of the store.
         crew: who does them.
-        progress: is told.
+        progress: is informed.
     """
 
     def __init__(self, grid: Grid, todo: Plan, name: str, address: str, crew: Workers, progress: Progress) -> None:

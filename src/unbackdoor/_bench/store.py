@@ -43,7 +43,7 @@ class Store:
             self._json(written, "store.json")
 
     def get(self, spec: dict[str, Any]) -> dict[str, Any] | None:
-        """The result of a finished measurement, or None where there is none."""
+        """The result of a finished measurement, or None if there is none."""
         name = f"cells/{identity(spec)}.json"
         content = self.place.read(name)
         return None if content is None else self._cell(content, name)[1]
@@ -124,12 +124,12 @@ class Store:
         name = f"victims/{key}"
         folder = self.place.get_folder(name)
         if folder is None:
-            raise UnbackdoorError(f"{self.place.path(name)} is not there. Start the grid again to train it anew.")
+            raise UnbackdoorError(f"{self.place.path(name)} is not there. Start the grid again to train it again.")
         try:
             files = dict(read_json(folder / "files.json")["files"])
         except (UnbackdoorError, ValueError, LookupError, TypeError):
             raise UnbackdoorError(
-                f"{folder} is no victim that unbackdoor bench wrote. Remove it to train it again."
+                f"{folder} is not a victim that unbackdoor bench wrote. Remove it to train it again."
             ) from None
         found = digests(folder)
         odd = sorted(name for name in files.keys() | found.keys() if files.get(name) != found.get(name))
@@ -166,7 +166,7 @@ class Store:
 
     def _foreign(self, name: str) -> UnbackdoorError:
         path = self.place.path(name)
-        return UnbackdoorError(f"{path} is no file that unbackdoor bench wrote. Remove it to measure it again.")
+        return UnbackdoorError(f"{path} is not a file that unbackdoor bench wrote. Remove it to measure it again.")
 
 
 def digests(folder: Path) -> dict[str, str]:

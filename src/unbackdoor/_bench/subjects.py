@@ -77,7 +77,7 @@ class Cell:
     Args:
         label: of the method; `none` for the subject as it is.
         others: of a clean control: the victims whose triggers it is shown.
-        second: whether it is scored on the task's second test examples, too.
+        second: whether it is also scored on the task's second test examples.
     """
 
     subject: Subject

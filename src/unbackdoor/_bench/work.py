@@ -1,4 +1,4 @@
-"""What a worker does: train a victim, or purify and score one. A process keeps what the next job will need, too."""
+"""What a worker does: train a victim, or purify and score one. A process keeps what its next job will need as well."""
 
 import dataclasses
 import functools
@@ -50,7 +50,7 @@ class Settings:
     Args:
         store: its address.
         grid: the grid's name under `grids/`.
-        device: None takes a GPU where there is one.
+        device: None takes a GPU if there is one.
         threads: of this process; None leaves it as it is.
     """
 
@@ -64,7 +64,7 @@ class Outcome(NamedTuple):
     """How a job ended.
 
     Args:
-        kind: `busy` where another process is at it.
+        kind: `busy` if another process is at it.
         seconds: that it took here.
         message: of a failure.
     """
@@ -282,7 +282,7 @@ class _Desk:
         return folder, load(folder, max_length=subject.task.max_length)
 
     def _attacked(self, subject: Subject, test: Dataset, model: Any, classes: int) -> Triggered | None:
-        """Test examples with a subject's trigger on; None where it is not trained yet."""
+        """Test examples with a subject's trigger on; None if it is not trained yet."""
         task = subject.task
         if task.triggered is not None and task.target is not None:
             marked = self.examples.triggered(subject, test, test.encode, class_names(model))
@@ -341,7 +341,7 @@ def _recorded(path: Path) -> dict[str, Any]:
 
 @functools.lru_cache(maxsize=1)
 def commit() -> str | None:
-    """The commit of the source tree that this runs from, with `-dirty` after changes; None where it is installed."""
+    """The commit of the source tree that this runs from, with `-dirty` after changes; None if it is installed."""
     root = Path(__file__).parents[3]
     if not (root / ".git").exists():
         return None

@@ -66,7 +66,7 @@ class Here:
 
 
 class Processes:
-    """Local processes, started anew (not forked), which share the cores."""
+    """Local processes, started fresh (not forked), which share the cores."""
 
     together = True
 
@@ -117,7 +117,7 @@ def _begin(threads: int) -> None:
 
 
 def quiet(level: int = logging.ERROR) -> int:
-    """Leave warnings to the records, which keep them: here nobody could tell what they are about.
+    """Leave warnings to the records, which keep them: here nobody would know what they are about.
 
     Returns:
         The level that the logger had before.

@@ -39,11 +39,11 @@ def main(arguments: list[str] | None = None) -> None:
         print("Interrupted; nothing was kept.", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:  # the reader of stdout, head for example, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python fails anew as it flushes
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python fails again as it flushes
         sys.exit(1)
     except (MemoryError, RuntimeError) as problem:
-        told = any(words in str(problem) for words in ("out of memory", "can't allocate memory"))  # by torch
-        if not (told or isinstance(problem, MemoryError)):
+        by_torch = any(words in str(problem) for words in ("out of memory", "can't allocate memory"))
+        if not (by_torch or isinstance(problem, MemoryError)):
             raise
         _fail(
             IncompleteError(

@@ -85,7 +85,7 @@ class PurifyOptions(ModelOptions):
         control: with --attack: a model that was never poisoned, loaded as MODEL is; its flip rate is scored as well.
         seed: fixes all random draws.
         head: name of the last linear layer, if running the model does not find it.
-        augment: auto mirrors images unless the class names tell left from right; crop never does, flip always.
+        augment: auto mirrors images unless the class names distinguish left from right; crop never does, flip always.
         stream: with fine-mixing --rho R --no-tune (and e-pur before it): mix on disk, piece by piece, for checkpoints
             larger than memory.
         overwrite: replace a directory that unbackdoor wrote.
@@ -128,7 +128,7 @@ class AttackOptions(HardwareOptions):
         surrogate: with label-consistent, low-frequency and siba: a clean model to make the trigger against; else one is
             trained first.
         control: a model that was never poisoned (attack none trains one); its flip rate is scored as well.
-        augment: auto mirrors images unless the class names tell left from right; crop never does, flip always.
+        augment: auto mirrors images unless the class names distinguish left from right; crop never does, flip always.
         columns: the data's own column names, as image=img,label=fine_label or text_a=question,text_b=sentence.
         overwrite: replace a directory that unbackdoor wrote.
     """
@@ -192,7 +192,7 @@ class StressOptions(ModelOptions):
         k: triggered examples among the clean ones while retuning, with commas between.
         seed: fixes all random draws.
         seeds: how many draws of the triggered examples are tried, from --seed on.
-        augment: auto mirrors images unless the class names tell left from right; crop never does, flip always.
+        augment: auto mirrors images unless the class names distinguish left from right; crop never does, flip always.
         overwrite: replace a directory that unbackdoor wrote.
     """
 

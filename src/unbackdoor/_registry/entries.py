@@ -120,7 +120,7 @@ def steps_of(made: Any) -> tuple[Any, ...]:
 
 
 def entry_of(made: Any, entries: tuple[Entry, ...]) -> Entry | None:
-    """The entry of a value's class; None where it is not registered."""
+    """The entry of a value's class; None if it is not registered."""
     return next((entry for entry in entries if entry.location == _location(made)), None)
 
 

@@ -10,7 +10,7 @@ logger = logging.getLogger("unbackdoor")
 
 
 def propose_control(measured: Score, classes: int) -> None:
-    """Say what attack success is worth where there are two classes and no model to hold it against."""
+    """Explain attack success if there are two classes and no clean model to compare it with."""
     if classes == 2 and measured.attack_success is not None and measured.clean_model_flip_rate is None:
         logger.info(
             "with two classes, a model without the backdoor also takes some triggered examples for what the attacker "

@@ -1,1 +1,1 @@
-"""The demos: one story, told on images and on texts."""
+"""The demos: the same story on images and on texts."""

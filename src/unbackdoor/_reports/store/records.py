@@ -31,13 +31,13 @@ class Record:
             trigger of an existing one, `method` the proxy.
         victim: the key of the victim.
         control: whether the victim is the clean control.
-        implanted: None where it is not known, and for a clean control.
-        usable: False where the method cost the model its use; None where it is not known.
+        implanted: None if it is not known, and for a clean control.
+        usable: False if the method cost the model its use; None if it is not known.
         success, recovered: None without triggered examples.
         flips: of a clean control, by the key of a victim.
         second_accuracy, second_success: on the task's second test examples.
-        message: why it failed; None where it did not.
-        packed: the whole cell, compressed; None where nobody asked to keep it.
+        message: why it failed; None if it did not.
+        packed: the whole cell, compressed; None if nobody asked to keep it.
     """
 
     key: str
@@ -73,7 +73,7 @@ def read(store: Store, *, whole: bool) -> Iterator[Record | str]:
 
     Args:
         store: where they are.
-        whole: keep each cell as it is, too.
+        whole: also keep each cell as it is.
     """
     victims: dict[str, str] = {}
     for spec, result in store.cells():

@@ -9,7 +9,7 @@ from unbackdoor._errors import UnbackdoorError
 from unbackdoor._reports.store import writers
 from unbackdoor._reports.store.build import build
 
-# What tells a report of each kind from any other file of that name.
+# The mark by which a report of each kind is recognised.
 _MARKS = {
     ".html": "<title>Purification results: ",
     ".csv": "task,attack,rate,label_rule,",
@@ -34,9 +34,9 @@ def report(runs: str, out: str) -> None:
     if path.is_dir():
         raise UnbackdoorError(f"-o must be a file, got the folder {out}.")
     if path.is_file() and path.stat().st_size and _MARKS[kind] not in _beginning(path):
-        raise UnbackdoorError(f"{out} exists and is no report of unbackdoor. Choose another -o.")
+        raise UnbackdoorError(f"{out} exists and is not a report of unbackdoor. Choose another -o.")
     if "://" not in runs and not Path(runs).is_dir():
-        came = "is no folder" if Path(runs).exists() else "does not exist"
+        came = "is not a folder" if Path(runs).exists() else "does not exist"
         raise UnbackdoorError(f"{runs} {came}. Give the folder or address that unbackdoor bench wrote to its `out`.")
     store = Store(runs)
     made, records = build(store, shown(runs), whole=kind == ".html")
