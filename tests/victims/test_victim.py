@@ -443,7 +443,7 @@ def test_a_base_to_start_from(place: Path, classes: int, capsys: pytest.CaptureF
     capsys.readouterr()
     assert run("attack", "label-consistent", *ATTACK, "--test", "test.parquet", "--base", "base") == 0
     said = capsys.readouterr().err
-    assert "train.parquet: 600 of 600 images made colour, as the model takes 3 channels." in said
+    assert "train.parquet: 600 of 600 images converted to colour, as the model takes 3 channels." in said
     assert "train.parquet: images of 8x8 are resized to the model's 16x16." in said
     model, encode = load("out")
     assert (encode.size, encode.mean) == ((16, 16), (0.2, 0.2, 0.2))
