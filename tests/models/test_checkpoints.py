@@ -923,7 +923,7 @@ def test_a_path_that_does_not_exist_is_refused_at_once(source: str) -> None:
     start = time.perf_counter()
     with pytest.raises(UnbackdoorError) as refused:
         load(source)
-    assert str(refused.value) == f"{source} does not exist,and is not a valid Hub name. Check it."
+    assert str(refused.value) == f"{source} does not exist, and is not a valid Hub name. Check it."
     assert time.perf_counter() - start < 5  # the first import of huggingface_hub included
 
 

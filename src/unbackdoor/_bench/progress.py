@@ -8,6 +8,7 @@ from typing import Any
 from rich.live import Live
 
 from unbackdoor import _progress
+from unbackdoor._errors import SENTENCE, printable
 
 FAILURES = 3  # that are shown as they happen; the store keeps all of them
 
@@ -55,7 +56,7 @@ class Progress:
         self.failed += bool(problem) and cell
         self.problems += bool(problem)
         if problem and self.problems <= FAILURES:
-            self.console.print(f"failed: {what}: {problem}")
+            self.console.print(f"failed: {printable(what, SENTENCE)}: {printable(problem, SENTENCE)}")
         if not _progress.is_terminal(self.console) and _progress.pace.due(time.monotonic()):
             self.console.print(self.line())
 

@@ -9,7 +9,7 @@ from unbackdoor._bench.plan import Plan
 from unbackdoor._bench.progress import Progress, duration
 from unbackdoor._bench.store import Store
 from unbackdoor._bench.workers import Cluster, Here, Processes, Workers, quiet
-from unbackdoor._errors import IncompleteError, UnbackdoorError
+from unbackdoor._errors import SENTENCE, IncompleteError, UnbackdoorError, printable
 
 
 class Interrupted(UnbackdoorError):
@@ -77,7 +77,8 @@ def _run(grid: Grid, store: Store, todo: Plan, workers: int, ray: str | None) ->
     finally:
         crew.stop()
         quiet(level)
-    print(f"{progress.measured - progress.failed:,} cells measured, {progress.failed:,} failed, in {store.address}.")
+    where = printable(store.address, SENTENCE)
+    print(f"{progress.measured - progress.failed:,} cells measured, {progress.failed:,} failed, in {where}.")
     if progress.failed:
         raise IncompleteError(
             f"{progress.failed:,} of {len(todo.cells):,} cells failed; the first said: {schedule.first} Retry with "
@@ -88,9 +89,9 @@ def _run(grid: Grid, store: Store, todo: Plan, workers: int, ray: str | None) ->
 def _tell(todo: Plan, store: Store, workers: int) -> None:
     """What would run, and about how long it would take."""
     for victim in todo.victims:
-        print(f"victim {victim.key}  {victim}")
+        print(f"victim {victim.key}  {printable(victim, SENTENCE)}")
     for cell in todo.cells:
-        print(f"cell   {cell.key}  {cell}")
+        print(f"cell   {cell.key}  {printable(cell, SENTENCE)}")
     if not todo.total:
         raise UnbackdoorError("The grid has no cell: cells.leave_out takes all away. Leave out less.")
     print(f"{len(todo.victims):,} victims to train and {len(todo.cells):,} of {todo.total:,} cells to measure.")

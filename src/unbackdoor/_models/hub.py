@@ -47,7 +47,7 @@ def hub_directory(name: str, trust_remote_code: bool = False) -> Path:
     try:
         validate_repo_id(name)
     except HFValidationError:
-        raise UnbackdoorError(f"{name} does not exist,and is not a valid Hub name. Check it.") from None
+        raise UnbackdoorError(f"{name} does not exist, and is not a valid Hub name. Check it.") from None
     try:
         return Path(snapshot_download(name, ignore_patterns=[*_UNWANTED, *["*.py"] * (not trust_remote_code)]))
     except (OSError, RuntimeError, ValueError) as problem:

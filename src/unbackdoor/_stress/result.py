@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from unbackdoor._errors import SENTENCE, printable
 from unbackdoor._stress.reactivation import Reach
 from unbackdoor._tasks.score import Score
 
@@ -128,8 +129,8 @@ class Stress:
                 lines.append(f"  {TITLES[name]:26}{cells[0]:8.1f}{cells[1]:8.1f}{cells[2]:9.1f}{cells[3]:15.1f}")
             lines.append("")
         scored = self.record["scored_on"]
-        lines.append(f"n = {scored['n']:,} clean and {scored['triggered']:,} triggered examples, {scored['note']}")
-        return "\n".join([*lines, *self.record["notes"]])
+        counted = f"n = {scored['n']:,} clean and {scored['triggered']:,} triggered examples, {scored['note']}"
+        return "\n".join([*lines, *(printable(line, SENTENCE) for line in (counted, *self.record["notes"]))])
 
 
 def mean(scores: Sequence[Score], field: str) -> float:

@@ -14,7 +14,7 @@ from unbackdoor._cli.commands.outcome import propose_control
 from unbackdoor._cli.options import AttackOptions
 from unbackdoor._data.dataset import Dataset
 from unbackdoor._data.images import ImageEncoder
-from unbackdoor._errors import UnbackdoorError
+from unbackdoor._errors import SENTENCE, UnbackdoorError, printable
 from unbackdoor._models import calling, loading, saving
 from unbackdoor._models.directory import ModelDirectory
 from unbackdoor._poisoning.abilities import is_repeatable, modalities_of
@@ -80,7 +80,7 @@ def attack(made: Any, options: AttackOptions) -> None:
     print(f"measured on {len(victim.test):,} test examples{held_out}")
     _print_planted(victim)
     propose_control(victim.score, calling.class_count(victim.model, victim.test))
-    print(f"Wrote {out} in {victim.record['seconds']:.0f} s of training.")
+    print(f"Wrote {printable(out, SENTENCE)} in {victim.record['seconds']:.0f} s of training.")
 
 
 def _recipe(options: AttackOptions) -> VictimRecipe:

@@ -18,7 +18,7 @@ from unbackdoor._cli.parameters import as_options
 from unbackdoor._data.classes import check_labels, report_class_order
 from unbackdoor._data.dataset import Dataset
 from unbackdoor._data.overlap import without
-from unbackdoor._errors import UnbackdoorError
+from unbackdoor._errors import SENTENCE, UnbackdoorError, printable
 from unbackdoor._models import calling, loading, saving
 from unbackdoor._models.arithmetic import choose
 from unbackdoor._models.recorded import encode_entry
@@ -203,7 +203,8 @@ def _print_result(record: dict[str, Any], out: Path, name: str) -> None:
     elif record["clean"] is not None:
         first, last = (record[f"{each}_accuracy_on_clean"]["value"] for each in ("suspect", "purified"))
         print(f"On the clean examples themselves: {first:.1%} before, {last:.1%} after.")
-    print(f"Wrote {out} in {record['seconds']:.1f} s of tuning" + (f"; open {out}/report.html." if scores else "."))
+    shown = printable(out, SENTENCE)
+    print(f"Wrote {shown} in {record['seconds']:.1f} s of tuning" + (f"; open {shown}/report.html." if scores else "."))
     if record["usable"] is False:
         raise not_usable(out)
 

@@ -54,4 +54,4 @@ def purify_on_disk(source: str, method: Method, options: PurifyOptions, command:
         overwrite=options.overwrite,
         progress=True,
     )
-    print(f"Wrote {options.out} in {record['seconds']:.1f} s.")
+    print(f"Wrote {printable(options.out, SENTENCE)} in {record['seconds']:.1f} s.")

@@ -12,7 +12,7 @@ from unbackdoor._cli.commands.inputs import free_place, load_control, load_datas
 from unbackdoor._cli.options import StressOptions
 from unbackdoor._cli.parameters import as_options
 from unbackdoor._data.overlap import without
-from unbackdoor._errors import IncompleteError, UnbackdoorError, printable
+from unbackdoor._errors import SENTENCE, IncompleteError, UnbackdoorError, printable
 from unbackdoor._models import calling
 from unbackdoor._poisoning.attack_file import load_trigger
 from unbackdoor._stress.stress import stress as stress_model
@@ -58,9 +58,10 @@ def stress(source: str, options: StressOptions) -> None:
     lost = None if result.record["usable"] else as_options(result.record["warnings"][0])
     if lost is not None:
         print(lost, file=sys.stderr if options.json else sys.stdout)
-    print(json.dumps(content, indent=2) if options.json else result)
+    print(json.dumps(content, indent=2) if options.json else as_options(result))
     if out is not None and not options.json:
-        print(f"Wrote {out} after {content['seconds']:.0f} s; open {out}/stress.html.")
+        shown = printable(out, SENTENCE)
+        print(f"Wrote {shown} after {content['seconds']:.0f} s; open {shown}/stress.html.")
     if lost is not None:
         raise IncompleteError(f"{printable(source)} is not usable, as is said above.")
 
