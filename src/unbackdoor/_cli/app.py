@@ -4,7 +4,6 @@ import errno
 import io
 import logging
 import os
-import shlex
 import sys
 
 from cyclopts import CycloptsError
@@ -12,6 +11,7 @@ from cyclopts import CycloptsError
 from unbackdoor._cli.chosen import spelled_out
 from unbackdoor._cli.parameters import as_options
 from unbackdoor._cli.parser import parser
+from unbackdoor._cli.shell import shell_words
 from unbackdoor._errors import SENTENCE, IncompleteError, UnbackdoorError, printable
 
 
@@ -27,7 +27,7 @@ def main(arguments: list[str] | None = None) -> None:
     command = next((word for word in given if not word.startswith("-")), "")
     _log_to_stderr(command)
     try:
-        typed = shlex.join(["unbackdoor", *given])
+        typed = shell_words(["unbackdoor", *given])
         given = spelled_out(given)
         parser(given, typed)(given, exit_on_error=False, print_error=False, result_action="return_value")
     except UnbackdoorError as problem:

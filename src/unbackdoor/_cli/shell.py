@@ -1,0 +1,26 @@
+"""What repeats a command in a shell, in one line that can be printed whatever the names in it are."""
+
+import shlex
+from collections.abc import Sequence
+
+
+def shell_words(words: Sequence[str]) -> str:
+    r"""Words, quoted where a shell needs that; as `$'...'` of bash and zsh where they hold what cannot be printed.
+
+    >>> print(shell_words(["evaluate", "my model", "it's\n\u202e"]))
+    evaluate 'my model' $'it\'s\x0a\u202e'
+    """
+    return " ".join(shlex.quote(word) if word.isprintable() else f"$'{_escaped(word)}'" for word in words)
+
+
+def _escaped(word: str) -> str:
+    return "".join("\\" + letter if letter in "\\'" else _printable(letter) for letter in word)
+
+
+def _printable(letter: str) -> str:
+    number = ord(letter)
+    if letter.isprintable():
+        return letter
+    if number < 128 or 0xDC80 <= number <= 0xDCFF:  # the latter stand for bytes that are not UTF-8
+        return f"\\x{number & 0xFF:02x}"
+    return f"\\u{number:04x}" if number < 2**16 else f"\\U{number:08x}"
