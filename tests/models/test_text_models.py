@@ -354,7 +354,7 @@ class TestBadDirectories:
     def test_no_base(self, refused: Refusals) -> None:
         for method, owner in (("fine-mixing", "FineMixing"), ("e-pur", "EPUR"), ("e-pur+fst", "EPUR")):
             said = self.purify(refused, method=method)
-            assert said == f"{owner} needs `base`: the pre-trained model that the suspect came from."
+            assert said == f"{owner} needs --base: the pre-trained model that the suspect came from."
 
     def test_a_base_that_is_not_there(self, refused: Refusals) -> None:
         said = self.purify(refused, "--base", "nowhere", method="fine-mixing")
