@@ -1,6 +1,7 @@
 """Names that others chose, in all that is printed and written: one line, printable, and short."""
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -48,7 +49,7 @@ def harmless(text: str, longest: int) -> bool:
     return all(line.isprintable() and len(line) <= longest for line in text.replace("\t", " ").split("\n"))
 
 
-def test_what_commands_print(place: Path) -> None:
+def test_what_commands_print_and_write(place: Path) -> None:
     model, data, test = f"model{DIRECTION}", f"data{DIRECTION}.jsonl", f"test{TERMINAL}.jsonl"
     columns = ("--columns", f"text=te{LINE}{TERMINAL}{LONG}")
     scored = ("--data", test, "--attack", "word/attack.json")
@@ -81,6 +82,11 @@ def test_what_commands_print(place: Path) -> None:
     written = [*(place / f"out{DIRECTION}").iterdir(), *(place / f"stress{TERMINAL}").iterdir()]
     texts = [path for path in written if path.suffix in (".md", ".html")]
     assert sorted(path.name for path in texts) == ["README.md", "report.html", "stress.html"]
+    for path in texts:
+        content = path.read_text(encoding="utf-8").translate({0xA0: " ", 0x202F: " "})  # the pages' own
+        assert harmless(content, 20_000), path
+        typed = re.compile("<pre>.*?</pre>")  # the command, which must repeat the run, and so has the whole name
+        assert "z" * 1000 not in typed.sub("", content)
 
 
 @pytest.mark.parametrize(

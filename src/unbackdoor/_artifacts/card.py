@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from unbackdoor._errors import SENTENCE, printable
+
 
 def purified(record: dict[str, Any]) -> str:
     """The README.md of a purified model."""
@@ -24,10 +26,10 @@ def purified(record: dict[str, Any]) -> str:
         "",
     ]
     if record["scores"] is None:
-        lines += [f"Scores: {record['scores_note']}.", ""]
+        lines += [f"Scores: {_plain(record['scores_note'])}.", ""]
     else:
-        lines += [f"Scores {record['scores_note']}, with 95 % Wilson intervals:", "", "| | suspect | purified |"]
-        lines += ["| --- | --- | --- |"]
+        lines += [f"Scores {_plain(record['scores_note'])}, with 95 % Wilson intervals:", ""]
+        lines += ["| | suspect | purified |", "| --- | --- | --- |"]
         before, after = record["scores"]["suspect"], record["scores"]["purified"]
         for key in ("clean_accuracy", "attack_success", "recovered_accuracy", "clean_model_flip_rate"):
             if key in before:
@@ -86,6 +88,8 @@ def _interval(part: dict[str, float]) -> str:
 
 
 def _plain(text: str) -> str:
-    """Untrusted text on one line, with the special characters of Markdown and HTML escaped."""
-    escaped = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    """Untrusted text on one printable line, with the special characters of Markdown and HTML escaped."""
+    escaped = (
+        " ".join(printable(text, SENTENCE).split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    )
     return "".join("\\" + letter if letter in "`*[]|#" else letter for letter in escaped)

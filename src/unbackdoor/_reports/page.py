@@ -6,6 +6,7 @@ from typing import Any, Literal, NamedTuple
 from torch import nn
 
 from unbackdoor._data.dataset import Dataset
+from unbackdoor._errors import SENTENCE, printable
 from unbackdoor._poisoning.triggered import Triggered
 from unbackdoor._reports.examples import Example, examples_of
 from unbackdoor._tasks.proportion import Proportion
@@ -109,6 +110,7 @@ def build(
     examples, amplified = examples_of(models, test, attacked, int(record.get("seed") or 0))
     noun = "pictures" if test.modality == "images" else "texts"
     usable = record.get("usable") is not False
+    warnings = [printable(text, SENTENCE) for text in record.get("warnings", ())]
     measures = _measures([contender.score for contender in contenders], noun)
     return Page(
         title=title,
@@ -126,8 +128,8 @@ def build(
         target=None if attacked is None or attacked.target is None else test.class_name(attacked.target),
         classes=_classes([contender.score for contender in contenders]),
         facts=_facts(record, len(test), attacked),
-        unusable=None if usable else record["warnings"][0],
-        warnings=tuple(record.get("warnings", ()))[not usable :],
+        unusable=None if usable else warnings[0],
+        warnings=tuple(warnings[not usable :]),
         command=record.get("command"),
     )
 
@@ -212,7 +214,7 @@ def _facts(record: dict[str, Any], scored: int, attacked: Triggered | None) -> t
     facts: list[tuple[str, str]] = []
     method, source, clean = record.get("method"), record.get("source"), record.get("clean")
     if source:
-        facts.append(("Suspect", str(source["model"])))
+        facts.append(("Suspect", printable(source["model"])))
     if method:
         facts.append(("Method", str(method["repr"])))
     if clean:

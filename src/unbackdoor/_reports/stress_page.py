@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from unbackdoor._errors import SENTENCE, printable
 from unbackdoor._stress.result import CONTROL, EXACT, PURIFIED, TITLES, VICTIM, Stress, mean
 from unbackdoor._tasks.proportion import Proportion
 from unbackdoor._tasks.score import Score
@@ -147,14 +148,14 @@ def build_stress(found: Stress, names: dict[str, str | None], classes: tuple[str
         ("attack_success", "Attack success", "lower"),
         ("clean_accuracy", "Clean accuracy", "higher"),
     )
-    usable = found.record["usable"]
+    usable, warnings = found.record["usable"], [printable(text, SENTENCE) for text in found.record["warnings"]]
     shown = [name for name in (PURIFIED, EXACT, CONTROL) if name in found.retuned or name in found.paths]
     return StressPage(
         title="Does the backdoor stay gone?",
         verdict=_verdict(found),
-        notes=tuple(found.record["notes"]),
-        unusable=None if usable else found.record["warnings"][0],
-        warnings=tuple(found.record["warnings"][not usable :]),
+        notes=tuple(printable(note, SENTENCE) for note in found.record["notes"]),
+        unusable=None if usable else warnings[0],
+        warnings=tuple(warnings[not usable :]),
         legend=tuple((name, TITLES[name]) for name in shown),
         retuning=tuple(_retuning(found, *field) for field in fields) if found.retuned else (),
         retuned=tuple(_retuned(found, field, name) for field, name, _ in fields),
@@ -345,7 +346,7 @@ def _facts(
         ("Device", record["device"]),
         ("Versions", ", ".join(f"{name} {number}" for name, number in record["versions"].items())),
     ]
-    return tuple((label, str(text)) for label, text in facts)
+    return tuple((label, printable(text, SENTENCE)) for label, text in facts)
 
 
 def _percent(share: Any) -> str:
