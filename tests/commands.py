@@ -16,12 +16,16 @@ from unbackdoor._cli.app import main
 
 # Imported once, which takes longer than most commands: each command is then a process forked from this one.
 _IMPORTED = """
-import json, os, sys
+import gc, json, os, sys
 
-import datasets, pyarrow.parquet, sklearn, torch, transformers
-import unbackdoor._cli.commands.attack, unbackdoor._cli.commands.evaluate, unbackdoor._cli.commands.purify
-import unbackdoor._cli.commands.stress, unbackdoor.archs, unbackdoor.attacks, unbackdoor.purifiers
+import datasets, pyarrow.parquet, torch
+from transformers import AutoTokenizer, BertForSequenceClassification
+from unbackdoor import archs
 from unbackdoor.__main__ import main
+from unbackdoor._cli.commands import attack, evaluate, purify, stress
+
+archs.register()  # imports what the first model would
+gc.freeze()  # else each process goes through all of it, and copies it
 
 for line in sys.stdin:
     command = json.loads(line)

@@ -259,10 +259,13 @@ def test_a_worker_that_dies_takes_no_other_cell_with_it(own: Path, place: Path, 
 
 
 DRIVER = """
-import os, random, signal, sys, time
+import gc, os, random, signal, sys, time
 from unbackdoor._bench import run, work  # imported once, so that the children start at once
 import unbackdoor.purifiers.then
 import torch
+from unbackdoor import archs
+archs.register()
+gc.freeze()  # else each child goes through all that is imported, and copies it
 torch.set_num_threads(1)
 grid, out, mode = sys.argv[1:]
 
