@@ -244,11 +244,11 @@ def test_a_cell_names_files_without_their_folders(own: Path, place: Path, tmp_pa
 def test_a_victim_that_fails_fails_its_cells(place: Path, tmp_path: Path) -> None:
     # A clean-label attack cannot take half of all examples from one class; that shows when the data is read.
     (place / "victim.toml").write_text(TINY.replace('"badnets"\nrate = 0.1', '"sig"\nrate = 0.5'))
-    with pytest.raises(UnbackdoorError, match=r"5 of 10 cells failed; the first said: --rate 0.5 wants 100 examples"):
+    with pytest.raises(UnbackdoorError, match=r"5 of 10 cells failed; the first said: `rate=0.5` wants 100 examples"):
         bench(str(place / "victim.toml"), out=str(tmp_path))
     messages = {result.get("message") for _, result in Store(tmp_path).cells()} - {None}
     assert len(messages) == 1
-    assert messages.pop().startswith("Its victim failed: --rate 0.5 wants 100 examples, but a clean-label attack")
+    assert messages.pop().startswith("Its victim failed: `rate=0.5` wants 100 examples, but a clean-label attack")
 
 
 def test_a_worker_that_dies_takes_no_other_cell_with_it(own: Path, place: Path, tmp_path: Path) -> None:

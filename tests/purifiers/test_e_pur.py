@@ -125,7 +125,7 @@ def test_without_wordfreq_it_says_what_to_do(moved, text_base, reviews: Dataset,
     monkeypatch.setitem(sys.modules, "wordfreq", None)
     with pytest.raises(
         UnbackdoorError,
-        match=r"^EPUR needs word frequencies: pip install 'unbackdoor\[text\]', which brings wordfreq, or give "
+        match=r"^EPUR needs word frequencies: pip install 'unbackdoor\[text\]', which brings wordfreq, or pass "
         r"`frequencies=FILE\.csv`\.$",
     ):
         purify(moved, reviews.select(range(8)), purifiers.EPUR(), base=text_base)

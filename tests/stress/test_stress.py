@@ -357,7 +357,7 @@ def test_without_a_control_it_says_what_that_means(given: dict) -> None:
     assert set(found.retuned) == {"purified"}
     assert set(found.reactivated.models) == {"purified"}
     (note,) = found.record["notes"]
-    assert note.startswith("No control: how fast")
+    assert note.startswith("No control: the speed at which a model that was never poisoned would learn")
     assert "only its first half" in note
     page = build_stress(found, {"model": "m", "victim": "v", "control": None}, None)
     assert page.verdict.endswith("how fast a clean model would learn that is not known.")

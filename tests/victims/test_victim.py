@@ -326,8 +326,8 @@ def test_the_card_says_whether_the_backdoor_took() -> None:
 
 
 NO_CONTROL = (
-    "warning: --control must be a model that never was poisoned, but {} is a victim of badnets, so its flips are "
-    "no measure of a clean model. Train one with attack none."
+    "warning: --control must be a model that was never poisoned, but {} is a victim of badnets, so its flips do "
+    "not measure a clean model. Train one with attack none."
 )
 
 
