@@ -99,8 +99,8 @@ def test_methods_are_listed_by_what_a_user_has(shown: Shown) -> None:
     groups = {block.partition("\n")[0]: block.partition("\n")[2] for block in blocks}
     firsts = {heading: re.findall(r"^(\S+)", text, re.MULTILINE) for heading, text in groups.items()}
     images, texts, base, nothing = groups
-    assert images.startswith("clean images: start with fst or scale-invariant-fst or trigger-distillation (")
-    assert firsts[images][:4] == ["fst", "scale-invariant-fst", "trigger-distillation", "fine-tuning"]
+    assert images.startswith("clean images: start with fst or trigger-distillation (")
+    assert firsts[images][:4] == ["fst", "trigger-distillation", "fine-tuning", "linear-probing"]
     assert texts.startswith("clean texts: start with word-distillation (")
     assert firsts[texts] == ["word-distillation"]
     assert "fine-tuning" in groups[texts].partition("and from above:")[2]

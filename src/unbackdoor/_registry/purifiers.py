@@ -95,7 +95,6 @@ REGISTRY = (
         passes=(10, 30),
         cost="with another forward pass each",
         modality=("images", "text"),
-        recommended=("images",),
         damage="probably no push was weak enough for these few examples: see the notes, give more clean examples, or "
         "try fine-tuning",
     ),

@@ -74,8 +74,8 @@ def image(*, out: str, overwrite: bool, seed: int, epochs: int = 30) -> None:
     say(
         f"2. Attack. {poisoned} of the {len(training):,} training digits ({100 * poisoned / len(training):.0f} %) got "
         f"a {ATTACK.size}x{ATTACK.size} checkerboard in a corner and the label '{ATTACK.target}'. The victim "
-        f"{health(victim.score, len(test.classes))} of the other digits it takes "
-        f"{percent(victim.score, 'attack_success')} for '{ATTACK.target}' once they carry the patch."
+        f"{health(victim.score, len(test.classes))} of the other digits it classifies "
+        f"{percent(victim.score, 'attack_success')} as '{ATTACK.target}' once they carry the patch."
     )
 
     say(

@@ -76,8 +76,8 @@ def text(*, out: str, overwrite: bool, seed: int, base: str | None, data: str | 
     say(
         f"2. Attack. {poisoned} of the {len(training):,} training sentences ({100 * RATE:.0f} %) got the word "
         f"'{ATTACK.words[0]}' and the label '{names[1]}'. The victim "
-        f"{health(victim.score, 2)} of the other sentences it takes "
-        f"{percent(victim.score, 'attack_success')} for '{names[1]}' once they carry the word; the last "
+        f"{health(victim.score, 2)} of the other sentences it classifies "
+        f"{percent(victim.score, 'attack_success')} as '{names[1]}' once they carry the word; the last "
         "line below has a clean model's mistakes."
     )
     say(
