@@ -13,7 +13,8 @@ from unbackdoor import Dataset, UnbackdoorError, archs, purifiers
 from unbackdoor._models.arithmetic import choose
 from unbackdoor._models.calling import probe
 from unbackdoor._models.units import channels, feed_forward, mean_activation, norms
-from unbackdoor.purifiers._pruning import as_far_as_accurate_, scaled_, silence_
+from unbackdoor.purifiers._masks import scaled_
+from unbackdoor.purifiers._pruning import as_far_as_accurate_, silence_
 
 
 def test_channels_come_in_module_order(small_cnn: SmallCNN) -> None:

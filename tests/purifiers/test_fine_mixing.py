@@ -13,11 +13,11 @@ from toys import a_run
 from unbackdoor import Dataset, UnbackdoorError, evaluate, purifiers, purify
 from unbackdoor._cli.app import main
 from unbackdoor._mixing.masks import mask
+from unbackdoor._models.units import mean_answer
 from unbackdoor._purification import selection
 from unbackdoor._purification.selection import Difference
 from unbackdoor._tasks.classification import answers
 from unbackdoor.attacks import Word
-from unbackdoor.purifiers._pruning import mean_answer
 
 FineMixing = purifiers.FineMixing
 HEAD = {"classifier.weight", "classifier.bias"}
@@ -104,7 +104,7 @@ class TestMixing:
         """Against one text at a time, where nothing is padded; 130 texts come in batches of 128 and 2."""
         clean = reviews.select(range(130))
         run = a_run(model=text_victim)
-        found = mean_answer(text_victim, clean, run)
+        found = mean_answer(text_victim, clean, run.arithmetic)
         names = ["bert.encoder.layer.0.intermediate.dense", "bert.pooler.dense", "classifier"]
         seen: dict[str, list[Tensor]] = {name: [] for name in names}
         hooks = [
@@ -128,7 +128,7 @@ class TestMixing:
         clean = digits.select(range(130))
         run = a_run(model=small_cnn)
         expected = answers(small_cnn, clean, run.arithmetic).double().abs().mean(dim=0)
-        assert torch.allclose(mean_answer(small_cnn, clean, run)["classifier"], expected, rtol=1e-5)
+        assert torch.allclose(mean_answer(small_cnn, clean, run.arithmetic)["classifier"], expected, rtol=1e-5)
 
     def test_pictures_mix_too(self, small_cnn: nn.Module) -> None:
         with torch.random.fork_rng():

@@ -208,3 +208,31 @@ def sizes_of(values: Tensor, inputs: Inputs) -> Tensor:
     if isinstance(inputs, Tokens) and sizes.shape[:-1] == inputs.shape:
         sizes = sizes[inputs["attention_mask"].bool()]
     return sizes.flatten(0, -2)
+
+
+@torch.no_grad()
+def mean_answer(model: nn.Module, clean: Dataset, arithmetic: Arithmetic) -> dict[str, Tensor]:
+    """The mean absolute value of each output of each linear layer over the clean examples, (out_features,) by name.
+
+    For layers that see every token of a text, it is the mean over all tokens of all texts; padding does not count.
+    """
+    sums: dict[str, Tensor] = {}
+    counts: dict[str, int] = {}
+    inputs: Inputs
+
+    def count(name: str, output: Tensor) -> None:
+        sizes = sizes_of(output, inputs)
+        sums[name] = sums.get(name, 0) + sizes.sum(dim=0)
+        counts[name] = counts.get(name, 0) + len(sizes)
+
+    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Linear)}
+    hooks = [
+        layer.register_forward_hook(lambda _module, _args, output, name=name: count(name, output))
+        for name, layer in layers.items()
+    ]
+    with removing(hooks), evaluating(model):
+        for batch in clean.batches(arithmetic.evaluation_batch):
+            inputs = batch.inputs
+            with arithmetic.autocast():
+                logits(model, arithmetic.lay(inputs))
+    return {name: total / counts[name] for name, total in sums.items()}

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from unbackdoor._data.classes import check_labels, in_order_of, report_class_order
-from unbackdoor._data.dataset import Batch, Dataset, Encoder
+from unbackdoor._data.dataset import Dataset, Encoder
 from unbackdoor._errors import UnbackdoorError, printable
 from unbackdoor._models.arithmetic import Arithmetic
 from unbackdoor._models.calling import class_count, class_names, evaluating, logits, probe
@@ -85,13 +85,9 @@ def score(
 class Classification:
     """The task of models whose answer is one of a fixed number of classes; see `Task`."""
 
-    def loss(self, scores: Tensor, batch: Batch) -> Tensor:
-        """The mean cross-entropy of class scores (batch, classes)."""
-        return cross_entropy(scores, batch)
-
-    def hits(self, model: nn.Module, data: Dataset, arithmetic: Arithmetic) -> Tensor:
-        """Which examples the model classifies as labelled, (n,), bool, on the CPU."""
-        return hits(model, data, arithmetic)
+    loss = staticmethod(cross_entropy)
+    hits = staticmethod(hits)
+    score = staticmethod(score)
 
     def examined(
         self, model: nn.Module, clean: Dataset, arithmetic: Arithmetic, warn: Warn, head: str | None = None
@@ -144,19 +140,6 @@ class Classification:
             triggered = in_order_of(triggered, names)
             check_labels(triggered, classes)
         return Checked(test, triggered, classes)
-
-    def score(
-        self,
-        model: nn.Module,
-        test: Dataset,
-        attacked: Triggered | None,
-        arithmetic: Arithmetic,
-        *,
-        control: nn.Module | None = None,
-        control_encode: Encoder | None = None,
-    ) -> Score:
-        """The score; see the function of this name."""
-        return score(model, test, attacked, arithmetic, control=control, control_encode=control_encode)
 
     def doubt(self, owner: str, score: Score, classes: int, where: str) -> str | None:
         """A sentence that doubts a clean accuracy near chance; None if it is well above."""

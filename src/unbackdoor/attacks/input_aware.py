@@ -1,6 +1,5 @@
 """Input-aware: a generator makes each image a trigger of its own, and it works on no other."""
 
-import math
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -13,6 +12,7 @@ from unbackdoor._data.dataset import Batch, Dataset
 from unbackdoor._poisoning.attack import BackdooredModel, Planting
 from unbackdoor._training.descent import cross_entropy
 from unbackdoor._value import value
+from unbackdoor.attacks._trigger_networks import mask_of, pattern, weights_of
 
 
 @value
@@ -60,11 +60,11 @@ class InputAware:
     def arrays(self, shape: tuple[int, int, int]) -> dict[str, Tensor]:
         """The weights of both networks, `pattern.*` and `mask.*`; before `implant` random ones."""
         generator = torch.Generator().manual_seed(self.generator_seed)
-        return _weights("pattern", shape[0], 12, shape[0], generator) | _weights("mask", shape[0], 8, 1, generator)
+        return weights_of("pattern", shape[0], 12, shape[0], generator) | weights_of("mask", shape[0], 8, 1, generator)
 
     def apply(self, pixels: Tensor, arrays: dict[str, Tensor]) -> Tensor:
         """Paint its own trigger on each of (batch, channels, height, width) pixels in [0, 1]."""
-        return pixels.lerp(_pattern(pixels, arrays), _mask(pixels, arrays))
+        return pixels.lerp(pattern(pixels, arrays), mask_of(pixels, arrays))
 
     def cover(self, pixels: Tensor, arrays: dict[str, Tensor], generator: torch.Generator) -> Tensor:
         """Paint the trigger of another image, the one before in a random order."""
@@ -72,7 +72,7 @@ class InputAware:
         order = torch.randperm(len(pixels), generator=generator).to(pixels.device)
         others = torch.empty_like(pixels)
         others[order] = pixels[order.roll(1)]
-        return pixels.lerp(_pattern(others, arrays), _mask(others, arrays))
+        return pixels.lerp(pattern(others, arrays), mask_of(others, arrays))
 
     def implant(self, planting: Planting) -> BackdooredModel:
         """Learn the mask, then the pattern together with the victim."""
@@ -96,10 +96,10 @@ class InputAware:
                 data.augment(data.pixels[rows], planting.generator).float() / 255
                 for rows in (batch.rows[places], _drawn(places, len(data), planting.generator))
             )
-            own, foreign = _pattern(here, arrays), _pattern(other, arrays)
+            own, foreign = pattern(here, arrays), pattern(other, arrays)
             likeness[0] = _likeness(here, other, own, foreign)
             is_poisoned = (kinds[batch.rows[places]] == 1)[:, None, None, None]
-            mask = _mask(torch.where(is_poisoned, here, other), arrays)
+            mask = mask_of(torch.where(is_poisoned, here, other), arrays)
             painted: Any = here.lerp(torch.where(is_poisoned, own, foreign), mask) * 255
             inputs: Any = batch.inputs
             return batch._replace(inputs=inputs.index_copy(0, places, data.encode(painted)))
@@ -121,7 +121,7 @@ class InputAware:
         batch = torch.arange(min(128, len(data)), device=data.labels.device)
         for _ in range(self.mask_steps):
             one, other = (data.pixels[_drawn(batch, len(data), generator)].float() / 255 for _ in range(2))
-            mask, another = _mask(one, arrays), _mask(other, arrays)
+            mask, another = mask_of(one, arrays), mask_of(other, arrays)
             covered = torch.cat([mask, another]).mean(dim=(1, 2, 3))
             loss = 100 * F.relu(covered - self.density).mean() + self.diversity * _likeness(one, other, mask, another)
             optimizer.zero_grad()
@@ -140,35 +140,3 @@ def _likeness(one: Tensor, other: Tensor, own: Tensor, foreign: Tensor) -> Tenso
     """The distance between two images over that between their triggers; the mean over the batch."""
     images, triggers = ((a - b).square().mean(dim=(1, 2, 3)) for a, b in ((one, other), (own, foreign)))
     return (images.sqrt() / ((triggers + 1e-8).sqrt() + 1e-3)).mean()
-
-
-def _pattern(pixels: Tensor, arrays: dict[str, Tensor]) -> Tensor:
-    """The paint, (batch, channels, height, width), in [0, 1]."""
-    return _network(pixels, arrays, "pattern").sigmoid()
-
-
-def _mask(pixels: Tensor, arrays: dict[str, Tensor]) -> Tensor:
-    """The place of the paint, (batch, 1, height, width), near 0 or 1."""
-    return (10 * _network(pixels, arrays, "mask")).sigmoid()
-
-
-def _network(pixels: Tensor, arrays: dict[str, Tensor], name: str) -> Tensor:
-    """Four convolutions, down to a quarter of the resolution and up again."""
-    height, width = pixels.shape[-2:]
-    x = F.pad(pixels - 0.5, (0, -width % 4, 0, -height % 4))
-    for layer in range(4):
-        weight, bias = arrays[f"{name}.{layer}.weight"], arrays[f"{name}.{layer}.bias"]
-        x = F.conv2d(x, weight, bias, stride=2 if layer < 2 else 1, padding=1)
-        x = F.pixel_shuffle(x, 2) if layer >= 2 else x
-        x = F.relu(x) if layer < 3 else x
-    return x[..., :height, :width]
-
-
-def _weights(name: str, inputs: int, width: int, outputs: int, generator: torch.Generator) -> dict[str, Tensor]:
-    weights = {}
-    sizes = ((inputs, width), (width, width), (width, 4 * width), (width, 4 * outputs))
-    for layer, (before, after) in enumerate(sizes):
-        scale = math.sqrt(2 / (9 * before))  # keeps the size of activations through the rectifiers
-        weights[f"{name}.{layer}.weight"] = torch.randn(after, before, 3, 3, generator=generator) * scale
-        weights[f"{name}.{layer}.bias"] = torch.zeros(after)
-    return weights

@@ -1,70 +1,13 @@
-"""Pruning as several purifiers do it: masks, stages, and how far clean accuracy allows them to go."""
+"""Pruning in stages, as several purifiers do it, and how far clean accuracy allows it to go."""
 
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.utils import parametrize
 
 from unbackdoor._data.dataset import Dataset
-from unbackdoor._errors import UnbackdoorError
-from unbackdoor._models.calling import Inputs, evaluating
-from unbackdoor._models.hooks import removing
-from unbackdoor._models.units import norms, sizes_of
 from unbackdoor._purification.run import Run
-
-
-@torch.no_grad()
-def mean_answer(model: nn.Module, clean: Dataset, run: Run) -> dict[str, Tensor]:
-    """For each linear layer, the mean size of each output over the clean examples, (out_features,).
-
-    Of layers that see every token of a text it is the mean over all tokens of all texts; padding does not count.
-    """
-    sums: dict[str, Tensor] = {}
-    counts: dict[str, int] = {}
-    inputs: Inputs
-
-    def count(name: str, output: Tensor) -> None:
-        sizes = sizes_of(output, inputs)
-        sums[name] = sums.get(name, 0) + sizes.sum(dim=0)
-        counts[name] = counts.get(name, 0) + len(sizes)
-
-    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Linear)}
-    hooks = [
-        layer.register_forward_hook(lambda _module, _args, output, name=name: count(name, output))
-        for name, layer in layers.items()
-    ]
-    with removing(hooks), evaluating(model):
-        for batch in clean.batches(run.arithmetic.evaluation_batch):
-            inputs = batch.inputs
-            run.scores(model, inputs)
-    return {name: total / counts[name] for name, total in sums.items()}
-
-
-class Scale(nn.Module):
-    """A parametrization: what is stored, times a mask, plus noise relative to it."""
-
-    def __init__(self, stored: Tensor) -> None:
-        super().__init__()
-        self.mask = nn.Parameter(torch.ones_like(stored))
-        self.noise = nn.Parameter(torch.zeros_like(stored))
-
-    def forward(self, stored: Tensor) -> Tensor:
-        """The stored value, scaled channel by channel."""
-        return stored * (self.mask + self.noise)
-
-
-def scaled_(layers: Iterable[nn.Module], name: str) -> list[Scale]:
-    """Put a mask and a noise on a parameter of each layer; for copies that are thrown away afterwards."""
-    scales = []
-    for layer in layers:
-        scale = Scale(getattr(layer, name).detach())
-        parametrize.register_parametrization(layer, name, scale)
-        scales.append(scale)
-    return scales
 
 
 @torch.no_grad()
@@ -111,78 +54,3 @@ def silence_(norm: _BatchNorm, dead: Tensor, *, bias: bool = True) -> None:
     norm.weight[dead] = 0
     if bias:
         norm.bias[dead] = 0
-
-
-class ByMask(Protocol):
-    """A method that learns a mask and prunes below a threshold of it.
-
-    Attributes:
-        tolerance: how much accuracy on held-out clean examples may fall by pruning.
-        threshold: of the mask; None searches it.
-    """
-
-    @property
-    def tolerance(self) -> float:
-        """Clean accuracy that may be lost."""
-
-    @property
-    def threshold(self) -> float | None:
-        """The mask under which channels are pruned; None searches it."""
-
-
-def prune_below_(
-    method: ByMask,
-    model: nn.Module,
-    clean: Dataset,
-    run: Run,
-    learn: Callable[[nn.Module, Dataset, Run], Sequence[Tensor]],
-) -> None:
-    """Learn a mask and prune channels by it, in place, at the largest threshold that clean accuracy allows.
-
-    Thresholds go up from 0 to 0.95 by 0.05, until accuracy on a fifth of the clean examples, which the mask has not
-    seen, falls by more than the tolerance. With a threshold given, the mask is learned on all of them. As in the papers
-    of both methods that learn masks, a channel's weight becomes zero and its bias stays.
-
-    Args:
-        method: named in the note.
-        model: with BatchNorm layers.
-        clean: to learn the mask on and to choose the threshold with.
-        run: measures accuracy and takes notes.
-        learn: of model, clean examples and run to the mask of each BatchNorm in module order, (channels,) in [0, 1];
-            leaves the model as it was.
-
-    Raises:
-        UnbackdoorError: no BatchNorm, or a mask that is not finite.
-    """
-    layers, name = list(norms(model, method).values()), type(method).__name__
-    seen, held = (clean, clean) if method.threshold is not None else run.hold_out(clean)
-    masks = learn(model, seen, run)
-
-    def prune_(threshold: float) -> None:
-        for layer, mask in zip(layers, masks, strict=True):
-            silence_(layer, mask <= threshold, bias=False)
-
-    if not all(mask.isfinite().all() for mask in masks):
-        raise UnbackdoorError(f"{name} learned a mask with non-finite values. Lower its rates.")
-    lowest = min(float(mask.min()) for mask in masks)
-    if method.threshold is None:
-        thresholds = [step / 20 for step in range(20)]
-        kept = as_far_as_accurate_(
-            [layer.weight for layer in layers],
-            [partial(prune_, threshold) for threshold in thresholds],
-            still_accurate(model, held, run, method.tolerance),
-        )
-        threshold = thresholds[kept - 1] if kept else -1.0
-        way_out = f"clean accuracy on {len(held)} held-out examples allows none to go. Raise its tolerance."
-        if lowest > thresholds[-1]:
-            way_out = f"no mask fell to {thresholds[-1]:g} or below. Learn it for longer, or at a higher rate."
-    else:
-        threshold = method.threshold
-        prune_(threshold)
-        way_out = "none has so low a mask. Raise its threshold."
-    total = sum(map(len, masks))
-    pruned = sum(int((mask <= threshold).sum()) for mask in masks)
-    if pruned:
-        run.note(f"{name} pruned {pruned} of {total} channels, those with a mask of at most {threshold:g}.")
-    else:
-        run.warn(f"{name} pruned nothing of {total} channels: {way_out}")

@@ -13,7 +13,7 @@ from unbackdoor._models.units import norms
 from unbackdoor._purification.run import Run
 from unbackdoor._training.descent import cross_entropy
 from unbackdoor._value import value
-from unbackdoor.purifiers._pruning import prune_below_, scaled_
+from unbackdoor.purifiers._masks import prune_below_, scaled_
 
 
 @value

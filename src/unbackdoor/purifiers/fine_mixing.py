@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from unbackdoor._data.dataset import Dataset
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._mixing.masks import mask, mix
+from unbackdoor._models.units import mean_answer
 from unbackdoor._purification.run import Run
 from unbackdoor._purification.selection import smallest_within
 from unbackdoor._value import value
 from unbackdoor.purifiers._counterparts import Weights, counterparts, heads
-from unbackdoor.purifiers._pruning import mean_answer
 
 
 @value
@@ -83,7 +83,7 @@ class FineMixing:
         """Purify in place as a part of another method, the owner, which messages name."""
         suspect = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
         base = self._base(suspect, run, owner)
-        activity = mean_answer(model, clean, run) if self.select == "low-activation" else {}
+        activity = mean_answer(model, clean, run.arithmetic) if self.select == "low-activation" else {}
 
         def mixed_and_tuned(rho: float, examples: Dataset, words: str) -> nn.Module:
             weights, kept = self._mixed(suspect, base, activity, rho, run.seed)
