@@ -5,11 +5,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from unbackdoor._data.dataset import Dataset
-from unbackdoor._inversion.search import frozen, training_batches
-from unbackdoor._inversion.triggers import InvertedTrigger, encoded, in_pixels
+from unbackdoor._inversion.smallest import SmallestSearch
+from unbackdoor._inversion.triggers import InvertedTrigger
 from unbackdoor._purification.run import Run
 
 
@@ -83,60 +82,49 @@ class MaskSearch:
     def smallest(self, model: nn.Module, clean: Dataset, run: Run) -> MaskedPatterns:
         """The smallest successful mask and its pattern for every class; of a class without success the latest.
 
-        All classes are searched together, in chunks that fit memory, by Adam at learning rate 0.1.
-
         Args:
             model: in its present state.
             clean: images.
             run: of the purification.
         """
-        classes, (channels, height, width) = run.head(model).out_features, clean.shape
-        device, dtype = run.arithmetic.device, run.arithmetic.dtype
-        start = torch.rand((classes, 1 + channels, height, width), generator=run.generator, dtype=dtype) * 0.98 + 0.01
-        free = (2 * start - 1).atanh().to(device).requires_grad_(True)
-        optimizer = torch.optim.Adam([free], lr=0.1, betas=(0.5, 0.9))
-        costs = torch.full((classes,), self.cost, device=device, dtype=dtype)
-        above, below = torch.zeros_like(costs), torch.zeros_like(costs)
-        best, smallest = _bounded(free).detach(), torch.full_like(costs, torch.inf)
-        chunk = max(1, run.arithmetic.evaluation_batch // self.batch_size)
-        data = in_pixels(clean, augmented=False)
-        with frozen(model), run.progress("inverting triggers", self.steps) as advance:
-            for batch in training_batches(data, self.batch_size, self.steps, run):
-                pixels, reached = batch.pixels.to(dtype), torch.zeros_like(costs)
-                tried = _bounded(free).detach()
-                optimizer.zero_grad(set_to_none=True)
-                for part in torch.arange(classes, device=device).split(chunk):
-                    both = _bounded(free[part])  # (chunk, 1 + channels, height, width)
-                    loss, reached[part] = _loss(model, clean, run, pixels, both, part, costs[part])
-                    loss.backward()
-                optimizer.step()
-                size, good = tried[:, 0].sum(dim=(1, 2)), reached >= self.success
-                better = (good & (size < smallest)) | (smallest.isinf() & ~good)
-                best[better], smallest[good & better] = tried[better], size[good & better]
-                above, below = torch.where(good, above + 1, 0), torch.where(good, 0, below + 1)
-                costs = torch.where(above == self.patience, costs * 2, costs)
-                costs = torch.where(below == self.patience, costs / 2**1.5, costs)
-                above[above == self.patience] = 0
-                below[below == self.patience] = 0
-                advance()
-        return MaskedPatterns(best[:, :1], best[:, 1:])
+        family = MaskedPatch()
+        search = SmallestSearch(
+            family=family,
+            steps=self.steps,
+            batch_size=self.batch_size,
+            cost=self.cost,
+            success=self.success,
+            patience=self.patience,
+            learning_rate=0.1,
+        )
+        return family.parts(search(model, clean, run).parameters)
 
 
-def _bounded(free: Tensor) -> Tensor:
-    return free.tanh() / 2 + 0.5
+class MaskedPatch:
+    """A mask and a pattern, both in [0, 1]; the size is the sum of the mask, in pixels. A `TriggerFamily`."""
 
+    def start(self, classes: int, shape: tuple[int, ...], generator: torch.Generator, dtype: torch.dtype) -> Tensor:
+        """Masks and patterns drawn evenly from [0.01, 0.99], (classes, 1 + channels, height, width)."""
+        channels, height, width = shape
+        start = torch.rand((classes, 1 + channels, height, width), generator=generator, dtype=dtype) * 0.98 + 0.01
+        return (2 * start - 1).atanh()
 
-def _loss(
-    model: nn.Module, clean: Dataset, run: Run, pixels: Tensor, both: Tensor, targets: Tensor, costs: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The sum of some classes' losses, and the share of examples that each of their triggers moves."""
-    mask, pattern = both[:, None, :1], both[:, None, 1:]
-    stamped = ((1 - mask) * pixels + mask * pattern).flatten(0, 1)  # (classes * batch, channels, height, width)
-    scores = run.scores(model, encoded(clean, stamped, run))
-    wanted = targets.repeat_interleave(len(pixels))
-    each = F.cross_entropy(scores, wanted, reduction="none").view(len(both), -1).mean(dim=1)
-    reached = (scores.argmax(dim=1) == wanted).view(len(both), -1).to(both.dtype).mean(dim=1)
-    return (each + costs * both[:, 0].sum(dim=(1, 2))).sum(), reached
+    def bounded(self, free: Tensor) -> Tensor:
+        """Masks and patterns in (0, 1), (triggers, 1 + channels, height, width)."""
+        return free.tanh() / 2 + 0.5
+
+    def parts(self, parameters: Tensor) -> MaskedPatterns:
+        """The masks and the patterns of parameters."""
+        return MaskedPatterns(parameters[:, :1], parameters[:, 1:])
+
+    def applied(self, parameters: Tensor, pixels: Tensor) -> Tensor:
+        """Pixels with each trigger on, (triggers, batch, channels, height, width)."""
+        masks, patterns = parameters[:, None, :1], parameters[:, None, 1:]
+        return (1 - masks) * pixels + masks * patterns
+
+    def size(self, parameters: Tensor) -> Tensor:
+        """The sum of each mask, (triggers,)."""
+        return parameters[:, 0].sum(dim=(1, 2))
 
 
 def anomaly_index(sizes: Tensor) -> Tensor:
