@@ -1,4 +1,4 @@
-"""Writes the stubs and the API pages of `purifiers` and `attacks` from the tables of facts.
+"""Writes the stubs and the API pages of `purifiers`, `attacks` and `detectors` from the tables of facts.
 
 python tests/registry/stubs.py
 """
@@ -6,12 +6,16 @@ python tests/registry/stubs.py
 from collections.abc import Iterator
 from pathlib import Path
 
-from unbackdoor._registry import attacks, purifiers
+from unbackdoor._registry import attacks, detectors, purifiers
 
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src/unbackdoor"
-TABLES = {"purifiers": purifiers.REGISTRY, "attacks": attacks.REGISTRY}
-COMBINERS = {"purifiers": ("unbackdoor.purifiers.then:Then",), "attacks": ()}  # have no name on the command line
+TABLES = {"purifiers": purifiers.REGISTRY, "attacks": attacks.REGISTRY, "detectors": detectors.REGISTRY}
+COMBINERS = {
+    "purifiers": ("unbackdoor.purifiers.then:Then",),
+    "attacks": (),
+    "detectors": (),
+}  # have no name on the command line
 
 
 def stubs() -> Iterator[tuple[Path, str]]:

@@ -18,7 +18,7 @@ from unbackdoor._poisoning.abilities import is_learnt, test_time_of, train_time_
 from unbackdoor._poisoning.attack import Attack
 from unbackdoor._poisoning.poison import Poisoned
 from unbackdoor._poisoning.trigger import Trigger
-from unbackdoor._registry.attacks import REGISTRY
+from unbackdoor._registry.attacks import EVIDENCE, REGISTRY
 from unbackdoor._registry.entries import find, to_json
 
 FORMAT = 1  # of attack.json
@@ -140,7 +140,7 @@ def victim_of(folder: Path) -> str | None:
 def _attack_class(name: str, path: Path) -> Any:
     """The class of a recorded attack. The file may come from anybody, so it cannot make Python import anything."""
     if ":" not in name:
-        return find(name, REGISTRY, "attack", "attacks").resolve()
+        return find(name, (*REGISTRY, *EVIDENCE), "attack", "attacks").resolve()
     module, _, attribute = name.partition(":")
     attack_class = getattr(sys.modules.get(module), attribute, None)
     if not (

@@ -180,3 +180,6 @@ REGISTRY = (
         modality=("images", "text"),
     ),
 )
+
+# Triggers that an audit found. They have no options, and cannot be planted; their attack.json can be scored.
+EVIDENCE = (Entry("inverted", "unbackdoor.attacks.inverted:Inverted", "the trigger that an audit found"),)

@@ -45,6 +45,7 @@ class Entry(NamedTuple):
         modality: the kinds of data that it serves.
         recommended: the kinds of data for which it is among the first to try, see docs/choosing.md.
         damage: of a method: what most likely cost a model its accuracy, and what to try; the rest of a sentence.
+        blind: of a detector: the triggers that it cannot see.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Entry(NamedTuple):
     modality: tuple[Modality, ...] = ("images",)
     recommended: tuple[Modality, ...] = ()
     damage: str = ""
+    blind: str = ""
 
     def facts(self) -> str:
         """One line for `list`: kinds of data, needs and cost."""

@@ -1,0 +1,350 @@
+"""`audit`: the one place that splits, seeds, times, judges and records. Detectors do none of it."""
+
+import logging
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from unbackdoor._artifacts.machine import versions
+from unbackdoor._data.dataset import Dataset
+from unbackdoor._detection.finding import Candidate, Detector, Finding
+from unbackdoor._detection.judging import PROVEN, ExactShare, HeldOut
+from unbackdoor._detection.nulls import Null, null_for
+from unbackdoor._detection.outliers import LEAST_CLASSES, outlier_p_values
+from unbackdoor._errors import UnbackdoorError
+from unbackdoor._models.arithmetic import Precision, choose, description
+from unbackdoor._models.calling import check_modules
+from unbackdoor._models.untrusted_weights import check_finite
+from unbackdoor._progress import bar, silent
+from unbackdoor._purification.form import working_copy
+from unbackdoor._purification.run import Run
+from unbackdoor._registry.detectors import REGISTRY
+from unbackdoor._registry.entries import Need, entry_of, name_of
+from unbackdoor._tasks.proportion import chance_doubt, proportion_of
+from unbackdoor._value import check_seed, fields_of
+
+logger = logging.getLogger("unbackdoor")
+
+Verdict = Literal["shortcut-found", "nothing-found", "cannot-judge"]
+
+ALARM = 0.05  # the largest p-value of an alarm
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgedCandidate:
+    """A shortcut, judged on the held-out examples.
+
+    Args:
+        candidate: the shortcut as the detector returned it.
+        target_name: of its class.
+        source_names: of the source classes; empty for all.
+        moved: the held-out examples that its trigger moves; None if it has no trigger.
+        random: those that a random trigger of the same size moves; None if there is none.
+        nominal_p: how likely it is in a clean model, if the assumptions of the detector hold.
+        p_value: measured on clean models; None if none can be compared.
+    """
+
+    candidate: Candidate
+    target_name: str
+    source_names: tuple[str, ...]
+    moved: ExactShare | None
+    random: ExactShare | None
+    nominal_p: float
+    p_value: float | None
+
+    @property
+    def proven(self) -> bool:
+        """Whether the shortcut moves most held-out examples, or needs no trigger."""
+        return self.moved is None or self.moved.value >= PROVEN
+
+    @property
+    def score(self) -> float:
+        """-log10 of the nominal p-value; 0 for a shortcut that the held-out examples do not confirm."""
+        return -math.log10(max(self.nominal_p, 1e-300)) if self.proven else 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgedFinding:
+    """The result of one detector.
+
+    Args:
+        detector: its name.
+        classes: the shortcut of each class (or pair of classes), judged.
+        unit: of the sizes.
+        looks_natural: whether the strongest shortcut looks like a feature of its class; None if that is not known.
+        seconds: of the search.
+    """
+
+    detector: str
+    classes: tuple[JudgedCandidate, ...]
+    unit: str
+    looks_natural: bool | None
+    seconds: float
+
+    @property
+    def strongest(self) -> JudgedCandidate:
+        """The shortcut with the largest score; of equal ones, the one that moves most."""
+        return max(self.classes, key=lambda each: (each.score, 0 if each.moved is None else each.moved.value))
+
+    @property
+    def alarm(self) -> bool:
+        """Whether the strongest shortcut is as rare as an alarm asks for, and does not look natural."""
+        p_value = self.strongest.p_value
+        return p_value is not None and p_value <= ALARM and self.looks_natural is not True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Audit:
+    """The verdict on a suspect, and its evidence.
+
+    Args:
+        verdict: `shortcut-found`, `nothing-found` or `cannot-judge`.
+        reason: one sentence.
+        findings: one for each detector that ran, the most abnormal first.
+        not_searched: the detectors that did not run, and why.
+        calibration: the clean models that the p-values come from; None if there are none.
+        record: the other entries of `audit.json`.
+    """
+
+    verdict: Verdict
+    reason: str
+    findings: tuple[JudgedFinding, ...]
+    not_searched: dict[str, str]
+    calibration: Null | None
+    record: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def searched(self) -> tuple[str, ...]:
+        """The names of the detectors that ran."""
+        return tuple(finding.detector for finding in self.findings)
+
+
+def audit(
+    model: nn.Module,
+    clean: Dataset,
+    *,
+    detectors: Sequence[Detector] | None = None,
+    base: nn.Module | None = None,
+    seed: int = 0,
+    head: str | None = None,
+    device: str | None = None,
+    precision: Precision = "auto",
+    progress: bool = False,
+) -> Audit:
+    """Search a suspect for shortcuts: triggers that move examples of other classes to one class.
+
+    Each detector searches on one half of the clean examples. What it found is judged on the other half, and compared
+    with what the same search finds in clean models. The model and the global random state are not changed.
+
+    Args:
+        model: any classifier whose last layer is linear.
+        clean: labelled examples without a trigger, at least 2 of each class.
+        detectors: of `unbackdoor.detectors`, or any callables like them; None runs all that fit the data.
+        base: the pre-trained model that the suspect came from, for detectors that need it.
+        seed: of all random draws; on one CPU the same seed gives the same verdict.
+        head: name of the last linear layer, if it cannot be found by running the model.
+        device: None uses a GPU if there is one.
+        precision: see `unbackdoor._models.arithmetic.choose`.
+        progress: show a bar on stderr.
+
+    Raises:
+        UnbackdoorError: model and data do not fit each other, or there are too few clean examples.
+    """
+    check_seed(seed)
+    if not isinstance(clean, Dataset):
+        raise UnbackdoorError(
+            f"audit takes clean as a Dataset, got {type(clean).__name__}. Load it with unbackdoor.Dataset.load."
+        )
+    check_modules("audit", model=model, base=base)
+    check_finite(model.state_dict(), type(model).__name__)
+    start = time.perf_counter()
+    working = working_copy(model).eval()
+    arithmetic = choose(working, device, precision)
+    run = Run(
+        generator=torch.Generator().manual_seed(seed),
+        arithmetic=arithmetic,
+        head_name=head or "",
+        modality=clean.modality,
+        progress=bar if progress else silent,
+        base=base,
+    )
+    examined = run.task.examined(working, clean, arithmetic, lambda _: None, head)
+    run.head_name, clean = examined.head_name, examined.clean
+    searching, judging = _halves(clean, examined.per_class, seed)
+    accuracy = proportion_of(examined.right)
+    record = {
+        "clean": {"n": len(clean), "searched_on": len(searching), "judged_on": len(judging)},
+        "suspect_accuracy_on_clean": accuracy.to_json(),
+        "seed": seed,
+        "device": description(arithmetic),
+        "versions": versions(),
+    }
+    doubt = chance_doubt("the suspect", accuracy, len(examined.per_class), clean.name)
+    chosen, not_searched = _chosen(detectors, clean, base)
+    if doubt is not None:
+        return Audit(
+            verdict="cannot-judge",
+            reason=doubt[0].upper() + doubt[1:],
+            findings=(),
+            not_searched={**{name: "the suspect is near chance" for name, _ in chosen}, **not_searched},
+            calibration=None,
+            record={**record, "seconds": round(time.perf_counter() - start, 3)},
+        )
+    with torch.random.fork_rng(devices=[arithmetic.device] if arithmetic.device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        arithmetic.place(working)
+        found = _searched(chosen, working, searching.to(arithmetic.device), run, not_searched, detectors is not None)
+        held_out = HeldOut.of(working, judging, arithmetic)
+        settings = {name: _settings(detector) for name, detector in chosen if name in found}
+        null = null_for(clean.modality, _arch(model), len(examined.per_class), settings) if found else None
+        findings = [
+            _judged(name, finding, seconds, held_out, null, found) for name, (finding, seconds) in found.items()
+        ]
+    findings.sort(key=lambda each: -each.strongest.score)
+    verdict, reason = _verdict(findings, null, len(examined.per_class))
+    record |= {"notes": run.notes, "seconds": round(time.perf_counter() - start, 3)}
+    return Audit(
+        verdict=verdict,
+        reason=reason,
+        findings=tuple(findings),
+        not_searched=not_searched,
+        calibration=null,
+        record=record,
+    )
+
+
+def _halves(clean: Dataset, per_class: list[int], seed: int) -> tuple[Dataset, Dataset]:
+    """The examples to search on, and those to judge on; each half has its share of each class."""
+    scarce = min(range(len(per_class)), key=lambda label: per_class[label])
+    if per_class[scarce] < 2:
+        raise UnbackdoorError(
+            f"audit needs at least 2 clean examples of each class, one to search on and one to judge on, but "
+            f"{clean.name} has {per_class[scarce]} of {clean.class_name(scarce)}. Add clean examples."
+        )
+    return clean.split(len(clean) // 2, seed=seed)
+
+
+def _chosen(
+    detectors: Sequence[Detector] | None, clean: Dataset, base: nn.Module | None
+) -> tuple[list[tuple[str, Detector]], dict[str, str]]:
+    """The detectors to run, by name, and why the others are not."""
+    if detectors is not None:
+        named = [(name_of(detector, REGISTRY), detector) for detector in detectors]
+        for name, detector in named:
+            entry = entry_of(detector, REGISTRY)
+            if entry is not None and clean.modality not in entry.modality:
+                raise UnbackdoorError(
+                    f"{type(detector).__name__} searches {', '.join(entry.modality)}, but {clean.name} holds "
+                    f"{clean.modality}. Leave {name} out."
+                )
+            if entry is not None and Need.BASE in entry.needs and base is None:
+                raise UnbackdoorError(
+                    f"{type(detector).__name__} needs `base`: {Need.BASE}. Give it, or leave {name} out."
+                )
+        asked = {name for name, _ in named}
+        return named, {entry.name: "it was not asked for" for entry in REGISTRY if entry.name not in asked}
+    chosen: list[tuple[str, Detector]] = []
+    not_searched = {}
+    for entry in REGISTRY:
+        if clean.modality not in entry.modality:
+            not_searched[entry.name] = f"it searches {', '.join(entry.modality)}, and the data are {clean.modality}"
+        elif Need.BASE in entry.needs and base is None:
+            not_searched[entry.name] = "it needs the pre-trained base, which was not given"
+        else:
+            chosen.append((entry.name, entry.resolve()()))
+    return chosen, not_searched
+
+
+def _searched(
+    chosen: list[tuple[str, Detector]],
+    model: nn.Module,
+    clean: Dataset,
+    run: Run,
+    not_searched: dict[str, str],
+    asked: bool,
+) -> dict[str, tuple[Finding, float]]:
+    """What each detector found, and its seconds; a detector that cannot run says why, unless it was asked for."""
+    found = {}
+    for name, detector in chosen:
+        start = time.perf_counter()
+        # Each detector has its own draws, so that leaving one out does not change the others.
+        run.generator = torch.Generator().manual_seed(run.seed)
+        try:
+            finding = detector(model, clean, run)
+        except UnbackdoorError as problem:
+            if asked:
+                raise
+            not_searched[name] = str(problem)
+            continue
+        if finding.note:
+            run.note(finding.note)
+        found[name] = finding, time.perf_counter() - start
+    return found
+
+
+def _judged(
+    name: str,
+    finding: Finding,
+    seconds: float,
+    held_out: HeldOut,
+    null: Null | None,
+    searched: dict[str, Any],
+) -> JudgedFinding:
+    """A detector's finding, judged on the held-out examples and against clean models."""
+    strengths = torch.tensor([candidate.strength for candidate in finding.candidates])
+    among_classes = outlier_p_values(strengths)
+    judged = []
+    for place, candidate in enumerate(finding.candidates):
+        nominal = float(among_classes[place]) if candidate.nominal_p is None else candidate.nominal_p
+        moved = None if candidate.trigger is None else held_out.moved(candidate.trigger, candidate)
+        random = None if candidate.control is None else held_out.moved(candidate.control, candidate)
+        each = JudgedCandidate(
+            candidate=candidate,
+            target_name=held_out.data.class_name(candidate.target),
+            source_names=tuple(map(held_out.data.class_name, candidate.sources)),
+            moved=moved,
+            random=random,
+            nominal_p=nominal,
+            p_value=None,
+        )
+        if null is not None:
+            each = JudgedCandidate(**{**vars(each), "p_value": null.p_value(each.score, tuple(searched))})
+        judged.append(each)
+    return JudgedFinding(
+        detector=name, classes=tuple(judged), unit=finding.unit, looks_natural=None, seconds=round(seconds, 3)
+    )
+
+
+def _verdict(findings: list[JudgedFinding], null: Null | None, classes: int) -> tuple[Verdict, str]:
+    alarms = [finding for finding in findings if finding.alarm]
+    if alarms:
+        first = alarms[0].strongest
+        moved = "" if first.moved is None else f" that moves {first.moved.value:.1%} of unseen examples"
+        return "shortcut-found", (
+            f"A shortcut to class {first.target_name}{moved} was found by {alarms[0].detector} "
+            f"(p = {first.p_value:.3f})."
+        )
+    if not findings:
+        return "cannot-judge", "No detector could run."
+    if null is None:
+        few = f" Among {classes} classes none can stand out either." if classes < LEAST_CLASSES else ""
+        return "cannot-judge", (
+            f"There are no statistics of clean models for these detectors and this kind of model, so nothing says how "
+            f"unusual the shortcuts below are.{few}"
+        )
+    return "nothing-found", "No shortcut was found that clean models do not have as well."
+
+
+def _settings(detector: Detector) -> dict[str, Any]:
+    return fields_of(detector) if hasattr(detector, "__dataclass_fields__") else {}
+
+
+def _arch(model: nn.Module) -> str:
+    """The kind of a network: the `model_type` of its config, or the name of its class."""
+    config = getattr(model, "config", None)
+    return str(getattr(config, "model_type", type(model).__name__))

@@ -1,0 +1,73 @@
+"""The null distribution: how strong the strongest shortcut of clean models is, measured on a zoo of them."""
+
+import json
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from unbackdoor._artifacts.null_table import CleanModel, NullTable
+
+
+@dataclass(frozen=True)
+class Null:
+    """Clean models that went through the same detectors.
+
+    Args:
+        models: their entries.
+        description: which models these are, for the user.
+    """
+
+    models: tuple[CleanModel, ...]
+    description: str
+
+    def p_value(self, score: float, detectors: tuple[str, ...]) -> float:
+        """How likely a clean model has a score at least as large in any of the detectors.
+
+        Among n clean models, (1 + number with a largest score of at least this) / (n + 1). The largest over all
+        detectors counts, so that more detectors do not raise the rate of false alarms.
+
+        Args:
+            score: -log10 of a nominal p-value.
+            detectors: all that ran.
+        """
+        as_strong = sum(max(model.scores[name] for name in detectors) >= score for model in self.models)
+        return (1 + as_strong) / (len(self.models) + 1)
+
+
+@cache
+def shipped() -> NullTable:
+    """The statistics that are part of the package."""
+    text = (files("unbackdoor._detection") / "nulls.json").read_text(encoding="utf-8")
+    return NullTable.model_validate(json.loads(text))
+
+
+def null_for(
+    modality: str, arch: str, classes: int, detectors: dict[str, dict[str, Any]], table: NullTable | None = None
+) -> Null | None:
+    """The clean models that a suspect can be compared with; None if there are fewer than 19.
+
+    Those of its own architecture if there are at least 39, else all of its kind of data.
+
+    Args:
+        modality: of the suspect's data.
+        arch: its `model_type`, or the name of its class.
+        classes: how many it has.
+        detectors: the name and all settings of each that runs. With other settings than the zoo's, there is no null.
+        table: another than the package's.
+    """
+    table = shipped() if table is None else table
+    if any(table.detectors.get(name) != settings for name, settings in detectors.items()):
+        return None
+    few = classes < 5
+    kin = [
+        model
+        for model in table.models
+        if model.modality == modality and (model.classes < 5) == few and all(name in model.scores for name in detectors)
+    ]
+    same = [model for model in kin if model.arch == arch]
+    chosen, which = (same, f"{arch} networks") if len(same) >= 39 else (kin, "networks of several architectures")
+    if len(chosen) < 19:  # with fewer, no p-value could reach 5 %
+        return None
+    data = ", ".join(sorted({model.data for model in chosen}))
+    return Null(tuple(chosen), f"{len(chosen)} clean {which}, trained on {data}")
