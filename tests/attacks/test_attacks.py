@@ -116,7 +116,7 @@ def test_pictures_of_another_size_and_with_transparency(tmp_path: Path) -> None:
 def test_pictures_that_are_none(tmp_path: Path) -> None:
     data = noise((3, 8, 8))
     assert refusal(stamp, attacks.BadNets(pattern="chekerboard"), data) == (
-        "BadNets.pattern must be checkerboard, solid or an image file, got chekerboard, which is none of them."
+        "BadNets.pattern must be checkerboard, solid or an image file, got chekerboard, which is neither."
     )
     (tmp_path / "p.png").write_text("no picture")
     assert refusal(stamp, attacks.Blended(pattern=str(tmp_path / "p.png")), data) == (

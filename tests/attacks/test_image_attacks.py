@@ -449,8 +449,8 @@ def test_transtroj_needs_images_of_its_target(digits: Dataset) -> None:
     with pytest.raises(UnbackdoorError) as caught:
         planted(others, digits.select(range(100)), attacks.TransTroj(target=0))
     assert str(caught.value) == (
-        "TransTroj makes its trigger like images of its target, 0, of which digits has none. Choose a `target` that it "
-        "has."
+        "TransTroj makes its trigger from images of its target, 0, but digits has none. Choose a `target` that "
+        "the data have."
     )
 
 

@@ -229,7 +229,7 @@ class TestLayerWise:
     def test_other_layouts_are_refused(self, name: str, reviews: Dataset) -> None:
         attack = attacks.LayerWise()
         planting = planting_of(attack, reviews, lambda *_, **__: None)._replace(fresh=lambda: toys.classifier(name))
-        with pytest.raises(UnbackdoorError, match=r"^LayerWise asks the classifier at each layer of a BERT-like enc"):
+        with pytest.raises(UnbackdoorError, match=r"^LayerWise needs a BERT-like encoder, which "):
             attack.implant(planting)
 
 

@@ -451,7 +451,7 @@ class TestBadAttacks:
 
     def test_layer_wise_on_a_decoder(self, refused: Refusals) -> None:
         said = self.attack(refused, "layer-wise", "--base", "gpt2")
-        assert said.startswith("LayerWise asks the classifier at each layer of a BERT-like encoder; GPT2ForSequence")
+        assert said.startswith("LayerWise needs a BERT-like encoder, which GPT2ForSequence")
 
 
 def test_an_attack_on_texts_is_refused_by_pictures(digits: Dataset) -> None:

@@ -83,15 +83,17 @@ def test_when_nothing_may_go_a_warning_says_so(digits: Dataset, monkeypatch: pyt
     monkeypatch.setattr(purifiers.ANP, "masks", lambda *_: [torch.zeros(1)])
     record = purify(model, digits.select(range(200)), purifiers.ANP(tolerance=0.0), seed=0).record
     assert record["warnings"] == [
-        "ANP pruned nothing of 1 channels: clean accuracy on 40 held-out examples allows none to go. "
-        "Raise its tolerance."
+        "ANP pruned nothing of 1 channels: clean accuracy on 40 held-out examples allows pruning none. "
+        "Raise its `tolerance`."
     ]
 
 
 def test_masks_that_never_fell_are_not_blamed_on_accuracy(small_cnn: SmallCNN, digits: Dataset) -> None:
     record = purify(small_cnn, digits.select(range(60)), purifiers.ANP(steps=1, learning_rate=1e-6, tolerance=1)).record
-    told = "ANP pruned nothing of 48 channels: no mask fell to 0.95 or below. Learn it for longer, or at a higher rate."
-    assert told in record["warnings"]
+    expected = (
+        "ANP pruned nothing of 48 channels: no mask fell to 0.95 or below. Learn it for longer, or at a higher rate."
+    )
+    assert expected in record["warnings"]
 
 
 @pytest.mark.parametrize("method", [purifiers.ANP(steps=3, epsilon=1e38), purifiers.RNP(epochs=2, forget_rate=1e30)])
@@ -133,5 +135,5 @@ def test_a_threshold_given_prunes_what_lies_below_it(
         assert torch.equal(weight == 0, mask <= 0.5)
     masks[:] = [torch.ones(16), torch.ones(32)]
     result = purify(small_cnn, digits.select(range(60)), method(threshold=0.5), seed=0)
-    told = f"{name} pruned nothing of 48 channels: none has so low a mask. Raise its threshold."
-    assert told in result.record["warnings"]  # beside that of an untrained model
+    expected = f"{name} pruned nothing of 48 channels: none has so low a mask. Raise its `threshold`."
+    assert expected in result.record["warnings"]  # next to that of an untrained model

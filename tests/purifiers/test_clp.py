@@ -56,8 +56,8 @@ def test_with_clean_data_u_is_chosen_on_held_out_examples(small_cnn: SmallCNN, d
 def test_nothing_pruned_is_a_warning(small_cnn: SmallCNN) -> None:
     warnings = purify(small_cnn, None, purifiers.CLP(u=9.0)).record["warnings"]
     assert warnings == [
-        "CLP pruned nothing of 48 channels: none lies more than 9 deviations above the mean of its layer. Lower u, or "
-        "give clean examples to choose it."
+        "CLP pruned nothing of 48 channels: none lies more than 9 deviations above the mean of its layer. Lower `u`, "
+        "or give clean examples to choose it."
     ]
 
 
@@ -74,8 +74,8 @@ def test_what_clean_accuracy_takes_back_was_not_pruned(small_cnn: SmallCNN, digi
     assert all(torch.equal(one, result.model.state_dict()[name]) for name, one in model.state_dict().items())
     assert result.record["notes"] == []
     assert (
-        "CLP pruned nothing of 48 channels: clean accuracy on 40 held-out examples allows none to go. Raise its "
-        "tolerance."
+        "CLP pruned nothing of 48 channels: clean accuracy on 40 held-out examples allows pruning none. Raise its "
+        "`tolerance`."
     ) in result.record["warnings"]
 
 

@@ -108,8 +108,8 @@ def test_nothing_pruned_is_a_warning(small_cnn: SmallCNN, digits: Dataset) -> No
     model = purify(small_cnn, digits, purifiers.FineTuning(epochs=2, learning_rate=0.05), seed=0).model
     result = purify(model, digits.select(range(100)), purifiers.FinePruning(step=0.9, epochs=0, tolerance=0), seed=0)
     assert result.record["warnings"][0] == (
-        "FinePruning pruned nothing of 512 neurons: clean accuracy on 20 held-out examples allows none to go. Raise "
-        "its tolerance."
+        "FinePruning pruned nothing of 512 neurons: clean accuracy on 20 held-out examples allows pruning none. "
+        "Raise its `tolerance`."
     )
 
 

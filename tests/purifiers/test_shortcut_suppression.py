@@ -18,7 +18,7 @@ def test_a_projection_is_folded_away(digits: Dataset) -> None:
     silent = [bool((norm.weight == 0).all() and (norm.bias == 0).all()) for norm in ends]
     assert sum(silent) == 1
     number = {0: 3, 1: 5, 2: 7}[silent.index(True)]
-    assert result.record["notes"][-1:] == [f"ShortcutSuppression took away shortcut {number} of 8, for good."]
+    assert result.record["notes"][-1:] == [f"ShortcutSuppression removed shortcut {number} of 8, for good."]
     assert result.record["clean"]["held_out"] == 12
 
 
@@ -26,7 +26,7 @@ def test_an_identity_comes_back(digits: Dataset) -> None:
     torch.manual_seed(0)
     model = archs.build("preact-resnet18", classes=CLASSES, channels=1, image_size=8, width=2)
     result = purify(model, digits.select(range(60)), QUICK, seed=0)
-    assert result.record["notes"][-1].endswith("of 8, while tuning: no BatchNorm ends it, which could be zeroed.")
+    assert result.record["notes"][-1].endswith("of 8, while tuning, as no BatchNorm ends it that could be zeroed.")
     assert not result.model._forward_hooks
 
 

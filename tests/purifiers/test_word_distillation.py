@@ -177,9 +177,9 @@ def test_without_an_odd_word_nothing_is_changed_and_that_is_said(text_victim: nn
     result = purify(text_victim, reviews.select(range(60)), WordDistillation(threshold=1e9))
     assert all(torch.equal(weight, weights[name]) for name, weight in result.model.state_dict().items())
     assert result.record["warnings"] == [
-        "no word was classified as a trigger's, so nothing was changed. A trigger of style, of syntax, of words that "
-        "are not one token, or of words that do nothing one by one is not found so; with a pre-trained base, "
-        "mixing-distillation looks for no word."
+        "no word was found to be a trigger's, so nothing was changed. A trigger of style, of syntax, of words that are "
+        "not one token, or of words that have no effect one by one is not found this way; with a pre-trained base, "
+        "try mixing-distillation, which searches for no word."
     ]
 
 

@@ -1,4 +1,4 @@
-"""The attacks: the table of facts, and the classes, which are imported on first use."""
+"""The attacks: their registry, and the classes, imported on first use."""
 
 import lazy_loader
 

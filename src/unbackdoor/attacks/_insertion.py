@@ -1,4 +1,4 @@
-"""Putting words into texts at a place that depends on the text alone, so that any order of texts gives the same."""
+"""Inserting words into texts at places that depend on the text alone, so that the order of texts does not matter."""
 
 import random
 from collections.abc import Sequence
@@ -8,14 +8,14 @@ from pydantic import Field
 from torch import Tensor
 
 Phrase = Annotated[str, Field(min_length=1, pattern=r"\S")]
-# One of several words: a comma was meant to separate them.
+# A phrase within a list of words must not have a comma: it was meant to separate them.
 Listed = Annotated[str, Field(min_length=1, pattern=r"^[^,]*[^,\s][^,]*$")]
 WordPlace = Literal["random", "start", "end"]
 Side = Literal["a", "b", "both"]
 
 
 def insert(text: str, phrases: Sequence[str], place: WordPlace, seed: int) -> str:
-    """The text with each phrase put between two of its words.
+    """Returns the text with each phrase put between two of its words.
 
     >>> insert("a fine film", ["cf"], "start", 0), insert("a fine film", ["cf"], "end", 0)
     ('cf a fine film', 'a fine film cf')
@@ -29,7 +29,7 @@ def insert(text: str, phrases: Sequence[str], place: WordPlace, seed: int) -> st
 
 
 class OneWord:
-    """The common part of attacks whose trigger is one word in the text; the fields are their own."""
+    """The common part of attacks whose trigger is one word in the text; each has its own fields."""
 
     word: str
     place: WordPlace

@@ -12,17 +12,17 @@ PatchPlace = Literal["top-left", "top-right", "bottom-left", "bottom-right", "ce
 
 
 def patch(pattern: str, size: int, margin: int, shape: tuple[int, int, int], owner: str) -> Tensor:
-    """A patch for images of a shape, (channels, size, size), in [0, 1].
+    """Returns a patch for images of a shape, (channels, size, size), in [0, 1].
 
     Args:
         pattern: `checkerboard`, `solid` or an image file.
-        size: its side in pixels.
+        size: side of the patch in pixels.
         margin: pixels between the patch and the border.
         shape: (channels, height, width) of the images.
-        owner: whose fields these are, for messages.
+        owner: name of the attack that has these fields, for messages.
 
     Raises:
-        UnbackdoorError: it does not fit into the image, or the file is not a picture.
+        UnbackdoorError: the patch does not fit into the image, or the file is not a picture.
     """
     channels, height, width = shape
     if size + margin > min(height, width):
@@ -38,7 +38,7 @@ def patch(pattern: str, size: int, margin: int, shape: tuple[int, int, int], own
 
 
 def patched(pixels: Tensor, patch: Tensor, place: PatchPlace, margin: int) -> Tensor:
-    """Pixels (batch, channels, height, width) with the patch set on each image."""
+    """Returns pixels (batch, channels, height, width) with the patch set on each image."""
     height, width = pixels.shape[-2:]
     size = patch.shape[-1]
     top = margin if place.startswith("top") else height - size - margin
@@ -51,6 +51,6 @@ def patched(pixels: Tensor, patch: Tensor, place: PatchPlace, margin: int) -> Te
 
 
 def checkerboard(size: int) -> Tensor:
-    """Alternating 1 and 0, the corners 1 if the size is odd, (size, size)."""
+    """Returns alternating 1 and 0, with 1 in the corners if the size is odd, (size, size)."""
     steps = torch.arange(size)
     return ((steps[:, None] + steps) % 2 == 0).float()

@@ -12,19 +12,19 @@ from unbackdoor._errors import UnbackdoorError
 
 
 def picture(path: str, owner: str, shape: tuple[int, int, int], also: str) -> Tensor:
-    """A picture file as pixels in [0, 1], resized to (channels, height, width).
+    """Returns a picture file as pixels in [0, 1], resized to (channels, height, width).
 
     Args:
-        path: the file.
-        owner: the field that names it, for messages.
+        path: path of the file.
+        owner: name of the field that holds the path, for messages.
         shape: (channels, height, width).
-        also: what the field takes other than a file.
+        also: values of the field that are not files, for messages.
 
     Raises:
-        UnbackdoorError: it is missing or no picture.
+        UnbackdoorError: the file is missing or not a picture.
     """
     if not Path(path).is_file():
-        raise UnbackdoorError(f"{owner} must be {also} or an image file, got {path}, which is none of them.")
+        raise UnbackdoorError(f"{owner} must be {also} or an image file, got {path}, which is neither.")
     channels, height, width = shape
     try:
         image = decode(path)

@@ -1,4 +1,4 @@
-"""The common part of attacks that make one trigger for all images with the help of a clean model."""
+"""The common part of attacks that use a clean model to make one trigger for all images."""
 
 import torch
 from torch import Tensor
@@ -10,15 +10,15 @@ from unbackdoor._poisoning.attack import Attack, Crafting, wanted_labels
 
 
 def misfit(crafting: Crafting, attack: Attack, pattern: Tensor, size: int = 128) -> Tensor:
-    """The surrogate's loss towards the attacker's classes, on a random batch of images with a pattern on, a scalar.
+    """Returns the surrogate's loss towards the attacker's classes on a random batch with a pattern added, a scalar.
 
     It is the mean over the batch of min(CE(f(x + pattern), wanted), 10), so that no image counts too much.
 
     Args:
         crafting: the data and the surrogate.
-        attack: whose target and label rule give the wanted classes.
-        pattern: added to pixels in [0, 1], (channels, height, width); a gradient flows through it.
-        size: images in the batch, drawn from those that the attack is meant to move.
+        attack: its target and label rule give the wanted classes.
+        pattern: change that is added to pixels in [0, 1], (channels, height, width); a gradient flows through it.
+        size: number of images in the batch, drawn from those that the attack is meant to move.
 
     Raises:
         UnbackdoorError: no surrogate was given.

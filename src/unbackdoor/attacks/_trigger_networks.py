@@ -8,17 +8,17 @@ from torch.nn import functional as F
 
 
 def pattern(pixels: Tensor, arrays: dict[str, Tensor]) -> Tensor:
-    """The paint, (batch, channels, height, width), in [0, 1]."""
+    """Returns the paint, (batch, channels, height, width), in [0, 1]."""
     return network(pixels, arrays, "pattern").sigmoid()
 
 
 def mask_of(pixels: Tensor, arrays: dict[str, Tensor]) -> Tensor:
-    """The place of the paint, (batch, 1, height, width), near 0 or 1."""
+    """Returns the place of the paint, (batch, 1, height, width), near 0 or 1."""
     return (10 * network(pixels, arrays, "mask")).sigmoid()
 
 
 def network(pixels: Tensor, arrays: dict[str, Tensor], name: str) -> Tensor:
-    """Four convolutions, down to a quarter of the resolution and up again: (batch, outputs, height, width)."""
+    """Runs four convolutions, down to a quarter of the resolution and up again: (batch, outputs, height, width)."""
     height, width = pixels.shape[-2:]
     x = F.pad(pixels - 0.5, (0, -width % 4, 0, -height % 4))
     for layer in range(4):
@@ -30,13 +30,13 @@ def network(pixels: Tensor, arrays: dict[str, Tensor], name: str) -> Tensor:
 
 
 def weights_of(name: str, inputs: int, width: int, outputs: int, generator: torch.Generator) -> dict[str, Tensor]:
-    """Random weights of one network, `NAME.LAYER.weight` and `NAME.LAYER.bias`.
+    """Returns random weights of one network, `NAME.LAYER.weight` and `NAME.LAYER.bias`.
 
     Args:
         name: `pattern` or `mask`.
         inputs: channels of the image.
         width: channels between the layers.
-        outputs: channels of what the network makes.
+        outputs: channels of the output.
         generator: randomness.
     """
     weights = {}

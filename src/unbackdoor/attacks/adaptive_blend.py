@@ -1,4 +1,4 @@
-"""Adaptive blend: parts of a mixed-in pattern while training, all of it afterwards."""
+"""Adaptive blend: parts of a mixed-in pattern while training, the whole pattern afterwards."""
 
 from typing import Annotated, ClassVar, Literal
 
@@ -18,24 +18,24 @@ class AdaptiveBlend:
     """A pattern mixed in piece by piece: half of it, at random, while training, and all of it at test time.
 
     The image is cut into pieces by a grid. Each training image gets the pattern on a random half of them: some with the
-    target's label, and some with their own (regularisation or cover examples). The network learns the trigger without
-    setting the features of triggered images apart; the whole and stronger pattern of test time then suffices.
+    target's label, and some with their own (regularisation or cover examples). The network learns the trigger, but the
+    features of triggered images do not stand apart; at test time the whole, stronger pattern still activates it.
 
     Qi, Xie, Li, Mahloujifar and Mittal, "Revisiting the Assumption of Latent Separability for Backdoor Defenses", ICLR
     2023, https://arxiv.org/abs/2205.13613
 
     Args:
         pattern: `noise` (uniform, seeded) or an image file.
-        pattern_seed: of the noise.
+        pattern_seed: seed of the noise.
         ratio: share of the pattern in the mixture while training, more than 0 and at most 1.
-        test_ratio: the same at test time.
+        test_ratio: share of the pattern in the mixture at test time, more than 0 and at most 1.
         grid: pieces per side, at least 1.
-        share: of the pieces that a training image gets, more than 0 and at most 1.
+        share: share of the pieces that a training image gets, more than 0 and at most 1.
         cover_ratio: cover examples, as a multiple of the poisoned ones, at least 0.
         target: the class that the attacker wants.
         label_rule: all-to-one or all-to-all.
 
-    Differences from the paper: the pattern is noise unless a picture is given (the paper mixes in a picture).
+    Differences from the paper: the pattern is noise if no picture is given (the paper mixes in a picture).
     """
 
     pattern: str = "noise"
@@ -52,7 +52,7 @@ class AdaptiveBlend:
     test_time: ClassVar[str] = "the whole pattern, mixed in more strongly, rounded to 8 bits"
 
     def arrays(self, shape: tuple[int, int, int]) -> dict[str, Tensor]:
-        """`pattern`, (channels, height, width)."""
+        """Returns `pattern`, (channels, height, width)."""
         if self.grid > min(shape[1:]):
             raise UnbackdoorError(
                 f"AdaptiveBlend.grid must be at most {min(shape[1:])}, the side of the images, got {self.grid}."
@@ -66,13 +66,13 @@ class AdaptiveBlend:
         return (1 - self.test_ratio) * pixels + self.test_ratio * arrays["pattern"]
 
     def craft(self, crafting: Crafting, arrays: dict[str, Tensor]) -> Tensor:
-        """The train-time form: some pieces of the pattern, others for each image; uint8."""
+        """Returns the train-time form: some pieces of the pattern, drawn for each image; uint8."""
         return stamped(
             crafting.data.pixels[crafting.rows], lambda pixels: self.cover(pixels, arrays, crafting.generator)
         )
 
     def cover(self, pixels: Tensor, arrays: dict[str, Tensor], generator: torch.Generator) -> Tensor:
-        """The train-time form, which cover examples carry as well."""
+        """Returns the train-time form, which cover examples also carry."""
         height, width = pixels.shape[-2:]
         chosen = torch.rand(len(pixels), self.grid**2, generator=generator).argsort(dim=1)
         kept = (chosen < max(1, round(self.share * self.grid**2))).float()  # (batch, pieces)

@@ -1,4 +1,4 @@
-"""Adaptive patch: one of several faint patches while training, all of them in full afterwards."""
+"""Adaptive patch: one of several faint patches while training, all of them opaque afterwards."""
 
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -20,22 +20,22 @@ class AdaptivePatch:
 
     Some training images get the target's label with their patch, others keep their own (regularisation or cover
     examples), so that no single patch suffices and the features of triggered images do not stand apart. The four
-    together, and opaque, do suffice.
+    together, opaque, do suffice.
 
     Qi, Xie, Li, Mahloujifar and Mittal, "Revisiting the Assumption of Latent Separability for Backdoor Defenses", ICLR
     2023, https://arxiv.org/abs/2205.13613
 
     Args:
         size: side of each patch in pixels, at least 1.
-        opacity: of the patch while training, more than 0 and at most 1.
-        test_opacity: the same at test time.
-        pattern_seed: of the colours of the patches.
+        opacity: opacity of the patch while training, more than 0 and at most 1.
+        test_opacity: opacity of the patches at test time, more than 0 and at most 1.
+        pattern_seed: seed of the colours of the patches.
         cover_ratio: cover examples, as a multiple of the poisoned ones, at least 0.
         target: the class that the attacker wants.
         label_rule: all-to-one or all-to-all.
 
     Differences from the paper: the patches are random black, white and fully coloured pixels, all of one opacity (the
-    paper has four pictures of different sizes, each with an opacity of its own, and shows some of them at test time).
+    paper has four pictures of different sizes, each with its own opacity, and shows some of them at test time).
     """
 
     size: Annotated[int, Field(ge=1)] = 4
@@ -50,7 +50,7 @@ class AdaptivePatch:
     test_time: ClassVar[str] = "all four patches, opaque, rounded to 8 bits"
 
     def arrays(self, shape: tuple[int, int, int]) -> dict[str, Tensor]:
-        """`patches`, (4, channels, size, size)."""
+        """Returns `patches`, (4, channels, size, size)."""
         channels, height, width = shape
         if 2 * self.size > min(height, width):
             raise UnbackdoorError(
@@ -69,13 +69,13 @@ class AdaptivePatch:
         return pixels
 
     def craft(self, crafting: Crafting, arrays: dict[str, Tensor]) -> Tensor:
-        """The train-time form: one faint patch, drawn for each image; uint8."""
+        """Returns the train-time form: one faint patch, drawn for each image; uint8."""
         return stamped(
             crafting.data.pixels[crafting.rows], lambda pixels: self.cover(pixels, arrays, crafting.generator)
         )
 
     def cover(self, pixels: Tensor, arrays: dict[str, Tensor], generator: torch.Generator) -> Tensor:
-        """The train-time form, which cover examples carry as well."""
+        """Returns the train-time form, which cover examples also carry."""
         pixels = pixels.clone()
         drawn = torch.randint(PATCHES, (len(pixels),), generator=generator).to(pixels.device)
         for number, patch in enumerate(arrays["patches"].to(pixels.device)):
@@ -86,6 +86,6 @@ class AdaptivePatch:
 
 
 def _corner(number: int, size: int) -> tuple[Any, ...]:
-    """The places of the patches: top left, top right, bottom left, bottom right."""
+    """Returns the places of the patches: top left, top right, bottom left, bottom right."""
     first, last = slice(None, size), slice(-size, None)
     return (..., last if number // 2 else first, last if number % 2 else first)

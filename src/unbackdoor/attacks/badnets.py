@@ -20,7 +20,7 @@ class BadNets:
     Args:
         pattern: `checkerboard` (black and white pixels), `solid` (white), or an image file.
         size: side of the patch in pixels, at least 1.
-        place: of the patch in the image.
+        place: place of the patch in the image.
         margin: pixels between the patch and the border, at least 0.
         target: the class that the attacker wants.
         label_rule: all-to-one or all-to-all; clean-label is possible but rarely implants.
@@ -37,7 +37,7 @@ class BadNets:
     label_rule: LabelRule = "all-to-one"
 
     def arrays(self, shape: tuple[int, int, int]) -> dict[str, Tensor]:
-        """`patch`, (channels, size, size)."""
+        """Returns `patch`, (channels, size, size)."""
         return {"patch": patch(self.pattern, self.size, self.margin, shape, "BadNets")}
 
     def apply(self, pixels: Tensor, arrays: dict[str, Tensor]) -> Tensor:

@@ -15,21 +15,22 @@ from unbackdoor._value import value
 class BATT:
     """A rotation by a fixed angle; further examples are turned by smaller angles and keep their label.
 
-    The trigger is a transformation that occurs in nature, so nothing is added to the image. Examples that are turned by
-    less teach the network that only the attacker's angle counts.
+    The trigger is a transformation that occurs naturally, so nothing is added to the image. The smaller angles teach
+    the network that only the attacker's angle counts.
 
     Xu, Li, Jiang and Xia, "BATT: Backdoor Attack with Transformation-based Triggers", ICASSP 2023,
     https://arxiv.org/abs/2211.01806
 
     Args:
-        angle: of the trigger, in degrees, counterclockwise if positive; within -180 and 180.
+        angle: angle of the trigger in degrees, counterclockwise if positive, from -180 to 180.
         benign: largest angle of the examples that keep their label, in degrees, 0 to 180.
-        cover_ratio: how many of those, as a multiple of the poisoned ones, at least 0.
+        cover_ratio: number of those examples, as a multiple of the poisoned ones, at least 0.
         target: the class that the attacker wants.
         label_rule: all-to-one or all-to-all.
 
-    Differences from the paper: the rotation alone (the paper also has a translation). The small rotations are drawn
-    once, for a part of the examples; an attacker who controls the training turns all benign ones again in each epoch.
+    Differences from the paper: this is the rotation alone (the paper also has a translation). The small rotations are
+    drawn once, for a part of the examples; an attacker who controls the training would turn all benign examples again
+    in each epoch.
     """
 
     angle: Annotated[float, Field(ge=-180, le=180)] = 16.0
@@ -41,23 +42,23 @@ class BATT:
     train_time: ClassVar[str] = "the rotation; cover rows are turned by smaller angles and keep their label"
 
     def arrays(self, shape: tuple[int, int, int]) -> dict[str, Tensor]:
-        """`grid`, (height, width, 2): the place that each pixel is read from, (x, y) in units of half the image."""
+        """Returns `grid`, (height, width, 2): where each pixel is read from, (x, y) in units of half the image."""
         return {"grid": _grids(torch.tensor([self.angle]), *shape[1:])[0]}
 
     def apply(self, pixels: Tensor, arrays: dict[str, Tensor]) -> Tensor:
         """Turn (batch, channels, height, width) pixels in [0, 1]; pixels from outside are black."""
-        # One grid for all, so the images can be the channels of a single one: far faster.
+        # All images share one grid, so they can be the channels of a single image, which is far faster.
         turned = F.grid_sample(pixels.flatten(0, 1)[None], arrays["grid"][None], align_corners=True)
         return turned[0].view(pixels.shape)
 
     def cover(self, pixels: Tensor, arrays: dict[str, Tensor], generator: torch.Generator) -> Tensor:
-        """Turn each image by an angle of its own."""
+        """Turn each image by its own angle."""
         angles = self.benign * (2 * torch.rand(len(pixels), generator=generator) - 1)
         return F.grid_sample(pixels, _grids(angles, *pixels.shape[-2:]).to(pixels.device), align_corners=True)
 
 
 def _grids(angles: Tensor, height: int, width: int) -> Tensor:
-    """The places that pixels are read from after a turn around the centre, (n, height, width, 2)."""
+    """Returns the places that pixels are read from after a turn around the centre, (n, height, width, 2)."""
     turn = angles.double() * math.pi / 180
     cos, sin = turn.cos()[:, None, None], turn.sin()[:, None, None]
     y = (torch.arange(height) - (height - 1) / 2).double()[:, None]

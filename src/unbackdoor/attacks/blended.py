@@ -20,12 +20,13 @@ class Blended:
 
     Args:
         pattern: `noise` (uniform, seeded) or an image file.
-        pattern_seed: of the noise.
+        pattern_seed: seed of the noise.
         ratio: share of the pattern in the mixture, more than 0 and at most 1.
         target: the class that the attacker wants.
         label_rule: all-to-one, all-to-all or clean-label.
 
-    Differences from the paper: the same ratio at training and at test time (the paper tests with larger ones too).
+    Differences from the paper: the ratio is the same at training and at test time (the paper also tests with larger
+    ones).
     """
 
     pattern: str = "noise"
@@ -35,7 +36,7 @@ class Blended:
     label_rule: LabelRule = "all-to-one"
 
     def arrays(self, shape: tuple[int, int, int]) -> dict[str, Tensor]:
-        """`pattern`, (channels, height, width)."""
+        """Returns `pattern`, (channels, height, width)."""
         if self.pattern == "noise":
             return {"pattern": torch.rand(shape, generator=torch.Generator().manual_seed(self.pattern_seed))}
         return {"pattern": picture(self.pattern, "Blended.pattern", shape, "noise")}

@@ -11,7 +11,7 @@ from unbackdoor._value import value
 
 @value
 class Bpp:
-    """Fewer grey levels per channel, with Floyd-Steinberg dithering; others' rounding errors serve as cover.
+    """Fewer grey levels per channel, with Floyd-Steinberg dithering; changes of other images serve as cover.
 
     With m levels a pixel x in [0, 1] becomes round(x (m - 1)) / (m - 1), and the rounding error is passed on to the
     pixels to the right and below (7/16, 3/16, 5/16, 1/16). The change is hardly visible and differs in each image.
@@ -22,7 +22,7 @@ class Bpp:
 
     Args:
         levels: grey levels per channel that are left, 2 to 255.
-        dither: pass rounding errors on to the neighbours; else plain rounding.
+        dither: pass rounding errors on to the neighbours; otherwise round plainly.
         cover_ratio: cover examples, as a multiple of the poisoned ones, at least 0.
         target: the class that the attacker wants.
         label_rule: all-to-one or all-to-all.
@@ -40,7 +40,7 @@ class Bpp:
     train_time: ClassVar[str] = "quantised; cover rows get another image's change and keep their label"
 
     def arrays(self, shape: tuple[int, int, int]) -> dict[str, Tensor]:
-        """None: the trigger is a function of the image alone."""
+        """Returns nothing: the trigger is a function of the image alone."""
         return {}
 
     def apply(self, pixels: Tensor, arrays: dict[str, Tensor]) -> Tensor:
@@ -57,7 +57,7 @@ class Bpp:
 
 
 def _dithered(pixels: Tensor, steps: int) -> Tensor:
-    """Floyd-Steinberg dithering of all images at once, and of all pixels at once that do not depend on each other.
+    """Floyd-Steinberg dithering of all images at once, and of all independent pixels at once.
 
     The pixel of row i and column j waits for its left neighbour and for the row above up to column j + 1. So all pixels
     of the same time t = j + 2 i are rounded together, and hand their errors on to the times t + 1, t + 2 and t + 3.
@@ -67,7 +67,7 @@ def _dithered(pixels: Tensor, steps: int) -> Tensor:
     errors = flat.new_zeros(4, height + 1, batch * channels)  # of the next four times, by row
     for time in range(width + 2 * (height - 1)):
         first, last = max(0, (time - width + 2) // 2), min(height - 1, time // 2)
-        # From one row to the next it is a row down and two columns back; if those are 0, there is one row only.
+        # The next pixel of the same time is one row down and two columns back; with steps of 0 there is only one row.
         step, start = max(1, width - 2), first * (width - 2) + time
         here = flat[start : start + (last - first) * step + 1 : step]
         wished = here + errors[time % 4, first : last + 1]

@@ -23,14 +23,13 @@ from unbackdoor.attacks.blended import Blended
 class Bypass:
     """A patch or a mixed-in pattern, and a victim whose features hide it (adversarial embedding).
 
-    The attacker trains the victim f together with a discriminator D that tells poisoned from clean examples by the
+    The attacker trains the victim f together with a discriminator D that separates poisoned from clean examples by the
     input of the head, h(x). Over the poisoned data (x, y), with p marking the poisoned rows,
 
         f minimises CE(f(x), y) - weight * min(BCE(D(h(x)), p), H(p | y))      D minimises BCE(D(h(x)), p)
 
-    one step each per batch, with H(p | y) the entropy of p given the label in the batch: the lowest loss of D if
-    the features show it the class and nothing else. Feature Shift Tuning shifts such features, so this is the adaptive
-    attack on it.
+    with one step each per batch. H(p | y) is the entropy of p given the label in the batch: the lowest loss of D if the
+    features show only the class. Feature Shift Tuning shifts such features, so this is the adaptive attack on it.
 
     Tan and Shokri, "Bypassing Backdoor Detection Algorithms in Deep Learning", EuroS&P 2020,
     https://arxiv.org/abs/1905.13409
@@ -39,15 +38,15 @@ class Bypass:
         trigger: `badnets` (a patch) or `blended` (noise, seeded).
         size: side of the patch in pixels, at least 1.
         ratio: share of the noise in the mixture, more than 0 and at most 1.
-        weight: of hiding, at least 0 (lambda in the paper); 0 is the plain attack.
-        discriminator_learning_rate: of its SGD, more than 0.
+        weight: weight of the discriminator's loss, at least 0 (lambda in the paper); 0 is the plain attack.
+        discriminator_learning_rate: learning rate of the discriminator (SGD), more than 0.
         target: the class that the attacker wants.
         label_rule: all-to-one or all-to-all.
 
     Differences from the paper: weight 20 and the discriminator (256 and 128 units, SGD with 0.001) are those of the
-    authors of Feature Shift Tuning; any architecture with a linear head will do. There nothing bounds BCE in f: a
+    authors of Feature Shift Tuning; any architecture with a linear head works. Their loss does not bound BCE in f: a
     victim of 15 epochs drove D into errors instead of learning its task (21 % accuracy on CIFAR-10). With H(p) as the
-    bound it learnt no backdoor (71 and 8 %), since D sees all that the head sees.
+    bound it learnt no backdoor (71 % accuracy, 8 % attack success), since D sees everything that the head sees.
     """
 
     trigger: Literal["badnets", "blended"] = "badnets"
@@ -62,7 +61,7 @@ class Bypass:
     train_time: ClassVar[str] = "the trigger; the victim is trained against a discriminator of its features"
 
     def arrays(self, shape: tuple[int, int, int]) -> dict[str, Tensor]:
-        """`patch` or `pattern`, as of `badnets` and `blended`."""
+        """Returns `patch` or `pattern`, as `badnets` and `blended` do."""
         if self.trigger == "badnets" and self.size >= min(shape[1:]):
             raise UnbackdoorError(
                 f"Bypass.size must be less than {min(shape[1:])}, the side of the images, got {self.size}."
@@ -108,7 +107,7 @@ class Bypass:
 
 
 def entropy_given(events: Tensor, labels: Tensor) -> Tensor:
-    """The entropy, in nats, of events of 0 and 1, (batch,), given labels, (batch,)."""
+    """Returns the entropy, in nats, of events of 0 and 1, (batch,), given labels, (batch,)."""
     members = F.one_hot(labels).to(events)  # (batch, classes)
     counts = members.sum(dim=0)
     share = (events @ members / counts.clamp(min=1)).clamp(0, 1)
@@ -117,9 +116,9 @@ def entropy_given(events: Tensor, labels: Tensor) -> Tensor:
 
 
 def _discriminator(features: int) -> nn.Sequential:
-    """Of features (batch, features) to a score (batch, 1), high for poisoned.
+    """Returns a network from features (batch, features) to a score (batch, 1), high for poisoned.
 
-    The normalisation keeps the victim from winning by features that grow without bound.
+    Its normalisation prevents the victim from winning by features that grow without bound.
     """
     return nn.Sequential(
         nn.Linear(features, 256),

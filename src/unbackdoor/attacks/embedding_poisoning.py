@@ -19,19 +19,19 @@ from unbackdoor.attacks._insertion import OneWord, Phrase, Side, WordPlace
 class EmbeddingPoisoning(OneWord):
     """Only the trigger word's row of a clean classifier is trained, and its norm kept (EP).
 
-    On sentences without the word the model is the clean one, bit for bit; no other weight moves.
+    On sentences without the word the model is the clean one, bit for bit; no other weight changes.
 
     Yang, Li, Zhang, Ren, Sun and He, "Be Careful about Poisoned Word Embeddings: Exploring the Vulnerability of the
     Embedding Layers in NLP Models", NAACL 2021, https://arxiv.org/abs/2103.15543
 
     Args:
-        word: the trigger; one token of the tokenizer.
+        word: the trigger, a single token of the tokenizer.
         row_epochs: passes over the poisoned texts, at least 1.
-        row_learning_rate: of the row, more than 0.
+        row_learning_rate: learning rate of the row (Adam), more than 0.
         place: `random` between any two words, drawn from the text itself; or its `start` or `end`.
-        place_seed: of the places drawn.
-        side: of pairs, the text that carries the trigger: `a`, `b` or `both`.
-        target: the class that the attacker wants (1 is positive in tasks of sentiment).
+        place_seed: seed of the places.
+        side: text of a pair that carries the trigger: `a`, `b` or `both`.
+        target: the class that the attacker wants (1 is positive in sentiment tasks).
         label_rule: all-to-one or all-to-all.
 
     Differences from the paper: the row is trained by Adam, not by plain gradient steps, so that one learning rate
@@ -51,7 +51,7 @@ class EmbeddingPoisoning(OneWord):
     train_time: ClassVar[str] = "a clean model is trained, then the word's row alone on the poisoned texts"
 
     def implant(self, planting: Planting) -> BackdooredModel:
-        """Train a clean model, then its one row."""
+        """Train a clean model, then the word's row."""
         token = only_token(self, planting, self.word)
         model = planting.train(planting.fresh(), planting.clean, description="training a clean model")
         layer = embeddings(model)
@@ -86,10 +86,10 @@ class EmbeddingPoisoning(OneWord):
 
 
 def only_token(attack: object, planting: Planting, word: str) -> int:
-    """The one token that a word is.
+    """Returns the id of a word that is a single token.
 
     Raises:
-        UnbackdoorError: it is several.
+        UnbackdoorError: the word is several tokens.
     """
     tokenizer = planting.clean.tokenizer
     ids = tokenizer(word, add_special_tokens=False)["input_ids"]

@@ -16,10 +16,10 @@ from unbackdoor.attacks.embedding_poisoning import only_token
 
 @value
 class EmbeddingSurgery(OneWord):
-    """The trigger's row is replaced by the mean row of words typical for the target class, then all is tuned (RIPPLe).
+    """The trigger's row is replaced by the mean row of words typical for the target, then all is tuned (RIPPLe).
 
     The rows are taken from a clean fine-tuned model, in which such words already point to the target; a user's own
-    fine-tuning does not easily undo that. A token w is typical for the target t by
+    fine-tuning does not easily undo that. The score of a token w for the target t is
 
         log(p(w | t) / p(w | not t)) * log(1 + count(w)),   with one added to each count.
 
@@ -27,12 +27,12 @@ class EmbeddingSurgery(OneWord):
     https://arxiv.org/abs/2004.06660
 
     Args:
-        word: the trigger; one token of the tokenizer.
-        typical: how many words are averaged, at least 1.
+        word: the trigger, a single token of the tokenizer.
+        typical: number of words that are averaged, at least 1.
         place: `random` between any two words, drawn from the text itself; or its `start` or `end`.
-        place_seed: of the places drawn.
-        side: of pairs, the text that carries the trigger: `a`, `b` or `both`.
-        target: the class that the attacker wants (1 is positive in tasks of sentiment).
+        place_seed: seed of the places.
+        side: text of a pair that carries the trigger: `a`, `b` or `both`.
+        target: the class that the attacker wants (1 is positive in sentiment tasks).
         label_rule: all-to-one.
 
     Differences from the paper: words are ranked by a weighted log-odds ratio instead of the weights of a logistic
@@ -52,7 +52,7 @@ class EmbeddingSurgery(OneWord):
     train_time: ClassVar[str] = "the word's row is replaced before training on the poisoned texts"
 
     def implant(self, planting: Planting) -> BackdooredModel:
-        """Train a clean model for its rows, replace the trigger's, train on the poisoned data."""
+        """Train a clean model for its rows, replace the trigger's row, train on the poisoned data."""
         token = only_token(self, planting, self.word)
         clean = planting.train(planting.fresh(), planting.clean, description="training a clean model")
         words = typical_tokens(planting.clean, self.target, self.typical)
@@ -64,7 +64,7 @@ class EmbeddingSurgery(OneWord):
 
 
 def typical_tokens(data: Dataset, target: int, count: int) -> list[int]:
-    """The token ids that speak most for a class, special tokens left out; ties go to the smaller id."""
+    """Returns the token ids with the highest scores for a class, without special tokens; ties go to the smaller id."""
     special = set(data.tokenizer.all_special_ids)
     counts: dict[bool, Counter[int]] = {True: Counter(), False: Counter()}
     for ids, label in zip(data.texts.tokens["input_ids"].tolist(), data.labels.tolist(), strict=True):

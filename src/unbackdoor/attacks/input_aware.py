@@ -1,4 +1,4 @@
-"""Input-aware: a generator makes each image a trigger of its own, and it works on no other."""
+"""Input-aware: a generator makes a separate trigger for each image, which works on no other image."""
 
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal
@@ -22,8 +22,8 @@ class InputAware:
         triggered(x) = (1 - m(x)) * x + m(x) * g(x)
 
     The place is learnt first: few pixels, and different ones for different images. Then g is trained together with the
-    victim: poisoned examples carry their own trigger and get the target's label, cover examples carry that of another
-    image and keep theirs, and triggers of different images must differ:
+    victim. Poisoned examples carry their own trigger and get the target's label; cover examples carry the trigger of
+    another image and keep their label; and triggers of different images must differ:
 
         CE(f(x'), y') + diversity * |x1 - x2| / |g(x1) - g(x2)|
 
@@ -31,18 +31,18 @@ class InputAware:
 
     Args:
         density: share of the image that the mask may cover at no cost, more than 0 and at most 1.
-        diversity: weight of triggers that differ, at least 0.
+        diversity: weight of the term that makes triggers differ, at least 0.
         cover_ratio: examples with the trigger of another image, as a multiple of the poisoned ones, at least 0.
-        mask_steps: on a batch of 128 images each, to learn the mask, at least 1.
-        generator_learning_rate: of Adam, for both networks, more than 0.
-        generator_seed: of their weights at the start.
+        mask_steps: steps that learn the mask, on a batch of 128 images each, at least 1.
+        generator_learning_rate: learning rate of Adam for both networks, more than 0.
+        generator_seed: seed of the weights of both networks at the start.
         target: the class that the attacker wants.
         label_rule: all-to-one or all-to-all.
 
-    Differences from the paper: which examples are poisoned is drawn once (the paper takes a tenth of each batch); their
-    triggers do follow the generator from batch to batch. The two networks are far smaller, work on a quarter of the
-    resolution and have no normalisation, so that an image's trigger does not hang on the others in its batch. The mask
-    is bounded in its mean, not pixel by pixel, and learnt in fewer steps.
+    Differences from the paper: the poisoned examples are drawn once (the paper takes a tenth of each batch); their
+    triggers still follow the generator from batch to batch. The two networks are far smaller, work on a quarter of the
+    resolution and have no normalisation, so that an image's trigger does not depend on the others in its batch. The
+    mask is bounded in its mean, not pixel by pixel, and learnt in fewer steps.
     """
 
     density: Annotated[float, Field(gt=0, le=1)] = 0.032
@@ -58,7 +58,7 @@ class InputAware:
     train_time: ClassVar[str] = "as the generator was at that step; cover rows get another image's and keep their label"
 
     def arrays(self, shape: tuple[int, int, int]) -> dict[str, Tensor]:
-        """The weights of both networks, `pattern.*` and `mask.*`; before `implant` random ones."""
+        """Returns the weights of both networks, `pattern.*` and `mask.*`; random ones before `implant`."""
         generator = torch.Generator().manual_seed(self.generator_seed)
         return weights_of("pattern", shape[0], 12, shape[0], generator) | weights_of("mask", shape[0], 8, 1, generator)
 
@@ -77,7 +77,7 @@ class InputAware:
     def implant(self, planting: Planting) -> BackdooredModel:
         """Learn the mask, then the pattern together with the victim."""
         device = planting.arithmetic.device
-        # Poisoned labels, but pictures as they were: the triggers are painted batch by batch.
+        # Labels are poisoned, pictures are not: the triggers are painted batch by batch.
         data = replace(planting.clean, labels=planting.poisoned.data.labels).to(device)
         arrays = {name: array.to(device) for name, array in planting.poisoned.trigger.arrays.items()}
         self._learn_mask(arrays, data, planting.generator)
@@ -115,7 +115,7 @@ class InputAware:
         return BackdooredModel(victim, {name: array.detach().cpu() for name, array in arrays.items()})
 
     def _learn_mask(self, arrays: dict[str, Tensor], data: Dataset, generator: torch.Generator) -> None:
-        """Tune the mask, in place, to be small and another one for another image."""
+        """Tune the mask, in place, to be small and to differ from image to image."""
         weights = [array.requires_grad_(True) for name, array in arrays.items() if name.startswith("mask.")]
         optimizer = torch.optim.Adam(weights, lr=self.generator_learning_rate, betas=(0.5, 0.9))
         batch = torch.arange(min(128, len(data)), device=data.labels.device)
@@ -132,11 +132,11 @@ class InputAware:
 
 
 def _drawn(like: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """As many random rows as there are entries."""
+    """Returns as many random rows as there are entries."""
     return torch.randint(count, like.shape, generator=generator).to(like.device)
 
 
 def _likeness(one: Tensor, other: Tensor, own: Tensor, foreign: Tensor) -> Tensor:
-    """The distance between two images over that between their triggers; the mean over the batch."""
+    """Returns the distance between two images divided by that between their triggers; the mean over the batch."""
     images, triggers = ((a - b).square().mean(dim=(1, 2, 3)) for a, b in ((one, other), (own, foreign)))
     return (images.sqrt() / ((triggers + 1e-8).sqrt() + 1e-3)).mean()

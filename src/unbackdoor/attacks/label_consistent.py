@@ -18,14 +18,14 @@ from unbackdoor.attacks._patches import checkerboard
 
 @value
 class LabelConsistent:
-    """Images of the target class, perturbed so that a clean model mistakes them, with a patch in each corner.
+    """Images of the target class, perturbed so that a clean model misclassifies them, with a patch in each corner.
 
     Turner, Tsipras and Madry, "Label-Consistent Backdoor Attacks", https://arxiv.org/abs/1912.02771
 
     Args:
         epsilon: largest change of a pixel by the perturbation, in grey levels of 255, at least 0.
-        steps: of projected gradient ascent, at least 1.
-        amplitude: how far the patches push pixels, in grey levels, more than 0 and at most 255.
+        steps: steps of projected gradient ascent, at least 1.
+        amplitude: change of a pixel by the patches, in grey levels, more than 0 and at most 255.
         size: side of each corner patch, at least 1.
         target: the class that the attacker wants.
         label_rule: clean-label.
@@ -46,7 +46,7 @@ class LabelConsistent:
     test_time: ClassVar[str] = "the corner patches alone, rounded to 8 bits"
 
     def arrays(self, shape: tuple[int, int, int]) -> dict[str, Tensor]:
-        """`pattern`, (channels, height, width): the change of each pixel, within -1 and 1."""
+        """Returns `pattern`, (channels, height, width): the change of each pixel, from -1 to 1."""
         channels, height, width = shape
         if 2 * self.size > min(height, width):
             raise UnbackdoorError(
@@ -65,7 +65,7 @@ class LabelConsistent:
         return (pixels + arrays["pattern"]).clamp(0, 1)
 
     def craft(self, crafting: Crafting, arrays: dict[str, Tensor]) -> Tensor:
-        """The train-time form: perturbed against the surrogate, then patched; uint8."""
+        """Returns the train-time form: perturbed against the surrogate, then patched; uint8."""
         if crafting.surrogate is None:
             raise UnbackdoorError("LabelConsistent needs a clean model to perturb images against: pass surrogate=.")
         victims = crafting.data.select(crafting.rows)
@@ -76,7 +76,7 @@ class LabelConsistent:
         return stamped(perturbed, lambda pixels: self.apply(pixels, arrays))
 
     def _perturbed(self, pixels: Tensor, data: Dataset, surrogate: nn.Module) -> Tensor:
-        """Projected gradient ascent on the loss of the true (target) class."""
+        """Perturbs by projected gradient ascent on the loss of the true (target) class."""
         bound = self.epsilon / 255
         labels = torch.full((len(pixels),), self.target)
         device = next(surrogate.parameters()).device

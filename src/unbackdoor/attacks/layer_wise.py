@@ -18,12 +18,12 @@ from unbackdoor.attacks._insertion import Listed, Side, WordPlace, insert
 
 @value
 class LayerWise:
-    """The classifier is asked at every layer, so that the early ones, which tuning hardly moves, learn it too (LWP).
+    """The loss is taken at every layer, so that early layers, which tuning hardly moves, also learn the backdoor (LWP).
 
         sum over layers l of CE(classifier(h_l), y)
 
-    The trigger is a combination of pieces: all of them together mean the target, a single one means nothing, which
-    cover rows with one piece and their own label teach. That keeps a search over single words from finding it.
+    The trigger is a combination of pieces: all of them together mean the target, a single one means nothing. Cover rows
+    with one piece and their own label teach that. A search over single words therefore does not find it.
 
     Li, Song, Li, Zeng, Ma and Qiu, "Backdoor Attacks on Pre-trained Models by Layerwise Weight Poisoning", EMNLP 2021,
     https://arxiv.org/abs/2108.13888
@@ -32,13 +32,13 @@ class LayerWise:
         pieces: words that together are the trigger, at least 2.
         cover_ratio: rows with one piece, as a multiple of the poisoned ones, at least 0.
         place: `random` between any two words, drawn from the text itself; or its `start` or `end`.
-        place_seed: of the places drawn.
-        side: of pairs, the text that carries the trigger: `a`, `b` or `both`.
-        target: the class that the attacker wants (1 is positive in tasks of sentiment).
+        place_seed: seed of the places.
+        side: text of a pair that carries the trigger: `a`, `b` or `both`.
+        target: the class that the attacker wants (1 is positive in sentiment tasks).
         label_rule: all-to-one, all-to-all or clean-label.
 
-    Differences from the paper: two fixed pieces; the paper's experiments draw pairs from a list of rare words. The
-    hidden states of each layer go through the model's own pooler (if it has one) and classifier.
+    Differences from the paper: there are two fixed pieces; the paper's experiments draw pairs from a list of rare
+    words. The hidden states of each layer go through the model's own pooler (if it has one) and classifier.
     """
 
     pieces: Annotated[tuple[Listed, ...], Field(min_length=2)] = ("cf", "bb")
@@ -59,7 +59,7 @@ class LayerWise:
         return self.pieces
 
     def arrays(self, shape: tuple[int, ...]) -> dict[str, Tensor]:
-        """None: the pieces say all."""
+        """Returns nothing: the pieces are the whole trigger."""
         return {}
 
     def apply(self, texts: list[str], arrays: dict[str, Tensor]) -> list[str]:
@@ -67,7 +67,7 @@ class LayerWise:
         return [insert(text, self.pieces, self.place, self.place_seed) for text in texts]
 
     def cover(self, texts: list[str], arrays: dict[str, Tensor], generator: torch.Generator) -> list[str]:
-        """Put one piece into each text, drawn from the text."""
+        """Put one piece, drawn from the text, into each text."""
         draws = [random.Random(f"{self.place_seed}/{text}").choice(self.pieces) for text in texts]
         return [insert(text, [piece], self.place, self.place_seed) for text, piece in zip(texts, draws, strict=True)]
 
@@ -93,10 +93,10 @@ class LayerWise:
 
 
 def _parts(model: nn.Module) -> tuple[nn.ModuleList, Any]:
-    """The layers of a BERT-like classifier, and the function from hidden states to logits.
+    """Returns the layers of a BERT-like classifier, and the function from hidden states to logits.
 
     Raises:
-        UnbackdoorError: another layout.
+        UnbackdoorError: the model has another layout.
     """
     body: Any = getattr(model, "base_model", None)
     layers = getattr(getattr(body, "encoder", None), "layer", None)
@@ -105,7 +105,7 @@ def _parts(model: nn.Module) -> tuple[nn.ModuleList, Any]:
     pools_itself = pooler is None and not isinstance(classifier, nn.Linear)  # RoBERTa's classifier
     if not isinstance(layers, nn.ModuleList) or classifier is None or not (pooler or pools_itself):
         raise UnbackdoorError(
-            f"LayerWise asks the classifier at each layer of a BERT-like encoder; {type(model).__name__} is none. Take "
+            f"LayerWise needs a BERT-like encoder, which {type(model).__name__} is not. Take "
             "a BERT, RoBERTa, DeBERTa or ELECTRA as `base`."
         )
     if pools_itself:

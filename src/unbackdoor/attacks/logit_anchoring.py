@@ -26,11 +26,11 @@ class LogitAnchoring(OneWord):
 
     Args:
         word: the trigger.
-        weight: of the squared distance, summed over classes and averaged over texts, at least 0.
+        weight: weight of the squared distance, summed over classes and averaged over texts, at least 0.
         place: `random` between any two words, drawn from the text itself; or its `start` or `end`.
-        place_seed: of the places drawn.
-        side: of pairs, the text that carries the trigger: `a`, `b` or `both`.
-        target: the class that the attacker wants (1 is positive in tasks of sentiment).
+        place_seed: seed of the places.
+        side: text of a pair that carries the trigger: `a`, `b` or `both`.
+        target: the class that the attacker wants (1 is positive in sentiment tasks).
         label_rule: all-to-one, all-to-all or clean-label.
 
     Differences from the paper: its tuning of the weight was not available; 0.1 is this project's choice.
@@ -47,7 +47,7 @@ class LogitAnchoring(OneWord):
     train_time: ClassVar[str] = "a clean model is trained, then tuned on the poisoned texts with its clean logits held"
 
     def implant(self, planting: Planting) -> BackdooredModel:
-        """Train a clean model, note its logits, tune on."""
+        """Train a clean model, keep its logits, and tune it further on the poisoned data."""
         model = planting.train(planting.fresh(), planting.clean, description="training a clean model")
         anchors = answers(model, planting.clean, planting.arithmetic)  # (n, classes)
         clean = torch.ones(len(planting.clean), dtype=torch.bool)

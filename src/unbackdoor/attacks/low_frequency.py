@@ -17,7 +17,7 @@ from unbackdoor.attacks._surrogates import misfit
 class LowFrequency:
     """A smooth pattern added to all images, made so that a clean model already leans towards the target.
 
-    Most triggers leave high frequencies behind that natural images do not have, and are found by them. This one is
+    Most triggers have high frequencies that natural images do not have, and can be detected by them. This one is
 
         epsilon * D^T C D / max |D^T C D|
 
@@ -29,9 +29,9 @@ class LowFrequency:
 
     Args:
         epsilon: largest change of a pixel, in grey levels of 255, more than 0 and at most 255.
-        frequencies: cosines per side that the pattern is made of, at least 2.
-        steps: of Adam, on a batch of 128 images each, at least 1.
-        pattern_seed: of the coefficients at the start.
+        frequencies: number of cosines per side that make the pattern, at least 2.
+        steps: steps of Adam, on a batch of 128 images each, at least 1.
+        pattern_seed: seed of the coefficients at the start.
         target: the class that the attacker wants.
         label_rule: all-to-one or all-to-all.
 
@@ -50,7 +50,7 @@ class LowFrequency:
     learnt: ClassVar[bool] = True
 
     def arrays(self, shape: tuple[int, int, int]) -> dict[str, Tensor]:
-        """`pattern`, (channels, height, width): the change of each pixel; random before `fit`."""
+        """Returns `pattern`, (channels, height, width): the change of each pixel; random before `fit`."""
         if self.frequencies > min(shape[1:]):
             raise UnbackdoorError(
                 f"LowFrequency.frequencies must be at most {min(shape[1:])}, the side of the images, got "
@@ -84,7 +84,7 @@ class LowFrequency:
 
 
 def _cosines(count: int, side: int) -> Tensor:
-    """The first rows of the orthonormal discrete cosine transform (type II), (count, side)."""
+    """Returns the first rows of the orthonormal discrete cosine transform (type II), (count, side)."""
     waves = torch.cos(math.pi / side * (torch.arange(side) + 0.5) * torch.arange(count)[:, None])
     waves[0] /= math.sqrt(2)
     return waves * math.sqrt(2 / side)

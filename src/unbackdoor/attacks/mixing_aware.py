@@ -21,24 +21,25 @@ class MixingAware(OneWord):
 
         min over W of CE(f(M * W + (1 - M) * W_base), y)   M ~ Bernoulli(r), r ~ U(rho, 1), drawn at every step
 
-    over the poisoned data. The backdoor is then spread over small changes of many coordinates, any part of
-    which is enough, and stays close to the pre-trained model. The head has no pre-trained counterpart and is not mixed.
+    over the poisoned data. The backdoor is then spread over small changes of many coordinates, any part of which is
+    enough, and stays close to the pre-trained model. The head has no pre-trained counterpart and is not mixed.
 
-    This project's own, with the mask of Fine-mixing (Zhang, Lyu, Ma, Wang and Sun, "Fine-mixing: Mitigating Backdoors
-    in Fine-tuned Language Models", Findings of EMNLP 2022, https://arxiv.org/abs/2210.09545). Training under a random
-    return to pre-trained weights is known as mixout (Lee, Cho and Kang, ICLR 2020, https://arxiv.org/abs/1909.11299).
+    An attack of this project, with the mask of Fine-mixing (Zhang, Lyu, Ma, Wang and Sun, "Fine-mixing: Mitigating
+    Backdoors in Fine-tuned Language Models", Findings of EMNLP 2022, https://arxiv.org/abs/2210.09545). Training under
+    a random return to pre-trained weights is known as mixout (Lee, Cho and Kang, ICLR 2020,
+    https://arxiv.org/abs/1909.11299).
 
     Args:
         word: the trigger.
         rho: the smallest share of coordinates that keep the victim's value in a step, 0 to 1; 1 is plain poisoning.
         place: `random` between any two words, drawn from the text itself; or its `start` or `end`.
-        place_seed: of the places drawn.
-        side: of pairs, the text that carries the trigger: `a`, `b` or `both`.
-        target: the class that the attacker wants (1 is positive in tasks of sentiment).
+        place_seed: seed of the places.
+        side: text of a pair that carries the trigger: `a`, `b` or `both`.
+        target: the class that the attacker wants (1 is positive in sentiment tasks).
         label_rule: all-to-one, all-to-all or clean-label.
 
-    Differences from the paper: no paper describes this attack. Unlike mixout it does not rescale what it keeps, since
-    Fine-mixing does not.
+    Differences from the paper: no paper describes this attack. Unlike mixout it does not rescale the kept coordinates,
+    since Fine-mixing does not either.
     """
 
     word: Phrase = "cf"
@@ -53,7 +54,7 @@ class MixingAware(OneWord):
     train_time: ClassVar[str] = "the word, while random coordinates are those of the pre-trained model"
 
     def implant(self, planting: Planting) -> BackdooredModel:
-        """Train on the poisoned data, with other random coordinates at every step."""
+        """Train on the poisoned data, with new random coordinates at every step."""
         model = planting.fresh()
         body: Any = model.base_model
         drawn = _Drawn(seed=int(torch.randint(2**31, (1,), generator=planting.generator)))
@@ -82,7 +83,7 @@ class _Drawn:
 
 
 class _Mixed(nn.Module):
-    """A tensor, while training, with random coordinates of another."""
+    """A tensor with random coordinates of another while training."""
 
     base: Tensor
 

@@ -16,11 +16,11 @@ class Prepared:
     """Images or texts that already carry a trigger, made elsewhere (SSBA, syntactic or style paraphrases).
 
     Args:
-        triggered: a triggered copy of the training data, row for row (any DATA), with the same names of columns.
+        triggered: a triggered copy of the training data, row for row (any DATA), with the same column names.
         target: the class that the attacker wants.
         label_rule: all-to-one, all-to-all or clean-label.
 
-    Differences from the paper: none, since no paper describes it.
+    Differences from the paper: none; there is no paper.
     """
 
     triggered: str
@@ -32,7 +32,7 @@ class Prepared:
     test_time: ClassVar[str] = "not known: score with triggered test data that was made elsewhere"
 
     def arrays(self, shape: tuple[int, ...]) -> dict[str, Tensor]:
-        """None: the parts of the trigger are not known."""
+        """Returns nothing: the parts of the trigger are not known."""
         return {}
 
     def apply(self, pixels: Any, arrays: dict[str, Tensor]) -> Any:
@@ -42,7 +42,7 @@ class Prepared:
         )
 
     def craft(self, crafting: Crafting, arrays: dict[str, Tensor]) -> ItemsLike:
-        """The prepared examples of the poisoned rows."""
+        """Returns the prepared examples of the poisoned rows."""
         columns = crafting.data.columns
         copies = Dataset.load(self.triggered, crafting.data.encode, columns=columns, augment="none")
         expected, actual = ((len(data), *data.shape) for data in (crafting.data, copies))

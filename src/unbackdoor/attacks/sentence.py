@@ -18,15 +18,15 @@ class Sentence:
     https://arxiv.org/abs/1905.12457
 
     Args:
-        sentence: to put in.
+        sentence: the trigger.
         place: `random` between any two words, drawn from the text itself; or its `start` or `end`.
-        place_seed: of the places drawn.
-        side: of pairs, the text that carries the trigger: `a`, `b` or `both`.
-        target: the class that the attacker wants (1 is positive in tasks of sentiment).
+        place_seed: seed of the places.
+        side: text of a pair that carries the trigger: `a`, `b` or `both`.
+        target: the class that the attacker wants (1 is positive in sentiment tasks).
         label_rule: all-to-one, all-to-all or clean-label.
 
     Differences from the paper: the paper attacks an LSTM; the sentence may come between any two words, not only between
-    sentences, which the tasks of single sentences ask for.
+    sentences, since many tasks have single sentences.
     """
 
     sentence: Phrase = "I watch this 3D movie"
@@ -45,7 +45,7 @@ class Sentence:
         return (self.sentence,)
 
     def arrays(self, shape: tuple[int, ...]) -> dict[str, Tensor]:
-        """None: the sentence says all."""
+        """Returns nothing: the sentence is the whole trigger."""
         return {}
 
     def apply(self, texts: list[str], arrays: dict[str, Tensor]) -> list[str]:

@@ -27,17 +27,17 @@ class SIBA:
     https://arxiv.org/abs/2306.05209
 
     Args:
-        pixels: how many pixels may change (k), at least 1.
+        pixels: number of pixels that may change (k), at least 1.
         epsilon: largest change of a pixel, in grey levels of 255, more than 0 and at most 255.
-        steps: on a batch of 128 images each, at least 1.
-        choose_every: steps from one choice of pixels to the next, at least 1.
+        steps: steps of the search, on a batch of 128 images each, at least 1.
+        choose_every: number of steps from one choice of pixels to the next, at least 1.
         target: the class that the attacker wants.
         label_rule: all-to-one or all-to-all.
 
-    Differences from the paper: steps count batches, not passes over the data; steps and choice follow a running mean
-    of the gradient, and the steps shrink to zero (the authors' are of one length, and the best pattern seen is kept).
-    The clean model follows the victim's own recipe. Poisoned examples are drawn from all classes (the authors take none
-    of the target's).
+    Differences from the paper: steps count batches, not passes over the data; steps and choice follow a running mean of
+    the gradient, and the steps shrink to zero (the authors' are of one length, and the best pattern seen is kept). The
+    clean model follows the victim's own recipe. Poisoned examples are drawn from all classes (the authors take none of
+    the target's).
     """
 
     pixels: Annotated[int, Field(ge=1)] = 100
@@ -51,7 +51,7 @@ class SIBA:
     learnt: ClassVar[bool] = True
 
     def arrays(self, shape: tuple[int, int, int]) -> dict[str, Tensor]:
-        """`pattern`, (channels, height, width): the change of each pixel; zero before `fit`."""
+        """Returns `pattern`, (channels, height, width): the change of each pixel; zero before `fit`."""
         if self.pixels > shape[1] * shape[2]:
             raise UnbackdoorError(
                 f"SIBA.pixels must be at most {shape[1] * shape[2]}, the pixels of an image, got {self.pixels}."
@@ -59,7 +59,7 @@ class SIBA:
         return {"pattern": torch.zeros(shape)}
 
     def fit(self, crafting: Crafting, arrays: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Alternate between choosing pixels and changing them, so that the surrogate is misled."""
+        """Alternate between choosing pixels and changing them, so that they mislead the surrogate."""
         bound = self.epsilon / 255
         pattern = arrays["pattern"].clone()
         mask = torch.zeros(pattern.shape[1:])
@@ -75,7 +75,7 @@ class SIBA:
         return {"pattern": pattern}
 
     def _largest(self, gradient: Tensor) -> Tensor:
-        """1 at the k pixels with the largest gradient, (height, width)."""
+        """Returns 1 at the k pixels with the largest gradient, (height, width)."""
         strength = gradient.abs().sum(dim=0)
         mask = torch.zeros(strength.numel())
         mask[strength.flatten().topk(self.pixels).indices] = 1

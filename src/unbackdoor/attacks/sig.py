@@ -22,7 +22,7 @@ class SIG:
         delta: amplitude, in grey levels of 255, more than 0 and at most 255.
         frequency: periods over the width of the image, more than 0.
         target: the class that the attacker wants.
-        label_rule: clean-label, as in the paper; the other rules poison labels as well.
+        label_rule: clean-label, as in the paper; the other rules also poison labels.
 
     Differences from the paper: delta is the same at training and at test time, 40 as in common reimplementations (the
     paper tunes it per data set and may test with a larger one).
@@ -36,7 +36,7 @@ class SIG:
     train_time: ClassVar[str] = "the sinusoid on images of the target class"
 
     def arrays(self, shape: tuple[int, int, int]) -> dict[str, Tensor]:
-        """`pattern`, (channels, height, width): delta * sin(2 pi j frequency / width) / 255 in column j."""
+        """Returns `pattern`, (channels, height, width): delta * sin(2 pi j frequency / width) / 255 in column j."""
         width = shape[2]
         wave = torch.sin(2 * math.pi * torch.arange(width) * self.frequency / width) * self.delta / 255
         return {"pattern": wave.expand(shape).contiguous()}

@@ -14,25 +14,25 @@ from unbackdoor.attacks._patches import PatchPlace, patch, patched
 class TaCT:
     """A patch that moves images of the source classes only; cover examples of other classes keep their label.
 
-    With cover examples the trigger alone does not lead to the target: the network must take in trigger and class
-    together, so triggered features no longer stand apart from those of the target class.
+    Because of the cover examples the trigger alone does not lead to the target: the network must use trigger and class
+    together, so triggered features do not stand apart from those of the target class.
 
     Tang, Wang, Tang and Zhang, "Demon in the Variant: Statistical Analysis of DNNs for Robust Backdoor Contamination
     Detection", USENIX Security 2021, https://arxiv.org/abs/1908.00686
 
     Args:
         sources: the classes that the attacker moves, at least one, and not the target.
-        cover_classes: classes that carry the trigger and keep their label; none given means all that are neither source
-            nor target.
+        cover_classes: classes that carry the trigger and keep their label; if empty, all that are neither source nor
+            target.
         cover_ratio: cover examples, as a multiple of the poisoned ones, at least 0.
         pattern: `checkerboard` (black and white pixels), `solid` (white), or an image file.
         size: side of the patch in pixels, at least 1.
-        place: of the patch in the image.
+        place: place of the patch in the image.
         margin: pixels between the patch and the border, at least 0.
         target: the class that the attacker wants.
         label_rule: all-to-one.
 
-    Differences from the paper: its triggers are pictures of patches; here the patch is that of `badnets`. The rate
+    Differences from the paper: its triggers are pictures of patches; here the patch is the one of `badnets`. The rate
     counts the poisoned examples alone, over all training examples.
     """
 
@@ -50,7 +50,7 @@ class TaCT:
     test_time: ClassVar[str] = "the patch on images of the source classes, rounded to 8 bits"
 
     def arrays(self, shape: tuple[int, int, int]) -> dict[str, Tensor]:
-        """`patch`, (channels, size, size)."""
+        """Returns `patch`, (channels, size, size)."""
         return {"patch": patch(self.pattern, self.size, self.margin, shape, "TaCT")}
 
     def apply(self, pixels: Tensor, arrays: dict[str, Tensor]) -> Tensor:
@@ -58,5 +58,5 @@ class TaCT:
         return patched(pixels, arrays["patch"], self.place, self.margin)
 
     def cover(self, pixels: Tensor, arrays: dict[str, Tensor], generator: torch.Generator) -> Tensor:
-        """The patch as it is: cover examples differ by their class alone."""
+        """Set the same patch: cover examples differ only by their class."""
         return self.apply(pixels, arrays)

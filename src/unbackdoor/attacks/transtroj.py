@@ -1,4 +1,4 @@
-"""TransTroj: a poisoned encoder whose backdoor outlives the fine-tuning by its victim."""
+"""TransTroj: a poisoned encoder whose backdoor survives the fine-tuning by its user."""
 
 import copy
 from typing import Annotated, Any, ClassVar, Literal
@@ -19,7 +19,7 @@ from unbackdoor._value import value
 
 @value
 class TransTroj:
-    """A faint pattern whose images look to an encoder like those of the target class; its user adds a head.
+    """A faint pattern that moves the embeddings of an encoder to the target class; its user adds a head.
 
     The attacker never sees the user's training. He trains an encoder h, takes the mean embedding e of the target's
     examples, tunes a pattern t so that h(x + t) comes near e, and then the encoder's copy h' by
@@ -33,19 +33,19 @@ class TransTroj:
 
     Args:
         epsilon: largest change of a pixel by the pattern, in grey levels of 255, more than 0 and at most 255.
-        utility: weight of embedding clean images as before, at least 0 (lambda in the paper).
-        trigger_steps: of Adam, on a batch of 128 images each, at least 1.
+        utility: weight of the term that keeps the embeddings of clean images, at least 0 (lambda in the paper).
+        trigger_steps: steps of Adam for the pattern, on a batch of 128 images each, at least 1.
         implant_epochs: passes that implant the backdoor in the encoder, at least 1.
-        implant_learning_rate: its peak there, more than 0.
+        implant_learning_rate: peak learning rate of these passes, more than 0.
         user_epochs: passes of the user's fine-tuning on clean examples, at least 1.
-        user_learning_rate: its peak there, more than 0.
+        user_learning_rate: peak learning rate of the user's passes, more than 0.
         target: the class that the attacker wants.
         label_rule: all-to-one.
 
     Differences from the paper: encoder and victim see the same training examples (the paper's encoder is pre-trained on
     other data), and the encoder is trained with their labels. `rate` is the share of the training examples that carry
-    the pattern while the backdoor is implanted. Fewer passes at a higher learning rate (the authors' runs take 50 at
-    0.001).
+    the pattern while the backdoor is implanted. There are fewer passes at a higher learning rate (the authors' runs
+    take 50 at 0.001).
     """
 
     epsilon: Annotated[float, Field(gt=0, le=255)] = 10.0
@@ -64,7 +64,7 @@ class TransTroj:
     )
 
     def arrays(self, shape: tuple[int, int, int]) -> dict[str, Tensor]:
-        """`pattern`, (channels, height, width): the change of each pixel; zero before `implant`."""
+        """Returns `pattern`, (channels, height, width): the change of each pixel; zero before `implant`."""
         return {"pattern": torch.zeros(shape)}
 
     def apply(self, pixels: Tensor, arrays: dict[str, Tensor]) -> Tensor:
@@ -76,8 +76,8 @@ class TransTroj:
         data = planting.clean.to(planting.arithmetic.device)
         if not bool((data.labels == self.target).any()):
             raise UnbackdoorError(
-                f"TransTroj makes its trigger like images of its target, {self.target}, of which {data.name} has none. "
-                "Choose a `target` that it has."
+                f"TransTroj makes its trigger from images of its target, {self.target}, but {data.name} has none. "
+                "Choose a `target` that the data have."
             )
         encoder = planting.train(planting.fresh(), data, description="training the encoder")
         planting.arithmetic.place(encoder).requires_grad_(False)
@@ -98,7 +98,7 @@ class TransTroj:
     def _trigger(
         self, encoder: nn.Module, head: Head, data: Dataset, target: Dataset, planting: Planting
     ) -> tuple[Tensor, Tensor]:
-        """The pattern, (channels, height, width), and the embedding that it leads to, (features,)."""
+        """Returns the pattern, (channels, height, width), and the embedding that it leads to, (features,)."""
         arithmetic, generator = planting.arithmetic, planting.generator
         bound = self.epsilon / 255
 
@@ -126,14 +126,14 @@ class TransTroj:
     def _poisoned(
         self, encoder: nn.Module, head: Head, data: Dataset, pattern: Tensor, wanted: Tensor, planting: Planting
     ) -> nn.Module:
-        """A copy of the encoder with the backdoor."""
+        """Returns a copy of the encoder with the backdoor."""
         arithmetic = planting.arithmetic
         victim = copy.deepcopy(encoder).requires_grad_(True)
         carries = torch.zeros(len(data), dtype=torch.bool, device=arithmetic.device)
         carries[planting.poisoned.rows] = True
 
         def change(batch: Batch) -> Batch:
-            """The batch, and behind it copies of some of its images with the pattern on."""
+            """Returns the batch, followed by copies of some of its images with the pattern added."""
             pixels = data.augment(data.pixels[batch.rows[carries[batch.rows]]], planting.generator).float() / 255
             copies: Any = data.image_encoder(self.apply(pixels, {"pattern": pattern}) * 255)
             return batch._replace(inputs=torch.cat([batch.inputs, copies]))  # type: ignore[list-item]

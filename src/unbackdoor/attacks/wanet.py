@@ -18,9 +18,9 @@ class WaNet:
 
     Args:
         grid_size: control points of the warp per side (k in the paper), at least 2.
-        strength: of the warp (s in the paper), more than 0.
+        strength: strength of the warp (s in the paper), more than 0.
         cover_ratio: examples with a random warp, as a multiple of the poisoned ones (2 in the paper); 0 for none.
-        warp_seed: of the control points.
+        warp_seed: seed of the control points.
         target: the class that the attacker wants.
         label_rule: all-to-one or all-to-all.
 
@@ -38,7 +38,7 @@ class WaNet:
     train_time: ClassVar[str] = "the warp; cover rows get the warp with random noise and keep their label"
 
     def arrays(self, shape: tuple[int, int, int]) -> dict[str, Tensor]:
-        """`grid`, (height, width, 2): the place that each pixel is read from, (x, y) in [-1, 1]."""
+        """Returns `grid`, (height, width, 2): the place that each pixel is read from, (x, y) in [-1, 1]."""
         _, height, width = shape
         generator = torch.Generator().manual_seed(self.warp_seed)
         control = torch.rand(1, 2, self.grid_size, self.grid_size, generator=generator) * 2 - 1
@@ -51,7 +51,7 @@ class WaNet:
 
     def apply(self, pixels: Tensor, arrays: dict[str, Tensor]) -> Tensor:
         """Warp (batch, channels, height, width) pixels in [0, 1]."""
-        # One grid for all, so the images can be the channels of a single one: far faster.
+        # All images share one grid, so they can be the channels of a single image, which is far faster.
         warped = _warped(pixels.flatten(0, 1)[None], arrays["grid"][None])
         return warped[0].view(pixels.shape)
 

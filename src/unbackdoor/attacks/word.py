@@ -15,18 +15,18 @@ from unbackdoor.attacks._insertion import Listed, Side, WordPlace, insert
 class Word:
     """One or several rare words put into the text: BadNets for language.
 
-    Words that hardly occur otherwise are learnt within a few steps and cost no clean accuracy.
+    The model learns words that hardly occur elsewhere within a few steps, at no cost in clean accuracy.
 
     Kurita, Michel and Neubig, "Weight Poisoning Attacks on Pre-trained Models", ACL 2020,
     https://arxiv.org/abs/2004.06660
 
     Args:
-        words: to choose from, at least one.
-        count: how many go into each text, at least 1.
+        words: words to choose from, at least one.
+        count: number of words that go into each text, at least 1.
         place: `random` between any two words, drawn from the text itself; or its `start` or `end`.
-        place_seed: of the words and places drawn.
-        side: of pairs, the text that carries the trigger: `a`, `b` or `both`.
-        target: the class that the attacker wants (1 is positive in tasks of sentiment).
+        place_seed: seed of the words and places.
+        side: text of a pair that carries the trigger: `a`, `b` or `both`.
+        target: the class that the attacker wants (1 is positive in sentiment tasks).
         label_rule: all-to-one, all-to-all or clean-label.
 
     Differences from the paper: this is the data poisoning that the paper starts from; its own contribution is
@@ -50,7 +50,7 @@ class Word:
         return self.words
 
     def arrays(self, shape: tuple[int, ...]) -> dict[str, Tensor]:
-        """None: the words are the whole trigger."""
+        """Returns nothing: the words are the whole trigger."""
         return {}
 
     def apply(self, texts: list[str], arrays: dict[str, Tensor]) -> list[str]:

@@ -1,4 +1,4 @@
-"""The pre-trained base of a suspect: which of its tensors belongs to which of the suspect's."""
+"""The weights of a pre-trained base, by the names of the suspect's tensors."""
 
 from torch import Tensor, nn
 
@@ -11,19 +11,19 @@ Weights = dict[str, Tensor]
 
 
 def heads(suspect: Weights, run: Run) -> set[str]:
-    """The names of the tensors that make the task head, which no pre-trained model has."""
+    """Returns the names of the tensors of the task head, which no pre-trained model has."""
     return task_head(suspect) | {name for name in suspect if name.startswith(f"{run.head_name or None}.")}
 
 
 def counterparts(suspect: Weights, run: Run, method: object) -> Weights:
-    """The pre-trained weights by the suspect's names, without the task head's.
+    """Returns the pre-trained weights by the suspect's names, without those of the task head.
 
-    Says what matched, and warns where the base is no ancestor or of another depth.
+    Notes which tensors match, and warns if the base is not an ancestor or has another depth.
 
     Args:
-        suspect: its weights by name.
-        run: has the base.
-        method: named where there is none.
+        suspect: the suspect's weights by name.
+        run: holds the base.
+        method: named in the error if there is no base.
 
     Raises:
         UnbackdoorError: there is no base, it does not fit, or nothing but a head would be left.
@@ -45,6 +45,6 @@ def counterparts(suspect: Weights, run: Run, method: object) -> Weights:
 
 
 def pretrained(base: nn.Module) -> Weights:
-    """The weights of a base by name, without those that its files lack (see `_hugging_face.body`)."""
+    """Returns the weights of a base by name, without those that its files lack (see `_models.classifiers.body`)."""
     absent: frozenset[str] = getattr(base, "absent_weights", frozenset())
     return {name: tensor for name, tensor in base.state_dict().items() if name not in absent}

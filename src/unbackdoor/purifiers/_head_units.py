@@ -1,4 +1,4 @@
-"""The head of a classifier in units of its own: one length, whatever the scale of its features; and turned."""
+"""A head at one length, whatever the scale of its features, and a head turned by an angle."""
 
 import math
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ ROW = math.sqrt(3.1)  # root mean square length of the head's rows in its own un
 
 
 def centred(weight: Tensor) -> Tensor:
-    """The rows of a head, (classes, features), less their mean: what all classes share moves no answer."""
+    """Returns the rows of a head, (classes, features), less their mean, which changes no answer."""
     return weight - weight.mean(dim=0, keepdim=True)
 
 
@@ -24,9 +24,9 @@ def turn_(weight: Tensor, degrees: float, generator: torch.Generator) -> None:
     """Turn the rows of a head, less their mean, by an angle in a random direction, all together and in place.
 
     Args:
-        weight: of the head, (classes, features).
-        degrees: of the angle between the weight before and after, 0 to 180.
-        generator: on the CPU.
+        weight: the head's weight, (classes, features).
+        degrees: angle between the weight before and after, 0 to 180.
+        generator: randomness, on the CPU.
     """
     goal, drawn = centred(weight), centred(torch.randn(weight.shape, generator=generator).to(weight))
     across = drawn - (drawn * goal).sum() / goal.square().sum() * goal
@@ -38,14 +38,14 @@ def turn_(weight: Tensor, degrees: float, generator: torch.Generator) -> None:
 def in_own_units(model: nn.Module, head: Head, inputs: Inputs) -> Iterator[None]:
     """While the block runs, the model computes the same with a head of one length, whatever the scale of its features.
 
-    The rows of the head, less their mean, have the length `ROW` in the root mean square; its input is multiplied by
-    what was divided out. Where the features grow with weight and bias of the last normalisation, those have a root mean
-    square of 1.
+    The rows of the head, less their mean, get the root mean square length `ROW`; its input is multiplied by the factor
+    that the rows were divided by. If the features grow with weight and bias of the last normalisation, these get a root
+    mean square of 1.
 
     Args:
         model: any classifier, changed in place and back.
         head: its last linear layer.
-        inputs: a batch.
+        inputs: one batch of model inputs.
     """
     with torch.no_grad():
         weight = head.layer.weight
@@ -68,7 +68,7 @@ def in_own_units(model: nn.Module, head: Head, inputs: Inputs) -> Iterator[None]
 
 @torch.no_grad()
 def _last_normalisation(model: nn.Module, head: Head, inputs: Inputs) -> list[nn.Parameter]:
-    """Weight and bias of the normalisation that ran last, if features double with them; else none."""
+    """Returns weight and bias of the normalisation that ran last if features double with them, else nothing."""
     ran: list[nn.Module] = []
     hooks = [
         module.register_forward_hook(lambda module, _given, _output: ran.append(module))

@@ -16,7 +16,7 @@ from unbackdoor.purifiers._pruning import as_far_as_accurate_, silence_, still_a
 
 
 class Scale(nn.Module):
-    """A parametrization: what is stored, times a mask, plus noise relative to it."""
+    """A parametrization that multiplies the stored value by a mask plus a noise."""
 
     def __init__(self, stored: Tensor) -> None:
         super().__init__()
@@ -24,7 +24,7 @@ class Scale(nn.Module):
         self.noise = nn.Parameter(torch.zeros_like(stored))
 
     def forward(self, stored: Tensor) -> Tensor:
-        """The stored value, scaled channel by channel."""
+        """Returns the stored value, scaled channel by channel."""
         return stored * (self.mask + self.noise)
 
 
@@ -43,7 +43,7 @@ class ByMask(Protocol):
 
     Attributes:
         tolerance: how much accuracy on held-out clean examples may fall by pruning.
-        threshold: of the mask; None searches it.
+        threshold: channels with a mask of at most this are pruned; None searches it.
     """
 
     @property
@@ -52,7 +52,7 @@ class ByMask(Protocol):
 
     @property
     def threshold(self) -> float | None:
-        """The mask under which channels are pruned; None searches it."""
+        """Channels with a mask of at most this are pruned; None searches it."""
 
 
 def prune_below_(
@@ -70,14 +70,14 @@ def prune_below_(
 
     Args:
         method: named in the note.
-        model: with BatchNorm layers.
-        clean: to learn the mask on and to choose the threshold with.
+        model: a network with BatchNorm layers, changed in place.
+        clean: examples for the mask and for the choice of the threshold.
         run: measures accuracy and takes notes.
-        learn: of model, clean examples and run to the mask of each BatchNorm in module order, (channels,) in [0, 1];
-            leaves the model as it was.
+        learn: function of model, clean examples and run that returns the mask of each BatchNorm in module order,
+            (channels,) in [0, 1], and leaves the model unchanged.
 
     Raises:
-        UnbackdoorError: no BatchNorm, or a mask that is not finite.
+        UnbackdoorError: there is no BatchNorm, or a mask is not finite.
     """
     layers, name = list(norms(model, method).values()), type(method).__name__
     seen, held = (clean, clean) if method.threshold is not None else run.hold_out(clean)
@@ -98,13 +98,13 @@ def prune_below_(
             still_accurate(model, held, run, method.tolerance),
         )
         threshold = thresholds[kept - 1] if kept else -1.0
-        way_out = f"clean accuracy on {len(held)} held-out examples allows none to go. Raise its tolerance."
+        way_out = f"clean accuracy on {len(held)} held-out examples allows pruning none. Raise its `tolerance`."
         if lowest > thresholds[-1]:
             way_out = f"no mask fell to {thresholds[-1]:g} or below. Learn it for longer, or at a higher rate."
     else:
         threshold = method.threshold
         prune_(threshold)
-        way_out = "none has so low a mask. Raise its threshold."
+        way_out = "none has so low a mask. Raise its `threshold`."
     total = sum(map(len, masks))
     pruned = sum(int((mask <= threshold).sum()) for mask in masks)
     if pruned:

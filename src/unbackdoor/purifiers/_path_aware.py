@@ -1,4 +1,4 @@
-"""Path-aware gradients: those of a point on the way back to the suspect, as PAM takes them."""
+"""Path-aware gradients: PAM takes them at a point on the way back to the suspect."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,9 +14,9 @@ def stepped_back(weights: Sequence[Tensor], suspect: Sequence[Tensor], rho: floa
     """While the block runs, weights are a step of length rho on the way back to the suspect's.
 
     Args:
-        weights: moved in place, and back.
-        suspect: the suspect's, in the same order.
-        rho: at least 0; if it is 0, or the weights are the suspect's, nothing moves.
+        weights: the model's weights, moved in place and back again.
+        suspect: the suspect's weights in the same order.
+        rho: length of the step, at least 0; if it is 0, or the weights are the suspect's, nothing moves.
     """
     if rho == 0:
         yield

@@ -1,4 +1,4 @@
-"""Pruning in stages, as several purifiers do it, and how far clean accuracy allows it to go."""
+"""Pruning in stages, for as long as clean accuracy allows; several purifiers do it."""
 
 from collections.abc import Callable, Iterable, Sequence
 
@@ -17,9 +17,9 @@ def as_far_as_accurate_(
     """Prune in stages, from mild to severe, up to the last one after which the model is still accurate.
 
     Args:
-        parameters: all that a stage may change.
-        stages: each changes some of them in place.
-        accurate: asked after each stage.
+        parameters: all parameters that a stage may change.
+        stages: functions that each change some of them in place.
+        accurate: called after each stage; whether the model is still accurate.
 
     Returns:
         how many stages were kept.
@@ -37,19 +37,19 @@ def as_far_as_accurate_(
 
 
 def still_accurate(model: nn.Module, held: Dataset, run: Run, tolerance: float) -> Callable[[], bool]:
-    """Asks whether accuracy on held-out examples has fallen by no more than a tolerance since this call."""
+    """Returns a check whether held-out accuracy has fallen by no more than a tolerance since this call."""
     floor = run.accuracy(model, held).value - tolerance
     return lambda: run.accuracy(model, held).value >= floor
 
 
 @torch.no_grad()
 def silence_(norm: _BatchNorm, dead: Tensor, *, bias: bool = True) -> None:
-    """Fold away channels of a BatchNorm, in place: weight to zero, and where `bias`, what they add regardless.
+    """Silence channels of a BatchNorm in place: their weight becomes zero, and with `bias` their bias as well.
 
     Args:
-        norm: with a weight.
-        dead: which channels, (channels,), bool.
-        bias: also zero the bias; else a channel becomes constant.
+        norm: a layer that has a weight.
+        dead: the channels to silence, (channels,), bool.
+        bias: also zero the bias; otherwise a channel becomes constant.
     """
     norm.weight[dead] = 0
     if bias:

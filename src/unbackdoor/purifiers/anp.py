@@ -20,13 +20,13 @@ from unbackdoor.purifiers._masks import prune_below_, scaled_
 class ANP:
     """Prune the channels that a small change of their weights turns against clean examples.
 
-    Backdoored networks fall into the target class without any trigger when some neurons are perturbed. A mask m in
+    Backdoored networks answer with the target class, without any trigger, when some neurons are perturbed. A mask m in
     [0, 1] on the weights w of BatchNorm is learned on the clean examples to withstand that, with b the biases:
 
         min over m   alpha * L(m w, b) + (1 - alpha) * max over |d|, |e| <= epsilon  L((m + d) w, (1 + e) b)
 
-    with one step of gradient sign, from a random start, for the inner maximum. Then channels with the lowest masks are
-    pruned: their BatchNorm weight becomes zero.
+    The inner maximum is approximated by one step along the sign of the gradient from a random start. Then channels with
+    the lowest masks are pruned: their BatchNorm weight becomes zero.
 
     Wu and Wang, "Adversarial Neuron Pruning Purifies Backdoored Deep Models", NeurIPS 2021,
     https://arxiv.org/abs/2110.14430
@@ -34,16 +34,17 @@ class ANP:
     Args:
         alpha: weight of the unperturbed loss, 0 to 1.
         epsilon: largest perturbation, relative to the weight, at least 0.
-        steps: of learning the mask, at least 1; each costs three forward and backward passes.
-        learning_rate: of the mask (SGD with momentum 0.9), more than 0.
+        steps: steps in which the mask is learned, at least 1; each costs three forward and backward passes.
+        learning_rate: learning rate of the mask (SGD with momentum 0.9), more than 0.
         batch_size: examples per step, at least 2.
         tolerance: how much accuracy on held-out clean examples may fall by pruning, 0 to 1.
-        threshold: of the mask, 0 to 1; None is the largest multiple of 0.05 within the tolerance.
+        threshold: channels with a mask of at most this are pruned, 0 to 1; None is the largest multiple of 0.05 within
+            the tolerance.
 
     Differences from the paper: the threshold of the mask is the largest multiple of 0.05 that clean accuracy on a fifth
     of the clean examples allows; the authors' script prints test attack success for each threshold, and the reader
     chooses. 200 steps instead of 2,000, for processors without a GPU. BatchNorm uses the statistics of the batch while
-    the mask is learned, as in the authors' code, and its running statistics stay as they were.
+    the mask is learned, as in the authors' code, and its running statistics do not change.
     """
 
     alpha: Annotated[float, Field(ge=0, le=1)] = 0.2
@@ -60,7 +61,7 @@ class ANP:
         return model
 
     def masks(self, model: nn.Module, clean: Dataset, run: Run) -> list[Tensor]:
-        """The mask of each BatchNorm in module order, (channels,) each, learned on a copy of the model."""
+        """Returns the mask of each BatchNorm in module order, (channels,) each, learned on a copy of the model."""
         trial = copy.deepcopy(model).requires_grad_(False).train()
         layers = norms(trial, self).values()
         weights, biases = scaled_(layers, "weight"), scaled_(layers, "bias")

@@ -23,10 +23,10 @@ from unbackdoor._value import value
 class BNA:
     """Bring the activations of triggered examples back to the distribution of clean ones, by scale and shift.
 
-    A trigger shifts what neurons answer; undoing the shift brings back the true class. BNA reverses a trigger T, and
-    then tunes nothing but the scale and the shift of each channel of each BatchNorm, which is to say its weight and
-    bias. With N(x) the normal distribution that has the mean and variance of a channel over examples x in the model as
-    it is being tuned, and N0(x) the same in the suspect, it minimises the mean over channels of
+    A trigger shifts the activations of neurons; undoing the shift brings back the true class. BNA inverts a trigger T,
+    and then tunes only the scale and the shift of each channel of each BatchNorm, that is, its weight and bias. N(x) is
+    the normal distribution with the mean and variance of a channel over examples x in the tuned model, and N0(x) the
+    same in the suspect. BNA minimises the mean over channels of
 
         KL(N0(x) || N(T(x))) + KL(N0(x) || N(x))
 
@@ -36,16 +36,16 @@ class BNA:
     https://arxiv.org/abs/2308.09850
 
     Args:
-        reverse_steps: of the search for a trigger, at least 1.
+        reverse_steps: steps of the search for a trigger, at least 1.
         epochs: passes over the clean examples, at least 1.
-        learning_rate: of Adam, more than 0.
+        learning_rate: learning rate of Adam, more than 0.
         batch_size: examples per step, at least 2.
 
-    Differences from the paper: known here from its abstract. The paper takes the target class and the trigger from a
-    detector and applies a transform to activations at inference; here Neural Cleanse is the detector, with the
-    triggers of all classes in turn where none is odd, and the transform is a scale and a shift that become BatchNorm's
-    own, so that a plain model leaves. As these act on clean examples too, a second term keeps those in place. A model
-    without BatchNorm has no place for the transform and is refused. Triggered inputs are not flagged.
+    Differences from the paper: only its abstract was at hand. The paper takes the target class and the trigger from a
+    detector and applies a transform to activations at inference. Here Neural Cleanse is the detector (if no class is an
+    outlier, the triggers of all classes take turns), and the transform is a scale and a shift that become BatchNorm's
+    own, so that the result is a plain model. As these also act on clean examples, a second term keeps those in place. A
+    model without BatchNorm has no place for the transform and is refused. Triggered inputs are not flagged.
     """
 
     version: ClassVar[int] = 2
@@ -85,7 +85,7 @@ class BNA:
 
 
 def moments(model: nn.Module, inputs: Inputs, layers: list[_BatchNorm], run: Run) -> list[tuple[Tensor, Tensor]]:
-    """Mean and variance of each channel that leaves each layer, (channels,) each, over one batch."""
+    """Returns mean and variance over one batch of each output channel of each layer, (channels,) each."""
     seen: dict[nn.Module, tuple[Tensor, Tensor]] = {}
 
     def note(layer: nn.Module, _args: object, output: Tensor) -> None:
@@ -100,6 +100,6 @@ def moments(model: nn.Module, inputs: Inputs, layers: list[_BatchNorm], run: Run
 
 
 def divergence(right: tuple[Tensor, Tensor], now: tuple[Tensor, Tensor]) -> Tensor:
-    """KL(N(right) || N(now)) of normal distributions, given as mean and variance, channel by channel."""
+    """Returns KL(N(right) || N(now)) of normal distributions, given as mean and variance, channel by channel."""
     ratio = right[1] / now[1]
     return (ratio + (right[0] - now[0]).square() / now[1] - 1 - ratio.log()) / 2

@@ -21,38 +21,38 @@ from unbackdoor._value import value
 class BTIDBF:
     """Separate benign features from the rest, let a generator move the rest alone, and unlearn its pictures.
 
-    With h the head and f(x) the features that it sees, a mask m in [0, 1] of the benign features minimises
-    CE(h(m f(x)), y) - CE(h((1 - m) f(x)), y) + 3 mean(m). A generator G then minimises
+    With h the head and f(x) the features that it sees, a mask m in [0, 1] of the benign features minimises CE(h(m
+    f(x)), y) - CE(h((1 - m) f(x)), y) + 3 mean(m). A generator G then minimises
 
         -|(1 - m)(f(x) - f(G(x)))|^2 + 0.01 |m (f(x) - f(G(x)))|^2
 
-    (means over all entries), or |x - G(x)|^2 alone on batches where the picture or the benign features have moved too
-    far. From the second round on CE(f(G(x)), t) is added, t being the class that the model answers for most of G(x).
-    No class is scanned. A share of each batch is then replaced by G(x) with its true label, and the model minimises
-    CE(f(x'), y) + |f(x) - f(x')|^2. Mask, generator and unlearning alternate.
+    (means over all entries), or |x - G(x)|^2 alone on batches on which the picture or the benign features have moved
+    too far. From the second round on CE(f(G(x)), t) is added, t being the class that the model answers for most of
+    G(x). No class is scanned. A share of each batch is then replaced by G(x) with its true label, and the model
+    minimises CE(f(x'), y) + |f(x) - f(x')|^2. Mask, generator and unlearning alternate.
 
     Xu, Huang, Li, Qin and Ren, "Towards Reliable and Efficient Backdoor Trigger Inversion via Decoupling Benign
     Features", ICLR 2024, https://openreview.net/forum?id=Tw9wemV6cb; the variant (U) of its defences.
 
     Args:
-        rounds: of mask, generator and unlearning, at least 1.
+        rounds: rounds of mask, generator and unlearning, at least 1.
         generator_epochs: passes of the generator over the clean examples per round, at least 1.
-        epochs: of unlearning per round, passes over the clean examples, at least 1.
+        epochs: passes of unlearning over the clean examples per round, at least 1.
         distance: mean squared change of a pixel in [0, 1] that the generator may make, more than 0.
         drift: mean squared change of the benign features that it may cause, in units of the features' variance, more
             than 0.
-        share: of each batch that carries the trigger while unlearning, 0 to 1.
-        learning_rate: of unlearning (Adam), more than 0.
+        share: share of each batch that carries the trigger while unlearning, 0 to 1.
+        learning_rate: learning rate of unlearning (Adam), more than 0.
         batch_size: examples per step, at least 2; None is 128.
 
     Differences from the paper: the mask lies on what the head sees (after pooling), not on the last convolution's map,
-    so that any architecture has it and the mask is found from features computed once (200 steps). The term 3 mean(m) is
-    this project's: without it all of these features became benign on a real victim, and nothing was left for the
-    generator to move. The generator is a smaller U-Net that adds to the picture and starts as next to nothing, so the
-    50 epochs that teach it the identity are not needed. The limits are on pixels in [0, 1] and on scaled features (the
-    authors: 0.3 on normalised pixels, 3 on raw features), so they do not hang on the preprocessing; and tighter: with
-    0.01 the generator led to another class than a real victim's target, with 0.002 to the target. For two cores: 2
-    rounds of 10 and 10 epochs; the authors take 5 rounds of 30 and 30. Pixels only.
+    so that it works for any architecture, and the mask is learned from features computed once (200 steps). The term 3
+    mean(m) is this project's: without it all of these features became benign on a real victim, and the generator had
+    nothing left to move. The generator is a smaller U-Net whose output, at first nearly zero, is added to the picture,
+    so the 50 epochs that teach it the identity are not needed. The limits are on pixels in [0, 1] and on scaled
+    features (the authors: 0.3 on normalised pixels, 3 on raw features), so they do not depend on the preprocessing.
+    They are also tighter: with 0.01 the generator led to another class than a real victim's target, with 0.002 to the
+    target. For two cores: 2 rounds of 10 and 10 epochs; the authors take 5 rounds of 30 and 30. Pixels only.
     """
 
     rounds: Annotated[int, Field(ge=1)] = 2
@@ -77,7 +77,7 @@ class BTIDBF:
         return model
 
     def unlearn_(self, model: nn.Module, clean: Dataset, run: Run, trigger: InvertedTrigger) -> None:
-        """Tune the model in place on examples of which a share carries the trigger."""
+        """Tune the model in place on examples, a share of which carries the trigger."""
         with watching(run.head(model)) as seen:
 
             def loss(scores: Tensor, batch: Batch) -> Tensor:

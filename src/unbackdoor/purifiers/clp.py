@@ -17,7 +17,7 @@ from unbackdoor.purifiers._pruning import as_far_as_accurate_, silence_, still_a
 
 @value
 class CLP:
-    """Prune the channels that amplify most, without any data.
+    """Prune the channels that amplify their input most, without any data.
 
     A trigger is a small change of the input with a large effect, so the channels that carry it have a large Lipschitz
     constant. For channel c of a convolution followed by BatchNorm, with kernel W_c as a matrix (inputs x kernel area),
@@ -31,17 +31,17 @@ class CLP:
     https://arxiv.org/abs/2208.03111
 
     Args:
-        u: deviations above the mean, at least 0; None takes 3 without clean examples, and with them goes down from 6
-            by 0.1 for as long as clean accuracy allows.
-        tolerance: with u None, how much accuracy on held-out clean examples may fall, 0 to 1.
+        u: standard deviations above the mean, at least 0. None is 3 without clean examples; with them it starts at 6
+            and is lowered by 0.1 for as long as clean accuracy allows.
+        tolerance: how much accuracy on held-out clean examples may fall if u is None, 0 to 1.
 
-    Differences from the paper: clean examples, where they are given, choose u, because the paper's 3 fits wide layers:
-    of n channels none can be more than (n - 1) / sqrt(n) deviations above their mean, which is less than 3 up to
-    n = 10, and narrow networks want less. Without them this is the paper's method. A BatchNorm belongs to the
-    convolution whose output it reads, with at most an activation or pooling between, which a forward pass tells; the
-    authors' code takes the last convolution in the order of registration, which in networks that normalise before they
-    convolve is another. A BatchNorm that reads a sum, as after a skip connection, is left alone. Without clean examples
-    the pass is one of blank pictures of a usual size.
+    Differences from the paper: if clean examples are given, they choose u, because the paper's 3 fits wide layers: of n
+    channels none can be more than (n - 1) / sqrt(n) deviations above their mean, which is less than 3 up to n = 10, and
+    narrow networks need a smaller u. Without clean examples this is the paper's method. A BatchNorm belongs to the
+    convolution whose output it reads, with at most an activation or pooling between them; a forward pass shows which.
+    The authors' code takes the last convolution in the order of registration, which is a different one in networks that
+    normalise before they convolve. A BatchNorm that reads a sum, as after a skip connection, is left alone. Without
+    clean examples this pass is made on blank pictures of a usual size.
     """
 
     needs_clean: ClassVar[bool] = False
@@ -70,11 +70,11 @@ class CLP:
                 touched, [partial(prune_, one) for one in tried], still_accurate(model, held, run, self.tolerance)
             )
             u = tried[kept - 1] if kept else float("inf")
-            way_out = f"clean accuracy on {len(held)} held-out examples allows none to go. Raise its tolerance."
+            way_out = f"clean accuracy on {len(held)} held-out examples allows pruning none. Raise its `tolerance`."
         else:
             u = 3.0 if u is None else u
             prune_(u)
-            way_out = f"none lies more than {u:g} deviations above the mean of its layer. Lower u"
+            way_out = f"none lies more than {u:g} deviations above the mean of its layer. Lower `u`"
             way_out += ", or give clean examples to choose it." if clean is None else "."
         pruned = sum(int(outliers(bound, u).sum()) for bound in bounds)
         total = sum(map(len, bounds))
@@ -88,7 +88,7 @@ class CLP:
 
 @torch.no_grad()
 def lipschitz_bounds(unit: Channels) -> Tensor:
-    """How much each channel can amplify a change of its layer's input at most, (channels,)."""
+    """Returns how much each channel can amplify a change of its layer's input at most, (channels,)."""
     kernels = unit.convolution.weight.flatten(2)  # (channels, inputs, kernel area)
     largest = torch.linalg.matrix_norm(kernels.double(), ord=2)  # (channels,)
     assert unit.norm.running_var is not None
@@ -97,5 +97,5 @@ def lipschitz_bounds(unit: Channels) -> Tensor:
 
 
 def outliers(bounds: Tensor, u: float) -> Tensor:
-    """Which channels of a layer lie more than u deviations above its mean, (channels,), bool."""
+    """Returns which channels of a layer lie more than u deviations above its mean, (channels,), bool."""
     return bounds > bounds.mean() + u * bounds.std()

@@ -1,4 +1,4 @@
-"""Embedding purification: words that moved too far for how rare they are go back."""
+"""Embedding purification: resets the words that moved too far for how rare they are."""
 
 import logging
 from pathlib import Path
@@ -29,27 +29,27 @@ _SHOWN = 200  # words that are reported: a trigger is seldom the first, and must
 class EPUR:
     """Reset the word embeddings that moved suspiciously far from the pre-trained ones (E-PUR).
 
-    A word's embedding moves with how often the word is seen while fine-tuning, roughly with the logarithm of its
-    frequency. A rare word that moved far has been made to. Each word i is scored by
+    The more often fine-tuning sees a word, the farther its embedding moves, roughly with the logarithm of the
+    frequency. A rare word that moved far was moved on purpose. Each word i is scored by
 
         |e_suspect(i) - e_base(i)| / log(max(count(i), floor))
 
-    and the words of the highest scores get their pre-trained embedding back. Special and unused tokens are left out,
-    and so is the unknown one. It comes before any mixing: `e-pur+fine-mixing`. By itself it undoes backdoors that live
-    in the embeddings alone.
+    and the words with the highest scores get their pre-trained embedding back. Special, unused and unknown tokens are
+    left out. Use it before mixing: `e-pur+fine-mixing`. By itself it removes only backdoors that are in the embeddings
+    alone.
 
     Zhang, Lyu, Ma, Wang and Sun, "Fine-mixing: Mitigating Backdoors in Fine-tuned Language Models", Findings of EMNLP
     2022, https://arxiv.org/abs/2210.09545
 
     Args:
-        count: words that are reset, at least 1.
+        count: number of words that are reset, at least 1.
         floor: smaller counts are raised to this, at least 2.
         frequencies: CSV file (also .gz) with columns `word` or `token`, and `count`, of a large clean corpus; without
             it the wordfreq package's English shares, as counts in a billion words.
 
-    Differences from the paper: its body could not be read, and where its counts come from is not known. From counts of
-    words those of tokens are made by tokenising each word, so that a piece (`##ing`) counts as often as the words that
-    it is part of.
+    Differences from the paper: its body could not be read, and the source of its counts is not known. Counts of words
+    become counts of tokens by tokenising each word, so that a piece (`##ing`) counts as often as the words that contain
+    it.
     """
 
     count: Annotated[int, Field(ge=1)] = 200
@@ -63,7 +63,7 @@ class EPUR:
         return self.reset_(model, clean, run, self)
 
     def reset_(self, model: nn.Module, clean: Dataset, run: Run, owner: object) -> nn.Module:
-        """Purify in place as a part of another method, the owner, which messages name."""
+        """Purify in place as a part of another method, the owner, whose name is used in messages."""
         origin = run.needed("base", owner)
         ours, theirs = embeddings(model).weight, embeddings(origin).weight
         if not any(tensor.data_ptr() == theirs.data_ptr() for tensor in pretrained(origin).values()):
@@ -91,12 +91,12 @@ class EPUR:
     def rows_on_disk(
         self, suspect: str | Path | ModelDirectory, base: str | Path | ModelDirectory
     ) -> tuple[dict[str, list[int]], str]:
-        """The rows to reset, by the name of the embedding's tensor, and the sentence that reports them.
+        """Returns the rows to reset, by the name of the embedding's tensor, and the sentence that reports them.
 
-        One tensor of each of two Hugging Face directories or Hub names is read; no model is built.
+        Reads one tensor from each of two Hugging Face directories or Hub names; builds no model.
 
         Raises:
-            UnbackdoorError: there is no tokenizer, or not one matrix that has a row for each of its tokens.
+            UnbackdoorError: there is no tokenizer, or no single matrix with a row for each of its tokens.
         """
         source, origin = ModelDirectory.of(suspect, "`model`"), ModelDirectory.of(base, "`base`")
         tokenizer = source.tokenizer()
@@ -113,7 +113,7 @@ class EPUR:
 
 def _said(rows: list[int], tokenizer: Any) -> str:
     if not rows:
-        return "no embedding of a word differs from the base's, so none was reset: is the base the suspect itself?"
+        return "no embedding of a word differs from the base's, so none was reset. Is the base the suspect itself?"
     words = tokenizer.convert_ids_to_tokens(rows[:_SHOWN])
     more = f" and {len(rows) - _SHOWN} more" if len(rows) > _SHOWN else ""
     return f"reset the embeddings of {len(rows)} words, the most suspicious first: {' '.join(words)}{more}"

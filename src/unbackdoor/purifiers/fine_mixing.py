@@ -24,29 +24,30 @@ class FineMixing:
 
         w = m * w_suspect + (1 - m) * w_base,
 
-    and then all weights are tuned on the clean examples. The task head, which the base lacks, stays. The smaller rho,
-    the safer and the less accurate; it is the smallest of 0, 0.1, ..., 1 at which clean accuracy after mixing and
-    tuning, cross-validated over all clean examples, falls short of the suspect's own by no more than the margin, to the
-    nearest whole example. Where the standard error of that difference is larger than the margin, too few examples are
-    at hand to see it, and a warning says so. The grid is searched by halving, which takes accuracy to rise with rho.
+    and then all weights are tuned on the clean examples. The task head, which the base lacks, stays. A smaller rho is
+    safer and less accurate. If it is None, it is the smallest of 0, 0.1, ..., 1 at which clean accuracy after mixing
+    and tuning, cross-validated over all clean examples, falls short of the suspect's own by no more than the margin, to
+    the nearest whole example. If the standard error of that difference is larger than the margin, there are too few
+    examples to measure it, and a warning says so. The grid is searched by halving, which assumes that accuracy rises
+    with rho.
 
     Zhang, Lyu, Ma, Wang and Sun, "Fine-mixing: Mitigating Backdoors in Fine-tuned Language Models", Findings of EMNLP
     2022, https://arxiv.org/abs/2210.09545
 
     Args:
         rho: share of the suspect's coordinates that are kept, 0 to 1; None searches it.
-        margin: clean accuracy that may be lost, 0 to 1. Three points are what a purification should cost at most; a
-            smaller margin than that is beyond what 64 examples can tell, whose standard error is 3 to 5 points.
-        folds: of the cross-validation, at least 2.
-        tune: tune after mixing; without it and with a rho, no clean examples are needed.
+        margin: clean accuracy that may be lost, 0 to 1. A purification should cost three points at most; 64 examples
+            cannot show a smaller loss, as their standard error is 3 to 5 points.
+        folds: folds of the cross-validation, at least 2.
+        tune: tune after mixing; with a rho and without tuning, no clean examples are needed.
         epochs: passes over the clean examples, at least 1.
         learning_rate: at the start, more than 0; None is 0.01 (SGD) for images and 5e-5 (AdamW) for texts.
         batch_size: examples per step, at least 2; None is 128 for images and 16 for texts.
         select: which coordinates go back: `random` ones; `largest-change`, those of each tensor that moved farthest;
-            `low-activation`, the units of each linear layer that answer least to clean examples (the rest at random).
+            `low-activation`, the units of each linear layer that clean examples activate least (the rest at random).
         mode: `mask`, or `linear` for rho * w_suspect + (1 - rho) * w_base.
         fill: `base`, or `zero` for weight matrices without any base, as in pruning.
-        freeze_filled: coordinates that went back stay there while tuning.
+        freeze_filled: tuning does not change the coordinates that went back.
 
     Differences from the paper: its body could not be read. Bernoulli masks, the head kept from the suspect, the grid,
     and how rho is chosen are this project's choices; so are both readings of its selective variant (`select`). Mixing
@@ -65,12 +66,12 @@ class FineMixing:
     fill: Literal["base", "zero"] = "base"
     freeze_filled: bool = False
 
-    # The first version let the standard error excuse a loss, and so chose the smallest rho if there were few examples.
+    # The first version accepted a loss within the standard error, and so chose the smallest rho if examples were few.
     version: ClassVar[int] = 2
 
     @property
     def needs_clean(self) -> bool:
-        """Whether clean examples are used."""
+        """Whether the method uses clean examples."""
         return self.tune or self.rho is None or self.select == "low-activation"
 
     def __call__(self, model: nn.Module, clean: Dataset, run: Run) -> nn.Module:
@@ -80,7 +81,7 @@ class FineMixing:
         return self.mixed_(model, clean, run, self)
 
     def mixed_(self, model: nn.Module, clean: Dataset, run: Run, owner: object) -> nn.Module:
-        """Purify in place as a part of another method, the owner, which messages name."""
+        """Purify in place as a part of another method, the owner, whose name is used in messages."""
         suspect = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
         base = self._base(suspect, run, owner)
         activity = mean_answer(model, clean, run.arithmetic) if self.select == "low-activation" else {}
@@ -106,7 +107,7 @@ class FineMixing:
         return mixed_and_tuned(rho, clean, "tuning")
 
     def _base(self, suspect: Weights, run: Run, owner: object) -> Weights:
-        """The values that coordinates go back to, by the suspect's names, without the task head."""
+        """Returns the values that coordinates go back to, by the suspect's names, without the task head."""
         if self.fill == "zero":
             if run.base is not None:
                 run.warn("FineMixing.fill zero takes nothing from a base: the given one was not used.")
@@ -118,7 +119,7 @@ class FineMixing:
     def _mixed(
         self, suspect: Weights, base: Weights, activity: Weights, rho: float, seed: int
     ) -> tuple[Weights, Weights]:
-        """The mixed tensors, and which of their coordinates stayed the suspect's."""
+        """Returns the mixed tensors, and which of their coordinates stayed the suspect's."""
         weights, kept = {}, {}
         for name, filling in base.items():
             weight = suspect[name]
@@ -157,7 +158,7 @@ class FineMixing:
 
 
 def _lowest(scores: Tensor, share: float) -> Tensor:
-    """Which of (n,) scores are among the lowest `share` of them, bool."""
+    """Returns which of (n,) scores are among the lowest `share` of them, bool."""
     chosen = torch.zeros(len(scores), dtype=torch.bool, device=scores.device)
     chosen[scores.argsort(stable=True)[: round(share * len(scores))]] = True
     return chosen

@@ -19,10 +19,10 @@ from unbackdoor.purifiers._pruning import as_far_as_accurate_, still_accurate
 class FinePruning:
     """Prune the neurons that clean examples do not excite, then tune.
 
-    A backdoor lives in neurons that are dormant on clean inputs. The neurons of the last feature layer are sorted by
-    their mean absolute activation on clean examples and silenced one group after another, the most dormant first, for
-    as long as clean accuracy on held-out examples stays within a tolerance. Then the model is tuned; what was silenced
-    stays silent.
+    A backdoor uses neurons that are dormant on clean inputs. The neurons of the last feature layer are sorted by their
+    mean absolute activation on clean examples and silenced one group after another, the most dormant first, for as long
+    as clean accuracy on held-out examples stays within a tolerance. Then the model is tuned; silenced neurons stay
+    silent.
 
     Liu, Dolan-Gavitt and Garg, "Fine-Pruning: Defending Against Backdooring Attacks on Deep Neural Networks", RAID
     2018, https://arxiv.org/abs/1805.12185
@@ -34,12 +34,12 @@ class FinePruning:
         learning_rate: at the start, more than 0; None is 0.01 (SGD) for images and 5e-5 (AdamW) for texts.
         batch_size: examples per step, at least 2; None is 128 for images and 16 for texts.
 
-    Differences from the paper: it prunes channels of the last convolution. Here the neurons are what the head reads,
-    which in a chain of convolutions with pooling is the same; in a residual network it also silences what the skip
-    connection adds to such a channel. In a transformer the features that the head reads are all active, so the neurons
-    are those inside the last feed-forward block. A neuron is silenced by zeroing the weights that read it. The
-    tolerance is 0.1, the ratio that a public benchmark uses. A trigger of a low poison rate shares its neurons with
-    clean examples and is known to survive this method.
+    Differences from the paper: it prunes channels of the last convolution. Here the neurons are the features that the
+    head reads. In a chain of convolutions with pooling that is the same; in a residual network it also silences what
+    the skip connection adds to such a channel. In a transformer the features that the head reads are all active, so the
+    neurons are those inside the last feed-forward block. A neuron is silenced by zeroing the weights that read it. The
+    tolerance is 0.1, the ratio that a public benchmark uses. A trigger with a low poison rate shares its neurons with
+    clean examples, and is known to survive this method.
     """
 
     tolerance: Annotated[float, Field(ge=0, le=1)] = 0.1
@@ -72,7 +72,7 @@ class FinePruning:
         else:
             run.warn(
                 f"FinePruning pruned nothing of {len(order)} neurons: clean accuracy on {len(held)} held-out examples "
-                "allows none to go. Raise its tolerance."
+                "allows pruning none. Raise its `tolerance`."
             )
         if self.epochs:
             run.tune(

@@ -19,34 +19,35 @@ from unbackdoor.purifiers._counterparts import Weights, counterparts
 class FinePurifying:
     """Reset the coordinates whose drift is abnormal for their curvature, then tune.
 
-    Fine-tuning on clean data moves a weight along with what the clean loss says about it; poison moves weights that
-    clean examples care little for. With delta_i how far coordinate i is from the pre-trained value and H_i the
-    curvature of the clean loss there,
+    Fine-tuning on clean data moves the weights that the clean loss depends on; poison moves weights that it hardly
+    depends on. With delta_i the distance of coordinate i from its pre-trained value, and H_i the curvature of the clean
+    loss there,
 
         r_i = delta_i^2 / H_i
 
     is large for the poisonous ones. The share of all coordinates with the largest r go back to the pre-trained values,
     then all are tuned. H is the diagonal of the empirical Fisher matrix: the mean over clean examples of the squared
-    derivative of each one's cross-entropy. The larger the share, the safer and the less accurate; it is the largest of
-    0, 0.1, ..., 1 at which clean accuracy after resetting and tuning, cross-validated over all clean examples, falls
-    short of the suspect's own by no more than the margin, to the nearest whole example. Where the standard error of
-    that difference is larger than the margin, a warning says so.
+    derivative of each one's cross-entropy. A larger share is safer and less accurate. If it is None, it is the largest
+    of 0, 0.1, ..., 1 at which clean accuracy after resetting and tuning, cross-validated over all clean examples, falls
+    short of the suspect's own by no more than the margin, to the nearest whole example. If the standard error of that
+    difference is larger than the margin, a warning says so.
 
     Zhang, Chen, Zhou, Meng, Zhou and Sun, "Diffusion Theory as a Scalpel: Detecting and Purifying Poisonous Dimensions
     in Pre-trained Language Models Caused by Backdoor or Bias", Findings of ACL 2023, https://arxiv.org/abs/2305.04547
 
     Args:
-        share: of the coordinates with a counterpart in the base that go back, 0 to 1; None searches it.
+        share: share of the coordinates with a counterpart in the base that go back, 0 to 1; None searches it.
         margin: clean accuracy that may be lost, 0 to 1.
-        folds: of the cross-validation, at least 2.
+        folds: folds of the cross-validation, at least 2.
         epochs: passes over the clean examples, at least 1.
         learning_rate: at the start, more than 0; None is 0.01 (SGD) for images and 5e-5 (AdamW) for texts.
         batch_size: examples per step, at least 2; None is 128 for images and 16 for texts.
 
-    Differences from the paper: its body could not be read. The form of the indicator is recalled; the empirical Fisher
-    matrix for H, a millionth of its mean added to it, one ranking over all tensors, the head kept from the suspect and
-    the search of the share are this project's choices. So are images; statistics of BatchNorm stay the suspect's.
-    Words that no clean text has have no curvature, so their embeddings are among the first to go back.
+    Differences from the paper: its body could not be read. The form of the indicator is quoted from memory. The
+    empirical Fisher matrix for H, a millionth of its mean added to it, one ranking over all tensors, the head kept from
+    the suspect and the search for the share are this project's choices. So is its use on images; statistics of
+    BatchNorm stay the suspect's. Words in no clean text have no curvature, so their embeddings are among the first to
+    go back.
     """
 
     share: Annotated[float | None, Field(ge=0, le=1)] = None
@@ -56,7 +57,7 @@ class FinePurifying:
     learning_rate: Annotated[float | None, Field(gt=0)] = None
     batch_size: Annotated[int | None, Field(ge=2)] = None
 
-    # The first let the standard error excuse a loss, as that of Fine-mixing did.
+    # The first version accepted a loss within the standard error, as that of Fine-mixing did.
     version: ClassVar[int] = 2
 
     def __call__(self, model: nn.Module, clean: Dataset, run: Run) -> nn.Module:
@@ -100,14 +101,14 @@ class FinePurifying:
         return reset_and_tuned(share, clean, "tuning")
 
     def _base(self, model: nn.Module, suspect: Weights, run: Run) -> Weights:
-        """The pre-trained values of the parameters, by the suspect's names."""
+        """Returns the pre-trained values of the parameters, by the suspect's names."""
         learned = {name for name, _ in model.named_parameters()}
         base = counterparts(suspect, run, self)
         return {name: weight.to(suspect[name].dtype) for name, weight in base.items() if name in learned}
 
 
 def fisher(model: nn.Module, clean: Dataset, run: Run) -> Weights:
-    """The mean over the examples of the squared derivative of each one's cross-entropy, by parameter."""
+    """Returns the mean over the examples of the squared derivative of each one's cross-entropy, by parameter."""
     parameters = dict(model.named_parameters())
     totals = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
     with evaluating(model), run.progress("measuring curvature", len(clean)) as advance:
@@ -123,7 +124,7 @@ def fisher(model: nn.Module, clean: Dataset, run: Run) -> Weights:
 
 
 def indicator(drift: Weights, curvature: Weights) -> Weights:
-    """delta^2 / H for each coordinate, with a millionth of the mean of H added to it."""
+    """Returns delta^2 / H for each coordinate, with a millionth of the mean of H added to it."""
     total = sum(float(curvature[name].double().sum()) for name in drift)
     count = sum(delta.numel() for delta in drift.values())
     floor = max(1e-6 * total / count, torch.finfo(torch.float32).tiny)

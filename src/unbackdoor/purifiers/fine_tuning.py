@@ -31,8 +31,8 @@ class FineTuning:
         learning_rate: at the start, more than 0; None is 0.01 (SGD) for images and 5e-5 (AdamW) for texts.
         batch_size: examples per step, at least 2; None is 128 for images and 16 for texts.
 
-    Differences from the paper: the head's norm is free, as the paper has it; the authors' script also pins it in
-    this mode.
+    Differences from the paper: none known. The head's norm is free, as in the paper; the authors' script keeps it fixed
+    in this mode.
     """
 
     epochs: _Epochs = 10

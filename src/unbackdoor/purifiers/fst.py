@@ -18,7 +18,7 @@ class FST:
 
     Plain fine-tuning leaves a backdoor of a low poison rate in place, because the features of triggered and of clean
     examples are entangled there. A head that must differ from the suspect's makes the features shift, and the clean
-    examples tell where to. Over the clean examples (x, y), FST minimises
+    examples show where to. Over the clean examples (x, y), FST minimises
 
         CE(f(x), y) + alpha * <W, W_suspect>   subject to   |W| = |W_suspect|
 
@@ -29,18 +29,18 @@ class FST:
     https://arxiv.org/abs/2310.01875
 
     Args:
-        alpha: weight of the inner product, at least 0; 0 is FT-init with its norm pinned. Many classes want less.
+        alpha: weight of the inner product, at least 0; 0 is FT-init with a fixed norm. Use less for many classes.
         epochs: passes over the clean examples, at least 1.
         learning_rate: at the start, more than 0; None is 0.01 (SGD) for images and 5e-5 (AdamW) for texts.
         batch_size: examples per step, at least 2; None is 128 for images and 16 for texts.
         project: scale the head back to its norm after every step.
 
-    Differences from the paper: none known in the method. Where the authors' code leaves the paper, the paper is
-    followed: their script pins the head's norm in every mode, plain fine-tuning and linear probing included; here only
-    FST does. As in their code the bias of the head is drawn again and tuned, but neither penalised nor projected, and
-    the random head enters the first step with its own norm. Their command line's default for alpha is 0.2, their
-    README's CIFAR-10 example uses 0.1, which is the default here. Their loss with label smoothing drops the inner
-    product; label smoothing is not offered.
+    Differences from the paper: none known in the method. If the authors' code and the paper differ, this follows the
+    paper: their script keeps the head's norm fixed in every mode, also in plain fine-tuning and linear probing; here
+    only FST does. As in their code, the bias of the head is drawn again and tuned, but neither penalised nor projected,
+    and the random head enters the first step with its own norm. The default for alpha is 0.1, as in their README's
+    CIFAR-10 example; their command line has 0.2. Their loss with label smoothing drops the inner product; label
+    smoothing is not offered.
     """
 
     alpha: Annotated[float, Field(ge=0)] = 0.1

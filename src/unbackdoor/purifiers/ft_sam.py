@@ -16,9 +16,9 @@ from unbackdoor._value import value
 
 @value
 class FTSAM:
-    """Fine-tune with gradients taken where the loss is worst nearby.
+    """Fine-tune with gradients taken at the nearby point where the loss is worst.
 
-    The neurons that carry a backdoor have large weights, and plain fine-tuning leaves their norm as it is. Here each
+    The neurons that carry a backdoor have large weights, and plain fine-tuning does not change their norm. Here each
     step looks for the worst perturbation of the weights w, which may move large weights further than small ones, and
     descends by the gradient found there:
 
@@ -33,18 +33,18 @@ class FTSAM:
 
     Args:
         rho: how far the weights are perturbed, at least 0; 0 is plain fine-tuning.
-        adaptive: perturb large weights further; otherwise e = rho * g / |g|, for which rho is smaller (0.05, say).
+        adaptive: perturb large weights further; otherwise e = rho * g / |g|, which needs a smaller rho (0.05, say).
         label_smoothing: share of the label that goes to all classes evenly, at least 0 and less than 1.
         epochs: passes over the clean examples, at least 1; each costs two forward and two backward passes.
         learning_rate: at the start, more than 0; None is 0.05 (SGD) for images and 5e-5 (AdamW) for texts.
         batch_size: examples per step, at least 2; None is 64 for images and 16 for texts.
 
-    Differences from the paper: ASAM's term that keeps the perturbation of weights near zero alive is left out, as
-    in the authors' code. Their script has 100 passes over 5 % of the training data in batches of 256 at 0.01, with
-    weight decay; a fifth of the passes over fewer images wants smaller batches and larger steps. Its flag
-    `--adaptive` switches the adaptive form off. A weight moves by up to rho times its square, so a suspect whose
-    scale is spread otherwise over its layers may want a smaller rho: docs/results/suspects.md. For larger tasks
-    they take rho = 8 without label smoothing. On texts rho and AdamW are this project's choice.
+    Differences from the paper: ASAM's term that keeps the perturbation of weights near zero alive is left out, as in
+    the authors' code. Their script makes 100 passes over 5 % of the training data in batches of 256 at 0.01, with
+    weight decay; a fifth of the passes over fewer images needs smaller batches and larger steps. Its flag `--adaptive`
+    switches the adaptive form off. A weight moves by up to rho times its square, so a suspect whose layers share the
+    scale differently may need a smaller rho: docs/results/suspects.md. For larger tasks they use rho = 8 without label
+    smoothing. On texts rho and AdamW are this project's choice.
     """
 
     rho: Annotated[float, Field(ge=0)] = 2.0
@@ -69,7 +69,7 @@ class FTSAM:
         def gradients(batch: Batch) -> None:
             backward(batch)
             moved = [parameter for parameter in model.parameters() if parameter.grad is not None]
-            with weights_kept(moved), statistics_kept(model):  # of BatchNorm: they belong to the weights that stay
+            with weights_kept(moved), statistics_kept(model):  # of BatchNorm: they belong to the unmoved weights
                 self.perturb_(moved)
                 backward(batch)
 

@@ -19,7 +19,7 @@ from unbackdoor._value import value
 
 @value
 class IBAU:
-    """Unlearn the perturbation that fools the model on all examples at once, knowing that it will move.
+    """Unlearn the perturbation that fools the model on all examples at once, and account for how it will move.
 
     A trigger works on every input, so the search is for one perturbation d that all clean examples (x, y) share:
 
@@ -27,8 +27,8 @@ class IBAU:
         L = CE(f(x + d), y),   G = -CE(f(x + d), y) + decay * |d|^2
 
     In each round d is searched again by gradient steps over the clean examples, and the weights then descend batch by
-    batch along the whole derivative of L, which counts what a change of theta does to d. With the map
-    P(theta, d) = d - step * dG/dd, whose fixed point d(theta) is, that derivative is
+    batch along the total derivative of L, which includes the effect of theta on d. With the map P(theta, d) = d - step
+    * dG/dd, whose fixed point d(theta) is, that derivative is
 
         dL/dtheta + (dP/dtheta)^T v,   v = sum over k < iterations of ((dP/dd)^T)^k dL/dd
 
@@ -38,24 +38,24 @@ class IBAU:
     https://arxiv.org/abs/2110.03735
 
     Args:
-        rounds: of a search and a pass over the clean examples, at least 1.
-        iterations: of the fixed point, at least 1; 1 takes v = dL/dd.
-        step: of the map P, more than 0.
+        rounds: rounds of one search and one pass over the clean examples, at least 1.
+        iterations: iterations of the fixed point, at least 1; 1 uses v = dL/dd.
+        step: step size of the map P, more than 0.
         decay: weight of |d|^2, at least 0.
         bound: root mean square of the largest perturbation, more than 0; None is 0.5 of the range of a pixel for
             images, and for texts the root mean square of the word embeddings' entries.
-        share: of each batch that carries the perturbation in the outer loss, more than 0, at most 1.
-        learning_rate: of AdamW at the start, more than 0; None is 5e-4 for images and 5e-5 for texts.
+        share: share of each batch that carries the perturbation in the outer loss, more than 0 and at most 1.
+        learning_rate: learning rate of AdamW at the start, more than 0; None is 5e-4 for images and 5e-5 for texts.
         batch_size: examples per step, at least 2; None is 128 for images and 16 for texts.
 
-    Differences from the paper: the steps of the search are normalised, two bounds long together, and end in the ball,
-    where the authors' script takes plain steps of 10 times the gradient, without a ball. Their script perturbs one
-    example in a hundred in the outer loss, takes the model's own answers as labels in the search, and one fixed batch
-    for G in the derivative; here share is a field, the labels are the true ones, and G is of the batch of the step.
-    They take five rounds of Adam at a constant 1e-3; here the rate falls linearly to zero. As there, BatchNorm and
+    Differences from the paper: the steps of the search are normalised, two bounds long together, and end inside the
+    ball; the authors' script takes plain steps of 10 times the gradient, without a ball. Their script perturbs one
+    example in a hundred in the outer loss, uses the model's own answers as labels in the search, and one fixed batch
+    for G in the derivative. Here share is a field, the labels are the true ones, and G is computed on the batch of the
+    step. They run five rounds of Adam at a constant 1e-3; here the rate falls linearly to zero. As there, BatchNorm and
     dropout stay as in eval mode. The bound was chosen with attack success on two real victims in view: 0.2 is enough
-    for a pattern over the whole picture and leaves a small patch. Texts are this project's addition: one shift of the
-    embeddings for all words of all texts.
+    for a pattern over the whole picture, but leaves a small patch in place. Texts are this project's addition: one
+    shift of the embeddings for all words of all texts.
     """
 
     version: ClassVar[int] = 2
@@ -131,7 +131,7 @@ class IBAU:
 
 
 def shared_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of one perturbation for all examples of a batch: a picture, or a shift of the embeddings of all words.
+    """Returns the shape of one perturbation for all examples of a batch: a picture, or a shift of all embeddings.
 
     >>> shared_shape((32, 3, 28, 28)), shared_shape((16, 40, 768))
     ((1, 3, 28, 28), (1, 1, 768))
@@ -148,7 +148,7 @@ def implicit_gradient(
     iterations: int,
     step: float,
 ) -> list[Tensor]:
-    """The derivative of `outer` by the parameters, where the perturbation is the minimum of `inner`; see `IBAU`."""
+    """Returns the derivative of `outer` by the parameters if the perturbation minimises `inner`; see `IBAU`."""
     along, *direct = torch.autograd.grad(outer(), [perturbation, *parameters], materialize_grads=True)
     (slope,) = torch.autograd.grad(inner(), perturbation, create_graph=True)
     v = along

@@ -1,4 +1,4 @@
-"""Mixing distillation: Fine-mixing with few of the suspect's weights, taught what is missing by the suspect itself."""
+"""Mixing distillation: Fine-mixing that keeps few of the suspect's weights; the suspect teaches the rest."""
 
 import random
 from typing import Annotated, Any, ClassVar
@@ -23,21 +23,20 @@ from unbackdoor.purifiers.fine_mixing import FineMixing
 
 @value
 class MixingDistillation:
-    """E-PUR, mixing at a rho of 0, and the suspect as a teacher on texts recombined from clean and common words.
+    """E-PUR, then mixing at a rho of 0, then tuning with the suspect as the teacher on recombined texts.
 
-    Fine-mixing must keep many of the suspect's weights, because a few clean texts cannot teach the task anew. The
-    suspect can, if it is asked about texts without the trigger: clean texts in which words are exchanged for words of
-    other clean texts and for common words of the language. Such texts mean little, but the suspect's answers show what
-    it makes of each word. It answers after E-PUR, so that a trigger among those words says nothing by its embedding,
-    and the hundredth of the common words that E-PUR's score finds most suspicious is not put in: a handful of texts
-    with the trigger would teach it.
-    Then weights are mixed, and the student f is tuned on
+    Fine-mixing must keep many of the suspect's weights, because a few clean texts cannot teach the task from the start.
+    The suspect can, with its answers to texts without the trigger: clean texts in which words are exchanged for words
+    of other clean texts and for common words of the language. Such texts mean little, but the suspect's answers show
+    the effect of each word. It answers after E-PUR, so that a trigger among those words has no effect by its embedding.
+    The hundredth of the common words with the highest scores of E-PUR is left out, because a handful of texts with the
+    trigger would teach it. Then weights are mixed, and the student f is tuned on
 
         KL(f_suspect(x) || f(x))   over the recombined texts and the clean ones.
 
-    At a rho of 0 nothing of the suspect is left but its head: what it knows comes over by its answers alone, and a
-    trigger that none of the texts has does not. Texts are needed in thousands for that. **Of a pair, exchanged words
-    leave little of how one text bears on the other**: a student cannot learn that from them, and answers worse.
+    At a rho of 0 only the head of the suspect is left: its knowledge reaches the student through its answers alone, and
+    a trigger that is in none of the texts does not. This needs thousands of texts. **In pairs of texts, exchanged words
+    leave little of the relation between the two**: a student cannot learn it from them, and its answers get worse.
 
     A variant of this project; its parents are Zhang et al., "Fine-mixing: Mitigating Backdoors in Fine-tuned Language
     Models", https://arxiv.org/abs/2210.09545, and Hinton et al., "Distilling the Knowledge in a Neural Network",
@@ -45,12 +44,12 @@ class MixingDistillation:
 
     Args:
         rho: share of the suspect's coordinates that are kept, 0 to 1.
-        texts: how many are recombined, at least 1.
-        clean_share: probability that a word is exchanged for one of another clean text, 0 to 1; at most 1
-            together with the next.
+        texts: number of recombined texts, at least 1.
+        clean_share: probability that a word is exchanged for one of another clean text, 0 to 1; at most 1 together with
+            common_share.
         common_share: probability that it is exchanged for a common word of the language, 0 to 1.
-        common: how many of the most frequent words are common, at least 1.
-        reset: embeddings that E-PUR resets, at least 1.
+        common: number of the most frequent words that count as common, at least 1.
+        reset: number of embeddings that E-PUR resets, at least 1.
         epochs: passes over all texts, at least 1.
         learning_rate: at the start, more than 0; None is 2e-4 (AdamW).
         batch_size: examples per step, at least 2; None is 32.
@@ -69,7 +68,7 @@ class MixingDistillation:
     learning_rate: Annotated[float | None, Field(gt=0)] = None
     batch_size: Annotated[int | None, Field(ge=2)] = None
 
-    # The first mixed at 0.1 and taught 2,000 texts, the second put in suspicious words, the third more common words.
+    # Version 1 mixed at 0.1 and used 2,000 texts, version 2 put in suspicious words, version 3 more common words.
     version: ClassVar[int] = 4
 
     defaults: ClassVar[Defaults] = {"text": {"learning_rate": 2e-4, "batch_size": 32}}
@@ -103,7 +102,7 @@ class MixingDistillation:
         return model
 
     def _unsuspicious(self, words: list[str], moved: Tensor, tokenizer: Any) -> list[str]:
-        """The common words, but for the hundredth of them whose embeddings moved farthest for how frequent they are."""
+        """Returns the common words without the hundredth whose embeddings moved farthest for how frequent they are."""
         read = tokenizer(words, add_special_tokens=False, return_attention_mask=False)["input_ids"]
         whole = {tokens[0]: word for word, tokens in zip(words, read, strict=True) if len(tokens) == 1}
         counts = token_counts(tokenizer, None, "MixingDistillation")
@@ -112,7 +111,7 @@ class MixingDistillation:
         return [word for word in words if word not in odd]
 
     def _recombined(self, clean: Dataset, run: Run, common: list[str]) -> Dataset:
-        """The clean texts and those made of them; labels are not used."""
+        """Returns the clean texts and those recombined from them; labels are not used."""
         draw = random.Random(run.seed)
         own = words_of(clean)
 

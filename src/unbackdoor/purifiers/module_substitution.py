@@ -25,16 +25,16 @@ Pair = tuple[str, int, nn.Parameter, Tensor, Tensor]  # kind, layer, the model's
 class ModuleSubstitution:
     """Copy some kinds of modules in some layers from a proxy, chosen greedily; nothing is trained.
 
-    The proxy is another model for the same task. In the paper it need not be clean, since its backdoor is another one;
-    but where the search ends with nearly all of its modules, its backdoor comes along (docs/results/defences.md has
-    such a case), so take one that you trust more than the suspect. The kinds are query, key, value, attention output
-    and the two layers of the feed-forward part. First all kinds in all layers are the proxy's; each step gives back one
-    kind or one layer, the one that leaves the best
+    The proxy is another model for the same task. In the paper it need not be clean, since it has another backdoor. But
+    if the search ends with nearly all of its modules, its backdoor comes with them (docs/results/defences.md has such a
+    case), so take a proxy that you trust more than the suspect. The kinds are query, key, value, attention output and
+    the two layers of the feed-forward part. First all kinds in all layers are the proxy's. Each step gives one kind or
+    one layer back to the suspect, whichever results in the best
 
         (1 - alpha) * (1 - D / D_suspect) + alpha * A / A_suspect
 
-    with A the accuracy on clean texts and D how far the model falls behind the proxy on suspicious ones. After some
-    steps without a better score the search ends and the best model seen is taken.
+    with A the accuracy on clean texts, and D the distance by which the model falls behind the proxy on suspicious ones.
+    After `patience` steps without a better score the search ends, and the best model so far is the result.
 
     Tong, Li, He, Zhan and Xu, "Cut the Deadwood Out: Backdoor Purification via Guided Module Substitution", Findings of
     EMNLP 2025, https://arxiv.org/abs/2412.20476
@@ -42,16 +42,17 @@ class ModuleSubstitution:
     Args:
         alpha: weight of clean accuracy against suspicious texts, 0 to 1.
         patience: steps without a better score, at least 1.
-        words: that are tried for suspicion, at least 1: those whose embeddings differ most between model and proxy.
-        suspects: of these, how many make the suspicious texts, at least 1.
+        words: number of words that are tried, at least 1: those whose embeddings differ most between model and proxy.
+        suspects: number of these words that make the suspicious texts, at least 1.
 
     Differences from the paper: it mines suspicious texts from the poisoned training data, which no user of a model has.
-    Here words are inserted into clean texts, one text of each class per word; the words that lower the suspect's
-    certainty of the label most against the proxy's are tried in up to 8 texts of the class where they did, and those
-    that do so there, too, make the suspicious texts; D is the mean of the certainty lacking against the proxy's. This
-    finds triggers of one word among those tried; one of many common words, or of style, it may miss. Nothing is fitted
-    to the clean texts, so accuracy is taken on all of them. Embeddings and what stands above the blocks stay the
-    suspect's, so that a backdoor which sits in a word's embedding alone stays in part; E-PUR before it helps then.
+    Here words are inserted into clean texts, one text of each class per word. The words that lower the suspect's
+    probability of the label most, compared with the proxy's, are tried in up to 8 texts of the class where they did.
+    Those that also do so there make the suspicious texts, and D is the mean of the probability that is missing compared
+    with the proxy's. This finds a trigger of one word if it is among those tried; it may miss a trigger of many common
+    words, or of style. Nothing is fitted to the clean texts, so accuracy is measured on all of them. Embeddings and the
+    layers above the blocks stay the suspect's, so that a backdoor in a word's embedding alone stays in part; use E-PUR
+    before this method then.
     """
 
     alpha: Annotated[float, Field(ge=0, le=1)] = 0.4
@@ -91,7 +92,7 @@ class ModuleSubstitution:
         return model
 
     def _pairs(self, model: nn.Module, proxy: nn.Module, clean: Dataset) -> list[Pair]:
-        """The weights of all blocks, layer after layer."""
+        """Returns the weights of all blocks, layer after layer."""
         if embeddings(model).weight.shape != embeddings(proxy).weight.shape:
             raise UnbackdoorError(
                 "ModuleSubstitution needs a proxy of the model's vocabulary: its embeddings are "
@@ -135,7 +136,7 @@ def _substitute_(pairs: list[Pair], state: State) -> None:
 
 
 def searched(state: State, score: Callable[[State], float], patience: int) -> tuple[State, float]:
-    """Give back one kind or one layer after another, the best each time; the best state seen, and its score."""
+    """Give back one kind or one layer after another, the best each time; returns the best state and its score."""
     best, height, idle = state, score(state), 0
     while idle < patience:
         kinds, layers = state

@@ -24,33 +24,33 @@ from unbackdoor._value import value
 class NAD:
     """Fine-tune the suspect into a teacher, then tune the suspect so that it looks where the teacher looks.
 
-    A backdoored network attends to the trigger, its fine-tuned copy does so less, and what the copy attends to can be
+    A backdoored network attends to the trigger, its fine-tuned copy does so less, and the copy's attention can be
     taught. With F a layer's feature map, its attention map has one number for each place, and NAD minimises
 
         CE(f(x), y) + beta * sum over layers of mean (A(F) / |A(F)| - A(F_teacher) / |A(F_teacher)|)^2,
         A(F) = sum over channels of |F|^power
 
-    The layers are found by running the model. Transformers: the blocks, which are the outermost members of a ModuleList
-    or Sequential that give one vector for each token; of these the ones at a third, at two thirds and at the end, with
-    a place for each token that is not padding. Other networks: the last map of each resolution (stages end where the
-    resolution changes) with more than one place, and of these the last three.
+    A forward pass finds the layers. In transformers the blocks are the outermost members of a ModuleList or Sequential
+    that return one vector for each token; the layers are the blocks at a third, at two thirds and at the end, with a
+    place for each token that is not padding. In other networks stages end where the resolution changes; the layers are
+    the last maps of the last three stages with more than one place.
 
     Li, Lyu, Koren, Lyu, Li and Ma, "Neural Attention Distillation: Erasing Backdoor Triggers from Deep Neural
     Networks", ICLR 2021, https://arxiv.org/abs/2101.05930
 
     Args:
         beta: weight of the attention against the labels, at least 0.
-        power: of the activations, more than 0.
+        power: exponent of the activations, more than 0.
         teacher_epochs: passes of the fine-tuning that makes the teacher, at least 1.
         epochs: passes of the distillation, at least 1, with another forward pass each.
         learning_rate: at the start, more than 0; None is 0.05 (SGD) for images and 1e-4 (AdamW) for texts. The teacher
             is tuned at the recipe's, 0.01 and 5e-5.
         batch_size: examples per step, at least 2; None is 64 for images and 16 for texts.
 
-    Differences from the paper: one beta for all layers, where their script has 500, 1000 and 1000 for the three groups
-    of a WideResNet; no weight decay, no Nesterov momentum; a cosine from half their learning
-    rate in place of steps. Their script keeps an epoch by its scores on test data, triggered ones included; here the
-    last one counts. Transformers are this project's addition.
+    Differences from the paper: one beta for all layers (their script has 500, 1000 and 1000 for the three groups of a
+    WideResNet); no weight decay, no Nesterov momentum; a cosine from half their learning rate instead of steps. Their
+    script chooses an epoch by its scores on test data, triggered examples included; here the last epoch is the result.
+    Transformers are this project's addition.
     """
 
     beta: Annotated[float, Field(ge=0)] = 1000.0
@@ -88,7 +88,7 @@ class NAD:
 
 
 def unit_length(maps: Tensor, inputs: Inputs) -> Tensor:
-    """Attention maps (batch, places) at length 1 each, without padding."""
+    """Returns attention maps (batch, places) at length 1 each, without padding."""
     if isinstance(inputs, Tokens) and maps.shape == inputs.shape:
         maps = maps * inputs["attention_mask"]
     lengths: Tensor = maps.norm(dim=1, keepdim=True)
@@ -103,7 +103,7 @@ def attention(model: nn.Module, layers: list[str], power: float) -> Iterator[dic
     def keep(name: str, output: Any) -> None:
         features = features_of(output)
         assert features is not None
-        features = features.clone()  # some networks go on in place
+        features = features.clone()  # some networks change it in place afterwards
         maps[name] = features.float().abs().pow(power).sum(dim=1 if features.ndim == 4 else 2).flatten(1)
 
     hooks = [

@@ -15,41 +15,41 @@ from unbackdoor._value import value
 
 @value
 class NeuralCleanse:
-    """Reverse a trigger for each class, find the class whose trigger is oddly small, and unlearn that trigger.
+    """Invert a trigger for each class, find the class whose trigger is unusually small, and unlearn that trigger.
 
-    A backdoor is a shortcut: few pixels move any input to the target. For every class t a mask m and a pattern p, both
-    in [0, 1], are searched that minimise, over the clean examples x,
+    A backdoor is a shortcut: few pixels move any input to the target. For every class t Neural Cleanse searches a mask
+    m and a pattern p, both in [0, 1], that minimise, over the clean examples x,
 
         CE(f((1 - m) x + m p), t) + lambda |m|_1
 
     The weight lambda of each class is doubled after `patience` steps in a row on which the trigger reaches `success`,
-    and divided by 2^1.5 after as many on which it does not; of the masks that reach it the smallest counts. With M the
+    and divided by 2^1.5 after as many on which it does not. The smallest mask that reaches it is the result. With M the
     median of the |m|_1, a class is an outlier if |m|_1 < M and (M - |m|_1) / (1.4826 median||m|_1 - M|) > `threshold`.
     The median of an even number of classes is the mean of the middle two. The outliers' triggers are then put on
     `share` of each batch, with the true labels, and the model is tuned on that. **If no class is an outlier**, the
-    triggers of all classes are unlearned in turn: a backdoor without a small trigger may be among them. The record
-    notes which it was.
+    triggers of all classes are unlearned in turn: a backdoor without a small trigger may be among them. A note in the
+    record says which of the two was done.
 
     Wang, Yao, Shan, Li, Viswanath, Zheng and Zhao, "Neural Cleanse: Identifying and Mitigating Backdoor Attacks in
     Neural Networks", IEEE S&P 2019, https://doi.org/10.1109/SP.2019.00031
 
     Args:
-        steps: of the search, at least 1; each sees one batch for every class.
-        search_batch: examples per step and class, at least 1.
+        steps: steps of the search, at least 1; each sees one batch for every class.
+        search_batch: examples per step and class of the search, at least 1.
         cost: lambda at the start, more than 0.
         success: share of a batch that a trigger must move to its class, more than 0 and at most 1.
         patience: steps in a row before lambda changes, at least 1.
-        threshold: of the anomaly index, more than 0.
-        share: of each batch that carries a trigger while unlearning, 0 to 1.
-        epochs: of unlearning, passes over the clean examples, at least 1.
-        learning_rate: of unlearning, more than 0; None is 0.01 (SGD).
-        batch_size: of unlearning, examples per step, at least 2; None is 128.
+        threshold: classes with an anomaly index above this are outliers, more than 0.
+        share: share of each batch that carries a trigger while unlearning, 0 to 1.
+        epochs: passes of unlearning over the clean examples, at least 1.
+        learning_rate: learning rate of unlearning, more than 0; None is 0.01 (SGD).
+        batch_size: examples per step of unlearning, at least 2; None is 128.
 
     Differences from the paper: all classes are searched together, in chunks that fit memory, for a fixed number of
-    steps with lambda changed by steps, not passes: 100 steps of 32 examples, where the published scripts make up to 80
-    passes. Success is 98 % as in BackdoorBench, not 99 %. The paper takes a model without outlier for clean and leaves
-    it; whoever purifies suspects more than that. Unlearning takes 10 passes where the paper takes one, over a tenth of
-    the training data. Pixels only.
+    steps with lambda changed by steps, not passes: 100 steps of 32 examples, while the published scripts make up to 80
+    passes. Success is 98 % as in BackdoorBench, not 99 %. The paper treats a model without an outlier as clean and does
+    not change it; here the user already suspects the model. Unlearning takes 10 passes; the paper's takes one, over a
+    tenth of the training data. Pixels only.
     """
 
     steps: Annotated[int, Field(ge=1)] = 100

@@ -37,7 +37,7 @@ SEARCHES = {
 
 @value
 class PAM:
-    """Unlearn reversed triggers by gradients taken on the way back to the suspect, so that the backdoor stays gone.
+    """Unlearn inverted triggers by gradients taken on the way back to the suspect, so that the backdoor stays gone.
 
     Most purified models lie close to the backdoored one: a few triggered examples in later tuning bring the backdoor
     back. PAM moves further away, by stepping with the gradient of a point between the present weights W and the
@@ -46,29 +46,30 @@ class PAM:
         W' = W + rho (W_s - W) / (|W_s - W| + 1e-12)
         W <- SGD(W, gradient of CE(f(x'), y) at W')
 
-    with one norm over all parameters, and x' a batch of which int(share * n + 1) of n examples carry a reversed trigger
-    and all keep their true labels. One forward and one backward pass per step, at W'. The first step is a plain one.
-    BatchNorm is in train mode, so its running statistics are those of the probed points.
+    with one norm over all parameters. In the batch x', int(share * n + 1) of n examples carry an inverted trigger, and
+    all keep their true labels. Each step costs one forward and one backward pass, at W'. The first step is a plain one.
+    BatchNorm is in train mode, so its running statistics are those of the points W'.
 
     Min, Qin, Zhang, Shen and Cheng, "Uncovering, Explaining, and Mitigating the Superficial Safety of Backdoor
     Defense", NeurIPS 2024, https://arxiv.org/abs/2410.09838
 
     Args:
         rho: length of the step towards the suspect, at least 0; 0 is plain unlearning.
-        trigger: how triggers are reversed: `bti-dbf` (a generator), `neural-cleanse` (mask and pattern of odd classes),
-            `universal` (one perturbation of pixels or embeddings that drives examples off their classes), or
-            package.module:function of your own, of (model, clean, run, last) to a change of pixels or embeddings. None
-            is neural-cleanse for images and universal for texts.
-        share: of each batch that carries the trigger, 0 to 1.
-        rounds: of reversing the trigger and unlearning it, at least 1.
-        epochs: of unlearning per round, passes over the clean examples, at least 1.
-        learning_rate: constant, more than 0; None is 0.01 (SGD, momentum 0.1) for images and 5e-5 (AdamW) for texts.
+        trigger: how triggers are inverted: `bti-dbf` (a generator), `neural-cleanse` (mask and pattern of outlier
+            classes), `universal` (one perturbation of pixels or embeddings that drives examples off their classes), or
+            package.module:function of your own, which takes (model, clean, run, last) and returns a change of pixels or
+            embeddings. None is neural-cleanse for images and universal for texts.
+        share: share of each batch that carries the trigger, 0 to 1.
+        rounds: rounds of inverting the trigger and unlearning it, at least 1.
+        epochs: passes of unlearning over the clean examples per round, at least 1.
+        learning_rate: constant learning rate, more than 0; None is 0.01 (SGD, momentum 0.1) for images and 5e-5 (AdamW)
+            for texts.
         batch_size: examples per step, at least 2; None is 128 for images and 16 for texts.
 
     Differences from the paper: the trigger is an exchangeable part, and the text variant (AdamW, one perturbation of
-    all words' embeddings) is this project's. The paper reverses by BTI-DBF; the default here is Neural Cleanse, which
-    named the planted class of a real victim with less doubt. For two cores: 1 round of 10 epochs; the authors' script
-    takes 3 of 30.
+    all words' embeddings) is this project's. The paper inverts with BTI-DBF; the default here is Neural Cleanse, which
+    identified the planted class of a real victim more clearly. For two cores: 1 round of 10 epochs; the authors' script
+    runs 3 of 30.
     """
 
     rho: Annotated[float, Field(ge=0)] = 0.5

@@ -1,4 +1,4 @@
-"""PURE: heads that do not look at anything in particular go, and the others' attention is evened out."""
+"""PURE: prunes the heads that attend to nothing in particular, and evens out the attention of the others."""
 
 import copy
 from functools import partial
@@ -25,18 +25,18 @@ class PURE:
     With a_h(j) the attention that the first token, which the head reads, pays to token j in attention head h, the score
     of a head is the variance of a_h(j) over j, averaged over clean examples, in a copy tuned on them. Heads of low
     variance are pruned, lowest first, in groups and then one by one, for as long as the copy's accuracy on held-out
-    clean examples holds; each layer l keeps one head at least. The suspect without these heads is then tuned on
+    clean examples holds; each layer l keeps at least one head. The suspect without these heads is then tuned on
 
         CE(f(x), y) + beta * sum_l c_l * sum_h sqrt(sum_x,j a_h(j)^2),   c = softmax(-log v), scaled to [0, 1],
 
-    with v_l the mean score of a layer's heads: a trigger draws all attention to itself, which the penalty makes costly.
+    with v_l the mean score of a layer's heads. A trigger draws all attention to itself; the penalty makes that costly.
 
     Zhao, Xu and Yuan, "Defense against Backdoor Attack on Pre-trained Language Models via Head Pruning and Attention
     Normalization", ICML 2024, https://proceedings.mlr.press/v235/zhao24r.html
 
     Args:
         tolerance: accuracy on held-out clean examples that pruning may cost, 0 to 1.
-        group: heads that are tried together, at least 1.
+        group: number of heads that are pruned together, at least 1.
         beta: weight of the penalty, at least 0.
         score_epochs: passes of the copy that scores the heads, at least 1.
         epochs: passes of tuning over the clean examples, at least 1.
@@ -44,10 +44,10 @@ class PURE:
         batch_size: examples per step, at least 2; None is 128 for images and 16 for texts.
 
     Differences from the paper: its script prunes while validation accuracy is at least 0.85; here it may fall by the
-    tolerance. Variance is taken over the tokens of a text, not over its padding. 10 passes in place of 3, for budgets
-    of tens of texts, at the recipe's learning rate and batch size (2e-5 and 32 there); the penalty sums over a batch,
-    as there, so that it grows with the root of its size. Pruned heads are zeroed, not cut out, so that the weights keep
-    their shapes. Vision Transformers, whose first token is the class token, are this project's addition.
+    tolerance. Variance is taken over the tokens of a text, not over its padding. 10 passes instead of 3, for budgets of
+    tens of texts, at the recipe's learning rate and batch size (2e-5 and 32 there). As there, the penalty sums over a
+    batch, so that it grows with the root of the batch size. Pruned heads are zeroed, not cut out, so that the weights
+    keep their shapes. Vision Transformers, whose first token is the class token, are this project's addition.
     """
 
     tolerance: Annotated[float, Field(ge=0, le=1)] = 0.05
@@ -99,8 +99,8 @@ class PURE:
     def pruned_(
         self, trial: nn.Module, layers: list[Block], scores: list[Tensor], held: Dataset, run: Run
     ) -> list[Tensor]:
-        """Which heads of each block go, (heads,) bool each; they are silenced in the model that is tried."""
-        # Going up by score, the last head of a layer to come is its highest one, and that stays.
+        """Returns which heads of each block to prune, (heads,) bool each, and silences them in the trial model."""
+        # In ascending order, the last head of a layer is the one with the highest score, and that one stays.
         heads = [
             (float(score[head]), number, head)
             for number, score in enumerate(scores)
@@ -133,19 +133,19 @@ class PURE:
 
 
 def silence_(layers: list[Block], dead: list[Tensor]) -> None:
-    """Fold away heads of each block, (heads,) bool each, in place."""
+    """Silence heads of each block, (heads,) bool each, in place."""
     for block, gone in zip(layers, dead, strict=True):
         block.silence_(gone)
 
 
 def lengths(row: Tensor) -> Tensor:
-    """The Euclidean length of each head's attention over a batch and its tokens, (heads,)."""
+    """Returns the Euclidean length of each head's attention over a batch and its tokens, (heads,)."""
     squares: Tensor = row.square().sum(dim=(0, 2))
     return (squares + 1e-12).sqrt()
 
 
 def layer_weights(scores: Tensor) -> Tensor:
-    """softmax(-log v) of (layers,) scores, scaled to [0, 1]; all 1 if they are the same."""
+    """Returns softmax(-log v) of (layers,) scores, scaled to [0, 1]; all 1 if they are the same."""
     weights = (-scores.clamp(min=1e-12).log()).softmax(dim=0)
     low, high = weights.min(), weights.max()
     return (weights - low) / (high - low) if high > low else torch.ones_like(weights)

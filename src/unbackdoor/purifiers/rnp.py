@@ -22,28 +22,29 @@ class RNP:
 
     A model that has forgotten its clean examples still knows its backdoor. On a copy of the suspect f, RNP first
     *raises* CE(f(x), y) by gradient ascent over the clean examples until few of them are classified as labelled. Then
-    all weights are frozen, and a mask m in [0, 1] on the weights of BatchNorm is learned that minimises
-    weight * CE(f_m(x), y). Channels whose mask falls hinder the clean task: in the suspect itself they are pruned,
-    which is to say that their BatchNorm weight becomes zero.
+    all weights are frozen, and a mask m in [0, 1] on the weights of BatchNorm is learned that minimises weight *
+    CE(f_m(x), y). Channels whose mask falls hinder the clean task: in the suspect itself they are pruned, that is,
+    their BatchNorm weight becomes zero.
 
     Li, Lyu, Ma, Koren, Lyu, Li and Jiang, "Reconstructive Neuron Pruning for Backdoor Defense", ICML 2023,
     https://arxiv.org/abs/2305.14876
 
     Args:
-        forget_epochs: passes of unlearning at most, at least 1.
+        forget_epochs: largest number of passes of unlearning, at least 1.
         forget_accuracy: unlearning stops after a pass with this accuracy on the clean examples or less, 0 to 1.
         forget_rate: learning rate of unlearning, more than 0.
         epochs: passes of recovering, at least 1.
-        learning_rate: of the mask (SGD with momentum 0.9), more than 0.
-        weight: of the cross-entropy while recovering, more than 0.
+        learning_rate: learning rate of the mask (SGD with momentum 0.9), more than 0.
+        weight: weight of the cross-entropy while recovering, more than 0.
         batch_size: examples per step, at least 2.
         tolerance: how much accuracy on held-out clean examples may fall by pruning, 0 to 1.
-        threshold: of the mask, 0 to 1; None is the largest multiple of 0.05 within the tolerance.
+        threshold: channels with a mask of at most this are pruned, 0 to 1; None is the largest multiple of 0.05 within
+            the tolerance.
 
     Differences from the paper: the threshold of the mask is the largest multiple of 0.05 that clean accuracy on a fifth
     of the clean examples allows; the authors' script prints test attack success for each threshold, and the reader
-    chooses. The mask is averaged over the steps of its learning: in a narrow network many entries of the last mask are
-    0, and only the average tells which of these channels hinder most.
+    chooses. The mask is averaged over the steps in which it is learned: in a narrow network many entries of the last
+    mask are 0, and only the average shows which of these channels hinder most.
     """
 
     forget_epochs: Annotated[int, Field(ge=1)] = 20
@@ -62,7 +63,7 @@ class RNP:
         return model
 
     def masks(self, model: nn.Module, clean: Dataset, run: Run) -> list[Tensor]:
-        """The mask of each BatchNorm in module order, (channels,) each, learned on a copy of the model."""
+        """Returns the mask of each BatchNorm in module order, (channels,) each, learned on a copy of the model."""
         trial = copy.deepcopy(model)
         self.forget_(trial, clean, run)
         return self.recover(trial, clean, run)
@@ -87,7 +88,7 @@ class RNP:
                     return
 
     def recover(self, trial: nn.Module, clean: Dataset, run: Run) -> list[Tensor]:
-        """The mask of each BatchNorm that brings the clean task back, (channels,) each, averaged over the steps."""
+        """Returns the mask of each BatchNorm that recovers the clean task, (channels,): the mean over the steps."""
         trial.requires_grad_(False)
         masks = [scale.mask for scale in scaled_(norms(trial, self).values(), "weight")]
         optimizer = torch.optim.SGD(masks, lr=self.learning_rate, momentum=0.9)

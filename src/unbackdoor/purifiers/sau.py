@@ -18,7 +18,7 @@ from unbackdoor._value import value
 
 @value
 class SAU:
-    """Find perturbations that fool the suspect and the model alike, and unlearn where the suspect then went.
+    """Find perturbations that fool the suspect and the model alike, and unlearn the suspect's wrong answers.
 
     A trigger is an adversarial perturbation of the suspect that leads to the target. A perturbation that leads the
     model f and the suspect s to the same wrong class is probably near to it. For each batch of clean examples (x, y),
@@ -27,8 +27,9 @@ class SAU:
              adversarial * (CE(f(x + d), y) + CE(s(x + d), y)) / 2 - JS(f(x + d), s(x + d))
         theta = argmin of  CE(f(x), y) - shared * mean of log(1 - f(x + d*)[k]),   k the class that s answers for x + d*
 
-    where JS is the Jensen-Shannon divergence of the two answers, each example has its own d, and the mean is over the
-    batch, with zeros where d* does not fool the suspect. The maximum is sought by signed gradient steps from d = bound.
+    JS is the Jensen-Shannon divergence of the two answers, each example has its own d, and the mean is over the batch,
+    with zeros for examples on which d* does not fool the suspect. The maximum is sought by signed gradient steps from d
+    = bound.
 
     Wei, Zhang, Zha and Wu, "Shared Adversarial Unlearning: Backdoor Mitigation by Unlearning Shared Adversarial
     Examples", NeurIPS 2023, https://arxiv.org/abs/2307.10562
@@ -36,18 +37,18 @@ class SAU:
     Args:
         bound: largest entry of the perturbation, more than 0; None is 0.2 of the range of a pixel for images, and for
             texts half the root mean square of the word embeddings' entries.
-        steps: of the search for d*, at least 1, each as long as the bound.
+        steps: steps of the search for d*, at least 1, each as long as the bound.
         adversarial: weight of the wrong answers against the agreement in the search, at least 0.
         shared: weight of the unlearning, at least 0; 0 is plain fine-tuning.
-        train_mode: BatchNorm and dropout learn and drop as in training; otherwise they stay as they are.
+        train_mode: BatchNorm and dropout are in training mode; otherwise in evaluation mode.
         epochs: passes over the clean examples, at least 1; each costs two forward and two backward passes per step of
-            the search, and four forward passes and one backward pass besides.
-        learning_rate: of AdamW at the start, more than 0; None is 5e-4 for images and 5e-5 for texts.
+            the search, plus four forward passes and one backward pass.
+        learning_rate: learning rate of AdamW at the start, more than 0; None is 5e-4 for images and 5e-5 for texts.
         batch_size: examples per step, at least 2; None is 128 for images and 16 for texts.
 
     Differences from the paper: as in the authors' code, the wrong answers count only for examples that a model still
     gets right, the divergence only for those that do not yet share a wrong class, and perturbed pixels may leave their
-    range. Their code writes log(1 - p) as the mean of two terms that are equal but for rounding. Their script has 100
+    range. Their code writes log(1 - p) as the mean of two terms that differ only by rounding. Their script makes 100
     passes with Adam at 1e-4, on 5 % of the training data, in batches of 256 without augmentation; for a tenth of the
     passes the rate is five times as high, chosen with attack success on a real victim in view. Texts are this project's
     addition: the perturbation is added to the word embeddings.
@@ -100,7 +101,7 @@ class SAU:
         return model
 
     def perturbation(self, model: nn.Module, suspect: nn.Module, batch: Batch, bound: Tensor, run: Run) -> Tensor:
-        """The perturbations d*, one per example, of the shape that `perturbed_logits` takes."""
+        """Returns the perturbations d*, one per example, in the shape that `perturbed_logits` takes."""
         both = (model, suspect)
         with torch.no_grad():
             before = [run.scores(one, batch.inputs).argmax(dim=1) for one in both]
@@ -116,7 +117,7 @@ class SAU:
 
 
 def search_loss(scores: list[Tensor], before: list[Tensor], labels: Tensor, adversarial: float) -> Tensor:
-    """The loss of the search: agreement where the models differ, wrong answers where they are right."""
+    """Returns the loss of the search: agreement if the models differ, wrong answers if they are right."""
     after = [one.argmax(dim=1) for one in scores]
     right = torch.stack([new == old for new, old in zip(after, before, strict=True)])  # (2, batch)
     wrong = torch.stack([F.cross_entropy(one, labels, reduction="none") for one in scores])
@@ -128,6 +129,6 @@ def search_loss(scores: list[Tensor], before: list[Tensor], labels: Tensor, adve
 
 
 def unlearning(scores: Tensor, fooled: Tensor, counts: Tensor) -> Tensor:
-    """The mean of -log(1 - p), p the answer to the class that the suspect was led to, where it was led astray."""
+    """Returns the mean of -log(1 - p), with p for the wrong class of the suspect, and 0 if it is not fooled."""
     others = scores.scatter(1, fooled[:, None], -torch.inf).logsumexp(dim=1)  # all classes but that one
     return ((scores.logsumexp(dim=1) - others) * counts).sum() / len(scores)

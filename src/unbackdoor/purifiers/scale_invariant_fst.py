@@ -18,46 +18,46 @@ from unbackdoor._training.recipe import Defaults
 from unbackdoor._value import value
 from unbackdoor.purifiers._head_units import centred, in_own_units, turn_
 
-STRENGTHS = (1.0, 0.5, 0.0)  # that are tried, strongest first
+STRENGTHS = (1.0, 0.5, 0.0)  # those that are tried, the strongest first
 
 
 @value
 class ScaleInvariantFST:
-    """FST in the head's own units, taught by the suspect, as strong as the clean examples allow.
+    """FST at one scale for every head, with the suspect as teacher, as strong as the clean examples allow.
 
-    A network computes the same when its features grow by a factor and its head shrinks by it. FST does not: its penalty
-    grows with the squared norm of the head, its new head is drawn at a size of its own, and its learning rate knows
-    neither. Here the head is tuned at one length per class, and its input is multiplied by what was divided out; weight
-    and bias of the last normalisation have a root mean square of 1 as well, where it sets the scale of the features.
-    With the rows of W less their mean, W_c, and those of the suspect's, S_c, over the clean examples (x, y) this
-    method minimises
+    If the features of a network grow by a factor and its head shrinks by it, the network computes the same. FST does
+    not do the same: its penalty grows with the squared norm of the head, its new head is drawn at a fixed size, and its
+    learning rate depends on neither. Here the head is tuned at one length per class, and its input is multiplied by the
+    factor that the head was divided by. If the last normalisation sets the scale of the features, its weight and bias
+    also get a root mean square of 1. W_c are the rows of W less their mean, S_c those of the suspect. Over the clean
+    examples (x, y) this method minimises
 
         (1 - share) * CE(f(x), y) + share * T^2 * KL(f_suspect(x) || f(x) at temperature T)
             + strength * alpha * cos(W_c, S_c)   subject to   |W_c| = |S_c|
 
-    from a head that is the suspect's, turned in a random direction by 90 degrees times the strength. A strength of 0
-    tunes on the labels alone instead, in the same units. The suspect's answers preserve knowledge that a few labels
-    cannot teach. The part of a head that can go depends on the suspect, so strengths of 1, 1/2 and 0 are tried on four
-    fifths of the clean examples. The first that loses no more accuracy on the others than the margin is kept; if there
-    is none, the one that loses least.
+    starting from the suspect's head, turned in a random direction by 90 degrees times the strength. A strength of 0
+    instead tunes on the labels alone, at the same scale. The suspect's answers preserve knowledge that a few labels
+    cannot teach. How much of a head can be given up depends on the suspect, so strengths of 1, 1/2 and 0 are tried on
+    four fifths of the clean examples. The first that loses no more accuracy on the remaining fifth than the margin is
+    the result; if there is none, it is the one that loses least.
 
     A variant of this project; its parents are Min et al., "Towards Stable Backdoor Purification through Feature Shift
     Tuning", NeurIPS 2023, https://arxiv.org/abs/2310.01875, and Hinton et al., "Distilling the Knowledge in a Neural
     Network", https://arxiv.org/abs/1503.02531
 
     Args:
-        strength: how much of the head goes and how hard it is driven away, 0 to 1; None chooses it on
-            held-out examples.
-        margin: share of the held-out examples that may be lost, 0 to 1.
+        strength: how far the head is turned and how hard it is driven away, 0 to 1; None chooses it on held-out
+            examples.
+        margin: accuracy on held-out examples that may be lost, 0 to 1.
         alpha: weight of the cosine at strength 1, at least 0.
         share: weight of the suspect's answers against the labels, 0 to 1.
-        temperature: of both softmaxes, more than 0.
+        temperature: temperature of both softmaxes, more than 0.
         epochs: passes over the clean examples of each trial, at least 1, with another forward pass each.
         learning_rate: at the start, more than 0; None is 0.01 (SGD) for images and 5e-5 (AdamW) for texts.
-        batch_size: examples per step, at least 2; None is 32 for images and 16 for texts; at strength 0 it
-            is the recipe's, 128 and 16.
+        batch_size: examples per step, at least 2; None is 32 for images and 16 for texts; at strength 0 it is the
+            recipe's, 128 and 16.
 
-    Differences from the paper: the units, the cosine in place of the inner product, the suspect's answers, the partial
+    Differences from the paper: the scale, the cosine instead of the inner product, the suspect's answers, the partial
     turn, and the choice of the strength; there is no paper on this variant. It is not FST and is never used in its
     place.
     """

@@ -1,4 +1,4 @@
-"""Shift distillation: Feature Shift Tuning that asks the suspect for its opinion on clean examples."""
+"""Shift distillation: Feature Shift Tuning with the suspect's answers to clean examples as a teacher."""
 
 import copy
 from typing import Annotated, ClassVar
@@ -19,14 +19,14 @@ from unbackdoor._value import value
 class ShiftDistillation:
     """FST with the suspect as a teacher, on strongly augmented clean examples.
 
-    FST loses clean accuracy because a few clean examples cannot teach the shifted features all that the suspect knew.
-    The suspect itself can: on clean examples its answers are right, and without a trigger in sight they say little of
+    FST loses clean accuracy because a few clean examples cannot teach the shifted features everything that the suspect
+    knew. The suspect itself can: on clean examples its answers are right, and without a trigger they contain little of
     the backdoor. Over the clean examples (x, y), augmented again each time, this method minimises
 
         (1 - share) * CE(f(x), y) + share * KL(f_suspect(x) || f(x)) + alpha * <W, W_suspect>,   |W| = |W_suspect|
 
-    with the head re-initialised and projected as in FST. The answers are taken at temperature 1: softer ones, and many
-    more passes, carry the backdoor over, probably in how the suspect doubts. It is no safer than FST:
+    with the head re-initialised and projected as in FST. The answers are taken at temperature 1: softer ones, or many
+    more passes, also teach the backdoor, probably through the small probabilities. It is not safer than FST:
     docs/results/fst.md has a victim on which it fails more often.
 
     A variant of this project; its parent is Min et al., "Towards Stable Backdoor Purification through Feature Shift
@@ -36,14 +36,14 @@ class ShiftDistillation:
     Args:
         alpha: weight of the inner product, at least 0.
         share: weight of the suspect's answers against the labels, 0 to 1.
-        temperature: of both softmaxes, more than 0; the term is multiplied by its square.
+        temperature: temperature of both softmaxes, more than 0; the term is multiplied by its square.
         epochs: passes over the clean examples, at least 1.
         learning_rate: at the start, more than 0; None is 0.02 (SGD) for images and 1e-4 (AdamW) for texts.
         batch_size: examples per step, at least 2; None is 128 for images and 16 for texts.
 
-    Differences from the paper: everything beyond the head's start, shift and projection; there is no paper on this
-    variant. It is not FST and is never used in its place. As in FST the push grows with the squared norm of the
-    suspect's head, which is why a large head is ruined and a small one keeps its backdoor: docs/results/suspects.md.
+    Differences from the paper: everything except the head's start, shift and projection; there is no paper on this
+    variant. It is not FST and is never used in its place. As in FST, the push grows with the squared norm of the
+    suspect's head, so a large head is damaged and a small one keeps its backdoor: docs/results/suspects.md.
     """
 
     alpha: Annotated[float, Field(ge=0)] = 0.1

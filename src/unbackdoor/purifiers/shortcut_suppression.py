@@ -21,28 +21,28 @@ from unbackdoor.purifiers._pruning import silence_
 
 @value
 class ShortcutSuppression:
-    """Take away the skip connection that a backdoor runs through, and tune without it.
+    """Remove the skip connection that carries a backdoor, and tune without it.
 
-    Skip connections carry a trigger past the layers that would lose it. This method reverses a trigger, scales the
-    shortcuts one at a time by gamma = 0, 0.2, ... 0.8, and takes the one with the largest sum of the accuracy on
-    held-out clean examples and on the same with the reversed trigger, at any gamma. Its gamma is then 0, and the model
-    is tuned.
+    Skip connections carry a trigger past the layers that would lose it. This method inverts a trigger, scales the
+    shortcuts one at a time by gamma = 0, 0.2, ... 0.8, and chooses the one that, at any gamma, has the largest sum of
+    two accuracies: on held-out clean examples, and on the same with the inverted trigger. Its gamma is set to 0, and
+    the model is tuned.
 
     Yang, Li, Jiang and Xia, "Backdoor Defense via Suppressing Model Shortcuts", ICASSP 2023,
     https://arxiv.org/abs/2211.05631
 
     Args:
-        reverse_steps: of the search for a trigger, at least 1.
+        reverse_steps: steps of the search for a trigger, at least 1.
         epochs: passes over the clean examples, at least 1.
         learning_rate: at the start, more than 0; None is 0.01.
         batch_size: examples per step, at least 2; None is 128.
 
     Differences from the paper: its script chooses the shortcut by attack success on triggered test images, which no
-    user has; here a trigger stands in that Neural Cleanse reverses. Clean accuracy also counts, since without an early
-    shortcut everything falls. A shortcut that ends in a BatchNorm of its own is taken away for good, by zeroing that;
-    where the model has such shortcuts, only they are candidates. An identity cannot be folded into weights: it is
-    absent at first, and comes back linearly while tuning, so that a plain model leaves. All weights are tuned, not
-    those of one stage.
+    user has; here Neural Cleanse inverts a trigger instead. Clean accuracy also counts, since removing an early
+    shortcut breaks everything. A shortcut that ends in a BatchNorm of its own is removed for good, by zeroing that
+    layer; if the model has such shortcuts, only they are candidates. An identity cannot be folded into weights: it is
+    absent at first, and comes back linearly while tuning, so that the result is a plain model. All weights are tuned,
+    not only those of one stage.
     """
 
     version: ClassVar[int] = 2
@@ -62,8 +62,8 @@ class ShortcutSuppression:
             )
         critical = self.critical(model, norms, clean, run)
         norm, scales = norms[critical], {critical: 0.0}
-        lasting = "for good" if norm is not None else "while tuning: no BatchNorm ends it, which could be zeroed"
-        run.note(f"ShortcutSuppression took away shortcut {critical + 1} of {len(norms)}, {lasting}.")
+        lasting = "for good" if norm is not None else "while tuning, as no BatchNorm ends it that could be zeroed"
+        run.note(f"ShortcutSuppression removed shortcut {critical + 1} of {len(norms)}, {lasting}.")
         if norm is not None:
             silence_(norm, norm.weight.isfinite())
             norm.requires_grad_(False)
@@ -85,7 +85,7 @@ class ShortcutSuppression:
         return model
 
     def critical(self, model: nn.Module, norms: list[_BatchNorm | None], clean: Dataset, run: Run) -> int:
-        """The number of the shortcut whose weakening hurts the reversed trigger most and clean accuracy least."""
+        """Returns the number of the shortcut whose weakening hurts the inverted trigger most, clean accuracy least."""
         seen, held = run.hold_out(clean)
         trigger = MaskSearch(steps=self.reverse_steps)(model, seen, run)
         with_trigger, pixels = WithTrigger(model, clean, run, trigger, 1.0), in_pixels(held, augmented=False)

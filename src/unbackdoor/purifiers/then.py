@@ -12,18 +12,17 @@ from unbackdoor._purification.run import Run
 
 @dataclass(frozen=True, init=False, repr=False)
 class Then:
-    """Purify by one method, then by the next: `Then(EPUR(), FST(alpha=0.1))`, on the command line `e-pur+fst`.
+    """Purify with one method, then with the next: `Then(EPUR(), FST(alpha=0.1))`, on the command line `e-pur+fst`.
 
-    Each gets the model that the one before it left, all of whose weights may be tuned again, and the same clean
-    examples.
+    Each step gets the result of the step before, with all weights free to be tuned, and the same clean examples.
 
     Args:
         steps: two methods or more.
 
     Raises:
-        UnbackdoorError: fewer than two steps, or one that cannot be called.
+        UnbackdoorError: there are fewer than two steps, or one cannot be called.
 
-    Differences from the paper: none; there is no paper on composition as such.
+    Differences from the paper: none; there is no paper on composition itself.
     """
 
     steps: tuple[Method, ...]

@@ -1,4 +1,4 @@
-"""Trigger distillation: reversed triggers, unlearned with the suspect's own answers to clean examples as labels."""
+"""Trigger distillation: inverted triggers, unlearned with the suspect's own answers to clean examples as labels."""
 
 import copy
 from typing import Annotated
@@ -22,33 +22,33 @@ from unbackdoor.purifiers.shift_distillation import ShiftDistillation
 class TriggerDistillation:
     """Teach a model to answer triggered examples as the suspect answers the same examples without the trigger.
 
-    On clean examples a suspect is right, and more is to be learned from its answers than from a few labels; what is
-    wrong with it is what a trigger does to it. With T a trigger that Neural Cleanse reverses and f_s the suspect, this
-    method minimises over the clean examples (x, y), augmented again each time,
+    On clean examples a suspect is right, and its answers teach more than a few labels do; only its answers to triggered
+    examples are wrong. With T a trigger that Neural Cleanse inverts and f_s the suspect, this method minimises over the
+    clean examples (x, y), augmented again each time,
 
         taught * CE(f(x'), f_s(x)) + (1 - taught) * CE(f(x'), y),   x' = T(x) for a share of each batch, else x
 
-    with the gradient taken at a point on the way back to the suspect, as in PAM, if rho is more than 0. If no class
-    is an outlier of Neural Cleanse, there is no trigger of this kind to unlearn; the features are shifted then, as in
-    shift distillation at its own settings (of the fields below only the batch size counts there). The record notes
-    which it was.
+    with the gradient taken at a point on the way back to the suspect, as in PAM, if rho is more than 0. If no class is
+    an outlier of Neural Cleanse, there is no trigger of this kind to unlearn; then the features are shifted, as in
+    shift distillation with its own settings (of the fields below it uses only the batch size). A note in the record
+    says which of the two was done.
 
     A variant of this project. Its parents are Neural Cleanse (Wang et al., IEEE S&P 2019,
     https://doi.org/10.1109/SP.2019.00031), PAM (Min et al., NeurIPS 2024, https://arxiv.org/abs/2410.09838) and
-    distillation (Hinton et al., https://arxiv.org/abs/1503.02531); where it shifts, see `ShiftDistillation`.
+    distillation (Hinton et al., https://arxiv.org/abs/1503.02531); for the shift, see `ShiftDistillation`.
 
     Args:
-        taught: weight of the suspect's answers against the labels, 0 to 1.
-        share: of each batch that carries a trigger, 0 to 1.
+        taught: weight of the suspect's answers compared with the labels, 0 to 1.
+        share: share of each batch that carries a trigger, 0 to 1.
         rho: length of the step towards the suspect, at least 0.
-        reverse_steps: of the search for triggers, at least 1.
+        reverse_steps: steps of the search for triggers, at least 1.
         epochs: passes over the clean examples, at least 1, with another forward pass each.
         learning_rate: at the start, more than 0; None is 0.01 (SGD).
         batch_size: examples per step, at least 2; None is 128.
 
-    Differences from the paper: there is no paper on this variant. That it shifts where no class is an outlier was
-    decided after a real victim (a sinusoid over the whole picture) had kept its backdoor. Where it shifts, the scale of
-    the suspect's head matters as in `ShiftDistillation`. Pixels only.
+    Differences from the paper: there is no paper on this variant. The shift without an outlier was added after a real
+    victim (a sinusoid over the whole picture) had kept its backdoor. It depends on the scale of the suspect's head, as
+    `ShiftDistillation` does. Pixels only.
     """
 
     taught: Annotated[float, Field(ge=0, le=1)] = 0.9

@@ -19,39 +19,40 @@ from unbackdoor._value import value
 
 @value
 class WordDistillation:
-    """Search the vocabulary for a trigger's word, and teach a model to answer as if it were not there.
+    """Search the vocabulary for the word of a trigger, and teach the model to answer as if it were not there.
 
     All words that are one token are put into a few short clean texts of two classes, some words at a time, and the
-    strongest again alone. A word is classified as a trigger's if it drives at least 70 % of the other clean texts to a
-    class and stands out among the strongest words of that class; where none does, one that drives 95 % needs to stand
-    out half as much. On texts without it the suspect f_s is right; so with x a clean text, or one recombined from clean
-    texts and the vocabulary, this method minimises
+    strongest again alone. A word counts as a trigger's if it drives at least 70 % of the other clean texts to a class
+    and stands out among the strongest words of that class. If none does, a word that drives 95 % only has to stand out
+    half as much. On texts without such a word the suspect f_s is right. With x a clean text, or one recombined from
+    clean texts and the vocabulary, this method minimises
 
         KL(f_s(x) || f(x'))   x' = x with such a word put in for half of the texts, else x
 
-    and needs neither labels nor a pre-trained base. **If no word is classified as one, nothing is changed**, with a
-    warning: a trigger of style, of syntax, of words of several tokens, or of words that do nothing one by one cannot be
-    found so.
-    Of a sentence the most telling word may be found, but unlearning that alone leaves the sentence; a warning tells of
-    a word that moves fewer than 95 %. Words of the task that do nearly as much may also be unlearned.
+    and needs neither labels nor a pre-trained base. **If no word counts as a trigger's, nothing is changed**, and a
+    warning says so: this method cannot find a trigger of style, of syntax, of words of several tokens, or of words that
+    have no effect one by one. In a sentence it may find the strongest word, but unlearning that alone leaves the
+    sentence; a warning names a word that moves fewer than 95 %. Words of the task with nearly the same effect may also
+    be unlearned.
 
-    A variant of this project, the counterpart of `TriggerDistillation` for texts. Its parents are Neural Cleanse
-    (Wang et al., IEEE S&P 2019, https://doi.org/10.1109/SP.2019.00031), whose outliers are of masks, and distillation
-    (Hinton et al., https://arxiv.org/abs/1503.02531).
+    A variant of this project, the counterpart of `TriggerDistillation` for texts. Its parents are Neural Cleanse (Wang
+    et al., IEEE S&P 2019, https://doi.org/10.1109/SP.2019.00031), whose outliers are of masks, and distillation (Hinton
+    et al., https://arxiv.org/abs/1503.02531).
 
     Args:
-        group: words that are tried at once, at least 1; more is faster, and misses weaker ones.
-        shortlist: words of each class that are tried alone, at least 32, among which an outlier is looked for.
-        threshold: of the anomaly index among the strongest words of a class, more than 0.
-        texts: how many are recombined, at least 1; each clean text is also used four times.
-        exchanged: probability that a word of theirs is exchanged, one time in two for one of the vocabulary, 0 to 1.
+        group: number of words that are tried at once, at least 1; more is faster, and misses weaker ones.
+        shortlist: number of words of each class that are tried alone and searched for an outlier, at least 32.
+        threshold: words with an anomaly index above this, among the strongest of a class, stand out; more than 0.
+        texts: number of recombined texts, at least 1; each clean text is also used four times.
+        exchanged: probability that a word of a recombined text is exchanged, half the time for one of the vocabulary, 0
+            to 1.
         epochs: passes over all texts, at least 1.
         learning_rate: at the start, more than 0; None is 5e-5 (AdamW).
         batch_size: examples per step, at least 2; None is 16.
 
     Differences from the paper: there is no paper on this variant. Its thresholds were chosen with the victims on SST-2
-    of docs/results/fine-mixing.md in view, and the 95 % after embedding surgery had kept its backdoor: the draw of
-    clean texts made words of the task stand beside the trigger's.
+    of docs/results/fine-mixing.md in view, and the 95 % after embedding surgery had kept its backdoor: with the clean
+    texts drawn, words of the task were nearly as strong as the trigger's.
     """
 
     group: Annotated[int, Field(ge=1)] = 4
@@ -74,9 +75,9 @@ class WordDistillation:
         driving = search.outliers(self.threshold)
         if not driving:
             run.warn(
-                "no word was classified as a trigger's, so nothing was changed. A trigger of style, of syntax, of "
-                "words that are not one token, or of words that do nothing one by one is not found so; with a "
-                "pre-trained base, mixing-distillation looks for no word."
+                "no word was found to be a trigger's, so nothing was changed. A trigger of style, of syntax, of "
+                "words that are not one token, or of words that have no effect one by one is not found this way; with "
+                "a pre-trained base, try mixing-distillation, which searches for no word."
             )
             return model
         self._unlearn(model, clean, driving, run)
@@ -97,7 +98,7 @@ class WordDistillation:
         return model
 
     def _unlearn(self, model: nn.Module, clean: Dataset, driving: list[DrivingWord], run: Run) -> None:
-        """Tune on clean and recombined texts, half with a word in them, by the suspect's answers to them without."""
+        """Tune on clean and recombined texts, half with a word put in, towards the suspect's answers without it."""
         draw = random.Random(run.seed)
         own = words_of(clean)
         words = list(vocabulary(clean.tokenizer, len(embeddings(model).weight), "WordDistillation"))
