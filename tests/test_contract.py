@@ -1,4 +1,4 @@
-"""Every registered method and attack against the shipped contract."""
+"""Every registered method, attack and detector against the shipped contract."""
 
 import copy
 import dataclasses
@@ -12,10 +12,13 @@ from torch import nn
 import toys
 from conftest import SmallCNN
 from pictures import write_pictures
-from unbackdoor import Dataset, UnbackdoorError, archs, attacks, purifiers
+from unbackdoor import Dataset, UnbackdoorError, archs, attacks, detectors, purifiers
+from unbackdoor._detection.finding import Candidate, Finding
+from unbackdoor._poisoning.trigger import Trigger
 from unbackdoor._registry.entries import Need
 from unbackdoor._value import value
-from unbackdoor.testing import check_attack, check_method, check_value
+from unbackdoor.attacks.inverted import Inverted
+from unbackdoor.testing import check_attack, check_detector, check_method, check_value
 
 SMALL = {
     **{"epochs": 2, "batch_size": 16, "steps": 4, "reverse_steps": 3, "forget_epochs": 2, "rounds": 1},
@@ -28,11 +31,20 @@ NETWORKS = {Need.SKIP_CONNECTIONS: ("resnet18", 2), Need.ATTENTION: ("vit", 4), 
 
 
 def quick(entry):
-    """The value of a registered method or attack, with settings small enough for a test."""
+    """The value of a registered method, attack or detector, with settings small enough for a test."""
     cls = entry.resolve()
     known = {item.name for item in dataclasses.fields(cls)}
     settings = {**SMALL, **(EAGER if Need.BATCH_NORM in entry.needs and "tolerance" in known else {})}
     return cls(**{name: setting for name, setting in settings.items() if name in known})
+
+
+def nearly(model: nn.Module) -> nn.Module:
+    """A copy with slightly smaller weights, which stands for the base that a suspect came from."""
+    base = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in base.parameters():
+            parameter.mul_(0.99)
+    return base
 
 
 def methods_on(modality: str) -> list:
@@ -51,11 +63,7 @@ def test_methods_keep_the_contract_on_images(entry, small_cnn: SmallCNN, digits:
             arch, width = NETWORKS[need]
             torch.manual_seed(0)
             model = archs.build(arch, classes=list("0123456789"), channels=1, image_size=8, width=width)
-    base = copy.deepcopy(model)
-    with torch.no_grad():
-        for parameter in base.parameters():
-            parameter.mul_(0.99)
-    check_method(quick(entry), model, digits.select(range(60)), base=base)
+    check_method(quick(entry), model, digits.select(range(60)), base=nearly(model))
 
 
 @pytest.mark.parametrize("entry", methods_on("text"), ids=lambda entry: entry.name)
@@ -86,7 +94,30 @@ def test_attacks_keep_the_contract_on_images(entry, small_cnn: SmallCNN, digits:
     check_attack(entry.resolve()(**fields), data, classes=10, surrogate=small_cnn)
 
 
-@pytest.mark.parametrize("entry", [*purifiers.REGISTRY, *attacks.REGISTRY], ids=lambda entry: entry.name)
+def detectors_on(modality: str) -> list:
+    return [entry for entry in detectors.REGISTRY if modality in entry.modality]
+
+
+@pytest.mark.parametrize("entry", detectors_on("images"), ids=lambda entry: entry.name)
+def test_detectors_keep_the_contract_on_images(entry, backdoored: tuple, digits: Dataset) -> None:
+    model, _, _ = backdoored
+    check_detector(quick(entry), model, digits.select(range(1400, 1480)), base=nearly(model))
+
+
+@pytest.mark.parametrize("entry", detectors_on("text"), ids=lambda entry: entry.name)
+def test_detectors_keep_the_contract_on_text(entry, text_victim: nn.Module, text_base, reviews: Dataset) -> None:
+    check_detector(quick(entry), text_victim, reviews.select(range(60)), base=text_base)
+
+
+@pytest.mark.parametrize("entry", detectors.REGISTRY, ids=lambda entry: entry.name)
+def test_every_detector_says_what_it_cannot_see(entry) -> None:
+    assert entry.blind
+    assert "Cannot see: " in entry.resolve().__doc__
+
+
+@pytest.mark.parametrize(
+    "entry", [*purifiers.REGISTRY, *attacks.REGISTRY, *detectors.REGISTRY], ids=lambda entry: entry.name
+)
 def test_every_class_documents_each_field_and_the_differences_from_the_paper(entry) -> None:
     cls = entry.resolve()
     assert "Differences from the paper:" in cls.__doc__
@@ -160,6 +191,96 @@ class TestTheContractItself:
 
         with pytest.raises(AssertionError, match="not frozen"):
             check_value(Mutable())
+
+
+class TestTheContractOfDetectors:
+    """Each breach is found, by a detector that keeps all of the contract but for that."""
+
+    def breach(self, body, backdoored: tuple, digits: Dataset) -> str:
+        @value
+        class Looking:
+            """Finds a white corner that moves pictures to class 3."""
+
+            def __call__(self, model: nn.Module, clean: Dataset, run) -> Finding:
+                corner = torch.zeros(1, 8, 8)
+                corner[:, :2, :2] = 1
+                trigger = Trigger(Inverted(target=3), {"mask": corner, "pattern": corner})
+                found = Candidate(target=3, strength=1.0, size=4.0, trigger=trigger, control=trigger)
+                changed = body(model, clean, found)
+                changed = {} if changed is None else changed
+                candidates = [dataclasses.replace(found, **changed)] if isinstance(changed, dict) else changed
+                return Finding(candidates=tuple(candidates), unit="pixels of 64")
+
+        try:
+            check_detector(Looking(), backdoored[0], digits.select(range(1400, 1440)))
+        except AssertionError as problem:
+            return str(problem)
+        return ""
+
+    def test_one_that_keeps_it(self, backdoored: tuple, digits: Dataset) -> None:
+        assert self.breach(lambda *_: None, backdoored, digits) == ""
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"target": 10}, "there is no class 10; the model has 10"),
+            ({"target": torch.tensor(3)}, "a target must be an int, got Tensor"),
+            ({"sources": (3, 4)}, "the target 3 is among its own sources"),
+            ({"sources": (4,)}, "the trigger is for another target, or for other sources, than its candidate"),
+            ({"strength": float("inf")}, "the strength must be finite, got inf"),
+            ({"strength": None}, "the strength must be a number, got NoneType"),
+            ({"size": -1.0}, "the size must be 0 to inf, got -1.0"),
+            ({"nominal_p": 1.5}, "the nominal_p must be 0 to 1, got 1.5"),
+            ({"control": None}, "a trigger and its control go together"),
+        ],
+        ids=lambda part: "-".join(part) if isinstance(part, dict) else "",
+    )
+    def test_a_candidate_that_is_not_one(self, changes: dict, message: str, backdoored: tuple, digits) -> None:
+        assert self.breach(lambda *_: changes, backdoored, digits) == message
+
+    def test_no_candidate_and_one_twice(self, backdoored: tuple, digits: Dataset) -> None:
+        assert self.breach(lambda model, clean, found: (), backdoored, digits) == "the finding has no candidate"
+        twice = self.breach(lambda model, clean, found: [found, found], backdoored, digits)
+        assert twice == "two candidates have the same target and sources"
+
+    def test_unseeded_randomness(self, backdoored: tuple, digits: Dataset) -> None:
+        import random
+
+        def body(model, clean, found):
+            return {"strength": random.random()}
+
+        assert self.breach(body, backdoored, digits) == "the same seed gave another finding"
+
+    def test_a_changed_model(self, backdoored: tuple, digits: Dataset) -> None:
+        def body(model, clean, found):
+            with torch.no_grad():
+                model.classifier.bias += 1
+
+        said = self.breach(body, backdoored, digits)
+        assert said == "the detector changed the model that it was given (classifier.bias)"
+
+    def test_what_it_leaves_behind(self, backdoored: tuple, digits: Dataset) -> None:
+        def hooked(model, clean, found):
+            model.classifier.register_forward_hook(lambda *_: None)
+
+        def training(model, clean, found):
+            model.train()
+
+        def still(model, clean, found):
+            model.requires_grad_(not model.classifier.bias.requires_grad)
+
+        def relabelled(model, clean, found):
+            clean.labels[0] += 1
+
+        assert self.breach(hooked, backdoored, digits) == "the detector left hooks behind"
+        assert self.breach(training, backdoored, digits) == "the given model changed mode"
+        assert self.breach(still, backdoored, digits) == "requires_grad was changed"
+        assert self.breach(relabelled, backdoored, digits) == "the detector changed the labels that it was given"
+
+    def test_a_suspect_near_chance(self, small_cnn: SmallCNN, digits: Dataset) -> None:
+        entry = detectors.REGISTRY[0]
+        with pytest.raises(AssertionError, match="the model is near chance on the examples, so nothing ran"):
+            check_detector(quick(entry), small_cnn, digits.select(range(40)))
 
 
 def stripe(**members: object) -> object:

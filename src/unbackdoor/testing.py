@@ -1,4 +1,4 @@
-"""The contract of methods and attacks, as checks that any of them must pass, a user's own included.
+"""The contract of methods, attacks and detectors, as checks that any of them must pass, a user's own included.
 
     from unbackdoor.testing import check_method
 
@@ -13,6 +13,7 @@ import dataclasses
 import difflib
 import inspect
 import json
+import math
 from typing import Any, get_type_hints
 
 import numpy as np
@@ -21,13 +22,25 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from unbackdoor._data.dataset import Dataset
+from unbackdoor._detection.audit import audit
+from unbackdoor._detection.finding import Candidate, Detector, Finding
 from unbackdoor._errors import UnbackdoorError
-from unbackdoor._poisoning.abilities import ABILITIES, Covers, Crafts, Fits, Implants, is_learnt, is_repeatable
+from unbackdoor._poisoning.abilities import (
+    ABILITIES,
+    Covers,
+    Crafts,
+    Fits,
+    Implants,
+    is_learnt,
+    is_repeatable,
+    sources_of,
+)
 from unbackdoor._poisoning.attack import Attack
 from unbackdoor._poisoning.poison import poison
 from unbackdoor._poisoning.triggered import triggered
 from unbackdoor._purification.method import Method
 from unbackdoor._purification.purify import purify
+from unbackdoor._purification.run import Run
 from unbackdoor._value import fields_of
 from unbackdoor._value import value as value
 
@@ -110,6 +123,104 @@ def check_attack(attack: Attack, data: Dataset, *, classes: int, surrogate: nn.M
         made_later = isinstance(attack, Implants) and is_learnt(attack)  # with the victim
         assert made_later or shown.identities() != before[0], "the trigger changes nothing"
         assert (attacked.data.labels != attacked.wanted).all(), "examples count that are already where they should go"
+
+
+def check_detector(detector: Detector, model: nn.Module, clean: Dataset, *, base: nn.Module | None = None) -> None:
+    """Check that a detector keeps the contract: a checked value that changes nothing, and finds the same by its seed.
+
+    Args:
+        detector: with settings small enough to run twice.
+        model: a small suspect that has learnt its task; images or text.
+        clean: labelled examples for it, at least 2 of each class.
+        base: for detectors that need one.
+    """
+    check_value(detector)
+    before, states = _state(model), _random_states()
+    watched = [_Watched(detector) for _ in range(2)]
+    for each in watched:
+        audit(model, clean, detectors=[each], base=base, seed=1, device="cpu", precision="fp32")
+    assert _random_states() == states, "the detector moved the global random state of numpy or torch"
+    _assert_same(before, _state(model), "the detector changed the model that it was given")
+    first, again = (each.finding for each in watched)
+    assert first is not None, "the model is near chance on the examples, so nothing ran; give one that has learnt them"
+    assert again is not None
+    for candidate, other in zip(first.candidates, again.candidates, strict=True):
+        assert _told(candidate) == _told(other), "the same seed gave another finding"
+        for trigger, repeated in ((candidate.trigger, other.trigger), (candidate.control, other.control)):
+            if trigger is not None and repeated is not None:
+                _assert_same(trigger.arrays, repeated.arrays, "the same seed gave another trigger")
+
+
+class _Watched:
+    """A detector that is watched while it runs: what it is given stays the same, and what it returns can be used."""
+
+    def __init__(self, detector: Detector) -> None:
+        self.detector = detector
+        self.finding: Finding | None = None
+
+    def __call__(self, model: nn.Module, clean: Dataset, run: Run) -> Finding:
+        before, modes = _state(model), [module.training for module in model.modules()]
+        trained = [parameter.requires_grad for parameter in model.parameters()]
+        examples = clean.identities(), clean.labels.clone()
+        classes = run.head(model).out_features
+        found = self.detector(model, clean, run)
+        _assert_same(before, _state(model), "the detector changed the model that it was given")
+        assert modes == [module.training for module in model.modules()], "the given model changed mode"
+        assert trained == [parameter.requires_grad for parameter in model.parameters()], "requires_grad was changed"
+        assert not any(_hooks(module) for module in model.modules()), "the detector left hooks behind"
+        assert clean.identities() == examples[0], "the detector changed the examples that it was given"
+        assert torch.equal(clean.labels, examples[1]), "the detector changed the labels that it was given"
+        assert isinstance(found, Finding), f"a detector returns a Finding, got {type(found).__name__}"
+        assert found.candidates, "the finding has no candidate"
+        pairs = [(candidate.sources, candidate.target) for candidate in found.candidates]
+        assert len(set(pairs)) == len(pairs), "two candidates have the same target and sources"
+        for candidate in found.candidates:
+            _check_candidate(candidate, classes, clean)
+        self.finding = found
+        return found
+
+
+def _check_candidate(candidate: Candidate, classes: int, clean: Dataset) -> None:
+    """Check the numbers of a candidate, and put its trigger and its control on examples."""
+    target = candidate.target
+    assert type(target) is int, f"a target must be an int, got {type(target).__name__}"
+    for label in (target, *candidate.sources):
+        assert 0 <= label < classes, f"there is no class {label}; the model has {classes}"
+    assert target not in candidate.sources, f"the target {target} is among its own sources"
+    for name, least, most in (("strength", -math.inf, math.inf), ("size", 0, math.inf), ("nominal_p", 0, 1)):
+        number = getattr(candidate, name)
+        if number is None and name != "strength":
+            continue
+        assert isinstance(number, int | float), f"the {name} must be a number, got {type(number).__name__}"
+        assert math.isfinite(number), f"the {name} must be finite, got {number}"
+        assert least <= number <= most, f"the {name} must be {least} to {most}, got {number}"
+    assert (candidate.trigger is None) == (candidate.control is None), "a trigger and its control go together"
+    for trigger in (candidate.trigger, candidate.control):
+        if trigger is None:
+            continue
+        attack = trigger.attack
+        check_value(attack)
+        assert (attack.target, sources_of(attack)) == (target, candidate.sources), (
+            "the trigger is for another target, or for other sources, than its candidate"
+        )
+        shown = dataclasses.replace(clean, items=trigger.stamp(clean.items))
+        assert len(shown.identities()) == len(clean), "the trigger changes the number of examples"
+        if clean.modality == "images":
+            assert shown.pixels.shape == clean.pixels.shape, "the trigger changes the shape of pictures"
+        for name, array in trigger.arrays.items():
+            assert array.device.type == "cpu", f"the array {name} of the trigger is not on the CPU"
+            assert not array.is_floating_point() or torch.isfinite(array).all(), f"the array {name} is not finite"
+
+
+def _told(candidate: Candidate) -> str:
+    """What a candidate says in numbers, as JSON."""
+    names = ("target", "strength", "size", "sources", "nominal_p")
+    return json.dumps({name: getattr(candidate, name) for name in names}, allow_nan=False)
+
+
+def _random_states() -> tuple[list[int], str]:
+    """The global random states of torch and numpy."""
+    return torch.get_rng_state().tolist(), str(np.random.get_state(legacy=False))
 
 
 def _check_abilities(attack: Attack) -> None:
