@@ -22,13 +22,10 @@ def outlier_p_values(strengths: Tensor) -> Tensor:
     count = len(strengths)
     if count < LEAST_CLASSES:
         return torch.ones(count)
-    return torch.tensor([_outlier_p(strengths, place) for place in range(count)])
-
-
-def _outlier_p(strengths: Tensor, place: int) -> float:
     from scipy.stats import t as student
 
-    others = torch.cat([strengths[:place], strengths[place + 1 :]]).double()
-    spread = max(float(others.std()), LEAST_SPREAD)
-    distance = (float(strengths[place]) - float(others.mean())) / (spread * math.sqrt(1 + 1 / len(others)))
-    return min(1.0, len(strengths) * float(student.sf(distance, len(strengths) - 2)))
+    values = strengths.double().cpu()
+    others = values.expand(count, count)[~torch.eye(count, dtype=torch.bool)].view(count, count - 1)
+    spread = others.std(dim=1).clamp(min=LEAST_SPREAD)
+    distances = (values - others.mean(dim=1)) / (spread * math.sqrt(1 + 1 / (count - 1)))
+    return torch.from_numpy(count * student.sf(distances.numpy(), count - 2)).clamp(max=1)

@@ -1,0 +1,149 @@
+"""Verdicts: what makes one, what cannot be judged, and what is refused."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+
+import unbackdoor as ub
+from unbackdoor import Dataset, Trigger, UnbackdoorError, detectors
+from unbackdoor._artifacts.null_table import NullTable
+from unbackdoor._detection import nulls
+from unbackdoor._detection.finding import Candidate, Finding
+from unbackdoor._value import value
+from unbackdoor.attacks.inverted import Inverted
+
+
+@value
+class Claims:
+    """A detector that names class 3, with a trigger that may do nothing."""
+
+    strength: float = 5.0
+    works: bool = True
+
+    def __call__(self, model: nn.Module, clean: Dataset, run: object) -> Finding:
+        seen.append(clean)
+        arrays = {"mask": torch.full((1, 8, 8), float(self.works)), "pattern": torch.ones(1, 8, 8)}
+        trigger = Trigger(Inverted(target=3), arrays)
+        rest = [Candidate(target=label, strength=0.1 * label) for label in range(10) if label != 3]
+        return Finding(candidates=(*rest, Candidate(target=3, strength=self.strength, trigger=trigger)))
+
+
+seen: list[Dataset] = []
+
+
+class WhiteIsThree(nn.Module):
+    """Right about digits as far as a lookup goes, and answers 3 to a white picture."""
+
+    def __init__(self, digits: Dataset) -> None:
+        super().__init__()
+        pixels = digits.encode(digits.items).flatten(1)
+        self.features = nn.Linear(64, 10)
+        self.head = nn.Linear(10, 10)
+        solution = torch.linalg.lstsq(
+            torch.cat([pixels, torch.ones(len(pixels), 1)], dim=1), nn.functional.one_hot(digits.labels, 10).float()
+        ).solution
+        with torch.no_grad():
+            self.features.weight.copy_(solution[:-1].T)
+            self.features.bias.copy_(solution[-1])
+            self.head.weight.copy_(torch.eye(10))
+            self.head.bias.zero_()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        white = (x.flatten(1).min(dim=1).values > 1.5).float()
+        return self.head(self.features(x.flatten(1)) + 100 * white[:, None] * torch.eye(10)[3])
+
+
+@pytest.fixture
+def suspect(digits: Dataset) -> nn.Module:
+    return WhiteIsThree(digits).eval()
+
+
+def ship(monkeypatch: pytest.MonkeyPatch, **settings: object) -> None:
+    """Let 39 clean models be part of the package, in which the detector scored 0.0, 0.1, ... 3.8."""
+    name = f"{Claims.__module__}:{Claims.__qualname__}"
+    facts = {"arch": "x", "width": 8, "data": "x", "modality": "images", "classes": 10, "recipe": "", "accuracy": 1.0}
+    models = [{**facts, "seed": number, "scores": {name: 0.1 * number}} for number in range(39)]
+    content = {"provenance": "by hand", "detectors": {name: {"strength": 5.0, "works": True, **settings}}}
+    table = NullTable.model_validate({**content, "models": models})
+    monkeypatch.setattr(nulls, "shipped", lambda: table)
+
+
+def test_a_proven_shortcut_beyond_all_clean_models_is_an_alarm(suspect, digits: Dataset, monkeypatch) -> None:
+    ship(monkeypatch)
+    result = ub.audit(suspect, digits.select(range(200)), detectors=[Claims()])
+    assert result.verdict == "shortcut-found"
+    strongest = result.findings[0].strongest
+    assert strongest.candidate.target == 3
+    assert strongest.moved is not None
+    assert strongest.moved.value == 1.0
+    assert strongest.p_value == 1 / 40
+    assert "class 3 that moves 100.0% of unseen examples" in result.reason
+
+
+def test_a_shortcut_that_held_out_examples_do_not_confirm_is_none(suspect, digits: Dataset, monkeypatch) -> None:
+    ship(monkeypatch, works=False)
+    result = ub.audit(suspect, digits.select(range(200)), detectors=[Claims(works=False)])
+    assert result.verdict == "nothing-found"
+
+
+def test_without_clean_models_of_the_kind_nothing_is_judged(suspect, digits: Dataset) -> None:
+    result = ub.audit(suspect, digits.select(range(200)), detectors=[Claims()])
+    assert result.verdict == "cannot-judge"
+    assert result.findings[0].strongest.p_value is None
+    assert "no statistics of clean models" in result.reason
+
+
+def test_a_detector_never_sees_the_examples_that_judge_it(suspect, digits: Dataset) -> None:
+    seen.clear()
+    clean = dataclasses.replace(digits.select(range(201)), rows=torch.arange(201))
+    result = ub.audit(suspect, clean, detectors=[Claims()])
+    assert len(seen[0]) == 100
+    moved = result.findings[0].strongest.moved
+    assert moved is not None
+    judged = 201 - len(seen[0])
+    assert moved.n < judged, "examples of class 3 do not count"
+    assert result.record["clean"] == {"n": 201, "searched_on": 100, "judged_on": 101}
+
+
+def test_a_suspect_near_chance_cannot_be_judged(suspect, digits: Dataset) -> None:
+    wrong = dataclasses.replace(digits.select(range(200)), labels=digits.labels[:200].flip(0))
+    result = ub.audit(suspect, wrong, detectors=[Claims()])
+    assert result.verdict == "cannot-judge"
+    assert "near chance" in result.reason
+    assert result.findings == ()
+    assert "the suspect is near chance" in result.not_searched.values()
+
+
+def test_the_same_seed_gives_the_same_audit_and_nothing_is_changed(small_cnn, digits: Dataset) -> None:
+    with torch.no_grad():  # a model that is right about digits, by tuning its head in closed form
+        features = small_cnn.features.eval()(digits.encode(digits.items)).flatten(1)
+        targets = nn.functional.one_hot(digits.labels, 10).float()
+        ridge = features.T @ features + torch.eye(features.shape[1])
+        small_cnn.classifier.weight.copy_(torch.linalg.solve(ridge, features.T @ targets).T)
+        small_cnn.classifier.bias.zero_()
+    before = {name: tensor.clone() for name, tensor in small_cnn.state_dict().items()}
+    state = torch.get_rng_state()
+    first, again = (
+        ub.audit(small_cnn, digits.select(range(200)), detectors=[detectors.Patch(steps=3)], seed=4) for _ in range(2)
+    )
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(before[name], tensor) for name, tensor in small_cnn.state_dict().items())
+    sizes = [[each.candidate.size for each in result.findings[0].classes] for result in (first, again)]
+    assert sizes[0] == sizes[1]
+
+
+class TestRefusals:
+    def test_a_class_with_one_example(self, suspect, digits: Dataset) -> None:
+        rows = torch.cat([(digits.labels != 7).nonzero().flatten()[:100], (digits.labels == 7).nonzero().flatten()[:1]])
+        with pytest.raises(UnbackdoorError, match=r"at least 2 clean examples of each class.*digits has 1 of 7"):
+            ub.audit(suspect, digits.select(rows))
+
+    def test_a_path_in_place_of_data(self, suspect) -> None:
+        with pytest.raises(UnbackdoorError, match="audit takes clean as a Dataset, got str"):
+            ub.audit(suspect, "clean.parquet")
+
+    def test_a_detector_of_pixels_on_texts(self, text_victim, reviews: Dataset) -> None:
+        with pytest.raises(UnbackdoorError, match=r"Patch searches images, but .* holds text. Leave patch out"):
+            ub.audit(text_victim, reviews.select(range(60)), detectors=[detectors.Patch()])

@@ -1,0 +1,58 @@
+"""The rank of a score among clean models, by hand."""
+
+import json
+
+from unbackdoor._artifacts.null_table import CleanModel, NullTable
+from unbackdoor._detection.nulls import Null, null_for, shipped
+
+SETTINGS = {"patch": {"steps": 100}, "margin": {}}
+
+
+def clean_model(number: int, *, arch: str = "resnet", classes: int = 10, **scores: float) -> CleanModel:
+    return CleanModel(
+        arch=arch, width=8, data="digits", modality="images", classes=classes, recipe="", seed=number, accuracy=0.9,
+        scores=scores or {"patch": float(number), "margin": 0.0},
+    )  # fmt: skip
+
+
+def table(*models: CleanModel) -> NullTable:
+    return NullTable(provenance="made by hand", detectors=SETTINGS, models=list(models))
+
+
+def test_a_p_value_is_a_rank_and_never_zero() -> None:
+    null = Null(tuple(clean_model(number) for number in range(39)), "")
+    assert null.p_value(100.0, ("patch",)) == 1 / 40
+    assert null.p_value(38.0, ("patch",)) == 2 / 40  # an equal one counts as at least as strong
+    assert null.p_value(0.0, ("patch",)) == 1.0
+
+
+def test_the_largest_score_over_all_detectors_counts() -> None:
+    null = Null(tuple(clean_model(number, patch=0.0, margin=float(number)) for number in range(19)), "")
+    assert null.p_value(18.5, ("patch", "margin")) == 1 / 20
+    assert null.p_value(5.0, ("patch", "margin")) == 15 / 20
+    assert null.p_value(5.0, ("patch",)) == 1 / 20
+
+
+def test_only_models_that_can_be_compared_are_in_the_null() -> None:
+    models = [clean_model(number) for number in range(19)]
+    assert null_for("images", "resnet", 10, SETTINGS, table(*models)) is not None
+    assert null_for("images", "resnet", 10, SETTINGS, table(*models[1:])) is None, "18 cannot reach 5 %"
+    assert null_for("text", "resnet", 10, SETTINGS, table(*models)) is None
+    assert null_for("images", "resnet", 2, SETTINGS, table(*models)) is None, "two classes are another matter"
+    other = {**SETTINGS, "patch": {"steps": 50}}
+    assert null_for("images", "resnet", 10, other, table(*models)) is None, "another search has another null"
+
+
+def test_networks_of_the_same_architecture_are_preferred_if_there_are_enough() -> None:
+    own = [clean_model(number, arch="vit") for number in range(39)]
+    others = [clean_model(number) for number in range(5)]
+    chosen = null_for("images", "vit", 10, SETTINGS, table(*own, *others))
+    assert chosen is not None
+    assert len(chosen.models) == 39
+    mixed = null_for("images", "vit", 10, SETTINGS, table(*own[:38], *others))
+    assert mixed is not None
+    assert len(mixed.models) == 43
+
+
+def test_the_table_of_the_package_is_readable() -> None:
+    assert json.loads(shipped().model_dump_json())["provenance"]
