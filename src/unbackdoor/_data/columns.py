@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from unbackdoor._data.labels import alike
+from unbackdoor._data.labels import alike, class_numbers
 from unbackdoor._data.reading import Table
 from unbackdoor._errors import UnbackdoorError, printable
 
@@ -38,7 +38,26 @@ def listed(columns: Iterable[str]) -> str:
     return printable(", ".join(columns), 300)
 
 
-def check_label_names(
+def labels_of(
+    tables: Sequence[Table], column: str, classes: Sequence[str] | None, where: str
+) -> tuple[Tensor, tuple[str, ...] | None]:
+    """The class of each example, (n,), and the names of the classes; see `class_numbers`.
+
+    Args:
+        tables: that have the column.
+        column: of the labels.
+        classes: the model's class names, if it has any.
+        where: named in messages.
+    """
+    stands_for = tables[0].names.get(column)
+    if any(table.names.get(column) != stands_for for table in tables):
+        raise UnbackdoorError(f"{where} has files that name their classes otherwise. Give them one by one.")
+    labels, known = class_numbers(joined(tables, column), stands_for, classes, where)
+    _check_label_names(tables, column, labels, known, where)
+    return labels, known
+
+
+def _check_label_names(
     tables: Sequence[Table], label: str, labels: Tensor, classes: Sequence[str] | None, where: str
 ) -> None:
     """Refuse numbers as labels if a column next to them gives them the names of other classes of the model."""

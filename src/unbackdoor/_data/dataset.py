@@ -11,10 +11,9 @@ import torch
 from torch import Tensor
 
 from unbackdoor._data.augmentation import Augmentation, augmentation
-from unbackdoor._data.columns import check_column, check_label_names, joined
+from unbackdoor._data.columns import check_column, joined, labels_of
 from unbackdoor._data.images import ImageEncoder, Images
 from unbackdoor._data.items import Items
-from unbackdoor._data.labels import class_numbers
 from unbackdoor._data.reading import opened
 from unbackdoor._data.splits import stratified
 from unbackdoor._data.texts import TextEncoder, Texts, Tokens
@@ -53,7 +52,7 @@ class Dataset:
     Args:
         items: `Images`, or a tensor of their pixels at the data set's own size, (n, channels, height, width), uint8; or
             `Texts`, which are tokenised here.
-        labels: class indices, (n,), int64.
+        labels: class indices, (n,), int64; -1 for an example without one.
         encode: makes model inputs of a batch of items.
         classes: class names in label order, if they are known.
         augment: applied to training batches of images.
@@ -87,8 +86,9 @@ class Dataset:
         classes: Sequence[str] | None = None,
         augment: Augment = "auto",
         group: str | None = None,
+        labelled: bool = True,
     ) -> "Dataset":
-        """Read labelled examples.
+        """Read examples.
 
         Args:
             source: a parquet, CSV or JSON-lines file (or a pattern, or several), an image folder with one folder per
@@ -98,6 +98,7 @@ class Dataset:
             classes: the model's class names; labels are matched to them by name.
             augment: see `unbackdoor._data.augmentation.augmentation`.
             group: column whose equal values keep rows of one class together when the data is split.
+            labelled: False reads no labels, and the pictures of an image folder at any depth; each label is then -1.
 
         Raises:
             UnbackdoorError: the data is missing, empty, lacks a column, or has a picture that cannot be decoded or an
@@ -112,19 +113,19 @@ class Dataset:
             allowed = f"{', '.join(known_names[:-1])} or {known_names[-1]}"
             raise UnbackdoorError(f"`columns` must name {allowed}, got {strange}. Leave that one out.")
         label = names.get("label", "label")
-        tables = opened(source, where, label=label, classes=classes)
+        tables = opened(source, where, label=label, classes=classes, labelled=labelled)
         if not any(len(cells) for table in tables for cells in table.cells.values()):
-            raise UnbackdoorError(f"{where} has no rows; at least one labelled example is needed.")
+            raise UnbackdoorError(f"{where} has no rows; at least one {'labelled ' * labelled}example is needed.")
         parts = encode.columns_in([*tables[0].cells, *tables[0].twice], names, where, tables[0].hint)
-        wanted = {**parts, "label": label, **({"group": group} if group else {})}
+        wanted = {**parts, **({"label": label} if labelled else {}), **({"group": group} if group else {})}
         for name, column in wanted.items():
             check_column(tables, name, column, where)
-        stands_for = tables[0].names.get(label)
-        if any(table.names.get(label) != stands_for for table in tables):
-            raise UnbackdoorError(f"{where} has files that name their classes otherwise. Give them one by one.")
-        labels, known = class_numbers(joined(tables, label), stands_for, classes, where)
-        check_label_names(tables, label, labels, known, where)
         cells: dict[str, Sequence[Any]] = {name: joined(tables, column) for name, column in parts.items()}
+        if labelled:
+            labels, known = labels_of(tables, label, classes, where)
+        else:
+            labels = torch.full((len(next(iter(cells.values()))),), -1)
+            known = None if classes is None else tuple(classes)
         items, encode = encode.read(cells, where, tables[0].folder)
         groups = None
         if group is not None:

@@ -46,7 +46,12 @@ class Table:
 
 
 def opened(
-    source: str | Path | Sequence[str | Path], where: str, *, label: str, classes: Sequence[str] | None
+    source: str | Path | Sequence[str | Path],
+    where: str,
+    *,
+    label: str,
+    classes: Sequence[str] | None,
+    labelled: bool = True,
 ) -> list[Table]:
     """The tables that a source names, in order, with the same columns or not.
 
@@ -55,6 +60,7 @@ def opened(
         where: named in messages.
         label: the column of labels.
         classes: the model's class names; a folder of one of these names is a class and no split.
+        labelled: False takes the pictures of a folder at any depth, whatever its sub-folders stand for.
 
     Raises:
         UnbackdoorError: nothing is there, it is of no known kind, cannot be read, or may mean several data sets.
@@ -65,7 +71,9 @@ def opened(
     if len(files) > 1 and any(file.is_dir() for file in files):
         raise UnbackdoorError(f"{where} has a folder among several parts; data is one folder, or files.")
     try:
-        return _of_folder(files[0], classes, label) if files[0].is_dir() else _of_files(files, label)
+        if files[0].is_dir():
+            return _of_folder(files[0], classes, label, labelled)
+        return _of_files(files, label)
     except UnbackdoorError:
         raise
     except Exception as problem:  # whatever a reader of a foreign format may raise
@@ -315,13 +323,15 @@ def _hidden(name: str) -> bool:
     return name.startswith(".") or name in _IGNORED
 
 
-def _of_folder(folder: Path, classes: Sequence[str] | None, label: str) -> list[Table]:
+def _of_folder(folder: Path, classes: Sequence[str] | None, label: str, labelled: bool) -> list[Table]:
     if (folder / "dataset_dict.json").exists():
         splits = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
         raise _several(folder, splits, "splits", splits[-1] if splits else "train")
     if (folder / "dataset_info.json").exists() and (folder / "state.json").exists():
         return [_saved(folder)]
     content = _Content.of(folder)
+    if not labelled and content.pictures and not content.tables:
+        return [Table(cells={"image": [str(path) for path in content.pictures]}, folder=folder)]
     top = [path for path in content.tables if len(path.parts) == 1]
     with_classes = {path.parts[0] for path in content.pictures if len(path.parts) > 1}
     if with_classes and not (top and len(with_classes) == 1):  # else that folder has the pictures of the table

@@ -4,8 +4,8 @@ import logging
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import nn
@@ -19,13 +19,15 @@ from unbackdoor._detection.outliers import LEAST_CLASSES, outlier_p_values
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._models.arithmetic import Precision, choose, description
 from unbackdoor._models.calling import check_modules
+from unbackdoor._models.matching import matched
 from unbackdoor._models.untrusted_weights import check_finite
 from unbackdoor._progress import bar, silent
 from unbackdoor._purification.form import working_copy
 from unbackdoor._purification.run import Run
 from unbackdoor._registry.detectors import REGISTRY
-from unbackdoor._registry.entries import Need, entry_of, name_of
-from unbackdoor._tasks.proportion import chance_doubt, proportion_of
+from unbackdoor._registry.entries import Entry, Need, entry_of, name_of
+from unbackdoor._tasks.classification import predict
+from unbackdoor._tasks.proportion import Proportion, chance_doubt, proportion_of
 from unbackdoor._value import check_seed, fields_of
 
 logger = logging.getLogger("unbackdoor")
@@ -77,6 +79,7 @@ class JudgedFinding:
         classes: the shortcut of each class (or pair of classes), judged.
         unit: of the sizes.
         looks_natural: whether the strongest shortcut looks like a feature of its class; None if that is not known.
+        settings: all of the detector's.
         seconds: of the search.
     """
 
@@ -84,6 +87,7 @@ class JudgedFinding:
     classes: tuple[JudgedCandidate, ...]
     unit: str
     looks_natural: bool | None
+    settings: dict[str, Any]
     seconds: float
 
     @property
@@ -109,14 +113,16 @@ class Audit:
         not_searched: the detectors that did not run, and why.
         calibration: the clean models that the p-values come from; None if there are none.
         record: the other entries of `audit.json`.
+        held_out: the examples that the shortcuts were judged on; None if nothing was judged.
     """
 
     verdict: Verdict
     reason: str
-    findings: tuple[JudgedFinding, ...]
-    not_searched: dict[str, str]
-    calibration: Null | None
+    findings: tuple[JudgedFinding, ...] = ()
+    not_searched: dict[str, str] = field(default_factory=dict)
+    calibration: Null | None = None
     record: dict[str, Any] = field(default_factory=dict)
+    held_out: HeldOut | None = field(default=None, repr=False)
 
     @property
     def searched(self) -> tuple[str, ...]:
@@ -126,9 +132,10 @@ class Audit:
 
 def audit(
     model: nn.Module,
-    clean: Dataset,
+    clean: Dataset | None = None,
     *,
     detectors: Sequence[Detector] | None = None,
+    unlabelled: Dataset | None = None,
     base: nn.Module | None = None,
     seed: int = 0,
     head: str | None = None,
@@ -143,8 +150,10 @@ def audit(
 
     Args:
         model: any classifier whose last layer is linear.
-        clean: labelled examples without a trigger, at least 2 of each class.
+        clean: labelled examples without a trigger, at least 2 of each class. Without them the detectors run that need
+            no labels, on the unlabelled examples.
         detectors: of `unbackdoor.detectors`, or any callables like them; None runs all that fit the data.
+        unlabelled: further examples, whose labels are not read; a few may carry a trigger.
         base: the pre-trained model that the suspect came from, for detectors that need it.
         seed: of all random draws; on one CPU the same seed gives the same verdict.
         head: name of the last linear layer, if it cannot be found by running the model.
@@ -153,15 +162,9 @@ def audit(
         progress: show a bar on stderr.
 
     Raises:
-        UnbackdoorError: model and data do not fit each other, or there are too few clean examples.
+        UnbackdoorError: model, base and data do not fit each other, or there are too few examples.
     """
-    check_seed(seed)
-    if not isinstance(clean, Dataset):
-        raise UnbackdoorError(
-            f"audit takes clean as a Dataset, got {type(clean).__name__}. Load it with unbackdoor.Dataset.load."
-        )
-    check_modules("audit", model=model, base=base)
-    check_finite(model.state_dict(), type(model).__name__)
+    _check_arguments(model, clean, unlabelled, base, seed)
     start = time.perf_counter()
     working = working_copy(model).eval()
     arithmetic = choose(working, device, precision)
@@ -169,59 +172,112 @@ def audit(
         generator=torch.Generator().manual_seed(seed),
         arithmetic=arithmetic,
         head_name=head or "",
-        modality=clean.modality,
         progress=bar if progress else silent,
         base=base,
+        unlabelled=unlabelled,
     )
-    examined = run.task.examined(working, clean, arithmetic, lambda _: None, head)
-    run.head_name, clean = examined.head_name, examined.clean
-    searching, judging = _halves(clean, examined.per_class, seed)
-    accuracy = proportion_of(examined.right)
-    record = {
-        "clean": {"n": len(clean), "searched_on": len(searching), "judged_on": len(judging)},
-        "suspect_accuracy_on_clean": accuracy.to_json(),
-        "seed": seed,
-        "device": description(arithmetic),
-        "versions": versions(),
-    }
-    doubt = chance_doubt("the suspect", accuracy, len(examined.per_class), clean.name)
-    chosen, not_searched = _chosen(detectors, clean, base)
-    if doubt is not None:
+    examples = _examples(working, clean, unlabelled, run, head)
+    searching, judging = _halves(examples, seed)
+    record = {**_facts(examples, searching, judging, unlabelled), "seed": seed, "device": description(arithmetic)}
+    chosen, not_searched = _chosen(detectors, examples, base)
+    if examples.doubt is not None:
         return Audit(
             verdict="cannot-judge",
-            reason=doubt[0].upper() + doubt[1:],
-            findings=(),
+            reason=examples.doubt,
             not_searched={**{name: "the suspect is near chance" for name, _ in chosen}, **not_searched},
-            calibration=None,
-            record={**record, "seconds": round(time.perf_counter() - start, 3)},
+            record={**record, "notes": run.notes, "seconds": round(time.perf_counter() - start, 3)},
         )
     with torch.random.fork_rng(devices=[arithmetic.device] if arithmetic.device.type == "cuda" else []):
         torch.manual_seed(seed)
         arithmetic.place(working)
         found = _searched(chosen, working, searching.to(arithmetic.device), run, not_searched, detectors is not None)
         held_out = HeldOut.of(working, judging, arithmetic)
-        settings = {name: _settings(detector) for name, detector in chosen if name in found}
-        null = null_for(clean.modality, _arch(model), len(examined.per_class), settings) if found else None
-        findings = [
-            _judged(name, finding, seconds, held_out, null, found) for name, (finding, seconds) in found.items()
-        ]
+        settings = {name: finding.settings for name, finding in found.items()}
+        null = null_for(run.modality, _arch(model), len(examples.per_class), settings) if found else None
+        findings = [_judged(name, each, held_out, null, tuple(found)) for name, each in found.items()]
     findings.sort(key=lambda each: -each.strongest.score)
-    verdict, reason = _verdict(findings, null, len(examined.per_class))
-    record |= {"notes": run.notes, "seconds": round(time.perf_counter() - start, 3)}
+    verdict, reason = _verdict(findings, null, len(examples.per_class))
     return Audit(
         verdict=verdict,
         reason=reason,
         findings=tuple(findings),
         not_searched=not_searched,
         calibration=null,
-        record=record,
+        record={**record, "notes": run.notes, "seconds": round(time.perf_counter() - start, 3)},
+        held_out=held_out,
     )
 
 
-def _halves(clean: Dataset, per_class: list[int], seed: int) -> tuple[Dataset, Dataset]:
+def _check_arguments(model: object, clean: object, unlabelled: object, base: object, seed: int) -> None:
+    """Refuse what is not a seed, examples, a model with finite weights, or a base of the same kind."""
+    check_seed(seed)
+    for name, given in (("clean", clean), ("unlabelled", unlabelled)):
+        if given is not None and not isinstance(given, Dataset):
+            raise UnbackdoorError(
+                f"audit takes {name} as a Dataset, got {type(given).__name__}. Load it with unbackdoor.Dataset.load."
+            )
+    if clean is None and unlabelled is None:
+        raise UnbackdoorError(
+            "audit needs `clean`, labelled examples without a trigger, or at least `unlabelled` ones."
+        )
+    check_modules("audit", model=model, base=base)
+    assert isinstance(model, nn.Module)
+    check_finite(model.state_dict(), type(model).__name__)
+    if isinstance(base, nn.Module):
+        ours, theirs = ({name: tensor.shape for name, tensor in each.state_dict().items()} for each in (model, base))
+        matched(ours, theirs)
+
+
+class _Examples(NamedTuple):
+    """What is searched and judged on.
+
+    Args:
+        data: the clean examples; or the unlabelled ones, each with the suspect's answer as its label.
+        labelled: whether the labels are true ones.
+        accuracy: of the suspect on them; None without true labels.
+        per_class: the number of examples of each class.
+        doubt: a sentence, if the suspect is near chance, so that nothing can be judged; else None.
+    """
+
+    data: Dataset
+    labelled: bool
+    accuracy: Proportion | None
+    per_class: list[int]
+    doubt: str | None
+
+
+def _examples(
+    model: nn.Module, clean: Dataset | None, unlabelled: Dataset | None, run: Run, head: str | None
+) -> _Examples:
+    """The examples of an audit, checked; fills in what the run did not know yet."""
+    data = clean
+    if data is None:
+        assert unlabelled is not None
+        answers = predict(model, unlabelled, run.arithmetic)
+        if len(answers.unique()) == 1:
+            raise UnbackdoorError(
+                f"audit needs examples of several classes, but the model takes all of {unlabelled.name} for "
+                f"{unlabelled.class_name(int(answers[0]))}. Give other examples, or look at the preprocessing."
+            )
+        data = replace(unlabelled, labels=answers.to(unlabelled.labels.device))
+    examined = run.task.examined(model, data, run.arithmetic, lambda _: None, head)
+    run.head_name, run.modality = examined.head_name, data.modality
+    if clean is None:
+        run.note(
+            "Without labels nothing says how well the model does its task: if its preprocessing is not the one that it "
+            "was trained with, the verdict means nothing."
+        )
+        return _Examples(examined.clean, False, None, examined.per_class, None)
+    accuracy = proportion_of(examined.right)
+    doubt = chance_doubt("the suspect", accuracy, len(examined.per_class), clean.name)
+    return _Examples(examined.clean, True, accuracy, examined.per_class, doubt and doubt[0].upper() + doubt[1:])
+
+
+def _halves(examples: _Examples, seed: int) -> tuple[Dataset, Dataset]:
     """The examples to search on, and those to judge on; each half has its share of each class."""
+    clean, per_class = examples.data, examples.per_class
     scarce = min(range(len(per_class)), key=lambda label: per_class[label])
-    if per_class[scarce] < 2:
+    if examples.labelled and per_class[scarce] < 2:
         raise UnbackdoorError(
             f"audit needs at least 2 clean examples of each class, one to search on and one to judge on, but "
             f"{clean.name} has {per_class[scarce]} of {clean.class_name(scarce)}. Add clean examples."
@@ -229,35 +285,54 @@ def _halves(clean: Dataset, per_class: list[int], seed: int) -> tuple[Dataset, D
     return clean.split(len(clean) // 2, seed=seed)
 
 
+def _facts(examples: _Examples, searching: Dataset, judging: Dataset, unlabelled: Dataset | None) -> dict[str, Any]:
+    """What `audit.json` says about the examples and the software."""
+    numbers = {"n": len(examples.data), "searched_on": len(searching), "judged_on": len(judging)}
+    return {
+        "examples": {**numbers, "labelled": examples.labelled},
+        "unlabelled": None if unlabelled is None else len(unlabelled),
+        "classes": len(examples.per_class),
+        "suspect_accuracy_on_clean": None if examples.accuracy is None else examples.accuracy.to_json(),
+        "versions": versions(),
+    }
+
+
 def _chosen(
-    detectors: Sequence[Detector] | None, clean: Dataset, base: nn.Module | None
+    detectors: Sequence[Detector] | None, examples: _Examples, base: nn.Module | None
 ) -> tuple[list[tuple[str, Detector]], dict[str, str]]:
     """The detectors to run, by name, and why the others are not."""
     if detectors is not None:
         named = [(name_of(detector, REGISTRY), detector) for detector in detectors]
         for name, detector in named:
             entry = entry_of(detector, REGISTRY)
-            if entry is not None and clean.modality not in entry.modality:
-                raise UnbackdoorError(
-                    f"{type(detector).__name__} searches {', '.join(entry.modality)}, but {clean.name} holds "
-                    f"{clean.modality}. Leave {name} out."
-                )
-            if entry is not None and Need.BASE in entry.needs and base is None:
-                raise UnbackdoorError(
-                    f"{type(detector).__name__} needs `base`: {Need.BASE}. Give it, or leave {name} out."
-                )
+            obstacle = None if entry is None else _obstacle(entry, examples, base)
+            if obstacle is not None:
+                raise UnbackdoorError(f"The detector {name} cannot run: {obstacle}. Leave it out.")
         asked = {name for name, _ in named}
         return named, {entry.name: "it was not asked for" for entry in REGISTRY if entry.name not in asked}
-    chosen: list[tuple[str, Detector]] = []
-    not_searched = {}
-    for entry in REGISTRY:
-        if clean.modality not in entry.modality:
-            not_searched[entry.name] = f"it searches {', '.join(entry.modality)}, and the data are {clean.modality}"
-        elif Need.BASE in entry.needs and base is None:
-            not_searched[entry.name] = "it needs the pre-trained base, which was not given"
-        else:
-            chosen.append((entry.name, entry.resolve()()))
-    return chosen, not_searched
+    obstacles = {entry.name: _obstacle(entry, examples, base) for entry in REGISTRY}
+    chosen = [(entry.name, entry.resolve()()) for entry in REGISTRY if obstacles[entry.name] is None]
+    return chosen, {name: obstacle for name, obstacle in obstacles.items() if obstacle is not None}
+
+
+def _obstacle(entry: Entry, examples: _Examples, base: nn.Module | None) -> str | None:
+    """Why a detector cannot run on these examples; None if it can."""
+    data = examples.data
+    if data.modality not in entry.modality:
+        return f"it searches {', '.join(entry.modality)}, and {data.name} holds {data.modality}"
+    if Need.BASE in entry.needs and base is None:
+        return "it needs `base`, the pre-trained model that the suspect came from, which was not given"
+    if Need.CLEAN in entry.needs and not examples.labelled:
+        return "it needs `clean`, labelled examples, and only unlabelled ones were given"
+    return None
+
+
+class _Found(NamedTuple):
+    """What a detector found, with all its settings and the seconds that it took."""
+
+    finding: Finding
+    settings: dict[str, Any]
+    seconds: float
 
 
 def _searched(
@@ -267,8 +342,8 @@ def _searched(
     run: Run,
     not_searched: dict[str, str],
     asked: bool,
-) -> dict[str, tuple[Finding, float]]:
-    """What each detector found, and its seconds; a detector that cannot run says why, unless it was asked for."""
+) -> dict[str, _Found]:
+    """What each detector found; one that cannot run says why, unless it was asked for."""
     found = {}
     for name, detector in chosen:
         start = time.perf_counter()
@@ -283,40 +358,34 @@ def _searched(
             continue
         if finding.note:
             run.note(finding.note)
-        found[name] = finding, time.perf_counter() - start
+        settings = fields_of(detector) if hasattr(detector, "__dataclass_fields__") else {}
+        found[name] = _Found(finding, settings, round(time.perf_counter() - start, 3))
     return found
 
 
-def _judged(
-    name: str,
-    finding: Finding,
-    seconds: float,
-    held_out: HeldOut,
-    null: Null | None,
-    searched: dict[str, Any],
-) -> JudgedFinding:
+def _judged(name: str, found: _Found, held_out: HeldOut, null: Null | None, searched: tuple[str, ...]) -> JudgedFinding:
     """A detector's finding, judged on the held-out examples and against clean models."""
-    strengths = torch.tensor([candidate.strength for candidate in finding.candidates])
-    among_classes = outlier_p_values(strengths)
+    candidates = found.finding.candidates
+    among_classes = outlier_p_values(torch.tensor([candidate.strength for candidate in candidates]))
     judged = []
-    for place, candidate in enumerate(finding.candidates):
-        nominal = float(among_classes[place]) if candidate.nominal_p is None else candidate.nominal_p
-        moved = None if candidate.trigger is None else held_out.moved(candidate.trigger, candidate)
-        random = None if candidate.control is None else held_out.moved(candidate.control, candidate)
+    for place, candidate in enumerate(candidates):
         each = JudgedCandidate(
             candidate=candidate,
             target_name=held_out.data.class_name(candidate.target),
             source_names=tuple(map(held_out.data.class_name, candidate.sources)),
-            moved=moved,
-            random=random,
-            nominal_p=nominal,
+            moved=None if candidate.trigger is None else held_out.moved(candidate.trigger, candidate),
+            random=None if candidate.control is None else held_out.moved(candidate.control, candidate),
+            nominal_p=float(among_classes[place]) if candidate.nominal_p is None else candidate.nominal_p,
             p_value=None,
         )
-        if null is not None:
-            each = JudgedCandidate(**{**vars(each), "p_value": null.p_value(each.score, tuple(searched))})
-        judged.append(each)
+        judged.append(each if null is None else replace(each, p_value=null.p_value(each.score, searched)))
     return JudgedFinding(
-        detector=name, classes=tuple(judged), unit=finding.unit, looks_natural=None, seconds=round(seconds, 3)
+        detector=name,
+        classes=tuple(judged),
+        unit=found.finding.unit,
+        looks_natural=None,
+        settings=found.settings,
+        seconds=found.seconds,
     )
 
 
@@ -338,10 +407,6 @@ def _verdict(findings: list[JudgedFinding], null: Null | None, classes: int) -> 
             f"unusual the shortcuts below are.{few}"
         )
     return "nothing-found", "No shortcut was found that clean models do not have as well."
-
-
-def _settings(detector: Detector) -> dict[str, Any]:
-    return fields_of(detector) if hasattr(detector, "__dataclass_fields__") else {}
 
 
 def _arch(model: nn.Module) -> str:

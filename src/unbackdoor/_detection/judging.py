@@ -1,6 +1,6 @@
 """Judging a shortcut on held-out clean examples: how many of them it moves."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -73,15 +73,16 @@ class HeldOut:
             trigger: of the candidate, or its control.
             candidate: names the target, and the source classes if it has any.
         """
-        from dataclasses import replace
+        chosen = self.others(candidate)
+        if len(chosen) == 0:
+            return ExactShare(0, 0)
+        shown = replace(chosen, items=trigger.stamp(chosen.items))
+        return ExactShare(int((predict(self.model, shown, self.arithmetic) == candidate.target).sum()), len(chosen))
 
+    def others(self, candidate: Candidate) -> Dataset:
+        """The examples that a candidate's trigger could move: of other classes by label and by the model's answer."""
         labels = self.data.labels.cpu()
         others = (labels != candidate.target) & (self.predicted != candidate.target)
         if candidate.sources:
             others &= torch.isin(labels, torch.tensor(candidate.sources))
-        rows = others.nonzero().flatten()
-        if len(rows) == 0:
-            return ExactShare(0, 0)
-        chosen = self.data.select(rows)
-        shown = replace(chosen, items=trigger.stamp(chosen.items))
-        return ExactShare(int((predict(self.model, shown, self.arithmetic) == candidate.target).sum()), len(rows))
+        return self.data.select(others.nonzero().flatten())

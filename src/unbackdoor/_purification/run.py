@@ -37,6 +37,8 @@ class Run:
         progress: shows the state of the work.
         base: the pre-trained model that the suspect came from, for methods that need it.
         proxy: another model for the same task, for methods that need it.
+        unlabelled: examples that the user has besides the clean ones, without labels (each is -1); some may carry a
+            trigger.
         examples_seen: counted by `tune`.
         held_out: the number of clean examples that a selection held out.
         unseen: those of them that were not tuned on since; None if there are none.
@@ -54,6 +56,7 @@ class Run:
     progress: Progress = silent
     base: nn.Module | None = None
     proxy: nn.Module | None = None
+    unlabelled: Dataset | None = None
     examples_seen: int = 0
     held_out: int = 0
     unseen: Dataset | None = None

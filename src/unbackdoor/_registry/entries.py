@@ -16,6 +16,7 @@ class Need(StrEnum):
     """What a method or an attack needs besides the model and its options, in the words of `list`."""
 
     CLEAN = "clean data"
+    INPUTS = "clean inputs (their labels are not used)"
     BASE = "a pre-trained base"
     PROXY = "a proxy for the same task"
     TOKENIZER = "the tokenizer of the clean data"
