@@ -2,6 +2,9 @@
 
 import unbackdoor._registry.entries
 
+from .low_frequency_pattern import LowFrequencyPattern as LowFrequencyPattern
 from .patch import Patch as Patch
+from .pattern import Pattern as Pattern
+from .warp import Warp as Warp
 
 REGISTRY: tuple[unbackdoor._registry.entries.Entry, ...]
