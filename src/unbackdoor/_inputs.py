@@ -46,7 +46,7 @@ def check_file(path: str | Path, most: int | None = None) -> Path:
     A library that takes a path may open it after this.
 
     Args:
-        path: of a file, or of a link to one.
+        path: path of a file, or of a link to one.
         most: bytes that it may have; None for no bound, if only parts of it are read.
 
     Raises:

@@ -365,8 +365,8 @@ def test_prepared_paraphrases(base: Path, reviews: Dataset, tmp_path: Path) -> N
 
 
 NO_CONTROL = (
-    "note: with two classes, a model without the backdoor also takes some triggered examples for what the attacker "
-    "wants: hold attack success against its flip rate, which --control MODEL prints (attack none trains one)."
+    "note: with two classes, a model without the backdoor also classifies some triggered examples as the attacker "
+    "wants: compare attack success with its flip rate, which --control MODEL prints (attack none trains one)."
 )
 
 

@@ -156,7 +156,7 @@ def test_a_wreck_is_told_first_everywhere_and_the_exit_code_is_1(
     first = done.out.splitlines()[0]
     assert first.startswith("The purified model is not usable: its accuracy on ")
     assert "in fe-tuning all features had to move to a head drawn at random: try ft-init or fine-tuning" in first
-    assert done.err.splitlines()[-1] == f"{out} is written, but its model is not usable, as is said above."
+    assert done.err.splitlines()[-1] == f"{out} is written, but its model is not usable; see the first line above."
     assert first not in done.err  # once is enough
     record = json.loads((out / "record.json").read_text())
     assert (record["usable"], record["warnings"][0]) == (False, first)

@@ -352,7 +352,7 @@ class TestStreamFromTheCommandLine:
     def test_what_it_has_no_use_for(self, option: str, command, capsys, tmp_path: Path) -> None:
         assert self.said("fine-mixing", *command[1:], *option.split()) == "2"
         name = option.split()[0]
-        assert capsys.readouterr().err == (f"--stream builds no model, so {name} is of no use to it. Leave it out.\n")
+        assert capsys.readouterr().err == (f"--stream builds no model, so {name} has no effect. Leave it out.\n")
         assert not (tmp_path / "out").exists()
 
     @pytest.mark.parametrize(("place", "owner"), [(1, "MODEL"), (3, "--base")])

@@ -108,7 +108,7 @@ def test_triggers_among_pixels_are_not_looked_for_in_texts(trigger: str, small_t
     with pytest.raises(UnbackdoorError) as caught:
         purify(*small_text, purifiers.PAM(trigger=trigger))
     assert (
-        str(caught.value) == f"PAM.trigger {trigger} is looked for among pixels, but texts holds texts. Take universal."
+        str(caught.value) == f"PAM.trigger {trigger} is searched among pixels, but texts holds texts. Take universal."
     )
 
 
@@ -145,5 +145,5 @@ def test_what_needs_pixels_refuses_texts(method, small_text: tuple) -> None:
     with pytest.raises(UnbackdoorError) as caught:
         purify(model, data, method, seed=0)
     assert str(caught.value).endswith(
-        " looks for a trigger among pixels, but texts holds text. Try pam, which on texts looks among embeddings."
+        " searches pixels for a trigger, but texts holds text. Try pam, which searches embeddings on texts."
     )

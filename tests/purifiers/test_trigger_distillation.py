@@ -107,6 +107,6 @@ def test_without_an_outlier_it_is_shift_distillation(
 
 
 def test_texts_are_refused(reviews: Dataset, text_victim: nn.Module) -> None:
-    message = r"^TriggerDistillation looks for a trigger among pixels, but .* holds text\. Try pam,"
+    message = r"^TriggerDistillation searches pixels for a trigger, but .* holds text\. Try pam,"
     with pytest.raises(UnbackdoorError, match=message):
         purify(text_victim, reviews, purifiers.TriggerDistillation())

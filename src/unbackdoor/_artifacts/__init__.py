@@ -1,1 +1,1 @@
-"""What is written: directories that are complete or not there, records and cards."""
+"""Written files: directories that are complete or absent, a schema for each format, cards."""

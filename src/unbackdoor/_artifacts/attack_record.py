@@ -13,7 +13,7 @@ class TriggerFile(Entry):
 
 
 class AttackRecord(Entry):
-    """attack.json; docs/architecture.md explains each key. That of a clean control has no attack and few keys."""
+    """attack.json; docs/architecture.md explains each key. A clean control's file has no attack and few keys."""
 
     format: Literal[1]
     attack: AttackEntry

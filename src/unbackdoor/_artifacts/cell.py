@@ -19,7 +19,7 @@ class VictimSpec(Entry):
     """A victim, as it enters a cell's key.
 
     Args:
-        task: the name of the task, hashes of its data, and what differs from the recipe's defaults.
+        task: the name of the task, hashes of its data, and the settings that differ from the recipe's defaults.
         attack: `none` for the clean control.
         rate: null for an existing model.
         seed: null for an existing model.
@@ -46,7 +46,7 @@ class MethodSpec(Entry):
 
 
 class CellSpec(Entry):
-    """What is measured; the key of a cell is its SHA-256."""
+    """A description of what is measured; its SHA-256 is the key of the cell."""
 
     victim: VictimSpec
     method: MethodSpec
@@ -63,7 +63,7 @@ class DescribedMethod(Entry):
 
 
 class Provenance(Entry):
-    """Where, when and by which software a cell was measured, and what its grid calls attack and method."""
+    """Machine, time and software of a measurement, and the labels of attack and method in its grid."""
 
     commit: str | None
     versions: dict[str, str]
@@ -74,7 +74,7 @@ class Provenance(Entry):
 
 
 class Measured(Entry):
-    """The result of a measurement that ended well."""
+    """The result of a successful measurement."""
 
     status: Literal["done"]
     score: ScoreEntry
@@ -96,7 +96,7 @@ class Measured(Entry):
 
 
 class Failed(Entry):
-    """The result of a measurement that did not."""
+    """The result of a failed measurement."""
 
     status: Literal["failed"]
     message: str
@@ -113,7 +113,7 @@ class Cell(Entry):
 
 
 class Rows(Entry):
-    """A file of `rows/`: which examples were drawn, by their numbers in the data."""
+    """A file of `rows/`: the numbers of the drawn examples in the data."""
 
     version: Literal[1]
     spec: dict[str, Any]

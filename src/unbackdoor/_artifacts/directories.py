@@ -21,14 +21,14 @@ Content = dict[str, tuple[int, ...]]
 def check_free(out: Path, *, overwrite: bool, inputs: tuple[Path, ...] = ()) -> Content | None:
     """Refuse an output directory that exists or cannot be made, before any work is done.
 
-    With `overwrite` it may exist if it is empty or this program wrote all that it holds (which its `record.json` or
-    `stress.json` lists), and if it neither is nor holds one of the inputs.
+    With `overwrite` it may exist, if it is empty or if this program wrote all of its files (as its `record.json` or
+    `stress.json` lists them), and if it neither is nor contains one of the inputs.
 
     Returns:
         The present content of the directory, which `directory` may replace; None if there is no directory.
 
     Raises:
-        UnbackdoorError: it exists or cannot be made.
+        UnbackdoorError: the directory exists or cannot be made.
     """
     if not is_unicode(str(out.absolute())):
         raise UnbackdoorError(f"{out} is not a name in UTF-8, which safetensors could write to. Choose another `out`.")
@@ -82,8 +82,8 @@ def directory(out: Path, replacing: Content | None = None) -> Iterator[Path]:
     Files that appeared or changed at that place meanwhile are kept: then the result gets another name.
 
     Args:
-        out: its name.
-        replacing: the content that is there and is removed when the block ends, as `check_free` returns it.
+        out: name of the directory.
+        replacing: the present content, as `check_free` returns it; it is removed when the block ends.
 
     Raises:
         IncompleteError: the disk is full, or something else got that name meanwhile.
@@ -129,7 +129,7 @@ def _place(partial: Path, out: Path, replacing: Content | None) -> None:
         shutil.rmtree(old, ignore_errors=True)
     finally:
         if os.path.lexists(old):
-            with suppress(OSError):  # if its name is in use again, it stays aside
+            with suppress(OSError):  # if its name is in use again, it keeps the other name
                 os.rename(old, out)
         with suppress(OSError):
             aside.rmdir()
@@ -184,5 +184,5 @@ def _failure(out: Path, problem: OSError) -> UnbackdoorError:
 
 
 def _ours(path: Path, out: Path) -> bool:
-    """Whether a path is an output, one of its parents, or its temporary name until it is complete."""
+    """Whether a path is an output, one of its parents, or the temporary name of an output."""
     return path in (out, *out.parents) or any(part.startswith(f".{out.name}.") for part in path.parts)

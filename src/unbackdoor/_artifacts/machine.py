@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def peak_memory() -> int:
-    """The most memory that this process has held resident, in bytes.
+    """Returns the peak resident memory of this process, in bytes.
 
     Linux: VmHWM of /proc/self/status. `ru_maxrss` is not used there if it can be avoided, since a process that was
     forked from a large one keeps the parent's peak in it, even after exec. Windows: the peak working set, by psutil.
@@ -23,14 +23,14 @@ def peak_memory() -> int:
         held = None
     if held is not None:
         return 1024 * int(held[1])
-    import resource  # which Windows does not have
+    import resource  # absent on Windows
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
 
 def versions() -> dict[str, str]:
-    """The versions that a result depends on: of unbackdoor, torch and Python."""
+    """Returns the versions that a result depends on: unbackdoor, torch and Python."""
     import torch
 
     return {

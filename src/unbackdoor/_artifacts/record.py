@@ -138,7 +138,7 @@ Record = PurificationRecord | VictimRecord | DemoRecord | StressRecord
 
 
 def check_record(content: dict[str, Any]) -> Record:
-    """The record that a JSON object is, by the key that only one of the kinds has.
+    """Returns the record in a JSON object; a key that only one kind has decides which kind it is.
 
     Raises:
         ValidationError: an entry is missing, unknown or of another type.
@@ -150,13 +150,13 @@ def check_record(content: dict[str, Any]) -> Record:
 
 
 def read_record(path: Path) -> Record:
-    """The record of a directory.
+    """Reads the record of a directory.
 
     Args:
         path: `record.json` or `stress.json`.
 
     Raises:
-        UnbackdoorError: it is not a record of this version of unbackdoor or an earlier one.
+        UnbackdoorError: the file is not a record of this version of unbackdoor or an earlier one.
     """
     try:
         return check_record(read_json(path))
@@ -168,11 +168,11 @@ def read_record(path: Path) -> Record:
 
 
 def write_record(path: Path, content: dict[str, Any]) -> dict[str, Any]:
-    """Write a record as the last file of a directory, with the list of all that is there.
+    """Write a record as the last file of a directory, with a list of all files.
 
     Args:
         path: `record.json` or `stress.json` in the directory.
-        content: of the record.
+        content: content of the record.
 
     Returns:
         The content with that list, under `files`.

@@ -24,7 +24,7 @@ SCHEMAS: dict[str, type[BaseModel]] = {
 
 
 def schema(name: str) -> str:
-    """A format's JSON schema, as text."""
+    """Returns the JSON schema of a format, as text."""
     return json.dumps(SCHEMAS[name].model_json_schema(), indent=2) + "\n"
 
 

@@ -70,7 +70,7 @@ class TunedWith(Entry):
 
 
 class ScoredOn(Entry):
-    """The number of test examples and of triggered ones, and which they are."""
+    """The number of test examples and of triggered ones, and a description of them."""
 
     n: Count
     triggered: Count

@@ -18,13 +18,13 @@ from unbackdoor._errors import UnbackdoorError
 
 
 class Shelf:
-    """Keeps the last of each kind of thing, for the next job of the same subject or task."""
+    """Keeps the latest thing of each kind, for the next job of the same subject or task."""
 
     def __init__(self) -> None:
         self._kept: dict[str, tuple[Any, Any]] = {}
 
     def keep(self, kind: str, of: Any, make: Callable[[], Any]) -> Any:
-        """What was made last time of this kind, if it was made of the same."""
+        """Returns the latest thing of this kind if it was made from the same inputs, else a new one."""
         if kind not in self._kept or self._kept[kind][0] != of:
             self._kept.pop(kind, None)  # before the new one takes memory
             self._kept[kind] = (of, make())
@@ -84,12 +84,12 @@ class Examples:
         return scored, pool
 
     def triggered(self, subject: Subject, scored: Dataset, encode: Any, classes: tuple[str, ...] | None) -> Dataset:
-        """The examples of an existing model that carry its trigger already.
+        """Returns the examples of an existing model that already carry its trigger.
 
-        Where they are the test examples row by row, those of which the clean copy is not scored are left out.
+        If they match the test examples row by row, those whose clean copy is not scored are left out.
 
         Raises:
-            UnbackdoorError: part of the test examples is held out, and they are not these.
+            UnbackdoorError: part of the test examples is held out, and the triggered ones do not match them.
         """
         task = subject.task
         marked = self.read(task, "triggered", encode, classes)

@@ -21,7 +21,7 @@ from unbackdoor._inputs import CONFIG, exists, read_text
 from unbackdoor._registry.entries import find
 from unbackdoor._value import error_sentence
 
-_TOLD = 30  # problems of a grid at most
+_MOST = 30  # problems of a grid that a message lists
 
 KEPT = "# Relative paths count from "  # the first line of a grid that is kept in a store
 
@@ -30,7 +30,7 @@ def kept(grid: "Grid", store: Path | None) -> tuple[str, str]:
     """The name and the text of the copy that a store keeps, which runs as the grid does.
 
     Args:
-        grid: that is run.
+        grid: the grid that is run.
         store: its folder; None if it is not a folder, so that relative paths have no meaning.
     """
     stem = re.sub(r"-[0-9a-f]{8}$", "", grid.path.stem) if grid.path.parent.name == "grids" else grid.path.stem
@@ -46,9 +46,9 @@ class Grid:
     """A checked grid. Paths are as this machine finds them, names are values.
 
     Args:
-        path: of the file.
-        folder: from which its relative paths count.
-        text: as it was written.
+        path: path of the file.
+        folder: folder that its relative paths start from.
+        text: text of the file.
     """
 
     path: Path
@@ -65,7 +65,7 @@ class Grid:
 
 
 class Problems:
-    """What is wrong with a grid file, found bit by bit."""
+    """Collects the problems of a grid file."""
 
     def __init__(self, path: Path, text: str) -> None:
         self.path, self.lines = path, lines_of(text)
@@ -83,8 +83,8 @@ class Problems:
             lines = [f"line {line}: {message}" for line, message in sorted(self.found)]
             if len(lines) == 1:
                 raise UnbackdoorError(f"{self.path} has a problem in {lines[0]}")
-            more = [f"and {len(lines) - _TOLD:,} more"] if len(lines) > _TOLD else []
-            details = [f"  {detail}" for detail in (*lines[:_TOLD], *more)]
+            more = [f"and {len(lines) - _MOST:,} more"] if len(lines) > _MOST else []
+            details = [f"  {detail}" for detail in (*lines[:_MOST], *more)]
             raise UnbackdoorError(f"{self.path} has {len(lines):,} problems:", *details)
 
 
@@ -92,7 +92,7 @@ def read(path: str | Path) -> Grid:
     """Read and check a grid file.
 
     Raises:
-        UnbackdoorError: lists all that is wrong with it.
+        UnbackdoorError: lists all problems of the file.
     """
     path = Path(path)
     raw, text = _toml(path)
@@ -144,7 +144,7 @@ def read(path: str | Path) -> Grid:
 
 
 def _toml(path: Path) -> tuple[dict[str, Any], str]:
-    """What a grid file says, and its text."""
+    """Returns the content of a grid file, parsed and as text."""
     try:
         if path.is_dir() or not exists(path):
             what = "is a folder" if path.is_dir() else "does not exist"
@@ -168,7 +168,7 @@ def _check_victims(tasks: dict[str, Task], clean: bool, attacks: bool, problems:
 
 
 def _check_budgets(written: dict[str, Any], tasks: dict[str, Task], problems: Problems) -> None:
-    """Note budgets that a task cannot give; cells that are left out need none."""
+    """Note budgets that a task cannot provide; cells that are left out need none."""
     for place, budget in enumerate(written["budgets"]):
         if budget is not None:
             taken = [entry for entry in written["cells"] if entry is not None and _takes_whole_budgets(entry)]
@@ -198,7 +198,7 @@ def _schema_sentence(error: Any) -> str:
 
 
 def _salvaged(raw: dict[str, Any]) -> dict[str, Any]:
-    """What can be read of a grid whose tables are not all right, so that the rest of its problems is found as well."""
+    """Returns the valid part of a grid with wrong tables, so that its other problems are also found."""
     tasks = raw.get("tasks")
     made_tasks = {name: _made(Task, given) for name, given in tasks.items()} if isinstance(tasks, dict) else {}
     without = raw.get("without")
@@ -217,7 +217,7 @@ def _tables(given: Any) -> list[dict[str, Any]]:
 
 
 def _made(table: type[BaseModel], given: Any) -> Any:
-    """A table without its wrong entries, which are reported elsewhere; None if it is nothing without them."""
+    """Returns a table without its wrong entries, which are reported elsewhere; None if it needs them."""
     try:
         return table.model_validate(given)
     except ValidationError as problem:
@@ -234,7 +234,7 @@ def _labels(tables: list[dict[str, Any]]) -> list[str]:
 
 
 def _takes_whole_budgets(entry: Cells) -> bool:
-    """Whether an entry takes all cells of its tasks and budgets away."""
+    """Whether an entry leaves out all cells of its tasks and budgets."""
     return entry.leave_out and all(
         getattr(entry, key) is None for key in ("attack", "rate", "victim_seed", "method", "seed")
     )

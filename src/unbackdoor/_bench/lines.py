@@ -1,4 +1,4 @@
-"""Where in a TOML file an entry stands: tomllib does not say."""
+"""Line numbers of the entries of a TOML file, which tomllib does not report."""
 
 import re
 from collections import Counter
@@ -10,7 +10,7 @@ Location = tuple[str | int, ...]
 
 
 def lines_of(text: str) -> dict[Location, int]:
-    """The line, from 1, of each table and key, by its path: `("methods", 0, "alpha")`.
+    """Returns the line, from 1, of each table and key, by its path: `("methods", 0, "alpha")`.
 
     Entries of inline tables and of arrays share the line at which they begin.
     """
@@ -31,7 +31,7 @@ def lines_of(text: str) -> dict[Location, int]:
 
 
 def line_of(location: Location, lines: dict[Location, int]) -> int | None:
-    """The line of an entry, or of what it stands in."""
+    """Returns the line of an entry, or of the table that contains it."""
     for length in range(len(location), 0, -1):
         if location[:length] in lines:
             return lines[location[:length]]

@@ -25,7 +25,7 @@ class PlannedAttack:
 
 
 def planned_attacks(tables: list[dict[str, Any]], folder: Path, problems: Noted) -> dict[str, PlannedAttack]:
-    """The attacks of a grid by label; notes what is wrong with them."""
+    """Returns the attacks of a grid by label, and notes their problems."""
     from unbackdoor._poisoning.abilities import is_repeatable
 
     planned: dict[str, PlannedAttack] = {}
@@ -67,7 +67,7 @@ def _rates(given: Any, location: Location, problems: Noted) -> tuple[float, ...]
 
 
 def named_methods(tables: list[dict[str, Any]], folder: Path, problems: Noted) -> dict[str, Any]:
-    """The methods of a grid by label; notes what is wrong with them."""
+    """Returns the methods of a grid by label, and notes their problems."""
     methods: dict[str, Any] = {}
     for place, given in enumerate(tables):
         location: Location = ("methods", place)
@@ -91,7 +91,7 @@ def named_methods(tables: list[dict[str, Any]], folder: Path, problems: Noted) -
 def _shared_out(
     fields: dict[str, Any], steps: list[str], classes: list[Any], location: Location, problems: Noted
 ) -> list[dict[str, Any]]:
-    """Which step of a composition gets which parameter: `fst.alpha`, or plain where one step alone has it."""
+    """Assigns parameters to the steps of a composition: `fst.alpha`, or `alpha` if only one step has it."""
     parts: list[dict[str, Any]] = [{} for _ in steps]
     for key, given in fields.items():
         if key in steps and isinstance(given, dict):
@@ -110,7 +110,7 @@ def _shared_out(
 
 
 def _named(given: dict[str, Any], location: Location, problems: Noted) -> tuple[str, str, dict[str, Any]]:
-    """Label, name and the rest of a table."""
+    """Returns the label, the name and the other entries of a table."""
     fields = dict(given)
     name, label = fields.pop("name", None), fields.pop("label", None)
     if not isinstance(name, str):
@@ -120,7 +120,7 @@ def _named(given: dict[str, Any], location: Location, problems: Noted) -> tuple[
 
 
 def _found(name: str, entries: tuple[Entry, ...], kind: str, listing: str, location: Location, problems: Noted) -> Any:
-    """The class of a name; None if there is a problem."""
+    """Returns the class of a name; None if there is a problem."""
     if not name:
         return None
     try:
@@ -135,12 +135,12 @@ def _found(name: str, entries: tuple[Entry, ...], kind: str, listing: str, locat
 
 
 def _value(cls: Any, fields: dict[str, Any], location: Location, folder: Path, problems: Noted) -> Any:
-    """A method or an attack; None if there is a problem, all of which are noted."""
+    """Returns a method or an attack; None if there are problems, which are noted."""
     fields = {name: local(given, folder) for name, given in fields.items()}
     try:
         validator = getattr(cls, "__pydantic_validator__", None)
         if validator is not None:
-            validator.validate_python(ArgsKwargs((), fields))  # unlike the class, it lists all that is wrong
+            validator.validate_python(ArgsKwargs((), fields))  # unlike the class, it lists all problems
         return cls(**fields)
     except ValidationError as problem:
         for error in problem.errors():

@@ -1,4 +1,4 @@
-"""The files that a grid names: where they are, and what is in them."""
+"""The files that a grid names: their absolute paths, and hashes of their content."""
 
 import hashlib
 import os
@@ -16,14 +16,14 @@ from unbackdoor._registry.entries import find
 
 
 class Noted(Protocol):
-    """Takes what is wrong with a grid."""
+    """Takes the problems of a grid."""
 
     def add(self, location: Location, message: object) -> None:
         """Note a problem of an entry."""
 
 
 def local(given: Any, folder: Path) -> Any:
-    """A parameter that names a file next to the grid, as an absolute path; any other as it is."""
+    """Returns a parameter that names a file next to the grid as an absolute path; others unchanged."""
     if isinstance(given, str) and ("/" in given or "." in given):
         path = folder / os.path.expandvars(given)
         return str(path.absolute()) if path.is_file() else given
@@ -84,7 +84,7 @@ def _found(entry: tuple[str, str], given: str, folder: Path, problems: Noted, *,
 
 
 def _check_trained(name: str, task: Task, problems: Noted) -> None:
-    """Note what a task whose victims are trained lacks, and entries that go with an existing model."""
+    """Note missing entries of a task whose victims are trained, and entries that go with an existing model."""
     where: Location = ("tasks", name)
     if task.train is None:
         problems.add(where, f"tasks.{name} must have train, to make victims, or model, which is one.")
@@ -120,7 +120,7 @@ def _check_normalisation(name: str, task: Task, problems: Noted) -> None:
 
 
 def _check_trigger(name: str, task: Task, attack: Path, problems: Noted) -> None:
-    """Note what an existing model lacks to be scored with its trigger, or has twice."""
+    """Note entries that an existing model lacks to be scored with its trigger, and those given twice."""
     where: Location = ("tasks", name)
     if task.triggered is not None and task.attack is not None:
         problems.add((*where, "triggered"), f"tasks.{name} must have attack or triggered, got both. Leave one out.")
@@ -150,7 +150,7 @@ def file_hashes(task: Task) -> dict[str, str]:
 
 
 def task_spec(name: str, task: Task, files: dict[str, str]) -> dict[str, Any]:
-    """What of a task determines its victims: its name, the content of its files, what differs from the defaults."""
+    """Returns what determines a task's victims: name, content of its files, settings that differ from the defaults."""
     spec: dict[str, Any] = {"name": name, **{key: files[key] for key in ("train", "test", "base") if key in files}}
     if task.held_out:
         spec["held_out"] = task.held_out
@@ -163,7 +163,7 @@ def task_spec(name: str, task: Task, files: dict[str, str]) -> dict[str, Any]:
 
 
 def content_hash(files: tuple[str, ...]) -> str:
-    """A hash of the content of files, patterns and folders, in order; where they lie does not matter."""
+    """Returns a hash of the content of files, patterns and folders, in order; their place does not matter."""
     total = hashlib.sha256()
     for pattern in files:
         for match in [pattern] if exists(pattern) else sorted(glob(pattern, recursive=True)):

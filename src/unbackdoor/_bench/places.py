@@ -1,4 +1,4 @@
-"""Where a store lies: a folder, or an object store behind an fsspec address. Both keep a file whole or not at all."""
+"""The place of a store: a folder, or an fsspec address. Both keep a file whole or not at all."""
 
 import atexit
 import io
@@ -17,10 +17,10 @@ from unbackdoor._inputs import RECORD, exists, read_file
 
 
 class Place(Protocol):
-    """What a store needs of the place where it lies. Names are `kind/file`.
+    """The functions that a store needs of its place. Names are `kind/file`.
 
     Args:
-        near: whether looking into a folder costs nothing.
+        near: whether listing a folder costs nothing.
     """
 
     near: bool
@@ -51,11 +51,11 @@ class Place(Protocol):
 
     @contextmanager
     def locked(self, name: str, *, wait: bool) -> Iterator[bool]:
-        """Hold a name against other processes; gives whether it could be had."""
+        """Lock a name against other processes; yields whether the lock was obtained."""
 
 
 def place(address: str | Path) -> "Place":
-    """A folder, or what an fsspec address such as `s3://bucket/runs` names."""
+    """Returns the place of a folder, or of an fsspec address such as `s3://bucket/runs`."""
     return Remote(str(address)) if "://" in str(address) else Folder(Path(address))
 
 
@@ -116,7 +116,7 @@ class Folder:
 
     @contextmanager
     def locked(self, name: str, *, wait: bool) -> Iterator[bool]:
-        """Hold a name while the block runs; yields False if another process has it and `wait` is off."""
+        """Lock a name while the block runs; yields False if another process has it and `wait` is off."""
         from filelock import FileLock, Timeout
 
         file = self.root / "locks" / name.replace("/", "-")
@@ -130,8 +130,8 @@ class Folder:
         try:
             yield True
         finally:
-            # Whoever waits for the removed file gets its lock while another owns a new one of that name. Both look
-            # first whether the work is done, so at worst a cell is measured twice, and equal.
+            # A process that waits for the removed file has its lock while another locks a new file of that name. Both
+            # check first whether the work is done, so at worst a cell is measured twice.
             file.unlink(missing_ok=True)
             lock.release()
 
@@ -140,7 +140,7 @@ BUCKETS = ("s3", "s3a", "gs", "gcs", "abfs", "az", "oss")  # kinds of stores tha
 
 
 class Remote:
-    """An address that fsspec knows. One put per file, and no locks: two runs may measure a cell twice, and equal."""
+    """An fsspec address, with one put per file and no locks: two runs may measure a cell twice, with equal results."""
 
     near = False
 

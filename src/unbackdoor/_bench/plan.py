@@ -1,4 +1,4 @@
-"""From a grid to its cells, and to those that are still to be made."""
+"""From a grid to its cells, and to those that still have to be measured."""
 
 import dataclasses
 import itertools
@@ -15,13 +15,13 @@ from unbackdoor._registry.entries import entry_of, steps_of
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be done.
+    """The work that is to be done.
 
     Args:
-        victims: to train, in order.
-        cells: to measure, in order.
-        total: cells of the grid.
-        forced: keys of cells that are made although they have a result.
+        victims: victims to train, in order.
+        cells: cells to measure, in order.
+        total: number of cells of the grid.
+        forced: keys of cells that are measured although they have a result.
         surrogates: by the key of a victim, the clean control that its attack perturbs pictures against.
     """
 
@@ -33,16 +33,16 @@ class Plan:
 
 
 def plan(grid: Grid, store: Store, rerun: str, only: tuple[str, ...] = ()) -> Plan:
-    """What of a grid is still to be done.
+    """Returns the part of a grid that is still to be done.
 
     Args:
         grid: checked.
-        store: what is there.
-        rerun: `missing` takes cells without any result, `failed` those that failed as well, `all` all, `none` none.
-        only: keys of cells; all others are left alone.
+        store: the store with its present results.
+        rerun: `missing` takes cells without any result, `failed` also those that failed, `all` all, `none` none.
+        only: keys of cells; no others are measured.
 
     Raises:
-        UnbackdoorError: a victim that is needed was changed since, or `only` names no cell of the grid.
+        UnbackdoorError: a needed victim was changed since its training, or `only` names a cell that the grid lacks.
     """
     cells = all_cells(grid)
     strange = set(only) - {cell.key for cell in cells}
@@ -77,7 +77,7 @@ def plan(grid: Grid, store: Store, rerun: str, only: tuple[str, ...] = ()) -> Pl
         present = trained | {subject.key for subject in to_train}
         for cell in chosen:
             expected = {other.key for other in cell.others if other.model is not None or other.key in present}
-            # A finished control is measured again where the grid has got victims since.
+            # A finished control is measured again if the grid got new victims since.
             if cell.key in done and expected and expected - set((store.get(cell.spec) or {}).get("flips") or {}):
                 wanted.add(cell.key)
                 need(cell.subject)
@@ -89,7 +89,7 @@ def plan(grid: Grid, store: Store, rerun: str, only: tuple[str, ...] = ()) -> Pl
 
 
 def _surrogate_of(subject: Subject, cells: list[Cell]) -> Subject | None:
-    """The clean control that an attack perturbs its pictures against, where it needs one and the grid has it."""
+    """Returns the clean control that an attack perturbs pictures against, if it needs one and the grid has it."""
     from unbackdoor._poisoning.abilities import needs_surrogate
 
     if not needs_surrogate(subject.attack):
@@ -99,7 +99,7 @@ def _surrogate_of(subject: Subject, cells: list[Cell]) -> Subject | None:
 
 
 def all_cells(grid: Grid) -> list[Cell]:
-    """All cells of a grid, victim by victim, each once.
+    """Returns all cells of a grid, victim by victim, each once.
 
     Raises:
         UnbackdoorError: the `attack.json` of an existing model cannot be used.
@@ -129,7 +129,7 @@ def all_cells(grid: Grid) -> list[Cell]:
                 del combinations[found]
         else:
             add(entry)
-    # A victim without any method left is no victim of the table.
+    # A victim that no method is run on does not belong in the table.
     purified = {subject for subject, label, _, _ in combinations if label != "none"}
     kept = [each for each in combinations if each[0] in purified]
     kept.sort(key=lambda each: makes.order[each[0]])
@@ -147,7 +147,7 @@ def all_cells(grid: Grid) -> list[Cell]:
 
 
 def _check_kinds(cells: list[Cell]) -> None:
-    """Refuse attacks and methods on data of the other kind; what an existing model takes is not known yet."""
+    """Refuse attacks and methods on data of the other kind; the kind of an existing model is not known yet."""
     from unbackdoor._poisoning.abilities import modalities_of
 
     for subject, label, method in {

@@ -1,4 +1,4 @@
-"""How far a grid is: a live line on a terminal, few lines elsewhere, as `_progress` has it."""
+"""The progress of a grid: a live line on a terminal, few lines elsewhere, at the pace of `_progress`."""
 
 import time
 from collections.abc import Iterator
@@ -10,16 +10,16 @@ from rich.live import Live
 from unbackdoor import _progress
 from unbackdoor._errors import SENTENCE, printable
 
-FAILURES = 3  # that are shown as they happen; the store keeps all of them
+FAILURES = 3  # number of failures that are shown as they happen; the store keeps all of them
 
 
 class Progress:
     """Counts jobs as they start and end.
 
     Args:
-        victims: to train.
-        cells: to measure.
-        before: cells of the grid that are not to be measured.
+        victims: number of victims to train.
+        cells: number of cells to measure.
+        before: number of cells of the grid that are not measured.
     """
 
     def __init__(self, victims: int, cells: int, before: int) -> None:
@@ -41,15 +41,15 @@ class Progress:
         return self.line()
 
     def started(self) -> None:
-        """A job began."""
+        """Count a job that began."""
         self.running += 1
 
     def again(self) -> None:
-        """A job ended without a result, and will begin again."""
+        """Count a job that ended without a result and will begin again."""
         self.running -= 1
 
     def ended(self, what: Any, *, cell: bool, problem: str = "") -> None:
-        """A job ended; `problem` says why it failed."""
+        """Count a job that ended; `problem` says why it failed."""
         self.running -= 1
         self.measured += cell
         self.trained += not cell
@@ -61,14 +61,14 @@ class Progress:
             self.console.print(self.line())
 
     def line(self) -> str:
-        """All counts in one line."""
+        """Returns all counts in one line."""
         victims = f"victims {self.trained} of {self.victims}, " if self.victims else ""
         cells = f"cells {self.measured - self.failed} of {self.cells} done, {self.failed} failed"
         before = f", {self.before} left alone" if self.before else ""
         return f"{victims}{cells}{before}, {self.running} running{self._left()}"
 
     def _left(self) -> str:
-        """The time left, judged by the jobs so far."""
+        """Returns the time left, estimated from the jobs so far."""
         jobs, ended = self.victims + self.cells, self.trained + self.measured
         if ended in (0, jobs):
             return ""
@@ -76,7 +76,7 @@ class Progress:
 
 
 def duration(seconds: float) -> str:
-    """A time as people say it.
+    """Returns a time in the largest unit that fits.
 
     >>> duration(42), duration(200), duration(9000)
     ('42 s', '3 min', '2.5 h')

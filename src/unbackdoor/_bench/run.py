@@ -13,7 +13,7 @@ from unbackdoor._errors import SENTENCE, IncompleteError, UnbackdoorError, print
 
 
 class Interrupted(UnbackdoorError):
-    """Ctrl-C: what is finished is kept."""
+    """Ctrl-C; finished cells are kept."""
 
     exit_code = 130
 
@@ -66,7 +66,7 @@ def _run(grid: Grid, store: Store, todo: Plan, workers: int, ray: str | None) ->
     elif workers > 1:
         crew = Processes(workers)
     progress = Progress(len(todo.victims), len(todo.cells), todo.total - len(todo.cells))
-    from unbackdoor._bench.schedule import Schedule  # imports all that works, which is heavy
+    from unbackdoor._bench.schedule import Schedule  # imports torch and all methods, which takes seconds
 
     schedule = Schedule(grid, todo, name, store.address, crew, progress)
     try:
@@ -87,7 +87,7 @@ def _run(grid: Grid, store: Store, todo: Plan, workers: int, ray: str | None) ->
 
 
 def _tell(todo: Plan, store: Store, workers: int) -> None:
-    """What would run, and about how long it would take."""
+    """Print the victims and cells that would run, and an estimate of the time."""
     for victim in todo.victims:
         print(f"victim {victim.key}  {printable(victim, SENTENCE)}")
     for cell in todo.cells:
@@ -100,7 +100,7 @@ def _tell(todo: Plan, store: Store, workers: int) -> None:
 
 
 def _estimate(todo: Plan, store: Store, workers: int) -> str:
-    """From the medians of what is in the store: of the same task and method, else of the method, else of all."""
+    """Returns an estimate by the store's medians: of the same task and method, else of the method, else of all."""
     cells: dict[tuple[str, ...], list[float]] = {}
     victims: dict[tuple[str, ...], list[float]] = {}
     for spec, result in store.cells():

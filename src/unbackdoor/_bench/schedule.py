@@ -1,4 +1,4 @@
-"""Which job may start when: a victim after its surrogate, a cell after its victim, a control after its triggers."""
+"""The order of jobs: a victim after its surrogate, a cell after its victim, a control after its triggers."""
 
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
@@ -18,10 +18,10 @@ class Job:
     """A victim to train or a cell to measure.
 
     Args:
-        what: it.
+        what: the victim or the cell.
         needs: keys of victims that must have been tried before.
-        wait: another process was at it when it was first tried, so the next try waits for that process.
-        lost: a worker died at it, so the next try is alone.
+        wait: another process was working on it at the first try, so the next try waits for that process.
+        lost: a worker died while working on it, so the next try runs alone.
     """
 
     what: Subject | Cell
@@ -34,18 +34,18 @@ class Schedule:
     """Hands jobs to workers until none is left.
 
     Args:
-        grid: for the settings of its jobs.
+        grid: the grid, which has the settings of the jobs.
         todo: the jobs.
-        name: of the grid, in the store.
-        address: of the store.
-        crew: who does them.
-        progress: is informed.
+        name: name of the grid in the store.
+        address: address of the store.
+        crew: the workers.
+        progress: counts the jobs.
     """
 
     def __init__(self, grid: Grid, todo: Plan, name: str, address: str, crew: Workers, progress: Progress) -> None:
         self.settings = work.Settings(store=address, grid=name, device=grid.resources.device)
         self.todo, self.crew, self.progress = todo, crew, progress
-        self.first = ""  # of the failures
+        self.first = ""  # message of the first failure
         self.untried = {victim.key for victim in todo.victims}
         self.broken: dict[str, str] = {}  # victims that failed, and why
         cells: dict[str, list[Cell]] = {}
@@ -62,7 +62,7 @@ class Schedule:
         return Job(cell, frozenset([cell.subject.key, *(other.key for other in cell.others)]) & self.untried)
 
     def run(self) -> None:
-        """Do all jobs.
+        """Run all jobs.
 
         Raises:
             IncompleteError: the disk is full.
@@ -89,7 +89,7 @@ class Schedule:
                 future.cancel()
 
     def _next(self, *, alone: bool) -> Job | None:
-        """The first job that may start; one that lost its worker starts when no other is left to start or running."""
+        """Returns the first job that may start; one that lost its worker waits for all others to end."""
         ready = (job for job in self.jobs if not job.needs & self.untried)
         chosen = next((job for job in ready if not job.lost), None)
         if chosen is None and alone:

@@ -1,4 +1,4 @@
-"""What a grid file may hold, as typed tables."""
+"""The tables of a grid file, as checked types."""
 
 import re
 from typing import Annotated, Any, Literal
@@ -32,26 +32,26 @@ Numbers = Annotated[tuple[float, ...], BeforeValidator(_several), Field(min_leng
 
 
 class Table(BaseModel):
-    """Entries are checked, and there are no others."""
+    """A table whose entries are checked, and that has no others."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Task(Table):
-    """Data and what is trained on it, or an existing model.
+    """Data and the victims that are trained on it, or an existing model.
 
     Args:
         train: training examples, for victims and for budgets `from = "train"`.
         test: examples to score on.
-        second_test: more of them, on which the first purification seed is scored too, apart.
+        second_test: more test examples, on which the first purification seed is also scored, separately.
         clean: examples for budgets `from = "unseen"`; without it, `held_out` of the test examples.
         held_out: how many test examples are set aside for clean budgets and never scored.
         columns: the data's own column names.
         model: an existing model directory, or a weights file with `factory`; no victim is trained.
-        attack: its `attack.json`, where that is not in the directory.
-        triggered: instead of one, examples that carry its trigger, with their true labels.
+        attack: its `attack.json`, if that is not in the directory.
+        triggered: instead of `attack`, examples that carry its trigger, with their true labels.
         target: the attacker's class, with `triggered`.
-        control: a clean model for the same task, for an existing model; true where that itself never was poisoned.
+        control: a clean model for the same task, for an existing model; true if that model was never poisoned.
         factory: `FILE.py:FUNCTION` that makes the module of an existing model, and of its control, base and proxy.
         mean, std, image_size: how the pixels of an existing model are made, as in `purify`.
         base: the pre-trained model that victims start from, or that the existing model came from.
@@ -99,7 +99,7 @@ RECIPE = (
     "augment",
     "precision",
 )
-# As of these, which say how an existing model is asked.
+# The same for these, which say how the inputs of an existing model are made.
 ASKED = ("mean", "std", "image_size", "target")
 
 
@@ -112,7 +112,7 @@ class Budget(Table):
 
 
 class Cells(Table):
-    """Combinations to add or, with `leave_out`, to take away; what is not named is all that the grid has."""
+    """Combinations to add or, with `leave_out`, to leave out; a key that is absent means all that the grid has."""
 
     leave_out: Annotated[bool, Field(strict=True)] = False
     task: Texts | None = None
@@ -125,7 +125,7 @@ class Cells(Table):
 
 
 class Resources(Table):
-    """What one job takes: processors and graphics processors (a fraction, where several share one)."""
+    """The resources of one job: processors and graphics processors (a fraction if several share one)."""
 
     cpus: Annotated[float, Field(gt=0)] = 1
     gpus: Annotated[float, Field(ge=0)] = 0
@@ -133,7 +133,7 @@ class Resources(Table):
 
 
 class File(Table):
-    """A grid file as it is written."""
+    """A grid file, table by table."""
 
     model_config = ConfigDict(title="grid")
 

@@ -1,4 +1,4 @@
-"""The cell store: one JSON file per measurement, named by what was measured, written in one step."""
+"""The cell store: one JSON file per measurement, named by a hash of what was measured, written in one step."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ VERSION = 1  # of the identity: part of every key, so that a change of meaning n
 
 
 def identity(spec: dict[str, Any]) -> str:
-    """The key of a measurement: a hash of what determines its result, whatever the order of its entries.
+    """Returns the key of a measurement: a hash of what determines its result, whatever the order of its entries.
 
     >>> identity({"seed": 0, "rate": 0.01}) == identity({"rate": 0.01, "seed": 0})
     True
@@ -78,7 +78,7 @@ class Store:
         return self.place.names("failed") - self.done()
 
     def cells(self) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-        """All (spec, result) pairs, in the order of their keys; the failed ones last."""
+        """Yields all (spec, result) pairs in the order of their keys, the failed ones last."""
         names = [f"cells/{key}.json" for key in sorted(self.done())]
         names += [f"failed/{key}.json" for key in sorted(self.failed())]
         for name, content in zip(names, self.place.read_all(names), strict=True):
@@ -86,7 +86,7 @@ class Store:
                 yield self._cell(content, name)
 
     def rows(self, spec: dict[str, Any], draw: Callable[[], list[int]]) -> list[int]:
-        """Row numbers that are drawn once and then kept, so that no other version draws others."""
+        """Returns row numbers that are drawn once and then kept, so that another version gets the same ones."""
         name = f"rows/{identity(spec)}.json"
         content = self.place.read(name)
         if content is None:
@@ -104,7 +104,7 @@ class Store:
         """Keep a victim, with the hash of each of its files.
 
         Raises:
-            IncompleteError: the disk is full; nothing is left of it.
+            IncompleteError: the disk is full; no part of the victim is left.
         """
 
         def fill_and_sign(folder: Path) -> None:
@@ -119,7 +119,7 @@ class Store:
         """A victim's folder, on this machine.
 
         Raises:
-            UnbackdoorError: it is not there, or a file in it is not the one that was written.
+            UnbackdoorError: the victim is missing, or one of its files was changed.
         """
         name = f"victims/{key}"
         folder = self.place.get_folder(name)
@@ -141,7 +141,7 @@ class Store:
         return folder
 
     def locked(self, key: str, *, wait: bool = False) -> AbstractContextManager[bool]:
-        """Hold a key against other processes; gives whether it could be had."""
+        """Lock a key against other processes; yields whether the lock was obtained."""
         return self.place.locked(key, wait=wait)
 
     def _cell(self, content: bytes, name: str) -> tuple[dict[str, Any], dict[str, Any]]:

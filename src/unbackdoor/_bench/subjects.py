@@ -1,4 +1,4 @@
-"""Subjects and cells: what is measured, and what determines it."""
+"""Subjects and cells: the models and measurements of a grid, and their identities."""
 
 import itertools
 from collections.abc import Iterator
@@ -20,20 +20,20 @@ OWN: dict[str, Any] = {
     "name": "own",
     "version": 1,
     "parameters": {},
-}  # somebody else's, of which only examples are known
+}  # the attack of somebody else, known only by examples
 
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """A model to purify: a victim that is trained, a clean control, or a model that is there already.
+    """A model to purify: a victim that is trained, a clean control, or an existing model.
 
     Args:
-        name: of the task.
-        label: of the attack; `own` of an existing model, `none` of a clean control.
+        name: name of the task.
+        label: label of the attack; `own` for an existing model, `none` for a clean control.
         attack: None for a clean control, and for an existing model.
         model: directory of an existing model.
         trigger: `attack.json` of an existing model.
-        spec: what determines it, and its key.
+        spec: everything that determines the subject and so its key.
     """
 
     name: str
@@ -55,12 +55,12 @@ class Subject:
 
     @property
     def control(self) -> bool:
-        """Whether it has no backdoor."""
+        """Whether the subject has no backdoor."""
         return self.label == "none"
 
     @property
     def marked(self) -> bool:
-        """Whether its score has triggered examples; a control beside a victim is shown the victim's instead."""
+        """Whether its own score has triggered examples; a control of a victim gets the victim's."""
         return not self.control or (
             self.task.control is True and (self.task.triggered is not None or self.trigger is not None)
         )
@@ -75,9 +75,9 @@ class Cell:
     """A measurement: a subject, purified by a method with a clean budget and a seed, and scored.
 
     Args:
-        label: of the method; `none` for the subject as it is.
-        others: of a clean control: the victims whose triggers it is shown.
-        second: whether it is also scored on the task's second test examples.
+        label: label of the method; `none` for the subject itself.
+        others: for a clean control, the victims whose triggers it is scored with.
+        second: whether the cell is also scored on the task's second test examples.
     """
 
     subject: Subject
@@ -97,7 +97,7 @@ class Cell:
 
 
 def value_spec(made: Any, entries: tuple[Entry, ...]) -> dict[str, Any]:
-    """What of a method or an attack determines results: name, version, and the parameters that differ from defaults."""
+    """Returns what determines results: name, version, and the parameters that differ from their defaults."""
     if made is None:
         return NONE
     if steps_of(made) != (made,):
@@ -115,7 +115,7 @@ def _hashed(given: Any) -> Any:
 
 
 class Subjects:
-    """The subjects of a grid, each made once, with the order in which they were first asked for."""
+    """The subjects of a grid, each made once, in the order of their first use."""
 
     def __init__(self, grid: Grid) -> None:
         self.grid = grid
@@ -125,7 +125,7 @@ class Subjects:
         self.order: dict[Subject, int] = {}
 
     def of(self, entry: Cells) -> Iterator[Subject]:
-        """The subjects that an entry is about, the clean controls among them."""
+        """Returns the subjects of an entry, clean controls included."""
         grid = self.grid
         for name, task in grid.tasks.items():
             if entry.task and name not in entry.task:
@@ -167,7 +167,7 @@ class Subjects:
         yield from self._beside(name, task)
 
     def _beside(self, name: str, task: Task) -> Iterator[Subject]:
-        """The clean model that a task names for an existing one, unless the grid goes without."""
+        """Returns the clean model that a task names for an existing one, unless the grid leaves clean controls out."""
         if isinstance(task.control, str) and any(planned.value is None for planned in self.grid.attacks):
             yield self._subject(name, task, "none", None, 0.0, None, model=task.control)
 
@@ -230,6 +230,6 @@ def cell_of(
 
 
 def _takes_proxy(step: Any) -> bool:
-    """Whether a method may use another model for the task; one that is not registered is not known not to."""
+    """Whether a method may use another model for the task; for a method that is not registered, assume so."""
     entry = entry_of(step, purifiers.REGISTRY)
     return step is not None and (entry is None or Need.PROXY in entry.needs)

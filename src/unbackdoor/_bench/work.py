@@ -1,4 +1,4 @@
-"""What a worker does: train a victim, or purify and score one. A process keeps what its next job will need as well."""
+"""The work of a job: train a victim, or purify and score one. A process keeps data for its next job."""
 
 import dataclasses
 import functools
@@ -45,13 +45,13 @@ from unbackdoor._victims.recipe import VictimRecipe
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What all jobs of a run share.
+    """The settings that all jobs of a run share.
 
     Args:
-        store: its address.
+        store: address of the store.
         grid: the grid's name under `grids/`.
-        device: None takes a GPU if there is one.
-        threads: of this process; None leaves it as it is.
+        device: None uses a GPU if there is one.
+        threads: number of threads of this process; None does not change it.
     """
 
     store: str
@@ -61,12 +61,12 @@ class Settings:
 
 
 class Outcome(NamedTuple):
-    """How a job ended.
+    """The end of a job.
 
     Args:
-        kind: `busy` if another process is at it.
-        seconds: that it took here.
-        message: of a failure.
+        kind: `busy` if another process is working on it.
+        seconds: time that the job took here.
+        message: reason of a failure.
     """
 
     kind: Literal["done", "failed", "busy"]
@@ -75,7 +75,7 @@ class Outcome(NamedTuple):
 
 
 def train(subject: Subject, surrogate: Subject | None, settings: Settings, wait: bool) -> Outcome:
-    """Train a victim and keep it, unless it is there.
+    """Train a victim and keep it, unless it is already in the store.
 
     Raises:
         IncompleteError: the disk is full.
@@ -133,7 +133,7 @@ def fail(cell: Cell, settings: Settings, message: str, seconds: float = 0.0, tra
 
 
 def problem_text(problem: BaseException) -> str:
-    """A failure in one sentence."""
+    """Returns a failure in one sentence."""
     text = " ".join(str(problem).split())
     return text if isinstance(problem, UnbackdoorError) else f"{type(problem).__name__}: {text}"[:500]
 
@@ -146,7 +146,7 @@ def _desk(settings: Settings) -> "_Desk":
 
 
 class _Desk:
-    """What a process has at hand: the store, and the data and the subject of the last job."""
+    """The state of a process: the store, and the data and the subject of the latest job."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -282,7 +282,7 @@ class _Desk:
         return folder, load(folder, max_length=subject.task.max_length)
 
     def _attacked(self, subject: Subject, test: Dataset, model: Any, classes: int) -> Triggered | None:
-        """Test examples with a subject's trigger on; None if it is not trained yet."""
+        """Returns test examples with a subject's trigger; None if the subject is not trained yet."""
         task = subject.task
         if task.triggered is not None and task.target is not None:
             marked = self.examples.triggered(subject, test, test.encode, class_names(model))
@@ -295,7 +295,7 @@ class _Desk:
         return triggered(test, load_trigger(self.store.victim(subject.key)), classes)
 
     def _took(self, subject: Subject, measured: Callable[[], Score], classes: int, test: Dataset) -> bool:
-        """Whether a suspect from elsewhere has its backdoor: by the cell of the model as it came, else measured."""
+        """Whether an existing model has its backdoor: by its cell without a method if there is one, else measured."""
         known = self.store.get({"victim": subject.spec, "method": NONE, "clean": None, "seed": 0})
         if known is not None and known.get("implanted") is not None:
             return bool(known["implanted"])
@@ -308,7 +308,7 @@ class _Desk:
 
 
 def _asked(source: str, task: Task) -> Loaded:
-    """An existing model of a task, loaded and asked as the task says."""
+    """Returns an existing model of a task, loaded with the task's settings."""
     return load(
         source,
         factory=task.factory,
@@ -325,7 +325,7 @@ def _share(model: Any, attacked: Triggered, arithmetic: Any) -> dict[str, float 
 
 
 def _described(method: Any) -> dict[str, Any]:
-    """A method's repr and parameters, files by their names: the folders are those of this machine."""
+    """Returns a method's repr and parameters, with files named without the folders of this machine."""
     parameters = to_json(method, REGISTRY)["parameters"]
     text = json.dumps({"repr": repr(method), "parameters": parameters})
     for step in parameters if isinstance(parameters, list) else [parameters]:
@@ -341,7 +341,7 @@ def _recorded(path: Path) -> dict[str, Any]:
 
 @functools.lru_cache(maxsize=1)
 def commit() -> str | None:
-    """The commit of the source tree that this runs from, with `-dirty` after changes; None if it is installed."""
+    """Returns the commit of the source tree that runs, with `-dirty` after changes; None for an installed package."""
     root = Path(__file__).parents[3]
     if not (root / ".git").exists():
         return None

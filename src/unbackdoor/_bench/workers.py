@@ -1,4 +1,4 @@
-"""Who does the jobs: this process, local processes, or a Ray cluster. All three are executors of concurrent.futures."""
+"""The workers: this process, local processes, or a Ray cluster. All three are executors of concurrent.futures."""
 
 import logging
 import math
@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from unbackdoor._bench.schema import Resources
 from unbackdoor._errors import UnbackdoorError
 
-# What concurrent.futures and Ray raise for a job whose worker died, not for one that failed.
+# The errors of concurrent.futures and Ray for a job whose worker died, not for one that failed.
 _LOST = {"BrokenProcessPool", "WorkerCrashedError", "NodeDiedError", "OutOfMemoryError", "ObjectLostError"}
 
 
@@ -23,11 +23,11 @@ def lost(future: "Future[Any]") -> bool:
 
 
 class Workers(Protocol):
-    """Where jobs are submitted.
+    """A place to submit jobs to.
 
     Args:
-        slots: how many may be in flight.
-        together: whether a worker that dies takes all jobs in flight with it.
+        slots: number of jobs that may be in flight.
+        together: whether all jobs in flight are lost if a worker dies.
     """
 
     slots: int
@@ -37,10 +37,10 @@ class Workers(Protocol):
         """Start a job."""
 
     def renew(self) -> None:
-        """Replace workers that died, if nobody else does."""
+        """Replace workers that died, unless the cluster does that."""
 
     def stop(self) -> None:
-        """Let go, without waiting for what is running."""
+        """Shut down, without waiting for running jobs."""
 
 
 class Here:
@@ -59,10 +59,10 @@ class Here:
         return future
 
     def renew(self) -> None:
-        """Nothing died."""
+        """Do nothing: no worker can die."""
 
     def stop(self) -> None:
-        """Nothing is running."""
+        """Do nothing: no job is running."""
 
 
 class Processes:
@@ -72,7 +72,7 @@ class Processes:
 
     def __init__(self, count: int) -> None:
         self.slots = count
-        self.last: list[Future[Any]] = []  # of those that were submitted, without those that were done by then
+        self.last: list[Future[Any]] = []  # submitted jobs that were not done at the time
         self.renew()
 
     def submit(self, job: Callable[..., Any], *arguments: Any) -> "Future[Any]":
@@ -81,12 +81,12 @@ class Processes:
         return self.last[-1]
 
     def renew(self) -> None:
-        """A new pool: one that lost a process takes no more jobs."""
+        """Start a new pool: one that lost a process takes no more jobs."""
         context = multiprocessing.get_context("spawn")
         self.pool = ProcessPoolExecutor(self.slots, context, initializer=_begin, initargs=(threads_of(self.slots),))
 
     def stop(self) -> None:
-        """End the processes: a job that was under way leaves nothing behind."""
+        """End the processes: an unfinished job leaves nothing behind."""
         if any(not future.done() for future in self.last):
             for process in list((self.pool._processes or {}).values()):
                 process.terminate()
@@ -94,14 +94,14 @@ class Processes:
 
 
 def threads_of(workers: int) -> int:
-    """Threads for each of some local workers: their share of the cores that this process may use."""
+    """Returns the number of threads of each local worker: its share of the cores that this process may use."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     given = os.environ.get("OMP_NUM_THREADS", "")
     return max(1, min(allowed // workers, int(given) if given.isdecimal() and int(given) > 0 else allowed))
 
 
 def _begin(threads: int) -> None:
-    """In a new worker: its share of the cores, silence, and an end when the process that started it ends."""
+    """Set a new worker up: its share of the cores, no output, and an end when its parent process ends."""
     import torch
 
     torch.set_num_threads(threads)
@@ -117,7 +117,7 @@ def _begin(threads: int) -> None:
 
 
 def quiet(level: int = logging.ERROR) -> int:
-    """Leave warnings to the records, which keep them: here nobody would know what they are about.
+    """Leave warnings to the records, which keep them: on the terminal their cell would not be known.
 
     Returns:
         The level that the logger had before.
@@ -129,7 +129,7 @@ def quiet(level: int = logging.ERROR) -> int:
 
 
 class Cluster:
-    """A Ray cluster. Ray places the jobs, and starts those of a lost node again elsewhere."""
+    """A Ray cluster. Ray places the jobs, and restarts those of a lost node elsewhere."""
 
     together = False
 
@@ -162,10 +162,10 @@ class Cluster:
         return future
 
     def renew(self) -> None:
-        """Ray does that itself."""
+        """Do nothing: Ray does that itself."""
 
     def stop(self) -> None:
-        """Leave the cluster, which ends what is running of this."""
+        """Leave the cluster, which ends the running jobs of this process."""
         self.ray.shutdown()
 
 

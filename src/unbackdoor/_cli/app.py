@@ -1,4 +1,4 @@
-"""The command line: from what was typed to an exit code."""
+"""The command line: from arguments to an exit code."""
 
 import errno
 import io
@@ -22,7 +22,7 @@ def main(arguments: list[str] | None = None) -> None:
     """
     given = sys.argv[1:] if arguments is None else arguments
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # names may have letters that the console's encoding has not
+        if isinstance(stream, io.TextIOWrapper):  # names may have letters that the console's encoding lacks
             stream.reconfigure(errors="backslashreplace")
     command = next((word for word in given if not word.startswith("-")), "")
     _log_to_stderr(command)

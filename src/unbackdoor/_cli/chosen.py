@@ -15,7 +15,7 @@ from unbackdoor._registry.purifiers import REGISTRY as PURIFIERS
 T = TypeVar("T")
 
 _MODEL = "MODEL is a Hugging Face directory or Hub name, or a weights file with --factory."
-_PLAIN = "An option that one step alone has may be given without the name of the step, as --alpha."
+_PLAIN = "An option that only one step has may be given without the name of the step, as --alpha."
 
 
 def single(verb: str, entry: Entry, typed: str) -> Callable[..., None]:
@@ -91,7 +91,7 @@ def composition(steps: list[Entry], typed: str) -> Callable[..., None]:
 
 
 def spelled_out(given: list[str]) -> list[str]:
-    """The arguments of `purify A+B` with --alpha written as --fst.alpha, where one step alone has such an option."""
+    """Returns the arguments of `purify A+B` with --alpha written as --fst.alpha if only one step has such an option."""
     words = [word for word in given if not word.startswith("-")]
     if words[:1] != ["purify"] or "+" not in "".join(words[1:2]):
         return given
@@ -117,13 +117,13 @@ _OPTIONS = {Need.CLEAN: "clean", Need.TOKENIZER: "clean", Need.BASE: "base", Nee
 
 
 def _asking(options: type[T], entries: list[Entry]) -> type[T]:
-    """The options of a command, with those among the required ones that the chosen steps need."""
+    """Returns the options of a command, with those that the chosen steps need among the required ones."""
     needs = {need for entry in entries for need in entry.needs}
     return asking(options, *dict.fromkeys(option for need, option in _OPTIONS.items() if need in needs))
 
 
 def _help(cls: type, more: str) -> str:
-    """The first paragraph of a class docstring, and a paper's address where the docstring has one."""
+    """Returns the first paragraph of a class docstring, and the paper's address if the docstring has one."""
     paragraphs = [" ".join(part.split()) for part in (cls.__doc__ or "").split("\n\n")]
     paper = next((part for part in paragraphs if "https://" in part), "")
     return "\n\n".join(part for part in (paragraphs[0], more, paper) if part)

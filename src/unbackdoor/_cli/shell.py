@@ -1,11 +1,11 @@
-"""What repeats a command in a shell, in one line that can be printed whatever the names in it are."""
+"""Commands quoted for a shell, in one printable line, whatever names are in it."""
 
 import shlex
 from collections.abc import Sequence
 
 
 def shell_words(words: Sequence[str]) -> str:
-    r"""Words, quoted where a shell needs that; as `$'...'` of bash and zsh where they hold what cannot be printed.
+    r"""Returns words, quoted if a shell needs that; as `$'...'` of bash and zsh if they hold unprintable characters.
 
     >>> print(shell_words(["evaluate", "my model", "it's\n\u202e"]))
     evaluate 'my model' $'it\'s\x0a\u202e'

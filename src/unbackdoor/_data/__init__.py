@@ -1,1 +1,1 @@
-"""Data sets: reading, labels, images and texts, and what models get of them."""
+"""Data sets: reading, labels, images and texts, and the inputs that models get."""

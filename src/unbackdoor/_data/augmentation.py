@@ -53,7 +53,7 @@ class Augmentation:
 
 
 def _jittered(pixels: Tensor, generator: torch.Generator) -> Tensor:
-    """Other contrast, brightness and tint for each image; float, in [0, 255]."""
+    """Changes contrast, brightness and tint of each image; float, in [0, 255]."""
     batch, channels = pixels.shape[:2]
     contrast = 0.7 + 0.6 * torch.rand(batch, 1, 1, 1, generator=generator)
     tint = 0.2 * torch.rand(batch, channels, 1, 1, generator=generator) - 0.1
@@ -64,7 +64,7 @@ def _jittered(pixels: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _erased(pixels: Tensor, generator: torch.Generator) -> Tensor:
-    """A square in every second image, of an eighth to half of the height, cut off at the border."""
+    """Paints a square in every second image, of an eighth to half of the height, cut off at the border."""
     batch, _, height, width = pixels.shape
     side = torch.randint(height // 8, height // 2 + 1, (batch, 1), generator=generator)
     top = torch.randint(0, height, (batch, 1), generator=generator)
@@ -79,15 +79,15 @@ def _erased(pixels: Tensor, generator: torch.Generator) -> Tensor:
 def augmentation(
     kind: Literal["auto", "flip", "crop", "none"], shape: tuple[int, ...], classes: Sequence[str] | None
 ) -> Augmentation:
-    """The augmentation of a data set.
+    """Returns the augmentation of a data set.
 
     The padding of crops is 4 pixels, less for images under 32 pixels.
 
     Args:
-        kind: `flip` is crops and mirror images, `crop` crops alone. `auto` is `flip`, but `crop` if a class name shows
-            that a mirror image may belong to another class, or to none: a digit or letter, left or right, a number on
-            a sign.
-        shape: of the pictures, (channels, height, width); () of texts, which are not augmented.
+        kind: `flip` means crops and mirror images, `crop` only crops. `auto` is `flip`, but `crop` if a class name
+            shows that a mirror image may belong to another class, or to none: a digit or letter, left or right, a
+            number on a sign.
+        shape: shape of the pictures, (channels, height, width); () for texts, which are not augmented.
         classes: names of the classes, if they are known.
     """
     if kind == "none" or not shape:

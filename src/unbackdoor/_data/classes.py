@@ -1,4 +1,4 @@
-"""The classes of a data set against those of a model: their range, their names, their order."""
+"""The classes of a data set compared with those of a model: range, names, order."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ def check_labels(data: Dataset, classes: int) -> None:
 
 
 def in_order_of(data: Dataset, classes: Sequence[str] | None) -> Dataset:
-    """The same examples with the class numbers of a model, matched by name if the data names its classes.
+    """Returns the same examples with a model's class numbers, matched by name if the data names its classes.
 
     Raises:
         UnbackdoorError: the model does not know a class of the data.
@@ -38,12 +38,12 @@ def in_order_of(data: Dataset, classes: Sequence[str] | None) -> Dataset:
 def report_class_order(
     data: Dataset, known: Sequence[str] | None, classes: int, warn: Callable[[str], None] = logger.warning
 ) -> None:
-    """Log how the names of the data were numbered for a model that does not name its classes, and warn in doubt.
+    """Log how the data's class names were numbered for a model that does not name its classes, and warn if in doubt.
 
     Args:
-        data: with names of its own or none.
+        data: examples, with or without class names.
         known: the names of the model's classes; if there are any, nothing is logged.
-        classes: how many the model has.
+        classes: number of classes of the model.
         warn: a function that takes the warning.
     """
     if known is not None or data.classes is None or data.classes == tuple(map(str, range(len(data.classes)))):

@@ -1,4 +1,4 @@
-"""Columns of a data set: which of them hold texts, pictures and labels, and whether all files have them."""
+"""The columns of texts, pictures and labels in a data set, and whether all files have them."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from unbackdoor._errors import UnbackdoorError, printable
 
 
 def joined(tables: Sequence[Table], column: str) -> list[Any]:
-    """The cells of a column of all tables, one table after another."""
+    """Returns the cells of a column of all tables, one table after another."""
     return [cell for table in tables for cell in table.column(column)]
 
 
@@ -34,7 +34,7 @@ def check_column(tables: Sequence[Table], wanted: str, column: str, where: str) 
 
 
 def listed(columns: Iterable[str]) -> str:
-    """The names of columns, for a message."""
+    """Returns the names of columns, for a message."""
     return printable(", ".join(columns), 300)
 
 
@@ -75,12 +75,12 @@ def _check_label_names(
 
 
 def image_column(present: Sequence[str], names: dict[str, str], where: str) -> dict[str, str]:
-    """Which column of a data set holds the pictures: `image` to the data's name.
+    """Returns the column that holds the pictures: `image` to the data's name.
 
     Args:
         present: the columns of the data.
         names: the data's names by the library's, if the user gave them.
-        where: named in messages.
+        where: name of the data, for messages.
 
     Raises:
         UnbackdoorError: the data holds texts.
@@ -96,13 +96,13 @@ def image_column(present: Sequence[str], names: dict[str, str], where: str) -> d
 def text_columns(
     present: Sequence[str], names: dict[str, str], where: str, *, trained_on: tuple[str, ...] | None, hint: str = ""
 ) -> dict[str, str]:
-    """Which columns of a data set hold the texts: the library's names to the data's.
+    """Returns the columns that hold the texts: the library's names to the data's.
 
     Args:
         present: the columns of the data.
         names: the data's names by the library's, if the user gave them.
-        where: named in messages.
-        trained_on: `text`, or `text_a` and `text_b`, if it is known which of them the model was trained on.
+        where: name of the data, for messages.
+        trained_on: the columns that the model was trained on, `text`, or `text_a` and `text_b`; None if not known.
         hint: another way out if a column is missing.
 
     Raises:

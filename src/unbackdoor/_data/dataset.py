@@ -25,10 +25,10 @@ logger = logging.getLogger("unbackdoor")
 Augment = Literal["auto", "flip", "crop", "none"]
 
 ItemsLike = Items | Tensor
-"""What `Dataset` takes as items: it turns a tensor of pixels into `Images`."""
+"""The items that `Dataset` takes; it turns a tensor of pixels into `Images`."""
 
 Encoder = ImageEncoder | TextEncoder
-"""What reads items from the columns of a data set and makes model inputs of them; both kinds have the same methods."""
+"""Reads items from the columns of a data set and makes model inputs of them; both kinds have the same methods."""
 
 
 class Batch(NamedTuple):
@@ -47,7 +47,7 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """Examples with their labels, and the way into the model.
+    """Examples with their labels, and the encoder that makes model inputs of them.
 
     Args:
         items: `Images`, or a tensor of their pixels at the data set's own size, (n, channels, height, width), uint8; or
@@ -56,10 +56,10 @@ class Dataset:
         encode: makes model inputs of a batch of items.
         classes: class names in label order, if they are known.
         augment: applied to training batches of images.
-        groups: rows of one class and group stay together (the frames of one video, say), (n,), int64.
+        groups: group of each row, (n,), int64; rows of one class and group stay together (frames of one video, say).
         rows: places of the examples in the source, (n,), int64; None for their positions here.
         columns: the source's own names of columns, as they were passed to `load`; a copy keeps them.
-        name: how messages call the data.
+        name: name of the data in messages.
     """
 
     items: ItemsLike
@@ -147,17 +147,17 @@ class Dataset:
 
     @property
     def _items(self) -> Items:
-        """The items, which `__post_init__` has prepared."""
+        """The prepared items."""
         return cast(Items, self.items)
 
     @property
     def _encode(self) -> Callable[[Items], Tensor | Tokens]:
-        """The encoder, for items of its kind: no others are in the data."""
+        """The encoder, typed for items of its kind: the data has no others."""
         return cast(Callable[[Items], Tensor | Tokens], self.encode)
 
     @property
     def modality(self) -> Literal["images", "text"]:
-        """What the items are."""
+        """The kind of the items: `images` or `text`."""
         return self.encode.modality
 
     @property
@@ -191,7 +191,7 @@ class Dataset:
 
     @property
     def tokenizer(self) -> Any:
-        """What tokenises a data set of texts, of transformers."""
+        """The tokenizer of a data set of texts, from transformers."""
         return self.text_encoder.tokenizer
 
     def class_name(self, label: int) -> str:
@@ -199,7 +199,7 @@ class Dataset:
         return printable(self.classes[label]) if self.classes and label < len(self.classes) else str(label)
 
     def identities(self) -> list[Hashable]:
-        """Something for each item that is equal if the items are equal."""
+        """Returns something hashable for each item, equal for equal items."""
         return self._items.identities()
 
     def select(self, rows: Tensor | np.ndarray | Sequence[int]) -> "Dataset":
@@ -221,11 +221,11 @@ class Dataset:
         return replace(self, items=self._items.joined(others._items), labels=labels, groups=None, rows=None)
 
     def replaced(self, rows: Tensor, items: ItemsLike) -> "Dataset":
-        """The same examples, but for the items in some rows; labels are kept.
+        """Returns the same examples with other items in some rows; labels are kept.
 
         Args:
-            rows: their numbers, (k,).
-            items: k others, of the same kind.
+            rows: numbers of these rows, (k,).
+            items: k other items of the same kind.
         """
         return replace(self, items=self._items.replaced(rows, cast(Items, items)))
 
@@ -233,7 +233,7 @@ class Dataset:
         """The same examples for another model.
 
         Args:
-            encode: of that model.
+            encode: encoder of that model.
 
         Raises:
             UnbackdoorError: pictures went through the steps of one model's processor when they were read, since they
@@ -269,7 +269,7 @@ class Dataset:
     def batches(self, size: int, *, generator: torch.Generator | None = None) -> Iterator[Batch]:
         """Encoded batches of at most `size` examples: in order, or shuffled and augmented if a generator is given.
 
-        Texts come by their length; `rows` of a batch are their numbers.
+        Texts come sorted by length; `rows` of a batch are their numbers.
 
         The generator lives on the CPU whatever the device, so that a seed gives the same batches everywhere.
         """

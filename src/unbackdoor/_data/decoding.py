@@ -18,11 +18,11 @@ from unbackdoor._inputs import MEBIBYTE, PICTURE, read_file
 
 logger = logging.getLogger("unbackdoor")
 
-UNFOLDED = 512 * MEBIBYTE  # of decoded pictures: from here on their number is compared with the bytes of their files
+UNFOLDED = 512 * MEBIBYTE  # pixels of decoded pictures from which on they are compared with the bytes of their files
 
 _LARGEST = 64_000_000  # pixels of a decoded picture
 
-# What the log says of pictures that decoding changed in a way that their owner may not expect.
+# Changes of pictures by decoding that their owner may not expect, in the words of the log.
 _CHANGES = {
     "alpha": "have transparent parts, which became white",
     "depth": "have 16 bits per channel, of which the upper 8 are kept",
@@ -42,7 +42,7 @@ def report_changes(changes: Counter[str], where: str, count: int) -> None:
 
 
 def encoded_length(cell: Any, folder: Path | None) -> int:
-    """The bytes of an encoded picture; of one that is not encoded, `UNFOLDED`."""
+    """Returns the number of bytes of an encoded picture, and `UNFOLDED` for one that is not encoded."""
     if isinstance(cell, dict):
         cell = cell["bytes"] if cell.get("bytes") is not None else cell.get("path")
     if isinstance(cell, str):
@@ -55,9 +55,9 @@ def decode_cell(cell: Any, row: int, where: str, folder: Path | None, changes: C
 
     Args:
         cell: `{"bytes": ..., "path": ...}`, encoded bytes, a path, a PIL image or an array.
-        row: named in messages.
-        where: named in messages.
-        folder: what relative paths are relative to.
+        row: number of the row, for messages.
+        where: name of the data, for messages.
+        folder: folder that relative paths start from.
         changes: counts what was changed, by the keys of `_CHANGES`.
 
     Raises:

@@ -18,15 +18,15 @@ _MARKS = {  # the long ones first: UTF-32 begins as UTF-16 does
     codecs.BOM_UTF16_LE: "UTF-16",
     codecs.BOM_UTF16_BE: "UTF-16",
 }
-MOST_CHARACTERS = 10_000_000  # of a cell
-MOST_BYTES = 4 * 1024 * MEBIBYTE  # of a table that is text, which is read as a whole
+MOST_CHARACTERS = 10_000_000  # characters of a cell
+MOST_BYTES = 4 * 1024 * MEBIBYTE  # bytes of a table in a text file, which is read as a whole
 
 
 def decoded(file: Path) -> str:
-    """The text of a file in UTF-8, with or without a byte order mark.
+    """Returns the text of a file in UTF-8, with or without a byte order mark.
 
     Raises:
-        UnbackdoorError: it is in another encoding, or not text.
+        UnbackdoorError: the file is in another encoding, or not text.
     """
     with open_file(file, MOST_BYTES) as opened:
         content = opened.read()
@@ -52,21 +52,21 @@ def decoded(file: Path) -> str:
 
 
 def read_delimited(file: Path, label: str) -> tuple[dict[str, list[str | None]], frozenset[str]]:
-    """The columns of a CSV or TSV file.
+    """Reads the columns of a CSV or TSV file.
 
-    The first line names the columns, and shows whether a comma, semicolon, tab or bar separates them. A cell stays the
-    text that it is: 007, 1e5 and NA do not become numbers. An empty one is None.
+    The first line names the columns, and shows whether a comma, semicolon, tab or bar separates them. The text of a
+    cell is not changed: 007, 1e5 and NA do not become numbers. An empty cell is None.
 
     Args:
-        file: in UTF-8.
+        file: a file in UTF-8.
         label: the column of labels; it shows which rows a quotation mark has swallowed.
 
     Returns:
-        The cells by column; and the names that several columns have, which are left out.
+        The cells by column, and the names that several columns share; these columns are left out.
 
     Raises:
-        UnbackdoorError: it is in another encoding, a row has more or fewer cells than there are columns, or a
-            quotation mark is not closed; names the line.
+        UnbackdoorError: it is in another encoding, a row has more or fewer cells than there are columns, or a quotation
+            mark is not closed; names the line.
     """
     lines = list(io.StringIO(decoded(file), newline=""))
     first = next((line for line in lines if line.strip()), "")
@@ -138,7 +138,7 @@ def _check_swallowed(
 ) -> None:
     """Refuse a row over several lines of which more than one is a row of its own, with a label that other rows have.
 
-    A quotation mark that nobody closed takes all rows into its cell up to the next one.
+    A quotation mark that is not closed takes all rows up to the next one into its cell.
     """
     width = len(rows[0])
     many = [start != end for start, end in spans]

@@ -15,7 +15,7 @@ Strings = tuple[str, ...]  # a text, or the two of a pair
 
 
 def made_of(clean: Dataset, strings: Sequence[Strings], labels: Tensor | None = None) -> Dataset:
-    """Texts with the encoder of the clean ones; if no labels, (n,), are given, all are 0 and say nothing."""
+    """Returns texts with the encoder of the clean ones; without labels, (n,), all labels are 0 and have no meaning."""
     return Dataset(
         items=Texts(tuple(strings), clean.texts.columns),
         labels=torch.zeros(len(strings), dtype=torch.int64, device=clean.labels.device) if labels is None else labels,
@@ -46,9 +46,9 @@ def shortened(strings: Strings, words: int) -> Strings:
 
 
 def readable(clean: Dataset) -> Dataset:
-    """The texts; those that are longer than the model reads are shortened to what it reads.
+    """Returns the texts, shortened to the part that the model reads.
 
-    A word behind the last one that is read would do nothing. A word is assumed to be at most two tokens.
+    A word after that part would have no effect. A word is assumed to be at most two tokens.
     """
     cut, limit = clean.texts.cut, getattr(clean.encode, "max_length", None)
     if not bool(cut.any()) or limit is None:
@@ -73,12 +73,12 @@ def vocabulary(tokenizer: Any, rows: int, owner: str) -> dict[str, int]:
     """The words that are one token each, and their tokens.
 
     Args:
-        tokenizer: of transformers.
-        rows: of the embedding; tokens beyond have none.
-        owner: named in the message.
+        tokenizer: a tokenizer of transformers.
+        rows: number of rows of the embedding; tokens beyond have no embedding.
+        owner: name of the method, for the message.
 
     Raises:
-        UnbackdoorError: there are none, for example if each letter is a token.
+        UnbackdoorError: there are no such words, for example if each letter is a token.
     """
     special = set(tokenizer.all_special_ids)
     numbers = [number for number in sorted(tokenizer.get_vocab().values()) if number not in special and number < rows]

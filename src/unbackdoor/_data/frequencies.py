@@ -1,4 +1,4 @@
-"""How often words and tokens occur: from the wordfreq package, or from a table that the user gives."""
+"""Frequencies of words and tokens, from the wordfreq package or from a table of the user."""
 
 import csv
 import gzip
@@ -14,17 +14,17 @@ from unbackdoor._errors import UnbackdoorError
 
 CORPUS = 1e9  # words; the shares of the wordfreq package are turned into counts in a corpus of that size
 
-# By tokenizer: how many tokens it had, and their counts. To tokenise wordfreq's 320,000 words takes seconds.
+# By tokenizer: its number of tokens, and their counts. Tokenising wordfreq's 320,000 words takes seconds.
 _ENGLISH: WeakKeyDictionary[Any, tuple[int, dict[int, float]]] = WeakKeyDictionary()
 
 
 def token_counts(tokenizer: Any, table: str | None, owner: str) -> dict[int, float]:
-    """The count of each token id that has one.
+    """Returns the count of each token id that has one.
 
     Args:
-        tokenizer: of transformers.
+        tokenizer: a tokenizer of transformers.
         table: CSV file (also .gz) with columns `word` or `token`, and `count`; None for wordfreq's English.
-        owner: named in messages.
+        owner: name of the method, for messages.
 
     Raises:
         UnbackdoorError: the file is missing, not such a table or one for another tokenizer, or wordfreq is not
@@ -46,7 +46,7 @@ def token_counts(tokenizer: Any, table: str | None, owner: str) -> dict[int, flo
     size, english = _ENGLISH.get(tokenizer, (0, {}))
     if size != len(tokenizer):
         shares = dict(wordfreq.get_frequency_dict("en", wordlist="large"))  # down to ten words in a billion
-        for token in tokenizer.get_vocab():  # the list has numbers by their shape alone, as 0000s
+        for token in tokenizer.get_vocab():  # the list has only the shapes of numbers, such as 0000s
             text = tokenizer.convert_tokens_to_string([token]).strip().removeprefix("##")
             if any(letter.isdigit() for letter in text):
                 shares[text] = wordfreq.word_frequency(text, "en")
@@ -74,7 +74,7 @@ def _wordfreq(wish: str, otherwise: str) -> Any:
 
 
 def counted(words: dict[str, float], tokenizer: Any) -> dict[int, float]:
-    """The count of each token in a corpus whose counts of words are known.
+    """Returns the count of each token in a corpus with known counts of words.
 
     Each word is tokenised alone, and also after a space and capitalised if the tokenizer distinguishes these; a token
     gets the counts of all words that it is part of. Lists of words leave punctuation out, so tokens without any letter
@@ -103,7 +103,7 @@ def counted(words: dict[str, float], tokenizer: Any) -> dict[int, float]:
 def _token_ids(texts: list[str], tokenizer: Any) -> Iterator[tuple[int, ...]]:
     """The token ids of each text, without the tokens that stand around it.
 
-    Of what a tokenizer in Rust finds, nothing but the ids is fetched: masks and places take ten times as long.
+    Only the ids are fetched from a tokenizer in Rust: masks and places would take ten times as long.
     """
     remaining = iter(texts)
     while part := list(islice(remaining, 10_000)):
@@ -117,7 +117,7 @@ def _token_ids(texts: list[str], tokenizer: Any) -> Iterator[tuple[int, ...]]:
 
 
 def _read(path: Path, owner: str) -> tuple[dict[str, float], str]:
-    """Counts, and whether they are of a `word` or a `token`.
+    """Reads counts, and whether they are of a `word` or a `token`.
 
     Raises:
         UnbackdoorError: the file is missing, or not such a table; names the row, counted from 0, that does not fit.
@@ -140,7 +140,7 @@ def _read(path: Path, owner: str) -> tuple[dict[str, float], str]:
         )
     for row, (entry, count) in enumerate(entries):
         where = f"in row {row} of {path}. Correct or remove that row."
-        if not (entry.strip() if column == "word" else entry):  # some vocabularies have tokens of blanks alone
+        if not (entry.strip() if column == "word" else entry):  # some vocabularies have tokens that are only blanks
             raise UnbackdoorError(f"{owner}.frequencies must have a {column} in each row, got none {where}")
         if not 0 <= count < math.inf:
             raise UnbackdoorError(f"{owner}.frequencies must have finite counts of at least 0, got {count:g} {where}")

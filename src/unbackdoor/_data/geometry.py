@@ -19,7 +19,7 @@ Size = tuple[int, int]  # (height, width)
 
 @dataclass(frozen=True)
 class Resize:
-    """To one size, whatever the shape was."""
+    """Resizes to one size, whatever the shape was."""
 
     size: Size
 
@@ -30,12 +30,12 @@ class Resize:
 
 @dataclass(frozen=True)
 class ResizeEdge:
-    """The shorter side to some pixels, the shape kept.
+    """Resizes the shorter side to some pixels and keeps the shape.
 
     Args:
         shortest: pixels of the shorter side.
-        longest: the longer side gets no more than these; None for no bound.
-        multiple: both sides are rounded up to multiples of it.
+        longest: most pixels of the longer side; None for no bound.
+        multiple: both sides are rounded up to multiples of this.
     """
 
     shortest: int
@@ -56,7 +56,7 @@ class ResizeEdge:
 
 @dataclass(frozen=True)
 class ResizeWithin:
-    """As large as fits into a height and a width, the shape kept."""
+    """Resizes to the largest size that fits into a height and a width, and keeps the shape."""
 
     bound: Size
 
@@ -68,7 +68,7 @@ class ResizeWithin:
 
 @dataclass(frozen=True)
 class Crop:
-    """The middle of a picture; zeros around one that is smaller."""
+    """Crops to the middle of a picture; a smaller one gets zeros around it."""
 
     size: Size
 
@@ -79,10 +79,10 @@ class Crop:
 
 @dataclass(frozen=True)
 class CropShare:
-    """The middle of a picture, its sides being shares of the shorter one.
+    """Crops to the middle of a picture; the sides are shares of its shorter side.
 
     Args:
-        share: (height, width), each as a part of the shorter side.
+        share: (height, width), each as a share of the shorter side.
     """
 
     share: tuple[float, float]
@@ -99,7 +99,7 @@ def applied(step: Step, pixels: Tensor, resample: Resample) -> Tensor:
     """Take one step with a batch of pictures.
 
     Args:
-        step: what to do.
+        step: the step to take.
         pixels: (batch, channels, height, width), uint8, or floats in [0, 255].
         resample: filter for resizing.
     """
@@ -108,7 +108,7 @@ def applied(step: Step, pixels: Tensor, resample: Resample) -> Tensor:
 
 
 def applied_alone(step: Step, image: Image.Image, resample: Resample) -> Image.Image:
-    """Take one step with a single picture; to the last bit what `applied` does with whole numbers."""
+    """Take one step with a single picture; equal to the last bit to `applied` on whole numbers."""
     height, width = step.target((image.height, image.width))
     if isinstance(step, Crop | CropShare):
         top, left = (image.height - height) // 2, (image.width - width) // 2
@@ -133,7 +133,7 @@ def resized(pixels: Tensor, size: Size, resample: Resample) -> Tensor:
         pixels: (batch, channels, height, width). Whole numbers are resized by Pillow itself, so that they come out as
             transformers' processors make them, to the last bit. Floats go through the same filters without Pillow's
             rounding to 8 bits, which would stop their gradient.
-        size: to resize to.
+        size: size to resize to.
         resample: the filter; antialiased if pictures shrink, except for `nearest`.
     """
     before = (pixels.shape[-2], pixels.shape[-1])
@@ -145,7 +145,7 @@ def resized(pixels: Tensor, size: Size, resample: Resample) -> Tensor:
         torch.from_numpy(_weights(old, new, resample)).to(pixels.device, pixels.dtype)
         for old, new in zip(before, size, strict=True)
     )
-    with torch.autocast(pixels.device.type, enabled=False):  # eight bits of a pixel are all that bfloat16 has
+    with torch.autocast(pixels.device.type, enabled=False):  # bfloat16 has only the eight bits of a pixel
         return rows.mT @ (pixels @ columns)
 
 
@@ -171,9 +171,9 @@ def _by_pillow(pixels: Tensor, size: Size, resample: Resample) -> Tensor:
 
 @lru_cache(maxsize=16)
 def _weights(before: int, after: int, resample: Resample) -> np.ndarray:
-    """How much of each pixel of a line goes into each pixel of the resized line, (before, after); columns sum to 1.
+    """Returns the weight of each pixel of a line in each pixel of the resized line, (before, after); columns sum to 1.
 
-    Pillow shows them when it resizes lines in which one pixel is 1.
+    They are read off lines with a single pixel of 1, resized by Pillow.
     """
     lines = Image.fromarray(np.eye(before, dtype=np.float32))
     return np.array(lines.resize((after, before), Image.Resampling[resample.upper()]))

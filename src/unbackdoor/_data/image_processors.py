@@ -1,4 +1,4 @@
-"""Hugging Face image processors: from their settings to an encoder that takes the same steps, and back."""
+"""Hugging Face image processors: from their settings to an encoder with the same steps, and back."""
 
 from dataclasses import replace
 from typing import Any
@@ -102,18 +102,18 @@ _OF_MODELS = {
 def encoder_of(
     preprocessor: dict[str, Any], channels: int | None, where: str, *, model_type: str | None = None
 ) -> ImageEncoder:
-    """The encoder that does what a Hugging Face `preprocessor_config.json` asks for.
+    """Returns the encoder for a Hugging Face `preprocessor_config.json`.
 
     The reference is transformers' processor as it runs without torchvision, on Pillow.
 
     Args:
-        preprocessor: its content; a field that is absent means the processor's own default.
-        channels: of the model.
-        where: named in messages.
-        model_type: of the model's config, which decides if the content does not name a processor.
+        preprocessor: content of the file; an absent field means the processor's own default.
+        channels: channels of the model.
+        where: name of the data, for messages.
+        model_type: type in the model's config, which decides if the content does not name a processor.
 
     Raises:
-        UnbackdoorError: the processor has steps that are not known here, or its fields make no sense.
+        UnbackdoorError: the processor has unknown steps, or its fields make no sense.
     """
     kind = preprocessor.get("image_processor_type") or preprocessor.get("feature_extractor_type") or ""
     family = str(kind)
@@ -127,7 +127,7 @@ def encoder_of(
             f"{where} asks for the processor {printable(kind) or 'without a name'}, which is not known here; known are "
             f"{', '.join(_PROCESSORS)}. {way_out}"
         )
-    # A switch that is null is off for transformers; another field that is null has never been set.
+    # In transformers a switch that is null is off, and any other field that is null is not set.
     settings = {key: entry for key, entry in preprocessor.items() if entry is not None or key in _SWITCHES}
     fields = {**_PROCESSORS[family], **settings}
     resample = fields["resample"]
@@ -149,7 +149,7 @@ def encoder_of(
 def _encoder(family: str, fields: dict[str, Any], channels: int | None) -> ImageEncoder:
     mean, std = _numbers(fields.get("image_mean", 0.0)), _numbers(fields.get("image_std", 1.0))
     deviation = std
-    if not fields.get("do_normalize", True) or family == "MobileViT":  # which has no such step
+    if not fields.get("do_normalize", True) or family == "MobileViT":  # MobileViT has no such step
         mean, std = (0.0,), (1.0,)
     rescale = fields.get("do_rescale", True)
     if family == "EfficientNet":
@@ -171,7 +171,7 @@ def _encoder(family: str, fields: dict[str, Any], channels: int | None) -> Image
 
 
 def _shaped(encode: ImageEncoder, steps: tuple[Step, ...]) -> ImageEncoder:
-    """The encoder with some steps, in its plain fields if these can express them."""
+    """Returns the encoder with some steps, in its plain fields if these can express them."""
     edges = [step.shortest for step in steps if isinstance(step, ResizeEdge)]
     exact = [step.size for step in steps if isinstance(step, Resize)]
     crops = [step.size for step in steps if isinstance(step, Crop)]
@@ -196,7 +196,7 @@ def _steps(family: str, fields: dict[str, Any]) -> tuple[Step, ...]:
 
 
 def _resizing(family: str, fields: dict[str, Any]) -> tuple[Step, ...]:
-    """The steps of do_resize; each family that is named here has its own way."""
+    """Returns the steps of do_resize; each family that is named here has its own."""
     size = _named(fields["size"], by_edge=fields.get("by_edge", False))
     if family == "CLIP" and fields.get("use_square_size"):
         size = {"height": 224, "width": 224}
@@ -234,7 +234,7 @@ def _edge(shortest: float) -> ResizeEdge:
 
 
 def _named(size: Any, *, by_edge: bool) -> dict[str, int]:
-    """A size as processors write it, with its parts by their names."""
+    """Returns a size as processors write it, with its parts by their names."""
     if isinstance(size, dict):
         kinds = ({"height", "width"}, {"shortest_edge"}, {"shortest_edge", "longest_edge"}, {"max_height", "max_width"})
         if set(size) not in kinds:
@@ -248,7 +248,7 @@ def _named(size: Any, *, by_edge: bool) -> dict[str, int]:
 
 
 def sides(size: Any) -> Size:
-    """(height, width) of a size as processors write it: one number, two, or two by name."""
+    """Returns (height, width) of a size as processors write it: one number, two, or two by name."""
     named = _named(size, by_edge=False)
     if "height" not in named:
         raise ValueError(f"a size of {printable(size)}")
@@ -269,15 +269,15 @@ def _numbers(entry: Any) -> tuple[float, ...]:
 
 
 def is_plain(encode: ImageEncoder) -> bool:
-    """Whether `preprocessor_of` can write an encoder down."""
+    """Whether `preprocessor_of` can express an encoder."""
     return encode.geometry is None and not encode.reverse_channels and encode.padded is None
 
 
 def preprocessor_of(encode: ImageEncoder) -> dict[str, Any]:
-    """The `preprocessor_config.json` that stands for an encoder; `encoder_of` reads it back.
+    """Returns the `preprocessor_config.json` of an encoder; `encoder_of` reads it back.
 
     Raises:
-        UnbackdoorError: the encoder has steps of a processor of its own kind (see `is_plain`).
+        UnbackdoorError: the encoder has special steps (see `is_plain`).
     """
     if not is_plain(encode):
         raise UnbackdoorError(
@@ -286,7 +286,7 @@ def preprocessor_of(encode: ImageEncoder) -> dict[str, Any]:
         )
 
     def each(entry: tuple[float, ...]) -> list[float]:
-        """One number per channel, which transformers insists on."""
+        """Returns one number per channel, as transformers requires."""
         return list(entry) * (encode.channels or 1) if len(entry) == 1 else list(entry)
 
     size: dict[str, int] | None = None

@@ -1,4 +1,4 @@
-"""Images: read once, and brought into the form that a model expects, batch by batch."""
+"""Images: read once, and encoded for a model batch by batch."""
 
 import copy
 import logging
@@ -23,21 +23,21 @@ from unbackdoor._errors import UnbackdoorError, printable
 
 logger = logging.getLogger("unbackdoor")
 
-LARGEST_SIDE = 2048  # pixels of a picture as a model sees it, if it is a square; classifiers take up to about 1,000
+LARGEST_SIDE = 2048  # side in pixels of the largest square that a model may get; classifiers take up to about 1,000
 
 
 class Images(Tensor):
     """Pictures of one size: pixels, (n, channels, height, width), uint8.
 
-    They are a tensor, so that everything in torch takes them. Whatever torch computes from them is a plain tensor, but
-    for some of the pictures (`images[rows]`), which are images.
+    They are a tensor, so that every function of torch takes them. Results of torch are plain tensors, except for a
+    selection of the pictures (`images[rows]`), which is `Images` again.
     """
 
-    # As torch's documentation has it: the results of torch's functions are not of this class.
+    # As torch's documentation says: results of torch's functions are not of this class.
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     def __new__(cls, pixels: Tensor) -> "Images":
-        """The images of a tensor, whose memory they share."""
+        """Returns the images of a tensor, and shares its memory."""
         return pixels.as_subclass(cls)
 
     @overload
@@ -45,7 +45,7 @@ class Images(Tensor):
     @overload
     def __getitem__(self, rows: Any) -> Tensor: ...
     def __getitem__(self, rows: Any) -> Tensor:
-        """Some of the pictures; or, as of any tensor, one of them or a part of each."""
+        """Returns some of the pictures; or, as for any tensor, one of them or a part of each."""
         part = super().__getitem__(rows)
         return Images(part) if part.ndim == self.ndim else part
 
@@ -71,31 +71,31 @@ class Images(Tensor):
         return Images(self.to(device))
 
     def augmented(self, augment: Augmentation, generator: torch.Generator) -> "Images":
-        """The pictures as training sees them; `generator` lives on the CPU."""
+        """Returns augmented pictures for training; `generator` is on the CPU."""
         return Images(augment(self, generator))
 
     def order(self, size: int, generator: torch.Generator | None) -> Tensor:
-        """The row numbers as they are, or shuffled if a generator is given; see `Items`."""
+        """Returns the row numbers in order, or shuffled if a generator is given; see `Items`."""
         return torch.arange(len(self)) if generator is None else torch.randperm(len(self), generator=generator)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageEncoder:
-    """From pixels at the data set's own size to the input of a model.
+    """Makes model inputs from pixels at the data set's own size.
 
     Args:
-        mean: subtracted per channel, after scaling to [0, 1].
-        std: divided by, per channel.
+        mean: mean per channel, subtracted after scaling to [0, 1].
+        std: standard deviation per channel.
         size: (height, width) to resize to; None keeps the data's own.
-        shortest_edge: resize so that the shorter side has this many pixels, in place of `size`.
+        shortest_edge: instead of `size`, pixels of the shorter side after resizing.
         crop: (height, width) of the centre crop after resizing; None for no crop.
         resample: filter for resizing; antialiased, as Pillow's.
-        scale: what a pixel of 255 becomes before normalising, over 255.
-        channels: 3 for colour, 1 for grey, None for what the data has.
-        geometry: the changes of size and shape, in order, if `size`, `shortest_edge` and `crop` cannot express them.
+        scale: value of a pixel of 255 before normalising, divided by 255.
+        channels: 3 for colour, 1 for grey, None for those of the data.
+        geometry: changes of size and shape, in order, if `size`, `shortest_edge` and `crop` cannot express them.
         reverse_channels: the model takes blue first.
-        padded: (height, width) that zeros fill up, right and below, after normalising; None for none.
-        done: pixels are resized and cropped already, as those of a data set with pictures of several sizes are.
+        padded: (height, width) after padding with zeros right and below, after normalising; None for no padding.
+        done: pixels are already resized and cropped, as in a data set with pictures of several sizes.
 
     Raises:
         UnbackdoorError: mean or std is not one number, or one per channel, or std is not above 0, or there is no such
@@ -149,11 +149,11 @@ class ImageEncoder:
 
     @property
     def form(self) -> tuple[Any, ...]:
-        """The part that decides about the pixels of a picture: encoders of one form share data that is `done`."""
+        """The fields that determine the pixels of a picture: encoders of one form share data that is `done`."""
         return self.steps, self.resample, self.channels
 
     def target(self, size: Size) -> Size:
-        """The (height, width) at which the model gets pictures of some size.
+        """Returns (height, width) at which the model gets pictures of some size.
 
         Raises:
             UnbackdoorError: nothing is left of such pictures, or they are larger than what they are padded to.
@@ -161,7 +161,8 @@ class ImageEncoder:
         target = size
         for step in () if self.done else self.steps:
             before, target = target, step.target(target)
-            if target[0] > before[0] or target[1] > before[1]:  # a step that makes a large photo smaller is welcome
+            # Only enlarging is checked: a step that makes a large photo smaller is welcome.
+            if target[0] > before[0] or target[1] > before[1]:
                 self._check_area(size, target)
             if min(target) < 1:
                 raise UnbackdoorError(
@@ -178,7 +179,7 @@ class ImageEncoder:
         return self.padded
 
     def _check_area(self, size: Size, target: Size) -> None:
-        """Refuse a size that no classifier takes: for an edge of 224 pixels, 1 x 30,000 becomes 224 x 6,720,000."""
+        """Refuse a size that no classifier takes: with a shorter side of 224, 1 x 30,000 becomes 224 x 6,720,000."""
         if target[0] * target[1] > LARGEST_SIDE**2:
             raise UnbackdoorError(
                 f"Pictures of {size[1]:,}x{size[0]:,} would reach the model with {target[1]:,}x{target[0]:,} pixels, "
@@ -189,10 +190,10 @@ class ImageEncoder:
         """Encode a batch.
 
         Args:
-            pixels: (batch, channels, height, width), uint8; or floats in [0, 255], which a gradient flows through.
+            pixels: (batch, channels, height, width), uint8; or floats in [0, 255], which pass gradients on.
 
         Returns:
-            (batch, channels, height, width) of the model, float32.
+            inputs of the model, (batch, channels, height, width), float32.
         """
         height, width = self.target((pixels.shape[-2], pixels.shape[-1]))
         placed = pixels if self.done else self.placed(pixels)
@@ -207,13 +208,13 @@ class ImageEncoder:
         return F.pad(inputs, (0, width - inputs.shape[-1], 0, height - inputs.shape[-2])) if self.padded else inputs
 
     def placed(self, pixels: Tensor) -> Tensor:
-        """A batch, resized and cropped, but still with the channels and range of the data; see `__call__`."""
+        """Returns a batch, resized and cropped, but with the channels and range of the data; see `__call__`."""
         for step in self.steps:
             pixels = applied(step, pixels, self.resample)
         return pixels
 
     def prepared(self, items: Any) -> Images:
-        """The pixels of a data set, not encoded yet: that comes batch by batch, after augmentation.
+        """Returns the pixels of a data set, not yet encoded: that is done batch by batch, after augmentation.
 
         Args:
             items: images, or a tensor of their pixels.
@@ -227,7 +228,7 @@ class ImageEncoder:
         return image_column(present, names, where)
 
     def in_place_of(self, previous: object, where: str) -> "ImageEncoder":
-        """This encoder for pictures that another one has read.
+        """Returns this encoder for pictures that another one has read.
 
         Raises:
             UnbackdoorError: they went through the steps of one model's processor when they were read, since they had
@@ -245,14 +246,14 @@ class ImageEncoder:
     def read(self, cells: dict[str, Sequence[Any]], where: str, folder: Path | None) -> tuple[Images, "ImageEncoder"]:
         """Decode the image column of a data set.
 
-        Pictures of one size stay as they are. Those of several sizes, and those of more than a million pixels, go
+        Pictures of one size are not changed. Those of several sizes, and those of more than a million pixels, go
         through the encoder's steps one by one, as in the model's own processor; the rest of the encoding is done in
         batches.
 
         Args:
-            cells: of `image`, encoded pictures: `{"bytes": ..., "path": ...}`, a path, a PIL image or an array.
-            where: named in messages.
-            folder: what relative paths are relative to.
+            cells: cells of `image`, encoded pictures: `{"bytes": ..., "path": ...}`, a path, a PIL image or an array.
+            where: name of the data, for messages.
+            folder: folder that relative paths start from.
 
         Returns:
             Pixels, (n, channels, height, width), uint8, and the encoder for them.
@@ -261,7 +262,7 @@ class ImageEncoder:
             UnbackdoorError: a picture cannot be decoded (names the row), or pictures of several sizes do not get the
                 same size.
         """
-        if self.done:  # by the steps of another data set's pictures; these come from their files
+        if self.done:  # this encoder has read another data set; these pictures come from their files
             return replace(self, done=False).read(cells, where, folder)
         if self.channels not in (None, 1, 3):
             raise UnbackdoorError(
@@ -311,14 +312,14 @@ class ImageEncoder:
         return Images(torch.from_numpy(pixels)), replace(self, done=done)
 
     def _alone(self, image: Image.Image, where: str) -> Image.Image:
-        """One picture with the size and shape that the model gets, but the values of its pixels unchanged."""
+        """Returns a picture in the size and shape that the model gets, with pixel values not yet normalised."""
         self._target_in((image.height, image.width), where)
         for step in self.steps:
             image = applied_alone(step, image, self.resample)
         return image
 
     def _target_in(self, size: Size, where: str) -> Size:
-        """As `target`, but its messages name the data."""
+        """Returns `target`, with messages that name the data."""
         try:
             return self.target(size)
         except UnbackdoorError as problem:
@@ -360,7 +361,7 @@ class ImageEncoder:
             logger.info("%s: images of %dx%d are resized to the model's %dx%d.", where, width, height, wide, high)
 
 
-# Pixels of a picture, and of its longer side, above which its own size is not kept: a thousand would take 3 GB.
+# Pixels of a picture, and of its longer side, above which it is resized when read: a thousand would take 3 GB.
 _LARGE, _LONG = 2**20, 2**12
 
 _BILINEAR = Image.Resampling.BILINEAR

@@ -1,4 +1,4 @@
-"""What the examples of a data set are: one protocol for every kind of them."""
+"""The items of a data set: one protocol for every kind of them."""
 
 from collections.abc import Hashable
 from typing import Protocol, Self
@@ -10,7 +10,7 @@ from unbackdoor._data.augmentation import Augmentation
 
 
 class Items(Protocol):
-    """What a data set can hold: `Images`, `Texts`, or another kind that has these; each comes with an encoder."""
+    """Items of a data set: `Images`, `Texts`, or another kind with these methods; each kind has an encoder."""
 
     @property
     def shape(self) -> torch.Size:
@@ -28,7 +28,7 @@ class Items(Protocol):
         """These items, with others in some rows."""
 
     def identities(self) -> list[Hashable]:
-        """Something for each item that is equal if the items are equal."""
+        """Returns something hashable for each item, equal for equal items."""
 
     def on(self, device: torch.device | str) -> Self:
         """The same items with their tensors on another device."""

@@ -1,4 +1,4 @@
-"""Labels: from what a data set writes to the numbers of a model's classes."""
+"""Labels: from the spelling in a data set to the numbers of a model's classes."""
 
 import logging
 import re
@@ -24,7 +24,7 @@ _AFFIRMING, _DENYING = {"true", "yes", "positive", "pos", "1"}, {"false", "no", 
 def class_numbers(
     cells: Sequence[Any], names: Sequence[str] | None, classes: Sequence[str] | None, where: str
 ) -> tuple[Tensor, tuple[str, ...] | None]:
-    """The class of each example, however its label is spelt.
+    """Returns the class of each example, however its label is spelt.
 
     A label is the same in every format: `1`, `1.0`, `"1"` and `" 1 "` are one number, `true`, `"True"` one word. Words
     are matched to the model's classes; case and surrounding blanks do not count, nor whether blanks, hyphens or
@@ -32,15 +32,15 @@ def class_numbers(
 
     Args:
         cells: the label column.
-        names: what whole numbers in it stand for, as a `ClassLabel` column and the folders of pictures say.
+        names: class names for whole numbers in it, from a `ClassLabel` column or the folders of pictures.
         classes: the model's class names, if it has any.
-        where: named in messages.
+        where: name of the data, for messages.
 
     Returns:
         Class indices (n,), int64, in the model's order; and the names of the classes, None if they are unknown.
 
     Raises:
-        UnbackdoorError: a label is missing, is not a class, or not one of the model's.
+        UnbackdoorError: a label is missing, is not a class, or is not a class of the model.
     """
     texts = _texts(cells, where)
     counted: dict[str, int] = {}  # the numbers that the data itself gives to its names
@@ -62,12 +62,12 @@ def class_numbers(
 
 
 def matched(labels: Mapping[str, int | None], classes: Sequence[str], where: str) -> dict[str, int]:
-    """The number in the model's order of each label; the log says so if it is neither its name nor its number.
+    """Returns each label's number in the model's order; the log says so if it is neither its name nor its number.
 
     Args:
-        labels: as texts, with the number that the data gives to each, or None.
+        labels: labels as text, with the number that the data gives to each, or None.
         classes: the model's class names.
-        where: named in messages.
+        where: name of the data, for messages.
 
     Raises:
         UnbackdoorError: the model does not know a label, or has two classes of that name.
@@ -151,7 +151,7 @@ def _texts(cells: Sequence[Any], where: str) -> list[str]:
 
 
 def _meaning(labels: Mapping[str, Any], where: str) -> tuple[dict[str, int], tuple[str, ...] | None]:
-    """The number of each label if there is no model to say it, and the names of the classes if labels are names."""
+    """Returns the number of each label without a model, and the class names if labels are names."""
     if all(_NUMERAL.fullmatch(text) for text in labels):
         return {text: _number(text) for text in labels}, None
     if all(_UNNAMED.fullmatch(text) for text in labels):
@@ -177,13 +177,13 @@ def _meaning(labels: Mapping[str, Any], where: str) -> tuple[dict[str, int], tup
 
 
 def _once(names: Sequence[str]) -> dict[str, int]:
-    """The positions of the names that stand there once."""
+    """Returns the positions of the names that occur once."""
     counts = Counter(names)
     return {name: position for position, name in enumerate(names) if counts[name] == 1}
 
 
 def alike(name: str) -> str:
-    """What is equal for two spellings of one name.
+    """Returns a text that is equal for two spellings of one name.
 
     >>> [alike(name) for name in (" Sci-Fi", "sci_fi", "SCI  FI", "01", "1.0", "-1", "_")]
     ['sci fi', 'sci fi', 'sci fi', '1', '1', '-1', '_']
@@ -205,7 +205,7 @@ def _by_pattern(labels: Mapping[str, Any]) -> dict[str, int]:
 
 
 def _is_obvious(text: str, number: int, counted: int | None, classes: Sequence[str]) -> bool:
-    """Whether a label stands for the class that anybody would expect: that of its name, or of its index."""
+    """Whether a label means the expected class: that of its name, or of its index."""
     if counted is not None and counted != number:
         return False
     return _number(text) == number if _NUMERAL.fullmatch(text) else classes[number] == text

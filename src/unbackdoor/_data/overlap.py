@@ -11,7 +11,7 @@ logger = logging.getLogger("unbackdoor")
 
 
 def without(test: Dataset, clean: Dataset) -> Dataset:
-    """The test examples that are not among the clean ones, so that no method is scored on what it saw."""
+    """Returns the test examples that are not among the clean ones, so that no method is scored on its own examples."""
     sought, known = test, clean
     if getattr(test.encode, "done", False) != getattr(clean.encode, "done", False):  # one had pictures of several sizes
         sought, known = test.brought(), clean.brought()

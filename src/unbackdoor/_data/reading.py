@@ -1,4 +1,4 @@
-"""Sources of examples: which files a path means, and which split; the columns of these files, unchanged."""
+"""Sources of examples: the files and the split that a path means, and the columns of these files, unchanged."""
 
 import glob
 import itertools
@@ -26,10 +26,10 @@ class Table:
     """Columns by name.
 
     Args:
-        cells: of each column, a list or an arrow array.
-        names: of columns whose whole numbers stand for names, these names.
-        twice: names that more than one column has; these are not among the cells.
-        folder: what relative paths in it are relative to.
+        cells: by column, a list or an arrow array.
+        names: by column, the names that its whole numbers stand for.
+        twice: names of several columns; these are not among the cells.
+        folder: folder that relative paths in it start from.
         hint: the way out if a column is missing and the first line of the file does not look like names.
     """
 
@@ -53,17 +53,18 @@ def opened(
     classes: Sequence[str] | None,
     labelled: bool = True,
 ) -> list[Table]:
-    """The tables that a source names, in order, with the same columns or not.
+    """Returns the tables that a source names, in order; their columns may differ.
 
     Args:
-        source: as `Dataset.load` takes it.
-        where: named in messages.
+        source: a source for `Dataset.load`.
+        where: name of the data, for messages.
         label: the column of labels.
-        classes: the model's class names; a folder of one of these names is a class and no split.
+        classes: the model's class names; a folder with one of these names is a class, not a split.
         labelled: False takes the pictures of a folder at any depth, whatever its sub-folders stand for.
 
     Raises:
-        UnbackdoorError: nothing is there, it is of no known kind, cannot be read, or may mean several data sets.
+        UnbackdoorError: the source does not exist, is of an unknown kind, cannot be read, or may mean several data
+            sets.
     """
     files: list[Path] = []
     for path in [source] if isinstance(source, str | Path) else source:
@@ -82,8 +83,8 @@ def opened(
 
 
 def _matches(path: str | Path) -> list[Path]:
-    """The file or folder of this name; if there is none, what it matches as a pattern."""
-    if not str(path):  # which Path would take for the current directory
+    """Returns the file or folder of this name; if there is none, its matches as a pattern."""
+    if not str(path):  # Path would read it as the current directory
         raise UnbackdoorError("The data must be a file or a folder with labelled examples, got an empty name.")
     if exists(path):
         return [Path(path)]
@@ -197,7 +198,7 @@ def _csv(file: Path, label: str) -> Table:
 
 
 def _json(file: Path, _label: str) -> Table:
-    """JSON lines, objects one after another, or one array of objects."""
+    """Reads JSON lines, objects one after another, or one array of objects."""
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         entries = dict(pairs)
@@ -237,7 +238,7 @@ _READERS: dict[str, Callable[[Path, str], Table]] = {
     ".ndjson": _json,
     ".arrow": _arrow,
 }
-# How such files begin: what they are, the suffix that says so, and the way out.
+# By the first bytes of files: their kind, its suffix, and the way out.
 _MARKS = {
     b"PAR1": ("parquet", ".parquet", "Let its name end in .parquet."),
     b"ARROW1": ("arrow", ".arrow", "Let its name end in .arrow."),
@@ -249,7 +250,7 @@ _MARKS = {
 # Folders.
 
 _IGNORED = {"__MACOSX", "__pycache__", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Information"}
-_UNREPORTED = {"thumbs.db", "desktop.ini"}  # what viewers of pictures leave behind
+_UNREPORTED = {"thumbs.db", "desktop.ini"}  # files that picture viewers leave behind
 _NO_DATA = {"dataset_info.json", "dataset_infos.json", "state.json", "config.json", "package.json"}
 _SPLITS = {
     **dict.fromkeys(("train", "training", "trainset"), "train"),
@@ -261,7 +262,7 @@ _PART = re.compile(r"(^|[-_.])\d+([-_.]of[-_.]\d+)?([-_.][0-9a-f]{6,})?$")
 
 
 def _split_of(name: str) -> str | None:
-    """The split that a file or a folder names, as a whole or as one of its words.
+    """Returns the split that a file or a folder names, as a whole or in one of its words.
 
     >>> [_split_of(name) for name in ("Training", "reviews_TEST", "valSet2", "contest", "train-00000-of-00002")]
     ['train', 'test', 'validation', None, 'train']
@@ -354,7 +355,7 @@ def _of_folder(folder: Path, classes: Sequence[str] | None, label: str, labelled
 
 
 def _parts(folder: Path, tables: Sequence[Path]) -> list[Path]:
-    """The files of the one data set among some: all are the same but for the number of the part in their names."""
+    """Returns the files of a single data set: their names differ only in the number of the part."""
     sets: dict[tuple[str, str], list[Path]] = defaultdict(list)
     for path in tables:
         sets[str(path.parent / "_")[:-1] + _PART.sub("", path.stem), path.suffix].append(path)
@@ -402,7 +403,7 @@ def _entries(state: dict[str, Any], name: str) -> list[Any]:
 
 
 def _image_folder(folder: Path, content: _Content, classes: Sequence[str] | None) -> Table:
-    """One folder per class, pictures inside.
+    """Reads one folder of pictures per class.
 
     Names that are whole numbers are class indices; others are numbered in alphabetical order.
     """
@@ -414,7 +415,7 @@ def _image_folder(folder: Path, content: _Content, classes: Sequence[str] | None
     if not known:
         _check_level(folder, pictures)
     numbers = {name: int(name) for name in pictures if name.isascii() and name.isdecimal()}
-    if len(numbers) == len(pictures) and max(numbers.values()) < 100_000:  # indices, of which some may be absent
+    if len(numbers) == len(pictures) and max(numbers.values()) < 100_000:  # class indices, some of which may be absent
         names = [str(number) for number in range(max(numbers.values()) + 1)]
     else:
         names = sorted(pictures)

@@ -1,4 +1,4 @@
-"""Splits of a data set: which rows a part gets."""
+"""Splits of a data set: the rows of each part."""
 
 import numpy as np
 from torch import Tensor
@@ -7,13 +7,13 @@ from unbackdoor._errors import UnbackdoorError
 
 
 def stratified(labels: Tensor, count: int, *, seed: int, groups: Tensor | None = None) -> np.ndarray:
-    """Row numbers of a stratified draw, sorted: each class has its share of `count`, rounded by largest remainder.
+    """Returns the rows of a stratified draw, sorted: each class has its share of `count`, by largest remainder.
 
     With groups, whole groups are drawn class by class until the class's share is reached, so the count may differ. The
-    last group of a class is never drawn: otherwise the rest would be without that class.
+    last group of a class is never drawn, so that the rest also has that class.
 
     Raises:
-        UnbackdoorError: more rows asked for than there are, or one group per class.
+        UnbackdoorError: there are not enough rows, or only one group per class.
     """
     if not 0 < count < len(labels):
         allowed = f"1 to {len(labels) - 1:,} of {len(labels):,} examples" if len(labels) > 1 else "part of 2 or more"

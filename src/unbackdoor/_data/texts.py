@@ -16,7 +16,7 @@ from unbackdoor._inputs import is_unicode, reading, silent_rust
 
 logger = logging.getLogger("unbackdoor")
 
-_LONGEST = 1_000_000  # characters of one text; a long novel has as many, and no classifier reads a hundredth of it
+_LONGEST = 1_000_000  # characters of one text: those of a long novel; classifiers read less than a hundredth of that
 
 
 class Tokens(dict[str, Tensor]):
@@ -28,7 +28,7 @@ class Tokens(dict[str, Tensor]):
         return self["input_ids"].shape
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "Tokens":
-        """The same tokens on another device; ids have no precision, so the type of a model changes nothing."""
+        """Returns the same tokens on another device; token ids keep their type."""
         return Tokens({name: tensor.to(device) for name, tensor in self.items()})
 
     def __len__(self) -> int:
@@ -37,13 +37,13 @@ class Tokens(dict[str, Tensor]):
 
 @dataclass(frozen=True, eq=False)
 class Tokenised:
-    """Texts as an encoder reads them.
+    """The tokens of texts, as an encoder makes them.
 
     Args:
-        tokens: each (n, longest), padded, int32.
+        tokens: tensors by name, each (n, longest), padded, int32.
         lengths: tokens per text, (n,), int64.
-        cut: which texts were longer than the model reads, (n,), bool.
-        encoder: what made the tokens.
+        cut: whether each text was longer than the model reads, (n,), bool.
+        encoder: the encoder that made the tokens.
     """
 
     tokens: dict[str, Tensor]
@@ -63,8 +63,8 @@ class Texts:
 
     Args:
         strings: n tuples of one text, or of two.
-        columns: what the data calls them: `text`, or `text_a` and `text_b`.
-        tokenised: their tokens; None before an encoder has seen them.
+        columns: names of their columns: `text`, or `text_a` and `text_b`.
+        tokenised: their tokens; None before an encoder made them.
     """
 
     strings: tuple[tuple[str, ...], ...]
@@ -76,7 +76,7 @@ class Texts:
 
     @property
     def shape(self) -> torch.Size:
-        """(n,): texts are of no common shape."""
+        """(n,): texts have no common shape."""
         return torch.Size([len(self)])
 
     @property
@@ -137,7 +137,7 @@ class Texts:
         return self
 
     def order(self, size: int, generator: torch.Generator | None) -> Tensor:
-        """The row numbers, with texts of about the same length side by side, so that little is padded; see `Items`.
+        """Returns the row numbers, with texts of similar length next to each other to save padding; see `Items`.
 
         Without a generator, all are sorted by length. With one, 20 batches at a time are sorted, and the batches then
         come in random order.
@@ -157,11 +157,11 @@ class Texts:
 
 @dataclass(frozen=True, kw_only=True)
 class TextEncoder:
-    """From texts to the input of a model.
+    """Makes model inputs from texts.
 
     Args:
-        tokenizer: of transformers, with a padding token.
-        max_length: tokens that the model reads of a text or a pair, at least 4; the rest is cut off.
+        tokenizer: a tokenizer of transformers with a padding token.
+        max_length: number of tokens that the model reads of a text or a pair, at least 4; the rest is cut off.
         columns: `text`, or `text_a` and `text_b`, if the model's record names them; None for those that the data has.
 
     Raises:
@@ -183,7 +183,7 @@ class TextEncoder:
         """The tokens of a batch, int64, cut to its longest text.
 
         Args:
-            texts: as `prepared` returns them.
+            texts: texts that `prepared` returned.
         """
         prepared = self.prepared(texts)
         longest = max(int(prepared.lengths.max()), 1)
@@ -201,7 +201,7 @@ class TextEncoder:
             empty = torch.zeros(0, dtype=torch.int32)
             return replace(items, tokenised=Tokenised({"input_ids": empty[:, None]}, empty.long(), empty.bool(), self))
         sides = [list(side) for side in zip(*items.strings, strict=True)]
-        with reading("the tokenizer of the model"), silent_rust():  # which comes from others
+        with reading("the tokenizer of the model"), silent_rust():  # the tokenizer comes from somebody else
             encoding = self.tokenizer(
                 *sides,
                 truncation="longest_first" if len(sides) > 1 else True,
@@ -219,7 +219,7 @@ class TextEncoder:
         return replace(items, tokenised=Tokenised(tokens, lengths, cut, self))
 
     def loses(self, texts: Texts, phrases: Sequence[str]) -> Tensor:
-        """Which texts have one of some phrases, or a part of it, beyond the tokens that the model reads, (n,), bool."""
+        """Returns which texts have a part of one of the phrases beyond the tokens that the model reads, (n,), bool."""
         prepared = self.prepared(texts)
         lost = torch.zeros(len(texts), dtype=torch.bool)
         rows = torch.nonzero(prepared.cut).flatten().tolist()
@@ -239,7 +239,7 @@ class TextEncoder:
         return text_columns(present, names, where, trained_on=self.columns, hint=hint)
 
     def in_place_of(self, previous: object, where: str) -> "TextEncoder":
-        """This encoder: texts are tokenised again."""
+        """Returns this encoder: texts are tokenised again."""
         return self
 
     def read(self, cells: dict[str, Sequence[Any]], where: str, folder: Path | None) -> tuple[Texts, "TextEncoder"]:
@@ -247,7 +247,7 @@ class TextEncoder:
 
         Args:
             cells: the entries of `text`, or of `text_a` and `text_b`.
-            where: named in messages.
+            where: name of the data, for messages.
             folder: not used; texts are in the table itself.
 
         Returns:
@@ -282,10 +282,10 @@ class TextEncoder:
         return texts, self
 
     def _check_tokens(self, texts: Texts, where: str) -> None:
-        """Refuse texts that have no token, such as a zero-width space; only the few short ones are tokenised again."""
+        """Refuse texts without a token, such as a zero-width space; only the few short ones are tokenised again."""
         pair = len(texts.columns) > 1
         odd = texts.lengths <= self.tokenizer.num_special_tokens_to_add(pair=pair)
-        if pair:  # the length says nothing about one side alone
+        if pair:  # the length does not show whether one side is empty
             odd |= torch.tensor([not all(map(_has_letter, sides)) for sides in texts.strings])
         rows = odd.nonzero().flatten().tolist()
         for name, side in zip(texts.columns, zip(*(texts.strings[row] for row in rows), strict=True), strict=False):

@@ -1,4 +1,4 @@
-"""How large a column becomes that is stored by a dictionary or in runs: a few bytes may stand for terabytes."""
+"""The size in memory of columns stored as dictionaries or runs: a few bytes may stand for terabytes."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._inputs import MEBIBYTE
 
-_ALLOWANCE = 256 * MEBIBYTE  # for files of any length
+_ALLOWANCE = 256 * MEBIBYTE  # allowed for files of any length
 _RATIO = 100  # bytes in memory for each byte of a longer file; text and pictures have 1 to 20
 _CELL = 64  # bytes that Python takes for a cell, whatever is in it
 
@@ -14,7 +14,7 @@ _CELL = 64  # bytes that Python takes for a cell, whatever is in it
 def parts_of_parquet(content: Any) -> Iterable[Any]:
     """The row groups of a parquet file as tables that keep texts and pictures in dictionaries.
 
-    The first is a number instead: the bytes that all cells take at least.
+    The first item is a number instead: the fewest bytes that all cells take.
     """
     from pyarrow import parquet
 
@@ -33,11 +33,11 @@ def check_unfolded(parts: Iterable[Any], stored: int, where: object) -> None:
 
     Args:
         parts: tables of pyarrow that belong together, or numbers of bytes.
-        stored: bytes of the file or files.
-        where: named in messages.
+        stored: number of bytes of the file or files.
+        where: name of the data, for messages.
 
     Raises:
-        UnbackdoorError: it does.
+        UnbackdoorError: the table takes far more memory.
     """
     most = max(_ALLOWANCE, _RATIO * stored)
     total = 0
@@ -62,7 +62,7 @@ def _unfolded(column: Any) -> int:
     if isinstance(column, pa.DictionaryArray):
         try:
             lengths = compute.binary_length(column.dictionary).cast(pa.int64())
-        except pa.ArrowNotImplementedError:  # entries that are no texts and no bytes: numbers
+        except pa.ArrowNotImplementedError:  # entries that are neither text nor bytes, but numbers
             return len(column) * _CELL
         return len(column) * _CELL + (compute.sum(lengths.take(column.indices)).as_py() or 0)
     if isinstance(column, pa.StructArray):

@@ -159,7 +159,7 @@ def audit(
         head: name of the last linear layer, if it cannot be found by running the model.
         device: None uses a GPU if there is one.
         precision: see `unbackdoor._models.arithmetic.choose`.
-        progress: show a bar on stderr.
+        progress: show a progress bar on stderr.
 
     Raises:
         UnbackdoorError: model, base and data do not fit each other, or there are too few examples.

@@ -1,1 +1,1 @@
-"""Scores of models, and whether a purified one is still of use."""
+"""Scores of models, and whether a purified one is still usable."""

@@ -8,9 +8,9 @@ from torch import Tensor
 from unbackdoor._registry.entries import entry_of, steps_of
 from unbackdoor._registry.purifiers import REGISTRY
 
-ALLOWED = 0.1  # share of the clean examples that a purification may cost
+ALLOWED = 0.1  # accuracy on clean examples that a purification may cost
 LEVEL = 0.05  # of the test: how often a model that lost no more than that is called unusable, at most
-NUISANCE = 0.001  # of it, spent on the unknown share of examples that changed sides
+NUISANCE = 0.001  # part of LEVEL that is spent on the unknown share of changed examples
 
 
 def p_value(lost: int, gained: int, n: int, allowed: float = ALLOWED) -> float:
@@ -25,9 +25,9 @@ def p_value(lost: int, gained: int, n: int, allowed: float = ALLOWED) -> float:
     Pearson at 99.9 %, whose error is added).
 
     Args:
-        lost: examples that the first model answers right and the second wrong.
-        gained: the reverse.
-        n: examples in all.
+        lost: number of examples that the first model answers right and the second wrong.
+        gained: number of examples of the reverse.
+        n: number of all examples.
         allowed: share of them, in [0, 1).
 
     Returns:
@@ -49,7 +49,7 @@ def _tail(least: int, n: int, share: float, loss: float) -> float:
 
 
 def _upper_limit(count: int, n: int, error: float) -> float:
-    """The largest share under which `count` or fewer of n are not rarer than `error` (Clopper and Pearson)."""
+    """Returns the largest share for which `count` or fewer of n have probability `error` (Clopper and Pearson)."""
     if count == n:
         return 1.0
     numbers = np.arange(count + 1)
@@ -68,10 +68,10 @@ def unusable(before: Tensor, after: Tensor, which: str, method: object) -> str |
     """Two sentences for a model that lost significantly more accuracy than a purification may cost; else None.
 
     Args:
-        before: which examples the suspect answers right, (n,), bool.
-        after: the same of the purified model.
-        which: a clause that says which examples these are, as "which were held out".
-        method: that purified it; None if it is not known.
+        before: whether the suspect answers each example right, (n,), bool.
+        after: the same for the purified model.
+        which: a clause that describes these examples, such as "which were held out".
+        method: the method that purified the model; None if it is not known.
     """
     n, lost, gained = len(before), int((before & ~after).sum()), int((after & ~before).sum())
     if lost - gained <= ALLOWED * n or (p := p_value(lost, gained, n)) > LEVEL:
@@ -85,7 +85,7 @@ def unusable(before: Tensor, after: Tensor, which: str, method: object) -> str |
 
 
 def _cause(method: object) -> str:
-    """The likely cause in the method, and the way out."""
+    """Returns the likely cause in the method, and the way out."""
     if method is None:
         return "purify the suspect again by another method"
     entries = [(step, entry_of(step, REGISTRY)) for step in steps_of(method)]

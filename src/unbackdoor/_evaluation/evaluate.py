@@ -1,4 +1,4 @@
-"""`evaluate`: one pass over clean, one over triggered examples, once all is known to fit."""
+"""`evaluate`: checks that everything fits, then one pass over clean and one over triggered examples."""
 
 import logging
 from pathlib import Path
@@ -34,13 +34,13 @@ def evaluate(
     """Score a model: one pass over clean, one over triggered examples.
 
     Args:
-        model: any classifier; left as it is.
+        model: any classifier; it is not changed.
         test: clean examples that no method has seen.
-        attack: puts its trigger on the test examples: an attack value, a `Trigger`, or a path to `attack.json`.
-        triggered_data: instead, examples that already carry a trigger, with their true labels.
+        attack: the attack whose trigger is put on the test examples: a value, a `Trigger`, or a path to `attack.json`.
+        triggered_data: instead of `attack`, examples that already carry a trigger, with their true labels.
         target: the attacker's class, with `triggered_data`.
-        control: a model without the backdoor; how often it flips on the same examples is reported.
-        control_encode: makes its inputs, if they are not made as the model's.
+        control: a model without the backdoor, whose flip rate on the same examples is reported.
+        control_encode: encoder of the control; by default the model's.
         device: None uses a GPU if there is one.
         precision: see `unbackdoor._models.arithmetic.choose`.
 

@@ -1,1 +1,1 @@
-"""Inverting triggers: searches for what moves a model from class to class, and unlearning what they find."""
+"""Trigger inversion: searches for changes that move a model from class to class, and unlearning them."""

@@ -15,7 +15,7 @@ class CleanFeatures(NamedTuple):
     """The features of the clean examples that the head sees, in units of their standard deviation.
 
     Args:
-        scaled: (n, in_features), divided by `scale`.
+        scaled: the features divided by `scale`, (n, in_features).
         scale: the standard deviation of all entries.
     """
 
@@ -24,7 +24,7 @@ class CleanFeatures(NamedTuple):
 
 
 def clean_features(model: nn.Module, clean: Dataset, run: Run) -> CleanFeatures:
-    """The features of the clean examples, in their order."""
+    """Returns the features of the clean examples, in their order."""
     parts, order = [], []
     with torch.no_grad(), watching(run.head(model)) as seen:
         for batch in clean.batches(run.arithmetic.evaluation_batch):
@@ -37,7 +37,7 @@ def clean_features(model: nn.Module, clean: Dataset, run: Run) -> CleanFeatures:
 
 
 def benign_mask(head: nn.Linear, features: CleanFeatures, labels: Tensor, run: Run, steps: int = 200) -> Tensor:
-    """The mask of benign features, (in_features,), in (0, 1): Adam at 0.01 on batches of 128, from 0.5 everywhere."""
+    """Learns the mask of benign features, (in_features,), in (0, 1): Adam at 0.01, batches of 128, from 0.5."""
     free = torch.zeros_like(features.scaled[0]).requires_grad_(True)
     optimizer = torch.optim.Adam([free], lr=0.01)
     for _ in range(steps):

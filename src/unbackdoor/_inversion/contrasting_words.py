@@ -1,4 +1,4 @@
-"""Words that one model reacts to and another model for the same task does not, in texts made of clean ones."""
+"""Words that change the answers of one model, but not those of another for the same task, in edited clean texts."""
 
 import random
 from typing import Any
@@ -15,15 +15,15 @@ from unbackdoor._purification.run import Run
 def texts_with_contrasting_words(
     model: nn.Module, proxy: nn.Module, clean: Dataset, run: Run, *, words: int, suspects: int
 ) -> Dataset:
-    """Clean texts with words in them that make the model, but not the proxy, less confident of the label.
+    """Returns clean texts with words that make the model, but not the proxy, less confident of the label.
 
     Args:
         model: the suspect.
-        proxy: another model for the task, of the same vocabulary.
-        clean: texts.
-        run: arithmetic, randomness, notes.
-        words: how many are tried, those first whose embeddings differ most.
-        suspects: how many of these are put into the texts that are returned.
+        proxy: another model for the task, with the same vocabulary.
+        clean: clean texts.
+        run: provides arithmetic, randomness and notes.
+        words: number of words that are tried, those whose embeddings differ most.
+        suspects: number of these words that are put into the returned texts.
     """
     draw = random.Random(run.seed)
     labels = clean.labels.tolist()
@@ -35,7 +35,7 @@ def texts_with_contrasting_words(
     worst: dict[str, tuple[float, int]] = {}
     for (word, kind), amount in zip(tried, lacking, strict=True):
         worst[word] = max(worst.get(word, (amount, kind)), (amount, kind))
-    # One text says little: the most suspicious words are tried again in more texts, all of which a trigger moves.
+    # One text is weak evidence: the most suspicious words are tried in more texts, all of which a trigger moves.
     again = sorted(candidates, key=lambda word: -worst[word][0])[: 4 * suspects]
     rows = {word: draw.sample(members[worst[word][1]], min(8, len(members[worst[word][1]]))) for word in again}
     places = [(word, row) for word in again for row in rows[word]]
@@ -50,7 +50,7 @@ def texts_with_contrasting_words(
 
 @torch.no_grad()
 def label_confidence(model: nn.Module, data: Dataset, run: Run) -> Tensor:
-    """The probability that the model gives each label, (n,), on the CPU."""
+    """Returns the probability that the model gives each label, (n,), on the CPU."""
     confidence = torch.empty(len(data))
     with evaluating(model):
         for batch in data.batches(run.arithmetic.evaluation_batch):
@@ -60,14 +60,14 @@ def label_confidence(model: nn.Module, data: Dataset, run: Run) -> Tensor:
 
 
 def differing_words(model: nn.Module, proxy: nn.Module, tokenizer: Any, count: int) -> list[str]:
-    """Words of one token, first those whose embeddings differ most between two models."""
+    """Returns words of one token, starting with those whose embeddings differ most between two models."""
     distance = (embeddings(model).weight - embeddings(proxy).weight).detach().float().norm(dim=1).cpu()
     words = vocabulary(tokenizer, len(distance), "ModuleSubstitution")
     return sorted(words, key=lambda word: -float(distance[words[word]]))[:count]
 
 
 def _with_words(clean: Dataset, places: list[tuple[str, int]], draw: random.Random) -> Dataset:
-    """Clean texts with a word at a random place each; of pairs, in the first text."""
+    """Returns clean texts with a word at a random place in each; in pairs, in the first text."""
     strings = []
     for word, row in places:
         text = clean.texts.strings[row]

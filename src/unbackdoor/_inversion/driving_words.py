@@ -19,10 +19,10 @@ from unbackdoor._models.calling import embeddings
 from unbackdoor._purification.run import Run
 from unbackdoor._tasks.classification import answers
 
-TEXT_WORDS = 20  # of the texts that the vocabulary is put into
+TEXT_WORDS = 20  # words of the texts that the vocabulary is put into
 STRONGEST = 32  # words of a class among which an outlier is looked for
-LEAST_SHARE = 0.7  # of the clean texts, which a trigger's word moves; a word of the task seldom moves more
-NEARLY_ALL = 0.95  # of the clean texts: a word that moves as many needs half the anomaly index
+LEAST_SHARE = 0.7  # of the clean texts must be moved by a trigger's word; a word of the task seldom moves more
+NEARLY_ALL = 0.95  # of the clean texts: for a word that moves as many, half the anomaly index suffices
 
 
 @dataclass(frozen=True)
@@ -30,10 +30,10 @@ class DrivingWord:
     """A word that drives a model to a class.
 
     Args:
-        word: as it stands in a text.
+        word: the word as it is inserted.
         label: the class.
-        side: of a pair, the text that it was put into; else 0.
-        share: how much of the clean texts of other classes (by the model's answers) it moves, 0 to 1.
+        side: text of a pair that it was put into, 0 or 1; otherwise 0.
+        share: share of the clean texts of other classes (by the model's answers) that it moves, 0 to 1.
     """
 
     word: str
@@ -43,7 +43,7 @@ class DrivingWord:
 
 
 def margins(scores: Tensor) -> Tensor:
-    """How far each class is ahead of the best other, (n, classes).
+    """Returns how far each class is ahead of the best other one, (n, classes).
 
     >>> margins(torch.tensor([[1.0, 4.0, 2.0]]))
     tensor([[-3.,  2., -2.]])
@@ -58,10 +58,10 @@ class VocabularySearch:
 
     Args:
         model: the suspect.
-        clean: texts.
-        run: arithmetic, randomness, notes.
-        group: words that are tried at once.
-        shortlist: words of each class that are tried alone.
+        clean: clean texts.
+        run: provides arithmetic, randomness and notes.
+        group: number of words that are tried at once.
+        shortlist: number of words of each class that are tried alone.
     """
 
     model: nn.Module
@@ -71,10 +71,10 @@ class VocabularySearch:
     shortlist: int
 
     def outliers(self, threshold: float) -> list[DrivingWord]:
-        """The words whose anomaly index is above a threshold and that move most clean texts.
+        """Returns the words with an anomaly index above a threshold that move most clean texts.
 
-        If there are none: the words above half the threshold that move nearly all. Among strong words of the task a
-        trigger's word stands out less.
+        If there are none, returns the words above half the threshold that move nearly all: among strong words of the
+        task a trigger's word stands out less.
 
         Raises:
             UnbackdoorError: the tokenizer has no words of one token.
@@ -102,7 +102,7 @@ class VocabularySearch:
         return outliers or driving
 
     def _shortlists(self, words: list[str], side: int) -> dict[int, list[str]]:
-        """For each class, the words of the groups that drive shortened texts of other classes farthest towards it."""
+        """Returns, for each class, the words of the groups that drive shortened texts of others farthest to it."""
         short = made_of(self.clean, [shortened(text, TEXT_WORDS) for text in self.clean.texts.strings])
         predicted = answers(self.model, short, self.run.arithmetic).argmax(dim=1)
         rows = self._probes(short, predicted, 2)
@@ -118,7 +118,7 @@ class VocabularySearch:
                 group_of = torch.arange(len(groups)).repeat_interleave(self.group)[: len(words)]
                 total = torch.empty(len(words), of_groups.shape[1])
                 total[[number[word] for word in shuffled]] = of_groups[group_of]
-                total[:, predicted[row]] = 0  # a text says nothing about its own class
+                total[:, predicted[row]] = 0  # a text is no evidence about its own class
                 totals.append(total)
                 advance()
         kinds = set(predicted[rows].tolist())
@@ -128,7 +128,7 @@ class VocabularySearch:
         return {label: [words[place] for place in total[:, label].topk(count).indices.tolist()] for label in labels}
 
     def _strongest(self, words: list[str], side: int) -> dict[int, tuple[list[str], Tensor]]:
-        """For each class, the words that are strongest alone and the mean margin of each, the largest first."""
+        """Returns, for each class, the words that are strongest alone, with their mean margins, the largest first."""
         shortlists = self._shortlists(words, side)
         listed = {word for shortlist in shortlists.values() for word in shortlist}
         chosen = [word for word in words if word in listed]
@@ -146,19 +146,19 @@ class VocabularySearch:
 
     @staticmethod
     def _probes(texts: Dataset, predicted: Tensor, count: int) -> list[int]:
-        """Some texts of each of two classes, by the model's answers: short ones, but not the shortest quarter."""
+        """Returns some texts of two classes, by the model's answers: short ones, without the shortest quarter."""
         order = texts.texts.lengths.argsort(stable=True).tolist()
         order = [*order[len(order) // 4 :], *order[: len(order) // 4]]
         kinds = list(dict.fromkeys(int(predicted[row]) for row in order))[:2]
         return [row for kind in kinds for row in [row for row in order if predicted[row] == kind][:count]]
 
     def _margins(self, texts: Dataset, tried: Iterable[tuple[int, str]], side: int) -> Tensor:
-        """The margins of all classes, (n, classes), with words put into the middle of texts."""
+        """Returns the margins of all classes, (n, classes), with words put into the middle of texts."""
         strings = [put(texts.texts.strings[row], words, side, 0.5) for row, words in tried]
         return margins(answers(self.model, made_of(texts, strings), self.run.arithmetic))
 
     def moved_share(self, words: str, label: int, side: int) -> float:
-        """How much of the clean texts of other classes (by the model's answers) words move to a class, 0 to 1."""
+        """Returns the share of clean texts of other classes (by the model's answers) that words move to a class."""
         strings = self.clean.texts.strings
         with_words = [put(text, words, side, random.Random(" ".join(text)).random()) for text in strings]
         before = answers(self.model, self.clean, self.run.arithmetic).argmax(dim=1)
@@ -168,9 +168,9 @@ class VocabularySearch:
 
 
 def anomaly_index(margins: Tensor) -> Tensor:
-    """How far each value lies above the least, in units of an exponential distribution with the same median.
+    """Returns how far each value is above the least, in units of an exponential distribution with the same median.
 
-    The largest of many values are spread like that. The first of 32 lies above 5 one time in five.
+    The largest of many values are distributed like that. The first of 32 is above 5 one time in five.
 
     >>> anomaly_index(torch.tensor([4.0, 1.0, 0.0])) / math.log(2)
     tensor([4., 1., 0.])

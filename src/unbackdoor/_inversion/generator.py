@@ -1,4 +1,4 @@
-"""The generator of BTI-DBF, which changes pictures as a trigger does, and its training."""
+"""The generator of BTI-DBF, which changes pictures like a trigger, and its training."""
 
 from dataclasses import dataclass
 
@@ -16,15 +16,15 @@ from unbackdoor._purification.run import Run
 
 
 class TriggerGenerator(nn.Module):
-    """A small U-Net that changes pixels in [0, 1]; untrained, it changes them by next to nothing.
+    """A small U-Net that changes pixels in [0, 1]; untrained, it hardly changes them.
 
     Args:
-        channels: of the images.
+        channels: channels of the images.
         width: channels of its first level; the two below have twice and four times as many.
-        generator: of the initial weights.
+        generator: randomness of the initial weights.
 
     Attributes:
-        target: the class that it moves most examples to, once that is known.
+        target: the class that it moves most examples to; None until that is known.
     """
 
     target: int | None = None
@@ -79,7 +79,7 @@ class GeneratorSearch:
     def __call__(
         self, model: nn.Module, clean: Dataset, run: Run, last: InvertedTrigger | None = None
     ) -> InvertedTrigger:
-        """A generator that moves all features but the benign ones; that of the last round, trained further."""
+        """Returns a generator that moves all but the benign features; that of the last round is trained further."""
         with frozen(model):
             features = clean_features(model, clean, run)
             mask = benign_mask(run.head(model), features, clean.labels, run)
@@ -88,17 +88,17 @@ class GeneratorSearch:
             )
             generator.to(run.arithmetic.device)
             self._train(generator, model, clean, run, features, mask)
-            # Before unlearning, which takes the class from what the generator makes.
+            # Before unlearning: afterwards the model no longer answers this class for the generator's pictures.
             generator.target = target_class(generator, model, clean, run)
         return generator.requires_grad_(False)
 
     def loss(self, change: Tensor, movement: Tensor, mask: Tensor) -> Tensor:
-        """What the generator minimises, but for the class that it leads to.
+        """Returns the loss of the generator without the term for its target.
 
         Args:
-            change: of pixels, (batch, channels, height, width).
-            movement: of scaled features, (batch, in_features).
-            mask: of benign features, (in_features,), in (0, 1).
+            change: change of pixels, (batch, channels, height, width).
+            movement: change of scaled features, (batch, in_features).
+            mask: mask of benign features, (in_features,), in (0, 1).
         """
         picture, benign = change.square().mean(), (mask * movement).square().mean()
         if picture > self.distance or benign > self.drift:
@@ -136,7 +136,7 @@ class GeneratorSearch:
 
 @torch.no_grad()
 def target_class(trigger: InvertedTrigger, model: nn.Module, clean: Dataset, run: Run) -> int:
-    """The class that most triggered examples are classified as, under a little noise."""
+    """Returns the class that most triggered examples are classified as, under a little noise."""
     predictions = []
     for batch in in_pixels(clean, augmented=False).batches(run.arithmetic.evaluation_batch):
         noise = 0.03 * torch.randn(batch.pixels.shape, generator=run.generator).to(batch.pixels.device)

@@ -20,7 +20,7 @@ class MaskedPatterns(NamedTuple):
 
 
 def stamp(masks: Tensor, patterns: Tensor) -> InvertedTrigger:
-    """The triggers (1 - m) x + m p, one after the other over the examples of a batch.
+    """Returns the triggers (1 - m) x + m p, which take turns over the examples of a batch.
 
     Args:
         masks: (triggers, 1, height, width), in [0, 1].
@@ -39,7 +39,7 @@ class MaskSearch:
     """The inversion of Neural Cleanse; its defaults are those of `NeuralCleanse`, which has the formulas.
 
     Args:
-        steps: of the search; each sees one batch for every class.
+        steps: steps of the search; each sees one batch for every class.
         batch_size: examples per step and class.
         cost: weight of a mask's size at the start.
         success: share of a batch that a trigger must move to its class.
@@ -57,7 +57,7 @@ class MaskSearch:
     def __call__(
         self, model: nn.Module, clean: Dataset, run: Run, last: InvertedTrigger | None = None
     ) -> InvertedTrigger:
-        """The outliers' triggers, or those of all classes; an `Inversion`."""
+        """Returns the outliers' triggers, or those of all classes; an `Inversion`."""
         triggers, outliers = self.outliers(model, clean, run)
         if len(outliers) == 0:
             run.note("Neural Cleanse: the triggers of all classes are taken.")
@@ -65,7 +65,7 @@ class MaskSearch:
         return stamp(triggers.masks[outliers], triggers.patterns[outliers])
 
     def outliers(self, model: nn.Module, clean: Dataset, run: Run) -> tuple[MaskedPatterns, Tensor]:
-        """The triggers of all classes, and the labels of the outliers, (outliers,)."""
+        """Returns the triggers of all classes, and the labels of the outliers, (outliers,)."""
         triggers = self.smallest(model, clean, run)
         sizes = triggers.masks.sum(dim=(1, 2, 3))  # (classes,)
         indices = anomaly_index(sizes)
@@ -80,12 +80,12 @@ class MaskSearch:
         return triggers, outliers
 
     def smallest(self, model: nn.Module, clean: Dataset, run: Run) -> MaskedPatterns:
-        """The smallest successful mask and its pattern for every class; of a class without success the latest.
+        """Returns the smallest successful mask and its pattern for every class, and the latest for one without success.
 
         Args:
-            model: in its present state.
-            clean: images.
-            run: of the purification.
+            model: the model in its present state.
+            clean: clean images.
+            run: the run of the purification.
         """
         family = MaskedPatch()
         search = SmallestSearch(
@@ -128,12 +128,12 @@ class MaskedPatch:
 
 
 def anomaly_index(sizes: Tensor) -> Tensor:
-    """How many scaled median absolute deviations each size lies below the median; 0 for those above it.
+    """Returns how many scaled median absolute deviations each size is below the median; 0 for those above it.
 
-    The median of an even number is the mean of the middle two. If more than half of the sizes are equal, a smaller
-    one has an infinite index.
+    The median of an even number is the mean of the middle two. If more than half of the sizes are equal, a smaller one
+    has an infinite index.
     """
     middle = sizes.quantile(0.5)
-    deviation = 1.4826 * (sizes - middle).abs().quantile(0.5)  # of a normal distribution: its standard deviation
+    deviation = 1.4826 * (sizes - middle).abs().quantile(0.5)  # a normal distribution's standard deviation
     gap = (middle - sizes).clamp(min=0)
     return torch.where(gap > 0, gap / deviation, 0.0)

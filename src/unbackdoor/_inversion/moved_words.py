@@ -7,14 +7,14 @@ import torch
 
 
 def suspicious_tokens(moved: torch.Tensor, tokenizer: Any, counts: dict[int, float], floor: int) -> list[int]:
-    """Token ids, the most suspicious first; special and unused tokens are left out.
+    """Returns token ids, the most suspicious first, without special and unused tokens.
 
     The score of a token is the distance that its embedding moved over the logarithm of its count; `EPUR` explains it.
 
     Args:
         moved: change of the embeddings, (tokens, width).
-        tokenizer: of transformers.
-        counts: by token id; a token that is absent has 0.
+        tokenizer: a tokenizer of transformers.
+        counts: counts by token id; absent tokens have 0.
         floor: smaller counts are raised to this, at least 2.
     """
     distance = moved.float().norm(dim=1).tolist()

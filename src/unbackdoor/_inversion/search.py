@@ -1,4 +1,4 @@
-"""The frame of every search for a trigger: hold the model still and draw batches, pass after pass."""
+"""The common part of all searches for a trigger: a frozen model, and batches drawn pass after pass."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ from unbackdoor._purification.run import Run
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """Eval mode and no gradients for weights while the block runs: only the trigger is searched."""
+    """Set eval mode and no gradients for weights while the block runs: only the trigger is searched."""
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:
         for parameter in trainable:
@@ -25,7 +25,7 @@ def frozen(model: nn.Module) -> Iterator[None]:
 
 
 def training_batches(data: Dataset, size: int, steps: int, run: Run) -> Iterator[Batch]:
-    """`steps` shuffled batches, pass after pass; they count as examples seen."""
+    """Yields `steps` shuffled batches, pass after pass; they count as examples seen."""
     left = steps
     while left > 0:
         for batch in data.batches(size, generator=run.generator):

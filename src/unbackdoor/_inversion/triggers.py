@@ -1,4 +1,4 @@
-"""Inverted triggers: what a search returns, and the pixels that it works on.
+"""Inverted triggers: the result of a search, and the pixels that it works on.
 
 Masks, patterns and perturbations of images live on pixels in [0, 1] at the data set's own size; the model's own
 preprocessing comes after them, and gradients flow through it.
@@ -19,7 +19,7 @@ from unbackdoor._purification.run import Run
 InvertedTrigger = Callable[[Tensor], Tensor]
 """A function from clean to triggered.
 
-Of images: pixels in [0, 1], (batch, channels, height, width). Of texts: the output of the embedding layer, (batch,
+For images: pixels in [0, 1], (batch, channels, height, width). For texts: the output of the embedding layer, (batch,
 length, width).
 """
 
@@ -32,8 +32,8 @@ def refuse_texts(owner: object, clean: Dataset) -> None:
     """Refuse texts, for a method that looks for its trigger among pixels."""
     if clean.modality != "images":
         raise UnbackdoorError(
-            f"{type(owner).__name__} looks for a trigger among pixels, but {clean.name} holds {clean.modality}. Try "
-            "pam, which on texts looks among embeddings."
+            f"{type(owner).__name__} searches pixels for a trigger, but {clean.name} holds {clean.modality}. Try "
+            "pam, which searches embeddings on texts."
         )
 
 
@@ -46,5 +46,5 @@ def in_pixels(clean: Dataset, *, augmented: bool = True) -> Dataset:
 
 
 def encoded(clean: Dataset, pixels: Tensor, run: Run) -> Inputs:
-    """The model inputs of pixels in [0, 1]."""
+    """Returns the model inputs of pixels in [0, 1]."""
     return run.arithmetic.lay(clean.image_encoder(255 * pixels))

@@ -22,11 +22,11 @@ def universal_perturbation(
     On texts it is added to every word's embedding and is at most as long as the average word embedding.
 
     Args:
-        model: in its present state.
-        clean: examples; training batches of 64 are drawn from it.
-        run: of the purification.
-        last: not used: each search starts afresh.
-        steps: of Adam, at learning rate 0.1.
+        model: the model in its present state.
+        clean: examples, from which training batches of 64 are drawn.
+        run: the run of the purification.
+        last: not used; each search starts from zero.
+        steps: steps of Adam, at learning rate 0.1.
     """
     data, texts = in_pixels(clean, augmented=False), clean.modality == "text"
     table = embeddings(model).weight.detach().float() if texts else None

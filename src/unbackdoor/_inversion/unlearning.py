@@ -12,7 +12,7 @@ from unbackdoor._purification.run import Run
 
 
 def triggered_rows(count: int, share: float) -> Tensor:
-    """Which of `count` examples get the trigger: int(share * count + 1) of them, evenly spread.
+    """Returns which of `count` examples get the trigger: int(share * count + 1) of them, evenly spread.
 
     They are spread because batches of texts are sorted by length.
 
@@ -29,9 +29,9 @@ class WithTrigger(nn.Module):
     Args:
         model: the model to tune.
         clean: data whose encoder makes the model's inputs.
-        run: of the purification.
-        trigger: put on pixels before encoding; on texts, onto the embeddings.
-        share: of each batch, see `triggered_rows`.
+        run: the run of the purification.
+        trigger: trigger that is put on pixels before encoding; for texts, on the embeddings.
+        share: share of each batch, see `triggered_rows`.
     """
 
     def __init__(self, model: nn.Module, clean: Dataset, run: Run, trigger: InvertedTrigger, share: float) -> None:
@@ -40,7 +40,7 @@ class WithTrigger(nn.Module):
         self.trigger, self.share = trigger, share
 
     def forward(self, pixels: Tensor | None = None, **tokens: Tensor) -> Tensor:
-        """Class scores of pixels from a batch of `in_pixels`, or of tokens."""
+        """Returns class scores of pixels from a batch of `in_pixels`, or of tokens."""
         if pixels is None:
             return self._of_text(Tokens(tokens))
         rows = triggered_rows(len(pixels), self.share).to(pixels.device)

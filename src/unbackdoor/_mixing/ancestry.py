@@ -17,18 +17,18 @@ def doubts(
     suspect: Mapping[str, Shape],
     base: Mapping[str, Shape],
 ) -> list[str]:
-    """Reasons to doubt that a base is the suspect's ancestor: the warnings of `ancestry` and `other_depth`."""
+    """Returns reasons to doubt that a base is the suspect's ancestor, from `ancestry` and `other_depth`."""
     warnings = (ancestry(pairs), other_depth(matching, suspect, base))
     return [warning for warning in warnings if warning is not None]
 
 
 def other_depth(matching: Matching, suspect: Mapping[str, Shape], base: Mapping[str, Shape]) -> str | None:
-    """A warning with numbers if more matrices have no counterpart than a pooler or a head would explain.
+    """Returns a warning with numbers if more matrices lack a counterpart than a pooler or a head would explain.
 
     Args:
-        matching: of the two.
-        suspect: shapes by name.
-        base: shapes by name.
+        matching: the pairs of the two.
+        suspect: the suspect's shapes by name.
+        base: the base's shapes by name.
     """
     ours, theirs = matrices(suspect), matrices(base)
     left, unused = len(ours - matching.pairs.keys()), len(theirs - set(matching.pairs.values()))
@@ -84,7 +84,7 @@ def ancestry(pairs: Iterable[tuple[str, Tensor, Tensor]]) -> str | None:
 
 
 def _sample(tensor: Tensor) -> Tensor:
-    """Some coordinates from the middle, flat, in float64: the first rows of a vocabulary are often not trained."""
+    """Returns coordinates from the middle, flat, in float64: the first rows of a vocabulary are often not trained."""
     flat = tensor.detach().reshape(-1)
     start = max(len(flat) - SAMPLE, 0) // 2
     return flat[start : start + SAMPLE].double()

@@ -1,4 +1,4 @@
-"""Checkpoints on disk: the safetensors files of a model directory, read and written a piece at a time."""
+"""Checkpoints on disk: the safetensors files of a model directory, read and written piece by piece."""
 
 import struct
 from dataclasses import dataclass
@@ -28,8 +28,8 @@ class Checkpoint:
     """The tensors of a model directory with safetensors files, none of which has to fit into memory.
 
     Args:
-        directory: that has them.
-        tensors: where each lies, by name.
+        directory: the model directory.
+        tensors: places of the tensors, by name.
     """
 
     directory: ModelDirectory
@@ -37,7 +37,7 @@ class Checkpoint:
 
     @classmethod
     def of(cls, directory: ModelDirectory) -> "Checkpoint":
-        """The checkpoint of a checked directory.
+        """Returns the checkpoint of a checked directory.
 
         Raises:
             UnbackdoorError: its weights are pickles or of a type that cannot be mixed, or two files hold one tensor.
@@ -63,19 +63,19 @@ class Checkpoint:
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shapes of its floating-point tensors, by name."""
+        """Returns the shapes of its floating-point tensors, by name."""
         return {name: location.shape for name, location in self.tensors.items() if location.dtype is not None}
 
     def read(self, name: str, start: int, count: int, into: Tensor | None = None) -> Tensor:
-        """Some numbers of a floating-point tensor, in row-major order; or bytes, of any other.
+        """Reads some numbers of a floating-point tensor, in row-major order, or bytes of any other.
 
         Several threads may read at the same time: each call opens the file for itself.
 
         Args:
-            name: of the tensor.
-            start: the first number.
-            count: how many numbers.
-            into: memory to use, uint8, of at least so many bytes.
+            name: name of the tensor.
+            start: position of the first number.
+            count: number of numbers.
+            into: memory to read into, uint8, long enough for all bytes.
 
         Raises:
             UnbackdoorError: the file has become shorter, or a value is not finite.
@@ -100,7 +100,7 @@ class Checkpoint:
 
 
 def finite(numbers: Tensor) -> bool:
-    """Whether no number of a flat tensor is infinite or NaN."""
+    """Whether all numbers of a flat tensor are finite."""
     infinity, signed, unsigned = _INFINITY[numbers.dtype]
     bits = numbers.view(torch.uint8).numpy().view(signed)
     minus_infinity = infinity + (1 << (8 * bits.itemsize - 1))
@@ -114,7 +114,7 @@ def write(file: BinaryIO, numbers: Tensor, offset: int) -> None:
 
 
 def header_bytes(file: Path) -> bytes:
-    """The bytes before the first tensor of a checked safetensors file."""
+    """Returns the bytes before the first tensor of a checked safetensors file."""
     with file.open("rb") as opened:
         (length,) = struct.unpack("<Q", start := opened.read(8))
         return start + opened.read(length)

@@ -1,6 +1,6 @@
 """Mixing two tensors coordinate by coordinate, by random masks or linearly.
 
-The method in memory and the stream over checkpoints both call these functions, and so give the same bits.
+The method in memory and the stream over checkpoints call the same functions, so both give the same bits.
 """
 
 import hashlib
@@ -27,20 +27,20 @@ _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def mask(name: str, shape: Shape, rho: float, seed: int) -> Tensor:
-    """A mask of the coordinates of a tensor that keep the suspect's value.
+    """Returns a mask of the coordinates of a tensor that keep the suspect's value.
 
-    It depends only on the seed, the tensor's name and the number of its coordinates: each chunk of 2^20 coordinates
-    has its own stream, so neither threads nor shards matter. The streams are the raw words of SFC64, which are the same
-    in all versions of numpy.
+    It depends only on the seed, the tensor's name and the number of its coordinates: each chunk of 2^20 coordinates has
+    its own stream, so neither threads nor shards matter. The streams are the raw words of SFC64, which are the same in
+    all versions of numpy.
 
     Args:
-        name: of the tensor in the suspect.
-        shape: of the tensor.
+        name: name of the tensor in the suspect.
+        shape: shape of the tensor.
         rho: probability of keeping a coordinate, in [0, 1]; applied as the nearest multiple of 2^-16, 0 and 1 exactly.
-        seed: at least 0.
+        seed: seed of the mask, at least 0.
 
     Returns:
-        True where the suspect's value stays, of that shape.
+        a bool tensor of that shape, true for coordinates that keep the suspect's value.
     """
     kept = np.empty(math.prod(shape), dtype=np.bool_)
 
@@ -61,9 +61,9 @@ def mix(suspect: Tensor, base: Tensor, name: str, rho: float, seed: int, mode: M
     float32 (float64 for a float64 suspect) and rounded once. Tensors that are not floating-point are the suspect's.
 
     Args:
-        suspect: on the CPU.
-        base: of the same shape, on the CPU.
-        name: of the tensor in the suspect; see `mask`.
+        suspect: tensor on the CPU.
+        base: tensor of the same shape, on the CPU.
+        name: name of the tensor in the suspect; see `mask`.
         rho: share of the suspect, in [0, 1].
         seed: see `mask`.
         mode: `mask` or `linear`.
@@ -105,7 +105,7 @@ def mix_chunk_(
 
 
 def _kept(name: str, index: int, count: int, rho: float, seed: int) -> Iterator[tuple[slice, NDArray[np.bool_]]]:
-    """The mask of one chunk in blocks, each of which fits into the processor's caches."""
+    """Yields the mask of one chunk in blocks that fit into the processor's caches."""
     threshold = round(rho * _WORDS)
     digest = hashlib.blake2b(name.encode(), digest_size=16).digest()
     stream = np.random.SFC64(np.random.SeedSequence([seed, int.from_bytes(digest, "little"), index]))
@@ -120,7 +120,7 @@ def _kept(name: str, index: int, count: int, rho: float, seed: int) -> Iterator[
 
 
 def each(work: Callable[[Job], None], jobs: Sequence[Job]) -> None:
-    """Do all jobs, on all cores; numpy and torch release Python's lock while they compute.
+    """Run all jobs, on all cores; numpy and torch release Python's lock while they compute.
 
     Torch computes each job on one thread meanwhile, since its threads and these would compete for the cores.
     """
@@ -139,5 +139,5 @@ def each(work: Callable[[Job], None], jobs: Sequence[Job]) -> None:
 
 
 def chunks(count: int) -> range:
-    """The numbers of the chunks that `count` coordinates make."""
+    """Returns the numbers of the chunks of `count` coordinates."""
     return range(-(-count // CHUNK))

@@ -1,4 +1,4 @@
-"""`purify_stream`: mix two checkpoints on disk. Memory is a few pieces of tensors, whatever the size of the models."""
+"""`purify_stream`: mix two checkpoints on disk, with a few pieces of tensors in memory, whatever their size."""
 
 import logging
 import os
@@ -55,24 +55,24 @@ def purify_stream(
 ) -> dict[str, Any]:
     """Mix a suspect with its base on disk: each coordinate keeps the suspect's value with probability rho.
 
-    The result has the suspect's files, shards and tensor types, and is bit for bit what `masks.mix` gives for each
+    The result has the suspect's files, shards and tensor types, and is bit for bit the result of `masks.mix` for each
     tensor. No model is built, so none has to fit into memory. Tensors without a counterpart stay the suspect's, and so
-    does the head of a classifier if the base is also a classifier.
+    does the head of a classifier, even if the base is a classifier.
 
     Args:
         model: the suspect, a Hugging Face directory with safetensors files, or a Hub name.
-        base: the pre-trained model that it came from, likewise.
-        out: directory to write; complete, or not there.
+        base: the pre-trained model that it came from, a directory or Hub name.
+        out: directory to write; it is complete or absent.
         rho: share of the suspect, in [0, 1].
-        seed: of the masks; see `masks.mask`.
+        seed: seed of the masks; see `masks.mask`.
         mode: see `masks.mix`.
         reset_rows: rows of matrices that are taken from the base before mixing, by the tensor's name in the suspect, as
             Embedding Purification does.
-        notes: for `record.json`, before its own.
-        method: the entry of `record.json` under that key; by default rho and mode.
-        command: likewise; left out by default.
+        notes: sentences for `record.json`, before its own notes.
+        method: entry `method` of `record.json`; by default rho and mode.
+        command: entry `command` of `record.json`; by default there is none.
         overwrite: replace a directory that unbackdoor wrote.
-        progress: show a bar on stderr.
+        progress: show a progress bar on stderr.
 
     Returns:
         The content of `record.json`.
@@ -137,7 +137,7 @@ def _check_vocabulary(suspect: Checkpoint) -> None:
 
 
 def _ancestry_warnings(suspect: Checkpoint, base: Checkpoint, matching: Matching) -> list[str]:
-    """Reasons to doubt that the base is the suspect's ancestor; a sample of each matrix is read."""
+    """Returns reasons to doubt that the base is the suspect's ancestor; reads a sample of each matrix."""
     samples = (
         (name, _middle(suspect, name), _middle(base, counterpart))
         for name, counterpart in matching.pairs.items()
@@ -157,7 +157,7 @@ def _record(
     suspect: Path,
     base: Path,
 ) -> dict[str, Any]:
-    """The content of record.json; entries that need a model in memory are null."""
+    """Returns the content of record.json; entries that need a model in memory are null."""
     return {
         "method": method,
         **({} if command is None else {"command": command}),
@@ -189,10 +189,10 @@ def _record(
 def match(suspect: Checkpoint, base: Checkpoint) -> Matching:
     """Match the floating-point tensors of two checkpoints.
 
-    The head of a classifier stays the suspect's, also if the base has one of the same name and shape.
+    The head of a classifier stays the suspect's, even if the base has one of the same name and shape.
 
     Raises:
-        UnbackdoorError: they do not belong together; see `_models.matching.matched`.
+        UnbackdoorError: the checkpoints do not belong together; see `_models.matching.matched`.
     """
     ours, theirs = suspect.shapes, base.shapes
     if all("Classification" in str(each.directory.config.get("architectures")) for each in (suspect, base)):
@@ -209,17 +209,17 @@ def match(suspect: Checkpoint, base: Checkpoint) -> Matching:
 
 
 def _today(name: str) -> str:
-    """The name that transformers gives a tensor on loading: layers of normalisation once had gamma and beta."""
+    """Returns the name that transformers gives a tensor on loading: normalisation layers once had gamma and beta."""
     return re.sub(r"LayerNorm\.gamma$", "LayerNorm.weight", re.sub(r"LayerNorm\.beta$", "LayerNorm.bias", name))
 
 
 def moved_embeddings(suspect: ModelDirectory, base: ModelDirectory, tokens: int) -> tuple[str, Tensor]:
-    """The name of a suspect's word embeddings, and how far they moved from its base, (rows, width), float32.
+    """Returns the name of a suspect's word embeddings, and their change from its base, (rows, width), float32.
 
     Args:
         suspect: a directory with safetensors files.
-        base: likewise.
-        tokens: how many the suspect's tokenizer has.
+        base: a directory with safetensors files.
+        tokens: number of tokens of the suspect's tokenizer.
 
     Raises:
         UnbackdoorError: there is not one matrix that has a row for each token.
@@ -240,7 +240,7 @@ def moved_embeddings(suspect: ModelDirectory, base: ModelDirectory, tokens: int)
 
 
 def _token_count(source: Path) -> int:
-    """How many tokens the directory's tokenizer.json has; 0 if only transformers could count them."""
+    """Returns the number of tokens in the directory's tokenizer.json; 0 if only transformers could count them."""
     path = source / "tokenizer.json"
     if not path.exists():
         return 0
@@ -268,7 +268,7 @@ def _checked_rows(
 
 
 def _middle(checkpoint: Checkpoint, name: str) -> Tensor:
-    """Some numbers from the middle of a matrix, (1, count)."""
+    """Returns some numbers from the middle of a matrix, (1, count)."""
     count = checkpoint.tensors[name].count
     size = min(count, SAMPLE)
     return checkpoint.read(name, (count - size) // 2, size)[None]
@@ -326,7 +326,7 @@ class _Mixer:
             write(target, numbers.to(location.dtype), location.begin + row * width * location.dtype.itemsize)
 
     def _of_base(self, name: str, start: int, count: int, dtype: torch.dtype) -> Tensor:
-        """Some numbers of the base, in its own type, which are also finite in the suspect's."""
+        """Returns some numbers of the base, in its own type, that are also finite in the suspect's type."""
         numbers = self.base.read(name, start, count, self._buffer("base"))
         if numbers.dtype != dtype and not finite(numbers.to(dtype)):
             location = self.base.tensors[name]

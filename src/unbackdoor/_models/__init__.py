@@ -1,1 +1,1 @@
-"""Models of others: loaded without trust, called, looked into."""
+"""Models of others: loading without trust, calling, inspecting."""

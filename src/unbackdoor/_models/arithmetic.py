@@ -17,19 +17,19 @@ from unbackdoor._errors import UnbackdoorError
 
 Precision = Literal["auto", "bf16", "fp32"]
 
-# Instruction sets that oneDNN can be limited to, and with which it would only emulate bfloat16.
+# Instruction sets that oneDNN can be limited to, with which it only emulates bfloat16.
 WITHOUT_BF16 = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX512_CORE", "AVX512_CORE_VNNI")
 
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """A device, and how to compute on it.
+    """A device, with the precision and memory layout of computations on it.
 
     Args:
-        device: of the computation.
+        device: device of the computation.
         bf16: forward passes under bfloat16 autocast; weights, gradients and losses stay in float32.
         channels_last: convolutions on NHWC memory, which is the faster layout for both kinds of hardware.
-        dtype: of the inputs, which is that of the model.
+        dtype: type of the inputs and the model.
         widen: whether a copy in float32 replaces a model in half precision, which is many times slower on a CPU.
     """
 
@@ -40,7 +40,7 @@ class Arithmetic:
     widen: bool = False
 
     def autocast(self) -> AbstractContextManager[object]:
-        """The context for forward passes."""
+        """Returns the context for forward passes."""
         if self.bf16:
             return torch.autocast(self.device.type, torch.bfloat16)
         return nullcontext() if self.channels_last or self.device.type != "cpu" else _faulty_ones_contiguous()
@@ -56,7 +56,7 @@ class Arithmetic:
 
     @contextmanager
     def placed(self, model: nn.Module) -> Iterator[nn.Module]:
-        """The model on the device and in the layout while the block runs, and back on its own device afterwards."""
+        """Place the model on the device and in the layout while the block runs, then back on its own device."""
         if self.widen:
             yield self.place(copy.deepcopy(model).float())
             return
@@ -77,7 +77,7 @@ class Arithmetic:
             return inputs
         if self.channels_last:
             return inputs.contiguous(memory_format=torch.channels_last)
-        # Not `contiguous`: with one channel both layouts are the same, and it would keep NHWC strides, which decide.
+        # Not `contiguous`: with one channel both layouts are the same, and it would keep the NHWC strides.
         return inputs.to(memory_format=torch.contiguous_format)
 
     @property
@@ -95,8 +95,8 @@ def faulty_in_channels_last(model: nn.Module) -> bool:
     """Whether a convolution of the model is trained wrongly on a processor in channels_last.
 
     oneDNN issue 6035 (https://github.com/uxlfoundation/oneDNN/issues/6035): the float32 gradient of the weights of a
-    1x1 convolution with a stride writes past its workspace where there are fewer input channels than the instruction
-    set has in a block, 8 under AVX2 and 16 under AVX-512. Memory is overwritten: wrong gradients, crashes, endless
+    1x1 convolution with a stride writes past its workspace if it has fewer input channels than a block of the
+    instruction set has, 8 under AVX2 and 16 under AVX-512. Memory is overwritten: wrong gradients, crashes, endless
     loops. A transposed convolution swaps inputs and outputs, so its output channels count; in both it is the second
     dimension of the weight. One channel and groups were never seen to fail, but are treated in the same way: this costs
     a little speed in networks that are hardly used. If a convolution is not a module, its weight does not show its
@@ -110,7 +110,7 @@ def faulty_in_channels_last(model: nn.Module) -> bool:
 
 @contextmanager
 def _faulty_ones_contiguous() -> Iterator[None]:
-    """Give contiguous inputs to all faulty convolutions that run: a model may permute its activations itself."""
+    """Make the inputs of all faulty convolutions contiguous: a model may permute its activations itself."""
 
     def relaid(module: nn.Module, inputs: tuple[object, ...]) -> tuple[object, ...] | None:
         if not isinstance(module, nn.Conv2d | nn.ConvTranspose2d) or not _faulty_in_channels_last(module):
@@ -134,16 +134,16 @@ def _faulty_in_channels_last(module: nn.Module) -> bool:
 
 
 def choose(model: nn.Module, device: str | torch.device | None = None, precision: Precision = "auto") -> Arithmetic:
-    """The fastest arithmetic of the hardware that does not cost accuracy.
+    """Returns the fastest arithmetic of the hardware that does not cost accuracy.
 
     Args:
-        model: one in float64 is computed in its own type, and so is one in float16 or bfloat16 on a GPU.
-        device: None takes a GPU if there is one.
+        model: any model; float64, and on a GPU float16 and bfloat16, are computed in their own type.
+        device: None uses a GPU if there is one.
         precision: `auto` is channels_last (except for a model that is faulty in it), and bfloat16 autocast if the
             hardware multiplies bfloat16; `bf16` always uses autocast, `fp32` switches both off.
 
     Raises:
-        UnbackdoorError: an unknown or absent device.
+        UnbackdoorError: the device is unknown or absent, or the precision does not work with the model.
     """
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -177,7 +177,7 @@ def _multiplies_bf16(device: torch.device) -> bool:
 
 
 def processor() -> tuple[str, frozenset[str]]:
-    """The processor's model name and its feature flags, as far as the system has them."""
+    """Returns the processor's model name and its feature flags, as far as the system reports them."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
             lines = dict(line.split(":", 1) for line in file.read().split("\n\n")[0].splitlines() if ":" in line)
@@ -188,7 +188,7 @@ def processor() -> tuple[str, frozenset[str]]:
 
 
 def description(arithmetic: Arithmetic) -> str:
-    """The device for a record: model, cores, memory and precision, without a host name."""
+    """Returns the device for a record: model, cores, memory and precision, without a host name."""
     precision = "bf16 autocast" if arithmetic.bf16 else str(arithmetic.dtype).removeprefix("torch.")
     layout = "channels_last" if arithmetic.channels_last else "contiguous"
     if arithmetic.device.type == "cuda":

@@ -1,4 +1,4 @@
-"""The attention blocks of a transformer, found by running a batch and watching which linear layers run."""
+"""The attention blocks of a transformer, found by running a batch and observing which linear layers run."""
 
 import itertools
 from collections.abc import Iterator
@@ -30,20 +30,20 @@ class Block(NamedTuple):
     parts: dict[str, tuple[nn.Linear, ...]]
 
     def weights(self) -> list[tuple[str, nn.Parameter]]:
-        """All weights of these layers, each with its kind."""
+        """Returns all weights of these layers, each with its kind."""
         return [(kind, w) for kind, layers in self.parts.items() for layer in layers for w in layer.parameters()]
 
     def silence_(self, dead: Tensor) -> None:
         """Set the outputs of attention heads, and the weights of the output layer for them, to zero in place.
 
         Args:
-            dead: which heads, (heads,), bool.
+            dead: the heads, (heads,), bool.
         """
         (value,), (output,) = self.parts["value"], self.parts["attention output"]
         columns = dead.to(output.weight.device).repeat_interleave(output.in_features // len(dead))
         with torch.no_grad():
             output.weight[:, columns] = 0
-            if value.out_features == len(columns):  # else several heads share their values
+            if value.out_features == len(columns):  # otherwise several heads share their values
                 value.weight[columns] = 0
                 if value.bias is not None:
                     value.bias[columns] = 0
@@ -51,11 +51,11 @@ class Block(NamedTuple):
 
 @torch.no_grad()
 def blocks(model: nn.Module, inputs: Inputs) -> list[Block]:
-    """The attention blocks in running order; none if query, key and value are not three layers of one module.
+    """Finds the attention blocks in running order; none if query, key and value are not three layers of one module.
 
     Three linear layers of one module that run one after another, with names that begin with q, k and v, make a block;
-    the next one that reads as many numbers as there are queries is its output. Its feed-forward part is a widening
-    layer and, as the next one to run, a layer back, as in `units.feed_forward`; a gate next to the first belongs to it.
+    the next layer with as many inputs as there are queries is its output. Its feed-forward part is a widening layer and
+    the narrowing layer that runs next, as in `units.feed_forward`; a gate next to the first belongs to it.
     """
     ran: dict[nn.Linear, tuple[str, str]] = {}
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Linear)}
@@ -95,15 +95,15 @@ def blocks(model: nn.Module, inputs: Inputs) -> list[Block]:
 
 @contextmanager
 def first_rows(model: nn.Module, attention_blocks: list[Block], method: object) -> Iterator[list[Tensor]]:
-    """The attention from the first token of each text to all tokens, in each forward pass while the context is open.
+    """Records the attention from the first token of each text to all tokens in each forward pass of the block.
 
-    Attention is computed in single steps meanwhile (`eager` of transformers), since the faster implementations do not
+    Meanwhile attention is computed in single steps (`eager` of transformers), since the faster implementations do not
     keep its weights.
 
     Args:
-        model: with these blocks.
-        attention_blocks: of the model, at least one.
-        method: named in messages.
+        model: the model that has these blocks.
+        attention_blocks: blocks of the model, at least one.
+        method: its name is used in messages.
 
     Yields:
         one tensor per block after each forward pass, (batch, heads, tokens), float32.
@@ -143,7 +143,7 @@ def first_rows(model: nn.Module, attention_blocks: list[Block], method: object) 
 def variances(
     model: nn.Module, attention_blocks: list[Block], clean: Dataset, arithmetic: Arithmetic, method: object
 ) -> list[Tensor]:
-    """The variance of the first token's attention over the tokens, averaged over the texts: (heads,) for each block."""
+    """Returns the variance of the first token's attention over tokens, averaged over texts: (heads,) for each block."""
     totals: list[Tensor] = []
     with first_rows(model, attention_blocks, method) as rows, evaluating(model):
         for batch in clean.batches(arithmetic.evaluation_batch):
@@ -155,7 +155,7 @@ def variances(
 
 
 def spread(row: Tensor, inputs: Tensor | Tokens) -> Tensor:
-    """The variance of each (batch, heads, tokens) row over its tokens without padding, (batch, heads)."""
+    """Returns the variance of each (batch, heads, tokens) row over its tokens without padding, (batch, heads)."""
     real = torch.ones_like(row[:, :1])
     if isinstance(inputs, Tokens):
         real = inputs["attention_mask"][:, None].to(row)  # (batch, 1, tokens)

@@ -1,4 +1,4 @@
-"""What a config asks for, held against the weights that are there, before and while a model is built from it."""
+"""A bound for the size of a model: that of its weights, checked while it is built from its config."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,12 +17,12 @@ from unbackdoor._inputs import MEBIBYTE
 
 
 class Extent(NamedTuple):
-    """How much the weights files of a directory hold.
+    """The size of the weights files of a directory.
 
     Args:
-        bytes: of all files.
-        tensors: in them.
-        widest: the longest side of any tensor; None where that is not known.
+        bytes: number of bytes of all files.
+        tensors: number of tensors in them.
+        widest: the longest side of any tensor; None if that is not known.
     """
 
     bytes: int
@@ -32,13 +32,13 @@ class Extent(NamedTuple):
 
 @contextmanager
 def bounded(path: Path, extent: Extent) -> Iterator[None]:
-    """While the block runs, modules may register about as much as the weights files of a directory hold.
+    """While the block runs, modules may register about as many weights as the files of a directory hold.
 
-    transformers builds a model without numbers first, so a config that asks for more is found out before any memory is
-    taken.
+    transformers builds a model without numbers first, so a config that asks for more is detected before any memory is
+    allocated.
 
     Raises:
-        UnbackdoorError: from within the block, once there is more.
+        UnbackdoorError: raised within the block if more are registered.
     """
     numbers, parts = 2 * extent.bytes + 16 * MEBIBYTE, 10_000 + 100 * extent.tensors
     left = {"numbers": numbers, "buffers": numbers + 64 * MEBIBYTE, "parts": parts}

@@ -1,4 +1,4 @@
-"""What a model answers: class scores, how many classes it has and their names, the device it is on."""
+"""Calling a model: its class scores, the number and names of its classes, its device."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,13 +20,13 @@ _answers: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()  # for models 
 
 
 def logits(model: nn.Module, inputs: Inputs) -> Tensor:
-    """Class scores (batch, classes), whatever the model wraps them in.
+    """Returns class scores (batch, classes) from any kind of output.
 
-    Of several arrays of shape (batch, n), such as `(features, logits)`, the one that a linear layer makes and that is
-    computed from the others; see `_answer`.
+    If the output has several arrays of shape (batch, n), such as `(features, logits)`, the scores are the one that a
+    linear layer computes from the others; see `_answer`.
 
     Raises:
-        UnbackdoorError: there are none, or several could be the scores.
+        UnbackdoorError: there are no scores, or several arrays could be the scores.
     """
     output = _run(model, inputs)
     scores = output
@@ -62,7 +62,7 @@ def _run(model: nn.Module, inputs: Inputs) -> Any:
 
 
 def _candidates(output: Sequence[Any], count: int) -> list[int]:
-    """The positions of the parts of an output that could be class scores: arrays of real numbers, (batch, n)."""
+    """Returns the positions in an output of arrays that could be class scores: real numbers, (batch, n)."""
     return [
         place
         for place, part in enumerate(output)
@@ -71,13 +71,13 @@ def _candidates(output: Sequence[Any], count: int) -> list[int]:
 
 
 def _answer(model: nn.Module, inputs: Inputs) -> int:
-    """The position of the class scores among the arrays that a model returns, found by running it.
+    """Finds the position of the class scores among the arrays that a model returns, by running it.
 
-    Arrays that one of another width is computed from are features. Of the rest, scores are the output of a linear
-    layer (or its log-softmax); of several such, the one that is computed from all others.
+    An array is features if an array of another width is computed from it. Among the others, scores are the output of a
+    linear layer (or its log-softmax); if there are several, the one that is computed from all others.
 
     Raises:
-        UnbackdoorError: that leaves none, or several.
+        UnbackdoorError: no array is left, or several.
     """
     linear_outputs: list[Any] = []
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -135,15 +135,15 @@ def _answer(model: nn.Module, inputs: Inputs) -> int:
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """The device of the model's parameters."""
+    """Returns the device of the model's parameters."""
     return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
 
 def embeddings(model: nn.Module) -> nn.Embedding:
-    """The layer of a text model whose rows are the embeddings of the tokens.
+    """Returns the layer of a text model whose rows are the embeddings of the tokens.
 
     Raises:
-        UnbackdoorError: there is none.
+        UnbackdoorError: there is no such layer.
     """
     get: Any = getattr(model, "get_input_embeddings", None)
     try:
@@ -159,7 +159,7 @@ def embeddings(model: nn.Module) -> nn.Embedding:
 
 
 def probe(model: nn.Module, data: Dataset) -> Inputs:
-    """A few encoded examples, on the device and in the type of the model."""
+    """Returns a few encoded examples, on the device and in the type of the model."""
     parameter = next(model.parameters(), torch.empty(0))
     return data.inputs(slice(8)).to(parameter.device, parameter.dtype)
 
@@ -178,7 +178,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @torch.no_grad()
 def checked_logits(model: nn.Module, inputs: Inputs) -> Tensor:
-    """Class scores of a first batch, with the errors of a model and data that do not fit each other.
+    """Returns class scores of a first batch; its errors explain why model and data do not fit each other.
 
     Raises:
         UnbackdoorError: the model cannot take the inputs, has one output, or answers with values that are not finite.
@@ -212,7 +212,7 @@ def checked_logits(model: nn.Module, inputs: Inputs) -> Tensor:
 
 
 def class_count(model: nn.Module, data: Dataset) -> int:
-    """How many classes the model has.
+    """Returns the number of classes of the model.
 
     Raises:
         UnbackdoorError: model and data do not fit, or it has one output.
@@ -225,7 +225,7 @@ def check_modules(owner: str, **models: object) -> None:
 
     Args:
         owner: the function that takes them, for messages.
-        models: by the names of their parameters; None for one that was not given.
+        models: models by the names of their parameters; None for one that was not given.
 
     Raises:
         UnbackdoorError: says how to load a module.
@@ -241,16 +241,16 @@ def check_modules(owner: str, **models: object) -> None:
 
 
 def check_partner(option: str, other: nn.Module, data: Dataset, classes: int) -> None:
-    """Refuse a second model that does not take the data, or has another number of classes than the first.
+    """Refuse a second model that cannot take the data, or that has another number of classes than the first.
 
     Args:
-        option: that named it.
+        option: the option that named it.
         other: a control or a surrogate.
-        data: encoded for it.
-        classes: how many the first model has.
+        data: data encoded for it.
+        classes: number of classes of the first model.
 
     Raises:
-        UnbackdoorError: it does not fit.
+        UnbackdoorError: the second model does not fit.
     """
     try:
         others = class_count(other, data)
@@ -261,9 +261,9 @@ def check_partner(option: str, other: nn.Module, data: Dataset, classes: int) ->
 
 
 def class_names(model: nn.Module) -> tuple[str, ...] | None:
-    """The class names of a Hugging Face config; None if it has none, or only LABEL_0, LABEL_1 and so on.
+    """Returns the class names of a Hugging Face config; None if it has none, or only LABEL_0, LABEL_1, ...
 
-    None also if their numbers do not count from 0: then it is unknown which class has no name.
+    Also returns None if their numbers do not count from 0: then it is unknown which class has no name.
     """
     names = getattr(getattr(model, "config", None), "id2label", None)
     if not isinstance(names, dict) or all(str(name) == f"LABEL_{index}" for index, name in names.items()):

@@ -1,4 +1,4 @@
-"""The models that a checked directory holds: a classifier, its body alone, or its body with a new head."""
+"""The models of a checked directory: a classifier, its body alone, or its body with a new head."""
 
 import logging
 import re
@@ -16,7 +16,7 @@ from unbackdoor._models.weight_names import check_fit, lacking, renamed
 
 logger = logging.getLogger("unbackdoor")
 
-# Buffers that older versions of transformers wrote, and that a model makes for itself.
+# Buffers that older versions of transformers wrote, and that a model computes itself.
 _BUFFERS = {
     *("position_ids", "token_type_ids", "masked_bias", "attn_mask", "relative_position_index", "relative_coords_table"),
     *("inv_freq", "num_batches_tracked"),
@@ -24,10 +24,10 @@ _BUFFERS = {
 
 
 def classifier(path: Path, config: Mapping[str, Any], weights: WeightFiles, trust_remote_code: bool) -> Any:
-    """The image or text classifier of a checked directory, in eval mode.
+    """Loads the image or text classifier of a checked directory, in eval mode.
 
     Args:
-        path: of the directory.
+        path: path of the directory.
         config: the content of its config.json.
         weights: its weights.
         trust_remote_code: run Python files that come with the model.
@@ -40,7 +40,7 @@ def classifier(path: Path, config: Mapping[str, Any], weights: WeightFiles, trus
     model, report = pretrained(f"AutoModelFor{kind}", path, weights, trust_remote_code)
     shapes = sorted((entry[0], entry[1], entry[2]) for entry in report["mismatched_keys"])
     absent = set(report["missing_keys"]) - {entry[0] for entry in shapes}
-    absent -= {name for name in absent if name.endswith("num_batches_tracked")}  # which older files lack
+    absent -= {name for name in absent if name.endswith("num_batches_tracked")}  # older files lack them
     extra = set(report["unexpected_keys"])
     if absent and extra and (renaming := _renamed(model, path, weights)) is not None:
         model, extra = renaming
@@ -66,13 +66,13 @@ def classifier(path: Path, config: Mapping[str, Any], weights: WeightFiles, trus
 
 
 def body(path: Path, weights: WeightFiles, trust_remote_code: bool) -> Any:
-    """The pre-trained model of a checked directory without any head, in eval mode.
+    """Loads the pre-trained model of a checked directory without a head, in eval mode.
 
     Weights that its files lack come from the random state of transformers, not from any training: their names are the
     model's `absent_weights`. Those that the files only have under another prefix are not among them.
 
     Args:
-        path: of the directory.
+        path: path of the directory.
         weights: its weights.
         trust_remote_code: run Python files that come with the model.
 
@@ -90,13 +90,13 @@ def body(path: Path, weights: WeightFiles, trust_remote_code: bool) -> Any:
 
 
 def fresh_classifier(path: Path, config: Mapping[str, Any], weights: WeightFiles, classes: list[str]) -> Any:
-    """A pre-trained model with a new head for some classes, in eval mode; its weights come from torch's random state.
+    """Loads a pre-trained model with a new head in eval mode; the head's weights come from torch's random state.
 
     Args:
-        path: of the directory.
+        path: path of the directory.
         config: the content of its config.json.
         weights: its weights.
-        classes: their names.
+        classes: names of the classes.
     """
     names = dict(enumerate(classes))
     changes = {"num_labels": len(classes), "id2label": names, "label2id": {name: at for at, name in names.items()}}
@@ -112,7 +112,7 @@ def _check_task(path: Path, config: Mapping[str, Any]) -> None:
     """Refuse a model of another task, whose head would fit a classifier by its names and shapes."""
     import transformers
 
-    known = set(transformers.__all__)  # which imports none of them, and takes no time as dir() does
+    known = set(transformers.__all__)  # imports none of them, and is faster than dir()
     for name in map(str, architectures_of(config)):
         _, separator, task = name.rpartition("For")
         if separator and name in known and not task.startswith(("ImageClassif", "SequenceClassif")):
@@ -124,13 +124,13 @@ def _check_task(path: Path, config: Mapping[str, Any]) -> None:
 
 
 def _renamed(model: Any, path: Path, weights: WeightFiles) -> tuple[Any, set[str]] | None:
-    """The model with the weights of a directory whose names a wrapper changed, and the names that are left over.
+    """Returns the model with weights whose names a wrapper changed, and the names that are left over.
 
-    None if that is not what is wrong with the names.
+    Returns None if the names differ for another reason.
     """
     from transformers.core_model_loading import revert_weight_conversion
 
-    # By the names that files have: those of the modules are others in newer versions, as of ViT.
+    # By the names in files: newer versions of transformers rename modules, those of ViT for example.
     own = revert_weight_conversion(model, model.state_dict())
     stored = renamed(own, weights.read(), str(path))
     if lacking(own, stored) or any(own[name].shape != stored[name].shape for name in own.keys() & stored.keys()):
@@ -141,7 +141,7 @@ def _renamed(model: Any, path: Path, weights: WeightFiles) -> tuple[Any, set[str
 
 
 def _unused(model: Any, extra: Collection[str]) -> set[str]:
-    """Stored tensors that a complete classifier does not use; transformers leaves them out as well.
+    """Returns stored tensors that a complete classifier does not use; transformers also leaves them out.
 
     Buffers of older versions; poolers and mask tokens, which belong to pre-training; and heads of other tasks, which
     lie next to the body under a name that no part of the classifier has.
@@ -158,10 +158,10 @@ def _unused(model: Any, extra: Collection[str]) -> set[str]:
 
 
 def _name_classes(path: Path, model: Any, config: Mapping[str, Any]) -> None:
-    """Give a model the class names that its config has in label2id alone, and warn if the two tables differ."""
+    """Give a model class names that are only in its config's label2id, and warn if the two tables differ."""
     try:
         by_label2id = {int(number): str(name) for name, number in config["label2id"].items()}
-    except (KeyError, AttributeError, TypeError, ValueError):  # there is none, or it is not a table
+    except (KeyError, AttributeError, TypeError, ValueError):  # there is no label2id, or it is not a table
         return
     by_id2label = {int(number): str(name) for number, name in model.config.id2label.items()}
     complete = sorted(by_label2id) == list(range(model.config.num_labels))

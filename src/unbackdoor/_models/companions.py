@@ -15,7 +15,7 @@ _NO_COMPANIONS = {
 
 
 def companions(source: Path) -> list[Path]:
-    """The files of a Hugging Face directory that belong to every model made of it.
+    """Returns the files of a Hugging Face directory that belong to every model made of it.
 
     Tokenizers and processors have files of any name, so these are the files that are left out: weights of any program,
     data, images, archives, logs, files that another run of this program wrote, the README (which describes another
@@ -24,14 +24,14 @@ def companions(source: Path) -> list[Path]:
     Raises:
         UnbackdoorError: one of them is a pipe or a device, or cannot be read.
     """
-    # Python files are not run unless the user trusts them, and a model with its own code cannot be loaded without.
+    # Python files only run if the user trusts them, and a model with its own code cannot be loaded without them.
     templates = source / "additional_chat_templates"
     listed = sorted([*source.iterdir(), *(templates.iterdir() if templates.is_dir() else ())])
     return [check_file(file, COMPANION) for file in listed if not file.is_dir() and _is_companion(file)]
 
 
 def copy_companions(source: Path, folder: Path) -> None:
-    """Copy them to a folder with new weights; files that it already has stay."""
+    """Copy them to a folder with new weights; files that it already has are not replaced."""
     for file in companions(source):
         target = folder / file.relative_to(source)
         target.parent.mkdir(exist_ok=True)

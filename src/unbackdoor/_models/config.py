@@ -8,17 +8,17 @@ from typing import Any, Literal
 from unbackdoor._errors import UnbackdoorError, printable
 from unbackdoor._models.building import Extent
 
-# Each of these makes a loop, over layers that have weights of their own or share them.
+# Each of these is the length of a loop over layers that have their own weights or share them.
 _LOOPS = re.compile(r"(layers?|blocks?|depths?|stages?|repeats?|hops?|iterations?|steps)$|(_per_|_layers?_|attends)")
 _PIECES = re.compile(r"window|chunk|bucket|block|head|group|expert|stride|kernel|dilation|patch|conv")
 _FREE = re.compile(r"theta|length|scal|factor|base|token|seed|max_position")  # numbers that no size follows from
 
 
 def check_supported(path: Path, config: Mapping[str, Any]) -> None:
-    """Refuse a model that runs code of its own, that cannot be tuned, or that is not a single-label classifier.
+    """Refuse a model that runs its own code, that cannot be tuned, or that is not a single-label classifier.
 
     Raises:
-        UnbackdoorError: says which of these, and what to do.
+        UnbackdoorError: says which of these it is, and what to do.
     """
     if not config.get("model_type"):
         if "architecture" in config and ("pretrained_cfg" in config or "num_features" in config):
@@ -96,7 +96,7 @@ def _check_kinds(where: Path, config: Mapping[str, Any]) -> None:
 
 
 def _numbers(config: Any, key: str = "") -> Iterator[tuple[str, int]]:
-    """The whole numbers of a config at any depth, with the name of the field that they stand in."""
+    """Yields the whole numbers of a config at any depth, with the names of their fields."""
     if isinstance(config, dict):
         for name, entry in config.items():
             if name not in ("id2label", "label2id", "task_specific_params"):
@@ -109,15 +109,15 @@ def _numbers(config: Any, key: str = "") -> Iterator[tuple[str, int]]:
 
 
 def architectures_of(config: Mapping[str, Any]) -> list[Any]:
-    """The names of the classes that a config says it is for."""
+    """Returns the names of the model classes in a config."""
     classes = config.get("architectures")
     return classes if isinstance(classes, list) else []
 
 
 def modality_of(config: Mapping[str, Any]) -> Literal["images", "text"]:
-    """The inputs that a model of this config takes, by its class or, without a head, by its sizes."""
+    """Returns the modality of a model with this config, by its class or, without a head, by its sizes."""
     classes = " ".join(map(str, architectures_of(config)))
-    if "SequenceClassification" in classes:  # also those that read pages, and so have an image_size
+    if "SequenceClassification" in classes:  # also those that read pages, which have an image_size
         return "text"
     if "ImageClassification" in classes or "image_size" in config or "num_channels" in config:
         return "images"
@@ -125,7 +125,7 @@ def modality_of(config: Mapping[str, Any]) -> Literal["images", "text"]:
 
 
 def _kernels(config: Any) -> Iterator[str]:
-    """Code on the Hub that a config names as an implementation, at any depth: these names have a slash."""
+    """Returns code on the Hub that a config names as an implementation, at any depth: such names have a slash."""
     for key, entry in config.items() if isinstance(config, dict) else ():
         implementations = entry.values() if isinstance(entry, dict) else [entry]
         if "implementation" in key:
@@ -134,7 +134,7 @@ def _kernels(config: Any) -> Iterator[str]:
 
 
 def _quantised(config: Any) -> Iterator[str]:
-    """How a config says that its weights are quantised, at any depth; transformers imports other packages for these."""
+    """Returns the quantisation of the weights in a config, at any depth; transformers imports other packages for it."""
     for key, entry in config.items() if isinstance(config, dict) else ():
         if key in ("quantization_config", "compression_config") and entry is not None:
             method = entry.get("quant_method") if isinstance(entry, dict) else None

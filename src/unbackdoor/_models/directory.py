@@ -1,4 +1,4 @@
-"""`ModelDirectory`: a Hugging Face directory that was checked once, and what can be loaded from it."""
+"""`ModelDirectory`: a Hugging Face directory that was checked once, and the parts that can be loaded from it."""
 
 import os
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ class ModelDirectory(os.PathLike[str]):
     Its weights are not in memory: the methods load the model, its tokenizer or its processor.
 
     Args:
-        path: of the directory; for a model of the Hub, of the local copy.
+        path: path of the directory; for a model of the Hub, of the local copy.
         config: the content of config.json.
         weights: the files with the weights.
         trust_remote_code: run Python files that come with the model.
@@ -38,7 +38,7 @@ class ModelDirectory(os.PathLike[str]):
 
     @classmethod
     def at(cls, path: Path, *, trust_remote_code: bool = False) -> "ModelDirectory":
-        """Check the files of a directory, and load none.
+        """Check the files of a directory without loading any.
 
         Raises:
             UnbackdoorError: a file is missing, damaged, not a regular one, or asks to run code; or the model is not of
@@ -57,15 +57,15 @@ class ModelDirectory(os.PathLike[str]):
     def of(
         cls, source: "str | Path | ModelDirectory", option: str, *, trust_remote_code: bool = False
     ) -> "ModelDirectory":
-        """The checked directory of a path or of a Hub model, which is fetched if it is not here yet.
+        """Returns the checked directory of a path or of a Hub model, which is fetched if there is no local copy.
 
         Args:
-            source: path or Hub name; or a directory that was checked already, which is returned.
-            option: that named it.
-            trust_remote_code: see the class.
+            source: path or Hub name; a directory that was already checked is returned.
+            option: the option that named it.
+            trust_remote_code: see `ModelDirectory`.
 
         Raises:
-            UnbackdoorError: there is no such model, or see `at`.
+            UnbackdoorError: there is no such model; and the errors of `at`.
         """
         if isinstance(source, ModelDirectory):
             return source
@@ -79,11 +79,11 @@ class ModelDirectory(os.PathLike[str]):
 
     @property
     def modality(self) -> Literal["images", "text"]:
-        """What the model takes."""
+        """The modality of the model's inputs."""
         return modality_of(self.config)
 
     def classifier(self) -> Any:
-        """The image or text classifier, in eval mode.
+        """Loads the image or text classifier, in eval mode.
 
         Raises:
             UnbackdoorError: the weights do not fit it, or are not all finite.
@@ -91,7 +91,7 @@ class ModelDirectory(os.PathLike[str]):
         return classifiers.classifier(self.path, self.config, self.weights, self.trust_remote_code)
 
     def body(self) -> Any:
-        """The pre-trained model without any head, in eval mode; see `classifiers.body`.
+        """Loads the pre-trained model without a head, in eval mode; see `classifiers.body`.
 
         Raises:
             UnbackdoorError: the weights do not fit it, or are not all finite.
@@ -99,30 +99,30 @@ class ModelDirectory(os.PathLike[str]):
         return classifiers.body(self.path, self.weights, self.trust_remote_code)
 
     def fresh_classifier(self, classes: list[str]) -> Any:
-        """The pre-trained model with a new head for these classes, in eval mode."""
+        """Loads the pre-trained model with a new head for these classes, in eval mode."""
         return classifiers.fresh_classifier(self.path, self.config, self.weights, classes)
 
     def tokenizer(self, rows: int | None = None) -> Any:
-        """The tokenizer.
+        """Loads the tokenizer.
 
         Args:
-            rows: of the model's embeddings, which its files are compared with; None if that is not known.
+            rows: number of rows of the model's embeddings, to check the files; None if that is not known.
 
         Raises:
-            UnbackdoorError: there is none that transformers can load, or it has no vocabulary.
+            UnbackdoorError: there is no tokenizer that transformers can load, or it has no vocabulary.
         """
         return tokenizer_of(self.path, self.trust_remote_code, rows)
 
     def encoder(
         self, model: Any, *, changes: Mapping[str, Any] | None = None, max_length: int | None = None
     ) -> Encoder:
-        """The encoder that makes inputs for a model of this directory.
+        """Returns the encoder that makes inputs for a model of this directory.
 
         Args:
             model: the classifier or the body. If its tokenizer has no padding token, its config gets the one that is
                 used.
-            changes: for images, fields of `ImageEncoder` that replace what the processor says.
-            max_length: for texts, tokens that the model is to read; None for the most that it can.
+            changes: for images, fields of `ImageEncoder` that replace those of the processor.
+            max_length: for texts, number of tokens that the model reads; None for the most that it can.
 
         Raises:
             UnbackdoorError: the tokenizer or processor is missing or does not fit the model, or an option is for the
@@ -144,12 +144,12 @@ class ModelDirectory(os.PathLike[str]):
 
 
 def _check_directory(path: Path) -> None:
-    """Refuse a directory that is not a model's own, and name the one that is probably meant.
+    """Refuse a directory that is not a model's own, and name the directory that is probably meant.
 
     Raises:
-        UnbackdoorError: an adapter, or no config.json.
+        UnbackdoorError: the directory holds an adapter, or has no config.json.
     """
-    if (path / "adapter_config.json").exists():  # which names another model, elsewhere, for transformers to load
+    if (path / "adapter_config.json").exists():  # it names another model for transformers to load
         raise UnbackdoorError(
             f"{path} holds an adapter (adapter_config.json), not a whole model. Merge it into its base model "
             "(merge_and_unload of peft) and give the result."
@@ -157,7 +157,7 @@ def _check_directory(path: Path) -> None:
     if (path / "config.json").exists():
         return
     trained = [folder for folder in path.glob("checkpoint-*") if (folder / "config.json").exists()]
-    if trained:  # what a Trainer leaves
+    if trained:  # the output of a Trainer
         last = max(trained, key=lambda folder: (len(folder.name), folder.name))
         raise UnbackdoorError(
             f"{path} has no config.json, but its checkpoints have one. Give one of them, such as {last}."
@@ -166,13 +166,13 @@ def _check_directory(path: Path) -> None:
         (folder for folder in path.glob("snapshots/*") if (folder / "config.json").exists()),
         key=lambda folder: folder.stat().st_mtime,
     )
-    if cached:  # the folder that the Hub's cache has for a model
+    if cached:  # the folder of a model in the Hub's cache
         raise UnbackdoorError(
             f"{path} is a folder of the Hub's cache, which keeps models under snapshots. Give one of them, such as "
             f"{cached[-1]}."
         )
     inside = sorted(folder for folder in path.glob("*") if (folder / "config.json").is_file())
-    if inside:  # what unpacking an archive leaves
+    if inside:  # the result of unpacking an archive
         raise UnbackdoorError(f"{path} has no config.json, but {inside[0]} has one. Give that one.")
     raise UnbackdoorError(
         f"{path} has no config.json. It must be a Hugging Face directory; for other models give `factory`."
@@ -180,7 +180,7 @@ def _check_directory(path: Path) -> None:
 
 
 def _check_regular(path: Path) -> None:
-    """Refuse a directory with a file that would be read or copied with the model and is not a regular one, or too long.
+    """Refuse a directory if a file that would be read or copied is not a regular one, or is too long.
 
     Raises:
         UnbackdoorError: names the file.

@@ -17,7 +17,7 @@ from unbackdoor._models.weight_names import check_fit, lacking, renamed
 
 
 def make(factory: str) -> nn.Module:
-    """The module of `FILE.py:FUNCTION`."""
+    """Makes the module of `FILE.py:FUNCTION`."""
     file, _, function = factory.rpartition(":")
     if not file or not function:
         raise UnbackdoorError(f"`factory` must be FILE.py:FUNCTION, got {factory}.")
@@ -28,7 +28,7 @@ def make(factory: str) -> nn.Module:
     if spec is None or spec.loader is None:
         raise UnbackdoorError(f"`factory` names {file}, which is not a Python file.")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # in which dataclasses look up their module
+    sys.modules[spec.name] = module  # dataclasses look up their module here
     folder = str(Path(file).resolve().parent)
     sys.path.insert(0, folder)  # the file may import its neighbours, as a script may
     try:
@@ -40,7 +40,7 @@ def make(factory: str) -> nn.Module:
             model = getattr(module, function)()
     except (UnbackdoorError, KeyboardInterrupt):
         raise
-    except BaseException as problem:  # the file is the user's own program, and may even call sys.exit
+    except BaseException as problem:  # the file is the user's own program and may do anything, even call sys.exit
         reason = printable(" ".join(f"{type(problem).__name__}: {problem}".split()), 300).rstrip(". :")
         raise UnbackdoorError(
             f"`factory` {factory} failed ({reason}). The function must make the module without arguments."
@@ -54,7 +54,7 @@ def make(factory: str) -> nn.Module:
 
 @contextmanager
 def _settings_kept() -> Iterator[None]:
-    """Restore afterwards what a program may set for the whole process, such as the current directory."""
+    """Restore settings of the process afterwards that a program may change, such as the current directory."""
     folder, dtype, learning = Path.cwd(), torch.get_default_dtype(), torch.is_grad_enabled()
     out, err = sys.stdout, sys.stderr
     try:
@@ -67,10 +67,10 @@ def _settings_kept() -> Iterator[None]:
 
 
 def from_factory(path: Path, factory: str) -> nn.Module:
-    """The module of a factory with the weights of a file, in eval mode.
+    """Returns the module of a factory with the weights of a file, in eval mode.
 
     Raises:
-        UnbackdoorError: the factory fails, or the weights are damaged or not those of its module.
+        UnbackdoorError: the factory fails, or the weights are damaged or do not fit its module.
     """
     model = make(factory)
     own = model.state_dict()

@@ -15,7 +15,7 @@ class Head(NamedTuple):
     """The last linear layer of a classifier.
 
     Args:
-        name: in the model.
+        name: name of the layer in the model.
         layer: the layer.
     """
 
@@ -25,12 +25,12 @@ class Head(NamedTuple):
 
 @torch.no_grad()
 def head_of(model: nn.Module, inputs: Inputs, name: str | None = None) -> Head:
-    """The linear layer that makes the logits, found by running a batch and comparing each layer's output with them.
+    """Finds the linear layer that makes the logits, by running a batch and comparing each layer's output with them.
 
     Args:
         model: any classifier.
         inputs: a batch of model inputs.
-        name: of a layer to take instead.
+        name: name of a layer to take instead.
 
     Raises:
         UnbackdoorError: no linear layer makes the logits, the model answers with probabilities or has one output, or
@@ -77,9 +77,9 @@ def head_of(model: nn.Module, inputs: Inputs, name: str | None = None) -> Head:
 
 
 def _at_answer(output: Tensor, scores: Tensor) -> Tensor | None:
-    """A layer's output in the shape of the logits; None if its shape does not allow it.
+    """Returns a layer's output in the shape of the logits; None if its shape does not allow it.
 
-    Of an output for each token, (batch, length, classes), the row that is nearest to the scores.
+    If there is an output for each token, (batch, length, classes), takes the row nearest to the scores.
     """
     if output.shape == scores.shape:
         return output
@@ -91,7 +91,7 @@ def _at_answer(output: Tensor, scores: Tensor) -> Tensor | None:
 
 @torch.no_grad()
 def features(model: nn.Module, inputs: Inputs, head: Head) -> Tensor:
-    """The inputs of the head, (batch, in_features); of a decoder (batch, length, in_features)."""
+    """Returns the inputs of the head, (batch, in_features); of a decoder (batch, length, in_features)."""
     with watching(head.layer) as seen:
         logits(model, inputs)
     return seen[0]

@@ -1,4 +1,4 @@
-"""Hooks that watch layers, and blocks after which weights and statistics are as before."""
+"""Hooks that observe layers, and blocks that restore weights and statistics at their end."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -49,7 +49,7 @@ def removing(hooks: list[RemovableHandle]) -> Iterator[None]:
 
 @contextmanager
 def watching(layer: nn.Module) -> Iterator[list[Tensor]]:
-    """The input of a layer in the latest forward pass, as the only entry of a list; a gradient flows through it."""
+    """Keep a layer's input in the latest forward pass as the only entry of a list; a gradient flows through it."""
     seen: list[Tensor] = []
 
     def keep(_module: nn.Module, arguments: tuple[Tensor, ...]) -> None:

@@ -1,4 +1,4 @@
-"""The Hub: a local copy of a model, without the files that are of no use here."""
+"""The Hub: a local copy of a model, without unused files."""
 
 from pathlib import Path
 
@@ -13,15 +13,15 @@ _UNWANTED = (
 
 
 def directory_of(source: str | Path, option: str, trust_remote_code: bool = False) -> Path:
-    """A Hugging Face directory, or the local copy of a Hub model.
+    """Returns a Hugging Face directory, or the local copy of a Hub model.
 
     Args:
         source: path or Hub name.
-        option: that named it.
+        option: the option that named it.
         trust_remote_code: also fetch the Python files of a Hub model.
 
     Raises:
-        UnbackdoorError: it is empty, or something other than a directory, or see `hub_directory`.
+        UnbackdoorError: the name is empty, or is not that of a directory; and the errors of `hub_directory`.
     """
     if not str(source):  # for Path, this is the current directory
         raise UnbackdoorError(f"{option} must be a Hugging Face directory or Hub name, got an empty name.")
@@ -36,7 +36,7 @@ def directory_of(source: str | Path, option: str, trust_remote_code: bool = Fals
 
 
 def hub_directory(name: str, trust_remote_code: bool = False) -> Path:
-    """The local copy of a Hub model, fetched if there is none yet.
+    """Returns the local copy of a Hub model, which is fetched if there is none yet.
 
     Raises:
         UnbackdoorError: there is no such model, or the Hub cannot be reached.

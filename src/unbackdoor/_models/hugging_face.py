@@ -15,17 +15,17 @@ from unbackdoor._models.weight_files import WeightFiles
 def pretrained(
     auto: str, path: Path, weights: WeightFiles, trust_remote_code: bool, **changes: Any
 ) -> tuple[Any, dict[str, Any]]:
-    """A model, and the report of transformers about weights that did not fit.
+    """Loads a model, and the report of transformers on weights that did not fit.
 
     Args:
-        auto: the name of the Auto class.
-        path: of a checked directory.
-        weights: its weights.
+        auto: name of the Auto class.
+        path: path of a checked directory.
+        weights: weights of the model.
         trust_remote_code: run Python files that come with the model.
-        changes: fields of the config.
+        changes: changed fields of the config.
 
     Raises:
-        UnbackdoorError: the config makes no such model, or one that is many times larger than its weights.
+        UnbackdoorError: the config describes no such model, or one that is many times larger than its weights.
     """
     import transformers
 
@@ -57,7 +57,7 @@ def pretrained(
 
 
 def own_code(path: Path) -> UnbackdoorError:
-    """The sentence for a model or a tokenizer that needs Python files of its own."""
+    """Returns the error for a model or a tokenizer that needs its own Python files."""
     return UnbackdoorError(
         f"{path} needs Python code of its own, which is not run. Pass `trust_remote_code=True` if you trust it."
     )
@@ -65,7 +65,7 @@ def own_code(path: Path) -> UnbackdoorError:
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Keep the loading bar and the report of transformers off stderr, and put its settings back."""
+    """Keep the loading bar and the report of transformers off stderr, and restore its settings."""
     from transformers.utils import logging
 
     level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -73,7 +73,7 @@ def quiet_transformers() -> Iterator[None]:
     logging.disable_progress_bar()
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # this program says in one sentence what is wrong with a model
+            warnings.simplefilter("ignore")  # this program reports the problem of a model in one sentence
             yield
     finally:
         logging.set_verbosity(level)

@@ -12,13 +12,13 @@ from unbackdoor._inputs import CONFIG, read_json
 
 
 def image_encoder(path: Path, config: Any, changes: Mapping[str, Any], trust_remote_code: bool) -> ImageEncoder:
-    """The encoder of an image model's directory.
+    """Returns the encoder of an image model's directory.
 
     Args:
-        path: of the directory.
-        config: of the model.
-        changes: fields of the encoder that replace what the processor says; without a processor, mean, std and size
-            are needed.
+        path: path of the directory.
+        config: config of the model.
+        changes: fields of the encoder that replace what the processor says; without a processor, mean, std and size are
+            needed.
         trust_remote_code: whether Python files that come with the model are run; those of a processor never are.
 
     Raises:
@@ -47,16 +47,16 @@ def image_encoder(path: Path, config: Any, changes: Mapping[str, Any], trust_rem
 def processor_encoder(
     path: Path, channels: int | None, model_type: str | None, trust_remote_code: bool = False
 ) -> ImageEncoder:
-    """The encoder of the processor that AutoImageProcessor of transformers would find in a directory.
+    """Returns the encoder of the processor that AutoImageProcessor of transformers would find in a directory.
 
     Args:
-        path: of the directory.
-        channels: that the model takes; None for those of the data.
-        model_type: of its config, by which transformers chooses a processor that has no name.
+        path: path of the directory.
+        channels: channels that the model takes; None for those of the data.
+        model_type: type in its config, by which transformers chooses a processor without a name.
         trust_remote_code: see `image_encoder`.
 
     Raises:
-        UnbackdoorError: there is none, or it is not one that this program knows.
+        UnbackdoorError: there is no processor, or it is not one that this program knows.
     """
     where, content = path / "processor_config.json", None
     if where.exists():
@@ -81,13 +81,13 @@ def _check_pixels(encode: ImageEncoder, image_size: Any, path: Path) -> None:
     """Refuse a processor that makes images many times larger than those of its model.
 
     Args:
-        encode: of the processor.
-        image_size: of the model's config, which may have anything there.
-        path: of their directory.
+        encode: encoder of the processor.
+        image_size: entry of the model's config, which may be anything.
+        path: path of their directory.
     """
     sides = image_size if isinstance(image_size, list | tuple) else [image_size]
     known = [side for side in sides if isinstance(side, int) and side > 0]
-    # Convolutions take any size, so a config may have less than its processor; four times as much is another model's.
+    # Convolutions take any size, so a config may name a smaller one than its processor, but not a fourth of it.
     most = min(LARGEST_SIDE, max(4 * max(known), 512)) if known else LARGEST_SIDE
     targets = [step.target((256, 256)) for step in encode.steps]
     largest = max((side for size in (*targets, encode.padded or (0, 0)) for side in size), default=0)

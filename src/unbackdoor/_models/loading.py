@@ -1,4 +1,4 @@
-"""Load models of any kind: a suspect with the encoder of its inputs, or the pre-trained model that it came from."""
+"""Loading models of any kind: a suspect with the encoder of its inputs, or its pre-trained base."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -20,9 +20,9 @@ class Loaded(NamedTuple("Loaded", [("model", nn.Module), ("encode", Encoder)])):
     """A model and the encoder that makes its inputs; it unpacks into the two.
 
     Args:
-        model: in eval mode.
-        encode: makes its inputs.
-        directory: that it came from; None for a module of a factory.
+        model: the model in eval mode.
+        encode: encoder that makes its inputs.
+        directory: directory that it came from; None for a module of a factory.
     """
 
     directory: ModelDirectory | None
@@ -50,10 +50,10 @@ def load(
         source: a Hugging Face directory or Hub name; or, with a factory, a weights file or a directory with
             `model.safetensors`.
         factory: `FILE.py:FUNCTION` that makes the module without arguments. This file is run, so it must be your own.
-        mean: subtracted per channel from pixels in [0, 1]; if not given, the directory's own, else 0.
-        std: divided by, per channel; likewise, else 1.
-        image_size: side to resize to, in pixels; likewise, else the data's own.
-        max_length: tokens that a text model reads; likewise, else the most that it can.
+        mean: mean per channel of pixels in [0, 1]; by default the directory's own, else 0.
+        std: standard deviation per channel; by default the directory's own, else 1.
+        image_size: side to resize to, in pixels; by default the directory's own, else the data's.
+        max_length: number of tokens that a text model reads; by default the directory's own, else the most that it can.
         trust_remote_code: run Python files that come with a Hugging Face model.
 
     Raises:
@@ -72,7 +72,7 @@ def load(
     if path.is_file():
         raise _lone_file(path)
     directory = ModelDirectory.of(source, "`source`", trust_remote_code=trust_remote_code)
-    directory.companions()  # refuses files that could not be copied in the end
+    directory.companions()  # refuses files early that could not be copied at the end
     model = directory.classifier()
     return Loaded(model, directory.encoder(model, changes=changes, max_length=max_length), directory)
 
@@ -80,7 +80,7 @@ def load(
 def _encoder_changes(
     mean: tuple[float, ...] | None, std: tuple[float, ...] | None, image_size: int | None
 ) -> dict[str, Any]:
-    """The fields of `ImageEncoder` that options set.
+    """Returns the fields of `ImageEncoder` that options set.
 
     Raises:
         UnbackdoorError: one of them is out of bounds.
@@ -97,7 +97,7 @@ def _encoder_changes(
 
 
 def _load_made(path: Path, factory: str, changes: dict[str, Any]) -> Loaded:
-    """The module of a factory with the weights of a file, or of a directory that `save` wrote."""
+    """Loads the module of a factory with the weights of a file, or of a directory that `save` wrote."""
     if any(len(changes.get(field, ())) == 3 for field in ("mean", "std")):
         changes = {**changes, "channels": 3}
     encode = ImageEncoder()
@@ -108,7 +108,7 @@ def _load_made(path: Path, factory: str, changes: dict[str, Any]) -> Loaded:
 
 
 def _lone_file(path: Path) -> UnbackdoorError:
-    """The sentence for a file in place of a directory; it says what to give instead."""
+    """Returns the error for a file instead of a directory; it says what to give instead."""
     program = foreign(path)
     if program is not None:
         return UnbackdoorError(
@@ -142,7 +142,7 @@ def load_base(
 
 @reader("source")
 def base_encoder(source: str | Path | ModelDirectory, *, max_length: int | None = None) -> Encoder:
-    """The encoder of a model that a victim starts from: an image classifier, or a pre-trained text model.
+    """Returns the encoder of a model that a victim starts from: an image classifier, or a pre-trained text model.
 
     Raises:
         UnbackdoorError: a file is missing or damaged, or the model is not a supported one.

@@ -1,4 +1,4 @@
-"""Pairs of tensors of two models that belong to each other, by name and shape."""
+"""Pairs of corresponding tensors of two models, by name and shape."""
 
 import math
 import re
@@ -21,8 +21,8 @@ class Matching:
         pairs: names in the suspect, each with its counterpart in the base.
         suspect_only: names that stay the suspect's, such as the task head.
         base_only: names that are not used.
-        prefixes: of the same names in the two, such as ("bert.", ""); ("", "") if the names are equal.
-        share: of the suspect's weights that have a counterpart, in [0, 1].
+        prefixes: prefixes of equal names in the two, such as ("bert.", ""); ("", "") if all names are equal.
+        share: share of the suspect's weights that have a counterpart, in [0, 1].
     """
 
     pairs: dict[str, str]
@@ -32,12 +32,12 @@ class Matching:
     share: float
 
     def without(self, names: set[str]) -> "Matching":
-        """The same without pairs for these tensors, which stay the suspect's."""
+        """Returns the same matching without pairs for these tensors, which stay the suspect's."""
         pairs = {name: counterpart for name, counterpart in self.pairs.items() if name not in names}
         return replace(self, pairs=pairs, suspect_only=(*self.suspect_only, *(self.pairs.keys() & names)))
 
     def report(self) -> str:
-        """One sentence on the tensors that matched, and on the others."""
+        """Returns one sentence on the tensors that matched and on the others."""
         text = f"{len(self.pairs)} of {len(self.pairs) + len(self.suspect_only)} tensors ({self.share:.1%} of the "
         text += "weights) have a counterpart in the base"
         if any(self.prefixes):
@@ -62,7 +62,7 @@ def matched(suspect: Mapping[str, Shape], base: Mapping[str, Shape], *, least: f
         least: share of the suspect's weights that must have a counterpart.
 
     Raises:
-        UnbackdoorError: another vocabulary, another architecture, or several exchanges match equally well.
+        UnbackdoorError: vocabulary or architecture differ, or several exchanges match equally well.
     """
     total = sum(map(math.prod, suspect.values()))
     pairs_by = {each: _exchanged(suspect, base, *each) for each in _exchanges(suspect, base)}
@@ -107,7 +107,7 @@ def matched(suspect: Mapping[str, Shape], base: Mapping[str, Shape], *, least: f
 
 
 def _exchanges(suspect: Mapping[str, Shape], base: Mapping[str, Shape]) -> list[tuple[str, str]]:
-    """The pairs of prefixes that could turn a name of the suspect into one of the base.
+    """Returns the pairs of prefixes that could turn a name of the suspect into one of the base.
 
     Two tensors of the same shape, with the same last part and the same numbers in their names, suggest the exchange of
     the parts before their longest common ending.
@@ -137,7 +137,7 @@ def _counterpart(name: str, ours: str, theirs: str) -> str | None:
 
 
 def _exchanged(suspect: Mapping[str, Shape], base: Mapping[str, Shape], ours: str, theirs: str) -> dict[str, str]:
-    """The pairs that match when one prefix is exchanged for another."""
+    """Returns the pairs that match when one prefix is exchanged for another."""
     pairs = {name: _counterpart(name, ours, theirs) for name in suspect}
     return {
         name: counterpart
@@ -175,7 +175,7 @@ def _check_shapes(suspect: Mapping[str, Shape], base: Mapping[str, Shape], prefi
 
 
 def task_head(names: Iterable[str]) -> set[str]:
-    """The tensors of a classifier outside its body, by their names: `classifier.*` next to `bert.*`.
+    """Returns the tensors of a classifier outside its body, by their names: `classifier.*` next to `bert.*`.
 
     The body is the first part of the name that at least half of the tensors share, embeddings among them; without such
     a part, no tensor counts as part of a head.
@@ -190,7 +190,7 @@ def task_head(names: Iterable[str]) -> set[str]:
 
 
 def matrices(shapes: Mapping[str, Shape]) -> set[str]:
-    """The names of the weight matrices and kernels of a body, without embeddings and the task head."""
+    """Returns the names of the weight matrices and kernels of a body, without embeddings and the task head."""
     head = task_head(shapes)
     return {
         name for name, shape in shapes.items() if len(shape) > 1 and name not in head and not _EMBEDDING.search(name)

@@ -12,13 +12,13 @@ from unbackdoor._models.hooks import removing
 
 
 def perturbed_logits(model: nn.Module, inputs: Inputs, perturbation: Tensor) -> Tensor:
-    """Class scores under a perturbation; a gradient flows through it.
+    """Returns class scores under a perturbation; a gradient flows through it.
 
     Args:
         model: any classifier; a text model must be one of transformers.
         inputs: a batch.
-        perturbation: added to pixels as the model sees them, (batch, channels, height, width); or to the output of the
-            model's embedding layer, (batch, length, width). A batch of 1 perturbs all examples alike.
+        perturbation: change that is added to the model's pixels, (batch, channels, height, width), or to the output of
+            its embedding layer, (batch, length, width). A batch of 1 perturbs all examples alike.
 
     Raises:
         UnbackdoorError: a text model that does not give its embedding layer.
@@ -32,7 +32,7 @@ def perturbed_logits(model: nn.Module, inputs: Inputs, perturbation: Tensor) -> 
         turned = turned and torch.equal(arguments[0], inputs["input_ids"].t())
         return output + (perturbation.transpose(0, 1) if turned else perturbation)
 
-    # An encoder and its decoder may have an embedding layer each, with one weight that they share.
+    # An encoder and its decoder may each have an embedding layer, with one shared weight.
     weight = embeddings(model).weight
     layers = [layer for layer in model.modules() if isinstance(layer, nn.Embedding) and layer.weight is weight]
     with removing([layer.register_forward_hook(perturbed) for layer in layers]):
@@ -40,7 +40,7 @@ def perturbed_logits(model: nn.Module, inputs: Inputs, perturbation: Tensor) -> 
 
 
 def perturbation_shape(model: nn.Module, inputs: Inputs) -> tuple[int, ...]:
-    """The shape of a perturbation of each example of a batch: that of pixels, or (batch, length, width) of embeddings.
+    """Returns the shape of one perturbation per example: that of pixels, or (batch, length, width) of embeddings.
 
     Raises:
         UnbackdoorError: a text model that does not give its embedding layer.
@@ -49,7 +49,7 @@ def perturbation_shape(model: nn.Module, inputs: Inputs) -> tuple[int, ...]:
 
 
 def perturbation_unit(model: nn.Module, data: Dataset) -> Tensor:
-    """The size of a perturbation of 1 in the numbers that the model sees; multiply by it.
+    """Returns the factor between a perturbation in units of 1 and the numbers that the model gets.
 
     For images, the whole range of a pixel from black to white, (1 or channels, 1, 1). For texts, the root mean square
     of all entries of the word embeddings, (): the embedding of a word is about as long as a perturbation with 1 in each

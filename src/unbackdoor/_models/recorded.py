@@ -1,4 +1,4 @@
-"""The entry `encode` of record.json: how the inputs of a model are made, written and read."""
+"""The entry `encode` of record.json, written and read: how the inputs of a model are made."""
 
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,10 @@ from unbackdoor._inputs import read_json
 
 
 def encode_entry(encode: Encoder, data: Dataset | None) -> dict[str, Any]:
-    """The entry, so that `evaluate` makes inputs in the same way.
+    """Returns the entry, by which `evaluate` makes inputs in the same way.
 
     Args:
-        encode: makes the inputs.
+        encode: encoder that makes the inputs.
         data: some examples, for the names of text columns; None if there are none.
     """
     if isinstance(encode, TextEncoder):
@@ -25,16 +25,16 @@ def encode_entry(encode: Encoder, data: Dataset | None) -> dict[str, Any]:
 
 
 def recorded_encode(folder: Path) -> Any:
-    """The entry `encode` of the record, which is anything that JSON has; None without a record or an entry."""
+    """Returns the entry `encode` of the record, which may be any JSON; None without a record or an entry."""
     record = folder / "record.json"
     return read_json(record).get("encode") if record.exists() else None
 
 
 def recorded_image_encoder(folder: Path) -> ImageEncoder:
-    """The encoder that `purify` wrote down; without one, pixels as they are.
+    """Returns the encoder that `purify` recorded; without one, an encoder that does not change pixels.
 
     Raises:
-        UnbackdoorError: something else wrote the entry.
+        UnbackdoorError: the entry was not written by unbackdoor.
     """
     entries = recorded_encode(folder)
     if entries is None:

@@ -1,4 +1,4 @@
-"""Write a model for the tool that loaded it, and check what was written."""
+"""Write a model for the tool that loaded it, and check the result."""
 
 import json
 import os
@@ -32,7 +32,7 @@ def save(
         folder: an existing, empty directory.
         source: the Hugging Face directory that it came from, a path or the `directory` of what `load` returned; its
             tokenizer or processor files are copied.
-        encode: of its inputs; written as a tokenizer or processor if the source has none, or another processor.
+        encode: encoder of its inputs; it is written as a tokenizer or processor if the source has none, or another one.
     """
     from safetensors.torch import save_file
 
@@ -54,7 +54,7 @@ def save(
         content = preprocessor_of(encode)
         _write_json(folder / "preprocessor_config.json", content)
         nested = folder / "processor_config.json"
-        if nested.exists():  # which transformers reads first
+        if nested.exists():  # transformers reads this one first
             _write_json(nested, {**read_json(nested), "image_processor": content})
 
 
@@ -82,15 +82,15 @@ def check_saved(
     """Load a model that was written, and compare it with the one in memory, before its directory gets its name.
 
     Args:
-        folder: that was written.
+        folder: the written directory.
         model: the one in memory.
-        encode: of its inputs.
+        encode: encoder of its inputs.
         data: some examples for both; None if there are none.
         factory: see `load`.
         trust_remote_code: see `load`.
 
     Raises:
-        IncompleteError: it cannot be loaded; or its weights, class names, inputs or answers differ.
+        IncompleteError: the model cannot be loaded; or its weights, class names, inputs or answers differ.
     """
     try:
         loaded = load(folder, factory=factory, trust_remote_code=trust_remote_code)
@@ -108,7 +108,7 @@ def check_saved(
 
 @torch.no_grad()
 def _difference(saved: Loaded, loaded: Loaded, data: Dataset | None) -> str | None:
-    """The difference between a model that was saved and the same one loaded; None if there is none."""
+    """Returns the difference between a saved model and the same one loaded again; None if there is none."""
     ours, theirs = saved.model.state_dict(), loaded.model.state_dict()
     if type(saved.model).__name__ != type(loaded.model).__name__:  # a factory defines its classes at each call
         return "another class"

@@ -1,4 +1,4 @@
-"""Skip connections, found by watching a model add: the shallower of two summands is the shortcut.
+"""Skip connections, found by observing additions in a model: the shallower of two summands is the shortcut.
 
 In most networks they are not modules (`out += identity`), so no list of layers contains them.
 """
@@ -23,7 +23,7 @@ _LAYERS |= {f"{kind}{dimensions}d" for kind in ("conv", "conv_transpose") for di
 
 
 class _Additions(TorchFunctionMode):
-    """Follows one forward pass: how many layers each tensor has passed, and which sums join different depths."""
+    """Follows one forward pass: the depth of each tensor in layers, and the sums of tensors of different depths."""
 
     def __init__(self, scales: dict[int, float]) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class _Additions(TorchFunctionMode):
             scale = self.scales.get(len(self.shortcuts), 1.0)
             self.shortcuts.append(shallow)
             if scale != 1:
-                # The first summand of a sum in place is overwritten anyway, and a copy would lose the sum.
+                # An in-place sum overwrites its first summand anyway, and a copy would lose the sum.
                 weaker = shallow.mul_(scale) if name in _IN_PLACE and shallow is inputs[0] else shallow * scale
                 args = tuple(weaker if part is shallow else part for part in args)
                 kwargs = {key: weaker if part is shallow else part for key, part in kwargs.items()}
@@ -65,8 +65,8 @@ def scaled(model: nn.Module, scales: dict[int, float]) -> Iterator[None]:
     """Multiply shortcuts, by their number in running order, in each forward pass of the model within the block.
 
     Args:
-        model: any.
-        scales: read at each forward pass, so it may change between passes.
+        model: any model.
+        scales: factors by number; read at each forward pass, so they may change between passes.
     """
     running: list[ExitStack] = []
 
@@ -84,7 +84,7 @@ def scaled(model: nn.Module, scales: dict[int, float]) -> Iterator[None]:
 
 @torch.no_grad()
 def shortcuts(model: nn.Module, inputs: Inputs) -> list[_BatchNorm | None]:
-    """The skip connections in running order: the BatchNorm that ends each, or None if no BatchNorm does."""
+    """Returns the skip connections in running order: the BatchNorm that ends each, or None if no BatchNorm does."""
     normed: list[tuple[Tensor, _BatchNorm]] = []
     hooks = [
         layer.register_forward_hook(lambda layer, _args, output: normed.append((output, layer)))

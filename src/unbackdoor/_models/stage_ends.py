@@ -12,16 +12,16 @@ from unbackdoor._models.hooks import removing
 
 @torch.no_grad()
 def stage_ends(model: nn.Module, inputs: Inputs, owner: str) -> list[str]:
-    """The names of at most three layers that end a stage of a network.
+    """Returns the names of at most three layers that end a stage of a network.
 
-    Transformers: the blocks, which are the outermost members of a ModuleList or Sequential that give one vector for
-    each token; of these the ones at a third, at two thirds and at the end. Other networks: the last feature map of each
-    resolution with more than one position, and of these the last three.
+    In transformers these are the blocks at a third, at two thirds and at the end; blocks are the outermost members of a
+    ModuleList or Sequential that return one vector for each token. In other networks they are the last feature maps of
+    the last three resolutions with more than one position.
 
     Args:
         model: any classifier.
         inputs: a batch.
-        owner: named in the message.
+        owner: value whose class is named in the message.
 
     Raises:
         UnbackdoorError: no layer has more than one position.
@@ -67,6 +67,6 @@ def stage_ends(model: nn.Module, inputs: Inputs, owner: str) -> list[str]:
 
 
 def features_of(output: Any) -> Tensor | None:
-    """The features in the output of a layer; None if there are none."""
+    """Returns the features in the output of a layer; None if there are none."""
     first = output[0] if isinstance(output, tuple | list) and output else output
     return first if isinstance(first, Tensor) else None

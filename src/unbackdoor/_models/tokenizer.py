@@ -17,7 +17,7 @@ from unbackdoor._models.recorded import recorded_encode
 
 
 def text_encoder(path: Path, model: Any, max_length: int | None = None, trust_remote_code: bool = False) -> TextEncoder:
-    """The encoder of a text model's directory.
+    """Returns the encoder of a text model's directory.
 
     Args:
         path: the directory.
@@ -39,8 +39,8 @@ def text_encoder(path: Path, model: Any, max_length: int | None = None, trust_re
         if tokenizer.eos_token is None:
             raise UnbackdoorError(f"{path} has a tokenizer without a padding token. Set one, and save it again.")
         tokenizer.pad_token = tokenizer.eos_token
-    if model.config.model_type != "xlnet":  # which answers at the last token, and counts positions from there
-        tokenizer.padding_side = "right"  # else a short text begins at another position among longer ones than alone
+    if model.config.model_type != "xlnet":  # it answers at the last token and counts positions from there
+        tokenizer.padding_side = "right"  # otherwise padding would move the beginning of a short text
     model.config.pad_token_id = tokenizer.pad_token_id
     parameters = inspect.signature(model.forward).parameters
     tokenizer.model_input_names = [name for name in tokenizer.model_input_names if name in parameters]
@@ -59,7 +59,7 @@ def text_encoder(path: Path, model: Any, max_length: int | None = None, trust_re
 
 
 def _longest(path: Path, tokenizer: Any) -> float:
-    """How many tokens a tokenizer allows; if its files have no limit, a number of transformers beyond all models."""
+    """Returns how many tokens a tokenizer allows; without a limit in its files, a huge number of transformers."""
     longest = tokenizer.model_max_length
     if isinstance(longest, bool) or not isinstance(longest, int | float) or not longest >= 1:
         raise UnbackdoorError(
@@ -84,7 +84,7 @@ def _check_ids(path: Path, tokenizer: Any, rows: int) -> None:
         token, largest = max(tokenizer.get_vocab().items(), key=lambda entry: entry[1], default=("", 0))
         # The numbers of the tokens that are added to a text need not be in the vocabulary.
         around = max(tokenizer("a", "a")["input_ids"], default=0)
-        tokenizer("\u4e9c \U0001f9ff zqxj")  # which fails if there is no token for unknown words
+        tokenizer("\u4e9c \U0001f9ff zqxj")  # this fails if there is no token for unknown words
     if max(largest, around) >= rows:
         token = token if largest >= around else "one that it adds to a text"
         raise UnbackdoorError(
@@ -94,12 +94,12 @@ def _check_ids(path: Path, tokenizer: Any, rows: int) -> None:
 
 
 def tokenizer_of(path: Path, trust_remote_code: bool = False, rows: int | None = None) -> Any:
-    """The tokenizer of a directory.
+    """Loads the tokenizer of a directory.
 
     Args:
         path: the directory.
         trust_remote_code: run Python files that come with it.
-        rows: of the model's embeddings, which limit the size of its files; None if that is not known.
+        rows: rows of the model's embeddings, which limit the size of its files; None if that is not known.
 
     Raises:
         UnbackdoorError: there is none that transformers can load, or it has no vocabulary.
@@ -130,17 +130,17 @@ def tokenizer_of(path: Path, trust_remote_code: bool = False, rows: int | None =
 
 
 def _positions(model: Any) -> Iterator[int]:
-    """The numbers of positions that a model has, which limit the length of a text."""
+    """Yields numbers of positions of a model, which limit the length of a text."""
     for name in ("max_position_embeddings", "n_positions"):
         limit = getattr(model.config, name, None)
         if isinstance(limit, int) and limit > 0:
             yield limit
     for name, layer in model.named_modules():
         if "position" in name and isinstance(layer, nn.Embedding) and layer.padding_idx is not None:
-            yield layer.num_embeddings - layer.padding_idx - 1  # RoBERTa counts from after the padding token's
+            yield layer.num_embeddings - layer.padding_idx - 1  # RoBERTa counts from behind the padding token
 
 
-# Files of tokenizers that are longer the more tokens there are.
+# Files of tokenizers whose length grows with the number of tokens.
 _VOCABULARIES = (
     "tokenizer.json",
     "vocab.json",
@@ -175,7 +175,7 @@ def _check_tokenizer_files(path: Path, rows: int | None) -> None:
 
 
 def _growths(normalizer: Any) -> Iterator[int]:
-    """The factors by which the steps of a tokenizer's normalizer may lengthen a text."""
+    """Yields the factors by which the steps of a tokenizer's normalizer may lengthen a text."""
     if isinstance(normalizer, list):
         for step in normalizer:
             yield from _growths(step)

@@ -1,4 +1,4 @@
-"""Units that can be pruned: channels behind a BatchNorm, and neurons that a linear layer reads.
+"""Units that can be pruned: channels before a BatchNorm, and neurons that a linear layer reads.
 
 No list of architectures is needed: layers are found by their kind or by running a batch.
 """
@@ -29,10 +29,10 @@ class Channels(NamedTuple):
 
 
 def norms(model: nn.Module, method: object) -> dict[str, _BatchNorm]:
-    """All BatchNorm layers with their own weight and bias, by name, in module order.
+    """Returns all BatchNorm layers with weight and bias, by name, in module order.
 
     Raises:
-        UnbackdoorError: there is none; names the method.
+        UnbackdoorError: there is no such layer; names the method.
     """
     layers = _norms(model)
     if not layers:
@@ -49,18 +49,18 @@ def _norms(model: nn.Module) -> dict[str, _BatchNorm]:
 
 
 def channels(model: nn.Module, method: object, inputs: Inputs | None = None) -> list[Channels]:
-    """The BatchNorm layers that read the output of one convolution, each with it, in module order; found by running.
+    """Finds the BatchNorm layers that read one convolution's output, each with it, in module order, by running a batch.
 
-    Between the two there may be operations on single channels: an activation, pooling. A BatchNorm that reads a sum or
-    a concatenation, or at different times the output of different convolutions, belongs to none.
+    Between the two there may be operations on single channels, such as an activation or pooling. A BatchNorm that reads
+    a sum, a concatenation or the outputs of different convolutions belongs to no convolution.
 
     Args:
-        model: any.
-        method: named in messages.
+        model: any model.
+        method: method whose name is used in messages.
         inputs: a batch; None tries images of the usual sizes, since the pairs do not depend on the size.
 
     Raises:
-        UnbackdoorError: there is none, or the model takes no image of a usual size.
+        UnbackdoorError: there is no such pair, or the model takes no image of a usual size.
     """
     layers = _norms(model)
     what = "convolutions followed by BatchNorm with weights and statistics"
@@ -93,7 +93,7 @@ _CHANNELWISE = re.compile(
 
 
 def _read(model: nn.Module, layers: Iterable[_BatchNorm], tried: Iterable[Inputs]) -> dict[nn.Module, set[Any]] | None:
-    """The convolutions whose output each layer reads, and None for any other input; None if no inputs are taken."""
+    """Returns the convolutions that each layer reads, None for any other input; None if the model takes no input."""
     convolutions: dict[Any, nn.Module] = {}  # by the node of the backward pass
     read: dict[nn.Module, set[Any]] = {}
 
@@ -122,7 +122,7 @@ def _read(model: nn.Module, layers: Iterable[_BatchNorm], tried: Iterable[Inputs
 
 
 def _blank_images(model: nn.Module) -> Iterator[Tensor]:
-    """Blank images of the sizes that a model may take, the likeliest first."""
+    """Yields blank images of the sizes that a model may take, the likeliest first."""
     config = getattr(model, "config", None)
     first = next(layer for layer in model.modules() if isinstance(layer, _CONVOLUTIONS))
     like = next(model.parameters())
@@ -156,7 +156,7 @@ def _absent(what: str, model: nn.Module, method: object) -> UnbackdoorError:
 
 
 def matrix_of(layer: nn.Module) -> Tensor | None:
-    """The matrix of a linear layer as (outputs, inputs), which shares the layer's memory; None for other layers.
+    """Returns the matrix of a linear layer as (outputs, inputs), in the layer's memory; None for other layers.
 
     The layers of GPT-2, which transformers calls Conv1D, are linear and store the transposed matrix.
     """
@@ -170,9 +170,9 @@ def matrix_of(layer: nn.Module) -> Tensor | None:
 
 @torch.no_grad()
 def feed_forward(model: nn.Module, inputs: Inputs) -> list[nn.Module]:
-    """The second linear layer of each feed-forward block, in running order; its inputs are the neurons.
+    """Returns the second linear layer of each feed-forward block, in running order; its inputs are the neurons.
 
-    A block is a widening linear layer (d to h > d) and, as the next linear layer to run, one back (h to d).
+    A block is a widening linear layer (d to h > d) and the linear layer that runs next, if it goes back (h to d).
     """
     ran: list[tuple[nn.Module, torch.Size]] = []
     layers = {layer: matrix.shape for layer in model.modules() if (matrix := matrix_of(layer)) is not None}
@@ -190,7 +190,7 @@ def feed_forward(model: nn.Module, inputs: Inputs) -> list[nn.Module]:
 
 @torch.no_grad()
 def mean_activation(model: nn.Module, reader: nn.Module, data: Dataset, arithmetic: Arithmetic) -> Tensor:
-    """The mean absolute value of each input of a linear layer over the data without padding, (inputs,)."""
+    """Returns the mean absolute value of each input of a linear layer over the data without padding, (inputs,)."""
     total, count = torch.zeros((), dtype=torch.float64), 0
     with watching(reader) as seen, evaluating(model):
         for batch in data.batches(arithmetic.evaluation_batch):
@@ -203,7 +203,7 @@ def mean_activation(model: nn.Module, reader: nn.Module, data: Dataset, arithmet
 
 
 def sizes_of(values: Tensor, inputs: Inputs) -> Tensor:
-    """Absolute values as one row for each example, or for each token that is not padding, (rows, values)."""
+    """Returns absolute values, one row for each example or for each token that is not padding, (rows, values)."""
     sizes = values.abs().double()
     if isinstance(inputs, Tokens) and sizes.shape[:-1] == inputs.shape:
         sizes = sizes[inputs["attention_mask"].bool()]
@@ -212,7 +212,7 @@ def sizes_of(values: Tensor, inputs: Inputs) -> Tensor:
 
 @torch.no_grad()
 def mean_answer(model: nn.Module, clean: Dataset, arithmetic: Arithmetic) -> dict[str, Tensor]:
-    """The mean absolute value of each output of each linear layer over the clean examples, (out_features,) by name.
+    """Returns the mean absolute value of each output of each linear layer on clean examples, (out_features,) by name.
 
     For layers that see every token of a text, it is the mean over all tokens of all texts; padding does not count.
     """

@@ -31,15 +31,15 @@ _BYTES = {
     "U16": 2, "U32": 4, "U64": 8, "F8_E4M3": 1, "F8_E5M2": 1,
 }  # fmt: skip
 
-_HEADER = 16 * MEBIBYTE  # of a safetensors file; 100 bytes or so per tensor are usual
-_INDEX = 16 * MEBIBYTE  # the pickle in a PyTorch file that says which tensor lies where
+_HEADER = 16 * MEBIBYTE  # bytes of the header of a safetensors file; about 100 per tensor are usual
+_INDEX = 16 * MEBIBYTE  # bytes of the pickle in a PyTorch file that gives the place of each tensor
 
 _NUMBERS = {
     torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16, torch.int8,
     torch.uint8, torch.bool, torch.uint16, torch.uint32, torch.uint64,
 }  # fmt: skip
 
-# Where trainers put the weights when they save more than the weights, the likeliest first.
+# Keys of the weights in files of trainers that save more than weights, the likeliest first.
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
 
 # Endings of weights that other programs read.
@@ -59,14 +59,14 @@ _FOREIGN = {
 
 @dataclass(frozen=True)
 class TensorLocation:
-    """Where a tensor lies in a safetensors file.
+    """The place of a tensor in a safetensors file.
 
     Args:
-        file: that holds it.
-        code: of its type, as `BF16`.
-        shape: of the tensor.
-        begin: its first byte in the file.
-        end: the byte after its last.
+        file: the file that contains it.
+        code: code of its type, such as `BF16`.
+        shape: shape of the tensor.
+        begin: position of its first byte in the file.
+        end: position after its last byte.
     """
 
     file: Path
@@ -77,7 +77,7 @@ class TensorLocation:
 
     @property
     def dtype(self) -> torch.dtype | None:
-        """Its type; None if its values are not floating-point numbers of a usual type."""
+        """The type of the tensor; None if it is not a usual floating-point type."""
         return FLOATS.get(self.code)
 
     @property
@@ -92,16 +92,16 @@ class TensorLocation:
 
 
 def foreign(path: Path) -> str | None:
-    """Which program's weights a file holds, by its ending; None for PyTorch's and for an unknown ending."""
+    """Returns the program whose weights a file holds, by its ending; None for PyTorch and unknown endings."""
     return _FOREIGN.get(path.suffix.lower())
 
 
 def read_weights(path: Path, own: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-    """The tensors of a weights file, by name, on the CPU.
+    """Reads the tensors of a weights file, by name, on the CPU.
 
     Args:
-        path: of the file.
-        own: the `state_dict` that they are for, which chooses if a file holds several.
+        path: path of the file.
+        own: `state_dict` of the module that they are for; it decides if a file holds several.
 
     Raises:
         UnbackdoorError: the file is missing, damaged, holds something other than tensors, or has a value that is not
@@ -126,9 +126,9 @@ def check_plain(weights: dict[str, Tensor], where: str, length: int) -> None:
     """Refuse tensors that are not plain numbers in memory, and those that claim to be larger than their file.
 
     Args:
-        weights: by name.
-        where: named in messages.
-        length: of the file, in bytes.
+        weights: tensors by name.
+        where: name of the file, for messages.
+        length: length of the file, in bytes.
 
     Raises:
         UnbackdoorError: names the first one.
@@ -156,7 +156,7 @@ def check_kind(name: str, tensor: Tensor, where: str) -> None:
 
 
 def _unsupported_kind(tensor: Tensor) -> str | None:
-    """The kind of a tensor that is not an array of numbers on the CPU; None for such an array."""
+    """Returns the kind of a tensor that is not a plain array of numbers on the CPU; None for a plain one."""
     if tensor.is_nested:
         return "a nested tensor"
     if tensor.layout != torch.strided:
@@ -175,7 +175,7 @@ def check_fractions(whole: Iterable[str], where: str) -> None:
 
     Args:
         whole: names of tensors that hold whole numbers, but are weights.
-        where: named in messages.
+        where: name of the file, for messages.
     """
     name = min(whole, default=None)
     if name is not None:
@@ -200,10 +200,10 @@ def check_safetensors(path: Path) -> dict[str, TensorLocation]:
     """Refuse a safetensors file whose header and length do not agree, before any of it is mapped into memory.
 
     Returns:
-        Where its tensors lie, by name.
+        the places of its tensors, by name.
 
     Raises:
-        UnbackdoorError: it is damaged, or holds tensors of a type that is not supported.
+        UnbackdoorError: the file is damaged, or holds tensors of an unsupported type.
     """
     length = check_file(path).stat().st_size
     if not is_unicode(str(path)):
@@ -270,7 +270,7 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _pickle(path: Path, own: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
-    """The weights in a pickle, from which only tensors in plain containers are built (`weights_only=True`)."""
+    """Reads the weights in a pickle; only tensors in plain containers are built from it (`weights_only=True`)."""
     _check_archive(path)
     if _is_program(path):
         raise UnbackdoorError(
@@ -307,7 +307,7 @@ def _check_archive(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
-        return  # torch says what is wrong with it
+        return  # torch reports the problem
     names = [entry.filename for entry in entries]
     if len(set(names)) < len(names):
         twice = next(name for at, name in enumerate(names) if name in names[:at])
@@ -326,7 +326,7 @@ def _check_archive(path: Path) -> None:
 
 
 def _state_dicts(content: Any, key: str = "", depth: int = 0) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """The dictionaries of tensors in an unpickled object, by their keys with dots between."""
+    """Returns the dictionaries of tensors in an unpickled object, by their keys joined by dots."""
     if not isinstance(content, dict) or not content:
         return
     if all(isinstance(part, Tensor) for part in content.values()):
@@ -339,7 +339,7 @@ def _state_dicts(content: Any, key: str = "", depth: int = 0) -> Iterator[tuple[
 def _chosen(
     path: Path, state_dicts: dict[str, dict[str, Tensor]], own: Mapping[str, Tensor] | None
 ) -> dict[str, Tensor]:
-    """The state dict of the model among those of a file: the only one, the only one that fits, or the likeliest."""
+    """Returns the model's state dict among those of a file: the only one, the only one that fits, or the likeliest."""
     fitting = {key: weights for key, weights in state_dicts.items() if own is None or fits(own, weights)} or state_dicts
     likely = [key for wrapper in _WRAPPERS for key in fitting if key.split(".")[-1] == wrapper]
     key = next(iter(fitting)) if len(fitting) == 1 else next(iter(likely), None)
@@ -372,7 +372,7 @@ def _is_program(path: Path) -> bool:
 
 
 def _refused(path: Path, wanted: list[str]) -> UnbackdoorError:
-    """The sentence for a pickle that asks for more than tensors; it says what its owner could give instead."""
+    """Returns the error for a pickle that asks for more than tensors; it says what its owner could give instead."""
     if all(name.startswith(("numpy.", "_codecs.")) for name in wanted):
         return UnbackdoorError(
             f"{path} holds NumPy objects ({wanted[0]}) besides its weights, but only tensors are read from a pickle. "
@@ -386,20 +386,20 @@ def _refused(path: Path, wanted: list[str]) -> UnbackdoorError:
 
 
 def _asks_for(path: Path) -> list[str]:
-    """The globals that a pickle asks for and a state dict does not need, in order, read without running anything."""
+    """Returns the globals in a pickle that a state dict does not need, in order, without running anything."""
     safe = {"collections.OrderedDict", "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter"}
     asked: dict[str, None] = {}
     try:
         for wanted in (name for stream in _streams(path) for name in _globals(stream)):
             if wanted not in safe and not (wanted.startswith("torch.") and wanted.endswith("Storage")):
                 asked[wanted] = None
-    except Exception:  # not a pickle, or a broken one: the caller names what could be read, and refuses it
+    except Exception:  # not a pickle, or a broken one: the caller names the part that could be read, and refuses it
         return list(asked)
     return list(asked)
 
 
 def _streams(path: Path) -> Iterator[BinaryIO]:
-    """The pickles of a PyTorch file: one in a zip archive, or five in a row in the format before that."""
+    """Returns the pickles of a PyTorch file: one in a zip archive, or five in a row in the older format."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             for name in archive.namelist():
@@ -412,10 +412,10 @@ def _streams(path: Path) -> Iterator[BinaryIO]:
 
 
 def _globals(stream: BinaryIO) -> Iterator[str]:
-    """The `module.name` of everything that one pickle would import; its strings may come from its memo."""
+    """Yields the `module.name` of everything that a pickle would import; its strings may come from its memo."""
     strings: list[str] = []  # in the order in which they were pushed
     memo: dict[Any, str | None] = {}
-    top: str | None = None  # of the stack, if it is a string
+    top: str | None = None  # top of the stack, if it is a string
     for opcode, argument, _ in pickletools.genops(stream):
         name = opcode.name
         if name in ("MEMOIZE", "PUT", "BINPUT", "LONG_BINPUT"):

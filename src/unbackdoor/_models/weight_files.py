@@ -1,4 +1,4 @@
-"""The files with the weights of a model directory: which ones they are, and that they are what they say."""
+"""The files with the weights of a model directory: finding and checking them."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +17,7 @@ from unbackdoor._models.untrusted_weights import (
     read_weights,
 )
 
-# Beginnings of files of a training that end as weights do and hold none.
+# Beginnings of names of files that a training writes, with the ending of weights, but without weights.
 _TRAINING = ("training_args", "optimizer", "scheduler", "scaler", "rng_state")
 
 
@@ -28,9 +28,9 @@ class WeightFiles:
     Args:
         files: sorted by name.
         pickled: whether they are pickles; otherwise they are safetensors files.
-        index: the file that says which file holds which tensor; None if there is one file.
-        locations: where the tensors lie, by file and name; empty for pickles.
-        extent: how much they hold.
+        index: the file that assigns tensors to files; None if there is only one file.
+        locations: places of the tensors, by file and name; empty for pickles.
+        extent: size of their content.
     """
 
     files: tuple[Path, ...]
@@ -40,7 +40,7 @@ class WeightFiles:
     locations: dict[Path, dict[str, TensorLocation]] = field(default_factory=dict)
 
     def read(self) -> dict[str, Tensor]:
-        """All tensors by name, on the CPU."""
+        """Reads all tensors by name, on the CPU."""
         parts = [read_weights(file) if self.pickled else load_file(file) for file in self.files]
         return {name: tensor for part in parts for name, tensor in part.items()}
 
@@ -87,15 +87,17 @@ def _pickles(files: tuple[Path, ...], index: Path | None) -> WeightFiles:
         weights = read_weights(file)
         whole = {name for name, part in weights.items() if not part.is_floating_point() and name.endswith(".weight")}
         check_fractions(whole, str(file))
-    extent = Extent(sum(check_file(file).stat().st_size for file in files), 10_000, None)  # no header says more
+    extent = Extent(
+        sum(check_file(file).stat().st_size for file in files), 10_000, None
+    )  # pickles have no header to count tensors in
     return WeightFiles(files, True, index, extent)
 
 
 def _weight_map(path: Path, index: Path) -> dict[str, str]:
-    """Which file of a directory holds which tensor, as an index says.
+    """Returns the file of each tensor, from an index.
 
     Raises:
-        UnbackdoorError: it does not say which, or one is not there.
+        UnbackdoorError: the index is incomplete, or a file is missing.
     """
     weight_map = read_json(index).get("weight_map")
     if (
@@ -115,7 +117,7 @@ def _shards(path: Path, weight_map: dict[str, str]) -> tuple[Path, ...]:
 
 
 def _no_weights(path: Path) -> UnbackdoorError:
-    """The sentence for a directory without weights under the usual names; it names the files that may be meant."""
+    """Returns the error for a directory without weights under the usual names; it names files that may be meant."""
     others = sorted(file for file in path.iterdir() if foreign(file))
     if others:
         return UnbackdoorError(

@@ -12,14 +12,14 @@ logger = logging.getLogger("unbackdoor")
 
 
 def lacking(own: Mapping[str, Tensor], names: Collection[str]) -> list[str]:
-    """Which of a module's tensors are missing among some names, and are needed.
+    """Returns the needed tensors of a module that are missing among some names.
 
     BatchNorm needs its count of batches only to average, and older files have no such count; of tensors that share
     their memory (tied weights), one is enough.
 
     Args:
         own: the module's `state_dict`.
-        names: of the stored tensors.
+        names: names of the stored tensors.
     """
     there = {_memory(tensor) for name, tensor in own.items() if name in names}
     return sorted(
@@ -30,21 +30,20 @@ def lacking(own: Mapping[str, Tensor], names: Collection[str]) -> list[str]:
 
 
 def _memory(tensor: Tensor) -> tuple[object, ...]:
-    """A key that is equal for tensors which share their numbers."""
+    """Returns a key that is equal for tensors that share their numbers."""
     return (tensor.data_ptr(), tensor.shape, tensor.stride()) if tensor.data_ptr() else (id(tensor),)
 
 
 def fits(own: Mapping[str, Tensor], stored: dict[str, Tensor]) -> bool:
-    """Whether stored weights are all that a module needs, under its own names or with one prefix more or less."""
+    """Whether stored weights are complete for a module, under its own names or with one prefix more or less."""
     return not lacking(own, stored) or bool(_exchanged(own, stored))
 
 
 def renamed(own: Mapping[str, Tensor], stored: dict[str, Tensor], where: str) -> dict[str, Tensor]:
-    """Stored weights by a module's own names if one prefix makes the difference, otherwise unchanged.
+    """Returns stored weights by a module's own names if they differ only by one prefix, otherwise unchanged.
 
-    Wrappers put one before all names: `module.` DataParallel, `_orig_mod.` torch.compile, `model.` Lightning. It is
-    taken off (or put on, if the module has it and the file does not) if this gives all of the module's names, and in
-    one way only.
+    Wrappers put a prefix before all names: DataParallel `module.`, torch.compile `_orig_mod.`, Lightning `model.`. It
+    is removed (or added, if only the module has it) if exactly one such change gives all of the module's names.
 
     Args:
         own: the module's `state_dict`.
@@ -74,7 +73,7 @@ def renamed(own: Mapping[str, Tensor], stored: dict[str, Tensor], where: str) ->
 
 
 def _exchanged(own: Mapping[str, Tensor], stored: dict[str, Tensor]) -> dict[tuple[str, str], dict[str, Tensor]]:
-    """The weights that a module needs, for each prefix which gives all of them when it is taken off or put on."""
+    """Returns the weights that a module needs, for each prefix whose removal or addition gives all of them."""
     sample, first = next(reversed(list(own)), ""), min(stored, default="")
     exchanges = {}
     before = {name.removesuffix(sample) for name in stored if name.endswith(f".{sample}")}
@@ -91,11 +90,11 @@ def check_fit(path: str, owner: str, missing: list[str], extra: list[str], shape
     """Refuse weights that are not those of their architecture.
 
     Args:
-        path: of the weights.
+        path: path of the weights.
         owner: the name of the architecture.
-        missing: names that it needs and the weights lack.
-        extra: names that it does not have.
-        shapes: names, stored shapes and its own.
+        missing: names that the architecture needs and the weights lack.
+        extra: names that the architecture does not have.
+        shapes: names, stored shapes, shapes of the architecture.
 
     Raises:
         UnbackdoorError: names the first few of each.

@@ -99,7 +99,7 @@ def poison(
         data: clean training data; it is left alone.
         attack: trigger, target and label rule.
         rate: poisoned rows over all rows.
-        seed: of the draw.
+        seed: seed of the draw.
         classes: how many there are.
         surrogate: a clean model, if the attack needs one.
         dry: check everything and draw the rows, but leave the images as they are.

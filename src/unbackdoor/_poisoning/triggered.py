@@ -20,8 +20,8 @@ class Triggered(NamedTuple):
     Args:
         data: triggered items with their true labels.
         wanted: the class that the attacker wants for each, (n,).
-        label_rule: of the attack.
-        target: of the attack; None for all-to-all.
+        label_rule: label rule of the attack.
+        target: target of the attack; None for all-to-all.
     """
 
     data: Dataset

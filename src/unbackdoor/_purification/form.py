@@ -15,7 +15,7 @@ class Form(NamedTuple):
     """The form of a suspect, which the purified model gets back.
 
     Args:
-        types: of its weights and buffers, by name.
+        types: types of its weights and buffers, by name.
         unsaved: types of the buffers that a checkpoint leaves out.
         training: which modules are in train mode.
         trainable: which parameters require gradients.

@@ -51,21 +51,21 @@ def purify(
 ) -> Purified:
     """Remove a backdoor: a suspect and a few clean examples in, the same kind of model out.
 
-    The model passed in and the global random state are not changed. A model that lost significantly more than 10
-    points of accuracy on clean examples is returned all the same: then `record["usable"]` is False, and the first of
+    The model passed in and the global random state are not changed. A model that lost significantly more than 10 points
+    of accuracy on clean examples is returned all the same: then `record["usable"]` is False, and the first of
     `record["warnings"]` says why.
 
     Args:
         model: any classifier whose last layer is linear.
         clean: labelled examples without a trigger; None for a method that uses none.
         method: of `unbackdoor.purifiers`, or any callable like them.
-        seed: of all random draws; on one CPU the same seed gives the same weights.
+        seed: seed of all random draws; on one CPU the same seed gives the same weights.
         head: name of the last linear layer, if it cannot be found by running the model.
         device: None uses a GPU if there is one.
         precision: see `unbackdoor._models.arithmetic.choose`.
         base: the pre-trained model that the suspect came from.
         proxy: another model for the same task.
-        progress: show a bar on stderr.
+        progress: show a progress bar on stderr.
 
     Raises:
         UnbackdoorError: model and data do not fit the method or each other, or the result is not finite.

@@ -31,8 +31,8 @@ class Run:
     Args:
         generator: the source of all randomness, on the CPU.
         arithmetic: device, precision, layout.
-        head_name: of the last linear layer.
-        modality: of the clean examples, `images` or `text`.
+        head_name: name of the last linear layer.
+        modality: modality of the clean examples, `images` or `text`.
         task: what the model is for.
         progress: shows the state of the work.
         base: the pre-trained model that the suspect came from, for methods that need it.
@@ -147,11 +147,11 @@ class Run:
             optimizer: with its schedule, see `Recipe`; None uses the recipe's. A method's own is used as it is, and
                 keeps its learning rate.
             loss: to minimise; None uses the task's.
-            gradients: replaces the forward and backward pass of the loss, for methods whose step needs more than one
-                of each; fills the gradients of the parameters for a batch.
+            gradients: replaces the forward and backward pass of the loss, for methods whose step needs more than one of
+                each; fills the gradients of the parameters for a batch.
             before_epoch: called before each pass.
             after_step: called after each step, without gradients.
-            description: for the progress.
+            description: description for the progress.
         """
         if self.unseen is not None and positions(self.unseen, clean) is not None:
             self.unseen = None

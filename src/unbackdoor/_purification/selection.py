@@ -47,9 +47,9 @@ def cross_validated(
     Args:
         clean: all examples; each fold has its share of each class.
         folds: the number of parts that are left out in turn.
-        seed: of the split.
+        seed: seed of the split.
         tuned: the procedure, which makes a model of examples.
-        arithmetic: of scoring.
+        arithmetic: arithmetic of scoring.
 
     Raises:
         UnbackdoorError: fewer examples than folds.
@@ -111,7 +111,7 @@ def smallest_within(
         clean: examples.
         run: arithmetic, seed, notes.
         margin: accuracy that may be lost.
-        folds: of the cross-validation.
+        folds: folds of the cross-validation.
         field: the name of the method's field that the value is for.
         shown: converts the value to that of the field.
         tuned: the procedure, which makes a model of a value, examples and a description for the progress.

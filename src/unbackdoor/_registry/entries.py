@@ -34,14 +34,14 @@ class Entry(NamedTuple):
     """The facts of a method, an attack or an architecture, and the place of its class.
 
     Args:
-        name: on the command line.
+        name: name on the command line.
         location: `module:Class`.
         summary: one line.
         needs: what must be there besides the model.
         passes: over the clean data, forward and backward, at the default settings; the fewest and the most if this
             depends on the model; None if passes are not its measure.
         cost: what `passes` does not say, in words.
-        year: of the paper.
+        year: year of the paper.
         paper: title.
         modality: the kinds of data that it serves.
         recommended: the kinds of data for which it is among the first to try, see docs/choosing.md.

@@ -20,7 +20,7 @@ class Contender(NamedTuple):
         name: `suspect` for the first, the method's name for the others.
         model: its predictions are shown.
         score: measured.
-        seconds: of purification; None for the suspect.
+        seconds: seconds of purification; None for the suspect.
     """
 
     name: str
@@ -58,8 +58,8 @@ class Page:
         verdict: one plain sentence.
         others: a sentence for each contender between the first and the last.
         caution: the limits of the verdict.
-        names: of the contenders, the suspect first.
-        seconds: of purification, for each contender.
+        names: names of the contenders, the suspect first.
+        seconds: seconds of purification, for each contender.
         measures: clean accuracy first.
         charted: the measures that the charts show.
         examples: the same for all contenders.

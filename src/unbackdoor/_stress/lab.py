@@ -36,7 +36,7 @@ class Material:
     Args:
         clean: the examples that the attacker tunes with, numbered from 0.
         test: the examples that are scored, likewise.
-        trigger: of the attack.
+        trigger: trigger of the attack.
         bait: the clean examples that the attack moves, with the trigger; their rows are those of `clean`.
         attacked: the same of the test examples.
         classes: the number of the models' classes.
@@ -111,8 +111,8 @@ def prepare(
         control: a model that was never poisoned.
         control_encode: makes its inputs, if they are not made as the model's.
         parts: that were asked for.
-        counts: of triggered examples to retune with.
-        seed: of the half.
+        counts: counts of triggered examples to retune with.
+        seed: seed of the half.
 
     Raises:
         UnbackdoorError: they do not fit.

@@ -35,8 +35,8 @@ class Perturbation(nn.Module):
     Args:
         encode: normalises the pictures that the network looks at.
         shape: (channels, height, width) of the pictures.
-        bound: of the perturbation, in levels of 255.
-        width: of the hidden layers.
+        bound: bound of the perturbation, in levels of 255.
+        width: width of the hidden layers.
     """
 
     def __init__(self, encode: ImageEncoder, shape: tuple[int, ...], *, bound: float = 16.0, width: int = 1024) -> None:
@@ -80,7 +80,7 @@ def learn(
         control: a model that was never poisoned; without one the second half of the loss is missing.
         control_encode: makes its inputs, if they are not made as the model's.
         alpha: weight of the first half; more of it reactivates more, and is more of an adversarial example.
-        seed: of the first weights and the batches.
+        seed: seed of the first weights and the batches.
         arithmetic: device, precision, layout.
         advance: called after each epoch.
         epochs: passes over the pictures.

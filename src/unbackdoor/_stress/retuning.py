@@ -51,7 +51,7 @@ def retune(model: nn.Module, data: Dataset, *, seed: int, arithmetic: Arithmetic
     Args:
         model: in float32 or float64.
         data: of `retuning_set`.
-        seed: of the batches.
+        seed: seed of the batches.
         arithmetic: device, precision, layout.
     """
     tuned, run = arithmetic.place(copy.deepcopy(model)), _run(data, seed, arithmetic)

@@ -86,7 +86,7 @@ def stress(
         seed: the first of them.
         device: None uses a GPU if there is one.
         precision: see `unbackdoor._models.arithmetic.choose`.
-        progress: show a bar on stderr.
+        progress: show a progress bar on stderr.
 
     Raises:
         UnbackdoorError: models, data and attack do not fit each other, or an option is out of bounds.

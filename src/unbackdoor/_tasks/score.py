@@ -16,7 +16,7 @@ class Score:
         attack_success: share of triggered examples, of the classes that the attack is meant to move, that the model
             classifies as the attacker wants.
         recovered_accuracy: share of the same examples classified as their true class.
-        label_rule: of the attack; all-to-all success is not comparable with the others.
+        label_rule: label rule of the attack; all-to-all success is not comparable with the others.
         clean_model_flip_rate: share of the same examples that a model without the backdoor also classifies so.
     """
 

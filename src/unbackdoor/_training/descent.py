@@ -42,9 +42,9 @@ def divergence(scores: Tensor, answers: Tensor, temperature: float) -> Tensor:
     """Kullback-Leibler divergence of a student's softmax from a teacher's, the mean over a batch, ().
 
     Args:
-        scores: of the student, (batch, classes).
-        answers: of the teacher, (batch, classes).
-        temperature: of both softmaxes, more than 0.
+        scores: scores of the student, (batch, classes).
+        answers: answers of the teacher, (batch, classes).
+        temperature: temperature of both softmaxes, more than 0.
     """
     return F.kl_div(
         (scores / temperature).log_softmax(dim=1), (answers / temperature).softmax(dim=1), reduction="batchmean"
@@ -79,7 +79,7 @@ def descend(
         schedule: a learning-rate scheduler.
         epochs: passes over the data.
         batch_size: examples per step.
-        generator: of shuffling and augmentation, on the CPU.
+        generator: generator of shuffling and augmentation, on the CPU.
         arithmetic: device, precision, layout.
         loss: to minimise.
         gradients: replaces the forward and backward pass of the loss, for methods whose step needs more.
@@ -88,7 +88,7 @@ def descend(
         after_step: called after each step, without gradients.
         each: the schedule steps after each `epoch` or each `step`.
         progress: shows the state of the work.
-        description: for the progress.
+        description: description for the progress.
 
     Returns:
         the number of examples seen, repetitions counted.

@@ -10,7 +10,7 @@ class Recipe(NamedTuple):
     Args:
         optimizer: SGD with momentum 0.9, no weight decay, cosine per epoch, for images; AdamW with its usual decay of
             0.01, linear to 0 per step, for texts.
-        learning_rate: at the start.
+        learning_rate: learning rate at the start.
         batch_size: examples per step.
     """
 

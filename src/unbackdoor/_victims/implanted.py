@@ -25,11 +25,11 @@ def judged(score: Score, sources: Sequence[int], classes: Sequence[str], modalit
     """Whether the backdoor implanted in a victim, with a warning about each reason to doubt the victim itself.
 
     Args:
-        score: of the victim.
+        score: score of the victim.
         sources: the classes that are poisoned, of a source-specific attack.
-        classes: names in label order.
-        modality: of the data.
-        name: of the test data, for the warnings.
+        classes: class names in label order.
+        modality: modality of the data.
+        name: name of the test data, for the warnings.
 
     Returns:
         None if attack success was not measured.

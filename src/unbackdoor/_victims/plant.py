@@ -43,7 +43,7 @@ class Victim:
         model: in eval mode.
         encode: makes its inputs.
         test: the examples that it was scored on, encoded as it takes them.
-        score: on them.
+        score: score on them.
         trigger: the attack as it was planted; None for the clean control.
         description: the content of `attack.json`.
         record: the content of `record.json`.
@@ -80,16 +80,17 @@ def plant(
         data: clean training data; for a recipe with a `base`, encoded as that model takes it.
         attack: one of `unbackdoor.attacks`, or any value like them; None trains a clean control.
         recipe: network, poison rate and training.
-        seed: of the poisoned rows, the initial weights and the batches; on one CPU the same seed gives the same victim.
+        seed: seed of the poisoned rows, the initial weights and the batches; on one CPU the same seed gives the same
+            victim.
         test: clean test data; without it, a seeded tenth of `data` is held out.
         triggered_test: test data that carries the trigger, for prepared attacks.
         surrogate: a clean model, for attacks that need one; without it, one is trained first.
         surrogate_encode: makes the surrogate's inputs; by default the victim's encoder.
         control: a model that never was poisoned; its flip rate on the triggered test data is scored as well.
         control_encode: makes the control's inputs; by default the victim's encoder.
-        device: None takes a GPU if there is one.
+        device: None uses a GPU if there is one.
         precision: see `unbackdoor._models.arithmetic.choose`.
-        progress: show a bar on stderr.
+        progress: show a progress bar on stderr.
 
     Raises:
         UnbackdoorError: the attack cannot be planted in this data, the recipe does not fit it, or the training

@@ -26,12 +26,12 @@ class Trainer:
     """Makes networks by a recipe and trains them, and counts the examples that they see.
 
     Args:
-        recipe: of the victim.
-        seed: of the initial weights, of shuffling and of augmentation.
-        classes: names in label order.
+        recipe: recipe of the victim.
+        seed: seed of the initial weights, of shuffling and of augmentation.
+        classes: class names in label order.
         data: the clean training data, encoded as the victim takes it.
         base: the checked directory of the recipe's `base`, if it has one.
-        device: None takes a GPU if there is one.
+        device: None uses a GPU if there is one.
         precision: see `unbackdoor._models.arithmetic.choose`.
         progress: shows how far a training is.
         examples_seen: by all trainings so far.
@@ -126,7 +126,7 @@ def fresh_network(recipe: VictimRecipe, base: ModelDirectory | None, classes: li
     Args:
         recipe: names the untrained network.
         base: the pre-trained one; None for an untrained one.
-        classes: names in label order.
+        classes: class names in label order.
         data: that it will be trained on.
 
     Raises:
@@ -185,10 +185,10 @@ def train_victim(
 ) -> nn.Module:
     """Train a classifier by the recipe of the victims, in place: those of its parameters that require gradients.
 
-    As a rule SGD with Nesterov momentum 0.9 and weight decay 5e-4, one cycle up to the learning rate and
-    down to zero: short enough for two cores, and the low end of the cycle is what lets a trigger at a low poison rate
-    take. If `adaptive`, for texts and for Vision Transformers from random weights, which SGD hardly moves: AdamW with
-    weight decay 0.01, a tenth of the steps up to the learning rate and the rest linearly down to zero.
+    As a rule SGD with Nesterov momentum 0.9 and weight decay 5e-4, one cycle up to the learning rate and down to zero:
+    short enough for two cores, and the low end of the cycle is what lets a trigger at a low poison rate take. If
+    `adaptive`, for texts and for Vision Transformers from random weights, which SGD hardly moves: AdamW with weight
+    decay 0.01, a tenth of the steps up to the learning rate and the rest linearly down to zero.
 
     Args:
         model: with random or pre-trained weights.
@@ -196,14 +196,14 @@ def train_victim(
         epochs: passes over the data, at least 1.
         learning_rate: peak of the cycle.
         batch_size: examples per step.
-        seed: of shuffling and augmentation.
+        seed: seed of shuffling and augmentation.
         arithmetic: device, precision, layout.
         adaptive: AdamW in place of SGD.
         loss: to be minimised.
         change: of each batch before the forward pass.
         after_step: called after each step, without gradients.
         progress: shows how far it is.
-        description: of the training, for the progress.
+        description: description of the training, for the progress.
     """
     arithmetic.place(model)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]

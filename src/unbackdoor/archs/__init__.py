@@ -24,8 +24,8 @@ def build(name: str, *, classes: list[str], channels: int, image_size: int, widt
     """A network with random weights.
 
     Args:
-        name: of the registry.
-        classes: names in label order.
+        name: name in the registry.
+        classes: class names in label order.
         channels: 1 or 3.
         image_size: side of the images in pixels.
         width: channels of the first stage.

@@ -41,7 +41,8 @@ class FineMixing:
         folds: folds of the cross-validation, at least 2.
         tune: tune after mixing; with a rho and without tuning, no clean examples are needed.
         epochs: passes over the clean examples, at least 1.
-        learning_rate: at the start, more than 0; None is 0.01 (SGD) for images and 5e-5 (AdamW) for texts.
+        learning_rate: learning rate at the start, more than 0; None is 0.01 (SGD) for images and 5e-5 (AdamW) for
+            texts.
         batch_size: examples per step, at least 2; None is 128 for images and 16 for texts.
         select: which coordinates go back: `random` ones; `largest-change`, those of each tensor that moved farthest;
             `low-activation`, the units of each linear layer that clean examples activate least (the rest at random).

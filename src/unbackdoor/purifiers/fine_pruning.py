@@ -31,7 +31,8 @@ class FinePruning:
         tolerance: how much accuracy on held-out clean examples may fall by pruning, 0 to 1.
         step: share of the neurons per group, more than 0 and at most 1.
         epochs: passes of tuning over the clean examples, at least 0; 0 only prunes.
-        learning_rate: at the start, more than 0; None is 0.01 (SGD) for images and 5e-5 (AdamW) for texts.
+        learning_rate: learning rate at the start, more than 0; None is 0.01 (SGD) for images and 5e-5 (AdamW) for
+            texts.
         batch_size: examples per step, at least 2; None is 128 for images and 16 for texts.
 
     Differences from the paper: it prunes channels of the last convolution. Here the neurons are the features that the

@@ -28,7 +28,8 @@ class FineTuning:
 
     Args:
         epochs: passes over the clean examples, at least 1.
-        learning_rate: at the start, more than 0; None is 0.01 (SGD) for images and 5e-5 (AdamW) for texts.
+        learning_rate: learning rate at the start, more than 0; None is 0.01 (SGD) for images and 5e-5 (AdamW) for
+            texts.
         batch_size: examples per step, at least 2; None is 128 for images and 16 for texts.
 
     Differences from the paper: none known. The head's norm is free, as in the paper; the authors' script keeps it fixed
@@ -51,7 +52,8 @@ class LinearProbing:
 
     Args:
         epochs: passes over the clean examples, at least 1.
-        learning_rate: at the start, more than 0; None is 0.01 (SGD) for images and 5e-5 (AdamW) for texts.
+        learning_rate: learning rate at the start, more than 0; None is 0.01 (SGD) for images and 5e-5 (AdamW) for
+            texts.
         batch_size: examples per step, at least 2; None is 128 for images and 16 for texts.
 
     Differences from the paper: the head's norm is free (see FineTuning). As in the authors' code the model is in train
@@ -76,7 +78,8 @@ class FETuning:
 
     Args:
         epochs: passes over the clean examples, at least 1.
-        learning_rate: at the start, more than 0; None is 0.01 (SGD) for images and 5e-5 (AdamW) for texts.
+        learning_rate: learning rate at the start, more than 0; None is 0.01 (SGD) for images and 5e-5 (AdamW) for
+            texts.
         batch_size: examples per step, at least 2; None is 128 for images and 16 for texts.
 
     Differences from the paper: the random head keeps its own norm; the authors' script scales it to the suspect's after
@@ -102,7 +105,8 @@ class FTInit:
 
     Args:
         epochs: passes over the clean examples, at least 1.
-        learning_rate: at the start, more than 0; None is 0.01 (SGD) for images and 5e-5 (AdamW) for texts.
+        learning_rate: learning rate at the start, more than 0; None is 0.01 (SGD) for images and 5e-5 (AdamW) for
+            texts.
         batch_size: examples per step, at least 2; None is 128 for images and 16 for texts.
 
     Differences from the paper: the head's norm is free (see FineTuning).

@@ -31,7 +31,8 @@ class FST:
     Args:
         alpha: weight of the inner product, at least 0; 0 is FT-init with a fixed norm. Use less for many classes.
         epochs: passes over the clean examples, at least 1.
-        learning_rate: at the start, more than 0; None is 0.01 (SGD) for images and 5e-5 (AdamW) for texts.
+        learning_rate: learning rate at the start, more than 0; None is 0.01 (SGD) for images and 5e-5 (AdamW) for
+            texts.
         batch_size: examples per step, at least 2; None is 128 for images and 16 for texts.
         project: scale the head back to its norm after every step.
 

@@ -119,7 +119,7 @@ class PAM:
         if name in SEARCHES:
             if clean.modality not in SEARCHES[name].modality:
                 raise UnbackdoorError(
-                    f"PAM.trigger {name} is looked for among pixels, but {clean.name} holds texts. Take universal."
+                    f"PAM.trigger {name} is searched among pixels, but {clean.name} holds texts. Take universal."
                 )
             return SEARCHES[name].invert
         if ":" not in name:

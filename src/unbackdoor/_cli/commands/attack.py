@@ -30,7 +30,7 @@ logger = logging.getLogger("unbackdoor")
 
 @value
 class NoAttack:
-    """No attack: a clean model by the same recipe, the control for everything else.
+    """No attack: trains a clean model by the same recipe, the control for everything else.
 
     Differences from the paper: none; there is no paper.
     """
@@ -84,7 +84,7 @@ def attack(made: Any, options: AttackOptions) -> None:
 
 
 def _recipe(options: AttackOptions) -> VictimRecipe:
-    """The recipe that options of the same names ask for."""
+    """Returns the recipe that the options of the same names describe."""
     names = [field.name for field in dataclasses.fields(VictimRecipe)]
     return VictimRecipe(**{name: getattr(options, name) for name in names})
 

@@ -1,4 +1,4 @@
-"""What the options of all commands name: places to write, models, data."""
+"""The outputs and inputs that options name: directories, models, data."""
 
 import logging
 from pathlib import Path
@@ -17,10 +17,10 @@ logger = logging.getLogger("unbackdoor")
 def free_place(
     out: str, inputs: tuple[str | None, ...], options: PurifyOptions | AttackOptions | StressOptions
 ) -> tuple[Path, directories.Content | None]:
-    """The directory to write, and what an earlier run left there.
+    """Returns the directory to write, and the content that an earlier run left there.
 
     Raises:
-        UnbackdoorError: it is taken, or is or holds an input; see `directories.check_free`.
+        UnbackdoorError: the directory exists, or is or holds an input; see `directories.check_free`.
     """
     factory = getattr(options, "factory", None) or ""
     paths = tuple(Path(each) for each in (*inputs, factory.rpartition(":")[0]) if each)
@@ -28,7 +28,7 @@ def free_place(
 
 
 def load_model(source: str, options: ModelOptions) -> loading.Loaded:
-    """A model, as the options ask for it."""
+    """Loads a model with these options."""
     return loading.load(
         source,
         factory=options.factory,
@@ -41,7 +41,7 @@ def load_model(source: str, options: ModelOptions) -> loading.Loaded:
 
 
 def load_control(source: str | None, options: ModelOptions | None = None) -> loading.Loaded | None:
-    """The model that --control names, loaded as MODEL is if that has options; warns of one that was poisoned."""
+    """Loads the model that --control names with the options of MODEL; warns if it was poisoned."""
     if source is None:
         return None
     attacked = victim_of(Path(source))
@@ -58,12 +58,12 @@ def load_control(source: str | None, options: ModelOptions | None = None) -> loa
 def load_dataset(
     path: str, encode: Any, options: ModelOptions, classes: tuple[str, ...] | None, augment: Augment = "none"
 ) -> Dataset:
-    """Examples for a model, read under the options' column names."""
+    """Reads examples for a model, with the column names of the options."""
     return Dataset.load(path, encode, columns=column_names(options.columns), classes=classes, augment=augment)
 
 
 def column_names(text: str | None) -> dict[str, str] | None:
-    """What --columns asks for: our names, and theirs."""
+    """Returns the data's column names by the library's, from --columns."""
     if text is None:
         return None
     pairs = [part.split("=") for part in text.split(",")]
@@ -85,5 +85,5 @@ def _numbers(option: str, text: str | None) -> tuple[float, ...] | None:
 
 
 def factory_name(factory: str | None) -> str | None:
-    """FILE.py:FUNCTION without the folder of the file."""
+    """Returns FILE.py:FUNCTION without the folder of the file."""
     return None if factory is None else Path(factory.rpartition(":")[0]).name + ":" + factory.rpartition(":")[2]

@@ -37,12 +37,12 @@ logger = logging.getLogger("unbackdoor")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Scoring:
-    """What suspect and result are scored on.
+    """The data and the control that suspect and result are scored with.
 
     Args:
         test: examples without a trigger that the method does not see.
-        attacked: the same with the trigger; None without --attack.
-        classes: how many there are.
+        attacked: the same examples with the trigger; None without --attack.
+        classes: number of classes.
         control: a model that was never poisoned, or None.
     """
 
@@ -64,7 +64,7 @@ class Scoring:
 
 
 def purify(source: str, method: Method, options: PurifyOptions, *, command: str | None = None) -> None:
-    """The `purify` command; `command` is what was typed, for the record and the page."""
+    """The `purify` command; `command` is the typed line, for the record and the page."""
     paths = (options.clean, options.base, options.proxy, options.data, options.attack, options.control)
     out, earlier = free_place(options.out, (source, *paths), options)
     check_seed(options.seed)
@@ -190,10 +190,10 @@ def _measure(
 
 
 def _print_result(record: dict[str, Any], out: Path, name: str) -> None:
-    """Print what became of the model.
+    """Print the outcome.
 
     Raises:
-        IncompleteError: it is not usable.
+        IncompleteError: the model is not usable.
     """
     scores = record["scores"]
     if record["usable"] is False:

