@@ -17,7 +17,7 @@ class UnbackdoorError(Exception):
 
     Args:
         message: one sentence, whatever it quotes: it is made printable and, if it is very long, shortened.
-        details: if there are several problems: one line each.
+        details: one line for each problem if there are several.
     """
 
     __module__ = "unbackdoor"  # where users import it from, and what a traceback shows
@@ -28,32 +28,32 @@ class UnbackdoorError(Exception):
 
 
 class IncompleteError(UnbackdoorError):
-    """The work ran, but its result could not be kept (a full disk, say), or is of no use."""
+    """The work ran, but its result could not be saved (a full disk, say), or is not usable."""
 
     exit_code = 1
 
 
 def printable(text: object, longest: int = NAME) -> str:
-    """What somebody else wrote, for a message, a note, a list or a page: one line, short, and nothing but letters.
+    """Returns text of somebody else for a message, a note, a list or a page: short, on one line, printable.
 
-    Names of a model, a data set or a file may hold what moves a terminal's cursor, turns the direction of the text
-    around or breaks the line, and may be a million characters long. That is shown, not obeyed; of long ones the middle
-    is left out.
+    Names of a model, a data set or a file may contain characters that move a terminal's cursor, reverse the direction
+    of text or break the line, and may be a million characters long. Such characters are shown as escapes, and the
+    middle of a long text is left out.
 
     Args:
         text: anything.
-        longest: characters of the result.
+        longest: largest number of characters of the result.
 
     >>> printable("Gro\\u00dfe \\x1b[2J\\u202e")
     'Gro\u00dfe \\\\x1b[2J\\\\u202e'
     >>> printable("0123456789" * 9, 13)
     '01234...56789'
     """
-    # Cut first, so that no more is looked at than is shown; and once more, as escapes are longer than what they show.
+    # Cut first, so that a long text costs no time; and again, as escapes are longer than their characters.
     shown, marks = [], 0
     for letter in _shortened(text if isinstance(text, str) else _told(text), longest):
         marks = marks + 1 if unicodedata.category(letter).startswith("M") else 0
-        # No script puts more than three marks on a letter; a flood of them paints over the lines above.
+        # No script puts more than three marks on a letter; many marks would paint over the lines above.
         shown.append(letter if letter.isprintable() and marks < 4 else ascii(letter)[1:-1])
     return _shortened("".join(shown), longest)
 

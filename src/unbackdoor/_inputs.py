@@ -22,7 +22,7 @@ MEBIBYTE = 2**20
 
 # Bounds by kind, in bytes. Each is many times what any published model or data set has.
 CONFIG = 16 * MEBIBYTE  # config.json, preprocessor_config.json, a grid, a Python file
-RECORD = 64 * MEBIBYTE  # what lists rows or tensors: attack.json, record.json, an index, a cell of a store
+RECORD = 64 * MEBIBYTE  # files that list rows or tensors: attack.json, record.json, an index, a cell of a store
 COMPANION = 256 * MEBIBYTE  # a file that is copied with a model
 PICTURE = 128 * MEBIBYTE  # one encoded picture
 TABLE = 64 * 1024 * MEBIBYTE  # parquet, CSV, JSON lines: these are read in parts
@@ -47,10 +47,10 @@ def check_file(path: str | Path, most: int | None = None) -> Path:
 
     Args:
         path: path of a file, or of a link to one.
-        most: bytes that it may have; None for no bound, if only parts of it are read.
+        most: largest number of bytes; None for no bound, if only parts of it are read.
 
     Raises:
-        UnbackdoorError: it does not exist, is something else, cannot be read, or is longer.
+        UnbackdoorError: the file does not exist, is not a regular one, cannot be read, or is longer.
     """
     path = Path(path)
     try:
@@ -84,7 +84,7 @@ def read_file(path: str | Path, most: int) -> bytes:
     """The content of a regular file of at most so many bytes; see `check_file`."""
     with open_file(path, most) as file:
         try:
-            content = file.read(most + 1)  # files in /proc claim to be empty, and are not
+            content = file.read(most + 1)  # files in /proc claim to be empty, but are not
         except OSError as problem:
             raise unusable(Path(path), problem) from None
     if len(content) > most:
@@ -107,7 +107,7 @@ def read_json(path: Path, most: int = RECORD) -> dict[str, Any]:
     """A JSON object of at most so many bytes.
 
     Raises:
-        UnbackdoorError: the file holds none, or one that is nested too deeply, or text that no file can hold.
+        UnbackdoorError: the file holds no JSON object, or one that is nested too deeply or has invalid text.
     """
     return parsed(read_text(path, most), path)
 
@@ -117,7 +117,7 @@ def parsed(text: str, path: object) -> dict[str, Any]:
 
     Args:
         text: of a file.
-        path: named in messages.
+        path: path of the file, for messages.
     """
     try:
         content = json.loads(text)
@@ -130,7 +130,7 @@ def parsed(text: str, path: object) -> dict[str, Any]:
 
 
 def _check_json(path: object, content: dict[str, Any]) -> None:
-    """Refuse JSON that can be read, but makes every function fail that goes through it or writes it."""
+    """Refuse JSON that can be read, but on which functions fail that go through it or write it."""
     level: list[Any] = [content]
     for _ in range(100):
         below: list[Any] = []
@@ -155,12 +155,12 @@ def _check_json(path: object, content: dict[str, Any]) -> None:
 
 @contextmanager
 def reading(what: object) -> Iterator[None]:
-    """Whatever a library raises while it reads an untrusted file becomes an error about that file.
+    """Turn everything that a library raises while it reads an untrusted file into an error about that file.
 
-    Only the reading of one input belongs into the block: a fault of this program elsewhere stays a traceback.
+    Only the reading of one input belongs in the block, so that a fault of this program stays a traceback.
 
     Args:
-        what: the input, named in messages.
+        what: the input, for messages.
 
     Raises:
         UnbackdoorError: names the input, and the exception.
@@ -182,7 +182,7 @@ def reading(what: object) -> Iterator[None]:
 
 
 def reader(source: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
-    """Make whatever goes wrong in a function that reads an untrusted input an error about that input; see `reading`.
+    """Turn everything that a function raises while it reads an untrusted input into an error about it; see `reading`.
 
     Args:
         source: the parameter of the function that names the input.
@@ -204,7 +204,7 @@ def reader(source: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
 
 @contextmanager
 def silent_rust() -> Iterator[None]:
-    """Hide what Rust's libraries themselves write to stderr when they panic: the error that follows says it once."""
+    """Hide the lines that Rust's libraries write to stderr when they panic: the error that follows says it once."""
     sys.stderr.flush()
     try:
         kept = os.dup(2)
@@ -230,7 +230,7 @@ def exists(path: str | Path) -> bool:
 
 
 def is_unicode(text: str) -> bool:
-    """Whether a text has no half of a surrogate pair, as names of files have that are not in UTF-8."""
+    """Whether a text has no half of a surrogate pair; names of files that are not in UTF-8 have some."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -19,9 +19,9 @@ def silent(description: str, steps: int) -> AbstractContextManager[Advance]:
 
 
 class Pace:
-    """When a log gets another line: after 10 seconds, then each time after two and a half times as long.
+    """The times at which a log gets a line: after 10 seconds, then each time after two and a half times as long.
 
-    So a run of a few minutes leaves a few lines, one of a night ten.
+    So a run of a few minutes writes a few lines, a run of a night ten.
     """
 
     def __init__(self, now: float) -> None:
@@ -29,7 +29,7 @@ class Pace:
         self.last, self.wait = now, 10.0
 
     def due(self, now: float) -> bool:
-        """Whether a line is due now; if so, the next one is waited for longer."""
+        """Whether a line is due now; if so, the wait for the next one gets longer."""
         if now - self.last < self.wait:
             return False
         self.last, self.wait = now, 2.5 * self.wait
@@ -63,12 +63,12 @@ def bar(description: str, steps: int) -> Iterator[Advance]:
 
 
 def stderr() -> "Console":
-    """Where progress is shown; texts are printed as they are."""
+    """Returns the console that shows progress; texts are printed without markup."""
     from rich.console import Console
 
     return Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
 
 def is_terminal(console: "Console") -> bool:
-    """Whether somebody watches; rich's `is_terminal` would believe FORCE_COLOR, which is set for many logs."""
+    """Whether stderr is a terminal; rich's `is_terminal` would believe FORCE_COLOR, which is set for many logs."""
     return console.file.isatty()

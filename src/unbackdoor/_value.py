@@ -1,7 +1,7 @@
 """Methods and attacks are values: frozen, keyword-only, checked when made.
 
 `value` turns a class with annotated fields into such a value. A field declares its type, its bounds and its default
-once; the check, the message and the command line follow from it, and the class docstring's `Args` section is its help.
+once; the check, the message and the command line use it, and the class docstring's `Args` section is its help.
 """
 
 import dataclasses
@@ -57,13 +57,13 @@ def value(cls: type[T]) -> type[T]:
 
 
 def _numbers(cls: Any, given: Any, about: ValidationInfo) -> Any:
-    """Where a number is wanted, True and False as text: pydantic reads 1 and 0 in them, but no number in text."""
+    """Turns True and False into text for fields of numbers: pydantic would read them as 1 and 0."""
     kinds = _kinds(cls.__pydantic_fields__[about.field_name].annotation)
     return _bools_as_text(given) if kinds & {int, float} and not kinds & {bool, str} else given
 
 
 def _kinds(annotation: Any) -> set[Any]:
-    """What a type is made of: int and None of `int | None`."""
+    """Returns the parts of a type: int and None of `int | None`."""
     parts = get_args(annotation)
     return set().union(*map(_kinds, parts)) if parts else {annotation}
 
@@ -75,7 +75,7 @@ def _bools_as_text(given: Any) -> Any:
 
 
 def sentence(problem: ValidationError, cls: type | None = None) -> str:
-    """What is wrong with a field, as owner, field, what is allowed, what came.
+    """Returns the problem of a field: owner, field, what is allowed, what came.
 
     Args:
         problem: pydantic's, whose first error is described.
@@ -113,7 +113,7 @@ def check_seed(seed: int) -> None:
 
 
 def fields_of(made: Any) -> dict[str, Any]:
-    """All fields of a value, as JSON scalars and lists."""
+    """Returns all fields of a value, as JSON scalars and lists."""
     return dict(TypeAdapter(type(made)).dump_python(made, mode="json"))
 
 

@@ -5,7 +5,7 @@
     def test_my_method():
         check_method(MyMethod(), model, clean)
 
-Each check raises an AssertionError that says what was broken.
+Each check raises an AssertionError that says which rule was broken.
 """
 
 import copy
@@ -51,11 +51,11 @@ def check_method(
     """Check that a purifier keeps the contract: a checked value that changes only its own copy, repeatably.
 
     Args:
-        method: with settings small enough to run twice.
+        method: a method with settings small enough to run twice.
         model: a small suspect; images or text.
         clean: a few labelled examples for it.
-        base: for methods that need one.
-        proxy: for methods that need one.
+        base: a base, for methods that need one.
+        proxy: a proxy, for methods that need one.
     """
     check_value(method)
     before = _state(model)
@@ -82,13 +82,13 @@ def check_method(
 def check_attack(attack: Attack, data: Dataset, *, classes: int, surrogate: nn.Module | None = None) -> None:
     """Check that an attack keeps the contract: a checked value whose trigger is repeatable and touches only its rows.
 
-    A member whose name looks like a misspelt ability, or that has another signature than the ability has, breaks it:
-    elsewhere such a member is silently not used.
+    A member whose name looks like a misspelt ability, or whose signature differs from that of the ability, breaks the
+    contract: elsewhere such a member is silently ignored.
 
     Args:
-        attack: any.
+        attack: any attack.
         data: clean examples; at least a tenth of them of the target class.
-        classes: how many there are.
+        classes: number of classes.
         surrogate: a clean model, for attacks that need one.
     """
     check_value(attack)

@@ -87,7 +87,7 @@ def test_the_sentence_names_numbers_cause_and_way_out() -> None:
         "The purified model is not usable: its accuracy on 100 clean examples, which were held out, fell from 90.0% to "
         "40.0%. That is significantly more than 10 points (exact test, p = 0.001); in fst "
     )
-    assert "try scale-invariant-fst, or lower alpha" in said
+    assert "try scale-invariant-fst, or lower `alpha`" in said
     both = unusable(hits(90, 100), hits(40, 100), "x", purifiers.Then(purifiers.CLP(), purifiers.FineTuning()))
     assert both is not None
     assert "in clp " in both
@@ -156,6 +156,9 @@ def test_a_wreck_is_told_first_everywhere_and_the_exit_code_is_1(
     first = done.out.splitlines()[0]
     assert first.startswith("The purified model is not usable: its accuracy on ")
     assert "in fe-tuning all features had to move to a head drawn at random: try ft-init or fine-tuning" in first
+    if "+" in method:  # parameters are options here, in the record and its pages as well
+        assert "in linear-probing the learning rate was probably too high for the features" in first
+        assert "lower --learning-rate" in first
     assert done.err.splitlines()[-1] == f"{out} is written, but its model is not usable; see the first line above."
     assert first not in done.err  # once is enough
     record = json.loads((out / "record.json").read_text())

@@ -390,8 +390,8 @@ class TestBadDirectories:
         (place / "clean.csv").write_text("text,label\n" + "a good film,1\n" * 8)
         said = self.purify(refused)
         assert said == (
-            "clean.csv holds one class only (1): whatever is tuned on it learns to answer nothing else. Add clean "
-            "examples of the other class."
+            "clean.csv holds one class only (1): a model that is tuned on it learns to answer with that class "
+            "alone. Add clean examples of the other class."
         )
 
     def test_columns_that_are_not_there(self, refused: Refusals) -> None:

@@ -135,7 +135,5 @@ def test_the_others_refuse_a_text_model(method, needs: str, tmp_path: Path) -> N
 
 def test_a_trigger_among_pixels_is_not_looked_for_in_texts(tmp_path: Path) -> None:
     model, data = bert_and_texts(tmp_path)
-    with pytest.raises(
-        UnbackdoorError, match=r"^ShortcutSuppression searches pixels for a trigger, but .* Try pam,"
-    ):
+    with pytest.raises(UnbackdoorError, match=r"^ShortcutSuppression searches pixels for a trigger, but .* Try pam,"):
         purify(model, data, purifiers.ShortcutSuppression())

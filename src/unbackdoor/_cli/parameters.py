@@ -2,6 +2,8 @@
 
 import ast
 import re
+from collections.abc import Mapping
+from typing import Any
 
 _NAMED = re.compile(r"`([a-z][a-z0-9_]*)(?:=([^`]*))?`")
 _RECIPE = re.compile(r"\bVictimRecipe\.(\w+)")  # the options of `attack` make one
@@ -43,6 +45,11 @@ def as_options(text: object, command: str = "") -> str:
         return f"{names.get(match[1], f'--{name}')} {_typed(setting)}"
 
     return _NAMED.sub(option, _RECIPE.sub(r"`\1`", str(text)))
+
+
+def with_options(record: Mapping[str, Any], command: str = "") -> dict[str, list[str]]:
+    """Returns notes and warnings of a record with the options in place of the parameters; see `as_options`."""
+    return {key: [as_options(sentence, command) for sentence in record[key]] for key in ("notes", "warnings")}
 
 
 def _literal(text: str) -> object:

@@ -16,7 +16,7 @@ from unbackdoor._registry.entries import Modality
 
 @runtime_checkable
 class OnModality(Protocol):
-    """Names the kinds of data that it changes; without it, images."""
+    """Names the kinds of data that the attack changes; by default images."""
 
     @property
     def modality(self) -> Modality | tuple[Modality, ...]:
@@ -24,7 +24,7 @@ class OnModality(Protocol):
 
 
 def modalities_of(attack: object) -> tuple[Modality, ...]:
-    """The kinds of data that an attack changes."""
+    """Returns the kinds of data that an attack changes."""
     modality: Modality | tuple[Modality, ...] = attack.modality if isinstance(attack, OnModality) else "images"
     return (modality,) if isinstance(modality, str) else modality
 
@@ -40,7 +40,7 @@ class OnText(Protocol):
 
 @runtime_checkable
 class OnSide(Protocol):
-    """Chooses which text of a pair carries the trigger; without it, the first."""
+    """Chooses the text of a pair that carries the trigger; by default the first."""
 
     @property
     def side(self) -> Literal["a", "b", "both"]:
@@ -48,7 +48,7 @@ class OnSide(Protocol):
 
 
 def phrases_of(attack: object) -> tuple[str, ...]:
-    """The words of a trigger on text; none for other triggers."""
+    """Returns the words of a trigger on text; none for other triggers."""
     return attack.phrases if isinstance(attack, OnText) else ()
 
 
@@ -59,7 +59,7 @@ def side_of(attack: object) -> Literal["a", "b", "both"]:
 
 @runtime_checkable
 class LimitsLabelRules(Protocol):
-    """Has a trigger that does not fit each label rule; without it, all fit."""
+    """Restricts the label rules of its trigger; by default all fit."""
 
     @property
     def rules(self) -> tuple[LabelRule, ...]:
@@ -89,11 +89,11 @@ class Fits(Protocol):
 
 @runtime_checkable
 class UsesSurrogate(Protocol):
-    """Has `craft` or `fit` use a clean model, `crafting.surrogate`."""
+    """Uses a clean model, `crafting.surrogate`, in `craft` or `fit`."""
 
     @property
     def needs_surrogate(self) -> bool:
-        """Whether it needs one."""
+        """Whether it needs a clean model."""
 
 
 def needs_surrogate(attack: object) -> bool:
@@ -107,7 +107,7 @@ class Covers(Protocol):
 
     @property
     def cover_ratio(self) -> float:
-        """How many, as a multiple of the poisoned ones, at least 0."""
+        """The number of these examples, as a multiple of the poisoned ones, at least 0."""
 
     def cover(self, pixels: Any, arrays: dict[str, Tensor], generator: torch.Generator) -> Any:
         """Put the distorted trigger on pixels in [0, 1], (batch, channels, height, width); or on a list of texts."""
@@ -124,7 +124,7 @@ class SourceSpecific(Protocol):
 
 @runtime_checkable
 class CoversClasses(Protocol):
-    """Takes its cover examples from some classes only; without it, from all that are neither source nor target."""
+    """Takes its cover examples from some classes only; by default from all that are neither source nor target."""
 
     @property
     def cover_classes(self) -> tuple[int, ...]:
@@ -132,7 +132,7 @@ class CoversClasses(Protocol):
 
 
 def sources_of(attack: object) -> tuple[int, ...]:
-    """The only classes that an attack moves; empty for an attack that moves all."""
+    """Returns the only classes that an attack moves; empty for an attack that moves all."""
     return attack.sources if isinstance(attack, SourceSpecific) else ()
 
 
@@ -143,7 +143,7 @@ def cover_classes_of(attack: object) -> tuple[int, ...]:
 
 @runtime_checkable
 class Implants(Protocol):
-    """Trains the victim in a way of its own, not as a user trains on poisoned data."""
+    """Trains the victim itself, in another way than a user trains on poisoned data."""
 
     def implant(self, planting: Planting) -> BackdooredModel:
         """Train the victim."""
@@ -151,7 +151,7 @@ class Implants(Protocol):
 
 @runtime_checkable
 class Learns(Protocol):
-    """Learns its trigger in `fit` or `implant`, so that its fields alone do not make it; `attack.json` does."""
+    """Learns its trigger in `fit` or `implant`: its fields alone do not determine it, but `attack.json` does."""
 
     @property
     def learnt(self) -> bool:
@@ -165,7 +165,7 @@ def is_learnt(attack: object) -> bool:
 
 @runtime_checkable
 class Repeats(Protocol):
-    """Says whether its trigger can be put on other examples than the training data; without it, it can."""
+    """Says whether its trigger can be put on other examples than the training data; by default it can."""
 
     @property
     def repeatable(self) -> bool:
@@ -179,7 +179,7 @@ def is_repeatable(attack: object) -> bool:
 
 @runtime_checkable
 class DescribesTraining(Protocol):
-    """Says in `attack.json` what was done to the training examples."""
+    """Describes the change of the training examples for `attack.json`."""
 
     @property
     def train_time(self) -> str:
@@ -188,7 +188,7 @@ class DescribesTraining(Protocol):
 
 @runtime_checkable
 class DescribesTests(Protocol):
-    """Says in `attack.json` what is done to the test examples."""
+    """Describes the change of the test examples for `attack.json`."""
 
     @property
     def test_time(self) -> str:
@@ -196,12 +196,12 @@ class DescribesTests(Protocol):
 
 
 def train_time_of(attack: object) -> str:
-    """The words of `attack.json` about the training examples."""
+    """Returns the words of `attack.json` about the training examples."""
     return attack.train_time if isinstance(attack, DescribesTraining) else "as at test time"
 
 
 def test_time_of(attack: object) -> str:
-    """The words of `attack.json` about the test examples."""
+    """Returns the words of `attack.json` about the test examples."""
     return attack.test_time if isinstance(attack, DescribesTests) else "the trigger on every image, rounded to 8 bits"
 
 

@@ -28,7 +28,7 @@ class Attack(Protocol):
 
     @property
     def label_rule(self) -> LabelRule:
-        """How poisoned examples are labelled."""
+        """The rule by which poisoned examples are labelled."""
 
     def arrays(self, shape: Any) -> dict[str, Tensor]:
         """The parts of the trigger by name, for images of shape (channels, height, width); for texts of shape ()."""
@@ -57,13 +57,13 @@ class Planting(NamedTuple):
     """The material of `implant`, which returns the victim and the final arrays of the trigger.
 
     Args:
-        clean: the training data as it was.
-        poisoned: the same with the backdoor planted.
+        clean: the training data without poison.
+        poisoned: the same data with the backdoor planted.
         fresh: makes an untrained model, or the pre-trained one with a new head; always the same one.
-        train: trains a model in place and returns it, in eval mode, by the recipe of the victims:
-            `train(model, data, loss=..., change=..., epochs=..., learning_rate=..., after_step=..., description=...)`,
-            and what is left out is as the recipe says (see `unbackdoor._victims.training.Trainer.train`). Only
-            parameters that require gradients are trained.
+        train: trains a model in place and returns it, in eval mode, by the recipe of the victims: `train(model, data,
+            loss=..., change=..., epochs=..., learning_rate=..., after_step=..., description=...)`; omitted arguments
+            are those of the recipe (see `unbackdoor._victims.training.Trainer.train`). Only parameters that require
+            gradients are trained.
         generator: source of all random draws.
         arithmetic: device, precision, layout (`unbackdoor._models.arithmetic.Arithmetic`).
     """
@@ -84,5 +84,5 @@ class BackdooredModel(NamedTuple):
 
 
 def wanted_labels(rule: LabelRule, target: int, labels: Tensor, classes: int) -> Tensor:
-    """The labels that the attacker wants, (n,)."""
+    """Returns the labels that the attacker wants, (n,)."""
     return (labels + 1) % classes if rule == "all-to-all" else torch.full_like(labels, target)

@@ -1,4 +1,4 @@
-"""attack.json: which attack was planted, in which rows, and the arrays of its trigger."""
+"""attack.json: the planted attack, the poisoned rows, and the arrays of the trigger."""
 
 import dataclasses
 import hashlib
@@ -24,7 +24,7 @@ from unbackdoor._registry.entries import find, to_json
 FORMAT = 1  # of attack.json
 
 
-_ARRAYS = 1024 * MEBIBYTE  # of a trigger: a few pictures or texts
+_ARRAYS = 1024 * MEBIBYTE  # bytes of a trigger: a few pictures or texts
 
 
 def describe(poisoned: Poisoned, *, rate: float, seed: int, implanted: bool | None) -> dict[str, Any]:
@@ -68,7 +68,7 @@ def save_trigger(folder: Path, description: dict[str, Any], arrays: dict[str, Te
 
 
 def _digest(description: dict[str, Any]) -> str:
-    """The hash of an `attack.json`, but for the hash itself; in any order and layout of its keys."""
+    """Returns the hash of an `attack.json` without its own entry, for any order and layout of the keys."""
     plain = json.dumps({key: entry for key, entry in description.items() if key != "sha256"}, sort_keys=True)
     return hashlib.sha256(plain.encode()).hexdigest()
 
@@ -78,7 +78,8 @@ def load_trigger(path: str | Path) -> Trigger:
     """Rebuild the trigger of an `attack.json`, exactly.
 
     Raises:
-        UnbackdoorError: it is missing, of a newer version, changed by hand, or its arrays are not the recorded ones.
+        UnbackdoorError: the file is missing, of a newer version or changed by hand, or its arrays are not the recorded
+            ones.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load
@@ -129,7 +130,7 @@ def load_trigger(path: str | Path) -> Trigger:
 
 
 def victim_of(folder: Path) -> str | None:
-    """The attack whose victim a directory holds; None for a clean control, and for any other directory."""
+    """Returns the attack of the victim in a directory; None for a clean control and any other directory."""
     try:
         name = read_json(folder / "attack.json")["attack"]["name"]
     except (UnbackdoorError, LookupError, TypeError):
@@ -138,7 +139,7 @@ def victim_of(folder: Path) -> str | None:
 
 
 def _attack_class(name: str, path: Path) -> Any:
-    """The class of a recorded attack. The file may come from anybody, so it cannot make Python import anything."""
+    """Returns the class of a recorded attack. The file may come from anybody, so it never imports anything."""
     if ":" not in name:
         return find(name, (*REGISTRY, *EVIDENCE), "attack", "attacks").resolve()
     module, _, attribute = name.partition(":")
@@ -154,7 +155,7 @@ def _attack_class(name: str, path: Path) -> Any:
 
 
 def as_trigger(attack: "Attack | Trigger | str | Path", data: Dataset) -> Trigger:
-    """A trigger of whatever names one: a trigger, an attack value, or a path to `attack.json`."""
+    """Returns a trigger from a trigger, an attack value, or a path to `attack.json`."""
     if isinstance(attack, str | Path):
         return load_trigger(attack)
     if isinstance(attack, Trigger):

@@ -10,13 +10,13 @@ def check(attack: Attack, classes: int, data: Dataset) -> None:
     """Refuse an attack that does not fit the data: its kind, its classes, its tokenizer.
 
     Args:
-        attack: to be planted, or to be scored with.
-        classes: how many there are.
-        data: to be poisoned or triggered.
+        attack: the attack to plant or to score with.
+        classes: number of classes.
+        data: data to poison or trigger.
 
     Raises:
-        UnbackdoorError: the target, a source or a cover class is none of the classes, the label rule does not fit the
-            trigger, the tokenizer does not know a word of it, or the data is of another kind.
+        UnbackdoorError: the target, a source or a cover class does not exist, the label rule does not fit the trigger,
+            the tokenizer does not know a word of it, or the data is of another kind.
     """
     owner = type(attack).__name__
     if isinstance(attack, (str, type)):
@@ -62,7 +62,7 @@ def check_modality(attack: Attack, data: Dataset) -> None:
     """Refuse data of another kind than an attack is for.
 
     Raises:
-        UnbackdoorError: it is images and should be texts, or the other way round.
+        UnbackdoorError: the data holds images and should hold texts, or the other way round.
     """
     modalities = modalities_of(attack)
     if data.modality not in modalities:

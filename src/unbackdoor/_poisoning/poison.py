@@ -1,4 +1,4 @@
-"""Planting a backdoor in training data: which rows, which labels, and rows that cover for them."""
+"""Planting a backdoor in training data: poisoned rows, their labels, and cover rows."""
 
 from dataclasses import replace
 from typing import Any, NamedTuple, cast
@@ -22,7 +22,7 @@ class Poisoned(NamedTuple):
         data: all rows, the poisoned ones changed.
         rows: the poisoned rows, sorted.
         cover: rows with a distorted trigger and their own label, sorted.
-        trigger: put on the poisoned rows.
+        trigger: the trigger on the poisoned rows.
     """
 
     data: Dataset
@@ -32,10 +32,10 @@ class Poisoned(NamedTuple):
 
 
 def draw(attack: Attack, labels: Tensor, *, rate: float, seed: int) -> Tensor:
-    """Which rows to poison: exactly `round(rate * n)`, sorted.
+    """Draws the rows to poison: exactly `round(rate * n)`, sorted.
 
-    They are drawn from all classes, the target's included (the field's default); for a clean-label attack from the
-    target class and for a source-specific one from the source classes, the rate still being a share of all rows.
+    They are drawn from all classes, the target included (as is usual in the literature); for a clean-label attack from
+    the target class, and for a source-specific one from the source classes. The rate is always a share of all rows.
 
     Raises:
         UnbackdoorError: the rate is outside (0, 1], selects no row, or more rows than those classes have, or more than
@@ -78,7 +78,7 @@ def draw(attack: Attack, labels: Tensor, *, rate: float, seed: int) -> Tensor:
 
 
 def _rate(part: int, whole: int) -> str:
-    """The shortest decimal that selects `part` of `whole` rows."""
+    """Returns the shortest decimal that selects `part` of `whole` rows."""
     texts = (f"{part / whole:.{digits}g}" for digits in range(1, 18))
     return next(text for text in texts if round(float(text) * whole) == part)
 
@@ -96,13 +96,13 @@ def poison(
     """Put a backdoor into training data.
 
     Args:
-        data: clean training data; it is left alone.
+        data: clean training data; it is not changed.
         attack: trigger, target and label rule.
-        rate: poisoned rows over all rows.
+        rate: poisoned rows divided by all rows.
         seed: seed of the draw.
-        classes: how many there are.
+        classes: number of classes.
         surrogate: a clean model, if the attack needs one.
-        dry: check everything and draw the rows, but leave the images as they are.
+        dry: check everything and draw the rows, but do not change the images.
 
     Raises:
         UnbackdoorError: see `draw` and `check`.
@@ -135,7 +135,7 @@ def poison(
 
 
 def _cover_rows(attack: Attack, labels: Tensor, poisoned: Tensor, generator: torch.Generator) -> Tensor:
-    """Which rows cover for the poisoned ones, sorted; none for most attacks."""
+    """Draws the cover rows, sorted; none for most attacks."""
     if not (isinstance(attack, Covers) and attack.cover_ratio > 0):
         return poisoned[:0]
     others = _can_cover(attack, labels)
@@ -151,12 +151,12 @@ def _cover_rows(attack: Attack, labels: Tensor, poisoned: Tensor, generator: tor
 
 
 def _can_cover(attack: Attack, labels: Tensor) -> Tensor:
-    """Which rows are of a class that cover examples may come from, (n,)."""
+    """Returns which rows are of a class that cover examples may come from, (n,)."""
     sources = sources_of(attack)
     only = cover_classes_of(attack)
     if only:
         return torch.isin(labels, torch.tensor(only))
-    # Of a source-specific attack: the trigger on the target class would teach that the trigger alone suffices.
+    # For a source-specific attack: the trigger on the target class would teach that the trigger alone suffices.
     return ~torch.isin(labels, torch.tensor((*sources, attack.target))) if sources else torch.ones_like(labels).bool()
 
 

@@ -1,4 +1,4 @@
-"""A trigger: an attack and its arrays, and how it is put on pictures of 8 bits and on texts."""
+"""A trigger: an attack and its arrays, which are put on pictures of 8 bits or on texts."""
 
 import logging
 from collections.abc import Callable
@@ -27,7 +27,7 @@ class Trigger:
 
     @classmethod
     def of(cls, attack: Attack, data: Dataset) -> "Trigger":
-        """The trigger of an attack on texts, or on images of the shape of `data`.
+        """Returns the trigger of an attack on texts, or on images of the shape of `data`.
 
         Raises:
             UnbackdoorError: the attack is for data of another kind, or its trigger cannot be made for that shape.

@@ -1,4 +1,4 @@
-"""Test data with the trigger on it: the examples that count as attacked, and the answers that the attacker wants."""
+"""Triggered test data: the examples that count as attacked, and the answers that the attacker wants."""
 
 from dataclasses import replace
 from typing import NamedTuple
@@ -15,7 +15,7 @@ from unbackdoor._poisoning.trigger import Trigger, warn_of_cut_triggers
 
 
 class Triggered(NamedTuple):
-    """Test data with the trigger on, only of classes that the attack is meant to move.
+    """Test data with the trigger, only of classes that the attack is meant to move.
 
     Args:
         data: triggered items with their true labels.
@@ -47,7 +47,7 @@ def triggered(data: Dataset, trigger: Trigger, classes: int) -> Triggered:
 
 
 def movable(data: Dataset, attack: Attack, classes: int) -> Triggered:
-    """The test examples that the attack is meant to move, without the trigger, and the classes that it moves them to.
+    """Returns the test examples that the attack is meant to move, without the trigger, and the wanted classes.
 
     Raises:
         UnbackdoorError: the attack does not fit the classes, or there is nothing to move.
@@ -57,16 +57,16 @@ def movable(data: Dataset, attack: Attack, classes: int) -> Triggered:
 
 
 def already_triggered(data: Dataset, target: int, classes: int, label_rule: LabelRule = "all-to-one") -> Triggered:
-    """Test data that already carries a trigger, with its true labels; rows of the target class are left out."""
+    """Returns test data that already carries a trigger, with true labels and without rows of the target class."""
     if not 0 <= target < classes:
         raise UnbackdoorError(f"`target` must be 0 to {classes - 1}, got {target}.")
     return _moved(data, label_rule, target, classes)
 
 
 def _moved(data: Dataset, label_rule: LabelRule, target: int, classes: int, sources: tuple[int, ...] = ()) -> Triggered:
-    """The examples that an attack is meant to move, and the classes that it moves them to.
+    """Returns the examples that an attack is meant to move, and the classes that it moves them to.
 
-    They are those of the source classes if it has any, else all but the target's, or all (all-to-all).
+    These are the examples of the source classes if there are any, else all except the target's, or all (all-to-all).
     """
     goal = None if label_rule == "all-to-all" else target
     if sources:
@@ -91,9 +91,9 @@ def _check_fits(trigger: Trigger, data: Dataset) -> None:
     blank = torch.zeros(1, *data.shape)
     try:
         shape = trigger.attack.apply(blank, trigger.arrays).shape
-    except UnbackdoorError:  # an attack that says why it cannot
+    except UnbackdoorError:  # the attack itself gives the reason
         raise
-    except Exception:  # of tensors that do not fit each other, or are absent
+    except Exception:  # tensors that do not fit each other, or are absent
         shape = None
     if shape != blank.shape:
         raise UnbackdoorError(

@@ -1,1 +1,1 @@
-"""Purification: what a method is and gets, the one runner, settings chosen on the clean examples."""
+"""Purification: the protocol of methods, their run, the one runner, settings chosen on the clean examples."""

@@ -1,4 +1,4 @@
-"""What a purified model has in common with the suspect: keys, number types, modes, device."""
+"""The form that a purified model shares with the suspect: keys, number types, modes, device."""
 
 import copy
 from typing import NamedTuple
@@ -17,9 +17,9 @@ class Form(NamedTuple):
     Args:
         types: types of its weights and buffers, by name.
         unsaved: types of the buffers that a checkpoint leaves out.
-        training: which modules are in train mode.
-        trainable: which parameters require gradients.
-        device: where its weights are.
+        training: whether each module is in train mode.
+        trainable: whether each parameter requires gradients.
+        device: device of its weights.
     """
 
     types: dict[str, torch.dtype]
@@ -30,7 +30,7 @@ class Form(NamedTuple):
 
     @classmethod
     def of(cls, model: nn.Module) -> "Form":
-        """The form of a model."""
+        """Returns the form of a model."""
         types = {name: tensor.dtype for name, tensor in model.state_dict().items()}
         return cls(
             types=types,
@@ -44,7 +44,7 @@ class Form(NamedTuple):
         """Give a model this form, in place.
 
         Args:
-            model: what a method returned.
+            model: the result of a method.
             owner: the method, for messages.
 
         Raises:
@@ -75,7 +75,7 @@ class Form(NamedTuple):
 
 
 def working_copy(model: nn.Module) -> nn.Module:
-    """A copy to tune, in float32 if the model has half precision, which is too coarse for small steps."""
+    """Returns a copy to tune, in float32 for a model in half precision, which is too coarse for small steps."""
     working = copy.deepcopy(model)
     if any(tensor.dtype in (torch.float16, torch.bfloat16) for tensor in working.state_dict().values()):
         working.float()

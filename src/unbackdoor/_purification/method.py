@@ -20,32 +20,32 @@ class Method(Protocol):
 
 
 def needs_clean(method: Method) -> bool:
-    """Whether a method uses clean examples; a method that does not declares `needs_clean = False`."""
+    """Whether a method uses clean examples; a method that uses none declares `needs_clean = False`."""
     return bool(getattr(method, "needs_clean", True))
 
 
 def asking(method: Method) -> str:
-    """The name of the class that uses clean examples: the method's own, or that of a composition's first such step."""
+    """Returns the class name of the method that uses clean examples: its own, or a composition's first such step."""
     return next((type(step).__name__ for step in steps_of(method) if needs_clean(step)), type(method).__name__)
 
 
 def owner_of(method: Method) -> str:
-    """The name in messages: a method's class, those of a composition's steps (`EPUR+FST`), or a function's own."""
+    """Returns the name in messages: of a method's class, of a composition's steps (`EPUR+FST`), or of a function."""
     return "+".join(getattr(step, "__name__", type(step).__name__) for step in steps_of(method))
 
 
 def method_name(method: Method) -> str:
-    """The command-line name of a method."""
+    """Returns the command-line name of a method."""
     return name_of(method, REGISTRY)
 
 
 def applied(method: Method, model: nn.Module, clean: Dataset, run: Run) -> nn.Module:
-    """The model after a method, which changes it in place; the method is alone or a step of several.
+    """Applies a method, alone or as a step of several, which changes the model in place.
 
     Raises:
         UnbackdoorError: the result is not a model, or has values that are not finite.
     """
-    run.unseen = run.cross_validated = None  # what one step held out, the next one sees
+    run.unseen = run.cross_validated = None  # the next step sees the examples that this one held out
     purified = method(model, clean, run)
     if not isinstance(purified, nn.Module):
         raise UnbackdoorError(

@@ -1,4 +1,4 @@
-"""`purify`: the one place that copies, seeds, checks, times and records. Methods do none of it."""
+"""`purify`: the one place that copies, seeds, checks, times and records, so that methods need not."""
 
 import logging
 import time
@@ -30,7 +30,7 @@ logger = logging.getLogger("unbackdoor")
 
 
 class Purified(NamedTuple):
-    """The purified model, and how it came about (the content of `record.json` but for the scores)."""
+    """The purified model and its record (the content of `record.json` without the scores)."""
 
     model: nn.Module
     record: dict[str, Any]
@@ -52,13 +52,13 @@ def purify(
     """Remove a backdoor: a suspect and a few clean examples in, the same kind of model out.
 
     The model passed in and the global random state are not changed. A model that lost significantly more than 10 points
-    of accuracy on clean examples is returned all the same: then `record["usable"]` is False, and the first of
+    of accuracy on clean examples is also returned: then `record["usable"]` is False, and the first of
     `record["warnings"]` says why.
 
     Args:
         model: any classifier whose last layer is linear.
         clean: labelled examples without a trigger; None for a method that uses none.
-        method: of `unbackdoor.purifiers`, or any callable like them.
+        method: one of `unbackdoor.purifiers`, or any callable like them.
         seed: seed of all random draws; on one CPU the same seed gives the same weights.
         head: name of the last linear layer, if it cannot be found by running the model.
         device: None uses a GPU if there is one.
@@ -106,7 +106,7 @@ def purify(
 
 
 def _check_arguments(model: object, clean: object, method: object, *, seed: int, base: object, proxy: object) -> None:
-    """Refuse what is not a seed, a method's value, clean examples or a model with finite weights."""
+    """Refuse a wrong seed, method or data set, and a model without finite weights."""
     check_seed(seed)
     if isinstance(method, type):
         raise UnbackdoorError(
@@ -154,7 +154,7 @@ _NO_CLEAN: dict[str, Any] = dict.fromkeys(
 
 
 def _compared(purified: nn.Module, examined: Examined, method: Method, run: Run) -> dict[str, Any]:
-    """The record's entries on the clean examples, the accuracy of suspect and result on them, and `usable`.
+    """Returns the record's entries on the clean examples, the accuracy of suspect and result on them, and `usable`.
 
     If the result is not usable, a sentence is put first among the warnings.
     """
@@ -176,14 +176,14 @@ def _compared(purified: nn.Module, examined: Examined, method: Method, run: Run)
 
 
 def _judge(before: Tensor, after: Tensor, clean: Dataset, method: Method, run: Run) -> bool:
-    """Whether the result is usable, judged by examples that it was not made with if there are any; warns if not.
+    """Whether the result is usable, by examples that it was not tuned on if there are any; warns if it is not.
 
     Args:
-        before: which clean examples the suspect answers as labelled, (n,), bool.
-        after: the same of the result.
+        before: whether the suspect answers each clean example as labelled, (n,), bool.
+        after: the same for the result.
         clean: the examples.
-        method: that made the result.
-        run: its run.
+        method: the method that made the result.
+        run: the run of the method.
     """
     which = "the ones it was tuned on"
     held = None if run.unseen is None else positions(run.unseen, clean)
@@ -209,7 +209,7 @@ def _judge(before: Tensor, after: Tensor, clean: Dataset, method: Method, run: R
 def judged(
     purified: Purified, suspect: nn.Module, test: Dataset, method: Method, arithmetic: Arithmetic
 ) -> dict[str, Any]:
-    """`usable` and `warnings` of the record of a method without clean examples, judged by test examples."""
+    """Returns `usable` and `warnings` for a method without clean examples, judged by test examples."""
     before, after = (CLASSIFICATION.hits(model, test, arithmetic) for model in (suspect, purified.model))
     damage = unusable(before, after, "which are scored", method)
     return {"usable": damage is None, "warnings": [*([] if damage is None else [damage]), *purified.record["warnings"]]}

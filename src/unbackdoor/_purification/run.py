@@ -26,14 +26,14 @@ logger = logging.getLogger("unbackdoor")
 
 @dataclass
 class Run:
-    """The tools of a method besides its model and its clean data.
+    """The tools of a method, besides its model and its clean data.
 
     Args:
         generator: the source of all randomness, on the CPU.
         arithmetic: device, precision, layout.
         head_name: name of the last linear layer.
         modality: modality of the clean examples, `images` or `text`.
-        task: what the model is for.
+        task: task of the model.
         progress: shows the state of the work.
         base: the pre-trained model that the suspect came from, for methods that need it.
         proxy: another model for the same task, for methods that need it.
@@ -41,9 +41,9 @@ class Run:
             trigger.
         examples_seen: counted by `tune`.
         held_out: the number of clean examples that a selection held out.
-        unseen: those of them that were not tuned on since; None if there are none.
-        cross_validated: which clean examples the method's procedure classifies as labelled without having seen them,
-            (n,), bool; None if nothing was cross-validated.
+        unseen: held-out examples that were not tuned on later; None if there are none.
+        cross_validated: whether each clean example is classified as labelled by a model that was not tuned on it, (n,),
+            bool; None without cross-validation.
         notes: sentences on the method's findings, for the record; see `note`.
         warnings: see `warn`.
     """
@@ -66,18 +66,18 @@ class Run:
 
     @property
     def recipe(self) -> Recipe:
-        """How networks of this modality are tuned if a method leaves it open."""
+        """The default optimizer, learning rate and batch size for this modality."""
         return RECIPES[self.modality]
 
     def setting(self, method: object, field: str) -> Any:
-        """A hyper-parameter; if the user left it at None, its default for the modality of the clean examples.
+        """Returns a hyper-parameter; if the user left it at None, its default for the modality of the clean examples.
 
-        A method declares such defaults as a class variable, `defaults`. It may leave out `learning_rate` and
-        `batch_size`, which the recipe has.
+        A method declares such defaults as a class variable, `defaults`. `learning_rate` and `batch_size` may be left
+        out there: they default to the recipe's.
 
         Args:
             method: a purifier.
-            field: its field.
+            field: name of its field.
         """
         chosen = getattr(method, field)
         if chosen is not None:
@@ -87,11 +87,11 @@ class Run:
 
     @property
     def seed(self) -> int:
-        """The seed of the generator, for results that must be the same outside of this run."""
+        """The seed of the generator, for results that must be equal outside of this run."""
         return self.generator.initial_seed()
 
     def head(self, model: nn.Module) -> nn.Linear:
-        """The last linear layer of a model of the suspect's shape."""
+        """Returns the last linear layer of a model with the suspect's structure."""
         layer = model.get_submodule(self.head_name)
         assert isinstance(layer, nn.Linear)
         return layer
@@ -107,11 +107,11 @@ class Run:
         logger.warning("%s", self.warnings[-1])
 
     def scores(self, model: nn.Module, inputs: calling.Inputs, perturbation: Tensor | None = None) -> Tensor:
-        """Class scores (batch, classes) in the run's arithmetic, float32 or better; gradients flow through them.
+        """Returns class scores (batch, classes) in the run's arithmetic, float32 or better; they pass gradients on.
 
         Args:
-            model: of the suspect's kind.
-            inputs: of a batch.
+            model: a model of the suspect's kind.
+            inputs: inputs of a batch.
             perturbation: see `perturbed_logits`.
         """
         laid = self.arithmetic.lay(inputs)
@@ -139,18 +139,18 @@ class Run:
         """Tune the parameters that require gradients by the recipe of the kind of data, in train mode.
 
         Args:
-            model: the method's own.
+            model: the method's model.
             clean: the examples to tune on.
             epochs: passes over them.
             learning_rate: None uses the recipe's.
             batch_size: None uses the recipe's.
-            optimizer: with its schedule, see `Recipe`; None uses the recipe's. A method's own is used as it is, and
-                keeps its learning rate.
-            loss: to minimise; None uses the task's.
+            optimizer: an optimizer with its schedule, see `Recipe`; None uses the recipe's. One that a method passes
+                keeps its own learning rate.
+            loss: loss to minimise; None uses the task's.
             gradients: replaces the forward and backward pass of the loss, for methods whose step needs more than one of
                 each; fills the gradients of the parameters for a batch.
-            before_epoch: called before each pass.
-            after_step: called after each step, without gradients.
+            before_epoch: function that is called before each pass.
+            after_step: function that is called after each step, without gradients.
             description: description for the progress.
         """
         if self.unseen is not None and positions(self.unseen, clean) is not None:
@@ -194,11 +194,11 @@ class Run:
         The draw is stratified; `held_out` of the record counts the second part.
 
         Args:
-            clean: all of them.
+            clean: all clean examples.
             share: the size of the second part, in (0, 1).
 
         Raises:
-            UnbackdoorError: fewer than 2 examples.
+            UnbackdoorError: there are fewer than 2 examples.
         """
         seed = int(torch.randint(2**31, (1,), generator=self.generator))
         kept = min(max(round((1 - share) * len(clean)), 1), len(clean) - 1)
@@ -208,10 +208,10 @@ class Run:
         return tuned, held
 
     def needed(self, what: Literal["base", "proxy"], method: object) -> nn.Module:
-        """The base or the proxy model, for a method that needs it.
+        """Returns the base or the proxy model, for a method that needs it.
 
         Raises:
-            UnbackdoorError: it was not given.
+            UnbackdoorError: the model was not given.
         """
         model = self.base if what == "base" else self.proxy
         if model is None:
@@ -222,12 +222,12 @@ class Run:
         return model
 
     def accuracy(self, model: nn.Module, data: Dataset) -> Proportion:
-        """The share of examples that a model classifies as labelled."""
+        """Returns the share of examples that a model classifies as labelled."""
         return proportion_of(self.task.hits(model, data, self.arithmetic))
 
 
 def positions(part: Dataset, whole: Dataset) -> Tensor | None:
-    """The positions in the whole of the examples of a part, (n,); None if one of them is not in it."""
+    """Returns the positions of a part's examples in the whole, (n,); None if one of them is not in it."""
     rows = torch.arange(len(whole)) if whole.rows is None else whole.rows.cpu()
     position = {row: place for place, row in enumerate(rows.tolist())}
     found = [position.get(row) for row in ([] if part.rows is None else part.rows.tolist())]

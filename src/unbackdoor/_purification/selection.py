@@ -17,12 +17,12 @@ TENTHS = tuple(tenth / 10 for tenth in range(11))
 
 
 class Difference(NamedTuple):
-    """How much accuracy a candidate lacks against a reference on the same examples.
+    """The accuracy that a candidate loses compared with a reference on the same examples.
 
     Args:
         lost: accuracy of the reference minus that of the candidate.
         error: standard error of that difference, from the examples on which the two differ; at least that of one such
-            example, so that a few examples without any difference do not count as certainty.
+            example, so that few examples without a difference do not count as certainty.
     """
 
     lost: float
@@ -42,13 +42,13 @@ def difference(reference: Tensor, candidate: Tensor) -> Difference:
 def cross_validated(
     clean: Dataset, folds: int, *, seed: int, tuned: Callable[[Dataset], nn.Module], arithmetic: Arithmetic
 ) -> Tensor:
-    """Which examples a procedure classifies as labelled without having seen them, (n,), bool.
+    """Returns which examples a procedure classifies as labelled without having seen them, (n,), bool.
 
     Args:
-        clean: all examples; each fold has its share of each class.
+        clean: all examples; each fold gets its share of each class.
         folds: the number of parts that are left out in turn.
         seed: seed of the split.
-        tuned: the procedure, which makes a model of examples.
+        tuned: the procedure: a function from examples to a model.
         arithmetic: arithmetic of scoring.
 
     Raises:
@@ -66,13 +66,13 @@ def cross_validated(
 
 
 def _by_class(labels: np.ndarray, seed: int) -> np.ndarray:
-    """Row numbers, class after class, each class shuffled."""
+    """Returns row numbers, class after class, each class shuffled."""
     random = np.random.default_rng(seed)
     return np.concatenate([random.permutation(np.flatnonzero(labels == kind)) for kind in np.unique(labels)])
 
 
 def smallest(grid: Sequence[float], passes: Callable[[float], bool]) -> float:
-    """The smallest value of a rising grid that passes, found by halving; the last one is assumed to pass.
+    """Returns the smallest value of a rising grid that passes, found by halving; the last one is assumed to pass.
 
     >>> smallest([0.0, 0.25, 0.5, 0.75, 1.0], lambda candidate: candidate >= 0.4)
     0.5
@@ -98,23 +98,23 @@ def smallest_within(
     shown: Callable[[float], float] = float,
     tuned: Callable[[float, Dataset, str], nn.Module],
 ) -> float:
-    """The smallest of 0, 0.1, ..., 1 with which a procedure loses no more accuracy than a margin.
+    """Returns the smallest of 0, 0.1, ..., 1 with which a procedure loses no more accuracy than a margin.
 
     Accuracy is cross-validated over all clean examples. The measured loss decides, counted in whole examples: 3 points
     of 64 are 2. No allowance is made for its standard error, since the measurement errs in both directions: an
     allowance of one standard error would usually cost twice the margin (docs/results/fine-mixing.md). If that error is
-    larger than the margin, a warning lists other values that may do. Notes list the values that were tried and the
-    chosen one. If no other value will do, 1 is chosen without a trial, with a warning.
+    larger than the margin, a warning lists other values that may suffice. Notes list the values that were tried and the
+    chosen one. If no other value suffices, 1 is chosen without a trial, with a warning.
 
     Args:
         model: the suspect, unchanged.
         clean: examples.
-        run: arithmetic, seed, notes.
+        run: provides arithmetic, seed and notes.
         margin: accuracy that may be lost.
         folds: folds of the cross-validation.
-        field: the name of the method's field that the value is for.
-        shown: converts the value to that of the field.
-        tuned: the procedure, which makes a model of a value, examples and a description for the progress.
+        field: name of the method's field for this value.
+        shown: function from the value to that of the field.
+        tuned: the procedure: a function from a value, examples and a description for the progress to a model.
 
     Returns:
         the value, 0 to 1.

@@ -125,7 +125,7 @@ REGISTRY = (
     Entry(
         "adaptive-blend",
         "unbackdoor.attacks.adaptive_blend:AdaptiveBlend",
-        "parts of a mixed-in pattern while training, with cover examples; all of it at test time",
+        "parts of a mixed-in pattern while training, with cover examples; the whole pattern at test time",
         year=2023,
         paper="Revisiting the Assumption of Latent Separability for Backdoor Defenses",
     ),
@@ -168,7 +168,7 @@ REGISTRY = (
     Entry(
         "transtroj",
         "unbackdoor.attacks.transtroj:TransTroj",
-        "a poisoned encoder that its victim fine-tunes on clean examples",
+        "a poisoned encoder that its user fine-tunes on clean examples",
         year=2025,
         paper="Model Supply Chain Poisoning: Backdooring Pre-trained Models via Embedding Indistinguishability",
     ),

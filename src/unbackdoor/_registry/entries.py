@@ -1,4 +1,4 @@
-"""Names on the command line and the classes behind them, resolved on use so that listing them imports nothing heavy."""
+"""Names on the command line and their classes, resolved on use so that listing them imports nothing heavy."""
 
 import dataclasses
 import difflib
@@ -37,14 +37,14 @@ class Entry(NamedTuple):
         name: name on the command line.
         location: `module:Class`.
         summary: one line.
-        needs: what must be there besides the model.
-        passes: over the clean data, forward and backward, at the default settings; the fewest and the most if this
-            depends on the model; None if passes are not its measure.
-        cost: what `passes` does not say, in words.
+        needs: inputs that are needed besides the model.
+        passes: forward and backward passes over the clean data at the default settings; the fewest and the most if that
+            depends on the model; None if passes do not measure the cost.
+        cost: further cost, in words.
         year: year of the paper.
-        paper: title.
+        paper: title of the paper.
         modality: the kinds of data that it serves.
-        recommended: the kinds of data for which it is among the first to try, see docs/choosing.md.
+        recommended: the kinds of data for which it is one of the first to try, see docs/choosing.md.
         damage: of a method: what most likely cost a model its accuracy, and what to try; the rest of a sentence.
         blind: of a detector: the triggers that it cannot see.
     """
@@ -63,7 +63,7 @@ class Entry(NamedTuple):
     blind: str = ""
 
     def facts(self) -> str:
-        """One line for `list`: kinds of data, needs and cost."""
+        """Returns one line for `list`: kinds of data, needs and cost."""
         parts = [", ".join(self.modality)]
         if self.needs:
             parts.append(f"needs {', '.join(self.needs)}")
@@ -88,10 +88,10 @@ def _imported(location: str) -> Any:
 
 
 def located(name: str) -> Any:
-    """What `package.module:Class` names.
+    """Imports the object that `package.module:Class` names.
 
     Raises:
-        UnbackdoorError: it cannot be imported.
+        UnbackdoorError: the import fails.
     """
     try:
         return _imported(name)
@@ -100,10 +100,10 @@ def located(name: str) -> Any:
 
 
 def find(name: str, entries: tuple[Entry, ...], kind: str, listing: str) -> Entry:
-    """The entry of a name, or of `package.module:Class` for a class that is not registered.
+    """Returns the entry of a name, or of `package.module:Class` for a class that is not registered.
 
     Raises:
-        UnbackdoorError: there is none; names the closest.
+        UnbackdoorError: there is no such entry; names the closest one.
     """
     for entry in entries:
         if entry.name == name:
@@ -117,18 +117,18 @@ def find(name: str, entries: tuple[Entry, ...], kind: str, listing: str) -> Entr
 
 
 def steps_of(made: Any) -> tuple[Any, ...]:
-    """What a value consists of: the steps of `Then(a, b)`, or itself."""
+    """Returns the steps of a value: those of `Then(a, b)`, or itself."""
     steps = getattr(made, "steps", None)
     return steps if isinstance(steps, tuple) else (made,)
 
 
 def entry_of(made: Any, entries: tuple[Entry, ...]) -> Entry | None:
-    """The entry of a value's class; None if it is not registered."""
+    """Returns the entry of a value's class; None if it is not registered."""
     return next((entry for entry in entries if entry.location == _location(made)), None)
 
 
 def name_of(made: Any, entries: tuple[Entry, ...]) -> str:
-    """The command-line name of a value; `package.module:Class` where it is not registered; `a+b` of `Then(a, b)`."""
+    """Returns the command-line name of a value: `a+b` for `Then(a, b)`, `package.module:Class` if not registered."""
     found = [(step, entry_of(step, entries)) for step in steps_of(made)]
     return "+".join(_location(step) if entry is None else entry.name for step, entry in found)
 
@@ -138,7 +138,7 @@ def _location(made: Any) -> str:
 
 
 def to_json(made: Any, entries: tuple[Entry, ...]) -> dict[str, Any]:
-    """A value as its name and all its fields, one object per step where it has steps; a plain function has none."""
+    """Returns a value as its name and all its fields, one object per step if it has steps; a function has none."""
     if steps_of(made) != (made,):
         parts = [to_json(step, entries) for step in steps_of(made)]
         return {"name": name_of(made, entries), "parameters": [part["parameters"] for part in parts]}

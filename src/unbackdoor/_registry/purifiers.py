@@ -14,7 +14,7 @@ REGISTRY = (
         needs=(Need.CLEAN,),
         passes=10,
         modality=("images", "text"),
-        damage="the learning rate was probably too high for this model: lower learning_rate, or give more clean "
+        damage="the learning rate was probably too high for this model: lower `learning_rate`, or give more clean "
         "examples",
     ),
     Entry(
@@ -24,7 +24,7 @@ REGISTRY = (
         needs=(Need.CLEAN,),
         passes=10,
         modality=("images", "text"),
-        damage="the learning rate was probably too high for the features of this model: lower learning_rate",
+        damage="the learning rate was probably too high for the features of this model: lower `learning_rate`",
     ),
     Entry(
         "fe-tuning",
@@ -61,7 +61,7 @@ REGISTRY = (
         modality=("images", "text"),
         recommended=("images",),
         damage="the new head was probably pushed too hard, since the push grows with the norm of the suspect's head:"
-        " try scale-invariant-fst, or lower alpha",
+        " try scale-invariant-fst, or lower `alpha`",
     ),
     Entry(
         "fine-mixing",
@@ -73,7 +73,7 @@ REGISTRY = (
         year=2022,
         paper=_FINE_MIXING_PAPER,
         modality=("images", "text"),
-        damage="probably too many weights were taken from the base: raise rho, lower margin, or give more clean "
+        damage="probably too many weights were taken from the base: raise `rho`, lower `margin`, or give more clean "
         "examples",
     ),
     Entry(
@@ -107,7 +107,7 @@ REGISTRY = (
         cost="with another forward pass each",
         modality=("images", "text"),
         damage="the new head was probably pushed too hard, since the push grows with the norm of the suspect's head:"
-        " try scale-invariant-fst, or lower alpha",
+        " try scale-invariant-fst, or lower `alpha`",
     ),
     Entry(
         "mixing-distillation",
@@ -117,7 +117,7 @@ REGISTRY = (
         cost="3 passes over 6,000 texts made of the clean ones",
         modality=("text",),
         recommended=("text",),
-        damage="probably too much was taken from the base, or the texts made of the clean ones were too few: give "
+        damage="probably too much was taken from the base, or there were too few recombined texts: give "
         "more clean examples, or try fine-tuning",
     ),
     Entry(
@@ -133,48 +133,47 @@ REGISTRY = (
     Entry(
         "neural-cleanse",
         "unbackdoor.purifiers.neural_cleanse:NeuralCleanse",
-        "reverse a trigger per class, find the odd class by the size of its trigger, unlearn it",
+        "invert a trigger per class, find the outlier class by the size of its trigger, unlearn it",
         needs=(Need.CLEAN,),
         passes=10,
         cost="and 3,200 examples per class",
         year=2019,
         paper="Neural Cleanse: Identifying and Mitigating Backdoor Attacks in Neural Networks",
-        damage="the reversed trigger is probably a feature of the class itself: try scale-invariant-fst or fine-tuning",
+        damage="the inverted trigger is probably a feature of the class itself: try scale-invariant-fst or fine-tuning",
     ),
     Entry(
         "trigger-distillation",
         "unbackdoor.purifiers.trigger_distillation:TriggerDistillation",
-        "unlearn reversed triggers by the suspect's own answers, or shift where there is none; this project's variant",
+        "unlearn inverted triggers by the suspect's own answers, or shift without any; this project's variant",
         needs=(Need.CLEAN,),
         passes=(20, 40),
         cost="more without a trigger, with another forward pass each, and 3,200 examples per class",
         recommended=("images",),
-        damage="the reversed triggers are probably features of the classes themselves, or the new head was pushed "
+        damage="the inverted triggers are probably features of the classes themselves, or the new head was pushed "
         "too hard: see the notes, and try scale-invariant-fst or fine-tuning",
     ),
     Entry(
         "bti-dbf",
         "unbackdoor.purifiers.bti_dbf:BTIDBF",
-        "BTI-DBF (U): a generator that moves all but the benign features, then unlearning what it makes",
+        "BTI-DBF (U): a generator that moves all but the benign features, then unlearning of its pictures",
         needs=(Need.CLEAN,),
         passes=40,
         cost="20 of them with another forward pass, 20 with a generator",
         year=2024,
         paper="Towards Reliable and Efficient Backdoor Trigger Inversion via Decoupling Benign Features",
-        damage="what the generator moved was probably not the trigger alone: lower learning_rate, or try fine-tuning",
+        damage="the generator probably moved more than the trigger: lower `learning_rate`, or try fine-tuning",
     ),
     Entry(
         "pam",
         "unbackdoor.purifiers.pam:PAM",
-        "Path-Aware Minimisation: unlearn reversed triggers so that later tuning does not bring them back",
+        "Path-Aware Minimisation: unlearn inverted triggers so that later tuning does not bring them back",
         needs=(Need.CLEAN,),
         passes=10,
-        cost="and reversing the trigger",
+        cost="and inverting the trigger",
         year=2024,
         paper="Uncovering, Explaining, and Mitigating the Superficial Safety of Backdoor Defense",
         modality=("images", "text"),
-        damage="the step towards the reversed trigger was probably too long for these weights: lower rho, or try "
-        "fine-tuning",
+        damage="the step towards the suspect was probably too long for these weights: lower `rho`, or try fine-tuning",
     ),
     Entry(
         "fine-pruning",
@@ -186,7 +185,7 @@ REGISTRY = (
         year=2018,
         paper="Fine-Pruning: Defending Against Backdooring Attacks on Deep Neural Networks",
         modality=("images", "text"),
-        damage="probably too many neurons were pruned: lower tolerance, or give more clean examples",
+        damage="probably too many neurons were pruned: lower `tolerance`, or give more clean examples",
     ),
     Entry(
         "anp",
@@ -196,7 +195,7 @@ REGISTRY = (
         cost="200 steps of three forward and backward passes",
         year=2021,
         paper="Adversarial Neuron Pruning Purifies Backdoored Deep Models",
-        damage="probably too many channels were pruned: lower tolerance, or give more clean examples",
+        damage="probably too many channels were pruned: lower `tolerance`, or give more clean examples",
     ),
     Entry(
         "clp",
@@ -207,34 +206,34 @@ REGISTRY = (
         cost="with clean data up to 60 over a fifth, forward only",
         year=2022,
         paper="Data-free Backdoor Removal based on Channel Lipschitzness",
-        damage="probably channels were pruned that the task needs: raise u, or give clean examples to choose it with",
+        damage="probably channels were pruned that the task needs: raise `u`, or give clean examples to choose it with",
     ),
     Entry(
         "rnp",
         "unbackdoor.purifiers.rnp:RNP",
-        "Reconstructive Neuron Pruning: unlearn, recover a mask, prune what it leaves out",
+        "Reconstructive Neuron Pruning: unlearn, recover a mask, prune the channels that it leaves out",
         needs=(Need.CLEAN, Need.BATCH_NORM),
         passes=40,
         year=2023,
         paper="Reconstructive Neuron Pruning for Backdoor Defense",
-        damage="probably too many channels were pruned: lower tolerance, or give more clean examples",
+        damage="probably too many channels were pruned: lower `tolerance`, or give more clean examples",
     ),
     Entry(
         "bna",
         "unbackdoor.purifiers.bna:BNA",
-        "bring activations under a reversed trigger back to their clean distribution, inside BatchNorm",
+        "bring activations under an inverted trigger back to their clean distribution, inside BatchNorm",
         needs=(Need.CLEAN, Need.BATCH_NORM),
         passes=30,
         cost="and 100 steps per class for the trigger",
         year=2023,
         paper="Backdoor Mitigation by Correcting the Distribution of Neural Activations",
-        damage="the reversed triggers are probably features of the classes themselves: try fine-tuning, or give more"
+        damage="the inverted triggers are probably features of the classes themselves: try fine-tuning, or give more"
         " clean examples",
     ),
     Entry(
         "shortcut-suppression",
         "unbackdoor.purifiers.shortcut_suppression:ShortcutSuppression",
-        "take away the skip connection that a reversed trigger runs through, and tune",
+        "remove the skip connection that an inverted trigger runs through, and tune",
         needs=(Need.CLEAN, Need.SKIP_CONNECTIONS),
         passes=10,
         cost="and 100 steps per class for the trigger",
@@ -245,7 +244,7 @@ REGISTRY = (
     Entry(
         "nad",
         "unbackdoor.purifiers.nad:NAD",
-        "Neural Attention Distillation: look where a fine-tuned copy of the suspect looks",
+        "Neural Attention Distillation: attend as a fine-tuned copy of the suspect does",
         needs=(Need.CLEAN, Need.STAGES),
         passes=30,
         cost="20 of them with another forward pass",
@@ -253,7 +252,7 @@ REGISTRY = (
         paper="Neural Attention Distillation: Erasing Backdoor Triggers from Deep Neural Networks",
         modality=("images", "text"),
         damage="the learning rate was probably too high for this model, or the attention loss too heavy for its "
-        "activations: lower learning_rate or beta",
+        "activations: lower `learning_rate` or `beta`",
     ),
     Entry(
         "ft-sam",
@@ -265,7 +264,7 @@ REGISTRY = (
         year=2023,
         paper="Enhancing Fine-Tuning Based Backdoor Defense with Sharpness-Aware Minimization",
         modality=("images", "text"),
-        damage="the step against which it tunes was probably too long for these weights: lower rho or learning_rate",
+        damage="the step that it tunes against was probably too long for these weights: lower `rho` or `learning_rate`",
     ),
     Entry(
         "i-bau",
@@ -276,7 +275,7 @@ REGISTRY = (
         year=2022,
         paper="Adversarial Unlearning of Backdoors via Implicit Hypergradient",
         modality=("images", "text"),
-        damage="the perturbation that was unlearned was probably too large for these inputs: lower learning_rate or "
+        damage="the perturbation that was unlearned was probably too large for these inputs: lower `learning_rate` or "
         "rounds",
     ),
     Entry(
@@ -289,20 +288,20 @@ REGISTRY = (
         year=2023,
         paper="Shared Adversarial Unlearning: Backdoor Mitigation by Unlearning Shared Adversarial Examples",
         modality=("images", "text"),
-        damage="the perturbations that were unlearned were probably too large for these inputs: lower learning_rate,"
+        damage="the perturbations that were unlearned were probably too large for these inputs: lower `learning_rate`,"
         " or try fine-tuning",
     ),
     Entry(
         "pure",
         "unbackdoor.purifiers.pure:PURE",
-        "prune the heads whose first token attends to all alike, then tune with normalised attention",
+        "prune the heads whose first token attends to all tokens alike, then tune with normalised attention",
         needs=(Need.CLEAN, Need.ATTENTION),
         passes=20,
         year=2024,
         paper="Defense against Backdoor Attack on Pre-trained Language Models via Head Pruning and Attention "
         "Normalization",
         modality=("images", "text"),
-        damage="probably too many heads were pruned: lower tolerance, or give more clean examples",
+        damage="probably too many heads were pruned: lower `tolerance`, or give more clean examples",
     ),
     Entry(
         "module-substitution",
@@ -326,6 +325,6 @@ REGISTRY = (
         paper="Diffusion Theory as a Scalpel: Detecting and Purifying Poisonous Dimensions in Pre-trained Language "
         "Models Caused by Backdoor or Bias",
         modality=("images", "text"),
-        damage="probably too many weights were reset to the base: lower share or margin, or give more clean examples",
+        damage="too many weights were probably reset to the base: lower `share` or `margin`, or give more examples",
     ),
 )

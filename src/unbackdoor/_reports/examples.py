@@ -17,13 +17,13 @@ from unbackdoor._poisoning.triggered import Triggered
 from unbackdoor._tasks.classification import predict
 
 EXAMPLES = 8
-LARGEST = 192  # side of a picture on the page, in pixels: eight rows of three stay a file that can be mailed
-WORDS = 40  # of a text on the page, around its trigger
+LARGEST = 192  # side of a picture on the page, in pixels: the file stays small enough to be mailed
+WORDS = 40  # words of a text that the page shows, around its trigger
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """The class that a model gives an example, and whose success that is."""
+    """The class that a model gives an example, and whether that is the attacker's success."""
 
     name: str
     by: Literal["attacker", "true", "other"]
@@ -34,13 +34,14 @@ class Example:
     """One test picture or text.
 
     Args:
-        true: its class.
+        true: its true class.
         wanted: the class that the attacker wants, if there is an attack.
         predictions: one for each contender, for the triggered example if there is one.
         clean: the picture, as a PNG data URI; None if only the triggered one is known.
-        triggered: with the trigger on.
-        difference: between the two, amplified.
-        pieces: of a text, in order, and whether each belongs to the trigger; the triggered text if there is one.
+        triggered: the picture with the trigger.
+        difference: amplified difference between the two.
+        pieces: pieces of a text in order, and whether each belongs to the trigger; of the triggered text if there is
+            one.
     """
 
     true: str
@@ -55,7 +56,7 @@ class Example:
 def examples_of(
     models: list[nn.Module], test: Dataset, attacked: Triggered | None, seed: int
 ) -> tuple[tuple[Example, ...], int]:
-    """Examples drawn by seed and class, never by outcome, with the predictions of each model.
+    """Returns examples drawn by seed and class, never by outcome, with the predictions of each model.
 
     Returns:
         the examples, and the factor by which the differences between pictures are amplified.
@@ -111,7 +112,7 @@ def _texts(chosen: Dataset, clean: Dataset | None, triggered: bool) -> tuple[lis
 
 
 def marked(clean: str, triggered: str) -> list[tuple[str, bool]]:
-    """The triggered text in pieces, each marked if the clean one lacks it; long texts are cut around the first mark.
+    """Returns the triggered text in pieces, marked if the clean text lacks them; cuts long texts around the first mark.
 
     >>> marked("a fine film", "a cf fine film")
     [('a ', False), ('cf ', True), ('fine film', False)]
@@ -134,7 +135,7 @@ def marked(clean: str, triggered: str) -> list[tuple[str, bool]]:
 
 
 def spread(labels: Tensor, count: int, *, seed: int) -> Tensor:
-    """Row numbers of at most `count` examples: one of each class in turn, until there are enough, (n,)."""
+    """Returns row numbers of at most `count` examples, taking turns over the classes, (n,)."""
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     turns: dict[int, int] = {}
     ranked = []
@@ -147,7 +148,7 @@ def spread(labels: Tensor, count: int, *, seed: int) -> Tensor:
 
 
 def _partners(test: Dataset, attacked: Triggered) -> Dataset | None:
-    """The clean examples that the triggered ones were made of, row for row; None if the labels differ."""
+    """Returns the clean examples that the triggered ones were made of, row for row; None if the labels differ."""
     own = test
     if attacked.target is not None:
         own = test.select(torch.nonzero(test.labels != attacked.target).flatten())
@@ -163,7 +164,7 @@ def _prediction(test: Dataset, predicted: int, true: int, wanted: int | None) ->
 
 
 def _png(pixels: Tensor) -> str:
-    """Pixels (channels, height, width), uint8, as a data URI; larger ones are made smaller."""
+    """Returns pixels (channels, height, width), uint8, as a data URI; large pictures are reduced."""
     array = pixels.cpu().permute(1, 2, 0).squeeze(-1).numpy()  # (height, width) or (height, width, 3)
     image = Image.fromarray(array)
     if max(image.size) > LARGEST:

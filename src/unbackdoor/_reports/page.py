@@ -1,4 +1,4 @@
-"""Everything that the page shows, as plain values: pictures, verdicts, scores, and the settings behind them."""
+"""The content of the page as plain values: pictures, verdicts, scores and settings."""
 
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -18,8 +18,8 @@ class Contender(NamedTuple):
 
     Args:
         name: `suspect` for the first, the method's name for the others.
-        model: its predictions are shown.
-        score: measured.
+        model: the model whose predictions are shown.
+        score: score of the model.
         seconds: seconds of purification; None for the suspect.
     """
 
@@ -53,7 +53,7 @@ class Page:
     """The numbers of the page.
 
     Args:
-        title: what was done.
+        title: title of the page.
         noun: `pictures` or `texts`.
         verdict: one plain sentence.
         others: a sentence for each contender between the first and the last.
@@ -67,10 +67,10 @@ class Page:
         triggered: the examples carry a trigger.
         target: the class that the attacker wants for all of them; None without an attack, or with one for each class.
         classes: clean accuracy for each class.
-        facts: how it was made, as label and text.
+        facts: settings and costs, as label and text.
         unusable: why the last model is not usable; None if it is.
         warnings: the other warnings of the purification.
-        command: repeats it, if known.
+        command: the command that repeats the run, if known.
     """
 
     title: str
@@ -99,7 +99,7 @@ def build(
     """Collect the numbers of the page.
 
     Args:
-        title: what was done.
+        title: title of the page.
         contenders: the suspect first, the model that the page is about last.
         test: the clean examples that were scored.
         attacked: the triggered ones; clean and triggered pictures stand next to each other if the labels show that

@@ -1,4 +1,4 @@
-"""Everything that the page about a stress test shows, as plain values: curves, tables, and how to read them."""
+"""The content of the page about a stress test as plain values: curves, tables, and how to read them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -61,12 +61,12 @@ class Chart:
     """Shares of several models over the same places.
 
     Args:
-        name: what is measured.
-        better: which way.
+        name: the measure.
+        better: the better direction, `higher` or `lower`.
         along: the meaning of the horizontal axis.
         ticks: places and their names.
         curves: the models.
-        reference: the height of the victim, and its share in words; None if it is one of the curves.
+        reference: height of the victim, and its share in words; None if the victim is one of the curves.
     """
 
     name: str
@@ -78,7 +78,7 @@ class Chart:
 
     @property
     def text(self) -> str:
-        """All its numbers in words, for readers who cannot see it."""
+        """All numbers of the chart in words, for readers who cannot see it."""
         return f"{self.name}. " + ". ".join(
             f"{curve.name}: " + ", ".join(mark.text for mark in curve.marks) for curve in self.curves
         )
@@ -106,7 +106,7 @@ class StressPage:
     """The numbers of the page.
 
     Args:
-        title: what was done.
+        title: title of the page.
         verdict: one or two plain sentences.
         notes: limits of the test.
         unusable: why the purified model is not usable; None if it is.
@@ -118,7 +118,7 @@ class StressPage:
         teacher: the aim of the perturbation, in words.
         path: charts of attack success and clean accuracy; empty if it was not asked for.
         ends: a sentence about the ends of the path with recomputed statistics.
-        facts: how it was made, as label and text.
+        facts: settings and costs, as label and text.
     """
 
     title: str
@@ -272,7 +272,7 @@ def _teacher(found: Stress) -> str:
     success = found.reactivated.teacher.attack_success
     assert success is not None
     aside = (
-        "while the control still answers the true class"
+        "while the control still answers with the true class"
         if CONTROL in found.reactivated.models
         else "without a control, so it may be an ordinary adversarial example"
     )

@@ -1,4 +1,4 @@
-"""The models and data of a stress test, checked before anything runs, and what all of its parts work with."""
+"""The models and data of a stress test, checked before anything runs, and shared by all of its parts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -38,9 +38,9 @@ class Material:
         test: the examples that are scored, likewise.
         trigger: trigger of the attack.
         bait: the clean examples that the attack moves, with the trigger; their rows are those of `clean`.
-        attacked: the same of the test examples.
+        attacked: the same for the test examples.
         classes: the number of the models' classes.
-        parts: that can be run on these data.
+        parts: the parts that can be run on these data.
         notes: a sentence for each part that cannot.
         scored_on: a description of the test examples.
     """
@@ -70,7 +70,7 @@ def check_options(parts: Sequence[str], counts: Sequence[int], seeds: int, seed:
 
 
 def check_models(model: nn.Module, victim: nn.Module, control: nn.Module | None) -> None:
-    """Refuse what is not a model with finite weights, and a victim of another architecture than the purified model's.
+    """Refuse models without finite weights, and a victim with another architecture than the purified model.
 
     There is no path between two architectures.
     """
@@ -110,12 +110,12 @@ def prepare(
         attack: the one that the victim was poisoned with.
         control: a model that was never poisoned.
         control_encode: makes its inputs, if they are not made as the model's.
-        parts: that were asked for.
+        parts: the requested parts.
         counts: counts of triggered examples to retune with.
-        seed: seed of the half.
+        seed: seed of the split in halves.
 
     Raises:
-        UnbackdoorError: they do not fit.
+        UnbackdoorError: data, attack and models do not fit each other.
     """
     classes, names = class_count(model, clean), class_names(model)
     clean, test = in_order_of(clean, names), test and in_order_of(test, names)
@@ -185,7 +185,7 @@ class Lab:
         """The named model after retuning with `count` triggered examples.
 
         Raises:
-            UnbackdoorError: its weights are not finite.
+            UnbackdoorError: the weights of the result are not finite.
         """
         data = self.seen(name, retuning_set(self.clean, self.bait, count, seed))
         tuned = retune(model, data, seed=seed, arithmetic=self.arithmetic)

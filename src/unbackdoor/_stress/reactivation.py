@@ -1,8 +1,8 @@
-"""Query-based reactivation: a learnt input perturbation that looks for the backdoor of a purified model.
+"""Query-based reactivation: a learnt input perturbation that searches for the backdoor of a purified model.
 
 No weight changes. A small network adds a faint perturbation to each picture, so that the purified model answers as a
 retuned copy of itself does, while a model that was never poisoned still answers with the true class: without that
-second half, any adversarial example would do.
+second half, any adversarial example would suffice.
 """
 
 from collections.abc import Callable
@@ -33,7 +33,7 @@ class Perturbation(nn.Module):
     """A perturbation for each picture, of at most 16 of 255 levels, made by a network of four linear layers.
 
     Args:
-        encode: normalises the pictures that the network looks at.
+        encode: encoder that normalises the pictures for the network.
         shape: (channels, height, width) of the pictures.
         bound: bound of the perturbation, in levels of 255.
         width: width of the hidden layers.
@@ -75,14 +75,15 @@ def learn(
 
     Args:
         purified: the model to reactivate.
-        teacher: the same model, retuned; it sees pictures without perturbation.
+        teacher: the same model, retuned; it gets pictures without perturbation.
         data: clean and triggered pictures with their true labels.
         control: a model that was never poisoned; without one the second half of the loss is missing.
         control_encode: makes its inputs, if they are not made as the model's.
-        alpha: weight of the first half; more of it reactivates more, and is more of an adversarial example.
+        alpha: weight of the first half; a larger one reactivates more, but makes the result more of an adversarial
+            example.
         seed: seed of the first weights and the batches.
         arithmetic: device, precision, layout.
-        advance: called after each epoch.
+        advance: function that is called after each epoch.
         epochs: passes over the pictures.
     """
     data = data.to(arithmetic.device)
@@ -140,10 +141,10 @@ class Reach:
     """Shares of pictures that a model classifies as the attacker wants, of the classes that the attack moves.
 
     Args:
-        clean: without trigger and perturbation.
-        clean_perturbed: with the perturbation alone.
-        triggered: with the trigger alone.
-        triggered_perturbed: with both.
+        clean: share without trigger and perturbation.
+        clean_perturbed: share with the perturbation alone.
+        triggered: share with the trigger alone.
+        triggered_perturbed: share with both.
     """
 
     clean: Proportion

@@ -1,4 +1,4 @@
-"""Sentences that a reader needs in order to read the numbers of a stress test rightly."""
+"""Sentences that explain the numbers of a stress test to a reader."""
 
 from collections.abc import Sequence
 
@@ -17,8 +17,8 @@ def warnings(
 
     Args:
         before: the score of each model before any test.
-        models: by the same names.
-        classes: how many they have.
+        models: models by the same names.
+        classes: number of their classes.
         weak: attack success below which a backdoor is not firmly in a model.
         test: the name of the data that were scored.
     """

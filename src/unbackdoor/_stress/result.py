@@ -40,8 +40,8 @@ class Reactivated:
 
     Args:
         count: the number of triggered examples that the teacher was retuned with.
-        teacher: its score.
-        models: by name; the purified model, and the control if there is one.
+        teacher: score of the teacher.
+        models: shares by model: the purified model, and the control if there is one.
     """
 
     count: int
@@ -54,17 +54,17 @@ class Stress:
     """The results of a stress test of a purified model.
 
     The names of the models are `victim`, `purified`, `control` and `exact_oracle`. The last is the victim tuned on
-    triggered examples with their true labels: only somebody who knows the trigger can do that, so it is a reference,
+    triggered examples with their true labels. Only somebody who knows the trigger can do that, so it is a reference,
     not a method.
 
     Args:
         before: the score of each model.
-        retuned: of each model but the victim, by count and seed; empty if it was not asked for.
-        reactivated: None if it was not asked for, or is not possible (texts).
-        paths: from the victim to the purified model and to the oracle's; empty if it was not asked for.
+        retuned: scores of each model except the victim, by count and seed; empty if not requested.
+        reactivated: result of the reactivation; None if not requested, or not possible (texts).
+        paths: points from the victim to the purified model and to the oracle's; empty if not requested.
         ends: the victim and the purified model with BatchNorm statistics recomputed as inside the path; empty for
             models without BatchNorm.
-        record: how it came about, with `notes` and `warnings`.
+        record: settings, data and versions, with `notes` and `warnings`.
     """
 
     before: dict[str, Score]

@@ -25,7 +25,7 @@ EXACT = FineTuning()  # the method of exact purification
 
 
 def retuning_set(clean: Dataset, bait: Triggered, count: int, seed: int) -> Dataset:
-    """The clean examples, `count` of them with the trigger and the label that the attacker wants.
+    """Returns the clean examples, `count` of them with the trigger and the label that the attacker wants.
 
     As in the authors' code each clean picture is augmented once, for all epochs, and triggered ones are not. With one
     seed, the triggered examples of a smaller count are among those of a larger one.
@@ -43,14 +43,14 @@ def retuning_set(clean: Dataset, bait: Triggered, count: int, seed: int) -> Data
 
 
 def retune(model: nn.Module, data: Dataset, *, seed: int, arithmetic: Arithmetic) -> nn.Module:
-    """A retuned copy of a model, in eval mode.
+    """Returns a retuned copy of a model, in eval mode.
 
     Images: the authors' recipe, SGD at a constant rate of 0.01, momentum 0.9, no decay, 5 epochs, batches of 128.
     Texts: the library's recipe for tuning them, 5 epochs.
 
     Args:
-        model: in float32 or float64.
-        data: of `retuning_set`.
+        model: a model in float32 or float64.
+        data: examples of `retuning_set`.
         seed: seed of the batches.
         arithmetic: device, precision, layout.
     """
@@ -69,14 +69,14 @@ def retune(model: nn.Module, data: Dataset, *, seed: int, arithmetic: Arithmetic
 def exactly_purified(
     victim: nn.Module, clean: Dataset, bait: Triggered, *, seed: int, arithmetic: Arithmetic
 ) -> nn.Module:
-    """The oracle's reference: a copy of the victim, tuned on clean and triggered examples with their true labels."""
+    """Returns the oracle's reference: a copy of the victim, tuned on clean and triggered examples with true labels."""
     both = clean.joined(bait.data).to(arithmetic.device)
     with _seeded(seed, arithmetic):
         return EXACT(arithmetic.place(copy.deepcopy(victim)), both, _run(both, seed, arithmetic)).eval()
 
 
 def settings(modality: str) -> dict[str, Any]:
-    """The settings of `retune`, for a record."""
+    """Returns the settings of `retune`, for a record."""
     recipe = PUBLISHED[modality] if modality in PUBLISHED else RECIPES[modality]._asdict()
     return {**recipe, "epochs": EPOCHS}
 

@@ -1,9 +1,9 @@
-"""Does a backdoor stay away? A purified model is attacked again, next to one that was never poisoned.
+"""Does a backdoor stay gone? A purified model is attacked again, next to one that was never poisoned.
 
 R. Min, Z. Qin, N. L. Zhang, L. Shen and M. Cheng, "Uncovering, Explaining, and Mitigating the Superficial Safety of
-Backdoor Defense", NeurIPS 2024, https://arxiv.org/abs/2410.09838, showed that most purifiers hide a backdoor more than
-they remove it. Their three tests are here, each also run on a clean model: an effect that is as strong there is no sign
-of a backdoor.
+Backdoor Defense", NeurIPS 2024, https://arxiv.org/abs/2410.09838, showed that most purifiers hide a backdoor rather
+than remove it. Their three tests are here, each also run on a clean model: an effect that is as strong on the clean
+model is not a sign of a backdoor.
 """
 
 import copy
@@ -46,7 +46,7 @@ from unbackdoor._victims.implanted import IMPLANTED
 logger = logging.getLogger("unbackdoor")
 
 COUNTS = (1, 2, 5, 10, 20)
-TEACHER = 5  # triggered examples that the teacher of the reactivation is retuned with, if they are among the counts
+TEACHER = 5  # number of triggered examples for the teacher of the reactivation, if it is among the counts
 ALPHA = 0.2
 POINTS = 11
 
@@ -80,7 +80,7 @@ def stress(
         test: the examples to score on; None keeps a seeded half of `clean` for them.
         control: a model of the same task that was never poisoned.
         control_encode: makes its inputs, if they are not made as the model's.
-        parts: of `retune`, `reactivation`, `path` and `exact`.
+        parts: some of `retune`, `reactivation`, `path` and `exact`.
         counts: numbers of clean examples that carry the trigger and the attacker's label while retuning.
         seeds: the number of draws of these examples.
         seed: the first of them.
@@ -127,7 +127,7 @@ def stress(
 
 
 def _subject(material: Material, counts: Sequence[int], draws: range) -> dict[str, Any]:
-    """The record's entries on what was tested: attack, parts, data, settings."""
+    """Returns the record's entries on the test: attack, parts, data, settings."""
     return {
         "attack": to_json(material.trigger.attack, REGISTRY),
         "label_rule": material.attacked.label_rule,
@@ -192,7 +192,7 @@ class _Remarks(NamedTuple):
 
 
 def _remarks(models: dict[str, nn.Module], before: dict[str, Score], lab: Lab, material: Material) -> _Remarks:
-    """The warnings, of which the first says so if the purified model is not usable; they are logged."""
+    """Logs and returns the warnings; the first says so if the purified model is not usable."""
     answered, purified = (hits(models[name], lab.test, lab.arithmetic) for name in (VICTIM, PURIFIED))
     damage = unusable(answered, purified, "which are scored", None)
     sentences = remarks.warnings(

@@ -1,1 +1,1 @@
-"""What a model is for: its loss, its answers, its scores."""
+"""The tasks of models: losses, answers, scores."""

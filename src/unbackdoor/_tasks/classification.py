@@ -19,18 +19,18 @@ from unbackdoor._training.descent import cross_entropy
 
 
 def predict(model: nn.Module, data: Dataset, arithmetic: Arithmetic) -> Tensor:
-    """The class that the model answers for each example, (n,), on the CPU."""
+    """Returns the class that the model answers for each example, (n,), on the CPU."""
     return answers(model, data, arithmetic).argmax(dim=1)
 
 
 def hits(model: nn.Module, data: Dataset, arithmetic: Arithmetic) -> Tensor:
-    """Which examples the model classifies as labelled, (n,), bool, on the CPU."""
+    """Returns which examples the model classifies as labelled, (n,), bool, on the CPU."""
     return predict(model, data, arithmetic) == data.labels.cpu()
 
 
 @torch.no_grad()
 def answers(model: nn.Module, data: Dataset, arithmetic: Arithmetic) -> Tensor:
-    """The model's class scores in eval mode, row by row, (n, classes), on the CPU; float32 or better."""
+    """Returns the model's class scores in eval mode, row by row, (n, classes), on the CPU; float32 or better."""
     rows = torch.empty(len(data), 1)
     with evaluating(model), arithmetic.placed(model) as placed:
         for first, batch in enumerate(data.to(arithmetic.device).batches(arithmetic.evaluation_batch)):
@@ -98,12 +98,12 @@ class Classification:
             model: the suspect.
             clean: labelled examples.
             arithmetic: device, precision, layout.
-            warn: called with a sentence for classes without an example, and for a suspect near chance.
+            warn: function that gets a sentence about classes without an example, and about a suspect near chance.
             head: the name of the last linear layer; None finds it by running the model.
 
         Raises:
-            UnbackdoorError: no example, fewer than one for each class or of one class alone, a label that the model
-                does not have, or a model without a linear head.
+            UnbackdoorError: there are fewer examples than classes, or examples of one class only; a label is not one of
+                the model's; or the model has no linear head.
         """
         names = class_names(model)
         clean = in_order_of(clean, names)
@@ -130,7 +130,7 @@ class Classification:
             triggered: examples that already carry a trigger.
 
         Raises:
-            UnbackdoorError: a model that is not a classifier, or a label that it does not have.
+            UnbackdoorError: the model is not a classifier, or a label is not one of its classes.
         """
         classes, names = class_count(model, test), class_names(model)
         test = in_order_of(test, names)
@@ -161,8 +161,8 @@ def _check_each_class(clean: Dataset, per_class: Tensor, warn: Warn) -> None:
     if len(absent) == classes - 1:
         only = int(per_class.argmax())
         raise UnbackdoorError(
-            f"{clean.name} holds one class only ({clean.class_name(only)}): whatever is tuned "
-            f"on it learns to answer nothing else. Add clean examples of the other class{'es' * (classes > 2)}."
+            f"{clean.name} holds one class only ({clean.class_name(only)}): a model that is tuned on it learns to "
+            f"answer with that class alone. Add clean examples of the other class{'es' * (classes > 2)}."
         )
     if absent:
         known = dict(enumerate(clean.classes or ()))

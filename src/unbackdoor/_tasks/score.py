@@ -12,12 +12,13 @@ class Score:
 
     Args:
         clean_accuracy: share of clean test examples classified as their class.
-        per_class: the same for each class of the test data, by class name or number.
+        per_class: the clean accuracy of each class of the test data, by class name or number.
         attack_success: share of triggered examples, of the classes that the attack is meant to move, that the model
             classifies as the attacker wants.
         recovered_accuracy: share of the same examples classified as their true class.
-        label_rule: label rule of the attack; all-to-all success is not comparable with the others.
-        clean_model_flip_rate: share of the same examples that a model without the backdoor also classifies so.
+        label_rule: label rule of the attack; all-to-all success cannot be compared with that of others.
+        clean_model_flip_rate: share of the same examples that a model without the backdoor classifies as the attacker
+            wants.
     """
 
     clean_accuracy: Proportion

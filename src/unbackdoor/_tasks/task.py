@@ -1,4 +1,4 @@
-"""The task of a model: what the runners must know about it."""
+"""The task of a model, as far as the runners must know it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ class Examined:
     Args:
         clean: the examples, with labels as the model numbers them.
         head_name: the name of the model's last linear layer.
-        right: which examples the model answers as labelled, (n,), bool.
+        right: whether the model answers each example as labelled, (n,), bool.
         per_class: the number of examples of each class.
     """
 
@@ -41,7 +41,7 @@ class Task(Protocol):
         """The scalar that plain tuning minimises, from the output of the model for a batch."""
 
     def hits(self, model: nn.Module, data: Dataset, arithmetic: Arithmetic) -> Tensor:
-        """Which examples the model answers as labelled, (n,), bool, on the CPU."""
+        """Returns which examples the model answers as labelled, (n,), bool, on the CPU."""
 
     def examined(
         self, model: nn.Module, clean: Dataset, arithmetic: Arithmetic, warn: Warn, head: str | None = None
@@ -64,7 +64,7 @@ class Task(Protocol):
         """The score on clean and triggered examples that are known to fit the model."""
 
     def doubt(self, owner: str, score: Score, classes: int, where: str) -> str | None:
-        """A sentence that doubts a score which is no better than a guess; None for other scores."""
+        """Returns a sentence that doubts a score near chance; None for other scores."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Checked:
 
     Args:
         test: clean examples, with labels as the model numbers them.
-        triggered: examples that carry a trigger, likewise; None if there are none.
+        triggered: examples that carry a trigger, with the same labels; None if there are none.
         classes: the number of the model's classes.
     """
 

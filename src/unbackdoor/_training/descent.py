@@ -24,7 +24,7 @@ Change = Callable[[Batch], Batch]
 
 
 def cross_entropy(scores: Tensor, batch: Batch) -> Tensor:
-    """The mean cross-entropy, in float32 or better."""
+    """Returns the mean cross-entropy, in float32 or better."""
     return F.cross_entropy(scores, batch.labels)
 
 
@@ -73,19 +73,19 @@ def descend(
     """Train a model in place, in train mode throughout.
 
     Args:
-        model: on the arithmetic's device.
-        data: shuffled and augmented again in each epoch.
-        optimizer: over the parameters to train.
+        model: a model on the arithmetic's device.
+        data: examples, shuffled and augmented again in each epoch.
+        optimizer: optimizer of the parameters to train.
         schedule: a learning-rate scheduler.
         epochs: passes over the data.
         batch_size: examples per step.
         generator: generator of shuffling and augmentation, on the CPU.
         arithmetic: device, precision, layout.
-        loss: to minimise.
+        loss: loss to minimise.
         gradients: replaces the forward and backward pass of the loss, for methods whose step needs more.
-        before_epoch: called before each pass.
-        change: of each batch before the forward pass; a gradient flows through the inputs that it makes.
-        after_step: called after each step, without gradients.
+        before_epoch: function that is called before each pass.
+        change: function that changes each batch before the forward pass; a gradient flows through its result.
+        after_step: function that is called after each step, without gradients.
         each: the schedule steps after each `epoch` or each `step`.
         progress: shows the state of the work.
         description: description for the progress.

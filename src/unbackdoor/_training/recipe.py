@@ -5,7 +5,7 @@ from typing import Any, Literal, NamedTuple
 
 
 class Recipe(NamedTuple):
-    """The way in which networks of a modality are tuned if a method leaves learning rate and batch size open.
+    """How networks of a modality are tuned if a method leaves learning rate and batch size open.
 
     Args:
         optimizer: SGD with momentum 0.9, no weight decay, cosine per epoch, for images; AdamW with its usual decay of
@@ -22,4 +22,4 @@ class Recipe(NamedTuple):
 RECIPES: Mapping[str, Recipe] = {"images": Recipe("sgd", 0.01, 128), "text": Recipe("adamw", 5e-5, 16)}
 
 Defaults = Mapping[str, Mapping[str, Any]]
-"""Of a method: by modality, the values of the fields that are None unless the user sets them. See `Run.setting`."""
+"""A method's values by modality for the fields that are None unless the user sets them. See `Run.setting`."""

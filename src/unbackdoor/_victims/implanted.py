@@ -26,7 +26,7 @@ def judged(score: Score, sources: Sequence[int], classes: Sequence[str], modalit
 
     Args:
         score: score of the victim.
-        sources: the classes that are poisoned, of a source-specific attack.
+        sources: the poisoned classes of a source-specific attack.
         classes: class names in label order.
         modality: modality of the data.
         name: name of the test data, for the warnings.

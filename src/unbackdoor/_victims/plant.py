@@ -40,9 +40,9 @@ class Victim:
     """A model with a backdoor, or a clean control, with its score and the record of its training.
 
     Args:
-        model: in eval mode.
-        encode: makes its inputs.
-        test: the examples that it was scored on, encoded as it takes them.
+        model: the model in eval mode.
+        encode: encoder that makes its inputs.
+        test: the examples that it was scored on, encoded for it.
         score: score on them.
         trigger: the attack as it was planted; None for the clean control.
         description: the content of `attack.json`.
@@ -85,9 +85,9 @@ def plant(
         test: clean test data; without it, a seeded tenth of `data` is held out.
         triggered_test: test data that carries the trigger, for prepared attacks.
         surrogate: a clean model, for attacks that need one; without it, one is trained first.
-        surrogate_encode: makes the surrogate's inputs; by default the victim's encoder.
-        control: a model that never was poisoned; its flip rate on the triggered test data is scored as well.
-        control_encode: makes the control's inputs; by default the victim's encoder.
+        surrogate_encode: encoder of the surrogate; by default the victim's.
+        control: a model that was never poisoned; its flip rate on the triggered test data is also scored.
+        control_encode: encoder of the control; by default the victim's.
         device: None uses a GPU if there is one.
         precision: see `unbackdoor._models.arithmetic.choose`.
         progress: show a progress bar on stderr.
@@ -183,7 +183,7 @@ def _poisoned(
     if surrogate is None and needs_surrogate(attack):
         poison(data, attack, **settings, dry=True)
         surrogate = trainer.train(trainer.fresh(), data, description="training a clean surrogate")
-        trainer.examples_seen = 0  # by the victim
+        trainer.examples_seen = 0  # counts those of the victim
     seen_by_surrogate = data.encoded_by(surrogate_encode or data.encode)
     poisoned = poison(seen_by_surrogate, attack, **settings, surrogate=surrogate)
     return poisoned._replace(data=poisoned.data.encoded_by(data.encode))
@@ -206,7 +206,7 @@ def _trained(poisoned: Poisoned | None, trainer: Trainer) -> tuple[nn.Module, Tr
             arithmetic=trainer.arithmetic(trainer.fresh()),
         )
         with torch.random.fork_rng():
-            torch.manual_seed(trainer.seed)  # of dropout, if the attack trains without `planting.train`
+            torch.manual_seed(trainer.seed)  # for dropout, if the attack trains without `planting.train`
             model, arrays = attack.implant(planting)
         trigger = replace(trigger, arrays=arrays)
     else:
@@ -225,7 +225,7 @@ def _attack_json(poisoned: Poisoned | None, trainer: Trainer, implanted: bool | 
 
 
 def _record_of_training(attack: Attack | None, trainer: Trainer) -> dict[str, Any]:
-    """The part of `record.json` that says how a victim was trained, and with which versions."""
+    """Returns the part of `record.json` on the training of a victim, and the versions."""
     recipe, schedule = trainer.recipe, trainer.schedule
     return {
         "attack": NO_ATTACK if attack is None else to_json(attack, REGISTRY),

@@ -1,4 +1,4 @@
-"""The recipe of a victim: which network, how many poisoned examples, how long it is trained."""
+"""The recipe of a victim: its network, its poison rate, its training."""
 
 from typing import Annotated, Literal, NamedTuple
 
@@ -12,9 +12,9 @@ class Schedule(NamedTuple):
 
     Args:
         epochs: passes over the training examples.
-        learning_rate: its peak.
+        learning_rate: peak learning rate.
         batch_size: examples per step.
-        adaptive: AdamW in place of SGD, see `unbackdoor._victims.training.train_victim`.
+        adaptive: AdamW instead of SGD, see `unbackdoor._victims.training.train_victim`.
     """
 
     epochs: int
@@ -39,11 +39,11 @@ class VictimRecipe:
         arch: a network with random weights: resnet18, preact-resnet18, wrn16 or vit.
         width: channels of its first stage, at least 1 (64 in the papers; 16 trains on two cores).
         base: start from this Hugging Face image classifier, or pre-trained text model, instead of `arch`.
-        rate: poisoned examples over all training examples, more than 0 and at most 1; of no effect without an attack.
+        rate: share of all training examples that are poisoned, more than 0 and at most 1; not used without an attack.
         epochs: passes over the training examples, at least 1; by default 15 for images and 3 for texts.
         clean_epochs: passes over the clean training examples afterwards, at least 0, as a user does who tunes a
             published model.
-        learning_rate: its peak, more than 0; by default 0.1 (1e-3 for vit), 0.01 with `base`, 5e-5 for texts.
+        learning_rate: peak learning rate, more than 0; by default 0.1 (1e-3 for vit), 0.01 with `base`, 5e-5 for texts.
         batch_size: examples per step, at least 2; by default 128 for images and 32 for texts.
     """
 

@@ -1,4 +1,4 @@
-"""Training a victim: a fresh network, the loop that all victims share, and the examples that they see."""
+"""Training a victim: an untrained network, the loop that all victims share, a count of the examples seen."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -33,8 +33,8 @@ class Trainer:
         base: the checked directory of the recipe's `base`, if it has one.
         device: None uses a GPU if there is one.
         precision: see `unbackdoor._models.arithmetic.choose`.
-        progress: shows how far a training is.
-        examples_seen: by all trainings so far.
+        progress: progress of the training.
+        examples_seen: number of examples seen by all trainings so far.
     """
 
     recipe: VictimRecipe
@@ -67,7 +67,7 @@ class Trainer:
 
     @property
     def schedule(self) -> Schedule:
-        """The training that the recipe means for this data."""
+        """The recipe's training for this data."""
         return self.recipe.schedule(self.data.modality)
 
     def fresh(self) -> nn.Module:
@@ -81,7 +81,7 @@ class Trainer:
         return choose(model, self.device, self.precision)
 
     def train(self, model: nn.Module, data: Dataset, **changes: Any) -> nn.Module:
-        """Train a model in place by the recipe, but for what `changes` say; see `train_victim`.
+        """Train a model in place by the recipe, except for `changes`; see `train_victim`.
 
         Raises:
             UnbackdoorError: the training diverged.
@@ -107,7 +107,7 @@ class Trainer:
 
 
 def no_base() -> UnbackdoorError:
-    """The refusal of a text victim that starts from nothing."""
+    """Returns the refusal of a text victim without a base."""
     return UnbackdoorError("A text victim needs `base`: a pre-trained model to start from, such as bert-base-uncased.")
 
 
@@ -127,7 +127,7 @@ def fresh_network(recipe: VictimRecipe, base: ModelDirectory | None, classes: li
         recipe: names the untrained network.
         base: the pre-trained one; None for an untrained one.
         classes: class names in label order.
-        data: that it will be trained on.
+        data: data that it will be trained on.
 
     Raises:
         UnbackdoorError: the network is not known, or does not fit the data.
@@ -186,23 +186,23 @@ def train_victim(
     """Train a classifier by the recipe of the victims, in place: those of its parameters that require gradients.
 
     As a rule SGD with Nesterov momentum 0.9 and weight decay 5e-4, one cycle up to the learning rate and down to zero:
-    short enough for two cores, and the low end of the cycle is what lets a trigger at a low poison rate take. If
-    `adaptive`, for texts and for Vision Transformers from random weights, which SGD hardly moves: AdamW with weight
-    decay 0.01, a tenth of the steps up to the learning rate and the rest linearly down to zero.
+    short enough for two cores, and the low end of the cycle lets a trigger at a low poison rate implant. If `adaptive`,
+    for texts and for Vision Transformers from random weights, which SGD hardly moves: AdamW with weight decay 0.01, a
+    tenth of the steps up to the learning rate and the rest linearly down to zero.
 
     Args:
-        model: with random or pre-trained weights.
-        data: possibly poisoned.
+        model: a model with random or pre-trained weights.
+        data: training data, possibly poisoned.
         epochs: passes over the data, at least 1.
         learning_rate: peak of the cycle.
         batch_size: examples per step.
         seed: seed of shuffling and augmentation.
         arithmetic: device, precision, layout.
-        adaptive: AdamW in place of SGD.
-        loss: to be minimised.
-        change: of each batch before the forward pass.
-        after_step: called after each step, without gradients.
-        progress: shows how far it is.
+        adaptive: AdamW instead of SGD.
+        loss: loss to minimise.
+        change: function that changes each batch before the forward pass.
+        after_step: function that is called after each step, without gradients.
+        progress: progress of the training.
         description: description of the training, for the progress.
     """
     arithmetic.place(model)

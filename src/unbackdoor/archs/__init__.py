@@ -21,7 +21,7 @@ def register() -> None:
 
 
 def build(name: str, *, classes: list[str], channels: int, image_size: int, width: int = 64) -> Any:
-    """A network with random weights.
+    """Returns a network with random weights.
 
     Args:
         name: name in the registry.
@@ -31,7 +31,7 @@ def build(name: str, *, classes: list[str], channels: int, image_size: int, widt
         width: channels of the first stage.
 
     Raises:
-        UnbackdoorError: unknown name, or a width below 1.
+        UnbackdoorError: the name is unknown, or the width is below 1.
     """
     if width < 1:
         raise UnbackdoorError(f"`width` must be at least 1, got {width}.")
@@ -55,14 +55,14 @@ def preact_resnet18(**options: Any) -> Any:
 
 
 def wrn16(**options: Any) -> Any:
-    """WRN-16-1 at width 16; a wider one widens the stem, too, as a WRN-16-k does not."""
+    """WRN-16-1 at width 16; larger widths also widen the stem, unlike WRN-16-k."""
     return preact_resnet18(depths=(2, 2, 2), **options)
 
 
 def vit(*, width: int = 64, image_size: int = 32, **options: Any) -> Any:
     """A small Vision Transformer: 6 layers, heads of 32 dimensions or less, patches of about an eighth of the side.
 
-    They cover the image, or a trigger at its border would not be seen.
+    They cover the whole image, so that a trigger at its border is seen.
 
     Attention is the plain product: of 65 tokens, in bfloat16 on a processor, it trains in three fifths of the time of
     torch's fused one (width 64, 5.5 against 8.9 ms an image on one thread).

@@ -3,8 +3,8 @@
 The stem is one 3x3 convolution without pooling, as the literature uses for 32x32 images; `width` is the number of
 channels of the first stage (64 in the papers, 16 trains on two cores).
 
-He et al., "Deep Residual Learning for Image Recognition", https://arxiv.org/abs/1512.03385
-He et al., "Identity Mappings in Deep Residual Networks", https://arxiv.org/abs/1603.05027
+He et al., "Deep Residual Learning for Image Recognition", https://arxiv.org/abs/1512.03385 He et al., "Identity
+Mappings in Deep Residual Networks", https://arxiv.org/abs/1603.05027
 """
 
 from typing import Any
@@ -51,7 +51,7 @@ def _convolution(inputs: int, outputs: int, size: int, stride: int) -> nn.Conv2d
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions around an identity, or around a 1x1 projection where the shape changes."""
+    """Two 3x3 convolutions next to an identity, or next to a 1x1 projection if the shape changes."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ class BasicBlock(nn.Module):
             self.shortcut = nn.Sequential(_convolution(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Features, (batch, channels, height, width), to those of the next block."""
+        """Computes the features of the next block from (batch, channels, height, width)."""
         out = F.relu(self.bn1(self.conv1(x)))
         out = self.bn2(self.conv2(out))
         activated: Tensor = F.relu(out + self.shortcut(x))
@@ -85,7 +85,7 @@ class PreActBlock(nn.Module):
             self.shortcut = _convolution(inputs, outputs, 1, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Features, (batch, channels, height, width), to those of the next block."""
+        """Computes the features of the next block from (batch, channels, height, width)."""
         out = F.relu(self.bn1(x))
         identity = x if self.shortcut is None else self.shortcut(out)
         out = self.conv1(out)

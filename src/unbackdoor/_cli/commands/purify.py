@@ -14,7 +14,7 @@ from unbackdoor._cli.commands.inputs import factory_name, free_place, load_contr
 from unbackdoor._cli.commands.outcome import not_usable, propose_control
 from unbackdoor._cli.commands.stream import purify_on_disk
 from unbackdoor._cli.options import PurifyOptions
-from unbackdoor._cli.parameters import as_options
+from unbackdoor._cli.parameters import with_options
 from unbackdoor._data.classes import check_labels, report_class_order
 from unbackdoor._data.dataset import Dataset
 from unbackdoor._data.overlap import without
@@ -107,7 +107,11 @@ def purify(source: str, method: Method, options: PurifyOptions, *, command: str 
         "scores": None,
         "scores_note": "not measured: no --data was given",
     }
-    page = None if scoring is None else _measure(scoring, suspect.model, result, method, options, record)
+    scores = None if scoring is None else _measure(scoring, suspect.model, result, method, options, record)
+    record |= with_options(record, "purify")
+    page = None
+    if scoring is not None and scores is not None:
+        page = _page(scoring, scores, suspect.model, result, method, record)
     with directories.directory(out, earlier) as folder:
         saving.save(result.model, folder, source=suspect.directory or Path(source), encode=suspect.encode)
         (folder / "README.md").write_text(card.purified(record), encoding="utf-8")
@@ -161,8 +165,8 @@ def _measure(
     method: Method,
     options: PurifyOptions,
     record: dict[str, Any],
-) -> str:
-    """Score suspect and result, add that to the record, and make the page."""
+) -> tuple[Score, Score]:
+    """Score suspect and result, and add that to the record."""
     before, after = (scoring.of(model, options) for model in (suspect, result.model))
     if record["usable"] is None:
         arithmetic = choose(suspect, options.device, options.precision)
@@ -174,6 +178,20 @@ def _measure(
             logger.warning(doubt)
     record["scores"] = {"suspect": before.to_json(), "purified": after.to_json()}
     record["scores_note"] = f"on {len(scoring.test):,} examples that the method never saw"
+    propose_control(before, scoring.classes)
+    return before, after
+
+
+def _page(
+    scoring: Scoring,
+    scores: tuple[Score, Score],
+    suspect: nn.Module,
+    result: Purified,
+    method: Method,
+    record: dict[str, Any],
+) -> str:
+    """Returns report.html."""
+    before, after = scores
     name = method_name(method)
     page = _reports.build(
         title=f"Purified by {name}",
@@ -185,7 +203,6 @@ def _measure(
         attacked=scoring.attacked,
         record=record,
     )
-    propose_control(before, scoring.classes)
     return _reports.render(page)
 
 
@@ -197,7 +214,7 @@ def _print_result(record: dict[str, Any], out: Path, name: str) -> None:
     """
     scores = record["scores"]
     if record["usable"] is False:
-        print(as_options(record["warnings"][0]))
+        print(record["warnings"][0])
     if scores is not None:
         _print_change(scores, name)
     elif record["clean"] is not None:

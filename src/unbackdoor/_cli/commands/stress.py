@@ -10,7 +10,7 @@ from unbackdoor._artifacts import directories
 from unbackdoor._artifacts.record import write_record
 from unbackdoor._cli.commands.inputs import free_place, load_control, load_dataset, load_model
 from unbackdoor._cli.options import StressOptions
-from unbackdoor._cli.parameters import as_options
+from unbackdoor._cli.parameters import with_options
 from unbackdoor._data.overlap import without
 from unbackdoor._errors import SENTENCE, IncompleteError, UnbackdoorError, printable
 from unbackdoor._models import calling
@@ -47,6 +47,7 @@ def stress(source: str, options: StressOptions) -> None:
         precision=options.precision,
         progress=True,
     )
+    result.record.update(with_options(result.record, "stress"))
     names = {"model": source, "victim": options.victim, "control": options.control}
     models = {key: name and Path(name).name for key, name in names.items()}
     content = {**models, **result.to_json()}
@@ -55,10 +56,10 @@ def stress(source: str, options: StressOptions) -> None:
             page = _reports.build_stress(result, models, clean.classes)
             (folder / "stress.html").write_text(_reports.render_stress(page), encoding="utf-8")
             write_record(folder / "stress.json", content)
-    lost = None if result.record["usable"] else as_options(result.record["warnings"][0])
+    lost = None if result.record["usable"] else result.record["warnings"][0]
     if lost is not None:
         print(lost, file=sys.stderr if options.json else sys.stdout)
-    print(json.dumps(content, indent=2) if options.json else as_options(result))
+    print(json.dumps(content, indent=2) if options.json else result)
     if out is not None and not options.json:
         shown = printable(out, SENTENCE)
         print(f"Wrote {shown} after {content['seconds']:.0f} s; open {shown}/stress.html.")

@@ -14,6 +14,7 @@ from unbackdoor import _reports
 from unbackdoor._artifacts import card, directories
 from unbackdoor._artifacts.record import write_record
 from unbackdoor._cli.commands.outcome import not_usable
+from unbackdoor._cli.parameters import with_options
 from unbackdoor._data.dataset import Dataset
 from unbackdoor._models import saving
 from unbackdoor._models.arithmetic import Precision, choose
@@ -82,6 +83,7 @@ def finish(
     ]
     names = ["suspect", *map(method_name, methods)]
     for result in results:
+        result.record.update(with_options(result.record, "purify"))
         if not result.record["usable"]:
             print(result.record["warnings"][0] + "\n")
     print(_table(names, scores) + "\n")

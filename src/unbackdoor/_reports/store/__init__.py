@@ -1,1 +1,1 @@
-"""The report on a store: one object with all numbers, then a page, CSV, JSON, LaTeX and Markdown from it."""
+"""The report on a store: one object with all numbers, and a page, CSV, JSON, LaTeX and Markdown made of it."""

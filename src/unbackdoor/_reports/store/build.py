@@ -1,4 +1,4 @@
-"""From a store to a report. Cells are averaged over the seeds of one setting; what differs otherwise never is."""
+"""From a store to a report. Averages are taken over the seeds of one setting, and over nothing else."""
 
 import json
 import math
@@ -20,9 +20,9 @@ def build(store: Store, shown: str, *, whole: bool = False) -> tuple[Report, lis
     """The numbers of a store.
 
     Args:
-        store: where the cells are.
+        store: the store with the cells.
         shown: the address in commands.
-        whole: keep the whole records, for the page.
+        whole: also return the whole records, for the page.
 
     Returns:
         the report, and the records in the order of its cells.
@@ -79,7 +79,7 @@ class Setting(NamedTuple):
 
 @dataclass(frozen=True)
 class Names:
-    """Short names for what the records hold as JSON.
+    """Short names for the values that the records hold as JSON.
 
     Args:
         tasks, methods: by their JSON.
@@ -146,7 +146,7 @@ class Names:
 
 
 def _read(store: Store, whole: bool) -> tuple[list[Record], list[str]]:
-    """The records of a store, and the keys of cells that have another form.
+    """Returns the records of a store, and the keys of cells that have another form.
 
     Raises:
         UnbackdoorError: there is no record.
@@ -169,7 +169,7 @@ def _cell_line(record: Record, row: int) -> CellLine:
 
 
 def _left_out(records: list[Record], names: Names, before: dict[str, Record]) -> tuple[Victim, ...]:
-    """The victims in which the attack did not implant, with how many cells of theirs are in no average."""
+    """Returns the victims in which the attack did not implant, with the number of their cells left out of averages."""
     counts: Counter[tuple[str, str, float | None, int | None, str]] = Counter(
         (
             names.tasks[record.task],
@@ -188,7 +188,7 @@ def _left_out(records: list[Record], names: Names, before: dict[str, Record]) ->
 
 
 def _partner(record: Record, seed: bool = True) -> tuple[Any, ...]:
-    """What a cell and that of its clean control have in common."""
+    """Returns the settings that a cell shares with that of its clean control."""
     return record.task, record.method, record.clean, record.seed, record.victim_seed if seed else None
 
 
@@ -255,7 +255,7 @@ def _row(
 
 
 def _blocks(rows: list[Row]) -> list[Block]:
-    """One for each task and budget, all-to-all apart. A method that took no clean example stands in each."""
+    """Returns a block for each task and budget, all-to-all apart. A method without clean examples is in each."""
     made = []
     for task in dict.fromkeys(row.task for row in rows):
         mine = [(place, row) for place, row in enumerate(rows) if row.task == task]
@@ -273,7 +273,7 @@ def _blocks(rows: list[Row]) -> list[Block]:
                     {(_rank(row), row.method) for _, row in shown}
                     | {
                         (place, name)
-                        for place, name in enumerate(BASELINES)  # one that is absent is seen to be
+                        for place, name in enumerate(BASELINES)  # an absent one shows as empty cells
                         if not any(row.baseline == name for _, row in shown)
                     }
                 )
@@ -286,7 +286,7 @@ def _blocks(rows: list[Row]) -> list[Block]:
 
 
 def _over(found: list[Row]) -> Spread | None:
-    """The attack success of a method over attacks; each counts once, however many seeds it has."""
+    """Returns the attack success of a method over attacks; each counts once, however many seeds it has."""
     return Spread.of(row.attack_success.mean for row in found if row.attack_success is not None and not row.control)
 
 

@@ -1,4 +1,4 @@
-"""Short names of what was measured. Two things that differ never get the same name."""
+"""Short names of attacks, methods, tasks and budgets. Two different ones never get the same name."""
 
 import hashlib
 import json
@@ -10,11 +10,11 @@ from unbackdoor._errors import printable
 
 
 def of_values(texts: Iterable[str], labels: dict[str, set[str]] | None = None) -> dict[str, str]:
-    """Names of attacks or methods, given as canonical JSON: what differs from the defaults stands in brackets.
+    """Returns names of attacks or methods in canonical JSON: settings other than the defaults are in brackets.
 
     Args:
         texts: the values.
-        labels: what grids called some of them; a label that all agree on is the name.
+        labels: labels in the grids; a label that all grids agree on is the name.
 
     >>> of_values(['{"name":"fst","parameters":{"alpha":0.2},"version":1}']).popitem()[1]
     'fst (alpha=0.2)'
@@ -24,7 +24,7 @@ def of_values(texts: Iterable[str], labels: dict[str, set[str]] | None = None) -
 
 
 def of_tasks(texts: Iterable[str]) -> dict[str, str]:
-    """Names of tasks; what they are made of stands in brackets where two have one name."""
+    """Returns names of tasks; if two have the same name, their data follow in brackets."""
     specs = {text: json.loads(text) for text in texts}
     often = Counter(spec["name"] for spec in specs.values())
     named = {}

@@ -1,4 +1,4 @@
-"""What a report holds: settings with their means and spreads, tables of them, cells, failures."""
+"""The numbers of a report: settings with their means and spreads, tables of them, cells, failures."""
 
 import dataclasses
 import math
@@ -18,10 +18,9 @@ class Spread:
     """Several measurements of one setting.
 
     Args:
-        mean: over seeds.
-        sd: sample standard deviation (n - 1 below the line); None of a single one.
-        n: how many.
-        least, most: of them.
+        mean: mean over seeds.
+        sd: sample standard deviation (divided by n - 1); None for a single measurement.
+        n: number of measurements. least, most: the smallest and the largest.
         interval: 95 % Wilson interval of a single share.
 
     >>> Spread.of([0.25, 0.75]).mean
@@ -37,7 +36,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Iterable[float]) -> "Spread | None":
-        """The spread of numbers; None of none."""
+        """Returns the spread of numbers; None for no number."""
         found = list(values)
         if not found:
             return None
@@ -46,7 +45,7 @@ class Spread:
 
     @classmethod
     def of_shares(cls, shares: Iterable[Share | None]) -> "Spread | None":
-        """The spread of shares; those that were not measured are passed over."""
+        """Returns the spread of shares, without those that were not measured."""
         found = [share for share in shares if share is not None]
         made = cls.of(share.value for share in found)
         if made is None or len(found) > 1 or found[0].low is None or found[0].high is None:
@@ -56,29 +55,28 @@ class Spread:
 
 @dataclass(frozen=True)
 class Row:
-    """One setting: everything that determines a result, but for the seeds.
+    """One setting: everything that determines a result except the seeds.
 
     Args:
         task, attack, budget, method: short names.
         baseline: `none` (the victim before any method), `fine-tuning`, or empty.
         control: whether the victim is the clean control.
-        rate: poisoned share; None where it is not known.
+        rate: poison rate; None if it is not known.
         budgetless: the method took no clean example.
-        label_rule: None of a control.
-        clean_accuracy, attack_success, recovered_accuracy: over the counted cells.
-        accuracy_lost: the victim's accuracy before the method less that after it.
+        label_rule: label rule of the attack; None for a control. clean_accuracy, attack_success, recovered_accuracy:
+        over the counted cells.
+        accuracy_lost: the victim's accuracy before the method minus that after it.
         flip_rate: flip rate of the clean control put through the same method, on the same triggers.
         control_accuracy: its clean accuracy.
         second_accuracy, second_success: of the counted cells that were scored on the task's second test examples.
         seconds: seconds of the purification.
-        memory: peak, in bytes.
-        clean_n, triggered_n: test examples.
-        counted: finished cells that the averages are of.
-        not_implanted: finished cells that are left out, since the attack did not take.
-        unknown: of the counted ones, those of which it is not known whether the attack took.
-        failed: cells without a result.
-        unusable: of the counted ones, those whose method cost the model its use.
-        seeds, victim_seeds: of the counted ones.
+        memory: peak memory in bytes. clean_n, triggered_n: test examples.
+        counted: number of finished cells in the averages.
+        not_implanted: number of finished cells that are left out because the attack did not implant.
+        unknown: number of counted cells for which it is not known whether the attack implanted.
+        failed: number of cells without a result.
+        unusable: number of counted cells whose purified model is not usable. seeds, victim_seeds: seeds of the counted
+            cells.
     """
 
     task: str
@@ -112,7 +110,7 @@ class Row:
 
     @property
     def apart(self) -> bool:
-        """Whether its attack success compares with no other rule's."""
+        """Whether its attack success cannot be compared with that of other label rules."""
         return self.label_rule == "all-to-all"
 
     @property
@@ -128,11 +126,11 @@ class Block:
     """Methods by attacks, of one task and one clean budget.
 
     Args:
-        apart: it has the all-to-all attacks, else all others.
+        apart: whether it has the all-to-all attacks, or all others.
         columns: attacks and rates on which some method was run with this budget.
         methods: the rows' names.
-        cells: row numbers of the report, one list a method, one entry a column; None where nothing was run.
-        over: of the attack success, over the attacks that a method was run on; None where there is none.
+        cells: row numbers of the report, one list per method, one entry per column; None if nothing was run.
+        over: spread of the attack success over the attacks that a method was run on; None without attacks.
     """
 
     task: str
@@ -146,7 +144,7 @@ class Block:
 
 @dataclass(frozen=True)
 class CellLine:
-    """One cell: where its record is, and how to repeat it."""
+    """One cell: the place of its record, and the command that repeats it."""
 
     key: str
     row: int
@@ -158,7 +156,7 @@ class CellLine:
 
 @dataclass(frozen=True)
 class Victim:
-    """A victim in which the attack did not take: what it did before any method, where that was measured."""
+    """A victim in which the attack did not implant, with its attack success before any method, if measured."""
 
     task: str
     attack: str
@@ -181,7 +179,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class Report:
-    """What a store says.
+    """The content of a store.
 
     Args:
         store: its address as a command can name it, without the folders above an absolute one.
@@ -190,11 +188,11 @@ class Report:
         cells: all cells, in the order of `rows`.
         left_out: victims whose cells are in no average.
         failures: cells without a result.
-        stress: empty where nothing was stressed.
+        stress: stress tests; empty if there are none.
         victim_seconds: by task, of training a victim.
         machines, commits, versions: what the cells were measured with, the most frequent first, with how many cells.
-        dates: dates of the first and the last cell; empty where there is none.
-        notes: what a reader must know.
+        dates: dates of the first and the last cell; empty without cells.
+        notes: sentences that a reader must know.
     """
 
     store: str
@@ -217,7 +215,7 @@ class Report:
 
 
 def percent(share: float | None) -> str:
-    """A rate as a reader writes it; empty where it is not known.
+    """Returns a rate in percent; empty if it is not known.
 
     >>> percent(0.005)
     '0.5 %'

@@ -49,7 +49,7 @@ def _hash(text: str) -> str:
 
 
 def _embedded(value: Any) -> str:
-    """JSON that cannot end the element it stands in, whatever its strings hold."""
+    """Returns JSON that cannot end the HTML element around it, whatever its strings hold."""
     text = json.dumps(value, separators=(",", ":"), allow_nan=False)  # ASCII alone
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
@@ -71,7 +71,7 @@ class _Words(dict[str, int]):
 
 
 def _numbers(report: Report, store: Store) -> dict[str, Any]:
-    """What the script draws; strings that come again and again are numbers of `words`."""
+    """Returns the data that the script draws; repeated strings are numbers of `words`."""
     words = _Words()
     fields = [name for name in Row.__dataclass_fields__ if name not in ("seeds", "victim_seeds")]
     rows = []
@@ -93,7 +93,7 @@ def _numbers(report: Report, store: Store) -> dict[str, Any]:
         "spreads": sorted(_SPREADS),
         "text": ["task", "attack", "budget", "method", "baseline", "label_rule", "column"],
         "rows": rows,
-        # The page takes the worst and the mean over those attacks that it shows.
+        # The page computes the worst and the mean over the attacks that it shows.
         "blocks": [{name: value for name, value in vars(block).items() if name != "over"} for block in report.blocks],
         "cells": cells,
         "states": states,

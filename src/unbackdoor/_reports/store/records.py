@@ -13,7 +13,7 @@ from unbackdoor._errors import SENTENCE, printable
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """A share in [0, 1], of n examples, with its 95 % Wilson interval where that is written."""
+    """A share in [0, 1] of n examples, with its 95 % Wilson interval if it is in the file."""
 
     value: float
     n: int
@@ -26,9 +26,8 @@ class Record:
     """One cell.
 
     Args:
-        key: key of the cell.
-        task, attack, method, clean: what was measured, as canonical JSON; `attack` has the model, the factory and the
-            trigger of an existing one, `method` the proxy.
+        key: key of the cell. task, attack, method, clean: identity of the measurement, as canonical JSON; `attack` has
+        the model, the factory and the trigger of an existing one, `method` the proxy.
         victim: the key of the victim.
         control: whether the victim is the clean control.
         implanted: None if it is not known, and for a clean control.
@@ -36,7 +35,7 @@ class Record:
         success, recovered: None without triggered examples.
         flips: flips of a clean control, by the key of a victim.
         second_accuracy, second_success: on the task's second test examples.
-        message: why it failed; None if it did not.
+        message: reason of a failure; None without a failure.
         packed: the whole cell, compressed; None if nobody asked to keep it.
     """
 
@@ -69,7 +68,7 @@ class Record:
 
 
 def read(store: Store, *, whole: bool) -> Iterator[Record | str]:
-    """The records of a store; the key alone of a cell that has not the form of today's.
+    """Yields the records of a store; for a cell of another form only its key.
 
     Args:
         store: where they are.

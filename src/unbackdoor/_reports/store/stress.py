@@ -1,4 +1,4 @@
-"""Stress tests that lie in a store: within cells, or as `stress/NAME.json` or `stress/NAME/stress.json`."""
+"""Stress tests in a store: within cells, or as `stress/NAME.json` or `stress/NAME/stress.json`."""
 
 import json
 import statistics
@@ -29,10 +29,10 @@ class Retuned:
 
 @dataclass(frozen=True)
 class StressRow:
-    """What came of stressing one model.
+    """The result of a stress test of one model.
 
     Args:
-        source: which stress test.
+        source: description of the stress test.
         model: `victim`, `purified`, `exact_oracle` or `control`.
         clean_accuracy, attack_success: before it.
         retuned: by the number of triggered examples.
@@ -51,7 +51,7 @@ def stress_rows(store: Store, records: list[Record], rows: "list[Row]") -> tuple
     """The stress tests of a store.
 
     Raises:
-        UnbackdoorError: a file under `stress/` is none that `unbackdoor stress` wrote.
+        UnbackdoorError: a file under `stress/` was not written by `unbackdoor stress`.
     """
     made: list[StressRow] = []
     for record, row in zip(records, rows, strict=True):

@@ -220,7 +220,7 @@ def _stress_tests(report: Report) -> list[str]:
 
 
 def _failures(report: Report) -> list[str]:
-    """How often each message came."""
+    """Returns the number of failures with each message."""
     lines: list[str] = []
     if report.failures:
         lines += ["", "## Failures", ""]
@@ -332,7 +332,7 @@ def _second(report: Report, place: int | None) -> str:
 
 
 def entry(row: Row) -> str:
-    """A row as a table's cell: clean accuracy / attack success, n, and what is wrong with it."""
+    """Returns a row as a table's cell: clean accuracy / attack success, n, and its defects."""
     if row.counted == 0:
         return f"† not implanted ({row.not_implanted})" if row.not_implanted else f"failed ({row.failed})"
     text = _share(row.clean_accuracy)
@@ -404,5 +404,5 @@ def _latex(text: str) -> str:
 
 
 def _pathless(text: str) -> str:
-    """A message without the folders of the machine on which it came up."""
+    """Returns a message without the folders of the machine."""
     return re.sub(r"(?<![\w/:.])(?:[A-Za-z]:)?[/\\](?:[^\s/\\'\"]+[/\\])+", "…/", text)
