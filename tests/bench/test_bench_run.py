@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from pictures import write_pictures
-from unbackdoor import Dataset, UnbackdoorError, evaluate, load
+from unbackdoor import Dataset, UnbackdoorError, audit, detectors, evaluate, load
 from unbackdoor._bench import Store, identity
 from unbackdoor._bench.grid import read
 from unbackdoor._bench.plan import all_cells
@@ -21,6 +21,7 @@ from unbackdoor._bench.run import bench
 from unbackdoor._data.splits import stratified
 from unbackdoor._errors import IncompleteError
 from unbackdoor._models.factory import make
+from unbackdoor._reports.store.run import report
 
 TINY = """
 seeds = [0, 1]
@@ -153,6 +154,34 @@ def test_all_methods_share_one_frozen_stratified_draw(store: Store, place: Path)
     counts = torch.bincount(pool[by_kind["budget"]["rows"]], minlength=10)
     assert int(counts.sum()) == 30
     assert int(counts.min()) >= 2
+
+
+def test_an_audit_is_a_cell_and_stands_in_no_table_of_methods(place: Path, tmp_path: Path) -> None:
+    text = TINY[: TINY.index("[[methods]]")] + '[[budgets]]\nn = 30\n[[detectors]]\nname = "patch"\nsteps = 2\n'
+    text = text.replace("[0, 1]", "[3]").replace('second_test = "train.parquet"\n', "")
+    text = text.replace("width = 2\nepochs = 1", "width = 4\nepochs = 8\nbatch_size = 16")  # above chance
+    (place / "audits.toml").write_text('without = ["fine-tuning"]' + text)
+    bench(str(place / "audits.toml"), out=str(tmp_path / "runs"))
+    store = Store(tmp_path / "runs")
+    cells = [(spec, result) for spec, result in store.cells() if spec["method"]["name"] == "audit"]
+    assert len(cells) == 2
+    for spec, result in cells:
+        (finding,) = result["audit"]["findings"]
+        model = load(store.victim(identity(spec["victim"])))
+        draws = [json.loads(path.read_text()) for path in (tmp_path / "runs" / "rows").iterdir()]
+        rows = {entry["spec"]["draw"]: entry["rows"] for entry in draws}
+        test = Dataset.load(place / "test.parquet", model.encode)
+        clean = test.select(torch.tensor(rows["held out"])).select(torch.tensor(rows["budget"]))
+        made = audit(model.model, clean, detectors=[detectors.Patch(steps=2)], seed=3, precision="fp32").findings[0]
+        assert [each["size"] for each in finding["classes"]] == [each.candidate.size for each in made.classes]
+        assert [each["moved"] for each in finding["classes"]] == [
+            each.moved and each.moved.to_json() for each in made.classes
+        ]
+        assert result["audit"]["judged_on"] == 15
+    bench(str(place / "audits.toml"), out=str(tmp_path / "runs"))
+    page = tmp_path / "report.json"
+    report(str(tmp_path / "runs"), str(page))
+    assert {row["method"] for row in json.loads(page.read_text())["rows"]} == {"none"}
 
 
 def test_a_finished_grid_has_nothing_to_do(store: Store, place: Path, capsys: pytest.CaptureFixture[str]) -> None:

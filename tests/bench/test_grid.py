@@ -1,12 +1,13 @@
 """Grid files: what they mean, and that all that is wrong with one is told at once, with its lines."""
 
+import dataclasses
 import importlib.util
 import sys
 from pathlib import Path
 
 import pytest
 
-from unbackdoor import UnbackdoorError, attacks, purifiers
+from unbackdoor import UnbackdoorError, attacks, detectors, purifiers
 from unbackdoor._bench.grid import Grid, read
 from unbackdoor._bench.lines import line_of, lines_of
 from unbackdoor._bench.plan import all_cells
@@ -15,6 +16,9 @@ TASK = '[tasks.digits]\ntrain = "train.csv"\ntest = "test.csv"\nheld_out = 100\n
 BUDGET = "[[budgets]]\nn = 100\n"
 OWN = '[tasks.a]\ntest = "test.csv"\nheld_out = 9\n'
 BADNETS = '[[attacks]]\nname = "badnets"\nrate = [0.01, 0.05]\n'
+
+
+PATCH = {"version": 1, **{item.name: item.default for item in dataclasses.fields(detectors.Patch)}}
 
 
 @pytest.fixture
@@ -47,6 +51,24 @@ def told(folder: Path, text: str) -> list[tuple[str, str, str, int | None]]:
         )
         for cell in all_cells(grid(folder, text))
     ]
+
+
+def test_detectors_add_one_audit_of_each_subject_with_each_budget_and_seed(folder: Path) -> None:
+    text = TASK + BUDGET + "[[budgets]]\nn = 50\n" + BADNETS
+    plain = {cell.key for cell in all_cells(grid(folder, text))}
+    patch = '[[detectors]]\nname = "patch"\n'
+    cells = {cell.key: cell for cell in all_cells(grid(folder, "seeds = [0, 1]\n" + text + patch))}
+    audits = [cell for cell in cells.values() if cell.label == "audit"]
+    assert len(audits) == 3 * 2 * 2  # the control and two rates, two budgets, two seeds
+    assert plain < cells.keys()  # the other cells keep their keys
+    assert all(cell.method is None and cell.detectors == (detectors.Patch(),) for cell in audits)
+    # Also the defaults are part of what an audit is: they change more often than those of published methods.
+    (described,) = {str(cell.spec["method"]) for cell in audits}
+    assert described == str({"name": "audit", "version": 1, "parameters": {"patch": PATCH}})
+    left_out = '[[cells]]\nleave_out = true\nmethod = "audit"\n'
+    assert {cell.label for cell in all_cells(grid(folder, text + patch + left_out))} == {"none", "fine-tuning"}
+    alone = 'without = ["fine-tuning"]\n' + text + patch
+    assert {cell.label for cell in all_cells(grid(folder, alone))} == {"none", "audit"}
 
 
 def test_fine_tuning_and_a_clean_control_are_part_of_every_table(folder: Path) -> None:
@@ -282,6 +304,18 @@ method = "fts"
         (
             TASK + BUDGET + '[[attacks]]\nname = "prepared"\ntriggered = "x"\n',
             "line 8: prepared carries no trigger that could be put on the test examples, so a grid cannot score it.",
+        ),
+        (
+            TASK + BUDGET + '[[detectors]]\nname = "pitch"\n',
+            "line 8: There is no detector 'pitch'. Did you mean 'patch'? See unbackdoor list detectors.",
+        ),
+        (
+            TASK + BUDGET + '[[detectors]]\nname = "patch"\n[[detectors]]\nname = "patch"\nsteps = 1\n',
+            "line 9: detectors has 'patch' twice. One audit runs each detector once. Leave one out.",
+        ),
+        (
+            TASK + BUDGET + '[[detectors]]\nname = "patch"\n[[methods]]\nname = "fst"\nlabel = "audit"\n',
+            "line 1: 'audit' is the label of the cells that audit. Give the method another label.",
         ),
         (TASK + BUDGET + '[[attacks]]\nname = "none"\n', "line 8: The clean control is part of every grid. Leave this"),
         (TASK + BUDGET + '[[cells]]\nleave_out = "yes"\n', "line 8: cells.0.leave_out must be true or false, got yes."),

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from unbackdoor._artifacts.entries import Count, Entry, ProportionEntry, ScoreEntry
+from unbackdoor._artifacts.entries import Count, Entry, ProportionEntry, ScoreEntry, Share
 
 
 class AttackSpec(Entry):
@@ -62,6 +62,55 @@ class DescribedMethod(Entry):
     parameters: dict[str, Any] | list[dict[str, Any]]
 
 
+class ExactShareEntry(Entry):
+    """A share of held-out examples, with its exact 95 % interval; 0 of none."""
+
+    value: Share
+    n: Count
+    low: Share
+    high: Share
+
+
+class AuditedClass(Entry):
+    """The shortcut to one class; see `unbackdoor._detection`."""
+
+    target: Count
+    sources: list[Count]
+    strength: float
+    size: float | None
+    nominal_p: Share
+    moved: ExactShareEntry | None
+    random: ExactShareEntry | None
+
+
+class AuditFinding(Entry):
+    """The result of one detector."""
+
+    detector: str
+    unit: str
+    looks_natural: bool | None
+    seconds: float
+    classes: list[AuditedClass]
+
+
+class AuditEntry(Entry):
+    """An audit, without p-values: these follow from it and from clean models.
+
+    Args:
+        findings: one for each detector that ran, the most abnormal first.
+        doubt: why none ran; empty otherwise.
+        accuracy_on_clean: of the suspect.
+        judged_on: the number of held-out examples.
+        seconds: of all of it.
+    """
+
+    findings: list[AuditFinding]
+    doubt: str
+    accuracy_on_clean: ProportionEntry
+    judged_on: Count
+    seconds: float
+
+
 class Provenance(Entry):
     """Machine, time and software of a measurement, and the labels of attack and method in its grid."""
 
@@ -92,6 +141,7 @@ class Measured(Entry):
     warnings: list[str]
     usable: bool | None = None
     stress: dict[str, Any] | None = None
+    audit: AuditEntry | None = None
     provenance: Provenance
 
 

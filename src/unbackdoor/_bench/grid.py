@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from unbackdoor import purifiers
 from unbackdoor._bench.lines import Location, line_of, lines_of
-from unbackdoor._bench.named import PlannedAttack, named_methods, planned_attacks
+from unbackdoor._bench.named import PlannedAttack, named_detectors, named_methods, planned_attacks
 from unbackdoor._bench.paths import check_task
 from unbackdoor._bench.schema import Budget, Cells, File, Resources, Task
 from unbackdoor._errors import UnbackdoorError, printable
@@ -22,6 +22,8 @@ from unbackdoor._registry.entries import find
 from unbackdoor._value import error_sentence
 
 _MOST = 30  # problems of a grid that a message lists
+
+AUDIT = "audit"  # the label of cells that audit
 
 KEPT = "# Relative paths count from "  # the first line of a grid that is kept in a store
 
@@ -57,6 +59,7 @@ class Grid:
     tasks: dict[str, Task]
     attacks: tuple[PlannedAttack, ...]
     methods: dict[str, Any]
+    detectors: dict[str, Any]
     budgets: tuple[Budget, ...]
     victim_seeds: tuple[int, ...]
     seeds: tuple[int, ...]
@@ -111,6 +114,9 @@ def read(path: str | Path) -> Grid:
     tasks = {name: check_task(name, task, folder, problems) for name, task in written["tasks"].items()}
     planned = planned_attacks(written["attacks"], folder, problems)
     methods = named_methods(written["methods"], folder, problems)
+    detectors = named_detectors(written["detectors"], folder, problems)
+    if detectors and AUDIT in methods:
+        problems.add(("methods",), f"'{AUDIT}' is the label of the cells that audit. Give the method another label.")
     clean = "clean" not in written["without"]
     if clean:
         planned = {"none": PlannedAttack("none", None, (0.0,)), **planned}
@@ -124,7 +130,7 @@ def read(path: str | Path) -> Grid:
     known = {
         "task": list(given_tasks) if isinstance(given_tasks, dict) else [],
         "attack": [*_labels(written["attacks"]), "none", "own"],
-        "method": [*_labels(written["methods"]), *methods, "none"],
+        "method": [*_labels(written["methods"]), *methods, "none", *([AUDIT] if detectors else [])],
     }
     _check_filters(written["cells"], known, len(written["budgets"]), problems)
     problems.refuse()
@@ -135,6 +141,7 @@ def read(path: str | Path) -> Grid:
         tasks=tasks,
         attacks=tuple(planned.values()),
         methods=methods,
+        detectors=detectors,
         budgets=tuple(written["budgets"]),
         victim_seeds=written["victim_seeds"],
         seeds=written["seeds"],
@@ -206,6 +213,7 @@ def _salvaged(raw: dict[str, Any]) -> dict[str, Any]:
         "tasks": {name: task for name, task in made_tasks.items() if task is not None},
         "attacks": _tables(raw.get("attacks")),
         "methods": _tables(raw.get("methods")),
+        "detectors": _tables(raw.get("detectors")),
         "budgets": [_made(Budget, given) for given in _tables(raw.get("budgets"))],
         "cells": [_made(Cells, given) for given in _tables(raw.get("cells"))],
         "without": without if isinstance(without, list) else [],

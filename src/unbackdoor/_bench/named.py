@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ArgsKwargs
 
-from unbackdoor import attacks, purifiers
+from unbackdoor import attacks, detectors, purifiers
 from unbackdoor._bench.lines import Location
 from unbackdoor._bench.paths import Noted, local
 from unbackdoor._errors import UnbackdoorError
@@ -86,6 +86,23 @@ def named_methods(tables: list[dict[str, Any]], folder: Path, problems: Noted) -
         if None not in made:
             methods[label] = made[0] if len(made) == 1 else purifiers.Then(*made)
     return methods
+
+
+def named_detectors(tables: list[dict[str, Any]], folder: Path, problems: Noted) -> dict[str, Any]:
+    """The detectors of a grid by name; notes what is wrong with them."""
+    found: dict[str, Any] = {}
+    for place, given in enumerate(tables):
+        location: Location = ("detectors", place)
+        _, name, fields = _named(given, location, problems)
+        cls = _found(name, detectors.REGISTRY, "detector", "detectors", (*location, "name"), problems)
+        if cls is None:
+            continue
+        if name in found:
+            problems.add(location, f"detectors has '{name}' twice. One audit runs each detector once. Leave one out.")
+        made = _value(cls, fields, location, folder, problems)
+        if made is not None:
+            found[name] = made
+    return found
 
 
 def _shared_out(

@@ -5,10 +5,10 @@ import itertools
 from dataclasses import dataclass
 
 from unbackdoor import purifiers
-from unbackdoor._bench.grid import Grid
+from unbackdoor._bench.grid import AUDIT, Grid
 from unbackdoor._bench.schema import Cells
 from unbackdoor._bench.store import Store
-from unbackdoor._bench.subjects import Cell, Subject, Subjects, cell_of, value_spec
+from unbackdoor._bench.subjects import Cell, Subject, Subjects, audit_spec, cell_of, value_spec
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._registry.entries import entry_of, steps_of
 
@@ -110,17 +110,19 @@ def all_cells(grid: Grid) -> list[Cell]:
     makes = Subjects(grid)
     baselines = [label for label, method in grid.methods.items() if isinstance(method, fine_tuning)]
     methods = {"none": None, **grid.methods}
+    columns = {**methods, AUDIT: None} if grid.detectors else methods
     combinations: dict[tuple[Subject, str, int | None, int], None] = {}
 
     def add(entry: Cells) -> None:
         subjects = [s for s in makes.of(entry) if s.control or not entry.attack or s.label in entry.attack]
-        for subject, (label, method) in itertools.product(subjects, methods.items()):
-            if method is None:
+        for subject, (label, method) in itertools.product(subjects, columns.items()):
+            if label == "none":
                 combinations[subject, label, None, 0] = None
             elif not entry.method or label in entry.method or label in baselines:
                 places: list[int | None] = [*(entry.budget or range(len(grid.budgets)))]
                 for place, seed in itertools.product(places, entry.seed or grid.seeds):
-                    combinations[subject, label, place if needs_clean(method) else None, seed] = None
+                    takes = label == AUDIT or needs_clean(method)
+                    combinations[subject, label, place if takes else None, seed] = None
 
     add(Cells())
     for entry in grid.cells:
@@ -135,11 +137,15 @@ def all_cells(grid: Grid) -> list[Cell]:
     kept.sort(key=lambda each: makes.order[each[0]])
     victims = {subject for subject, *_ in kept if not subject.control}
     specs = {label: value_spec(method, purifiers.REGISTRY) for label, method in methods.items()}
+    specs[AUDIT] = audit_spec(grid.detectors)
     beside = {subject: makes.beside(subject, victims) for subject in purified}
     cells: dict[str, Cell] = {}
     for subject, label, place, seed in kept:
         budget = None if place is None else grid.budgets[place]
-        cell = cell_of(subject, label, methods[label], specs[label], budget, seed, makes.files[subject.name])
+        cell = cell_of(subject, label, columns[label], specs[label], budget, seed, makes.files[subject.name])
+        if label == AUDIT:
+            cells.setdefault(cell.key, dataclasses.replace(cell, detectors=tuple(grid.detectors.values())))
+            continue
         second = subject.task.second_test is not None and (label == "none" or seed == grid.seeds[0])
         cells.setdefault(cell.key, dataclasses.replace(cell, others=beside[subject], second=second))
     _check_kinds(list(cells.values()))

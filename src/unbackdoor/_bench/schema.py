@@ -140,6 +140,7 @@ class File(Table):
     tasks: Annotated[dict[str, Task], Field(min_length=1)]
     attacks: list[dict[str, Any]] = Field(default_factory=list)
     methods: list[dict[str, Any]] = Field(default_factory=list)
+    detectors: list[dict[str, Any]] = Field(default_factory=list)
     budgets: Annotated[list[Budget], Field(min_length=1)]
     victim_seeds: Seeds = (0,)
     seeds: Seeds = (0,)

@@ -1,7 +1,7 @@
 """Subjects and cells: the models and measurements of a grid, and their identities."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,10 @@ from unbackdoor._bench.schema import Budget, Cells, Task
 from unbackdoor._bench.store import identity
 from unbackdoor._inputs import read_json
 from unbackdoor._registry.entries import Entry, Need, entry_of, name_of, steps_of
-from unbackdoor._value import changed_fields
+from unbackdoor._value import changed_fields, fields_of
 
 NONE: dict[str, Any] = {"name": "none", "version": 1, "parameters": {}}
+AUDIT_VERSION = 1  # of the split into halves and of the judging
 OWN: dict[str, Any] = {
     "name": "own",
     "version": 1,
@@ -72,12 +73,14 @@ class Subject:
 
 @dataclass(frozen=True, eq=False)
 class Cell:
-    """A measurement: a subject, purified by a method with a clean budget and a seed, and scored.
+    """A measurement: a subject, purified by a method with a clean budget and a seed, and scored; or audited instead.
 
     Args:
-        label: label of the method; `none` for the subject itself.
+        label: label of the method; `none` for the subject itself, `audit` for an audit of it.
+        method: None if the subject is not purified.
         others: for a clean control, the victims whose triggers it is scored with.
         second: whether the cell is also scored on the task's second test examples.
+        detectors: those of an audit.
     """
 
     subject: Subject
@@ -89,10 +92,11 @@ class Cell:
     key: str
     others: tuple[Subject, ...] = ()
     second: bool = False
+    detectors: tuple[Any, ...] = ()
 
     def __str__(self) -> str:
         budget = "" if self.budget is None else f", {self.budget.n:,} {self.budget.source}"
-        seed = "" if self.method is None else f", seed {self.seed}"
+        seed = f", seed {self.seed}" if self.method is not None or self.detectors else ""
         return f"{self.subject}: {self.label}{budget}{seed}"
 
 
@@ -106,6 +110,12 @@ def value_spec(made: Any, entries: tuple[Entry, ...]) -> dict[str, Any]:
         return {"name": name_of(made, entries), **lists}
     parameters = {name: _hashed(given) for name, given in changed_fields(made).items()}
     return {"name": name_of(made, entries), "version": getattr(made, "version", 1), "parameters": parameters}
+
+
+def audit_spec(chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """What of an audit determines its result: each detector's version and all of its settings, defaults included."""
+    described = {name: {"version": getattr(made, "version", 1), **fields_of(made)} for name, made in chosen.items()}
+    return {"name": "audit", "version": AUDIT_VERSION, "parameters": described}
 
 
 def _hashed(given: Any) -> Any:

@@ -24,6 +24,7 @@ from unbackdoor._bench.subjects import NONE, Cell, Subject
 from unbackdoor._data.classes import check_labels
 from unbackdoor._data.dataset import Dataset
 from unbackdoor._data.images import ImageEncoder
+from unbackdoor._detection.audit import JudgedFinding, audit
 from unbackdoor._errors import IncompleteError, UnbackdoorError
 from unbackdoor._inputs import read_json
 from unbackdoor._models.arithmetic import choose, description
@@ -254,7 +255,30 @@ class _Desk:
         }
         if cell.method is not None:
             result["method"] = _described(cell.method)
+        if cell.detectors:
+            result["audit"] = self._audited(cell, pool, model, encode)
+            result["seconds"] = result["audit"]["seconds"]
         return result
+
+    def _audited(self, cell: Cell, pool: Dataset | None, model: Any, encode: Any) -> dict[str, Any]:
+        """What the detectors find. Its p-values are left out: they change with the clean models to compare with."""
+        task, base = cell.subject.task, cell.subject.task.base
+        made = audit(
+            model,
+            self.examples.budget(cell, pool, encode, class_names(model)),
+            detectors=cell.detectors,
+            base=None if base is None else self.shelf.keep("base", base, lambda: load_base(base, factory=task.factory)),
+            seed=cell.seed,
+            device=self.settings.device,
+            precision=task.precision,
+        )
+        return {
+            "findings": [_finding_entry(finding) for finding in made.findings],
+            "doubt": "" if made.findings else made.reason,
+            "accuracy_on_clean": made.record["suspect_accuracy_on_clean"],
+            "judged_on": made.record["examples"]["judged_on"],
+            "seconds": made.record["seconds"],
+        }
 
     def provenance(self, cell: Cell) -> dict[str, Any]:
         given = {
@@ -322,6 +346,27 @@ def _asked(source: str, task: Task) -> Loaded:
 def _share(model: Any, attacked: Triggered, arithmetic: Any) -> dict[str, float | int]:
     hits = predict(model, attacked.data, arithmetic) == attacked.wanted.cpu()
     return Proportion(int(hits.sum()), len(hits)).to_json()
+
+
+def _finding_entry(finding: JudgedFinding) -> dict[str, Any]:
+    return {
+        "detector": finding.detector,
+        "unit": finding.unit,
+        "looks_natural": finding.looks_natural,
+        "seconds": finding.seconds,
+        "classes": [
+            {
+                "target": each.candidate.target,
+                "sources": list(each.candidate.sources),
+                "strength": each.candidate.strength,
+                "size": each.candidate.size,
+                "nominal_p": each.nominal_p,
+                "moved": None if each.moved is None else each.moved.to_json(),
+                "random": None if each.random is None else each.random.to_json(),
+            }
+            for each in finding.classes
+        ],
+    }
 
 
 def _described(method: Any) -> dict[str, Any]:
