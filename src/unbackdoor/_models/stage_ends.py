@@ -1,5 +1,7 @@
 """The last layer of each stage of a network of any architecture, found by running it."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -70,3 +72,27 @@ def features_of(output: Any) -> Tensor | None:
     """Returns the features in the output of a layer; None if there are none."""
     first = output[0] if isinstance(output, tuple | list) and output else output
     return first if isinstance(first, Tensor) else None
+
+
+@contextmanager
+def watching_output(layer: nn.Module) -> Iterator[list[Tensor]]:
+    """The features in the output of a layer in the latest forward pass, as the only entry of a list."""
+    seen: list[Tensor] = []
+
+    def keep(_module: nn.Module, _arguments: Any, output: Any) -> None:
+        features = features_of(output)
+        seen[:] = [] if features is None else [features]
+
+    with removing([layer.register_forward_hook(keep)]):
+        yield seen
+
+
+@contextmanager
+def replacing(layer: nn.Module, features: Tensor) -> Iterator[None]:
+    """Put features in place of those in the output of a layer while the block runs; a gradient flows into them."""
+
+    def swap(_module: nn.Module, _arguments: Any, output: Any) -> Any:
+        return features if isinstance(output, Tensor) else type(output)((features, *output[1:]))
+
+    with removing([layer.register_forward_hook(swap)]):
+        yield

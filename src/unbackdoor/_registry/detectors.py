@@ -39,4 +39,23 @@ REGISTRY = (
         paper="WaNet: Imperceptible Warping-based Backdoor Attack",
         blind="triggers that change the values of pixels, triggers that differ between pictures",
     ),
+    Entry(
+        "margin",
+        "unbackdoor.detectors.margin:Margin",
+        "the largest margin of each class over features inside the network, from clean starts",
+        needs=(Need.INPUTS,),
+        year=2024,
+        paper="MM-BD: Post-Training Detection of Backdoor Attacks with Arbitrary Backdoor Pattern Types Using a Maximum"
+        " Margin Statistic",
+        blind="networks whose margins were kept small, several target classes at once, backdoors of all classes",
+    ),
+    Entry(
+        "noise",
+        "unbackdoor.detectors.noise:Noise",
+        "the smallest noise on normalisation layers that makes a model answer each class",
+        needs=(Need.INPUTS, Need.NORMALISATION),
+        year=2024,
+        paper="BAN: Detecting Backdoors Activated by Adversarial Neuron Noise",
+        blind="backdoors that share their units with the target class, several target classes at once",
+    ),
 )

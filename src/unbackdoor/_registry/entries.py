@@ -23,6 +23,7 @@ class Need(StrEnum):
     SURROGATE = "a clean model (trained first if none is given)"
     COPIES = "a triggered copy of the data"
     BATCH_NORM = "BatchNorm"
+    NORMALISATION = "normalisation layers"
     CHANNELS = "convolutions followed by BatchNorm"
     SKIP_CONNECTIONS = "skip connections"
     STAGES = "convolutions or transformer blocks"

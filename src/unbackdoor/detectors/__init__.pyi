@@ -3,6 +3,8 @@
 import unbackdoor._registry.entries
 
 from .low_frequency_pattern import LowFrequencyPattern as LowFrequencyPattern
+from .margin import Margin as Margin
+from .noise import Noise as Noise
 from .patch import Patch as Patch
 from .pattern import Pattern as Pattern
 from .warp import Warp as Warp

@@ -1,0 +1,184 @@
+"""Noise: the smallest noise on normalisation layers that makes a model answer each class."""
+
+import math
+from collections.abc import Callable
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from unbackdoor._data.dataset import Dataset
+from unbackdoor._detection.finding import Candidate, Finding
+from unbackdoor._errors import UnbackdoorError
+from unbackdoor._inversion.search import frozen
+from unbackdoor._models.calling import Inputs
+from unbackdoor._models.hooks import weights_kept
+from unbackdoor._purification.run import Run
+from unbackdoor._tasks.classification import predict
+from unbackdoor._value import value
+
+HALVINGS = 5  # of the interval that holds the smallest multiple of a noise
+
+
+@value
+class Noise:
+    """Search the smallest noise on normalisation layers that makes a model answer each class.
+
+    A channel of a normalisation layer ends in w y + b. With noise d and e it is
+
+        (w + |w| d) y + b + |w| e
+
+    so a noise of 1 stretches or shifts the channel by its own standard deviation. For each class t the noise begins at
+    0, and each step goes where the mean of max(0, max over j of z_j - z_t) would be 0 if it were linear. The search
+    ends as soon as a share of the examples of other classes is classified as t; then the noise is scaled down to the
+    smallest multiple that still does it. If units wait for a trigger, a small noise on them leads to its target.
+
+    Xu et al., "BAN: Detecting Backdoors Activated by Adversarial Neuron Noise", NeurIPS 2024,
+    https://arxiv.org/abs/2405.19928
+
+    Labels are not used: the model's own answers stand for them.
+
+    Cannot see: backdoors whose units also serve the features of the target class, several target classes at once, and
+    networks without normalisation layers. It finds no trigger.
+
+    Args:
+        examples: of other classes for each class, at least 2.
+        steps: at most for each class, at least 1.
+        success: share of the examples that a noise must move, more than 0 and at most 1.
+
+    Differences from the paper: there, one noise of a fixed size makes the model wrong without a target, after a mask
+    has taken benign features away, and the class that collects most wrong answers is the target. Clean networks collect
+    their wrong answers in one class as well (on digits all of them, at the paper's size), so here each class has its
+    own noise, and the sizes of the classes are compared. No mask is needed then.
+    """
+
+    examples: Annotated[int, Field(ge=2)] = 96
+    steps: Annotated[int, Field(ge=1)] = 10
+    success: Annotated[float, Field(gt=0, le=1)] = 0.5
+
+    def __call__(self, model: nn.Module, clean: Dataset, run: Run) -> Finding:
+        """Search all classes."""
+        layers = normalisation_layers(model)
+        if not layers:
+            raise UnbackdoorError(
+                f"Noise needs normalisation layers with weights and biases; {type(model).__name__} has none. Leave it "
+                "out."
+            )
+        answers, classes = predict(model, clean, run.arithmetic), run.head(model).out_features
+        sizes = torch.full((classes,), math.inf, dtype=torch.float64)
+        with frozen(model), run.progress("searching noise", classes) as advance:
+            for target in range(classes):
+                others = (answers != target).nonzero().flatten()
+                rows = others[torch.randperm(len(others), generator=run.generator)[: self.examples]]
+                if len(rows):
+                    sizes[target] = self.smallest(model, layers, clean.inputs(rows), target, run)
+                advance()
+        reached = sizes.isfinite()
+        # A class that no noise reached is as strong as the weakest that one did: nothing is known of its size.
+        known = sizes.clamp(max=float(sizes[reached].max()) if bool(reached.any()) else 1.0, min=1e-6)
+        return Finding(
+            candidates=tuple(
+                Candidate(target=target, strength=-math.log(size), size=size)
+                for target, size in enumerate(known.tolist())
+            ),
+            unit="standard deviations of channels",
+        )
+
+    def smallest(self, model: nn.Module, layers: list[nn.Module], inputs: Inputs, target: int, run: Run) -> float:
+        """The length of the smallest noise found, the root of the sum of squares; infinite if none succeeds.
+
+        Args:
+            model: in eval mode, its weights without gradients; the same afterwards.
+            layers: that get noise.
+            inputs: of examples that it does not classify as the target.
+            target: the class.
+            run: arithmetic.
+        """
+        noisy = NoisyLayers(layers)
+
+        def distances() -> Tensor:
+            """How far each example is from the target, max over j of z_j - z_target, (examples,)."""
+            scores = run.scores(model, inputs)
+            return torch.cat([scores[:, :target], scores[:, target + 1 :]], dim=1).amax(dim=1) - scores[:, target]
+
+        def succeeds(multiple: float) -> bool:
+            noisy.put_(multiple)
+            with torch.no_grad():
+                return float((distances() < 0).double().mean()) >= self.success
+
+        with weights_kept(noisy.weights):
+            steps = 0
+            while not succeeds(1.0):
+                if steps == self.steps or not noisy.step_(distances):
+                    return math.inf
+                steps += 1
+            low, high = 0.0, 1.0
+            for _ in range(HALVINGS):
+                middle = (low + high) / 2
+                low, high = (low, middle) if succeeds(middle) else (middle, high)
+        return high * noisy.length
+
+
+class NoisyLayers:
+    """Noise on the weights and biases of normalisation layers, zero at first.
+
+    Args:
+        layers: with `weight` and `bias`.
+
+    Attributes:
+        weights: those weights and biases.
+    """
+
+    def __init__(self, layers: list[nn.Module]) -> None:
+        self.weights: list[Tensor] = [getattr(layer, name) for layer in layers for name in ("weight", "bias")]
+        self._before = [weight.detach().clone() for weight in self.weights]
+        self._scales = [scale.abs() for scale in self._before[::2] for _ in range(2)]
+        self._noise = [torch.zeros_like(scale) for scale in self._scales]
+
+    @property
+    def length(self) -> float:
+        """The root of the sum of squares of the noise."""
+        return math.sqrt(sum(float(part.double().square().sum()) for part in self._noise))
+
+    @torch.no_grad()
+    def put_(self, multiple: float) -> None:
+        """Put a multiple of the noise on the layers."""
+        for weight, start, scale, part in zip(self.weights, self._before, self._scales, self._noise, strict=True):
+            weight.copy_(start + multiple * scale * part)
+
+    def step_(self, distances: Callable[[], Tensor]) -> bool:
+        """Change the noise so that the mean distance would be a little below 0 if it were linear in the noise.
+
+        Args:
+            distances: of each example from the target under the noise that is on the layers.
+
+        Returns:
+            False if the distances do not depend on the noise.
+        """
+        for weight in self.weights:
+            weight.requires_grad_(True)
+        each = distances()
+        # The margin of a tenth makes sure that a step overshoots; the multiple takes back what is too much.
+        loss = F.relu(each + 0.1 * each.detach().abs().mean()).mean()
+        raw = torch.autograd.grad(loss, self.weights, allow_unused=True, materialize_grads=True)
+        for weight in self.weights:
+            weight.requires_grad_(False)
+        slopes = [slope * scale for slope, scale in zip(raw, self._scales, strict=True)]
+        steepness = sum(float(slope.double().square().sum()) for slope in slopes)
+        for part, slope in zip(self._noise, slopes, strict=True):
+            part.sub_(float(loss.detach()) / max(steepness, 1e-30) * slope)
+        return steepness > 0
+
+
+def normalisation_layers(model: nn.Module) -> list[nn.Module]:
+    """The layers that normalise, and then scale and shift each channel: BatchNorm, LayerNorm, GroupNorm."""
+    return [
+        layer
+        for layer in model.modules()
+        if isinstance(layer, _BatchNorm | nn.LayerNorm | nn.GroupNorm)
+        and isinstance(layer.weight, Tensor)
+        and isinstance(layer.bias, Tensor)
+    ]
