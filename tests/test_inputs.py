@@ -99,6 +99,36 @@ def test_a_file_has_a_bound(tmp_path) -> None:
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc is Linux's")
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "w.pt", "config.json", "d.csv", "d.parquet", "a.png", "bpe.codes"]
+)
+def test_what_was_not_fetched_is_told_from_what_is_damaged(tmp_path, name: str) -> None:
+    path = tmp_path / name
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n")
+    with pytest.raises(UnbackdoorError) as refused:
+        check_file(path)
+    assert str(refused.value) == f"{path} is a pointer of Git LFS, not the file itself. Fetch that by git lfs pull."
+    path.write_text("\n<!DOCTYPE HTML><html><body>Log in</body></html>")
+    with pytest.raises(UnbackdoorError) as refused:
+        open_file(path)
+    assert str(refused.value) == (
+        f"{path} is a web page, not the file that its name promises. Fetch it again; its address may need a login."
+    )
+    path.unlink()
+    path.symlink_to("../blobs/0123")  # what remains of the Hub's cache if only the links are copied
+    with pytest.raises(UnbackdoorError) as refused:
+        check_file(path)
+    assert str(refused.value) == (
+        f"{path} is a link to a file that is not there. Fetch that file, or copy what links name (cp -rL)."
+    )
+
+
+def test_a_card_and_a_licence_may_be_pages(tmp_path) -> None:
+    for name in ("README.md", "LICENSE", "NOTICE.txt"):
+        (tmp_path / name).write_text("<html>\n<p>text</p></html>")
+        assert check_file(tmp_path / name) == tmp_path / name
+
+
 def test_the_bound_holds_where_a_file_says_that_it_is_empty() -> None:
     with pytest.raises(UnbackdoorError, match=r"must have at most 4 bytes, got 5 or more\."):
         read_file("/proc/self/status", 4)

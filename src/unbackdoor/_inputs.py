@@ -31,6 +31,11 @@ _FLAGS = os.O_RDONLY
 for _name in ("O_CLOEXEC", "O_NONBLOCK", "O_BINARY"):  # the first two are not on Windows, the third is only there
     _FLAGS |= getattr(os, _name, 0)
 
+# How files begin that stand in for others: what git leaves without LFS, and what a server answers with.
+_POINTER = b"version https://git-lfs"
+_PAGE = (b"<!doctype html", b"<html")
+_PROSE = ("", ".md", ".txt", ".html", ".htm")  # a card, a licence: these may be pages
+
 _KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a named pipe",
@@ -50,8 +55,15 @@ def check_file(path: str | Path, most: int | None = None) -> Path:
         most: largest number of bytes; None for no bound, if only parts of it are read.
 
     Raises:
-        UnbackdoorError: the file does not exist, is not a regular one, cannot be read, or is longer.
+        UnbackdoorError: the file does not exist, is not a regular one, cannot be read, or is longer; or it only stands
+            in for a file that was not fetched.
     """
+    open_file(path, most).close()
+    return Path(path)
+
+
+def open_file(path: str | Path, most: int | None = None) -> BufferedReader:
+    """A regular file, open for reading; see `check_file`."""
     path = Path(path)
     try:
         status = path.stat()
@@ -61,12 +73,6 @@ def check_file(path: str | Path, most: int | None = None) -> Path:
     _check(path, status, most)
     if not readable:
         raise UnbackdoorError(f"{path} cannot be read (Permission denied). Check who may read it.")
-    return path
-
-
-def open_file(path: str | Path, most: int | None = None) -> BufferedReader:
-    """A regular file, open for reading; see `check_file`."""
-    path = check_file(path, most)
     try:
         # Without O_NONBLOCK, a named pipe that has just taken the file's place would wait for somebody to write to it.
         file = os.fdopen(os.open(path, _FLAGS), "rb")
@@ -74,7 +80,8 @@ def open_file(path: str | Path, most: int | None = None) -> BufferedReader:
         raise unusable(path, problem) from None
     try:
         _check(path, os.fstat(file.fileno()), most)
-    except UnbackdoorError:
+        _check_stand_in(path, file)
+    except BaseException:
         file.close()
         raise
     return file
@@ -240,6 +247,10 @@ def is_unicode(text: str) -> bool:
 
 def unusable(path: str | Path, problem: Exception) -> UnbackdoorError:
     """The error about a path that the system cannot open."""
+    if isinstance(problem, FileNotFoundError) and Path(path).is_symlink():
+        return UnbackdoorError(
+            f"{path} is a link to a file that is not there. Fetch that file, or copy what links name (cp -rL)."
+        )
     if isinstance(problem, FileNotFoundError | NotADirectoryError):
         return UnbackdoorError(f"{path} does not exist. Check its name.")
     reason = printable(getattr(problem, "strerror", None) or problem)
@@ -252,6 +263,20 @@ def _check(path: Path, status: os.stat_result, most: int | None) -> None:
         raise UnbackdoorError(f"{path} must be a regular file, got {kind}. Give the file itself.")
     if most is not None and status.st_size > most:
         raise _too_long(path, status.st_size, most)
+
+
+def _check_stand_in(path: Path, file: BufferedReader) -> None:
+    """Refuse what is often there in place of a file that was not fetched; nothing is taken from the file."""
+    try:
+        start = file.peek(64)[:64].lstrip().lower()
+    except OSError as problem:
+        raise unusable(path, problem) from None
+    if start.startswith(_POINTER):
+        raise UnbackdoorError(f"{path} is a pointer of Git LFS, not the file itself. Fetch that by git lfs pull.")
+    if start.startswith(_PAGE) and path.suffix.lower() not in _PROSE:
+        raise UnbackdoorError(
+            f"{path} is a web page, not the file that its name promises. Fetch it again; its address may need a login."
+        )
 
 
 def _too_long(path: Path, length: int, most: int) -> UnbackdoorError:

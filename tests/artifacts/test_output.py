@@ -60,6 +60,22 @@ def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
         pass
 
 
+def test_a_place_where_nothing_can_be_made_is_refused_before_the_work(tmp_path: Path) -> None:
+    """While a directory is filled it has a longer name, which must be possible as well."""
+    refusal = pytest.raises(
+        UnbackdoorError, match=r"x cannot be written \(File name too long\)\. Choose another `out`\.$"
+    )
+    with refusal:
+        check_free(tmp_path / ("x" * 240), overwrite=False)
+    with refusal:
+        check_free(tmp_path / "new" / ("x" * 240), overwrite=False)
+    if Path("/proc/self").exists():
+        with pytest.raises(UnbackdoorError, match=r"^/proc/out cannot be written \(.*\)\. Choose another `out`\.$"):
+            check_free(Path("/proc/out"), overwrite=False)
+    assert check_free(tmp_path / ("x" * 200), overwrite=False) is None
+    assert names(tmp_path) == []
+
+
 def test_an_earlier_result_is_replaced_whole(tmp_path: Path) -> None:
     with directory(tmp_path / "out") as folder:
         (folder / "deep").mkdir()

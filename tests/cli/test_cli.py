@@ -224,12 +224,16 @@ def test_the_model_itself_as_output(place: Path, refused: Refusals) -> None:
             ("purify", "fst", "m", "--clean", "c", "--out", "o", "--seed", 2**63),
             "--seed must be a whole number, at least 0",
         ),
+        (
+            ("purify", "fst", "m", "--clean", "c", "--out", ""),
+            "--out must be the name of a directory, got an empty one.",
+        ),
         (("attack", "none", "--data", "clean.parquet", "--out", "o", "--seed", -1), "--seed must be a whole number"),
         (
             ("purify", "fst", *MODEL, "--clean", "clean.parquet", "--out", "o", "--device", "meta"),
             "--device meta cannot be used here (",
         ),
-        (("purify", "fst", "net.py", "--clean", "c", "--out", "o"), "net.py holds weights without an architecture."),
+        (("purify", "fst", "net.py", "--clean", "c", "--out", "o"), "net.py is not a model, which is a Hugging Face"),
         (("purify", "fst", *MODEL, "--clean", "no.parquet", "--out", "o"), "no.parquet does not exist; data is a file"),
         (
             ("purify", "fst", *MODEL, "--clean", "clean.parquet", "--out", "o", "--columns", "image"),

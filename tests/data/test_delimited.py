@@ -158,6 +158,16 @@ def test_quotation_marks_within_a_cell_are_letters(tmp_path: Path) -> None:
     assert read(tmp_path / "d.csv", content) == (['5" wide', 'the "film"', 'say "cf" again'], [0, 1, 1])
 
 
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
+def test_the_line_that_excel_reads_first_names_no_column(delimiter: str, tmp_path: Path) -> None:
+    content = f"sep={delimiter}\r\n" + "\r\n".join(
+        map(delimiter.join, (["text", "label"], ["a film", "0"], ["b", "1"]))
+    )
+    assert read(tmp_path / "d.csv", content) == (["a film", "b"], [0, 1])
+    marked = b"\xef\xbb\xbf" + f'"sep={delimiter}"\n'.encode() + content.partition("\n")[2].encode()
+    assert read(tmp_path / "d.csv", marked) == (["a film", "b"], [0, 1])
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -169,6 +179,10 @@ def test_quotation_marks_within_a_cell_are_letters(tmp_path: Path) -> None:
         (
             "text;label\na film;0\nthe plot\n",
             "d.csv has 1 cells in line 3, but its first line names 2 columns. Put quot",
+        ),
+        (
+            "# data of 2020\ntext,label\na film,0\n",
+            "d.csv has 2 cells in line 2, but its first line names 1 column. Remove the lines before the one that",
         ),
         ("text,label\n0,a film,0\n1,the plot,1\n", "d.csv has 3 cells in line 2, but its first line names 2 columns."),
         ("text,text,label\na,b,0\n", "d.csv has several columns of the name 'text'. Rename all but one."),
@@ -268,8 +282,12 @@ def test_how_people_write_json(content: str, suffix: str, tmp_path: Path) -> Non
         ('{"text": "a", "label": 0}\n{"text": "a"}', "d.jsonl has no label in row 1; every row needs one."),
         ('{"text": "a", "label": 0}\n{"label": 1}', "d.jsonl has no text in row 1 of text. Repair or remove that row."),
         ('{"text": "a", "label": NaN}', "d.jsonl has no label in row 0; every row needs one."),
-        ('{"data": [{"text": "a", "label": 0}]}', "d.jsonl has no column 'text'; it has data. Name it by `columns="),
-        ('{"text": ["a"], "label": [0]}', "d.jsonl has the label [0] in row 0; labels must be whole numbers or class"),
+        ('{"data": [{"text": "a", "label": 0}]}', "d.jsonl holds whole columns or tables (data) in one object, not"),
+        ('{"text": "a", "label": [0]}', "d.jsonl has the label [0] in row 0; labels must be whole numbers or class"),
+        (
+            '{"text": ["a"], "label": [0]}',
+            "d.jsonl holds whole columns or tables (text, label) in one object, not an object for each row.",
+        ),
         ("", "d.jsonl has no rows; at least one labelled example is needed."),
         ("[]", "d.jsonl has no rows; at least one labelled example is needed."),
         ("[" * 100_000, "d.jsonl cannot be read ("),

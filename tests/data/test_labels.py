@@ -234,6 +234,12 @@ def test_every_spelling_of_a_number(number: object) -> None:
         (["a", "  "], None, "d has no label in row 1; every row needs one."),
         (["a", "b", ""], ["a", "b"], "d has no label in row 2; every row needs one."),
         (["0", "1.5"], None, "d has the label '1.5'; labels must be whole numbers or class names, and of one kind"),
+        (["0,0", "1,0"], None, "d has the label '0,0'; labels must be whole numbers or class names, and of one kind"),
+        (
+            ["[0, 1]", "[1]"],
+            ["a", "b"],
+            "d has the label '[0, 1]' in row 0; labels must be whole numbers or class names",
+        ),
         (["a", "1"], None, "d has the label '1'; labels must be whole numbers or class names, and of one kind"),
         (["a", "nan"], None, "d has the label 'nan'; labels must be whole numbers or class names, and of one kind"),
         ([0, 0.5], None, "d has the label 0.5 in row 1; labels must be whole numbers or class names (several"),
@@ -331,6 +337,18 @@ def test_two_tables_that_contradict_each_other_are_told(tmp_path: Path, caplog: 
     assert class_names(load(tmp_path).model) == ("bad", "good")
     assert caplog.messages == [
         f"{tmp_path}/config.json calls class 0 bad in id2label and good in label2id; id2label is followed."
+    ]
+
+
+def test_names_that_count_from_one_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    toys.write(toys.classifier("bert"), tmp_path)  # type: ignore[arg-type]
+    config = json.loads((tmp_path / "config.json").read_text())
+    names = {"id2label": {"1": "bad", "2": "good"}, "label2id": {"bad": 1, "good": 2}}
+    (tmp_path / "config.json").write_text(json.dumps(config | names))
+    assert class_names(load(tmp_path).model) is None
+    assert caplog.messages == [
+        f"{tmp_path}/config.json numbers its classes 1, 2 in id2label, but class scores count from 0, so its names are "
+        "not used. Correct it there, or give labels as numbers from 0."
     ]
 
 

@@ -241,6 +241,12 @@ def test_kinds_that_are_not_read(name: str, message: str, tmp_path: Path) -> Non
         (b"PAR1....PAR1", "parquet", "Let its name end in .parquet."),
         (b"ARROW1\0\0", "arrow", "Let its name end in .arrow."),
         (b"\x1f\x8b\x08\0\0\0", "compressed", "Unpack it."),
+        (b"\x28\xb5\x2f\xfd\x20\x00", "compressed", "Unpack it."),
+        (b"\xfd7zXZ\0\0\x04", "compressed", "Unpack it."),
+        (b"BZh91AY&SY", "compressed", "Unpack it."),
+        (b"7z\xbc\xaf\x27\x1c", "compressed", "Unpack it."),
+        (b"\xd0\xcf\x11\xe0\xa1\xb1", "a spreadsheet", "Save it as CSV in UTF-8."),
+        (b"SQLite format 3\0", "a database of SQLite", "Write its table as CSV in UTF-8."),
         (b"PK\x03\x04....", "a zip archive or a spreadsheet", "Unpack it, or save it as CSV in UTF-8."),
     ],
 )
@@ -253,6 +259,71 @@ def test_a_name_that_does_not_fit_the_content(
         refusal(tmp_path / name)
         == f"{tmp_path}/{name} is {kind} by its content, although its name says otherwise. {way_out}"
     )
+
+
+@pytest.mark.parametrize(
+    ("names", "way_out"),
+    [
+        (["train.csv.gz"], "Unpack what is compressed."),
+        (["data/train.jsonl.zst", "README.md"], "Unpack what is compressed."),
+        (["neg/0_1.txt", "pos/0_9.txt"], "If each file is one text, write them into a CSV file with the columns"),
+        (["batches.meta", "data_batch_1"], "Save the data as one of these."),
+        (["cat/0.heic", "dog/0.heic"], "Save the data as one of these."),
+        (["train-images-idx3-ubyte"], "Save the data as one of these."),
+    ],
+)
+def test_a_folder_with_nothing_that_is_read(names: list[str], way_out: str, tmp_path: Path) -> None:
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"\x1f\x8b")
+    message = refusal(tmp_path)
+    assert message.startswith(f"{tmp_path} holds only files that are not read ({sorted(map(Path, names))[0]}")
+    assert (
+        f"; data is .parquet, .csv, .tsv, .json, .jsonl, .arrow, or pictures with one folder per class. {way_out}"
+        in (message)
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "held"),
+    [
+        ('{"text": {"0": "a", "1": "b"}, "label": {"0": 0, "1": 1}}', "text, label"),  # as pandas writes it
+        ('{"text": ["a", "b"], "label": [0, 1]}', "text, label"),
+        ('{"version": "1.1", "data": [{"text": "a", "label": 0}]}', "version, data"),
+    ],
+)
+def test_json_that_holds_columns_instead_of_rows(content: str, held: str, tmp_path: Path) -> None:
+    (tmp_path / "d.json").write_text(content)
+    assert refusal(tmp_path / "d.json") == (
+        f"{tmp_path}/d.json holds whole columns or tables ({held}) in one object, not an object for each row. Save "
+        "rows, as DataFrame.to_json(FILE, orient='records', lines=True) does."
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "nyu-mll/glue",
+            "nyu-mll/glue does not exist here, and data is not fetched from the Hub. Fetch it by hf download ",
+        ),
+        (
+            "https://huggingface.co/datasets/stanfordnlp/sst2/tree/main",
+            "https://huggingface.co/datasets/stanfordnlp/sst2/tree/main does not exist here, and data is not fetched "
+            "from the Hub. Fetch it by hf download stanfordnlp/sst2 --repo-type dataset --local-dir FOLDER, and give a",
+        ),
+        (
+            "s3://bucket/d.csv",
+            "s3://bucket/d.csv is an address, and data is not fetched. Download it, and give the file.",
+        ),
+        ("nowhere.csv", "nowhere.csv does not exist; data is a file or a folder with labelled examples."),
+        ("data/nowhere.csv", "data/nowhere.csv does not exist; data is a file or a folder with labelled examples."),
+    ],
+)
+def test_what_is_not_on_this_machine(name: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "data").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert refusal(name).startswith(message)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", ["d.parquet", "d.arrow"])
@@ -483,12 +554,27 @@ def test_pictures_in_every_form_that_a_table_has(tmp_path: Path) -> None:
             base64.b64encode(png(5) * 3).decode(),
             "D has a picture as base64 text in row 1, which is not read. Decode it",
         ),
-        ("nowhere.png", "D has a picture in row 1, nowhere.png, that cannot be decoded ("),
+        (
+            "images\\a.png",
+            "D names a picture in row 1 that does not exist (F/images\\a.png). Write such names with their",
+        ),
+        (
+            "a",
+            "D names a picture in row 1 that does not exist (F/a). Write such names with their ending, with / between",
+        ),
+        ("70 80 " * 400, "D has pixels as text in row 1, which are not read. Save them as pictures, or as lists of"),
+        ("[[0, 255], [12, 3]]", "D has pixels as text in row 1, which are not read."),
+        (
+            "lost.png",
+            "D has a picture in row 1 that is a link to a file that is not there (F/lost.png). Fetch that file,",
+        ),
         (None, "D has no picture in row 1. Repair or remove that row."),
     ],
 )
 def test_what_is_no_picture_of_this_machine(cell: str | None, message: str, tmp_path: Path) -> None:
     picture(tmp_path / "a.png")
+    (tmp_path / "lost.png").symlink_to("nowhere.png")
     rows = [{"image": "a.png", "label": 0}, {"image": cell, "label": 1}]
     (tmp_path / "d.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    assert refusal(tmp_path / "d.jsonl").startswith(message.replace("D ", f"{tmp_path}/d.jsonl ", 1))
+    said = message.replace("D ", f"{tmp_path}/d.jsonl ", 1).replace("(F/", f"({tmp_path}/")
+    assert refusal(tmp_path / "d.jsonl").startswith(said)

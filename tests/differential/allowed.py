@@ -16,7 +16,7 @@ REFUSALS = {
     "no class": r"(labels must be whole numbers or class names|which look like one class|has label \d+ in row \d+)",
     # of files
     "encoding": r"(is in UTF-16|is not in UTF-8)",
-    "quotation": r"(quotation mark in line \d+|cells in line \d+, but its first line names \d+ columns)",
+    "quotation": r"(quotation mark in line \d+|cells in line \d+, but its first line names \d+ columns?)",
     "kind of file": r"(is compressed|by its content, although its name says)",
     "splits": r"(holds|matches several) splits",
     "empty folder": r"has no pictures in aardvark",

@@ -26,11 +26,13 @@ class Case(NamedTuple):
         name: kind and place.
         build: makes it in an empty folder from the material, and returns the arguments of the command line.
         harmless: it must be accepted.
+        console: the encoding of what the command prints to; the names that it prints need not fit it.
     """
 
     name: str
     build: Build
     harmless: bool = False
+    console: str = "utf-8"
 
 
 NAMES = {
@@ -979,6 +981,7 @@ def cases() -> dict[str, Case]:
         add(f"option-{kind}/evaluate", on_directory(origin, lambda model: None, [*arguments, *given]))
     for kind, build in _harmless("").items():
         add(f"harmless-{kind}", build, harmless=True)
+    made += _on_consoles()
     import second_round
 
     hostile, harmless = second_round.cases()
@@ -987,6 +990,49 @@ def cases() -> dict[str, Case]:
     found = {case.name: case for case in made}
     assert len(found) == len(made)
     return found
+
+
+CONSOLES = ("ascii", "cp1252", "cp932", "utf-16")
+FOREIGN = "größer – 猫 😀"
+
+
+def _on_consoles() -> list[Case]:
+    """Names that a console cannot show: in a sentence of each kind of place, in scores, in what purify prints."""
+    column = _write(json.dumps({FOREIGN: "good", "label": 0}) + "\n")
+    named = with_fields("config.json", id2label={"0": "bad", "1": FOREIGN}, label2id=None)
+    rows = f"text,label\ngood,{FOREIGN.upper()}\nbad,bad\n"
+    made = []
+    for number, console in enumerate(CONSOLES):
+        hostile = {
+            "column": on_file("", f"{FOREIGN}.jsonl", column, list(DATA_PLACES.values())[number]),
+            "model": lambda place, material: ["evaluate", place / FOREIGN, "--data", material / "texts.csv"],
+            "label": _with_rows(named, f"text,label\ngood,{FOREIGN}!\n", TEXT_PLACES["evaluate"]),
+            "option": lambda place, material: ["evaluate", material / "text", "--data", FOREIGN, f"--{FOREIGN}", "1"],
+        }
+        harmless = {
+            "evaluate": _with_rows(named, rows, TEXT_PLACES["evaluate"]),
+            "json": _with_rows(named, rows, [*TEXT_PLACES["evaluate"], "--json"]),
+            "purify": _with_rows(named, rows, [*TEXT_PLACES["purify"], "--data", "M/texts.csv"]),
+        }
+        made += [Case(f"console-{console}-{kind}", build, console=console) for kind, build in hostile.items()]
+        made += [
+            Case(f"harmless-console-{console}-{kind}", build, harmless=True, console=console)
+            for kind, build in harmless.items()
+        ]
+    return made
+
+
+def _with_rows(spoil: Spoil, rows: str, arguments: list[Any]) -> Build:
+    """A model and a table of its own in the place of the texts of the material."""
+
+    def build(place: Path, material: Path) -> list[Any]:
+        (place / f"{FOREIGN}.csv").write_text(rows, encoding="utf-8")
+        path = place / f"{FOREIGN}.csv"
+        given = list(arguments)
+        given[given.index("M/texts.csv")] = path
+        return on_directory("text", spoil, given)(place, material)
+
+    return build
 
 
 def _own_arguments() -> list[Any]:

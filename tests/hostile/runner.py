@@ -34,6 +34,8 @@ def run(case, material: Path, folder: Path) -> dict:
         kept = os.dup(1), os.dup(2)
         sys.stdout.flush()
         sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            stream.reconfigure(encoding=case.console, errors="strict")
         os.dup2(out.fileno(), 1)
         os.dup2(err.fileno(), 2)
         try:
@@ -50,11 +52,13 @@ def run(case, material: Path, folder: Path) -> dict:
             os.dup2(kept[1], 2)
             for each in kept:
                 os.close(each)
+            for stream in (sys.stdout, sys.stderr):
+                stream.reconfigure(encoding="utf-8")
             logging.getLogger("unbackdoor").handlers = []
         told = []
         for stream in (out, err):
             stream.seek(0)
-            told.append(stream.read().decode(errors="backslashreplace"))
+            told.append(stream.read().decode(case.console, errors="backslashreplace"))
     left = sorted({str(path) for path in place.rglob("*")} - before)
     found = {
         "name": case.name,

@@ -1,5 +1,6 @@
 """Files that nobody vouches for: each refusal by its sentence, and no code that a pickle carries is ever run."""
 
+import argparse
 import json
 import logging
 import os
@@ -8,7 +9,7 @@ import re
 import struct
 import time
 import zipfile
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -342,6 +343,31 @@ def test_weights_that_do_not_fit_the_factory_are_named(
     assert str(refused.value) == f"{path} does not fit {factory}: {message}. Check the architecture."
 
 
+@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize("wrapper", ["module.", "_orig_mod."])
+def test_the_wrapper_of_a_part_is_taken_out_of_its_names(
+    wrapper: str, prefix: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As PyTorch's own example does it to AlexNet and VGG: `model.features = DataParallel(model.features)`."""
+    (tmp_path / "net.py").write_text(
+        "from collections import OrderedDict\nfrom torch import nn\n"
+        "def make(): return nn.Sequential(OrderedDict(features=nn.Sequential(nn.Flatten(), nn.Linear(4, 3)), "
+        "fc=nn.Linear(3, 2)))\n"
+    )
+    plain = {"features.1.weight": torch.rand(3, 4), "features.1.bias": torch.rand(3)}
+    plain |= {"fc.weight": torch.rand(2, 3), "fc.bias": torch.rand(2)}
+    path = tmp_path / "w.pt"
+    wrapped = {prefix + name.replace("features.", f"features.{wrapper}"): part for name, part in plain.items()}
+    torch.save({"state_dict": wrapped, "state_dict_of_critic": {"a": torch.zeros(1)}}, path)
+    with caplog.at_level(logging.INFO, logger="unbackdoor"):
+        loaded = load(path, factory=f"{tmp_path}/net.py:make").model.state_dict()
+    assert all(torch.equal(loaded[name], part) for name, part in plain.items())
+    assert caplog.messages[1:] == [
+        f"{path}: its tensors are read without the wrappers in their names, as in {prefix}features.{wrapper}1.bias.",
+        *[f"{path}: its tensors are read without {prefix} before their names."] * bool(prefix),
+    ]
+
+
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.", "net.encoder.", "module._orig_mod."])
 def test_a_prefix_that_a_wrapper_put_before_all_names_is_taken_off(
     prefix: str, factory: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -494,6 +520,33 @@ def test_numpy_beside_the_weights_is_named(tmp_path: Path) -> None:
     torch.save({"model": weights(), "data": np.ones(4), "extra": Payload(os.system, f"touch {marker}")}, path)
     assert "is a pickle that asks to run" in refusal(path)
     assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    "settings", [argparse.Namespace(lr=0.1), Path("logs"), defaultdict(list), [np.float64(93.1), Path("logs")]]
+)
+def test_the_settings_of_a_training_beside_the_weights_are_named(settings: object, tmp_path: Path) -> None:
+    """As timm saves its arguments, and Lightning its counters."""
+    path = tmp_path / "last.pth.tar"
+    torch.save({"epoch": 3, "state_dict": weights(), "args": settings}, path)
+    message = refusal(path)
+    assert message.startswith(f"{path} holds ")
+    assert " besides its weights, but only tensors are read from a pickle. Ask its owner for" in message
+    assert message.endswith(
+        "save it: torch.save(torch.load('last.pth.tar', weights_only=False)['state_dict'], 'weights.pt')."
+    )
+
+
+@pytest.mark.parametrize("wanted", ["numpy.testing._private.utils.runstring", "pathlib.os.system", "builtins.exec"])
+def test_nobody_is_told_to_load_what_runs_code(wanted: str, tmp_path: Path) -> None:
+    module, _, name = wanted.rpartition(".")
+    stream = b"\x80\x02}q\0X\x05\0\0\0model" + f"c{module}\n{name}\n".encode() + b"s."
+    with zipfile.ZipFile(tmp_path / "w.pt", "w") as archive:
+        archive.writestr("w/data.pkl", stream)
+        archive.writestr("w/version", "3")
+    assert refusal(tmp_path / "w.pt") == (
+        f"{tmp_path}/w.pt is a pickle that asks to run {wanted}; it was not loaded. Ask its owner for safetensors."
+    )
 
 
 @pytest.mark.parametrize(
@@ -875,9 +928,15 @@ def test_an_adapter_without_a_config_is_told_as_one(directory: Path) -> None:
         load(directory)
 
 
-def test_a_directory_of_timm_is_named(directory: Path) -> None:
-    """As `timm.models.push_to_hf_hub` writes it."""
-    config = {"architecture": "resnet18", "num_classes": 3, "num_features": 512, "pretrained_cfg": {"mean": [0.5] * 3}}
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"architecture": "resnet18", "num_classes": 3, "num_features": 512, "pretrained_cfg": {"mean": [0.5] * 3}},
+        {"architecture": "resnet18", "model_type": "timm_wrapper", "label_names": ["a", "b"]},
+    ],
+)
+def test_a_directory_of_timm_is_named(config: dict, directory: Path) -> None:
+    """As `timm.models.push_to_hf_hub` writes it, and transformers for the same model."""
     (directory / "config.json").write_text(json.dumps(config))
     with pytest.raises(UnbackdoorError) as refused:
         load(directory)
@@ -891,8 +950,19 @@ def test_a_file_of_a_directory_is_told_to_be_one(directory: Path) -> None:
     with pytest.raises(UnbackdoorError) as refused:
         load(directory / "model.safetensors")
     assert str(refused.value) == (
-        f"{directory}/model.safetensors holds weights, and the config.json next to it describes their model. Give "
-        f"their directory, {directory}."
+        f"{directory}/model.safetensors is one file of the model that config.json describes. Give their directory, "
+        f"{directory}."
+    )
+    with pytest.raises(UnbackdoorError, match=r"config\.json is one file of the model that config\.json describes\."):
+        load(directory / "config.json")
+
+
+def test_what_a_browser_shows_is_no_hub_name() -> None:
+    with pytest.raises(UnbackdoorError) as refused:
+        load("https://huggingface.co/org/model/tree/main")
+    assert str(refused.value) == (
+        "https://huggingface.co/org/model/tree/main does not exist, and is not a valid Hub name. Give the Hub name, "
+        "org/model."
     )
 
 

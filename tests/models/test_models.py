@@ -339,7 +339,10 @@ def test_a_record_changed_by_hand_is_refused(entry: object, net: Path, tmp_path:
         ({"std": (0.1, 0.0, 0.1)}, "`std` must be 1 or 3 numbers above 0, got 0.1,0,0.1."),
         ({"image_size": 0}, "`image_size` must be at least 1, got 0."),
         ({"factory": "net.py"}, "`factory` must be FILE.py:FUNCTION, got net.py."),
-        ({"factory": "nowhere.py:make"}, "`factory` names nowhere.py, which does not exist."),
+        (
+            {"factory": "nowhere.py:make"},
+            "`factory` names nowhere.py, which does not exist. Give FILE.py:FUNCTION, a file of yours.",
+        ),
         ({"factory": "{folder}/net.txt:make"}, "`factory` names {folder}/net.txt, which is not a Python file."),
         (
             {"factory": "{folder}/net.py:build"},

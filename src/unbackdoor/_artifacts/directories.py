@@ -33,11 +33,7 @@ def check_free(out: Path, *, overwrite: bool, inputs: tuple[Path, ...] = ()) -> 
     if not is_unicode(str(out.absolute())):
         raise UnbackdoorError(f"{out} is not a name in UTF-8, which safetensors could write to. Choose another `out`.")
     if not out.exists() and not out.is_symlink():
-        home = next(folder for folder in out.absolute().parents if folder.exists())
-        if not (home.is_dir() and os.access(home, os.W_OK)):
-            raise UnbackdoorError(
-                f"{out} cannot be written ({home} is not a folder to write to). Choose another `out`."
-            )
+        _check_place(out)
         return None
     for source in inputs:
         if source.resolve() == out.resolve():
@@ -51,6 +47,7 @@ def check_free(out: Path, *, overwrite: bool, inputs: tuple[Path, ...] = ()) -> 
     record = next((out / name for name in _RECORDS if (out / name).is_file()), None)
     if not out.is_dir() or (record is None and any(out.iterdir())):
         raise UnbackdoorError(f"{out} was not written by unbackdoor (it has no record.json). Choose another `out`.")
+    _check_place(out)
     held = content(out)
     if record is not None:
         listed = read_json(record).get("files")
@@ -63,6 +60,21 @@ def check_free(out: Path, *, overwrite: bool, inputs: tuple[Path, ...] = ()) -> 
                 "it away, or choose another `out`."
             )
     return held
+
+
+def _check_place(out: Path) -> None:
+    """Make a directory where `directory` will make one, with a name as long, and remove it.
+
+    Raises:
+        UnbackdoorError: none can be made.
+    """
+    home = next(folder for folder in out.absolute().parents if folder.exists())
+    if not (home.is_dir() and os.access(home, os.W_OK)):
+        raise UnbackdoorError(f"{out} cannot be written ({home} is not a folder to write to). Choose another `out`.")
+    try:
+        os.rmdir(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=home))
+    except OSError as problem:
+        raise _failure(out, problem) from None
 
 
 def content(folder: Path) -> Content:

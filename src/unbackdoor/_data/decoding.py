@@ -4,6 +4,7 @@ import contextlib
 import functools
 import io
 import logging
+import os
 import re
 import warnings
 from collections import Counter
@@ -14,7 +15,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
 from unbackdoor._errors import UnbackdoorError, printable
-from unbackdoor._inputs import MEBIBYTE, PICTURE, read_file
+from unbackdoor._inputs import MEBIBYTE, PICTURE, exists, read_file
 
 logger = logging.getLogger("unbackdoor")
 
@@ -73,14 +74,19 @@ def decode_cell(cell: Any, row: int, where: str, folder: Path | None, changes: C
                 f"{where} has an address in row {row} ({printable(cell)}), and pictures are not fetched. Download the "
                 "pictures, and name their files."
             )
-        if _ENCODED.fullmatch(cell):
+        if _ENCODED.fullmatch(cell) and not _are_numbers(cell):
             raise UnbackdoorError(
                 f"{where} has a picture as base64 text in row {row}, which is not read. Decode it into a file or into "
                 "bytes."
             )
-        cell = cell if folder is None else folder / cell
+        path = Path(cell) if folder is None else folder / cell
+        if not exists(path):
+            raise _missing(path, cell, row, where, folder)
+        cell = path
     try:
         return decode(cell, changes)
+    except UnbackdoorError:  # names the file
+        raise
     except Exception as problem:  # the decoders of some fifty formats raise anything
         reason = printable(str(problem).split("<")[0].strip(), 200).rstrip(". ") or type(problem).__name__
         named = ""
@@ -90,6 +96,28 @@ def decode_cell(cell: Any, row: int, where: str, folder: Path | None, changes: C
         raise UnbackdoorError(
             f"{where} has a picture in row {row}{named} that cannot be decoded ({reason}). Repair or remove that row."
         ) from None
+
+
+def _are_numbers(text: str) -> bool:
+    """Whether a text is a row of pixels, as tables of faces and digits have them, with or without brackets."""
+    return set(text) <= set("0123456789.,;[] \t\n") and any(between in text for between in " ,")
+
+
+def _missing(picture: Path, cell: str, row: int, where: str, folder: Path | None) -> UnbackdoorError:
+    if _are_numbers(cell):
+        return UnbackdoorError(
+            f"{where} has pixels as text in row {row}, which are not read. Save them as pictures, or as lists of "
+            "numbers in JSON lines or parquet."
+        )
+    if os.path.islink(picture):
+        return UnbackdoorError(
+            f"{where} has a picture in row {row} that is a link to a file that is not there ({printable(picture)}). "
+            "Fetch that file, or copy what links name (cp -rL)."
+        )
+    return UnbackdoorError(
+        f"{where} names a picture in row {row} that does not exist ({printable(picture)}). Write such names with their "
+        f"ending, with / between folders, and relative to {folder or 'the current directory'}."
+    )
 
 
 def decode(picture: Any, changes: Counter[str] | None = None) -> Image.Image:
@@ -106,7 +134,6 @@ def decode(picture: Any, changes: Counter[str] | None = None) -> Image.Image:
         warnings.simplefilter("ignore")  # of damaged notes in a picture that can be read
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         if isinstance(picture, str | Path):
-            Path(picture).stat()  # if it is not there, the system says so
             picture = read_file(picture, PICTURE)
         image: Image.Image
         if isinstance(picture, bytes):

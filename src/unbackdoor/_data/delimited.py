@@ -3,6 +3,7 @@
 import codecs
 import csv
 import io
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from unbackdoor._errors import UnbackdoorError
 from unbackdoor._inputs import MEBIBYTE, open_file
 
 _DELIMITERS = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": "a bar"}
+_ANNOUNCED = re.compile('"?sep=.?"?')  # the line that Excel reads before the names of the columns
 _MARKS = {  # the long ones first: UTF-32 begins as UTF-16 does
     codecs.BOM_UTF32_LE: "UTF-32",
     codecs.BOM_UTF32_BE: "UTF-32",
@@ -74,6 +76,9 @@ def read_delimited(file: Path, label: str) -> tuple[dict[str, list[str | None]],
         raise UnbackdoorError(
             f"{file} is JSON by its content, although its name says otherwise. Let its name end in .jsonl."
         )
+    if _ANNOUNCED.fullmatch(first.strip()):  # what separates the cells is seen below
+        lines[lines.index(first)] = "\n"
+        first = next((line for line in lines if line.strip()), "")
     widths = {delimiter: len(_row(first, delimiter)) for delimiter in _DELIMITERS}
     delimiter = max(widths, key=widths.__getitem__)  # the comma if there is a tie
     rows, spans = _rows(file, lines, delimiter)
@@ -82,9 +87,15 @@ def read_delimited(file: Path, label: str) -> tuple[dict[str, list[str | None]],
     names = [name.strip() for name in rows[0]]
     for row, (start, _) in zip(rows, spans, strict=True):
         if len(row) != len(names):
+            way_out = (
+                "Remove the lines before the one that names the columns."
+                if len(names) == 1
+                else f"Put quotation marks around cells that hold {_DELIMITERS[delimiter]}, or save the data as JSON "
+                "lines."
+            )
             raise UnbackdoorError(
-                f"{file} has {len(row)} cells in line {start}, but its first line names {len(names)} columns. Put "
-                f"quotation marks around cells that hold {_DELIMITERS[delimiter]}, or save the data as JSON lines."
+                f"{file} has {len(row)} cells in line {start}, but its first line names {len(names)} "
+                f"column{'s' * (len(names) > 1)}. {way_out}"
             )
     if label in names:
         _check_swallowed(file, lines, rows, spans, delimiter, names.index(label))

@@ -16,6 +16,7 @@ from unbackdoor._errors import UnbackdoorError, printable
 logger = logging.getLogger("unbackdoor")
 
 _NUMERAL = re.compile(r"([+-]?\d{1,18})(?:\.0*)?", re.ASCII)
+_LIST = re.compile(r"\s*\[[\d\s.,]*\]\s*")  # as tables write the lists of several labels
 _UNNAMED = re.compile(r"label_(\d{1,6})", re.ASCII | re.IGNORECASE)  # as transformers calls classes without a name
 _TRUTH = {"false": 0, "true": 1}
 _AFFIRMING, _DENYING = {"true", "yes", "positive", "pos", "1"}, {"false", "no", "negative", "neg", "0"}
@@ -136,7 +137,8 @@ def _texts(cells: Sequence[Any], where: str) -> list[str]:
         blank = isinstance(cell, str) and not cell.strip()
         if cell is None or blank or cell != cell:  # as NaN is
             raise UnbackdoorError(f"{where} has no label in row {row}; every row needs one.")
-        if not isinstance(cell, bool | int | float | Decimal | str):
+        listed = isinstance(cell, str) and _LIST.fullmatch(cell)
+        if listed or not isinstance(cell, bool | int | float | Decimal | str):
             raise _no_class(cell, row, where)
         key = (type(cell), cell)
         if key not in known:
@@ -213,7 +215,7 @@ def _is_obvious(text: str, number: int, counted: int | None, classes: Sequence[s
 
 def _is_number(text: str) -> bool:
     try:
-        float(text)
+        float(text.replace(",", "."))  # 1,5 as spreadsheets in many countries write it
     except ValueError:
         return False
     return True

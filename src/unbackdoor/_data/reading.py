@@ -15,7 +15,7 @@ from typing import Any
 from unbackdoor._data.delimited import decoded, read_delimited
 from unbackdoor._data.labels import alike
 from unbackdoor._data.unfolding import check_unfolded, parts_of_parquet
-from unbackdoor._errors import UnbackdoorError, printable
+from unbackdoor._errors import UnbackdoorError, few, printable
 from unbackdoor._inputs import CONFIG, check_file, exists, open_file, read_json
 
 logger = logging.getLogger("unbackdoor")
@@ -93,7 +93,7 @@ def _matches(path: str | Path) -> list[Path]:
     pattern = Path(path).relative_to(known) if known != Path() else Path(path)
     matches = sorted(known / match for match in glob.glob(str(pattern), root_dir=known, recursive=True))
     if not matches:
-        raise UnbackdoorError(f"{path} does not exist; data is a file or a folder with labelled examples.")
+        raise _absent(str(path))
     splits: dict[str, Path] = {}
     for match in matches:
         inside = match.relative_to(known)
@@ -105,6 +105,18 @@ def _matches(path: str | Path) -> list[Path]:
             "read. Name one, or give each file."
         )
     return matches
+
+
+def _absent(path: str) -> UnbackdoorError:
+    hub = re.fullmatch(r"(?:https?://huggingface\.co/datasets/)?([\w-][\w.-]*/[\w.-]+)(?:/tree/\w+)?/?", path)
+    if hub is not None and not exists(Path(path).parent):
+        return UnbackdoorError(
+            f"{path} does not exist here, and data is not fetched from the Hub. Fetch it by hf download {hub[1]} "
+            "--repo-type dataset --local-dir FOLDER, and give a file or a folder of that."
+        )
+    if "://" in path:
+        return UnbackdoorError(f"{path} is an address, and data is not fetched. Download it, and give the file.")
+    return UnbackdoorError(f"{path} does not exist; data is a file or a folder with labelled examples.")
 
 
 # Files.
@@ -134,7 +146,7 @@ def _of_files(files: Sequence[Path], label: str) -> list[Table]:
 
 
 def _unknown(file: Path) -> UnbackdoorError:
-    if file.suffix.lower() in (".gz", ".bz2", ".xz", ".zst", ".zip", ".7z", ".tar", ".tgz", ".rar"):
+    if file.suffix.lower() in _COMPRESSED:
         return UnbackdoorError(
             f"{file} is compressed, and compressed data is not read. Unpack it, and give its content."
         )
@@ -142,7 +154,7 @@ def _unknown(file: Path) -> UnbackdoorError:
         return UnbackdoorError(f"{file} is a spreadsheet, which is not read. Save it as CSV in UTF-8.")
     return UnbackdoorError(
         f"{file} is of an unknown kind; data is .parquet, .csv, .tsv, .json, .jsonl, .arrow, an image folder or a "
-        "saved data set."
+        "saved data set. Save it as one of these."
     )
 
 
@@ -219,6 +231,11 @@ def _json(file: Path, _label: str) -> Table:
         rows.append(value)
     if array and len(rows) == 1:
         rows = rows[0]
+    if len(rows) == 1 and isinstance(rows[0], dict) and _holds_table(rows[0]):
+        raise UnbackdoorError(
+            f"{file} holds whole columns or tables ({few(list(rows[0]))}) in one object, not an object for each row. "
+            "Save rows, as DataFrame.to_json(FILE, orient='records', lines=True) does."
+        )
     strange = next((row for row, value in enumerate(rows) if not isinstance(value, dict)), None)
     if strange is not None:
         raise UnbackdoorError(
@@ -227,6 +244,13 @@ def _json(file: Path, _label: str) -> Table:
         )
     names = dict.fromkeys(name for row in rows for name in row)
     return Table(cells={name: [row.get(name) for row in rows] for name in names}, folder=file.parent)
+
+
+def _holds_table(row: dict[str, Any]) -> bool:
+    """Whether an object has the columns of a table, as pandas writes them, or its rows under some name."""
+    entries = list(row.values())
+    rows = any(isinstance(entry, list) and entry and all(isinstance(each, dict) for each in entry) for entry in entries)
+    return rows or (bool(entries) and all(isinstance(entry, list | dict) for entry in entries))
 
 
 _READERS: dict[str, Callable[[Path, str], Table]] = {
@@ -243,8 +267,15 @@ _MARKS = {
     b"PAR1": ("parquet", ".parquet", "Let its name end in .parquet."),
     b"ARROW1": ("arrow", ".arrow", "Let its name end in .arrow."),
     b"\x1f\x8b": ("compressed", ".gz", "Unpack it."),
+    b"\x28\xb5\x2f\xfd": ("compressed", ".zst", "Unpack it."),
+    b"\xfd7zXZ": ("compressed", ".xz", "Unpack it."),
+    b"BZh9": ("compressed", ".bz2", "Unpack it."),
+    b"7z\xbc\xaf": ("compressed", ".7z", "Unpack it."),
     b"PK\x03\x04": ("a zip archive or a spreadsheet", ".zip", "Unpack it, or save it as CSV in UTF-8."),
+    b"\xd0\xcf\x11\xe0": ("a spreadsheet", ".xls", "Save it as CSV in UTF-8."),
+    b"SQLite f": ("a database of SQLite", ".sqlite", "Write its table as CSV in UTF-8."),
 }
+_COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zip", ".7z", ".tar", ".tgz", ".rar")
 
 
 # Folders.
@@ -346,12 +377,28 @@ def _of_folder(folder: Path, classes: Sequence[str] | None, label: str, labelled
             more = f" and {len(parts) - 1} more" if len(parts) > 1 else ""
             logger.info("%s: its examples are read from %s%s.", folder, parts[0], more)
         return _of_files([folder / part for part in parts], label)
+    if content.others and not content.pictures:
+        raise _nothing_read(folder, content.others)
     if content.pictures or not any(entry.is_dir() and not _hidden(entry.name) for entry in folder.iterdir()):
         holding = "pictures but " if content.pictures else ""
         raise UnbackdoorError(
             f"{folder} has {holding}no sub-folders; an image folder has one per class, with its pictures."
         )
     return []
+
+
+def _nothing_read(folder: Path, others: Sequence[Path]) -> UnbackdoorError:
+    """The sentence for a folder with neither pictures nor a table; it says what to do with what is there."""
+    endings = {path.suffix.lower() for path in others}
+    way_out = "Save the data as one of these."
+    if endings & set(_COMPRESSED):
+        way_out = "Unpack what is compressed."
+    elif ".txt" in endings and any(len(path.parts) > 1 for path in others):
+        way_out = "If each file is one text, write them into a CSV file with the columns text and label."
+    return UnbackdoorError(
+        f"{folder} holds only files that are not read ({few(sorted(others))}); data is .parquet, .csv, .tsv, .json, "
+        f".jsonl, .arrow, or pictures with one folder per class. {way_out}"
+    )
 
 
 def _parts(folder: Path, tables: Sequence[Path]) -> list[Path]:
@@ -361,7 +408,10 @@ def _parts(folder: Path, tables: Sequence[Path]) -> list[Path]:
         sets[str(path.parent / "_")[:-1] + _PART.sub("", path.stem), path.suffix].append(path)
     if len(sets) > 1:
         roots = [root for root, _ in sets]
-        names = [root if root and roots.count(root) == 1 else root + suffix for root, suffix in sets]
+        names = [
+            root if root and roots.count(root) == 1 else str(paths[0]) if not root else root + suffix
+            for (root, suffix), paths in sets.items()
+        ]
         kind = "splits" if any(map(_split_of, names)) else "several data sets"
         (root, suffix), paths = max(sets.items())
         raise _several(folder, names, kind, str(paths[0]) if len(paths) == 1 else f"{root}*{suffix}")

@@ -159,11 +159,19 @@ def _unused(model: Any, extra: Collection[str]) -> set[str]:
 
 def _name_classes(path: Path, model: Any, config: Mapping[str, Any]) -> None:
     """Give a model class names that are only in its config's label2id, and warn if the two tables differ."""
+    by_id2label = {int(number): str(name) for number, name in model.config.id2label.items()}
+    if sorted(by_id2label) != list(range(len(by_id2label))):
+        logger.warning(
+            "%s/config.json numbers its classes %s in id2label, but class scores count from 0, so its names are not "
+            "used. Correct it there, or give labels as numbers from 0.",
+            path,
+            few(sorted(by_id2label)),
+        )
+        return
     try:
         by_label2id = {int(number): str(name) for name, number in config["label2id"].items()}
     except (KeyError, AttributeError, TypeError, ValueError):  # there is no label2id, or it is not a table
         return
-    by_id2label = {int(number): str(name) for number, name in model.config.id2label.items()}
     complete = sorted(by_label2id) == list(range(model.config.num_labels))
     if not complete or by_label2id == by_id2label or _nameless(by_label2id):
         return

@@ -20,8 +20,9 @@ def check_supported(path: Path, config: Mapping[str, Any]) -> None:
     Raises:
         UnbackdoorError: says which of these it is, and what to do.
     """
-    if not config.get("model_type"):
-        if "architecture" in config and ("pretrained_cfg" in config or "num_features" in config):
+    kind = config.get("model_type")
+    if not kind or kind == "timm_wrapper":  # which transformers gives to a model of timm that it wraps
+        if "architecture" in config and (kind or "pretrained_cfg" in config or "num_features" in config):
             call = f"timm.create_model({printable(config['architecture'])!r}, num_classes=...)"
             raise UnbackdoorError(
                 f"{path} is a model of timm. Give its weights file as `source`, and `factory=FILE.py:FUNCTION` whose "

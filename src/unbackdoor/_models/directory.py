@@ -154,7 +154,7 @@ def _check_directory(path: Path) -> None:
             f"{path} holds an adapter (adapter_config.json), not a whole model. Merge it into its base model "
             "(merge_and_unload of peft) and give the result."
         )
-    if (path / "config.json").exists():
+    if os.path.lexists(path / "config.json"):
         return
     trained = [folder for folder in path.glob("checkpoint-*") if (folder / "config.json").exists()]
     if trained:  # the output of a Trainer

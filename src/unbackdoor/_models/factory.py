@@ -22,7 +22,7 @@ def make(factory: str) -> nn.Module:
     if not file or not function:
         raise UnbackdoorError(f"`factory` must be FILE.py:FUNCTION, got {factory}.")
     if not exists(file):
-        raise UnbackdoorError(f"`factory` names {file}, which does not exist.")
+        raise UnbackdoorError(f"`factory` names {file}, which does not exist. Give FILE.py:FUNCTION, a file of yours.")
     check_file(file, CONFIG)
     spec = importlib.util.spec_from_file_location("_unbackdoor_factory", file)
     if spec is None or spec.loader is None:

@@ -1,8 +1,9 @@
 """The Hub: a local copy of a model, without unused files."""
 
+import re
 from pathlib import Path
 
-from unbackdoor._errors import UnbackdoorError
+from unbackdoor._errors import UnbackdoorError, printable
 from unbackdoor._inputs import check_file, exists
 
 # Weights for other programs, logs, pictures, and folders.
@@ -47,11 +48,13 @@ def hub_directory(name: str, trust_remote_code: bool = False) -> Path:
     try:
         validate_repo_id(name)
     except HFValidationError:
-        raise UnbackdoorError(f"{name} does not exist, and is not a valid Hub name. Check it.") from None
+        address = re.match(r"https?://huggingface\.co/([\w.-]+/[\w.-]+)", name)
+        way_out = f"Give the Hub name, {address[1]}." if address else "Check it."
+        raise UnbackdoorError(f"{name} does not exist, and is not a valid Hub name. {way_out}") from None
     try:
         return Path(snapshot_download(name, ignore_patterns=[*_UNWANTED, *["*.py"] * (not trust_remote_code)]))
     except (OSError, RuntimeError, ValueError) as problem:
-        reason = str(problem).strip().split("\n")[0][:150].rstrip(".")
+        reason = printable(str(problem).strip().split("\n")[0].split(". ")[0], 150).rstrip(".")
         answered = isinstance(problem, HfHubHTTPError) and problem.response is not None
         way_out = (
             "Check the name; a private model needs a login (hf auth login)."

@@ -117,8 +117,12 @@ def _lone_file(path: Path) -> UnbackdoorError:
         )
     if (path.parent / "config.json").exists():
         return UnbackdoorError(
-            f"{path} holds weights, and the config.json next to it describes their model. Give their directory, "
-            f"{path.parent}."
+            f"{path} is one file of the model that config.json describes. Give their directory, {path.parent}."
+        )
+    if path.suffix.lower() not in ("", ".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".th", ".tar", ".pkl"):
+        return UnbackdoorError(
+            f"{path} is not a model, which is a Hugging Face directory, a Hub name, or a weights file for "
+            "`factory=FILE.py:FUNCTION`. Give one of these."
         )
     return UnbackdoorError(
         f"{path} holds weights without an architecture. Give `factory=FILE.py:FUNCTION` that makes the module."

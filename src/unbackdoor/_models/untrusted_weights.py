@@ -6,6 +6,7 @@ import logging
 import math
 import pickle
 import pickletools
+import re
 import struct
 import warnings
 import zipfile
@@ -41,6 +42,14 @@ _NUMBERS = {
 
 # Keys of the weights in files of trainers that save more than weights, the likeliest first.
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
+
+# What trainers save besides the weights, results and the options that they were started with. Whole names: a module
+# that is imported for one of them holds others that run code.
+_SETTINGS = re.compile(
+    r"numpy\.(_?core\.(multiarray\.(_reconstruct|scalar)|numeric\._frombuffer)|ndarray|dtype|dtypes\.\w+DType)"
+    r"|_codecs\.encode|argparse\.Namespace|pathlib\.(_local\.)?\w*Path|collections\.(defaultdict|Counter)"
+    r"|(builtins|__builtin__)\.(list|dict|set|int|float|str)"
+)
 
 # Endings of weights that other programs read.
 _FOREIGN = {
@@ -373,11 +382,13 @@ def _is_program(path: Path) -> bool:
 
 def _refused(path: Path, wanted: list[str]) -> UnbackdoorError:
     """Returns the error for a pickle that asks for more than tensors; it says what its owner could give instead."""
-    if all(name.startswith(("numpy.", "_codecs.")) for name in wanted):
+    key = next((each for each in _WRAPPERS if each in _strings(path)), None)
+    if key is not None and all(map(_SETTINGS.fullmatch, wanted)):
+        what = "NumPy objects" if wanted[0].startswith("numpy.") else "the settings of a training"
         return UnbackdoorError(
-            f"{path} holds NumPy objects ({wanted[0]}) besides its weights, but only tensors are read from a pickle. "
+            f"{path} holds {what} ({wanted[0]}) besides its weights, but only tensors are read from a pickle. "
             "Ask its owner for the state dict alone, or, if nothing is at stake, save it: "
-            f"torch.save(torch.load({path.name!r}, weights_only=False)['model'], 'weights.pt')."
+            f"torch.save(torch.load({path.name!r}, weights_only=False)[{key!r}], 'weights.pt')."
         )
     way_out = "Ask its owner for safetensors."
     if any(name.startswith("torch.nn.modules.") for name in wanted):
@@ -396,6 +407,19 @@ def _asks_for(path: Path) -> list[str]:
     except Exception:  # not a pickle, or a broken one: the caller names the part that could be read, and refuses it
         return list(asked)
     return list(asked)
+
+
+def _strings(path: Path) -> set[str]:
+    """The strings in a pickle, the names of its entries among them, read without running anything."""
+    try:
+        return {
+            str(argument)
+            for stream in _streams(path)
+            for opcode, argument, _ in pickletools.genops(stream)
+            if "UNICODE" in opcode.name
+        }
+    except Exception:  # a broken one; the caller refuses it anyway
+        return set()
 
 
 def _streams(path: Path) -> Iterator[BinaryIO]:

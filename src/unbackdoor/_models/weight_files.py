@@ -1,5 +1,6 @@
 """The files with the weights of a model directory: finding and checking them."""
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -7,7 +8,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from unbackdoor._errors import UnbackdoorError, printable
-from unbackdoor._inputs import check_file, exists, read_json
+from unbackdoor._inputs import check_file, read_json
 from unbackdoor._models.building import Extent
 from unbackdoor._models.untrusted_weights import (
     TensorLocation,
@@ -52,9 +53,9 @@ def weight_files(path: Path) -> WeightFiles:
         UnbackdoorError: there are none, or a file is missing, damaged or asks to run code.
     """
     whole, index = path / "model.safetensors", path / "model.safetensors.index.json"
-    if whole.exists():
+    if os.path.lexists(whole):
         return _safetensors_files((whole,), None)
-    if index.exists():
+    if os.path.lexists(index):
         weight_map = _weight_map(path, index)
         weights = _safetensors_files(_shards(path, weight_map), index)
         for name, part in weight_map.items():
@@ -64,9 +65,9 @@ def weight_files(path: Path) -> WeightFiles:
                 )
         return weights
     whole, index = path / "pytorch_model.bin", path / "pytorch_model.bin.index.json"
-    if whole.exists():
+    if os.path.lexists(whole):
         return _pickles((whole,), None)
-    if index.exists():
+    if os.path.lexists(index):
         return _pickles(_shards(path, _weight_map(path, index)), index)
     raise _no_weights(path)
 
@@ -107,7 +108,7 @@ def _weight_map(path: Path, index: Path) -> dict[str, str]:
     ):
         raise UnbackdoorError(f"{index} does not say which file holds which tensor. Fetch it again.")
     for file in _shards(path, weight_map):
-        if file.parent != path or not exists(file):
+        if file.parent != path or not os.path.lexists(file):
             raise UnbackdoorError(f"{path} lists the shard {printable(file.name)}, which is missing. Fetch it again.")
     return weight_map
 

@@ -1,6 +1,7 @@
 """Whether stored weights are those of a module, by their names and shapes."""
 
 import logging
+import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -34,16 +35,21 @@ def _memory(tensor: Tensor) -> tuple[object, ...]:
     return (tensor.data_ptr(), tensor.shape, tensor.stride()) if tensor.data_ptr() else (id(tensor),)
 
 
+_WRAPPED = re.compile(r"(?<=\.)(module|_orig_mod)\.")
+
+
 def fits(own: Mapping[str, Tensor], stored: dict[str, Tensor]) -> bool:
-    """Whether stored weights are complete for a module, under its own names or with one prefix more or less."""
-    return not lacking(own, stored) or bool(_exchanged(own, stored))
+    """Whether stored weights are complete for a module, under its own names or those that wrappers make of them."""
+    forms = (stored, _unwrapped(own, stored))
+    return any(not lacking(own, form) or _exchanged(own, form) for form in forms)
 
 
 def renamed(own: Mapping[str, Tensor], stored: dict[str, Tensor], where: str) -> dict[str, Tensor]:
-    """Returns stored weights by a module's own names if they differ only by one prefix, otherwise unchanged.
+    """Returns stored weights by a module's own names if they differ only by wrappers, otherwise unchanged.
 
     Wrappers put a prefix before all names: DataParallel `module.`, torch.compile `_orig_mod.`, Lightning `model.`. It
-    is removed (or added, if only the module has it) if exactly one such change gives all of the module's names.
+    is removed (or added, if only the module has it) if exactly one such change gives all of the module's names. The
+    first two are also removed inside of names (`features.module.0.weight`), as a part of a model may be wrapped.
 
     Args:
         own: the module's `state_dict`.
@@ -56,6 +62,11 @@ def renamed(own: Mapping[str, Tensor], stored: dict[str, Tensor], where: str) ->
     if not lacking(own, stored):
         return stored
     exchanges = _exchanged(own, stored)
+    unwrapped = _unwrapped(own, stored)
+    if not exchanges and unwrapped is not stored and fits(own, unwrapped):
+        name = min(stored.keys() - unwrapped.keys())
+        logger.info("%s: its tensors are read without the wrappers in their names, as in %s.", where, printable(name))
+        return renamed(own, unwrapped, where)
     if len(exchanges) > 1:
         parts = " and ".join(printable(f"{prefix}*") for _, prefix in list(exchanges)[:2])
         raise UnbackdoorError(
@@ -70,6 +81,17 @@ def renamed(own: Mapping[str, Tensor], stored: dict[str, Tensor], where: str) ->
         logger.info("%s.", printable(note, SENTENCE))
         return weights
     return stored
+
+
+def _unwrapped(own: Mapping[str, Tensor], stored: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Stored weights without the wrappers of parts of a model in their names, unless the module itself has such names.
+
+    A file in which two names become one is left as it is.
+    """
+    if any(map(_WRAPPED.search, own)) or not any(map(_WRAPPED.search, stored)):
+        return stored
+    names = {name: _WRAPPED.sub("", name) for name in stored}
+    return {names[name]: part for name, part in stored.items()} if len(set(names.values())) == len(names) else stored
 
 
 def _exchanged(own: Mapping[str, Tensor], stored: dict[str, Tensor]) -> dict[tuple[str, str], dict[str, Tensor]]:

@@ -20,8 +20,11 @@ def free_place(
     """Returns the directory to write, and the content that an earlier run left there.
 
     Raises:
-        UnbackdoorError: the directory exists, or is or holds an input; see `directories.check_free`.
+        UnbackdoorError: the name is empty; or the directory exists, or is or holds an input; see
+            `directories.check_free`.
     """
+    if not options.out:  # for Path, this is the current directory
+        raise UnbackdoorError("--out must be the name of a directory, got an empty one.")
     factory = getattr(options, "factory", None) or ""
     paths = tuple(Path(each) for each in (*inputs, factory.rpartition(":")[0]) if each)
     return Path(out), directories.check_free(Path(out), overwrite=options.overwrite, inputs=paths)
