@@ -10,7 +10,10 @@ import pytest
 from unbackdoor._cli.app import main
 
 SOURCE = Path(__file__).parents[1] / "src/unbackdoor"
-OTHER_PROGRAMS = {"--always", "--dirty", "--exclude"}  # git's
+OTHER_PROGRAMS = {
+    *("--always", "--dirty", "--exclude"),  # git's
+    "hf download {} --repo-type dataset --local-dir FOLDER",
+}
 
 
 def texts(tree: ast.Module) -> Iterator[str]:

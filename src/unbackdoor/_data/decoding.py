@@ -144,8 +144,9 @@ def decode(picture: Any, changes: Counter[str] | None = None) -> Image.Image:
             image = picture
         else:
             array = np.asarray(picture)
-            if array.dtype.kind not in "ui" or array.size == 0 or array.min() < 0 or array.max() > 255:
-                raise ValueError("an array must hold whole numbers from 0 to 255")
+            flat = array.ndim not in (2, 3)
+            if array.dtype.kind not in "ui" or flat or array.size == 0 or array.min() < 0 or array.max() > 255:
+                raise ValueError("an array must hold whole numbers from 0 to 255, in rows and columns")
             image = Image.fromarray(array.astype(np.uint8))
         image.load()
         changes = Counter() if changes is None else changes

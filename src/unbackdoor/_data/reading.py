@@ -107,12 +107,15 @@ def _matches(path: str | Path) -> list[Path]:
     return matches
 
 
+_FETCH = "hf download {} --repo-type dataset --local-dir FOLDER"
+
+
 def _absent(path: str) -> UnbackdoorError:
     hub = re.fullmatch(r"(?:https?://huggingface\.co/datasets/)?([\w-][\w.-]*/[\w.-]+)(?:/tree/\w+)?/?", path)
     if hub is not None and not exists(Path(path).parent):
         return UnbackdoorError(
-            f"{path} does not exist here, and data is not fetched from the Hub. Fetch it by hf download {hub[1]} "
-            "--repo-type dataset --local-dir FOLDER, and give a file or a folder of that."
+            f"{path} does not exist here, and data is not fetched from the Hub. Fetch it by {_FETCH.format(hub[1])}, "
+            "and give a file or a folder of that."
         )
     if "://" in path:
         return UnbackdoorError(f"{path} is an address, and data is not fetched. Download it, and give the file.")
