@@ -391,7 +391,7 @@ def _of_folder(folder: Path, classes: Sequence[str] | None, label: str, labelled
 
 
 def _nothing_read(folder: Path, others: Sequence[Path]) -> UnbackdoorError:
-    """The sentence for a folder with neither pictures nor a table; it says what to do with what is there."""
+    """Returns the error for a folder with neither pictures nor a table; it says what to do with its files."""
     endings = {path.suffix.lower() for path in others}
     way_out = "Save the data as one of these."
     if endings & set(_COMPRESSED):

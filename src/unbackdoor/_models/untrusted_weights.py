@@ -410,7 +410,7 @@ def _asks_for(path: Path) -> list[str]:
 
 
 def _strings(path: Path) -> set[str]:
-    """The strings in a pickle, the names of its entries among them, read without running anything."""
+    """Returns the strings in a pickle, the names of its entries among them, without running anything."""
     try:
         return {
             str(argument)

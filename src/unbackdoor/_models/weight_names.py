@@ -84,7 +84,7 @@ def renamed(own: Mapping[str, Tensor], stored: dict[str, Tensor], where: str) ->
 
 
 def _unwrapped(own: Mapping[str, Tensor], stored: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Stored weights without the wrappers of parts of a model in their names, unless the module itself has such names.
+    """Returns stored weights without the wrappers of parts in their names, unless the module itself has such names.
 
     A file in which two names become one is left as it is.
     """
