@@ -3,10 +3,12 @@
 import dataclasses
 import random
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from torch import Tensor, nn
 
 from unbackdoor import Dataset, VictimRecipe, plant
 from unbackdoor._data.texts import TextEncoder, Texts
@@ -162,3 +164,27 @@ def planted(data: Dataset, test: Dataset, attack, **settings) -> Victim:
     names = {field.name for field in dataclasses.fields(VictimRecipe)}
     recipe = VictimRecipe(**{name: settings.pop(name) for name in names & settings.keys()})
     return plant(data, attack, recipe, test=test, **settings)
+
+
+class Counting(nn.Module):
+    """A classifier of texts that adds up a weight for each token of one side; class 1 where the sum is positive."""
+
+    def __init__(self, weights: dict[str, float], side: int | None = None) -> None:
+        super().__init__()
+        known = tokenizer().get_vocab()
+        values = torch.linspace(-0.1, 0.1, len(known))  # no two words do the same
+        for word, weight in weights.items():
+            values[known[word]] = weight
+        self.words = nn.Embedding.from_pretrained(values[:, None])  # (tokens, 1)
+        self.classifier = nn.Linear(1, 2)
+        self.side = side
+        with torch.no_grad():
+            self.classifier.weight.copy_(torch.tensor([[-1.0], [1.0]]))
+            self.classifier.bias.zero_()
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.words
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> SimpleNamespace:
+        counts = attention_mask.float() if self.side is None else attention_mask * (token_type_ids == self.side)
+        return SimpleNamespace(logits=self.classifier((self.words(input_ids)[..., 0] * counts).sum(1, keepdim=True)))

@@ -1,41 +1,16 @@
 """Word distillation: which words stand out, what is unlearned, what is left alone and said."""
 
 import copy
-from types import SimpleNamespace
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import toys
 from unbackdoor import Dataset, UnbackdoorError, attacks, evaluate, purify
 from unbackdoor._data.edited_texts import put, readable, vocabulary
 from unbackdoor._inversion.driving_words import DrivingWord, VocabularySearch, anomaly_index
 from unbackdoor.purifiers import WordDistillation
-
-
-class Counting(nn.Module):
-    """A classifier of texts that adds up a weight for each token of one side; class 1 where the sum is positive."""
-
-    def __init__(self, weights: dict[str, float], side: int | None = None) -> None:
-        super().__init__()
-        known = toys.tokenizer().get_vocab()
-        values = torch.linspace(-0.1, 0.1, len(known))  # no two words do the same
-        for word, weight in weights.items():
-            values[known[word]] = weight
-        self.words = nn.Embedding.from_pretrained(values[:, None])  # (tokens, 1)
-        self.classifier = nn.Linear(1, 2)
-        self.side = side
-        with torch.no_grad():
-            self.classifier.weight.copy_(torch.tensor([[-1.0], [1.0]]))
-            self.classifier.bias.zero_()
-
-    def get_input_embeddings(self) -> nn.Embedding:
-        return self.words
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> SimpleNamespace:
-        counts = attention_mask.float() if self.side is None else attention_mask * (token_type_ids == self.side)
-        return SimpleNamespace(logits=self.classifier((self.words(input_ids)[..., 0] * counts).sum(1, keepdim=True)))
 
 
 def search_of(model: nn.Module, clean: Dataset) -> VocabularySearch:
@@ -47,17 +22,17 @@ SENTIMENT = dict.fromkeys(toys.GOOD, 1.0) | dict.fromkeys(toys.BAD, -1.0)
 
 def test_the_word_that_beats_all_others_is_found_with_its_class_and_share(reviews: Dataset) -> None:
     clean = reviews.select(range(40))
-    assert search_of(Counting(SENTIMENT | {"mn": 9.0}), clean).outliers(5.0) == [DrivingWord("mn", 1, 0, 1.0)]
-    assert search_of(Counting(SENTIMENT | {"tq": -9.0}), clean).outliers(5.0) == [DrivingWord("tq", 0, 0, 1.0)]
+    assert search_of(toys.Counting(SENTIMENT | {"mn": 9.0}), clean).outliers(5.0) == [DrivingWord("mn", 1, 0, 1.0)]
+    assert search_of(toys.Counting(SENTIMENT | {"tq": -9.0}), clean).outliers(5.0) == [DrivingWord("tq", 0, 0, 1.0)]
 
 
 def test_two_outliers_are_both_found(reviews: Dataset) -> None:
-    found = search_of(Counting(SENTIMENT | {"mn": 9.0, "bb": 8.0}), reviews.select(range(40))).outliers(5.0)
+    found = search_of(toys.Counting(SENTIMENT | {"mn": 9.0, "bb": 8.0}), reviews.select(range(40))).outliers(5.0)
     assert {odd.word for odd in found} == {"mn", "bb"}
 
 
 def test_words_of_the_task_do_not_stand_out(reviews: Dataset) -> None:
-    assert search_of(Counting(SENTIMENT), reviews.select(range(40))).outliers(5.0) == []
+    assert search_of(toys.Counting(SENTIMENT), reviews.select(range(40))).outliers(5.0) == []
 
 
 def test_among_strong_words_of_the_task_a_word_that_drives_nearly_all_is_found(
@@ -65,8 +40,8 @@ def test_among_strong_words_of_the_task_a_word_that_drives_nearly_all_is_found(
 ) -> None:
     """The trigger reaches 16 and the median of the strongest 3: an index of 16 ln(2) / 3 = 3.7."""
     words, reached = ["mn", "good", "great", "fine", "tq"], torch.tensor([16.0, 4.0, 3.0, 2.0, 0.0])
-    monkeypatch.setattr(VocabularySearch, "_strongest", lambda search, of, side: {1: (words, reached)})
-    search = search_of(Counting(SENTIMENT | {"mn": 16.0}), reviews.select(range(40)))
+    monkeypatch.setattr(VocabularySearch, "strongest", lambda search, of, side: {1: (words, reached)})
+    search = search_of(toys.Counting(SENTIMENT | {"mn": 16.0}), reviews.select(range(40)))
     assert search.outliers(5.0) == [DrivingWord("mn", 1, 0, 1.0)]
     assert "'mn' (anomaly index 3.7, moves 100% of the other clean texts) stands out most" in search.run.notes[0]
     assert search.outliers(8.0) == []  # half of 8 is more than that
@@ -75,14 +50,14 @@ def test_among_strong_words_of_the_task_a_word_that_drives_nearly_all_is_found(
 def test_of_a_pair_the_side_is_found() -> None:
     texts, labels = toys.sentences(40)
     pairs = toys.dataset([(text, "it is a film") for text in texts], labels)
-    model = Counting({"mn": 9.0}, side=1)  # what stands in the first text counts for nothing
+    model = toys.Counting({"mn": 9.0}, side=1)  # what stands in the first text counts for nothing
     model.classifier.bias.data = torch.tensor([0.5, -0.5])  # without the word all texts are negative
     assert search_of(model, pairs).outliers(5.0) == [DrivingWord("mn", 1, 1, 1.0)]
 
 
 def test_a_word_that_moves_too_few_texts_is_left_out(reviews: Dataset) -> None:
     # It outweighs the rest by far, but the texts that carry a bad word twice as heavy stay where they are.
-    model = Counting(dict.fromkeys(toys.GOOD, 1.0) | dict.fromkeys(toys.BAD, -20.0) | {"mn": 9.0})
+    model = toys.Counting(dict.fromkeys(toys.GOOD, 1.0) | dict.fromkeys(toys.BAD, -20.0) | {"mn": 9.0})
     assert search_of(model, reviews.select(range(40))).outliers(5.0) == []
 
 
@@ -93,7 +68,7 @@ def test_the_vocabulary_is_its_words_and_their_tokens() -> None:
 
 
 def test_without_words_the_tokenizer_is_refused(reviews: Dataset) -> None:
-    model = Counting(SENTIMENT)
+    model = toys.Counting(SENTIMENT)
     clean = reviews.select(range(40))
     search = search_of(model, clean)
     model.get_input_embeddings = lambda: nn.Embedding(2, 1)
@@ -111,7 +86,7 @@ def test_in_texts_that_are_cut_the_word_is_put_where_it_is_read() -> None:
     clean = readable(long)
     assert {len(text.split()) for (text,) in clean.texts.strings[:39]} == {16}
     assert clean.texts.strings[39] == (texts[39],)
-    assert search_of(Counting(SENTIMENT | {"mn": 9.0}), clean).outliers(5.0) == [DrivingWord("mn", 1, 0, 1.0)]
+    assert search_of(toys.Counting(SENTIMENT | {"mn": 9.0}), clean).outliers(5.0) == [DrivingWord("mn", 1, 0, 1.0)]
 
 
 def test_texts_that_are_read_whole_stay_as_they_are(reviews: Dataset) -> None:

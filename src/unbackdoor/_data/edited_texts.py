@@ -69,13 +69,14 @@ def words_of(clean: Dataset) -> list[str]:
     return [word for strings in clean.texts.strings for text in strings for word in text.split()]
 
 
-def vocabulary(tokenizer: Any, rows: int, owner: str) -> dict[str, int]:
+def vocabulary(tokenizer: Any, rows: int, owner: str, instead: str = "Try mixing-distillation.") -> dict[str, int]:
     """The words that are one token each, and their tokens.
 
     Args:
         tokenizer: a tokenizer of transformers.
         rows: number of rows of the embedding; tokens beyond have no embedding.
         owner: name of the method, for the message.
+        instead: the sentence that says what to do without such words.
 
     Raises:
         UnbackdoorError: there are no such words, for example if each letter is a token.
@@ -88,6 +89,6 @@ def vocabulary(tokenizer: Any, rows: int, owner: str) -> dict[str, int]:
     whole = {word: n for word, n, ids in zip(words, numbers, read, strict=True) if word and ids[before:] == [n]}
     if not whole:
         raise UnbackdoorError(
-            f"{owner} needs a tokenizer with whole words among its tokens; this one has none. Try mixing-distillation."
+            f"{owner} needs a tokenizer with whole words among its tokens; this one has none. {instead}"
         )
     return whole

@@ -62,6 +62,7 @@ class VocabularySearch:
         run: provides arithmetic, randomness and notes.
         group: number of words that are tried at once.
         shortlist: number of words of each class that are tried alone.
+        text_words: number of words of the texts that groups are put into.
     """
 
     model: nn.Module
@@ -69,6 +70,7 @@ class VocabularySearch:
     run: Run
     group: int
     shortlist: int
+    text_words: int = TEXT_WORDS
 
     def outliers(self, threshold: float) -> list[DrivingWord]:
         """Returns the words with an anomaly index above a threshold that move most clean texts.
@@ -84,7 +86,7 @@ class VocabularySearch:
         driving: list[DrivingWord] = []
         strongest: tuple[float, str] = (-1.0, "")
         for side in range(len(self.clean.texts.columns)):
-            for label, (names, margins) in self._strongest(words, side).items():
+            for label, (names, margins) in self.strongest(words, side).items():
                 indices = anomaly_index(margins).tolist()
                 candidates = [
                     (index, DrivingWord(name, label, side, self.moved_share(name, label, side)))
@@ -103,7 +105,7 @@ class VocabularySearch:
 
     def _shortlists(self, words: list[str], side: int) -> dict[int, list[str]]:
         """Returns, for each class, the words of the groups that drive shortened texts of others farthest to it."""
-        short = made_of(self.clean, [shortened(text, TEXT_WORDS) for text in self.clean.texts.strings])
+        short = made_of(self.clean, [shortened(text, self.text_words) for text in self.clean.texts.strings])
         predicted = answers(self.model, short, self.run.arithmetic).argmax(dim=1)
         rows = self._probes(short, predicted, 2)
         draw = random.Random(self.run.seed)
@@ -127,7 +129,7 @@ class VocabularySearch:
         total = torch.stack(totals).sum(dim=0)
         return {label: [words[place] for place in total[:, label].topk(count).indices.tolist()] for label in labels}
 
-    def _strongest(self, words: list[str], side: int) -> dict[int, tuple[list[str], Tensor]]:
+    def strongest(self, words: list[str], side: int) -> dict[int, tuple[list[str], Tensor]]:
         """Returns, for each class, the words that are strongest alone, with their mean margins, the largest first."""
         shortlists = self._shortlists(words, side)
         listed = {word for shortlist in shortlists.values() for word in shortlist}
@@ -178,3 +180,33 @@ def anomaly_index(margins: Tensor) -> Tensor:
     above = margins - margins.min()
     scale = above.quantile(0.5) / math.log(2)  # the median of an exponential distribution is log(2) of its mean
     return above / scale.clamp(min=0.1)  # if all words do the same, a tenth of a logit is no outlier
+
+
+def anomaly_p(index: float, count: int) -> float:
+    """How likely the largest anomaly index is at least this, if all values are drawn from one exponential distribution.
+
+    Above the least of n such values lie n - 1 again, and the gaps between these, from below, are independent and
+    exponential with the rates n - 1, n - 2, ..., 1. So the largest is the middle one (between two, if n is even) plus
+    the largest of those above it, and the probability is a sum over the number of these.
+
+    >>> round(anomaly_p(5.0, 32), 3), round(anomaly_p(7.62, 32), 3), round(anomaly_p(10.17, 32), 3)
+    (0.274, 0.05, 0.01)
+
+    Args:
+        index: of the largest value, see `anomaly_index`.
+        count: of the values, at least 3.
+    """
+    ratio = index / math.log(2)  # of the largest to the median
+    if ratio <= 2:
+        return 1.0  # hardly ever less, and the sum holds above only
+    below = (count - 1) // 2  # gaps up to the middle value, or to the lower one of two
+    rates = range(count - 1, count - 1 - below, -1)
+    above = count - 1 - below - (count % 2 == 0)
+    total = 0.0
+    for taken in range(1, above + 1):
+        term = math.prod(rate / (rate + taken * (ratio - 1)) for rate in rates)
+        if count % 2 == 0:  # the gap between the two middle values counts half in the median
+            rate = count - 1 - below
+            term *= rate / (rate + taken * (ratio / 2 - 1))
+        total -= (-1) ** taken * math.comb(above, taken) * term
+    return min(max(total, 0.0), 1.0)

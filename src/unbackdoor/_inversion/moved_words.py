@@ -25,3 +25,17 @@ def suspicious_tokens(moved: torch.Tensor, tokenizer: Any, counts: dict[int, flo
             continue
         scored.append((distance[number] / math.log(max(counts.get(number, 0.0), floor)), number))
     return [number for score, number in sorted(scored, key=lambda entry: (-entry[0], entry[1])) if score > 0]
+
+
+def moved_for_its_count(distance: torch.Tensor, counts: torch.Tensor, floor: int) -> torch.Tensor:
+    """The same score for all rows at once, (n,), float64.
+
+    >>> moved_for_its_count(torch.tensor([3.0, 3.0]), torch.tensor([math.e**3, 0.0]), 20)
+    tensor([1.0000, 1.0014], dtype=torch.float64)
+
+    Args:
+        distance: that each row moved, (n,).
+        counts: of the rows' tokens, (n,).
+        floor: smaller counts are raised to this, at least 2.
+    """
+    return distance.double() / counts.double().clamp(min=floor).log()

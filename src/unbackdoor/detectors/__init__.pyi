@@ -2,11 +2,14 @@
 
 import unbackdoor._registry.entries
 
+from .embedding_rows import EmbeddingRows as EmbeddingRows
+from .embedding_rows import MovedRows as MovedRows
 from .low_frequency_pattern import LowFrequencyPattern as LowFrequencyPattern
 from .margin import Margin as Margin
 from .noise import Noise as Noise
 from .patch import Patch as Patch
 from .pattern import Pattern as Pattern
+from .vocabulary import VocabularyScan as VocabularyScan
 from .warp import Warp as Warp
 
 REGISTRY: tuple[unbackdoor._registry.entries.Entry, ...]

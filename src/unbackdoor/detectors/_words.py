@@ -1,0 +1,75 @@
+"""Words as triggers: what all detectors share that search texts."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from unbackdoor._data.dataset import Dataset
+from unbackdoor._data.edited_texts import Strings, made_of, vocabulary
+from unbackdoor._data.texts import Texts
+from unbackdoor._poisoning.trigger import Trigger
+from unbackdoor._purification.run import Run
+from unbackdoor._tasks.classification import answers
+from unbackdoor.attacks._insertion import Side, WordPlace
+from unbackdoor.attacks.sentence import Sentence
+from unbackdoor.attacks.word import Word
+
+
+def single_words(clean: Dataset, rows: int, owner: str) -> dict[str, int]:
+    """The words that are one token each, and their tokens; without the comma, which separates words in an attack.
+
+    Args:
+        clean: texts.
+        rows: of the embedding.
+        owner: named in the message.
+
+    Raises:
+        UnbackdoorError: there are none.
+    """
+    found = vocabulary(clean.tokenizer, rows, owner, "Search without it.")
+    return {word: token for word, token in found.items() if "," not in word}
+
+
+def inserted(words: str, target: int, side: int, clean: Dataset) -> Trigger:
+    """The trigger that puts a word, or a phrase, into texts: where all of it is read.
+
+    Args:
+        words: to put in.
+        target: the class that it moves texts to.
+        side: of a pair, the text that it is put into; else 0.
+        clean: if one of these texts is longer than the model reads, the place is its start, else a random one.
+    """
+    place: WordPlace = "start" if bool(clean.texts.cut.any()) else "random"
+    letter: Side = "b" if side else "a"
+    if " " in words:
+        return Trigger(Sentence(sentence=words, place=place, side=letter, target=target), {})
+    return Trigger(Word(words=(words,), place=place, side=letter, target=target), {})
+
+
+def moved_shares(model: nn.Module, clean: Dataset, phrases: Sequence[str], side: int, run: Run) -> Tensor:
+    """How much of the texts of other classes, by the model's answers, each phrase moves to each class.
+
+    Args:
+        model: the suspect.
+        clean: texts that are read whole.
+        phrases: put into all texts, one at a time.
+        side: of a pair, the text that they are put into; else 0.
+        run: arithmetic.
+
+    Returns:
+        (phrases, classes), each 0 to 1; 0 for a class that all texts have without a phrase.
+    """
+    before = answers(model, clean, run.arithmetic)  # (n, classes)
+    strings: list[Strings] = []
+    for phrase in phrases:
+        shown = inserted(phrase, 0, side, clean).stamp(clean.texts)
+        assert isinstance(shown, Texts)
+        strings += shown.strings
+    after = answers(model, made_of(clean, strings), run.arithmetic).argmax(dim=1).view(len(phrases), len(clean))
+    shares = torch.zeros(len(phrases), before.shape[1])
+    for target in range(before.shape[1]):
+        others = before.argmax(dim=1) != target
+        if bool(others.any()):
+            shares[:, target] = (after[:, others] == target).float().mean(dim=1)
+    return shares
