@@ -9,6 +9,7 @@ from torch import nn
 import unbackdoor as ub
 from unbackdoor import Dataset, Trigger, UnbackdoorError, detectors
 from unbackdoor._artifacts.null_table import NullTable
+from unbackdoor._artifacts.operating_point import OperatingPointTable
 from unbackdoor._detection import nulls
 from unbackdoor._detection.finding import Candidate, Finding
 from unbackdoor._value import value
@@ -80,6 +81,20 @@ def test_a_proven_shortcut_beyond_all_clean_models_is_an_alarm(suspect, digits: 
     assert strongest.moved.value == 1.0
     assert strongest.p_value == 1 / 40
     assert "class 3 that moves 100.0% of unseen examples" in result.reason
+
+
+def test_measured_rates_are_reported_for_the_detectors_that_they_belong_to(
+    suspect, digits: Dataset, monkeypatch
+) -> None:
+    ship(monkeypatch)
+    part = {"value": 0.0, "n": 59, "low": 0.0, "high": 0.06}
+    point = {"detectors": nulls.shipped().detectors, "modality": "images", "models": "59 clean ones"}
+    table = {"points": [{**point, "false_alarms": part, "detections": part}]}
+    monkeypatch.setattr(nulls, "measured", lambda: OperatingPointTable.model_validate(table))
+    clean = digits.select(range(200))
+    rates = ub.audit(suspect, clean, detectors=[Claims()]).record["operating_point"]
+    assert rates == {"false_alarms": part, "detections": part, "models": "59 clean ones"}
+    assert "operating_point" not in ub.audit(suspect, clean, detectors=[Claims(strength=4.0)]).record
 
 
 def test_a_shortcut_that_held_out_examples_do_not_confirm_is_none(suspect, digits: Dataset, monkeypatch) -> None:

@@ -3,7 +3,8 @@
 import json
 
 from unbackdoor._artifacts.null_table import CleanModel, NullTable
-from unbackdoor._detection.nulls import Null, null_for, shipped
+from unbackdoor._artifacts.operating_point import OperatingPoint, OperatingPointTable
+from unbackdoor._detection.nulls import Null, measured, null_for, operating_point, shipped
 
 SETTINGS = {"patch": {"steps": 100}, "margin": {}}
 
@@ -56,3 +57,17 @@ def test_networks_of_the_same_architecture_are_preferred_if_there_are_enough() -
 
 def test_the_table_of_the_package_is_readable() -> None:
     assert json.loads(shipped().model_dump_json())["provenance"]
+    assert isinstance(measured().points, list)
+
+
+def test_rates_hold_for_the_detectors_and_settings_that_they_were_measured_with() -> None:
+    part = {"value": 0.0, "n": 59, "low": 0.0, "high": 0.06}
+    point = OperatingPoint(
+        detectors=SETTINGS, modality="images", false_alarms=part, detections=part, models="59 clean ones"
+    )
+    table = OperatingPointTable(points=[point])
+    found = operating_point("images", dict(reversed(SETTINGS.items())), table)
+    assert found == {"false_alarms": part, "detections": part, "models": "59 clean ones"}
+    assert operating_point("text", SETTINGS, table) is None
+    assert operating_point("images", {"patch": SETTINGS["patch"]}, table) is None, "fewer detectors, other rates"
+    assert operating_point("images", {**SETTINGS, "patch": {"steps": 50}}, table) is None

@@ -14,7 +14,7 @@ from unbackdoor._artifacts.machine import versions
 from unbackdoor._data.dataset import Dataset
 from unbackdoor._detection.finding import Candidate, Detector, Finding
 from unbackdoor._detection.judging import PROVEN, ExactShare, HeldOut
-from unbackdoor._detection.nulls import Null, null_for
+from unbackdoor._detection.nulls import Null, null_for, operating_point
 from unbackdoor._detection.outliers import LEAST_CLASSES, outlier_p_values
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._models.arithmetic import Precision, choose, description
@@ -197,6 +197,9 @@ def audit(
         findings = [_judged(name, each, held_out, null, tuple(found)) for name, each in found.items()]
     findings.sort(key=lambda each: -each.strongest.score)
     verdict, reason = _verdict(findings, null, len(examples.per_class))
+    point = None if null is None else operating_point(run.modality, settings)
+    if point is not None:
+        record |= {"operating_point": point, "operating_point_note": ""}
     return Audit(
         verdict=verdict,
         reason=reason,

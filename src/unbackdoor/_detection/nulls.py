@@ -1,4 +1,4 @@
-"""The null distribution: how strong the strongest shortcut of clean models is, measured on a zoo of them."""
+"""Statistics of a zoo of models: how strong the shortcuts of clean ones are, and how often an audit raises an alarm."""
 
 import json
 from dataclasses import dataclass
@@ -7,6 +7,7 @@ from importlib.resources import files
 from typing import Any
 
 from unbackdoor._artifacts.null_table import CleanModel, NullTable
+from unbackdoor._artifacts.operating_point import OperatingPointTable
 
 
 @dataclass(frozen=True)
@@ -71,3 +72,27 @@ def null_for(
         return None
     data = ", ".join(sorted({model.data for model in chosen}))
     return Null(tuple(chosen), f"{len(chosen)} clean {which}, trained on {data}")
+
+
+@cache
+def measured() -> OperatingPointTable:
+    """The measured rates that are part of the package."""
+    text = (files("unbackdoor._detection") / "operating_point.json").read_text(encoding="utf-8")
+    return OperatingPointTable.model_validate(json.loads(text))
+
+
+def operating_point(
+    modality: str, detectors: dict[str, dict[str, Any]], table: OperatingPointTable | None = None
+) -> dict[str, Any] | None:
+    """The rates of alarms on clean models and on models with a backdoor; None if they were not measured.
+
+    Args:
+        modality: of the suspect's data.
+        detectors: the name and all settings of each that ran. The rates hold for these together and for no others.
+        table: another than the package's.
+    """
+    table = measured() if table is None else table
+    for point in table.points:
+        if point.modality == modality and point.detectors == detectors:
+            return point.model_dump(mode="json", include={"false_alarms", "detections", "models"})
+    return None
