@@ -22,7 +22,7 @@ import datasets, pyarrow.parquet, torch
 from transformers import AutoTokenizer, BertForSequenceClassification
 from unbackdoor import archs
 from unbackdoor.__main__ import main
-from unbackdoor._cli.commands import attack, evaluate, purify, stress
+from unbackdoor._cli.commands import attack, audit, evaluate, purify, stress
 
 archs.register()  # imports what the first model would
 gc.freeze()  # else each process goes through all of it, and copies it

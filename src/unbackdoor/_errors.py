@@ -33,6 +33,18 @@ class IncompleteError(UnbackdoorError):
     exit_code = 1
 
 
+class ShortcutFoundError(UnbackdoorError):
+    """An audit found a shortcut, and the user asked for a failure if it does."""
+
+    exit_code = 3
+
+
+class CannotJudgeError(UnbackdoorError):
+    """An audit could not judge, and the user asked for a failure if it cannot."""
+
+    exit_code = 4
+
+
 def printable(text: object, longest: int = NAME) -> str:
     """Returns text of somebody else for a message, a note, a list or a page: short, on one line, printable.
 

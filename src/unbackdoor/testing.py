@@ -138,7 +138,8 @@ def check_detector(detector: Detector, model: nn.Module, clean: Dataset, *, base
     before, states = _state(model), _random_states()
     watched = [_Watched(detector) for _ in range(2)]
     for each in watched:
-        audit(model, clean, detectors=[each], base=base, seed=1, device="cpu", precision="fp32")
+        found = audit(model, clean, detectors=[each], base=base, seed=1, device="cpu", precision="fp32")
+        json.dumps(found.to_json(), allow_nan=False)
     assert _random_states() == states, "the detector moved the global random state of numpy or torch"
     _assert_same(before, _state(model), "the detector changed the model that it was given")
     first, again = (each.finding for each in watched)

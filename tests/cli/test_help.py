@@ -75,6 +75,11 @@ def panels(text: str) -> dict[str, list[str]]:
             ["Required", "Options of word", "Data", "Model", "Training", "Output", "Hardware"],
             ["--data", "--out", "--base"],
         ),
+        (
+            ("audit",),
+            ["Arguments", "Data", "Model", "Tests", "Output", "Hardware"],
+            None,
+        ),
         (("evaluate",), ["Arguments", "Required", "Data", "Model", "Output", "Hardware"], ["--data"]),
         (
             ("stress",),
@@ -85,11 +90,11 @@ def panels(text: str) -> dict[str, list[str]]:
     ids=lambda part: " ".join(part) if isinstance(part, tuple) else "",
 )
 def test_required_options_come_first_then_the_own_then_the_shared_ones(
-    command: tuple[str, ...], headings: list[str], required: list[str], shown: Shown
+    command: tuple[str, ...], headings: list[str], required: list[str] | None, shown: Shown
 ) -> None:
     found = panels(shown(*command, "--help"))
     assert list(found) == headings
-    assert found["Required"] == required
+    assert found.get("Required") == required
     options = [option for each in found.values() for option in each]
     assert len(options) == len(set(options))
 
@@ -111,3 +116,11 @@ def test_methods_are_listed_by_what_a_user_has(shown: Shown) -> None:
     assert sorted(name for each in firsts.values() for name in each) == sorted(
         entry.name for entry in purifiers.REGISTRY
     )
+
+
+def test_detectors_are_listed_with_what_they_cannot_see(shown: Shown) -> None:
+    from unbackdoor._registry.detectors import REGISTRY
+
+    text = shown("list", "detectors")
+    assert re.findall(r"^(\S+)", text, re.MULTILINE) == [entry.name for entry in REGISTRY]
+    assert text.count("cannot see: ") == len(REGISTRY)

@@ -39,6 +39,8 @@ def test_importing_the_package_loads_no_heavy_library() -> None:
         (["list", "methods"], "fst"),
         (["list", "attacks"], "badnets"),
         (["list", "archs"], "resnet18"),
+        (["list", "detectors"], "cannot see"),
+        (["audit", "--help"], "--fail-on-finding"),
     ],
 )
 def test_help_and_lists_load_no_heavy_library(arguments: list[str], expected: str) -> None:

@@ -13,7 +13,7 @@ from unbackdoor._errors import IncompleteError, UnbackdoorError, few
 from unbackdoor._inputs import is_unicode, read_json, unusable
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_RECORDS = ("record.json", "stress.json")
+_RECORDS = ("record.json", "stress.json", "audit.json")
 
 Content = dict[str, tuple[int, ...]]
 
@@ -21,8 +21,8 @@ Content = dict[str, tuple[int, ...]]
 def check_free(out: Path, *, overwrite: bool, inputs: tuple[Path, ...] = ()) -> Content | None:
     """Refuse an output directory that exists or cannot be made, before any work is done.
 
-    With `overwrite` it may exist, if it is empty or if this program wrote all of its files (as its `record.json` or
-    `stress.json` lists them), and if it neither is nor contains one of the inputs.
+    With `overwrite` it may exist, if it is empty or if this program wrote all of its files (as its `record.json`,
+    `stress.json` or `audit.json` lists them), and if it neither is nor contains one of the inputs.
 
     Returns:
         The present content of the directory, which `directory` may replace; None if there is no directory.
@@ -75,6 +75,31 @@ def _check_place(out: Path) -> None:
         os.rmdir(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=home))
     except OSError as problem:
         raise _failure(out, problem) from None
+
+
+def check_free_file(file: Path, option: str, *, overwrite: bool, inputs: tuple[Path, ...] = ()) -> None:
+    """Refuses a file to write that exists, unless `overwrite` is set and it is no input; or whose folder is no folder.
+
+    Args:
+        file: its name.
+        option: the parameter that names it.
+        overwrite: whether a file of that name may be replaced.
+        inputs: what is read.
+
+    Raises:
+        UnbackdoorError: it cannot be written.
+    """
+    if file.is_dir():
+        raise UnbackdoorError(f"`{option}` must be a file, got the folder {file}.")
+    if any(source.resolve() == file.resolve() for source in inputs):
+        raise UnbackdoorError(f"{file} is an input; `{option}` must be another file.")
+    if os.path.lexists(file) and not overwrite:
+        raise UnbackdoorError(f"{file} exists. Use `overwrite=True`, or another `{option}`.")
+    home = next(folder for folder in file.absolute().parents if folder.exists())
+    if not (home.is_dir() and os.access(home, os.W_OK)):
+        raise UnbackdoorError(
+            f"{file} cannot be written ({home} is not a folder to write to). Choose another `{option}`."
+        )
 
 
 def content(folder: Path) -> Content:

@@ -1,6 +1,7 @@
 """record.json: a schema for each of the three kinds, one reader and one writer."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -177,9 +178,20 @@ def write_record(path: Path, content: dict[str, Any]) -> dict[str, Any]:
     Returns:
         The content with that list, under `files`.
     """
+    return written(path, content, check_record)
+
+
+def written(path: Path, content: dict[str, Any], check: Callable[[dict[str, Any]], object]) -> dict[str, Any]:
+    """Writes a JSON object with the list of all files in its directory, if it passes a check.
+
+    Args:
+        path: of the file.
+        content: without that list.
+        check: raises an error for what does not fit the schema.
+    """
     folder = path.parent
     files = {str(file.relative_to(folder)) for file in folder.rglob("*") if not file.is_dir()}
     complete = {**content, "files": sorted({*files, path.name})}
-    check_record(complete)
+    check(complete)
     path.write_text(json.dumps(complete, indent=2) + "\n", encoding="utf-8")
     return complete

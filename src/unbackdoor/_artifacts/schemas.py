@@ -7,6 +7,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from unbackdoor._artifacts.attack_record import AttackRecord
+from unbackdoor._artifacts.audit_record import AuditRecord
 from unbackdoor._artifacts.cell import Cell, Mark, Rows
 from unbackdoor._artifacts.record import DemoRecord, PurificationRecord, VictimRecord
 from unbackdoor._artifacts.stress_record import StressRecord
@@ -17,6 +18,7 @@ SCHEMAS: dict[str, type[BaseModel]] = {
     "record-of-demo": DemoRecord,
     "attack": AttackRecord,
     "stress": StressRecord,
+    "audit": AuditRecord,
     "store-cell": Cell,
     "store-rows": Rows,
     "store": Mark,

@@ -18,7 +18,8 @@ from unbackdoor._errors import SENTENCE, IncompleteError, UnbackdoorError, print
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with its code, see `_errors`: 0 done, 2 bad usage or input, 130 interrupted.
 
-    1 is for work that ran, but whose result was not saved or is not usable.
+    1 is for work that ran, but whose result was not saved or is not usable. With `audit --fail-on-finding`, 3 is for a
+    shortcut that was found, and 4 for an audit that cannot judge.
     """
     given = sys.argv[1:] if arguments is None else arguments
     for stream in (sys.stdout, sys.stderr):

@@ -6,16 +6,22 @@ from typing import Literal
 
 from unbackdoor._registry.archs import REGISTRY as ARCHS
 from unbackdoor._registry.attacks import REGISTRY as ATTACKS
+from unbackdoor._registry.detectors import REGISTRY as DETECTORS
 from unbackdoor._registry.entries import Entry, Modality, Need
 from unbackdoor._registry.purifiers import REGISTRY as PURIFIERS
 
-Kind = Literal["methods", "attacks", "archs"]
+Kind = Literal["methods", "attacks", "archs", "detectors"]
 
 NONE = Entry(
     "none", "unbackdoor._cli.commands.attack:NoAttack", "no attack: a clean model by the same recipe, the control"
 )
 
-KINDS: dict[Kind, tuple[Entry, ...]] = {"methods": PURIFIERS, "attacks": (*ATTACKS, NONE), "archs": ARCHS}
+KINDS: dict[Kind, tuple[Entry, ...]] = {
+    "methods": PURIFIERS,
+    "attacks": (*ATTACKS, NONE),
+    "archs": ARCHS,
+    "detectors": DETECTORS,
+}
 
 
 def show(kind: Kind | None) -> None:
@@ -74,6 +80,8 @@ def _show_facts(entries: list[Entry] | tuple[Entry, ...], width: int) -> None:
         print(f"{'':<{width}}  {entry.facts()}")
         if entry.year:
             print(f"{'':<{width}}  {entry.paper} ({entry.year})")
+        if entry.blind:
+            print(f"{'':<{width}}  cannot see: {entry.blind}")
 
 
 def _wrapped(text: str) -> str:

@@ -164,6 +164,7 @@ class EvaluateOptions(ModelOptions):
         data: clean test examples: parquet, CSV, JSON lines, image folder or saved data set.
         attack: attack.json whose trigger is put on them.
         triggered: examples that already carry a trigger, with their true labels.
+        rows: file with a JSON list of row numbers, from 0, of an audit's evidence: only these of --data are scored.
         target: the class that the attacker wants, with --triggered.
         control: a model without the backdoor, loaded with MODEL's options; its flip rate is also printed.
         json: print one JSON object.
@@ -172,9 +173,44 @@ class EvaluateOptions(ModelOptions):
     data: Annotated[str, REQUIRED]
     attack: Annotated[str | None, DATA] = None
     triggered: Annotated[str | None, DATA] = None
+    rows: Annotated[str | None, DATA] = None
     target: Annotated[int | None, DATA] = None
     control: Annotated[str | None, MODEL] = None
     json: Annotated[bool, OUTPUT] = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AuditOptions(ModelOptions):
+    """Options of `audit`.
+
+    Args:
+        clean: labelled examples without trigger, at least 2 of each class: parquet, CSV, JSON lines, image folder or
+            saved data set.
+        unlabelled: further examples; their labels are not read. Alone, the detectors run that need no labels.
+        base: the pre-trained model that the suspect came from, for detectors that need it.
+        tests: detectors to run, with commas between; by default all that fit (unbackdoor list detectors).
+        out: directory for audit.json, audit.html and the evidence; it must not exist.
+        json: print one JSON object, the content of audit.json.
+        sarif: file to write, SARIF 2.1.0.
+        bom: file to write, CycloneDX 1.6 in JSON; needs the extra unbackdoor[bom].
+        fail_on_finding: exit with 3 if a shortcut was found, and with 4 if the audit cannot judge.
+        head: name of the last linear layer, if running the model does not find it.
+        seed: fixes all random draws.
+        overwrite: replace a directory that unbackdoor wrote, and the files of --sarif and --bom.
+    """
+
+    clean: Annotated[str | None, DATA] = None
+    unlabelled: Annotated[str | None, DATA] = None
+    base: Annotated[str | None, MODEL] = None
+    head: Annotated[str | None, MODEL] = None
+    tests: Annotated[str | None, TESTS] = None
+    out: Annotated[str | None, OUTPUT] = None
+    json: Annotated[bool, OUTPUT] = False
+    sarif: Annotated[str | None, OUTPUT] = None
+    bom: Annotated[str | None, OUTPUT] = None
+    fail_on_finding: Annotated[bool, OUTPUT] = False
+    overwrite: Annotated[bool, OUTPUT] = False
+    seed: Annotated[int, OUTPUT] = 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,15 +1,18 @@
 """The commands for the parser. Options come from the declarations of the Python values."""
 
+from collections.abc import Callable
 from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
 
 from unbackdoor._cli.chosen import composition, single
 from unbackdoor._cli.listing import KINDS, Kind, show
-from unbackdoor._cli.options import EvaluateOptions, StressOptions
+from unbackdoor._cli.options import AuditOptions, EvaluateOptions, StressOptions
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._registry.entries import find
 from unbackdoor._registry.purifiers import REGISTRY as PURIFIERS
+
+_AUDIT = AuditOptions()  # none of its options is required
 
 
 def parser(given: list[str], typed: str) -> App:
@@ -42,6 +45,7 @@ def parser(given: list[str], typed: str) -> App:
             made = single(verb, steps[0], typed) if len(steps) == 1 else composition(steps, typed)
             sub.command(made, name=chosen)
         app.command(sub)
+    app.command(_audit_of(typed), name="audit")
     app.command(_evaluate, name="evaluate")
     app.command(_stress, name="stress")
     app.command(_bench, name="bench")
@@ -58,6 +62,29 @@ def _version() -> str:
 
 def _stub() -> None:
     """Placeholder in the list of commands; the chosen one is replaced before it runs."""
+
+
+def _audit_of(typed: str) -> Callable[..., None]:
+    """The `audit` command; `typed` is for the record."""
+
+    def audit(
+        model: str,
+        /,
+        *,
+        options: Annotated[AuditOptions, Parameter(name="*")] = _AUDIT,
+    ) -> None:
+        """Look for a backdoor: a verdict, and its evidence.
+
+        MODEL is a Hugging Face directory or Hub name, or a weights file with --factory. Detectors search for triggers
+        that move examples of other classes to one class, on one half of the clean examples; what they find is judged
+        on the other half, and compared with what the same search finds in clean models. A verdict is not a proof:
+        each detector has triggers that it cannot see.
+        """
+        from unbackdoor._cli.commands.audit import audit as work
+
+        work(model, options, command=typed)
+
+    return audit
 
 
 def _evaluate(
@@ -166,9 +193,9 @@ def _demo(
 
 
 def _list(what: Kind | None = None, /) -> None:
-    """List methods, attacks or archs with their facts; without an argument, the names of all.
+    """List methods, attacks, archs or detectors with their facts; without an argument, the names of all.
 
     Args:
-        what: methods, attacks or archs.
+        what: methods, attacks, archs or detectors.
     """
     show(what)

@@ -35,6 +35,7 @@ logger = logging.getLogger("unbackdoor")
 Verdict = Literal["shortcut-found", "nothing-found", "cannot-judge"]
 
 ALARM = 0.05  # the largest p-value of an alarm
+FORMAT = 1  # of audit.json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +70,26 @@ class JudgedCandidate:
         """-log10 of the nominal p-value; 0 for a shortcut that the held-out examples do not confirm."""
         return -math.log10(max(self.nominal_p, 1e-300)) if self.proven else 0.0
 
+    def to_json(self, unit: str, calibration: str) -> dict[str, Any]:
+        """Its entry in `audit.json`.
+
+        Args:
+            unit: of its size.
+            calibration: where its p-value comes from, or why there is none.
+        """
+        candidate = self.candidate
+        sources = [
+            {"number": number, "name": name} for number, name in zip(candidate.sources, self.source_names, strict=True)
+        ]
+        return {
+            "target": {"number": candidate.target, "name": self.target_name},
+            **({"sources": sources} if sources else {}),
+            "moved": None if self.moved is None else self.moved.to_json(),
+            "random": None if self.random is None else self.random.to_json(),
+            "budget": None if candidate.size is None else {"size": candidate.size, "unit": unit},
+            "abnormality": {"p_value": self.p_value, "calibration": calibration, "nominal_p": self.nominal_p},
+        }
+
 
 @dataclass(frozen=True, kw_only=True)
 class JudgedFinding:
@@ -101,6 +122,25 @@ class JudgedFinding:
         p_value = self.strongest.p_value
         return p_value is not None and p_value <= ALARM and self.looks_natural is not True
 
+    @property
+    def blind(self) -> str:
+        """What the detector cannot see."""
+        return next((entry.blind for entry in REGISTRY if entry.name == self.detector), "") or "it does not say"
+
+    def to_json(self, calibration: str) -> dict[str, Any]:
+        """Its entry in `audit.json`, but for the files of its evidence.
+
+        Args:
+            calibration: where p-values come from, or why there are none.
+        """
+        return {
+            "detector": self.detector,
+            "alarm": self.alarm,
+            **self.strongest.to_json(self.unit, calibration),
+            "looks_natural": self.looks_natural,
+            "classes": [each.to_json(self.unit, calibration) for each in self.classes],
+        }
+
 
 @dataclass(frozen=True, kw_only=True)
 class Audit:
@@ -128,6 +168,39 @@ class Audit:
     def searched(self) -> tuple[str, ...]:
         """The names of the detectors that ran."""
         return tuple(finding.detector for finding in self.findings)
+
+    @property
+    def calibrated_on(self) -> str:
+        """Where the p-values come from, or why there are none."""
+        if self.calibration is not None:
+            return self.calibration.description
+        return "no clean models of this kind went through these detectors with these settings"
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of `audit.json`, but for names of files; docs/architecture.md explains each key."""
+        calibration = None
+        if self.calibration is not None:
+            calibration = {"n": len(self.calibration.models), "description": self.calibration.description}
+        return {
+            "format": FORMAT,
+            "verdict": self.verdict,
+            "reason": self.reason,
+            "findings": [finding.to_json(self.calibrated_on) for finding in self.findings],
+            "searched": [
+                {
+                    "detector": finding.detector,
+                    "parameters": finding.settings,
+                    "seconds": finding.seconds,
+                    "cannot_see": finding.blind,
+                }
+                for finding in self.findings
+            ],
+            "not_searched": [{"detector": name, "reason": why} for name, why in self.not_searched.items()],
+            "calibration": calibration,
+            "operating_point": None,
+            "operating_point_note": "no rates of false alarms and of detections were measured for this configuration",
+            **self.record,
+        }
 
 
 def audit(

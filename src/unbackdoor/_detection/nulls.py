@@ -1,6 +1,7 @@
 """Statistics of a zoo of models: how strong the shortcuts of clean ones are, and how often an audit raises an alarm."""
 
 import json
+import math
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -32,8 +33,22 @@ class Null:
             score: -log10 of a nominal p-value.
             detectors: all that ran.
         """
-        as_strong = sum(max(model.scores[name] for name in detectors) >= score for model in self.models)
+        as_strong = sum(strongest >= score for strongest in self._strongest(detectors))
         return (1 + as_strong) / (len(self.models) + 1)
+
+    def score_of(self, p_value: float, detectors: tuple[str, ...]) -> float:
+        """The score that one must exceed for a p-value of at most this.
+
+        Args:
+            p_value: of which at least 1 / (n + 1) can be reached with n models.
+            detectors: all that ran.
+        """
+        allowed = math.floor(p_value * (len(self.models) + 1)) - 1  # models at least as strong
+        return sorted(self._strongest(detectors), reverse=True)[allowed]
+
+    def _strongest(self, detectors: tuple[str, ...]) -> list[float]:
+        """The largest score of each clean model over some detectors."""
+        return [max(model.scores[name] for name in detectors) for model in self.models]
 
 
 @cache

@@ -46,6 +46,20 @@ def describe(poisoned: Poisoned, *, rate: float, seed: int, implanted: bool | No
     }
 
 
+def describe_found(trigger: Trigger) -> dict[str, Any]:
+    """Returns the content of the `attack.json` of a trigger that an audit found, but for the hash of the arrays."""
+    attack = trigger.attack
+    return {
+        "format": FORMAT,
+        "attack": to_json(attack, (*REGISTRY, *EVIDENCE)),
+        "label_rule": attack.label_rule,
+        "target": attack.target,
+        "train_time": "not known: an audit found the trigger",
+        "test_time": test_time_of(attack),
+        "implanted": None,
+    }
+
+
 def _in_source(data: Dataset, rows: Tensor) -> list[int]:
     """Row numbers in the file that the data was read from."""
     numbers: list[int] = (rows if data.rows is None else data.rows[rows]).tolist()

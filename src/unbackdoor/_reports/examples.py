@@ -91,9 +91,9 @@ def _pictures(chosen: Dataset, clean: Dataset | None, triggered: bool) -> tuple[
         differences = (differences * amplified).to(torch.uint8)
     looks = [
         {
-            "clean": None if clean is None else _png(clean.pixels[row]),
-            "triggered": _png(chosen.pixels[row]) if triggered else None,
-            "difference": None if differences is None else _png(differences[row]),
+            "clean": None if clean is None else png(clean.pixels[row]),
+            "triggered": png(chosen.pixels[row]) if triggered else None,
+            "difference": None if differences is None else png(differences[row]),
         }
         for row in range(len(chosen))
     ]
@@ -163,8 +163,8 @@ def _prediction(test: Dataset, predicted: int, true: int, wanted: int | None) ->
     return Prediction(test.class_name(predicted), by)
 
 
-def _png(pixels: Tensor) -> str:
-    """Returns pixels (channels, height, width), uint8, as a data URI; large pictures are reduced."""
+def png(pixels: Tensor) -> str:
+    """Returns pixels (channels, height, width), uint8, as a data URI of a PNG; large pictures are reduced."""
     array = pixels.cpu().permute(1, 2, 0).squeeze(-1).numpy()  # (height, width) or (height, width, 3)
     image = Image.fromarray(array)
     if max(image.size) > LARGEST:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from unbackdoor._reports.audit_page import AuditPage
 from unbackdoor._reports.page import Page
 from unbackdoor._reports.stress_page import StressPage
 
@@ -14,6 +15,11 @@ def render(page: Page) -> str:
 def render_stress(page: StressPage) -> str:
     """The page about a stress test, as one HTML file of the same kind."""
     return _filled("stress.html.j2", page)
+
+
+def render_audit(page: AuditPage) -> str:
+    """The page about an audit, as one HTML file of the same kind."""
+    return _filled("audit.html.j2", page)
 
 
 def _filled(template: str, page: Any) -> str:

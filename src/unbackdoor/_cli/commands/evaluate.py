@@ -2,12 +2,15 @@
 
 import json
 import logging
+from pathlib import Path
 
 from unbackdoor._cli.commands.inputs import load_control, load_dataset, load_model
 from unbackdoor._cli.commands.outcome import propose_control
 from unbackdoor._cli.options import EvaluateOptions
+from unbackdoor._data.dataset import Dataset
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._evaluation.evaluate import evaluate as evaluate_model
+from unbackdoor._inputs import RECORD, check_file
 from unbackdoor._models import calling
 from unbackdoor._tasks.score import Score
 
@@ -21,6 +24,8 @@ def evaluate(source: str, options: EvaluateOptions) -> None:
     model, encode = load_model(source, options)
     classes = calling.class_names(model)
     test = load_dataset(options.data, encode, options, classes)
+    if options.rows is not None:
+        test = test.select(_rows(options.rows, test))
     marked = None if options.triggered is None else load_dataset(options.triggered, encode, options, classes)
     control = load_control(options.control, options)
     measured = evaluate_model(
@@ -36,6 +41,27 @@ def evaluate(source: str, options: EvaluateOptions) -> None:
     )
     print(json.dumps(measured.to_json(), indent=2) if options.json else _shown(measured))
     propose_control(measured, calling.class_count(model, test))
+
+
+def _rows(path: str, test: Dataset) -> list[int]:
+    """Returns the row numbers in a file that an audit wrote.
+
+    Raises:
+        UnbackdoorError: it is not a list of numbers of rows that the data have.
+    """
+    check_file(Path(path), RECORD)
+    try:
+        rows = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError:
+        rows = None
+    if not isinstance(rows, list) or not rows or not all(type(row) is int for row in rows):
+        raise UnbackdoorError(f"--rows must be a file with a JSON list of row numbers, as an audit writes, got {path}.")
+    if not 0 <= min(rows) <= max(rows) < len(test):
+        raise UnbackdoorError(
+            f"{path} names rows {min(rows)} to {max(rows)}, but {test.name} has {len(test):,}, from 0. Give the data "
+            "that was audited."
+        )
+    return rows
 
 
 def _shown(measured: Score) -> str:

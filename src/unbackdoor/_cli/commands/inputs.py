@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from unbackdoor._artifacts import directories
-from unbackdoor._cli.options import AttackOptions, ModelOptions, PurifyOptions, StressOptions
+from unbackdoor._cli.options import AttackOptions, AuditOptions, ModelOptions, PurifyOptions, StressOptions
 from unbackdoor._data.dataset import Augment, Dataset
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._models import loading
@@ -15,7 +15,7 @@ logger = logging.getLogger("unbackdoor")
 
 
 def free_place(
-    out: str, inputs: tuple[str | None, ...], options: PurifyOptions | AttackOptions | StressOptions
+    out: str, inputs: tuple[str | None, ...], options: PurifyOptions | AttackOptions | StressOptions | AuditOptions
 ) -> tuple[Path, directories.Content | None]:
     """Returns the directory to write, and the content that an earlier run left there.
 
@@ -59,10 +59,16 @@ def load_control(source: str | None, options: ModelOptions | None = None) -> loa
 
 
 def load_dataset(
-    path: str, encode: Any, options: ModelOptions, classes: tuple[str, ...] | None, augment: Augment = "none"
+    path: str,
+    encode: Any,
+    options: ModelOptions,
+    classes: tuple[str, ...] | None,
+    augment: Augment = "none",
+    labelled: bool = True,
 ) -> Dataset:
     """Reads examples for a model, with the column names of the options."""
-    return Dataset.load(path, encode, columns=column_names(options.columns), classes=classes, augment=augment)
+    columns = column_names(options.columns)
+    return Dataset.load(path, encode, columns=columns, classes=classes, augment=augment, labelled=labelled)
 
 
 def column_names(text: str | None) -> dict[str, str] | None:

@@ -1,0 +1,208 @@
+"""`audit`: is there a shortcut in a model, and how do we know?"""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from unbackdoor._artifacts import directories
+from unbackdoor._artifacts.audit_record import write_audit
+from unbackdoor._cli.commands.inputs import factory_name, free_place, load_dataset, load_model
+from unbackdoor._cli.options import AuditOptions, ModelOptions
+from unbackdoor._cli.parameters import as_options
+from unbackdoor._cli.shell import shell_words
+from unbackdoor._detection.audit import Audit, JudgedFinding
+from unbackdoor._detection.audit import audit as audit_model
+from unbackdoor._errors import SENTENCE, CannotJudgeError, ShortcutFoundError, UnbackdoorError, printable
+from unbackdoor._models import calling, loading
+from unbackdoor._registry.detectors import REGISTRY
+from unbackdoor._registry.entries import find
+from unbackdoor._reports import bom, evidence
+from unbackdoor._reports.audit_page import build_audit
+from unbackdoor._reports.render import render_audit
+from unbackdoor._reports.sarif import as_sarif
+from unbackdoor._value import check_seed
+
+
+def audit(source: str, options: AuditOptions, *, command: str | None = None) -> None:
+    """The `audit` command; `command` is what was typed, for the record and the page."""
+    inputs = (source, options.clean, options.unlabelled, options.base)
+    out, earlier = (None, None) if options.out is None else free_place(options.out, inputs, options)
+    check_seed(options.seed)
+    if options.bom is not None:
+        bom.check_installed()
+    for option in ("sarif", "bom"):
+        if getattr(options, option) is not None:
+            paths = tuple(Path(path) for path in inputs if path)
+            directories.check_free_file(
+                Path(getattr(options, option)), option, overwrite=options.overwrite, inputs=paths
+            )
+    detectors = _detectors(options.tests)
+    result = _audited(source, options, detectors)
+    content = {
+        **_with_options(result.to_json()),
+        "source": {
+            "model": Path(source).name,
+            **({"base": Path(options.base).name} if options.base else {}),
+            "factory": factory_name(options.factory),
+        },
+        **({} if command is None else {"command": command}),
+    }
+    others = _for_other_tools(source, options, content)
+    if out is not None:
+        content["repeat"] = _repeated(source, options, result, out)
+        inside = {path: path.resolve().relative_to(out.resolve()) for path in others if _is_in(path, out)}
+        with directories.directory(out, earlier) as folder:
+            for path, place in inside.items():
+                directories.write_file(folder / place, others.pop(path))
+            content = _write(folder, result, content)
+    for path, text in others.items():
+        directories.write_file(path, text)
+    print(json.dumps(content, indent=2) if options.json else _shown(result, content))
+    if out is not None and not options.json:
+        shown = printable(out, SENTENCE)
+        print(f"Wrote {shown} after {content['seconds']:.0f} s; open {shown}/audit.html.")
+    if options.fail_on_finding and result.verdict == "shortcut-found":
+        raise ShortcutFoundError(f"A shortcut was found in {printable(source)}, as is said above.")
+    if options.fail_on_finding and result.verdict == "cannot-judge":
+        raise CannotJudgeError(f"The audit of {printable(source)} cannot judge, as is said above.")
+
+
+def _detectors(tests: str | None) -> list[Any] | None:
+    """Returns the detectors that --tests names; None for all."""
+    if tests is None:
+        return None
+    names = [name.strip() for name in tests.split(",") if name.strip()]
+    if not names:
+        raise UnbackdoorError(f"--tests must be names of detectors with commas between, got {tests!r}.")
+    return [find(name, REGISTRY, "detector", "detectors").resolve()() for name in dict.fromkeys(names)]
+
+
+def _audited(source: str, options: AuditOptions, detectors: list[Any] | None) -> Audit:
+    if options.clean is None and options.unlabelled is None:
+        raise UnbackdoorError(
+            "audit needs --clean, labelled examples without a trigger, or at least --unlabelled ones."
+        )
+    suspect = load_model(source, options)
+    classes = calling.class_names(suspect.model)
+    clean, unlabelled = (
+        None if path is None else load_dataset(path, suspect.encode, options, classes, labelled=labelled)
+        for path, labelled in ((options.clean, True), (options.unlabelled, False))
+    )
+    base = options.base and loading.load_base(
+        options.base, factory=options.factory, trust_remote_code=options.trust_remote_code
+    )
+    return audit_model(
+        suspect.model,
+        clean,
+        detectors=detectors,
+        unlabelled=unlabelled,
+        base=base or None,
+        seed=options.seed,
+        head=options.head,
+        device=options.device,
+        precision=options.precision,
+        progress=True,
+    )
+
+
+def _with_options(content: dict[str, Any]) -> dict[str, Any]:
+    """Returns the content of an `audit.json` with the options in place of the parameters; see `as_options`."""
+    return {
+        **content,
+        "reason": as_options(content["reason"]),
+        "notes": [as_options(note) for note in content["notes"]],
+        "not_searched": [{**each, "reason": as_options(each["reason"])} for each in content["not_searched"]],
+    }
+
+
+def _is_in(path: Path, folder: Path) -> bool:
+    return folder.resolve() in path.resolve().parents
+
+
+def _for_other_tools(source: str, options: AuditOptions, content: dict[str, Any]) -> dict[Path, str]:
+    """Returns the files for other tools, with their content."""
+    files = {}
+    if options.sarif is not None:
+        files[Path(options.sarif)] = as_sarif(content)
+    if options.bom is not None:
+        files[Path(options.bom)] = bom.as_bom(content, bom.weight_files(Path(source)))
+    return files
+
+
+def _write(folder: Path, result: Audit, content: dict[str, Any]) -> dict[str, Any]:
+    """Fills the directory of an audit; returns the content of its `audit.json`."""
+    findings, shown = content["findings"], []
+    for place, finding in enumerate(result.findings):
+        assert result.held_out is not None
+        examples = evidence.shown(finding, result.held_out, content["seed"])
+        files = evidence.write_evidence(folder, finding, result.held_out, examples)
+        findings[place] = {**findings[place], "evidence": files}
+        shown.append(examples)
+    page = build_audit(result, content, tuple(shown))
+    (folder / "audit.html").write_text(render_audit(page), encoding="utf-8")
+    return write_audit(folder / "audit.json", content)
+
+
+def _repeated(source: str, options: AuditOptions, result: Audit, out: Path) -> str | None:
+    """Returns the command that scores the strongest trigger on its held-out examples; None if there is none."""
+    finding = next((each for each in result.findings if each.strongest.moved and each.strongest.moved.n), None)
+    if finding is None or options.clean is None:
+        return None
+    place = out / evidence.place_of(finding)
+    words = ["unbackdoor", "evaluate", source, "--data", options.clean]
+    words += ["--attack", str(place / "attack.json"), "--rows", str(place / "rows.json")]
+    for field in dataclasses.fields(ModelOptions):
+        given = getattr(options, field.name)
+        if given != field.default:
+            words += [f"--{field.name.replace('_', '-')}", *([] if given is True else [str(given)])]
+    return shell_words(words)
+
+
+def _shown(result: Audit, content: dict[str, Any]) -> str:
+    """Returns the verdict and its evidence, for a terminal."""
+    lines = [f"{result.verdict}: {content['reason']}", ""]
+    if result.findings:
+        lines += [*_table([_row(finding) for finding in result.findings]), ""]
+    if result.calibration is not None:
+        lines.append(f"p comes from {result.calibrated_on}.")
+    lines += [f"Not searched: {each['detector']}, as {each['reason']}." for each in content["not_searched"]]
+    point = content["operating_point"]
+    if point is None:
+        lines.append(f"Operating point: {content['operating_point_note']}.")
+    else:
+        alarms, detections = (point[key] for key in ("false_alarms", "detections"))
+        lines.append(
+            f"Operating point, on {point['models']}: false alarms {_share(alarms)}, detections {_share(detections)}."
+        )
+    lines += [f"Note: {note}" for note in content["notes"]]
+    if content.get("repeat"):
+        lines += ["", "To repeat the strongest evidence:", f"  {content['repeat']}"]
+    return "\n".join(lines)
+
+
+def _row(finding: JudgedFinding) -> tuple[str, ...]:
+    """Returns the strongest shortcut of a detector, as cells of the table."""
+    best = finding.strongest
+    entry = best.to_json(finding.unit, "")
+    moved = "-" if entry["moved"] is None else _share(entry["moved"])
+    random = "-" if entry["random"] is None else f"{entry['random']['value']:.1%}"
+    size = "-" if best.candidate.size is None else f"{best.candidate.size:.3g} {finding.unit}"
+    p_value = "not known" if best.p_value is None else f"{best.p_value:.3f}"
+    sources = f" from {', '.join(best.source_names)}" if best.source_names else ""
+    natural = " (natural)" if finding.looks_natural else ""
+    return finding.detector, f"{best.target_name}{sources}{natural}", moved, random, size, p_value
+
+
+def _table(rows: list[tuple[str, ...]]) -> list[str]:
+    heading = ("detector", "class", "moved (95 %)", "random", "size", "p")
+    columns = list(zip(heading, *rows, strict=True))
+    widths = [max(map(len, column)) for column in columns]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in (heading, *rows)
+    ]
+
+
+def _share(part: dict[str, Any]) -> str:
+    return f"{part['value']:.1%} ({100 * part['low']:.0f} to {part['high']:.0%}, n = {part['n']:,})"

@@ -1,0 +1,299 @@
+"""`audit` on the command line: what it prints and writes, that its evidence repeats, exit codes, and bad input."""
+
+import json
+import os
+import re
+import shlex
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import jsonschema
+import pytest
+from safetensors.torch import save_file
+
+from commands import Refusals, run
+from pictures import write_pictures
+from unbackdoor import Dataset, UnbackdoorError
+from unbackdoor._artifacts.audit_record import AuditRecord, read_audit
+from unbackdoor._reports.sarif import as_sarif
+
+FACTORY = """
+from torch import nn
+
+
+class SmallCNN(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.MaxPool2d(2),
+            nn.Conv2d(16, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(),
+        )
+        self.classifier = nn.Linear(32 * 4 * 4, 10)
+
+    def forward(self, x):
+        return self.classifier(self.features(x).flatten(1))
+
+
+def make():
+    return SmallCNN()
+"""
+MODEL = ("model.safetensors", "--factory", "made.py:make", "--mean", "0.3", "--std", "0.37")
+
+
+@pytest.fixture(scope="module")
+def place(backdoored: tuple, digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a backdoored model, its factory, and clean examples with and without labels."""
+    folder = tmp_path_factory.mktemp("audit")
+    save_file(backdoored[0].state_dict(), folder / "model.safetensors")
+    (folder / "made.py").write_text(FACTORY)
+    write_pictures(digits.select(range(1400, 1500)), folder / "clean.parquet")
+    return folder
+
+
+@dataclass(frozen=True)
+class Audited:
+    """What an audit printed and wrote."""
+
+    folder: Path
+    out: str
+    record: dict
+
+
+@pytest.fixture(scope="module")
+def audited(place: Path) -> Audited:
+    """The audit of the model by one detector, with all that it can write."""
+    done = run(
+        *("audit", *MODEL, "--clean", "clean.parquet", "--tests", "patch", "--out", "my audit"),
+        *("--sarif", "my audit/audit.sarif", "--bom", "bom.json"),
+        cwd=place,
+    )
+    assert done.returncode == 0, done.stderr
+    return Audited(place, done.stdout, json.loads((place / "my audit/audit.json").read_text()))
+
+
+class TestWhatIsPrinted:
+    def test_the_verdict_comes_first_then_the_evidence_and_its_limits(self, audited: Audited) -> None:
+        lines = audited.out.splitlines()
+        record = audited.record
+        assert lines[0] == f"{record['verdict']}: {record['reason']}"
+        assert re.fullmatch(r"detector +class +moved \(95 %\) +random +size +p", lines[2])
+        assert re.fullmatch(r"patch +\d +\d+\.\d% \(\d+ to \d+%, n = \d+\) +\d+\.\d% .* pixels of 64 +\S.*", lines[3])
+        assert f"Operating point: {record['operating_point_note']}." in lines
+        assert lines[-1].endswith("; open my audit/audit.html.")
+        asked = [entry["detector"] for entry in record["not_searched"]]
+        assert [line.split()[2].strip(",") for line in lines if line.startswith("Not searched: ")] == asked
+
+    def test_the_printed_line_repeats_the_strongest_evidence(self, audited: Audited) -> None:
+        line = audited.out.split("To repeat the strongest evidence:\n")[1].splitlines()[0]
+        program, *words = shlex.split(line)
+        assert program == "unbackdoor"
+        done = run(*words, "--json", cwd=audited.folder)
+        assert done.returncode == 0, done.stderr
+        success, moved = json.loads(done.stdout)["attack_success"], audited.record["findings"][0]["moved"]
+        assert (success["value"], success["n"]) == (moved["value"], moved["n"])
+        assert moved["n"] > 30
+
+
+class TestWhatIsWritten:
+    def test_the_record_keeps_its_schema(self, audited: Audited) -> None:
+        read = read_audit(audited.folder / "my audit/audit.json")
+        assert read.model_dump(mode="json", exclude_unset=True) == audited.record
+        jsonschema.validate(audited.record, AuditRecord.model_json_schema())
+        finding = audited.record["findings"][0]
+        assert len(finding["classes"]) == 10
+        assert finding["target"] in [each["target"] for each in finding["classes"]]
+        assert audited.record["source"] == {"model": "model.safetensors", "factory": "made.py:make"}
+        assert audited.record["operating_point"] is None
+
+    def test_the_record_lists_all_files(self, audited: Audited) -> None:
+        folder = audited.folder / "my audit"
+        there = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+        assert audited.record["files"] == there
+        place = f"evidence/patch-{audited.record['findings'][0]['target']['number']}"
+        names = {"attack.json", "trigger.safetensors", "rows.json", "trigger.png", "clean-1.png", "triggered-1.png"}
+        assert {f"{place}/{name}" for name in names} <= set(audited.record["findings"][0]["evidence"])
+        assert {*audited.record["findings"][0]["evidence"], "audit.html", "audit.json", "audit.sarif"} == set(there)
+
+    def test_what_is_no_record_of_an_audit_is_not_read(self, audited: Audited, tmp_path: Path) -> None:
+        (tmp_path / "audit.json").write_text(json.dumps({**audited.record, "verdict": "clean"}))
+        with pytest.raises(
+            UnbackdoorError, match=r"is not an audit\.json that unbackdoor wrote \(AuditRecord\.verdict"
+        ):
+            read_audit(tmp_path / "audit.json")
+
+    def test_the_page(self, audited: Audited) -> None:
+        page = (audited.folder / "my audit/audit.html").read_text(encoding="utf-8")
+        finding = audited.record["findings"][0]
+        assert "http" not in page.replace('http-equiv="', "")
+        assert page.count("data:image/png") == 1 + 3 * 5
+        assert f"The strongest shortcut is to class “{finding['target']['name']}”" in page
+        assert f"It cannot see: {audited.record['searched'][0]['cannot_see']}." in page
+        assert "No rates of false alarms and of detections were measured for this configuration." in page
+        assert audited.record["repeat"] in page.replace("&#39;", "'")
+
+
+class TestOtherTools:
+    def test_sarif(self, audited: Audited) -> None:
+        log = json.loads((audited.folder / "my audit/audit.sarif").read_text())
+        check_sarif(log)
+        run_ = log["runs"][0]
+        ids = [rule["id"] for rule in run_["tool"]["driver"]["rules"]]
+        assert ids == ["patch", *(entry["detector"] for entry in audited.record["not_searched"])]
+        kind = "pass" if audited.record["calibration"] else "open"
+        assert [result["kind"] for result in run_["results"]] == [kind, *["open"] * (len(ids) - 1)]
+        assert run_["properties"]["operating_point_note"] == audited.record["operating_point_note"]
+
+    def test_sarif_of_an_alarm_of_a_class_with_a_hostile_name(self, audited: Audited) -> None:
+        finding = json.loads(json.dumps(audited.record["findings"][0]))
+        finding |= {"alarm": True, "target": {"number": 3, "name": "[here](http://evil) {0} \\"}}
+        finding["abnormality"] |= {"p_value": 0.02, "calibration": "49 clean models"}
+        log = json.loads(as_sarif({**audited.record, "findings": [finding]}))
+        check_sarif(log)
+        result = log["runs"][0]["results"][0]
+        assert (result["kind"], result["level"]) == ("fail", "warning")
+        assert "to class \\[here\\](http://evil) {{0}} \\\\; its trigger moves" in result["message"]["text"]
+        natural = json.loads(as_sarif({**audited.record, "findings": [{**finding, "alarm": False}]}))
+        assert natural["runs"][0]["results"][0]["kind"] == "pass"
+
+    def test_bill_of_materials(self, audited: Audited) -> None:
+        from cyclonedx.schema import SchemaVersion
+        from cyclonedx.validation.json import JsonStrictValidator
+
+        text = (audited.folder / "bom.json").read_text()
+        assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
+        bill = json.loads(text)
+        model = bill["metadata"]["component"]
+        assert (bill["specVersion"], model["type"]) == ("1.6", "machine-learning-model")
+        facts = {entry["name"].removeprefix("unbackdoor:audit:"): entry["value"] for entry in model["properties"]}
+        assert facts["verdict"] == audited.record["verdict"]
+        assert facts["operating-point"] == audited.record["operating_point_note"]
+        assert facts["searched:patch:cannot-see"] == audited.record["searched"][0]["cannot_see"]
+        assert {name for name in facts if name.startswith("not-searched:")} == {
+            f"not-searched:{entry['detector']}" for entry in audited.record["not_searched"]
+        }
+        assert model["components"][0]["hashes"][0]["content"] == _sha256(audited.folder / "model.safetensors")
+        assert "vulnerabilities" not in bill
+
+    def test_a_bill_of_materials_of_an_alarm(self, audited: Audited) -> None:
+        from cyclonedx.schema import SchemaVersion
+        from cyclonedx.validation.json import JsonStrictValidator
+
+        from unbackdoor._reports.bom import as_bom
+
+        finding = {**audited.record["findings"][0], "alarm": True}
+        text = as_bom({**audited.record, "findings": [finding]}, [])
+        assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
+        (entry,) = json.loads(text)["vulnerabilities"]
+        assert (entry["affects"], entry["analysis"]) == ([{"ref": "model"}], {"state": "in_triage"})
+
+
+def _sha256(path: Path) -> str:
+    import hashlib
+
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def check_sarif(log: dict) -> None:
+    """The rules of SARIF 2.1.0 for what the log has; the numbers are its sections."""
+    assert (log["version"], log["$schema"].endswith("sarif-2.1.0.json")) == ("2.1.0", True)  # 3.13
+    (run_,) = log["runs"]
+    driver = run_["tool"]["driver"]  # 3.18, 3.19
+    assert driver["name"]
+    for rule in driver["rules"]:  # 3.49
+        assert rule["id"]
+        assert rule["shortDescription"]["text"]
+    for result in run_["results"]:  # 3.27
+        assert result["kind"] in ("fail", "pass", "open", "review", "informational", "notApplicable")
+        assert result["level"] in ("none", "note", "warning", "error")
+        assert (result["kind"] == "fail") == (result["level"] != "none")
+        assert result["message"]["text"]
+        assert driver["rules"][result["ruleIndex"]]["id"] == result["ruleId"]
+        location = result["locations"][0]["physicalLocation"]["artifactLocation"]
+        assert run_["artifacts"][location["index"]]["location"]["uri"] == location["uri"]
+    for invocation in run_["invocations"]:  # 3.20
+        assert invocation["executionSuccessful"] is True
+
+
+class TestRowsOfEvaluate:
+    @pytest.mark.parametrize("text", ["{}", "[]", "[true]", "[0.5]", "no json"])
+    def test_what_is_not_a_list_of_rows(self, text: str, refused: Refusals, place: Path) -> None:
+        (place / "rows.json").write_text(text)
+        said = refused("evaluate", *MODEL, "--data", "clean.parquet", "--rows", "rows.json")
+        assert said == ("--rows must be a file with a JSON list of row numbers, as an audit writes, got rows.json.")
+
+    def test_rows_of_other_data(self, refused: Refusals, place: Path) -> None:
+        (place / "rows.json").write_text("[3, 100]")
+        said = refused("evaluate", *MODEL, "--data", "clean.parquet", "--rows", "rows.json")
+        assert said == (
+            "rows.json names rows 3 to 100, but clean.parquet has 100, from 0. Give the data that was audited."
+        )
+
+
+class TestBadInput:
+    def test_no_examples(self, refused: Refusals) -> None:
+        said = refused("audit", *MODEL)
+        assert said == "audit needs --clean, labelled examples without a trigger, or at least --unlabelled ones."
+
+    @pytest.mark.parametrize(
+        ("tests", "message"),
+        [
+            ("pach", "There is no detector 'pach'. Did you mean 'patch'? See unbackdoor list detectors."),
+            (" ,", "--tests must be names of detectors with commas between, got ' ,'."),
+        ],
+    )
+    def test_an_unknown_detector(self, tests: str, message: str, refused: Refusals) -> None:
+        assert refused("audit", *MODEL, "--clean", "clean.parquet", "--tests", tests) == message
+
+    @pytest.mark.parametrize("option", ["--sarif", "--bom"])
+    def test_files_that_cannot_be_written(self, option: str, refused: Refusals, place: Path) -> None:
+        def say(path: str, *more: str) -> str:
+            return refused("audit", *MODEL, "--clean", "clean.parquet", "--out", "new", option, path, *more)
+
+        assert say("made.py") == f"made.py exists. Use --overwrite, or another {option}."
+        assert say("clean.parquet", "--overwrite") == f"clean.parquet is an input; {option} must be another file."
+        assert say(".") == f"{option} must be a file, got the folder .."
+        expected = (
+            f"made.py/x cannot be written ({place}/made.py is not a folder to write to). Choose another {option}."
+        )
+        assert say("made.py/x") == expected
+
+    def test_without_the_library_for_bills_of_materials(
+        self, refused: Refusals, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setitem(__import__("sys").modules, "cyclonedx", None)
+        said = refused("audit", *MODEL, "--clean", "clean.parquet", "--bom", "b.json")
+        assert said == (
+            "--bom needs cyclonedx-python-lib, which is not installed. Install unbackdoor[bom], or leave it out."
+        )
+
+    def test_too_few_examples_and_a_base_of_another_kind(
+        self, refused: Refusals, place: Path, digits: Dataset, tmp_path: Path
+    ) -> None:
+        few = write_pictures(digits.select(range(10)), tmp_path / "few.parquet")
+        said = refused("audit", *MODEL, "--clean", few, "--out", "new")
+        assert said.startswith("audit needs at least 2 clean examples of each class, one to search on and one to judge")
+
+    def test_a_suspect_near_chance_and_overwrite(self, audited: Audited, place: Path) -> None:
+        import torch
+
+        from conftest import SmallCNN
+
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            save_file(SmallCNN().state_dict(), place / "untrained.safetensors")
+        shutil.copytree(place / "my audit", place / "again")
+        (place / "again/mine.txt").write_text("mine")
+        command = ("audit", "untrained.safetensors", *MODEL[1:], "--clean", "clean.parquet", "--out", "again")
+        refused = run(*command, "--overwrite", cwd=place)
+        assert (refused.returncode, "holds what audit.json does not list" in refused.stderr) == (2, True)
+        (place / "again/mine.txt").unlink()
+        done = run(*command, "--overwrite", "--json", "--fail-on-finding", cwd=place)
+        assert done.returncode == 4
+        said = done.stderr.splitlines()[-1]
+        assert said == "The audit of untrained.safetensors cannot judge, as is said above."
+        record = json.loads(done.stdout)
+        assert (record["verdict"], record["findings"]) == ("cannot-judge", [])
+        assert record["reason"].startswith("The suspect is near chance on clean.parquet (")
+        assert record == json.loads((place / "again/audit.json").read_text())
+        assert sorted(os.listdir(place / "again")) == ["audit.html", "audit.json"]
