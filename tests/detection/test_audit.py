@@ -119,7 +119,7 @@ def test_a_detector_never_sees_the_examples_that_judge_it(suspect, digits: Datas
     assert moved is not None
     judged = 201 - len(seen[0])
     assert moved.n < judged, "examples of class 3 do not count"
-    assert result.record["clean"] == {"n": 201, "searched_on": 100, "judged_on": 101}
+    assert result.record["examples"] == {"n": 201, "searched_on": 100, "judged_on": 101, "labelled": True}
 
 
 def test_a_suspect_near_chance_cannot_be_judged(suspect, digits: Dataset) -> None:
@@ -160,5 +160,7 @@ class TestRefusals:
             ub.audit(suspect, "clean.parquet")
 
     def test_a_detector_of_pixels_on_texts(self, text_victim, reviews: Dataset) -> None:
-        with pytest.raises(UnbackdoorError, match=r"Patch searches images, but .* holds text. Leave patch out"):
+        with pytest.raises(
+            UnbackdoorError, match=r"The detector patch cannot run: it searches images, and .* holds text"
+        ):
             ub.audit(text_victim, reviews.select(range(60)), detectors=[detectors.Patch()])
