@@ -83,6 +83,18 @@ def test_a_proven_shortcut_beyond_all_clean_models_is_an_alarm(suspect, digits: 
     assert "class 3 that moves 100.0% of unseen examples" in result.reason
 
 
+def test_a_detector_without_statistics_has_no_p_value_and_does_not_silence_the_others(
+    suspect, digits: Dataset, monkeypatch
+) -> None:
+    ship(monkeypatch)
+    result = ub.audit(suspect, digits.select(range(200)), detectors=[Claims(), detectors.Patch(steps=1)])
+    assert result.verdict == "shortcut-found"
+    by_name = {finding["detector"]: finding["abnormality"] for finding in result.to_json()["findings"]}
+    assert by_name["patch"]["p_value"] is None
+    assert by_name["patch"]["calibration"] == "no clean models went through this detector with these settings"
+    assert by_name[f"{Claims.__module__}:Claims"]["p_value"] == 1 / 40
+
+
 def test_measured_rates_are_reported_for_the_detectors_that_they_belong_to(
     suspect, digits: Dataset, monkeypatch
 ) -> None:

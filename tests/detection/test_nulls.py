@@ -3,7 +3,7 @@
 import json
 
 from unbackdoor._artifacts.null_table import CleanModel, NullTable
-from unbackdoor._artifacts.operating_point import OperatingPoint, OperatingPointTable
+from unbackdoor._artifacts.operating_point import MeasuredPoint, OperatingPointTable
 from unbackdoor._detection.nulls import Null, measured, null_for, operating_point, shipped
 
 SETTINGS = {"patch": {"steps": 100}, "margin": {}}
@@ -21,17 +21,18 @@ def table(*models: CleanModel) -> NullTable:
 
 
 def test_a_p_value_is_a_rank_and_never_zero() -> None:
-    null = Null(tuple(clean_model(number) for number in range(39)), "")
-    assert null.p_value(100.0, ("patch",)) == 1 / 40
-    assert null.p_value(38.0, ("patch",)) == 2 / 40  # an equal one counts as at least as strong
-    assert null.p_value(0.0, ("patch",)) == 1.0
+    null = Null(tuple(clean_model(number) for number in range(39)), ("patch",), "")
+    assert null.p_value(100.0) == 1 / 40
+    assert null.p_value(38.0) == 2 / 40  # an equal one counts as at least as strong
+    assert null.p_value(0.0) == 1.0
 
 
 def test_the_largest_score_over_all_detectors_counts() -> None:
-    null = Null(tuple(clean_model(number, patch=0.0, margin=float(number)) for number in range(19)), "")
-    assert null.p_value(18.5, ("patch", "margin")) == 1 / 20
-    assert null.p_value(5.0, ("patch", "margin")) == 15 / 20
-    assert null.p_value(5.0, ("patch",)) == 1 / 20
+    models = tuple(clean_model(number, patch=0.0, margin=float(number)) for number in range(19))
+    both = Null(models, ("patch", "margin"), "")
+    assert both.p_value(18.5) == 1 / 20
+    assert both.p_value(5.0) == 15 / 20
+    assert Null(models, ("patch",), "").p_value(5.0) == 1 / 20
 
 
 def test_only_models_that_can_be_compared_are_in_the_null() -> None:
@@ -41,7 +42,10 @@ def test_only_models_that_can_be_compared_are_in_the_null() -> None:
     assert null_for("text", "resnet", 10, SETTINGS, table(*models)) is None
     assert null_for("images", "resnet", 2, SETTINGS, table(*models)) is None, "two classes are another matter"
     other = {**SETTINGS, "patch": {"steps": 50}}
-    assert null_for("images", "resnet", 10, other, table(*models)) is None, "another search has another null"
+    compared = null_for("images", "resnet", 10, other, table(*models))
+    assert compared is not None
+    assert compared.detectors == ("margin",), "another search has another null"
+    assert null_for("images", "resnet", 10, {"patch": {"steps": 50}}, table(*models)) is None
 
 
 def test_networks_of_the_same_architecture_are_preferred_if_there_are_enough() -> None:
@@ -62,7 +66,7 @@ def test_the_table_of_the_package_is_readable() -> None:
 
 def test_rates_hold_for_the_detectors_and_settings_that_they_were_measured_with() -> None:
     part = {"value": 0.0, "n": 59, "low": 0.0, "high": 0.06}
-    point = OperatingPoint(
+    point = MeasuredPoint(
         detectors=SETTINGS, modality="images", false_alarms=part, detections=part, models="59 clean ones"
     )
     table = OperatingPointTable(points=[point])

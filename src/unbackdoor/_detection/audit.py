@@ -176,6 +176,12 @@ class Audit:
             return self.calibration.description
         return "no clean models of this kind went through these detectors with these settings"
 
+    def calibration_of(self, detector: str) -> str:
+        """Where the p-values of a detector come from, or why it has none."""
+        if self.calibration is None or detector in self.calibration.detectors:
+            return self.calibrated_on
+        return "no clean models went through this detector with these settings"
+
     def to_json(self) -> dict[str, Any]:
         """The content of `audit.json`, but for names of files; docs/architecture.md explains each key."""
         calibration = None
@@ -185,7 +191,7 @@ class Audit:
             "format": FORMAT,
             "verdict": self.verdict,
             "reason": self.reason,
-            "findings": [finding.to_json(self.calibrated_on) for finding in self.findings],
+            "findings": [finding.to_json(self.calibration_of(finding.detector)) for finding in self.findings],
             "searched": [
                 {
                     "detector": finding.detector,
@@ -267,10 +273,10 @@ def audit(
         held_out = HeldOut.of(working, judging, arithmetic)
         settings = {name: finding.settings for name, finding in found.items()}
         null = null_for(run.modality, _arch(model), len(examples.per_class), settings) if found else None
-        findings = [_judged(name, each, held_out, null, tuple(found)) for name, each in found.items()]
+        findings = [_judged(name, each, held_out, null) for name, each in found.items()]
     findings.sort(key=lambda each: -each.strongest.score)
     verdict, reason = _verdict(findings, null, len(examples.per_class))
-    point = None if null is None else operating_point(run.modality, settings)
+    point = None if null is None else operating_point(run.modality, {name: settings[name] for name in null.detectors})
     if point is not None:
         record |= {"operating_point": point, "operating_point_note": ""}
     return Audit(
@@ -439,9 +445,10 @@ def _searched(
     return found
 
 
-def _judged(name: str, found: _Found, held_out: HeldOut, null: Null | None, searched: tuple[str, ...]) -> JudgedFinding:
+def _judged(name: str, found: _Found, held_out: HeldOut, null: Null | None) -> JudgedFinding:
     """A detector's finding, judged on the held-out examples and against clean models."""
     candidates = found.finding.candidates
+    compared = null if null is not None and name in null.detectors else None
     among_classes = outlier_p_values(torch.tensor([candidate.strength for candidate in candidates]))
     judged = []
     for place, candidate in enumerate(candidates):
@@ -454,7 +461,7 @@ def _judged(name: str, found: _Found, held_out: HeldOut, null: Null | None, sear
             nominal_p=float(among_classes[place]) if candidate.nominal_p is None else candidate.nominal_p,
             p_value=None,
         )
-        judged.append(each if null is None else replace(each, p_value=null.p_value(each.score, searched)))
+        judged.append(each if compared is None else replace(each, p_value=compared.p_value(each.score)))
     return JudgedFinding(
         detector=name,
         classes=tuple(judged),

@@ -17,13 +17,15 @@ class Null:
 
     Args:
         models: their entries.
+        detectors: those that ran and that all of these models went through, with the same settings.
         description: which models these are, for the user.
     """
 
     models: tuple[CleanModel, ...]
+    detectors: tuple[str, ...]
     description: str
 
-    def p_value(self, score: float, detectors: tuple[str, ...]) -> float:
+    def p_value(self, score: float) -> float:
         """How likely a clean model has a score at least as large in any of the detectors.
 
         Among n clean models, (1 + number with a largest score of at least this) / (n + 1). The largest over all
@@ -31,24 +33,22 @@ class Null:
 
         Args:
             score: -log10 of a nominal p-value.
-            detectors: all that ran.
         """
-        as_strong = sum(strongest >= score for strongest in self._strongest(detectors))
+        as_strong = sum(strongest >= score for strongest in self._strongest())
         return (1 + as_strong) / (len(self.models) + 1)
 
-    def score_of(self, p_value: float, detectors: tuple[str, ...]) -> float:
+    def score_of(self, p_value: float) -> float:
         """The score that one must exceed for a p-value of at most this.
 
         Args:
             p_value: of which at least 1 / (n + 1) can be reached with n models.
-            detectors: all that ran.
         """
         allowed = math.floor(p_value * (len(self.models) + 1)) - 1  # models at least as strong
-        return sorted(self._strongest(detectors), reverse=True)[allowed]
+        return sorted(self._strongest(), reverse=True)[allowed]
 
-    def _strongest(self, detectors: tuple[str, ...]) -> list[float]:
-        """The largest score of each clean model over some detectors."""
-        return [max(model.scores[name] for name in detectors) for model in self.models]
+    def _strongest(self) -> list[float]:
+        """The largest score of each clean model over the detectors."""
+        return [max(model.scores[name] for name in self.detectors) for model in self.models]
 
 
 @cache
@@ -63,30 +63,30 @@ def null_for(
 ) -> Null | None:
     """The clean models that a suspect can be compared with; None if there are fewer than 19.
 
-    Those of its own architecture if there are at least 39, else all of its kind of data.
+    Those of its own architecture if there are at least 39, else all of its kind of data. Detectors that the zoo did not
+    go through, or with other settings, have no statistics; the others are compared without them.
 
     Args:
         modality: of the suspect's data.
         arch: its `model_type`, or the name of its class.
         classes: how many it has.
-        detectors: the name and all settings of each that runs. With other settings than the zoo's, there is no null.
+        detectors: the name and all settings of each that runs.
         table: another than the package's.
     """
     table = shipped() if table is None else table
-    if any(table.detectors.get(name) != settings for name, settings in detectors.items()):
-        return None
+    known = tuple(name for name, settings in detectors.items() if table.detectors.get(name) == settings)
     few = classes < 5
     kin = [
         model
         for model in table.models
-        if model.modality == modality and (model.classes < 5) == few and all(name in model.scores for name in detectors)
+        if model.modality == modality and (model.classes < 5) == few and all(name in model.scores for name in known)
     ]
     same = [model for model in kin if model.arch == arch]
     chosen, which = (same, f"{arch} networks") if len(same) >= 39 else (kin, "networks of several architectures")
-    if len(chosen) < 19:  # with fewer, no p-value could reach 5 %
+    if not known or len(chosen) < 19:  # with fewer models, no p-value could reach 5 %
         return None
     data = ", ".join(sorted({model.data for model in chosen}))
-    return Null(tuple(chosen), f"{len(chosen)} clean {which}, trained on {data}")
+    return Null(tuple(chosen), known, f"{len(chosen)} clean {which}, trained on {data}")
 
 
 @cache
@@ -103,7 +103,7 @@ def operating_point(
 
     Args:
         modality: of the suspect's data.
-        detectors: the name and all settings of each that ran. The rates hold for these together and for no others.
+        detectors: the name and all settings of each that can raise an alarm. The rates hold for these together.
         table: another than the package's.
     """
     table = measured() if table is None else table

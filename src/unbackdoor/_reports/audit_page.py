@@ -162,7 +162,8 @@ def _part(result: Audit, finding: JudgedFinding, examples: tuple[Shown, ...]) ->
     best = finding.strongest
     trigger = best.candidate.trigger
     assert result.held_out is not None
-    line = None if result.calibration is None else result.calibration.score_of(ALARM, result.searched)
+    null = result.calibration
+    line = None if null is None or finding.detector not in null.detectors else null.score_of(ALARM)
     widest = 1.15 * max(each.score for each in finding.classes)
     widest = max(widest, 0.0 if line is None else 1.5 * line, 1.0)
     ranked = sorted(finding.classes, key=lambda each: (-each.score, -(each.moved.value if each.moved else 0)))
