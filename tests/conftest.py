@@ -23,7 +23,11 @@ torch.set_num_threads(1)  # the test runner has a process per core
 
 # The same examples in each run: what a random one finds on another day must not fail a change that has no part in it.
 # `pytest --hypothesis-profile=default` draws others; what it finds becomes an `@example`.
-hypothesis.settings.register_profile("suite", derandomize=True)
+hypothesis.settings.register_profile(
+    "suite",
+    derandomize=True,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],  # of a busy machine
+)
 hypothesis.settings.load_profile("suite")
 
 DATA = Path(os.environ.get("UNBACKDOOR_DATA", Path(__file__).parents[2] / "shared" / "data"))

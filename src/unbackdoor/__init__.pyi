@@ -19,6 +19,8 @@ from ._poisoning.trigger import Trigger as Trigger
 from ._purification.purify import Purified as Purified
 from ._purification.purify import purify as purify
 from ._purification.run import Run as Run
+from ._reports.store.numbers import Report as Report
+from ._reports.store.run import report as report
 from ._stress.result import Stress as Stress
 from ._stress.stress import stress as stress
 from ._tasks.proportion import Proportion as Proportion

@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
+import stores
 from unbackdoor import UnbackdoorError
 from unbackdoor._bench import Store, identity
 
@@ -35,24 +37,32 @@ def test_the_identity_is_the_hash_of_the_canonical_text() -> None:
 @pytest.mark.parametrize("kind", ["folder", "address"])
 def test_a_result_comes_back(kind: str, tmp_path: Path) -> None:
     store = Store(tmp_path if kind == "folder" else f"local://{tmp_path}/runs")
-    spec = {"method": "fst", "seed": 0}
+    spec, result = stores.spec(stores.victim()), stores.result(0.9, 0.5)
     assert store.get(spec) is None
-    store.put(spec, {"value": 0.5})
-    assert store.get(spec) == {"value": 0.5}
+    store.put(spec, result)
+    assert store.get(spec) == result
     assert store.get({**spec, "seed": 1}) is None
-    assert list(store.cells()) == [(spec, {"value": 0.5})]
+    assert list(store.cells()) == [(spec, result)]
     assert store.done() == {identity(spec)}
 
 
 def test_a_failure_is_kept_apart_until_it_succeeds(tmp_path: Path) -> None:
-    store, spec = Store(tmp_path), {"seed": 0}
-    store.put(spec, {"status": "failed", "message": "no"})
+    store, spec = Store(tmp_path), stores.spec(stores.victim())
+    store.put(spec, stores.failure("no"))
     assert (store.done(), store.failed()) == (set(), {identity(spec)})
     assert store.get(spec) is None
-    assert list(store.cells()) == [(spec, {"status": "failed", "message": "no"})]
-    store.put(spec, {"status": "done"})
+    assert list(store.cells()) == [(spec, stores.failure("no"))]
+    store.put(spec, stores.result(0.9, 0.5))
     assert (store.done(), store.failed()) == ({identity(spec)}, set())
-    assert list(store.cells()) == [(spec, {"status": "done"})]
+    assert list(store.cells()) == [(spec, stores.result(0.9, 0.5))]
+
+
+def test_a_cell_of_another_form_is_not_written(tmp_path: Path) -> None:
+    spec, result = stores.spec(stores.victim()), stores.result(0.9, 0.5)
+    for made in ({**result, "score": {}}, {**result, "seconds": "4"}, {**result, "more": 1}):
+        with pytest.raises(ValidationError):
+            Store(tmp_path).put(spec, made)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_rows_are_drawn_once(tmp_path: Path) -> None:
@@ -154,13 +164,14 @@ def test_a_lock_is_held_by_one(tmp_path: Path) -> None:
 
 
 WRITER = """
+import json
 import sys
 from unbackdoor._bench import Store
-store = Store(sys.argv[1])
+store, spec, result = Store(sys.argv[1]), *map(json.loads, sys.argv[2:])
 number = 0
 while True:
     with store.locked(f"cells/{number % 3}", wait=True):
-        store.put({"number": number}, {"payload": "x" * 20_000})
+        store.put({**spec, "seed": number}, result)
     number += 1
     if number == 1:
         print("ready", flush=True)
@@ -169,8 +180,10 @@ while True:
 
 def test_killing_the_writer_leaves_whole_cells(tmp_path: Path) -> None:
     random.seed(0)
+    result = stores.result(0.9, notes=["x" * 20_000])
+    made = [json.dumps(part) for part in (stores.spec(stores.victim()), result)]
     for _ in range(8):
-        writer = subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path)], stdout=subprocess.PIPE)
+        writer = subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path), *made], stdout=subprocess.PIPE)
         assert writer.stdout is not None
         writer.stdout.readline()
         time.sleep(random.uniform(0, 0.05))
@@ -178,7 +191,7 @@ def test_killing_the_writer_leaves_whole_cells(tmp_path: Path) -> None:
         writer.communicate()
     cells = list(Store(tmp_path).cells())
     assert cells
-    assert all(result == {"payload": "x" * 20_000} for _, result in cells)
+    assert all(kept == result for _, kept in cells)
     assert all(json.loads(path.read_text()) for path in tmp_path.glob("cells/*.json"))
     for number in range(3):  # the locks of the dead are free
         with Store(tmp_path).locked(f"cells/{number}") as held:

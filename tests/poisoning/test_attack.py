@@ -14,8 +14,9 @@ from PIL import Image
 from torch import Tensor
 
 from unbackdoor import Dataset, UnbackdoorError, attacks, evaluate, poison
+from unbackdoor._artifacts.attack_record import digest
 from unbackdoor._poisoning.attack import Attack, LabelRule
-from unbackdoor._poisoning.attack_file import _digest, as_trigger, describe, load_trigger, save_trigger
+from unbackdoor._poisoning.attack_file import as_trigger, describe, load_trigger, save_trigger
 from unbackdoor._poisoning.poison import draw
 from unbackdoor._poisoning.trigger import Trigger, stamped
 from unbackdoor._poisoning.triggered import already_triggered, triggered
@@ -307,7 +308,7 @@ def saved(tmp_path: Path) -> Path:
 def edit(path: Path, **changes: object) -> None:
     """Change entries as somebody who knows how the file's own hash is made."""
     content = {**json.loads(path.read_text()), **changes}
-    path.write_text(json.dumps({**content, "sha256": _digest(content)}))
+    path.write_text(json.dumps({**content, "sha256": digest(content)}))
 
 
 def test_attack_json_says_what_was_done(saved: Path) -> None:

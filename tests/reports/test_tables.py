@@ -4,20 +4,22 @@ import csv
 import io
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import unbackdoor
 from stores import CONTROL, MACHINE, TRIGGERED, N, failure, provenance, put_many, result, share, spec, victim
 from unbackdoor import UnbackdoorError
 from unbackdoor._bench import Store, identity
 from unbackdoor._cli.app import main
 from unbackdoor._reports.store import writers
 from unbackdoor._reports.store.build import build
-from unbackdoor._reports.store.numbers import Report, Row
+from unbackdoor._reports.store.numbers import MEASURES, Report, Row
 from unbackdoor._reports.store.page import render
-from unbackdoor._reports.store.run import report
+from unbackdoor._reports.store.run import write_report
 
 HOSTILE = "<script>alert(1)</script> </script> ]]> \"'` | \\ & $x_1^2$ {%}#~ =cmd\nnext"
 BADNETS, WEAK = victim(), victim("blended", 0.01)
@@ -221,10 +223,30 @@ def test_all_to_all_stands_apart(store: Store) -> None:
     assert "badnets (label_rule=all-to-all) 5 %" not in blocks[0].columns
 
 
+def test_pandas_gets_the_numbers_of_the_csv(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = unbackdoor.report(store.address)
+    frame = made.to_pandas()
+    lines = list(csv.DictReader(io.StringIO(writers.as_csv(made))))
+    assert list(frame.columns) == list(lines[0])
+    for line, mean in zip(lines, frame["clean_accuracy_mean"], strict=True):
+        assert (line["clean_accuracy_mean"] == "" and mean != mean) or float(line["clean_accuracy_mean"]) == mean
+    assert list(frame["seeds"]) == [row.seeds for row in made.rows]
+    assert frame[frame.method == "fst"].attack_success_n.sum() > 0
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(UnbackdoorError) as refusal:
+        made.to_pandas()
+    assert str(refusal.value) == "Report.to_pandas needs pandas. Install it: pip install pandas."
+
+
+def put_raw(store: Store, of: dict[str, Any], content: dict[str, Any]) -> None:
+    """Write a cell that `Store.put` would refuse."""
+    store.place.write(f"cells/{identity(of)}.json", json.dumps({"version": 1, "spec": of, "result": content}))
+
+
 def test_the_notes_name_what_is_missing(tmp_path: Path) -> None:
     store = Store(tmp_path)
     store.put(spec(BADNETS, "fst"), result(0.9, 0.5, implanted=None))
-    store.put({"victim": {"task": "old"}, "seed": 0}, {"score": {}})
+    put_raw(store, {"victim": {"task": "old"}, "seed": 0}, {"score": {}})
     made = of(store)
     notes = "\n".join(made.notes)
     assert "1 cell has another form than today's" in notes
@@ -237,7 +259,7 @@ def test_the_notes_name_what_is_missing(tmp_path: Path) -> None:
 def test_a_number_that_is_none_is_in_no_table(store: Store, value: Any) -> None:
     odd = result(0.9, 0.5)
     odd["score"]["clean_accuracy"]["value"] = value
-    store.put(spec(BADNETS, "odd"), odd)
+    put_raw(store, spec(BADNETS, "odd"), odd)
     assert all(each.method != "odd" for each in of(store).rows)
 
 
@@ -301,7 +323,7 @@ def test_csv_agrees_with_the_numbers(store: Store) -> None:
             each.method,
             each.counted,
         )
-        for name in writers.MEASURES:
+        for name in MEASURES:
             spread = getattr(each, name)
             assert line[f"{name}_mean"] == ("" if spread is None else str(spread.mean))
             assert line[f"{name}_sd"] == ("" if spread is None or spread.sd is None else str(spread.sd))
@@ -344,9 +366,10 @@ def test_a_control_that_was_shown_triggered_examples_tells_how_often_it_flips(tm
 
 def test_second_test_examples_have_a_table_of_their_own(store: Store) -> None:
     assert "second test examples" not in writers.as_markdown(of(store), "digits.md")
-    more = {"clean_accuracy": share(0.7, 500), "attack_success": share(0.25, 400)}
+    more = {"clean_accuracy": share(0.7, 500), "attack_success": share(0.25, 400), "per_class": {}}
+    alone = {"clean_accuracy": share(0.8, 500), "per_class": {}}
     store.put(spec(BADNETS, "fst", 0), result(0.94, 0.1, second_test=more))
-    store.put(spec(CONTROL, "none"), result(0.97, flips={}, second_test={"clean_accuracy": share(0.8, 500)}))
+    store.put(spec(CONTROL, "none"), result(0.97, flips={}, second_test=alone))
     made = of(store)
     fst = row(made, attack="badnets", method="fst")
     assert fst.second_success is not None
@@ -360,7 +383,7 @@ def test_second_test_examples_have_a_table_of_their_own(store: Store) -> None:
 
 def test_a_results_page_says_how_it_was_measured_without_local_paths(store: Store, tmp_path: Path) -> None:
     out = tmp_path / "page.md"
-    report(store.address, str(out))
+    write_report(store.address, str(out))
     page = out.read_text()
     for part in (
         "unbackdoor bench runs/grids/digits-0123abcd.toml --out runs",
@@ -463,7 +486,7 @@ def test_report_says_why_it_cannot_be_made(
     Path("empty").mkdir()
     Path("clean.csv").touch()
     with pytest.raises(UnbackdoorError, match=message):
-        report(runs, out)
+        write_report(runs, out)
     assert not Path(out).exists()
 
 
@@ -472,19 +495,19 @@ def test_a_report_replaces_reports_alone(suffix: str, store: Store, tmp_path: Pa
     out = tmp_path / f"mine{suffix}"
     out.write_text("a day's work\n")
     with pytest.raises(UnbackdoorError) as refused:
-        report(store.address, str(out))
+        write_report(store.address, str(out))
     assert str(refused.value) == f"{out} exists and is not a report of unbackdoor. Choose another -o."
     assert out.read_text() == "a day's work\n"
     out.write_text("")
     for _ in range(2):
-        report(store.address, str(out))
+        write_report(store.address, str(out))
     assert len(out.read_text()) > 100
 
 
 def test_a_folder_is_no_report(store: Store, tmp_path: Path) -> None:
     (tmp_path / "folder.md").mkdir()
     with pytest.raises(UnbackdoorError, match=r"-o must be a file, got the folder .*folder\.md\."):
-        report(store.address, str(tmp_path / "folder.md"))
+        write_report(store.address, str(tmp_path / "folder.md"))
 
 
 def test_a_thousand_cells_stay_far_below_five_megabytes(tmp_path: Path) -> None:

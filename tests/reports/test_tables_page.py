@@ -12,7 +12,7 @@ import pytest
 
 from stores import CONTROL, TRIGGERED, failure, put_many, result, share, spec, victim
 from unbackdoor._bench import Store, identity
-from unbackdoor._reports.store.run import report
+from unbackdoor._reports.store.run import write_report
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 if CHROMIUM is None or DRIVER is None:
@@ -61,7 +61,7 @@ def small(folder: Path) -> Path:
     store.put(spec(CONTROL, "none"), result(0.97, flips=flips))
     store.put(spec(CONTROL, "fst"), result(0.91, flips=flips))
     store.place.write("grids/digits-0123abcd.toml", f"# {HOSTILE}")
-    report(store.address, str(folder / "report.html"))
+    write_report(store.address, str(folder / "report.html"))
     return folder / "report.html"
 
 
@@ -247,7 +247,7 @@ def loaded(browser: Any) -> Any:
 
 def test_a_thousand_cells_load_in_two_seconds(browser: Any, tmp_path: Path) -> None:
     store = put_many(tmp_path / "runs", 1000)
-    report(store.address, str(tmp_path / "report.html"))
+    write_report(store.address, str(tmp_path / "report.html"))
     took = []
     for _ in range(5):  # the fastest: other work on the machine slows the others down
         load(browser, tmp_path / "report.html")

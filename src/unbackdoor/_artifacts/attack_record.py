@@ -1,8 +1,17 @@
-"""attack.json: its schema."""
+"""attack.json: a schema, one reader and one writer."""
 
-from typing import Literal
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ValidationError
 
 from unbackdoor._artifacts.entries import AttackEntry, Count, Entry, Share
+from unbackdoor._errors import UnbackdoorError, printable
+from unbackdoor._inputs import RECORD, check_file, exists, read_json
+
+FORMAT = 1
 
 
 class TriggerFile(Entry):
@@ -29,3 +38,64 @@ class AttackRecord(Entry):
     implanted: bool | None
     trigger: TriggerFile
     sha256: str | None = None
+
+
+def write_attack_record(path: Path, description: dict[str, Any], arrays: TriggerFile) -> None:
+    """Write an `attack.json`.
+
+    Args:
+        path: path of the file.
+        description: all other entries.
+        arrays: the file of the trigger's arrays, and its hash.
+    """
+    content = {**description, "trigger": arrays.model_dump()}
+    content["sha256"] = digest(content)
+    AttackRecord.model_validate(content)
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def read_attack_record(path: Path) -> AttackRecord:
+    """Read an `attack.json`.
+
+    Raises:
+        UnbackdoorError: the file is missing, of a newer version or changed by hand, or something else.
+    """
+    if not exists(path):
+        raise UnbackdoorError(f"{path} does not exist; `attack` takes the attack.json that unbackdoor attack wrote.")
+    check_file(path, RECORD)
+    foreign = UnbackdoorError(f"{path} is not an attack.json that unbackdoor attack wrote. Plant the attack again.")
+    try:
+        content = read_json(path)
+    except UnbackdoorError:
+        raise foreign from None
+    version = content.get("format")
+    if version is None:
+        raise foreign
+    if version != FORMAT:
+        raise UnbackdoorError(
+            f"{path} has format {printable(version)}, this version reads {FORMAT}. Take the version of unbackdoor that "
+            "wrote it."
+        )
+    changed = "sha256" in content and content["sha256"] != digest(content)
+    try:
+        record = AttackRecord.model_validate(content, strict=True)
+    except ValidationError:
+        raise was_changed(path) if changed else foreign from None
+    if record.attack.name == "none":
+        raise UnbackdoorError(f"{path} belongs to a clean control, which has no trigger. Give a victim's attack.json.")
+    if changed or record.sha256 is None:
+        raise was_changed(path)
+    return record
+
+
+def was_changed(path: Path) -> UnbackdoorError:
+    """Returns the error about an `attack.json` that no longer fits its hash, or contradicts itself."""
+    return UnbackdoorError(
+        f"{path} was changed after unbackdoor attack wrote it. Take the original, or plant the attack again."
+    )
+
+
+def digest(content: dict[str, Any]) -> str:
+    """Returns the hash of an `attack.json` without its own entry, for any order and layout of the keys."""
+    plain = json.dumps({key: entry for key, entry in content.items() if key != "sha256"}, sort_keys=True)
+    return hashlib.sha256(plain.encode()).hexdigest()

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+from unbackdoor._artifacts.cell import Cell
 from unbackdoor._bench.places import place
 from unbackdoor._errors import UnbackdoorError, printable
 from unbackdoor._inputs import parsed, read_json
@@ -52,11 +53,13 @@ class Store:
         """Keep a result; one whose `status` is `failed` is kept apart until the measurement succeeds.
 
         Raises:
+            ValidationError: spec or result are not those of a cell.
             IncompleteError: the disk is full; no half cell is left.
         """
         key = identity(spec)
-        self.start()
         text = json.dumps({"version": VERSION, "spec": spec, "result": result}, indent=1) + "\n"
+        Cell.model_validate_json(text, strict=True)
+        self.start()
         if result.get("status") == "failed":
             self.place.write(f"failed/{key}.json", text)
         else:

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from unbackdoor import attacks, purifiers
+from unbackdoor._artifacts.attack_record import read_attack_record
 from unbackdoor._bench.grid import Grid
 from unbackdoor._bench.paths import content_hash, file_hashes, task_spec
 from unbackdoor._bench.schema import Budget, Cells, Task
 from unbackdoor._bench.store import identity
-from unbackdoor._inputs import read_json
 from unbackdoor._registry.entries import Entry, Need, entry_of, name_of, steps_of
 from unbackdoor._value import changed_fields, fields_of
 
@@ -170,9 +170,9 @@ class Subjects:
             return
         path = Path(task.attack or Path(task.model) / "attack.json")
         attack = load_trigger(path).attack
-        recorded = read_json(path)
+        recorded = read_attack_record(path)
         yield self._subject(
-            name, task, "own", attack, recorded.get("rate"), recorded.get("seed"), model=task.model, trigger=str(path)
+            name, task, "own", attack, recorded.rate, recorded.seed, model=task.model, trigger=str(path)
         )
         yield from self._beside(name, task)
 

@@ -155,9 +155,9 @@ def _report(runs: str, /, *, out: Annotated[str, Parameter(name=["--out", "-o"])
         runs: the store: a folder, or an address such as s3://bucket/runs.
         out: file to write: .html, .csv, .json, .tex or .md.
     """
-    from unbackdoor._reports.store.run import report
+    from unbackdoor._reports.store.run import write_report
 
-    report(runs, out)
+    write_report(runs, out)
 
 
 def _demo(

@@ -2,17 +2,24 @@
 
 import dataclasses
 import hashlib
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
 from torch import Tensor
 
-from unbackdoor._artifacts.attack_record import AttackRecord
+from unbackdoor._artifacts.attack_record import (
+    FORMAT,
+    AttackRecord,
+    TriggerFile,
+    read_attack_record,
+    was_changed,
+    write_attack_record,
+)
 from unbackdoor._data.dataset import Dataset
 from unbackdoor._errors import UnbackdoorError, printable
-from unbackdoor._inputs import MEBIBYTE, RECORD, check_file, exists, read_file, read_json, reader
+from unbackdoor._inputs import MEBIBYTE, exists, read_file, read_json, reader
 from unbackdoor._models.untrusted_weights import check_finite
 from unbackdoor._poisoning.abilities import is_learnt, test_time_of, train_time_of
 from unbackdoor._poisoning.attack import Attack
@@ -21,14 +28,11 @@ from unbackdoor._poisoning.trigger import Trigger
 from unbackdoor._registry.attacks import EVIDENCE, REGISTRY
 from unbackdoor._registry.entries import find, to_json
 
-FORMAT = 1  # of attack.json
-
-
 _ARRAYS = 1024 * MEBIBYTE  # bytes of a trigger: a few pictures or texts
 
 
 def describe(poisoned: Poisoned, *, rate: float, seed: int, implanted: bool | None) -> dict[str, Any]:
-    """The content of `attack.json`, but for the hash of the arrays."""
+    """Returns the content of `attack.json` without the file of the arrays."""
     attack = poisoned.trigger.attack
     return {
         "format": FORMAT,
@@ -72,19 +76,8 @@ def save_trigger(folder: Path, description: dict[str, Any], arrays: dict[str, Te
 
     content = save({name: array.contiguous() for name, array in arrays.items()})
     (folder / "trigger.safetensors").write_bytes(content)
-    description = {
-        **description,
-        "trigger": {"file": "trigger.safetensors", "sha256": hashlib.sha256(content).hexdigest()},
-    }
-    description["sha256"] = _digest(description)
-    AttackRecord.model_validate(description)
-    (folder / "attack.json").write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
-
-
-def _digest(description: dict[str, Any]) -> str:
-    """Returns the hash of an `attack.json` without its own entry, for any order and layout of the keys."""
-    plain = json.dumps({key: entry for key, entry in description.items() if key != "sha256"}, sort_keys=True)
-    return hashlib.sha256(plain.encode()).hexdigest()
+    file = TriggerFile(file="trigger.safetensors", sha256=hashlib.sha256(content).hexdigest())
+    write_attack_record(folder / "attack.json", description, file)
 
 
 @reader("path")
@@ -100,39 +93,16 @@ def load_trigger(path: str | Path) -> Trigger:
 
     path = Path(path)
     path = path / "attack.json" if path.is_dir() else path
-    if not exists(path):
-        raise UnbackdoorError(f"{path} does not exist; `attack` takes the attack.json that unbackdoor attack wrote.")
-    check_file(path, RECORD)
-    try:
-        content = read_json(path)
-        version, name = content["format"], content["attack"]["name"]
-        parameters = {str(field): setting for field, setting in content["attack"]["parameters"].items()}
-        arrays_path, digest = path.parent / Path(content["trigger"]["file"]).name, content["trigger"]["sha256"]
-    except (UnbackdoorError, ValueError, LookupError, TypeError, AttributeError):
-        raise UnbackdoorError(
-            f"{path} is not an attack.json that unbackdoor attack wrote. Plant the attack again."
-        ) from None
-    if version != FORMAT:
-        raise UnbackdoorError(
-            f"{path} has format {printable(version)}, this version reads {FORMAT}. Take the version of unbackdoor that "
-            "wrote it."
-        )
-    changed = UnbackdoorError(
-        f"{path} was changed after unbackdoor attack wrote it. Take the original, or plant the attack again."
-    )
-    if name == "none":
-        raise UnbackdoorError(f"{path} belongs to a clean control, which has no trigger. Give a victim's attack.json.")
-    if content.get("sha256") != _digest(content):
-        raise changed
+    record = read_attack_record(path)
+    arrays_path = path.parent / Path(record.trigger.file).name
     if not exists(arrays_path):
         raise UnbackdoorError(f"{path} needs {arrays_path.name} in the same directory, but it is missing. Copy both.")
     stored = read_file(arrays_path, _ARRAYS)
-    if hashlib.sha256(stored).hexdigest() != digest:
+    if hashlib.sha256(stored).hexdigest() != record.trigger.sha256:
         raise UnbackdoorError(f"{arrays_path} is not the file that {path.name} was written with. Copy both again.")
-    attack = _attack_class(str(name), path)(**parameters)
-    recorded = content.get("target", attack.target), content.get("label_rule", attack.label_rule)
-    if recorded != (attack.target, attack.label_rule):
-        raise changed
+    attack = _attack_class(record.attack.name, path)(**record.attack.parameters)
+    if (record.target, record.label_rule) != (attack.target, attack.label_rule):
+        raise was_changed(path)
     try:
         arrays = load(stored)
     except SafetensorError as problem:
@@ -146,10 +116,10 @@ def load_trigger(path: str | Path) -> Trigger:
 def victim_of(folder: Path) -> str | None:
     """Returns the attack of the victim in a directory; None for a clean control and any other directory."""
     try:
-        name = read_json(folder / "attack.json")["attack"]["name"]
-    except (UnbackdoorError, LookupError, TypeError):
+        name = AttackRecord.model_validate(read_json(folder / "attack.json")).attack.name
+    except (UnbackdoorError, ValidationError):
         return None
-    return None if name == "none" else printable(str(name))
+    return None if name == "none" else printable(name)
 
 
 def _attack_class(name: str, path: Path) -> Any:

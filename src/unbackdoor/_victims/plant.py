@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from unbackdoor._artifacts.attack_record import FORMAT
 from unbackdoor._artifacts.machine import peak_memory
 from unbackdoor._data.classes import check_labels
 from unbackdoor._data.dataset import Dataset, Encoder
@@ -18,7 +19,7 @@ from unbackdoor._models.calling import check_partner
 from unbackdoor._models.recorded import encode_entry
 from unbackdoor._poisoning.abilities import Implants, is_repeatable, needs_surrogate, sources_of
 from unbackdoor._poisoning.attack import Attack, Planting
-from unbackdoor._poisoning.attack_file import FORMAT, describe
+from unbackdoor._poisoning.attack_file import describe
 from unbackdoor._poisoning.poison import Poisoned, poison
 from unbackdoor._poisoning.trigger import Trigger
 from unbackdoor._poisoning.triggered import Triggered, already_triggered, movable, triggered

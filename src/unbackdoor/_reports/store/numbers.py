@@ -7,10 +7,23 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from unbackdoor._reports.store.records import Share
+from unbackdoor._artifacts.entries import ProportionEntry
+from unbackdoor._errors import UnbackdoorError
 from unbackdoor._reports.store.stress import StressRow
 
 FORMAT = 1  # of the JSON
+MEASURES = (
+    "clean_accuracy",
+    "attack_success",
+    "recovered_accuracy",
+    "accuracy_lost",
+    "flip_rate",
+    "control_accuracy",
+    "second_accuracy",
+    "second_success",
+    "seconds",
+    "memory",
+)
 
 
 @dataclass(frozen=True)
@@ -20,7 +33,8 @@ class Spread:
     Args:
         mean: mean over seeds.
         sd: sample standard deviation (divided by n - 1); None for a single measurement.
-        n: number of measurements. least, most: the smallest and the largest.
+        n: number of measurements.
+        least, most: the smallest and the largest.
         interval: 95 % Wilson interval of a single share.
 
     >>> Spread.of([0.25, 0.75]).mean
@@ -44,11 +58,11 @@ class Spread:
         return cls(math.fsum(found) / len(found), sd, len(found), min(found), max(found))
 
     @classmethod
-    def of_shares(cls, shares: Iterable[Share | None]) -> "Spread | None":
+    def of_shares(cls, shares: Iterable[ProportionEntry | None]) -> "Spread | None":
         """Returns the spread of shares, without those that were not measured."""
         found = [share for share in shares if share is not None]
         made = cls.of(share.value for share in found)
-        if made is None or len(found) > 1 or found[0].low is None or found[0].high is None:
+        if made is None or len(found) > 1:
             return made
         return dataclasses.replace(made, interval=(found[0].low, found[0].high))
 
@@ -63,20 +77,21 @@ class Row:
         control: whether the victim is the clean control.
         rate: poison rate; None if it is not known.
         budgetless: the method took no clean example.
-        label_rule: label rule of the attack; None for a control. clean_accuracy, attack_success, recovered_accuracy:
-        over the counted cells.
+        label_rule: label rule of the attack; None for a control.
+        clean_accuracy, attack_success, recovered_accuracy: over the counted cells.
         accuracy_lost: the victim's accuracy before the method minus that after it.
         flip_rate: flip rate of the clean control put through the same method, on the same triggers.
         control_accuracy: its clean accuracy.
         second_accuracy, second_success: of the counted cells that were scored on the task's second test examples.
         seconds: seconds of the purification.
-        memory: peak memory in bytes. clean_n, triggered_n: test examples.
+        memory: peak memory in bytes.
+        clean_n, triggered_n: number of test examples.
         counted: number of finished cells in the averages.
         not_implanted: number of finished cells that are left out because the attack did not implant.
         unknown: number of counted cells for which it is not known whether the attack implanted.
         failed: number of cells without a result.
-        unusable: number of counted cells whose purified model is not usable. seeds, victim_seeds: seeds of the counted
-            cells.
+        unusable: number of counted cells whose purified model is not usable.
+        seeds, victim_seeds: seeds of the counted cells.
     """
 
     task: str
@@ -112,6 +127,17 @@ class Row:
     def apart(self) -> bool:
         """Whether its attack success cannot be compared with that of other label rules."""
         return self.label_rule == "all-to-all"
+
+    def flat(self) -> dict[str, Any]:
+        """Returns the row as one line of a table; shares in [0, 1], memory in bytes, None for missing numbers."""
+        settings = ("task", "attack", "rate", "label_rule", "budget", "method")
+        counts = ("counted", "not_implanted", "unknown", "failed", "unusable", "clean_n", "triggered_n")
+        line = {name: getattr(self, name) for name in (*settings, *counts, "seeds", "victim_seeds")}
+        for name in MEASURES:
+            spread: Spread | None = getattr(self, name)
+            for part in ("mean", "sd", "n", "least", "most"):
+                line[f"{name}_{part}"] = None if spread is None else getattr(spread, part)
+        return line
 
     @property
     def column(self) -> str:
@@ -212,6 +238,18 @@ class Report:
     def to_json(self) -> dict[str, Any]:
         """Plain JSON."""
         return {"format": FORMAT, **dataclasses.asdict(self)}
+
+    def to_pandas(self) -> Any:
+        """Returns one row per setting as a `pandas.DataFrame`, with the columns of `report.csv`; seeds are tuples.
+
+        Raises:
+            UnbackdoorError: pandas is not installed.
+        """
+        try:
+            import pandas
+        except ImportError:
+            raise UnbackdoorError("Report.to_pandas needs pandas. Install it: pip install pandas.") from None
+        return pandas.DataFrame([row.flat() for row in self.rows])
 
 
 def percent(share: float | None) -> str:

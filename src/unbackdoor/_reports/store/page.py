@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from unbackdoor._bench import Store
-from unbackdoor._reports.store import writers
-from unbackdoor._reports.store.numbers import Report, Row, Spread
+from unbackdoor._reports.store.numbers import MEASURES, Report, Row, Spread
 from unbackdoor._reports.store.records import Record, unpacked
 
 PACK = 250  # records that are unpacked together
-_SPREADS = frozenset(writers.MEASURES)
+_SPREADS = frozenset(MEASURES)
 
 
 def render(report: Report, records: list[Record], store: Store) -> str:

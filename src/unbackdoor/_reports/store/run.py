@@ -1,4 +1,4 @@
-"""The `report` command: read the store, count, write."""
+"""Reports: read a store, count, and write a page or a table."""
 
 import shlex
 from pathlib import Path
@@ -8,6 +8,7 @@ from unbackdoor._bench import Store
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._reports.store import writers
 from unbackdoor._reports.store.build import build
+from unbackdoor._reports.store.numbers import Report
 
 # The mark by which a report of each kind is recognised.
 _MARKS = {
@@ -20,7 +21,26 @@ _MARKS = {
 SUFFIXES = tuple(_MARKS)
 
 
-def report(runs: str, out: str) -> None:
+def report(runs: str | Path) -> Report:
+    """Read the measurements of a store: the numbers of `unbackdoor report`, as a value.
+
+    Args:
+        runs: the store that `unbackdoor bench` wrote: a folder, or an address such as s3://bucket/runs.
+
+    Raises:
+        UnbackdoorError: there is no store, or it has nothing to report.
+    """
+    return build(_store(str(runs)), shown(str(runs)), whole=False)[0]
+
+
+def _store(runs: str) -> Store:
+    if "://" not in runs and not Path(runs).is_dir():
+        came = "is not a folder" if Path(runs).exists() else "does not exist"
+        raise UnbackdoorError(f"{runs} {came}. Give the folder or address that unbackdoor bench wrote to its `out`.")
+    return Store(runs)
+
+
+def write_report(runs: str, out: str) -> None:
     """Write a report on a store; the suffix of `out` says which kind.
 
     Raises:
@@ -35,10 +55,7 @@ def report(runs: str, out: str) -> None:
         raise UnbackdoorError(f"-o must be a file, got the folder {out}.")
     if path.is_file() and path.stat().st_size and _MARKS[kind] not in _beginning(path):
         raise UnbackdoorError(f"{out} exists and is not a report of unbackdoor. Choose another -o.")
-    if "://" not in runs and not Path(runs).is_dir():
-        came = "is not a folder" if Path(runs).exists() else "does not exist"
-        raise UnbackdoorError(f"{runs} {came}. Give the folder or address that unbackdoor bench wrote to its `out`.")
-    store = Store(runs)
+    store = _store(runs)
     made, records = build(store, shown(runs), whole=kind == ".html")
     if kind == ".html":
         from unbackdoor._reports.store.page import render

@@ -9,19 +9,6 @@ from pathlib import Path
 
 from unbackdoor._reports.store.numbers import Block, Report, Row, Spread, percent
 
-MEASURES = (
-    "clean_accuracy",
-    "attack_success",
-    "recovered_accuracy",
-    "accuracy_lost",
-    "flip_rate",
-    "control_accuracy",
-    "second_accuracy",
-    "second_success",
-    "seconds",
-    "memory",
-)
-
 
 def as_json(report: Report) -> str:
     """All numbers."""
@@ -29,21 +16,15 @@ def as_json(report: Report) -> str:
 
 
 def as_csv(report: Report) -> str:
-    """One line a setting; shares in [0, 1], memory in bytes."""
+    """Returns one line per setting; shares in [0, 1], memory in bytes."""
     file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    settings = ("task", "attack", "rate", "label_rule", "budget", "method")
-    counts = ("counted", "not_implanted", "unknown", "failed", "unusable", "clean_n", "triggered_n")
-    spreads = [f"{name}_{part}" for name in MEASURES for part in ("mean", "sd", "n", "least", "most")]
-    writer.writerow([*settings, *counts, "seeds", "victim_seeds", *spreads])
-    for row in report.rows:
-        line: list[object] = [_cell(getattr(row, name)) for name in settings]
-        line += [getattr(row, name) for name in counts]
-        line += [" ".join(map(str, row.seeds)), " ".join(map(str, row.victim_seeds))]
-        for name in MEASURES:
-            spread: Spread | None = getattr(row, name)
-            line += [None] * 5 if spread is None else [spread.mean, spread.sd, spread.n, spread.least, spread.most]
-        writer.writerow(line)
+    lines = [
+        {name: " ".join(map(str, entry)) if isinstance(entry, tuple) else _cell(entry) for name, entry in line.items()}
+        for line in (row.flat() for row in report.rows)
+    ]
+    writer = csv.DictWriter(file, list(lines[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
     return file.getvalue()
 
 
