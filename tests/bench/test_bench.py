@@ -107,6 +107,8 @@ def test_a_store_that_is_no_folder(tmp_path: Path) -> None:
         Store(tmp_path / "file")
     with pytest.raises(UnbackdoorError, match=r"nosuch://x cannot be opened .* Install unbackdoor\[store\], or choose"):
         Store("nosuch://x")
+    with pytest.raises(UnbackdoorError, match=r"`out` must be a folder or an address, got an empty name\."):
+        Store("")
 
 
 def _fill(folder: Path) -> None:

@@ -228,6 +228,7 @@ def test_the_model_itself_as_output(place: Path, refused: Refusals) -> None:
             ("purify", "fst", "m", "--clean", "c", "--out", ""),
             "--out must be the name of a directory, got an empty one.",
         ),
+        (("demo", "image", "--out", ""), "--out must be the name of a directory, got an empty one."),
         (("attack", "none", "--data", "clean.parquet", "--out", "o", "--seed", -1), "--seed must be a whole number"),
         (
             ("purify", "fst", *MODEL, "--clean", "clean.parquet", "--out", "o", "--device", "meta"),

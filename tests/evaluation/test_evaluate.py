@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 from torch import Tensor, nn
 
+import toys
 from unbackdoor import Dataset, ImageEncoder, Proportion, UnbackdoorError, attacks, evaluate
+from unbackdoor._data.texts import TextEncoder
 from unbackdoor._models.arithmetic import choose
 from unbackdoor._poisoning.attack import Attack
 from unbackdoor._poisoning.trigger import Trigger
@@ -134,6 +136,13 @@ def test_a_control_of_other_classes_is_refused() -> None:
 
     with pytest.raises(UnbackdoorError, match=r"^`control` must answer with 4 classes as the model does, got 8\.$"):
         evaluate(Reader(), TEST, triggered_data=TEST, target=3, control=More())
+
+
+def test_a_control_for_other_data_is_named() -> None:
+    text = TextEncoder(tokenizer=toys.tokenizer(), max_length=8)
+    reason = r"^`control`: The model reads text, but the data holds images\. Take texts\.$"
+    with pytest.raises(UnbackdoorError, match=reason):
+        evaluate(Reader(), TEST, triggered_data=TEST, target=3, control=toys.classifier("bert"), control_encode=text)
 
 
 def test_the_flips_of_a_control() -> None:

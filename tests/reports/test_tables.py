@@ -469,7 +469,7 @@ def test_the_suffix_says_which_kind(
 @pytest.mark.parametrize(
     ("runs", "out", "message"),
     [
-        ("runs", "report.pdf", r"-o must end in \.html, \.csv, \.json, \.tex or \.md, got report\.pdf\."),
+        ("runs", "report.pdf", r"`out` must end in \.html, \.csv, \.json, \.tex or \.md, got report\.pdf\."),
         ("absent", "report.html", r"absent does not exist\. Give the folder or address that unbackdoor bench wrote"),
         (
             "clean.csv",

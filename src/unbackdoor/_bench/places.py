@@ -56,6 +56,8 @@ class Place(Protocol):
 
 def place(address: str | Path) -> "Place":
     """Returns the place of a folder, or of an fsspec address such as `s3://bucket/runs`."""
+    if not str(address):  # for Path, this is the current directory
+        raise UnbackdoorError("`out` must be a folder or an address, got an empty name.")
     return Remote(str(address)) if "://" in str(address) else Folder(Path(address))
 
 

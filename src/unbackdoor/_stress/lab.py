@@ -123,8 +123,7 @@ def prepare(
     for data in (clean, *([test] if test is not None else [])):
         report_class_order(data, names, classes)
     if control is not None:
-        seen_by_control = clean if control_encode is None else clean.encoded_by(control_encode)
-        check_partner("`control`", control, seen_by_control, classes)
+        check_partner("`control`", control, clean, control_encode, classes)
     possible = tuple(part for part in parts if part != "reactivation" or clean.modality in reactivation.MODALITY)
     if not possible:
         raise UnbackdoorError(f"`parts=reactivation` is for images: {_PIXELS}. Take retune, path or exact.")

@@ -108,7 +108,7 @@ def plant(
     partners = (("`surrogate`", surrogate, surrogate_encode), ("`control`", control, control_encode))
     for name, partner, partner_encode in partners:
         if partner is not None:
-            check_partner(name, partner, test.encoded_by(partner_encode or encode), len(classes))
+            check_partner(name, partner, test, partner_encode, len(classes))
     attacked = _marked(attack, test, triggered_test, classes)
 
     start = time.perf_counter()

@@ -154,7 +154,7 @@ def _scoring(suspect: loading.Loaded, clean: Dataset | None, options: PurifyOpti
     if options.attack is not None:
         attacked = triggered(test, as_trigger(options.attack, test), count)
     if control is not None:
-        calling.check_partner("`control`", control.model, test.encoded_by(control.encode), count)
+        calling.check_partner("`control`", control.model, test, control.encode, count)
     return Scoring(test=test, attacked=attacked, classes=count, control=control)
 
 

@@ -50,7 +50,7 @@ def write_report(runs: str, out: str) -> None:
     path = Path(out)
     kind = path.suffix.lower()
     if kind not in SUFFIXES:
-        raise UnbackdoorError(f"-o must end in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}, got {out}.")
+        raise UnbackdoorError(f"`out` must end in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}, got {out}.")
     if path.is_dir():
         raise UnbackdoorError(f"-o must be a file, got the folder {out}.")
     if path.is_file() and path.stat().st_size and _MARKS[kind] not in _beginning(path):
