@@ -393,6 +393,9 @@ def _chosen(
         asked = {name for name, _ in named}
         return named, {entry.name: "it was not asked for" for entry in REGISTRY if entry.name not in asked}
     obstacles = {entry.name: _obstacle(entry, examples, base) for entry in REGISTRY}
+    for entry in REGISTRY:
+        if entry.on_request and obstacles[entry.name] is None:
+            obstacles[entry.name] = "it runs only if it is asked for, since no clean models were measured with it"
     chosen = [(entry.name, entry.resolve()()) for entry in REGISTRY if obstacles[entry.name] is None]
     return chosen, {name: obstacle for name, obstacle in obstacles.items() if obstacle is not None}
 

@@ -1,5 +1,6 @@
 """The smallest trigger of a family for each class: one search for patches, additive patterns and warps."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -37,7 +38,8 @@ class TriggerFamily(Protocol):
 
         Args:
             parameters: of some triggers, (triggers, ...).
-            pixels: in [0, 1], (batch, channels, height, width).
+            pixels: in [0, 1], (batch, channels, height, width); or, for a family that is searched for pairs of classes,
+                others for each trigger, (triggers, batch, channels, height, width).
         """
 
     def size(self, parameters: Tensor) -> Tensor:
@@ -79,31 +81,33 @@ class SmallestSearch:
     patience: int
     learning_rate: float
 
-    def __call__(self, model: nn.Module, clean: Dataset, run: Run) -> SmallestTriggers:
+    def __call__(self, model: nn.Module, clean: Dataset, run: Run, pairs: Tensor | None = None) -> SmallestTriggers:
         """Search the triggers of all classes together, in chunks that fit memory.
 
         Args:
             model: in its present state.
             clean: images.
             run: arithmetic, randomness, progress.
+            pairs: source and target, (pairs, 2): one trigger for each pair, which must move examples of the source
+                class, instead of one for each class.
         """
-        classes = run.head(model).out_features
         device, dtype = run.arithmetic.device, run.arithmetic.dtype
-        free = self.family.start(classes, clean.shape, run.generator, dtype).to(device).requires_grad_(True)
+        targets = torch.arange(run.head(model).out_features) if pairs is None else pairs[:, 1]
+        targets = targets.to(device)
+        free = self.family.start(len(targets), clean.shape, run.generator, dtype).to(device).requires_grad_(True)
         optimizer = torch.optim.Adam([free], lr=self.learning_rate, betas=(0.5, 0.9))
-        costs = torch.full((classes,), self.cost, device=device, dtype=dtype)
+        costs = torch.full((len(targets),), self.cost, device=device, dtype=dtype)
         above, below = torch.zeros_like(costs), torch.zeros_like(costs)
         best, smallest = self.family.bounded(free).detach(), torch.full_like(costs, torch.inf)
         chunk = max(1, run.arithmetic.evaluation_batch // self.batch_size)
-        data = in_pixels(clean, augmented=False)
         with frozen(model), run.progress("inverting triggers", self.steps) as advance:
-            for batch in training_batches(data, self.batch_size, self.steps, run):
-                pixels, reached = batch.pixels.to(dtype), torch.zeros_like(costs)
+            for pixels in self._batches(in_pixels(clean, augmented=False), run, pairs):
+                reached = torch.zeros_like(costs)
                 tried = self.family.bounded(free).detach()
                 optimizer.zero_grad(set_to_none=True)
-                for part in torch.arange(classes, device=device).split(chunk):
-                    parameters = self.family.bounded(free[part])
-                    loss, reached[part] = self._loss(model, clean, run, pixels, parameters, part, costs[part])
+                for part in torch.arange(len(targets), device=device).split(chunk):
+                    parameters, shown = self.family.bounded(free[part]), pixels if pairs is None else pixels[part]
+                    loss, reached[part] = self._loss(model, clean, run, shown, parameters, targets[part], costs[part])
                     loss.backward()
                 optimizer.step()
                 size, good = self.family.size(tried), reached >= self.success
@@ -116,6 +120,20 @@ class SmallestSearch:
                 below[below == self.patience] = 0
                 advance()
         return SmallestTriggers(best, smallest)
+
+    def _batches(self, data: Dataset, run: Run, pairs: Tensor | None) -> Iterator[Tensor]:
+        """Batches of pixels, (batch, channels, height, width), or others for each pair, (pairs, batch, ...)."""
+        if pairs is None:
+            for batch in training_batches(data, self.batch_size, self.steps, run):
+                yield batch.pixels.to(run.arithmetic.dtype)
+            return
+        rows = [(data.labels == source).nonzero().flatten() for source in pairs[:, 0].tolist()]
+        for _ in range(self.steps):
+            drawn = [each[torch.randint(len(each), (self.batch_size,), generator=run.generator)] for each in rows]
+            pixels = data.inputs(torch.cat(drawn))
+            assert isinstance(pixels, Tensor)
+            run.examples_seen += len(pixels)
+            yield pixels.to(run.arithmetic.dtype).unflatten(0, (len(pairs), self.batch_size))
 
     def _loss(
         self,
@@ -130,7 +148,7 @@ class SmallestSearch:
         """The sum of some classes' losses, and the share of examples that each of their triggers moves."""
         triggered = self.family.applied(parameters, pixels).flatten(0, 1)  # (classes * batch, channels, height, width)
         scores = run.scores(model, encoded(clean, triggered, run))
-        wanted = targets.repeat_interleave(len(pixels))
+        wanted = targets.repeat_interleave(len(triggered) // len(targets))
         each = F.cross_entropy(scores, wanted, reduction="none").view(len(parameters), -1).mean(dim=1)
         reached = (scores.argmax(dim=1) == wanted).view(len(parameters), -1).to(parameters.dtype).mean(dim=1)
         return (each + costs * self.family.size(parameters)).sum(), reached

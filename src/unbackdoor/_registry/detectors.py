@@ -40,6 +40,16 @@ REGISTRY = (
         blind="triggers that change the values of pixels, triggers that differ between pictures",
     ),
     Entry(
+        "pairs",
+        "unbackdoor.detectors.pairs:Pairs",
+        "the smallest patch that moves examples of one class to another, for the likeliest pairs of classes",
+        needs=(Need.CLEAN,),
+        year=2021,
+        paper="Backdoor Scanning for Deep Neural Networks through K-Arm Optimization",
+        blind="triggers over the whole picture, warps, triggers that differ between pictures, shortcuts of many pairs",
+        on_request=True,
+    ),
+    Entry(
         "margin",
         "unbackdoor.detectors.margin:Margin",
         "the largest margin of each class over features inside the network, from clean starts",

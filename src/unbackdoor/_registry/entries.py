@@ -48,6 +48,7 @@ class Entry(NamedTuple):
         recommended: the kinds of data for which it is one of the first to try, see docs/choosing.md.
         damage: of a method: what most likely cost a model its accuracy, and what to try; the rest of a sentence.
         blind: of a detector: the triggers that it cannot see.
+        on_request: of a detector: whether it runs only if it is named, since no clean models were measured with it.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Entry(NamedTuple):
     recommended: tuple[Modality, ...] = ()
     damage: str = ""
     blind: str = ""
+    on_request: bool = False
 
     def facts(self) -> str:
         """Returns one line for `list`: kinds of data, needs and cost."""

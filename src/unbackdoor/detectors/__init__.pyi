@@ -7,6 +7,7 @@ from .embedding_rows import MovedRows as MovedRows
 from .low_frequency_pattern import LowFrequencyPattern as LowFrequencyPattern
 from .margin import Margin as Margin
 from .noise import Noise as Noise
+from .pairs import Pairs as Pairs
 from .patch import Patch as Patch
 from .pattern import Pattern as Pattern
 from .vocabulary import VocabularyScan as VocabularyScan

@@ -22,8 +22,6 @@ def finding(
 ) -> Finding:
     """A finding whose strengths are minus the logarithms of sizes.
 
-    A class without success counts as no smaller than the largest success: its latest trigger says little.
-
     Args:
         triggers: of all classes.
         family: that they belong to.
@@ -32,12 +30,8 @@ def finding(
         generator: of the random triggers.
         unit: of the sizes.
     """
-    latest = family.size(triggers.parameters)
-    reached = triggers.sizes.isfinite()
-    largest = triggers.sizes[reached].max() if bool(reached.any()) else latest.max()
-    sizes = torch.where(reached, triggers.sizes, torch.maximum(latest, largest)).tolist()
     candidates = []
-    for target, size in enumerate(sizes):
+    for target, size in enumerate(comparable_sizes(triggers, family).tolist()):
         attack = Inverted(family=kind, target=target)
         parts = {name: part.detach().cpu().float() for name, part in arrays(triggers.parameters[target]).items()}
         candidates.append(
@@ -50,3 +44,18 @@ def finding(
             )
         )
     return Finding(candidates=tuple(candidates), unit=unit)
+
+
+def comparable_sizes(triggers: SmallestTriggers, family: TriggerFamily) -> Tensor:
+    """The sizes of triggers, (triggers,), where one without success has at least the size of the largest with success.
+
+    Its latest parameters say little: they may be as small as those that the search started from.
+
+    Args:
+        triggers: of all classes or pairs.
+        family: that they belong to.
+    """
+    latest = family.size(triggers.parameters)
+    reached = triggers.sizes.isfinite()
+    largest = triggers.sizes[reached].max() if bool(reached.any()) else latest.max()
+    return torch.where(reached, triggers.sizes, torch.maximum(latest, largest))
