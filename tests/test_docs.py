@@ -14,6 +14,7 @@ import unbackdoor
 from unbackdoor._cli.chosen import spelled_out
 from unbackdoor._cli.parser import parser
 from unbackdoor.attacks import REGISTRY as ATTACKS
+from unbackdoor.detectors import REGISTRY as DETECTORS
 from unbackdoor.purifiers import REGISTRY as PURIFIERS
 
 ROOT = Path(__file__).parents[1]
@@ -88,9 +89,10 @@ def test_the_api_pages_name_everything_public() -> None:
     )
     classes = [
         f"{kind}.{entry.location.partition(':')[2]}"
-        for kind, all_ in (("purifiers", PURIFIERS), ("attacks", ATTACKS))
+        for kind, all_ in (("purifiers", PURIFIERS), ("attacks", ATTACKS), ("detectors", DETECTORS))
         for entry in all_
     ]
-    names = [name for name in unbackdoor.__all__ if name not in ("archs", "attacks", "purifiers", "testing")]
+    packages = ("archs", "attacks", "detectors", "purifiers", "testing")
+    names = [name for name in unbackdoor.__all__ if name not in packages]
     assert {f"unbackdoor.{name}" for name in [*names, *classes]} <= set(shown)
     assert len(shown) == len(set(shown))

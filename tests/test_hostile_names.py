@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,13 @@ import material
 
 import stores
 from commands import run
+from unbackdoor import Dataset, audit, detectors
 from unbackdoor._bench import Store
+from unbackdoor._reports import evidence
+from unbackdoor._reports.audit_page import build_audit
+from unbackdoor._reports.bom import as_bom
+from unbackdoor._reports.render import render_audit
+from unbackdoor._reports.sarif import as_sarif
 
 LINE, TERMINAL, DIRECTION = "a\nb", "\x1b[2J", "\u202egnp.x"
 LONG = "z" * 10_000
@@ -75,18 +82,45 @@ def test_what_commands_print_and_write(place: Path) -> None:
         *("--k", 2, "--seeds", 1, "--out", f"stress{TERMINAL}"),
         cwd=place,
     )
-    for done in (purified, evaluated, stressed):
+    audited = run(
+        *("audit", model, "--clean", data, *columns, "--unlabelled", test, "--out", f"audit{DIRECTION}"),
+        *("--sarif", f"audit{DIRECTION}/a{LINE}.sarif", "--bom", f"b{TERMINAL}.json"),
+        cwd=place,
+    )
+    for done in (purified, evaluated, stressed, audited):
         assert done.returncode in (0, 1), done.stderr
         assert harmless(done.stdout, 1200), done.stdout
         assert harmless(done.stderr, 1200), done.stderr
-    written = [*(place / f"out{DIRECTION}").iterdir(), *(place / f"stress{TERMINAL}").iterdir()]
+    for path in (place / f"audit{DIRECTION}/a{LINE}.sarif", place / f"b{TERMINAL}.json"):
+        assert harmless(path.read_text(encoding="utf-8"), 1200), path
+    folders = (f"out{DIRECTION}", f"stress{TERMINAL}", f"audit{DIRECTION}")
+    written = [path for folder in folders for path in (place / folder).iterdir()]
     texts = [path for path in written if path.suffix in (".md", ".html")]
-    assert sorted(path.name for path in texts) == ["README.md", "report.html", "stress.html"]
+    assert sorted(path.name for path in texts) == ["README.md", "audit.html", "report.html", "stress.html"]
     for path in texts:
         content = path.read_text(encoding="utf-8").translate({0xA0: " ", 0x202F: " "})  # the pages' own
         assert harmless(content, 20_000), path
         typed = re.compile("<pre>.*?</pre>")  # the command, which must repeat the run, and so has the whole name
         assert "z" * 1000 not in typed.sub("", content)
+
+
+def test_an_audit_of_classes_with_hostile_names(backdoored: tuple, digits: Dataset, tmp_path: Path) -> None:
+    names = tuple(
+        f"<script>{each}{number}" for number, each in enumerate([LINE, TERMINAL, DIRECTION, LONG, "[a](b)"] * 2)
+    )
+    clean = replace(digits.select(range(1400, 1440)), classes=names)
+    result = audit(backdoored[0], clean, detectors=[detectors.Patch(steps=1, batch_size=16)])
+    content = {**result.to_json(), "source": {"model": TERMINAL, "factory": None}, "command": "unbackdoor audit m"}
+    (finding,) = result.findings
+    assert result.held_out is not None
+    examples = evidence.shown(finding, result.held_out, 0)
+    files = evidence.write_evidence(tmp_path, finding, result.held_out, examples)
+    page = render_audit(build_audit(result, content, (examples,)))
+    for text in (page.translate({0xA0: " ", 0x202F: " "}), as_sarif(content), as_bom(content, []), "\n".join(files)):
+        assert harmless(text, 20_000)
+        assert "z" * 1000 not in text
+    assert "<script" not in page
+    assert "&lt;script&gt;" in page
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from unbackdoor._detection.finding import Candidate, Detector, Finding
 from unbackdoor._detection.judging import PROVEN, ExactShare, HeldOut
 from unbackdoor._detection.nulls import Null, null_for, operating_point
 from unbackdoor._detection.outliers import LEAST_CLASSES, outlier_p_values
-from unbackdoor._errors import UnbackdoorError
+from unbackdoor._errors import SENTENCE, UnbackdoorError, printable
 from unbackdoor._models.arithmetic import Precision, choose, description
 from unbackdoor._models.calling import check_modules
 from unbackdoor._models.matching import matched
@@ -352,7 +352,11 @@ def _examples(
         return _Examples(examined.clean, False, None, examined.per_class, None)
     accuracy = proportion_of(examined.right)
     doubt = chance_doubt("the suspect", accuracy, len(examined.per_class), clean.name)
-    return _Examples(examined.clean, True, accuracy, examined.per_class, doubt and doubt[0].upper() + doubt[1:])
+    return _Examples(examined.clean, True, accuracy, examined.per_class, doubt and _sentence(doubt))
+
+
+def _sentence(text: str) -> str:
+    return printable(text[0].upper() + text[1:], SENTENCE)
 
 
 def _halves(examples: _Examples, seed: int) -> tuple[Dataset, Dataset]:
@@ -404,7 +408,7 @@ def _obstacle(entry: Entry, examples: _Examples, base: nn.Module | None) -> str 
     """Why a detector cannot run on these examples; None if it can."""
     data = examples.data
     if data.modality not in entry.modality:
-        return f"it searches {', '.join(entry.modality)}, and {data.name} holds {data.modality}"
+        return f"it searches {', '.join(entry.modality)}, and {printable(data.name)} holds {data.modality}"
     if Need.BASE in entry.needs and base is None:
         return "it needs `base`, the pre-trained model that the suspect came from, which was not given"
     if Need.CLEAN in entry.needs and not examples.labelled:

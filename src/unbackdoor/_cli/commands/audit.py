@@ -175,7 +175,6 @@ def _shown(result: Audit, content: dict[str, Any]) -> str:
         lines.append(
             f"Operating point, on {point['models']}: false alarms {_share(alarms)}, detections {_share(detections)}."
         )
-    lines += [f"Note: {note}" for note in content["notes"]]
     if content.get("repeat"):
         lines += ["", "To repeat the strongest evidence:", f"  {content['repeat']}"]
     return "\n".join(lines)
