@@ -110,7 +110,7 @@ class Calibration(Entry):
     description: str
 
 
-class MeasuredRates(Entry):
+class OperatingPoint(Entry):
     """Measured rates of this very configuration: alarms on clean models and on models with a backdoor."""
 
     false_alarms: ProportionEntry
@@ -137,7 +137,7 @@ class AuditRecord(Entry):
     searched: list[SearchedEntry]
     not_searched: list[NotSearchedEntry]
     calibration: Calibration | None
-    operating_point: MeasuredRates | None
+    operating_point: OperatingPoint | None
     operating_point_note: str
     examples: ExamplesEntry
     unlabelled: Count | None
