@@ -179,9 +179,7 @@ def test_an_audit_is_a_cell_and_stands_in_no_table_of_methods(place: Path, tmp_p
         ]
         assert result["audit"]["judged_on"] == 15
     bench(str(place / "audits.toml"), out=str(tmp_path / "runs"))
-    page = tmp_path / "report.json"
-    report(str(tmp_path / "runs"), str(page))
-    assert {row["method"] for row in json.loads(page.read_text())["rows"]} == {"none"}
+    assert {row.method for row in report(tmp_path / "runs").rows} == {"none"}
 
 
 def test_a_finished_grid_has_nothing_to_do(store: Store, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
