@@ -88,3 +88,29 @@ def test_labels_are_not_used_and_everything_stays_as_it_was(small_cnn: nn.Module
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(tensor, before[name]) for name, tensor in small_cnn.state_dict().items())
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in small_cnn.modules())
+
+
+def test_a_stage_that_the_scores_do_not_follow_from_is_not_taken(digits: Dataset) -> None:
+    class Aside(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.classifier = nn.Conv2d(1, 2, 3, padding=1), nn.Linear(64, 10)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.conv(x)
+            return self.classifier(x.flatten(1))
+
+    model, data = Aside(), digits.select(range(40))
+    alone = nn.Sequential(nn.Flatten(), copy.deepcopy(model.classifier))
+    detector = detectors.Margin(starts=3)
+    found, expected = (
+        detector(network, data, toys.a_run(model=network, head_name=name))
+        for network, name in ((model, "classifier"), (alone, "1"))
+    )
+    assert found == expected
+
+
+def test_a_class_that_holds_all_examples_is_as_weak_as_can_be() -> None:
+    model = linear(torch.tensor([[1.0] * 6, [0.0] * 6]))
+    found = detectors.Margin()(model, pictures(10, 6), toys.a_run(head_name="1")).candidates
+    assert found[0].strength == pytest.approx(math.log(1e-3))

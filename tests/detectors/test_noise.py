@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -99,9 +100,35 @@ def test_a_factor_on_the_scores_changes_no_size(small_cnn: nn.Module, digits: Da
     assert sizes[0] == pytest.approx(sizes[1], rel=1e-3)
 
 
-def test_labels_are_not_used(small_cnn: nn.Module, digits: Dataset) -> None:
-    from dataclasses import replace
+def test_names_of_classes_in_another_order_only_reorder_the_sizes(small_cnn: nn.Module, digits: Dataset) -> None:
+    order = torch.tensor([3, 0, 1, 2, 9, 8, 7, 6, 5, 4])
+    renamed = copy.deepcopy(small_cnn)
+    with torch.no_grad():
+        renamed.classifier.weight.copy_(small_cnn.classifier.weight[order])
+        renamed.classifier.bias.copy_(small_cnn.classifier.bias[order])
+    data, detector = digits.select(range(30)), detectors.Noise(examples=30, steps=2)  # all, so the draw is none
+    sizes, others = (
+        torch.tensor([each.size for each in detector(model, data, run_of(model)).candidates])
+        for model in (small_cnn, renamed)
+    )
+    assert torch.allclose(others, sizes[order], rtol=1e-3)
 
+
+def test_layers_that_the_scores_do_not_follow_from_move_nothing(digits: Dataset) -> None:
+    class Aside(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.classifier = nn.BatchNorm1d(64), nn.Linear(64, 10)
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.norm(x.flatten(1))
+            return self.classifier(x.flatten(1))
+
+    found = detectors.Noise()(Aside(), digits.select(range(20)), run_of(Aside()))
+    assert {each.strength for each in found.candidates} == {0.0}
+
+
+def test_labels_are_not_used(small_cnn: nn.Module, digits: Dataset) -> None:
     data = digits.select(range(60))
     other = replace(data, labels=data.labels.roll(7))
     detector = detectors.Noise(examples=8, steps=2)

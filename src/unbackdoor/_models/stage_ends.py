@@ -92,7 +92,10 @@ def replacing(layer: nn.Module, features: Tensor) -> Iterator[None]:
     """Put features in place of those in the output of a layer while the block runs; a gradient flows into them."""
 
     def swap(_module: nn.Module, _arguments: Any, output: Any) -> Any:
-        return features if isinstance(output, Tensor) else type(output)((features, *output[1:]))
+        if isinstance(output, Tensor):
+            return features
+        parts = (features, *output[1:])
+        return type(output)(*parts) if hasattr(output, "_fields") else type(output)(parts)  # a named tuple, or not
 
     with removing([layer.register_forward_hook(swap)]):
         yield

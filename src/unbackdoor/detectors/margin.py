@@ -78,13 +78,9 @@ class Margin:
                 for part, aims in zip(rows.split(size), wanted.split(size), strict=True)
             ]
         raised = torch.cat(parts).double()
-        means = [
-            float(raised[wanted == target].mean()) if bool((wanted == target).any()) else 0.0
-            for target in range(classes)
-        ]
         return Finding(
             candidates=tuple(
-                Candidate(target=target, strength=math.log(max(mean, LEAST))) for target, mean in enumerate(means)
+                Candidate(target=target, strength=_strength(raised[wanted == target])) for target in range(classes)
             )
         )
 
@@ -110,6 +106,12 @@ class Margin:
             return margins().cpu()
 
 
+def _strength(margins: Tensor) -> float:
+    """The logarithm of the mean margin; that of `LEAST` if it is smaller, not finite, or of no example."""
+    mean = float(margins.mean())
+    return math.log(max(mean, LEAST) if math.isfinite(mean) else LEAST)
+
+
 def rms(change: Tensor) -> Tensor:
     """The root mean square of each example's entries, in a shape that fits them."""
     return change.square().mean(dim=tuple(range(1, change.ndim)), keepdim=True).sqrt()
@@ -133,10 +135,13 @@ class InnerFeatures:
     def of(cls, model: nn.Module, clean: Dataset, run: Run) -> "InnerFeatures":
         """Those at the end of the first of at most three stages, or those that the head sees if there are no stages."""
         try:
-            name = stage_ends(model, probe(model, clean), "Margin")[0]
+            stage = model.get_submodule(stage_ends(model, probe(model, clean), "Margin")[0])
         except UnbackdoorError:
             return cls(model, run, None)
-        return cls(model, run, model.get_submodule(name))
+        inner, inputs = cls(model, run, stage), probe(model, clean)
+        with frozen(model):
+            scores = inner.scores(inputs, inner.features(inputs).requires_grad_(True))
+        return inner if scores.requires_grad else cls(model, run, None)  # a branch that the scores do not follow from
 
     @torch.no_grad()
     def features(self, inputs: Inputs) -> Tensor:

@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from unbackdoor._data.dataset import Dataset
 from unbackdoor._detection.finding import Candidate, Finding
@@ -163,7 +164,11 @@ class NoisyLayers:
         each = distances()
         # The margin of a tenth makes sure that a step overshoots; the multiple takes back what is too much.
         loss = F.relu(each + 0.1 * each.detach().abs().mean()).mean()
-        raw = torch.autograd.grad(loss, self.weights, allow_unused=True, materialize_grads=True)
+        raw = (
+            torch.autograd.grad(loss, self.weights, allow_unused=True, materialize_grads=True)
+            if loss.requires_grad
+            else [torch.zeros_like(weight) for weight in self.weights]  # no layer leads to the scores
+        )
         for weight in self.weights:
             weight.requires_grad_(False)
         slopes = [slope * scale for slope, scale in zip(raw, self._scales, strict=True)]
@@ -174,11 +179,11 @@ class NoisyLayers:
 
 
 def normalisation_layers(model: nn.Module) -> list[nn.Module]:
-    """The layers that normalise, and then scale and shift each channel: BatchNorm, LayerNorm, GroupNorm."""
+    """The layers that normalise, then scale and shift each channel: BatchNorm, LayerNorm, GroupNorm, InstanceNorm."""
     return [
         layer
         for layer in model.modules()
-        if isinstance(layer, _BatchNorm | nn.LayerNorm | nn.GroupNorm)
+        if isinstance(layer, _BatchNorm | _InstanceNorm | nn.LayerNorm | nn.GroupNorm)
         and isinstance(layer.weight, Tensor)
         and isinstance(layer.bias, Tensor)
     ]
