@@ -5,27 +5,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
-from unbackdoor._artifacts.entries import Count, Entry, ProportionEntry, Share, Versions
+from unbackdoor._artifacts.entries import ClassEntry, Count, Entry, ExactShareEntry, ProportionEntry, Share, Versions
 from unbackdoor._artifacts.record import Source, written
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._inputs import read_json
 from unbackdoor._value import sentence
-
-
-class ExactShareEntry(Entry):
-    """A share with its sample size, which may be 0, and its exact 95 % interval."""
-
-    value: Share
-    n: Count
-    low: Share
-    high: Share
-
-
-class ClassEntry(Entry):
-    """A class: its number and its name."""
-
-    number: Count
-    name: str
 
 
 class Budget(Entry):

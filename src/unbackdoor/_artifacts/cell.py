@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from unbackdoor._artifacts.entries import Count, Entry, ProportionEntry, ScoreEntry, Share
+from unbackdoor._artifacts.entries import Count, Entry, ExactShareEntry, ProportionEntry, ScoreEntry, Share
 
 
 class AttackSpec(Entry):
@@ -60,15 +60,6 @@ class DescribedMethod(Entry):
 
     repr: str
     parameters: dict[str, Any] | list[dict[str, Any]]
-
-
-class ExactShareEntry(Entry):
-    """A share of held-out examples, with its exact 95 % interval; 0 of none."""
-
-    value: Share
-    n: Count
-    low: Share
-    high: Share
 
 
 class AuditedClass(Entry):

@@ -23,6 +23,22 @@ class ProportionEntry(Entry):
     high: Share
 
 
+class ExactShareEntry(Entry):
+    """A share with its sample size, which may be 0, and its exact 95 % interval."""
+
+    value: Share
+    n: Count
+    low: Share
+    high: Share
+
+
+class ClassEntry(Entry):
+    """A class: its number and its name."""
+
+    number: Count
+    name: str
+
+
 class BriefScore(Entry):
     """The shares of a score."""
 

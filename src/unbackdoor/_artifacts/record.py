@@ -3,14 +3,16 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
 from unbackdoor._artifacts.entries import (
     AttackEntry,
+    ClassEntry,
     Count,
     Entry,
+    ExactShareEntry,
     MethodEntry,
     ProportionEntry,
     ScoreEntry,
@@ -62,6 +64,86 @@ class ScoresBeforeAndAfter(Entry):
     purified: ScoreEntry
 
 
+class EvidenceEntry(Entry):
+    """A shortcut that an audit found.
+
+    Args:
+        detector: that found it.
+        target: its class.
+        moved: the unseen examples that its trigger moves to the class; null if it has none.
+        random: those that a random trigger of its size moves.
+        nominal_p: how likely it is in a clean model, if the detector's assumptions hold.
+        p_value: the same, measured on clean models; null if none can be compared.
+    """
+
+    detector: str
+    target: ClassEntry
+    moved: ExactShareEntry | None
+    random: ExactShareEntry | None
+    nominal_p: Share
+    p_value: Share | None
+
+
+class AuditSummary(Entry):
+    """An audit in brief: its verdict, the reason, and the shortcuts that counted."""
+
+    verdict: Literal["shortcut-found", "nothing-found", "cannot-judge"]
+    reason: str
+    shortcuts: list[EvidenceEntry]
+
+
+class ShortcutLeft(Entry):
+    """How many held-out examples a shortcut of the suspect, and a random trigger of its size, move in a result."""
+
+    detector: str
+    moved: ExactShareEntry
+    random: ExactShareEntry
+
+
+class TriedEntry(Entry):
+    """A method that `auto` tried.
+
+    Args:
+        method: with all of its fields.
+        refused: why it gave no result; null if it did.
+        lost: share of the held-out examples, by accuracy; null without a result.
+        shortcuts_left: the shortcuts of the suspect that have a trigger, tried on the result.
+        seconds: of the method.
+        warnings: of the method.
+    """
+
+    method: MethodEntry
+    refused: str | None
+    lost: Annotated[float, Field(ge=-1, le=1)] | None
+    shortcuts_left: list[ShortcutLeft]
+    seconds: float
+    warnings: list[str]
+
+
+class ChoiceEntry(Entry):
+    """What `auto` decided with.
+
+    Args:
+        max_loss: points of accuracy that a result might lose.
+        held_out: the number of examples that this was counted on.
+        audit: of the suspect.
+        tried: the methods in their order.
+        not_tried: the names of those that were not needed.
+        kept: the name of the method whose result was kept; null if the suspect was handed back.
+        reason: in words.
+        audit_of_the_result: null if the suspect was handed back.
+    """
+
+    max_loss: float
+    held_out: Count
+    audit: AuditSummary
+    tried: list[TriedEntry]
+    not_tried: list[str]
+    kept: str | None
+    reason: str
+    audit_of_the_result: AuditSummary | None
+
+
 class PurificationRecord(Entry):
     """record.json of a purified model; docs/architecture.md explains each key."""
 
@@ -79,6 +161,7 @@ class PurificationRecord(Entry):
     purified_accuracy_on_clean: ProportionEntry | None
     usable: bool | None
     examples_seen: Count
+    choice: ChoiceEntry | None = None
     notes: list[str]
     warnings: list[str]
     source: Source

@@ -60,6 +60,9 @@ class SmallestTriggers(NamedTuple):
 class SmallestSearch:
     """Minimise CE(f(trigger(x)), t) + cost * size for every class t, and keep the smallest trigger that succeeds.
 
+    With a reference g, a trigger must move f and leave g where it is: CE(g(trigger(x)), g(x)) is added to the loss,
+    with g(x) the class that g answers, and an example that g follows to t counts as a failure.
+
     The cost of a class doubles when its trigger succeeds for `patience` steps in a row, and is divided by 2^1.5 when it
     fails for as many, as in Neural Cleanse (https://doi.org/10.1109/SP.2019.00031).
 
@@ -81,7 +84,14 @@ class SmallestSearch:
     patience: int
     learning_rate: float
 
-    def __call__(self, model: nn.Module, clean: Dataset, run: Run, pairs: Tensor | None = None) -> SmallestTriggers:
+    def __call__(
+        self,
+        model: nn.Module,
+        clean: Dataset,
+        run: Run,
+        pairs: Tensor | None = None,
+        reference: nn.Module | None = None,
+    ) -> SmallestTriggers:
         """Search the triggers of all classes together, in chunks that fit memory.
 
         Args:
@@ -90,6 +100,7 @@ class SmallestSearch:
             run: arithmetic, randomness, progress.
             pairs: source and target, (pairs, 2): one trigger for each pair, which must move examples of the source
                 class, instead of one for each class.
+            reference: a model that the triggers must not move, in eval mode and without gradients of its own.
         """
         device, dtype = run.arithmetic.device, run.arithmetic.dtype
         targets = torch.arange(run.head(model).out_features) if pairs is None else pairs[:, 1]
@@ -107,7 +118,9 @@ class SmallestSearch:
                 optimizer.zero_grad(set_to_none=True)
                 for part in torch.arange(len(targets), device=device).split(chunk):
                     parameters, shown = self.family.bounded(free[part]), pixels if pairs is None else pixels[part]
-                    loss, reached[part] = self._loss(model, clean, run, shown, parameters, targets[part], costs[part])
+                    loss, reached[part] = self._loss(
+                        model, reference, clean, run, shown, parameters, targets[part], costs[part]
+                    )
                     loss.backward()
                 optimizer.step()
                 size, good = self.family.size(tried), reached >= self.success
@@ -138,6 +151,7 @@ class SmallestSearch:
     def _loss(
         self,
         model: nn.Module,
+        reference: nn.Module | None,
         clean: Dataset,
         run: Run,
         pixels: Tensor,
@@ -147,8 +161,17 @@ class SmallestSearch:
     ) -> tuple[Tensor, Tensor]:
         """The sum of some classes' losses, and the share of examples that each of their triggers moves."""
         triggered = self.family.applied(parameters, pixels).flatten(0, 1)  # (classes * batch, channels, height, width)
-        scores = run.scores(model, encoded(clean, triggered, run))
+        inputs = encoded(clean, triggered, run)
+        scores = run.scores(model, inputs)
         wanted = targets.repeat_interleave(len(triggered) // len(targets))
-        each = F.cross_entropy(scores, wanted, reduction="none").view(len(parameters), -1).mean(dim=1)
-        reached = (scores.argmax(dim=1) == wanted).view(len(parameters), -1).to(parameters.dtype).mean(dim=1)
+        each, moved = F.cross_entropy(scores, wanted, reduction="none"), scores.argmax(dim=1) == wanted
+        if reference is not None:
+            plain = pixels.flatten(0, -4)  # those of each pair, or the same for all classes
+            with torch.no_grad():
+                own = run.scores(reference, encoded(clean, plain, run)).argmax(dim=1)
+            own, followed = own.repeat(len(triggered) // len(plain)), run.scores(reference, inputs)
+            each = each + F.cross_entropy(followed, own, reduction="none")
+            moved &= (followed.argmax(dim=1) != wanted) | (own == wanted)
+        each = each.view(len(parameters), -1).mean(dim=1)
+        reached = moved.view(len(parameters), -1).to(parameters.dtype).mean(dim=1)
         return (each + costs * self.family.size(parameters)).sum(), reached

@@ -99,6 +99,7 @@ def purify(
         "head": run.head_name or None,
         **clean_facts,
         "examples_seen": run.examples_seen,
+        **({} if run.choice is None else {"choice": run.choice}),
         "notes": run.notes,
         "warnings": run.warnings,
     }

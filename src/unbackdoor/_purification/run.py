@@ -44,6 +44,7 @@ class Run:
         unseen: held-out examples that were not tuned on later; None if there are none.
         cross_validated: whether each clean example is classified as labelled by a model that was not tuned on it, (n,),
             bool; None without cross-validation.
+        choice: what a method decided that chooses among others, for the record; None for all others.
         notes: sentences on the method's findings, for the record; see `note`.
         warnings: see `warn`.
     """
@@ -61,6 +62,7 @@ class Run:
     held_out: int = 0
     unseen: Dataset | None = None
     cross_validated: Tensor | None = None
+    choice: dict[str, Any] | None = None
     notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 

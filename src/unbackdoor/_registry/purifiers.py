@@ -153,6 +153,16 @@ REGISTRY = (
         "too hard: see the notes, and try scale-invariant-fst or fine-tuning",
     ),
     Entry(
+        "contrastive-unlearning",
+        "unbackdoor.purifiers.contrastive_unlearning:ContrastiveUnlearning",
+        "unlearn triggers that move the suspect and not a copy with shifted features; this project's variant",
+        needs=(Need.CLEAN,),
+        passes=(20, 30),
+        cost="with another forward pass each, and searches of 12,800 examples per class on two models",
+        damage="the triggers that were unlearned are probably features of the classes themselves: lower `share`, or "
+        "try scale-invariant-fst or fine-tuning",
+    ),
+    Entry(
         "bti-dbf",
         "unbackdoor.purifiers.bti_dbf:BTIDBF",
         "BTI-DBF (U): a generator that moves all but the benign features, then unlearning of its pictures",
@@ -326,5 +336,14 @@ REGISTRY = (
         "Models Caused by Backdoor or Bias",
         modality=("images", "text"),
         damage="too many weights were probably reset to the base: lower `share` or `margin`, or give more examples",
+    ),
+    Entry(
+        "auto",
+        "unbackdoor.purifiers.auto:Auto",
+        "audit the suspect, try methods until one passes within a price, audit the result; this project's",
+        needs=(Need.CLEAN,),
+        cost="two audits, and one to three methods",
+        modality=("images", "text"),
+        damage="the held-out examples were probably too few to see it: lower `max_loss`, or give more clean examples",
     ),
 )

@@ -3,9 +3,11 @@
 import unbackdoor._registry.entries
 
 from .anp import ANP as ANP
+from .auto import Auto as Auto
 from .bna import BNA as BNA
 from .bti_dbf import BTIDBF as BTIDBF
 from .clp import CLP as CLP
+from .contrastive_unlearning import ContrastiveUnlearning as ContrastiveUnlearning
 from .e_pur import EPUR as EPUR
 from .fine_mixing import FineMixing as FineMixing
 from .fine_pruning import FinePruning as FinePruning

@@ -5,16 +5,13 @@ from typing import Annotated
 
 from pydantic import Field
 from torch import nn
-from torch.nn import functional as F
 
-from unbackdoor._data.dataset import Batch, Dataset
+from unbackdoor._data.dataset import Dataset
 from unbackdoor._inversion.masks import MaskSearch, stamp
-from unbackdoor._inversion.triggers import encoded, in_pixels, refuse_texts
-from unbackdoor._inversion.unlearning import WithTrigger
+from unbackdoor._inversion.triggers import refuse_texts
 from unbackdoor._purification.run import Run
-from unbackdoor._training.descent import cross_entropy
 from unbackdoor._value import value
-from unbackdoor.purifiers._path_aware import stepped_back
+from unbackdoor.purifiers._own_answers import unlearn
 from unbackdoor.purifiers.shift_distillation import ShiftDistillation
 
 
@@ -67,24 +64,17 @@ class TriggerDistillation:
             run.note("TriggerDistillation: no trigger to unlearn; the features are shifted, as in shift distillation.")
             return ShiftDistillation(batch_size=self.batch_size)(model, clean, run)
         trigger = stamp(triggers.masks[outliers], triggers.patterns[outliers])
-        teacher = copy.deepcopy(model).eval().requires_grad_(False)
-        with_trigger = WithTrigger(model, clean, run, trigger, self.share)
-        weights, suspect = list(model.parameters()), list(teacher.parameters())
-
-        def gradients(batch: Batch) -> None:
-            answers = run.scores(teacher, encoded(clean, batch.pixels, run)).softmax(dim=1)  # (batch, classes)
-            with stepped_back(weights, suspect, self.rho):
-                scores = run.scores(with_trigger, batch.inputs)
-                labelled = (1 - self.taught) * cross_entropy(scores, batch)
-                (labelled + self.taught * F.cross_entropy(scores, answers)).backward()
-
-        run.tune(
-            with_trigger,
-            in_pixels(clean.distorted()),
+        unlearn(
+            model,
+            copy.deepcopy(model).eval().requires_grad_(False),
+            clean,
+            run,
+            trigger,
+            taught=self.taught,
+            share=self.share,
             epochs=self.epochs,
             learning_rate=self.learning_rate,
             batch_size=self.batch_size,
-            gradients=gradients,
-            description="unlearning",
+            rho=self.rho,
         )
         return model

@@ -1,0 +1,206 @@
+"""What `Auto` decides with: the shortcuts that an audit found, and a method that was tried."""
+
+import copy
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from unbackdoor._data.dataset import Dataset
+from unbackdoor._detection.audit import ALARM, Audit, JudgedCandidate, JudgedFinding, audit
+from unbackdoor._detection.judging import ExactShare, HeldOut
+from unbackdoor._errors import UnbackdoorError
+from unbackdoor._progress import silent
+from unbackdoor._purification.method import Method, applied
+from unbackdoor._purification.run import Run
+from unbackdoor._purification.selection import difference
+from unbackdoor._registry.detectors import REGISTRY as DETECTORS
+from unbackdoor._registry.entries import find, to_json
+from unbackdoor._registry.purifiers import REGISTRY
+
+GONE = 0.1  # of the held-out examples: what a shortcut may move more than a random trigger of its size does
+
+
+@dataclass(frozen=True)
+class Shortcut:
+    """A shortcut that an audit found, and the name of the detector."""
+
+    detector: str
+    judged: JudgedCandidate
+
+    @property
+    def target(self) -> int:
+        """The class that it leads to."""
+        return self.judged.candidate.target
+
+    @property
+    def sentence(self) -> str:
+        """The detector, the class and the share of unseen examples that move, in words."""
+        moved = "" if self.judged.moved is None else f", which moves {self.judged.moved.value:.0%} of unseen examples"
+        return f"{self.detector} found one to class {self.judged.target_name}{moved}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the entries of the record."""
+        shares = {"moved": self.judged.moved, "random": self.judged.random}
+        return {
+            "detector": self.detector,
+            "target": {"number": self.target, "name": self.judged.target_name},
+            **{name: share and share.to_json() for name, share in shares.items()},
+            "nominal_p": self.judged.nominal_p,
+            "p_value": self.judged.p_value,
+        }
+
+    def moving(self, held_out: HeldOut) -> tuple[ExactShare, ExactShare] | None:
+        """Returns how many held-out examples its trigger moves, and a random one; None if it has no trigger."""
+        candidate = self.judged.candidate
+        if candidate.trigger is None or candidate.control is None:
+            return None
+        return held_out.moved(candidate.trigger, candidate), held_out.moved(candidate.control, candidate)
+
+
+def audited(model: nn.Module, clean: Dataset, run: Run, names: tuple[str, ...] | None) -> Audit | str:
+    """Returns the audit of a model in a run's arithmetic; the reason if the examples do not allow one.
+
+    Args:
+        model: the suspect, or a result.
+        clean: examples.
+        run: of the purification.
+        names: of detectors; None takes all that fit.
+
+    Raises:
+        UnbackdoorError: there is no detector of a name.
+    """
+    chosen = None
+    if names is not None:
+        chosen = [find(name, DETECTORS, "detector", "detectors").resolve()() for name in names]
+    try:
+        return audit(
+            model,
+            clean,
+            detectors=chosen,
+            base=run.base,
+            seed=run.seed,
+            head=run.head_name,
+            device=str(run.arithmetic.device),
+            precision="bf16" if run.arithmetic.bf16 else "fp32",
+            progress=run.progress is not silent,
+        )
+    except UnbackdoorError as problem:
+        return str(problem)
+
+
+def found(report: Audit | str) -> list[Shortcut]:
+    """Returns the shortcuts of an audit that count, one for each detector at most; see `Auto`."""
+    if isinstance(report, str):
+        return []
+    counts = _stands_out if report.calibration is None else _alarms
+    return [Shortcut(finding.detector, finding.strongest) for finding in report.findings if counts(finding)]
+
+
+def _alarms(finding: JudgedFinding) -> bool:
+    return finding.alarm
+
+
+def _stands_out(finding: JudgedFinding) -> bool:
+    """Returns whether the strongest shortcut is proven, beats a random trigger, and is rare among the classes."""
+    strongest = finding.strongest
+    if finding.looks_natural or not strongest.proven or strongest.nominal_p > ALARM:
+        return False
+    if strongest.moved is None or strongest.random is None:
+        return True
+    return strongest.moved.interval[0] > strongest.random.interval[1]
+
+
+def described(report: Audit | str, shortcuts: list[Shortcut]) -> dict[str, Any]:
+    """Returns an audit as the record has it."""
+    verdict, reason = ("cannot-judge", report) if isinstance(report, str) else (report.verdict, report.reason)
+    return {"verdict": verdict, "reason": reason, "shortcuts": [each.to_json() for each in shortcuts]}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """A method that was tried, and its result.
+
+    Args:
+        method: on its own copy of the suspect.
+        model: the result; None if the method refused.
+        problem: why it refused.
+        lost: share of the held-out examples, by accuracy.
+        left: for each shortcut with a trigger, how many held-out examples it and a random trigger move.
+        seconds: of the method.
+        warnings: of the method.
+    """
+
+    method: Method
+    model: nn.Module | None
+    problem: str = ""
+    warnings: tuple[str, ...] = ()
+    lost: float = 1.0
+    left: tuple[tuple[Shortcut, ExactShare, ExactShare], ...] = ()
+    seconds: float = 0.0
+
+    @classmethod
+    def of(
+        cls, method: Method, suspect: nn.Module, tuned: Dataset, held: Dataset, shortcuts: list[Shortcut], run: Run
+    ) -> "Trial":
+        """Run a method on a copy, and judge the result on held-out examples.
+
+        Args:
+            method: to try.
+            suspect: unchanged.
+            tuned: the examples for the method.
+            held: others.
+            shortcuts: of the suspect.
+            run: of the purification.
+        """
+        start, warned = time.perf_counter(), len(run.warnings)
+        try:
+            model = applied(method, copy.deepcopy(suspect), tuned, run)
+        except UnbackdoorError as problem:
+            return cls(method=method, model=None, problem=str(problem), seconds=time.perf_counter() - start)
+        seconds = time.perf_counter() - start
+        warnings = tuple(run.warnings[warned:])
+        del run.warnings[warned:]  # they are the result's, if it is kept
+        before, after = (run.task.hits(each, held, run.arithmetic) for each in (suspect, model))
+        held_out = HeldOut.of(model, held, run.arithmetic)
+        moving = [(shortcut, shortcut.moving(held_out)) for shortcut in shortcuts]
+        return cls(
+            method=method,
+            model=model,
+            lost=difference(before, after).lost,
+            left=tuple((shortcut, *shares) for shortcut, shares in moving if shares is not None),
+            seconds=seconds,
+            warnings=warnings,
+        )
+
+    @property
+    def most_left(self) -> float:
+        """The largest share that a shortcut moves more than a random trigger does; 0 if there is none."""
+        return max([0.0, *(moved.value - random.value for _, moved, random in self.left)])
+
+    def within(self, allowed: float, count: int) -> bool:
+        """Returns whether the loss of accuracy, in whole examples of `count`, is at most a share."""
+        return self.model is not None and round(self.lost * count) <= allowed * count + 1e-9
+
+    def sentence(self, count: int) -> str:
+        """Returns its numbers in words; `count` held-out examples are their base."""
+        if self.model is None:
+            return f"refused ({self.problem})"
+        left = f", and a shortcut moves {self.most_left:.0%} more than a random trigger does" if self.left else ""
+        return f"loses {100 * self.lost:.1f} points of accuracy on {count} held-out examples{left}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the entries of the record."""
+        left = [
+            {"detector": shortcut.detector, "moved": moved.to_json(), "random": random.to_json()}
+            for shortcut, moved, random in self.left
+        ]
+        return {
+            "method": {**to_json(self.method, REGISTRY), "repr": repr(self.method)},
+            "refused": self.problem or None,
+            "lost": None if self.model is None else self.lost,
+            "shortcuts_left": left,
+            "seconds": round(self.seconds, 3),
+            "warnings": list(self.warnings),
+        }

@@ -1,0 +1,104 @@
+"""Contrastive unlearning: triggers that move the suspect and not a shifted copy of it are unlearned."""
+
+import copy
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+from torch import nn
+
+from unbackdoor._data.dataset import Dataset
+from unbackdoor._inversion.contrast import Contrast, contrasts, one_each
+from unbackdoor._inversion.triggers import refuse_texts
+from unbackdoor._purification.run import Run
+from unbackdoor._training.recipe import Defaults
+from unbackdoor._value import value
+from unbackdoor.purifiers._own_answers import unlearn
+from unbackdoor.purifiers.scale_invariant_fst import ScaleInvariantFST
+
+
+@value
+class ContrastiveUnlearning:
+    """Search triggers that move the suspect and not a shifted copy of it, and unlearn them by the suspect's answers.
+
+    Scale-invariant FST breaks most backdoors and pays for it with accuracy. Its result g is used here as a reference
+    that lacks the shortcut. For every class t, and for patches, patterns over the whole picture, patterns of low
+    frequency and warps, this method searches the smallest trigger T that minimises, over most of the clean examples,
+
+        CE(f(T(x)), t) + CE(g(T(x)), g(x)) + cost * size(T)
+
+    A feature of the class t itself would move g as well, so it is not among the results. A trigger counts if it moves
+    `found` of the held-out examples of other classes in f and not in g. The triggers of all kinds and classes are then
+    unlearned at once, as in trigger distillation: with f_s the suspect,
+
+        taught * CE(f(x'), f_s(x)) + (1 - taught) * CE(f(x'), y),   x' = T(x) for a share of each batch, else x
+
+    Search and unlearning are repeated until nothing is found, for at most `rounds` rounds. Large triggers of this kind
+    exist for clean models as well; to unlearn them costs little. **If the first round finds nothing**, the features of
+    the suspect are shifted, by scale-invariant FST at its own settings. Notes in the record say what was found.
+
+    A variant of this project. Its parents are `ScaleInvariantFST`, `TriggerDistillation` and Neural Cleanse (Wang et
+    al., IEEE S&P 2019, https://doi.org/10.1109/SP.2019.00031).
+
+    Args:
+        rounds: of search and unlearning, at least 1.
+        steps: of the search for each kind of trigger, at least 1.
+        found: share of the held-out examples that a trigger must move, more than 0 and at most 1.
+        taught: weight of the suspect's answers against the labels, 0 to 1.
+        share: of each batch that carries a trigger, 0 to 1.
+        epochs: passes over the clean examples in each round, at least 1, with another forward pass each.
+        learning_rate: at the start, more than 0; None is 0.01 (SGD).
+        batch_size: examples per step, at least 2; None is 32.
+
+    Differences from the paper: there is no paper on this variant. Triggers that differ between pictures, and those of
+    a few source classes, are not searched. Pixels only.
+    """
+
+    rounds: Annotated[int, Field(ge=1)] = 2
+    steps: Annotated[int, Field(ge=1)] = 50
+    found: Annotated[float, Field(gt=0, le=1)] = 0.5
+    taught: Annotated[float, Field(ge=0, le=1)] = 0.9
+    share: Annotated[float, Field(ge=0, le=1)] = 0.5
+    epochs: Annotated[int, Field(ge=1)] = 10
+    learning_rate: Annotated[float | None, Field(gt=0)] = None
+    batch_size: Annotated[int | None, Field(ge=2)] = None
+
+    defaults: ClassVar[Defaults] = {"images": {"batch_size": 32}}
+
+    def __call__(self, model: nn.Module, clean: Dataset, run: Run) -> nn.Module:
+        """Purify in place."""
+        refuse_texts(self, clean)
+        suspect = copy.deepcopy(model).eval().requires_grad_(False)
+        tuned, held = run.hold_out(clean)
+        reference = ScaleInvariantFST(strength=1)(copy.deepcopy(model), tuned, run).eval().requires_grad_(False)
+        shortcuts: list[Contrast] = []
+        for number in range(1, self.rounds + 1):
+            new = contrasts(model, reference, tuned, held, run, steps=self.steps, least=self.found)
+            run.note(f"round {number}: {_described(new, clean)}.")
+            if not new:
+                break
+            shortcuts += new
+            unlearn(
+                model,
+                suspect,
+                tuned,
+                run,
+                one_each(shortcuts, run.generator),
+                taught=self.taught,
+                share=self.share,
+                epochs=self.epochs,
+                learning_rate=self.learning_rate,
+                batch_size=run.setting(self, "batch_size"),
+            )
+        if not shortcuts:
+            run.note("ContrastiveUnlearning: no trigger to unlearn; the features are shifted by scale-invariant-fst.")
+            return ScaleInvariantFST()(model, clean, run)
+        run.unseen = held
+        return model
+
+
+def _described(found: list[Contrast], clean: Dataset) -> str:
+    """Returns what a round found, in words."""
+    if not found:
+        return "no trigger moves the model and not the shifted copy"
+    named = ", ".join(f"a {each.kind} to {clean.class_name(each.target)} ({each.moved:.0%})" for each in found)
+    return f"triggers that move held-out examples of the model and not of the shifted copy: {named}"

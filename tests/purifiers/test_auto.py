@@ -1,0 +1,153 @@
+"""Auto: which method it keeps, by trials whose numbers are given, and on a network with a known backdoor."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import toys
+from conftest import SmallCNN
+from unbackdoor import Dataset, UnbackdoorError, purifiers, purify
+from unbackdoor._artifacts.record import ChoiceEntry
+from unbackdoor._detection.audit import Audit, JudgedCandidate, JudgedFinding
+from unbackdoor._detection.finding import Candidate
+from unbackdoor._detection.judging import ExactShare
+from unbackdoor._value import value
+from unbackdoor.purifiers import auto
+from unbackdoor.purifiers._trials import Shortcut, Trial, found
+
+
+def judged(moved: int = 48, random: int = 2, nominal_p: float = 0.01, p_value: float | None = None) -> JudgedCandidate:
+    """A shortcut to class 1; shares are of 50 examples."""
+    return JudgedCandidate(
+        candidate=Candidate(target=1, strength=1.0),
+        target_name="one",
+        source_names=(),
+        moved=ExactShare(moved, 50),
+        random=ExactShare(random, 50),
+        nominal_p=nominal_p,
+        p_value=p_value,
+    )
+
+
+def an_audit(*candidates: JudgedCandidate, looks_natural: bool | None = None) -> Audit:
+    finding = JudgedFinding(
+        detector="patch", settings={}, classes=candidates, unit="pixels", looks_natural=looks_natural, seconds=1.0
+    )
+    return Audit(verdict="cannot-judge", reason="No null.", findings=(finding,))
+
+
+class TestShortcutsThatCount:
+    """Without clean models to compare with, each condition on its own decides."""
+
+    def test_one_that_stands_out(self) -> None:
+        (one,) = found(an_audit(judged(), judged(nominal_p=1.0)))
+        assert one.sentence == "patch found one to class one, which moves 96% of unseen examples"
+
+    @pytest.mark.parametrize(
+        "other",
+        [judged(moved=20), judged(nominal_p=0.06), judged(random=45)],
+        ids=["it moves too few", "classes differ as much", "a random one moves as many"],
+    )
+    def test_one_that_does_not(self, other: JudgedCandidate) -> None:
+        assert found(an_audit(other)) == []
+
+    def test_one_that_looks_natural(self) -> None:
+        assert found(an_audit(judged(), looks_natural=True)) == []
+
+    def test_an_audit_that_was_not_possible(self) -> None:
+        assert found("audit needs more examples") == []
+
+
+def trial(method: object, lost: float, left: int | None = None) -> Trial:
+    """A trial with a loss, and a shortcut that moves `left` of 50 examples, of which a random trigger moves 2."""
+    remains = () if left is None else ((Shortcut("patch", judged()), ExactShare(left, 50), ExactShare(2, 50)),)
+    return Trial(method=method, model=nn.Linear(1, 1), lost=lost, left=remains)
+
+
+CONTRAST, SHIFT, TUNE = purifiers.ContrastiveUnlearning(), purifiers.ScaleInvariantFST(), purifiers.FineTuning()
+
+
+@pytest.mark.parametrize(
+    ("trials", "kept", "warning"),
+    [
+        ([trial(CONTRAST, 0.01, 3)], CONTRAST, None),
+        ([trial(CONTRAST, 0.01, 40), trial(SHIFT, 0.08, 4)], SHIFT, None),
+        ([trial(CONTRAST, 0.01, 20), trial(SHIFT, 0.2, 2), trial(TUNE, 0.0, 45)], CONTRAST, "still moves 36% more"),
+        ([trial(SHIFT, 0.2), trial(TUNE, 0.1)], TUNE, "leaves most backdoors that the audit cannot see"),
+        ([trial(SHIFT, 0.2), trial(TUNE, 0.12)], None, "the suspect was handed back as it was"),
+    ],
+    ids=["the first", "the shortcut stayed", "it stayed in all", "only tuning is cheap enough", "all are too dear"],
+)
+def test_the_method_that_is_kept(trials: list[Trial], kept: object, warning: str | None) -> None:
+    run = toys.a_run()
+    chosen, reason = purifiers.Auto(max_loss=10)._chosen(trials, 50, run)
+    assert (None if chosen is None else chosen.method) == kept
+    assert reason
+    assert len(run.warnings) == (warning is not None)
+    assert warning is None or warning in run.warnings[0]
+
+
+def test_without_a_shortcut_it_is_scale_invariant_fst_on_four_fifths(small_cnn: SmallCNN, digits: Dataset) -> None:
+    clean = digits.select(range(100))
+    result = purify(
+        small_cnn, clean, purifiers.Auto(max_loss=100, detectors=()), seed=3, device="cpu", precision="fp32"
+    )
+    run = toys.a_run(seed=3, model=small_cnn)
+    tuned, _ = run.hold_out(clean)
+    expected = run.arithmetic.place(copy.deepcopy(small_cnn))
+    expected = purifiers.ScaleInvariantFST(strength=1)(expected, tuned, run)
+    for name, tensor in expected.state_dict().items():
+        assert torch.equal(tensor, result.model.state_dict()[name]), name
+    choice = ChoiceEntry.model_validate(result.record["choice"])
+    assert (choice.kept, choice.not_tried, choice.held_out) == (
+        "scale-invariant-fst",
+        ["contrastive-unlearning", "fine-tuning"],
+        20,
+    )
+    assert choice.audit.reason.startswith("The suspect is near chance on digits")
+    assert result.record["clean"]["held_out"] == 20
+
+
+@value
+class Silence:
+    """A method that ruins every model: it answers the same for all examples."""
+
+    def __call__(self, model: nn.Module, clean: Dataset, run: object) -> nn.Module:
+        nn.init.zeros_(model.classifier.weight)
+        return model
+
+
+def test_the_suspect_comes_back_if_every_method_ruins_it(
+    backdoored: tuple, digits: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = backdoored[0]
+    monkeypatch.setattr(auto, "_methods", lambda *_: [Silence(), Silence()])
+    result = purify(model, digits.select(range(100)), purifiers.Auto(detectors=()), seed=0, device="cpu")
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, result.model.state_dict()[name]), name
+    choice = ChoiceEntry.model_validate(result.record["choice"])
+    assert (len(choice.tried), choice.kept, choice.audit_of_the_result) == (2, None, None)
+    assert min(each.lost or 0 for each in choice.tried) > 0.5
+    assert result.record["warnings"] == [
+        "no method lost at most 10 points of accuracy on 20 held-out examples, so the suspect was handed back as it "
+        "was: a backdoor that it has is still there. Give more clean examples, or raise `max_loss`."
+    ]
+
+
+def test_a_method_that_refuses_is_passed_over(
+    small_cnn: SmallCNN, digits: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(auto, "_methods", lambda *_: [purifiers.WordDistillation(), purifiers.FineTuning(epochs=1)])
+    method = purifiers.Auto(max_loss=100, detectors=())
+    choice = purify(small_cnn, digits.select(range(60)), method, device="cpu").record["choice"]
+    assert choice["tried"][0]["refused"] == (
+        "WordDistillation searches words, but the model takes images. Try trigger-distillation."
+    )
+    assert choice["kept"] == "fine-tuning"
+
+
+def test_an_unknown_detector_is_refused(small_cnn: SmallCNN, digits: Dataset) -> None:
+    with pytest.raises(UnbackdoorError, match=r"^There is no detector 'patsh'\. Did you mean 'patch'\?"):
+        purify(small_cnn, digits.select(range(60)), purifiers.Auto(detectors=("patsh",)))
