@@ -94,12 +94,12 @@ def found(report: Audit | str) -> list[Shortcut]:
     """Returns the shortcuts of an audit that count, one for each detector at most; see `Auto`."""
     if isinstance(report, str):
         return []
-    counts = _stands_out if report.calibration is None else _alarms
-    return [Shortcut(finding.detector, finding.strongest) for finding in report.findings if counts(finding)]
+    return [Shortcut(finding.detector, finding.strongest) for finding in report.findings if _counts(finding)]
 
 
-def _alarms(finding: JudgedFinding) -> bool:
-    return finding.alarm
+def _counts(finding: JudgedFinding) -> bool:
+    """Returns whether there is an alarm; without clean models to compare with, whether the shortcut stands out."""
+    return _stands_out(finding) if finding.strongest.p_value is None else finding.alarm
 
 
 def _stands_out(finding: JudgedFinding) -> bool:
