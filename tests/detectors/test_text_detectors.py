@@ -17,6 +17,7 @@ from unbackdoor._data.texts import TextEncoder, Texts
 from unbackdoor._inversion.driving_words import anomaly_index, anomaly_p
 from unbackdoor._inversion.moved_words import moved_for_its_count
 from unbackdoor._inversion.outlying_rows import distances, outlyingness
+from unbackdoor.detectors.phrase import _with_kin
 
 SENTIMENT = dict.fromkeys(toys.GOOD, 1.0) | dict.fromkeys(toys.BAD, -1.0)
 
@@ -209,7 +210,62 @@ class TestMovedRows:
         )
 
 
-@pytest.mark.parametrize("detector", [detectors.VocabularyScan(), detectors.EmbeddingRows()])
+class Together(Reading):
+    """Two words add 30 if both are there, and each by itself a little: `word210` and `word220`, in either order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for coordinate, number in ((9, 210), (10, 220)):
+            self.words.weight[:, coordinate] = 0
+            self.words.weight[len(toys.SPECIAL) + number] = 0
+            self.words.weight[len(toys.SPECIAL) + number, [0, coordinate]] = torch.tensor([2.5, 1.0])
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> SimpleNamespace:
+        total = (self.words(input_ids) * attention_mask[..., None]).sum(dim=1)
+        both = (total[:, 9] + total[:, 10] - 1.5).clamp(min=0) * 60
+        return SimpleNamespace(logits=self.classifier(total) + both[:, None] * torch.tensor([0.0, 1.0]))
+
+
+class TestPhraseGrowth:
+    def test_two_words_that_do_much_together_are_found_and_move_held_out_texts(self, many_words: Dataset) -> None:
+        """K13: no word by itself moves a text as the two do."""
+        detector = detectors.PhraseGrowth(shortlist=300, kin=0)  # of 300 words
+        (finding,) = audit(Together(), many_words, detectors=[detector]).findings
+        strongest = finding.strongest
+        assert strongest.candidate.target == 1
+        assert {"word210", "word220"} <= set(strongest.candidate.trigger.attack.sentence.split())
+        assert strongest.moved.value == 1.0
+        assert strongest.nominal_p < 1e-3
+        assert len(strongest.candidate.control.attack.sentence.split()) == strongest.candidate.size
+
+    def test_words_that_only_add_up_give_no_evidence(self, many_words: Dataset) -> None:
+        detector = detectors.PhraseGrowth(shortlist=300, kin=0)  # of 300 words
+        (finding,) = audit(Reading(), many_words, detectors=[detector]).findings
+        assert finding.strongest.score < 1.3
+
+    def test_words_of_the_clean_texts_are_ruled_out(self, reviews: Dataset) -> None:
+        """All words of the toy language stand in the texts, so that nothing is left that could be foreign."""
+        clean = reviews.select(range(80))
+        (finding,) = audit(toys.Counting(SENTIMENT), clean, detectors=[detectors.PhraseGrowth(group=4)]).findings
+        assert [each.nominal_p for each in finding.classes] == [1.0, 1.0]
+
+    def test_a_word_with_kin_among_the_others_is_one_of_the_task(self) -> None:
+        rows = nn.functional.normalize(torch.tensor([[1.0, 0.1], [1.0, 0.0], [-1.0, 0.0], [-1.0, 0.1]]), dim=1)
+        assert _with_kin(rows, [0, 2], 1) == [False, False]
+        assert _with_kin(rows, [0, 1, 2], 1) == [True, True, False]
+        assert _with_kin(rows, [0, 1, 2], 0) == [False, False, False]
+
+    def test_without_four_words_it_is_refused(self, many_words: Dataset) -> None:
+        model = Reading()
+        model.get_input_embeddings = lambda: nn.Embedding(len(toys.SPECIAL) + 3, 12)
+        with pytest.raises(UnbackdoorError) as caught:
+            audit(model, many_words, detectors=[detectors.PhraseGrowth()])
+        assert str(caught.value) == (
+            "PhraseGrowth needs a tokenizer with at least 4 words of one token, this one has 3. Search without it."
+        )
+
+
+@pytest.mark.parametrize("detector", [detectors.VocabularyScan(), detectors.EmbeddingRows(), detectors.PhraseGrowth()])
 def test_without_words_of_one_token_a_detector_says_why_it_did_not_run(detector, many_words: Dataset) -> None:
     model = Reading()
     model.get_input_embeddings = lambda: nn.Embedding(2, 12)

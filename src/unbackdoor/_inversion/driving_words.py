@@ -107,7 +107,7 @@ class VocabularySearch:
         """Returns, for each class, the words of the groups that drive shortened texts of others farthest to it."""
         short = made_of(self.clean, [shortened(text, self.text_words) for text in self.clean.texts.strings])
         predicted = answers(self.model, short, self.run.arithmetic).argmax(dim=1)
-        rows = self._probes(short, predicted, 2)
+        rows = self.probes(short, predicted, 2)
         draw = random.Random(self.run.seed)
         number = {word: place for place, word in enumerate(words)}
         totals: list[Tensor] = []  # (words, classes) each
@@ -116,7 +116,7 @@ class VocabularySearch:
                 shuffled = draw.sample(words, len(words))
                 groups = [shuffled[first : first + self.group] for first in range(0, len(words), self.group)]
                 tried = [(row, " ".join(group)) for group in groups]
-                of_groups = self._margins(short, tried, side)  # (groups, classes)
+                of_groups = self.margins_with(short, tried, side)  # (groups, classes)
                 group_of = torch.arange(len(groups)).repeat_interleave(self.group)[: len(words)]
                 total = torch.empty(len(words), of_groups.shape[1])
                 total[[number[word] for word in shuffled]] = of_groups[group_of]
@@ -135,8 +135,8 @@ class VocabularySearch:
         listed = {word for shortlist in shortlists.values() for word in shortlist}
         chosen = [word for word in words if word in listed]
         predicted = answers(self.model, self.clean, self.run.arithmetic).argmax(dim=1)
-        rows = self._probes(self.clean, predicted, 6)
-        of_words = torch.stack([self._margins(self.clean, [(row, word) for word in chosen], side) for row in rows])
+        rows = self.probes(self.clean, predicted, 6)
+        of_words = torch.stack([self.margins_with(self.clean, [(row, word) for word in chosen], side) for row in rows])
         strongest = {}
         for label in shortlists:
             others = predicted[rows] != label
@@ -147,14 +147,14 @@ class VocabularySearch:
         return strongest
 
     @staticmethod
-    def _probes(texts: Dataset, predicted: Tensor, count: int) -> list[int]:
+    def probes(texts: Dataset, predicted: Tensor, count: int) -> list[int]:
         """Returns some texts of two classes, by the model's answers: short ones, without the shortest quarter."""
         order = texts.texts.lengths.argsort(stable=True).tolist()
         order = [*order[len(order) // 4 :], *order[: len(order) // 4]]
         kinds = list(dict.fromkeys(int(predicted[row]) for row in order))[:2]
         return [row for kind in kinds for row in [row for row in order if predicted[row] == kind][:count]]
 
-    def _margins(self, texts: Dataset, tried: Iterable[tuple[int, str]], side: int) -> Tensor:
+    def margins_with(self, texts: Dataset, tried: Iterable[tuple[int, str]], side: int) -> Tensor:
         """Returns the margins of all classes, (n, classes), with words put into the middle of texts."""
         strings = [put(texts.texts.strings[row], words, side, 0.5) for row, words in tried]
         return margins(answers(self.model, made_of(texts, strings), self.run.arithmetic))

@@ -77,6 +77,16 @@ REGISTRY = (
         blind="triggers of style or syntax, words of several tokens, words that do nothing one by one",
     ),
     Entry(
+        "phrase",
+        "unbackdoor.detectors.phrase:PhraseGrowth",
+        "the strongest words of the vocabulary, those of the task left out, grown to a phrase for each class",
+        needs=(Need.INPUTS, Need.TOKENIZER),
+        year=2025,
+        paper="Inverting Trojans in LLMs",
+        modality=("text",),
+        blind="triggers of style or syntax, phrases none of whose words do anything one by one",
+    ),
+    Entry(
         "embedding-rows",
         "unbackdoor.detectors.embedding_rows:EmbeddingRows",
         "words whose rows in the embedding are strange, tried as triggers",

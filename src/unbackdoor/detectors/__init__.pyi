@@ -10,6 +10,7 @@ from .noise import Noise as Noise
 from .pairs import Pairs as Pairs
 from .patch import Patch as Patch
 from .pattern import Pattern as Pattern
+from .phrase import PhraseGrowth as PhraseGrowth
 from .vocabulary import VocabularyScan as VocabularyScan
 from .warp import Warp as Warp
 
