@@ -316,13 +316,16 @@ class TestAbilitiesOfAnAttack:
     @pytest.mark.parametrize(
         ("members", "message"),
         [
-            ({"source": (1,)}, "Stripe.source is no ability of an attack; is sources meant?"),
-            ({"learned": True}, "Stripe.learned is no ability of an attack; is learnt meant?"),
+            ({"source": (1,)}, "Stripe.source is not an ability of an attack; is sources meant?"),
+            ({"learned": True}, "Stripe.learned is not an ability of an attack; is learnt meant?"),
             (
                 {"crafts": lambda self, crafting, arrays: None},
-                "Stripe.crafts is no ability of an attack; is craft meant?",
+                "Stripe.crafts is not an ability of an attack; is craft meant?",
             ),
-            ({"needs_surogate": True}, "Stripe.needs_surogate is no ability of an attack; is needs_surrogate meant?"),
+            (
+                {"needs_surogate": True},
+                "Stripe.needs_surogate is not an ability of an attack; is needs_surrogate meant?",
+            ),
             (
                 {"craft": lambda self, rows: None},
                 "Stripe.craft must take (crafting, arrays), but it takes (rows)",

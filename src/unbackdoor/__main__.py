@@ -6,14 +6,14 @@ from typing import Any
 
 
 def main() -> None:
-    """Run the command line; Ctrl-C is heard while it is still being imported, and where a library makes it an error."""
+    """Run the command line; Ctrl-C works while it is imported, and if a library turns it into an error."""
     heard: list[int] = []
 
     def hear(number: int, frame: Any) -> None:
         heard.append(number)
         signal.default_int_handler(number, frame)
 
-    listening = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # not where the signal is ignored
+    listening = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # false if the signal is ignored
     if listening:
         signal.signal(signal.SIGINT, hear)
     try:

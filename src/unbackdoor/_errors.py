@@ -8,7 +8,7 @@ notes as well; so no message outside of `_cli` names an option, and nothing else
 import unicodedata
 from collections.abc import Sequence
 
-NAME = 100  # characters of a name that comes from a file, where it stands in a sentence, a list or a page
+NAME = 100  # characters of a name from a file, in a sentence, a list or a page
 SENTENCE = 1000  # characters of a whole sentence
 
 
@@ -20,7 +20,7 @@ class UnbackdoorError(Exception):
         details: one line for each problem if there are several.
     """
 
-    __module__ = "unbackdoor"  # where users import it from, and what a traceback shows
+    __module__ = "unbackdoor"  # users import it from here, and a traceback shows this
     exit_code = 2
 
     def __init__(self, message: object, *details: object) -> None:

@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 MEBIBYTE = 2**20
 
-# Bounds by kind, in bytes. Each is many times what any published model or data set has.
+# Bounds by kind, in bytes, each many times larger than in any published model or data set.
 CONFIG = 16 * MEBIBYTE  # config.json, preprocessor_config.json, a grid, a Python file
 RECORD = 64 * MEBIBYTE  # files that list rows or tensors: attack.json, record.json, an index, a cell of a store
 COMPANION = 256 * MEBIBYTE  # a file that is copied with a model

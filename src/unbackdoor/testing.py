@@ -230,7 +230,7 @@ def _check_abilities(attack: Attack) -> None:
     for name in {*dir(type(attack)), *(item.name for item in dataclasses.fields(attack))}:  # type: ignore[arg-type]
         likely = difflib.get_close_matches(name, known, n=1, cutoff=0.76)  # `size` is not `side`
         if likely and not name.startswith("_") and name not in known:
-            raise AssertionError(f"{owner}.{name} is no ability of an attack; is {likely[0]} meant?")
+            raise AssertionError(f"{owner}.{name} is not an ability of an attack; is {likely[0]} meant?")
     for ability in ABILITIES:
         present = [name for name, _ in _declared(ability) if hasattr(attack, name)]
         absent = [name for name, _ in _declared(ability) if not hasattr(attack, name)]

@@ -366,7 +366,7 @@ method = "fts"
         (OWN + 'model = "."\nimage_size = 0\n', "line 5: tasks.a.image_size must be at least 1, got 0."),
         (
             OWN + 'model = "."\ncontrol = false\n',
-            "line 5: tasks.a.control: must be a clean model, or true where model itself is one, got false.",
+            "line 5: tasks.a.control: must be a clean model, or true if model itself is one, got false.",
         ),
         (TASK + 'triggered = "test.csv"\ntarget = 0\n', "line 5: tasks.digits.triggered goes with an existing model."),
         (TASK + 'factory = "test.csv:make"\n', "line 5: tasks.digits.factory goes with an existing model. Leave it"),

@@ -265,7 +265,7 @@ def test_python_raises_nothing_and_tells_first(
     assert purified.record["usable"] is False
     assert purified.record["warnings"][0].startswith("The purified model is not usable: its accuracy on ")
     assert "on 200 clean examples, the ones it was tuned on, fell from 9" in purified.record["warnings"][0]
-    assert "see what forgets does to clean examples" in purified.record["warnings"][0]
+    assert "check forgets on clean examples" in purified.record["warnings"][0]
     assert purified.record["warnings"][1] == "something else"
     assert purified.record["warnings"][0] in caplog.text
 

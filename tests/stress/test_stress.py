@@ -411,7 +411,7 @@ class TestWarnings:
         [told] = [text for text in found.record["warnings"] if "near chance" in text]
         assert told == (
             "The purified model is near chance on digits: the victim is not, so the purification destroyed it, and "
-            "what follows says nothing."
+            "the following numbers show nothing."
         )
         found = run(given, model=model, victim=copy.deepcopy(model), parts=("path",))
         assert any("labels or preprocessing probably do not fit it" in text for text in found.record["warnings"])

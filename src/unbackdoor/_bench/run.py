@@ -1,4 +1,4 @@
-"""The `bench` command: plan, run what is missing, keep each result, report how it went."""
+"""The `bench` command: plan, run the missing cells, keep each result, report the counts."""
 
 import statistics
 from pathlib import Path

@@ -18,7 +18,7 @@ def _device(given: str | None) -> str | None:
 
 def _control(given: str | bool | None) -> str | bool | None:
     if given is False:
-        raise ValueError("must be a clean model, or true where model itself is one, got false")
+        raise ValueError("must be a clean model, or true if model itself is one, got false")
     return given
 
 

@@ -222,7 +222,7 @@ class _Desk:
         if subject.control:
             result["implanted"] = None
             result["flips"] = {
-                other.key: _share(made, shown, arithmetic)
+                other.key: _flip_rate(made, shown, arithmetic)
                 for other in cell.others
                 if (shown := self._attacked(other, test, model, classes)) is not None
             }
@@ -343,7 +343,7 @@ def _asked(source: str, task: Task) -> Loaded:
     )
 
 
-def _share(model: Any, attacked: Triggered, arithmetic: Any) -> dict[str, float | int]:
+def _flip_rate(model: Any, attacked: Triggered, arithmetic: Any) -> dict[str, float | int]:
     hits = predict(model, attacked.data, arithmetic) == attacked.wanted.cpu()
     return Proportion(int(hits.sum()), len(hits)).to_json()
 

@@ -262,6 +262,10 @@ class Dataset:
             rows=None if self.rows is None else self.rows.to(device),
         )
 
+    def augmented(self, generator: torch.Generator) -> "Dataset":
+        """Returns the same examples, augmented once and then never again; `generator` is on the CPU."""
+        return replace(self, items=self._items.augmented(self.augment, generator), augment=Augmentation.none())
+
     def distorted(self) -> "Dataset":
         """The same data set with stronger augmentation, for methods that look at it many times."""
         return replace(self, augment=replace(self.augment, distort=True))

@@ -156,7 +156,7 @@ class ImageEncoder:
         """Returns (height, width) at which the model gets pictures of some size.
 
         Raises:
-            UnbackdoorError: nothing is left of such pictures, or they are larger than what they are padded to.
+            UnbackdoorError: nothing is left of such pictures, or they are larger than the padded size.
         """
         target = size
         for step in () if self.done else self.steps:

@@ -91,4 +91,4 @@ def _cause(method: object) -> str:
     entries = [(step, entry_of(step, REGISTRY)) for step in steps_of(method)]
     causes = [f"in {entry.name} {entry.damage}" for _, entry in entries if entry is not None and entry.damage]
     name = getattr(method, "__name__", type(method).__name__)
-    return "; ".join(causes) or f"see what {name} does to clean examples, or try fine-tuning"
+    return "; ".join(causes) or f"check {name} on clean examples, or try fine-tuning"

@@ -18,7 +18,7 @@ from unbackdoor._models.hooks import removing
 PARTS = ("query", "key", "value", "attention output", "feed-forward in", "feed-forward out")
 
 
-class Block(NamedTuple):
+class AttentionBlock(NamedTuple):
     """One layer of a transformer.
 
     Args:
@@ -50,7 +50,7 @@ class Block(NamedTuple):
 
 
 @torch.no_grad()
-def blocks(model: nn.Module, inputs: Inputs) -> list[Block]:
+def blocks(model: nn.Module, inputs: Inputs) -> list[AttentionBlock]:
     """Finds the attention blocks in running order; none if query, key and value are not three layers of one module.
 
     Three linear layers of one module that run one after another, with names that begin with q, k and v, make a block;
@@ -74,7 +74,7 @@ def blocks(model: nn.Module, inputs: Inputs) -> list[Block]:
         if len({ran[layer][0] for layer in order[place : place + 3]}) == 1
         and {ran[layer][1][:1] for layer in order[place : place + 3]} == set("qkv")
     ]
-    attention_blocks: list[Block] = []
+    attention_blocks: list[AttentionBlock] = []
     for start, end in itertools.pairwise([*starts, len(order)]):
         named = {ran[layer][1][:1]: layer for layer in order[start : start + 3]}
         if order[start + 3].in_features != named["q"].out_features:
@@ -89,12 +89,12 @@ def blocks(model: nn.Module, inputs: Inputs) -> list[Block]:
             if wide.in_features == back.out_features < wide.out_features == back.in_features:
                 alike = [layer for layer in order[start + 4 : end] if layer.weight.shape == wide.weight.shape]
                 parts |= {"feed-forward in": tuple(alike), "feed-forward out": (back,)}
-        attention_blocks.append(Block(model.get_submodule(ran[named["q"]][0]), parts))
+        attention_blocks.append(AttentionBlock(model.get_submodule(ran[named["q"]][0]), parts))
     return attention_blocks
 
 
 @contextmanager
-def first_rows(model: nn.Module, attention_blocks: list[Block], method: object) -> Iterator[list[Tensor]]:
+def first_rows(model: nn.Module, attention_blocks: list[AttentionBlock], method: object) -> Iterator[list[Tensor]]:
     """Records the attention from the first token of each text to all tokens in each forward pass of the block.
 
     Meanwhile attention is computed in single steps (`eager` of transformers), since the faster implementations do not
@@ -141,7 +141,7 @@ def first_rows(model: nn.Module, attention_blocks: list[Block], method: object) 
 
 @torch.no_grad()
 def variances(
-    model: nn.Module, attention_blocks: list[Block], clean: Dataset, arithmetic: Arithmetic, method: object
+    model: nn.Module, attention_blocks: list[AttentionBlock], clean: Dataset, arithmetic: Arithmetic, method: object
 ) -> list[Tensor]:
     """Returns the variance of the first token's attention over tokens, averaged over texts: (heads,) for each block."""
     totals: list[Tensor] = []

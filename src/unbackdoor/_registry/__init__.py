@@ -1,1 +1,1 @@
-"""Names and facts: what `list` prints, as data, and how a class is found by its name."""
+"""Names and facts that `list` prints, as data, and the lookup of classes by name."""

@@ -85,7 +85,7 @@ class Chart:
 
 
 @dataclass(frozen=True)
-class Row:
+class ModelRow:
     """One model in a table; a cell is None if it was not measured."""
 
     name: str
@@ -98,7 +98,7 @@ class Table:
 
     name: str
     columns: tuple[str, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[ModelRow, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,12 +171,12 @@ def pooled(scores: Sequence[Score], field: str) -> Share:
     """One score with its interval; of several the mean and their range."""
     parts: list[Proportion] = [getattr(each, field) for each in scores]
     if len(parts) == 1:
-        return _share(parts[0])
+        return _with_interval(parts[0])
     values = [part.value for part in parts]
     return Share(mean(scores, field), min(values), max(values), parts[0].n, len(parts))
 
 
-def _share(part: Proportion) -> Share:
+def _with_interval(part: Proportion) -> Share:
     return Share(part.value, *part.interval, part.n, 1)
 
 
@@ -230,7 +230,7 @@ def _after(found: Stress, key: str, field: str) -> list[Share]:
 def _retuned(found: Stress, field: str, name: str) -> Table:
     counts = found.record["counts"] if found.retuned else []
     rows = [
-        Row(
+        ModelRow(
             TITLES[key],
             tuple(_after(found, key, field))
             if key in found.retuned
@@ -260,7 +260,8 @@ def _reactivation(found: Stress) -> Table | None:
     if found.reactivated is None:
         return None
     rows = [
-        Row(TITLES[key], tuple(map(_share, vars(shares).values()))) for key, shares in found.reactivated.models.items()
+        ModelRow(TITLES[key], tuple(map(_with_interval, vars(shares).values())))
+        for key, shares in found.reactivated.models.items()
     ]
     columns = ("nothing added", "perturbation", "trigger", "trigger and perturbation")
     return Table("Classified as the attacker wants", columns, tuple(rows))

@@ -38,7 +38,7 @@ def lost(before: dict[str, Score], classes: int) -> set[str]:
 def _of_the_backdoor(before: dict[str, Score], weak: float) -> list[str]:
     sentences = []
     for name, low, text in (
-        (VICTIM, True, "the backdoor was not firmly in it, so what follows says little"),
+        (VICTIM, True, "the backdoor was not firmly in it, so the following numbers show little"),
         (CONTROL, False, "it is not clean, or the trigger acts by itself, so it controls nothing"),
     ):
         success = before[name].attack_success if name in before else None
@@ -56,7 +56,7 @@ def _near_chance(before: dict[str, Score], classes: int, test: str) -> list[str]
         if name in guessing:
             why = "labels or preprocessing probably do not fit it"
             if name == PURIFIED and VICTIM not in guessing:
-                why = "the victim is not, so the purification destroyed it, and what follows says nothing"
+                why = "the victim is not, so the purification destroyed it, and the following numbers show nothing"
             sentences.append(f"The {name} model is near chance on {test}: {why}.")
     return sentences
 

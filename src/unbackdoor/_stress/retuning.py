@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from unbackdoor._data.augmentation import Augmentation
 from unbackdoor._data.dataset import Dataset
 from unbackdoor._models.arithmetic import Arithmetic
 from unbackdoor._poisoning.triggered import Triggered
@@ -37,9 +36,7 @@ def retuning_set(clean: Dataset, bait: Triggered, count: int, seed: int) -> Data
     others = torch.ones(len(clean), dtype=torch.bool)
     others[chosen.rows] = False
     rest = clean.select(others.nonzero().flatten())
-    if rest.modality == "images":
-        rest = replace(rest, items=rest.augment(rest.pixels, generator), augment=Augmentation.none())
-    return rest.joined(replace(chosen, labels=bait.wanted[drawn]))
+    return rest.augmented(generator).joined(replace(chosen, labels=bait.wanted[drawn]))
 
 
 def retune(model: nn.Module, data: Dataset, *, seed: int, arithmetic: Arithmetic) -> nn.Module:

@@ -1,4 +1,4 @@
-"""A share with its interval, and whether it is no better than a guess."""
+"""A share with its interval, and whether it is hardly better than a guess."""
 
 import math
 from dataclasses import dataclass

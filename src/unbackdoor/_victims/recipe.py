@@ -57,7 +57,7 @@ class VictimRecipe:
     batch_size: Annotated[int, Field(ge=2)] | None = None
 
     def schedule(self, modality: Literal["images", "text"]) -> Schedule:
-        """The training on data of a kind, with what the recipe leaves open filled in."""
+        """Returns the training on data of a kind; settings that the recipe leaves open get their defaults."""
         if modality == "text":
             usual = SCHEDULES["text"]
         elif self.base is not None:

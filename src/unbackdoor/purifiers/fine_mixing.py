@@ -20,7 +20,7 @@ from unbackdoor.purifiers._counterparts import Weights, counterparts, heads
 class FineMixing:
     """Mix the suspect's weights with the pre-trained ones it came from, coordinate by coordinate, then tune.
 
-    A backdoor lives in what fine-tuning changed. With m drawn for each coordinate, 1 with probability rho,
+    A backdoor is in the weights that fine-tuning changed. With m drawn for each coordinate, 1 with probability rho,
 
         w = m * w_suspect + (1 - m) * w_base,
 

@@ -130,7 +130,7 @@ class ModuleSubstitution:
 
 @torch.no_grad()
 def _substitute_(pairs: list[Pair], state: State) -> None:
-    """Bring each module of the model to the proxy's weights where the state says so, else to its own, in place."""
+    """Bring each module of the model to the proxy's weights if the state says so, else to its own, in place."""
     for kind, layer, weight, own, other in pairs:
         weight.copy_(other if kind in state[0] and layer in state[1] else own)
 

@@ -22,7 +22,7 @@ from unbackdoor._value import value
 
 @value
 class NAD:
-    """Fine-tune the suspect into a teacher, then tune the suspect so that it looks where the teacher looks.
+    """Fine-tune the suspect into a teacher, then tune the suspect so that it attends as the teacher does.
 
     A backdoored network attends to the trigger, its fine-tuned copy does so less, and the copy's attention can be
     taught. With F a layer's feature map, its attention map has one number for each place, and NAD minimises

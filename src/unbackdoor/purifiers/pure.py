@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from unbackdoor._data.dataset import Batch, Dataset
 from unbackdoor._errors import UnbackdoorError
-from unbackdoor._models.attention import Block, blocks, first_rows, variances
+from unbackdoor._models.attention import AttentionBlock, blocks, first_rows, variances
 from unbackdoor._models.calling import evaluating, logits, probe
 from unbackdoor._purification.run import Run
 from unbackdoor._training.descent import cross_entropy
@@ -98,7 +98,7 @@ class PURE:
         return model
 
     def pruned_(
-        self, trial: nn.Module, layers: list[Block], scores: list[Tensor], held: Dataset, run: Run
+        self, trial: nn.Module, layers: list[AttentionBlock], scores: list[Tensor], held: Dataset, run: Run
     ) -> list[Tensor]:
         """Returns which heads of each block to prune, (heads,) bool each, and silences them in the trial model."""
         # In ascending order, the last head of a layer is the one with the highest score, and that one stays.
@@ -133,7 +133,7 @@ class PURE:
         return lowest(kept)
 
 
-def silence_(layers: list[Block], dead: list[Tensor]) -> None:
+def silence_(layers: list[AttentionBlock], dead: list[Tensor]) -> None:
     """Silence heads of each block, (heads,) bool each, in place."""
     for block, gone in zip(layers, dead, strict=True):
         block.silence_(gone)

@@ -91,25 +91,25 @@ def _rows(source: str, entry: dict[str, Any]) -> list[StressRow]:
         before = entry["before"][model]
         values: dict[int, list[float]] = defaultdict(list)
         for run in ((entry.get("retuning") or {}).get(model) or {}).get("runs", ()):
-            values[int(run["k"])].append(_share(run["attack_success"]))
+            values[int(run["k"])].append(_value_of(run["attack_success"]))
         reactivation = ((entry.get("reactivation") or {}).get("models") or {}).get(model)
         made.append(
             StressRow(
                 source=source,
                 model=model,
-                clean_accuracy=_share(before["clean_accuracy"]),
-                attack_success=_share(before["attack_success"]) if "attack_success" in before else None,
+                clean_accuracy=_value_of(before["clean_accuracy"]),
+                attack_success=_value_of(before["attack_success"]) if "attack_success" in before else None,
                 retuned=tuple(
                     Retuned(k, statistics.fmean(found), statistics.stdev(found) if len(found) > 1 else None, len(found))
                     for k, found in sorted(values.items())
                 ),
-                reactivated=None if reactivation is None else _share(reactivation["triggered_perturbed"]),
+                reactivated=None if reactivation is None else _value_of(reactivation["triggered_perturbed"]),
             )
         )
     return made
 
 
-def _share(entry: dict[str, Any]) -> float:
+def _value_of(entry: dict[str, Any]) -> float:
     value = number(entry["value"])
     if not 0 <= value <= 1:
         raise ValueError

@@ -134,9 +134,9 @@ def _control_flips(report: Report) -> list[str]:
                     row.budget,
                     row.column,
                     row.method,
-                    _share(row.attack_success),
-                    _share(row.flip_rate),
-                    _share(row.control_accuracy),
+                    _mean_and_sd(row.attack_success),
+                    _mean_and_sd(row.flip_rate),
+                    _mean_and_sd(row.control_accuracy),
                     str(row.flip_rate.n) if row.flip_rate else "",
                 ]
                 for row in flips
@@ -309,16 +309,16 @@ def _second(report: Report, place: int | None) -> str:
         return entry(row)
     if row.second_accuracy is None:
         return "not run"
-    return _share(row.second_accuracy) + ("" if row.control else f" / {_share(row.second_success)}")
+    return _mean_and_sd(row.second_accuracy) + ("" if row.control else f" / {_mean_and_sd(row.second_success)}")
 
 
 def entry(row: Row) -> str:
     """Returns a row as a table's cell: clean accuracy / attack success, n, and its defects."""
     if row.counted == 0:
         return f"† not implanted ({row.not_implanted})" if row.not_implanted else f"failed ({row.failed})"
-    text = _share(row.clean_accuracy)
+    text = _mean_and_sd(row.clean_accuracy)
     if not row.control or row.attack_success is not None:
-        text += f" / {_share(row.attack_success)}"
+        text += f" / {_mean_and_sd(row.attack_success)}"
     text += f", n = {row.counted}"
     marks = [f"† {row.not_implanted} left out"] if row.not_implanted else []
     marks += [f"{row.failed} failed"] if row.failed else []
@@ -326,7 +326,7 @@ def entry(row: Row) -> str:
     return text + ("?" if row.unknown else "") + (f" ({', '.join(marks)})" if marks else "")
 
 
-def _share(spread: Spread | None) -> str:
+def _mean_and_sd(spread: Spread | None) -> str:
     return "–" if spread is None else _mean(spread.mean, spread.sd)
 
 
