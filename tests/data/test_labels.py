@@ -340,6 +340,27 @@ def test_two_tables_that_contradict_each_other_are_told(tmp_path: Path, caplog: 
     ]
 
 
+@pytest.mark.parametrize(
+    ("entries", "classes"),
+    [
+        ({"id2label": {"0": "bad"}, "label2id": {"bad": 0}}, 1),
+        ({"id2label": {str(number): f"c{number}" for number in range(5)}, "label2id": None}, 5),
+        ({"num_labels": 3}, 3),
+    ],
+)
+def test_a_config_of_another_number_of_classes_is_refused(entries: dict, classes: int, tmp_path: Path) -> None:
+    """As after training with `num_labels` that was not saved."""
+    toys.write(toys.classifier("bert"), tmp_path)  # type: ignore[arg-type]
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | entries))
+    with pytest.raises(UnbackdoorError) as refused:
+        load(tmp_path)
+    assert str(refused.value) == (
+        f"{tmp_path} has a classifier of 2 classes, but its config.json has {classes} (id2label, or num_labels). "
+        "Correct config.json, or fetch both again."
+    )
+
+
 def test_names_that_count_from_one_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     toys.write(toys.classifier("bert"), tmp_path)  # type: ignore[arg-type]
     config = json.loads((tmp_path / "config.json").read_text())

@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,7 @@ def classifier(path: Path, config: Mapping[str, Any], weights: WeightFiles, trus
             f"{path} holds a pre-trained model without a classifier ({few(sorted(absent))} missing). Use it as "
             "`base`; `source` must be fine-tuned for a task."
         )
+    _check_class_count(path, model, shapes)
     unused = set() if absent or shapes else _unused(model, extra)
     check_fit(str(path), type(model).__name__, sorted(absent), sorted(extra - unused), shapes)
     unused = {name for name in unused if name.split(".")[-1] not in _BUFFERS}
@@ -63,6 +64,27 @@ def classifier(path: Path, config: Mapping[str, Any], weights: WeightFiles, trus
     _name_classes(path, model, config)
     check_finite(model.state_dict(), str(path))
     return model.eval()
+
+
+def _check_class_count(path: Path, model: Any, shapes: Sequence[tuple[str, Any, Any]]) -> None:
+    """Refuse a config that has another number of classes than the stored classifier, if nothing else differs.
+
+    Args:
+        path: path of the directory.
+        model: model that the config describes.
+        shapes: names, stored shapes and shapes of the model of all tensors that differ.
+    """
+    classes = model.config.num_labels
+    names = {name for name, _, _ in shapes}
+    layers = {name.rpartition(".")[0] for name in names}
+    whole = names == {name for name in model.state_dict() if name.rpartition(".")[0] in layers}
+    of_heads = [own[:1] == (classes,) and own[1:] == stored[1:] for _, stored, own in shapes]
+    stored_classes = {stored[0] for _, stored, _ in shapes} if whole and all(of_heads) else set()
+    if len(stored_classes) == 1:
+        raise UnbackdoorError(
+            f"{path} has a classifier of {stored_classes.pop()} classes, but its config.json has {classes} (id2label, "
+            "or num_labels). Correct config.json, or fetch both again."
+        )
 
 
 def body(path: Path, weights: WeightFiles, trust_remote_code: bool) -> Any:
