@@ -264,6 +264,11 @@ def test_every_spelling_of_a_number(number: object) -> None:
             ["a", "b"],
             "d has label 2 in row 0, but the model has 2 classes (0 to 1). Correct the label, or",
         ),
+        (
+            [-1, -1],
+            ["a", "b"],
+            "d has label -1 in row 0, but the model has 2 classes (0 to 1). All of them are -1, which marks labels",
+        ),
         ([-1, 0], None, "d has label -1 in row 0, but labels count from 0. Correct the label, or take other data."),
     ],
 )

@@ -126,6 +126,8 @@ def check_range(
     way_out = "Correct the label, or take other data."
     if min(labels) == 1 and max(labels) == classes:
         way_out = f"They run from 1 to {classes}: subtract 1 from each, or take other data."
+    if set(labels) == {-1}:  # as GLUE has it for its test data
+        way_out = "All of them are -1, which marks labels that were not published: take a split that has them."
     raise UnbackdoorError(f"{where} has label {labels[position]} in row {row}, but {bound}. {way_out}")
 
 
