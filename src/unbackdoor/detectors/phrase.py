@@ -59,7 +59,9 @@ class PhraseGrowth:
     Li, Yang, Raghuram, Miller and Kesidis, "Inverting Trojans in LLMs", https://arxiv.org/abs/2509.16203
 
     Args:
-        group, text_words, shortlist: as in `VocabularyScan`.
+        group: words that are tried at once, at least 1, as in `VocabularyScan`.
+        text_words: words of the texts that a group is put into, at least 1.
+        shortlist: words of each class that are tried alone, at least 32.
         kin: rows of the embedding besides its own that are a word's nearest, at least 0, which rules no word out.
         length: words of a phrase at the most, at least 2.
         beam: phrases that are kept at each step, at least 1.
