@@ -31,9 +31,10 @@ check: $(INSTALLED)
 	$(BIN)/mypy
 
 results: $(INSTALLED)
-	for store in docs/results/cells/*; do \
-	    $(BIN)/unbackdoor report $$store -o docs/results/tables/$$(basename $$store).md || exit; \
+	for store in images suspects texts; do \
+	    $(BIN)/unbackdoor report docs/results/cells/$$store -o docs/results/tables/$$store.md || exit; \
 	done
+	$(BIN)/python benchmarks/zoo_results.py docs/results/cells/zoo
 
 # Without warnings: --strict is about links and names, and only prints what griffe says about docstrings.
 docs: $(DOCS)

@@ -140,7 +140,8 @@ class TestOtherTools:
         run_ = log["runs"][0]
         ids = [rule["id"] for rule in run_["tool"]["driver"]["rules"]]
         assert ids == ["patch", *(entry["detector"] for entry in audited.record["not_searched"])]
-        kind = "pass" if audited.record["calibration"] else "open"
+        alarm = audited.record["findings"][0]["alarm"]
+        kind = "fail" if alarm else "pass" if audited.record["calibration"] else "open"
         assert [result["kind"] for result in run_["results"]] == [kind, *["open"] * (len(ids) - 1)]
         assert run_["properties"]["operating_point_note"] == audited.record["operating_point_note"]
 
@@ -173,7 +174,7 @@ class TestOtherTools:
             f"not-searched:{entry['detector']}" for entry in audited.record["not_searched"]
         }
         assert model["components"][0]["hashes"][0]["content"] == _sha256(audited.folder / "model.safetensors")
-        assert "vulnerabilities" not in bill
+        assert ("vulnerabilities" in bill) == audited.record["findings"][0]["alarm"]
 
     def test_a_bill_of_materials_of_an_alarm(self, audited: Audited) -> None:
         from cyclonedx.schema import SchemaVersion

@@ -1,5 +1,6 @@
 """The published tables say what their cells say, and each grid is one that this version reads."""
 
+import importlib
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,8 @@ import pytest
 from unbackdoor._reports.store.run import write_report
 
 ROOT = Path(__file__).parents[2]
-STORES = sorted(path for path in (ROOT / "docs/results/cells").iterdir() if path.is_dir())
+ZOO = ROOT / "docs/results/cells/zoo"
+STORES = sorted(path for path in ZOO.parent.iterdir() if path.is_dir() and path != ZOO)
 
 
 @pytest.mark.parametrize("store", STORES, ids=lambda path: path.name)
@@ -19,3 +21,11 @@ def test_a_published_table_is_what_its_cells_give(store: Path, tmp_path: Path, m
     )
     write_report(str(store.relative_to(ROOT)), str(published.relative_to(ROOT)))
     assert published.read_text() == (tmp_path / published.name).read_text(), "run make results"
+
+
+def test_the_statistics_of_audits_are_what_the_cells_of_the_zoo_give(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    results = importlib.import_module("zoo_results").results(ZOO)
+    assert {path.name for path in results} == {"nulls.json", "operating_point.json", "audit.md"}
+    for path, text in results.items():
+        assert path.read_text() == text, "run make results"
