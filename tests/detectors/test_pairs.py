@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from toys import a_run
-from unbackdoor import Dataset, ImageEncoder
+from unbackdoor import Dataset, ImageEncoder, UnbackdoorError
 from unbackdoor._detection.audit import _chosen, _Examples
 from unbackdoor.detectors import Pairs
 from unbackdoor.detectors.pairs import likely_pairs
@@ -78,3 +78,15 @@ def test_they_run_only_if_they_are_asked_for(rows: Dataset) -> None:
     assert "pairs" not in dict(chosen)
     assert not_searched["pairs"] == "it runs only if it is asked for, since no clean models were measured with it"
     assert dict(_chosen([Pairs()], examples, None)[0]) == {"pairs": Pairs()}
+
+
+def test_a_model_without_finite_scores_is_refused(rows: Dataset) -> None:
+    class Broken(ByRow):
+        """Scores that are not numbers."""
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            """Scores of (batch, 1, 6, 6) pixels."""
+            return super().forward(images) * torch.nan
+
+    with pytest.raises(UnbackdoorError, match=r"the model gives no finite ones\. Leave pairs out"):
+        Pairs()(Broken(), rows, a_run())

@@ -85,3 +85,19 @@ def test_the_same_seed_finds_the_same_patterns() -> None:
     model, clean = Linear(torch.randn(3, 16), [0.0, 0.0, 0.0]), grey([50, 100, 150, 200])
     first, second = (search(5)(model, clean, a_run(seed=1)) for _ in range(2))
     assert torch.equal(first.parameters, second.parameters)
+
+
+class NotFinite(Linear):
+    """Scores of class 1 that are not a number once a picture is changed."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Scores of (batch, 1, 4, 4) pixels."""
+        scores = super().forward(images)
+        return torch.stack([scores[:, 0], (images.flatten(1).var(dim=1) * -1e9).log()], dim=1)
+
+
+def test_parameters_stay_finite_where_the_scores_are_not() -> None:
+    model, clean = NotFinite(torch.randn(2, 16), [0.0, 0.0]), grey([50, 100, 150, 200])
+    found = search(5)(model, clean, a_run())
+    assert found.parameters.isfinite().all()
+    assert not found.sizes.isnan().any()

@@ -124,7 +124,8 @@ class SmallestSearch:
                     loss.backward()
                 optimizer.step()
                 size, good = self.family.size(tried), reached >= self.success
-                better = (good & (size < smallest)) | (smallest.isinf() & ~good)
+                # Where a model's gradient is not finite, the last finite parameters stay.
+                better = ((good & (size < smallest)) | (smallest.isinf() & ~good)) & size.isfinite()
                 best[better], smallest[good & better] = tried[better], size[good & better]
                 above, below = torch.where(good, above + 1, 0), torch.where(good, 0, below + 1)
                 costs = torch.where(above == self.patience, costs * 2, costs)

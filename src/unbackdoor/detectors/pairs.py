@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from unbackdoor._data.dataset import Dataset
 from unbackdoor._detection.finding import Candidate, Finding
 from unbackdoor._detection.outliers import outlier_p_values
+from unbackdoor._errors import UnbackdoorError
 from unbackdoor._inversion.masks import MaskedPatch
 from unbackdoor._inversion.smallest import SmallestSearch
 from unbackdoor._poisoning.trigger import Trigger
@@ -58,7 +59,11 @@ class Pairs:
     patience: Annotated[int, Field(ge=1)] = 5
 
     def __call__(self, model: nn.Module, clean: Dataset, run: Run) -> Finding:
-        """Search the pairs, and return the strongest of each target class."""
+        """Search the pairs, and return the strongest of each target class.
+
+        Raises:
+            UnbackdoorError: the model gives no finite class scores.
+        """
         family = MaskedPatch()
         search = SmallestSearch(
             family=family,
@@ -70,6 +75,11 @@ class Pairs:
             learning_rate=0.1,
         )
         pairs = likely_pairs(model, clean, run, self.pairs)
+        if len(pairs) == 0:
+            raise UnbackdoorError(
+                f"Pairs ranks pairs of classes by their scores on {clean.name}, and the model gives no finite ones. "
+                "Leave pairs out."
+            )
         found = search(model, clean, run, pairs)
         strengths = -comparable_sizes(found, family).clamp(min=1e-6).log()
         nominal = outlier_p_values(strengths.cpu())
