@@ -122,6 +122,14 @@ class JudgedFinding:
         p_value = self.strongest.p_value
         return p_value is not None and p_value <= ALARM and self.looks_natural is not True
 
+    def size_of(self, each: JudgedCandidate) -> str:
+        """The size of a trigger with its unit; empty if it has none."""
+        size = each.candidate.size
+        if size is None:
+            return ""
+        unit = self.unit.removesuffix("s") if size == 1 and " " not in self.unit else self.unit
+        return f"{size:.3g} {printable(unit)}"
+
     @property
     def blind(self) -> str:
         """What the detector cannot see."""

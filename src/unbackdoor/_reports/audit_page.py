@@ -172,7 +172,7 @@ def _part(result: Audit, finding: JudgedFinding, examples: tuple[Shown, ...]) ->
         natural = f"It looks like a feature of class {best.target_name}: clean models have such shortcuts as well."
     return FindingPart(
         detector=printable(finding.detector),
-        headline=_headline(best, finding.unit),
+        headline=_headline(best, finding.size_of(best)),
         alarm=finding.alarm,
         natural=natural,
         picture=None if trigger is None else trigger_picture(trigger, result.held_out.data),
@@ -188,7 +188,7 @@ def _part(result: Audit, finding: JudgedFinding, examples: tuple[Shown, ...]) ->
     )
 
 
-def _headline(best: JudgedCandidate, unit: str) -> str:
+def _headline(best: JudgedCandidate, size: str) -> str:
     """Returns sentences on a shortcut."""
     sources = f" from {', '.join(best.source_names)}" if best.source_names else ""
     text = f"The strongest shortcut{sources} is to class \u201c{best.target_name}\u201d."
@@ -199,8 +199,8 @@ def _headline(best: JudgedCandidate, unit: str) -> str:
             f"({_percent(low)} to {_percent(high)})"
         )
         text += "." if best.random is None else f", a random one of the same size {_percent(best.random.value)}."
-    if best.candidate.size is not None:
-        text += f" Its size is {best.candidate.size:.3g} {printable(unit)}."
+    if size:
+        text += f" Its size is {size}."
     return text + ("" if best.p_value is None else f" p = {best.p_value:.3f}.")
 
 

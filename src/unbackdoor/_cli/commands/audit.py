@@ -166,7 +166,10 @@ def _shown(result: Audit, content: dict[str, Any]) -> str:
         lines += [*_table([_row(finding) for finding in result.findings]), ""]
     if result.calibration is not None:
         lines.append(f"p comes from {result.calibrated_on}.")
-    lines += [f"Not searched: {each['detector']}, as {each['reason']}." for each in content["not_searched"]]
+    reasons: dict[str, list[str]] = {}
+    for each in content["not_searched"]:
+        reasons.setdefault(each["reason"], []).append(each["detector"])
+    lines += [f"Not searched by {', '.join(names)}: {reason}." for reason, names in reasons.items()]
     point = content["operating_point"]
     if point is None:
         lines.append(f"Operating point: {content['operating_point_note']}.")
@@ -186,7 +189,7 @@ def _row(finding: JudgedFinding) -> tuple[str, ...]:
     entry = best.to_json(finding.unit, "")
     moved = "-" if entry["moved"] is None else _share(entry["moved"])
     random = "-" if entry["random"] is None else f"{entry['random']['value']:.1%}"
-    size = "-" if best.candidate.size is None else f"{best.candidate.size:.3g} {finding.unit}"
+    size = finding.size_of(best) or "-"
     p_value = "not known" if best.p_value is None else f"{best.p_value:.3f}"
     sources = f" from {', '.join(best.source_names)}" if best.source_names else ""
     natural = " (natural)" if finding.looks_natural else ""
