@@ -107,6 +107,7 @@ def test_without_a_shortcut_it_is_scale_invariant_fst_on_four_fifths(small_cnn: 
         20,
     )
     assert choice.audit.reason.startswith("The suspect is near chance on digits")
+    assert result.record["notes"][0].startswith("audit of the suspect: The suspect is near chance on digits")
     assert result.record["clean"]["held_out"] == 20
 
 

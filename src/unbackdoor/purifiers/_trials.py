@@ -112,6 +112,15 @@ def _stands_out(finding: JudgedFinding) -> bool:
     return strongest.moved.interval[0] > strongest.random.interval[1]
 
 
+def told(report: Audit | str, shortcuts: list[Shortcut]) -> str:
+    """Returns what an audit found, or why it could not search, as a sentence."""
+    if shortcuts:
+        return "; ".join(each.sentence for each in shortcuts) + "."
+    if isinstance(report, str):
+        return report
+    return "no shortcut stands out." if report.findings else report.reason
+
+
 def described(report: Audit | str, shortcuts: list[Shortcut]) -> dict[str, Any]:
     """Returns an audit as the record has it."""
     verdict, reason = ("cannot-judge", report) if isinstance(report, str) else (report.verdict, report.reason)

@@ -10,7 +10,7 @@ from unbackdoor._data.dataset import Dataset
 from unbackdoor._purification.method import Method, method_name
 from unbackdoor._purification.run import Run
 from unbackdoor._value import value
-from unbackdoor.purifiers._trials import GONE, Trial, audited, described, found
+from unbackdoor.purifiers._trials import GONE, Trial, audited, described, found, told
 from unbackdoor.purifiers.contrastive_unlearning import ContrastiveUnlearning
 from unbackdoor.purifiers.fine_tuning import FineTuning
 from unbackdoor.purifiers.mixing_distillation import MixingDistillation
@@ -57,13 +57,12 @@ class Auto:
         logger.info("Auto: auditing the suspect; then at most 3 methods, and an audit of the result, are left.")
         report = audited(model, tuned, run, self.detectors)
         shortcuts = found(report)
-        told = "; ".join(each.sentence for each in shortcuts) or "no shortcut stands out"
-        run.note(f"audit of the suspect: {told}.")
+        run.note(f"audit of the suspect: {told(report, shortcuts)}")
         methods = _methods(clean.modality, bool(shortcuts), run)
         trials: list[Trial] = []
         for number, method in enumerate(methods):
-            left = ", ".join(map(method_name, methods[number + 1 :])) or "nothing"
-            logger.info("Auto: trying %s; if it does not pass, %s is left.", method_name(method), left)
+            left = " and ".join(map(method_name, methods[number + 1 :])) or "no other method"
+            logger.info("Auto: trying %s. Left if it does not pass: %s.", method_name(method), left)
             trials.append(Trial.of(method, model, tuned, held, shortcuts, run))
             run.note(f"{method_name(method)}: {trials[-1].sentence(len(held))}.")
             if trials[-1].within(self.max_loss / 100, len(held)) and trials[-1].most_left <= GONE:
@@ -114,7 +113,8 @@ class Auto:
             reason = f"{name} is the only method that passed"
             run.warn(f"{reason}, and it leaves most backdoors that the audit cannot see. Give more clean examples.")
         else:
-            reason = f"{name} is the first that lost at most {self.max_loss:g} points of accuracy and left no shortcut"
+            tested = "and left none of the shortcuts" if best.left else "(there was no trigger to test it with)"
+            reason = f"{name} is the first that lost at most {self.max_loss:g} points of accuracy {tested}"
         return best, reason
 
 
