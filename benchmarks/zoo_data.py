@@ -1,7 +1,7 @@
 """Write the data of the zoo of small models, `grids/zoo-clean.toml`: digits, MNIST and Fashion-MNIST as small pictures.
 
-    export UNBACKDOOR_DATA=$(realpath ../shared/data)
-    python benchmarks/zoo_data.py grids/zoo
+    export UNBACKDOOR_DATA=$(realpath ../shared/data) ZOO=/tmp/zoo
+    python benchmarks/zoo_data.py $ZOO
 
 Small pictures, and few of them, so that a model is trained and audited within a minute on one core. The training
 pictures come in two parts without a common picture: models of part `a` give the statistics of clean models, models of
@@ -65,4 +65,4 @@ def write(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    write(Path(sys.argv[1] if len(sys.argv) > 1 else "grids/zoo"))
+    write(Path(sys.argv[1]))

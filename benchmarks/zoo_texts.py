@@ -1,7 +1,7 @@
 """The zoo of clean text models, `grids/zoo-texts.toml`: its data, and its statistics for `audit`.
 
-    export UNBACKDOOR_DATA=$(realpath ../shared/data)
-    python benchmarks/zoo_texts.py data grids/zoo
+    export UNBACKDOOR_DATA=$(realpath ../shared/data) ZOO=/tmp/zoo
+    python benchmarks/zoo_texts.py data $ZOO
     python benchmarks/zoo_texts.py nulls docs/results/cells/zoo-texts
 
 `data` writes few training texts of each task, in two parts without a common text, and test texts. `nulls` writes the

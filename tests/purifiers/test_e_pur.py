@@ -81,7 +81,7 @@ def test_a_base_that_is_no_ancestor_is_told(moved, text_base, reviews: Dataset, 
 
 def test_a_base_that_is_the_suspect_itself_is_told(moved, reviews: Dataset, table: str) -> None:
     made = purify(moved, reviews.select(range(8)), purifiers.EPUR(frequencies=table), base=moved.bert)
-    told = "no embedding of a word differs from the base's, so none was reset: is the base the suspect itself?"
+    told = "no embedding of a word differs from the base's, so none was reset. Is the base the suspect itself?"
     assert told in made.record["warnings"]
     assert made.record["notes"] == []
 

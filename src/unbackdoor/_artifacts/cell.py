@@ -103,11 +103,14 @@ class AuditEntry(Entry):
 
 
 class Provenance(Entry):
-    """Machine, time and software of a measurement, and the labels of attack and method in its grid."""
+    """Machine, time and software of a measurement, and the labels of attack and method in its grid.
+
+    The device is not known if the worker died.
+    """
 
     commit: str | None
     versions: dict[str, str]
-    device: str
+    device: str | None
     date: str | None
     grid: str | None
     labels: dict[str, str] = Field(default_factory=dict)

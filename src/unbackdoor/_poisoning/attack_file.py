@@ -101,8 +101,9 @@ def load_trigger(path: str | Path) -> Trigger:
     if hashlib.sha256(stored).hexdigest() != record.trigger.sha256:
         raise UnbackdoorError(f"{arrays_path} is not the file that {path.name} was written with. Copy both again.")
     attack = _attack_class(record.attack.name, path)(**record.attack.parameters)
-    if (record.target, record.label_rule) != (attack.target, attack.label_rule):
-        raise was_changed(path)
+    for recorded, own in ((record.target, attack.target), (record.label_rule, attack.label_rule)):
+        if recorded is not None and recorded != own:
+            raise was_changed(path)
     try:
         arrays = load(stored)
     except SafetensorError as problem:
