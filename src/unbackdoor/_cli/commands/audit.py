@@ -169,7 +169,7 @@ def _shown(result: Audit, content: dict[str, Any]) -> str:
     reasons: dict[str, list[str]] = {}
     for each in content["not_searched"]:
         reasons.setdefault(each["reason"], []).append(each["detector"])
-    lines += [f"Not searched by {', '.join(names)}: {reason}." for reason, names in reasons.items()]
+    lines += [f"Not searched by {', '.join(names)}: {reason.removesuffix('.')}." for reason, names in reasons.items()]
     point = content["operating_point"]
     if point is None:
         lines.append(f"Operating point: {content['operating_point_note']}.")
