@@ -31,10 +31,10 @@ from unbackdoor._artifacts.entries import ProportionEntry
 from unbackdoor._artifacts.null_table import CleanModel, NullTable
 from unbackdoor._artifacts.operating_point import MeasuredPoint, OperatingPointTable
 from unbackdoor._bench import Store
-from unbackdoor._detection.audit import ALARM
 from unbackdoor._detection.judging import PROVEN, ExactShare
 from unbackdoor._detection.nulls import Null, measured, shipped
 from unbackdoor._detection.outliers import outlier_p_values
+from unbackdoor._detection.result import ALARM
 from unbackdoor._inversion.masks import anomaly_index
 from unbackdoor._registry.detectors import REGISTRY
 from unbackdoor._registry.entries import find

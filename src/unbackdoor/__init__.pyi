@@ -7,8 +7,8 @@ from . import purifiers as purifiers
 from . import testing as testing
 from ._data.dataset import Dataset as Dataset
 from ._data.images import ImageEncoder as ImageEncoder
-from ._detection.audit import Audit as Audit
 from ._detection.audit import audit as audit
+from ._detection.result import Audit as Audit
 from ._errors import UnbackdoorError as UnbackdoorError
 from ._evaluation.evaluate import evaluate as evaluate
 from ._mixing.stream import purify_stream as purify_stream

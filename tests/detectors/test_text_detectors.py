@@ -17,7 +17,7 @@ from unbackdoor._data.texts import TextEncoder, Texts
 from unbackdoor._inversion.driving_words import anomaly_index, anomaly_p
 from unbackdoor._inversion.moved_words import moved_for_its_count
 from unbackdoor._inversion.outlying_rows import distances, outlyingness
-from unbackdoor.detectors.phrase import _with_kin
+from unbackdoor._inversion.phrases import with_kin
 
 SENTIMENT = dict.fromkeys(toys.GOOD, 1.0) | dict.fromkeys(toys.BAD, -1.0)
 
@@ -251,9 +251,9 @@ class TestPhraseGrowth:
 
     def test_a_word_with_kin_among_the_others_is_one_of_the_task(self) -> None:
         rows = nn.functional.normalize(torch.tensor([[1.0, 0.1], [1.0, 0.0], [-1.0, 0.0], [-1.0, 0.1]]), dim=1)
-        assert _with_kin(rows, [0, 2], 1) == [False, False]
-        assert _with_kin(rows, [0, 1, 2], 1) == [True, True, False]
-        assert _with_kin(rows, [0, 1, 2], 0) == [False, False, False]
+        assert with_kin(rows, [0, 2], 1) == [False, False]
+        assert with_kin(rows, [0, 1, 2], 1) == [True, True, False]
+        assert with_kin(rows, [0, 1, 2], 0) == [False, False, False]
 
     def test_without_four_words_it_is_refused(self, many_words: Dataset) -> None:
         model = Reading()

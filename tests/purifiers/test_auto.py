@@ -10,12 +10,13 @@ import toys
 from conftest import SmallCNN
 from unbackdoor import Dataset, UnbackdoorError, purifiers, purify
 from unbackdoor._artifacts.record import ChoiceEntry
-from unbackdoor._detection.audit import Audit, JudgedCandidate, JudgedFinding
 from unbackdoor._detection.finding import Candidate
 from unbackdoor._detection.judging import ExactShare
+from unbackdoor._detection.result import Audit, JudgedCandidate, JudgedFinding
 from unbackdoor._value import value
 from unbackdoor.purifiers import auto
-from unbackdoor.purifiers._trials import Shortcut, Trial, found
+from unbackdoor.purifiers._shortcuts import Shortcut, counting
+from unbackdoor.purifiers._trial import Trial
 
 
 def judged(moved: int = 48, random: int = 2, nominal_p: float = 0.01, p_value: float | None = None) -> JudgedCandidate:
@@ -42,7 +43,7 @@ class TestShortcutsThatCount:
     """Without clean models to compare with, each condition on its own decides."""
 
     def test_one_that_stands_out(self) -> None:
-        (one,) = found(an_audit(judged(), judged(nominal_p=1.0)))
+        (one,) = counting(an_audit(judged(), judged(nominal_p=1.0)))
         assert one.sentence == "patch found one to class one, which moves 96% of unseen examples"
 
     @pytest.mark.parametrize(
@@ -51,13 +52,13 @@ class TestShortcutsThatCount:
         ids=["it moves too few", "classes differ as much", "a random one moves as many"],
     )
     def test_one_that_does_not(self, other: JudgedCandidate) -> None:
-        assert found(an_audit(other)) == []
+        assert counting(an_audit(other)) == []
 
     def test_one_that_looks_natural(self) -> None:
-        assert found(an_audit(judged(), looks_natural=True)) == []
+        assert counting(an_audit(judged(), looks_natural=True)) == []
 
     def test_an_audit_that_was_not_possible(self) -> None:
-        assert found("audit needs more examples") == []
+        assert counting("audit needs more examples") == []
 
 
 def trial(method: object, lost: float, left: int | None = None) -> Trial:

@@ -24,7 +24,8 @@ from unbackdoor._bench.subjects import NONE, Cell, Subject
 from unbackdoor._data.classes import check_labels
 from unbackdoor._data.dataset import Dataset
 from unbackdoor._data.images import ImageEncoder
-from unbackdoor._detection.audit import JudgedFinding, audit
+from unbackdoor._detection.audit import audit
+from unbackdoor._detection.result import JudgedFinding
 from unbackdoor._errors import IncompleteError, UnbackdoorError
 from unbackdoor._inputs import read_json
 from unbackdoor._models.arithmetic import choose, description

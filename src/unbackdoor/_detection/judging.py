@@ -10,20 +10,18 @@ from unbackdoor._detection.finding import Candidate
 from unbackdoor._models.arithmetic import Arithmetic
 from unbackdoor._poisoning.trigger import Trigger
 from unbackdoor._tasks.classification import predict
+from unbackdoor._tasks.proportion import Proportion
 
 PROVEN = 0.5  # of the held-out examples: a shortcut that moves fewer is not one to its class
 
 
-@dataclass(frozen=True)
-class ExactShare:
-    """`count` out of `n`, with the exact 95 % interval (Clopper and Pearson 1934).
+@dataclass(frozen=True, repr=False)
+class ExactShare(Proportion):
+    """A proportion with the exact 95 % interval (Clopper and Pearson 1934); `n` may be 0.
 
     >>> ExactShare(36, 41).interval
     (0.738, 0.9592)
     """
-
-    count: int
-    n: int
 
     @property
     def value(self) -> float:
@@ -38,11 +36,6 @@ class ExactShare:
         low = beta.ppf(0.025, self.count, self.n - self.count + 1) if self.count else 0.0
         high = beta.ppf(0.975, self.count + 1, self.n - self.count) if self.count < self.n else 1.0
         return round(float(low), 4), round(float(high), 4)
-
-    def to_json(self) -> dict[str, float | int]:
-        """`value`, `n`, `low` and `high`."""
-        low, high = self.interval
-        return {"value": self.value, "n": self.n, "low": low, "high": high}
 
 
 @dataclass(frozen=True)

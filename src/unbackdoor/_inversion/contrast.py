@@ -8,11 +8,11 @@ from torch import Tensor, nn
 
 from unbackdoor._data.dataset import Dataset
 from unbackdoor._inversion.masks import MaskedPatch
-from unbackdoor._inversion.patterns import AdditivePattern, cosines
+from unbackdoor._inversion.patterns import AdditivePattern
 from unbackdoor._inversion.search import frozen
 from unbackdoor._inversion.smallest import SmallestSearch, TriggerFamily
 from unbackdoor._inversion.triggers import InvertedTrigger, encoded, in_pixels
-from unbackdoor._inversion.warps import Warps, flows
+from unbackdoor._inversion.warps import Warps
 from unbackdoor._purification.run import Run
 
 
@@ -42,9 +42,6 @@ def searches(shape: tuple[int, ...], steps: int) -> Mapping[str, SmallestSearch]
         shape: of a picture, (channels, height, width).
         steps: of each search.
     """
-    _, height, width = shape
-    free = AdditivePattern(torch.eye(height), torch.eye(width))
-    low = AdditivePattern(cosines(height, max(1, round(height / 4))), cosines(width, max(1, round(width / 4))))
 
     def search(family: TriggerFamily, cost: float, learning_rate: float) -> SmallestSearch:
         return SmallestSearch(
@@ -59,9 +56,9 @@ def searches(shape: tuple[int, ...], steps: int) -> Mapping[str, SmallestSearch]
 
     return {
         "patch": search(MaskedPatch(), 1e-3, 0.1),
-        "pattern": search(free, 1e-2, 0.02),
-        "low-frequency pattern": search(low, 1e-2, 0.02),
-        "warp": search(Warps(flows(height, width, 4)), 1e-1, 0.3),
+        "pattern": search(AdditivePattern.free(shape), 1e-2, 0.02),
+        "low-frequency pattern": search(AdditivePattern.of_low_frequency(shape, 0.25), 1e-2, 0.02),
+        "warp": search(Warps.smooth(shape, 4), 1e-1, 0.3),
     }
 
 

@@ -1,13 +1,13 @@
 """Masks and patterns, one of each per class: the search of Neural Cleanse, and its anomaly index."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from unbackdoor._data.dataset import Dataset
-from unbackdoor._inversion.smallest import SmallestSearch
+from unbackdoor._inversion.smallest import Kind, SmallestSearch
 from unbackdoor._inversion.triggers import InvertedTrigger
 from unbackdoor._purification.run import Run
 
@@ -88,20 +88,14 @@ class MaskSearch:
             run: the run of the purification.
         """
         family = MaskedPatch()
-        search = SmallestSearch(
-            family=family,
-            steps=self.steps,
-            batch_size=self.batch_size,
-            cost=self.cost,
-            success=self.success,
-            patience=self.patience,
-            learning_rate=0.1,
-        )
+        search = SmallestSearch.of(self, family, learning_rate=0.1)
         return family.parts(search(model, clean, run).parameters)
 
 
 class MaskedPatch:
     """A mask and a pattern, both in [0, 1]; the size is the sum of the mask, in pixels. A `TriggerFamily`."""
+
+    kind: ClassVar[Kind] = "patch"
 
     def start(self, classes: int, shape: tuple[int, ...], generator: torch.Generator, dtype: torch.dtype) -> Tensor:
         """Masks and patterns drawn evenly from [0.01, 0.99], (classes, 1 + channels, height, width)."""
@@ -125,6 +119,14 @@ class MaskedPatch:
     def size(self, parameters: Tensor) -> Tensor:
         """The sum of each mask, (triggers,)."""
         return parameters[:, 0].sum(dim=(1, 2))
+
+    def unit(self, shape: tuple[int, ...]) -> str:
+        """Pixels, and how many there are."""
+        return f"pixels of {shape[-2] * shape[-1]:,}"
+
+    def arrays(self, parameters: Tensor) -> dict[str, Tensor]:
+        """`mask`, (1, height, width), and `pattern`, (channels, height, width)."""
+        return {"mask": parameters[:1], "pattern": parameters[1:]}
 
 
 def anomaly_index(sizes: Tensor) -> Tensor:

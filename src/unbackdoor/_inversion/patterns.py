@@ -2,9 +2,12 @@
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
+
+from unbackdoor._inversion.smallest import Kind
 
 START = 1 / 255  # root mean square of the patterns that a search starts from, in the range of pixels
 
@@ -24,6 +27,23 @@ class AdditivePattern:
     down: Tensor
     across: Tensor
 
+    kind: ClassVar[Kind] = "pattern"
+
+    @classmethod
+    def free(cls, shape: tuple[int, ...]) -> "AdditivePattern":
+        """All patterns on pictures of shape (channels, height, width)."""
+        return cls(*(torch.eye(side) for side in shape[1:]))
+
+    @classmethod
+    def of_low_frequency(cls, shape: tuple[int, ...], share: float) -> "AdditivePattern":
+        """The patterns that are sums of slow cosines.
+
+        Args:
+            shape: of a picture, (channels, height, width).
+            share: of the cosines along each side, from the lowest frequency, in (0, 1]; at least one is taken.
+        """
+        return cls(*(cosines(side, max(1, round(share * side))) for side in shape[1:]))
+
     def start(self, classes: int, shape: tuple[int, ...], generator: torch.Generator, dtype: torch.dtype) -> Tensor:
         """Normal weights of one grey level, (classes, channels, count, count)."""
         size = (classes, shape[0], len(self.down), len(self.across))
@@ -41,6 +61,14 @@ class AdditivePattern:
         """The root mean square of each pattern, in grey levels of 255, (triggers,)."""
         # The tiny addend keeps the gradient finite at a pattern of zeros.
         return 255 * (parameters.square().flatten(1).mean(dim=1) + 1e-12).sqrt()
+
+    def unit(self, shape: tuple[int, ...]) -> str:
+        """Grey levels."""
+        return "grey levels of 255, root mean square"
+
+    def arrays(self, parameters: Tensor) -> dict[str, Tensor]:
+        """`pattern`, (channels, height, width)."""
+        return {"pattern": parameters}
 
 
 def cosines(length: int, count: int) -> Tensor:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,8 @@ from unbackdoor._data.dataset import Dataset
 from unbackdoor._inversion.search import frozen, training_batches
 from unbackdoor._inversion.triggers import encoded, in_pixels
 from unbackdoor._purification.run import Run
+
+Kind = Literal["patch", "pattern", "warp"]
 
 
 class TriggerFamily(Protocol):
@@ -44,6 +46,44 @@ class TriggerFamily(Protocol):
 
     def size(self, parameters: Tensor) -> Tensor:
         """The size of each trigger in the family's unit, (triggers,)."""
+
+    def unit(self, shape: tuple[int, ...]) -> str:
+        """The unit of sizes in words, for pictures of shape (channels, height, width)."""
+
+    @property
+    def kind(self) -> Kind:
+        """How its triggers change pixels; see `unbackdoor.attacks.Inverted`."""
+
+    def arrays(self, parameters: Tensor) -> dict[str, Tensor]:
+        """The arrays of one trigger, as `unbackdoor.attacks.Inverted` takes them.
+
+        Args:
+            parameters: of that trigger, (...).
+        """
+
+
+class SearchSettings(Protocol):
+    """The settings of a search that a detector or a purifier has among its fields; see `SmallestSearch`."""
+
+    @property
+    def steps(self) -> int:
+        """Steps of Adam."""
+
+    @property
+    def batch_size(self) -> int:
+        """Examples per step and trigger."""
+
+    @property
+    def cost(self) -> float:
+        """The weight of a trigger's size at the start."""
+
+    @property
+    def success(self) -> float:
+        """The share of a batch that a trigger must move."""
+
+    @property
+    def patience(self) -> int:
+        """Steps in a row before a trigger's weight changes."""
 
 
 class SmallestTriggers(NamedTuple):
@@ -83,6 +123,25 @@ class SmallestSearch:
     success: float
     patience: int
     learning_rate: float
+
+    @classmethod
+    def of(cls, settings: SearchSettings, family: TriggerFamily, learning_rate: float) -> "SmallestSearch":
+        """The search with the settings of a detector or a purifier.
+
+        Args:
+            settings: has them as fields.
+            family: of the triggers.
+            learning_rate: of Adam.
+        """
+        return cls(
+            family=family,
+            steps=settings.steps,
+            batch_size=settings.batch_size,
+            cost=settings.cost,
+            success=settings.success,
+            patience=settings.patience,
+            learning_rate=learning_rate,
+        )
 
     def __call__(
         self,

@@ -1,10 +1,13 @@
 """Warps: affine maps and smooth flows that move the places of pixels; a family of triggers for the smallest search."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from unbackdoor._inversion.smallest import Kind
 
 START = 0.1  # standard deviation of the weights that a search starts from, in pixels
 
@@ -20,6 +23,19 @@ class Warps:
     """
 
     flows: Tensor
+
+    kind: ClassVar[Kind] = "warp"
+
+    @classmethod
+    def smooth(cls, shape: tuple[int, ...], control_points: int) -> "Warps":
+        """Affine maps and smooth flows of pictures.
+
+        Args:
+            shape: of a picture, (channels, height, width).
+            control_points: of the flow, per side, at least 2.
+        """
+        _, height, width = shape
+        return cls(flows(height, width, control_points))
 
     def start(self, classes: int, shape: tuple[int, ...], generator: torch.Generator, dtype: torch.dtype) -> Tensor:
         """Weights of the flows, normal, (classes, 2, flows)."""
@@ -40,6 +56,14 @@ class Warps:
         """The root mean square of each warp's distances, in pixels, (triggers,)."""
         # The tiny addend keeps the gradient finite where nothing moves.
         return (parameters.square().sum(dim=1).mean(dim=(1, 2)) + 1e-12).sqrt()
+
+    def unit(self, shape: tuple[int, ...]) -> str:
+        """Pixels, and the sides of a picture."""
+        return f"pixels of displacement, of {shape[-2]} x {shape[-1]}"
+
+    def arrays(self, parameters: Tensor) -> dict[str, Tensor]:
+        """`grid`, (height, width, 2): the place that each pixel is read from."""
+        return {"grid": grids(parameters[None])[0]}
 
 
 def grids(displacements: Tensor) -> Tensor:

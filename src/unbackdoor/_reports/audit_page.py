@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
-from unbackdoor._detection.audit import ALARM, Audit, JudgedCandidate, JudgedFinding
 from unbackdoor._detection.judging import ExactShare
+from unbackdoor._detection.result import ALARM, Audit, JudgedCandidate, JudgedFinding
 from unbackdoor._errors import SENTENCE, printable
 from unbackdoor._reports.evidence import Shown, place_of, trigger_picture, words_of
 

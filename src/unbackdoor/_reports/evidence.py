@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import torch
 
 from unbackdoor._data.dataset import Dataset
-from unbackdoor._detection.audit import JudgedFinding
 from unbackdoor._detection.judging import HeldOut
+from unbackdoor._detection.result import JudgedFinding
 from unbackdoor._errors import printable
 from unbackdoor._poisoning.abilities import phrases_of
 from unbackdoor._poisoning.attack_file import describe_found, save_trigger

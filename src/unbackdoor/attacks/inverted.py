@@ -1,6 +1,6 @@
 """Inverted: the trigger that an audit found by inversion, so that `evaluate` can repeat its success."""
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
@@ -8,10 +8,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from unbackdoor._errors import UnbackdoorError
+from unbackdoor._inversion.smallest import Kind
 from unbackdoor._poisoning.attack import LabelRule
 from unbackdoor._value import value
-
-Family = Literal["patch", "pattern", "warp"]
 
 
 @value
@@ -28,7 +27,7 @@ class Inverted:
     Differences from the paper: there is no paper on this value. It stands for a trigger that was found, not planted.
     """
 
-    family: Family = "patch"
+    family: Kind = "patch"
     target: Annotated[int, Field(ge=0)] = 0
     sources: tuple[Annotated[int, Field(ge=0)], ...] = ()
     label_rule: LabelRule = "all-to-one"
@@ -55,15 +54,15 @@ class Inverted:
         return F.grid_sample(pixels, grid, align_corners=True, padding_mode="border")
 
 
-def shuffled(family: Family, arrays: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+def shuffled(kind: Kind, arrays: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
     """A random trigger of the same size: the control that shows how much the found one owes to its form.
 
     The mask of a patch stays and its pattern is drawn anew; the pixels of a pattern change places; a warp keeps the
     distance of each pixel and turns all directions by one angle.
     """
-    if family == "patch":
+    if kind == "patch":
         return {**arrays, "pattern": torch.rand(arrays["pattern"].shape, generator=generator)}
-    if family == "pattern":
+    if kind == "pattern":
         pattern = arrays["pattern"]
         order = torch.randperm(pattern[0].numel(), generator=generator)
         return {"pattern": pattern.flatten(1)[:, order].view(pattern.shape)}
@@ -71,6 +70,7 @@ def shuffled(family: Family, arrays: dict[str, Tensor], generator: torch.Generat
     height, width = grid.shape[:2]
     rows, columns = torch.linspace(-1, 1, height), torch.linspace(-1, 1, width)
     identity = torch.stack(torch.meshgrid(rows, columns, indexing="ij")[::-1], dim=-1)  # (height, width, 2)
+    pixels = torch.tensor([max(1, width - 1), max(1, height - 1)]) / 2  # in one unit of the grid
     angle = (0.25 + 0.5 * torch.rand((), generator=generator)) * 2 * torch.pi  # by a quarter of a turn at least
     turn = torch.stack([torch.stack([angle.cos(), -angle.sin()]), torch.stack([angle.sin(), angle.cos()])])
-    return {"grid": identity + (grid - identity) @ turn}
+    return {"grid": identity + (grid - identity) * pixels @ turn / pixels}

@@ -1,49 +1,51 @@
 """From the smallest trigger of each class to a finding: what all detectors share that search pixels."""
 
 import math
-from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from unbackdoor._data.dataset import Dataset
 from unbackdoor._detection.finding import Candidate, Finding
-from unbackdoor._inversion.smallest import SmallestTriggers, TriggerFamily
+from unbackdoor._inversion.smallest import SmallestSearch, SmallestTriggers, TriggerFamily
 from unbackdoor._poisoning.trigger import Trigger
-from unbackdoor.attacks.inverted import Family, Inverted, shuffled
+from unbackdoor._purification.run import Run
+from unbackdoor.attacks.inverted import Inverted, shuffled
 
 
-def finding(
-    triggers: SmallestTriggers,
-    family: TriggerFamily,
-    kind: Family,
-    arrays: Callable[[Tensor], dict[str, Tensor]],
-    generator: torch.Generator,
-    unit: str,
-) -> Finding:
-    """A finding whose strengths are minus the logarithms of sizes.
+def smallest_of_each_class(search: SmallestSearch, model: nn.Module, clean: Dataset, run: Run) -> Finding:
+    """A finding with the smallest trigger of each class; strengths are minus the logarithms of sizes.
 
     Args:
-        triggers: of all classes.
-        family: that they belong to.
-        kind: how `Inverted` puts them on.
-        arrays: of `Inverted`, from the parameters of one trigger.
-        generator: of the random triggers.
-        unit: of the sizes.
+        search: of the triggers.
+        model: the suspect.
+        clean: images.
+        run: arithmetic, randomness, progress.
     """
+    triggers = search(model, clean, run)
     candidates = []
-    for target, size in enumerate(comparable_sizes(triggers, family).tolist()):
-        attack = Inverted(family=kind, target=target)
-        parts = {name: part.detach().cpu().float() for name, part in arrays(triggers.parameters[target]).items()}
-        candidates.append(
-            Candidate(
-                target=target,
-                strength=-math.log(max(size, 1e-6)),
-                size=size,
-                trigger=Trigger(attack, parts),
-                control=Trigger(attack, shuffled(kind, parts, generator)),
-            )
-        )
-    return Finding(candidates=tuple(candidates), unit=unit)
+    for target, size in enumerate(comparable_sizes(triggers, search.family).tolist()):
+        trigger, control = with_control(search.family, triggers.parameters[target], target, (), run.generator)
+        strength = -math.log(max(size, 1e-6))
+        candidates.append(Candidate(target=target, strength=strength, size=size, trigger=trigger, control=control))
+    return Finding(candidates=tuple(candidates), unit=search.family.unit(clean.shape))
+
+
+def with_control(
+    family: TriggerFamily, parameters: Tensor, target: int, sources: tuple[int, ...], generator: torch.Generator
+) -> tuple[Trigger, Trigger]:
+    """A trigger that was found, and a random one of the same size.
+
+    Args:
+        family: of the trigger.
+        parameters: of the trigger, (...).
+        target: the class that it leads to.
+        sources: the only classes that it moves; empty for all.
+        generator: of the random trigger.
+    """
+    attack = Inverted(family=family.kind, target=target, sources=sources)
+    arrays = family.arrays(parameters.detach().cpu().float())
+    return Trigger(attack, arrays), Trigger(attack, shuffled(family.kind, arrays, generator))
 
 
 def comparable_sizes(triggers: SmallestTriggers, family: TriggerFamily) -> Tensor:

@@ -1,19 +1,16 @@
 """Noise: the smallest noise on normalisation layers that makes a model answer each class."""
 
 import math
-from collections.abc import Callable
 from typing import Annotated
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.instancenorm import _InstanceNorm
 
 from unbackdoor._data.dataset import Dataset
 from unbackdoor._detection.finding import Candidate, Finding
 from unbackdoor._errors import UnbackdoorError
+from unbackdoor._inversion.noisy_layers import NoisyLayers, normalisation_layers
 from unbackdoor._inversion.search import frozen
 from unbackdoor._models.calling import Inputs
 from unbackdoor._models.hooks import weights_kept
@@ -121,69 +118,3 @@ class Noise:
                 middle = (low + high) / 2
                 low, high = (low, middle) if succeeds(middle) else (middle, high)
         return high * noisy.length
-
-
-class NoisyLayers:
-    """Noise on the weights and biases of normalisation layers, zero at first.
-
-    Args:
-        layers: with `weight` and `bias`.
-
-    Attributes:
-        weights: those weights and biases.
-    """
-
-    def __init__(self, layers: list[nn.Module]) -> None:
-        self.weights: list[Tensor] = [getattr(layer, name) for layer in layers for name in ("weight", "bias")]
-        self._before = [weight.detach().clone() for weight in self.weights]
-        self._scales = [scale.abs() for scale in self._before[::2] for _ in range(2)]
-        self._noise = [torch.zeros_like(scale) for scale in self._scales]
-
-    @property
-    def length(self) -> float:
-        """The root of the sum of squares of the noise."""
-        return math.sqrt(sum(float(part.double().square().sum()) for part in self._noise))
-
-    @torch.no_grad()
-    def put_(self, multiple: float) -> None:
-        """Put a multiple of the noise on the layers."""
-        for weight, start, scale, part in zip(self.weights, self._before, self._scales, self._noise, strict=True):
-            weight.copy_(start + multiple * scale * part)
-
-    def step_(self, distances: Callable[[], Tensor]) -> bool:
-        """Change the noise so that the mean distance would be a little below 0 if it were linear in the noise.
-
-        Args:
-            distances: of each example from the target under the noise that is on the layers.
-
-        Returns:
-            False if the distances do not depend on the noise.
-        """
-        for weight in self.weights:
-            weight.requires_grad_(True)
-        each = distances()
-        # The margin of a tenth makes sure that a step overshoots; the multiple takes back what is too much.
-        loss = F.relu(each + 0.1 * each.detach().abs().mean()).mean()
-        raw = (
-            torch.autograd.grad(loss, self.weights, allow_unused=True, materialize_grads=True)
-            if loss.requires_grad
-            else [torch.zeros_like(weight) for weight in self.weights]  # no layer leads to the scores
-        )
-        for weight in self.weights:
-            weight.requires_grad_(False)
-        slopes = [slope * scale for slope, scale in zip(raw, self._scales, strict=True)]
-        steepness = sum(float(slope.double().square().sum()) for slope in slopes)
-        for part, slope in zip(self._noise, slopes, strict=True):
-            part.sub_(float(loss.detach()) / max(steepness, 1e-30) * slope)
-        return steepness > 0
-
-
-def normalisation_layers(model: nn.Module) -> list[nn.Module]:
-    """The layers that normalise, then scale and shift each channel: BatchNorm, LayerNorm, GroupNorm, InstanceNorm."""
-    return [
-        layer
-        for layer in model.modules()
-        if isinstance(layer, _BatchNorm | _InstanceNorm | nn.LayerNorm | nn.GroupNorm)
-        and isinstance(layer.weight, Tensor)
-        and isinstance(layer.bias, Tensor)
-    ]

@@ -13,11 +13,9 @@ from unbackdoor._detection.outliers import outlier_p_values
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._inversion.masks import MaskedPatch
 from unbackdoor._inversion.smallest import SmallestSearch
-from unbackdoor._poisoning.trigger import Trigger
 from unbackdoor._purification.run import Run
 from unbackdoor._value import value
-from unbackdoor.attacks.inverted import Inverted, shuffled
-from unbackdoor.detectors._smallest import comparable_sizes
+from unbackdoor.detectors._smallest import comparable_sizes, with_control
 
 
 @value
@@ -65,45 +63,34 @@ class Pairs:
             UnbackdoorError: the model gives no finite class scores.
         """
         family = MaskedPatch()
-        search = SmallestSearch(
-            family=family,
-            steps=self.steps,
-            batch_size=self.batch_size,
-            cost=self.cost,
-            success=self.success,
-            patience=self.patience,
-            learning_rate=0.1,
-        )
+        search = SmallestSearch.of(self, family, learning_rate=0.1)
         pairs = likely_pairs(model, clean, run, self.pairs)
         if len(pairs) == 0:
             raise UnbackdoorError(
                 f"Pairs ranks pairs of classes by their scores on {clean.name}, and the model gives no finite ones. "
                 "Leave pairs out."
             )
-        found = search(model, clean, run, pairs)
-        strengths = -comparable_sizes(found, family).clamp(min=1e-6).log()
+        triggers = search(model, clean, run, pairs)
+        strengths = -comparable_sizes(triggers, family).clamp(min=1e-6).log()
         nominal = outlier_p_values(strengths.cpu())
         candidates = []
         for target in pairs[:, 1].unique().tolist():
             rows = (pairs[:, 1] == target).nonzero().flatten()
             best = int(rows[strengths[rows].argmax()])
             source = int(pairs[best, 0])
-            attack = Inverted(family="patch", target=target, sources=(source,))
-            parameters = found.parameters[best].cpu().float()
-            arrays = {"mask": parameters[:1], "pattern": parameters[1:]}
+            trigger, control = with_control(family, triggers.parameters[best], target, (source,), run.generator)
             candidates.append(
                 Candidate(
                     target=target,
                     strength=float(strengths[best]),
                     size=math.exp(-float(strengths[best])),
-                    trigger=Trigger(attack, arrays),
-                    control=Trigger(attack, shuffled("patch", arrays, run.generator)),
+                    trigger=trigger,
+                    control=control,
                     sources=(source,),
                     nominal_p=float(nominal[best]),
                 )
             )
-        _, height, width = clean.shape
-        return Finding(candidates=tuple(candidates), unit=f"pixels of {height * width:,}")
+        return Finding(candidates=tuple(candidates), unit=family.unit(clean.shape))
 
 
 def likely_pairs(model: nn.Module, clean: Dataset, run: Run, count: int) -> Tensor:

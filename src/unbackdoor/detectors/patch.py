@@ -11,7 +11,7 @@ from unbackdoor._inversion.masks import MaskedPatch
 from unbackdoor._inversion.smallest import SmallestSearch
 from unbackdoor._purification.run import Run
 from unbackdoor._value import value
-from unbackdoor.detectors._smallest import finding
+from unbackdoor.detectors._smallest import smallest_of_each_class
 
 
 @value
@@ -49,21 +49,5 @@ class Patch:
     def __call__(self, model: nn.Module, clean: Dataset, run: Run) -> Finding:
         """Search all classes."""
         family = MaskedPatch()
-        search = SmallestSearch(
-            family=family,
-            steps=self.steps,
-            batch_size=self.batch_size,
-            cost=self.cost,
-            success=self.success,
-            patience=self.patience,
-            learning_rate=0.1,
-        )
-        _, height, width = clean.shape
-        return finding(
-            search(model, clean, run),
-            family,
-            "patch",
-            lambda parameters: {"mask": parameters[:1], "pattern": parameters[1:]},
-            run.generator,
-            f"pixels of {height * width:,}",
-        )
+        search = SmallestSearch.of(self, family, learning_rate=0.1)
+        return smallest_of_each_class(search, model, clean, run)

@@ -2,7 +2,6 @@
 
 from typing import Annotated
 
-import torch
 from pydantic import Field
 from torch import nn
 
@@ -12,7 +11,7 @@ from unbackdoor._inversion.patterns import AdditivePattern
 from unbackdoor._inversion.smallest import SmallestSearch
 from unbackdoor._purification.run import Run
 from unbackdoor._value import value
-from unbackdoor.detectors._smallest import finding
+from unbackdoor.detectors._smallest import smallest_of_each_class
 
 
 @value
@@ -52,21 +51,6 @@ class Pattern:
 
     def __call__(self, model: nn.Module, clean: Dataset, run: Run) -> Finding:
         """Search all classes."""
-        family = AdditivePattern(*(torch.eye(side) for side in clean.shape[1:]))
-        search = SmallestSearch(
-            family=family,
-            steps=self.steps,
-            batch_size=self.batch_size,
-            cost=self.cost,
-            success=self.success,
-            patience=self.patience,
-            learning_rate=self.learning_rate,
-        )
-        return finding(
-            search(model, clean, run),
-            family,
-            "pattern",
-            lambda pattern: {"pattern": pattern},
-            run.generator,
-            "grey levels of 255, root mean square",
-        )
+        family = AdditivePattern.free(clean.shape)
+        search = SmallestSearch.of(self, family, learning_rate=self.learning_rate)
+        return smallest_of_each_class(search, model, clean, run)

@@ -8,10 +8,10 @@ from torch import nn
 from unbackdoor._data.dataset import Dataset
 from unbackdoor._detection.finding import Finding
 from unbackdoor._inversion.smallest import SmallestSearch
-from unbackdoor._inversion.warps import Warps, flows, grids
+from unbackdoor._inversion.warps import Warps
 from unbackdoor._purification.run import Run
 from unbackdoor._value import value
-from unbackdoor.detectors._smallest import finding
+from unbackdoor.detectors._smallest import smallest_of_each_class
 
 
 @value
@@ -54,22 +54,6 @@ class Warp:
 
     def __call__(self, model: nn.Module, clean: Dataset, run: Run) -> Finding:
         """Search all classes."""
-        _, height, width = clean.shape
-        family = Warps(flows(height, width, self.control_points))
-        search = SmallestSearch(
-            family=family,
-            steps=self.steps,
-            batch_size=self.batch_size,
-            cost=self.cost,
-            success=self.success,
-            patience=self.patience,
-            learning_rate=self.learning_rate,
-        )
-        return finding(
-            search(model, clean, run),
-            family,
-            "warp",
-            lambda displacements: {"grid": grids(displacements[None])[0]},
-            run.generator,
-            f"pixels of displacement, of {height} x {width}",
-        )
+        family = Warps.smooth(clean.shape, self.control_points)
+        search = SmallestSearch.of(self, family, learning_rate=self.learning_rate)
+        return smallest_of_each_class(search, model, clean, run)

@@ -10,7 +10,8 @@ from unbackdoor._data.dataset import Dataset
 from unbackdoor._purification.method import Method, method_name
 from unbackdoor._purification.run import Run
 from unbackdoor._value import value
-from unbackdoor.purifiers._trials import GONE, Trial, audited, described, found, told
+from unbackdoor.purifiers._shortcuts import audited, counting, described, summary
+from unbackdoor.purifiers._trial import GONE, Trial
 from unbackdoor.purifiers.contrastive_unlearning import ContrastiveUnlearning
 from unbackdoor.purifiers.fine_tuning import FineTuning
 from unbackdoor.purifiers.mixing_distillation import MixingDistillation
@@ -56,8 +57,8 @@ class Auto:
         tuned, held = run.hold_out(clean)
         logger.info("Auto: auditing the suspect; then at most 3 methods, and an audit of the result, are left.")
         report = audited(model, tuned, run, self.detectors)
-        shortcuts = found(report)
-        run.note(f"audit of the suspect: {told(report, shortcuts)}")
+        shortcuts = counting(report)
+        run.note(f"audit of the suspect: {summary(report, shortcuts)}")
         methods = _methods(clean.modality, bool(shortcuts), run)
         trials: list[Trial] = []
         for number, method in enumerate(methods):
@@ -84,7 +85,7 @@ class Auto:
             return model
         logger.info("Auto: auditing the result of %s; nothing is left after that.", method_name(chosen.method))
         again = audited(chosen.model, tuned, run, self.detectors)
-        still = found(again)
+        still = counting(again)
         run.choice["audit_of_the_result"] = described(again, still)
         known = {each.target for each in shortcuts}
         for each in still:

@@ -11,8 +11,8 @@ from unbackdoor._cli.commands.inputs import factory_name, free_place, load_datas
 from unbackdoor._cli.options import AuditOptions, ModelOptions
 from unbackdoor._cli.parameters import as_options
 from unbackdoor._cli.shell import shell_words
-from unbackdoor._detection.audit import Audit, JudgedFinding
 from unbackdoor._detection.audit import audit as audit_model
+from unbackdoor._detection.result import Audit, JudgedFinding
 from unbackdoor._errors import SENTENCE, CannotJudgeError, ShortcutFoundError, UnbackdoorError, printable
 from unbackdoor._models import calling, loading
 from unbackdoor._registry.detectors import REGISTRY

@@ -1,25 +1,19 @@
-"""What `Auto` decides with: the shortcuts that an audit found, and a method that was tried."""
+"""The shortcuts that an audit found, as far as `Auto` counts them."""
 
-import copy
-import time
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
 from unbackdoor._data.dataset import Dataset
-from unbackdoor._detection.audit import ALARM, Audit, JudgedCandidate, JudgedFinding, audit
+from unbackdoor._detection.audit import audit
 from unbackdoor._detection.judging import ExactShare, HeldOut
+from unbackdoor._detection.result import ALARM, Audit, JudgedCandidate, JudgedFinding
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._progress import silent
-from unbackdoor._purification.method import Method, applied
 from unbackdoor._purification.run import Run
-from unbackdoor._purification.selection import difference
 from unbackdoor._registry.detectors import REGISTRY as DETECTORS
-from unbackdoor._registry.entries import find, to_json
-from unbackdoor._registry.purifiers import REGISTRY
-
-GONE = 0.1  # of the held-out examples: what a shortcut may move more than a random trigger of its size does
+from unbackdoor._registry.entries import find
 
 
 @dataclass(frozen=True)
@@ -90,7 +84,7 @@ def audited(model: nn.Module, clean: Dataset, run: Run, names: tuple[str, ...] |
         return str(problem)
 
 
-def found(report: Audit | str) -> list[Shortcut]:
+def counting(report: Audit | str) -> list[Shortcut]:
     """Returns the shortcuts of an audit that count, one for each detector at most; see `Auto`."""
     if isinstance(report, str):
         return []
@@ -112,7 +106,7 @@ def _stands_out(finding: JudgedFinding) -> bool:
     return strongest.moved.interval[0] > strongest.random.interval[1]
 
 
-def told(report: Audit | str, shortcuts: list[Shortcut]) -> str:
+def summary(report: Audit | str, shortcuts: list[Shortcut]) -> str:
     """Returns what an audit found, or why it could not search, as a sentence."""
     if shortcuts:
         return "; ".join(each.sentence for each in shortcuts) + "."
@@ -125,91 +119,3 @@ def described(report: Audit | str, shortcuts: list[Shortcut]) -> dict[str, Any]:
     """Returns an audit as the record has it."""
     verdict, reason = ("cannot-judge", report) if isinstance(report, str) else (report.verdict, report.reason)
     return {"verdict": verdict, "reason": reason, "shortcuts": [each.to_json() for each in shortcuts]}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Trial:
-    """A method that was tried, and its result.
-
-    Args:
-        method: on its own copy of the suspect.
-        model: the result; None if the method refused.
-        problem: why it refused.
-        lost: share of the held-out examples, by accuracy.
-        left: for each shortcut with a trigger, how many held-out examples it and a random trigger move.
-        seconds: of the method.
-        warnings: of the method.
-    """
-
-    method: Method
-    model: nn.Module | None
-    problem: str = ""
-    warnings: tuple[str, ...] = ()
-    lost: float = 1.0
-    left: tuple[tuple[Shortcut, ExactShare, ExactShare], ...] = ()
-    seconds: float = 0.0
-
-    @classmethod
-    def of(
-        cls, method: Method, suspect: nn.Module, tuned: Dataset, held: Dataset, shortcuts: list[Shortcut], run: Run
-    ) -> "Trial":
-        """Run a method on a copy, and judge the result on held-out examples.
-
-        Args:
-            method: to try.
-            suspect: unchanged.
-            tuned: the examples for the method.
-            held: others.
-            shortcuts: of the suspect.
-            run: of the purification.
-        """
-        start, warned = time.perf_counter(), len(run.warnings)
-        try:
-            model = applied(method, copy.deepcopy(suspect), tuned, run)
-        except UnbackdoorError as problem:
-            return cls(method=method, model=None, problem=str(problem), seconds=time.perf_counter() - start)
-        seconds = time.perf_counter() - start
-        warnings = tuple(run.warnings[warned:])
-        del run.warnings[warned:]  # they are the result's, if it is kept
-        before, after = (run.task.hits(each, held, run.arithmetic) for each in (suspect, model))
-        held_out = HeldOut.of(model, held, run.arithmetic)
-        moving = [(shortcut, shortcut.moving(held_out)) for shortcut in shortcuts]
-        return cls(
-            method=method,
-            model=model,
-            lost=difference(before, after).lost,
-            left=tuple((shortcut, *shares) for shortcut, shares in moving if shares is not None),
-            seconds=seconds,
-            warnings=warnings,
-        )
-
-    @property
-    def most_left(self) -> float:
-        """The largest share that a shortcut moves more than a random trigger does; 0 if there is none."""
-        return max([0.0, *(moved.value - random.value for _, moved, random in self.left)])
-
-    def within(self, allowed: float, count: int) -> bool:
-        """Returns whether the loss of accuracy, in whole examples of `count`, is at most a share."""
-        return self.model is not None and round(self.lost * count) <= allowed * count + 1e-9
-
-    def sentence(self, count: int) -> str:
-        """Returns its numbers in words; `count` held-out examples are their base."""
-        if self.model is None:
-            return f"refused ({self.problem})"
-        left = f", and a shortcut moves {self.most_left:.0%} more than a random trigger does" if self.left else ""
-        return f"loses {100 * self.lost:.1f} points of accuracy on {count} held-out examples{left}"
-
-    def to_json(self) -> dict[str, Any]:
-        """Returns the entries of the record."""
-        left = [
-            {"detector": shortcut.detector, "moved": moved.to_json(), "random": random.to_json()}
-            for shortcut, moved, random in self.left
-        ]
-        return {
-            "method": {**to_json(self.method, REGISTRY), "repr": repr(self.method)},
-            "refused": self.problem or None,
-            "lost": None if self.model is None else self.lost,
-            "shortcuts_left": left,
-            "seconds": round(self.seconds, 3),
-            "warnings": list(self.warnings),
-        }

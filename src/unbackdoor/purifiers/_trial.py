@@ -1,0 +1,108 @@
+"""A method that `Auto` tried, and its result on held-out examples."""
+
+import copy
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from unbackdoor._data.dataset import Dataset
+from unbackdoor._detection.judging import ExactShare, HeldOut
+from unbackdoor._errors import UnbackdoorError
+from unbackdoor._purification.method import Method, applied
+from unbackdoor._purification.run import Run
+from unbackdoor._purification.selection import difference
+from unbackdoor._registry.entries import to_json
+from unbackdoor._registry.purifiers import REGISTRY
+from unbackdoor.purifiers._shortcuts import Shortcut
+
+GONE = 0.1  # of the held-out examples: what a shortcut may move more than a random trigger of its size does
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """A method that was tried, and its result.
+
+    Args:
+        method: on its own copy of the suspect.
+        model: the result; None if the method refused.
+        problem: why it refused.
+        lost: share of the held-out examples, by accuracy.
+        left: for each shortcut with a trigger, how many held-out examples it and a random trigger move.
+        seconds: of the method.
+        warnings: of the method.
+    """
+
+    method: Method
+    model: nn.Module | None
+    problem: str = ""
+    warnings: tuple[str, ...] = ()
+    lost: float = 1.0
+    left: tuple[tuple[Shortcut, ExactShare, ExactShare], ...] = ()
+    seconds: float = 0.0
+
+    @classmethod
+    def of(
+        cls, method: Method, suspect: nn.Module, tuned: Dataset, held: Dataset, shortcuts: list[Shortcut], run: Run
+    ) -> "Trial":
+        """Run a method on a copy, and judge the result on held-out examples.
+
+        Args:
+            method: to try.
+            suspect: unchanged.
+            tuned: the examples for the method.
+            held: others.
+            shortcuts: of the suspect.
+            run: of the purification.
+        """
+        start, warned = time.perf_counter(), len(run.warnings)
+        try:
+            model = applied(method, copy.deepcopy(suspect), tuned, run)
+        except UnbackdoorError as problem:
+            return cls(method=method, model=None, problem=str(problem), seconds=time.perf_counter() - start)
+        seconds = time.perf_counter() - start
+        warnings = tuple(run.warnings[warned:])
+        del run.warnings[warned:]  # they are the result's, if it is kept
+        before, after = (run.task.hits(each, held, run.arithmetic) for each in (suspect, model))
+        held_out = HeldOut.of(model, held, run.arithmetic)
+        moving = [(shortcut, shortcut.moving(held_out)) for shortcut in shortcuts]
+        return cls(
+            method=method,
+            model=model,
+            lost=difference(before, after).lost,
+            left=tuple((shortcut, *shares) for shortcut, shares in moving if shares is not None),
+            seconds=seconds,
+            warnings=warnings,
+        )
+
+    @property
+    def most_left(self) -> float:
+        """The largest share that a shortcut moves more than a random trigger does; 0 if there is none."""
+        return max([0.0, *(moved.value - random.value for _, moved, random in self.left)])
+
+    def within(self, allowed: float, count: int) -> bool:
+        """Returns whether the loss of accuracy, in whole examples of `count`, is at most a share."""
+        return self.model is not None and round(self.lost * count) <= allowed * count + 1e-9
+
+    def sentence(self, count: int) -> str:
+        """Returns its numbers in words; `count` held-out examples are their base."""
+        if self.model is None:
+            return f"refused ({self.problem})"
+        left = f", and a shortcut moves {self.most_left:.0%} more than a random trigger does" if self.left else ""
+        return f"loses {100 * self.lost:.1f} points of accuracy on {count} held-out examples{left}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the entries of the record."""
+        left = [
+            {"detector": shortcut.detector, "moved": moved.to_json(), "random": random.to_json()}
+            for shortcut, moved, random in self.left
+        ]
+        return {
+            "method": {**to_json(self.method, REGISTRY), "repr": repr(self.method)},
+            "refused": self.problem or None,
+            "lost": None if self.model is None else self.lost,
+            "shortcuts_left": left,
+            "seconds": round(self.seconds, 3),
+            "warnings": list(self.warnings),
+        }
