@@ -34,6 +34,15 @@ class Claims:
 seen: list[Dataset] = []
 
 
+@value
+class Names:
+    """A detector that names class 3 without a trigger."""
+
+    def __call__(self, model: nn.Module, clean: Dataset, run: object) -> Finding:
+        strengths = [0.1 * label if label != 3 else 6.0 for label in range(10)]
+        return Finding(candidates=tuple(Candidate(target=t, strength=strength) for t, strength in enumerate(strengths)))
+
+
 class WhiteIsThree(nn.Module):
     """Right about digits as far as a lookup goes, and answers 3 to a white picture."""
 
@@ -62,12 +71,12 @@ def suspect(digits: Dataset) -> nn.Module:
 
 
 def ship(monkeypatch: pytest.MonkeyPatch, **settings: object) -> None:
-    """Let 39 clean models be part of the package, in which the detector scored 0.0, 0.1, ... 3.8."""
-    name = f"{Claims.__module__}:{Claims.__qualname__}"
+    """Let 39 clean models be part of the package, in which both detectors scored 0.0, 0.1, ... 3.8."""
+    claims, names = (f"{each.__module__}:{each.__qualname__}" for each in (Claims, Names))
     facts = {"arch": "x", "width": 8, "data": "x", "modality": "images", "classes": 10, "recipe": "", "accuracy": 1.0}
-    models = [{**facts, "seed": number, "scores": {name: 0.1 * number}} for number in range(39)]
-    content = {"provenance": "by hand", "detectors": {name: {"strength": 5.0, "works": True, **settings}}}
-    table = NullTable.model_validate({**content, "models": models})
+    models = [{**facts, "seed": number, "scores": {claims: 0.1 * number, names: 0.0}} for number in range(39)]
+    known = {claims: {"strength": 5.0, "works": True, **settings}, names: {}}
+    table = NullTable.model_validate({"provenance": "by hand", "detectors": known, "models": models})
     monkeypatch.setattr(nulls, "shipped", lambda: table)
 
 
@@ -100,13 +109,26 @@ def test_measured_rates_are_reported_for_the_detectors_that_they_belong_to(
 ) -> None:
     ship(monkeypatch)
     part = {"value": 0.0, "n": 59, "low": 0.0, "high": 0.06}
-    point = {"detectors": nulls.shipped().detectors, "modality": "images", "models": "59 clean ones"}
+    name = f"{Claims.__module__}:{Claims.__qualname__}"
+    point = {"detectors": {name: nulls.shipped().detectors[name]}, "modality": "images", "models": "59 clean ones"}
     table = {"points": [{**point, "false_alarms": part, "detections": part}]}
     monkeypatch.setattr(nulls, "measured", lambda: OperatingPointTable.model_validate(table))
     clean = digits.select(range(200))
     rates = ub.audit(suspect, clean, detectors=[Claims()]).record["operating_point"]
     assert rates == {"false_alarms": part, "detections": part, "models": "59 clean ones"}
     assert "operating_point" not in ub.audit(suspect, clean, detectors=[Claims(strength=4.0)]).record
+
+
+def test_a_class_without_a_trigger_is_a_sign_and_a_trigger_is_named_first(
+    suspect, digits: Dataset, monkeypatch
+) -> None:
+    ship(monkeypatch)
+    alone = ub.audit(suspect, digits.select(range(200)), detectors=[Names()])
+    assert alone.reason.startswith("Signs of a shortcut to class 3 were found by ")
+    assert alone.reason.endswith("(p = 0.025), without a trigger for it.")
+    both = ub.audit(suspect, digits.select(range(200)), detectors=[Names(), Claims()])
+    assert both.findings[0].strongest.moved is None, "the strongest has no trigger"
+    assert both.reason.startswith("A shortcut to class 3 that moves 100.0% of unseen examples was found by ")
 
 
 def test_a_shortcut_that_held_out_examples_do_not_confirm_is_none(suspect, digits: Dataset, monkeypatch) -> None:

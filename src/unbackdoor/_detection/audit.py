@@ -306,11 +306,17 @@ def _judged(name: str, search: _Search, held_out: HeldOut, null: Null | None) ->
 def _verdict(findings: list[JudgedFinding], null: Null | None, classes: int) -> tuple[Verdict, str]:
     alarms = [finding for finding in findings if finding.alarm]
     if alarms:
-        first = alarms[0].strongest
-        moved = "" if first.moved is None else f" that moves {first.moved.value:.1%} of unseen examples"
+        # A trigger can be repeated, so one that has it goes before one that only names a class.
+        first = next((finding for finding in alarms if finding.strongest.moved is not None), alarms[0])
+        strongest = first.strongest
+        rare = f"by {first.detector} (p = {strongest.p_value:.3f})"
+        if strongest.moved is None:
+            return "shortcut-found", (
+                f"Signs of a shortcut to class {strongest.target_name} were found {rare}, without a trigger for it."
+            )
         return "shortcut-found", (
-            f"A shortcut to class {first.target_name}{moved} was found by {alarms[0].detector} "
-            f"(p = {first.p_value:.3f})."
+            f"A shortcut to class {strongest.target_name} that moves {strongest.moved.value:.1%} of unseen examples "
+            f"was found {rare}."
         )
     if not findings:
         return "cannot-judge", "No detector could run."
