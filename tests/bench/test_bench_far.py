@@ -191,6 +191,31 @@ print(json.dumps({identity(spec): {key: result.get(key) for key in keys} for spe
 """
 
 
+STALE = """
+import sys
+import s3fs
+from unbackdoor._bench.places import Remote
+ours = Remote(sys.argv[1])
+s3fs.S3FileSystem.clear_instance_cache()  # or the two would share one client
+theirs = Remote(sys.argv[1])
+ours.write("victims/first.tar", "1")
+assert ours.names("victims") == {"first"}
+theirs.write("victims/second.tar", "2")
+print(ours.read("victims/second.tar"), ours.read_all(["victims/second.tar"]).__next__())
+theirs.remove("victims/first.tar")
+print(ours.read("victims/first.tar"), sorted(ours.names("victims")))
+ours.remove("victims/second.tar")
+print(sorted(theirs.names("victims")))
+"""
+
+
+def test_what_another_process_wrote_after_a_listing_is_seen(place: Path, bucket: str) -> None:
+    read = subprocess.run(
+        [sys.executable, "-c", STALE, bucket], env=environment(place), capture_output=True, text=True, check=True
+    )
+    assert read.stdout.splitlines() == ["b'2' b'2'", "None ['second']", "[]"]
+
+
 def test_a_store_in_an_object_store(place: Path, tmp_path: Path, bucket: str) -> None:
     def bench(out: object, *more: str) -> str:
         made = run("bench", place / "near.toml", "--out", out, *more, cwd=tmp_path)

@@ -150,7 +150,8 @@ class Remote:
         try:
             from fsspec.core import url_to_fs
 
-            self.files, self.root = url_to_fs(address)
+            # s3fs answers a read from its listing, which misses the files that other processes wrote after it.
+            self.files, self.root = url_to_fs(address, use_listings_cache=False)
         except (ImportError, ValueError) as problem:
             raise UnbackdoorError(
                 f"{address} cannot be opened ({problem}). Install unbackdoor[store], or choose another `out`."
@@ -174,7 +175,7 @@ class Remote:
     def names(self, kind: str) -> set[str]:
         """The names of all files of a kind, without their endings."""
         try:
-            found = self.files.ls(f"{self.root}/{kind}", detail=False, refresh=True)
+            found = self.files.ls(f"{self.root}/{kind}", detail=False)
         except FileNotFoundError:
             return set()
         return {str(name).rpartition("/")[2].partition(".")[0] for name in found} - {""}
