@@ -6,7 +6,8 @@ Reads the audits of a store that `grids/zoo-clean.toml` and `grids/zoo-attacks.t
 
 - `src/unbackdoor/_detection/nulls.json`: the scores of the clean models of part `a`;
 - `src/unbackdoor/_detection/operating_point.json`: the rates of alarms on all others;
-- `docs/results/tables/audit.md`: the same as tables.
+- `docs/results/tables/audit.md`: the same as tables;
+- `docs/assets/roc.svg`: ROC curves.
 
 A model whose attack did not implant, or that is more than 3 points less accurate than the clean control of its task
 and seed, is in no figure.
@@ -27,6 +28,7 @@ import torch
 from pydantic import BaseModel
 from scipy.stats import gamma
 
+from roc_picture import curve, picture
 from unbackdoor._artifacts.entries import ProportionEntry
 from unbackdoor._artifacts.null_table import CleanModel, NullTable
 from unbackdoor._artifacts.operating_point import MeasuredPoint, OperatingPointTable
@@ -228,7 +230,7 @@ def margin_p(margins: list[float]) -> float:
 
 
 def results(folder: Path) -> dict[Path, str]:
-    """The three files and their content; what the two of the package say about texts stays."""
+    """The four files and their content; what the two of the package say about texts stays."""
     used = settings()
     models, left_out = sound(read(Store(folder), used))
     chosen = [model for model in models if not model.attack and model.part == "a"]
@@ -250,7 +252,32 @@ def results(folder: Path) -> dict[Path, str]:
         package / "nulls.json": _text(table),
         package / "operating_point.json": _text(OperatingPointTable(points=rates)),
         ROOT / "docs/results/tables/audit.md": page(models, left_out, list(used), null),
+        ROOT / "docs/assets/roc.svg": roc(others, [model for model in models if model.attack], list(used), null),
     }
+
+
+def roc(clean: list[Model], attacked: list[Model], names: list[str], null: Null) -> str:
+    """The picture of the ROC curves: all detectors together on both groups of attacks, and other rules as dots."""
+    groups = {
+        "audit, held-out kinds": [model for model in attacked if model.attack not in DEVELOPMENT],
+        "audit, development kinds": [model for model in attacked if model.attack in DEVELOPMENT],
+    }
+    good = [model.largest(names) for model in clean]
+    curves = {
+        f"{name} ({len(group)} models)": curve(good, [model.largest(names) for model in group])
+        for name, group in groups.items()
+        if good and group
+    }
+    dots = {
+        f"{name}, all kinds": (_rate(alarm, clean), _rate(alarm, attacked))
+        for name, alarm in rules(names, null).items()
+        if name != AUDIT and clean and attacked
+    }
+    return picture(f"ROC curves of audits of {len(clean)} clean models", curves, dots)
+
+
+def _rate(alarm: Callable[[Model], bool], models: list[Model]) -> float:
+    return sum(map(alarm, models)) / len(models)
 
 
 def null_entry(model: Model, names: Sequence[str]) -> CleanModel:
