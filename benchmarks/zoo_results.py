@@ -269,7 +269,7 @@ def roc(clean: list[Model], attacked: list[Model], names: list[str], null: Null)
         if good and group
     }
     dots = {
-        f"{name}, all kinds": (_rate(alarm, clean), _rate(alarm, attacked))
+        f"{name.replace('`', '')}, all kinds": (_rate(alarm, clean), _rate(alarm, attacked))
         for name, alarm in rules(names, null).items()
         if name != AUDIT and clean and attacked
     }
