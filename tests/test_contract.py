@@ -1,9 +1,10 @@
-"""Every registered method, attack and detector against the shipped contract."""
+"""Every registered method, attack, detector and guard against the shipped contract."""
 
 import copy
 import dataclasses
+import sys
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import pytest
 import torch
@@ -12,13 +13,14 @@ from torch import nn
 import toys
 from conftest import SmallCNN
 from pictures import write_pictures
-from unbackdoor import Dataset, UnbackdoorError, archs, attacks, detectors, purifiers
+from unbackdoor import Dataset, UnbackdoorError, archs, attacks, detectors, guards, purifiers
 from unbackdoor._detection.finding import Candidate, Finding
+from unbackdoor._guarding.guard import Scored
 from unbackdoor._poisoning.trigger import Trigger
 from unbackdoor._registry.entries import Need
 from unbackdoor._value import value
 from unbackdoor.attacks.inverted import Inverted
-from unbackdoor.testing import check_attack, check_detector, check_method, check_value
+from unbackdoor.testing import check_attack, check_detector, check_guard, check_method, check_value
 
 SMALL = {
     **{"epochs": 2, "batch_size": 16, "steps": 4, "reverse_steps": 3, "forget_epochs": 2, "rounds": 1},
@@ -111,14 +113,31 @@ def test_detectors_keep_the_contract_on_text(entry, text_victim: nn.Module, text
     check_detector(quick(entry), text_victim, reviews.select(range(60)), base=text_base)
 
 
-@pytest.mark.parametrize("entry", detectors.REGISTRY, ids=lambda entry: entry.name)
-def test_every_detector_says_what_it_cannot_see(entry) -> None:
+def guards_on(modality: str) -> list:
+    return [entry for entry in guards.REGISTRY if modality in entry.modality]
+
+
+@pytest.mark.parametrize("entry", guards_on("images"), ids=lambda entry: entry.name)
+def test_guards_keep_the_contract_on_images(entry, backdoored: tuple, digits: Dataset) -> None:
+    check_guard(quick(entry), backdoored[0], digits.select(range(1400, 1560)))
+
+
+@pytest.mark.parametrize("entry", guards_on("text"), ids=lambda entry: entry.name)
+def test_guards_keep_the_contract_on_text(entry, text_victim: nn.Module, reviews: Dataset) -> None:
+    reference = toys.bigram() if Need.REFERENCE in entry.needs else None
+    check_guard(quick(entry), text_victim, reviews.select(range(120)), reference=reference)
+
+
+@pytest.mark.parametrize("entry", [*detectors.REGISTRY, *guards.REGISTRY], ids=lambda entry: entry.name)
+def test_every_detector_and_guard_says_what_it_cannot_see(entry) -> None:
     assert entry.blind
     assert "Cannot see: " in entry.resolve().__doc__
 
 
 @pytest.mark.parametrize(
-    "entry", [*purifiers.REGISTRY, *attacks.REGISTRY, *detectors.REGISTRY], ids=lambda entry: entry.name
+    "entry",
+    [*purifiers.REGISTRY, *attacks.REGISTRY, *detectors.REGISTRY, *guards.REGISTRY],
+    ids=lambda entry: entry.name,
 )
 def test_every_class_documents_each_field_and_the_differences_from_the_paper(entry) -> None:
     cls = entry.resolve()
@@ -283,6 +302,82 @@ class TestTheContractOfDetectors:
         entry = detectors.REGISTRY[0]
         with pytest.raises(AssertionError, match="the model is near chance on the examples, so nothing ran"):
             check_detector(quick(entry), small_cnn, digits.select(range(40)))
+
+
+class TestTheContractOfGuards:
+    """Each breach is found, by a guard that keeps all of the contract but for that."""
+
+    @pytest.fixture(autouse=True)
+    def _named(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.patch = monkeypatch
+
+    def breach(self, backdoored: tuple, digits: Dataset, fit=None, score=None) -> str:
+        @value
+        class Brightness:
+            """Rejects bright pictures."""
+
+            measure: ClassVar[str] = "the mean of the pixels"
+            suspicious: ClassVar[str] = "high"
+
+            def __call__(self, model: nn.Module, clean: Dataset, run) -> dict:
+                return {} if fit is None else fit(model, clean) or {}
+
+            def scores(self, model: nn.Module, inputs: Dataset, learnt, run) -> Scored:
+                means = inputs.pixels.double().flatten(1).mean(dim=1)
+                return Scored(means if score is None else score(model, inputs, means))
+
+        self.patch.setattr(sys.modules[__name__], "Brightness", Brightness, raising=False)
+        Brightness.__qualname__ = "Brightness"  # so that it can be found again by its name
+        try:
+            check_guard(Brightness(), backdoored[0], digits.select(range(1400, 1560)))
+        except (AssertionError, UnbackdoorError) as problem:
+            return str(problem)
+        return ""
+
+    def test_one_that_keeps_it(self, backdoored: tuple, digits: Dataset) -> None:
+        assert self.breach(backdoored, digits) == ""
+
+    def test_scores_that_depend_on_the_batch_or_on_labels(self, backdoored: tuple, digits: Dataset) -> None:
+        def shifted(model, inputs, means):
+            return means + torch.arange(len(means))
+
+        def labelled(model, inputs, means):
+            return means + inputs.labels
+
+        assert "the score of an input depends on its batch" in self.breach(backdoored, digits, score=shifted)
+        assert "the score of an input depends on labels" in self.breach(backdoored, digits, score=labelled)
+
+    def test_scores_that_are_not_numbers(self, backdoored: tuple, digits: Dataset) -> None:
+        said = self.breach(backdoored, digits, score=lambda model, inputs, means: means[:1])
+        assert said == "Brightness must give a finite score for each of 40 inputs, got a tensor of shape (1,)."
+
+    def test_a_changed_model_and_what_is_left_behind(self, backdoored: tuple, digits: Dataset) -> None:
+        model = copy.deepcopy(backdoored[0])
+
+        def changed(model, clean):
+            with torch.no_grad():
+                model.classifier.bias += 1
+
+        def hooked(model, clean):
+            model.classifier.register_forward_hook(lambda *_: None)
+
+        def drawn(model, clean):
+            return {"drawn": torch.rand(1, generator=torch.Generator().manual_seed(torch.seed() % 2**32))}
+
+        said = self.breach((model,), digits, fit=changed)
+        assert said == "Brightness must leave the model as it is, but changed its weights."
+        assert self.breach((copy.deepcopy(model),), digits, fit=hooked) == "the guard left hooks behind"
+        assert self.breach((model,), digits, fit=drawn) == "the same seed gave another array (drawn)"
+
+    def test_too_many_false_alarms(self, backdoored: tuple, digits: Dataset) -> None:
+        def seen_are_dull(model, inputs, means):
+            known = {item.numpy().tobytes() for item in held}
+            return torch.tensor([0.0 if item.numpy().tobytes() in known else 1.0 for item in inputs.pixels])
+
+        data = digits.select(range(1400, 1560))
+        held = data.split(len(data) // 2, seed=0)[0].pixels
+        said = self.breach(backdoored, digits, score=seen_are_dull)
+        assert said == "80 of 80 clean examples raise an alarm, where 10 % were asked for"
 
 
 def stripe(**members: object) -> object:

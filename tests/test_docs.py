@@ -15,6 +15,7 @@ from unbackdoor._cli.chosen import spelled_out
 from unbackdoor._cli.parser import parser
 from unbackdoor.attacks import REGISTRY as ATTACKS
 from unbackdoor.detectors import REGISTRY as DETECTORS
+from unbackdoor.guards import REGISTRY as GUARDS
 from unbackdoor.purifiers import REGISTRY as PURIFIERS
 
 ROOT = Path(__file__).parents[1]
@@ -89,10 +90,10 @@ def test_the_api_pages_name_everything_public() -> None:
     )
     classes = [
         f"{kind}.{entry.location.partition(':')[2]}"
-        for kind, all_ in (("purifiers", PURIFIERS), ("attacks", ATTACKS), ("detectors", DETECTORS))
+        for kind, all_ in (("purifiers", PURIFIERS), ("attacks", ATTACKS), ("detectors", DETECTORS), ("guards", GUARDS))
         for entry in all_
     ]
-    packages = ("archs", "attacks", "detectors", "purifiers", "testing")
+    packages = ("archs", "attacks", "detectors", "guards", "purifiers", "testing")
     names = [name for name in unbackdoor.__all__ if name not in packages]
     assert {f"unbackdoor.{name}" for name in [*names, *classes]} <= set(shown)
     assert len(shown) == len(set(shown))

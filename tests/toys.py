@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from unbackdoor import Dataset, VictimRecipe, plant
 from unbackdoor._data.texts import TextEncoder, Texts
 from unbackdoor._models.arithmetic import Arithmetic, choose
+from unbackdoor._models.perplexity import Perplexity
 from unbackdoor._purification.run import Run
 from unbackdoor._victims.plant import Victim
 
@@ -164,6 +165,29 @@ def planted(data: Dataset, test: Dataset, attack, **settings) -> Victim:
     names = {field.name for field in dataclasses.fields(VictimRecipe)}
     recipe = VictimRecipe(**{name: settings.pop(name) for name in names & settings.keys()})
     return plant(data, attack, recipe, test=test, **settings)
+
+
+class Bigrams(nn.Module):
+    """A language model whose next token depends on the last one alone.
+
+    Args:
+        table: scores of the next token, (tokens, tokens).
+    """
+
+    def __init__(self, table: Tensor) -> None:
+        super().__init__()
+        self.table = nn.Embedding.from_pretrained(table)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> SimpleNamespace:
+        return SimpleNamespace(logits=self.table(input_ids))
+
+
+def bigram(never: tuple[str, ...] = ("cf", "mn", "bb", "tq")) -> Perplexity:
+    """A language model of the toy words: each is as likely as any other, and some hardly ever come."""
+    made = tokenizer()
+    table = torch.zeros(len(made), len(made))
+    table[:, [made.get_vocab()[word] for word in never]] = -30.0
+    return Perplexity(Bigrams(table).eval(), made)
 
 
 class Counting(nn.Module):

@@ -3,6 +3,7 @@
 from . import archs as archs
 from . import attacks as attacks
 from . import detectors as detectors
+from . import guards as guards
 from . import purifiers as purifiers
 from . import testing as testing
 from ._data.dataset import Dataset as Dataset
@@ -11,6 +12,10 @@ from ._detection.audit import audit as audit
 from ._detection.result import Audit as Audit
 from ._errors import UnbackdoorError as UnbackdoorError
 from ._evaluation.evaluate import evaluate as evaluate
+from ._guarding.fit import fit_guard as fit_guard
+from ._guarding.fit import load_guard as load_guard
+from ._guarding.fitted import FittedGuard as FittedGuard
+from ._guarding.measuring import evaluate_guard as evaluate_guard
 from ._mixing.stream import purify_stream as purify_stream
 from ._models.loading import load as load
 from ._models.saving import save as save

@@ -1,4 +1,4 @@
-"""The contract of methods, attacks and detectors, as checks that any of them must pass, a user's own included.
+"""The contract of methods, attacks, detectors and guards, as checks that any of them must pass, a user's own included.
 
     from unbackdoor.testing import check_method
 
@@ -14,6 +14,8 @@ import difflib
 import inspect
 import json
 import math
+import tempfile
+from pathlib import Path
 from typing import Any, get_type_hints
 
 import numpy as np
@@ -25,6 +27,11 @@ from unbackdoor._data.dataset import Dataset
 from unbackdoor._detection.audit import audit
 from unbackdoor._detection.finding import Candidate, Detector, Finding
 from unbackdoor._errors import UnbackdoorError
+from unbackdoor._guarding.deciding import Decision
+from unbackdoor._guarding.fit import fit_guard, load_guard
+from unbackdoor._guarding.fitted import FittedGuard
+from unbackdoor._guarding.guard import Guard
+from unbackdoor._models.perplexity import Perplexity
 from unbackdoor._poisoning.abilities import (
     ABILITIES,
     Covers,
@@ -150,6 +157,71 @@ def check_detector(detector: Detector, model: nn.Module, clean: Dataset, *, base
         for trigger, repeated in ((candidate.trigger, other.trigger), (candidate.control, other.control)):
             if trigger is not None and repeated is not None:
                 _assert_same(trigger.arrays, repeated.arrays, "the same seed gave another trigger")
+
+
+def check_guard(guard: Guard, model: nn.Module, clean: Dataset, *, reference: Perplexity | None = None) -> None:
+    """Check that a guard keeps the contract: it changes nothing, and scores each input by itself, repeatably.
+
+    It is fitted to one half of the examples at 10 % false alarms, and tried on the other half. How many of these raise
+    an alarm follows a beta-binomial distribution; a number that has a probability of less than 1 in 10,000 there
+    breaks the contract.
+
+    Args:
+        guard: with settings small enough to fit twice.
+        model: a small suspect; images or text.
+        clean: labelled examples for it, at least 60.
+        reference: a language model, for guards that need one.
+    """
+    check_value(guard)
+    before, states = _state(model), _random_states()
+    modes = [module.training for module in model.modules()]
+    trained = [parameter.requires_grad for parameter in model.parameters()]
+    known, fresh = clean.split(len(clean) // 2, seed=0)
+    settings: dict[str, Any] = {"false_alarms": 0.1, "reference": reference, "seed": 1}
+    first, again = (fit_guard(model, known, guard, device="cpu", precision="fp32", **settings) for _ in range(2))
+    decisions = _decided(first, model, fresh)
+    assert _random_states() == states, "the guard moved the global random state of numpy or torch"
+    _assert_same(before, _state(model), "the guard changed the model that it was given")
+    assert modes == [module.training for module in model.modules()], "the given model changed mode"
+    assert trained == [parameter.requires_grad for parameter in model.parameters()], "requires_grad was changed"
+    assert not any(_hooks(module) for module in model.modules()), "the guard left hooks behind"
+    assert first.threshold == again.threshold, "the same seed gave another threshold"
+    assert first.learnt.keys() == again.learnt.keys(), "the same seed gave other arrays"
+    _assert_same(first.learnt, again.learnt, "the same seed gave another array")
+    assert _decided(again, model, fresh) == decisions, "the same seed gave another decision"
+    order = torch.randperm(len(fresh), generator=torch.Generator().manual_seed(0))
+    _assert_close(_decided(first, model, fresh.select(order)), [decisions[row] for row in order.tolist()], "its batch")
+    alone = [_decided(first, model, fresh.select([row]))[0] for row in range(3)]
+    _assert_close(alone, decisions[:3], "its batch")
+    blind = dataclasses.replace(fresh, labels=torch.full((len(fresh),), -1))
+    _assert_close(_decided(first, model, blind), decisions, "labels")
+    with tempfile.TemporaryDirectory() as folder:
+        first.save(Path(folder) / "guard")
+        loaded = load_guard(Path(folder) / "guard", clean.encode, reference=reference)
+    assert _decided(loaded, model, fresh) == decisions, "the guard decides otherwise after it was saved and loaded"
+    _check_false_alarms(sum(decision.action != "pass" for decision in decisions), len(fresh), len(known))
+
+
+def _decided(fitted: FittedGuard, model: nn.Module, inputs: Dataset) -> list[Decision]:
+    return fitted.decide(model, inputs, device="cpu", precision="fp32")
+
+
+def _assert_close(decisions: list[Decision], expected: list[Decision], what: str) -> None:
+    for decision, other in zip(decisions, expected, strict=True):
+        assert decision.score is not None
+        assert other.score is not None
+        close = math.isclose(decision.score, other.score, rel_tol=1e-3, abs_tol=1e-5)
+        assert close, f"the score of an input depends on {what}: {decision.score} is not {other.score}"
+
+
+def _check_false_alarms(count: int, fresh: int, known: int) -> None:
+    """Check the number of fresh examples with an alarm; their rank among those of the threshold is uniform."""
+    from scipy.stats import betabinom
+
+    held_out = known - known // 2
+    rank = math.floor(0.1 * (held_out + 1) + 1e-9)
+    likely = float(betabinom.sf(count - 1, fresh, rank, held_out + 1 - rank))
+    assert likely > 1e-4, f"{count} of {fresh} clean examples raise an alarm, where 10 % were asked for"
 
 
 class _Watched:

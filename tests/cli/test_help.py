@@ -76,6 +76,21 @@ def panels(text: str) -> dict[str, list[str]]:
             ["--data", "--out", "--base"],
         ),
         (
+            ("guard", "fit", "strip"),
+            ["Arguments", "Required", "Options of strip", "Data", "Model", "Output", "Hardware"],
+            ["--clean", "--out"],
+        ),
+        (
+            ("guard", "run"),
+            ["Arguments", "Required", "Data", "Model", "Output", "Hardware"],
+            ["--model", "--data", "--out"],
+        ),
+        (
+            ("guard", "evaluate"),
+            ["Arguments", "Required", "Data", "Model", "Output", "Hardware"],
+            ["--model", "--data"],
+        ),
+        (
             ("audit",),
             ["Arguments", "Data", "Model", "Tests", "Output", "Hardware"],
             None,

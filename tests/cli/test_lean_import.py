@@ -40,6 +40,8 @@ def test_importing_the_package_loads_no_heavy_library() -> None:
         (["list", "attacks"], "badnets"),
         (["list", "archs"], "resnet18"),
         (["list", "detectors"], "cannot see"),
+        (["list", "guards"], "strip"),
+        (["guard", "fit", "--help"], "strip"),
         (["audit", "--help"], "--fail-on-finding"),
     ],
 )

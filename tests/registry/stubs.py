@@ -1,4 +1,4 @@
-"""Writes the stubs and the API pages of `purifiers`, `attacks` and `detectors` from the tables of facts.
+"""Writes the stubs and the API pages of `purifiers`, `attacks`, `detectors` and `guards` from the tables of facts.
 
 python tests/registry/stubs.py
 """
@@ -6,15 +6,21 @@ python tests/registry/stubs.py
 from collections.abc import Iterator
 from pathlib import Path
 
-from unbackdoor._registry import attacks, detectors, purifiers
+from unbackdoor._registry import attacks, detectors, guards, purifiers
 
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src/unbackdoor"
-TABLES = {"purifiers": purifiers.REGISTRY, "attacks": attacks.REGISTRY, "detectors": detectors.REGISTRY}
+TABLES = {
+    "purifiers": purifiers.REGISTRY,
+    "attacks": attacks.REGISTRY,
+    "detectors": detectors.REGISTRY,
+    "guards": guards.REGISTRY,
+}
 COMBINERS = {
     "purifiers": ("unbackdoor.purifiers.then:Then",),
     "attacks": (),
     "detectors": (),
+    "guards": (),
 }  # have no name on the command line
 
 

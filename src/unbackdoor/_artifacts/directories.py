@@ -13,7 +13,7 @@ from unbackdoor._errors import IncompleteError, UnbackdoorError, few
 from unbackdoor._inputs import is_unicode, read_json, unusable
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_RECORDS = ("record.json", "stress.json", "audit.json")
+_RECORDS = ("record.json", "stress.json", "audit.json", "guard.json")
 
 Content = dict[str, tuple[int, ...]]
 
@@ -22,7 +22,7 @@ def check_free(out: Path, *, overwrite: bool, inputs: tuple[Path, ...] = ()) -> 
     """Refuse an output directory that exists or cannot be made, before any work is done.
 
     With `overwrite` it may exist, if it is empty or if this program wrote all of its files (as its `record.json`,
-    `stress.json` or `audit.json` lists them), and if it neither is nor contains one of the inputs.
+    `stress.json`, `audit.json` or `guard.json` lists them), and if it neither is nor contains one of the inputs.
 
     Returns:
         The present content of the directory, which `directory` may replace; None if there is no directory.

@@ -9,6 +9,7 @@ from pydantic import BaseModel
 from unbackdoor._artifacts.attack_record import AttackRecord
 from unbackdoor._artifacts.audit_record import AuditRecord
 from unbackdoor._artifacts.cell import Cell, Mark, Rows
+from unbackdoor._artifacts.guard_record import GuardRecord
 from unbackdoor._artifacts.record import DemoRecord, PurificationRecord, VictimRecord
 from unbackdoor._artifacts.stress_record import StressRecord
 
@@ -19,6 +20,7 @@ SCHEMAS: dict[str, type[BaseModel]] = {
     "attack": AttackRecord,
     "stress": StressRecord,
     "audit": AuditRecord,
+    "guard": GuardRecord,
     "store-cell": Cell,
     "store-rows": Rows,
     "store": Mark,

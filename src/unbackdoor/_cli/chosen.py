@@ -1,4 +1,4 @@
-"""`attack NAME`, `purify NAME` and `purify A+B`: functions with the options of the chosen classes."""
+"""`attack NAME`, `purify NAME`, `purify A+B` and `guard fit NAME`: functions with the options of the chosen classes."""
 
 import dataclasses
 import inspect
@@ -7,7 +7,7 @@ from typing import Annotated, Any, TypeVar
 
 from cyclopts import Parameter
 
-from unbackdoor._cli.options import AttackOptions, PurifyOptions, asking, of
+from unbackdoor._cli.options import AttackOptions, GuardFitOptions, PurifyOptions, asking, of
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._registry.entries import Entry, Need
 from unbackdoor._registry.purifiers import REGISTRY as PURIFIERS
@@ -52,6 +52,25 @@ def single(verb: str, entry: Entry, typed: str) -> Callable[..., None]:
         "return": None,
     }
     return attack
+
+
+def fitting(entry: Entry, typed: str) -> Callable[..., None]:
+    """The function behind `guard fit NAME`, with the options of that class; `typed` is for the record."""
+    cls = entry.resolve()
+
+    def fit(model: str, /, *, options: Any, guard: Any = None) -> None:
+        from unbackdoor._cli.commands.guard import fit as work
+
+        work(model, guard if guard is not None else cls(), options, command=typed)
+
+    fit.__doc__ = _help(cls, _MODEL)
+    fit.__annotations__ = {
+        "model": str,
+        "options": Annotated[_asking(GuardFitOptions, [entry]), Parameter(name="*")],
+        "guard": Annotated[cls, Parameter(name="*", group=of(entry.name))],
+        "return": None,
+    }
+    return fit
 
 
 def composition(steps: list[Entry], typed: str) -> Callable[..., None]:
@@ -114,6 +133,7 @@ def spelled_out(given: list[str]) -> list[str]:
 
 
 _OPTIONS = {Need.CLEAN: "clean", Need.TOKENIZER: "clean", Need.BASE: "base", Need.PROXY: "proxy"}
+_OPTIONS |= {Need.REFERENCE: "reference"}
 
 
 def _asking(options: type[T], entries: list[Entry]) -> type[T]:

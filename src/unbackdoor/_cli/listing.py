@@ -8,9 +8,10 @@ from unbackdoor._registry.archs import REGISTRY as ARCHS
 from unbackdoor._registry.attacks import REGISTRY as ATTACKS
 from unbackdoor._registry.detectors import REGISTRY as DETECTORS
 from unbackdoor._registry.entries import Entry, Modality, Need
+from unbackdoor._registry.guards import REGISTRY as GUARDS
 from unbackdoor._registry.purifiers import REGISTRY as PURIFIERS
 
-Kind = Literal["methods", "attacks", "archs", "detectors"]
+Kind = Literal["methods", "attacks", "archs", "detectors", "guards"]
 
 NONE = Entry(
     "none", "unbackdoor._cli.commands.attack:NoAttack", "no attack: a clean model by the same recipe, the control"
@@ -21,6 +22,7 @@ KINDS: dict[Kind, tuple[Entry, ...]] = {
     "attacks": (*ATTACKS, NONE),
     "archs": ARCHS,
     "detectors": DETECTORS,
+    "guards": GUARDS,
 }
 
 

@@ -214,6 +214,71 @@ class AuditOptions(ModelOptions):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class GuardFitOptions(ModelOptions):
+    """Options of `guard fit`.
+
+    Args:
+        clean: labelled examples without trigger; half of them fit the guard, the other half sets its threshold.
+        out: directory for guard.json and guard.safetensors; it must not exist.
+        false_alarms: share of clean inputs that may raise an alarm.
+        reference: a causal language model that rates texts, for guards that need it.
+        head: name of the last linear layer, if running the model does not find it.
+        seed: fixes all random draws.
+        overwrite: replace a directory that unbackdoor wrote.
+    """
+
+    clean: Annotated[str, REQUIRED]
+    out: Annotated[str, REQUIRED]
+    false_alarms: Annotated[float, DATA] = 0.01
+    reference: Annotated[str | None, MODEL] = None
+    head: Annotated[str | None, MODEL] = None
+    overwrite: Annotated[bool, OUTPUT] = False
+    seed: Annotated[int, OUTPUT] = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GuardRunOptions(ModelOptions):
+    """Options of `guard run`.
+
+    Args:
+        model: the model that the guard was fitted to.
+        data: inputs to decide about; their labels are not read, and texts may be empty.
+        out: file to write, a line of JSON for each input.
+        reference: the causal language model that the guard was fitted with, if it needs one.
+        overwrite: replace the file.
+    """
+
+    model: Annotated[str, REQUIRED]
+    data: Annotated[str, REQUIRED]
+    out: Annotated[str, REQUIRED]
+    reference: Annotated[str | None, MODEL] = None
+    overwrite: Annotated[bool, OUTPUT] = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GuardEvaluateOptions(ModelOptions):
+    """Options of `guard evaluate`.
+
+    Args:
+        model: the model that the guard was fitted to.
+        data: clean labelled test examples; those that the guard was fitted on are left out.
+        attack: attack.json whose trigger is put on them.
+        triggered: examples that already carry a trigger, with their true labels.
+        target: the class that the attacker wants, with --triggered.
+        reference: the causal language model that the guard was fitted with, if it needs one.
+        json: print one JSON object.
+    """
+
+    model: Annotated[str, REQUIRED]
+    data: Annotated[str, REQUIRED]
+    attack: Annotated[str | None, DATA] = None
+    triggered: Annotated[str | None, DATA] = None
+    target: Annotated[int | None, DATA] = None
+    reference: Annotated[str | None, MODEL] = None
+    json: Annotated[bool, OUTPUT] = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class StressOptions(ModelOptions):
     """Options of `stress`.
 

@@ -5,11 +5,12 @@ from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
 
-from unbackdoor._cli.chosen import composition, single
+from unbackdoor._cli.chosen import composition, fitting, single
 from unbackdoor._cli.listing import KINDS, Kind, show
-from unbackdoor._cli.options import AuditOptions, EvaluateOptions, StressOptions
+from unbackdoor._cli.options import AuditOptions, EvaluateOptions, GuardEvaluateOptions, GuardRunOptions, StressOptions
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._registry.entries import find
+from unbackdoor._registry.guards import REGISTRY as GUARDS
 from unbackdoor._registry.purifiers import REGISTRY as PURIFIERS
 
 _AUDIT = AuditOptions()  # none of its options is required
@@ -47,11 +48,55 @@ def parser(given: list[str], typed: str) -> App:
         app.command(sub)
     app.command(_audit_of(typed), name="audit")
     app.command(_evaluate, name="evaluate")
+    app.command(_guard(words, typed))
     app.command(_stress, name="stress")
     app.command(_bench, name="bench")
     app.command(_report, name="report")
     app.command(_list, name="list")
     return app
+
+
+def _guard(words: list[str], typed: str) -> App:
+    """The `guard` command: `fit` with the options of the chosen guard, `run` and `evaluate`."""
+    app = App(
+        name="guard", help="Fit a guard to a model: it decides about single inputs, and leaves the model as it is."
+    )
+    fit = App(
+        name="fit",
+        help="Fit a guard, and set its threshold. Each guard has its own options: unbackdoor guard fit NAME --help.",
+    )
+    for entry in GUARDS:
+        fit.command(_stub, name=entry.name, help=entry.summary[0].upper() + entry.summary[1:] + ".")
+    chosen = words[2] if words[:2] == ["guard", "fit"] and len(words) > 2 else ""
+    if chosen:
+        entry = find(chosen, GUARDS, "guard", "guards")
+        if chosen in fit:
+            del fit[chosen]
+        fit.command(fitting(entry, typed), name=chosen)
+    app.command(fit)
+    app.command(_guard_run, name="run")
+    app.command(_guard_evaluate, name="evaluate")
+    return app
+
+
+def _guard_run(guard: str, /, *, options: Annotated[GuardRunOptions, Parameter(name="*")]) -> None:
+    """Decide about inputs: pass, reject, or clean (changed by the guard).
+
+    GUARD is a directory that guard fit wrote; another model, tokenizer or processor than the fitted one is refused.
+    """
+    from unbackdoor._cli.commands.guard import run
+
+    run(guard, options)
+
+
+def _guard_evaluate(guard: str, /, *, options: Annotated[GuardEvaluateOptions, Parameter(name="*")]) -> None:
+    """Score a guard: false alarms on fresh clean examples, missed attacks, and what an input costs.
+
+    GUARD is a directory that guard fit wrote; another model, tokenizer or processor than the fitted one is refused.
+    """
+    from unbackdoor._cli.commands.guard import evaluate
+
+    evaluate(guard, options)
 
 
 def _version() -> str:
@@ -195,9 +240,9 @@ def _demo(
 
 
 def _list(what: Kind | None = None, /) -> None:
-    """List methods, attacks, archs or detectors with their facts; without an argument, the names of all.
+    """List methods, attacks, archs, detectors or guards with their facts; without an argument, the names of all.
 
     Args:
-        what: methods, attacks, archs or detectors.
+        what: methods, attacks, archs, detectors or guards.
     """
     show(what)

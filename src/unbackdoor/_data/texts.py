@@ -163,6 +163,7 @@ class TextEncoder:
         tokenizer: a tokenizer of transformers with a padding token.
         max_length: number of tokens that the model reads of a text or a pair, at least 4; the rest is cut off.
         columns: `text`, or `text_a` and `text_b`, if the model's record names them; None for those that the data has.
+        blank: read empty texts as well, which a guard decides about; else they are refused.
 
     Raises:
         UnbackdoorError: max_length is below 4, or more than the tokenizer allows.
@@ -171,6 +172,7 @@ class TextEncoder:
     tokenizer: Any
     max_length: int
     columns: tuple[str, ...] | None = None
+    blank: bool = False
 
     modality: ClassVar[Literal["text"]] = "text"
     column_names: ClassVar[tuple[str, ...]] = ("text", "text_a", "text_b")
@@ -258,7 +260,7 @@ class TextEncoder:
         """
         for name, column in cells.items():
             for row, text in enumerate(column):
-                if not isinstance(text, str) or not text.strip():
+                if not isinstance(text, str) or not (text.strip() or self.blank):
                     problem = "an empty text" if isinstance(text, str) else f"{type(text).__name__} instead of a text"
                     problem = "no text" if text is None else problem
                 elif len(text) > _LONGEST:
@@ -271,7 +273,8 @@ class TextEncoder:
                     f"{where} has {problem} in row {row} of {printable(name)}. Repair or remove that row."
                 )
         texts = self.prepared(Texts(tuple(zip(*cells.values(), strict=True)), tuple(cells)))
-        self._check_tokens(texts, where)
+        if not self.blank:
+            self._check_tokens(texts, where)
         if texts.cut.any():
             logger.info(
                 "%s: %s texts are cut to %d tokens, the most that the model reads (`max_length`).",

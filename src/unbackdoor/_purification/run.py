@@ -13,6 +13,7 @@ from unbackdoor._data.dataset import Dataset
 from unbackdoor._errors import SENTENCE, UnbackdoorError, printable
 from unbackdoor._models import calling
 from unbackdoor._models.arithmetic import Arithmetic
+from unbackdoor._models.perplexity import Perplexity
 from unbackdoor._models.perturbation import perturbed_logits
 from unbackdoor._progress import Progress, silent
 from unbackdoor._tasks.classification import CLASSIFICATION
@@ -37,6 +38,7 @@ class Run:
         progress: shows the state of the work.
         base: the pre-trained model that the suspect came from, for methods that need it.
         proxy: another model for the same task, for methods that need it.
+        reference: a language model that rates texts, for guards that need it.
         unlabelled: examples that the user has besides the clean ones, without labels (each is -1); some may carry a
             trigger.
         examples_seen: counted by `tune`.
@@ -57,6 +59,7 @@ class Run:
     progress: Progress = silent
     base: nn.Module | None = None
     proxy: nn.Module | None = None
+    reference: Perplexity | None = None
     unlabelled: Dataset | None = None
     examples_seen: int = 0
     held_out: int = 0

@@ -20,6 +20,7 @@ class Need(StrEnum):
     BASE = "a pre-trained base"
     PROXY = "a proxy for the same task"
     TOKENIZER = "the tokenizer of the clean data"
+    REFERENCE = "a causal language model (reference)"
     SURROGATE = "a clean model (trained first if none is given)"
     COPIES = "a triggered copy of the data"
     BATCH_NORM = "BatchNorm"
@@ -47,7 +48,7 @@ class Entry(NamedTuple):
         modality: the kinds of data that it serves.
         recommended: the kinds of data for which it is one of the first to try, see docs/choosing.md.
         damage: of a method: what most likely cost a model its accuracy, and what to try; the rest of a sentence.
-        blind: of a detector: the triggers that it cannot see.
+        blind: of a detector or a guard: the triggers that it cannot see.
         on_request: of a detector: whether it runs only if it is named, since no clean models were measured with it.
     """
 

@@ -5,7 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from unbackdoor._artifacts import directories
-from unbackdoor._cli.options import AttackOptions, AuditOptions, ModelOptions, PurifyOptions, StressOptions
+from unbackdoor._cli.options import (
+    AttackOptions,
+    AuditOptions,
+    GuardFitOptions,
+    ModelOptions,
+    PurifyOptions,
+    StressOptions,
+)
 from unbackdoor._data.dataset import Augment, Dataset
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._models import loading
@@ -15,7 +22,9 @@ logger = logging.getLogger("unbackdoor")
 
 
 def free_place(
-    out: str, inputs: tuple[str | None, ...], options: PurifyOptions | AttackOptions | StressOptions | AuditOptions
+    out: str,
+    inputs: tuple[str | None, ...],
+    options: PurifyOptions | AttackOptions | StressOptions | AuditOptions | GuardFitOptions,
 ) -> tuple[Path, directories.Content | None]:
     """Returns the directory to write, and the content that an earlier run left there.
 

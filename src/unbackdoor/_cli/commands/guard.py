@@ -1,0 +1,110 @@
+"""`guard fit`, `guard run` and `guard evaluate`: decisions about single inputs."""
+
+import dataclasses
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from unbackdoor._artifacts import directories
+from unbackdoor._cli.commands.inputs import factory_name, free_place, load_dataset, load_model
+from unbackdoor._cli.options import GuardEvaluateOptions, GuardFitOptions, GuardRunOptions
+from unbackdoor._cli.parameters import as_options, with_options
+from unbackdoor._data.texts import TextEncoder
+from unbackdoor._errors import SENTENCE, UnbackdoorError, printable
+from unbackdoor._guarding.fit import fit_guard, load_guard
+from unbackdoor._guarding.fitted import FittedGuard
+from unbackdoor._guarding.guard import Guard
+from unbackdoor._guarding.identity import check_unchanged
+from unbackdoor._guarding.measuring import evaluate_guard
+from unbackdoor._guarding.threshold import check_rate
+from unbackdoor._models import calling
+from unbackdoor._models.loading import Loaded
+from unbackdoor._progress import bar
+from unbackdoor._value import check_seed
+
+
+def fit(source: str, guard: Guard, options: GuardFitOptions, *, command: str | None = None) -> None:
+    """The `guard fit` command; `command` is what was typed, for the record."""
+    inputs = (source, options.clean, options.reference)
+    out, earlier = free_place(options.out, inputs, options)
+    check_seed(options.seed)
+    check_rate(options.false_alarms)
+    suspect = load_model(source, options)
+    clean = load_dataset(options.clean, suspect.encode, options, calling.class_names(suspect.model))
+    fitted = fit_guard(
+        suspect.model,
+        clean,
+        guard,
+        false_alarms=options.false_alarms,
+        reference=options.reference,
+        seed=options.seed,
+        head=options.head,
+        device=options.device,
+        precision=options.precision,
+        progress=True,
+    )
+    about: dict[str, Any] = {"source": {"model": Path(source).name, "factory": factory_name(options.factory)}}
+    about |= {} if command is None else {"command": command}
+    with directories.directory(out, earlier) as folder:
+        record = fitted.write(folder, **with_options(fitted.record), **about)
+    halves, measure = record["clean"], record["score"]["measure"]
+    side = "below" if record["score"]["suspicious"] == "low" else "above"
+    print(
+        f"An alarm is raised if {measure} is {side} {record['threshold']:.4g}: at most {options.false_alarms:.1%} of "
+        f"clean inputs, by {halves['threshold_on']:,} that the guard was not fitted on."
+    )
+    print(f"Wrote {printable(out, SENTENCE)} after {record['seconds']:.0f} s.")
+
+
+def run(place: str, options: GuardRunOptions) -> None:
+    """The `guard run` command."""
+    if not options.out:  # for Path, this is the current directory
+        raise UnbackdoorError("--out must be the name of a file, got an empty one.")
+    paths = tuple(Path(each) for each in (place, options.model, options.data, options.reference) if each)
+    directories.check_free_file(Path(options.out), "out", overwrite=options.overwrite, inputs=paths)
+    loaded, fitted = _loaded(place, options)
+    model, encode = loaded
+    if isinstance(encode, TextEncoder):
+        encode = dataclasses.replace(encode, blank=True)
+    data = load_dataset(options.data, encode, options, calling.class_names(model), labelled=False)
+    fitted.check(model, data)
+    with fitted.at_work(model, options.device, options.precision, bar) as work:
+        decisions = work.judged(data, answering=False).decisions
+    check_unchanged(fitted.guard, model, fitted.identity.model)
+    lines = "".join(json.dumps(decision.to_json()) + "\n" for decision in decisions)
+    directories.write_file(Path(options.out), lines)
+    counts = Counter(decision.action for decision in decisions)
+    told = ", ".join(f"{counts[action]:,} {action}" for action in ("pass", "reject", "clean"))
+    reference = f" and {fitted.reference.forwards / len(data):.1f} of the reference" if fitted.reference else ""
+    print(
+        f"Wrote {printable(options.out, SENTENCE)}: {told}. {work.forwards.count / len(data):.1f} forward passes"
+        f"{reference} per input."
+    )
+
+
+def evaluate(place: str, options: GuardEvaluateOptions) -> None:
+    """The `guard evaluate` command."""
+    loaded, fitted = _loaded(place, options)
+    model, encode = loaded
+    classes = calling.class_names(model)
+    test = load_dataset(options.data, encode, options, classes)
+    marked = None if options.triggered is None else load_dataset(options.triggered, encode, options, classes)
+    measured = evaluate_guard(
+        fitted,
+        model,
+        test,
+        attack=options.attack,
+        triggered_data=marked,
+        target=options.target,
+        device=options.device,
+        precision=options.precision,
+        progress=True,
+    )
+    print(json.dumps(measured.to_json(), indent=2) if options.json else measured)
+
+
+def _loaded(place: str, options: GuardRunOptions | GuardEvaluateOptions) -> tuple[Loaded, FittedGuard]:
+    """Loads the model that --model names, and the guard with its encoder."""
+    loaded = load_model(options.model, options)
+    return loaded, load_guard(place, loaded.encode, reference=options.reference)

@@ -1,0 +1,1 @@
+"""Guards: what runs them, what they fitted, how well they do."""

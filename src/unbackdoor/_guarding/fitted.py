@@ -1,0 +1,178 @@
+"""A fitted guard: decisions, a model or a pipeline behind it, and its directory."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unbackdoor._artifacts import directories
+from unbackdoor._artifacts.guard_record import write_guard
+from unbackdoor._data.dataset import Dataset, Encoder
+from unbackdoor._errors import UnbackdoorError, printable
+from unbackdoor._guarding.deciding import Decision, Forwards, Judged, counting, judge
+from unbackdoor._guarding.guard import Guard
+from unbackdoor._guarding.identity import Identity, check_same, check_unchanged, encoder_hashes, model_hash
+from unbackdoor._guarding.wrapped import Guarded, check_pipeline, is_pipeline
+from unbackdoor._inversion.search import frozen
+from unbackdoor._models.arithmetic import Precision, choose
+from unbackdoor._models.calling import check_modules
+from unbackdoor._models.perplexity import Perplexity
+from unbackdoor._progress import Progress, bar, silent
+from unbackdoor._purification.run import Run
+
+
+@dataclass(frozen=True, eq=False)
+class FittedGuard:
+    """A guard that was fitted to one model; `fit_guard` and `load_guard` return it.
+
+    Args:
+        guard: of `unbackdoor.guards`, with its settings.
+        learnt: its arrays, on the CPU.
+        threshold: beyond which scores raise an alarm.
+        identity: hashes of what it was fitted to.
+        encode: makes inputs of the model; its tokenizer or processor is the fitted one.
+        seen: hashes of the clean examples, (n,), int64, see `_guarding.fit`.
+        reference: the language model of a guard that needs one.
+        record: the other entries of `guard.json`.
+    """
+
+    guard: Guard
+    learnt: dict[str, Tensor] = field(repr=False)
+    threshold: float
+    identity: Identity = field(repr=False)
+    encode: Encoder = field(repr=False)
+    seen: Tensor = field(repr=False)
+    reference: Perplexity | None = field(default=None, repr=False)
+    record: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    def decide(
+        self,
+        model: nn.Module,
+        inputs: Dataset,
+        *,
+        device: str | None = None,
+        precision: Precision = "auto",
+        progress: bool = False,
+    ) -> list[Decision]:
+        """Decide about inputs; their labels are not read.
+
+        Args:
+            model: the model that the guard was fitted to; it is not changed.
+            inputs: read with the encoder that the guard was fitted with.
+            device: None uses a GPU if there is one.
+            precision: see `unbackdoor._models.arithmetic.choose`.
+            progress: show a progress bar on stderr.
+
+        Raises:
+            UnbackdoorError: the guard was fitted to another model, tokenizer or processor.
+        """
+        self.check(model, inputs)
+        with self.at_work(model, device, precision, bar if progress else silent) as work:
+            decisions = work.judged(inputs, answering=False).decisions
+        check_unchanged(self.guard, model, self.identity.model)
+        return decisions
+
+    def wrap(self, model: Any, *, device: str | None = None, precision: Precision = "auto") -> Guarded:
+        """Returns the model behind the guard: it takes inputs, and returns a decision and an answer for each.
+
+        Args:
+            model: the model that the guard was fitted to, or a pipeline of transformers around it.
+            device: None uses a GPU if there is one; a pipeline answers on its own device.
+            precision: see `unbackdoor._models.arithmetic.choose`; a pipeline answers in its own.
+
+        Raises:
+            UnbackdoorError: the guard was fitted to another model or tokenizer.
+        """
+        if is_pipeline(model):
+            check_pipeline(model, self)
+        else:
+            self.check(model, None)
+        return Guarded(self, model, device, precision)
+
+    def check(self, model: Any, inputs: Dataset | None) -> None:
+        """Refuse a model, or inputs, that the guard was not fitted to.
+
+        Raises:
+            UnbackdoorError: says which part differs.
+        """
+        check_modules("A guard", model=model)
+        check_same("model", self.identity.model, model_hash(model))
+        if inputs is None:
+            return
+        if not isinstance(inputs, Dataset):
+            raise UnbackdoorError(
+                f"decide takes inputs as a Dataset, got {type(inputs).__name__}. Load it with unbackdoor.Dataset.load, "
+                "or wrap the model."
+            )
+        if inputs.modality != self.record["modality"]:
+            raise UnbackdoorError(
+                f"The guard was fitted to {self.record['modality']}, and {printable(inputs.name)} holds "
+                f"{inputs.modality}. Give other inputs."
+            )
+        if len(inputs) == 0:
+            raise UnbackdoorError(f"{inputs.name} is empty; at least one input is needed.")
+        for part, given in encoder_hashes(inputs.encode).items():
+            check_same(part, getattr(self.identity, part), given)
+
+    @contextmanager
+    def at_work(
+        self, model: nn.Module, device: str | None, precision: Precision, progress: Progress = silent
+    ) -> Iterator["Work"]:
+        """The guard with a model that was checked; the model is the same after the block."""
+        arithmetic = choose(model, device, precision)
+        run = Run(
+            generator=torch.Generator().manual_seed(self.record["seed"]),
+            arithmetic=arithmetic,
+            head_name=self.record["head"],
+            modality=self.record["modality"],
+            progress=progress,
+            reference=self.reference,
+        )
+        with arithmetic.placed(model) as placed, frozen(placed), counting(placed) as forwards:
+            yield Work(self, placed, run, forwards)
+
+    def save(self, out: str | Path, *, overwrite: bool = False) -> None:
+        """Write `guard.json` and `guard.safetensors` into a directory, complete or not at all.
+
+        Args:
+            out: its name.
+            overwrite: replace a directory that unbackdoor wrote.
+
+        Raises:
+            UnbackdoorError: the directory exists or cannot be made.
+        """
+        earlier = directories.check_free(Path(out), overwrite=overwrite)
+        with directories.directory(Path(out), earlier) as folder:
+            self.write(folder)
+
+    def write(self, folder: Path, **more: Any) -> dict[str, Any]:
+        """Fill a directory; returns the content of its `guard.json`, with further entries."""
+        content = {**self.record, "threshold": self.threshold, "identity": vars(self.identity), **more}
+        return write_guard(folder, content, {**self.learnt, "seen": self.seen})
+
+
+@dataclass(frozen=True, eq=False)
+class Work:
+    """A guard with its model on a device.
+
+    Args:
+        fitted: the guard.
+        model: on the device, in eval mode, its weights without gradients.
+        run: arithmetic and seed.
+        forwards: counts the inputs that went through the model.
+    """
+
+    fitted: FittedGuard
+    model: nn.Module
+    run: Run
+    forwards: Forwards
+
+    def judged(self, inputs: Dataset, *, answering: bool) -> Judged:
+        """Decide about inputs, with the model's answers if they are wanted."""
+        filled = inputs.to(self.run.arithmetic.device)
+        fitted = self.fitted
+        return judge(fitted.guard, self.model, filled, fitted.learnt, fitted.threshold, self.run, answering=answering)

@@ -1,0 +1,95 @@
+"""The protocol of guards, and what some of them can do besides."""
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
+
+from torch import Tensor, nn
+
+from unbackdoor._data.dataset import Dataset, ItemsLike
+from unbackdoor._purification.run import Run
+
+Learnt = Mapping[str, Tensor]
+"""What a guard fitted on clean examples: arrays by name, on the CPU."""
+
+
+class Scored(NamedTuple):
+    """The scores of inputs.
+
+    Args:
+        scores: one of each input, (n,); finite.
+        answers: the model's class scores for the inputs as they are, (n, classes), if the guard has computed them; None
+            lets the runner ask the model if it needs them.
+    """
+
+    scores: Tensor
+    answers: Tensor | None = None
+
+
+class Guard(Protocol):
+    """A rule that decides about single inputs: a frozen value that can be called. There is no base class.
+
+    It gets the model itself, which must be the same afterwards. The score of an input must not depend on the others
+    in its batch; a random draw starts from `run.seed` and the input, see `_guarding.draws`.
+    """
+
+    @property
+    def measure(self) -> str:
+        """What a score is, in words and with its unit."""
+
+    @property
+    def suspicious(self) -> Literal["low", "high"]:
+        """Which scores raise an alarm."""
+
+    def __call__(self, model: nn.Module, clean: Dataset, run: Run) -> dict[str, Tensor]:
+        """Fit on one half of the clean examples; the runner sets the threshold on the other half."""
+
+    def scores(self, model: nn.Module, inputs: Dataset, learnt: Learnt, run: Run) -> Scored:
+        """Score inputs, at most a few hundred; labels are not read. Nothing needs a gradient."""
+
+
+class Edited(NamedTuple):
+    """Inputs that a guard changed.
+
+    Args:
+        items: the changed inputs.
+        reasons: what was changed in each, in words.
+    """
+
+    items: ItemsLike
+    reasons: list[str]
+
+
+@runtime_checkable
+class Edits(Protocol):
+    """A guard that changes a suspicious input, and lets the model answer the changed one."""
+
+    def edited(self, inputs: Dataset, learnt: Learnt, threshold: float, run: Run) -> Edited:
+        """Change inputs whose scores are above the threshold."""
+
+
+@runtime_checkable
+class Restrains(Protocol):
+    """A guard that, if its field `purify` is set, lets the model answer suspicious inputs in another way."""
+
+    @property
+    def purify(self) -> bool:
+        """Whether suspicious inputs are answered in that way; else they are rejected."""
+
+    def restrained(self, model: nn.Module, learnt: Learnt) -> AbstractContextManager[None]:
+        """While the block runs, the model answers in the other way."""
+
+
+def edits(guard: object) -> Edits | None:
+    """Returns a guard that changes inputs; None for all others."""
+    return guard if isinstance(guard, Edits) else None
+
+
+def restrains(guard: object) -> Restrains | None:
+    """Returns a guard that changes answers; None for all others, and if it is not asked to."""
+    return guard if isinstance(guard, Restrains) and guard.purify else None
+
+
+def owner_of(guard: object) -> str:
+    """The name of a guard in messages."""
+    return type(guard).__name__

@@ -1,0 +1,85 @@
+"""What a guard was fitted to, as hashes: another model, tokenizer or processor is refused."""
+
+import dataclasses
+import hashlib
+import json
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unbackdoor._data.dataset import Encoder
+from unbackdoor._data.images import ImageEncoder
+from unbackdoor._errors import UnbackdoorError
+
+
+@dataclasses.dataclass(frozen=True)
+class Identity:
+    """The hashes (SHA-256) of what a guard works with.
+
+    Args:
+        model: of the model's class and all its weights and buffers.
+        tokenizer: of the tokenizer and the number of tokens that the model reads; None for images.
+        processor: of the steps that bring pictures to the model; None for texts.
+        reference: of the language model that rates texts, and its tokenizer; None if the guard needs none.
+    """
+
+    model: str
+    tokenizer: str | None = None
+    processor: str | None = None
+    reference: str | None = None
+
+
+def model_hash(model: nn.Module) -> str:
+    """The hash of a model's class, and of the names, types, shapes and numbers of its weights and buffers."""
+    made = hashlib.sha256(type(model).__name__.encode())
+    state: dict[str, Tensor] = model.state_dict()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        made.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        made.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return made.hexdigest()
+
+
+def tokenizer_hash(tokenizer: Any, max_length: int | None = None) -> str:
+    """The hash of a tokenizer and the number of tokens that are read: how it pads and cuts is left to its caller."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        content: dict[str, Any] = {"class": type(tokenizer).__name__, "vocabulary": tokenizer.get_vocab()}
+    else:
+        content = json.loads(backend.to_str()) | {"truncation": None, "padding": None}
+    plain = json.dumps([content, max_length], sort_keys=True)
+    return hashlib.sha256(plain.encode()).hexdigest()
+
+
+def encoder_hashes(encode: Encoder) -> dict[str, str]:
+    """Returns the hash of a tokenizer, or of a processor, by its name in `Identity`."""
+    if isinstance(encode, ImageEncoder):
+        plain = repr(dataclasses.replace(encode, done=False))
+        return {"processor": hashlib.sha256(plain.encode()).hexdigest()}
+    return {"tokenizer": tokenizer_hash(encode.tokenizer, encode.max_length)}
+
+
+def check_unchanged(guard: object, model: nn.Module, before: str) -> None:
+    """Refuse the work of a guard that changed the model.
+
+    Args:
+        guard: the guard.
+        model: as it is afterwards.
+        before: its hash.
+    """
+    if model_hash(model) != before:
+        raise UnbackdoorError(f"{type(guard).__name__} must leave the model as it is, but changed its weights.")
+
+
+def check_same(part: str, fitted: str | None, given: str | None) -> None:
+    """Refuse a model, tokenizer, processor or reference other than the one that a guard was fitted to.
+
+    Raises:
+        UnbackdoorError: names the part.
+    """
+    if fitted != given:
+        raise UnbackdoorError(
+            f"The guard was fitted to another {part} (SHA-256 {(fitted or 'none')[:12]}, not {(given or 'none')[:12]})."
+            f" Give that {part}, or fit a guard to this one."
+        )

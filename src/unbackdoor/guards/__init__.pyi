@@ -1,0 +1,7 @@
+"""Written by tests/registry/stubs.py from _registry/guards.py."""
+
+import unbackdoor._registry.entries
+
+from .strip import Strip as Strip
+
+REGISTRY: tuple[unbackdoor._registry.entries.Entry, ...]

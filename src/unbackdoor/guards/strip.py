@@ -1,0 +1,99 @@
+"""STRIP: the class of an input with a trigger survives being mixed with clean inputs."""
+
+from random import Random
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from unbackdoor._data.dataset import Dataset
+from unbackdoor._guarding.deciding import class_scores
+from unbackdoor._guarding.draws import draws_for
+from unbackdoor._guarding.guard import Learnt, Scored
+from unbackdoor._purification.run import Run
+from unbackdoor._value import value
+from unbackdoor.guards._words import exchanged, packed, spans, texts_like, unpacked
+
+KEPT = 128  # clean pictures to mix with
+
+
+@value
+class Strip:
+    """Mix an input with clean ones several times, and reject it if the model stays sure of one class.
+
+    The score is the entropy in bits of the model's class probabilities, averaged over the copies: log2 of the number of
+    classes if every copy leaves it open, 0 if all are classified with certainty. Copies of a picture are sums of it and
+    clean pictures; copies of a text have some of its words exchanged for words of clean texts.
+
+    Gao et al., "STRIP: A Defence Against Trojan Attacks on Deep Neural Networks", ACSAC 2019,
+    https://arxiv.org/abs/1902.06531
+
+    Cannot see: triggers that mixing destroys or that make the model less sure, and triggers of certain classes only.
+
+    Args:
+        copies: of each input, at least 1; None takes 16 for images and 5 for texts.
+        share: of the words that are exchanged; in pictures the weight of the clean one, whose sum with the input is cut
+            at white; None takes 1 for images and 0.5 for texts. More than 0 and at most 1.
+
+    Differences from the paper: the draws belong to the input and the seed, so that an input gets the same score in any
+    batch. Published code for texts averages over copies of different texts; here each text has its own. Words to
+    exchange are drawn without replacement, from all words of the clean texts and not from the rarer ones.
+    """
+
+    copies: Annotated[int, Field(ge=1)] | None = None
+    share: Annotated[float, Field(gt=0, le=1)] | None = None
+
+    measure: ClassVar[str] = "the entropy over mixed copies in bits"
+    suspicious: ClassVar[Literal["low", "high"]] = "low"
+    defaults: ClassVar[dict[str, dict[str, float]]] = {
+        "images": {"copies": 16, "share": 1.0},
+        "text": {"copies": 5, "share": 0.5},
+    }
+
+    def __call__(self, model: nn.Module, clean: Dataset, run: Run) -> dict[str, Tensor]:
+        """Keep clean pictures, or the words of clean texts, to mix with."""
+        if clean.modality == "images":
+            chosen = torch.randperm(len(clean), generator=run.generator)[:KEPT]
+            return {"pictures": clean.pixels[chosen.to(clean.pixels.device)].clone()}
+        words = sorted({word for strings in clean.texts.strings for text in strings for word in text.split()})
+        return {"words": packed(words)}
+
+    def scores(self, model: nn.Module, inputs: Dataset, learnt: Learnt, run: Run) -> Scored:
+        """The entropies of inputs, (n,)."""
+        copies = int(run.setting(self, "copies"))
+        draws = [draws_for(identity, run.seed) for identity in inputs.to("cpu").identities()]
+        mixed = self._pictures if inputs.modality == "images" else self._texts
+        probabilities = class_scores(model, mixed(inputs, draws, learnt, run), run).double().softmax(dim=1)
+        bits = -(torch.special.xlogy(probabilities, probabilities) / torch.log(torch.tensor(2.0))).sum(dim=1)
+        return Scored(bits.view(len(inputs), copies).mean(dim=1))
+
+    def _pictures(self, inputs: Dataset, draws: list[Random], learnt: Learnt, run: Run) -> Dataset:
+        """The copies of each picture, one after the other."""
+        copies, share = int(run.setting(self, "copies")), float(run.setting(self, "share"))
+        clean, own = learnt["pictures"].to(inputs.pixels.device), inputs.pixels.float()
+        rows = torch.tensor([draw.choices(range(len(clean)), k=copies) for draw in draws], device=own.device)
+        each = [
+            (own + share * clean[rows[:, copy]].float()).clamp(max=255).round().to(torch.uint8)
+            for copy in range(copies)
+        ]
+        sums = torch.stack(each, dim=1).flatten(0, 1)
+        return Dataset(items=sums, labels=torch.full((len(sums),), -1), encode=inputs.encode, name=inputs.name)
+
+    def _texts(self, inputs: Dataset, draws: list[Random], learnt: Learnt, run: Run) -> Dataset:
+        """The copies of each text or pair, one after the other."""
+        copies, share = int(run.setting(self, "copies")), float(run.setting(self, "share"))
+        words = unpacked(learnt["words"])
+        strings = [
+            tuple(_changed(text, words, share, draw) for text in sides)
+            for sides, draw in zip(inputs.texts.strings, draws, strict=True)
+            for _ in range(copies)
+        ]
+        return texts_like(inputs, strings)
+
+
+def _changed(text: str, words: list[str], share: float, draw: Random) -> str:
+    """A text with a share of its words exchanged, at places drawn without replacement."""
+    count = len(spans(text))
+    places = draw.sample(range(count), round(share * count))
+    return exchanged(text, {place: draw.choice(words) for place in places})

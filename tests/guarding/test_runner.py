@@ -1,0 +1,276 @@
+"""What runs guards: thresholds, identity, decisions, models and pipelines behind a guard, and the numbers of a guard."""
+
+import copy
+import json
+import math
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import toys
+import unbackdoor as ub
+from unbackdoor import Dataset, UnbackdoorError, evaluate_guard, fit_guard, guards, load_guard
+from unbackdoor._artifacts.guard_record import GuardRecord
+from unbackdoor._guarding.fitted import FittedGuard
+from unbackdoor._guarding.guard import Edited, Scored
+from unbackdoor._guarding.identity import model_hash
+from unbackdoor._guarding.measuring import Area
+from unbackdoor._guarding.threshold import alarms, needed, threshold_of
+from unbackdoor._value import value
+from unbackdoor.guards._words import texts_like
+
+
+@value
+class Dullness:
+    """Takes the word `cf` out of texts that have it; its score is how often they do."""
+
+    measure: ClassVar[str] = "the number of cf"
+    suspicious: ClassVar[str] = "high"
+
+    def __call__(self, model: nn.Module, clean: Dataset, run) -> dict:
+        return {}
+
+    def scores(self, model: nn.Module, inputs: Dataset, learnt, run) -> Scored:
+        counts = [strings[0].split().count("cf") for strings in inputs.texts.strings]
+        return Scored(torch.tensor(counts, dtype=torch.float64))
+
+    def edited(self, inputs: Dataset, learnt, threshold: float, run) -> Edited:
+        left = [(" ".join(word for word in strings[0].split() if word != "cf"),) for strings in inputs.texts.strings]
+        return Edited(texts_like(inputs, left).items, ["cf was left out"] * len(left))
+
+
+@pytest.fixture(scope="module")
+def pictured(backdoored: tuple, digits: Dataset) -> FittedGuard:
+    """STRIP in front of the backdoored classifier of digits."""
+    return fit_guard(backdoored[0], digits.select(range(1000, 1200)), guards.Strip(), false_alarms=0.1, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def counting() -> nn.Module:
+    """A classifier of texts by their words."""
+    return toys.Counting({"cf": 9.0, **dict.fromkeys(toys.GOOD, 3.0), **dict.fromkeys(toys.BAD, -3.0)})
+
+
+@pytest.fixture(scope="module")
+def edited(counting: nn.Module, reviews: Dataset) -> FittedGuard:
+    """A guard that changes texts, in front of that classifier."""
+    return fit_guard(counting, reviews.select(range(40)), Dullness(), false_alarms=0.1, device="cpu")
+
+
+class TestThreshold:
+    def test_the_number_of_examples_is_the_smallest_with_a_rank(self) -> None:
+        for share in (0.01, 0.05, 0.07, 0.1, 0.3, 0.5):
+            least = needed(share)
+            half = least - least // 2
+            assert share * (half + 1) >= 1 - 1e-9
+            assert share * half < 1
+
+    def test_no_more_than_the_asked_share_lies_beyond(self) -> None:
+        """Over many draws the realised rate averages rank / (n + 1), which is at most what was asked for."""
+        generator = torch.Generator().manual_seed(0)
+        for suspicious in ("low", "high"):
+            drawn = torch.randn(1500, 39, generator=generator)
+            limits = torch.tensor([threshold_of(scores, 0.05, suspicious) for scores in drawn])
+            rates = torch.special.ndtr(limits if suspicious == "low" else -limits)
+            assert float(rates.mean()) == pytest.approx(2 / 40, abs=0.003)
+        assert alarms(torch.tensor([1.0, 2.0, 3.0]), 2.0, "low").tolist() == [True, False, False]
+        assert alarms(torch.tensor([1.0, 2.0, 3.0]), 2.0, "high").tolist() == [False, False, True]
+
+
+class TestRefusals:
+    def said(self, *arguments, **settings) -> str:
+        with pytest.raises(UnbackdoorError) as refusal:
+            fit_guard(*arguments, **settings)
+        return str(refusal.value)
+
+    def test_too_few_clean_examples_and_how_many_are_needed(self, backdoored: tuple, digits: Dataset) -> None:
+        assert self.said(backdoored[0], digits.select(range(100)), guards.Strip()) == (
+            "fit_guard needs at least 197 clean examples for a share of false alarms of 0.01, since half of them set "
+            "the threshold; digits has 100. Add clean examples, or take `false_alarms=0.02`."
+        )
+        assert fit_guard(backdoored[0], digits.select(range(1000, 1100)), guards.Strip(copies=1), false_alarms=0.02)
+
+    @pytest.mark.parametrize("share", [0, 1, -0.1, True, "1", math.nan])
+    def test_what_is_no_share(self, share, backdoored: tuple, digits: Dataset) -> None:
+        said = self.said(backdoored[0], digits, guards.Strip(), false_alarms=share)
+        assert said == f"`false_alarms` must be more than 0 and less than 1, got {share!r}."
+
+    def test_what_is_no_data_or_not_for_it(self, backdoored: tuple, digits: Dataset, edited: FittedGuard) -> None:
+        said = self.said(backdoored[0], "clean.parquet", guards.Strip())
+        assert said == "fit_guard takes clean as a Dataset, got str. Load it with unbackdoor.Dataset.load."
+        assert self.said(backdoored[0], digits, guards.Strip(), reference="a") == (
+            "Strip takes no `reference`. Leave it out."
+        )
+
+    def test_another_model_tokenizer_or_processor(
+        self, pictured: FittedGuard, backdoored: tuple, digits: Dataset, edited: FittedGuard, counting, reviews
+    ) -> None:
+        other = copy.deepcopy(backdoored[0])
+        with torch.no_grad():
+            other.classifier.bias[0] += 1e-6
+        for work in (lambda: pictured.decide(other, digits), lambda: pictured.wrap(other)):
+            with pytest.raises(UnbackdoorError, match=r"^The guard was fitted to another model \(SHA-256 \w{12}, not "):
+                work()
+        with pytest.raises(UnbackdoorError, match="fitted to another processor"):
+            pictured.decide(backdoored[0], replace(digits, encode=ub.ImageEncoder()))
+        longer = replace(reviews.encode, max_length=20)
+        with pytest.raises(UnbackdoorError, match="fitted to another tokenizer"):
+            edited.decide(counting, replace(reviews, encode=longer))
+
+    def test_inputs_of_another_kind(self, pictured: FittedGuard, backdoored: tuple, digits, reviews) -> None:
+        for given, message in (
+            (reviews, "The guard was fitted to images, and reviews holds text. Give other inputs."),
+            (digits.select([]), "digits is empty; at least one input is needed."),
+            (["a"], "decide takes inputs as a Dataset, got list. Load it with unbackdoor.Dataset.load, or wrap the "),
+        ):
+            with pytest.raises(UnbackdoorError) as refusal:
+                pictured.decide(backdoored[0], given)
+            assert str(refusal.value).startswith(message)
+
+
+class TestDirectory:
+    def test_it_keeps_its_schema_and_decides_the_same(
+        self, pictured: FittedGuard, backdoored: tuple, digits: Dataset, tmp_path: Path
+    ) -> None:
+        pictured.save(tmp_path / "guard")
+        content = json.loads((tmp_path / "guard/guard.json").read_text())
+        assert GuardRecord.model_validate(content).model_dump(mode="json", exclude_unset=True) == content
+        assert content["files"] == ["guard.json", "guard.safetensors"]
+        assert content["identity"]["model"] == model_hash(backdoored[0])
+        again = load_guard(tmp_path / "guard", digits.encode)
+        some = digits.select(range(1300, 1320))
+        assert again.decide(backdoored[0], some) == pictured.decide(backdoored[0], some)
+        with pytest.raises(UnbackdoorError, match="exists. Use `overwrite=True`"):
+            again.save(tmp_path / "guard")
+        again.save(tmp_path / "guard", overwrite=True)
+
+    def test_what_is_no_guard_or_was_changed(self, pictured: FittedGuard, digits: Dataset, tmp_path: Path) -> None:
+        def said(change) -> str:
+            shutil.rmtree(tmp_path / "guard", ignore_errors=True)
+            pictured.save(tmp_path / "guard")
+            change(tmp_path / "guard")
+            with pytest.raises(UnbackdoorError) as refusal:
+                load_guard(tmp_path / "guard", digits.encode)
+            return str(refusal.value).replace(str(tmp_path), "HERE")
+
+        def rewritten(**changes):
+            def change(folder: Path) -> None:
+                content = json.loads((folder / "guard.json").read_text())
+                (folder / "guard.json").write_text(json.dumps({**content, **changes}))
+
+            return change
+
+        assert said(rewritten(threshold="high")) == (
+            "HERE/guard/guard.json is not a guard.json that unbackdoor wrote (GuardRecord.threshold must be a number, "
+            "got high). Fit the guard again, or take the version of unbackdoor that wrote it."
+        )
+        assert said(lambda folder: (folder / "guard.safetensors").unlink()).endswith("but it is missing. Copy both.")
+        assert said(lambda folder: (folder / "guard.safetensors").write_bytes(b"")).endswith(
+            "is not the file that guard.json was written with. Copy both again."
+        )
+        foreign = {"name": "os:system", "parameters": {}, "repr": ""}
+        assert said(rewritten(guard=foreign)).startswith("HERE/guard names the guard os:system, which is not one of")
+
+    def test_the_encoder_of_another_kind_of_model(self, pictured: FittedGuard, reviews, tmp_path: Path) -> None:
+        pictured.save(tmp_path / "guard")
+        with pytest.raises(UnbackdoorError, match="fitted to images, and the encoder reads text"):
+            load_guard(tmp_path / "guard", reviews.encode)
+
+
+class TestDecisions:
+    def test_a_text_is_passed_changed_or_rejected(self, edited: FittedGuard, counting: nn.Module) -> None:
+        given = ["a good film", "a bad cf film", "cf cf", "", "  ", "good", "dull " * 100]
+        answers = edited.wrap(counting)(given)
+        actions = [answer.decision.action for answer in answers]
+        assert actions == ["pass", "clean", "reject", "reject", "reject", "pass", "pass"]
+        first, changed, left, empty, _, _, long = (answer.decision for answer in answers)
+        assert first.reason == "the number of cf is 0, not above 0"
+        assert (changed.output, changed.reason) == ("a bad film", "cf was left out; the number of cf is 1, above 0")
+        assert left.reason == "cf was left out; the number of cf is 2, above 0; nothing is left of the text"
+        assert (empty.score, empty.reason) == (None, "the text is empty, so nothing can be judged")
+        assert long.reason.endswith("(the model reads 32 tokens of it)")
+        classes = [None if answer.answer is None else int(answer.answer.argmax()) for answer in answers]
+        assert classes == [1, 0, None, None, None, 1, 0]
+
+    def test_pictures_as_a_tensor_or_as_images(self, pictured: FittedGuard, backdoored: tuple, digits: Dataset) -> None:
+        wrapped = pictured.wrap(backdoored[0])
+        pixels = digits.pixels[1300:1304]
+        images = [Image.fromarray(picture[0].numpy()) for picture in pixels]
+        assert [answer.decision for answer in wrapped(pixels)] == [answer.decision for answer in wrapped(images)]
+        assert wrapped([]) == []
+        with pytest.raises(UnbackdoorError, match=r"of type uint8|and type uint8, got shape \(8, 8\) and uint8"):
+            wrapped(pixels[0, 0])
+
+    def test_inputs_that_are_no_texts(self, edited: FittedGuard, counting: nn.Module) -> None:
+        wrapped = edited.wrap(counting)
+        with pytest.raises(UnbackdoorError, match="takes a list of texts or of pairs, got int"):
+            wrapped(3)
+        with pytest.raises(UnbackdoorError, match="takes texts or pairs of texts, got both"):
+            wrapped(["a", ("a", "b")])
+
+    def test_a_pipeline_behind_a_guard(self, text_victim: nn.Module, reviews: Dataset) -> None:
+        import transformers
+
+        fitted = fit_guard(text_victim, reviews.select(range(40)), Dullness(), false_alarms=0.1, device="cpu")
+        pipeline = transformers.pipeline("text-classification", model=text_victim, tokenizer=toys.tokenizer())
+        answers = fitted.wrap(pipeline)(["a good film", "a bad cf film", "", "dull " * 100])
+        assert [answer.decision.action for answer in answers] == ["pass", "clean", "reject", "pass"]
+        assert answers[0].answer == pipeline("a good film")[0]
+        assert answers[1].answer == pipeline("a bad film")[0]
+        assert answers[2].answer is None
+        other = transformers.pipeline("text-classification", model=toys.classifier("bert"), tokenizer=toys.tokenizer())
+        with pytest.raises(UnbackdoorError, match="fitted to another model"):
+            fitted.wrap(other)
+        pipeline.tokenizer.add_tokens(["extra"])
+        with pytest.raises(UnbackdoorError, match="fitted to another tokenizer"):
+            fitted.wrap(pipeline)
+
+
+class TestNumbers:
+    def test_each_is_counted_as_it_is_called(self, edited: FittedGuard, counting: nn.Module, reviews: Dataset) -> None:
+        test = reviews.select(range(40, 140))
+        attack = ub.attacks.Word(words=("cf",), target=1)
+        score = evaluate_guard(edited, counting, test, attack=attack)
+        bad = int((test.labels == 0).sum())
+        assert (score.false_alarms.count, score.false_alarms.n) == (0, 100)
+        assert score.accuracy.value == score.accuracy_without.value == 1.0
+        assert (score.attack_success_without.value, score.attack_success_without.n) == (1.0, bad)
+        assert score.missed.value == score.attack_success.value == 0.0
+        assert score.area.value == 1.0
+        assert score.cost.forwards == pytest.approx((100 + 2 * bad) / (100 + bad))  # a changed text is answered again
+        assert json.loads(json.dumps(score.to_json()))["auc"]["n"] == 100 + bad
+        assert "missed attacks" in repr(score)
+
+    def test_examples_that_it_was_fitted_on_are_left_out(self, edited, counting: nn.Module, reviews: Dataset) -> None:
+        score = evaluate_guard(edited, counting, reviews.select(range(20, 60)))
+        assert score.false_alarms.n == len({*reviews.texts.strings[40:60]} - {*reviews.texts.strings[:40]})
+        with pytest.raises(UnbackdoorError, match="holds only examples that the guard was fitted on"):
+            evaluate_guard(edited, counting, reviews.select(range(20)))
+
+    def test_options_that_contradict_each_other(self, edited: FittedGuard, counting: nn.Module, reviews) -> None:
+        with pytest.raises(UnbackdoorError, match="takes `attack` or `triggered_data`, got both"):
+            evaluate_guard(edited, counting, reviews, attack=ub.attacks.Word(), triggered_data=reviews)
+        with pytest.raises(UnbackdoorError, match="`triggered_data` and `target` go together"):
+            evaluate_guard(edited, counting, reviews, target=1)
+
+    def test_the_area_is_the_share_of_pairs_in_order(self) -> None:
+        clean, attacked = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0.0, 2.0])
+        pairs = sum((a < c) + 0.5 * (a == c) for a in attacked.tolist() for c in clean.tolist()) / 6
+        assert Area.of(clean, attacked, "low").value == pytest.approx(pairs)
+        assert Area.of(clean, attacked, "high").value == pytest.approx(1 - pairs)
+
+    def test_the_interval_of_an_area_inverts_the_error_of_hanley_and_mcneil(self) -> None:
+        area = Area(0.8, 40, 60)
+        for end in area.interval:
+            first, second = end / (2 - end), 2 * end**2 / (1 + end)
+            variance = (end * (1 - end) + 59 * (first - end**2) + 39 * (second - end**2)) / 2400
+            assert abs(end - 0.8) == pytest.approx(1.96 * math.sqrt(variance), rel=1e-4)
+        low, high = Area(1.0, 40, 60).interval
+        assert high == 1.0
+        assert 0.8 < low < 1.0
