@@ -1,4 +1,4 @@
-"""What runs guards: thresholds, identity, decisions, models and pipelines behind a guard, and the numbers of a guard."""
+"""What runs guards: thresholds, identity, decisions, models and pipelines behind a guard, and its numbers."""
 
 import copy
 import json
@@ -146,7 +146,7 @@ class TestDirectory:
         again = load_guard(tmp_path / "guard", digits.encode)
         some = digits.select(range(1300, 1320))
         assert again.decide(backdoored[0], some) == pictured.decide(backdoored[0], some)
-        with pytest.raises(UnbackdoorError, match="exists. Use `overwrite=True`"):
+        with pytest.raises(UnbackdoorError, match=r"exists\. Use `overwrite=True`"):
             again.save(tmp_path / "guard")
         again.save(tmp_path / "guard", overwrite=True)
 

@@ -42,8 +42,7 @@ class Decision:
 
     def to_json(self) -> dict[str, Any]:
         """Its line in `decisions.jsonl`."""
-        entry = {"row": self.row, "score": self.score, "threshold": self.threshold, "action": self.action}
-        entry["reason"] = self.reason
+        entry = {name: entry for name, entry in vars(self).items() if name != "output"}
         return entry if self.output is None else {**entry, "output": self.output}
 
 
@@ -137,7 +136,8 @@ def empty_rows(data: Dataset) -> Tensor:
         return torch.zeros(len(data), dtype=torch.bool)
     special = data.tokenizer.num_special_tokens_to_add(pair=len(data.items.columns) > 1)
     blank = torch.tensor([not any(map(str.strip, sides)) for sides in data.items.strings], dtype=torch.bool)
-    return blank | (data.items.lengths.cpu() <= special)
+    tokenless: Tensor = data.items.lengths.cpu() <= special
+    return blank | tokenless
 
 
 def judge(

@@ -151,7 +151,8 @@ def load_guard(
             one.
     """
     record, arrays = read_guard(Path(source))
-    guard = _guard_class(record, Path(source))(**record.guard.parameters)
+    fields = record.guard.parameters
+    guard = _guard_class(record, Path(source))(**(fields if isinstance(fields, dict) else {}))
     identity = Identity(**record.identity.model_dump(exclude={"template"}))
     if encode.modality != record.modality:
         raise UnbackdoorError(

@@ -152,7 +152,7 @@ class GuardScore:
         return {**shown, "label_rule": self.label_rule}
 
     def __repr__(self) -> str:
-        lines = [("false alarms", self.false_alarms)]
+        lines: list[tuple[str, object]] = [("false alarms", self.false_alarms)]
         if self.missed is not None:
             lines += [("missed attacks", self.missed), ("area under the curve", self.area)]
             lines += [

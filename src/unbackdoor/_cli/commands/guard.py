@@ -9,7 +9,7 @@ from typing import Any
 from unbackdoor._artifacts import directories
 from unbackdoor._cli.commands.inputs import factory_name, free_place, load_dataset, load_model
 from unbackdoor._cli.options import GuardEvaluateOptions, GuardFitOptions, GuardRunOptions
-from unbackdoor._cli.parameters import as_options, with_options
+from unbackdoor._cli.parameters import with_options
 from unbackdoor._data.texts import TextEncoder
 from unbackdoor._errors import SENTENCE, UnbackdoorError, printable
 from unbackdoor._guarding.fit import fit_guard, load_guard
