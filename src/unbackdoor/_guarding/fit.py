@@ -77,10 +77,6 @@ def fit_guard(
     check_seed(seed)
     check_rate(false_alarms)
     check_modules("fit_guard", model=model)
-    if not isinstance(clean, Dataset):
-        raise UnbackdoorError(
-            f"fit_guard takes clean as a Dataset, got {type(clean).__name__}. Load it with unbackdoor.Dataset.load."
-        )
     rates = _check_guard(guard, clean, reference)
     check_finite(model.state_dict(), type(model).__name__)
     check_enough(len(clean), false_alarms, clean.name)
@@ -107,21 +103,11 @@ def fit_guard(
             scores = all_scores(guard, placed, held_out.to(arithmetic.device), learnt, run)
     check_unchanged(guard, model, before)
     record = {
-        "guard": {**to_json(guard, REGISTRY), "repr": repr(guard)},
-        "task": "classification",
-        "modality": clean.modality,
-        "score": {"measure": guard.measure, "suspicious": guard.suspicious},
+        **_facts(guard, clean, run),
         "false_alarms": {"asked": false_alarms, "n": len(held_out)},
         "clean": {"n": len(clean), "fitted_on": len(fitting), "threshold_on": len(held_out)},
         "suspect_accuracy_on_clean": proportion_of(examined.right).to_json(),
-        "head": run.head_name,
-        "max_length": clean.encode.max_length if isinstance(clean.encode, TextEncoder) else None,
-        "seed": seed,
         "seconds": round(time.perf_counter() - start, 3),
-        "device": description(arithmetic),
-        "versions": versions(),
-        "notes": run.notes,
-        "warnings": run.warnings,
     }
     return FittedGuard(
         guard=guard,
@@ -171,6 +157,23 @@ def load_guard(
     return FittedGuard(guard, arrays, record.threshold, identity, encode, seen, rates, content)
 
 
+def _facts(guard: Guard, clean: Dataset, run: Run) -> dict[str, Any]:
+    """What `guard.json` says about the guard, its kind of data, and the software."""
+    return {
+        "guard": {**to_json(guard, REGISTRY), "repr": repr(guard)},
+        "task": "classification",
+        "modality": clean.modality,
+        "score": {"measure": guard.measure, "suspicious": guard.suspicious},
+        "head": run.head_name,
+        "max_length": clean.encode.max_length if isinstance(clean.encode, TextEncoder) else None,
+        "seed": run.seed,
+        "device": description(run.arithmetic),
+        "versions": versions(),
+        "notes": run.notes,
+        "warnings": run.warnings,
+    }
+
+
 def as_reference(given: "Perplexity | str | Path | None") -> Perplexity | None:
     """Returns a language model that rates texts, from its directory or its Hub name."""
     return Perplexity.load(given) if isinstance(given, str | Path) else given
@@ -185,6 +188,10 @@ def hashes(data: Dataset) -> Tensor:
 
 def _check_guard(guard: Guard, clean: Dataset, reference: "Perplexity | str | Path | None") -> Perplexity | None:
     """Refuse a guard for other data, or without the language model that it needs; returns that model."""
+    if not isinstance(clean, Dataset):
+        raise UnbackdoorError(
+            f"fit_guard takes clean as a Dataset, got {type(clean).__name__}. Load it with unbackdoor.Dataset.load."
+        )
     entry = entry_of(guard, REGISTRY)
     if entry is not None and clean.modality not in entry.modality:
         raise UnbackdoorError(

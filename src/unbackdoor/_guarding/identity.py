@@ -37,7 +37,7 @@ def model_hash(model: nn.Module) -> str:
     for name in sorted(state):
         tensor = state[name].detach().cpu().contiguous()
         made.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        made.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+        made.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return made.hexdigest()
 
 
