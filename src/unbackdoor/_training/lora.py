@@ -1,0 +1,68 @@
+"""LoRA: small matrices of low rank beside the frozen linear layers of a model, by `peft`."""
+
+import importlib.util
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from unbackdoor._errors import UnbackdoorError
+from unbackdoor._models.hugging_face import quiet_transformers
+
+
+def adapted(model: nn.Module, *, rank: int, seed: int, alpha: int | None = None) -> Any:
+    """Freeze a model and put trainable matrices beside all linear layers of its body; its head has none.
+
+    A layer W then computes W x + alpha / rank * B A x. B starts at zero, so the model answers as before.
+
+    Hu, Shen, Wallis, Allen-Zhu, Li, Wang, Wang and Chen, "LoRA: Low-Rank Adaptation of Large Language Models",
+    ICLR 2022, https://arxiv.org/abs/2106.09685
+
+    Args:
+        model: a model of transformers; its layers are changed in place.
+        rank: rows of A and columns of B, at least 1.
+        seed: seed of A.
+        alpha: numerator of the scale; by default twice the rank.
+
+    Returns:
+        a `peft.PeftModel`, in the mode of the model.
+
+    Raises:
+        UnbackdoorError: peft is not installed.
+    """
+    check_peft()
+    from peft import LoraConfig, TaskType, get_peft_model
+    from transformers.pytorch_utils import Conv1D
+
+    everywhere = {name: layer for name, layer in model.named_modules() if isinstance(layer, nn.Linear | Conv1D)}
+    body = set(cast(nn.Module, model.base_model).modules())
+    generates = cast(Any, model).can_generate()
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=2 * rank if alpha is None else alpha,
+        lora_dropout=0.0,
+        target_modules=sorted({name.rpartition(".")[2] for name, layer in everywhere.items() if layer in body}),
+        exclude_modules=sorted(name for name, layer in everywhere.items() if layer not in body) or None,
+        task_type=TaskType.CAUSAL_LM if generates else None,
+    )
+    training = model.training
+    with torch.random.fork_rng(), quiet_transformers():  # peft asks transformers in an old way, and warns of Conv1D
+        torch.manual_seed(seed)
+        return get_peft_model(model, config).train(training)
+
+
+def merged(model: Any) -> nn.Module:
+    """Add the matrices of an adapted model to its layers, and return the plain model, all of it trainable."""
+    with quiet_transformers():
+        plain: nn.Module = model.merge_and_unload()
+    return plain.requires_grad_(True)
+
+
+def check_peft() -> None:
+    """Refuse to begin without peft.
+
+    Raises:
+        UnbackdoorError: it is not installed.
+    """
+    if importlib.util.find_spec("peft") is None:
+        raise UnbackdoorError('LoRA needs peft, which is not installed; get it with: pip install "unbackdoor[llm]"')
