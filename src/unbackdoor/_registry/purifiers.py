@@ -18,6 +18,18 @@ REGISTRY = (
         "examples",
     ),
     Entry(
+        "lora-tuning",
+        "unbackdoor.purifiers.lora_tuning:LoRATuning",
+        "tune matrices of low rank next to the layers (LoRA); the control of w2s-distillation",
+        needs=(Need.CLEAN,),
+        passes=5,
+        year=2022,
+        paper="LoRA: Low-Rank Adaptation of Large Language Models",
+        modality=("text",),
+        damage="the learning rate was probably too high for this model: lower `learning_rate`, or give more clean "
+        "examples",
+    ),
+    Entry(
         "linear-probing",
         "unbackdoor.purifiers.fine_tuning:LinearProbing",
         "tune the head alone",
@@ -323,6 +335,19 @@ REGISTRY = (
         paper="Cut the Deadwood Out: Backdoor Purification via Guided Module Substitution",
         modality=("text",),
         damage="the proxy's modules probably do not fit the suspect's: give another proxy, or more clean examples",
+    ),
+    Entry(
+        "w2s-distillation",
+        "unbackdoor.purifiers.w2s_distillation:W2SDistillation",
+        "learn a clean teacher's answers and features by matrices of large rank (LoRA)",
+        needs=(Need.CLEAN, Need.PROXY),
+        passes=5,
+        cost="with a forward pass of the teacher each",
+        year=2025,
+        paper="Unlearning Backdoor Attacks for LLMs with Weak-to-Strong Knowledge Distillation",
+        modality=("text",),
+        damage="the proxy is probably worse at the task than the suspect was: give a better one, or lower "
+        "`distillation`",
     ),
     Entry(
         "fine-purifying",

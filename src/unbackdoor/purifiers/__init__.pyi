@@ -19,6 +19,7 @@ from .fine_tuning import LinearProbing as LinearProbing
 from .fst import FST as FST
 from .ft_sam import FTSAM as FTSAM
 from .i_bau import IBAU as IBAU
+from .lora_tuning import LoRATuning as LoRATuning
 from .mixing_distillation import MixingDistillation as MixingDistillation
 from .module_substitution import ModuleSubstitution as ModuleSubstitution
 from .nad import NAD as NAD
@@ -32,6 +33,7 @@ from .shift_distillation import ShiftDistillation as ShiftDistillation
 from .shortcut_suppression import ShortcutSuppression as ShortcutSuppression
 from .then import Then as Then
 from .trigger_distillation import TriggerDistillation as TriggerDistillation
+from .w2s_distillation import W2SDistillation as W2SDistillation
 from .word_distillation import WordDistillation as WordDistillation
 
 REGISTRY: tuple[unbackdoor._registry.entries.Entry, ...]
