@@ -122,7 +122,7 @@ def test_methods_are_listed_by_what_a_user_has(shown: Shown) -> None:
     assert images.startswith("clean images: start with fst or trigger-distillation (")
     assert firsts[images][:4] == ["fst", "trigger-distillation", "fine-tuning", "linear-probing"]
     assert texts.startswith("clean texts: start with word-distillation (")
-    assert firsts[texts] == ["word-distillation"]
+    assert firsts[texts] == ["word-distillation", "lora-tuning"]
     assert "fine-tuning" in groups[texts].partition("and from above:")[2]
     assert "neural-cleanse" not in groups[texts]
     assert base.startswith("the pre-trained base of the model, or another model for its task: start with mixing-")
