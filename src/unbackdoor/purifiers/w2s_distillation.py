@@ -77,8 +77,8 @@ class W2SDistillation:
                 theirs = run.scores(teacher, batch.inputs)
             total = self.labels * cross_entropy(scores, batch)
             total = total + self.distillation * divergence(scores, theirs, self.temperature)
-            pair = (per_example(seen[0], batch.inputs) for seen in (read, wanted))
-            return total + self.features * distance(*pair, fitted)
+            mine, goal = (per_example(seen[0], batch.inputs) for seen in (read, wanted))
+            return total + self.features * distance(mine, goal, fitted)
 
         with watching(head) as read, watching(answers) as wanted:
             pairs = []
@@ -120,7 +120,8 @@ def least_squares(given: Tensor, wanted: Tensor) -> Tensor:
     """Returns the linear map from features (n, width) to others (n, other width) with the least squared error."""
     squares = given.T @ given
     squares.diagonal().add_(_RIDGE * squares.diagonal().mean())
-    return torch.linalg.solve(squares, given.T @ wanted)
+    fitted: Tensor = torch.linalg.solve(squares, given.T @ wanted)
+    return fitted
 
 
 def distance(given: Tensor, wanted: Tensor, fitted: Tensor) -> Tensor:
