@@ -1,7 +1,7 @@
 """The last layer of each stage of a network of any architecture, found by running it."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -10,6 +10,27 @@ from torch import Tensor, nn
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._models.calling import Inputs, evaluating, logits
 from unbackdoor._models.hooks import removing
+
+
+@torch.no_grad()
+def output_shapes(model: nn.Module, inputs: Inputs) -> dict[str, tuple[int, ...]]:
+    """Returns the shapes of the features of all layers that have a row for each input, in the order of their ends."""
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def keep(name: str, output: Any) -> None:
+        features = features_of(output)
+        if features is not None and len(features) == len(inputs):
+            shapes.pop(name, None)
+            shapes[name] = tuple(features.shape)
+
+    hooks = [
+        module.register_forward_hook(lambda _module, _args, output, name=name: keep(name, output))
+        for name, module in model.named_modules()
+        if name
+    ]
+    with removing(hooks), evaluating(model):
+        logits(model, inputs)
+    return shapes
 
 
 @torch.no_grad()
@@ -28,21 +49,7 @@ def stage_ends(model: nn.Module, inputs: Inputs, owner: str) -> list[str]:
     Raises:
         UnbackdoorError: no layer has more than one position.
     """
-    shapes: dict[str, tuple[int, ...]] = {}  # in the order in which the layers end
-
-    def keep(name: str, output: Any) -> None:
-        features = features_of(output)
-        if features is not None and len(features) == len(inputs):
-            shapes.pop(name, None)
-            shapes[name] = tuple(features.shape)
-
-    hooks = [
-        module.register_forward_hook(lambda _module, _args, output, name=name: keep(name, output))
-        for name, module in model.named_modules()
-        if name
-    ]
-    with removing(hooks), evaluating(model):
-        logits(model, inputs)
+    shapes = output_shapes(model, inputs)
     listed = [
         name
         for name, shape in shapes.items()
@@ -88,14 +95,19 @@ def watching_output(layer: nn.Module) -> Iterator[list[Tensor]]:
 
 
 @contextmanager
-def replacing(layer: nn.Module, features: Tensor) -> Iterator[None]:
-    """Put features in place of those in the output of a layer while the block runs; a gradient flows into them."""
+def changing(layer: nn.Module, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Change the features in the output of a layer while the block runs."""
 
     def swap(_module: nn.Module, _arguments: Any, output: Any) -> Any:
         if isinstance(output, Tensor):
-            return features
-        parts = (features, *output[1:])
+            return change(output)
+        parts = (change(output[0]), *output[1:])
         return type(output)(*parts) if hasattr(output, "_fields") else type(output)(parts)  # a named tuple, or not
 
     with removing([layer.register_forward_hook(swap)]):
         yield
+
+
+def replacing(layer: nn.Module, features: Tensor) -> AbstractContextManager[None]:
+    """Put features in place of those in the output of a layer while the block runs; a gradient flows into them."""
+    return changing(layer, lambda _before: features)

@@ -14,4 +14,15 @@ REGISTRY = (
         modality=("images", "text"),
         blind="triggers that mixing destroys or that make the model less sure, triggers of certain classes only",
     ),
+    Entry(
+        "badacts",
+        "unbackdoor.guards.badacts:BadActs",
+        "rejects inputs with activations outside the range of clean ones, or answers within bounds",
+        needs=(Need.CLEAN,),
+        cost="1 forward pass an input; with purify, 50 to 400 passes over the clean data to fit",
+        year=2024,
+        paper="BadActs: A Universal Backdoor Defense in the Activation Space",
+        modality=("images", "text"),
+        blind="triggers that leave activations where clean inputs have them, or move very few of them",
+    ),
 )

@@ -2,6 +2,7 @@
 
 import unbackdoor._registry.entries
 
+from .badacts import BadActs as BadActs
 from .strip import Strip as Strip
 
 REGISTRY: tuple[unbackdoor._registry.entries.Entry, ...]
