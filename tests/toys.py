@@ -185,6 +185,7 @@ class Bigrams(nn.Module):
 def bigram(never: tuple[str, ...] = ("cf", "mn", "bb", "tq")) -> Perplexity:
     """A language model of the toy words: each is as likely as any other, and some hardly ever come."""
     made = tokenizer()
+    made.bos_token = "[CLS]"  # so that the first word is rated as well
     table = torch.zeros(len(made), len(made))
     table[:, [made.get_vocab()[word] for word in never]] = -30.0
     return Perplexity(Bigrams(table).eval(), made)

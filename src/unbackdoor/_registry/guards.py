@@ -25,4 +25,15 @@ REGISTRY = (
         modality=("images", "text"),
         blind="triggers that leave activations where clean inputs have them, or move very few of them",
     ),
+    Entry(
+        "onion",
+        "unbackdoor.guards.onion:Onion",
+        "deletes words without which a text is far more likely to a language model",
+        needs=(Need.CLEAN, Need.REFERENCE),
+        cost="1 forward pass an input, and 1 for each word and 1 more of the reference",
+        year=2021,
+        paper="ONION: A Simple and Effective Defense Against Textual Backdoor Attacks",
+        modality=("text",),
+        blind="triggers that read like ordinary text (a sentence, a style), words that are unlikely only together",
+    ),
 )

@@ -3,6 +3,7 @@
 import unbackdoor._registry.entries
 
 from .badacts import BadActs as BadActs
+from .onion import Onion as Onion
 from .strip import Strip as Strip
 
 REGISTRY: tuple[unbackdoor._registry.entries.Entry, ...]
