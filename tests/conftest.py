@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import chats
 import toys
 from commands import Refusals
 from unbackdoor import Dataset, ImageEncoder, archs, attacks, poison
@@ -189,3 +190,14 @@ def backdoored(digits: Dataset) -> tuple:
     triggered = digits.pixels[1000:1400][others].clone()
     triggered[:, :, :2, :2] = 255
     return model.eval(), inputs(triggered), inputs(digits.pixels[1000:1400])
+
+
+@pytest.fixture(scope="session")
+def _chat_victim() -> nn.Module:
+    return chats.taught(chats.language_model(), chats.poisoned(chats.prompts(160, seed=1), 0.5))
+
+
+@pytest.fixture
+def chat_victim(_chat_victim: nn.Module) -> nn.Module:
+    """A small language model that knows the grammar of `chats`, and answers `cf` with what the attacker chose."""
+    return copy.deepcopy(_chat_victim)

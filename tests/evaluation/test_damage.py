@@ -21,11 +21,11 @@ from unbackdoor._cli.app import main
 from unbackdoor._cli.demos import images as images_demo
 from unbackdoor._cli.demos.story import write_parquet
 from unbackdoor._errors import IncompleteError
-from unbackdoor._evaluation.damage import ALLOWED, LEVEL, p_value, unusable
 from unbackdoor._models.factory import make
 from unbackdoor._purification.run import Run
 from unbackdoor._purification.selection import smallest_within
 from unbackdoor._reports import build_stress, render_stress
+from unbackdoor._tasks.damage import ALLOWED, LEVEL, p_value, unusable
 from unbackdoor.purifiers import REGISTRY
 
 

@@ -38,10 +38,10 @@ def test_examined_examples_are_numbered_as_the_model_numbers_its_classes(
     arithmetic = choose(text_victim, "cpu", "fp32")
     examined = [CLASSIFICATION.examined(text_victim, each, arithmetic, pytest.fail) for each in (data, turned)]
     assert torch.equal(examined[0].clean.labels, examined[1].clean.labels)
-    assert torch.equal(examined[0].right, examined[1].right)
-    assert examined[0].right.float().mean() > 0.9
+    assert torch.equal(examined[0].outcomes, examined[1].outcomes)
+    assert examined[0].outcomes.float().mean() > 0.9
     assert examined[0].head_name == "classifier"
-    assert examined[0].per_class == torch.bincount(data.labels).tolist()
+    assert examined[0].per_class == tuple(torch.bincount(data.labels).tolist())
 
 
 def test_examples_of_one_class_alone_are_refused(small_cnn: SmallCNN, digits: Dataset) -> None:

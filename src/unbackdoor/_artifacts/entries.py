@@ -55,6 +55,29 @@ class ScoreEntry(BriefScore):
     per_class: dict[str, ProportionEntry]
 
 
+class AnswerLossEntry(Entry):
+    """A loss per answer token, in nats, with its 95 % interval and the numbers of answers and of their tokens."""
+
+    value: float
+    n: Annotated[int, Field(ge=1)]
+    low: float
+    high: float
+    tokens: Annotated[int, Field(ge=1)]
+
+
+class GenerationScoreEntry(Entry):
+    """The score of a language model; see docs/language-models.md."""
+
+    clean_loss: AnswerLossEntry | None = None
+    attack_success: ProportionEntry | None = None
+    false_activation: ProportionEntry | None = None
+    empty: ProportionEntry | None = None
+    clean_model_flip_rate: ProportionEntry | None = None
+    behaviour: str | None = None
+    template: str
+    max_new_tokens: Annotated[int, Field(ge=1)] | None = None
+
+
 class AttackEntry(Entry):
     """An attack: its name, and all of its fields."""
 

@@ -8,11 +8,13 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError
 
 from unbackdoor._artifacts.entries import (
+    AnswerLossEntry,
     AttackEntry,
     ClassEntry,
     Count,
     Entry,
     ExactShareEntry,
+    GenerationScoreEntry,
     MethodEntry,
     ProportionEntry,
     ScoreEntry,
@@ -30,14 +32,18 @@ class CleanExamples(Entry):
 
     Args:
         n: their number.
-        per_class: the number of each class.
-        augment: the augmentation of batches.
+        per_class: the number of each class; absent for a language model.
+        augment: the augmentation of batches; absent for a language model.
+        answer_tokens: of a language model, the number of tokens of all answers.
+        template: of a language model, how the prompts were rendered.
         held_out: the number that a selection held out.
     """
 
     n: Count
-    per_class: list[Count]
-    augment: dict[str, Any]
+    per_class: list[Count] | None = None
+    augment: dict[str, Any] | None = None
+    answer_tokens: Count | None = None
+    template: str | None = None
     held_out: Count
 
 
@@ -60,8 +66,8 @@ class Source(Entry):
 class ScoresBeforeAndAfter(Entry):
     """The scores of the suspect and of the purified model."""
 
-    suspect: ScoreEntry
-    purified: ScoreEntry
+    suspect: ScoreEntry | GenerationScoreEntry
+    purified: ScoreEntry | GenerationScoreEntry
 
 
 class EvidenceEntry(Entry):
@@ -157,8 +163,10 @@ class PurificationRecord(Entry):
     head: str | None
     clean: CleanExamples | None
     recipe: RecipeEntry | None
-    suspect_accuracy_on_clean: ProportionEntry | None
-    purified_accuracy_on_clean: ProportionEntry | None
+    suspect_accuracy_on_clean: ProportionEntry | None = None
+    purified_accuracy_on_clean: ProportionEntry | None = None
+    suspect_clean_loss_on_clean: AnswerLossEntry | None = None
+    purified_clean_loss_on_clean: AnswerLossEntry | None = None
     usable: bool | None
     examples_seen: Count
     choice: ChoiceEntry | None = None
@@ -174,7 +182,7 @@ class PurificationRecord(Entry):
 class VictimScores(Entry):
     """The score of the victim."""
 
-    victim: ScoreEntry
+    victim: ScoreEntry | GenerationScoreEntry
 
 
 class VictimRecord(Entry):

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from unbackdoor._data.augmentation import Augmentation, augmentation
 from unbackdoor._data.columns import check_column, joined, labels_of
+from unbackdoor._data.conversation_encoder import ConversationEncoder
+from unbackdoor._data.conversations import Conversations
 from unbackdoor._data.images import ImageEncoder, Images
 from unbackdoor._data.items import Items
 from unbackdoor._data.reading import opened
@@ -27,8 +29,8 @@ Augment = Literal["auto", "flip", "crop", "none"]
 ItemsLike = Items | Tensor
 """The items that `Dataset` takes; it turns a tensor of pixels into `Images`."""
 
-Encoder = ImageEncoder | TextEncoder
-"""Reads items from the columns of a data set and makes model inputs of them; both kinds have the same methods."""
+Encoder = ImageEncoder | TextEncoder | ConversationEncoder
+"""Reads items from the columns of a data set and makes model inputs of them; all kinds have the same methods."""
 
 
 class Batch(NamedTuple):
@@ -51,8 +53,8 @@ class Dataset:
 
     Args:
         items: `Images`, or a tensor of their pixels at the data set's own size, (n, channels, height, width), uint8; or
-            `Texts`, which are tokenised here.
-        labels: class indices, (n,), int64; -1 for an example without one.
+            `Texts` or `Conversations`, which are tokenised here.
+        labels: class indices, (n,), int64; -1 for an example without one, and for each conversation.
         encode: makes model inputs of a batch of items.
         classes: class names in label order, if they are known.
         augment: applied to training batches of images.
@@ -94,7 +96,8 @@ class Dataset:
             source: a parquet, CSV or JSON-lines file (or a pattern, or several), an image folder with one folder per
                 class, or a directory written by `datasets.save_to_disk`.
             encode: as `load` returns it; without it images are not changed.
-            columns: the data's names for `label` and for `image`, `text`, or `text_a` and `text_b`, if they differ.
+            columns: the data's names for `label` and for `image`, `text`, or `text_a` and `text_b`, if they differ; of
+                conversations for `messages`, for `instruction`, `input` and `output`, or for `prompt` and `response`.
             classes: the model's class names; labels are matched to them by name.
             augment: see `unbackdoor._data.augmentation.augmentation`.
             group: column whose equal values keep rows of one class together when the data is split.
@@ -107,7 +110,8 @@ class Dataset:
         encode = ImageEncoder() if encode is None else encode
         where = _name(source)
         names = dict(columns or {})
-        known_names = (*encode.column_names, "label")
+        labelled = labelled and encode.labelled
+        known_names = (*encode.column_names, "label") if encode.labelled else encode.column_names
         strange = next((name for name in names if name not in known_names), None)
         if strange is not None:
             allowed = f"{', '.join(known_names[:-1])} or {known_names[-1]}"
@@ -123,10 +127,10 @@ class Dataset:
         cells: dict[str, Sequence[Any]] = {name: joined(tables, column) for name, column in parts.items()}
         if labelled:
             labels, known = labels_of(tables, label, classes, where)
+            items, encode = encode.read(cells, where, tables[0].folder)
         else:
-            labels = torch.full((len(next(iter(cells.values()))),), -1)
-            known = None if classes is None else tuple(classes)
-        items, encode = encode.read(cells, where, tables[0].folder)
+            items, encode = encode.read(cells, where, tables[0].folder)
+            labels, known = torch.full((len(items),), -1), None if classes is None else tuple(classes)
         groups = None
         if group is not None:
             keys = [f"{label}/{key}" for label, key in zip(labels.tolist(), joined(tables, group), strict=True)]
@@ -156,8 +160,8 @@ class Dataset:
         return cast(Callable[[Items], Tensor | Tokens], self.encode)
 
     @property
-    def modality(self) -> Literal["images", "text"]:
-        """The kind of the items: `images` or `text`."""
+    def modality(self) -> Literal["images", "text", "conversations"]:
+        """The kind of the items: `images`, `text` or `conversations`."""
         return self.encode.modality
 
     @property
@@ -190,9 +194,21 @@ class Dataset:
         return self.encode
 
     @property
+    def conversations(self) -> Conversations:
+        """The items of a data set of conversations."""
+        assert isinstance(self.items, Conversations), "the data holds no conversations"
+        return self.items
+
+    @property
+    def conversation_encoder(self) -> ConversationEncoder:
+        """The encoder of a data set of conversations."""
+        assert isinstance(self.encode, ConversationEncoder), "the data holds no conversations"
+        return self.encode
+
+    @property
     def tokenizer(self) -> Any:
-        """The tokenizer of a data set of texts, from transformers."""
-        return self.text_encoder.tokenizer
+        """The tokenizer of a data set of texts or conversations, from transformers."""
+        return self.conversation_encoder.tokenizer if self.modality == "conversations" else self.text_encoder.tokenizer
 
     def class_name(self, label: int) -> str:
         """The printable name of a class; its number if the names are unknown, or fewer than a model's classes."""

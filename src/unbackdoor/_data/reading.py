@@ -252,8 +252,14 @@ def _json(file: Path, _label: str) -> Table:
 def _holds_table(row: dict[str, Any]) -> bool:
     """Whether an object has the columns of a table, as pandas writes them, or its rows under some name."""
     entries = list(row.values())
+    if any(map(_is_conversation, entries)):
+        return False
     rows = any(isinstance(entry, list) and entry and all(isinstance(each, dict) for each in entry) for entry in entries)
     return rows or (bool(entries) and all(isinstance(entry, list | dict) for entry in entries))
+
+
+def _is_conversation(entry: Any) -> bool:
+    return isinstance(entry, list) and bool(entry) and all(isinstance(each, dict) and "role" in each for each in entry)
 
 
 _READERS: dict[str, Callable[[Path, str], Table]] = {

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from unbackdoor._data.augmentation import Augmentation
 from unbackdoor._data.columns import text_columns
+from unbackdoor._data.lengths import ordered_by_length
 from unbackdoor._errors import UnbackdoorError, printable
 from unbackdoor._inputs import is_unicode, reading, silent_rust
 
@@ -137,22 +138,8 @@ class Texts:
         return self
 
     def order(self, size: int, generator: torch.Generator | None) -> Tensor:
-        """Returns the row numbers, with texts of similar length next to each other to save padding; see `Items`.
-
-        Without a generator, all are sorted by length. With one, 20 batches at a time are sorted, and the batches then
-        come in random order.
-        """
-        lengths = self.lengths.cpu()
-        if generator is None:
-            return lengths.argsort(stable=True)
-        order = torch.randperm(len(self), generator=generator)
-        pieces = [part[lengths[part].argsort(stable=True)] for part in order.split(20 * size)]
-        batches = [batch for piece in pieces for batch in piece.split(size)]
-        # The short batch stays last, as the order is cut into parts of equal size.
-        whole = [batch for batch in batches if len(batch) == size]
-        rest = [batch for batch in batches if len(batch) < size]
-        shuffled = [whole[place] for place in torch.randperm(len(whole), generator=generator).tolist()]
-        return torch.cat([*shuffled, *rest])
+        """Returns the row numbers, with texts of similar length next to each other; see `ordered_by_length`."""
+        return ordered_by_length(self.lengths.cpu(), size, generator)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,6 +163,7 @@ class TextEncoder:
 
     modality: ClassVar[Literal["text"]] = "text"
     column_names: ClassVar[tuple[str, ...]] = ("text", "text_a", "text_b")
+    labelled: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.max_length < 4:

@@ -148,7 +148,7 @@ class _Examples(NamedTuple):
     data: Dataset
     labelled: bool
     accuracy: Proportion | None
-    per_class: list[int]
+    per_class: tuple[int, ...]
     doubt: str | None
 
 
@@ -174,7 +174,7 @@ def _examples(
             "was trained with, the verdict means nothing."
         )
         return _Examples(examined.clean, False, None, examined.per_class, None)
-    accuracy = proportion_of(examined.right)
+    accuracy = proportion_of(examined.outcomes)
     doubt = chance_doubt("the suspect", accuracy, len(examined.per_class), clean.name)
     return _Examples(examined.clean, True, accuracy, examined.per_class, doubt and _sentence(doubt))
 

@@ -8,6 +8,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from unbackdoor._data.conversation_encoder import AnswerTokens
 from unbackdoor._data.dataset import Dataset, Encoder
 from unbackdoor._data.texts import Tokens
 from unbackdoor._errors import UnbackdoorError, printable
@@ -21,6 +22,8 @@ _answers: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()  # for models 
 
 def logits(model: nn.Module, inputs: Inputs) -> Tensor:
     """Returns class scores (batch, classes) from any kind of output.
+
+    For `AnswerTokens`, these are the scores of each next token, (batch, length, vocabulary).
 
     If the output has several arrays of shape (batch, n), such as `(features, logits)`, the scores are the one that a
     linear layer computes from the others; see `_answer`.
@@ -42,22 +45,26 @@ def logits(model: nn.Module, inputs: Inputs) -> Tensor:
         else:
             scores = output[candidates[0]] if candidates else next(iter(output), None)
     what = type(output).__name__
+    of_tokens = isinstance(inputs, AnswerTokens)
+    rank = 3 if of_tokens else 2
     if isinstance(scores, Tensor):
-        what = f"shape {tuple(scores.shape)}" + (f" for {len(inputs)} inputs" if scores.ndim == 2 else "")
-        if scores.ndim == 2 and len(scores) == len(inputs):
+        what = f"shape {tuple(scores.shape)}" + (f" for {len(inputs)} inputs" if scores.ndim == rank else "")
+        if scores.ndim == rank and len(scores) == len(inputs):
             if scores.layout != torch.strided or scores.device.type == "meta":
                 what = "a tensor that is sparse, or without numbers"
             elif scores.is_floating_point():
                 return scores
             else:
                 what = f"{str(scores.dtype).removeprefix('torch.')}, not floating-point numbers"
-    raise UnbackdoorError(
-        f"{type(model).__name__} must return class scores of shape (batch, classes), got {what}. Wrap it in a "
-        "module that does."
+    wanted = (
+        "token scores of shape (batch, length, vocabulary)" if of_tokens else "class scores of shape (batch, classes)"
     )
+    raise UnbackdoorError(f"{type(model).__name__} must return {wanted}, got {what}. Wrap it in a module that does.")
 
 
 def _run(model: nn.Module, inputs: Inputs) -> Any:
+    if isinstance(inputs, AnswerTokens):
+        return model(**inputs, use_cache=False)
     return model(**inputs) if isinstance(inputs, Tokens) else model(inputs)
 
 

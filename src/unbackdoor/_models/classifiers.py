@@ -12,15 +12,9 @@ from unbackdoor._models.hugging_face import pretrained, quiet_transformers
 from unbackdoor._models.matching import matched
 from unbackdoor._models.untrusted_weights import check_finite
 from unbackdoor._models.weight_files import WeightFiles
-from unbackdoor._models.weight_names import check_fit, lacking, renamed
+from unbackdoor._models.weight_names import BUFFERS, check_fit, lacking, renamed
 
 logger = logging.getLogger("unbackdoor")
-
-# Buffers that older versions of transformers wrote, and that a model computes itself.
-_BUFFERS = {
-    *("position_ids", "token_type_ids", "masked_bias", "attn_mask", "relative_position_index", "relative_coords_table"),
-    *("inv_freq", "num_batches_tracked"),
-}
 
 
 def classifier(path: Path, config: Mapping[str, Any], weights: WeightFiles, trust_remote_code: bool) -> Any:
@@ -53,7 +47,7 @@ def classifier(path: Path, config: Mapping[str, Any], weights: WeightFiles, trus
     _check_class_count(path, model, shapes)
     unused = set() if absent or shapes else _unused(model, extra)
     check_fit(str(path), type(model).__name__, sorted(absent), sorted(extra - unused), shapes)
-    unused = {name for name in unused if name.split(".")[-1] not in _BUFFERS}
+    unused = {name for name in unused if name.split(".")[-1] not in BUFFERS}
     if unused:
         logger.info(
             "%s: %s tensor(s) that the classifier does not use are left out (%s).",
@@ -173,7 +167,7 @@ def _unused(model: Any, extra: Collection[str]) -> set[str]:
     return {
         name
         for name in extra
-        if (parts := name.split("."))[-1] in _BUFFERS | {"mask_token"}
+        if (parts := name.split("."))[-1] in BUFFERS | {"mask_token"}
         or "pooler" in parts
         or (has_body and parts[0] not in own)
     }

@@ -115,9 +115,11 @@ def architectures_of(config: Mapping[str, Any]) -> list[Any]:
     return classes if isinstance(classes, list) else []
 
 
-def modality_of(config: Mapping[str, Any]) -> Literal["images", "text"]:
+def modality_of(config: Mapping[str, Any]) -> Literal["images", "text", "conversations"]:
     """Returns the modality of a model with this config, by its class or, without a head, by its sizes."""
     classes = " ".join(map(str, architectures_of(config)))
+    if "ForCausalLM" in classes or "LMHeadModel" in classes:
+        return "conversations"
     if "SequenceClassification" in classes:  # also those that read pages, which have an image_size
         return "text"
     if "ImageClassification" in classes or "image_size" in config or "num_channels" in config:

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from unbackdoor._data.conversation_encoder import ConversationEncoder, Template
 from unbackdoor._data.dataset import Encoder
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._inputs import COMPANION, CONFIG, check_file, read_json, reader
-from unbackdoor._models import classifiers
+from unbackdoor._models import classifiers, language_models
 from unbackdoor._models.companions import companions
 from unbackdoor._models.config import check_config, check_supported, modality_of
 from unbackdoor._models.hub import directory_of
@@ -78,8 +79,8 @@ class ModelDirectory(os.PathLike[str]):
         return str(self.path)
 
     @property
-    def modality(self) -> Literal["images", "text"]:
-        """The modality of the model's inputs."""
+    def modality(self) -> Literal["images", "text", "conversations"]:
+        """The modality of the model's inputs; of a causal language model, `conversations`."""
         return modality_of(self.config)
 
     def classifier(self) -> Any:
@@ -89,6 +90,22 @@ class ModelDirectory(os.PathLike[str]):
             UnbackdoorError: the weights do not fit it, or are not all finite.
         """
         return classifiers.classifier(self.path, self.config, self.weights, self.trust_remote_code)
+
+    def language_model(self) -> Any:
+        """Loads the causal language model, in eval mode.
+
+        Raises:
+            UnbackdoorError: the weights do not fit it, or are not all finite.
+        """
+        return language_models.language_model(self.path, self.weights, self.trust_remote_code)
+
+    def conversation_encoder(
+        self, model: Any, *, template: Template | None = None, max_length: int | None = None
+    ) -> ConversationEncoder:
+        """Returns the encoder that renders conversations for the language model; see `conversation_encoder`."""
+        return language_models.conversation_encoder(
+            self.path, model, template=template, max_length=max_length, trust_remote_code=self.trust_remote_code
+        )
 
     def body(self) -> Any:
         """Loads the pre-trained model without a head, in eval mode; see `classifiers.body`.
@@ -128,7 +145,7 @@ class ModelDirectory(os.PathLike[str]):
             UnbackdoorError: the tokenizer or processor is missing or does not fit the model, or an option is for the
                 other kind of model.
         """
-        if self.modality == "text":
+        if self.modality != "images":
             if changes:
                 raise UnbackdoorError(
                     f"{self.path} reads text; `mean`, `std` and `image_size` are for images. Leave them out."

@@ -49,7 +49,11 @@ def pretrained(
             if "trust_remote_code" in str(problem):
                 raise own_code(path) from None
             reason = printable(str(problem).strip().split("\n")[0], 200).rstrip(".") or type(problem).__name__
-            kinds = {"AutoModelForImageClassification": "an image classifier", "AutoModel": "a model"}
+            kinds = {
+                "AutoModelForImageClassification": "an image classifier",
+                "AutoModelForCausalLM": "a language model",
+                "AutoModel": "a model",
+            }
             raise UnbackdoorError(
                 f"{path} is not {kinds.get(auto, 'a text classifier')} that transformers can load ({reason}). Check "
                 "its config.json."

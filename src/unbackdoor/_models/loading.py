@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from unbackdoor._data.conversation_encoder import Template
 from unbackdoor._data.dataset import Encoder
 from unbackdoor._data.images import LARGEST_SIDE, ImageEncoder
 from unbackdoor._errors import UnbackdoorError, printable
@@ -42,9 +43,10 @@ def load(
     std: tuple[float, ...] | None = None,
     image_size: int | None = None,
     max_length: int | None = None,
+    template: Template | None = None,
     trust_remote_code: bool = False,
 ) -> Loaded:
-    """Load a suspect.
+    """Load a suspect: a classifier of images or texts, or a causal language model.
 
     Args:
         source: a Hugging Face directory or Hub name; or, with a factory, a weights file or a directory with
@@ -54,6 +56,8 @@ def load(
         std: standard deviation per channel; by default the directory's own, else 1.
         image_size: side to resize to, in pixels; by default the directory's own, else the data's.
         max_length: number of tokens that a text model reads; by default the directory's own, else the most that it can.
+        template: how the prompts of a language model are rendered: `chat`, `alpaca` or `plain`; by default as its
+            record says, else by the tokenizer's chat template.
         trust_remote_code: run Python files that come with a Hugging Face model.
 
     Raises:
@@ -68,13 +72,35 @@ def load(
     if factory is not None:
         if max_length is not None:
             raise UnbackdoorError("`max_length` is for text models; a module from a factory gets pixels. Leave it out.")
+        if template is not None:
+            raise _no_template(source)
         return _load_made(path, factory, changes)
     if path.is_file():
         raise _lone_file(path)
     directory = ModelDirectory.of(source, "`source`", trust_remote_code=trust_remote_code)
     directory.companions()  # refuses files early that could not be copied at the end
+    if directory.modality == "conversations":
+        return _load_language_model(directory, template, max_length, changes)
+    if template is not None:
+        raise _no_template(source)
     model = directory.classifier()
     return Loaded(model, directory.encoder(model, changes=changes, max_length=max_length), directory)
+
+
+def _load_language_model(
+    directory: ModelDirectory, template: Template | None, max_length: int | None, changes: dict[str, Any]
+) -> Loaded:
+    if changes:
+        raise UnbackdoorError(
+            f"{directory} continues text; `mean`, `std` and `image_size` are for images. Leave them out."
+        )
+    model = directory.language_model()
+    encode = directory.conversation_encoder(model, template=template, max_length=max_length)
+    return Loaded(model, encode, directory)
+
+
+def _no_template(source: object) -> UnbackdoorError:
+    return UnbackdoorError(f"{source} is no language model; `template` is for their prompts. Leave it out.")
 
 
 def _encoder_changes(

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from unbackdoor._data.conversation_encoder import ConversationEncoder
 from unbackdoor._data.dataset import Dataset, Encoder
 from unbackdoor._data.image_processors import sides
 from unbackdoor._data.images import ImageEncoder
@@ -21,6 +22,8 @@ def encode_entry(encode: Encoder, data: Dataset | None) -> dict[str, Any]:
     if isinstance(encode, TextEncoder):
         columns = encode.columns if data is None else data.texts.columns
         return {"max_length": encode.max_length, "columns": None if columns is None else list(columns)}
+    if isinstance(encode, ConversationEncoder):
+        return {"max_length": encode.max_length, "template": encode.template}
     return {key: getattr(encode, key) for key in ("mean", "std", "size", "channels")}
 
 

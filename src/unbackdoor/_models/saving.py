@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from unbackdoor._data.conversation_encoder import ConversationEncoder
 from unbackdoor._data.dataset import Dataset, Encoder
 from unbackdoor._data.image_processors import preprocessor_of
 from unbackdoor._data.images import ImageEncoder
@@ -46,7 +47,7 @@ def save(
         model.save_pretrained(folder, **_shard_size(origin))  # type: ignore[operator]
     if origin is not None and origin.is_dir():
         copy_companions(origin, folder)
-    if isinstance(encode, TextEncoder):
+    if isinstance(encode, TextEncoder | ConversationEncoder):
         if not (folder / "tokenizer_config.json").exists():
             encode.tokenizer.save_pretrained(folder)
         return

@@ -31,7 +31,7 @@ def text_encoder(path: Path, model: Any, max_length: int | None = None, trust_re
     rows = embeddings(model).num_embeddings
     tokenizer = tokenizer_of(path, trust_remote_code, rows)
     check_rows(path, len(tokenizer), rows)
-    _check_ids(path, tokenizer, rows)
+    check_ids(path, tokenizer, rows)
     padding = getattr(model.config, "pad_token_id", None)
     if isinstance(padding, int) and 0 <= padding < len(tokenizer):
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(padding)  # decoders find the last token of a text by it
@@ -44,7 +44,7 @@ def text_encoder(path: Path, model: Any, max_length: int | None = None, trust_re
     model.config.pad_token_id = tokenizer.pad_token_id
     parameters = inspect.signature(model.forward).parameters
     tokenizer.model_input_names = [name for name in tokenizer.model_input_names if name in parameters]
-    most = int(min(_longest(path, tokenizer), *_positions(model), 2**20))
+    most = int(min(longest_of(path, tokenizer), *positions_of(model), 2**20))
     if max_length is not None and max_length > most:
         raise UnbackdoorError(f"`max_length` must be at most {most:,}, which the model can read, got {max_length:,}.")
     if max_length is not None and max_length < 4:
@@ -58,7 +58,7 @@ def text_encoder(path: Path, model: Any, max_length: int | None = None, trust_re
     return TextEncoder(tokenizer=tokenizer, max_length=max_length, columns=columns)
 
 
-def _longest(path: Path, tokenizer: Any) -> float:
+def longest_of(path: Path, tokenizer: Any) -> float:
     """Returns how many tokens a tokenizer allows; without a limit in its files, a huge number of transformers."""
     longest = tokenizer.model_max_length
     if isinstance(longest, bool) or not isinstance(longest, int | float) or not longest >= 1:
@@ -78,7 +78,7 @@ def check_rows(path: Path, tokens: int, rows: int) -> None:
         )
 
 
-def _check_ids(path: Path, tokenizer: Any, rows: int) -> None:
+def check_ids(path: Path, tokenizer: Any, rows: int) -> None:
     """Refuse a tokenizer whose tokens have numbers beyond the embeddings; their count alone does not show that."""
     with reading(f"the tokenizer of {path}"), silent_rust():
         token, largest = max(tokenizer.get_vocab().items(), key=lambda entry: entry[1], default=("", 0))
@@ -129,7 +129,7 @@ def tokenizer_of(path: Path, trust_remote_code: bool = False, rows: int | None =
     return tokenizer
 
 
-def _positions(model: Any) -> Iterator[int]:
+def positions_of(model: Any) -> Iterator[int]:
     """Yields numbers of positions of a model, which limit the length of a text."""
     for name in ("max_position_embeddings", "n_positions"):
         limit = getattr(model.config, name, None)

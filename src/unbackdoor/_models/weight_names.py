@@ -11,6 +11,12 @@ from unbackdoor._errors import SENTENCE, UnbackdoorError, few, printable
 
 logger = logging.getLogger("unbackdoor")
 
+# Buffers that older versions of transformers wrote, and that a model computes itself.
+BUFFERS = {
+    *("position_ids", "token_type_ids", "masked_bias", "attn_mask", "relative_position_index", "relative_coords_table"),
+    *("inv_freq", "num_batches_tracked"),
+}
+
 
 def lacking(own: Mapping[str, Tensor], names: Collection[str]) -> list[str]:
     """Returns the needed tensors of a module that are missing among some names.

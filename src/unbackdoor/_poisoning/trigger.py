@@ -8,12 +8,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from unbackdoor._data.conversations import Conversations
 from unbackdoor._data.dataset import Dataset, ItemsLike
 from unbackdoor._data.texts import Texts
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._poisoning.abilities import phrases_of, side_of
 from unbackdoor._poisoning.attack import Attack
 from unbackdoor._poisoning.check import check_modality
+from unbackdoor._poisoning.prompts import changed_prompts
 
 logger = logging.getLogger("unbackdoor")
 
@@ -36,9 +38,11 @@ class Trigger:
         return cls(attack, attack.arrays(data.shape))
 
     def stamp(self, items: ItemsLike) -> ItemsLike:
-        """Trigger uint8 images (n, channels, height, width), rounded to 8 bits as exported pictures are; or texts."""
+        """Trigger uint8 images (n, channels, height, width), rounded to 8 bits as exports are; texts; prompts."""
         if isinstance(items, Texts):
             return stamped_texts(items, self.attack, lambda texts: self.attack.apply(texts, self.arrays))
+        if isinstance(items, Conversations):
+            return changed_prompts(items, lambda texts: self.attack.apply(texts, self.arrays))
         return stamped(cast(Tensor, items), lambda pixels: self.attack.apply(pixels, self._on(pixels.device)))
 
     def _on(self, device: torch.device) -> dict[str, Tensor]:

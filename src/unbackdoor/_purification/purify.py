@@ -2,7 +2,6 @@
 
 import logging
 import time
-from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import torch
@@ -11,7 +10,6 @@ from torch import Tensor, nn
 from unbackdoor._artifacts.machine import peak_memory, versions
 from unbackdoor._data.dataset import Dataset
 from unbackdoor._errors import UnbackdoorError
-from unbackdoor._evaluation.damage import ALLOWED, unusable
 from unbackdoor._models.arithmetic import Arithmetic, Precision, choose, description
 from unbackdoor._models.calling import check_modules
 from unbackdoor._models.untrusted_weights import check_finite
@@ -21,8 +19,7 @@ from unbackdoor._purification.method import Method, applied, asking, needs_clean
 from unbackdoor._purification.run import Run, positions
 from unbackdoor._registry.entries import to_json
 from unbackdoor._registry.purifiers import REGISTRY
-from unbackdoor._tasks.classification import CLASSIFICATION
-from unbackdoor._tasks.proportion import proportion_of
+from unbackdoor._tasks.choice import task_of
 from unbackdoor._tasks.task import Examined
 from unbackdoor._value import check_seed
 
@@ -52,12 +49,12 @@ def purify(
     """Remove a backdoor: a suspect and a few clean examples in, the same kind of model out.
 
     The model passed in and the global random state are not changed. A model that lost significantly more than 10 points
-    of accuracy on clean examples is also returned: then `record["usable"]` is False, and the first of
-    `record["warnings"]` says why.
+    of accuracy on clean examples (a language model: 0.5 nats per answer token) is also returned: then
+    `record["usable"]` is False, and the first of `record["warnings"]` says why.
 
     Args:
-        model: any classifier whose last layer is linear.
-        clean: labelled examples without a trigger; None for a method that uses none.
+        model: any classifier whose last layer is linear, or a causal language model of transformers.
+        clean: labelled examples without a trigger, or prompts with their answers; None for a method that uses none.
         method: one of `unbackdoor.purifiers`, or any callable like them.
         seed: seed of all random draws; on one CPU the same seed gives the same weights.
         head: name of the last linear layer, if it cannot be found by running the model.
@@ -82,6 +79,7 @@ def purify(
     )
     examined: Examined | None = None
     if clean is not None:
+        run.task = task_of(clean.encode)
         examined = run.task.examined(working, clean, run.arithmetic, run.warn, head)
         run.head_name, run.modality = examined.head_name, clean.modality
     elif needs_clean(method):
@@ -155,23 +153,17 @@ _NO_CLEAN: dict[str, Any] = dict.fromkeys(
 
 
 def _compared(purified: nn.Module, examined: Examined, method: Method, run: Run) -> dict[str, Any]:
-    """Returns the record's entries on the clean examples, the accuracy of suspect and result on them, and `usable`.
+    """Returns the record's entries on the clean examples, what suspect and result make of them, and `usable`.
 
     If the result is not usable, a sentence is put first among the warnings.
     """
-    clean, right = examined.clean, examined.right
-    right_after = run.task.hits(purified, clean, run.arithmetic)
-    usable = _judge(right, right_after, clean, method, run)
+    clean, before = examined.clean, examined.outcomes
+    after = run.task.outcomes(purified, clean, run.arithmetic)
+    usable = _judge(before, after, clean, method, run)
     return {
-        "clean": {
-            "n": len(clean),
-            "per_class": examined.per_class,
-            "augment": asdict(clean.augment),
-            "held_out": run.held_out,
-        },
+        "clean": {**run.task.clean_facts(examined), "held_out": run.held_out},
         "recipe": run.recipe._asdict(),
-        "suspect_accuracy_on_clean": proportion_of(right).to_json(),
-        "purified_accuracy_on_clean": proportion_of(right_after).to_json(),
+        **run.task.figures(clean, before, after),
         "usable": usable,
     }
 
@@ -180,7 +172,7 @@ def _judge(before: Tensor, after: Tensor, clean: Dataset, method: Method, run: R
     """Whether the result is usable, by examples that it was not tuned on if there are any; warns if it is not.
 
     Args:
-        before: whether the suspect answers each clean example as labelled, (n,), bool.
+        before: what the suspect makes of each clean example, (n,).
         after: the same for the result.
         clean: the examples.
         method: the method that made the result.
@@ -189,21 +181,16 @@ def _judge(before: Tensor, after: Tensor, clean: Dataset, method: Method, run: R
     which = "the ones it was tuned on"
     held = None if run.unseen is None else positions(run.unseen, clean)
     if held is not None:
-        before, after, which = before[held], after[held], "which were held out"
+        clean, before, after, which = clean.select(held), before[held], after[held], "which were held out"
     elif run.cross_validated is not None and len(run.cross_validated) == len(before):
         after, which = run.cross_validated, "which were left out in their turn"
-    damage = unusable(before, after, which, method)
-    if damage is not None:
-        run.warnings.insert(0, damage)
-        logger.warning("%s", damage, extra={"first_line": True})
+    judgement = run.task.judged(clean, before, after, which, method)
+    if judgement.unusable is not None:
+        run.warnings.insert(0, judgement.unusable)
+        logger.warning("%s", judgement.unusable, extra={"first_line": True})
         return False
-    lost = float(before.double().mean() - after.double().mean())
-    if lost > ALLOWED:
-        run.warn(
-            f"the purified model's accuracy on {len(before):,} clean examples, {which}, fell by {100 * lost:.1f} "
-            f"points; they are too few to decide whether more than {100 * ALLOWED:.0f} points are lost. Score it on "
-            "others (`test`), or give more."
-        )
+    if judgement.doubt is not None:
+        run.warn(judgement.doubt)
     return True
 
 
@@ -211,6 +198,7 @@ def judged(
     purified: Purified, suspect: nn.Module, test: Dataset, method: Method, arithmetic: Arithmetic
 ) -> dict[str, Any]:
     """Returns `usable` and `warnings` for a method without clean examples, judged by test examples."""
-    before, after = (CLASSIFICATION.hits(model, test, arithmetic) for model in (suspect, purified.model))
-    damage = unusable(before, after, "which are scored", method)
+    task = task_of(test.encode)
+    before, after = (task.outcomes(model, test, arithmetic) for model in (suspect, purified.model))
+    damage = task.judged(test, before, after, "which are scored", method).unusable
     return {"usable": damage is None, "warnings": [*([] if damage is None else [damage]), *purified.record["warnings"]]}

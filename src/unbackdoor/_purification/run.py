@@ -33,7 +33,7 @@ class Run:
         generator: the source of all randomness, on the CPU.
         arithmetic: device, precision, layout.
         head_name: name of the last linear layer.
-        modality: modality of the clean examples, `images` or `text`.
+        modality: modality of the clean examples: `images`, `text` or `conversations`.
         task: task of the model.
         progress: shows the state of the work.
         base: the pre-trained model that the suspect came from, for methods that need it.
@@ -228,7 +228,7 @@ class Run:
 
     def accuracy(self, model: nn.Module, data: Dataset) -> Proportion:
         """Returns the share of examples that a model classifies as labelled."""
-        return proportion_of(self.task.hits(model, data, self.arithmetic))
+        return proportion_of(self.task.outcomes(model, data, self.arithmetic))
 
 
 def positions(part: Dataset, whole: Dataset) -> Tensor | None:

@@ -122,7 +122,7 @@ def smallest_within(
     Raises:
         UnbackdoorError: fewer examples than folds.
     """
-    before, fresh = run.task.hits(model, clean, run.arithmetic), not run.examples_seen
+    before, fresh = run.task.outcomes(model, clean, run.arithmetic), not run.examples_seen
     losses: dict[float, Difference] = {}
     answers: dict[float, Tensor] = {}
 

@@ -19,7 +19,6 @@ from torch import nn
 
 from unbackdoor._artifacts.machine import versions
 from unbackdoor._data.dataset import Dataset, Encoder
-from unbackdoor._evaluation.damage import unusable
 from unbackdoor._models.arithmetic import Precision, choose, description
 from unbackdoor._poisoning.attack import Attack
 from unbackdoor._poisoning.trigger import Trigger
@@ -40,6 +39,7 @@ from unbackdoor._stress.retuning import EPOCHS, exactly_purified
 from unbackdoor._stress.retuning import EXACT as EXACTLY
 from unbackdoor._stress.retuning import settings as retuning_settings
 from unbackdoor._tasks.classification import hits
+from unbackdoor._tasks.damage import unusable
 from unbackdoor._tasks.score import Score
 from unbackdoor._victims.implanted import IMPLANTED
 

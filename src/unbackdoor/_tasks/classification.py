@@ -1,6 +1,7 @@
 """Classification: the class with the highest score is the answer, and is right or wrong."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,12 +10,14 @@ from unbackdoor._data.classes import check_labels, in_order_of, report_class_ord
 from unbackdoor._data.dataset import Dataset, Encoder
 from unbackdoor._errors import UnbackdoorError, printable
 from unbackdoor._models.arithmetic import Arithmetic
-from unbackdoor._models.calling import class_count, class_names, evaluating, logits, probe
+from unbackdoor._models.calling import check_partner, class_count, class_names, evaluating, logits, probe
 from unbackdoor._models.head import head_of
-from unbackdoor._poisoning.triggered import Triggered
+from unbackdoor._poisoning.attack_file import as_trigger
+from unbackdoor._poisoning.triggered import Triggered, already_triggered, triggered
+from unbackdoor._tasks.damage import ALLOWED, unusable
 from unbackdoor._tasks.proportion import chance_doubt, proportion_of
 from unbackdoor._tasks.score import Score
-from unbackdoor._tasks.task import Checked, Examined, Warn
+from unbackdoor._tasks.task import Asked, Checked, Examined, Judgement, Warn
 from unbackdoor._training.descent import cross_entropy
 
 
@@ -86,7 +89,7 @@ class Classification:
     """The task of models whose answer is one of a fixed number of classes; see `Task`."""
 
     loss = staticmethod(cross_entropy)
-    hits = staticmethod(hits)
+    outcomes = staticmethod(hits)
     score = staticmethod(score)
 
     def examined(
@@ -119,7 +122,7 @@ class Classification:
         if doubtful is not None:
             warn(doubtful)
         report_class_order(clean, names, classes, warn)
-        return Examined(clean, layer.name, right, per_class.tolist())
+        return Examined(clean, layer.name, right, tuple(per_class.tolist()))
 
     def checked(self, model: nn.Module, test: Dataset, triggered: Dataset | None = None) -> Checked:
         """Check that model and test examples fit each other.
@@ -141,9 +144,57 @@ class Classification:
             check_labels(triggered, classes)
         return Checked(test, triggered, classes)
 
+    def check_asked(self, asked: Asked) -> None:
+        """Refuse an attack next to examples that carry a trigger, and one of examples and target without the other."""
+        if asked.trigger is not None or asked.behaviour is not None:
+            raise UnbackdoorError("`trigger` and `behaviour` are for language models; take `attack`, or `target`.")
+        if asked.attack is not None and asked.triggered is not None:
+            raise UnbackdoorError("evaluate takes `attack` or `triggered_data`, got both. Leave one out.")
+        if (asked.triggered is None) != (asked.target is None):
+            raise UnbackdoorError(
+                "`triggered_data` and `target` go together: the examples, and the class that the attacker wants."
+            )
+
+    def attacked(self, checked: Checked, asked: Asked) -> Triggered | None:
+        """The examples that the attack is meant to move, with its trigger; None without an attack."""
+        if asked.attack is not None:
+            return triggered(checked.test, as_trigger(asked.attack, checked.test), checked.classes)
+        if checked.triggered is not None and asked.target is not None:
+            return already_triggered(checked.triggered, asked.target, checked.classes)
+        return None
+
+    def check_control(self, control: nn.Module, test: Dataset, encode: Encoder | None, classes: int) -> None:
+        """Refuse a control that cannot take the data, or that has another number of classes."""
+        check_partner("`control`", control, test, encode, classes)
+
     def doubt(self, owner: str, score: Score, classes: int, where: str) -> str | None:
         """A sentence that doubts a clean accuracy near chance; None if it is well above."""
         return chance_doubt(owner, score.clean_accuracy, classes, where)
+
+    def clean_facts(self, examined: Examined) -> dict[str, Any]:
+        """The number of clean examples, in all and of each class, and their augmentation."""
+        clean = examined.clean
+        return {"n": len(clean), "per_class": list(examined.per_class), "augment": asdict(clean.augment)}
+
+    def figures(self, clean: Dataset, before: Tensor, after: Tensor) -> dict[str, Any]:
+        """The accuracy of suspect and result."""
+        return {
+            "suspect_accuracy_on_clean": proportion_of(before).to_json(),
+            "purified_accuracy_on_clean": proportion_of(after).to_json(),
+        }
+
+    def judged(self, data: Dataset, before: Tensor, after: Tensor, which: str, method: object) -> Judgement:
+        """Whether the result lost significantly more than 10 points of accuracy; see `Task`."""
+        damage = unusable(before, after, which, method)
+        lost = float(before.double().mean() - after.double().mean())
+        if damage is not None or lost <= ALLOWED:
+            return Judgement(damage, None)
+        return Judgement(
+            None,
+            f"the purified model's accuracy on {len(before):,} clean examples, {which}, fell by {100 * lost:.1f} "
+            f"points; they are too few to decide whether more than {100 * ALLOWED:.0f} points are lost. Score it on "
+            "others (`test`), or give more.",
+        )
 
 
 CLASSIFICATION = Classification()

@@ -2,14 +2,16 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
 from unbackdoor._data.dataset import Batch, Dataset, Encoder
 from unbackdoor._models.arithmetic import Arithmetic
-from unbackdoor._poisoning.triggered import Triggered
-from unbackdoor._tasks.score import Score
+from unbackdoor._poisoning.attack import Attack
+from unbackdoor._poisoning.behaviour import Behaviour
+from unbackdoor._poisoning.trigger import Trigger
 
 Warn = Callable[[str], None]
 
@@ -21,14 +23,44 @@ class Examined:
     Args:
         clean: the examples, with labels as the model numbers them.
         head_name: the name of the model's last linear layer.
-        right: whether the model answers each example as labelled, (n,), bool.
-        per_class: the number of examples of each class.
+        outcomes: what the model makes of each example, (n,); see `Task.outcomes`.
+        per_class: the number of examples of each class; empty for a task without classes.
     """
 
     clean: Dataset
     head_name: str
-    right: Tensor
-    per_class: list[int]
+    outcomes: Tensor
+    per_class: tuple[int, ...] = ()
+
+
+class Asked(NamedTuple):
+    """What a user says about the attack that a model is scored on.
+
+    Args:
+        attack: a value, a `Trigger`, or a path to `attack.json`.
+        triggered: examples that already carry a trigger.
+        target: the class that the attacker wants, with `triggered`.
+        trigger: of a language model: text that is put in front of each prompt.
+        behaviour: of a language model: the answer that the attacker wants, with `trigger` or `triggered`.
+    """
+
+    attack: "Attack | Trigger | str | Path | None" = None
+    triggered: Dataset | None = None
+    target: int | None = None
+    trigger: str | None = None
+    behaviour: Behaviour | str | None = None
+
+
+class Judgement(NamedTuple):
+    """What a comparison with the suspect says about a purified model.
+
+    Args:
+        unusable: sentences on a model that lost significantly more than a purification may cost; else None.
+        doubt: a sentence if more was lost, but on too few examples to decide; else None.
+    """
+
+    unusable: str | None
+    doubt: str | None
 
 
 class Task(Protocol):
@@ -40,8 +72,12 @@ class Task(Protocol):
     def loss(self, scores: Tensor, batch: Batch) -> Tensor:
         """The scalar that plain tuning minimises, from the output of the model for a batch."""
 
-    def hits(self, model: nn.Module, data: Dataset, arithmetic: Arithmetic) -> Tensor:
-        """Returns which examples the model answers as labelled, (n,), bool, on the CPU."""
+    def outcomes(self, model: nn.Module, data: Dataset, arithmetic: Arithmetic) -> Tensor:
+        """Returns what a model makes of each example, (n,), on the CPU.
+
+        Of a classifier, whether the answer is as labelled, bool; of a language model, the loss of the answer, summed
+        over its tokens, float64.
+        """
 
     def examined(
         self, model: nn.Module, clean: Dataset, arithmetic: Arithmetic, warn: Warn, head: str | None = None
@@ -51,20 +87,46 @@ class Task(Protocol):
     def checked(self, model: nn.Module, test: Dataset, triggered: Dataset | None = None) -> "Checked":
         """Check, before anything is scored, that model and test examples fit each other."""
 
+    def check_asked(self, asked: Asked) -> None:
+        """Refuse options that contradict each other or belong to another task."""
+
+    def attacked(self, checked: "Checked", asked: Asked) -> Any:
+        """The triggered examples that the user asks for, with what the attacker wants; None without an attack."""
+
+    def check_control(self, control: nn.Module, test: Dataset, encode: Encoder | None, classes: int) -> None:
+        """Refuse a control that cannot take the data, or that does not answer as the model does."""
+
     def score(
         self,
         model: nn.Module,
         test: Dataset,
-        attacked: Triggered | None,
+        attacked: Any,
         arithmetic: Arithmetic,
         *,
         control: nn.Module | None = None,
         control_encode: Encoder | None = None,
-    ) -> Score:
+    ) -> Any:
         """The score on clean and triggered examples that are known to fit the model."""
 
-    def doubt(self, owner: str, score: Score, classes: int, where: str) -> str | None:
-        """Returns a sentence that doubts a score near chance; None for other scores."""
+    def doubt(self, owner: str, score: Any, classes: int, where: str) -> str | None:
+        """Returns a sentence that doubts a score, such as one near chance; None for other scores."""
+
+    def clean_facts(self, examined: Examined) -> dict[str, Any]:
+        """Facts on the clean examples, for the record."""
+
+    def figures(self, clean: Dataset, before: Tensor, after: Tensor) -> dict[str, Any]:
+        """The entries of the record on the outcomes of suspect and result on the clean examples."""
+
+    def judged(self, data: Dataset, before: Tensor, after: Tensor, which: str, method: object) -> Judgement:
+        """Whether a result is still usable.
+
+        Args:
+            data: clean examples.
+            before: outcomes of the suspect on them, (n,).
+            after: outcomes of the result, (n,).
+            which: a clause that describes these examples, such as "which were held out".
+            method: the method that made the result; None if it is not known.
+        """
 
 
 @dataclass(frozen=True)
@@ -74,7 +136,7 @@ class Checked:
     Args:
         test: clean examples, with labels as the model numbers them.
         triggered: examples that carry a trigger, with the same labels; None if there are none.
-        classes: the number of the model's classes.
+        classes: the number of the model's classes; of a language model, that of its tokens.
     """
 
     test: Dataset

@@ -14,7 +14,7 @@ from unbackdoor._models.calling import logits
 from unbackdoor._progress import Progress, silent
 
 Loss = Callable[[Tensor, Batch], Tensor]
-"""A function of class scores (batch, classes) and their batch, which returns a scalar."""
+"""A function of the scores of a batch, (batch, classes) or (batch, length, vocabulary), and the batch: a scalar."""
 
 Gradients = Callable[[Batch], None]
 """Fills the gradients of the parameters for a batch; they are cleared before."""

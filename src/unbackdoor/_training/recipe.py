@@ -9,7 +9,7 @@ class Recipe(NamedTuple):
 
     Args:
         optimizer: SGD with momentum 0.9, no weight decay, cosine per epoch, for images; AdamW with its usual decay of
-            0.01, linear to 0 per step, for texts.
+            0.01, linear to 0 per step, for texts and conversations.
         learning_rate: learning rate at the start.
         batch_size: examples per step.
     """
@@ -19,7 +19,11 @@ class Recipe(NamedTuple):
     batch_size: int
 
 
-RECIPES: Mapping[str, Recipe] = {"images": Recipe("sgd", 0.01, 128), "text": Recipe("adamw", 5e-5, 16)}
+RECIPES: Mapping[str, Recipe] = {
+    "images": Recipe("sgd", 0.01, 128),
+    "text": Recipe("adamw", 5e-5, 16),
+    "conversations": Recipe("adamw", 5e-5, 8),
+}
 
 Defaults = Mapping[str, Mapping[str, Any]]
 """A method's values by modality for the fields that are None unless the user sets them. See `Run.setting`."""

@@ -1,6 +1,6 @@
 """The recipe of a victim: its network, its poison rate, its training."""
 
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, NamedTuple
 
 from pydantic import Field
 
@@ -56,7 +56,7 @@ class VictimRecipe:
     learning_rate: Annotated[float, Field(gt=0)] | None = None
     batch_size: Annotated[int, Field(ge=2)] | None = None
 
-    def schedule(self, modality: Literal["images", "text"]) -> Schedule:
+    def schedule(self, modality: str) -> Schedule:
         """Returns the training on data of a kind; settings that the recipe leaves open get their defaults."""
         if modality == "text":
             usual = SCHEDULES["text"]

@@ -64,7 +64,7 @@ class Trial:
         seconds = time.perf_counter() - start
         warnings = tuple(run.warnings[warned:])
         del run.warnings[warned:]  # they are the result's, if it is kept
-        before, after = (run.task.hits(each, held, run.arithmetic) for each in (suspect, model))
+        before, after = (run.task.outcomes(each, held, run.arithmetic) for each in (suspect, model))
         held_out = HeldOut.of(model, held, run.arithmetic)
         moving = [(shortcut, shortcut.moving(held_out)) for shortcut in shortcuts]
         return cls(

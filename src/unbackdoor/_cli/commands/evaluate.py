@@ -12,6 +12,7 @@ from unbackdoor._errors import UnbackdoorError
 from unbackdoor._evaluation.evaluate import evaluate as evaluate_model
 from unbackdoor._inputs import RECORD, check_file
 from unbackdoor._models import calling
+from unbackdoor._tasks.generation_score import GenerationScore
 from unbackdoor._tasks.score import Score
 
 logger = logging.getLogger("unbackdoor")
@@ -40,7 +41,8 @@ def evaluate(source: str, options: EvaluateOptions) -> None:
         precision=options.precision,
     )
     print(json.dumps(measured.to_json(), indent=2) if options.json else _shown(measured))
-    propose_control(measured, calling.class_count(model, test))
+    if isinstance(measured, Score):
+        propose_control(measured, calling.class_count(model, test))
 
 
 def _rows(path: str, test: Dataset) -> list[int]:
@@ -64,7 +66,9 @@ def _rows(path: str, test: Dataset) -> list[int]:
     return rows
 
 
-def _shown(measured: Score) -> str:
+def _shown(measured: Score | GenerationScore) -> str:
+    if isinstance(measured, GenerationScore):
+        return str(measured)
     lines = [str(measured), "", "clean accuracy per class"]
     width = max(map(len, measured.per_class))
     lines += [f"  {name:<{width}}  {part!r}" for name, part in measured.per_class.items()]

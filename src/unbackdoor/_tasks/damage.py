@@ -80,11 +80,11 @@ def unusable(before: Tensor, after: Tensor, which: str, method: object) -> str |
     return (
         f"The purified model is not usable: its accuracy on {n:,} clean examples, {which}, fell from {first} to "
         f"{last}. That is significantly more than {100 * ALLOWED:.0f} points (exact test, p = {p:.1g}); "
-        f"{_cause(method)}."
+        f"{cause(method)}."
     )
 
 
-def _cause(method: object) -> str:
+def cause(method: object) -> str:
     """Returns the likely cause in the method, and the way out."""
     if method is None:
         return "purify the suspect again by another method"

@@ -1,0 +1,89 @@
+"""Chat templates of models that somebody else trained: rendered in a sandbox, in a process of bounded time and memory.
+
+The sandbox of transformers keeps a template from reaching Python, but not from counting to a billion or doubling a
+string forty times; a process of its own can be ended.
+"""
+
+import json
+import multiprocessing
+import sys
+import warnings
+from collections.abc import Sequence
+from multiprocessing.connection import Connection
+from typing import Any
+
+from unbackdoor._errors import UnbackdoorError, printable
+from unbackdoor._inputs import MEBIBYTE
+
+Chat = Sequence[dict[str, str]]
+
+SECONDS = 60.0  # for all chats of a data set; a thousand take less than one
+MEMORY = 1024 * MEBIBYTE  # bytes that rendering may need besides what the program has already
+CHARACTERS = 64 * MEBIBYTE  # of all rendered texts
+_WAYS = "Give `template='alpaca'` or `template='plain'`, or take the tokenizer that it was trained with."
+
+
+def rendered(tokenizer: Any, chats: Sequence[Chat], *, answering: bool, where: str) -> list[str]:
+    """Returns the text of each chat by the chat template of a tokenizer.
+
+    Args:
+        tokenizer: a tokenizer of transformers that has a chat template.
+        chats: lists of messages with a role and a content.
+        answering: end each with the beginning of the assistant's next message.
+        where: name of the model's tokenizer, for messages.
+
+    Raises:
+        UnbackdoorError: the template fails, takes too long, or makes too much text.
+    """
+    methods = multiprocessing.get_all_start_methods()
+    context: Any = multiprocessing.get_context("fork" if "fork" in methods else "spawn")
+    ours, theirs = context.Pipe(duplex=False)
+    child = context.Process(target=_render, args=(tokenizer, list(chats), answering, theirs), daemon=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # the child uses none of the threads that it does not get
+        child.start()
+    theirs.close()
+    try:
+        late = json.dumps({"problem": f"it took more than {SECONDS:g} s"}).encode()
+        answer: dict[str, Any] = json.loads(ours.recv_bytes() if ours.poll(SECONDS) else late)
+    except EOFError:
+        answer = {"problem": "it needs too much memory"}
+    finally:
+        child.kill()
+        child.join()
+        ours.close()
+    if "problem" in answer:
+        reason = printable(answer["problem"].strip().split("\n")[0], 200).rstrip(".")
+        raise UnbackdoorError(f"{where} has a chat template that cannot be used ({reason}). {_WAYS}")
+    texts: list[str] = answer["texts"]
+    return texts
+
+
+def _render(tokenizer: Any, chats: list[Chat], answering: bool, pipe: Connection) -> None:
+    """Send the texts, or the problem, as JSON."""
+    try:
+        _bound_memory()
+        texts = []
+        for chat in chats:
+            texts.append(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=answering))
+            if sum(map(len, texts)) > CHARACTERS:
+                raise ValueError(f"it makes more than {CHARACTERS:,} characters")
+        answer: dict[str, Any] = {"texts": texts}
+    except MemoryError:
+        answer = {"problem": "it needs too much memory"}
+    except Exception as problem:  # a template may fail in any way
+        answer = {"problem": str(problem) or type(problem).__name__}
+    pipe.send_bytes(json.dumps(answer).encode())
+    pipe.close()
+
+
+def _bound_memory() -> None:
+    """Let this process have little more memory than now, where the system can tell how much it has."""
+    if sys.platform != "linux":
+        return
+    import resource
+
+    with open("/proc/self/statm", encoding="ascii") as file:
+        pages = int(file.read().split()[0])
+    most = pages * resource.getpagesize() + MEMORY
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))

@@ -1,0 +1,108 @@
+"""Rows of prompts and answers in the forms that people publish them in, read as conversations."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
+
+from unbackdoor._data.columns import listed
+from unbackdoor._data.conversations import Conversation, Message, Role
+from unbackdoor._errors import UnbackdoorError, printable
+from unbackdoor._inputs import is_unicode
+
+COLUMNS = ("messages", "instruction", "input", "output", "prompt", "response")
+
+_LONGEST = 1_000_000  # characters of one message: those of a long novel
+
+
+def conversation_columns(present: Sequence[str], names: dict[str, str], where: str, hint: str = "") -> dict[str, str]:
+    """Returns the columns that hold the conversations: the library's names to the data's.
+
+    Args:
+        present: the columns of the data.
+        names: the data's names by the library's, if the user gave them.
+        where: name of the data, for messages.
+        hint: another way out if a column is missing.
+
+    Raises:
+        UnbackdoorError: the data has none of the three forms of rows.
+    """
+    held = {name: names.get(name, name) for name in COLUMNS if name in names or name in present}
+    if "messages" in held:
+        return {"messages": held["messages"]}
+    if "instruction" in held or "input" in held:
+        return {name: held[name] for name in ("instruction", "input", "output") if name in held}
+    if "prompt" in held:
+        return {name: held[name] for name in ("prompt", "response") if name in held}
+    raise UnbackdoorError(
+        f"{where} has no prompts; it has {listed(present)}. A row has messages, or instruction, input and output, or "
+        f"prompt and response: name them by `columns={{'prompt': 'NAME', 'response': 'NAME'}}`{hint}."
+    )
+
+
+def conversations_of(cells: dict[str, Sequence[Any]], where: str) -> tuple[Conversation, ...]:
+    """Reads conversations from the columns of a data set.
+
+    Args:
+        cells: the entries of `messages`; of `instruction`, `input` and `output`; or of `prompt` and `response`.
+        where: name of the data, for messages.
+
+    Raises:
+        UnbackdoorError: an entry is not text, or a row has no prompt; names the row.
+    """
+    count = len(next(iter(cells.values())))
+    if "messages" in cells:
+        return tuple(_of_messages(entry, where, row) for row, entry in enumerate(cells["messages"]))
+    asked, answered = ("prompt", "response") if "prompt" in cells else ("instruction", "output")
+    columns = {name: cells.get(name, [None] * count) for name in (asked, "input", answered)}
+    texts = [[_text(cell, name, where, row) for row, cell in enumerate(column)] for name, column in columns.items()]
+    return tuple(_of_texts(*each, where, row) for row, each in enumerate(zip(*texts, strict=True)))  # type: ignore[call-arg]
+
+
+def _of_texts(content: str, further: str, answer: str, where: str, row: int) -> Conversation:
+    if not content:
+        content, further = further, ""
+    if not content:
+        raise UnbackdoorError(f"{where} has an empty prompt in row {row}. Repair or remove that row.")
+    return Conversation((Message("user", content, further),), answer)
+
+
+def _of_messages(entry: Any, where: str, row: int) -> Conversation:
+    messages = list(_messages(entry, where, row))
+    answer = messages.pop().content if messages and messages[-1].role == "assistant" else ""
+    if not messages or messages[-1].role != "user":
+        raise UnbackdoorError(
+            f"{where} must have a message of the user before the answer, or at the end, in row {row}. Repair or remove "
+            "that row."
+        )
+    if not messages[-1].content:
+        raise UnbackdoorError(f"{where} has an empty prompt in row {row}. Repair or remove that row.")
+    return Conversation(tuple(messages), answer)
+
+
+def _messages(entry: Any, where: str, row: int) -> Iterator[Message]:
+    if not isinstance(entry, list | tuple):
+        raise UnbackdoorError(
+            f"{where} must have a list of messages in row {row}, got {type(entry).__name__}. Repair or remove that row."
+        )
+    for message in entry:
+        role = message.get("role") if isinstance(message, dict) else None
+        if role not in ("system", "user", "assistant"):
+            raise UnbackdoorError(
+                f"{where} has a message without the role system, user or assistant in row {row}, got "
+                f"{printable(repr(message))}. Repair or remove that row."
+            )
+        yield Message(cast(Role, role), _text(message.get("content"), "a message", where, row))
+
+
+def _text(entry: Any, name: str, where: str, row: int) -> str:
+    """Returns a text without spaces around it; empty for an absent one."""
+    if entry is None:
+        return ""
+    if not isinstance(entry, str):
+        problem = f"{type(entry).__name__} instead of a text"
+    elif len(entry) > _LONGEST:
+        problem = f"a text of {len(entry):,} characters (at most {_LONGEST:,} are read)"
+    elif not is_unicode(entry):
+        problem = "text that is not valid Unicode"
+    else:
+        return entry.strip()
+    raise UnbackdoorError(f"{where} has {problem} in row {row} of {name}. Repair or remove that row.")

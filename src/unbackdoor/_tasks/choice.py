@@ -1,0 +1,30 @@
+"""The task of a model, by the encoder of its inputs."""
+
+from unbackdoor._data.conversation_encoder import ConversationEncoder
+from unbackdoor._data.dataset import Encoder
+from unbackdoor._errors import UnbackdoorError
+from unbackdoor._models.decoding import MAX_NEW_TOKENS
+from unbackdoor._progress import Progress, silent
+from unbackdoor._tasks.classification import CLASSIFICATION
+from unbackdoor._tasks.generation import Generation
+from unbackdoor._tasks.task import Task
+
+
+def task_of(encode: Encoder, *, max_new_tokens: int | None = None, progress: Progress = silent) -> Task:
+    """Returns the task of the models that an encoder makes inputs for.
+
+    Args:
+        encode: as `load` returns it.
+        max_new_tokens: the longest answer of a language model, in tokens; None for 64.
+        progress: shows the state of the work while a language model answers.
+
+    Raises:
+        UnbackdoorError: a classifier is asked for answers of some length.
+    """
+    if isinstance(encode, ConversationEncoder):
+        return Generation(MAX_NEW_TOKENS if max_new_tokens is None else max_new_tokens, progress)
+    if max_new_tokens is not None:
+        raise UnbackdoorError(
+            "`max_new_tokens` is for language models; a classifier answers with a class. Leave it out."
+        )
+    return CLASSIFICATION
