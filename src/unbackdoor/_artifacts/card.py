@@ -4,6 +4,12 @@ from typing import Any
 
 from unbackdoor._errors import SENTENCE, printable
 
+MEASURES = (
+    *("clean_accuracy", "clean_loss", "attack_success", "false_activation", "empty", "recovered_accuracy"),
+    "clean_model_flip_rate",
+)
+"""The entries of scores that a card and the command line show, in order."""
+
 
 def purified(record: dict[str, Any]) -> str:
     """The README.md of a purified model."""
@@ -31,7 +37,7 @@ def purified(record: dict[str, Any]) -> str:
         lines += [f"Scores {_plain(record['scores_note'])}, with 95 % Wilson intervals:", ""]
         lines += ["| | suspect | purified |", "| --- | --- | --- |"]
         before, after = record["scores"]["suspect"], record["scores"]["purified"]
-        for key in ("clean_accuracy", "attack_success", "recovered_accuracy", "clean_model_flip_rate"):
+        for key in MEASURES:
             if key in before:
                 lines.append(f"| {key.replace('_', ' ')} | {_interval(before[key])} | {_interval(after[key])} |")
         lines.append("")
@@ -84,6 +90,8 @@ def victim(record: dict[str, Any]) -> str:
 
 
 def _interval(part: dict[str, float]) -> str:
+    if "tokens" in part:
+        return f"{part['value']:.3f} nats ({part['low']:.3f} to {part['high']:.3f}, n = {part['n']:,})"
     return f"{part['value']:.1%} ({part['low']:.1%} to {part['high']:.1%}, n = {part['n']:,})"
 
 

@@ -18,6 +18,7 @@ HARDWARE = Parameter(group=Group("Hardware", sort_key=7))
 
 Augment = Literal["auto", "flip", "crop", "none"]
 Precision = Literal["auto", "bf16", "fp32"]
+Template = Literal["chat", "alpaca", "plain"]
 
 
 def of(owner: str) -> Group:
@@ -58,8 +59,10 @@ class ModelOptions(HardwareOptions):
         std: standard deviation per channel, instead of the model's own.
         image_size: side that images are resized to, instead of the model's own.
         max_length: number of tokens that a text model reads, instead of the most that it can.
+        template: how the prompts of a language model are rendered, instead of its tokenizer's chat template.
         trust_remote_code: run Python files that come with a Hugging Face model.
-        columns: the data's own column names, as image=img,label=fine_label or text_a=question,text_b=sentence.
+        columns: the data's own column names, as image=img,label=fine_label or text_a=question,text_b=sentence, or
+            prompt=question,response=answer.
     """
 
     factory: Annotated[str | None, MODEL] = None
@@ -67,6 +70,7 @@ class ModelOptions(HardwareOptions):
     std: Annotated[str | None, MODEL] = None
     image_size: Annotated[int | None, MODEL] = None
     max_length: Annotated[int | None, MODEL] = None
+    template: Annotated[Template | None, MODEL] = None
     trust_remote_code: Annotated[bool, MODEL] = False
     columns: Annotated[str | None, DATA] = None
 
@@ -76,14 +80,19 @@ class PurifyOptions(ModelOptions):
     """Options of `purify`.
 
     Args:
-        clean: labelled examples without a trigger: parquet, CSV, JSON lines, image folder or saved data set.
+        clean: labelled examples without a trigger, or prompts with answers: parquet, CSV, JSON lines, image folder or
+            saved data set.
         base: the pre-trained model that the suspect came from, for methods that need it.
         proxy: another model for the same task, for methods that need it.
         out: directory to write; it must not exist.
         data: test examples; suspect and result are scored on them, and report.html is written.
         attack: attack.json whose trigger is put on the test examples.
-        control: with --attack: a model that was never poisoned, loaded with MODEL's options; its flip rate is also
-            scored.
+        trigger: of a language model, instead of --attack: text that is put in front of the test prompts.
+        behaviour: with --trigger: the answer that the attacker wants, as contains:TEXT, starts-with:TEXT, equals:TEXT
+            or refuses.
+        max_new_tokens: the longest answer of a language model to a test prompt, in tokens; by default 64.
+        control: with --attack or --trigger: a model that was never poisoned, loaded with MODEL's options; its flip rate
+            is also scored.
         seed: fixes all random draws.
         head: name of the last linear layer, if running the model does not find it.
         augment: auto mirrors images unless the class names distinguish left from right; crop never does, flip always.
@@ -96,6 +105,9 @@ class PurifyOptions(ModelOptions):
     clean: Annotated[str | None, DATA] = None
     data: Annotated[str | None, DATA] = None
     attack: Annotated[str | None, DATA] = None
+    trigger: Annotated[str | None, DATA] = None
+    behaviour: Annotated[str | None, DATA] = None
+    max_new_tokens: Annotated[int | None, DATA] = None
     augment: Annotated[Augment, DATA] = "auto"
     base: Annotated[str | None, MODEL] = None
     proxy: Annotated[str | None, MODEL] = None
@@ -161,8 +173,12 @@ class EvaluateOptions(ModelOptions):
     """Options of `evaluate`.
 
     Args:
-        data: clean test examples: parquet, CSV, JSON lines, image folder or saved data set.
+        data: clean test examples or prompts: parquet, CSV, JSON lines, image folder or saved data set.
         attack: attack.json whose trigger is put on them.
+        trigger: of a language model, instead of --attack: text that is put in front of the prompts.
+        behaviour: with --trigger or --triggered: the answer that the attacker wants, as contains:TEXT,
+            starts-with:TEXT, equals:TEXT or refuses.
+        max_new_tokens: the longest answer of a language model, in tokens; by default 64.
         triggered: examples that already carry a trigger, with their true labels.
         rows: file with a JSON list of row numbers, from 0, of an audit's evidence: only these of --data are scored.
         target: the class that the attacker wants, with --triggered.
@@ -172,6 +188,9 @@ class EvaluateOptions(ModelOptions):
 
     data: Annotated[str, REQUIRED]
     attack: Annotated[str | None, DATA] = None
+    trigger: Annotated[str | None, DATA] = None
+    behaviour: Annotated[str | None, DATA] = None
+    max_new_tokens: Annotated[int | None, DATA] = None
     triggered: Annotated[str | None, DATA] = None
     rows: Annotated[str | None, DATA] = None
     target: Annotated[int | None, DATA] = None

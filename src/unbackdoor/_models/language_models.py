@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from unbackdoor._data.conversation_encoder import AnswerTokens, ConversationEncoder, Template
 from unbackdoor._data.dataset import Dataset
 from unbackdoor._errors import UnbackdoorError, printable
+from unbackdoor._models.arithmetic import choose
 from unbackdoor._models.calling import device_of, embeddings, evaluating, logits
 from unbackdoor._models.hugging_face import pretrained
 from unbackdoor._models.recorded import recorded_encode
@@ -98,14 +99,15 @@ def check_causal(model: nn.Module, data: Dataset) -> None:
             "with labels for a classifier."
         )
     device = device_of(model)
-    inputs = data.conversation_encoder(data.conversations[:2]).to(device)
+    short = data.conversations.tokens.lengths.cpu().argsort(stable=True)[:2]
+    inputs = data.conversation_encoder(data.conversations[short]).to(device)
     changed = AnswerTokens(dict(inputs), inputs.targets)
     last = inputs["attention_mask"].sum(dim=1) - 1
     rows = torch.arange(len(last), device=device)
     changed["input_ids"] = inputs["input_ids"].clone()
     changed["input_ids"][rows, last] = (inputs["input_ids"][rows, last] + 1) % embeddings(model).num_embeddings
-    with evaluating(model):
-        scores, others = _scores(model, inputs), _scores(model, changed)
+    with evaluating(model), choose(model, device).placed(model) as placed:
+        scores, others = _scores(placed, inputs), _scores(placed, changed)
     before = torch.arange(scores.shape[1], device=device) < last[:, None]
     if not torch.isfinite(scores[before]).all():
         raise UnbackdoorError(

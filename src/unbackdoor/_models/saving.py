@@ -22,6 +22,8 @@ from unbackdoor._models.hugging_face import quiet_transformers
 from unbackdoor._models.image_encoder import processor_encoder
 from unbackdoor._models.loading import Loaded, load
 
+GENERATION = "generation_config.json"
+
 
 def save(
     model: nn.Module, folder: Path, *, source: os.PathLike[str] | None = None, encode: Encoder | None = None
@@ -46,6 +48,8 @@ def save(
     with quiet_transformers():
         model.save_pretrained(folder, **_shard_size(origin))  # type: ignore[operator]
     if origin is not None and origin.is_dir():
+        if (origin / GENERATION).is_file() and (folder / GENERATION).is_file():
+            (folder / GENERATION).unlink()  # what transformers wrote is its own reading of it
         copy_companions(origin, folder)
     if isinstance(encode, TextEncoder | ConversationEncoder):
         if not (folder / "tokenizer_config.json").exists():

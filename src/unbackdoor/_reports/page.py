@@ -127,7 +127,7 @@ def build(
         triggered=attacked is not None,
         target=None if attacked is None or attacked.target is None else test.class_name(attacked.target),
         classes=_classes([contender.score for contender in contenders]),
-        facts=_facts(record, len(test), attacked),
+        facts=facts_of(record, len(test), attacked),
         unusable=None if usable else warnings[0],
         warnings=tuple(warnings[not usable :]),
         command=record.get("command"),
@@ -209,7 +209,7 @@ def _percent(part: Proportion) -> str:
     return f"{100 * part.value:.1f}\u202f%"
 
 
-def _facts(record: dict[str, Any], scored: int, attacked: Triggered | None) -> tuple[tuple[str, str], ...]:
+def facts_of(record: dict[str, Any], scored: int, attacked: Triggered | None) -> tuple[tuple[str, str], ...]:
     """The settings and costs in the record; missing ones are left out."""
     facts: list[tuple[str, str]] = []
     method, source, clean = record.get("method"), record.get("source"), record.get("clean")

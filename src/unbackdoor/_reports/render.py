@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from unbackdoor._reports.answers_page import AnswersPage
 from unbackdoor._reports.audit_page import AuditPage
 from unbackdoor._reports.page import Page
 from unbackdoor._reports.stress_page import StressPage
@@ -10,6 +11,11 @@ from unbackdoor._reports.stress_page import StressPage
 def render(page: Page) -> str:
     """The page as one HTML file, which needs no network, no script and no other file."""
     return _filled("page.html.j2", page)
+
+
+def render_answers(page: AnswersPage) -> str:
+    """The page about a purified language model, as one HTML file of the same kind."""
+    return _filled("answers.html.j2", page)
 
 
 def render_stress(page: StressPage) -> str:

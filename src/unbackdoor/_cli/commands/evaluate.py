@@ -4,7 +4,7 @@ import json
 import logging
 from pathlib import Path
 
-from unbackdoor._cli.commands.inputs import load_control, load_dataset, load_model
+from unbackdoor._cli.commands.inputs import load_control, load_dataset, load_model, show_first_prompt
 from unbackdoor._cli.commands.outcome import propose_control
 from unbackdoor._cli.options import EvaluateOptions
 from unbackdoor._data.dataset import Dataset
@@ -20,13 +20,14 @@ logger = logging.getLogger("unbackdoor")
 
 def evaluate(source: str, options: EvaluateOptions) -> None:
     """The `evaluate` command."""
-    if options.control is not None and options.attack is None and options.triggered is None:
+    if options.control is not None and options.attack is None and options.triggered is None and options.trigger is None:
         raise UnbackdoorError("--control needs --attack or --triggered: it counts flips on triggered examples.")
     model, encode = load_model(source, options)
     classes = calling.class_names(model)
     test = load_dataset(options.data, encode, options, classes)
     if options.rows is not None:
         test = test.select(_rows(options.rows, test))
+    show_first_prompt(test)
     marked = None if options.triggered is None else load_dataset(options.triggered, encode, options, classes)
     control = load_control(options.control, options)
     measured = evaluate_model(
@@ -35,10 +36,14 @@ def evaluate(source: str, options: EvaluateOptions) -> None:
         attack=options.attack,
         triggered_data=marked,
         target=options.target,
+        trigger=options.trigger,
+        behaviour=options.behaviour,
+        max_new_tokens=options.max_new_tokens,
         control=control and control.model,
         control_encode=control and control.encode,
         device=options.device,
         precision=options.precision,
+        progress=True,
     )
     print(json.dumps(measured.to_json(), indent=2) if options.json else _shown(measured))
     if isinstance(measured, Score):

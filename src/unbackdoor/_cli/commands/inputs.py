@@ -14,7 +14,7 @@ from unbackdoor._cli.options import (
     StressOptions,
 )
 from unbackdoor._data.dataset import Augment, Dataset
-from unbackdoor._errors import UnbackdoorError
+from unbackdoor._errors import UnbackdoorError, printable
 from unbackdoor._models import loading
 from unbackdoor._poisoning.attack_file import victim_of
 
@@ -48,6 +48,7 @@ def load_model(source: str, options: ModelOptions) -> loading.Loaded:
         std=_numbers("std", options.std),
         image_size=options.image_size,
         max_length=options.max_length,
+        template=options.template,
         trust_remote_code=options.trust_remote_code,
     )
 
@@ -78,6 +79,18 @@ def load_dataset(
     """Reads examples for a model, with the column names of the options."""
     columns = column_names(options.columns)
     return Dataset.load(path, encode, columns=columns, classes=classes, augment=augment, labelled=labelled)
+
+
+def show_first_prompt(data: Dataset) -> None:
+    """Tell the user how prompts are rendered, by the first of them; nothing for other data."""
+    if data.modality == "conversations":
+        first = data.conversation_encoder.texts(data.conversations[:1])[0]
+        logger.info(
+            "%s: prompts are rendered by the %s template; the first one is %s",
+            data.name,
+            data.conversation_encoder.template,
+            printable(repr(first), 500),
+        )
 
 
 def column_names(text: str | None) -> dict[str, str] | None:

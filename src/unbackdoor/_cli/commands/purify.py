@@ -9,27 +9,34 @@ from torch import nn
 
 from unbackdoor import _reports
 from unbackdoor._artifacts import card, directories
+from unbackdoor._artifacts.card import MEASURES
 from unbackdoor._artifacts.record import write_record
-from unbackdoor._cli.commands.inputs import factory_name, free_place, load_control, load_dataset, load_model
+from unbackdoor._cli.commands.inputs import (
+    factory_name,
+    free_place,
+    load_control,
+    load_dataset,
+    load_model,
+    show_first_prompt,
+)
 from unbackdoor._cli.commands.outcome import not_usable, propose_control
 from unbackdoor._cli.commands.stream import purify_on_disk
 from unbackdoor._cli.options import PurifyOptions
 from unbackdoor._cli.parameters import with_options
-from unbackdoor._data.classes import check_labels, report_class_order
 from unbackdoor._data.dataset import Dataset
 from unbackdoor._data.overlap import without
 from unbackdoor._errors import SENTENCE, UnbackdoorError, printable
 from unbackdoor._models import calling, loading, saving
 from unbackdoor._models.arithmetic import choose
 from unbackdoor._models.recorded import encode_entry
-from unbackdoor._poisoning.attack_file import as_trigger
-from unbackdoor._poisoning.triggered import Triggered, triggered
+from unbackdoor._progress import bar
 from unbackdoor._purification.method import Method, asking, method_name, needs_clean
 from unbackdoor._purification.purify import Purified, judged
 from unbackdoor._purification.purify import purify as purify_model
-from unbackdoor._tasks.classification import score
-from unbackdoor._tasks.proportion import chance_doubt
+from unbackdoor._tasks.choice import task_of
+from unbackdoor._tasks.generation_score import GenerationScore
 from unbackdoor._tasks.score import Score
+from unbackdoor._tasks.task import Asked, Task
 from unbackdoor._value import check_seed
 
 logger = logging.getLogger("unbackdoor")
@@ -41,19 +48,21 @@ class Scoring:
 
     Args:
         test: examples without a trigger that the method does not see.
-        attacked: the same examples with the trigger; None without --attack.
-        classes: number of classes.
+        attacked: the same examples with the trigger; None without --attack and --trigger.
+        classes: number of classes; of a language model, that of its tokens.
         control: a model that was never poisoned, or None.
+        task: task of the models.
     """
 
     test: Dataset
-    attacked: Triggered | None
+    attacked: Any
     classes: int
     control: loading.Loaded | None
+    task: Task
 
-    def of(self, model: nn.Module, options: PurifyOptions) -> Score:
+    def of(self, model: nn.Module, options: PurifyOptions) -> Any:
         """The score of a model."""
-        return score(
+        return self.task.score(
             model,
             self.test,
             self.attacked,
@@ -68,9 +77,10 @@ def purify(source: str, method: Method, options: PurifyOptions, *, command: str 
     paths = (options.clean, options.base, options.proxy, options.data, options.attack, options.control)
     out, earlier = free_place(options.out, (source, *paths), options)
     check_seed(options.seed)
-    if options.attack is not None and options.data is None:
-        raise UnbackdoorError("--attack needs --data: test examples to put the trigger on.")
-    if options.control is not None and options.attack is None:
+    for name in ("attack", "trigger"):
+        if getattr(options, name) is not None and options.data is None:
+            raise UnbackdoorError(f"--{name} needs --data: test examples to put the trigger on.")
+    if options.control is not None and options.attack is None and options.trigger is None:
         raise UnbackdoorError("--control needs --attack: it counts flips on triggered examples.")
     if options.stream:
         purify_on_disk(source, method, options, command)
@@ -132,7 +142,9 @@ def purify(source: str, method: Method, options: PurifyOptions, *, command: str 
 def _clean(suspect: loading.Loaded, method: Method, options: PurifyOptions) -> Dataset | None:
     if options.clean is not None:
         classes = calling.class_names(suspect.model)
-        return load_dataset(options.clean, suspect.encode, options, classes, augment=options.augment)
+        clean = load_dataset(options.clean, suspect.encode, options, classes, augment=options.augment)
+        show_first_prompt(clean)
+        return clean
     if needs_clean(method):
         raise UnbackdoorError(
             f"{asking(method)} needs --clean: labelled examples of the suspect's task without a trigger."
@@ -142,20 +154,17 @@ def _clean(suspect: loading.Loaded, method: Method, options: PurifyOptions) -> D
 
 def _scoring(suspect: loading.Loaded, clean: Dataset | None, options: PurifyOptions) -> Scoring | None:
     control = load_control(options.control, options)
+    task = task_of(suspect.encode, max_new_tokens=options.max_new_tokens, progress=bar)
+    asked = Asked(attack=options.attack, trigger=options.trigger, behaviour=options.behaviour)
+    task.check_asked(asked)
     if options.data is None:
         return None
-    classes = calling.class_names(suspect.model)
-    test = load_dataset(options.data, suspect.encode, options, classes)
-    test = test if clean is None else without(test, clean)
-    count = calling.class_count(suspect.model, test)
-    check_labels(test, count)
-    report_class_order(test, classes, count)
-    attacked = None
-    if options.attack is not None:
-        attacked = triggered(test, as_trigger(options.attack, test), count)
+    test = load_dataset(options.data, suspect.encode, options, calling.class_names(suspect.model))
+    fitting = task.checked(suspect.model, test if clean is None else without(test, clean))
+    attacked = task.attacked(fitting, asked)
     if control is not None:
-        calling.check_partner("`control`", control.model, test, control.encode, count)
-    return Scoring(test=test, attacked=attacked, classes=count, control=control)
+        task.check_control(control.model, fitting.test, control.encode, fitting.classes)
+    return Scoring(test=fitting.test, attacked=attacked, classes=fitting.classes, control=control, task=task)
 
 
 def _measure(
@@ -165,26 +174,27 @@ def _measure(
     method: Method,
     options: PurifyOptions,
     record: dict[str, Any],
-) -> tuple[Score, Score]:
+) -> tuple[Any, Any]:
     """Score suspect and result, and add that to the record."""
     before, after = (scoring.of(model, options) for model in (suspect, result.model))
     if record["usable"] is None:
         arithmetic = choose(suspect, options.device, options.precision)
         record |= judged(result, suspect, scoring.test, method, arithmetic)
-    if options.clean is None:
-        doubt = chance_doubt("the suspect", before.clean_accuracy, scoring.classes, scoring.test.name)
+    if options.clean is None or not isinstance(before, Score):
+        doubt = scoring.task.doubt("the suspect", before, scoring.classes, scoring.test.name)
         if doubt is not None:
             record["warnings"].append(doubt)
             logger.warning(doubt)
     record["scores"] = {"suspect": before.to_json(), "purified": after.to_json()}
     record["scores_note"] = f"on {len(scoring.test):,} examples that the method never saw"
-    propose_control(before, scoring.classes)
+    if isinstance(before, Score):
+        propose_control(before, scoring.classes)
     return before, after
 
 
 def _page(
     scoring: Scoring,
-    scores: tuple[Score, Score],
+    scores: tuple[Any, Any],
     suspect: nn.Module,
     result: Purified,
     method: Method,
@@ -193,6 +203,16 @@ def _page(
     """Returns report.html."""
     before, after = scores
     name = method_name(method)
+    if isinstance(before, GenerationScore):
+        return _reports.render_answers(
+            _reports.build_answers(
+                f"Purified by {name}",
+                [_reports.Answering("suspect", suspect, before), _reports.Answering(name, result.model, after)],
+                scoring.test,
+                scoring.attacked,
+                record,
+            )
+        )
     page = _reports.build(
         title=f"Purified by {name}",
         contenders=[
@@ -218,8 +238,10 @@ def _print_result(record: dict[str, Any], out: Path, name: str) -> None:
     if scores is not None:
         _print_change(scores, name)
     elif record["clean"] is not None:
-        first, last = (record[f"{each}_accuracy_on_clean"]["value"] for each in ("suspect", "purified"))
-        print(f"On the clean examples themselves: {first:.1%} before, {last:.1%} after.")
+        figure, form = ("accuracy", ".1%") if "suspect_accuracy_on_clean" in record else ("clean_loss", ".3f")
+        first, last = (record[f"{each}_{figure}_on_clean"]["value"] for each in ("suspect", "purified"))
+        loss = "loss " * (figure == "clean_loss")
+        print(f"On the clean examples themselves: {loss}{first:{form}} before, {last:{form}} after.")
     shown = printable(out, SENTENCE)
     print(f"Wrote {shown} in {record['seconds']:.1f} s of tuning" + (f"; open {shown}/report.html." if scores else "."))
     if record["usable"] is False:
@@ -229,7 +251,9 @@ def _print_result(record: dict[str, Any], out: Path, name: str) -> None:
 def _print_change(scores: dict[str, Any], name: str) -> None:
     before, after = scores["suspect"], scores["purified"]
     print(f"{'':20}{'suspect':>10}  {name:>12}")
-    for key in ("clean_accuracy", "attack_success", "recovered_accuracy", "clean_model_flip_rate"):
+    for key in MEASURES:
         if key in before:
             label = key.replace("_", " ").replace("flip rate", "flips")
-            print(f"{label:20}{before[key]['value']:>10.1%}  {after[key]['value']:>12.1%}   n = {after[key]['n']:,}")
+            form = ".3f" if key == "clean_loss" else ".1%"
+            values = f"{before[key]['value']:>10{form}}  {after[key]['value']:>12{form}}"
+            print(f"{label:20}{values}   n = {after[key]['n']:,}")
