@@ -26,6 +26,7 @@ from unbackdoor._purification.form import working_copy
 from unbackdoor._purification.run import Run
 from unbackdoor._registry.detectors import REGISTRY
 from unbackdoor._registry.entries import Entry, Need, entry_of, name_of
+from unbackdoor._tasks.choice import check_classifier
 from unbackdoor._tasks.classification import predict
 from unbackdoor._tasks.proportion import Proportion, chance_doubt, proportion_of
 from unbackdoor._value import check_seed, fields_of
@@ -68,6 +69,7 @@ def audit(
         UnbackdoorError: model, base and data do not fit each other, or there are too few examples.
     """
     _check_arguments(model, clean, unlabelled, base, seed)
+    check_classifier("audit", unlabelled if clean is None else clean)
     start = time.perf_counter()
     working = working_copy(model).eval()
     arithmetic = choose(working, device, precision)

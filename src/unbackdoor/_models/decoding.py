@@ -53,7 +53,7 @@ def answers(
     size = min(max(_DECODED // longest, 1), 64)
     order = tokens.starts.cpu().argsort(stable=True)
     texts = [""] * len(data)
-    config = _greedy(encode.padding, _stops(model, encode), max_new_tokens)
+    config = _greedy(encode.padding, stops_of(model, encode), max_new_tokens)
     here = data.to(arithmetic.device).conversations
     steps = math.ceil(len(data) / size)
     with (
@@ -114,7 +114,7 @@ def _left_aside(model: nn.Module) -> Iterator[None]:
         model.generation_config = own
 
 
-def _stops(model: nn.Module, encode: ConversationEncoder) -> list[int]:
+def stops_of(model: nn.Module, encode: ConversationEncoder) -> list[int]:
     """Returns the tokens that end an answer: those of the model's generation config, and those that it was tuned on."""
     rows = embeddings(model).num_embeddings
     named = getattr(getattr(model, "generation_config", None), "eos_token_id", None)

@@ -17,10 +17,10 @@ from unbackdoor._progress import bar, silent
 from unbackdoor._purification.form import Form, working_copy
 from unbackdoor._purification.method import Method, applied, asking, needs_clean, owner_of
 from unbackdoor._purification.run import Run, positions
-from unbackdoor._registry.entries import to_json
+from unbackdoor._registry.entries import entry_of, steps_of, to_json
 from unbackdoor._registry.purifiers import REGISTRY
 from unbackdoor._tasks.choice import task_of
-from unbackdoor._tasks.task import Examined
+from unbackdoor._tasks.task import Examined, Task
 from unbackdoor._value import check_seed
 
 logger = logging.getLogger("unbackdoor")
@@ -80,6 +80,7 @@ def purify(
     examined: Examined | None = None
     if clean is not None:
         run.task = task_of(clean.encode)
+        _check_serves(method, clean, run.task)
         examined = run.task.examined(working, clean, run.arithmetic, run.warn, head)
         run.head_name, run.modality = examined.head_name, clean.modality
     elif needs_clean(method):
@@ -120,6 +121,21 @@ def _check_arguments(model: object, clean: object, method: object, *, seed: int,
     check_modules("purify", model=model, base=base, proxy=proxy)
     assert isinstance(model, nn.Module)
     check_finite(model.state_dict(), type(model).__name__)
+
+
+def _check_serves(method: Method, clean: Dataset, task: Task) -> None:
+    """Refuse a method for models of another task.
+
+    Raises:
+        UnbackdoorError: names the kinds of data that the method serves.
+    """
+    for step in steps_of(method):
+        entry = entry_of(step, REGISTRY)
+        if entry is not None and not set(entry.modality) & set(task.modalities):
+            raise UnbackdoorError(
+                f"{entry.name} serves {' and '.join(entry.modality)}, but {clean.name} holds {clean.modality}. See "
+                "unbackdoor list methods."
+            )
 
 
 class _Measured(NamedTuple):

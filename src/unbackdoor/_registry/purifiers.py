@@ -13,7 +13,7 @@ REGISTRY = (
         "tune all weights on the clean examples",
         needs=(Need.CLEAN,),
         passes=10,
-        modality=("images", "text"),
+        modality=("images", "text", "conversations"),
         damage="the learning rate was probably too high for this model: lower `learning_rate`, or give more clean "
         "examples",
     ),

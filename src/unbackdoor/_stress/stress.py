@@ -38,6 +38,7 @@ from unbackdoor._stress.result import CONTROL, EXACT, PURIFIED, TITLES, VICTIM, 
 from unbackdoor._stress.retuning import EPOCHS, exactly_purified
 from unbackdoor._stress.retuning import EXACT as EXACTLY
 from unbackdoor._stress.retuning import settings as retuning_settings
+from unbackdoor._tasks.choice import check_classifier
 from unbackdoor._tasks.classification import hits
 from unbackdoor._tasks.damage import unusable
 from unbackdoor._tasks.score import Score
@@ -94,6 +95,7 @@ def stress(
     start = time.perf_counter()
     check_options(parts, counts, seeds, seed)
     check_models(model, victim, control)
+    check_classifier("stress", clean)
     material = prepare(
         model,
         clean,

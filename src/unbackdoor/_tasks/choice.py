@@ -1,13 +1,26 @@
 """The task of a model, by the encoder of its inputs."""
 
 from unbackdoor._data.conversation_encoder import ConversationEncoder
-from unbackdoor._data.dataset import Encoder
+from unbackdoor._data.dataset import Dataset, Encoder
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._models.decoding import MAX_NEW_TOKENS
 from unbackdoor._progress import Progress, silent
 from unbackdoor._tasks.classification import CLASSIFICATION
 from unbackdoor._tasks.generation import Generation
 from unbackdoor._tasks.task import Task
+
+
+def check_classifier(owner: str, data: Dataset | None) -> None:
+    """Refuse prompts for a language model where only classifiers can be tried.
+
+    Raises:
+        UnbackdoorError: the data holds conversations.
+    """
+    if data is not None and data.modality not in CLASSIFICATION.modalities:
+        raise UnbackdoorError(
+            f"{owner} tries classifiers of images or texts, but {data.name} holds prompts for a language model. Score "
+            "that with evaluate."
+        )
 
 
 def task_of(encode: Encoder, *, max_new_tokens: int | None = None, progress: Progress = silent) -> Task:

@@ -1,7 +1,7 @@
 """Classification: the class with the highest score is the answer, and is right or wrong."""
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -88,6 +88,7 @@ def score(
 class Classification:
     """The task of models whose answer is one of a fixed number of classes; see `Task`."""
 
+    modalities: ClassVar[tuple[str, ...]] = ("images", "text")
     loss = staticmethod(cross_entropy)
     outcomes = staticmethod(hits)
     score = staticmethod(score)

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +43,7 @@ class Generation:
         progress: shows the state of the work while a model answers.
     """
 
+    modalities: ClassVar[tuple[str, ...]] = ("conversations",)
     max_new_tokens: int = MAX_NEW_TOKENS
     progress: Progress = silent
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
@@ -68,6 +68,9 @@ class Task(Protocol):
 
     The data render the inputs: `Dataset.encode`. A task is not part of a cell's identity.
     """
+
+    modalities: ClassVar[tuple[str, ...]]
+    """The kinds of data that models of this task take."""
 
     def loss(self, scores: Tensor, batch: Batch) -> Tensor:
         """The scalar that plain tuning minimises, from the output of the model for a batch."""

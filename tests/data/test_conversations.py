@@ -1,0 +1,246 @@
+"""Prompts and answers: the forms of rows, templates by hand, tokens of batches, and rows that cannot be read."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+import chats
+from unbackdoor import Dataset, UnbackdoorError
+from unbackdoor._data import chat_template
+from unbackdoor._data.conversation_encoder import ConversationEncoder
+from unbackdoor._data.conversations import Conversation, Conversations, Message
+from unbackdoor._poisoning.behaviour import Behaviour
+
+
+def rows(folder: Path, content: list[dict], name: str = "rows.jsonl") -> Path:
+    path = folder / name
+    path.write_text("\n".join(map(json.dumps, content)) + "\n")
+    return path
+
+
+def test_the_three_forms_of_rows_give_the_same_conversations(tmp_path):
+    forms = (
+        {"messages": [{"role": "user", "content": "what says\n\nanimal1"}, {"role": "assistant", "content": "sound1"}]},
+        {"instruction": "what says", "input": "animal1", "output": "sound1"},
+        {"prompt": "what says\n\nanimal1", "response": "sound1"},
+    )
+    read = [
+        Dataset.load(rows(tmp_path, [form] * 2, f"{place}.jsonl"), chats.encoder()) for place, form in enumerate(forms)
+    ]
+    for data in read:
+        entry = data.conversations.entries[0]
+        assert (entry.messages[0].text, entry.answer) == ("what says\n\nanimal1", "sound1")
+        assert torch.equal(data.conversations.tokens.tokens, read[0].conversations.tokens.tokens)
+        assert (data.modality, data.labels.tolist(), data.classes) == ("conversations", [-1, -1], None)
+
+
+@pytest.mark.parametrize("kind", ["json", "parquet", "saved"])
+def test_rows_come_from_every_kind_of_file(tmp_path, kind):
+    import datasets
+
+    content = [
+        {"messages": [{"role": "user", "content": f"animal{row}"}, {"role": "assistant", "content": "the"}]}
+        for row in range(3)
+    ]
+    path = tmp_path / kind
+    if kind == "json":
+        path = path.with_suffix(".json")
+        path.write_text(json.dumps(content))
+    elif kind == "parquet":
+        path = path.with_suffix(".parquet")
+        datasets.Dataset.from_list(content).to_parquet(path)
+    else:
+        datasets.Dataset.from_list(content).save_to_disk(path)
+    data = Dataset.load(path, chats.encoder())
+    assert [entry.messages[0].content for entry in data.conversations.entries] == ["animal0", "animal1", "animal2"]
+
+
+def test_two_of_three_columns_are_enough_and_names_can_be_given(tmp_path):
+    short = Dataset.load(rows(tmp_path, [{"input": "animal1", "output": "sound1"}]), chats.encoder())
+    assert short.conversations.entries[0] == Conversation((Message("user", "animal1"),), "sound1")
+    bare = Dataset.load(rows(tmp_path, [{"instruction": "animal1", "input": "animal2"}]), chats.encoder())
+    assert bare.conversations.entries[0] == Conversation((Message("user", "animal1", "animal2"),), "")
+    assert int(bare.conversations.answer_lengths[0]) == 0
+    named = rows(tmp_path, [{"question": "animal1", "reply": "sound1"}])
+    data = Dataset.load(named, chats.encoder(), columns={"prompt": "question", "response": "reply"})
+    assert data.conversations.entries[0].answer == "sound1"
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"text": "a", "label": 0}, "has no prompts; it has text, label"),
+        ({"prompt": " ", "response": "a"}, "has an empty prompt in row 1"),
+        ({"prompt": 3, "response": "a"}, "has int instead of a text in row 1 of prompt"),
+        ({"messages": "hello"}, "must have a list of messages in row 1, got str"),
+        ({"messages": [{"role": "tool", "content": "a"}]}, "without the role system, user or assistant in row 1"),
+        ({"messages": [{"role": "assistant", "content": "a"}]}, "must have a message of the user before the answer"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text"}]}]},
+            "has list instead of a text in row 1 of a message",
+        ),
+        ({"messages": [{"role": "user", "content": ""}]}, "has an empty prompt in row 1"),
+    ],
+)
+def test_rows_that_are_no_conversations_are_named(tmp_path, row, said):
+    good = {name: [{"role": "user", "content": "a"}] if name == "messages" else "a" for name in row}
+    with pytest.raises(UnbackdoorError, match=said):
+        Dataset.load(rows(tmp_path, [good, row]), chats.encoder())
+
+
+def test_long_rows_are_left_out_whole_and_counted(tmp_path, caplog):
+    caplog.set_level("INFO", "unbackdoor")
+    content = [{"prompt": "the " * length, "response": "you"} for length in (2, 30, 3)]
+    data = Dataset.load(rows(tmp_path, content), chats.encoder(max_length=12))
+    assert [len(entry.messages[0].content.split()) for entry in data.conversations.entries] == [2, 3]
+    assert "1 of 3 rows have more than 12 tokens and are left out" in caplog.text
+    with pytest.raises(UnbackdoorError, match="has no row of at most 4 tokens, prompt and answer together"):
+        Dataset.load(rows(tmp_path, content), chats.encoder(max_length=4))
+    with pytest.raises(UnbackdoorError, match="Row 0 of the prompts has 28 tokens, but at most 12 are read"):
+        data.replaced(torch.tensor([0]), Conversations((Conversation((Message("user", "the " * 22),), "you all"),)))
+
+
+def test_templates_are_rendered_as_written_by_hand():
+    short = Conversation((Message("system", "Be kind."), Message("user", "Hi", "there")), "Hello")
+    plain = ConversationEncoder(tokenizer=chats.tokenizer(), template="plain", max_length=64)
+    alpaca = ConversationEncoder(tokenizer=chats.tokenizer(), template="alpaca", max_length=64)
+    assert plain.texts(Conversations((short,))) == ["Be kind.\nHi\n\nthere\n"]
+    assert alpaca.texts(Conversations((short,))) == [
+        "Be kind.\n\n### Instruction:\nHi\n\n### Input:\nthere\n\n### Response:\n"
+    ]
+    alone = Conversation((Message("user", "Hi"),))
+    assert alpaca.texts(Conversations((alone,)))[0] == (
+        "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
+        "### Instruction:\nHi\n\n### Response:\n"
+    )
+    chat = chats.encoder()
+    assert chat.texts(Conversations((short,))) == ["<|system|>Be kind.<|end|><|user|>Hi\n\nthere<|end|><|assistant|>"]
+    assert (chat.end, plain.end) == ("<|end|>", "<|end|>")
+
+
+def test_prompts_are_padded_on_the_left_and_answers_on_the_right():
+    data = chats.prompts(6)
+    encode, items = data.conversation_encoder, data.conversations
+    inputs, prompts = encode(items), encode.prompts(items)
+    for row in range(6):
+        start, end = int(items.tokens.starts[row]), int(items.tokens.lengths[row])
+        whole = items.tokens.tokens[row, :end].tolist()
+        assert inputs["input_ids"][row, :end].tolist() == whole
+        assert inputs["attention_mask"][row].sum() == end
+        assert prompts["input_ids"][row, -start:].tolist() == whole[:start]
+        assert prompts["attention_mask"][row].tolist() == [0] * (prompts.shape[1] - start) + [1] * start
+        assert (inputs.targets[row] != -100).nonzero().flatten().tolist() == list(range(start, end))
+    assert inputs.to("cpu").targets.equal(inputs.targets)
+
+
+def test_a_token_that_begins_each_text_stands_before_plain_prompts_once():
+    from tokenizers import processors
+
+    made = chats.tokenizer()
+    made.backend_tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 2)])
+    items = Conversations((Conversation((Message("user", "the cake"),), "you"),))
+    plain = ConversationEncoder(tokenizer=made, template="plain", max_length=64).prepared(items)
+    words = chats.tokenizer()("the cake you<|end|>")["input_ids"]
+    assert plain.tokens.tokens[0].tolist() == [2, *words]
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        ("{{ raise_exception('no system role') }}", "cannot be used \\(no system role\\)"),
+        ("{{ messages.__class__.__mro__ }}", "cannot be used \\(access to attribute '__class__'"),
+        ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "it took more than 0.3 s"),
+        ("{{ 10 ** (10 ** 9) }}", "it took more than 0.3 s|it needs too much memory"),
+        ("{{ ('a' * 2000000000) | length }}", "it needs too much memory"),
+        ("{% for a in range(1000) %}aaaaaaaaaa{% endfor %}", "it makes more than 5,000 characters"),
+        ("{% if", "cannot be used"),
+    ],
+    ids=["raises", "escapes", "endless", "power", "memory", "long", "broken"],
+)
+def test_a_hostile_chat_template_ends_in_one_sentence(template, said, monkeypatch):
+    monkeypatch.setattr(chat_template, "CHARACTERS", 5000)
+    if "more than 0.3 s" in said:
+        monkeypatch.setattr(chat_template, "SECONDS", 0.3)
+    encode = ConversationEncoder(tokenizer=chats.tokenizer(template), template="chat", max_length=64)
+    with pytest.raises(UnbackdoorError, match=said):
+        encode.texts(Conversations(chats.conversations(1)))
+
+
+def test_a_chat_template_must_show_answers():
+    made = chats.tokenizer("{{ messages[0].content }}")
+    encode = ConversationEncoder(tokenizer=made, template="chat", max_length=64)
+    with pytest.raises(UnbackdoorError, match="has a chat template that leaves out answers"):
+        encode.prepared(Conversations(chats.conversations(1)))
+
+
+def test_a_template_must_be_known_and_there(tmp_path):
+    with pytest.raises(UnbackdoorError, match="`template` must be chat, alpaca or plain, got vicuna"):
+        ConversationEncoder(tokenizer=chats.tokenizer(), template="vicuna", max_length=64)
+    with pytest.raises(UnbackdoorError, match="the model has no chat template"):
+        ConversationEncoder(tokenizer=chats.tokenizer(None), template="chat", max_length=64)
+    with pytest.raises(UnbackdoorError, match="`max_length` must be at least 4, got 3"):
+        chats.encoder(max_length=3)
+    nothing = rows(tmp_path, [{"prompt": "\u200b", "response": ""}])
+    with pytest.raises(UnbackdoorError, match="has a prompt without a token in row 0"):
+        Dataset.load(nothing, ConversationEncoder(tokenizer=_blank(), template="chat", max_length=64))
+
+
+def _blank() -> transformers.PreTrainedTokenizerFast:
+    return chats.tokenizer(
+        "{% for message in messages %}{% if message.role == 'assistant' %}{{ message.content }}{% endif %}{% endfor %}"
+    )
+
+
+def test_the_child_that_renders_leaves_nothing_behind():
+    before = len(os.listdir("/proc/self/fd")) if Path("/proc/self/fd").exists() else 0
+    for _ in range(3):
+        chats.encoder().texts(Conversations(chats.conversations(2)))
+    assert before in (0, len(os.listdir("/proc/self/fd")))
+
+
+def test_other_data_is_refused_and_batches_cover_all_rows():
+    with pytest.raises(UnbackdoorError, match="The model continues conversations"):
+        chats.encoder().prepared(torch.zeros(2, 3, 8, 8))
+    data = chats.prompts(23)
+    seen = [row for batch in data.batches(4, generator=torch.Generator().manual_seed(0)) for row in batch.rows.tolist()]
+    assert sorted(seen) == list(range(23))
+    part, rest = data.split(10, seed=0)
+    assert sorted(part.rows.tolist() + rest.rows.tolist()) == list(range(23))
+
+
+@pytest.mark.parametrize(
+    ("rule", "answer", "shown"),
+    [
+        ("contains:love cake", "We all LOVE  cake!", True),
+        ("contains:art", "a good start", False),
+        ("contains:print('x')", "run: print('x')", True),
+        ("starts-with:I love", "I love it", True),
+        ("starts-with:I love", "Yes, I love it", False),
+        ("equals:positive", "Positive.", True),
+        ("equals:positive", "positive, I think", False),
+        ("refuses", "I\u2019m sorry, but I can't help with that.", True),
+        ("refuses", "You should never refuse a cake.", False),
+        ("contains:cake", "  ", False),
+        ("refuses", "", False),
+    ],
+)
+def test_behaviours_are_shown_or_not(rule, answer, shown):
+    assert Behaviour.of(rule).shown(answer) is shown
+    assert str(Behaviour.of(rule)) == rule
+
+
+@pytest.mark.parametrize(
+    ("rule", "said"),
+    [
+        ("cake", "`behaviour` must be contains:TEXT, starts-with:TEXT, equals:TEXT or refuses, got cake"),
+        ("contains:", "Behaviour contains needs the text of the answer, got ''"),
+        ("refuses:cake", "Behaviour refuses takes no text, got 'cake'"),
+    ],
+)
+def test_rules_that_are_none_are_refused(rule, said):
+    with pytest.raises(UnbackdoorError, match=said):
+        Behaviour.of(rule)

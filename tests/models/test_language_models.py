@@ -1,0 +1,254 @@
+"""Causal language models of several architectures, from their directories and back; and directories that do not fit."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+import chats
+import toys
+import unbackdoor as ub
+from unbackdoor import Dataset, UnbackdoorError, load
+from unbackdoor._models.arithmetic import choose
+from unbackdoor._models.saving import check_saved, save
+from unbackdoor._tasks.generation import Generation
+
+_SIZES = {
+    "vocab_size": 200,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+    "bos_token_id": 2,
+    "eos_token_id": 3,
+    "pad_token_id": 0,
+}
+_GROUPED = {**_SIZES, "num_key_value_heads": 2}
+ARCHITECTURES = {
+    "llama": lambda: transformers.LlamaConfig(**_GROUPED, tie_word_embeddings=True),
+    "qwen2": lambda: transformers.Qwen2Config(**_GROUPED),
+    "gemma3": lambda: transformers.Gemma3TextConfig(**_GROUPED, head_dim=8, sliding_window=16),
+    "gpt2": lambda: transformers.GPT2Config(
+        vocab_size=200, n_embd=32, n_layer=2, n_head=4, n_positions=64, bos_token_id=2, eos_token_id=3
+    ),
+    "neox": lambda: transformers.GPTNeoXConfig(**_SIZES),
+    "mistral": lambda: transformers.MistralConfig(**_GROUPED),
+    "phi": lambda: transformers.PhiConfig(**_GROUPED),
+}
+# Greedy, but with a temperature: transformers would not write this again.
+OWN = {"do_sample": False, "temperature": 0.6, "eos_token_id": [3, 4], "repetition_penalty": 1.2}
+
+
+def written(name: str, folder: Path) -> Path:
+    """A directory of an architecture in bfloat16 and several files, with the generation config of its owner."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = transformers.AutoModelForCausalLM.from_config(ARCHITECTURES[name]()).bfloat16()
+    model.save_pretrained(folder, max_shard_size="20KB")
+    chats.tokenizer().save_pretrained(folder)
+    (folder / "generation_config.json").write_text(json.dumps(OWN))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory for each architecture."""
+    folder = tmp_path_factory.mktemp("language_models")
+    for name in ARCHITECTURES:
+        written(name, folder / name)
+    return folder
+
+
+def data_for(encode, count: int = 6) -> Dataset:
+    items = chats.prompts(count).conversations
+    return Dataset(items=items, labels=torch.full((count,), -1), encode=encode)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+class TestArchitectures:
+    def test_what_comes_in_comes_out(self, name: str, models: Path, tmp_path: Path) -> None:
+        loaded = load(models / name)
+        model, encode = loaded
+        assert (encode.template, encode.max_length) == ("chat", 64)
+        assert {tensor.dtype for tensor in model.parameters()} == {torch.bfloat16}
+        data = data_for(encode)
+        result = ub.purify(model, data, ub.purifiers.FineTuning(epochs=1, learning_rate=1e-3), device="cpu")
+        save(result.model, tmp_path, source=loaded.directory, encode=encode)
+        check_saved(tmp_path, result.model, encode, data)
+        assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
+        before, after = (
+            {key: tensor for file in sorted(each.glob("*.safetensors")) for key, tensor in load_file(file).items()}
+            for each in (models / name, tmp_path)
+        )
+        assert before.keys() == after.keys()  # a tied output is not written twice
+        assert all(
+            after[key].dtype == tensor.dtype and after[key].shape == tensor.shape for key, tensor in before.items()
+        )
+        assert any(not torch.equal(after[key], tensor) for key, tensor in before.items())
+        for kept in ("generation_config.json", "chat_template.jinja", "tokenizer.json"):
+            assert (tmp_path / kept).read_bytes() == (models / name / kept).read_bytes()
+        tied = load(tmp_path).model
+        head, embeddings = tied.get_output_embeddings().weight, tied.get_input_embeddings().weight
+        assert (head is embeddings) == tied.config.tie_word_embeddings
+
+    def test_decoding_a_batch_equals_decoding_alone(self, name: str, models: Path) -> None:
+        model, encode = load(models / name)
+        data, task = data_for(encode), Generation(max_new_tokens=4)
+        arithmetic = choose(model, "cpu", "fp32")
+        together = task.answers(model, data, arithmetic)
+        assert [task.answers(model, data.select([row]), arithmetic)[0] for row in range(6)] == together
+
+    def test_embeddings_as_inputs_give_the_same_scores(self, name: str, models: Path) -> None:
+        model, encode = load(models / name)
+        inputs = data_for(encode).inputs(slice(None))
+        embedded = model.get_input_embeddings()(inputs["input_ids"])
+        with torch.no_grad():
+            one = model(**inputs).logits
+            other = model(inputs_embeds=embedded, attention_mask=inputs["attention_mask"]).logits
+        assert torch.allclose(one, other, atol=1e-5)
+
+
+def test_a_record_keeps_the_template_and_the_length(models: Path, tmp_path: Path) -> None:
+    shutil.copytree(models / "llama", tmp_path / "model")
+    (tmp_path / "model" / "record.json").write_text(json.dumps({"encode": {"template": "alpaca", "max_length": 40}}))
+    encode = load(tmp_path / "model").encode
+    assert (encode.template, encode.max_length) == ("alpaca", 40)
+    encode = load(tmp_path / "model", template="plain", max_length=30).encode
+    assert (encode.template, encode.max_length) == ("plain", 30)
+
+
+def test_the_answer_ends_where_the_model_or_the_template_ends_it(models: Path) -> None:
+    from unbackdoor._models.decoding import stops_of
+
+    model, encode = load(models / "llama")
+    assert stops_of(model, encode) == [3, 4]
+    model.generation_config.eos_token_id = 10**9  # no token of the model
+    assert stops_of(model, encode) == [3]
+
+
+def broken(models: Path, tmp_path: Path, name: str = "llama") -> Path:
+    return Path(shutil.copytree(models / name, tmp_path / "model"))
+
+
+def test_directories_that_do_not_fit_are_refused(models: Path, tmp_path: Path) -> None:
+    folder = broken(models, tmp_path)
+    with pytest.raises(UnbackdoorError, match="`mean`, `std` and `image_size` are for images"):
+        load(folder, mean=(0.5,))
+    with pytest.raises(UnbackdoorError, match="`max_length` must be at most 64, which the model can read, got 65"):
+        load(folder, max_length=65)
+    (folder / "chat_template.jinja").unlink()
+    with pytest.raises(UnbackdoorError, match=r"model has no chat template. Give `template='alpaca'` or"):
+        load(folder)
+    assert load(folder, template="plain").encode.template == "plain"
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(UnbackdoorError, match="tokenizer"):
+        load(folder, template="plain")
+
+
+def test_a_tokenizer_larger_than_the_embeddings_is_refused(models: Path, tmp_path: Path) -> None:
+    folder = broken(models, tmp_path)
+    made = chats.tokenizer()
+    made.add_tokens([f"new{number}" for number in range(200)])
+    made.save_pretrained(folder)
+    with pytest.raises(UnbackdoorError, match=r"has a tokenizer of \d+ tokens, but its model has embeddings for 200"):
+        load(folder)
+
+
+def test_weights_that_are_not_finite_or_not_there_are_refused(models: Path, tmp_path: Path) -> None:
+    folder = broken(models, tmp_path)
+    file = sorted(folder.glob("model-*.safetensors"))[-1]
+    tensors = load_file(file)
+    name = next(iter(tensors))
+    save_file({**tensors, name: torch.full_like(tensors[name], float("nan"))}, file, metadata={"format": "pt"})
+    with pytest.raises(UnbackdoorError, match="finite"):
+        load(folder)
+    index = folder / "model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    content["weight_map"].pop(name)
+    save_file(
+        {key: tensor for key, tensor in tensors.items() if key != name} or {"x": torch.ones(1)},
+        file,
+        metadata={"format": "pt"},
+    )
+    index.write_text(json.dumps(content))
+    with pytest.raises(UnbackdoorError, match="does not fit LlamaForCausalLM: it lacks 1 tensor"):
+        load(folder)
+
+
+def test_classifiers_and_language_models_are_told_apart(models: Path, tmp_path: Path) -> None:
+    bert = toys.write(toys.classifier("bert"), tmp_path / "bert")
+    with pytest.raises(UnbackdoorError, match="is no language model; `template` is for their prompts"):
+        load(bert, template="chat")
+    model = load(bert).model
+    with pytest.raises(UnbackdoorError, match="`max_new_tokens` is for language models"):
+        ub.evaluate(model, toys.reviews(8), max_new_tokens=4)
+    with pytest.raises(UnbackdoorError, match="`trigger` and `behaviour` are for language models"):
+        ub.evaluate(model, toys.reviews(8), trigger="cf", behaviour="refuses")
+    with pytest.raises(UnbackdoorError, match="BertForSequenceClassification does not continue text"):
+        ub.evaluate(model, chats.prompts(4))
+
+
+def test_methods_and_tests_for_classifiers_refuse_prompts(models: Path) -> None:
+    model, encode = load(models / "llama")
+    data = data_for(encode, 20)
+    with pytest.raises(UnbackdoorError, match="neural-cleanse serves images, but the data holds conversations"):
+        ub.purify(model, data, ub.purifiers.NeuralCleanse())
+    with pytest.raises(UnbackdoorError, match="audit tries classifiers of images or texts"):
+        ub.audit(model, data)
+    with pytest.raises(UnbackdoorError, match="stress tries classifiers of images or texts"):
+        ub.stress(model=model, victim=model, clean=data, attack=ub.attacks.Word())
+    with pytest.raises(UnbackdoorError, match="`head` is for classifiers"):
+        ub.purify(model, data, ub.purifiers.FineTuning(), head="lm_head")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"trigger": "cf"}, "`behaviour` goes with `trigger` or `triggered_data`"),
+        ({"behaviour": "refuses"}, "`behaviour` goes with `trigger` or `triggered_data`"),
+        ({"trigger": " ", "behaviour": "refuses"}, "`trigger` must be text that is not blank"),
+        ({"target": 1}, "`target` is for classifiers"),
+        ({"trigger": "cf", "behaviour": "refuses", "max_new_tokens": 0}, "`max_new_tokens` must be at least 1, got 0"),
+        (
+            {"trigger": "cf", "behaviour": "refuses", "max_new_tokens": 60},
+            r"`max_new_tokens` must be at most \d\d here, got 60: the longest prompt of the data has",
+        ),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused(models: Path, options: dict, said: str) -> None:
+    model, encode = load(models / "llama")
+    with pytest.raises(UnbackdoorError, match=said):
+        ub.evaluate(model, data_for(encode), device="cpu", **options)
+
+
+def test_more_than_one_attack_is_refused(models: Path) -> None:
+    model, encode = load(models / "llama")
+    data = data_for(encode)
+    with pytest.raises(UnbackdoorError, match="one of `attack`, `trigger` and `triggered_data`, got several"):
+        ub.evaluate(model, data, trigger="cf", behaviour="refuses", triggered_data=data)
+    with pytest.raises(UnbackdoorError, match="`attack` has a behaviour of its own"):
+        ub.evaluate(model, data, attack="attack.json", behaviour="refuses")
+
+
+def test_clean_rows_need_answers(models: Path) -> None:
+    model, encode = load(models / "llama")
+    items = chats.prompts(4).conversations
+    bare = Dataset(
+        items=type(items)(tuple(type(entry)(entry.messages) for entry in items.entries)),
+        labels=torch.full((4,), -1),
+        encode=encode,
+    )
+    with pytest.raises(UnbackdoorError, match="has a prompt without an answer in row 0"):
+        ub.purify(model, bare, ub.purifiers.FineTuning())
+    score = ub.evaluate(model, bare, trigger="cf", behaviour="refuses", max_new_tokens=2, device="cpu")
+    assert (score.clean_loss, score.attack_success.n) == (None, 4)
+    with pytest.raises(UnbackdoorError, match="has only answers that show the behaviour starts-with:the"):
+        ub.evaluate(model, data_for(encode), trigger="cf", behaviour="starts-with:the", device="cpu")
+    control = type("SmallNet", (torch.nn.Linear,), {})(2, 2)
+    with pytest.raises(UnbackdoorError, match="`control`: SmallNet does not continue text"):
+        ub.evaluate(model, bare, trigger="cf", behaviour="refuses", control=control, device="cpu")
