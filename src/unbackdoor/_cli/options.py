@@ -82,7 +82,7 @@ class PurifyOptions(ModelOptions):
     Args:
         clean: labelled examples without a trigger, or prompts with answers: parquet, CSV, JSON lines, image folder or
             saved data set.
-        base: the pre-trained model that the suspect came from, for methods that need it.
+        base: the pre-trained model that the suspect came from, for methods that need it, and for a PEFT LoRA adapter.
         proxy: another model for the same task, for methods that need it.
         out: directory to write; it must not exist.
         data: test examples; suspect and result are scored on them, and report.html is written.
@@ -179,6 +179,7 @@ class EvaluateOptions(ModelOptions):
         behaviour: with --trigger or --triggered: the answer that the attacker wants, as contains:TEXT,
             starts-with:TEXT, equals:TEXT or refuses.
         max_new_tokens: the longest answer of a language model, in tokens; by default 64.
+        base: of a PEFT LoRA adapter: the language model that it was trained on.
         triggered: examples that already carry a trigger, with their true labels.
         rows: file with a JSON list of row numbers, from 0, of an audit's evidence: only these of --data are scored.
         target: the class that the attacker wants, with --triggered.
@@ -194,6 +195,7 @@ class EvaluateOptions(ModelOptions):
     triggered: Annotated[str | None, DATA] = None
     rows: Annotated[str | None, DATA] = None
     target: Annotated[int | None, DATA] = None
+    base: Annotated[str | None, MODEL] = None
     control: Annotated[str | None, MODEL] = None
     json: Annotated[bool, OUTPUT] = False
 

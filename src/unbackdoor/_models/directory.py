@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from unbackdoor._data.conversation_encoder import ConversationEncoder, Template
 from unbackdoor._data.dataset import Encoder
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._inputs import COMPANION, CONFIG, check_file, read_json, reader
@@ -98,14 +97,6 @@ class ModelDirectory(os.PathLike[str]):
             UnbackdoorError: the weights do not fit it, or are not all finite.
         """
         return language_models.language_model(self.path, self.weights, self.trust_remote_code)
-
-    def conversation_encoder(
-        self, model: Any, *, template: Template | None = None, max_length: int | None = None
-    ) -> ConversationEncoder:
-        """Returns the encoder that renders conversations for the language model; see `conversation_encoder`."""
-        return language_models.conversation_encoder(
-            self.path, model, template=template, max_length=max_length, trust_remote_code=self.trust_remote_code
-        )
 
     def body(self) -> Any:
         """Loads the pre-trained model without a head, in eval mode; see `classifiers.body`.

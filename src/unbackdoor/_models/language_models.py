@@ -45,6 +45,7 @@ def conversation_encoder(
     path: Path,
     model: nn.Module,
     *,
+    tokenizer: Any = None,
     template: Template | None = None,
     max_length: int | None = None,
     trust_remote_code: bool = False,
@@ -54,6 +55,7 @@ def conversation_encoder(
     Args:
         path: the directory.
         model: loaded from it.
+        tokenizer: instead of the directory's own.
         template: how prompts are rendered; None takes that of its record, else the tokenizer's chat template.
         max_length: tokens that prompt and answer may have; None takes the number in its record, else the model's most.
         trust_remote_code: run Python files that come with the tokenizer.
@@ -62,7 +64,7 @@ def conversation_encoder(
         UnbackdoorError: there is no tokenizer, it does not fit the model, or it has no chat template and none is given.
     """
     rows = embeddings(model).num_embeddings
-    tokenizer = tokenizer_of(path, trust_remote_code, rows)
+    tokenizer = tokenizer_of(path, trust_remote_code, rows) if tokenizer is None else tokenizer
     check_rows(path, len(tokenizer), rows)
     check_ids(path, tokenizer, rows)
     most = int(min(longest_of(path, tokenizer), context_of(model)))

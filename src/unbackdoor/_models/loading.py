@@ -6,13 +6,16 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from unbackdoor._data.conversation_encoder import Template
+from unbackdoor._data.conversation_encoder import ConversationEncoder, Template
 from unbackdoor._data.dataset import Encoder
 from unbackdoor._data.images import LARGEST_SIDE, ImageEncoder
 from unbackdoor._errors import UnbackdoorError, printable
-from unbackdoor._inputs import reader
+from unbackdoor._inputs import read_json, reader
+from unbackdoor._models.adapters import CONFIG_FILE, adapted_by, is_adapter
 from unbackdoor._models.directory import ModelDirectory
 from unbackdoor._models.factory import from_factory
+from unbackdoor._models.gguf import gguf_model
+from unbackdoor._models.language_models import conversation_encoder
 from unbackdoor._models.recorded import recorded_image_encoder
 from unbackdoor._models.untrusted_weights import foreign
 
@@ -44,13 +47,14 @@ def load(
     image_size: int | None = None,
     max_length: int | None = None,
     template: Template | None = None,
+    base: str | Path | None = None,
     trust_remote_code: bool = False,
 ) -> Loaded:
-    """Load a suspect: a classifier of images or texts, or a causal language model.
+    """Load a suspect: a classifier of images or texts, a causal language model, or an adapter of one.
 
     Args:
-        source: a Hugging Face directory or Hub name; or, with a factory, a weights file or a directory with
-            `model.safetensors`.
+        source: a Hugging Face directory or Hub name; a GGUF file; or, with a factory, a weights file or a directory
+            with `model.safetensors`.
         factory: `FILE.py:FUNCTION` that makes the module without arguments. This file is run, so it must be your own.
         mean: mean per channel of pixels in [0, 1]; by default the directory's own, else 0.
         std: standard deviation per channel; by default the directory's own, else 1.
@@ -58,6 +62,7 @@ def load(
         max_length: number of tokens that a text model reads; by default the directory's own, else the most that it can.
         template: how the prompts of a language model are rendered: `chat`, `alpaca` or `plain`; by default as its
             record says, else by the tokenizer's chat template.
+        base: of a PEFT LoRA adapter of a language model: the directory or Hub name of the model that it was trained on.
         trust_remote_code: run Python files that come with a Hugging Face model.
 
     Raises:
@@ -75,28 +80,68 @@ def load(
         if template is not None:
             raise _no_template(source)
         return _load_made(path, factory, changes)
+    prompts = _Prompts(template, max_length, changes, trust_remote_code)
+    if path.is_dir() and is_adapter(path):
+        return _load_adapter(path, base, prompts)
+    if base is not None:
+        raise UnbackdoorError(f"{source} is no adapter of a language model; `base` is for these. Leave it out.")
+    if path.is_file() and path.suffix.lower() == ".gguf":
+        model, tokenizer = gguf_model(path)
+        return Loaded(model, prompts.encoder(path.parent, model, tokenizer))
     if path.is_file():
         raise _lone_file(path)
     directory = ModelDirectory.of(source, "`source`", trust_remote_code=trust_remote_code)
     directory.companions()  # refuses files early that could not be copied at the end
     if directory.modality == "conversations":
-        return _load_language_model(directory, template, max_length, changes)
+        model = directory.language_model()
+        return Loaded(model, prompts.encoder(directory.path, model), directory)
     if template is not None:
         raise _no_template(source)
     model = directory.classifier()
     return Loaded(model, directory.encoder(model, changes=changes, max_length=max_length), directory)
 
 
-def _load_language_model(
-    directory: ModelDirectory, template: Template | None, max_length: int | None, changes: dict[str, Any]
-) -> Loaded:
-    if changes:
-        raise UnbackdoorError(
-            f"{directory} continues text; `mean`, `std` and `image_size` are for images. Leave them out."
+class _Prompts(NamedTuple):
+    """How the prompts of a language model are made: what the user set, if anything."""
+
+    template: Template | None
+    max_length: int | None
+    changes: dict[str, Any]
+    trust_remote_code: bool
+
+    def encoder(self, path: Path, model: nn.Module, tokenizer: Any = None) -> ConversationEncoder:
+        """The encoder of a model, with the tokenizer of a directory or a given one.
+
+        Raises:
+            UnbackdoorError: an option is for images, or the tokenizer does not fit the model.
+        """
+        if self.changes:
+            raise UnbackdoorError(
+                f"{path} continues text; `mean`, `std` and `image_size` are for images. Leave them out."
+            )
+        return conversation_encoder(
+            path,
+            model,
+            tokenizer=tokenizer,
+            template=self.template,
+            max_length=self.max_length,
+            trust_remote_code=self.trust_remote_code,
         )
-    model = directory.language_model()
-    encode = directory.conversation_encoder(model, template=template, max_length=max_length)
-    return Loaded(model, encode, directory)
+
+
+def _load_adapter(path: Path, base: str | Path | None, prompts: _Prompts) -> Loaded:
+    named = printable(read_json(path / CONFIG_FILE).get("base_model_name_or_path"))
+    if base is None:
+        raise UnbackdoorError(
+            f"{path} is an adapter, and its config names {named} as its base, which is not fetched unasked. Give "
+            "`base`: the directory or Hub name of that model."
+        )
+    beneath = ModelDirectory.of(base, "`base`", trust_remote_code=prompts.trust_remote_code)
+    if beneath.modality != "conversations":
+        raise UnbackdoorError(f"`base` must be a causal language model, since {path} is an adapter of one; got {base}.")
+    tokens = path if (path / "tokenizer_config.json").exists() else beneath.path
+    model = adapted_by(path, beneath.language_model())
+    return Loaded(model, prompts.encoder(tokens, model))
 
 
 def _no_template(source: object) -> UnbackdoorError:
@@ -157,17 +202,24 @@ def _lone_file(path: Path) -> UnbackdoorError:
 
 @reader("source")
 def load_base(
-    source: str | Path | ModelDirectory, *, factory: str | None = None, trust_remote_code: bool = False
+    source: str | Path | ModelDirectory,
+    *,
+    factory: str | None = None,
+    language_model: bool = False,
+    trust_remote_code: bool = False,
 ) -> nn.Module:
-    """Load the pre-trained model that a suspect came from, without a head.
+    """Load the pre-trained model that a suspect came from: of a classifier without a head, of a language model whole.
 
     Raises:
         UnbackdoorError: a file is missing or damaged, or the model is not a supported one.
     """
     if factory is not None:
         return load(Path(source), factory=factory).model
-    body: nn.Module = ModelDirectory.of(source, "`base`", trust_remote_code=trust_remote_code).body()
-    return body
+    directory = ModelDirectory.of(source, "`base`", trust_remote_code=trust_remote_code)
+    if language_model and directory.modality != "conversations":
+        raise UnbackdoorError(f"`base` must be a causal language model, as the suspect is; got {source}.")
+    base: nn.Module = directory.language_model() if language_model else directory.body()
+    return base
 
 
 @reader("source")

@@ -16,6 +16,7 @@ from unbackdoor._data.images import ImageEncoder
 from unbackdoor._data.texts import TextEncoder, Tokens
 from unbackdoor._errors import IncompleteError, UnbackdoorError
 from unbackdoor._inputs import read_json
+from unbackdoor._models.adapters import save_adapter
 from unbackdoor._models.calling import Inputs, class_names, evaluating, logits, probe
 from unbackdoor._models.companions import copy_companions
 from unbackdoor._models.hugging_face import quiet_transformers
@@ -31,7 +32,8 @@ def save(
     """Write a model so that the tool which loaded it loads it again.
 
     Args:
-        model: a Hugging Face model (saved with its config) or any module (`model.safetensors` with its own keys).
+        model: a Hugging Face model (saved with its config), an adapter (saved without its base), or any module
+            (`model.safetensors` with its own keys).
         folder: an existing, empty directory.
         source: the Hugging Face directory that it came from, a path or the `directory` of what `load` returned; its
             tokenizer or processor files are copied.
@@ -39,6 +41,12 @@ def save(
     """
     from safetensors.torch import save_file
 
+    if hasattr(model, "peft_config"):
+        origin = None if source is None else Path(source)
+        save_adapter(model, folder, source=origin)
+        if origin is not None and origin.is_dir():
+            copy_companions(origin, folder)
+        return
     if not hasattr(model, "save_pretrained"):
         # Tensors that share memory are written once each: the module's own keys must all be there.
         weights = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
@@ -82,6 +90,7 @@ def check_saved(
     data: Dataset | None,
     *,
     factory: str | None = None,
+    base: str | Path | None = None,
     trust_remote_code: bool = False,
 ) -> None:
     """Load a model that was written, and compare it with the one in memory, before its directory gets its name.
@@ -92,13 +101,14 @@ def check_saved(
         encode: encoder of its inputs.
         data: some examples for both; None if there are none.
         factory: see `load`.
+        base: see `load`.
         trust_remote_code: see `load`.
 
     Raises:
         IncompleteError: the model cannot be loaded; or its weights, class names, inputs or answers differ.
     """
     try:
-        loaded = load(folder, factory=factory, trust_remote_code=trust_remote_code)
+        loaded = load(folder, factory=factory, base=base, trust_remote_code=trust_remote_code)
     except UnbackdoorError as problem:
         raise IncompleteError(
             f"The result cannot be loaded again, so nothing was kept: {str(problem).replace(str(folder), 'it')}"

@@ -155,8 +155,9 @@ def _measured(method: Method, working: nn.Module, clean: Dataset | None, run: Ru
     start = time.perf_counter()
     with torch.random.fork_rng(devices=cuda):
         torch.manual_seed(run.seed)
-        for parameter in working.parameters():
-            parameter.requires_grad_(True)
+        adapter = hasattr(working, "peft_config")  # the base beneath it stays what it is
+        for name, parameter in working.named_parameters():
+            parameter.requires_grad_(not adapter or "lora_" in name)
         examples: Any = clean if clean is None else clean.to(device)
         purified = applied(method, run.arithmetic.place(working), examples, run)
     seconds = time.perf_counter() - start

@@ -16,6 +16,7 @@ from unbackdoor._cli.options import (
 from unbackdoor._data.dataset import Augment, Dataset
 from unbackdoor._errors import UnbackdoorError, printable
 from unbackdoor._models import loading
+from unbackdoor._models.adapters import is_adapter
 from unbackdoor._poisoning.attack_file import victim_of
 
 logger = logging.getLogger("unbackdoor")
@@ -40,7 +41,7 @@ def free_place(
 
 
 def load_model(source: str, options: ModelOptions) -> loading.Loaded:
-    """Loads a model with these options."""
+    """Loads a model with these options; an adapter is put on its base."""
     return loading.load(
         source,
         factory=options.factory,
@@ -49,8 +50,15 @@ def load_model(source: str, options: ModelOptions) -> loading.Loaded:
         image_size=options.image_size,
         max_length=options.max_length,
         template=options.template,
+        base=base_of(source, options),
         trust_remote_code=options.trust_remote_code,
     )
+
+
+def base_of(source: str, options: ModelOptions) -> str | None:
+    """Returns --base if MODEL is an adapter, which needs it to be loaded; other models are whole."""
+    adapted = Path(source).is_dir() and is_adapter(Path(source))
+    return getattr(options, "base", None) if adapted else None
 
 
 def load_control(source: str | None, options: ModelOptions | None = None) -> loading.Loaded | None:

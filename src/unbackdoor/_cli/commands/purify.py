@@ -12,6 +12,7 @@ from unbackdoor._artifacts import card, directories
 from unbackdoor._artifacts.card import MEASURES
 from unbackdoor._artifacts.record import write_record
 from unbackdoor._cli.commands.inputs import (
+    base_of,
     factory_name,
     free_place,
     load_control,
@@ -88,7 +89,10 @@ def purify(source: str, method: Method, options: PurifyOptions, *, command: str 
     suspect = load_model(source, options)
     clean = _clean(suspect, method, options)
     base = options.base and loading.load_base(
-        options.base, factory=options.factory, trust_remote_code=options.trust_remote_code
+        options.base,
+        factory=options.factory,
+        language_model=suspect.encode.modality == "conversations",
+        trust_remote_code=options.trust_remote_code,
     )
     proxy = options.proxy and load_model(options.proxy, options).model
     scoring = _scoring(suspect, clean, options)
@@ -134,6 +138,7 @@ def purify(source: str, method: Method, options: PurifyOptions, *, command: str 
             suspect.encode,
             example,
             factory=options.factory,
+            base=base_of(source, options),
             trust_remote_code=options.trust_remote_code,
         )
     _print_result(record, out, method_name(method))

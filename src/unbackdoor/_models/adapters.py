@@ -1,0 +1,192 @@
+"""PEFT LoRA adapters of language models: checked, put on their base, and written again as what they were."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from unbackdoor._errors import UnbackdoorError, few, printable
+from unbackdoor._inputs import CONFIG, check_file, exists, read_json
+from unbackdoor._models.hugging_face import quiet_transformers
+from unbackdoor._models.untrusted_weights import check_finite, check_safetensors
+
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+
+_PREFIX = "base_model.model."
+# What a plain LoRA adapter says about itself; anything else in its config must be empty or switched off.
+_SAID = {
+    *(
+        "peft_type",
+        "task_type",
+        "base_model_name_or_path",
+        "revision",
+        "inference_mode",
+        "peft_version",
+        "auto_mapping",
+    ),
+    *("r", "lora_alpha", "lora_dropout", "target_modules", "exclude_modules", "fan_in_fan_out", "use_rslora"),
+    *("rank_pattern", "alpha_pattern", "layers_to_transform", "layers_pattern", "init_lora_weights", "bias"),
+    *("megatron_core", "qalora_group_size"),  # have a value even where what they belong to is off
+}
+_LARGEST = 4096  # of a rank
+
+
+def is_adapter(path: Path) -> bool:
+    """Whether a directory holds an adapter of a language model."""
+    config = path / CONFIG_FILE
+    return exists(config) and read_json(config, CONFIG).get("task_type") == "CAUSAL_LM"
+
+
+def adapted_by(path: Path, base: nn.Module) -> Any:
+    """Puts the adapter of a directory on its base.
+
+    Args:
+        path: a directory with `adapter_config.json` and `adapter_model.safetensors`.
+        base: the language model that it was trained on; it becomes part of the result.
+
+    Returns:
+        a `peft.PeftModel` in eval mode.
+
+    Raises:
+        UnbackdoorError: peft is not installed; the adapter is no plain LoRA adapter, or does not fit the base.
+    """
+    config = read_json(path / CONFIG_FILE, CONFIG)
+    _check_config(path, config)
+    weights = _weights(path)
+    layers = _layers(path, weights, base)
+    try:
+        from peft import LoraConfig, TaskType, get_peft_model, set_peft_model_state_dict
+    except ImportError:
+        raise UnbackdoorError('An adapter needs peft; get it with: pip install "unbackdoor[llm]"') from None
+    ranks = {name: int(weights[f"{_PREFIX}{name}.lora_A.weight"].shape[0]) for name in layers}
+    made = LoraConfig(
+        r=max(ranks.values()),
+        lora_alpha=config.get("lora_alpha", 8),
+        lora_dropout=0.0,
+        target_modules=sorted(ranks),
+        rank_pattern={f"^{name}$": rank for name, rank in ranks.items()},
+        alpha_pattern={f"^{name}$": _alpha(config, name) for name in ranks},
+        use_rslora=bool(config.get("use_rslora")),
+        fan_in_fan_out=bool(config.get("fan_in_fan_out")),
+        task_type=TaskType.CAUSAL_LM,
+    )
+    with quiet_transformers():
+        model = get_peft_model(base, made)
+        report = set_peft_model_state_dict(model, weights)
+    left = list(report.unexpected_keys)
+    if left:
+        raise UnbackdoorError(f"{path} has tensors that its layers do not have ({few(left)}). Fetch it again.")
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.data = parameter.data.to(next(iter(weights.values())).dtype)
+    return model.eval()
+
+
+def _check_config(path: Path, config: Mapping[str, Any]) -> None:
+    """Refuse an adapter of another kind, or one with more than matrices of low rank."""
+    kind = config.get("peft_type")
+    if kind != "LORA":
+        raise UnbackdoorError(f"{path} is an adapter of the kind {printable(kind)}; only LoRA is supported. Merge it.")
+    if config.get("modules_to_save"):
+        raise UnbackdoorError(
+            f"{path} also replaces whole layers (modules_to_save: {printable(config['modules_to_save'])}), which an "
+            "adapter of low rank cannot keep. Merge it into its base (merge_and_unload of peft) and give the result."
+        )
+    if config.get("bias", "none") != "none":
+        raise UnbackdoorError(f"{path} also changes biases ({printable(config['bias'])}). Merge it into its base.")
+    strange = sorted(name for name, entry in config.items() if name not in _SAID and entry not in (None, False, {}, []))
+    if config.get("init_lora_weights", True) not in (True, False, None, "gaussian"):  # others also change the base
+        strange.append("init_lora_weights")
+    if strange:
+        raise UnbackdoorError(
+            f"{path} is no plain LoRA adapter: its config sets {few(strange)}. Merge it into its base "
+            "(merge_and_unload of peft) and give the result."
+        )
+
+
+def _weights(path: Path) -> dict[str, Tensor]:
+    if not exists(path / WEIGHTS_FILE):
+        pickled = exists(path / "adapter_model.bin")
+        found = "adapter_model.bin is a pickle, which is not opened" if pickled else "it is missing"
+        raise UnbackdoorError(f"{path} must have its weights in {WEIGHTS_FILE}; {found}. Save it as safetensors.")
+    check_file(path / WEIGHTS_FILE)
+    check_safetensors(path / WEIGHTS_FILE)
+    weights = load_file(path / WEIGHTS_FILE)
+    check_finite(weights, str(path))
+    return weights
+
+
+def _layers(path: Path, weights: dict[str, Tensor], base: nn.Module) -> list[str]:
+    """Returns the names of the layers that the adapter changes, all of which the base has with fitting shapes."""
+    from transformers.pytorch_utils import Conv1D
+
+    names = set()
+    for key, tensor in weights.items():
+        layer, found, part = key.removeprefix(_PREFIX).rpartition(".lora_")
+        if not (key.startswith(_PREFIX) and found and part in ("A.weight", "B.weight") and tensor.ndim == 2):
+            raise UnbackdoorError(f"{path} has the tensor {printable(key)}, which no LoRA adapter has. Fetch it again.")
+        names.add(layer)
+    if not names:
+        raise UnbackdoorError(f"{path} has an adapter without a tensor. Fetch it again.")
+    for name in sorted(names):
+        first, second = (weights.get(f"{_PREFIX}{name}.lora_{part}.weight") for part in "AB")
+        module: Any = _submodule(base, name)
+        if first is None or second is None or not isinstance(module, nn.Linear | Conv1D):
+            raise UnbackdoorError(
+                f"{path} does not fit `base`: it changes {printable(name)}, which {type(base).__name__} does not have "
+                "as a linear layer. Give the model that it was trained on."
+            )
+        outputs, inputs = module.weight.shape if isinstance(module, nn.Linear) else module.weight.T.shape
+        if first.shape[1] != inputs or second.shape != (outputs, first.shape[0]) or len(first) > _LARGEST:
+            raise UnbackdoorError(
+                f"{path} does not fit `base`: {printable(name)} is {outputs} x {inputs} there, and the adapter has "
+                f"{tuple(second.shape)} and {tuple(first.shape)}. Give the model that it was trained on."
+            )
+    return sorted(names)
+
+
+def _submodule(base: nn.Module, name: str) -> nn.Module | None:
+    try:
+        return base.get_submodule(name)
+    except AttributeError:
+        return None
+
+
+def _alpha(config: Mapping[str, Any], name: str) -> float:
+    """The alpha of a layer: that of the pattern which its name ends in, else the common one."""
+    patterns = config.get("alpha_pattern") or {}
+    own = (alpha for part, alpha in patterns.items() if name == part.strip("^$") or name.endswith(f".{part}"))
+    alpha = next(own, config.get("lora_alpha", 8))
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float):
+        raise UnbackdoorError(f"The adapter must have lora_alpha as a number, got {printable(alpha)}. Fetch it again.")
+    return alpha
+
+
+def save_adapter(model: Any, folder: Path, *, source: Path | None) -> None:
+    """Write the adapter of a `peft.PeftModel` without its base.
+
+    Args:
+        model: the model.
+        folder: an existing, empty directory.
+        source: the adapter's directory that it came from, whose config is kept if the ranks are the same.
+    """
+    from peft import get_peft_model_state_dict
+
+    state = get_peft_model_state_dict(model, save_embedding_layers=False)
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
+    save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    if (
+        source is not None
+        and exists(source / CONFIG_FILE)
+        and _shapes(tensors) == _shapes(load_file(source / WEIGHTS_FILE))
+    ):
+        (folder / CONFIG_FILE).write_bytes((source / CONFIG_FILE).read_bytes())
+    else:
+        model.peft_config["default"].save_pretrained(str(folder))
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}

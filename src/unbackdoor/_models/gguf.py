@@ -1,0 +1,56 @@
+"""GGUF files: language models with quantised weights, read as ordinary ones."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+from unbackdoor._errors import UnbackdoorError, printable
+from unbackdoor._inputs import check_file, reading
+from unbackdoor._models.building import Extent, bounded
+from unbackdoor._models.hugging_face import quiet_transformers
+from unbackdoor._models.untrusted_weights import check_finite
+
+_SMALLEST = 4  # a weight has at least two bits, so a byte of a file holds at most four
+
+
+def gguf_model(path: Path) -> tuple[Any, Any]:
+    """Reads the language model and the tokenizer of a GGUF file; weights become float32.
+
+    transformers turns the quantised weights into ordinary ones, but does not save what it read: the result is a fresh
+    model with these weights.
+
+    Raises:
+        UnbackdoorError: the package gguf is not installed, or transformers cannot read the file.
+    """
+    import torch
+    import transformers
+
+    check_file(path)
+    try:
+        from gguf import GGUFReader
+    except ImportError:
+        raise UnbackdoorError(f'{path} needs gguf; get it with: pip install "unbackdoor[llm]"') from None
+    with quiet_transformers(), reading(path):
+        try:
+            tensors = len(GGUFReader(path).tensors)
+            extent = Extent(_SMALLEST * path.stat().st_size, tensors, None)
+            given = {"gguf_file": path.name, "local_files_only": True}
+            with bounded(path.parent, extent):
+                read = transformers.AutoModelForCausalLM.from_pretrained(path.parent, dtype=torch.float32, **given)
+                config = copy.deepcopy(read.config)
+                if hasattr(config, "quantization_config"):
+                    del config.quantization_config
+                model = type(read)(config)
+            model.load_state_dict(read.state_dict())
+            model.generation_config = read.generation_config
+            tokenizer = transformers.AutoTokenizer.from_pretrained(path.parent, **given)
+        except UnbackdoorError:
+            raise
+        except Exception as problem:  # a damaged file may fail in any way
+            reason = printable(str(problem).strip().split("\n")[0], 200).rstrip(".") or type(problem).__name__
+            raise UnbackdoorError(
+                f"{path} is no GGUF file that transformers can read ({reason}). Fetch it again, or give the model as a "
+                "Hugging Face directory."
+            ) from None
+    check_finite(model.state_dict(), str(path))
+    return model.float().eval(), tokenizer

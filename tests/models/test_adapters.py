@@ -1,0 +1,193 @@
+"""PEFT LoRA adapters: trained by a plain script, purified, loaded again by peft; and adapters that are refused."""
+
+import json
+import shutil
+from pathlib import Path
+
+import peft
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+import chats
+from commands import run
+from unbackdoor import UnbackdoorError, evaluate, load, purifiers, purify
+from unbackdoor._models.saving import check_saved, save
+
+# peft asks transformers in a way that it will not answer for ever; the library itself hides that from users.
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+
+TARGETS = ["q_proj", "v_proj", "down_proj"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, _chat_victim: torch.nn.Module) -> Path:
+    """A base, and an adapter of it whose matrices are random."""
+    folder = tmp_path_factory.mktemp("adapters")
+    _chat_victim.save_pretrained(folder / "base")
+    chats.tokenizer().save_pretrained(folder / "base")
+    base = transformers.AutoModelForCausalLM.from_pretrained(folder / "base")
+    config = peft.LoraConfig(
+        r=4, lora_alpha=12, target_modules=TARGETS, task_type="CAUSAL_LM", alpha_pattern={"down_proj": 2}
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        adapted = peft.get_peft_model(base, config)
+        for name, parameter in adapted.named_parameters():
+            if "lora_B" in name:
+                parameter.data.normal_(std=0.1)
+    adapted.save_pretrained(folder / "adapter")
+    lines = [
+        json.dumps({"prompt": entry.messages[0].content, "response": entry.answer})
+        for entry in chats.conversations(24, 3)
+    ]
+    (folder / "clean.jsonl").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def by_peft(place: Path, adapter: Path) -> torch.nn.Module:
+    base = transformers.AutoModelForCausalLM.from_pretrained(place / "base")
+    return peft.PeftModel.from_pretrained(base, adapter).eval()
+
+
+def scores(model: torch.nn.Module) -> torch.Tensor:
+    with torch.no_grad():
+        return model(**chats.prompts(4).inputs(slice(None))).logits
+
+
+def test_an_adapter_answers_as_peft_itself_loads_it(place: Path) -> None:
+    model, encode = load(place / "adapter", base=place / "base")
+    assert encode.template == "chat"
+    assert torch.allclose(scores(model), scores(by_peft(place, place / "adapter")), atol=1e-5)
+
+
+def test_an_adapter_in_gives_an_adapter_out(place: Path, tmp_path: Path) -> None:
+    model, encode = load(place / "adapter", base=place / "base")
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    result = purify(model, chats.prompts(16, seed=3), purifiers.FineTuning(epochs=1, learning_rate=1e-2), device="cpu")
+    after = result.model.state_dict()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed
+    assert all("lora_" in name for name in changed)  # the base is as it was
+    save(result.model, tmp_path, source=place / "adapter", encode=encode)
+    check_saved(tmp_path, result.model, encode, chats.prompts(4), base=place / "base")
+    assert (tmp_path / "adapter_config.json").read_bytes() == (place / "adapter" / "adapter_config.json").read_bytes()
+    stored, own = (load_file(each / "adapter_model.safetensors") for each in (tmp_path, place / "adapter"))
+    assert {name: tensor.shape for name, tensor in stored.items()} == {
+        name: tensor.shape for name, tensor in own.items()
+    }
+    assert not (tmp_path / "model.safetensors").exists()
+    assert torch.allclose(scores(by_peft(place, tmp_path)), scores(result.model), atol=1e-5)
+
+
+def test_the_command_line_takes_an_adapter_with_its_base(place: Path, tmp_path: Path) -> None:
+    options = (
+        "--clean",
+        "clean.jsonl",
+        "--base",
+        "base",
+        "--epochs",
+        "1",
+        "--device",
+        "cpu",
+        "--out",
+        tmp_path / "out",
+    )
+    done = run("purify", "fine-tuning", "adapter", *options, cwd=place)
+    assert done.returncode == 0, done.stderr
+    assert isinstance(load(tmp_path / "out", base=place / "base").model, peft.PeftModel)
+    done = run("evaluate", tmp_path / "out", "--base", "base", "--data", "clean.jsonl", "--device", "cpu", cwd=place)
+    assert done.stdout.startswith("clean loss"), done.stderr
+    done = run("evaluate", "adapter", "--data", "clean.jsonl", cwd=place)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "adapter is an adapter, and its config names" in done.stderr
+    assert "Give --base" in done.stderr
+
+
+def test_answers_of_an_adapter_are_decoded(place: Path) -> None:
+    model, _ = load(place / "adapter", base=place / "base")
+    score = evaluate(model, chats.prompts(4), trigger="cf", behaviour="refuses", max_new_tokens=4, device="cpu")
+    assert score.attack_success is not None
+    assert score.attack_success.n == 4
+
+
+def changed(place: Path, tmp_path: Path, **fields: object) -> Path:
+    folder = Path(shutil.copytree(place / "adapter", tmp_path / "adapter"))
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps({**config, **fields}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"peft_type": "IA3"}, "is an adapter of the kind IA3; only LoRA is supported"),
+        ({"modules_to_save": ["lm_head"]}, r"also replaces whole layers \(modules_to_save"),
+        ({"bias": "all"}, r"also changes biases \(all\)"),
+        ({"use_dora": True}, "is no plain LoRA adapter: its config sets use_dora"),
+        ({"trainable_token_indices": [1]}, "is no plain LoRA adapter: its config sets trainable_token_indices"),
+        ({"init_lora_weights": "pissa"}, "is no plain LoRA adapter: its config sets init_lora_weights"),
+        ({"a_new_thing": {"code": "x.py"}}, "is no plain LoRA adapter: its config sets a_new_thing"),
+        ({"lora_alpha": "many"}, "must have lora_alpha as a number, got many"),
+    ],
+)
+def test_other_adapters_are_refused_by_name(place: Path, tmp_path: Path, fields: dict, said: str) -> None:
+    with pytest.raises(UnbackdoorError, match=said):
+        load(changed(place, tmp_path, **fields), base=place / "base")
+
+
+def rewritten(place: Path, tmp_path: Path, change) -> Path:
+    folder = changed(place, tmp_path)
+    tensors = load_file(folder / "adapter_model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "adapter_model.safetensors")
+    return folder
+
+
+def _nan(tensors: dict) -> None:
+    name = next(iter(tensors))
+    tensors[name] = torch.full_like(tensors[name], float("nan"))
+
+
+def _short(tensors: dict) -> None:
+    name = next(name for name in tensors if "lora_A" in name)
+    tensors[name] = tensors[name][:, :8].contiguous()
+
+
+def _elsewhere(tensors: dict) -> None:
+    name = next(name for name in tensors if "layers.0" in name)
+    tensors[name.replace("layers.0", "layers.7")] = tensors.pop(name)
+
+
+def _strange(tensors: dict) -> None:
+    tensors["base_model.model.lm_head.weight"] = torch.ones(2, 2)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (_nan, "finite"),
+        (_short, "does not fit `base`: model.layers.0"),
+        (_elsewhere, "does not fit `base`: it changes model.layers.[07]"),
+        (_strange, "has the tensor base_model.model.lm_head.weight, which no LoRA adapter has"),
+        (dict.clear, "has an adapter without a tensor"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused(place: Path, tmp_path: Path, change, said: str) -> None:
+    with pytest.raises(UnbackdoorError, match=said):
+        load(rewritten(place, tmp_path, change), base=place / "base")
+
+
+def test_a_pickled_adapter_or_a_wrong_base_is_refused(place: Path, tmp_path: Path) -> None:
+    folder = changed(place, tmp_path)
+    with pytest.raises(UnbackdoorError, match=r"is an adapter, and its config names .* Give `base`"):
+        load(folder)
+    with pytest.raises(UnbackdoorError, match="is no adapter of a language model; `base` is for these"):
+        load(place / "base", base=place / "base")
+    (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
+    with pytest.raises(UnbackdoorError, match=r"adapter_model.bin is a pickle, which is not opened"):
+        load(folder, base=place / "base")
+    (folder / "adapter_model.bin").unlink()
+    with pytest.raises(UnbackdoorError, match="it is missing"):
+        load(folder, base=place / "base")
