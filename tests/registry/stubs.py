@@ -47,6 +47,9 @@ def pages() -> Iterator[tuple[Path, str]]:
         page = ROOT / "docs/api" / f"{package}.md"
         introduction, _, _ = page.read_text(encoding="utf-8").partition("## ")
         sections = {
+            "On images, texts and prompts": [
+                entry.location for entry in entries if {*entry.modality} == {"images", "text", "conversations"}
+            ],
             "On images and texts": [entry.location for entry in entries if {*entry.modality} == {"images", "text"}],
             "On images": [entry.location for entry in entries if entry.modality == ("images",)],
             "On texts": [entry.location for entry in entries if entry.modality == ("text",)],
