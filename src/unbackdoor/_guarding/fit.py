@@ -36,6 +36,7 @@ from unbackdoor._progress import bar, silent
 from unbackdoor._purification.run import Run
 from unbackdoor._registry.entries import Need, entry_of, find, to_json
 from unbackdoor._registry.guards import REGISTRY
+from unbackdoor._tasks.choice import check_classifier
 from unbackdoor._tasks.proportion import proportion_of
 from unbackdoor._value import check_seed
 
@@ -77,6 +78,7 @@ def fit_guard(
     check_seed(seed)
     check_rate(false_alarms)
     check_modules("fit_guard", model=model)
+    check_classifier("fit_guard", clean)
     rates = _check_guard(guard, clean, reference)
     check_finite(model.state_dict(), type(model).__name__)
     check_enough(len(clean), false_alarms, clean.name)
@@ -106,7 +108,7 @@ def fit_guard(
         **_facts(guard, clean, run),
         "false_alarms": {"asked": false_alarms, "n": len(held_out)},
         "clean": {"n": len(clean), "fitted_on": len(fitting), "threshold_on": len(held_out)},
-        "suspect_accuracy_on_clean": proportion_of(examined.right).to_json(),
+        "suspect_accuracy_on_clean": proportion_of(examined.outcomes).to_json(),
         "seconds": round(time.perf_counter() - start, 3),
     }
     return FittedGuard(
