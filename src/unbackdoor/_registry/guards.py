@@ -36,4 +36,15 @@ REGISTRY = (
         modality=("text",),
         blind="triggers that read like ordinary text (a sentence, a style), words that are unlikely only together",
     ),
+    Entry(
+        "rap",
+        "unbackdoor.guards.rap:Rap",
+        "rejects texts of whose class a learnt word makes the model hardly less sure",
+        needs=(Need.CLEAN,),
+        cost="2 forward passes an input; 150 steps of 32 texts to fit",
+        year=2021,
+        paper="RAP: Robustness-Aware Perturbations for Defending against Backdoor Attacks on NLP Models",
+        modality=("text",),
+        blind="triggers that hold the class no more firmly than clean texts do",
+    ),
 )

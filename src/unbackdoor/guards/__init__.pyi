@@ -4,6 +4,7 @@ import unbackdoor._registry.entries
 
 from .badacts import BadActs as BadActs
 from .onion import Onion as Onion
+from .rap import Rap as Rap
 from .strip import Strip as Strip
 
 REGISTRY: tuple[unbackdoor._registry.entries.Entry, ...]
