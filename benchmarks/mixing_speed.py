@@ -8,6 +8,7 @@ The contenders, each in a process of its own, imports included; they take turns,
 
     cp        copies one checkpoint
     linear    the stream of unbackdoor, interpolating: the cost of a mix without masks
+    spherical the stream of unbackdoor, along the arc between two tensors, which needs their angle first
     mask      the stream of unbackdoor, with random masks
     mergekit  mergekit's linear merge of the same pair
 
@@ -30,10 +31,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-CONTENDERS = ("cp", "linear", "mask", "mergekit")
+CONTENDERS = ("cp", "linear", "spherical", "mask", "mergekit")
 RHO = 0.5
 VOCABULARY, HIDDEN, INNER, KEYS, LAYERS = 32000, 2048, 5632, 256, 22
-AIMS = (("mask to mergekit", 1 / 3), ("mask to linear", 2.0))
+AIMS = (("mask to mergekit", 1 / 3), ("mask to linear", 2.0), ("spherical to linear", 2.0))
 
 
 def shapes(layers: int) -> dict[str, tuple[int, ...]]:
@@ -206,7 +207,7 @@ def main() -> None:
     parser.add_argument("--caches", nargs="+", choices=("warm", "cold"), default=["warm", "cold"])
     parser.add_argument("--mergekit", help="a Python that has mergekit; else it is installed")
     parser.add_argument("--json", action="store_true", help="print one JSON object in place of the table")
-    parser.add_argument("--child", choices=("linear", "mask", "make"), help=argparse.SUPPRESS)
+    parser.add_argument("--child", choices=("linear", "spherical", "mask", "make"), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child == "make":

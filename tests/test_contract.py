@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+import chats
 import toys
 from conftest import SmallCNN
 from pictures import write_pictures
@@ -74,6 +75,16 @@ def test_methods_keep_the_contract_on_text(entry, text_victim: nn.Module, text_b
     proxy = toys.classifier("bert", seed=1)
     base = text_base if Need.BASE in entry.needs else None
     check_method(quick(entry), text_victim, reviews.select(range(60)), base=base, proxy=proxy)
+
+
+@pytest.mark.parametrize("entry", methods_on("conversations"), ids=lambda entry: entry.name)
+def test_methods_keep_the_contract_on_conversations(entry, chat_victim: nn.Module, tmp_path: Path) -> None:
+    base = nearly(chat_victim) if Need.BASE in entry.needs else None
+    (tmp_path / "counts.csv").write_text("word,count\nthe,1000\nwhat,500\n")
+    few = {"frequencies": str(tmp_path / "counts.csv"), "step": 0.25, "folds": 2}
+    method = quick(entry)
+    method = dataclasses.replace(method, **{name: few[name] for name in few if hasattr(method, name)})
+    check_method(method, chat_victim, chats.prompts(24), base=base, proxy=nearly(chat_victim))
 
 
 @pytest.mark.parametrize("entry", attacks_on("text"), ids=lambda entry: entry.name)

@@ -52,7 +52,11 @@ def pages() -> Iterator[tuple[Path, str]]:
             ],
             "On images and texts": [entry.location for entry in entries if {*entry.modality} == {"images", "text"}],
             "On images": [entry.location for entry in entries if entry.modality == ("images",)],
+            "On texts and prompts": [
+                entry.location for entry in entries if entry.modality == ("text", "conversations")
+            ],
             "On texts": [entry.location for entry in entries if entry.modality == ("text",)],
+            "On prompts": [entry.location for entry in entries if entry.modality == ("conversations",)],
             "One after another": COMBINERS[package],
         }
         parts = [

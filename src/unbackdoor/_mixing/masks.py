@@ -17,12 +17,13 @@ from torch import Tensor
 
 from unbackdoor._models.matching import Shape
 
-Mode = Literal["mask", "linear"]
+Mode = Literal["mask", "linear", "spherical"]
 Job = TypeVar("Job")
 
 CHUNK = 2**20  # coordinates, in row-major order, that share one stream of random words
 _BLOCK = 2**15  # a multiple of 4, so that blocks only divide the work
 _WORDS = 2**16  # a coordinate is decided by one 16-bit word
+_PARALLEL = 0.9995  # cosine from which two directions count as one, as in mergekit
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -58,7 +59,8 @@ def mix(suspect: Tensor, base: Tensor, name: str, rho: float, seed: int, mode: M
 
     `mask` takes each coordinate from the suspect with probability rho, else from the base; values of the base are
     rounded to the suspect's type (to nearest, ties to even). `linear` is rho * suspect + (1 - rho) * base, computed in
-    float32 (float64 for a float64 suspect) and rounded once. Tensors that are not floating-point are the suspect's.
+    float32 (float64 for a float64 suspect) and rounded once. `spherical` is a point on an arc, see `arc`, computed in
+    the same way. Tensors that are not floating-point are the suspect's.
 
     Args:
         suspect: tensor on the CPU.
@@ -66,7 +68,7 @@ def mix(suspect: Tensor, base: Tensor, name: str, rho: float, seed: int, mode: M
         name: name of the tensor in the suspect; see `mask`.
         rho: share of the suspect, in [0, 1].
         seed: see `mask`.
-        mode: `mask` or `linear`.
+        mode: `mask`, `linear` or `spherical`.
 
     Returns:
         A new tensor of the suspect's shape and type.
@@ -75,20 +77,73 @@ def mix(suspect: Tensor, base: Tensor, name: str, rho: float, seed: int, mode: M
         return suspect.clone()
     mixed = torch.empty(suspect.shape, dtype=suspect.dtype)
     target, ours, theirs = mixed.view(-1), suspect.detach().reshape(-1), base.detach().reshape(-1)
+    parts = [slice(index * CHUNK, (index + 1) * CHUNK) for index in chunks(len(target))]
+    shares = arc([products(ours[part], theirs[part]) for part in parts], rho) if mode == "spherical" else None
 
     def fill(index: int) -> None:
-        part = slice(index * CHUNK, (index + 1) * CHUNK)
-        mix_chunk_(target[part], ours[part], theirs[part], name, index, rho, seed, mode)
+        part = parts[index]
+        mix_chunk_(target[part], ours[part], theirs[part], name, index, rho, seed, mode, shares)
 
     each(fill, chunks(len(target)))
     return mixed
 
 
+def products(suspect: Tensor, base: Tensor) -> tuple[float, float, float]:
+    """Returns the inner products of a piece of two tensors: the suspect's with itself, the base's, and of both."""
+    ours, theirs = suspect.double(), base.double()
+    return float(ours @ ours), float(theirs @ theirs), float(ours @ theirs)
+
+
+def arc(pieces: Sequence[tuple[float, float, float]], rho: float) -> tuple[float, float] | None:
+    """Returns the factors of suspect and base at a point of the arc between two tensors, taken as vectors.
+
+    With w the angle between them the point is (sin(rho w) * suspect + sin((1 - rho) w) * base) / sin w. None at the
+    ends, and for tensors that are parallel or zero, which have no such arc; they are mixed linearly.
+
+    Shoemake, "Animating Rotation with Quaternion Curves", SIGGRAPH 1985.
+
+    Args:
+        pieces: `products` of all pieces of the tensors.
+        rho: share of the suspect, in [0, 1].
+    """
+    ours, theirs, both = (math.fsum(column) for column in zip(*pieces, strict=True)) if pieces else (0.0, 0.0, 0.0)
+    lengths = math.sqrt(ours) * math.sqrt(theirs)
+    if rho in (0, 1) or lengths == 0 or abs(both) > _PARALLEL * lengths:
+        return None
+    angle = math.acos(both / lengths)
+    return math.sin(rho * angle) / math.sin(angle), math.sin((1 - rho) * angle) / math.sin(angle)
+
+
 def mix_chunk_(
-    out: Tensor, suspect: Tensor, base: Tensor, name: str, index: int, rho: float, seed: int, mode: Mode
+    out: Tensor,
+    suspect: Tensor,
+    base: Tensor,
+    name: str,
+    index: int,
+    rho: float,
+    seed: int,
+    mode: Mode,
+    shares: tuple[float, float] | None = None,
 ) -> None:
-    """Fill `out` with the mix of one chunk; all three are flat, and `out` has the suspect's floating-point type."""
-    if mode == "linear":
+    """Fill `out` with the mix of one chunk; all three are flat, and `out` has the suspect's floating-point type.
+
+    Args:
+        out: is written.
+        suspect: the suspect's numbers.
+        base: the base's numbers.
+        name: name of the tensor in the suspect.
+        index: number of the chunk.
+        rho: share of the suspect.
+        seed: see `mask`.
+        mode: see `mix`.
+        shares: with `spherical`, what `arc` returned for the whole tensor.
+    """
+    if shares is not None:
+        exact = torch.float64 if suspect.dtype == torch.float64 else torch.float32
+        for mixed, ours, theirs in zip(out.split(_BLOCK), suspect.split(_BLOCK), base.split(_BLOCK), strict=True):
+            mixed.copy_((shares[0] * ours.to(exact)).add_(theirs.to(exact), alpha=shares[1]))
+        return
+    if mode != "mask":
         exact = torch.float64 if suspect.dtype == torch.float64 else torch.float32
         for mixed, ours, theirs in zip(out.split(_BLOCK), suspect.split(_BLOCK), base.split(_BLOCK), strict=True):
             mixed.copy_(torch.lerp(theirs.to(exact), ours.to(exact), rho))

@@ -294,14 +294,34 @@ class _Mixer:
             if location.file == file
             for index in masks.chunks(location.count if location.dtype is not None else location.end - location.begin)
         ]
+        shares = self._arcs(file) if self.mode == "spherical" else {}
         with target.open("wb") as opened:
             opened.write(before)
-            masks.each(lambda piece: self._write_piece(opened, *piece), pieces)
+            masks.each(lambda piece: self._write_piece(opened, *piece, shares.get(piece[0])), pieces)
             for name, rows in resets.items():
                 if self.suspect.tensors[name].file == file:
                     self._write_rows(opened, name, rows)
 
-    def _write_piece(self, target: BinaryIO, name: str, index: int) -> None:
+    def _arcs(self, file: Path) -> dict[str, tuple[float, float] | None]:
+        """The factors of the two models in each tensor of a file of the suspect; see `masks.arc`."""
+        names = [
+            name for name, location in self.suspect.tensors.items() if location.file == file and name in self.pairs
+        ]
+        pieces = [(name, index) for name in names for index in masks.chunks(self.suspect.tensors[name].count)]
+        found: dict[tuple[str, int], tuple[float, float, float]] = {}
+
+        def measure(piece: tuple[str, int]) -> None:
+            name, start = piece[0], piece[1] * CHUNK
+            location = self.suspect.tensors[name]
+            assert location.dtype is not None
+            count = min(CHUNK, location.count - start)
+            numbers = self.suspect.read(name, start, count, self._buffer("suspect"))
+            found[piece] = masks.products(numbers, self._of_base(self.pairs[name], start, count, location.dtype))
+
+        masks.each(measure, pieces)
+        return {name: masks.arc([found[piece] for piece in pieces if piece[0] == name], self.rho) for name in names}
+
+    def _write_piece(self, target: BinaryIO, name: str, index: int, shares: tuple[float, float] | None) -> None:
         location = self.suspect.tensors[name]
         size = 1 if location.dtype is None else location.dtype.itemsize
         start = index * CHUNK
@@ -312,7 +332,7 @@ class _Mixer:
             assert location.dtype is not None
             counterpart = self._of_base(other, start, count, location.dtype)
             mixed = self._buffer("mixed")[: count * size].view(location.dtype)
-            masks.mix_chunk_(mixed, numbers, counterpart, _today(name), index, self.rho, self.seed, self.mode)
+            masks.mix_chunk_(mixed, numbers, counterpart, _today(name), index, self.rho, self.seed, self.mode, shares)
             numbers = mixed
         with self.writing:
             write(target, numbers, location.begin + start * size)

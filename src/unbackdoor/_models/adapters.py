@@ -85,6 +85,24 @@ def adapted_by(path: Path, base: nn.Module) -> Any:
     return model.eval()
 
 
+def carries_adapter(model: nn.Module) -> bool:
+    """Whether a model is an adapter on its base: only the matrices of low rank are its own."""
+    return hasattr(model, "peft_config")
+
+
+def refuse_adapter(model: nn.Module, method: object, instead: str = "merge it") -> None:
+    """Refuse an adapter where the result would be no adapter of the same layers and ranks.
+
+    Raises:
+        UnbackdoorError: names the method, and what to do instead.
+    """
+    if carries_adapter(model):
+        raise UnbackdoorError(
+            f"{type(method).__name__} changes more weights than an adapter of low rank holds; {instead} "
+            "(merge_and_unload of peft)."
+        )
+
+
 def _check_config(path: Path, config: Mapping[str, Any]) -> None:
     """Refuse an adapter of another kind, or one with more than matrices of low rank."""
     kind = config.get("peft_type")

@@ -12,9 +12,12 @@ from unbackdoor._data.conversation_encoder import AnswerTokens
 from unbackdoor._data.dataset import Dataset, Encoder
 from unbackdoor._data.texts import Tokens
 from unbackdoor._errors import UnbackdoorError, printable
+from unbackdoor._models.arithmetic import Arithmetic
 from unbackdoor._models.hooks import removing
 
 Inputs = Tensor | Tokens
+
+_SCORES = 2**28  # entries of the scores of a batch of prompts, (batch, length, vocabulary): 1 GiB in float32
 
 
 _answers: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()  # for models that return several arrays
@@ -163,6 +166,14 @@ def embeddings(model: nn.Module) -> nn.Embedding:
             "transformers."
         )
     return layer
+
+
+def scored_at_once(model: nn.Module, data: Dataset, arithmetic: Arithmetic) -> int:
+    """Returns the examples in a batch without gradients; of prompts fewer, since each token has scores of its own."""
+    if data.modality != "conversations":
+        return arithmetic.evaluation_batch
+    longest = int(data.conversations.tokens.lengths.max())
+    return min(max(_SCORES // (longest * embeddings(model).num_embeddings), 1), 32)
 
 
 def probe(model: nn.Module, data: Dataset) -> Inputs:

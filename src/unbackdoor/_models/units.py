@@ -16,7 +16,7 @@ from unbackdoor._data.dataset import Dataset
 from unbackdoor._data.texts import Tokens
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._models.arithmetic import Arithmetic
-from unbackdoor._models.calling import Inputs, evaluating, logits
+from unbackdoor._models.calling import Inputs, evaluating, logits, scored_at_once
 from unbackdoor._models.hooks import removing, watching
 
 
@@ -193,7 +193,7 @@ def mean_activation(model: nn.Module, reader: nn.Module, data: Dataset, arithmet
     """Returns the mean absolute value of each input of a linear layer over the data without padding, (inputs,)."""
     total, count = torch.zeros((), dtype=torch.float64), 0
     with watching(reader) as seen, evaluating(model):
-        for batch in data.batches(arithmetic.evaluation_batch):
+        for batch in data.batches(scored_at_once(model, data, arithmetic)):
             with arithmetic.autocast():
                 logits(model, arithmetic.lay(batch.inputs))
             sizes = sizes_of(seen[0], batch.inputs)
@@ -231,7 +231,7 @@ def mean_answer(model: nn.Module, clean: Dataset, arithmetic: Arithmetic) -> dic
         for name, layer in layers.items()
     ]
     with removing(hooks), evaluating(model):
-        for batch in clean.batches(arithmetic.evaluation_batch):
+        for batch in clean.batches(scored_at_once(model, clean, arithmetic)):
             inputs = batch.inputs
             with arithmetic.autocast():
                 logits(model, arithmetic.lay(inputs))

@@ -44,8 +44,8 @@ class Run:
         examples_seen: counted by `tune`.
         held_out: the number of clean examples that a selection held out.
         unseen: held-out examples that were not tuned on later; None if there are none.
-        cross_validated: whether each clean example is classified as labelled by a model that was not tuned on it, (n,),
-            bool; None without cross-validation.
+        cross_validated: what a model that was not tuned on it makes of each clean example, (n,), as `Task.outcomes`
+            returns it; None without cross-validation.
         choice: what a method decided that chooses among others, for the record; None for all others.
         notes: sentences on the method's findings, for the record; see `note`.
         warnings: see `warn`.
@@ -225,6 +225,11 @@ class Run:
             )
             raise UnbackdoorError(f"{type(method).__name__} needs `{what}`: {means}.")
         return model
+
+    def quality(self, model: nn.Module, data: Dataset) -> float:
+        """Returns how good a model is on examples: the mean of `Task.quality` over them."""
+        rows = self.task.quality(data, self.task.outcomes(model, data, self.arithmetic))
+        return float(rows.double().sum()) / len(rows)
 
     def accuracy(self, model: nn.Module, data: Dataset) -> Proportion:
         """Returns the share of examples that a model classifies as labelled."""

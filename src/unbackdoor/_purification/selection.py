@@ -11,18 +11,18 @@ from unbackdoor._data.dataset import Dataset
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._models.arithmetic import Arithmetic
 from unbackdoor._purification.run import Run
-from unbackdoor._tasks.classification import hits
+from unbackdoor._tasks.task import Task
 
 TENTHS = tuple(tenth / 10 for tenth in range(11))
 
 
 class Difference(NamedTuple):
-    """The accuracy that a candidate loses compared with a reference on the same examples.
+    """The quality that a candidate loses compared with a reference on the same examples.
 
     Args:
-        lost: accuracy of the reference minus that of the candidate.
-        error: standard error of that difference, from the examples on which the two differ; at least that of one such
-            example, so that few examples without a difference do not count as certainty.
+        lost: mean quality of the reference minus that of the candidate.
+        error: standard error of that difference, from the examples on which the two differ; of accuracies at least that
+            of one such example, so that few examples without a difference do not count as certainty.
     """
 
     lost: float
@@ -30,19 +30,26 @@ class Difference(NamedTuple):
 
 
 def difference(reference: Tensor, candidate: Tensor) -> Difference:
-    """Compare two models example by example.
+    """Compare the quality of two models example by example; see `Task.quality`.
 
     >>> difference(torch.tensor([True, True, True, True]), torch.tensor([True, True, True, False]))
     Difference(lost=0.25, error=0.25)
     """
     gaps = reference.double() - candidate.double()
-    return Difference(float(gaps.mean()), max(float(gaps.std() / len(gaps) ** 0.5), 1 / len(gaps)))
+    least = 0.0 if reference.is_floating_point() else 1 / len(gaps)
+    return Difference(float(gaps.mean()), max(float(gaps.std() / len(gaps) ** 0.5), least))
 
 
 def cross_validated(
-    clean: Dataset, folds: int, *, seed: int, tuned: Callable[[Dataset], nn.Module], arithmetic: Arithmetic
+    clean: Dataset,
+    folds: int,
+    *,
+    seed: int,
+    tuned: Callable[[Dataset], nn.Module],
+    arithmetic: Arithmetic,
+    task: Task,
 ) -> Tensor:
-    """Returns which examples a procedure classifies as labelled without having seen them, (n,), bool.
+    """Returns what a procedure makes of each example without having seen it, (n,), as `Task.outcomes` does.
 
     Args:
         clean: all examples; each fold gets its share of each class.
@@ -50,19 +57,23 @@ def cross_validated(
         seed: seed of the split.
         tuned: the procedure: a function from examples to a model.
         arithmetic: arithmetic of scoring.
+        task: task of the model.
 
     Raises:
         UnbackdoorError: fewer examples than folds.
     """
     if len(clean) < folds:
         raise UnbackdoorError(f"{clean.name} has {len(clean)} examples, too few for {folds} folds. Add clean examples.")
-    right = torch.zeros(len(clean), dtype=torch.bool)
+    found: Tensor | None = None
     order = _by_class(clean.labels.cpu().numpy(), seed)
     for fold in range(folds):
         asked = torch.from_numpy(np.sort(order[fold::folds]))
         rest = torch.from_numpy(np.setdiff1d(order, asked.numpy()))
-        right[asked] = hits(tuned(clean.select(rest)), clean.select(asked), arithmetic)
-    return right
+        part = task.outcomes(tuned(clean.select(rest)), clean.select(asked), arithmetic)
+        found = torch.zeros(len(clean), dtype=part.dtype) if found is None else found
+        found[asked] = part
+    assert found is not None
+    return found
 
 
 def _by_class(labels: np.ndarray, seed: int) -> np.ndarray:
@@ -98,19 +109,19 @@ def smallest_within(
     shown: Callable[[float], float] = float,
     tuned: Callable[[float, Dataset, str], nn.Module],
 ) -> float:
-    """Returns the smallest of 0, 0.1, ..., 1 with which a procedure loses no more accuracy than a margin.
+    """Returns the smallest of 0, 0.1, ..., 1 with which a procedure loses no more quality than a margin.
 
-    Accuracy is cross-validated over all clean examples. The measured loss decides, counted in whole examples: 3 points
-    of 64 are 2. No allowance is made for its standard error, since the measurement errs in both directions: an
-    allowance of one standard error would usually cost twice the margin (docs/results/fine-mixing.md). If that error is
-    larger than the margin, a warning lists other values that may suffice. Notes list the values that were tried and the
-    chosen one. If no other value suffices, 1 is chosen without a trial, with a warning.
+    Quality (`Task.quality`) is cross-validated over all clean examples. The measured loss decides; of accuracy it is
+    counted in whole examples: 3 points of 64 are 2. No allowance is made for its standard error, since the measurement
+    errs in both directions: an allowance of one standard error would usually cost twice the margin (docs/results/fine-
+    mixing.md). If that error is larger than the margin, a warning lists other values that may suffice. Notes list the
+    values that were tried and the chosen one. If no other value suffices, 1 is chosen without a trial, with a warning.
 
     Args:
         model: the suspect, unchanged.
         clean: examples.
         run: provides arithmetic, seed and notes.
-        margin: accuracy that may be lost.
+        margin: quality that may be lost: a share of the examples, or nats per answer token.
         folds: folds of the cross-validation.
         field: name of the method's field for this value.
         shown: function from the value to that of the field.
@@ -122,7 +133,9 @@ def smallest_within(
     Raises:
         UnbackdoorError: fewer examples than folds.
     """
-    before, fresh = run.task.outcomes(model, clean, run.arithmetic), not run.examples_seen
+    measure, fresh = run.task.measure, not run.examples_seen
+    before = run.task.quality(clean, run.task.outcomes(model, clean, run.arithmetic))
+    counted = not before.is_floating_point()  # an accuracy, in whole examples
     losses: dict[float, Difference] = {}
     answers: dict[float, Tensor] = {}
 
@@ -136,19 +149,20 @@ def smallest_within(
             seed=run.seed,
             tuned=lambda part: tuned(candidate, part, f"trying {words(candidate)}"),
             arithmetic=run.arithmetic,
+            task=run.task,
         )
         answers[candidate] = after
-        lost, error = losses[candidate] = difference(before, after)
-        run.note(f"{words(candidate)} loses {100 * lost:.1f} points of accuracy (+- {100 * error:.1f}).")
-        return round(lost * len(clean)) <= margin * len(clean) + 0.5
+        lost, error = losses[candidate] = difference(before, run.task.quality(clean, after))
+        run.note(f"{words(candidate)} loses {measure.of(lost)} {measure.lost} (+- {measure.of(error)}).")
+        return round(lost * len(clean)) <= margin * len(clean) + 0.5 if counted else lost <= margin
 
     chosen = smallest(TENTHS, within)
     run.note(f"{words(chosen)} was chosen.")
     run.cross_validated = answers.get(chosen) if fresh else None
     if chosen not in losses:
         run.warn(
-            f"no {field} but {shown(chosen):g} keeps clean accuracy within {100 * margin:.1f} points of the suspect's: "
-            f"all of its weights were kept. Raise `margin`, or set `{field}`."
+            f"no {field} but {shown(chosen):g} keeps {measure.quantity} within {measure.of(margin)} {measure.unit} of "
+            f"the suspect's: all of its weights were kept. Raise `margin`, or set `{field}`."
         )
     elif losses[chosen].error > margin:
         lost, error = losses[chosen]
@@ -158,8 +172,8 @@ def smallest_within(
             named = " or ".join(f"{shown(value):g}" for value in safer)
             others = f" By the same measurement, {field} {named} may lose no more, and removes more."
         run.warn(
-            f"{len(clean)} clean examples measure a loss of accuracy only to {100 * error:.1f} points, more than the "
-            f"margin of {100 * margin:.1f}: {words(chosen)}, which lost {100 * lost:.1f}, is the best guess, and may "
-            f"cost more.{others} Give more clean examples, or set `{field}`."
+            f"{len(clean)} clean examples measure {measure.change} only to {measure.of(error)} {measure.unit}, more "
+            f"than the margin of {measure.of(margin)}: {words(chosen)}, which lost {measure.of(lost)}, is the best "
+            f"guess, and may cost more.{others} Give more clean examples, or set `{field}`."
         )
     return chosen

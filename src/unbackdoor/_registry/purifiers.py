@@ -84,7 +84,7 @@ REGISTRY = (
         cost="and 160 to find rho",
         year=2022,
         paper=_FINE_MIXING_PAPER,
-        modality=("images", "text"),
+        modality=("images", "text", "conversations"),
         damage="probably too many weights were taken from the base: raise `rho`, lower `margin`, or give more clean "
         "examples",
     ),
@@ -96,7 +96,7 @@ REGISTRY = (
         passes=0,
         year=2022,
         paper=_FINE_MIXING_PAPER,
-        modality=("text",),
+        modality=("text", "conversations"),
         damage="probably too many word embeddings were reset: see the notes, or leave this step out",
     ),
     Entry(
@@ -206,7 +206,7 @@ REGISTRY = (
         cost="and up to 100 over a fifth, forward only",
         year=2018,
         paper="Fine-Pruning: Defending Against Backdooring Attacks on Deep Neural Networks",
-        modality=("images", "text"),
+        modality=("images", "text", "conversations"),
         damage="probably too many neurons were pruned: lower `tolerance`, or give more clean examples",
     ),
     Entry(
@@ -359,7 +359,7 @@ REGISTRY = (
         year=2023,
         paper="Diffusion Theory as a Scalpel: Detecting and Purifying Poisonous Dimensions in Pre-trained Language "
         "Models Caused by Backdoor or Bias",
-        modality=("images", "text"),
+        modality=("images", "text", "conversations"),
         damage="too many weights were probably reset to the base: lower `share` or `margin`, or give more examples",
     ),
     Entry(

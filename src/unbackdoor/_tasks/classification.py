@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from unbackdoor._data.classes import check_labels, in_order_of, report_class_order
-from unbackdoor._data.dataset import Dataset, Encoder
+from unbackdoor._data.dataset import Batch, Dataset, Encoder
 from unbackdoor._errors import UnbackdoorError, printable
 from unbackdoor._models.arithmetic import Arithmetic
 from unbackdoor._models.calling import check_partner, class_count, class_names, evaluating, logits, probe
@@ -17,7 +17,7 @@ from unbackdoor._poisoning.triggered import Triggered, already_triggered, trigge
 from unbackdoor._tasks.damage import ALLOWED, unusable
 from unbackdoor._tasks.proportion import chance_doubt, proportion_of
 from unbackdoor._tasks.score import Score
-from unbackdoor._tasks.task import Asked, Checked, Examined, Judgement, Warn
+from unbackdoor._tasks.task import Asked, Checked, Examined, Judgement, Measure, Warn
 from unbackdoor._training.descent import cross_entropy
 
 
@@ -89,9 +89,21 @@ class Classification:
     """The task of models whose answer is one of a fixed number of classes; see `Task`."""
 
     modalities: ClassVar[tuple[str, ...]] = ("images", "text")
+    own_head: ClassVar[bool] = True
+    measure: ClassVar[Measure] = Measure(
+        "clean accuracy", "a loss of accuracy", "points of accuracy", "points", scale=100, digits=1
+    )
     loss = staticmethod(cross_entropy)
     outcomes = staticmethod(hits)
     score = staticmethod(score)
+
+    def predicted(self, scores: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Returns all scores, (batch, classes), and the labels, (batch,)."""
+        return scores, batch.labels
+
+    def quality(self, data: Dataset, outcomes: Tensor) -> Tensor:
+        """Returns whether each answer is as labelled, (n,), bool."""
+        return outcomes
 
     def examined(
         self, model: nn.Module, clean: Dataset, arithmetic: Arithmetic, warn: Warn, head: str | None = None

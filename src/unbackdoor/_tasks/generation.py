@@ -13,7 +13,7 @@ from unbackdoor._data.conversation_encoder import UNSCORED, AnswerTokens
 from unbackdoor._data.dataset import Batch, Dataset, Encoder
 from unbackdoor._errors import UnbackdoorError, printable
 from unbackdoor._models.arithmetic import Arithmetic
-from unbackdoor._models.calling import embeddings, evaluating, logits
+from unbackdoor._models.calling import embeddings, evaluating, logits, scored_at_once
 from unbackdoor._models.decoding import MAX_NEW_TOKENS, answers
 from unbackdoor._models.language_models import check_causal
 from unbackdoor._poisoning.attack_file import as_trigger
@@ -24,14 +24,13 @@ from unbackdoor._progress import Progress, silent
 from unbackdoor._tasks.damage import cause
 from unbackdoor._tasks.generation_score import AnswerLoss, GenerationScore
 from unbackdoor._tasks.proportion import Proportion, proportion_of
-from unbackdoor._tasks.task import Asked, Checked, Examined, Judgement, Warn
+from unbackdoor._tasks.task import Asked, Checked, Examined, Judgement, Measure, Warn
 
 ALLOWED = 0.5  # nats per answer token that a purification may cost
 SHOWN_ANYWAY = 0.2  # false activation above which a behaviour says little about a backdoor
 FEW = 16  # clean rows below which a method is warned
 
 _NORMAL = 1.959963984540054  # the 97.5th percentile of the normal distribution
-_SCORES = 2**28  # entries of a batch's scores, (batch, length, vocabulary): 1 GiB in float32
 
 
 @dataclass(frozen=True)
@@ -44,6 +43,10 @@ class Generation:
     """
 
     modalities: ClassVar[tuple[str, ...]] = ("conversations",)
+    own_head: ClassVar[bool] = False
+    measure: ClassVar[Measure] = Measure(
+        "clean loss", "a rise of the loss", "nats per answer token", "nats", scale=1, digits=3
+    )
     max_new_tokens: int = MAX_NEW_TOKENS
     progress: Progress = silent
 
@@ -54,20 +57,25 @@ class Generation:
             scores: scores of each next token, (batch, length, vocabulary).
             batch: its inputs are `AnswerTokens`.
         """
+        return F.cross_entropy(*self.predicted(scores, batch))
+
+    def predicted(self, scores: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Returns the scores for the answer tokens of a batch, (tokens, vocabulary), and these tokens, (tokens,)."""
         assert isinstance(batch.inputs, AnswerTokens)
         targets = batch.inputs.targets[:, 1:]
         scored = targets != UNSCORED
-        return F.cross_entropy(scores[:, :-1][scored], targets[scored])
+        return scores[:, :-1][scored], targets[scored]
+
+    def quality(self, data: Dataset, outcomes: Tensor) -> Tensor:
+        """Returns minus the loss per token of each answer, (n,), float64."""
+        return -outcomes / data.conversations.answer_lengths.cpu()
 
     @torch.no_grad()
     def outcomes(self, model: nn.Module, data: Dataset, arithmetic: Arithmetic) -> Tensor:
         """Returns the loss of each row's answer, summed over its tokens, (n,), float64, on the CPU."""
         sums = torch.zeros(len(data), dtype=torch.float64)
-        vocabulary = embeddings(model).num_embeddings
-        longest = int(data.conversations.tokens.lengths.max())
-        size = min(max(_SCORES // (longest * vocabulary), 1), 32)
         with evaluating(model), arithmetic.placed(model) as placed:
-            for batch in data.to(arithmetic.device).batches(size):
+            for batch in data.to(arithmetic.device).batches(scored_at_once(model, data, arithmetic)):
                 assert isinstance(batch.inputs, AnswerTokens)
                 with arithmetic.autocast():
                     scores = logits(placed, arithmetic.lay(batch.inputs))

@@ -63,6 +63,30 @@ class Judgement(NamedTuple):
     doubt: str | None
 
 
+class Measure(NamedTuple):
+    """How a task speaks about quality, and about differences of it.
+
+    Args:
+        quantity: what a method may cost.
+        change: the difference for the worse.
+        lost: unit of that difference, in full.
+        unit: the same, short.
+        scale: units in a difference of 1.
+        digits: digits after the point.
+    """
+
+    quantity: str
+    change: str
+    lost: str
+    unit: str
+    scale: float
+    digits: int
+
+    def of(self, difference: float) -> str:
+        """A difference as a number in that unit."""
+        return f"{self.scale * difference:.{self.digits}f}"
+
+
 class Task(Protocol):
     """The loss, the answers, the scores and the checks of one kind of model. There is no base class.
 
@@ -72,14 +96,32 @@ class Task(Protocol):
     modalities: ClassVar[tuple[str, ...]]
     """The kinds of data that models of this task take."""
 
+    own_head: ClassVar[bool]
+    """Whether the last layer belongs to the task alone, so that a pre-trained base has none like it."""
+
+    measure: ClassVar[Measure]
+    """How differences of `quality` are told."""
+
     def loss(self, scores: Tensor, batch: Batch) -> Tensor:
         """The scalar that plain tuning minimises, from the output of the model for a batch."""
+
+    def predicted(self, scores: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Returns the scores that count, (n, answers), and the right answer of each, (n,).
+
+        Of a classifier, one row for each example; of a language model, one for each token of an answer.
+        """
 
     def outcomes(self, model: nn.Module, data: Dataset, arithmetic: Arithmetic) -> Tensor:
         """Returns what a model makes of each example, (n,), on the CPU.
 
         Of a classifier, whether the answer is as labelled, bool; of a language model, the loss of the answer, summed
         over its tokens, float64.
+        """
+
+    def quality(self, data: Dataset, outcomes: Tensor) -> Tensor:
+        """Returns how good each outcome is, (n,), on the CPU; more is better.
+
+        Of a classifier, whether the answer is right, bool; of a language model, minus the loss per token of the answer.
         """
 
     def examined(

@@ -1,21 +1,38 @@
 """The weights of a pre-trained base, by the names of the suspect's tensors."""
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._mixing.ancestry import doubts
+from unbackdoor._models.calling import embeddings
 from unbackdoor._models.matching import matched, task_head
 from unbackdoor._purification.run import Run
 
 Weights = dict[str, Tensor]
 
 
+def distinct(model: nn.Module) -> Weights:
+    """Returns the tensors of a model by name, in its memory.
+
+    A head that is the matrix of the embeddings as well, as in many language models, is not named a second time.
+    """
+    get: Any = getattr(model, "get_output_embeddings", None)
+    head = None if get is None else get()
+    tied = head is not None and head.weight is embeddings(model).weight
+    twice = {f"{name}.weight" for name, layer in model.named_modules() if tied and layer is head}
+    return {name: tensor for name, tensor in model.state_dict().items() if name not in twice}
+
+
 def heads(suspect: Weights, run: Run) -> set[str]:
     """Returns the names of the tensors of the task head, which no pre-trained model has."""
+    if not run.task.own_head:
+        return set()
     return task_head(suspect) | {name for name in suspect if name.startswith(f"{run.head_name or None}.")}
 
 
-def counterparts(suspect: Weights, run: Run, method: object) -> Weights:
+def counterparts(suspect: Weights, run: Run, method: object, base: nn.Module | None = None) -> Weights:
     """Returns the pre-trained weights by the suspect's names, without those of the task head.
 
     Notes which tensors match, and warns if the base is not an ancestor or has another depth.
@@ -24,11 +41,12 @@ def counterparts(suspect: Weights, run: Run, method: object) -> Weights:
         suspect: the suspect's weights by name.
         run: holds the base.
         method: named in the error if there is no base.
+        base: taken instead of the run's.
 
     Raises:
         UnbackdoorError: there is no base, it does not fit, or nothing but a head would be left.
     """
-    theirs = pretrained(run.needed("base", method))
+    theirs = pretrained(run.needed("base", method) if base is None else base)
     ours, shapes = ({name: tensor.shape for name, tensor in each.items()} for each in (suspect, theirs))
     matching = matched(ours, shapes).without(heads(suspect, run))
     if not matching.pairs:
@@ -37,14 +55,14 @@ def counterparts(suspect: Weights, run: Run, method: object) -> Weights:
             "Try fst."
         )
     run.note(matching.report())
-    base = {name: theirs[other].to(suspect[name].device) for name, other in matching.pairs.items()}
-    pairs = ((name, suspect[name].cpu(), weight.cpu()) for name, weight in base.items())
+    found = {name: theirs[other].to(suspect[name].device) for name, other in matching.pairs.items()}
+    pairs = ((name, suspect[name].cpu(), weight.cpu()) for name, weight in found.items())
     for doubt in doubts(pairs, matching, ours, shapes):
         run.warn(doubt)
-    return base
+    return found
 
 
 def pretrained(base: nn.Module) -> Weights:
     """Returns the weights of a base by name, without those that its files lack (see `_models.classifiers.body`)."""
     absent: frozenset[str] = getattr(base, "absent_weights", frozenset())
-    return {name: tensor for name, tensor in base.state_dict().items() if name not in absent}
+    return {name: tensor for name, tensor in distinct(base).items() if name not in absent}

@@ -37,9 +37,16 @@ def as_far_as_accurate_(
 
 
 def still_accurate(model: nn.Module, held: Dataset, run: Run, tolerance: float) -> Callable[[], bool]:
-    """Returns a check whether held-out accuracy has fallen by no more than a tolerance since this call."""
-    floor = run.accuracy(model, held).value - tolerance
-    return lambda: run.accuracy(model, held).value >= floor
+    """Returns a check whether quality on held-out examples has fallen by no more than a tolerance since this call.
+
+    Args:
+        model: the model that is pruned.
+        held: examples.
+        run: provides task and arithmetic.
+        tolerance: a share of the examples; of a language model, nats per answer token.
+    """
+    floor = run.quality(model, held) - tolerance
+    return lambda: run.quality(model, held) >= floor
 
 
 @torch.no_grad()

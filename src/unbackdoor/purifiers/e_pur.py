@@ -14,6 +14,7 @@ from unbackdoor._errors import UnbackdoorError
 from unbackdoor._inversion.moved_words import suspicious_tokens
 from unbackdoor._mixing.ancestry import ancestry
 from unbackdoor._mixing.stream import moved_embeddings
+from unbackdoor._models.adapters import refuse_adapter
 from unbackdoor._models.calling import embeddings
 from unbackdoor._models.directory import ModelDirectory
 from unbackdoor._purification.run import Run
@@ -36,7 +37,8 @@ class EPUR:
 
     and the words with the highest scores get their pre-trained embedding back. Special, unused and unknown tokens are
     left out. Use it before mixing: `e-pur+fine-mixing`. By itself it removes only backdoors that are in the embeddings
-    alone.
+    alone. If a language model also answers with the matrix of its embeddings, as many do, the words' rows go back
+    there, too.
 
     Zhang, Lyu, Ma, Wang and Sun, "Fine-mixing: Mitigating Backdoors in Fine-tuned Language Models", Findings of EMNLP
     2022, https://arxiv.org/abs/2210.09545
@@ -58,12 +60,13 @@ class EPUR:
 
     def __call__(self, model: nn.Module, clean: Dataset, run: Run) -> nn.Module:
         """Purify in place."""
-        if clean.modality != "text":
+        if clean.modality == "images":
             raise UnbackdoorError("EPUR resets word embeddings, but the model takes images. Try fst.")
         return self.reset_(model, clean, run, self)
 
     def reset_(self, model: nn.Module, clean: Dataset, run: Run, owner: object) -> nn.Module:
         """Purify in place as a part of another method, the owner, whose name is used in messages."""
+        refuse_adapter(model, owner)
         origin = run.needed("base", owner)
         ours, theirs = embeddings(model).weight, embeddings(origin).weight
         if not any(tensor.data_ptr() == theirs.data_ptr() for tensor in pretrained(origin).values()):

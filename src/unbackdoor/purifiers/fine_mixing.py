@@ -9,11 +9,12 @@ from torch import Tensor, nn
 from unbackdoor._data.dataset import Dataset
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._mixing.masks import mask, mix
+from unbackdoor._models.adapters import carries_adapter, refuse_adapter
 from unbackdoor._models.units import mean_answer
 from unbackdoor._purification.run import Run
 from unbackdoor._purification.selection import smallest_within
 from unbackdoor._value import value
-from unbackdoor.purifiers._counterparts import Weights, counterparts, heads
+from unbackdoor.purifiers._counterparts import Weights, counterparts, distinct, heads
 
 
 @value
@@ -36,17 +37,20 @@ class FineMixing:
 
     Args:
         rho: share of the suspect's coordinates that are kept, 0 to 1; None searches it.
-        margin: clean accuracy that may be lost, 0 to 1. A purification should cost three points at most; 64 examples
-            cannot show a smaller loss, as their standard error is 3 to 5 points.
+        margin: clean accuracy that may be lost, 0 to 1; of a language model, nats per answer token. A purification
+            should cost three points at most; 64 examples cannot show a smaller loss, as their standard error is 3 to 5
+            points.
         folds: folds of the cross-validation, at least 2.
         tune: tune after mixing; with a rho and without tuning, no clean examples are needed.
         epochs: passes over the clean examples, at least 1.
         learning_rate: learning rate at the start, more than 0; None is 0.01 (SGD) for images and 5e-5 (AdamW) for
-            texts.
-        batch_size: examples per step, at least 2; None is 128 for images and 16 for texts.
+            texts and conversations.
+        batch_size: examples per step, at least 2; None is 128 for images and 16 for texts, 8 for conversations.
         select: which coordinates go back: `random` ones; `largest-change`, those of each tensor that moved farthest;
             `low-activation`, the units of each linear layer that clean examples activate least (the rest at random).
-        mode: `mask`, or `linear` for rho * w_suspect + (1 - rho) * w_base.
+        mode: `mask`; `linear` for rho * w_suspect + (1 - rho) * w_base; or `spherical` for the point at that share of
+            the arc between the two tensors, taken as vectors. An adapter is mixed with its base by `linear`, which is
+            a smaller alpha.
         fill: `base`, or `zero` for weight matrices without any base, as in pruning.
         freeze_filled: tuning does not change the coordinates that went back.
 
@@ -63,7 +67,7 @@ class FineMixing:
     learning_rate: Annotated[float | None, Field(gt=0)] = None
     batch_size: Annotated[int | None, Field(ge=2)] = None
     select: Literal["random", "largest-change", "low-activation"] = "random"
-    mode: Literal["mask", "linear"] = "mask"
+    mode: Literal["mask", "linear", "spherical"] = "mask"
     fill: Literal["base", "zero"] = "base"
     freeze_filled: bool = False
 
@@ -77,19 +81,21 @@ class FineMixing:
 
     def __call__(self, model: nn.Module, clean: Dataset, run: Run) -> nn.Module:
         """Purify in place."""
-        if self.mode == "linear" and (self.select != "random" or self.freeze_filled):
-            raise UnbackdoorError("FineMixing.mode linear changes all coordinates; leave select and freeze_filled out.")
+        if self.mode != "mask" and (self.select != "random" or self.freeze_filled):
+            raise UnbackdoorError(
+                f"FineMixing.mode {self.mode} changes all coordinates; leave select and freeze_filled out."
+            )
         return self.mixed_(model, clean, run, self)
 
     def mixed_(self, model: nn.Module, clean: Dataset, run: Run, owner: object) -> nn.Module:
         """Purify in place as a part of another method, the owner, whose name is used in messages."""
-        suspect = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-        base = self._base(suspect, run, owner)
+        suspect = {name: tensor.detach().clone() for name, tensor in distinct(model).items()}
+        base = self._base(model, suspect, run, owner)
         activity = mean_answer(model, clean, run.arithmetic) if self.select == "low-activation" else {}
 
         def mixed_and_tuned(rho: float, examples: Dataset, words: str) -> nn.Module:
             weights, kept = self._mixed(suspect, base, activity, rho, run.seed)
-            model.load_state_dict({**suspect, **weights})
+            model.load_state_dict({**suspect, **weights}, strict=False)  # a tied tensor is named once
             if self.tune:
                 self._tune(model, examples, run, weights, kept, words)
             return model
@@ -107,8 +113,11 @@ class FineMixing:
             )
         return mixed_and_tuned(rho, clean, "tuning")
 
-    def _base(self, suspect: Weights, run: Run, owner: object) -> Weights:
+    def _base(self, model: nn.Module, suspect: Weights, run: Run, owner: object) -> Weights:
         """Returns the values that coordinates go back to, by the suspect's names, without the task head."""
+        if self.mode == "linear" and carries_adapter(model):  # W + rho * B A is what a smaller alpha gives
+            return {name: torch.zeros_like(weight) for name, weight in suspect.items() if ".lora_B." in name}
+        refuse_adapter(model, owner, "take its `mode` linear, or merge it")
         if self.fill == "zero":
             if run.base is not None:
                 run.warn("FineMixing.fill zero takes nothing from a base: the given one was not used.")
@@ -125,7 +134,7 @@ class FineMixing:
         for name, filling in base.items():
             weight = suspect[name]
             owner = name.rpartition(".")[0]
-            if self.mode == "linear" or not weight.is_floating_point():
+            if self.mode != "mask" or not weight.is_floating_point():
                 weights[name] = mix(weight.cpu(), filling.cpu(), name, rho, seed, self.mode).to(weight.device)
                 continue
             if self.select == "largest-change":

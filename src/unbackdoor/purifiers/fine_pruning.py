@@ -8,6 +8,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from unbackdoor._data.dataset import Dataset
+from unbackdoor._models.adapters import refuse_adapter
 from unbackdoor._models.calling import probe
 from unbackdoor._models.units import feed_forward, matrix_of, mean_activation
 from unbackdoor._purification.run import Run
@@ -28,12 +29,13 @@ class FinePruning:
     2018, https://arxiv.org/abs/1805.12185
 
     Args:
-        tolerance: how much accuracy on held-out clean examples may fall by pruning, 0 to 1.
+        tolerance: how much accuracy on held-out clean examples may fall by pruning, 0 to 1; of a language model, how
+            much their loss may rise, in nats per answer token.
         step: share of the neurons per group, more than 0 and at most 1.
         epochs: passes of tuning over the clean examples, at least 0; 0 only prunes.
         learning_rate: learning rate at the start, more than 0; None is 0.01 (SGD) for images and 5e-5 (AdamW) for
-            texts.
-        batch_size: examples per step, at least 2; None is 128 for images and 16 for texts.
+            texts and conversations.
+        batch_size: examples per step, at least 2; None is 128 for images and 16 for texts, 8 for conversations.
 
     Differences from the paper: it prunes channels of the last convolution. Here the neurons are the features that the
     head reads. In a chain of convolutions with pooling that is the same; in a residual network it also silences what
@@ -51,6 +53,7 @@ class FinePruning:
 
     def __call__(self, model: nn.Module, clean: Dataset, run: Run) -> nn.Module:
         """Purify in place."""
+        refuse_adapter(model, self)
         blocks = feed_forward(model, probe(model, clean))
         reader = blocks[-1] if blocks else run.head(model)
         seen, held = run.hold_out(clean)
@@ -72,8 +75,8 @@ class FinePruning:
             run.note(f"FinePruning pruned {len(dead)} of {len(order)} neurons.")
         else:
             run.warn(
-                f"FinePruning pruned nothing of {len(order)} neurons: clean accuracy on {len(held)} held-out examples "
-                "allows pruning none. Raise its `tolerance`."
+                f"FinePruning pruned nothing of {len(order)} neurons: {run.task.measure.quantity} on {len(held)} "
+                "held-out examples allows pruning none. Raise its `tolerance`."
             )
         if self.epochs:
             run.tune(

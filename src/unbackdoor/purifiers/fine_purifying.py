@@ -7,12 +7,12 @@ from pydantic import Field
 from torch import nn
 
 from unbackdoor._data.dataset import Dataset
+from unbackdoor._models.adapters import refuse_adapter
 from unbackdoor._models.calling import evaluating
 from unbackdoor._purification.run import Run
 from unbackdoor._purification.selection import smallest_within
-from unbackdoor._training.descent import cross_entropy
 from unbackdoor._value import value
-from unbackdoor.purifiers._counterparts import Weights, counterparts
+from unbackdoor.purifiers._counterparts import Weights, counterparts, distinct
 
 
 @value
@@ -37,12 +37,12 @@ class FinePurifying:
 
     Args:
         share: share of the coordinates with a counterpart in the base that go back, 0 to 1; None searches it.
-        margin: clean accuracy that may be lost, 0 to 1.
+        margin: clean accuracy that may be lost, 0 to 1; of a language model, nats per answer token.
         folds: folds of the cross-validation, at least 2.
         epochs: passes over the clean examples, at least 1.
         learning_rate: learning rate at the start, more than 0; None is 0.01 (SGD) for images and 5e-5 (AdamW) for
-            texts.
-        batch_size: examples per step, at least 2; None is 128 for images and 16 for texts.
+            texts and conversations.
+        batch_size: examples per step, at least 2; None is 128 for images and 16 for texts, 8 for conversations.
 
     Differences from the paper: its body could not be read. The form of the indicator is quoted from memory. The
     empirical Fisher matrix for H, a millionth of its mean added to it, one ranking over all tensors, the head kept from
@@ -63,7 +63,8 @@ class FinePurifying:
 
     def __call__(self, model: nn.Module, clean: Dataset, run: Run) -> nn.Module:
         """Purify in place."""
-        suspect = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+        refuse_adapter(model, self)
+        suspect = {name: tensor.detach().clone() for name, tensor in distinct(model).items()}
         base = self._base(model, suspect, run)
         curvature = fisher(model, clean, run)
         scores = indicator({name: suspect[name] - base[name] for name in base}, curvature)
@@ -75,7 +76,7 @@ class FinePurifying:
             for name in base if count else ():
                 # Equal scores at the border go back together, in practice those of coordinates that did not drift.
                 weights[name] = torch.where(scores[name] >= ranked[count - 1], base[name], suspect[name])
-            model.load_state_dict(weights)
+            model.load_state_dict(weights, strict=False)  # a tied tensor is named once
             run.tune(
                 model,
                 examples,
@@ -109,12 +110,12 @@ class FinePurifying:
 
 
 def fisher(model: nn.Module, clean: Dataset, run: Run) -> Weights:
-    """Returns the mean over the examples of the squared derivative of each one's cross-entropy, by parameter."""
+    """Returns the mean over the examples of the squared derivative of each one's loss, by parameter."""
     parameters = dict(model.named_parameters())
     totals = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
     with evaluating(model), run.progress("measuring curvature", len(clean)) as advance:
         for batch in clean.batches(1):
-            loss = cross_entropy(run.scores(model, batch.inputs), batch)
+            loss = run.task.loss(run.scores(model, batch.inputs), batch)
             slopes = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
             for total, gradient in zip(totals.values(), slopes, strict=True):
                 if gradient is not None:
