@@ -47,4 +47,15 @@ REGISTRY = (
         modality=("text",),
         blind="triggers that hold the class no more firmly than clean texts do",
     ),
+    Entry(
+        "psim",
+        "unbackdoor.guards.psim:Psim",
+        "rejects texts of which a side model is sure that was taught random classes",
+        needs=(Need.CLEAN,),
+        cost="2 forward passes an input; 150 steps of 32 texts to fit",
+        year=2024,
+        paper="Defending Against Weight-Poisoning Backdoor Attacks for Parameter-Efficient Fine-Tuning",
+        modality=("text",),
+        blind="triggers that move the features of a text no more than its own words do",
+    ),
 )

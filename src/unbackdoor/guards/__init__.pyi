@@ -4,6 +4,7 @@ import unbackdoor._registry.entries
 
 from .badacts import BadActs as BadActs
 from .onion import Onion as Onion
+from .psim import Psim as Psim
 from .rap import Rap as Rap
 from .strip import Strip as Strip
 
