@@ -36,7 +36,6 @@ from unbackdoor._progress import bar, silent
 from unbackdoor._purification.run import Run
 from unbackdoor._registry.entries import Need, entry_of, find, to_json
 from unbackdoor._registry.guards import REGISTRY
-from unbackdoor._tasks.choice import check_classifier
 from unbackdoor._tasks.proportion import proportion_of
 from unbackdoor._value import check_seed
 
@@ -79,7 +78,6 @@ def fit_guard(
     check_rate(false_alarms)
     check_modules("fit_guard", model=model)
     rates = _check_guard(guard, clean, reference)
-    check_classifier("fit_guard", clean)
     check_finite(model.state_dict(), type(model).__name__)
     check_enough(len(clean), false_alarms, clean.name)
     start = time.perf_counter()
