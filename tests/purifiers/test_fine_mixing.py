@@ -187,7 +187,7 @@ class TestSearch:
         def search(lost, error: float, examples: int = 200, **fields):
             asked = []
 
-            def validated(clean, folds, *, seed, tuned, arithmetic):
+            def validated(clean, folds, *, seed, tuned, arithmetic, task):
                 kept = tuned(clean).state_dict()[name] == suspect
                 asked.append(round(float(kept.float().mean()), 1))
                 return torch.ones(len(clean), dtype=torch.bool)
