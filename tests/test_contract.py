@@ -1,4 +1,4 @@
-"""Every registered method, attack, detector and guard against the shipped contract."""
+"""Every registered method, attack, detector, guard and trainer against the shipped contract."""
 
 import copy
 import dataclasses
@@ -14,19 +14,20 @@ import chats
 import toys
 from conftest import SmallCNN
 from pictures import write_pictures
-from unbackdoor import Dataset, UnbackdoorError, archs, attacks, detectors, guards, purifiers
+from unbackdoor import Dataset, UnbackdoorError, VictimRecipe, archs, attacks, detectors, guards, purifiers, trainers
 from unbackdoor._detection.finding import Candidate, Finding
 from unbackdoor._guarding.guard import Scored
 from unbackdoor._poisoning.trigger import Trigger
 from unbackdoor._registry.entries import Need
 from unbackdoor._value import value
 from unbackdoor.attacks.inverted import Inverted
-from unbackdoor.testing import check_attack, check_detector, check_guard, check_method, check_value
+from unbackdoor.testing import check_attack, check_detector, check_guard, check_method, check_trainer, check_value
 
 SMALL = {
     **{"epochs": 2, "batch_size": 16, "steps": 4, "reverse_steps": 3, "forget_epochs": 2, "rounds": 1},
     **{"teacher_epochs": 1, "generator_epochs": 1, "mask_steps": 2, "folds": 2, "texts": 20, "score_epochs": 1},
     "detectors": (),
+    **{"isolation_epochs": 1, "isolated": 0.1, "unlearning_epochs": 1},
 }
 # A few steps on an untrained network must move a mask of its BatchNorm far enough for something to be pruned.
 EAGER = {"learning_rate": 50.0, "tolerance": 1.0}
@@ -139,15 +140,34 @@ def test_guards_keep_the_contract_on_text(entry, text_victim: nn.Module, reviews
     check_guard(quick(entry), text_victim, reviews.select(range(120)), reference=reference)
 
 
-@pytest.mark.parametrize("entry", [*detectors.REGISTRY, *guards.REGISTRY], ids=lambda entry: entry.name)
-def test_every_detector_and_guard_says_what_it_cannot_see(entry) -> None:
+def trainers_on(modality: str) -> list:
+    return [entry for entry in trainers.REGISTRY if modality in entry.modality]
+
+
+@pytest.mark.parametrize("entry", trainers_on("images"), ids=lambda entry: entry.name)
+def test_trainers_keep_the_contract_on_images(entry, digits: Dataset) -> None:
+    recipe = VictimRecipe(width=2, epochs=1, batch_size=32)
+    check_trainer(quick(entry), digits.select(range(60)), recipe, clean=digits.select(range(100, 140)))
+
+
+@pytest.mark.parametrize("entry", trainers_on("text"), ids=lambda entry: entry.name)
+def test_trainers_keep_the_contract_on_text(entry, reviews: Dataset, tmp_path: Path) -> None:
+    base = toys.write(toys.classifier("bert"), tmp_path / "bert")
+    recipe = VictimRecipe(base=str(base), epochs=1, batch_size=16)
+    check_trainer(quick(entry), reviews.select(range(60)), recipe, clean=reviews.select(range(100, 140)))
+
+
+@pytest.mark.parametrize(
+    "entry", [*detectors.REGISTRY, *guards.REGISTRY, *trainers.REGISTRY], ids=lambda entry: entry.name
+)
+def test_every_detector_guard_and_trainer_says_what_it_cannot_see(entry) -> None:
     assert entry.blind
     assert "Cannot see: " in entry.resolve().__doc__
 
 
 @pytest.mark.parametrize(
     "entry",
-    [*purifiers.REGISTRY, *attacks.REGISTRY, *detectors.REGISTRY, *guards.REGISTRY],
+    [*purifiers.REGISTRY, *attacks.REGISTRY, *detectors.REGISTRY, *guards.REGISTRY, *trainers.REGISTRY],
     ids=lambda entry: entry.name,
 )
 def test_every_class_documents_each_field_and_the_differences_from_the_paper(entry) -> None:
@@ -389,6 +409,71 @@ class TestTheContractOfGuards:
         held = data.split(len(data) // 2, seed=0)[0].pixels
         said = self.breach(backdoored, digits, score=seen_are_dull)
         assert said == "80 of 80 clean examples raise an alarm, where 10 % were asked for"
+
+
+class TestTheContractOfTrainers:
+    """Each breach is found, by a trainer that keeps all of the contract but for that."""
+
+    def breach(self, digits: Dataset, body=None) -> str:
+        @value
+        class Nudged:
+            """Changes one bias."""
+
+            def __call__(self, data: Dataset, model: nn.Module, run) -> nn.Module:
+                with torch.no_grad():
+                    next(model.parameters()).add_(1)
+                return (body and body(data, model, run)) or model
+
+        try:
+            check_trainer(Nudged(), digits.select(range(20)), VictimRecipe(width=1, epochs=1))
+        except (AssertionError, UnbackdoorError) as problem:
+            return str(problem)
+        return ""
+
+    def test_one_that_keeps_it(self, digits: Dataset) -> None:
+        assert self.breach(digits) == ""
+
+    def test_rows_that_do_not_exist_and_scores_that_are_none(self, digits: Dataset) -> None:
+        def report(rows, scores):
+            return lambda data, model, run: run.distrust(torch.tensor(rows), torch.tensor(scores), "a number")
+
+        assert self.breach(digits, report([3, 20], [1.0, 1.0])) == "a distrusted row is not in the data"
+        assert self.breach(digits, report([3, 3], [1.0, 1.0])) == "a row is distrusted twice"
+        assert self.breach(digits, report([3], [float("nan")])) == "the score of a distrusted row is not finite"
+
+    def test_what_it_changes_and_leaves_behind(self, digits: Dataset) -> None:
+        import random
+
+        def drawn(data, model, run):
+            with torch.no_grad():
+                next(model.parameters()).add_(random.random())
+
+        def hooked(data, model, run):
+            model.register_forward_hook(lambda *_: None)
+
+        def extended(data, model, run):
+            model.register_buffer("extra", torch.zeros(1))
+
+        def relabelled(data, model, run):
+            data.labels[0] += 1
+
+        assert self.breach(digits, drawn).startswith("the same seed gave other weights")
+        assert self.breach(digits, hooked) == "the trainer left hooks behind"
+        assert self.breach(digits, extended) == "the trainer changed the keys of the model"
+        assert self.breach(digits, relabelled) == "the trainer changed the labels that it was given"
+
+    def test_what_is_no_model_or_not_finite(self, digits: Dataset) -> None:
+        def lost(data, model, run):
+            return 3
+
+        def broken(data, model, run):
+            with torch.no_grad():
+                next(model.parameters()).fill_(float("inf"))
+
+        assert self.breach(digits, lost).endswith(" must return the model, got int. End it in return model.")
+        said = self.breach(digits, broken)
+        assert " left non-finite values in " in said
+        assert said.endswith(". Lower its learning rate.")
 
 
 def stripe(**members: object) -> object:

@@ -17,6 +17,7 @@ from unbackdoor.attacks import REGISTRY as ATTACKS
 from unbackdoor.detectors import REGISTRY as DETECTORS
 from unbackdoor.guards import REGISTRY as GUARDS
 from unbackdoor.purifiers import REGISTRY as PURIFIERS
+from unbackdoor.trainers import REGISTRY as TRAINERS
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -90,10 +91,16 @@ def test_the_api_pages_name_everything_public() -> None:
     )
     classes = [
         f"{kind}.{entry.location.partition(':')[2]}"
-        for kind, all_ in (("purifiers", PURIFIERS), ("attacks", ATTACKS), ("detectors", DETECTORS), ("guards", GUARDS))
+        for kind, all_ in (
+            ("purifiers", PURIFIERS),
+            ("attacks", ATTACKS),
+            ("detectors", DETECTORS),
+            ("guards", GUARDS),
+            ("trainers", TRAINERS),
+        )
         for entry in all_
     ]
-    packages = ("archs", "attacks", "detectors", "guards", "purifiers", "testing")
+    packages = ("archs", "attacks", "detectors", "guards", "purifiers", "testing", "trainers")
     names = [name for name in unbackdoor.__all__ if name not in packages]
     assert {f"unbackdoor.{name}" for name in [*names, *classes]} <= set(shown)
     assert len(shown) == len(set(shown))

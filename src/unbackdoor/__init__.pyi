@@ -6,6 +6,7 @@ from . import detectors as detectors
 from . import guards as guards
 from . import purifiers as purifiers
 from . import testing as testing
+from . import trainers as trainers
 from ._data.dataset import Dataset as Dataset
 from ._data.images import ImageEncoder as ImageEncoder
 from ._detection.audit import audit as audit
@@ -26,6 +27,9 @@ from ._purification.purify import purify as purify
 from ._purification.run import Run as Run
 from ._reports.store.numbers import Report as Report
 from ._reports.store.run import report as report
+from ._robust_training.run import TrainingRun as TrainingRun
+from ._robust_training.train import Trained as Trained
+from ._robust_training.train import train as train
 from ._stress.result import Stress as Stress
 from ._stress.stress import stress as stress
 from ._tasks.proportion import Proportion as Proportion

@@ -1,4 +1,4 @@
-"""The contract of methods, attacks, detectors and guards, as checks that any of them must pass, a user's own included.
+"""The contract of methods, attacks, detectors, guards and trainers, as checks for these and for a user's own.
 
     from unbackdoor.testing import check_method
 
@@ -48,8 +48,12 @@ from unbackdoor._poisoning.triggered import triggered
 from unbackdoor._purification.method import Method
 from unbackdoor._purification.purify import purify
 from unbackdoor._purification.run import Run
+from unbackdoor._robust_training.run import TrainingRun
+from unbackdoor._robust_training.train import Trained, train
+from unbackdoor._robust_training.trainer import RobustTrainer, modalities_of, needs_clean
 from unbackdoor._value import fields_of
 from unbackdoor._value import value as value
+from unbackdoor._victims.recipe import VictimRecipe
 
 
 def check_method(
@@ -222,6 +226,64 @@ def _check_false_alarms(count: int, fresh: int, known: int) -> None:
     rank = math.floor(0.1 * (held_out + 1) + 1e-9)
     likely = float(betabinom.sf(count - 1, fresh, rank, held_out + 1 - rank))
     assert likely > 1e-4, f"{count} of {fresh} clean examples raise an alarm, where 10 % were asked for"
+
+
+def check_trainer(trainer: RobustTrainer, data: Dataset, recipe: VictimRecipe, *, clean: Dataset | None = None) -> None:
+    """Check that a trainer keeps the contract: it trains the model that it is given, repeatably, and changes no data.
+
+    Args:
+        trainer: with settings small enough to run twice.
+        data: a few labelled examples of at least two classes; poisoned or not.
+        recipe: a small network and a short training; for texts with a `base`.
+        clean: examples without poison, for trainers that need some.
+    """
+    check_value(trainer)
+    given = clean if needs_clean(trainer) else None
+    assert data.modality in modalities_of(trainer), f"the trainer does not declare {data.modality} in `modality`"
+    before, states = (data.identities(), data.labels.clone()), _random_states()
+    watched = [_WatchedTrainer(trainer) for _ in range(2)]
+    first, again = (train(data, each, recipe, seed=1, clean=given, device="cpu", precision="fp32") for each in watched)
+    assert _random_states() == states, "the trainer moved the global random state of numpy or torch"
+    assert data.identities() == before[0], "the trainer changed the examples that it was given"
+    assert torch.equal(data.labels, before[1]), "the trainer changed the labels that it was given"
+    assert not first.model.training, "the model is not in eval mode"
+    assert not any(_hooks(module) for module in first.model.modules()), "the trainer left hooks behind"
+    fresh, made = watched[0].fresh, _state(first.model)
+    assert list(made) == list(fresh), "the trainer changed the keys of the model"
+    assert any(not torch.equal(fresh[name], made[name]) for name in fresh), "the trainer changed nothing"
+    for name, tensor in made.items():
+        assert tensor.shape == fresh[name].shape, f"the trainer changed the shape of {name}"
+        assert tensor.dtype == fresh[name].dtype, f"the trainer changed the type of {name}"
+    _assert_same(made, _state(again.model), "the same seed gave other weights")
+    _check_suspects(first, again, len(data))
+    json.dumps(first.record, allow_nan=False)
+
+
+def _check_suspects(first: Trained, again: Trained, count: int) -> None:
+    """Check that distrusted rows exist, each once, with finite scores, and that the same seed distrusts the same."""
+    found, other = first.suspects, again.suspects
+    assert (found is None) == (other is None), "the same seed distrusted other rows"
+    if found is None or other is None:
+        return
+    rows = found.rows
+    assert len(rows) == len(rows.unique()), "a row is distrusted twice"
+    assert not len(rows) or 0 <= int(rows.min()) <= int(rows.max()) < count, "a distrusted row is not in the data"
+    assert found.scores.shape == rows.shape, "the scores of distrusted rows are not one for each"
+    assert torch.isfinite(found.scores).all(), "the score of a distrusted row is not finite"
+    assert torch.equal(rows, other.rows), "the same seed distrusted other rows"
+
+
+class _WatchedTrainer:
+    """A trainer, with the weights of the model that it was given and the names that it declares."""
+
+    def __init__(self, trainer: RobustTrainer) -> None:
+        self.trainer = trainer
+        self.needs_clean, self.modality = needs_clean(trainer), modalities_of(trainer)
+        self.fresh: dict[str, Tensor] = {}
+
+    def __call__(self, data: Dataset, model: nn.Module, run: TrainingRun) -> nn.Module:
+        self.fresh = _state(model)
+        return self.trainer(data, model, run)
 
 
 class _Watched:

@@ -76,6 +76,11 @@ def panels(text: str) -> dict[str, list[str]]:
             ["--data", "--out", "--base"],
         ),
         (
+            ("train", "abl"),
+            ["Required", "Options of abl", "Data", "Model", "Training", "Output", "Hardware"],
+            ["--data", "--out"],
+        ),
+        (
             ("guard", "fit", "strip"),
             ["Arguments", "Required", "Options of strip", "Data", "Model", "Output", "Hardware"],
             ["--clean", "--out"],

@@ -42,6 +42,7 @@ def test_importing_the_package_loads_no_heavy_library() -> None:
         (["list", "detectors"], "cannot see"),
         (["list", "guards"], "strip"),
         (["guard", "fit", "--help"], "strip"),
+        (["list", "trainers"], "abl"),
         (["audit", "--help"], "--fail-on-finding"),
     ],
 )

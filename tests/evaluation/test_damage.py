@@ -19,7 +19,7 @@ from conftest import SmallCNN
 from unbackdoor import Dataset, attacks, purifiers, purify, stress
 from unbackdoor._cli.app import main
 from unbackdoor._cli.demos import images as images_demo
-from unbackdoor._cli.demos.story import write_parquet
+from unbackdoor._data.writing import write_parquet
 from unbackdoor._errors import IncompleteError
 from unbackdoor._models.factory import make
 from unbackdoor._purification.run import Run

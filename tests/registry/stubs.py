@@ -1,4 +1,4 @@
-"""Writes the stubs and the API pages of `purifiers`, `attacks`, `detectors` and `guards` from the tables of facts.
+"""Writes the stubs and the API pages of what has a table of facts: purifiers, attacks, detectors, guards, trainers.
 
 python tests/registry/stubs.py
 """
@@ -6,7 +6,7 @@ python tests/registry/stubs.py
 from collections.abc import Iterator
 from pathlib import Path
 
-from unbackdoor._registry import attacks, detectors, guards, purifiers
+from unbackdoor._registry import attacks, detectors, guards, purifiers, trainers
 
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src/unbackdoor"
@@ -15,12 +15,14 @@ TABLES = {
     "attacks": attacks.REGISTRY,
     "detectors": detectors.REGISTRY,
     "guards": guards.REGISTRY,
+    "trainers": trainers.REGISTRY,
 }
 COMBINERS = {
     "purifiers": ("unbackdoor.purifiers.then:Then",),
     "attacks": (),
     "detectors": (),
     "guards": (),
+    "trainers": (),
 }  # have no name on the command line
 
 

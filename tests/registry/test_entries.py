@@ -2,10 +2,11 @@
 
 import pytest
 
-from unbackdoor import attacks, purifiers
+from unbackdoor import attacks, purifiers, trainers
 from unbackdoor._poisoning.abilities import modalities_of
 from unbackdoor._purification.method import needs_clean
 from unbackdoor._registry.entries import Entry, Need
+from unbackdoor._robust_training import trainer
 
 
 @pytest.mark.parametrize(
@@ -34,3 +35,10 @@ def test_a_method_that_says_it_needs_clean_data_does(entry: Entry) -> None:
 @pytest.mark.parametrize("entry", attacks.REGISTRY, ids=lambda entry: entry.name)
 def test_an_attack_serves_the_data_that_its_class_names(entry: Entry) -> None:
     assert entry.modality == modalities_of(entry.resolve())
+
+
+@pytest.mark.parametrize("entry", trainers.REGISTRY, ids=lambda entry: entry.name)
+def test_a_trainer_serves_and_needs_what_its_class_declares(entry: Entry) -> None:
+    made = entry.resolve()()
+    assert entry.modality == trainer.modalities_of(made)
+    assert (Need.CLEAN in entry.needs) == trainer.needs_clean(made)

@@ -9,7 +9,7 @@ import pytest
 from stubs import SOURCE, pages, stubs
 
 import unbackdoor
-from unbackdoor import attacks, guards, purifiers
+from unbackdoor import attacks, guards, purifiers, trainers
 
 
 @pytest.mark.parametrize(
@@ -21,7 +21,9 @@ def test_a_stub_and_an_api_page_are_what_the_table_makes_of_them(path: Path, tex
     assert path.read_text() == text, "run: python tests/registry/stubs.py"
 
 
-@pytest.mark.parametrize("module", [unbackdoor, purifiers, attacks, guards], ids=lambda module: module.__name__)
+@pytest.mark.parametrize(
+    "module", [unbackdoor, purifiers, attacks, guards, trainers], ids=lambda module: module.__name__
+)
 def test_dir_shows_the_public_names_and_no_other(module) -> None:
     assert dir(module) == sorted(module.__all__)
     for name in dir(module):

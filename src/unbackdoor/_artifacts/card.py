@@ -89,6 +89,37 @@ def victim(record: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def trained(record: dict[str, Any]) -> str:
+    """The README.md of a model that was trained on data that may be poisoned."""
+    suspects = record["suspects"]
+    lines = [
+        "---",
+        "library_name: unbackdoor",
+        "tags: [unbackdoor]",
+        "---",
+        "",
+        "# Model trained on data that may be poisoned",
+        "",
+        f"Trained with `{record['trainer']['repr']}` on {record['data']['n']:,} examples in {record['seconds']:.1f} s "
+        f"(seed {record['seed']}). `record.json` has the settings, the versions, the device and what was measured.",
+        "",
+    ]
+    if suspects is not None:
+        lines += [f"{suspects['n']:,} rows are distrusted; `suspects.parquet` lists them."]
+        for key in ("precision", "recall"):
+            if suspects[key] is not None:
+                lines.append(f"- {key}: {_interval(suspects[key])}")
+        lines.append("")
+    scores = {} if record["scores"] is None else record["scores"]["trained"]
+    lines += [f"Scores: {_plain(record['scores_note'])}.", ""]
+    for key in ("clean_accuracy", "attack_success", "recovered_accuracy"):
+        if key in scores:
+            lines.append(f"- {key.replace('_', ' ')}: {_interval(scores[key])}")
+    lines += [f"\nWarning: {_plain(text)}" for text in record["warnings"]]
+    lines += ["", "No trainer keeps every backdoor out: `unbackdoor list trainers` says what each cannot see."]
+    return "\n".join(lines) + "\n"
+
+
 def _interval(part: dict[str, float]) -> str:
     if "tokens" in part:
         return f"{part['value']:.3f} nats ({part['low']:.3f} to {part['high']:.3f}, n = {part['n']:,})"

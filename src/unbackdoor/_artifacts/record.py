@@ -1,4 +1,4 @@
-"""record.json: a schema for each of the three kinds, one reader and one writer."""
+"""record.json: a schema for each of its kinds, one reader and one writer."""
 
 import json
 from collections.abc import Callable
@@ -208,6 +208,65 @@ class VictimRecord(Entry):
     files: list[str] = Field(default_factory=list)
 
 
+class DataEntry(Entry):
+    """The examples of a training: their number, and that of each class."""
+
+    n: Count
+    per_class: list[Count]
+
+
+class SuspectsEntry(Entry):
+    """The rows that a trainer distrusts; they are in suspects.parquet.
+
+    Args:
+        n: their number.
+        measure: what their scores are.
+        poisoned: the number of poisoned rows in the data; null if it is not known.
+        precision: share of the distrusted rows that are poisoned; null if that is not known, or there are none.
+        recall: share of the poisoned rows that are distrusted; likewise.
+    """
+
+    n: Count
+    measure: str
+    poisoned: Count | None
+    precision: ProportionEntry | None
+    recall: ProportionEntry | None
+
+
+class TrainedScores(Entry):
+    """The score of a trained model."""
+
+    trained: ScoreEntry
+
+
+class TrainingRecord(Entry):
+    """record.json of a model that `train` made; docs/architecture.md explains each key."""
+
+    trainer: MethodEntry
+    command: str | None = None
+    data: DataEntry
+    clean: Count | None
+    arch: str
+    width: int
+    epochs: int
+    learning_rate: float
+    batch_size: int
+    seed: Count
+    versions: Versions
+    device: str
+    seconds: float
+    peak_memory_bytes: Count
+    examples_seen: Count
+    encode: Any
+    accuracy_on_data: ProportionEntry
+    suspects: SuspectsEntry | None
+    notes: list[str]
+    warnings: list[str]
+    scores: TrainedScores | None
+    scores_note: str
+    files: list[str] = Field(default_factory=list)
+
+
 class DemoRecord(Entry):
     """record.json of a demo, whose model directories have records of their own."""
 
@@ -226,7 +285,7 @@ class DemoRecord(Entry):
     files: list[str] = Field(default_factory=list)
 
 
-Record = PurificationRecord | VictimRecord | DemoRecord | StressRecord
+Record = PurificationRecord | VictimRecord | TrainingRecord | DemoRecord | StressRecord
 
 
 def check_record(content: dict[str, Any]) -> Record:
@@ -236,7 +295,13 @@ def check_record(content: dict[str, Any]) -> Record:
         ValidationError: an entry is missing, unknown or of another type.
     """
     schema: type[Record] = VictimRecord
-    for key, kind in (("demo", DemoRecord), ("method", PurificationRecord), ("before", StressRecord)):
+    kinds: dict[str, type[Record]] = {
+        "trainer": TrainingRecord,
+        "demo": DemoRecord,
+        "method": PurificationRecord,
+        "before": StressRecord,
+    }
+    for key, kind in kinds.items():
         schema = kind if key in content else schema
     return schema.model_validate(content)
 

@@ -10,12 +10,13 @@ from unbackdoor._artifacts.attack_record import AttackRecord
 from unbackdoor._artifacts.audit_record import AuditRecord
 from unbackdoor._artifacts.cell import Cell, Mark, Rows
 from unbackdoor._artifacts.guard_record import GuardRecord
-from unbackdoor._artifacts.record import DemoRecord, PurificationRecord, VictimRecord
+from unbackdoor._artifacts.record import DemoRecord, PurificationRecord, TrainingRecord, VictimRecord
 from unbackdoor._artifacts.stress_record import StressRecord
 
 SCHEMAS: dict[str, type[BaseModel]] = {
     "record-of-purify": PurificationRecord,
     "record-of-attack": VictimRecord,
+    "record-of-train": TrainingRecord,
     "record-of-demo": DemoRecord,
     "attack": AttackRecord,
     "stress": StressRecord,

@@ -1,4 +1,4 @@
-"""`attack NAME`, `purify NAME`, `purify A+B` and `guard fit NAME`: functions with the options of the chosen classes."""
+"""Commands with a NAME (attack, train, purify, guard fit): functions with the options of the chosen classes."""
 
 import dataclasses
 import inspect
@@ -7,7 +7,7 @@ from typing import Annotated, Any, TypeVar
 
 from cyclopts import Parameter
 
-from unbackdoor._cli.options import AttackOptions, GuardFitOptions, PurifyOptions, asking, of
+from unbackdoor._cli.options import AttackOptions, GuardFitOptions, PurifyOptions, TrainOptions, asking, of
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._registry.entries import Entry, Need
 from unbackdoor._registry.purifiers import REGISTRY as PURIFIERS
@@ -52,6 +52,24 @@ def single(verb: str, entry: Entry, typed: str) -> Callable[..., None]:
         "return": None,
     }
     return attack
+
+
+def training(entry: Entry, typed: str) -> Callable[..., None]:
+    """The function behind `train NAME`, with the options of that class; `typed` is for the record."""
+    cls = entry.resolve()
+
+    def train(*, options: Any, trainer: Any = None) -> None:
+        from unbackdoor._cli.commands.train import train as work
+
+        work(trainer if trainer is not None else cls(), options, command=typed)
+
+    train.__doc__ = _help(cls, "")
+    train.__annotations__ = {
+        "options": Annotated[_asking(TrainOptions, [entry]), Parameter(name="*")],
+        "trainer": Annotated[cls, Parameter(name="*", group=of(entry.name))],
+        "return": None,
+    }
+    return train
 
 
 def fitting(entry: Entry, typed: str) -> Callable[..., None]:

@@ -10,8 +10,9 @@ from unbackdoor._registry.detectors import REGISTRY as DETECTORS
 from unbackdoor._registry.entries import Entry, Modality, Need
 from unbackdoor._registry.guards import REGISTRY as GUARDS
 from unbackdoor._registry.purifiers import REGISTRY as PURIFIERS
+from unbackdoor._registry.trainers import REGISTRY as TRAINERS
 
-Kind = Literal["methods", "attacks", "archs", "detectors", "guards"]
+Kind = Literal["methods", "attacks", "archs", "detectors", "guards", "trainers"]
 
 NONE = Entry(
     "none", "unbackdoor._cli.commands.attack:NoAttack", "no attack: a clean model by the same recipe, the control"
@@ -23,6 +24,7 @@ KINDS: dict[Kind, tuple[Entry, ...]] = {
     "archs": ARCHS,
     "detectors": DETECTORS,
     "guards": GUARDS,
+    "trainers": TRAINERS,
 }
 
 

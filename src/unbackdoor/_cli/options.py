@@ -143,6 +143,8 @@ class AttackOptions(HardwareOptions):
         control: a model that was never poisoned (attack none trains one); its flip rate is also scored.
         augment: auto mirrors images unless the class names distinguish left from right; crop never does, flip always.
         columns: the data's own column names, as image=img,label=fine_label or text_a=question,text_b=sentence.
+        save_data: also write the training examples as the victim saw them, as poisoned.parquet with a column poisoned:
+            data to try a trainer on (train).
         overwrite: replace a directory that unbackdoor wrote.
     """
 
@@ -162,6 +164,49 @@ class AttackOptions(HardwareOptions):
     control: Annotated[str | None, MODEL] = None
     epochs: Annotated[int | None, TRAINING] = None
     clean_epochs: Annotated[int, TRAINING] = 0
+    learning_rate: Annotated[float | None, TRAINING] = None
+    batch_size: Annotated[int | None, TRAINING] = None
+    save_data: Annotated[bool, OUTPUT] = False
+    overwrite: Annotated[bool, OUTPUT] = False
+    seed: Annotated[int, OUTPUT] = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainOptions(HardwareOptions):
+    """Options of `train`.
+
+    Args:
+        data: training examples that may be poisoned; several files or a pattern are joined. If they have a column
+            poisoned, as attack writes it, the trainer does not see it: it counts how often the trainer is right.
+        out: directory to write; it must not exist.
+        clean: labelled examples without poison, for trainers that need them.
+        test: test examples without a trigger; the model is scored on them.
+        attack: with --test: attack.json whose trigger is put on the test examples.
+        arch: network: resnet18, preact-resnet18, wrn16 or vit.
+        width: channels of the first stage (64 in the papers; 16 trains on two cores).
+        base: start from this Hugging Face image classifier, or pre-trained text model, instead of --arch.
+        epochs: passes over the training examples; by default 15 for images and 3 for texts.
+        learning_rate: peak learning rate; by default 0.1 for --arch (1e-3 for vit), 0.01 for --base, 5e-5 for texts.
+        batch_size: examples per step; by default 128 for images and 32 for texts.
+        max_length: number of tokens that the model reads of a text; by default as many as it can.
+        seed: fixes the initial weights, the batches and the trainer's draws.
+        augment: auto mirrors images unless the class names distinguish left from right; crop never does, flip always.
+        columns: the data's own column names, as image=img,label=fine_label or text_a=question,text_b=sentence.
+        overwrite: replace a directory that unbackdoor wrote.
+    """
+
+    data: Annotated[list[str], REQUIRED]
+    out: Annotated[str, REQUIRED]
+    clean: Annotated[str | None, DATA] = None
+    test: Annotated[str | None, DATA] = None
+    attack: Annotated[str | None, DATA] = None
+    augment: Annotated[Augment, DATA] = "auto"
+    columns: Annotated[str | None, DATA] = None
+    arch: Annotated[str, MODEL] = "resnet18"
+    width: Annotated[int, MODEL] = 16
+    base: Annotated[str | None, MODEL] = None
+    max_length: Annotated[int | None, MODEL] = None
+    epochs: Annotated[int | None, TRAINING] = None
     learning_rate: Annotated[float | None, TRAINING] = None
     batch_size: Annotated[int | None, TRAINING] = None
     overwrite: Annotated[bool, OUTPUT] = False

@@ -24,7 +24,7 @@ def as_options(text: object, command: str = "") -> str:
 
     Args:
         text: message that may name parameters (`image_size`) and settings (`device='cpu'`) in backticks.
-        command: the command that runs; only `attack` has test examples apart from the data.
+        command: the command that runs; only `attack` and `train` have test examples apart from the data.
 
     >>> as_options("`seed` must be at least 0, got -1. Leave `image_size` out, or take `device='cpu'`.")
     '--seed must be at least 0, got -1. Leave --image-size out, or take --device cpu.'
@@ -33,7 +33,7 @@ def as_options(text: object, command: str = "") -> str:
     >>> as_options("VictimRecipe.batch_size must be at least 2, got 1.")
     '--batch-size must be at least 2, got 1.'
     """
-    names = _SPELLING if command == "attack" else {**_SPELLING, "test": "--data"}
+    names = _SPELLING if command in ("attack", "train") else {**_SPELLING, "test": "--data"}
 
     def option(match: re.Match[str]) -> str:
         name = match[1].replace("_", "-")

@@ -5,13 +5,14 @@ from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
 
-from unbackdoor._cli.chosen import composition, fitting, single
+from unbackdoor._cli.chosen import composition, fitting, single, training
 from unbackdoor._cli.listing import KINDS, Kind, show
 from unbackdoor._cli.options import AuditOptions, EvaluateOptions, GuardEvaluateOptions, GuardRunOptions, StressOptions
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._registry.entries import find
 from unbackdoor._registry.guards import REGISTRY as GUARDS
 from unbackdoor._registry.purifiers import REGISTRY as PURIFIERS
+from unbackdoor._registry.trainers import REGISTRY as TRAINERS
 
 _AUDIT = AuditOptions()  # none of its options is required
 
@@ -46,6 +47,7 @@ def parser(given: list[str], typed: str) -> App:
             made = single(verb, steps[0], typed) if len(steps) == 1 else composition(steps, typed)
             sub.command(made, name=chosen)
         app.command(sub)
+    app.command(_train(words, typed))
     app.command(_audit_of(typed), name="audit")
     app.command(_evaluate, name="evaluate")
     app.command(_guard(words, typed))
@@ -53,6 +55,24 @@ def parser(given: list[str], typed: str) -> App:
     app.command(_bench, name="bench")
     app.command(_report, name="report")
     app.command(_list, name="list")
+    return app
+
+
+def _train(words: list[str], typed: str) -> App:
+    """The `train` command, with the options of the chosen trainer."""
+    app = App(
+        name="train",
+        help="Train on data that may be poisoned, so that a backdoor does not get in. Each trainer has its own "
+        "options: unbackdoor train NAME --help.",
+    )
+    for entry in TRAINERS:
+        app.command(_stub, name=entry.name, help=entry.summary[0].upper() + entry.summary[1:] + ".")
+    chosen = words[1] if words[:1] == ["train"] and len(words) > 1 else ""
+    if chosen:
+        entry = find(chosen, TRAINERS, "trainer", "trainers")
+        if chosen in app:
+            del app[chosen]
+        app.command(training(entry, typed), name=chosen)
     return app
 
 

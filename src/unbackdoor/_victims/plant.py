@@ -48,6 +48,7 @@ class Victim:
         trigger: the attack as it was planted; None for the clean control.
         description: the content of `attack.json`.
         record: the content of `record.json`.
+        poisoned: the training data with the poison; None for the clean control.
     """
 
     model: nn.Module
@@ -57,6 +58,7 @@ class Victim:
     trigger: Trigger | None
     description: dict[str, Any]
     record: dict[str, Any]
+    poisoned: Poisoned | None = None
 
 
 def plant(
@@ -137,6 +139,7 @@ def plant(
             "scores": {"victim": measured.to_json()},
             "implanted": implanted,
         },
+        poisoned=poisoned,
     )
 
 

@@ -17,7 +17,7 @@ from unbackdoor._data.images import ImageEncoder
 from unbackdoor._errors import SENTENCE, UnbackdoorError, printable
 from unbackdoor._models import calling, loading, saving
 from unbackdoor._models.directory import ModelDirectory
-from unbackdoor._poisoning.abilities import is_repeatable, modalities_of
+from unbackdoor._poisoning.abilities import Implants, is_repeatable, modalities_of
 from unbackdoor._value import check_seed, value
 from unbackdoor._victims.directory import write_victim
 from unbackdoor._victims.implanted import IMPLANTED
@@ -73,7 +73,7 @@ def attack(made: Any, options: AttackOptions) -> None:
         progress=True,
     )
     with directories.directory(out, earlier) as folder:
-        write_victim(victim, folder, source=base)
+        write_victim(victim, folder, source=base, with_data=options.save_data)
         saving.check_saved(folder, victim.model, victim.encode, victim.test)
     held_out = "" if options.test else f", a seeded tenth held out of the {len(data):,} given"
     print(victim.score)
@@ -97,6 +97,13 @@ def _check_attack_options(chosen: Any, options: AttackOptions) -> None:
     unmarked = chosen is None or (not repeatable and options.triggered_test is None)
     if options.control is not None and unmarked:
         raise UnbackdoorError("--control counts flips on triggered examples, and there are none here. Leave it out.")
+    if options.save_data and chosen is None:
+        raise UnbackdoorError("--save-data writes the poisoned examples, and attack none makes none. Leave it out.")
+    if options.save_data and isinstance(chosen, Implants):
+        raise UnbackdoorError(
+            f"{type(chosen).__name__} trains its victim in a way of its own, so its poisoned examples alone do not "
+            "carry the attack. Leave --save-data out."
+        )
     if options.base is None and modalities_of(chosen) == ("text",):
         raise no_base()
 

@@ -12,6 +12,7 @@ from unbackdoor._cli.options import (
     ModelOptions,
     PurifyOptions,
     StressOptions,
+    TrainOptions,
 )
 from unbackdoor._data.dataset import Augment, Dataset
 from unbackdoor._errors import UnbackdoorError, printable
@@ -25,7 +26,7 @@ logger = logging.getLogger("unbackdoor")
 def free_place(
     out: str,
     inputs: tuple[str | None, ...],
-    options: PurifyOptions | AttackOptions | StressOptions | AuditOptions | GuardFitOptions,
+    options: PurifyOptions | AttackOptions | StressOptions | AuditOptions | GuardFitOptions | TrainOptions,
 ) -> tuple[Path, directories.Content | None]:
     """Returns the directory to write, and the content that an earlier run left there.
 

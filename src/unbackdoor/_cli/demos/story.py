@@ -16,6 +16,7 @@ from unbackdoor._artifacts.record import write_record
 from unbackdoor._cli.commands.outcome import not_usable
 from unbackdoor._cli.parameters import with_options
 from unbackdoor._data.dataset import Dataset
+from unbackdoor._data.writing import write_parquet
 from unbackdoor._models import saving
 from unbackdoor._models.arithmetic import Precision, choose
 from unbackdoor._poisoning.triggered import Triggered
@@ -180,27 +181,6 @@ def _write(folder: Path, victim: Victim, purified: Purified, scores: tuple[Score
     write_record(folder / "purified" / "record.json", record)
     for name, model in (("victim", victim.model), ("purified", purified.model)):
         saving.check_saved(folder / name, model, victim.encode, test)
-
-
-def write_parquet(path: Path, data: Dataset) -> None:
-    """Grey pictures or texts, and labels, as `--clean` and `--data` take them."""
-    import datasets
-    from PIL import Image
-
-    columns: dict[str, Any]
-    if data.modality == "text":
-        columns = dict(zip(data.texts.columns, map(list, zip(*data.texts.strings, strict=True)), strict=True))
-        features = {name: datasets.Value("string") for name in columns}
-    else:
-        columns = {"image": [Image.fromarray(item[0].numpy()) for item in data.pixels]}
-        features = {"image": datasets.Image()}
-    features["label"] = datasets.ClassLabel(names=list(data.classes)) if data.classes else datasets.Value("int64")
-    table = datasets.Dataset.from_dict({**columns, "label": data.labels.tolist()}, features=datasets.Features(features))
-    bars = datasets.is_progress_bar_enabled()
-    datasets.disable_progress_bars()
-    table.to_parquet(str(path))
-    if bars:
-        datasets.enable_progress_bars()
 
 
 def _farewell(folder: Path, method: str = "ft-init", options: str = "") -> str:

@@ -1,0 +1,38 @@
+"""Examples written as a parquet file, as `Dataset.load` and `datasets` read it."""
+
+from pathlib import Path
+from typing import Any
+
+from unbackdoor._data.dataset import Dataset
+
+POISONED = "poisoned"  # the column of a poisoned set that says which rows are; no trainer sees it
+
+
+def write_parquet(path: Path, data: Dataset, poisoned: list[bool] | None = None) -> None:
+    """Write pictures or texts, with their labels.
+
+    Args:
+        path: name of the file.
+        data: the examples.
+        poisoned: whether each of them is poisoned, for a column of that name; None leaves it out.
+    """
+    import datasets
+    from PIL import Image
+
+    columns: dict[str, Any]
+    if data.modality == "text":
+        columns = dict(zip(data.texts.columns, map(list, zip(*data.texts.strings, strict=True)), strict=True))
+        features = {name: datasets.Value("string") for name in columns}
+    else:
+        columns = {"image": [Image.fromarray(item.permute(1, 2, 0).squeeze(2).numpy()) for item in data.pixels]}
+        features = {"image": datasets.Image()}
+    columns["label"] = data.labels.tolist()
+    features["label"] = datasets.ClassLabel(names=list(data.classes)) if data.classes else datasets.Value("int64")
+    if poisoned is not None:
+        columns[POISONED], features[POISONED] = poisoned, datasets.Value("bool")
+    table = datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+    bars = datasets.is_progress_bar_enabled()
+    datasets.disable_progress_bars()
+    table.to_parquet(str(path))
+    if bars:
+        datasets.enable_progress_bars()
