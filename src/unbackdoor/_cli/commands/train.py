@@ -10,17 +10,21 @@ from unbackdoor._cli.commands.inputs import column_names, free_place
 from unbackdoor._cli.commands.outcome import propose_control
 from unbackdoor._cli.options import TrainOptions
 from unbackdoor._cli.parameters import with_options
+from unbackdoor._data.classes import check_labels
 from unbackdoor._data.dataset import Dataset
 from unbackdoor._data.images import ImageEncoder
 from unbackdoor._data.truth import poisoned_rows
 from unbackdoor._errors import SENTENCE, UnbackdoorError, printable
-from unbackdoor._evaluation.evaluate import evaluate
 from unbackdoor._models import loading, saving
+from unbackdoor._models.arithmetic import choose
 from unbackdoor._models.directory import ModelDirectory
+from unbackdoor._poisoning.attack_file import as_trigger
+from unbackdoor._poisoning.triggered import triggered
 from unbackdoor._robust_training.suspects import FILE
 from unbackdoor._robust_training.train import Trained
 from unbackdoor._robust_training.train import train as train_model
 from unbackdoor._robust_training.trainer import RobustTrainer, needs_clean
+from unbackdoor._tasks.classification import score
 from unbackdoor._tasks.score import Score
 from unbackdoor._value import check_seed
 from unbackdoor._victims.recipe import VictimRecipe
@@ -60,30 +64,28 @@ def train(trainer: RobustTrainer, options: TrainOptions, *, command: str | None 
         precision=options.precision,
         progress=True,
     )
-    score = None if test is None else _scored(trained, test, options)
+    measured = None if test is None else _scored(trained, test, options)
     record = {
         **trained.record,
         **with_options(trained.record, "train"),
         **({} if command is None else {"command": command}),
-        "scores": None if score is None else {"trained": score.to_json()},
+        "scores": None if measured is None else {"trained": measured.to_json()},
         "scores_note": "not measured: no --test was given" if test is None else f"on {len(test):,} test examples",
     }
     with directories.directory(out, earlier) as folder:
         _write(trained, data, record, folder, base)
         saving.check_saved(folder, trained.model, trained.encode, test or data.select(range(1)))
-    _print_result(record, score, out)
+    _print_result(record, measured, out)
 
 
 def _scored(trained: Trained, test: Dataset, options: TrainOptions) -> Score:
     """The score on the test examples, with the trigger if there is one."""
-    measured = evaluate(
-        trained.model,
-        test.encoded_by(trained.encode),
-        attack=options.attack,
-        device=options.device,
-        precision=options.precision,
-    )
-    propose_control(measured, len(trained.record["data"]["per_class"]))
+    test, classes = test.encoded_by(trained.encode), len(trained.record["data"]["per_class"])
+    check_labels(test, classes)
+    attacked = None if options.attack is None else triggered(test, as_trigger(options.attack, test), classes)
+    arithmetic = choose(trained.model, options.device, options.precision)
+    measured = score(trained.model, test, attacked, arithmetic)
+    propose_control(measured, classes)
     return measured
 
 
@@ -96,11 +98,11 @@ def _write(trained: Trained, data: Dataset, record: dict[str, Any], folder: Path
     write_record(folder / "record.json", record)
 
 
-def _print_result(record: dict[str, Any], score: Score | None, out: Path) -> None:
+def _print_result(record: dict[str, Any], measured: Score | None, out: Path) -> None:
     """Print the score, the suspects, and where they are."""
     suspects = record["suspects"]
-    if score is not None:
-        print(score)
+    if measured is not None:
+        print(measured)
     if suspects is not None:
         print(f"distrusted {suspects['n']:,} of {record['data']['n']:,} training examples; {FILE} lists them")
         if suspects["precision"] is None:
