@@ -185,10 +185,10 @@ def report(runs: dict[str, dict[str, list[dict[str, float]]]], largest: int) -> 
             rest = f"{middle[name]['processor']:.2f} | {max(run['memory'] for run in made) / 1e6:,.0f} | {len(made)}"
             lines.append(f"| {cache} | {name} | {wall} | {rest} |")
         for what, aim in AIMS:
-            other = what.split()[-1]
-            if {"mask", other} <= middle.keys():
+            mine, _, other = what.partition(" to ")
+            if {mine, other} <= middle.keys():
                 for key in ("wall", "processor"):
-                    value = middle["mask"][key] / middle[other][key]
+                    value = middle[mine][key] / middle[other][key]
                     ratios[f"{cache}, {key}, {what}"] = {"value": value, "aim": aim}
     limit = 600e6 + 3 * largest
     used = [run["memory"] for contenders in runs.values() for run in contenders.get("mask", [])]

@@ -85,7 +85,8 @@ def test_methods_keep_the_contract_on_conversations(entry, chat_victim: nn.Modul
     few = {"frequencies": str(tmp_path / "counts.csv"), "step": 0.25, "folds": 2}
     method = quick(entry)
     method = dataclasses.replace(method, **{name: few[name] for name in few if hasattr(method, name)})
-    check_method(method, chat_victim, chats.prompts(24), base=base, proxy=nearly(chat_victim))
+    model = chats.language_model(layers=3) if Need.BLOCKS in entry.needs else chat_victim
+    check_method(method, model, chats.prompts(24), base=base, proxy=nearly(model))
 
 
 @pytest.mark.parametrize("entry", attacks_on("text"), ids=lambda entry: entry.name)

@@ -6,12 +6,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import chats
 import toys
 from conftest import SmallCNN
 from unbackdoor import Dataset, UnbackdoorError, purifiers, purify
+from unbackdoor._data.conversation_encoder import AnswerTokens
+from unbackdoor._data.dataset import Batch
 from unbackdoor._data.texts import Tokens
+from unbackdoor._tasks.classification import CLASSIFICATION
+from unbackdoor._tasks.generation import Generation
 from unbackdoor._training.descent import divergence
-from unbackdoor.purifiers.w2s_distillation import distance, least_squares, per_example
+from unbackdoor.purifiers.w2s_distillation import distance, least_squares, per_answer
 
 
 def drawn(*shape: int) -> Tensor:
@@ -45,7 +50,38 @@ def test_a_teacher_with_the_same_answers_teaches_nothing() -> None:
 def test_padding_is_in_no_mean() -> None:
     features = torch.tensor([[[1.0], [3.0], [9.0]]])
     tokens = Tokens(input_ids=torch.ones(1, 3).long(), attention_mask=torch.tensor([[1, 1, 0]]))
-    assert per_example(features, tokens).tolist() == [[2.0]]
+    batch = Batch(tokens, torch.zeros(1), torch.zeros(1))
+    assert per_answer(features, batch, CLASSIFICATION).tolist() == [[2.0]]
+
+
+def test_a_language_model_has_features_for_each_token_of_an_answer() -> None:
+    tokens = {"input_ids": torch.ones(1, 4).long(), "attention_mask": torch.ones(1, 4).long()}
+    batch = Batch(AnswerTokens(tokens, torch.tensor([[-100, -100, 5, 6]])), torch.zeros(1), torch.zeros(1))
+    features = torch.tensor([[[1.0], [2.0], [3.0], [4.0]]])
+    assert per_answer(features, batch, Generation()).tolist() == [[2.0], [3.0]]  # which predict the third and fourth
+
+
+def test_on_a_language_model_without_a_teacher_it_is_lora_tuning(chat_victim: nn.Module) -> None:
+    clean, proxy = chats.prompts(16), chats.language_model(seed=4)
+    alone = purifiers.W2SDistillation(distillation=0, features=0, rank=4, epochs=1)
+    first = purify(chat_victim, clean, alone, proxy=proxy, device="cpu").model.state_dict()
+    second = purify(chat_victim, clean, purifiers.LoRATuning(rank=4, alpha=4, epochs=1), device="cpu").model
+    assert all(torch.allclose(first[name], tensor, rtol=0, atol=1e-6) for name, tensor in second.state_dict().items())
+    assert not torch.equal(first["model.layers.0.mlp.up_proj.weight"], chat_victim.model.layers[0].mlp.up_proj.weight)
+
+
+def test_on_a_language_model_the_teachers_answers_are_learnt(chat_victim: nn.Module) -> None:
+    clean, teacher = chats.prompts(24), chats.language_model(seed=4)
+    method = purifiers.W2SDistillation(labels=0, features=0.0, epochs=20, learning_rate=5e-3, rank=16)
+    after = purify(chat_victim, clean, method, proxy=teacher, device="cpu").model
+    inputs = clean.inputs(slice(8))
+
+    def apart(model: nn.Module) -> float:
+        with torch.no_grad():
+            ours, theirs = (each(**inputs).logits.log_softmax(-1) for each in (model, teacher))
+        return (theirs.exp() * (theirs - ours)).sum(-1)[inputs.targets != -100].mean().item()
+
+    assert apart(after) < 0.7 * apart(chat_victim)
 
 
 def test_without_a_teacher_it_is_lora_tuning(text_victim: nn.Module, reviews: Dataset) -> None:

@@ -29,6 +29,7 @@ class Need(StrEnum):
     SKIP_CONNECTIONS = "skip connections"
     STAGES = "convolutions or transformer blocks"
     ATTENTION = "attention heads"
+    BLOCKS = "at least three transformer blocks"
     BERT = "an encoder of the kind of BERT, RoBERTa or DeBERTa"
 
 

@@ -20,12 +20,12 @@ REGISTRY = (
     Entry(
         "lora-tuning",
         "unbackdoor.purifiers.lora_tuning:LoRATuning",
-        "tune matrices of low rank next to the layers (LoRA); the control of w2s-distillation",
+        "tune matrices of low rank next to the layers (LoRA); the control of crow and w2s-distillation",
         needs=(Need.CLEAN,),
         passes=5,
         year=2022,
         paper="LoRA: Low-Rank Adaptation of Large Language Models",
-        modality=("text",),
+        modality=("text", "conversations"),
         damage="the learning rate was probably too high for this model: lower `learning_rate`, or give more clean "
         "examples",
     ),
@@ -345,9 +345,22 @@ REGISTRY = (
         cost="with a forward pass of the teacher each",
         year=2025,
         paper="Unlearning Backdoor Attacks for LLMs with Weak-to-Strong Knowledge Distillation",
-        modality=("text",),
+        modality=("text", "conversations"),
         damage="the proxy is probably worse at the task than the suspect was: give a better one, or lower "
         "`distillation`",
+    ),
+    Entry(
+        "crow",
+        "unbackdoor.purifiers.crow:CROW",
+        "CROW: neighbouring blocks leave alike states, also if the embeddings are perturbed",
+        needs=(Need.CLEAN, Need.BLOCKS),
+        passes=5,
+        cost="of three forward and backward passes each",
+        year=2025,
+        paper="CROW: Eliminating Backdoors from Large Language Models via Internal Consistency Regularization",
+        modality=("conversations",),
+        damage="the blocks were probably made too much alike: lower `alpha`, `epsilon` or `learning_rate`, or give "
+        "more clean examples",
     ),
     Entry(
         "fine-purifying",

@@ -11,7 +11,7 @@ from unbackdoor._data.dataset import Batch, Dataset, Encoder
 from unbackdoor._errors import UnbackdoorError, printable
 from unbackdoor._models.arithmetic import Arithmetic
 from unbackdoor._models.calling import check_partner, class_count, class_names, evaluating, logits, probe
-from unbackdoor._models.head import head_of
+from unbackdoor._models.head import Head, head_of
 from unbackdoor._poisoning.attack_file import as_trigger
 from unbackdoor._poisoning.triggered import Triggered, already_triggered, triggered
 from unbackdoor._tasks.damage import ALLOWED, unusable
@@ -100,6 +100,10 @@ class Classification:
     def predicted(self, scores: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """Returns all scores, (batch, classes), and the labels, (batch,)."""
         return scores, batch.labels
+
+    def head(self, model: nn.Module, data: Dataset) -> Head:
+        """Returns the last linear layer, found by running the model."""
+        return head_of(model, probe(model, data))
 
     def quality(self, data: Dataset, outcomes: Tensor) -> Tensor:
         """Returns whether each answer is as labelled, (n,), bool."""

@@ -15,6 +15,7 @@ from unbackdoor._errors import UnbackdoorError, printable
 from unbackdoor._models.arithmetic import Arithmetic
 from unbackdoor._models.calling import embeddings, evaluating, logits, scored_at_once
 from unbackdoor._models.decoding import MAX_NEW_TOKENS, answers
+from unbackdoor._models.head import Head
 from unbackdoor._models.language_models import check_causal
 from unbackdoor._poisoning.attack_file import as_trigger
 from unbackdoor._poisoning.behaviour import Behaviour
@@ -65,6 +66,10 @@ class Generation:
         targets = batch.inputs.targets[:, 1:]
         scored = targets != UNSCORED
         return scores[:, :-1][scored], targets[scored]
+
+    def head(self, model: nn.Module, data: Dataset) -> Head:
+        """Returns the output embeddings."""
+        return Head(_head_name(model), model.get_output_embeddings())  # type: ignore[operator]
 
     def quality(self, data: Dataset, outcomes: Tensor) -> Tensor:
         """Returns minus the loss per token of each answer, (n,), float64."""

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from unbackdoor._data.dataset import Batch, Dataset, Encoder
 from unbackdoor._models.arithmetic import Arithmetic
+from unbackdoor._models.head import Head
 from unbackdoor._poisoning.attack import Attack
 from unbackdoor._poisoning.behaviour import Behaviour
 from unbackdoor._poisoning.trigger import Trigger
@@ -110,6 +111,9 @@ class Task(Protocol):
 
         Of a classifier, one row for each example; of a language model, one for each token of an answer.
         """
+
+    def head(self, model: nn.Module, data: Dataset) -> Head:
+        """Returns the layer that makes the scores, and its name."""
 
     def outcomes(self, model: nn.Module, data: Dataset, arithmetic: Arithmetic) -> Tensor:
         """Returns what a model makes of each example, (n,), on the CPU.

@@ -8,6 +8,7 @@ from .bna import BNA as BNA
 from .bti_dbf import BTIDBF as BTIDBF
 from .clp import CLP as CLP
 from .contrastive_unlearning import ContrastiveUnlearning as ContrastiveUnlearning
+from .crow import CROW as CROW
 from .e_pur import EPUR as EPUR
 from .fine_mixing import FineMixing as FineMixing
 from .fine_pruning import FinePruning as FinePruning
