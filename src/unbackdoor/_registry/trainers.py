@@ -1,6 +1,6 @@
 """The trainers: names, classes and facts."""
 
-from unbackdoor._registry.entries import Entry
+from unbackdoor._registry.entries import Entry, Need
 
 REGISTRY = (
     Entry(
@@ -20,5 +20,27 @@ REGISTRY = (
         paper="Anti-Backdoor Learning: Training Clean Models on Poisoned Data",
         modality=("images", "text"),
         blind="triggers that are not learnt sooner than the task, such as clean-label ones; few poisoned rows",
+    ),
+    Entry(
+        "dpoe",
+        "unbackdoor.trainers.dpoe:DPoE",
+        "a shallow model beside takes the trigger on itself, and is thrown away",
+        needs=(Need.BASE,),
+        cost="one training with two passes of both models",
+        year=2024,
+        paper="From Shortcuts to Triggers: Backdoor Defense with Denoised PoE",
+        modality=("text",),
+        blind="triggers that need the upper blocks as the task does; a task as easy as the trigger is taken for one",
+    ),
+    Entry(
+        "musclelora",
+        "unbackdoor.trainers.musclelora:MuScleLoRA",
+        "matrices of low rank, moved only along the gradients of clean texts",
+        needs=(Need.CLEAN, Need.BASE),
+        cost="10 epochs, and a batch of clean texts in each step",
+        year=2024,
+        paper="Acquiring Clean Language Models from Backdoor Poisoned Datasets by Downscaling Frequency Space",
+        modality=("text",),
+        blind="triggers for which clean and poisoned texts pull the weights the same way",
     ),
 )

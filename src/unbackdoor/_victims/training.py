@@ -1,6 +1,6 @@
 """Training a victim: an untrained network, the loop that all victims share, a count of the examples seen."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,7 +17,7 @@ from unbackdoor._models.calling import probe
 from unbackdoor._models.directory import ModelDirectory
 from unbackdoor._models.head import head_of
 from unbackdoor._progress import Progress, silent
-from unbackdoor._training.descent import Change, Loss, cross_entropy, descend
+from unbackdoor._training.descent import Change, Gradients, Loss, cross_entropy, descend
 from unbackdoor._victims.recipe import Schedule, VictimRecipe
 
 
@@ -178,6 +178,8 @@ def train_victim(
     arithmetic: Arithmetic,
     adaptive: bool,
     loss: Loss = cross_entropy,
+    gradients: Gradients | None = None,
+    also: Sequence[tuple[nn.Module, float]] = (),
     change: Change | None = None,
     after_step: Callable[[], None] | None = None,
     progress: Progress = silent,
@@ -200,13 +202,18 @@ def train_victim(
         arithmetic: device, precision, layout.
         adaptive: AdamW instead of SGD.
         loss: loss to minimise.
+        gradients: see `descend`.
+        also: further modules on the device, which are trained with it, each with the peak of its own cycle.
         change: function that changes each batch before the forward pass.
         after_step: function that is called after each step, without gradients.
         progress: progress of the training.
         description: description of the training, for the progress.
     """
     arithmetic.place(model)
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    parameters: list[dict[str, Any]] = [
+        {"params": [each for each in module.parameters() if each.requires_grad], "lr": peak}
+        for module, peak in ((model, learning_rate), *also)
+    ]
     steps = max(2, epochs * sum(1 for _ in range(0, len(data), batch_size)))
     optimizer: torch.optim.Optimizer
     schedule: torch.optim.lr_scheduler.LRScheduler
@@ -218,7 +225,9 @@ def train_victim(
         )
     else:
         optimizer = torch.optim.SGD(parameters, lr=learning_rate, momentum=0.9, nesterov=True, weight_decay=5e-4)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, [group["lr"] for group in parameters], total_steps=steps
+        )
     descend(
         model,
         data.to(arithmetic.device),
@@ -229,6 +238,7 @@ def train_victim(
         generator=torch.Generator().manual_seed(seed),
         arithmetic=arithmetic,
         loss=loss,
+        gradients=gradients,
         change=change,
         after_step=after_step,
         each="step",

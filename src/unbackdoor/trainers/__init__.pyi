@@ -3,6 +3,8 @@
 import unbackdoor._registry.entries
 
 from .abl import ABL as ABL
+from .dpoe import DPoE as DPoE
+from .musclelora import MuScleLoRA as MuScleLoRA
 from .plain import Plain as Plain
 
 REGISTRY: tuple[unbackdoor._registry.entries.Entry, ...]

@@ -39,7 +39,7 @@ class ABL:
             (AdamW).
         forgotten: loss of an isolated row from which it counts as unlearnt and is left alone, more than 0.
 
-    Differences from the paper: The sign is taken for each row, as in the paper's formula; the authors' script takes it
+    Differences from the paper: the sign is taken for each row, as in the paper's formula; the authors' script takes it
     of the mean over a batch. That script unlearns by the isolated rows alone, at a rate of 5e-4 for 5 epochs; here each
     batch also has rows of the rest, so that BatchNorm sees both, and a row is left alone once its loss is above
     `forgotten`, as it would otherwise grow without end. Rates, epochs and batches (of 32 at the end) were
