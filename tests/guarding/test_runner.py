@@ -231,6 +231,30 @@ class TestDecisions:
         with pytest.raises(UnbackdoorError, match="fitted to another tokenizer"):
             fitted.wrap(pipeline)
 
+    def test_a_pipeline_of_pictures_behind_a_guard(self, digits: Dataset) -> None:
+        import transformers
+
+        config = transformers.ViTConfig(
+            **{"image_size": 8, "patch_size": 4, "hidden_size": 16, "num_hidden_layers": 2},
+            **{"num_attention_heads": 2, "intermediate_size": 16, "num_labels": 10},
+        )
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model = transformers.ViTForImageClassification(config).eval()
+        steps = transformers.ViTImageProcessor(size={"height": 8, "width": 8})
+        encode = ub.ImageEncoder(mean=(0.5,) * 3, std=(0.5,) * 3, channels=3)
+        coloured = replace(digits, items=digits.pixels.repeat(1, 3, 1, 1), encode=encode)
+        fitted = fit_guard(model, coloured.select(range(40)), guards.BadActs(width=1), false_alarms=0.1, device="cpu")
+        pipeline = transformers.pipeline("image-classification", model=model, image_processor=steps, device="cpu")
+        images = [Image.fromarray(picture.permute(1, 2, 0).numpy()) for picture in coloured.pixels[100:140]]
+        answers = fitted.wrap(pipeline, device="cpu")(images, top_k=1)
+        rejected = [answer for answer in answers if answer.decision.action == "reject"]
+        assert 0 < len(rejected) < 20
+        assert all(answer.answer is None for answer in rejected)
+        passed = [row for row, answer in enumerate(answers) if answer.decision.action == "pass"]
+        plain = pipeline([images[row] for row in passed], top_k=1)
+        assert [answers[row].answer[0]["label"] for row in passed] == [each[0]["label"] for each in plain]
+
 
 class TestNumbers:
     def test_each_is_counted_as_it_is_called(self, edited: FittedGuard, counting: nn.Module, reviews: Dataset) -> None:

@@ -200,7 +200,7 @@ def evaluate_guard(
             "`triggered_data` and `target` go together: the examples, and the class that the attacker wants."
         )
     fitted.check(model, test)
-    fresh = _fresh(fitted, test)
+    fresh = unseen(fitted, test)
     fitting = CLASSIFICATION.checked(model, fresh, triggered_data)
     attacked: Triggered | None = None
     if attack is not None:
@@ -213,10 +213,10 @@ def evaluate_guard(
         marked = None if attacked is None else work.judged(attacked.data, answering=True)
         cost = _cost(work, before, len(fresh) + (0 if attacked is None else len(attacked.data)))
     check_unchanged(fitted.guard, model, fitted.identity.model)
-    return _score(fitted, clean, fitting.test.labels.cpu(), attacked, marked, cost)
+    return score_of(fitted, clean, fitting.test.labels.cpu(), attacked, marked, cost)
 
 
-def _fresh(fitted: FittedGuard, test: Dataset) -> Dataset:
+def unseen(fitted: FittedGuard, test: Dataset) -> Dataset:
     """The test examples that the guard was not fitted on."""
     known = torch.isin(hashes(test), fitted.seen)
     if bool(known.all()):
@@ -232,7 +232,7 @@ def _cost(work: Work, before: int, count: int) -> Cost:
     return Cost(work.forwards.count / count, (after - before) / count, count)
 
 
-def _score(
+def score_of(
     fitted: FittedGuard, clean: Judged, labels: Tensor, attacked: Triggered | None, marked: Judged | None, cost: Cost
 ) -> GuardScore:
     """The numbers of clean and of triggered inputs."""
