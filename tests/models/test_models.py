@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -301,7 +302,7 @@ def test_a_factorys_module_in_and_out(function: str, dtype: torch.dtype, net: Pa
 def test_a_directory_remembers_how_its_pixels_were_encoded(net: Path, tmp_path: Path) -> None:
     factory = f"{net}:make"
     save_file({k: v.contiguous().clone() for k, v in make(factory).state_dict().items()}, tmp_path / "w.safetensors")
-    assert load(tmp_path / "w.safetensors", factory=factory).encode == ImageEncoder()
+    assert load(tmp_path / "w.safetensors", factory=factory).encode == ImageEncoder(channels=3)  # its convolution's
     encode = load(tmp_path / "w.safetensors", factory=factory, mean=(0.1, 0.2, 0.3), std=(0.5,), image_size=24).encode
     assert encode == ImageEncoder(mean=(0.1, 0.2, 0.3), std=(0.5,), size=(24, 24), channels=3)
 
@@ -314,7 +315,42 @@ def test_a_directory_remembers_how_its_pixels_were_encoded(net: Path, tmp_path: 
     assert load(out, factory=factory, mean=(0.7,)).encode.mean == (0.7,)
     assert run("evaluate", str(out), "--data", clean, "--factory", factory) == 0
     (out / "record.json").unlink()
-    assert load(out, factory=factory).encode == ImageEncoder()
+    assert load(out, factory=factory).encode == ImageEncoder(channels=3)
+
+
+CHANNELS = """
+from torch import nn
+
+
+def grey():
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+
+
+def colour():
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+
+
+def unclear():
+    return nn.Sequential(nn.Conv2d(3, 1, 1), nn.Conv2d(1, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+"""
+
+
+@pytest.mark.parametrize(("function", "channels"), [("grey", 1), ("colour", 3), ("unclear", None)])
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_pictures_get_the_channels_that_a_factorys_module_takes(
+    function: str, channels: int | None, mode: str, tmp_path: Path
+) -> None:
+    (tmp_path / "channels.py").write_text(CHANNELS)
+    factory = f"{tmp_path}/channels.py:{function}"
+    save_file(make(factory).state_dict(), tmp_path / "w.safetensors")
+    for label in range(3):
+        (tmp_path / "data" / str(label)).mkdir(parents=True)
+        Image.new(mode, (8, 8)).save(tmp_path / "data" / str(label) / "0.png")
+    encode = load(tmp_path / "w.safetensors", factory=factory).encode
+    assert isinstance(encode, ImageEncoder)
+    assert encode.channels == channels
+    expected = channels or {"L": 1, "RGB": 3}[mode]
+    assert Dataset.load(tmp_path / "data", encode).pixels.shape == (3, expected, 8, 8)
 
 
 @pytest.mark.parametrize(

@@ -278,3 +278,22 @@ def test_a_model_that_is_no_module(given: object, small_cnn: SmallCNN, digits: D
 def test_the_step_that_needs_clean_examples_is_named(small_cnn: SmallCNN) -> None:
     with pytest.raises(UnbackdoorError, match=r"^ANP needs clean examples, got none\.$"):
         purify(small_cnn, None, purifiers.Then(purifiers.CLP(), purifiers.ANP()))
+
+
+@pytest.mark.parametrize(
+    ("count", "batch_size", "told"),
+    [
+        (
+            60,
+            None,
+            "60 examples in batches of 128 are 2 steps, and a backdoor may outlast them. Try `batch_size=8` as well.",
+        ),
+        (60, 16, None),
+    ],
+)
+def test_few_steps_are_told_once_unless_the_user_chose_the_batches(
+    small_cnn: SmallCNN, digits: Dataset, count: int, batch_size: int | None, told: str | None
+) -> None:
+    method = purifiers.FineTuning(epochs=2, batch_size=batch_size)
+    notes = purify(small_cnn, digits.select(range(count)), method, device="cpu").record["notes"]
+    assert notes == ([] if told is None else [f"batches of the usual size make few steps: {told}"])

@@ -1,6 +1,7 @@
 """Auto: which method it keeps, by trials whose numbers are given, and on a network with a known backdoor."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -67,6 +68,42 @@ def trial(method: object, lost: float, left: int | None = None) -> Trial:
     return Trial(method=method, model=nn.Linear(1, 1), lost=lost, left=remains)
 
 
+class TestTheAuditOfAResult:
+    @pytest.mark.parametrize(
+        ("found", "known", "left"),
+        [
+            (judged(moved=40, random=2), {1}, 0.76),
+            (judged(moved=40, random=2), {0}, 0.0),
+            (judged(moved=40, random=2, p_value=0.02), {0}, 0.76),
+            (judged(moved=10, random=2), {1}, 0.0),
+        ],
+        ids=["to a known class", "to another, without clean models", "rarer than in clean models", "it moves too few"],
+    )
+    def test_what_counts(self, found: JudgedCandidate, known: set[int], left: float) -> None:
+        result = replace(trial(TUNE, 0.01, 3), audit=an_audit(found), known=frozenset(known))
+        assert result.most_left == pytest.approx(max(left, 1 / 50))
+        assert ("its audit found a shortcut again: patch found one to class one" in result.sentence(50)) == (left > 0)
+
+    def test_a_sign_without_a_trigger_counts_in_full(self) -> None:
+        found = replace(judged(p_value=0.02), moved=None, random=None)
+        assert replace(trial(TUNE, 0.01, 3), audit=an_audit(found)).most_left == 1
+
+    def test_a_method_whose_result_has_it_again_does_not_pass(
+        self, small_cnn: SmallCNN, digits: Dataset, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The audits are given: of the suspect, of the first result, of the second."""
+        audits = iter([an_audit(judged()), an_audit(judged()), an_audit(judged(moved=10))])
+        monkeypatch.setattr(auto, "audited", lambda *_: next(audits))
+        tune = purifiers.FineTuning(epochs=1)
+        monkeypatch.setattr(auto, "_methods", lambda *_: [tune, replace(tune, epochs=2), tune])
+        result = purify(small_cnn, digits.select(range(60)), purifiers.Auto(max_loss=100), seed=0, device="cpu")
+        choice = ChoiceEntry.model_validate(result.record["choice"])
+        assert [each.method.parameters["epochs"] for each in choice.tried] == [1, 2]
+        assert choice.audit_of_the_result is not None
+        assert choice.audit_of_the_result.shortcuts == []
+        assert ["its audit found a shortcut again" in note for note in result.record["notes"]].count(True) == 1
+
+
 CONTRAST, SHIFT, TUNE = purifiers.ContrastiveUnlearning(), purifiers.ScaleInvariantFST(), purifiers.FineTuning()
 
 
@@ -104,7 +141,7 @@ def test_without_a_shortcut_it_is_scale_invariant_fst_on_four_fifths(small_cnn: 
     choice = ChoiceEntry.model_validate(result.record["choice"])
     assert (choice.kept, choice.not_tried, choice.held_out) == (
         "scale-invariant-fst",
-        ["contrastive-unlearning", "fine-tuning"],
+        ["scale-invariant-fst", "contrastive-unlearning", "fine-tuning"],
         20,
     )
     assert choice.audit.reason.startswith("The suspect is near chance on digits")

@@ -175,7 +175,17 @@ def _load_made(path: Path, factory: str, changes: dict[str, Any]) -> Loaded:
     if path.is_dir():
         encode = recorded_image_encoder(path)
         path = path / "model.safetensors"
-    return Loaded(from_factory(path, factory), replace(encode, **changes))
+    model, encode = from_factory(path, factory), replace(encode, **changes)
+    return Loaded(model, replace(encode, channels=_channels(model)) if encode.channels is None else encode)
+
+
+def _channels(model: nn.Module) -> int | None:
+    """Returns 1 or 3, the channels of pictures that the convolutions of a model take; None if they do not tell.
+
+    Pictures of grey things are often files in colour, and the other way around.
+    """
+    taken = {module.in_channels for module in model.modules() if isinstance(module, nn.Conv2d)} & {1, 3}
+    return taken.pop() if len(taken) == 1 else None
 
 
 def _lone_file(path: Path) -> UnbackdoorError:

@@ -24,6 +24,11 @@ from unbackdoor._training.recipe import RECIPES, Recipe
 
 logger = logging.getLogger("unbackdoor")
 
+# With few images, the default batch size makes few steps, and most of a backdoor may stay (docs/results/auto.md).
+FEW = 100  # steps in all; 2,500 images in ten passes, the setting of FST's paper, are 200
+STEPS = 20  # of a pass, as there, for the batch size that is advised
+SMALLEST_BATCH = 8  # BatchNorm needs some
+
 
 @dataclass
 class Run:
@@ -162,6 +167,8 @@ class Run:
             self.unseen = None
         rate = self.recipe.learning_rate if learning_rate is None else learning_rate
         size = self.recipe.batch_size if batch_size is None else batch_size
+        if batch_size is None and self.modality == "images":
+            self._tell_few_steps(len(clean), size, epochs)
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         descent: torch.optim.Optimizer
         schedule: torch.optim.lr_scheduler.LRScheduler
@@ -192,6 +199,16 @@ class Run:
             progress=self.progress,
             description=description,
         )
+
+    def _tell_few_steps(self, count: int, size: int, epochs: int) -> None:
+        """Note, once, that `count` examples in batches of the usual size make fewer steps than methods need."""
+        steps, advised = epochs * math.ceil(count / size), max(SMALLEST_BATCH, count // STEPS)
+        text = "batches of the usual size make few steps"
+        if steps < FEW and advised < size and not any(text in note for note in self.notes):
+            self.note(
+                f"{text}: {count:,} examples in batches of {size} are {steps} steps, and a backdoor may outlast them. "
+                f"Try `batch_size={advised}` as well."
+            )
 
     def hold_out(self, clean: Dataset, share: float = 0.2) -> tuple[Dataset, Dataset]:
         """Split the clean examples for a method that selects something: some to tune on, some to select with.

@@ -29,6 +29,12 @@ class Shortcut:
         return self.judged.candidate.target
 
     @property
+    def beyond_chance(self) -> float:
+        """The share of unseen examples that it moves more than a random trigger does; 1 if it has no trigger to try."""
+        moved, random = self.judged.moved, self.judged.random
+        return 1.0 if moved is None else moved.value - (0.0 if random is None else random.value)
+
+    @property
     def sentence(self) -> str:
         """The detector, the class and the share of unseen examples that move, in words."""
         moved = "" if self.judged.moved is None else f", which moves {self.judged.moved.value:.0%} of unseen examples"

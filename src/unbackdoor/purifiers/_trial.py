@@ -9,13 +9,14 @@ from torch import nn
 
 from unbackdoor._data.dataset import Dataset
 from unbackdoor._detection.judging import ExactShare, HeldOut
+from unbackdoor._detection.result import Audit
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._purification.method import Method, applied
 from unbackdoor._purification.run import Run
 from unbackdoor._purification.selection import difference
 from unbackdoor._registry.entries import to_json
 from unbackdoor._registry.purifiers import REGISTRY
-from unbackdoor.purifiers._shortcuts import Shortcut
+from unbackdoor.purifiers._shortcuts import Shortcut, counting
 
 GONE = 0.1  # of the held-out examples: what a shortcut may move more than a random trigger of its size does
 
@@ -32,6 +33,8 @@ class Trial:
         left: for each shortcut with a trigger, how many held-out examples it and a random trigger move.
         seconds: of the method.
         warnings: of the method.
+        audit: of the result, see `audited`; None as long as there is none.
+        known: the classes that the shortcuts of the suspect lead to.
     """
 
     method: Method
@@ -41,6 +44,8 @@ class Trial:
     lost: float = 1.0
     left: tuple[tuple[Shortcut, ExactShare, ExactShare], ...] = ()
     seconds: float = 0.0
+    audit: Audit | str | None = None
+    known: frozenset[int] = frozenset()
 
     @classmethod
     def of(
@@ -77,9 +82,20 @@ class Trial:
         )
 
     @property
+    def returned(self) -> list[Shortcut]:
+        """The shortcuts that the audit of the result found, if clean models tell how rare they are or they are known.
+
+        Clean models have shortcuts, too. So without clean models to compare with, one to another class than those of
+        the suspect's shortcuts says nothing.
+        """
+        found = counting(self.audit) if self.audit is not None else []
+        return [each for each in found if each.judged.p_value is not None or each.target in self.known]
+
+    @property
     def most_left(self) -> float:
         """The largest share that a shortcut moves more than a random trigger does; 0 if there is none."""
-        return max([0.0, *(moved.value - random.value for _, moved, random in self.left)])
+        again = [each.beyond_chance for each in self.returned]
+        return max([0.0, *(moved.value - random.value for _, moved, random in self.left), *again])
 
     def within(self, allowed: float, count: int) -> bool:
         """Returns whether the loss of accuracy, in whole examples of `count`, is at most a share."""
@@ -89,7 +105,12 @@ class Trial:
         """Returns its numbers in words; `count` held-out examples are their base."""
         if self.model is None:
             return f"refused ({self.problem})"
-        left = f", and a shortcut moves {self.most_left:.0%} more than a random trigger does" if self.left else ""
+        if not self.left and not self.returned:
+            left = ""
+        elif self.returned:
+            left = f", and its audit found a shortcut again: {self.returned[0].sentence}"
+        else:
+            left = f", and a shortcut moves {self.most_left:.0%} more than a random trigger does"
         return f"loses {100 * self.lost:.1f} points of accuracy on {count} held-out examples{left}"
 
     def to_json(self) -> dict[str, Any]:

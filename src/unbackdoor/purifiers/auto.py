@@ -1,6 +1,7 @@
 """Auto: a purification without a choice to make."""
 
 import logging
+from dataclasses import replace
 from typing import Annotated
 
 from pydantic import Field
@@ -8,9 +9,9 @@ from torch import nn
 
 from unbackdoor._data.dataset import Dataset
 from unbackdoor._purification.method import Method, method_name
-from unbackdoor._purification.run import Run
+from unbackdoor._purification.run import SMALLEST_BATCH, STEPS, Run
 from unbackdoor._value import value
-from unbackdoor.purifiers._shortcuts import audited, counting, described, summary
+from unbackdoor.purifiers._shortcuts import Shortcut, audited, counting, described, summary
 from unbackdoor.purifiers._trial import GONE, Trial
 from unbackdoor.purifiers.contrastive_unlearning import ContrastiveUnlearning
 from unbackdoor.purifiers.fine_tuning import FineTuning
@@ -20,22 +21,27 @@ from unbackdoor.purifiers.word_distillation import WordDistillation
 
 logger = logging.getLogger("unbackdoor")
 
+# The second shift of images; its batches are smaller if there are few (docs/results/auto.md).
+LEARNING_RATE, BATCH = 0.03, 32
+
 
 @value
 class Auto:
-    """Audit the suspect, try methods from the safest to the cheapest, keep the first that passes, and audit the result.
+    """Audit the suspect, try methods from the safest to the cheapest, and keep the first whose result passes.
 
     Four fifths of the clean examples are for the audits and the methods; the others are held out to judge the results.
     A shortcut counts if the audit raises an alarm. If it has no clean models to compare with, a shortcut counts that
     moves most unseen examples, more than a random trigger does, and whose size is rare among the classes (nominal p at
-    most 0.05). The methods are, on images, scale-invariant FST at full strength, which has the best worst case of those
-    measured, contrastive unlearning and fine-tuning; on texts mixing distillation if there is a base, word distillation
-    if a shortcut counts, and fine-tuning.
+    most 0.05). The methods are, on images, scale-invariant FST at full strength, the same with larger and more steps,
+    contrastive unlearning and fine-tuning; on texts mixing distillation if there is a base, word distillation if a
+    shortcut counts, and fine-tuning.
 
-    A result passes if it loses at most `max_loss` points of accuracy on the held-out examples, and if no shortcut of
-    the audit moves a tenth more of them than a random trigger does. If none passes, the one within `max_loss` is kept
-    that leaves the least of the shortcuts; if there is none, the suspect is handed back unchanged. Both have a warning.
-    The entry `choice` of the record has the audits, each method that was tried, its numbers, and the reason.
+    A result passes if it loses at most `max_loss` points of accuracy on the held-out examples, if no shortcut of the
+    audit moves a tenth more of them than a random trigger does, and if an audit of the result finds no shortcut again.
+    The last matters, because a method that was tuned on the shortcuts of the audit removes them, and may leave the
+    backdoor. If none passes, the one within `max_loss` is kept that leaves the least of the shortcuts; if there is
+    none, the suspect is handed back unchanged. Both have a warning. The entry `choice` of the record has the audits,
+    each method that was tried, its numbers, and the reason.
 
     A variant of this project; its methods name their parents.
 
@@ -55,21 +61,25 @@ class Auto:
     def __call__(self, model: nn.Module, clean: Dataset, run: Run) -> nn.Module:
         """Purify copies, and return one of them, or the model itself."""
         tuned, held = run.hold_out(clean)
-        logger.info("Auto: auditing the suspect; then at most 3 methods, and an audit of the result, are left.")
+        logger.info("Auto: auditing the suspect; then methods are tried, and each result that passes is audited.")
         report = audited(model, tuned, run, self.detectors)
         shortcuts = counting(report)
         run.note(f"audit of the suspect: {summary(report, shortcuts)}")
-        methods = _methods(clean.modality, bool(shortcuts), run)
-        trials: list[Trial] = []
-        for number, method in enumerate(methods):
-            left = " and ".join(map(method_name, methods[number + 1 :])) or "no other method"
-            logger.info("Auto: trying %s. Left if it does not pass: %s.", method_name(method), left)
-            trials.append(Trial.of(method, model, tuned, held, shortcuts, run))
-            run.note(f"{method_name(method)}: {trials[-1].sentence(len(held))}.")
-            if trials[-1].within(self.max_loss / 100, len(held)) and trials[-1].most_left <= GONE:
-                break
+        methods = _methods(tuned, bool(shortcuts), run)
+        trials = self._tried(methods, model, tuned, held, shortcuts, run)
         chosen, reason = self._chosen(trials, len(held), run)
-        run.warnings += [] if chosen is None else chosen.warnings
+        again = None
+        if chosen is not None and chosen.model is not None:
+            run.warnings += chosen.warnings
+            if chosen.audit is None:
+                chosen = self._audited(chosen, tuned, shortcuts, run)
+            assert chosen.audit is not None
+            again = described(chosen.audit, counting(chosen.audit))
+            for each in counting(chosen.audit):
+                if each in chosen.returned:
+                    run.warn(f"the audit of the result: {each.sentence}. Look at it, or try another method as well.")
+                else:
+                    run.note(f"audit of the result: {each.sentence}. Nothing says how rare that is in clean models.")
         run.choice = {
             "max_loss": self.max_loss,
             "held_out": len(held),
@@ -78,22 +88,40 @@ class Auto:
             "not_tried": [method_name(method) for method in methods[len(trials) :]],
             "kept": None if chosen is None else method_name(chosen.method),
             "reason": reason,
-            "audit_of_the_result": None,
+            "audit_of_the_result": again,
         }
         run.unseen, run.cross_validated = held, None
-        if chosen is None or chosen.model is None:
-            return model
-        logger.info("Auto: auditing the result of %s; nothing is left after that.", method_name(chosen.method))
-        again = audited(chosen.model, tuned, run, self.detectors)
-        still = counting(again)
-        run.choice["audit_of_the_result"] = described(again, still)
-        known = {each.target for each in shortcuts}
-        for each in still:
-            if each.judged.p_value is None and each.target not in known:
-                run.note(f"audit of the result: {each.sentence}. Nothing says how rare that is in clean models.")
-            else:
-                run.warn(f"the audit of the result: {each.sentence}. Look at it, or try another method as well.")
-        return chosen.model
+        return model if chosen is None or chosen.model is None else chosen.model
+
+    def _tried(
+        self,
+        methods: list[Method],
+        model: nn.Module,
+        tuned: Dataset,
+        held: Dataset,
+        shortcuts: list[Shortcut],
+        run: Run,
+    ) -> list[Trial]:
+        """Try methods until a result passes, that of its own audit included; returns all trials."""
+        trials: list[Trial] = []
+        for number, method in enumerate(methods):
+            left = " and ".join(map(method_name, methods[number + 1 :])) or "no other method"
+            logger.info("Auto: trying %s. Left if it does not pass: %s.", method_name(method), left)
+            trial = Trial.of(method, model, tuned, held, shortcuts, run)
+            if trial.within(self.max_loss / 100, len(held)) and trial.most_left <= GONE:
+                trial = self._audited(trial, tuned, shortcuts, run)
+            run.note(f"{method_name(method)}: {trial.sentence(len(held))}.")
+            trials.append(trial)
+            if trial.audit is not None and trial.most_left <= GONE:
+                break
+        return trials
+
+    def _audited(self, trial: Trial, clean: Dataset, shortcuts: list[Shortcut], run: Run) -> Trial:
+        """Returns a trial with the audit of its result."""
+        assert trial.model is not None
+        logger.info("Auto: auditing the result of %s.", method_name(trial.method))
+        report = audited(trial.model, clean, run, self.detectors)
+        return replace(trial, audit=report, known=frozenset(each.target for each in shortcuts))
 
     def _chosen(self, trials: list[Trial], count: int, run: Run) -> tuple[Trial | None, str]:
         """Returns the trial to keep, None for the suspect, and why; warns if it does not pass."""
@@ -119,9 +147,12 @@ class Auto:
         return best, reason
 
 
-def _methods(modality: str, shortcut: bool, run: Run) -> list[Method]:
+def _methods(clean: Dataset, shortcut: bool, run: Run) -> list[Method]:
     """Returns the methods to try, in order."""
-    if modality == "images":
-        return [ScaleInvariantFST(strength=1), ContrastiveUnlearning(), FineTuning()]
+    if clean.modality == "images":
+        shift = ScaleInvariantFST(strength=1)
+        small = min(BATCH, max(SMALLEST_BATCH, len(clean) // STEPS))
+        further = replace(shift, learning_rate=LEARNING_RATE, batch_size=small)
+        return [shift, further, ContrastiveUnlearning(), FineTuning()]
     based = [MixingDistillation()] if run.base is not None else []
     return [*based, *([WordDistillation()] if shortcut else []), FineTuning()]
