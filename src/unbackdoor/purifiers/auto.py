@@ -105,12 +105,12 @@ class Auto:
         """Try methods until a result passes, that of its own audit included; returns all trials."""
         trials: list[Trial] = []
         for number, method in enumerate(methods):
-            left = " and ".join(map(method_name, methods[number + 1 :])) or "no other method"
-            logger.info("Auto: trying %s. Left if it does not pass: %s.", method_name(method), left)
+            left = ", ".join(map(_label, methods[number + 1 :])) or "no other method"
+            logger.info("Auto: trying %s. Left if it does not pass: %s.", _label(method), left)
             trial = Trial.of(method, model, tuned, held, shortcuts, run)
             if trial.within(self.max_loss / 100, len(held)) and trial.most_left <= GONE:
                 trial = self._audited(trial, tuned, shortcuts, run)
-            run.note(f"{method_name(method)}: {trial.sentence(len(held))}.")
+            run.note(f"{_label(method)}: {trial.sentence(len(held))}.")
             trials.append(trial)
             if trial.audit is not None and trial.most_left <= GONE:
                 break
@@ -119,7 +119,7 @@ class Auto:
     def _audited(self, trial: Trial, clean: Dataset, shortcuts: list[Shortcut], run: Run) -> Trial:
         """Returns a trial with the audit of its result."""
         assert trial.model is not None
-        logger.info("Auto: auditing the result of %s.", method_name(trial.method))
+        logger.info("Auto: auditing the result of %s.", _label(trial.method))
         report = audited(trial.model, clean, run, self.detectors)
         return replace(trial, audit=report, known=frozenset(each.target for each in shortcuts))
 
@@ -156,3 +156,10 @@ def _methods(clean: Dataset, shortcut: bool, run: Run) -> list[Method]:
         return [shift, further, ContrastiveUnlearning(), FineTuning()]
     based = [MixingDistillation()] if run.base is not None else []
     return [*based, *([WordDistillation()] if shortcut else []), FineTuning()]
+
+
+def _label(method: Method) -> str:
+    """Returns the name of a method, with its learning rate and batch size if they are set."""
+    fields = {field: getattr(method, field, None) for field in ("learning_rate", "batch_size")}
+    chosen = ", ".join(f"{field}={setting:g}" for field, setting in fields.items() if setting is not None)
+    return method_name(method) + (f" ({chosen})" if chosen else "")
