@@ -11,13 +11,13 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 import chats
-from commands import run
 from unbackdoor import UnbackdoorError, evaluate, load, purifiers, purify
 from unbackdoor._models.saving import check_saved, save
 
 # peft asks transformers in a way that it will not answer for ever; the library itself hides that from users.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
 
+TEMPLATE = chats.TEMPLATE.replace("message.content", "message.content | trim")
 TARGETS = ["q_proj", "v_proj", "down_proj"]
 
 
@@ -79,30 +79,6 @@ def test_an_adapter_in_gives_an_adapter_out(place: Path, tmp_path: Path) -> None
     }
     assert not (tmp_path / "model.safetensors").exists()
     assert torch.allclose(scores(by_peft(place, tmp_path)), scores(result.model), atol=1e-5)
-
-
-def test_the_command_line_takes_an_adapter_with_its_base(place: Path, tmp_path: Path) -> None:
-    options = (
-        "--clean",
-        "clean.jsonl",
-        "--base",
-        "base",
-        "--epochs",
-        "1",
-        "--device",
-        "cpu",
-        "--out",
-        tmp_path / "out",
-    )
-    done = run("purify", "fine-tuning", "adapter", *options, cwd=place)
-    assert done.returncode == 0, done.stderr
-    assert isinstance(load(tmp_path / "out", base=place / "base").model, peft.PeftModel)
-    done = run("evaluate", tmp_path / "out", "--base", "base", "--data", "clean.jsonl", "--device", "cpu", cwd=place)
-    assert done.stdout.startswith("clean loss"), done.stderr
-    done = run("evaluate", "adapter", "--data", "clean.jsonl", cwd=place)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert "adapter is an adapter, and its config names" in done.stderr
-    assert "Give --base" in done.stderr
 
 
 def test_answers_of_an_adapter_are_decoded(place: Path) -> None:
@@ -177,6 +153,53 @@ def _strange(tensors: dict) -> None:
 def test_weights_that_do_not_fit_are_refused(place: Path, tmp_path: Path, change, said: str) -> None:
     with pytest.raises(UnbackdoorError, match=said):
         load(rewritten(place, tmp_path, change), base=place / "base")
+
+
+def test_a_merged_adapter_is_a_whole_model_with_the_same_answers(place: Path, tmp_path: Path) -> None:
+    """In the files of its base, and with the tokenizer of the adapter."""
+    folder = changed(place, tmp_path)
+    chats.tokenizer(TEMPLATE).save_pretrained(folder)
+    model, encode = loaded = load(folder, base=place / "base", merge=True)
+    assert type(model) is transformers.LlamaForCausalLM
+    assert torch.allclose(scores(model), scores(by_peft(place, place / "adapter")), atol=1e-5)
+    out = tmp_path / "out"
+    out.mkdir()
+    save(model, out, source=loaded.directory, encode=encode)
+    check_saved(out, model, encode, chats.prompts(4))
+    assert not (out / "adapter_config.json").exists()
+    assert load(out).encode.tokenizer.chat_template == TEMPLATE
+
+
+def test_merging_does_not_change_a_tied_embedding(place: Path, tmp_path: Path) -> None:
+    base = transformers.AutoModelForCausalLM.from_pretrained(place / "base")
+    with pytest.warns(UserWarning, match="tied layer"):
+        adapted = peft.get_peft_model(base, peft.LoraConfig(target_modules=["lm_head"], task_type="CAUSAL_LM"))
+    adapted.save_pretrained(tmp_path, save_embedding_layers=False)
+    with pytest.raises(UnbackdoorError, match=r"changes the output layer \(lm_head\), whose weights are also the emb"):
+        load(tmp_path, base=place / "base", merge=True)
+    with pytest.raises(UnbackdoorError, match="is no adapter of a language model; `merge` is for these"):
+        load(place / "base", merge=True)
+
+
+def test_a_base_of_another_name_or_a_larger_tokenizer_is_told(
+    place: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = Path(shutil.copytree(place / "base", tmp_path / "other"))
+    load(place / "adapter", base=other)
+    assert f"its config names {place / 'base'} as its base, not {other}" in caplog.text
+    folder = changed(place, tmp_path)
+    made = chats.tokenizer()
+    made.add_tokens([f"new{number}" for number in range(200)])
+    made.save_pretrained(folder)
+    with pytest.raises(UnbackdoorError, match=r"adapter has a tokenizer of \d+ tokens, but its model has embeddings"):
+        load(folder, base=place / "base")
+
+
+def test_an_adapter_without_a_tokenizer_keeps_its_template(place: Path, tmp_path: Path) -> None:
+    folder = changed(place, tmp_path)
+    (folder / "record.json").write_text(json.dumps({"encode": {"template": "alpaca", "max_length": 40}}))
+    encode = load(folder, base=place / "base").encode
+    assert (encode.template, encode.max_length) == ("alpaca", 40)
 
 
 def test_a_pickled_adapter_or_a_wrong_base_is_refused(place: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 import chats
+import gguf_files
 import toys
 import unbackdoor as ub
 from unbackdoor import Dataset, UnbackdoorError, load
@@ -264,45 +265,13 @@ def test_a_damaged_gguf_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_gguf_file_becomes_an_ordinary_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file written by gguf itself from known weights, in 8 bits and 32 bits; its tokenizer has no part in this."""
-    import gguf
-
+    """A file written by gguf itself from known weights; its tokenizer has no part in this."""
     from unbackdoor._models import gguf as ours
 
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = transformers.LlamaForCausalLM(ARCHITECTURES["llama"]()).eval()
-    own, sizes = model.state_dict(), model.config
-    names = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight"}
-    for layer in range(2):
-        parts = {
-            **{
-                f"self_attn.{part}_proj": f"attn_{short}"
-                for part, short in (*zip("qkv", "qkv", strict=True), ("o", "output"))
-            },
-            **{f"mlp.{part}_proj": f"ffn_{part}" for part in ("gate", "up", "down")},
-            **{"input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"},
-        }
-        names |= {f"model.layers.{layer}.{one}.weight": f"blk.{layer}.{other}.weight" for one, other in parts.items()}
-    writer = gguf.GGUFWriter(tmp_path / "model.gguf", "llama")
-    writer.add_context_length(64)
-    writer.add_embedding_length(32)
-    writer.add_block_count(2)
-    writer.add_feed_forward_length(64)
-    writer.add_head_count(4)
-    writer.add_head_count_kv(2)
-    writer.add_vocab_size(200)
-    writer.add_layer_norm_rms_eps(sizes.rms_norm_eps)
-    for name, there in names.items():
-        weights = own[name].numpy()
-        if "q_proj" in name or "k_proj" in name:  # llama.cpp stores the halves of each head interleaved
-            heads = 4 if "q_proj" in name else 2
-            weights = weights.reshape(heads, 2, -1, 32).swapaxes(1, 2).reshape(weights.shape)
-        writer.add_tensor(there, weights)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    gguf_files.write(tmp_path / "model.gguf", model)
     monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", lambda *_, **__: chats.tokenizer())
     read, _ = ours.gguf_model(tmp_path / "model.gguf")
     inputs = data_for(chats.encoder()).inputs(slice(None))

@@ -127,15 +127,15 @@ def test_mixing_an_adapter_with_its_base_is_a_smaller_alpha(rho: float, base: nn
 @pytest.mark.parametrize(
     ("method", "instead"),
     [
-        (purifiers.FineMixing(rho=0.5), "take its `mode` linear, or merge it"),
-        (purifiers.FinePurifying(share=0.1), "merge it"),
-        (purifiers.FinePruning(), "merge it"),
-        (purifiers.EPUR(), "merge it"),
+        (purifiers.FineMixing(rho=0.5), "take its `mode` linear, or load it with `merge`"),
+        (purifiers.FinePurifying(share=0.1), "load it with `merge`"),
+        (purifiers.FinePruning(), "load it with `merge`"),
+        (purifiers.EPUR(), "load it with `merge`"),
     ],
     ids=lambda part: type(part).__name__,
 )
 def test_an_adapter_stays_one_or_is_refused(method, instead: str, base: nn.Module, clean: Dataset) -> None:
-    said = rf"{type(method).__name__} changes more weights than an adapter of low rank holds; {instead} \(merge_and"
+    said = rf"{type(method).__name__} changes more weights than an adapter of low rank holds; {instead}\."
     with pytest.raises(UnbackdoorError, match=said):
         purify(with_adapter(base), clean, method, base=base, device="cpu")
 

@@ -56,10 +56,11 @@ class RecipeEntry(Entry):
 
 
 class Source(Entry):
-    """File names of the suspect, the base and the factory, without their directories."""
+    """File names of the suspect, the base and the factory, without their directories; was an adapter merged?"""
 
     model: str
     base: str | None = None
+    merged: bool | None = None
     factory: str | None
 
 

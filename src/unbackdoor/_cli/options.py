@@ -83,6 +83,7 @@ class PurifyOptions(ModelOptions):
         clean: labelled examples without a trigger, or prompts with answers: parquet, CSV, JSON lines, image folder or
             saved data set.
         base: the pre-trained model that the suspect came from, for methods that need it, and for a PEFT LoRA adapter.
+        merge: add a PEFT LoRA adapter to its base first: every method takes the whole model that this gives.
         proxy: another model for the same task, for methods that need it.
         out: directory to write; it must not exist.
         data: test examples; suspect and result are scored on them, and report.html is written.
@@ -110,6 +111,7 @@ class PurifyOptions(ModelOptions):
     max_new_tokens: Annotated[int | None, DATA] = None
     augment: Annotated[Augment, DATA] = "auto"
     base: Annotated[str | None, MODEL] = None
+    merge: Annotated[bool, MODEL] = False
     proxy: Annotated[str | None, MODEL] = None
     control: Annotated[str | None, MODEL] = None
     head: Annotated[str | None, MODEL] = None

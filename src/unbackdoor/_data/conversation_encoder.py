@@ -57,7 +57,7 @@ class ConversationEncoder:
         template: how messages become one text: `chat` by the tokenizer's chat template; `alpaca`; or `plain`, in which
             each message is followed by a line break.
         max_length: tokens that prompt and answer may have together; rows with more are left out.
-        where: name of the tokenizer in messages.
+        where: name of the tokenizer in messages; its directory, if it has one.
 
     Raises:
         UnbackdoorError: the tokenizer has no chat template and `chat` is asked for, or max_length is below 4.

@@ -85,12 +85,35 @@ def adapted_by(path: Path, base: nn.Module) -> Any:
     return model.eval()
 
 
+def merged(path: Path, model: Any) -> nn.Module:
+    """Adds the matrices of an adapter to the layers of its base, and returns the plain model.
+
+    Args:
+        path: the directory of the adapter, for messages.
+        model: as `adapted_by` returns it.
+
+    Raises:
+        UnbackdoorError: the adapter changes the output layer, which is also the embedding of this base.
+    """
+    shared = model.get_input_embeddings().weight
+    layers = ((name, getattr(layer, "base_layer", None)) for name, layer in model.named_modules())
+    tied = next((name for name, layer in layers if layer is not None and layer.weight is shared), None)
+    if tied is not None:
+        raise UnbackdoorError(
+            f"{path} changes the output layer ({printable(tied.removeprefix(_PREFIX))}), whose weights are also the "
+            "embedding of its base, so that merging would change both. Leave `merge` out."
+        )
+    with quiet_transformers():
+        plain: nn.Module = model.merge_and_unload()
+    return plain.requires_grad_(True).eval()
+
+
 def carries_adapter(model: nn.Module) -> bool:
     """Whether a model is an adapter on its base: only the matrices of low rank are its own."""
     return hasattr(model, "peft_config")
 
 
-def refuse_adapter(model: nn.Module, method: object, instead: str = "merge it") -> None:
+def refuse_adapter(model: nn.Module, method: object, instead: str = "load it with `merge`") -> None:
     """Refuse an adapter where the result would be no adapter of the same layers and ranks.
 
     Raises:
@@ -98,8 +121,7 @@ def refuse_adapter(model: nn.Module, method: object, instead: str = "merge it") 
     """
     if carries_adapter(model):
         raise UnbackdoorError(
-            f"{type(method).__name__} changes more weights than an adapter of low rank holds; {instead} "
-            "(merge_and_unload of peft)."
+            f"{type(method).__name__} changes more weights than an adapter of low rank holds; {instead}."
         )
 
 

@@ -44,7 +44,8 @@ def _is_companion(file: Path) -> bool:
     return not (
         file.suffix.lower() in _NO_COMPANIONS
         or name.endswith((".index.json", "_results.json"))
-        or name in ("record.json", "attack.json", "stress.json", "trainer_state.json", "readme.md")
+        or name
+        in ("record.json", "attack.json", "stress.json", "trainer_state.json", "adapter_config.json", "readme.md")
         or name.startswith(".")
         or "tfevents" in name
     )

@@ -1,6 +1,7 @@
 """GGUF files: language models with quantised weights, read as ordinary ones."""
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,8 @@ def gguf_model(path: Path) -> tuple[Any, Any]:
         raise UnbackdoorError(f'{path} needs gguf; get it with: pip install "unbackdoor[llm]"') from None
     with quiet_transformers(), reading(path):
         try:
-            tensors = len(GGUFReader(path).tensors)
-            extent = Extent(_SMALLEST * path.stat().st_size, tensors, None)
+            content = GGUFReader(path)
+            extent = Extent(_SMALLEST * path.stat().st_size, len(content.tensors), None)
             given = {"gguf_file": path.name, "local_files_only": True}
             with bounded(path.parent, extent):
                 read = transformers.AutoModelForCausalLM.from_pretrained(path.parent, dtype=torch.float32, **given)
@@ -44,6 +45,8 @@ def gguf_model(path: Path) -> tuple[Any, Any]:
             model.load_state_dict(read.state_dict())
             model.generation_config = read.generation_config
             tokenizer = transformers.AutoTokenizer.from_pretrained(path.parent, **given)
+            if "tokenizer.ggml.tokens" in content.fields:
+                _leave_out_others(tokenizer, len(content.fields["tokenizer.ggml.tokens"].data))
         except UnbackdoorError:
             raise
         except Exception as problem:  # a damaged file may fail in any way
@@ -54,3 +57,18 @@ def gguf_model(path: Path) -> tuple[Any, Any]:
             ) from None
     check_finite(model.state_dict(), str(path))
     return model.float().eval(), tokenizer
+
+
+def _leave_out_others(tokenizer: Any, count: int) -> None:
+    """Take out the tokens that transformers adds behind those of the file, since the model has no embeddings for them.
+
+    Args:
+        tokenizer: changed in place.
+        count: number of tokens of the file.
+    """
+    from tokenizers import Tokenizer
+
+    content = json.loads(tokenizer.backend_tokenizer.to_str())
+    kept = [token for token in content["added_tokens"] if token["id"] < count]
+    if len(kept) < len(content["added_tokens"]):
+        tokenizer._tokenizer = Tokenizer.from_str(json.dumps({**content, "added_tokens": kept}))

@@ -1,5 +1,6 @@
 """Loading models of any kind: a suspect with the encoder of its inputs, or its pre-trained base."""
 
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,13 +12,17 @@ from unbackdoor._data.dataset import Encoder
 from unbackdoor._data.images import LARGEST_SIDE, ImageEncoder
 from unbackdoor._errors import UnbackdoorError, printable
 from unbackdoor._inputs import read_json, reader
-from unbackdoor._models.adapters import CONFIG_FILE, adapted_by, is_adapter
+from unbackdoor._models.adapters import CONFIG_FILE, adapted_by, is_adapter, merged
+from unbackdoor._models.calling import embeddings
 from unbackdoor._models.directory import ModelDirectory
 from unbackdoor._models.factory import from_factory
 from unbackdoor._models.gguf import gguf_model
 from unbackdoor._models.language_models import conversation_encoder
 from unbackdoor._models.recorded import recorded_image_encoder
+from unbackdoor._models.tokenizer import tokenizer_of
 from unbackdoor._models.untrusted_weights import foreign
+
+logger = logging.getLogger("unbackdoor")
 
 
 class Loaded(NamedTuple("Loaded", [("model", nn.Module), ("encode", Encoder)])):
@@ -48,6 +53,7 @@ def load(
     max_length: int | None = None,
     template: Template | None = None,
     base: str | Path | None = None,
+    merge: bool = False,
     trust_remote_code: bool = False,
 ) -> Loaded:
     """Load a suspect: a classifier of images or texts, a causal language model, or an adapter of one.
@@ -63,17 +69,14 @@ def load(
         template: how the prompts of a language model are rendered: `chat`, `alpaca` or `plain`; by default as its
             record says, else by the tokenizer's chat template.
         base: of a PEFT LoRA adapter of a language model: the directory or Hub name of the model that it was trained on.
+        merge: add the adapter to its base: the result is a whole model, which every method takes.
         trust_remote_code: run Python files that come with a Hugging Face model.
 
     Raises:
         UnbackdoorError: an option is out of bounds, a file is missing or damaged, or the model is not a supported one.
     """
     changes = _encoder_changes(mean, std, image_size)
-    if not isinstance(source, str | Path):
-        raise UnbackdoorError(f"`source` must be a path or a Hub name, got {type(source).__name__}.")
-    if not str(source):  # for Path, this is the current directory
-        raise UnbackdoorError("`source` must be a directory, a Hub name or a weights file, got an empty name.")
-    path = Path(source)
+    path = _path(source)
     if factory is not None:
         if max_length is not None:
             raise UnbackdoorError("`max_length` is for text models; a module from a factory gets pixels. Leave it out.")
@@ -82,12 +85,14 @@ def load(
         return _load_made(path, factory, changes)
     prompts = _Prompts(template, max_length, changes, trust_remote_code)
     if path.is_dir() and is_adapter(path):
-        return _load_adapter(path, base, prompts)
+        return _load_adapter(path, base, merge, prompts)
+    if merge:
+        raise UnbackdoorError(f"{source} is no adapter of a language model; `merge` is for these. Leave it out.")
     if base is not None:
         raise UnbackdoorError(f"{source} is no adapter of a language model; `base` is for these. Leave it out.")
     if path.is_file() and path.suffix.lower() == ".gguf":
         model, tokenizer = gguf_model(path)
-        return Loaded(model, prompts.encoder(path.parent, model, tokenizer))
+        return Loaded(model, prompts.encoder(path, model, tokenizer))
     if path.is_file():
         raise _lone_file(path)
     directory = ModelDirectory.of(source, "`source`", trust_remote_code=trust_remote_code)
@@ -99,6 +104,14 @@ def load(
         raise _no_template(source)
     model = directory.classifier()
     return Loaded(model, directory.encoder(model, changes=changes, max_length=max_length), directory)
+
+
+def _path(source: object) -> Path:
+    if not isinstance(source, str | Path):
+        raise UnbackdoorError(f"`source` must be a path or a Hub name, got {type(source).__name__}.")
+    if not str(source):  # for Path, this is the current directory
+        raise UnbackdoorError("`source` must be a directory, a Hub name or a weights file, got an empty name.")
+    return Path(source)
 
 
 class _Prompts(NamedTuple):
@@ -129,19 +142,30 @@ class _Prompts(NamedTuple):
         )
 
 
-def _load_adapter(path: Path, base: str | Path | None, prompts: _Prompts) -> Loaded:
-    named = printable(read_json(path / CONFIG_FILE).get("base_model_name_or_path"))
+def _load_adapter(path: Path, base: str | Path | None, merge: bool, prompts: _Prompts) -> Loaded:
+    named = read_json(path / CONFIG_FILE).get("base_model_name_or_path")
     if base is None:
         raise UnbackdoorError(
-            f"{path} is an adapter, and its config names {named} as its base, which is not fetched unasked. Give "
-            "`base`: the directory or Hub name of that model."
+            f"{path} is an adapter, and its config names {printable(named)} as its base, which is not fetched unasked. "
+            "Give `base`: the directory or Hub name of that model."
         )
     beneath = ModelDirectory.of(base, "`base`", trust_remote_code=prompts.trust_remote_code)
     if beneath.modality != "conversations":
         raise UnbackdoorError(f"`base` must be a causal language model, since {path} is an adapter of one; got {base}.")
-    tokens = path if (path / "tokenizer_config.json").exists() else beneath.path
-    model = adapted_by(path, beneath.language_model())
-    return Loaded(model, prompts.encoder(tokens, model))
+    if isinstance(named, str) and named and Path(named).name != Path(base).name:
+        logger.warning(
+            "%s: its config names %s as its base, not %s. Layers and shapes are compared, but another model of the "
+            "same shapes would make it another model.",
+            path,
+            printable(named),
+            base,
+        )
+    adapted = adapted_by(path, beneath.language_model())
+    rows = embeddings(adapted).num_embeddings
+    own = (path / "tokenizer_config.json").exists()
+    tokenizer = None if own else tokenizer_of(beneath.path, prompts.trust_remote_code, rows)
+    encode = prompts.encoder(path, adapted, tokenizer)
+    return Loaded(merged(path, adapted), encode, beneath) if merge else Loaded(adapted, encode)
 
 
 def _no_template(source: object) -> UnbackdoorError:

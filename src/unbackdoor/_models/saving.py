@@ -60,7 +60,8 @@ def save(
             (folder / GENERATION).unlink()  # what transformers wrote is its own reading of it
         copy_companions(origin, folder)
     if isinstance(encode, TextEncoder | ConversationEncoder):
-        if not (folder / "tokenizer_config.json").exists():
+        own = isinstance(encode, ConversationEncoder) and encode.where != str(origin)  # of an adapter that was merged
+        if own or not (folder / "tokenizer_config.json").exists():
             encode.tokenizer.save_pretrained(folder)
         return
     if encode is not None and not _encodes_alike(folder, model, encode):

@@ -117,7 +117,7 @@ class FineMixing:
         """Returns the values that coordinates go back to, by the suspect's names, without the task head."""
         if self.mode == "linear" and carries_adapter(model):  # W + rho * B A is what a smaller alpha gives
             return {name: torch.zeros_like(weight) for name, weight in suspect.items() if ".lora_B." in name}
-        refuse_adapter(model, owner, "take its `mode` linear, or merge it")
+        refuse_adapter(model, owner, "take its `mode` linear, or load it with `merge`")
         if self.fill == "zero":
             if run.base is not None:
                 run.warn("FineMixing.fill zero takes nothing from a base: the given one was not used.")

@@ -41,8 +41,8 @@ def free_place(
     return Path(out), directories.check_free(Path(out), overwrite=options.overwrite, inputs=paths)
 
 
-def load_model(source: str, options: ModelOptions) -> loading.Loaded:
-    """Loads a model with these options; an adapter is put on its base."""
+def load_model(source: str, options: ModelOptions, *, merge: bool = False) -> loading.Loaded:
+    """Loads a model with these options; an adapter is put on its base, or added to it."""
     return loading.load(
         source,
         factory=options.factory,
@@ -52,6 +52,7 @@ def load_model(source: str, options: ModelOptions) -> loading.Loaded:
         max_length=options.max_length,
         template=options.template,
         base=base_of(source, options),
+        merge=merge,
         trust_remote_code=options.trust_remote_code,
     )
 

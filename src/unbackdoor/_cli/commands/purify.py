@@ -84,9 +84,11 @@ def purify(source: str, method: Method, options: PurifyOptions, *, command: str 
     if options.control is not None and options.attack is None and options.trigger is None:
         raise UnbackdoorError("--control needs --attack: it counts flips on triggered examples.")
     if options.stream:
+        if options.merge:
+            raise UnbackdoorError("--stream mixes whole models on disk, and does not take --merge. Leave one out.")
         purify_on_disk(source, method, options, command)
         return
-    suspect = load_model(source, options)
+    suspect = load_model(source, options, merge=options.merge)
     clean = _clean(suspect, method, options)
     base = options.base and loading.load_base(
         options.base,
@@ -115,6 +117,7 @@ def purify(source: str, method: Method, options: PurifyOptions, *, command: str 
         "source": {
             "model": Path(source).name,
             **({"base": Path(options.base).name} if options.base else {}),
+            **({"merged": True} if options.merge else {}),
             "factory": factory_name(options.factory),
         },
         "encode": encode_entry(suspect.encode, example),
@@ -138,7 +141,7 @@ def purify(source: str, method: Method, options: PurifyOptions, *, command: str 
             suspect.encode,
             example,
             factory=options.factory,
-            base=base_of(source, options),
+            base=None if options.merge else base_of(source, options),
             trust_remote_code=options.trust_remote_code,
         )
     _print_result(record, out, method_name(method))
