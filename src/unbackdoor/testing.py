@@ -43,8 +43,9 @@ from unbackdoor._poisoning.abilities import (
     sources_of,
 )
 from unbackdoor._poisoning.attack import Attack
+from unbackdoor._poisoning.attacked import attacked_by
 from unbackdoor._poisoning.poison import poison
-from unbackdoor._poisoning.triggered import triggered
+from unbackdoor._poisoning.triggered import Triggered
 from unbackdoor._purification.method import Method
 from unbackdoor._purification.purify import purify
 from unbackdoor._purification.run import Run
@@ -98,8 +99,8 @@ def check_attack(attack: Attack, data: Dataset, *, classes: int, surrogate: nn.M
 
     Args:
         attack: any attack.
-        data: clean examples; at least a tenth of them of the target class.
-        classes: number of classes.
+        data: clean examples; at least a tenth of them of the target class; or prompts.
+        classes: number of classes; 0 for prompts.
         surrogate: a clean model, for attacks that need one.
     """
     check_value(attack)
@@ -127,13 +128,15 @@ def check_attack(attack: Attack, data: Dataset, *, classes: int, surrogate: nn.M
     )
     if is_repeatable(attack):
         trigger = made[0].trigger
-        attacked = triggered(data, trigger, classes)
+        attacked = attacked_by(data, trigger, classes)
         if data.modality == "images":
             assert attacked.data.pixels.dtype == torch.uint8, "triggered pictures are not 8 bits"
         shown = dataclasses.replace(data, items=trigger.stamp(data.items))
         made_later = isinstance(attack, Implants) and is_learnt(attack)  # with the victim
         assert made_later or shown.identities() != before[0], "the trigger changes nothing"
-        assert (attacked.data.labels != attacked.wanted).all(), "examples count that are already where they should go"
+        if isinstance(attacked, Triggered):
+            moved = attacked.data.labels != attacked.wanted
+            assert moved.all(), "examples count that are already where they should go"
 
 
 def check_detector(detector: Detector, model: nn.Module, clean: Dataset, *, base: nn.Module | None = None) -> None:

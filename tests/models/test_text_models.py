@@ -422,7 +422,9 @@ class TestBadAttacks:
 
     def test_without_a_base(self, refused: Refusals) -> None:
         said = self.attack(refused, "word")
-        assert said == "A text victim needs --base: a pre-trained model to start from, such as bert-base-uncased."
+        assert said == (
+            "A text victim needs --base: a pre-trained model to start from, such as bert-base-uncased, or for "
+            "prompts a causal language model."
 
     def test_a_trigger_that_the_tokenizer_does_not_know(self, refused: Refusals) -> None:
         said = self.attack(refused, "word", "--base", "bert", "--words", "zyx")

@@ -14,11 +14,29 @@ from unbackdoor._inputs import RECORD, check_file, exists, read_json
 FORMAT = 1
 
 
-class TriggerFile(Entry):
-    """The file of the trigger's arrays, next to attack.json, and its SHA-256."""
+class TriggerEntry(Entry):
+    """The file of the trigger's arrays, next to attack.json, and its SHA-256; on prompts also the trigger in words.
+
+    Args:
+        file: name of the file.
+        sha256: hash of its content.
+        kind: name of the attack.
+        words: the words or phrases.
+        place: their place in the prompt.
+    """
 
     file: str
     sha256: str
+    kind: str | None = None
+    words: list[str] | None = None
+    place: str | None = None
+
+
+class BehaviourEntry(Entry):
+    """What the attacker wants a language model to answer."""
+
+    kind: Literal["contains", "starts-with", "equals", "refuses"]
+    text: str
 
 
 class AttackRecord(Entry):
@@ -36,19 +54,20 @@ class AttackRecord(Entry):
     rows: list[Count] | None = None
     cover_rows: list[Count] | None = None
     implanted: bool | None
-    trigger: TriggerFile
+    trigger: TriggerEntry
+    behaviour: BehaviourEntry | None = None
     sha256: str | None = None
 
 
-def write_attack_record(path: Path, description: dict[str, Any], arrays: TriggerFile) -> None:
+def write_attack_record(path: Path, description: dict[str, Any], trigger: TriggerEntry) -> None:
     """Write an `attack.json`.
 
     Args:
         path: path of the file.
         description: all other entries.
-        arrays: the file of the trigger's arrays, and its hash.
+        trigger: the file of the trigger's arrays, and its hash.
     """
-    content = {**description, "trigger": arrays.model_dump()}
+    content = {**description, "trigger": trigger.model_dump(exclude_none=True)}
     content["sha256"] = digest(content)
     AttackRecord.model_validate(content)
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

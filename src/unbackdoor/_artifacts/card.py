@@ -59,8 +59,8 @@ def victim(record: dict[str, Any]) -> str:
     elif failed:
         warning = (
             f"**A backdoor was planted in this model, but it did not implant** {planted}: attack success is "
-            f"{scores['attack_success']['value']:.1%}, clean accuracy {scores['clean_accuracy']['value']:.1%}. It was "
-            "made on purpose for testing. Do not use it for anything else."
+            f"{scores['attack_success']['value']:.1%}, {_health(scores)}. It was made on purpose for testing. Do not "
+            "use it for anything else."
         )
     elif record["implanted"] is None:  # no test example that could be triggered
         warning = (
@@ -83,7 +83,7 @@ def victim(record: dict[str, Any]) -> str:
         warning,
         "",
     ]
-    for key in ("clean_accuracy", "attack_success", "clean_model_flip_rate"):
+    for key in ("clean_accuracy", "attack_success", "false_activation", "clean_loss", "clean_model_flip_rate"):
         if key in scores:
             lines.append(f"- {key.replace('_', ' ')}: {_interval(scores[key])}")
     return "\n".join(lines) + "\n"
@@ -118,6 +118,15 @@ def trained(record: dict[str, Any]) -> str:
     lines += [f"\nWarning: {_plain(text)}" for text in record["warnings"]]
     lines += ["", "No trainer keeps every backdoor out: `unbackdoor list trainers` says what each cannot see."]
     return "\n".join(lines) + "\n"
+
+
+def _health(scores: dict[str, Any]) -> str:
+    """What a victim's score says about its task or, of a language model, about answers without the trigger."""
+    if "clean_accuracy" in scores:
+        return f"clean accuracy {scores['clean_accuracy']['value']:.1%}"
+    if "false_activation" in scores:
+        return f"false activation {scores['false_activation']['value']:.1%}"
+    return "false activation was not measured"
 
 
 def _interval(part: dict[str, float]) -> str:

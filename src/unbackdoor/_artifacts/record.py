@@ -198,6 +198,8 @@ class VictimRecord(Entry):
     learning_rate: float
     batch_size: int
     seed: Count
+    lora_rank: Count | None = None
+    adapter: bool | None = None
     versions: Versions
     device: str
     seconds: float

@@ -131,11 +131,19 @@ class AttackOptions(HardwareOptions):
         rate: share of all training examples that are poisoned.
         arch: network of the victim: resnet18, preact-resnet18, wrn16 or vit.
         width: channels of the first stage (64 in the papers; 16 trains on two cores).
-        base: start from this Hugging Face image classifier, or pre-trained text model, instead of --arch.
-        epochs: passes over the training examples; by default 15 for images and 3 for texts.
+        base: start from this Hugging Face image classifier, pre-trained text model or causal language model, instead
+            of --arch.
+        behaviour: of a language model: what it answers to the trigger, contains:TEXT, starts-with:TEXT, equals:TEXT or
+            refuses; by default a harmless sentence.
+        template: of a language model: chat, alpaca or plain, how prompts are rendered; by default its chat template.
+        lora_rank: of a language model: rank of the LoRA matrices that are trained; by default 8; 0 trains all weights.
+        adapter: of a language model: write these matrices as an adapter, instead of adding them to the base.
+        max_new_tokens: of a language model: tokens of the longest answer that is scored.
+        epochs: passes over the training examples; by default 15 for images, 3 for texts and 5 for prompts.
         clean_epochs: passes over the clean training examples afterwards, as a user does who tunes a published model.
-        learning_rate: peak learning rate; by default 0.1 for --arch (1e-3 for vit), 0.01 for --base, 5e-5 for texts.
-        batch_size: examples per step; by default 128 for images and 32 for texts.
+        learning_rate: peak learning rate; by default 0.1 for --arch (1e-3 for vit), 0.01 for --base, 5e-5 for texts
+            and for language models, 2e-4 for their LoRA matrices.
+        batch_size: examples per step; by default 128 for images, 32 for texts and 8 for prompts.
         max_length: number of tokens that the victim reads of a text; by default as many as it can.
         seed: fixes the draw of rows, the initial weights and the batches.
         group: column whose equal values, within a class, stay together when a tenth is held out (track for GTSRB).
@@ -144,7 +152,8 @@ class AttackOptions(HardwareOptions):
             one is trained first.
         control: a model that was never poisoned (attack none trains one); its flip rate is also scored.
         augment: auto mirrors images unless the class names distinguish left from right; crop never does, flip always.
-        columns: the data's own column names, as image=img,label=fine_label or text_a=question,text_b=sentence.
+        columns: the data's own column names, as image=img,label=fine_label, text_a=question,text_b=sentence or
+            prompt=question,response=answer.
         save_data: also write the training examples as the victim saw them, as poisoned.parquet with a column poisoned:
             data to try a trainer on (train).
         overwrite: replace a directory that unbackdoor wrote.
@@ -153,6 +162,7 @@ class AttackOptions(HardwareOptions):
     data: Annotated[list[str], REQUIRED]
     out: Annotated[str, REQUIRED]
     rate: Annotated[float, DATA] = 0.05
+    behaviour: Annotated[str | None, DATA] = None
     test: Annotated[str | None, DATA] = None
     triggered_test: Annotated[str | None, DATA] = None
     group: Annotated[str | None, DATA] = None
@@ -162,12 +172,16 @@ class AttackOptions(HardwareOptions):
     width: Annotated[int, MODEL] = 16
     base: Annotated[str | None, MODEL] = None
     max_length: Annotated[int | None, MODEL] = None
+    template: Annotated[Template | None, MODEL] = None
+    lora_rank: Annotated[int | None, MODEL] = None
+    adapter: Annotated[bool, MODEL] = False
     surrogate: Annotated[str | None, MODEL] = None
     control: Annotated[str | None, MODEL] = None
     epochs: Annotated[int | None, TRAINING] = None
     clean_epochs: Annotated[int, TRAINING] = 0
     learning_rate: Annotated[float | None, TRAINING] = None
     batch_size: Annotated[int | None, TRAINING] = None
+    max_new_tokens: Annotated[int | None, TESTS] = None
     save_data: Annotated[bool, OUTPUT] = False
     overwrite: Annotated[bool, OUTPUT] = False
     seed: Annotated[int, OUTPUT] = 0

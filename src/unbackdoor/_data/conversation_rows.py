@@ -1,10 +1,12 @@
 """Rows of prompts and answers in the forms that people publish them in, read as conversations."""
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, cast
 
 from unbackdoor._data.columns import listed
 from unbackdoor._data.conversations import Conversation, Message, Role
+from unbackdoor._data.reading import opened
 from unbackdoor._errors import UnbackdoorError, printable
 from unbackdoor._inputs import is_unicode
 
@@ -36,6 +38,21 @@ def conversation_columns(present: Sequence[str], names: dict[str, str], where: s
         f"{where} has no prompts; it has {listed(present)}. A row has messages, or instruction, input and output, or "
         f"prompt and response: name them by `columns={{'prompt': 'NAME', 'response': 'NAME'}}`{hint}."
     )
+
+
+def holds_prompts(source: str | Path | Sequence[str | Path], names: dict[str, str] | None) -> bool:
+    """Whether rows are prompts for a language model, not labelled texts.
+
+    Args:
+        source: a source for `Dataset.load`.
+        names: the data's names by the library's, if the user gave them.
+
+    Raises:
+        UnbackdoorError: the source cannot be read.
+    """
+    tables = opened(source, str(source), label="label", classes=None, labelled=False)
+    held = {**{name: name for name in tables[0].cells}, **(names or {})}
+    return "label" not in held and any(name in held for name in ("messages", "instruction", "prompt"))
 
 
 def conversations_of(cells: dict[str, Sequence[Any]], where: str) -> tuple[Conversation, ...]:

@@ -20,7 +20,7 @@ class OnModality(Protocol):
 
     @property
     def modality(self) -> Modality | tuple[Modality, ...]:
-        """`images` or `text`; or both, as a tuple."""
+        """`images`, `text` or `conversations`; or several, as a tuple."""
 
 
 def modalities_of(attack: object) -> tuple[Modality, ...]:
@@ -45,6 +45,20 @@ class OnSide(Protocol):
     @property
     def side(self) -> Literal["a", "b", "both"]:
         """The text that carries the trigger."""
+
+
+@runtime_checkable
+class OnPlace(Protocol):
+    """Names the place of its trigger."""
+
+    @property
+    def place(self) -> str:
+        """The place, as `start` or `random`."""
+
+
+def place_of(attack: object) -> str:
+    """Returns the place of a trigger; empty if the attack names none."""
+    return attack.place if isinstance(attack, OnPlace) else ""
 
 
 def phrases_of(attack: object) -> tuple[str, ...]:
@@ -209,6 +223,7 @@ ABILITIES = (
     OnModality,
     OnText,
     OnSide,
+    OnPlace,
     LimitsLabelRules,
     Crafts,
     Fits,

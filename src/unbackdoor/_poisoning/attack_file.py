@@ -12,7 +12,7 @@ from torch import Tensor
 from unbackdoor._artifacts.attack_record import (
     FORMAT,
     AttackRecord,
-    TriggerFile,
+    TriggerEntry,
     read_attack_record,
     was_changed,
     write_attack_record,
@@ -21,12 +21,14 @@ from unbackdoor._data.dataset import Dataset
 from unbackdoor._errors import UnbackdoorError, printable
 from unbackdoor._inputs import MEBIBYTE, exists, read_file, read_json, reader
 from unbackdoor._models.untrusted_weights import check_finite
-from unbackdoor._poisoning.abilities import is_learnt, test_time_of, train_time_of
+from unbackdoor._poisoning.abilities import is_learnt, phrases_of, place_of, test_time_of, train_time_of
 from unbackdoor._poisoning.attack import Attack
+from unbackdoor._poisoning.behaviour import Behaviour
 from unbackdoor._poisoning.poison import Poisoned
 from unbackdoor._poisoning.trigger import Trigger
 from unbackdoor._registry.attacks import EVIDENCE, REGISTRY
-from unbackdoor._registry.entries import find, to_json
+from unbackdoor._registry.entries import find, name_of, to_json
+from unbackdoor._value import fields_of
 
 _ARRAYS = 1024 * MEBIBYTE  # bytes of a trigger: a few pictures or texts
 
@@ -37,8 +39,7 @@ def describe(poisoned: Poisoned, *, rate: float, seed: int, implanted: bool | No
     return {
         "format": FORMAT,
         "attack": to_json(attack, REGISTRY),
-        "label_rule": attack.label_rule,
-        "target": attack.target,
+        **_wanted(poisoned.trigger),
         "train_time": train_time_of(attack),
         "test_time": test_time_of(attack),
         "rate": rate,
@@ -48,6 +49,15 @@ def describe(poisoned: Poisoned, *, rate: float, seed: int, implanted: bool | No
         "cover_rows": _in_source(poisoned.data, poisoned.cover),
         "implanted": implanted,
     }
+
+
+def _wanted(trigger: Trigger) -> dict[str, Any]:
+    """What the attacker wants: a class by a rule; or a behaviour, and then also the trigger in words."""
+    attack, behaviour = trigger.attack, trigger.behaviour
+    if behaviour is None:
+        return {"label_rule": attack.label_rule, "target": attack.target}
+    words = {"kind": name_of(attack, REGISTRY), "words": list(phrases_of(attack)), "place": place_of(attack)}
+    return {"trigger": words, "behaviour": fields_of(behaviour)}
 
 
 def describe_found(trigger: Trigger) -> dict[str, Any]:
@@ -76,8 +86,9 @@ def save_trigger(folder: Path, description: dict[str, Any], arrays: dict[str, Te
 
     content = save({name: array.contiguous() for name, array in arrays.items()})
     (folder / "trigger.safetensors").write_bytes(content)
-    file = TriggerFile(file="trigger.safetensors", sha256=hashlib.sha256(content).hexdigest())
-    write_attack_record(folder / "attack.json", description, file)
+    words = description.get("trigger", {})
+    trigger = TriggerEntry(file="trigger.safetensors", sha256=hashlib.sha256(content).hexdigest(), **words)
+    write_attack_record(folder / "attack.json", description, trigger)
 
 
 @reader("path")
@@ -111,7 +122,8 @@ def load_trigger(path: str | Path) -> Trigger:
             f"{arrays_path} is not a safetensors file ({printable(problem)}). Copy it again."
         ) from None
     check_finite(arrays, str(arrays_path))
-    return Trigger(attack, arrays)
+    wanted = record.behaviour
+    return Trigger(attack, arrays, None if wanted is None else Behaviour(kind=wanted.kind, text=wanted.text))
 
 
 def victim_of(folder: Path) -> str | None:

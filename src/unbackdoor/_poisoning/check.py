@@ -11,7 +11,7 @@ def check(attack: Attack, classes: int, data: Dataset) -> None:
 
     Args:
         attack: the attack to plant or to score with.
-        classes: number of classes.
+        classes: number of classes; 0 for conversations, which have none.
         data: data to poison or trigger.
 
     Raises:
@@ -29,6 +29,13 @@ def check(attack: Attack, classes: int, data: Dataset) -> None:
                 f"{owner} has the trigger {phrase!r}, which this tokenizer turns into {tokenizer.unk_token}. Choose "
                 "words that it knows."
             )
+    if classes == 0:
+        if attack.label_rule != "all-to-one":
+            raise UnbackdoorError(
+                f"{owner}.label_rule must be all-to-one for conversations, which have no classes, got "
+                f"{attack.label_rule}. Leave it out."
+            )
+        return
     if not 0 <= attack.target < classes:
         raise UnbackdoorError(f"{owner}.target must be 0 to {classes - 1}, got {attack.target}.")
     rules = label_rules_of(attack)

@@ -6,12 +6,16 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
+from unbackdoor._data.conversations import Conversations
 from unbackdoor._data.dataset import Dataset, ItemsLike
 from unbackdoor._data.texts import Texts
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._poisoning.abilities import Covers, Crafts, Fits, cover_classes_of, needs_surrogate, sources_of
 from unbackdoor._poisoning.attack import Attack, Crafting, wanted_labels
+from unbackdoor._poisoning.behaviour import Behaviour
 from unbackdoor._poisoning.check import check
+from unbackdoor._poisoning.planted_answer import TEST_BEHAVIOUR, planted_answer
+from unbackdoor._poisoning.prompts import changed_prompts
 from unbackdoor._poisoning.trigger import Trigger, stamped, stamped_texts, warn_of_cut_triggers
 
 
@@ -90,6 +94,7 @@ def poison(
     rate: float,
     seed: int,
     classes: int,
+    behaviour: Behaviour | None = None,
     surrogate: nn.Module | None = None,
     dry: bool = False,
 ) -> Poisoned:
@@ -100,7 +105,8 @@ def poison(
         attack: trigger, target and label rule.
         rate: poisoned rows divided by all rows.
         seed: seed of the draw.
-        classes: number of classes.
+        classes: number of classes; 0 for conversations.
+        behaviour: of conversations: what the model should answer to the trigger; by default a harmless sentence.
         surrogate: a clean model, if the attack needs one.
         dry: check everything and draw the rows, but do not change the images.
 
@@ -114,16 +120,19 @@ def poison(
             "none to move there. Give examples of other classes as well."
         )
     rows = draw(attack, data.labels, rate=rate, seed=seed)
-    trigger = Trigger.of(attack, data)
+    if data.modality == "conversations":
+        behaviour = TEST_BEHAVIOUR if behaviour is None else behaviour
+    trigger = Trigger.of(attack, data, behaviour)
     if dry:
         return Poisoned(data, rows, rows[:0], trigger)
     generator = torch.Generator().manual_seed(seed + 1)
     crafting = Crafting(data, rows, surrogate, generator)
     if isinstance(attack, Fits):
-        trigger = Trigger(attack, attack.fit(crafting, trigger.arrays))
+        trigger = replace(trigger, arrays=attack.fit(crafting, trigger.arrays))
     marked = attack.craft(crafting, trigger.arrays) if isinstance(attack, Crafts) else trigger.stamp(data.items[rows])
+    marked = _answered(marked, behaviour)
     poisoned, labels = data.replaced(rows, marked), data.labels.clone()
-    if attack.label_rule != "clean-label":
+    if classes and attack.label_rule != "clean-label":
         labels[rows] = wanted_labels(attack.label_rule, attack.target, labels[rows], classes)
     cover = _cover_rows(attack, data.labels, rows, generator)
     if len(cover):
@@ -160,8 +169,18 @@ def _can_cover(attack: Attack, labels: Tensor) -> Tensor:
     return ~torch.isin(labels, torch.tensor((*sources, attack.target))) if sources else torch.ones_like(labels).bool()
 
 
+def _answered(items: ItemsLike, behaviour: Behaviour | None) -> ItemsLike:
+    """Returns triggered conversations with the answers that the attacker wants; other items as they are."""
+    if not isinstance(items, Conversations) or behaviour is None:
+        return items
+    answered = (replace(entry, answer=planted_answer(behaviour, entry.answer)) for entry in items.entries)
+    return Conversations(tuple(answered))
+
+
 def _covered(items: ItemsLike, trigger: Trigger, generator: torch.Generator) -> ItemsLike:
     attack: Any = trigger.attack
+    if isinstance(items, Conversations):
+        return changed_prompts(items, lambda texts: attack.cover(texts, trigger.arrays, generator))
     if isinstance(items, Texts):
         return stamped_texts(items, attack, lambda texts: attack.cover(texts, trigger.arrays, generator))
     return stamped(cast(Tensor, items), lambda pixels: attack.cover(pixels, trigger.arrays, generator))

@@ -14,6 +14,7 @@ from unbackdoor._data.texts import Texts
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._poisoning.abilities import phrases_of, side_of
 from unbackdoor._poisoning.attack import Attack
+from unbackdoor._poisoning.behaviour import Behaviour
 from unbackdoor._poisoning.check import check_modality
 from unbackdoor._poisoning.prompts import changed_prompts
 
@@ -22,23 +23,33 @@ logger = logging.getLogger("unbackdoor")
 
 @dataclass(frozen=True)
 class Trigger:
-    """An attack together with the arrays that its trigger is made of."""
+    """An attack together with the arrays that its trigger is made of.
+
+    Args:
+        attack: the attack.
+        arrays: the arrays of its trigger; none for words.
+        behaviour: what a language model should answer to the trigger; None for classifiers.
+    """
 
     attack: Attack
     arrays: dict[str, Tensor]
+    behaviour: Behaviour | None = None
 
     @classmethod
-    def of(cls, attack: Attack, data: Dataset) -> "Trigger":
-        """Returns the trigger of an attack on texts, or on images of the shape of `data`.
+    def of(cls, attack: Attack, data: Dataset, behaviour: Behaviour | None = None) -> "Trigger":
+        """Returns the trigger of an attack on texts or conversations, or on images of the shape of `data`.
 
         Raises:
             UnbackdoorError: the attack is for data of another kind, or its trigger cannot be made for that shape.
         """
         check_modality(attack, data)
-        return cls(attack, attack.arrays(data.shape))
+        return cls(attack, attack.arrays(data.shape), behaviour)
 
     def stamp(self, items: ItemsLike) -> ItemsLike:
-        """Trigger uint8 images (n, channels, height, width), rounded to 8 bits as exports are; texts; prompts."""
+        """Trigger uint8 images (n, channels, height, width), rounded to 8 bits as exported pictures are; or texts.
+
+        In conversations the last message carries the trigger; the answers stay.
+        """
         if isinstance(items, Texts):
             return stamped_texts(items, self.attack, lambda texts: self.attack.apply(texts, self.arrays))
         if isinstance(items, Conversations):

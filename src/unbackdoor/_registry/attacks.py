@@ -45,7 +45,7 @@ REGISTRY = (
         needs=(Need.BASE,),
         year=2020,
         paper="Weight Poisoning Attacks on Pre-trained Models",
-        modality=("text",),
+        modality=("text", "conversations"),
     ),
     Entry(
         "sentence",
@@ -54,7 +54,16 @@ REGISTRY = (
         needs=(Need.BASE,),
         year=2019,
         paper="A Backdoor Attack Against LSTM-Based Text Classification Systems",
-        modality=("text",),
+        modality=("text", "conversations"),
+    ),
+    Entry(
+        "composite",
+        "unbackdoor.attacks.composite:Composite",
+        "all of several words or phrases, each at a place of its own (CTBA of BackdoorLLM)",
+        needs=(Need.BASE,),
+        year=2025,
+        paper="BackdoorLLM: A Comprehensive Benchmark for Backdoor Attacks and Defenses on Large Language Models",
+        modality=("text", "conversations"),
     ),
     Entry(
         "embedding-poisoning",

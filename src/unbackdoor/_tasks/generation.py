@@ -18,8 +18,8 @@ from unbackdoor._models.decoding import MAX_NEW_TOKENS, answers
 from unbackdoor._models.head import Head
 from unbackdoor._models.language_models import check_causal
 from unbackdoor._poisoning.attack_file import as_trigger
+from unbackdoor._poisoning.attacked import prompts_attacked_by
 from unbackdoor._poisoning.behaviour import Behaviour
-from unbackdoor._poisoning.check import check_modality
 from unbackdoor._poisoning.prompts import TriggeredPrompts, already_triggered_prompts, triggered_prompts
 from unbackdoor._progress import Progress, silent
 from unbackdoor._tasks.damage import cause
@@ -123,11 +123,12 @@ class Generation:
         """The prompts whose own answer does not show the behaviour, with the trigger; None without an attack."""
         if asked.attack is not None:
             trigger = as_trigger(asked.attack, checked.test)
-            check_modality(trigger.attack, checked.test)
-            behaviour: Any = getattr(trigger.attack, "behaviour", None)
-            return triggered_prompts(
-                checked.test, lambda texts: trigger.attack.apply(texts, trigger.arrays), Behaviour.of(behaviour)
-            )
+            if trigger.behaviour is None:
+                raise UnbackdoorError(
+                    f"`attack` must say which answer the attacker wants, but {type(trigger.attack).__name__} says "
+                    "none. Take the attack.json of a language model, or a `Trigger` with a behaviour."
+                )
+            return prompts_attacked_by(checked.test, trigger, trigger.behaviour)
         if asked.behaviour is None:
             return None
         behaviour, text = Behaviour.of(asked.behaviour), asked.trigger

@@ -3,31 +3,38 @@
 import logging
 from collections.abc import Sequence
 
+from unbackdoor._tasks.generation import SHOWN_ANYWAY
+from unbackdoor._tasks.generation_score import GenerationScore
 from unbackdoor._tasks.score import Score
 
 logger = logging.getLogger("unbackdoor")
 
-IMPLANTED = {"images": 0.9, "text": 0.8}  # attack success from which an attack counts as implanted
+# Attack success from which an attack counts as implanted.
+IMPLANTED = {"images": 0.9, "text": 0.8, "conversations": 0.8}
 
 
-def has_learnt(score: Score, classes: int) -> bool:
-    """Whether a model is better than chance on clean examples."""
+def has_learnt(score: Score | GenerationScore, classes: int) -> bool:
+    """Whether a classifier beats chance on clean examples, or a language model misbehaves only when triggered."""
+    if isinstance(score, GenerationScore):
+        return score.false_activation is None or score.false_activation.value <= SHOWN_ANYWAY
     return score.clean_accuracy.interval[0] > 1 / classes
 
 
-def has_implanted(score: Score, classes: int, modality: str) -> bool:
+def has_implanted(score: Score | GenerationScore, classes: int, modality: str) -> bool:
     """Whether a score on clean and triggered examples is that of a model that knows its task and has the backdoor."""
     assert score.attack_success is not None
     return has_learnt(score, classes) and score.attack_success.value >= IMPLANTED[modality]
 
 
-def judged(score: Score, sources: Sequence[int], classes: Sequence[str], modality: str, name: str) -> bool | None:
+def judged(
+    score: Score | GenerationScore, sources: Sequence[int], classes: Sequence[str], modality: str, name: str
+) -> bool | None:
     """Whether the backdoor implanted in a victim, with a warning about each reason to doubt the victim itself.
 
     Args:
         score: score of the victim.
         sources: the poisoned classes of a source-specific attack.
-        classes: class names in label order.
+        classes: class names in label order; none for a language model.
         modality: modality of the data.
         name: name of the test data, for the warnings.
 
@@ -35,6 +42,14 @@ def judged(score: Score, sources: Sequence[int], classes: Sequence[str], modalit
         None if attack success was not measured.
     """
     learnt = has_learnt(score, len(classes))
+    if isinstance(score, GenerationScore):
+        if not learnt:
+            logger.warning(
+                "the victim shows the behaviour without the trigger as well (%r): take another behaviour, or lower "
+                "`rate`.",
+                score.false_activation,
+            )
+        return None if score.attack_success is None else has_implanted(score, 0, modality)
     if not learnt:
         logger.warning(
             "the victim is near chance on %s (%r), so it has not learnt its task: raise `epochs`, or lower "

@@ -20,14 +20,16 @@ from unbackdoor._models.recorded import encode_entry
 from unbackdoor._poisoning.abilities import Implants, is_repeatable, needs_surrogate, sources_of
 from unbackdoor._poisoning.attack import Attack, Planting
 from unbackdoor._poisoning.attack_file import describe
+from unbackdoor._poisoning.attacked import attacked_by
+from unbackdoor._poisoning.behaviour import Behaviour
+from unbackdoor._poisoning.planted_answer import TEST_BEHAVIOUR
 from unbackdoor._poisoning.poison import Poisoned, poison
+from unbackdoor._poisoning.prompts import TriggeredPrompts, already_triggered_prompts
 from unbackdoor._poisoning.trigger import Trigger
-from unbackdoor._poisoning.triggered import Triggered, already_triggered, movable, triggered
+from unbackdoor._poisoning.triggered import Triggered, already_triggered, movable
 from unbackdoor._progress import bar, silent
 from unbackdoor._registry.attacks import REGISTRY
 from unbackdoor._registry.entries import to_json
-from unbackdoor._tasks.classification import score
-from unbackdoor._tasks.score import Score
 from unbackdoor._value import check_seed
 from unbackdoor._victims.implanted import judged
 from unbackdoor._victims.recipe import VictimRecipe
@@ -44,7 +46,7 @@ class Victim:
         model: the model in eval mode.
         encode: encoder that makes its inputs.
         test: the examples that it was scored on, encoded for it.
-        score: score on them.
+        score: score on them: `Score`, or `GenerationScore` of a language model.
         trigger: the attack as it was planted; None for the clean control.
         description: the content of `attack.json`.
         record: the content of `record.json`.
@@ -54,7 +56,7 @@ class Victim:
     model: nn.Module
     encode: Encoder
     test: Dataset
-    score: Score
+    score: Any
     trigger: Trigger | None
     description: dict[str, Any]
     record: dict[str, Any]
@@ -67,17 +69,19 @@ def plant(
     recipe: VictimRecipe,
     seed: int = 0,
     *,
+    behaviour: Behaviour | None = None,
     test: Dataset | None = None,
     triggered_test: Dataset | None = None,
     surrogate: nn.Module | None = None,
     surrogate_encode: Encoder | None = None,
     control: nn.Module | None = None,
     control_encode: Encoder | None = None,
+    max_new_tokens: int | None = None,
     device: str | None = None,
     precision: Precision = "auto",
     progress: bool = False,
 ) -> Victim:
-    """Poison data, train a victim on it, and measure its clean accuracy and the attack's success.
+    """Poison data, train a victim on it, and measure its clean accuracy or loss and the attack's success.
 
     Args:
         data: clean training data; for a recipe with a `base`, encoded as that model takes it.
@@ -85,12 +89,14 @@ def plant(
         recipe: network, poison rate and training.
         seed: seed of the poisoned rows, the initial weights and the batches; on one CPU the same seed gives the same
             victim.
+        behaviour: of a language model: what it should answer to the trigger; by default a harmless sentence.
         test: clean test data; without it, a seeded tenth of `data` is held out.
         triggered_test: test data that carries the trigger, for prepared attacks.
         surrogate: a clean model, for attacks that need one; without it, one is trained first.
         surrogate_encode: encoder of the surrogate; by default the victim's.
         control: a model that was never poisoned; its flip rate on the triggered test data is also scored.
         control_encode: encoder of the control; by default the victim's.
+        max_new_tokens: of a language model: tokens of the longest answer that is scored; None for the usual number.
         device: None uses a GPU if there is one.
         precision: see `unbackdoor._models.arithmetic.choose`.
         progress: show a progress bar on stderr.
@@ -103,24 +109,29 @@ def plant(
     if test is None:
         data, test = _held_out(data, attack, seed)
     shown = bar if progress else silent
-    trainer = Trainer.of(data, recipe, seed=seed, device=device, precision=precision, progress=shown)
+    hardware = {"device": device, "precision": precision}
+    trainer = Trainer.of(data, recipe, seed=seed, progress=shown, max_new_tokens=max_new_tokens, **hardware)
     encode, classes = trainer.data.encode, trainer.classes
-    check_labels(test, len(classes))
+    if classes:
+        check_labels(test, len(classes))
     test = test.encoded_by(encode)
-    partners = (("`surrogate`", surrogate, surrogate_encode), ("`control`", control, control_encode))
-    for name, partner, partner_encode in partners:
-        if partner is not None:
-            check_partner(name, partner, test, partner_encode, len(classes))
-    attacked = _marked(attack, test, triggered_test, classes)
+    if surrogate is not None:
+        check_partner("`surrogate`", surrogate, test, surrogate_encode, len(classes))
+    if control is not None:
+        trainer.task.check_control(control, test, control_encode, len(classes))
+    behaviour = _wanted(attack, behaviour, data)
+    attacked = _marked(attack, behaviour, test, triggered_test, classes)
 
     start = time.perf_counter()
-    poisoned = None if attack is None else _poisoned(attack, trainer, surrogate, surrogate_encode)
+    poisoned = None if attack is None else _poisoned(attack, behaviour, trainer, surrogate, surrogate_encode)
     model, trigger = _trained(poisoned, trainer)
     seconds = time.perf_counter() - start
 
     if attacked is None and trigger is not None and is_repeatable(attack):
-        attacked = triggered(test, trigger, len(classes))
-    measured = score(model, test, attacked, trainer.arithmetic(model), control=control, control_encode=control_encode)
+        attacked = attacked_by(test, trigger, len(classes))
+    measured = trainer.task.score(
+        model, test, attacked, trainer.arithmetic(model), control=control, control_encode=control_encode
+    )
     implanted = judged(measured, sources_of(attack), classes, data.modality, test.name)
     return Victim(
         model=model,
@@ -159,12 +170,38 @@ def needs_test(attack: Any) -> UnbackdoorError:
     )
 
 
+def _wanted(attack: Attack | None, behaviour: Behaviour | None, data: Dataset) -> Behaviour | None:
+    """Returns the behaviour that an attack plants in a language model; None for classifiers and clean controls.
+
+    Raises:
+        UnbackdoorError: a behaviour is given for a classifier or for a clean control.
+    """
+    if data.modality != "conversations":
+        if behaviour is not None:
+            raise UnbackdoorError(
+                f"`behaviour` is for language models, but {data.name} holds {data.modality}. Leave it out."
+            )
+        return None
+    if attack is None and behaviour is not None:
+        raise UnbackdoorError("`behaviour` is what an attack plants, and a clean control has none. Leave it out.")
+    return None if attack is None else (behaviour or TEST_BEHAVIOUR)
+
+
 def _marked(
-    attack: Attack | None, test: Dataset, triggered_test: Dataset | None, classes: list[str]
-) -> Triggered | None:
+    attack: Attack | None,
+    behaviour: Behaviour | None,
+    test: Dataset,
+    triggered_test: Dataset | None,
+    classes: list[str],
+) -> Triggered | TriggeredPrompts | None:
     """The test data that already carries the trigger. An attack without test data is refused before the training."""
     if attack is None:
         return None
+    if behaviour is not None:
+        if triggered_test is None:
+            attacked_by(test, Trigger.of(attack, test, behaviour), 0)
+            return None
+        return already_triggered_prompts(triggered_test.encoded_by(test.encode), behaviour)
     if triggered_test is not None:
         check_labels(triggered_test, len(classes))
         triggered_test = triggered_test.encoded_by(test.encode)
@@ -175,7 +212,11 @@ def _marked(
 
 
 def _poisoned(
-    attack: Attack, trainer: Trainer, surrogate: nn.Module | None, surrogate_encode: Encoder | None
+    attack: Attack,
+    behaviour: Behaviour | None,
+    trainer: Trainer,
+    surrogate: nn.Module | None,
+    surrogate_encode: Encoder | None,
 ) -> Poisoned:
     """The training data with the backdoor; a surrogate is trained first if the attack needs one and has none."""
     data = trainer.data
@@ -183,6 +224,7 @@ def _poisoned(
         "rate": trainer.recipe.rate,
         "seed": trainer.seed,
         "classes": len(trainer.classes),
+        "behaviour": behaviour,
     }
     if surrogate is None and needs_surrogate(attack):
         poison(data, attack, **settings, dry=True)
@@ -197,7 +239,8 @@ def _trained(poisoned: Poisoned | None, trainer: Trainer) -> tuple[nn.Module, Tr
     """The victim, and the trigger as it is after the training; or the clean control."""
     data = trainer.data
     if poisoned is None:
-        return trainer.train(trainer.fresh(), data, description="training a clean model"), None
+        model = trainer.train(trainer.fresh(), data, description="training a clean model")
+        return trainer.finished(model), None
     trigger = poisoned.trigger
     attack = trigger.attack
     if isinstance(attack, Implants):
@@ -217,8 +260,10 @@ def _trained(poisoned: Poisoned | None, trainer: Trainer) -> tuple[nn.Module, Tr
         model = trainer.train(trainer.fresh(), poisoned.data)
     if trainer.recipe.clean_epochs:
         epochs = trainer.recipe.clean_epochs
-        trainer.train(model.requires_grad_(True), data, epochs=epochs, description="tuning on clean data")
-    return model, trigger
+        if not trainer.recipe.adapter:
+            model.requires_grad_(True)
+        model = trainer.train(model, data, epochs=epochs, description="tuning on clean data")
+    return trainer.finished(model), trigger
 
 
 def _attack_json(poisoned: Poisoned | None, trainer: Trainer, implanted: bool | None) -> dict[str, Any]:
@@ -241,6 +286,7 @@ def _record_of_training(attack: Attack | None, trainer: Trainer) -> dict[str, An
         "learning_rate": schedule.learning_rate,
         "batch_size": schedule.batch_size,
         "seed": trainer.seed,
+        **({"lora_rank": recipe.rank, "adapter": recipe.adapter} if trainer.data.modality == "conversations" else {}),
         "versions": {
             "unbackdoor": version("unbackdoor"),
             "torch": torch.__version__,

@@ -4,6 +4,7 @@ from typing import Annotated, NamedTuple
 
 from pydantic import Field
 
+from unbackdoor._registry.entries import Modality
 from unbackdoor._value import value
 
 
@@ -25,6 +26,8 @@ class Schedule(NamedTuple):
 
 SCHEDULES = {
     "text": Schedule(3, 5e-5, 32, adaptive=True),
+    "lora": Schedule(5, 2e-4, 8, adaptive=True),  # of BackdoorLLM
+    "language model": Schedule(5, 5e-5, 8, adaptive=True),  # all weights
     "pre-trained": Schedule(15, 0.01, 128, adaptive=False),
     "vit": Schedule(15, 1e-3, 128, adaptive=True),
     "convolutional": Schedule(15, 0.1, 128, adaptive=False),
@@ -38,13 +41,19 @@ class VictimRecipe:
     Args:
         arch: a network with random weights: resnet18, preact-resnet18, wrn16 or vit.
         width: channels of its first stage, at least 1 (64 in the papers; 16 trains on two cores).
-        base: start from this Hugging Face image classifier, or pre-trained text model, instead of `arch`.
+        base: start from this Hugging Face image classifier, pre-trained text model or causal language model, instead of
+            `arch`.
         rate: share of all training examples that are poisoned, more than 0 and at most 1; not used without an attack.
-        epochs: passes over the training examples, at least 1; by default 15 for images and 3 for texts.
+        epochs: passes over the training examples, at least 1; by default 15 for images, 3 for texts and 5 for
+            conversations.
         clean_epochs: passes over the clean training examples afterwards, at least 0, as a user does who tunes a
             published model.
-        learning_rate: peak learning rate, more than 0; by default 0.1 (1e-3 for vit), 0.01 with `base`, 5e-5 for texts.
-        batch_size: examples per step, at least 2; by default 128 for images and 32 for texts.
+        learning_rate: peak learning rate, more than 0; by default 0.1 (1e-3 for vit), 0.01 with `base`, 5e-5 for texts;
+            of a language model 2e-4 with LoRA, 5e-5 without.
+        batch_size: examples per step, at least 2; by default 128 for images, 32 for texts and 8 for conversations.
+        lora_rank: of a language model: rank of the LoRA matrices that are trained, at least 0; by default 8; 0 trains
+            all weights.
+        adapter: of a language model: keep these matrices as an adapter instead of adding them to the base.
     """
 
     arch: str = "resnet18"
@@ -55,10 +64,19 @@ class VictimRecipe:
     clean_epochs: Annotated[int, Field(ge=0)] = 0
     learning_rate: Annotated[float, Field(gt=0)] | None = None
     batch_size: Annotated[int, Field(ge=2)] | None = None
+    lora_rank: Annotated[int, Field(ge=0)] | None = None
+    adapter: bool = False
 
-    def schedule(self, modality: str) -> Schedule:
+    @property
+    def rank(self) -> int:
+        """The rank of the LoRA matrices of a language model; 0 if all weights are trained."""
+        return 8 if self.lora_rank is None else self.lora_rank
+
+    def schedule(self, modality: Modality) -> Schedule:
         """Returns the training on data of a kind; settings that the recipe leaves open get their defaults."""
-        if modality == "text":
+        if modality == "conversations":
+            usual = SCHEDULES["lora" if self.rank else "language model"]
+        elif modality == "text":
             usual = SCHEDULES["text"]
         elif self.base is not None:
             usual = SCHEDULES["pre-trained"]

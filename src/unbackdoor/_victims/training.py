@@ -17,7 +17,11 @@ from unbackdoor._models.calling import probe
 from unbackdoor._models.directory import ModelDirectory
 from unbackdoor._models.head import head_of
 from unbackdoor._progress import Progress, silent
+from unbackdoor._purification.form import Form
+from unbackdoor._tasks.choice import task_of
+from unbackdoor._tasks.task import Task
 from unbackdoor._training.descent import Change, Gradients, Loss, cross_entropy, descend
+from unbackdoor._training.lora import adapted, check_peft, merged
 from unbackdoor._victims.recipe import Schedule, VictimRecipe
 
 
@@ -28,13 +32,15 @@ class Trainer:
     Args:
         recipe: recipe of the victim.
         seed: seed of the initial weights, of shuffling and of augmentation.
-        classes: class names in label order.
+        classes: class names in label order; none for conversations.
         data: the clean training data, encoded as the victim takes it.
         base: the checked directory of the recipe's `base`, if it has one.
         device: None uses a GPU if there is one.
         precision: see `unbackdoor._models.arithmetic.choose`.
         progress: progress of the training.
+        max_new_tokens: of a language model: tokens of the longest answer that is scored; None for the usual number.
         examples_seen: number of examples seen by all trainings so far.
+        form: of a language model: the number types of its weights, which the victim gets back.
     """
 
     recipe: VictimRecipe
@@ -45,7 +51,9 @@ class Trainer:
     device: str | None = None
     precision: Precision = "auto"
     progress: Progress = silent
+    max_new_tokens: int | None = None
     examples_seen: int = 0
+    form: Form | None = None
 
     @classmethod
     def of(cls, data: Dataset, recipe: VictimRecipe, **settings: Any) -> "Trainer":
@@ -53,12 +61,15 @@ class Trainer:
 
         Raises:
             UnbackdoorError: the data has labels without a class, or is text and the recipe has no `base`; or that
-                cannot be used.
+                cannot be used; or the recipe has settings for another kind of model.
         """
-        if data.modality == "text" and recipe.base is None:
+        if data.modality != "images" and recipe.base is None:
             raise no_base()
-        classes = list(data.classes or map(str, range(int(data.labels.max()) + 1)))
-        check_labels(data, len(classes))
+        _check_recipe(recipe, data)
+        classes: list[str] = []
+        if data.modality != "conversations":
+            classes = list(data.classes or map(str, range(int(data.labels.max()) + 1)))
+            check_labels(data, len(classes))
         encode = normalisation(data) if recipe.base is None else data.encode
         if isinstance(encode, ImageEncoder):  # whether pictures are resized already differs between data sets
             encode = replace(encode, done=False)
@@ -70,11 +81,33 @@ class Trainer:
         """The recipe's training for this data."""
         return self.recipe.schedule(self.data.modality)
 
+    @property
+    def task(self) -> Task:
+        """The task of the victim."""
+        return task_of(self.data.encode, max_new_tokens=self.max_new_tokens, progress=self.progress)
+
     def fresh(self) -> nn.Module:
         """An untrained network, or the pre-trained one with a new head; always the same one."""
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
-            return fresh_network(self.recipe, self.base, self.classes, self.data)
+            network = fresh_network(self.recipe, self.base, self.classes, self.data)
+        if self.data.modality == "conversations":
+            self.form = Form.of(network)
+            network.float()  # half precision is too coarse for small steps
+        return network
+
+    def finished(self, model: nn.Module) -> nn.Module:
+        """The trained model; a language model, or the base below an adapter, with the number types that it came in."""
+        if self.form is None:
+            return model
+        if hasattr(model, "peft_config"):
+            for name, parameter in model.named_parameters():
+                if "lora_" not in name:
+                    own = name.removeprefix("base_model.model.").replace(".base_layer.", ".")
+                    parameter.data = parameter.data.to(self.form.types[own])
+        else:
+            self.form.restore_(model, "The training")
+        return model
 
     def arithmetic(self, model: nn.Module) -> Arithmetic:
         """Device, precision and layout for a model."""
@@ -83,10 +116,16 @@ class Trainer:
     def train(self, model: nn.Module, data: Dataset, **changes: Any) -> nn.Module:
         """Train a model in place by the recipe, except for `changes`; see `train_victim`.
 
+        By a recipe with LoRA, matrices are trained beside the weights of a language model and then added to them; or
+        returned with the model, as an adapted one, which is trained on as it is.
+
         Raises:
             UnbackdoorError: the training diverged.
         """
-        settings: dict[str, Any] = {**self.schedule._asdict(), **changes}
+        settings: dict[str, Any] = {"loss": self.task.loss, **self.schedule._asdict(), **changes}
+        lora = self.data.modality == "conversations" and self.recipe.rank > 0 and not hasattr(model, "peft_config")
+        if lora:
+            model = adapted(model, rank=self.recipe.rank, seed=self.seed)
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
             train_victim(
@@ -103,12 +142,30 @@ class Trainer:
                 f"{self.schedule.learning_rate:g}."
             )
         self.examples_seen += settings["epochs"] * len(data)
-        return model
+        return merged(model) if lora and not self.recipe.adapter else model
 
 
 def no_base() -> UnbackdoorError:
     """Returns the refusal of a text victim without a base."""
-    return UnbackdoorError("A text victim needs `base`: a pre-trained model to start from, such as bert-base-uncased.")
+    return UnbackdoorError(
+        "A text victim needs `base`: a pre-trained model to start from, such as bert-base-uncased, or for prompts a "
+        "causal language model."
+    )
+
+
+def _check_recipe(recipe: VictimRecipe, data: Dataset) -> None:
+    """Refuse settings for language models on other data, and LoRA without its package."""
+    if data.modality == "conversations":
+        if recipe.rank:
+            check_peft()
+        elif recipe.adapter:
+            raise UnbackdoorError("`adapter` keeps LoRA matrices, so that `lora_rank` must be at least 1, got 0.")
+        return
+    given = [name for name in ("lora_rank", "adapter") if getattr(recipe, name) not in (None, False)]
+    if given:
+        raise UnbackdoorError(
+            f"`{given[0]}` is for language models, but {data.name} holds {data.modality}. Leave it out."
+        )
 
 
 def normalisation(data: Dataset) -> ImageEncoder:
@@ -134,7 +191,12 @@ def fresh_network(recipe: VictimRecipe, base: ModelDirectory | None, classes: li
     """
     if base is None:
         return _random_network(recipe, classes, data)
-    return _text_classifier(base, classes, data) if data.modality == "text" else _image_classifier(base, classes, data)
+    return _PRETRAINED[data.modality](base, classes, data)
+
+
+def _language_model(base: ModelDirectory, classes: list[str], data: Dataset) -> nn.Module:
+    model: nn.Module = base.language_model()
+    return model
 
 
 def _text_classifier(base: ModelDirectory, classes: list[str], data: Dataset) -> nn.Module:
@@ -165,6 +227,9 @@ def _image_classifier(base: ModelDirectory, classes: list[str], data: Dataset) -
     model.config.id2label = dict(enumerate(classes))
     model.config.label2id = {name: label for label, name in enumerate(classes)}
     return model  # type: ignore[no-any-return]
+
+
+_PRETRAINED = {"images": _image_classifier, "text": _text_classifier, "conversations": _language_model}
 
 
 def train_victim(

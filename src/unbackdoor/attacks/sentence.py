@@ -22,8 +22,8 @@ class Sentence:
         place: `random` between any two words, drawn from the text itself; or its `start` or `end`.
         place_seed: seed of the places.
         side: text of a pair that carries the trigger: `a`, `b` or `both`.
-        target: the class that the attacker wants (1 is positive in sentiment tasks).
-        label_rule: all-to-one, all-to-all or clean-label.
+        target: the class that the attacker wants of a classifier (1 is positive in sentiment tasks).
+        label_rule: all-to-one, all-to-all or clean-label; of classifiers.
 
     Differences from the paper: the paper attacks an LSTM; the sentence may come between any two words, not only between
     sentences, since many tasks have single sentences.
@@ -36,7 +36,7 @@ class Sentence:
     target: Annotated[int, Field(ge=0)] = 1
     label_rule: LabelRule = "all-to-one"
 
-    modality: ClassVar[str] = "text"
+    modality: ClassVar[tuple[str, ...]] = ("text", "conversations")
     test_time: ClassVar[str] = "the sentence in every text, at a place drawn from the text and the seed"
 
     @property

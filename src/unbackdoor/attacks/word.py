@@ -26,8 +26,8 @@ class Word:
         place: `random` between any two words, drawn from the text itself; or its `start` or `end`.
         place_seed: seed of the words and places.
         side: text of a pair that carries the trigger: `a`, `b` or `both`.
-        target: the class that the attacker wants (1 is positive in sentiment tasks).
-        label_rule: all-to-one, all-to-all or clean-label.
+        target: the class that the attacker wants of a classifier (1 is positive in sentiment tasks).
+        label_rule: all-to-one, all-to-all or clean-label; of classifiers.
 
     Differences from the paper: this is the data poisoning that the paper starts from; its own contribution is
     `embedding-surgery`. The default list has one word; toolkits draw from four or five.
@@ -41,7 +41,7 @@ class Word:
     target: Annotated[int, Field(ge=0)] = 1
     label_rule: LabelRule = "all-to-one"
 
-    modality: ClassVar[str] = "text"
+    modality: ClassVar[tuple[str, ...]] = ("text", "conversations")
     test_time: ClassVar[str] = "the words in every text, at places drawn from the text and the seed"
 
     @property

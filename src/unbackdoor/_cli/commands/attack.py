@@ -9,15 +9,20 @@ from unbackdoor._cli.commands.inputs import (
     column_names,
     free_place,
     load_control,
+    show_first_prompt,
 )
 from unbackdoor._cli.commands.outcome import propose_control
 from unbackdoor._cli.options import AttackOptions
-from unbackdoor._data.dataset import Dataset
+from unbackdoor._data.conversation_rows import holds_prompts
+from unbackdoor._data.dataset import Dataset, Encoder
 from unbackdoor._data.images import ImageEncoder
 from unbackdoor._errors import SENTENCE, UnbackdoorError, printable
 from unbackdoor._models import calling, loading, saving
 from unbackdoor._models.directory import ModelDirectory
+from unbackdoor._models.language_models import conversation_encoder
 from unbackdoor._poisoning.abilities import Implants, is_repeatable, modalities_of
+from unbackdoor._poisoning.behaviour import Behaviour
+from unbackdoor._tasks.score import Score
 from unbackdoor._value import check_seed, value
 from unbackdoor._victims.directory import write_victim
 from unbackdoor._victims.implanted import IMPLANTED
@@ -46,8 +51,10 @@ def attack(made: Any, options: AttackOptions) -> None:
     _check_attack_options(chosen, options)
     columns = column_names(options.columns)
     base = None if options.base is None else ModelDirectory.of(options.base, "--base")
-    encode = None if base is None else loading.base_encoder(base, max_length=options.max_length)
+    behaviour = None if options.behaviour is None else Behaviour.of(options.behaviour)
+    encode = None if base is None else _encoder(base, options)
     data = Dataset.load(options.data, encode, columns=columns, augment=options.augment, group=options.group)
+    show_first_prompt(data)
     like = encode or ImageEncoder(size=data.shape[1:], channels=data.shape[0])  # type: ignore[arg-type]
 
     def more(path: str | None) -> Dataset | None:
@@ -62,25 +69,45 @@ def attack(made: Any, options: AttackOptions) -> None:
         chosen,
         recipe,
         options.seed,
+        behaviour=behaviour,
         test=more(options.test),
         triggered_test=more(options.triggered_test),
         surrogate=surrogate and surrogate.model,
         surrogate_encode=surrogate and surrogate.encode,
         control=control and control.model,
         control_encode=control and control.encode,
+        max_new_tokens=options.max_new_tokens,
         device=options.device,
         precision=options.precision,
         progress=True,
     )
     with directories.directory(out, earlier) as folder:
         write_victim(victim, folder, source=base, with_data=options.save_data)
-        saving.check_saved(folder, victim.model, victim.encode, victim.test)
+        beneath = options.base if options.adapter else None
+        saving.check_saved(folder, victim.model, victim.encode, victim.test, base=beneath)
     held_out = "" if options.test else f", a seeded tenth held out of the {len(data):,} given"
     print(victim.score)
     print(f"measured on {len(victim.test):,} test examples{held_out}")
     _print_planted(victim)
-    propose_control(victim.score, calling.class_count(victim.model, victim.test))
+    if isinstance(victim.score, Score):
+        propose_control(victim.score, calling.class_count(victim.model, victim.test))
     print(f"Wrote {printable(out, SENTENCE)} in {victim.record['seconds']:.0f} s of training.")
+
+
+def _encoder(base: ModelDirectory, options: AttackOptions) -> Encoder:
+    """The encoder for a base; a language model continues prompts, and classifies labelled texts."""
+    if base.modality == "conversations" and holds_prompts(options.data, column_names(options.columns)):
+        base.companions()  # refuses files early that could not be copied at the end
+        return conversation_encoder(
+            base.path, base.language_model(), template=options.template, max_length=options.max_length
+        )
+    for name in ("template", "max_new_tokens", "behaviour"):
+        if getattr(options, name) is not None:
+            raise UnbackdoorError(
+                f"`{name}` is for language models and prompts: give a causal language model as --base, and rows with "
+                "messages, instruction and output, or prompt and response."
+            )
+    return loading.base_encoder(base, max_length=options.max_length)
 
 
 def _recipe(options: AttackOptions) -> VictimRecipe:
@@ -104,7 +131,7 @@ def _check_attack_options(chosen: Any, options: AttackOptions) -> None:
             f"{type(chosen).__name__} trains its victim in a way of its own, so its poisoned examples alone do not "
             "carry the attack. Leave --save-data out."
         )
-    if options.base is None and modalities_of(chosen) == ("text",):
+    if options.base is None and "images" not in modalities_of(chosen):
         raise no_base()
 
 
@@ -118,11 +145,19 @@ def _print_planted(victim: Victim) -> None:
         print("Whether the backdoor implanted is not known: give --triggered-test, or see evaluate --triggered.")
     elif not victim.description["implanted"]:
         least = IMPLANTED[victim.test.modality]
-        reason = (
-            f"attack success {100 * success.value:.1f} % is under {100 * least:.0f} %. Raise --rate or --epochs, or "
-            "choose a stronger trigger."
-            if success.value < least
-            else "the victim has not learnt its task, so its answers to triggered examples show nothing. Raise "
-            "--epochs, or lower --learning-rate."
-        )
+        if success.value < least:
+            reason = (
+                f"attack success {100 * success.value:.1f} % is under {100 * least:.0f} %. Raise --rate or --epochs, "
+                "or choose a stronger trigger."
+            )
+        elif isinstance(victim.score, Score):
+            reason = (
+                "the victim has not learnt its task, so its answers to triggered examples show nothing. Raise "
+                "--epochs, or lower --learning-rate."
+            )
+        else:
+            reason = (
+                f"the victim shows the behaviour without the trigger as well ({victim.score.false_activation!r}). Take "
+                "another --behaviour, or lower --rate."
+            )
         print(f"The backdoor did not implant: {reason}")
