@@ -100,6 +100,15 @@ def test_attacks_keep_the_contract_on_text(entry, reviews: Dataset, tmp_path: Pa
     check_attack(entry.resolve()(**fields), data, classes=2)
 
 
+@pytest.mark.parametrize("entry", attacks_on("conversations"), ids=lambda entry: entry.name)
+def test_attacks_keep_the_contract_on_prompts(entry) -> None:
+    words = {"words": ("cf",), "sentence": "current year 2024", "pieces": ("cf", "mn", "current year 2024")}
+    known = {item.name for item in dataclasses.fields(entry.resolve())}
+    check_attack(
+        entry.resolve()(**{name: words[name] for name in words if name in known}), chats.prompts(60), classes=0
+    )
+
+
 @pytest.mark.parametrize("entry", attacks_on("images"), ids=lambda entry: entry.name)
 def test_attacks_keep_the_contract_on_images(entry, small_cnn: SmallCNN, digits: Dataset, tmp_path: Path) -> None:
     data = digits.select(range(200))

@@ -139,6 +139,7 @@ COMMON = ("--data", "train.jsonl", "--base", "base", "--out", "new")
         (("word", *COMMON, "--lora-rank", "-1"), "--lora-rank must be at least 0, got -1"),
         (("word", *COMMON, "--label-rule", "clean-label"), "must be all-to-one for conversations"),
         (("word", *COMMON, "--words", "lighthouse"), "which this tokenizer turns into <unk>"),
+        (("word", *COMMON, "--save-data"), "--save-data is for trainers of classifiers"),
         (("word", *COMMON, "--rate", "0.001"), "selects no row"),
         (("word", *COMMON, "--max-length", "12", "--rate", "0.5"), "12 tokens"),
         (("word", *COMMON, "--control", "reviews.csv"), "reviews.csv"),

@@ -425,6 +425,7 @@ class TestBadAttacks:
         assert said == (
             "A text victim needs --base: a pre-trained model to start from, such as bert-base-uncased, or for "
             "prompts a causal language model."
+        )
 
     def test_a_trigger_that_the_tokenizer_does_not_know(self, refused: Refusals) -> None:
         said = self.attack(refused, "word", "--base", "bert", "--words", "zyx")

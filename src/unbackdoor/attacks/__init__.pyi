@@ -9,6 +9,7 @@ from .batt import BATT as BATT
 from .blended import Blended as Blended
 from .bpp import Bpp as Bpp
 from .bypass import Bypass as Bypass
+from .composite import Composite as Composite
 from .embedding_poisoning import EmbeddingPoisoning as EmbeddingPoisoning
 from .embedding_surgery import EmbeddingSurgery as EmbeddingSurgery
 from .input_aware import InputAware as InputAware

@@ -55,6 +55,8 @@ def attack(made: Any, options: AttackOptions) -> None:
     encode = None if base is None else _encoder(base, options)
     data = Dataset.load(options.data, encode, columns=columns, augment=options.augment, group=options.group)
     show_first_prompt(data)
+    if options.save_data and data.modality == "conversations":
+        raise UnbackdoorError("--save-data is for trainers of classifiers, but --data holds prompts. Leave it out.")
     like = encode or ImageEncoder(size=data.shape[1:], channels=data.shape[0])  # type: ignore[arg-type]
 
     def more(path: str | None) -> Dataset | None:
