@@ -108,13 +108,10 @@ def plant(
     check_seed(seed)
     if test is None:
         data, test = _held_out(data, attack, seed)
-    shown = bar if progress else silent
-    hardware = {"device": device, "precision": precision}
-    trainer = Trainer.of(data, recipe, seed=seed, progress=shown, max_new_tokens=max_new_tokens, **hardware)
+    settings = {"seed": seed, "device": device, "precision": precision, "max_new_tokens": max_new_tokens}
+    trainer = Trainer.of(data, recipe, progress=bar if progress else silent, **settings)
     encode, classes = trainer.data.encode, trainer.classes
-    if classes:
-        check_labels(test, len(classes))
-    test = test.encoded_by(encode)
+    test = _checked(test, trainer)
     if surrogate is not None:
         check_partner("`surrogate`", surrogate, test, surrogate_encode, len(classes))
     if control is not None:
@@ -142,16 +139,30 @@ def plant(
         description=_attack_json(poisoned, trainer, implanted),
         record={
             **_record_of_training(attack, trainer),
-            "device": description(trainer.arithmetic(model)),
-            "seconds": round(seconds, 1),
-            "peak_memory_bytes": peak_memory(),
-            "examples_seen": trainer.examples_seen,
+            **_cost(model, trainer, seconds),
             "encode": encode_entry(encode, test),
             "scores": {"victim": measured.to_json()},
             "implanted": implanted,
         },
         poisoned=poisoned,
     )
+
+
+def _checked(test: Dataset, trainer: Trainer) -> Dataset:
+    """The test data, encoded as the victim takes it; its labels must be among the classes."""
+    if trainer.classes:
+        check_labels(test, len(trainer.classes))
+    return test.encoded_by(trainer.data.encode)
+
+
+def _cost(model: nn.Module, trainer: Trainer, seconds: float) -> dict[str, Any]:
+    """The entries of the record on the device and what the training took."""
+    return {
+        "device": description(trainer.arithmetic(model)),
+        "seconds": round(seconds, 1),
+        "peak_memory_bytes": peak_memory(),
+        "examples_seen": trainer.examples_seen,
+    }
 
 
 def _held_out(data: Dataset, attack: Attack | None, seed: int) -> tuple[Dataset, Dataset]:
