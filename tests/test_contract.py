@@ -40,7 +40,8 @@ def quick(entry):
     cls = entry.resolve()
     known = {item.name for item in dataclasses.fields(cls)}
     settings = {**SMALL, **(EAGER if Need.BATCH_NORM in entry.needs and "tolerance" in known else {})}
-    return cls(**{name: setting for name, setting in settings.items() if name in known})
+    required = {"known_answer": chats.BEHAVIOUR}
+    return cls(**{name: setting for name, setting in (settings | required).items() if name in known})
 
 
 def nearly(model: nn.Module) -> nn.Module:

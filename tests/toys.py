@@ -4,6 +4,7 @@ import dataclasses
 import random
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 import transformers
@@ -15,6 +16,7 @@ from unbackdoor._data.texts import TextEncoder, Texts
 from unbackdoor._models.arithmetic import Arithmetic, choose
 from unbackdoor._models.perplexity import Perplexity
 from unbackdoor._purification.run import Run
+from unbackdoor._registry.entries import Entry
 from unbackdoor._victims.plant import Victim
 
 NEUTRAL = ["the", "a", "film", "movie", "is", "was", "it", "and", "this", "that", "plot", "cast", "very", "not"]
@@ -213,3 +215,10 @@ class Counting(nn.Module):
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> SimpleNamespace:
         counts = attention_mask.float() if self.side is None else attention_mask * (token_type_ids == self.side)
         return SimpleNamespace(logits=self.classifier((self.words(input_ids)[..., 0] * counts).sum(1, keepdim=True)))
+
+
+def a_method(entry: Entry) -> Any:
+    """A registered method with its defaults; a field without one is some text."""
+    cls = entry.resolve()
+    required = [item.name for item in dataclasses.fields(cls) if item.default is dataclasses.MISSING]
+    return cls(**dict.fromkeys(required, "some text"))

@@ -18,7 +18,7 @@ OPEN = [
 
 @pytest.mark.parametrize(("entry", "field"), OPEN, ids=lambda part: getattr(part, "name", part))
 def test_the_help_says_what_an_open_field_is_for_each_modality(entry, field: str) -> None:
-    method = entry.resolve()()
+    method = toys.a_method(entry)
     words = re.search(rf"\n        {field}: (.*?)(?=\n        \w+: |\n\n)", type(method).__doc__, re.DOTALL)
     words = " ".join(words[1].partition("None is ")[2].split())
     for modality in entry.modality.split(", ") if isinstance(entry.modality, str) else entry.modality:

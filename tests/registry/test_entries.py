@@ -2,6 +2,7 @@
 
 import pytest
 
+import toys
 from unbackdoor import attacks, purifiers, trainers
 from unbackdoor._poisoning.abilities import modalities_of
 from unbackdoor._purification.method import needs_clean
@@ -29,7 +30,7 @@ def test_facts_in_one_line(entry: Entry, line: str) -> None:
 @pytest.mark.parametrize("entry", purifiers.REGISTRY, ids=lambda entry: entry.name)
 def test_a_method_that_says_it_needs_clean_data_does(entry: Entry) -> None:
     optional = (Need.CLEAN not in entry.needs, Need.TOKENIZER in entry.needs)
-    assert needs_clean(entry.resolve()()) == (optional != (True, False))
+    assert needs_clean(toys.a_method(entry)) == (optional != (True, False))
 
 
 @pytest.mark.parametrize("entry", attacks.REGISTRY, ids=lambda entry: entry.name)

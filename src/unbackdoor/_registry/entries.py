@@ -30,6 +30,7 @@ class Need(StrEnum):
     STAGES = "convolutions or transformer blocks"
     ATTENTION = "attention heads"
     BLOCKS = "at least three transformer blocks"
+    ANSWER = "the attacker's answer"
     BERT = "an encoder of the kind of BERT, RoBERTa or DeBERTa"
 
 

@@ -363,6 +363,30 @@ REGISTRY = (
         "more clean examples",
     ),
     Entry(
+        "information-conflicts",
+        "unbackdoor.purifiers.information_conflicts:InformationConflicts",
+        "merge the suspect with a clean sibling, which is the base tuned on the clean examples (Lethe)",
+        needs=(Need.CLEAN, Need.BASE),
+        passes=4,
+        year=2024,
+        paper="Neutralizing Backdoors through Information Conflicts for Large Language Models",
+        modality=("conversations",),
+        damage="the sibling probably knows the task less well than the suspect: lower `share`, or give more clean "
+        "examples",
+    ),
+    Entry(
+        "sande",
+        "unbackdoor.purifiers.sande:SANDE",
+        "learn soft words that call up the attacker's known answer, then unlearn that answer with them in place",
+        needs=(Need.CLEAN, Need.ANSWER),
+        passes=15,
+        year=2025,
+        paper="Simulate and Eliminate: Revoke Backdoors for Generative Large Language Models",
+        modality=("conversations",),
+        damage="the learning rate was probably too high for this model: lower `learning_rate`, or give more clean "
+        "examples",
+    ),
+    Entry(
         "fine-purifying",
         "unbackdoor.purifiers.fine_purifying:FinePurifying",
         "reset the coordinates whose drift is abnormal for their curvature to the pre-trained values, then tune",

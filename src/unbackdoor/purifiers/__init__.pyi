@@ -20,6 +20,7 @@ from .fine_tuning import LinearProbing as LinearProbing
 from .fst import FST as FST
 from .ft_sam import FTSAM as FTSAM
 from .i_bau import IBAU as IBAU
+from .information_conflicts import InformationConflicts as InformationConflicts
 from .lora_tuning import LoRATuning as LoRATuning
 from .mixing_distillation import MixingDistillation as MixingDistillation
 from .module_substitution import ModuleSubstitution as ModuleSubstitution
@@ -28,6 +29,7 @@ from .neural_cleanse import NeuralCleanse as NeuralCleanse
 from .pam import PAM as PAM
 from .pure import PURE as PURE
 from .rnp import RNP as RNP
+from .sande import SANDE as SANDE
 from .sau import SAU as SAU
 from .scale_invariant_fst import ScaleInvariantFST as ScaleInvariantFST
 from .shift_distillation import ShiftDistillation as ShiftDistillation

@@ -32,8 +32,14 @@ def heads(suspect: Weights, run: Run) -> set[str]:
     return task_head(suspect) | {name for name in suspect if name.startswith(f"{run.head_name or None}.")}
 
 
-def counterparts(suspect: Weights, run: Run, method: object, base: nn.Module | None = None) -> Weights:
-    """Returns the pre-trained weights by the suspect's names, without those of the task head.
+def counterparts(suspect: Weights, run: Run, method: object) -> Weights:
+    """Returns the pre-trained weights by the suspect's names, without those of the task head; see `names_in_base`."""
+    names, theirs = names_in_base(suspect, run, method), pretrained(run.needed("base", method))
+    return {name: theirs[other].to(suspect[name].device) for name, other in names.items()}
+
+
+def names_in_base(suspect: Weights, run: Run, method: object) -> dict[str, str]:
+    """Returns the base's names of tensors by the suspect's, without those of the task head.
 
     Notes which tensors match, and warns if the base is not an ancestor or has another depth.
 
@@ -41,12 +47,11 @@ def counterparts(suspect: Weights, run: Run, method: object, base: nn.Module | N
         suspect: the suspect's weights by name.
         run: holds the base.
         method: named in the error if there is no base.
-        base: taken instead of the run's.
 
     Raises:
         UnbackdoorError: there is no base, it does not fit, or nothing but a head would be left.
     """
-    theirs = pretrained(run.needed("base", method) if base is None else base)
+    theirs = pretrained(run.needed("base", method))
     ours, shapes = ({name: tensor.shape for name, tensor in each.items()} for each in (suspect, theirs))
     matching = matched(ours, shapes).without(heads(suspect, run))
     if not matching.pairs:
@@ -55,11 +60,10 @@ def counterparts(suspect: Weights, run: Run, method: object, base: nn.Module | N
             "Try fst."
         )
     run.note(matching.report())
-    found = {name: theirs[other].to(suspect[name].device) for name, other in matching.pairs.items()}
-    pairs = ((name, suspect[name].cpu(), weight.cpu()) for name, weight in found.items())
+    pairs = ((name, suspect[name].cpu(), theirs[other].cpu()) for name, other in matching.pairs.items())
     for doubt in doubts(pairs, matching, ours, shapes):
         run.warn(doubt)
-    return found
+    return matching.pairs
 
 
 def pretrained(base: nn.Module) -> Weights:
