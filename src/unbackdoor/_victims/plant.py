@@ -111,11 +111,7 @@ def plant(
     settings = {"seed": seed, "device": device, "precision": precision, "max_new_tokens": max_new_tokens}
     trainer = Trainer.of(data, recipe, progress=bar if progress else silent, **settings)
     encode, classes = trainer.data.encode, trainer.classes
-    test = _checked(test, trainer)
-    if surrogate is not None:
-        check_partner("`surrogate`", surrogate, test, surrogate_encode, len(classes))
-    if control is not None:
-        trainer.task.check_control(control, test, control_encode, len(classes))
+    test = _checked(test, trainer, (surrogate, surrogate_encode), (control, control_encode))
     behaviour = _wanted(attack, behaviour, data)
     attacked = _marked(attack, behaviour, test, triggered_test, classes)
 
@@ -148,11 +144,20 @@ def plant(
     )
 
 
-def _checked(test: Dataset, trainer: Trainer) -> Dataset:
-    """The test data, encoded as the victim takes it; its labels must be among the classes."""
-    if trainer.classes:
-        check_labels(test, len(trainer.classes))
-    return test.encoded_by(trainer.data.encode)
+_Partner = tuple[nn.Module | None, Encoder | None]  # a model and its own encoder
+
+
+def _checked(test: Dataset, trainer: Trainer, surrogate: _Partner, control: _Partner) -> Dataset:
+    """The test data, encoded as the victim takes it; its labels and the other models must fit the classes."""
+    classes = len(trainer.classes)
+    if classes:
+        check_labels(test, classes)
+    test = test.encoded_by(trainer.data.encode)
+    if surrogate[0] is not None:
+        check_partner("`surrogate`", surrogate[0], test, surrogate[1], classes)
+    if control[0] is not None:
+        trainer.task.check_control(control[0], test, control[1], classes)
+    return test
 
 
 def _cost(model: nn.Module, trainer: Trainer, seconds: float) -> dict[str, Any]:
