@@ -1,6 +1,6 @@
 """The commands for the parser. Options come from the declarations of the Python values."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
@@ -9,7 +9,7 @@ from unbackdoor._cli.chosen import composition, fitting, single, training
 from unbackdoor._cli.listing import KINDS, Kind, show
 from unbackdoor._cli.options import AuditOptions, EvaluateOptions, GuardEvaluateOptions, GuardRunOptions, StressOptions
 from unbackdoor._errors import UnbackdoorError
-from unbackdoor._registry.entries import find
+from unbackdoor._registry.entries import Entry, find
 from unbackdoor._registry.guards import REGISTRY as GUARDS
 from unbackdoor._registry.purifiers import REGISTRY as PURIFIERS
 from unbackdoor._registry.trainers import REGISTRY as TRAINERS
@@ -36,16 +36,14 @@ def parser(given: list[str], typed: str) -> App:
         ("purify", PURIFIERS, "purifier", "methods", "Remove a backdoor with a few clean examples."),
     ):
         sub = App(name=verb, help=f"{help_} Each {kind} has its own options: unbackdoor {verb} NAME --help.")
-        for entry in entries:
-            sub.command(_stub, name=entry.name, help=entry.summary[0].upper() + entry.summary[1:] + ".")
         if verb == command and chosen and not listing:
             steps = [find(name, entries, kind, plural) for name in chosen.split("+")]
             if verb == "attack" and len(steps) > 1:
                 raise UnbackdoorError(f"There is no attack '{chosen}'; attacks cannot be combined.")
-            if chosen in sub:
-                del sub[chosen]
             made = single(verb, steps[0], typed) if len(steps) == 1 else composition(steps, typed)
             sub.command(made, name=chosen)
+        elif verb == command:
+            _list_names(sub, entries)
         app.command(sub)
     app.command(_train(words, typed))
     app.command(_audit_of(typed), name="audit")
@@ -65,14 +63,10 @@ def _train(words: list[str], typed: str) -> App:
         help="Train on data that may be poisoned, so that a backdoor does not get in. Each trainer has its own "
         "options: unbackdoor train NAME --help.",
     )
-    for entry in TRAINERS:
-        app.command(_stub, name=entry.name, help=entry.summary[0].upper() + entry.summary[1:] + ".")
-    chosen = words[1] if words[:1] == ["train"] and len(words) > 1 else ""
-    if chosen:
-        entry = find(chosen, TRAINERS, "trainer", "trainers")
-        if chosen in app:
-            del app[chosen]
-        app.command(training(entry, typed), name=chosen)
+    if words[:1] == ["train"] and len(words) > 1:
+        app.command(training(find(words[1], TRAINERS, "trainer", "trainers"), typed), name=words[1])
+    elif words == ["train"]:
+        _list_names(app, TRAINERS)
     return app
 
 
@@ -85,14 +79,10 @@ def _guard(words: list[str], typed: str) -> App:
         name="fit",
         help="Fit a guard, and set its threshold. Each guard has its own options: unbackdoor guard fit NAME --help.",
     )
-    for entry in GUARDS:
-        fit.command(_stub, name=entry.name, help=entry.summary[0].upper() + entry.summary[1:] + ".")
-    chosen = words[2] if words[:2] == ["guard", "fit"] and len(words) > 2 else ""
-    if chosen:
-        entry = find(chosen, GUARDS, "guard", "guards")
-        if chosen in fit:
-            del fit[chosen]
-        fit.command(fitting(entry, typed), name=chosen)
+    if words[:2] == ["guard", "fit"] and len(words) > 2:
+        fit.command(fitting(find(words[2], GUARDS, "guard", "guards"), typed), name=words[2])
+    elif words == ["guard", "fit"]:
+        _list_names(fit, GUARDS)
     app.command(fit)
     app.command(_guard_run, name="run")
     app.command(_guard_evaluate, name="evaluate")
@@ -125,8 +115,14 @@ def _version() -> str:
     return version("unbackdoor")
 
 
-def _stub() -> None:
-    """Placeholder in the list of commands; the chosen one is replaced before it runs."""
+def _list_names(app: App, entries: Iterable[Entry]) -> None:
+    """Adds the names of entries to the help of a command. Each is an application, so others do without."""
+    for entry in entries:
+        app.command(_placeholder, name=entry.name, help=entry.summary[0].upper() + entry.summary[1:] + ".")
+
+
+def _placeholder() -> None:
+    """Stands for a command in a list of names; the chosen one has options of its own."""
 
 
 def _audit_of(typed: str) -> Callable[..., None]:
