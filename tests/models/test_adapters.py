@@ -11,6 +11,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 import chats
+import toys
 from unbackdoor import UnbackdoorError, evaluate, load, purifiers, purify
 from unbackdoor._models.saving import check_saved, save
 
@@ -206,6 +207,9 @@ def test_a_pickled_adapter_or_a_wrong_base_is_refused(place: Path, tmp_path: Pat
     folder = changed(place, tmp_path)
     with pytest.raises(UnbackdoorError, match=r"is an adapter, and its config names .* Give `base`"):
         load(folder)
+    bert = toys.write(toys.classifier("bert"), tmp_path / "bert")
+    with pytest.raises(UnbackdoorError, match=r"`base` must be a causal language model, since .* is an adapter of one"):
+        load(folder, base=bert)
     with pytest.raises(UnbackdoorError, match="is no adapter of a language model; `base` is for these"):
         load(place / "base", base=place / "base")
     (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")

@@ -245,8 +245,8 @@ def test_a_model_of_another_task_is_refused_though_its_weights_would_fit(name: s
     with pytest.raises(UnbackdoorError) as refused:
         load(tmp_path)
     assert str(refused.value) == (
-        f"{tmp_path} is a model for {OTHER_TASKS[name]} ({name}); a classifier of whole images or texts is expected. "
-        "Its body can be used as `base`."
+        f"{tmp_path} is a model for {OTHER_TASKS[name]} ({name}); a classifier of whole images or texts is "
+        "expected, or a causal language model. Its body can be used as `base`."
     )
 
 

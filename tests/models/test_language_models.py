@@ -194,6 +194,20 @@ def test_classifiers_and_language_models_are_told_apart(models: Path, tmp_path: 
         ub.evaluate(model, chats.prompts(4))
 
 
+def test_encoders_are_no_language_models(tmp_path: Path) -> None:
+    sizes = {**_SIZES, "initializer_range": 0.02}
+    for kind in (transformers.BertForMaskedLM, transformers.BertLMHeadModel):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            kind(transformers.BertConfig(**sizes)).save_pretrained(tmp_path / kind.__name__)
+        chats.tokenizer().save_pretrained(tmp_path / kind.__name__)
+    with pytest.raises(UnbackdoorError, match=r"is a model for masked lm .* is expected, or a causal language model"):
+        load(tmp_path / "BertForMaskedLM")
+    model, encode = load(tmp_path / "BertLMHeadModel")  # it says that it continues text, but looks in both directions
+    with pytest.raises(UnbackdoorError, match="BertLMHeadModel looks at the tokens behind the one it predicts"):
+        ub.purify(model, data_for(encode), ub.purifiers.FineTuning(), device="cpu")
+
+
 def test_methods_and_tests_for_classifiers_refuse_prompts(models: Path) -> None:
     model, encode = load(models / "llama")
     data = data_for(encode, 20)

@@ -134,8 +134,8 @@ def _check_task(path: Path, config: Mapping[str, Any]) -> None:
         if separator and name in known and not task.startswith(("ImageClassif", "SequenceClassif")):
             words = re.sub("(?<=[a-z])(?=[A-Z])", " ", task).lower()
             raise UnbackdoorError(
-                f"{path} is a model for {words} ({name}); a classifier of whole images or texts is expected. Its body "
-                "can be used as `base`."
+                f"{path} is a model for {words} ({name}); a classifier of whole images or texts is expected, or a "
+                "causal language model. Its body can be used as `base`."
             )
 
 

@@ -110,12 +110,13 @@ def check_causal(model: nn.Module, data: Dataset) -> None:
     changed["input_ids"][rows, last] = (inputs["input_ids"][rows, last] + 1) % embeddings(model).num_embeddings
     with evaluating(model), choose(model, device).placed(model) as placed:
         scores, others = _scores(placed, inputs), _scores(placed, changed)
+        slack = 1e-4 if next(placed.parameters()).dtype.itemsize >= 4 else 1e-2  # rounding is all that may differ
     before = torch.arange(scores.shape[1], device=device) < last[:, None]
     if not torch.isfinite(scores[before]).all():
         raise UnbackdoorError(
             f"{owner} answers with values that are not finite, although its weights are. Check its config.json."
         )
-    if not torch.allclose(scores[before], others[before], rtol=1e-2, atol=1e-2 * float(scores[before].abs().max())):
+    if not torch.allclose(scores[before], others[before], rtol=slack, atol=slack * float(scores[before].abs().max())):
         raise UnbackdoorError(
             f"{owner} looks at the tokens behind the one it predicts, so it cannot continue text. Take a causal "
             "language model."
