@@ -165,8 +165,8 @@ def _verdict(models: list[Answering]) -> str:
     if before.attack_success is not None and after.attack_success is not None:
         first, last = (_percent(score.attack_success.value) for score in (before, after) if score.attack_success)
         sentences.append(
-            f"With the trigger, {first} of the answers showed the behaviour ({printable(before.behaviour)}) before, and "
-            f"{last} after {models[-1].name}."
+            f"With the trigger, {first} of the answers showed the behaviour ({printable(before.behaviour)}) before, "
+            f"and {last} after {models[-1].name}."
         )
     if before.clean_loss is not None and after.clean_loss is not None:
         first, last = (f"{loss.value:.3f}" for loss in (before.clean_loss, after.clean_loss))
