@@ -67,12 +67,12 @@ def panels(text: str) -> dict[str, list[str]]:
         ),
         (
             ("attack", "badnets"),
-            ["Required", "Options of badnets", "Data", "Model", "Training", "Output", "Hardware"],
+            ["Required", "Options of badnets", "Data", "Model", "Tests", "Training", "Output", "Hardware"],
             ["--data", "--out"],
         ),
         (
             ("attack", "word"),
-            ["Required", "Options of word", "Data", "Model", "Training", "Output", "Hardware"],
+            ["Required", "Options of word", "Data", "Model", "Tests", "Training", "Output", "Hardware"],
             ["--data", "--out", "--base"],
         ),
         (
