@@ -9,7 +9,8 @@ from unbackdoor._reports.store.run import write_report
 
 ROOT = Path(__file__).parents[2]
 ZOO = ROOT / "docs/results/cells/zoo"
-STORES = sorted(path for path in ZOO.parent.iterdir() if path.is_dir() and path != ZOO)
+GUARDS = ROOT / "docs/results/cells/guards"
+STORES = sorted(path for path in ZOO.parent.iterdir() if path.is_dir() and path not in (ZOO, GUARDS))
 
 
 @pytest.mark.parametrize("store", STORES, ids=lambda path: path.name)
@@ -29,3 +30,9 @@ def test_the_statistics_of_audits_are_what_the_cells_of_the_zoo_give(monkeypatch
     assert {path.name for path in results} == {"nulls.json", "operating_point.json", "audit.md", "roc.svg"}
     for path, text in results.items():
         assert path.read_text() == text, "run make results"
+
+
+def test_the_table_of_guards_is_what_its_cells_give(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    written = importlib.import_module("guard_results").table(GUARDS)
+    assert (ROOT / "docs/results/tables/guards.md").read_text() == written, "run make results"
