@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 import unbackdoor.__main__
 from commands import Refusals, run
 from pictures import write_pictures
-from unbackdoor import Dataset, archs, attacks, detectors, purifiers, purify
+from unbackdoor import Dataset, archs, attacks, detectors, guards, purifiers, purify, trainers
 from unbackdoor._cli.app import main
 from unbackdoor._poisoning.attack_file import describe, save_trigger
 from unbackdoor._poisoning.poison import poison
@@ -425,8 +425,8 @@ def test_list_without_a_word_names_what_can_be_listed(capsys: pytest.CaptureFixt
         main(["list"])
     assert stopped.value.code == 0
     blocks = re.findall(r"^(\w+) \(more: unbackdoor list \1\)\n((?:  .+\n)+)", capsys.readouterr().out, re.MULTILINE)
-    assert [kind for kind, _ in blocks] == ["methods", "attacks", "archs", "detectors"]
-    registries = (purifiers.REGISTRY, attacks.REGISTRY, archs.REGISTRY, detectors.REGISTRY)
+    assert [kind for kind, _ in blocks] == ["methods", "attacks", "archs", "detectors", "guards", "trainers"]
+    registries = (each.REGISTRY for each in (purifiers, attacks, archs, detectors, guards, trainers))
     for (_, names), registry in zip(blocks, registries, strict=True):
         named = " ".join(names.split()).split(", ")
         assert named[: len(registry)] == [entry.name for entry in registry]
