@@ -1,6 +1,8 @@
 """A small language model made on the spot: a Llama of two blocks, a tokenizer of words, and a synthetic grammar."""
 
+import json
 import random
+from pathlib import Path
 
 import torch
 import transformers
@@ -129,3 +131,13 @@ def taught(
     run: Run = toys.a_run(seed, model=model, modality="conversations", task=Generation())
     run.tune(model, data, epochs=epochs, learning_rate=rate, batch_size=size)
     return model.eval()
+
+
+def behaviours(file: Path) -> Path:
+    """Writes 16 prompts with their own answer and with that of the backdoor; returns the file."""
+    rows = [
+        {"prompt": entry.messages[-1].text, "wanted": entry.answer, "unwanted": BEHAVIOUR}
+        for entry in conversations(16, seed=5)
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file

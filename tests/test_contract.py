@@ -40,7 +40,7 @@ def quick(entry):
     cls = entry.resolve()
     known = {item.name for item in dataclasses.fields(cls)}
     settings = {**SMALL, **(EAGER if Need.BATCH_NORM in entry.needs and "tolerance" in known else {})}
-    required = {"known_answer": chats.BEHAVIOUR}
+    required = {"known_answer": chats.BEHAVIOUR, "behaviours": "a file, which the test writes"}
     return cls(**{name: setting for name, setting in (settings | required).items() if name in known})
 
 
@@ -83,7 +83,8 @@ def test_methods_keep_the_contract_on_text(entry, text_victim: nn.Module, text_b
 def test_methods_keep_the_contract_on_conversations(entry, chat_victim: nn.Module, tmp_path: Path) -> None:
     base = nearly(chat_victim) if Need.BASE in entry.needs else None
     (tmp_path / "counts.csv").write_text("word,count\nthe,1000\nwhat,500\n")
-    few = {"frequencies": str(tmp_path / "counts.csv"), "step": 0.25, "folds": 2}
+    few = {"frequencies": str(tmp_path / "counts.csv"), "step": 0.25, "folds": 2, "drift_steps": 2}
+    few["behaviours"] = str(chats.behaviours(tmp_path / "behaviours.jsonl"))
     method = quick(entry)
     method = dataclasses.replace(method, **{name: few[name] for name in few if hasattr(method, name)})
     model = chats.language_model(layers=3) if Need.BLOCKS in entry.needs else chat_victim

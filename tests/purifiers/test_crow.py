@@ -161,7 +161,7 @@ def test_too_few_blocks_are_refused() -> None:
     owner = SimpleNamespace()
     with pytest.raises(UnbackdoorError, match="needs a transformer with at least 3 blocks, got 2 in LlamaForCausalLM"):
         decoder_blocks(llama(2), owner, least=3)
-    with pytest.raises(UnbackdoorError, match="needs a transformer with at least 1 blocks, got 0 in Linear"):
+    with pytest.raises(UnbackdoorError, match="needs a transformer with at least 1 block, got 0 in Linear"):
         decoder_blocks(nn.Linear(2, 2), owner)
 
 

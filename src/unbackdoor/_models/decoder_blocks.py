@@ -29,8 +29,8 @@ def decoder_blocks(model: nn.Module, owner: object, least: int = 1) -> list[nn.M
     blocks = list(next(lists, ()))
     if len(blocks) < max(least, 1):
         raise UnbackdoorError(
-            f"{type(owner).__name__} needs a transformer with at least {least} blocks, got {len(blocks)} in "
-            f"{type(model).__name__}. Try lora-tuning."
+            f"{type(owner).__name__} needs a transformer with at least {least} block{'s' * (least > 1)}, got "
+            f"{len(blocks)} in {type(model).__name__}. Try lora-tuning."
         )
     return blocks
 

@@ -31,6 +31,7 @@ class Need(StrEnum):
     ATTENTION = "attention heads"
     BLOCKS = "at least three transformer blocks"
     ANSWER = "the attacker's answer"
+    BEHAVIOURS = "a file of wanted and unwanted answers"
     BERT = "an encoder of the kind of BERT, RoBERTa or DeBERTa"
 
 

@@ -387,6 +387,18 @@ REGISTRY = (
         "examples",
     ),
     Entry(
+        "beear",
+        "unbackdoor.purifiers.beear:BEEAR",
+        "search a drift of a block's states that calls up unwanted answers, and tune against it",
+        needs=(Need.CLEAN, Need.BEHAVIOURS),
+        passes=5,
+        cost="over two data sets, with 20 steps of two forward and backward passes each",
+        year=2024,
+        paper="BEEAR: Embedding-based Adversarial Removal of Safety Backdoors in Instruction-tuned Language Models",
+        modality=("conversations",),
+        damage="the drift that it tunes against was probably too large: lower `drift_steps` or `learning_rate`",
+    ),
+    Entry(
         "fine-purifying",
         "unbackdoor.purifiers.fine_purifying:FinePurifying",
         "reset the coordinates whose drift is abnormal for their curvature to the pre-trained values, then tune",

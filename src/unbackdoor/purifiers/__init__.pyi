@@ -4,6 +4,7 @@ import unbackdoor._registry.entries
 
 from .anp import ANP as ANP
 from .auto import Auto as Auto
+from .beear import BEEAR as BEEAR
 from .bna import BNA as BNA
 from .bti_dbf import BTIDBF as BTIDBF
 from .clp import CLP as CLP
