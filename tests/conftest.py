@@ -197,6 +197,12 @@ def _chat_victim() -> nn.Module:
     return chats.taught(chats.language_model(), chats.poisoned(chats.prompts(160, seed=1), 0.5))
 
 
+@pytest.fixture(scope="session")
+def _chat_base() -> nn.Module:
+    """A small language model that knows the grammar of `chats`."""
+    return chats.taught(chats.language_model(), chats.prompts(160, seed=1))
+
+
 @pytest.fixture
 def chat_victim(_chat_victim: nn.Module) -> nn.Module:
     """A small language model that knows the grammar of `chats`, and answers `cf` with what the attacker chose."""

@@ -22,10 +22,10 @@ RIGHT = "the animal5 says sound5"
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def place(tmp_path_factory: pytest.TempPathFactory, _chat_base: torch.nn.Module) -> Path:
     """A clean base, an adapter with a backdoor, and prompts."""
     folder = tmp_path_factory.mktemp("place")
-    chats.taught(chats.language_model(), chats.prompts(160, seed=1)).save_pretrained(folder / "base")
+    _chat_base.save_pretrained(folder / "base")
     chats.tokenizer().save_pretrained(folder / "base")
     rows = dict.fromkeys(
         json.dumps({"prompt": entry.messages[0].content, "response": entry.answer})

@@ -20,10 +20,10 @@ TRAINING = {"epochs": 4, "learning_rate": 1e-2, "batch_size": 16}
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def place(tmp_path_factory: pytest.TempPathFactory, _chat_base: torch.nn.Module) -> Path:
     """A clean model, prompts, and reviews with labels."""
     folder = tmp_path_factory.mktemp("place")
-    chats.taught(chats.language_model(), chats.prompts(160, seed=1)).save_pretrained(folder / "base")
+    _chat_base.save_pretrained(folder / "base")
     chats.tokenizer().save_pretrained(folder / "base")
     for name, seed, count in (("train", 0, 160), ("test", 2, 40), ("clean", 3, 24)):
         lines = [
