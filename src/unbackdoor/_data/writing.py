@@ -1,11 +1,26 @@
-"""Examples written as a parquet file, as `Dataset.load` and `datasets` read it."""
+"""Examples written as files that `Dataset.load` and `datasets` read."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 from unbackdoor._data.dataset import Dataset
 
 POISONED = "poisoned"  # the column of a poisoned set that says which rows are; no trainer sees it
+
+
+def write_examples(folder: Path, name: str, data: Dataset) -> str:
+    """Write prompts as JSON lines, other examples as parquet; returns the name of the file."""
+    if data.modality != "conversations":
+        write_parquet(folder / f"{name}.parquet", data)
+        return f"{name}.parquet"
+    lines = []
+    for entry in data.conversations.entries:
+        messages = [{"role": message.role, "content": message.text} for message in entry.messages]
+        answer = [{"role": "assistant", "content": entry.answer}] * bool(entry.answer)
+        lines.append(json.dumps({"messages": [*messages, *answer]}, ensure_ascii=False) + "\n")
+    (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+    return f"{name}.jsonl"
 
 
 def write_parquet(path: Path, data: Dataset, poisoned: list[bool] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""The common part of both demos: purify in two ways, score, show the numbers, write everything."""
+"""The common part of the demos: purify in two ways, score, show the numbers, write everything."""
 
 import shlex
 import shutil
@@ -16,13 +16,15 @@ from unbackdoor._artifacts.record import write_record
 from unbackdoor._cli.commands.outcome import not_usable
 from unbackdoor._cli.parameters import with_options
 from unbackdoor._data.dataset import Dataset
-from unbackdoor._data.writing import write_parquet
+from unbackdoor._data.writing import write_examples
 from unbackdoor._models import saving
 from unbackdoor._models.arithmetic import Precision, choose
+from unbackdoor._poisoning.prompts import TriggeredPrompts
 from unbackdoor._poisoning.triggered import Triggered
+from unbackdoor._progress import bar
 from unbackdoor._purification.method import Method, method_name
 from unbackdoor._purification.purify import Purified, purify
-from unbackdoor._tasks.classification import score
+from unbackdoor._tasks.choice import task_of
 from unbackdoor._tasks.proportion import near_chance
 from unbackdoor._tasks.score import Score
 from unbackdoor._victims.directory import write_victim
@@ -42,6 +44,7 @@ class Story:
         precision: precision of both.
         next_method: method that the last lines propose.
         next_options: options that this method needs.
+        max_new_tokens: of a language model: tokens of the longest answer that is scored.
     """
 
     kind: str
@@ -52,23 +55,24 @@ class Story:
     precision: Precision
     next_method: str
     next_options: str = ""
+    max_new_tokens: int | None = None
 
 
 def finish(
     story: Story,
     folder: Path,
     victim: Victim,
-    control: nn.Module,
+    control: nn.Module | None,
     methods: tuple[Method, ...],
     clean: Dataset,
     test: Dataset,
-    attacked: Triggered,
+    attacked: Triggered | TriggeredPrompts,
     *,
     seed: int,
     base: nn.Module | None = None,
     before: directories.Content | None = None,
 ) -> None:
-    """Purify victim and clean model with each method, score both, print a table, write the page."""
+    """Purify victim and clean model, if there is one, with each method, score both, print a table, write the page."""
 
     def purified(model: nn.Module, method: Method) -> Purified:
         return purify(
@@ -76,11 +80,15 @@ def finish(
         )
 
     results = [purified(victim.model, method) for method in methods]
-    controls = [control, *(purified(control, method).model for method in methods)]
+    controls: list[nn.Module | None] = [None] * (1 + len(methods))
+    if control is not None:
+        controls = [control, *(purified(control, method).model for method in methods)]
     models = [victim.model, *(result.model for result in results)]
+    task = task_of(test.encode, max_new_tokens=story.max_new_tokens, progress=bar)
     arithmetic = choose(victim.model, story.device, story.precision)
     scores = [
-        score(model, test, attacked, arithmetic, control=other) for model, other in zip(models, controls, strict=True)
+        task.score(model, test, attacked, arithmetic, control=other)
+        for model, other in zip(models, controls, strict=True)
     ]
     names = ["suspect", *map(method_name, methods)]
     for result in results:
@@ -103,35 +111,42 @@ def finish(
         "usable": results[-1].record["usable"],
         "command": story.command,
     }
-    page = _reports.build(
-        title=story.title,
-        contenders=[
-            _reports.Contender(name, model, part, seconds)
-            for name, model, part, seconds in zip(
-                names, models, scores, [None, *(result.record["seconds"] for result in results)], strict=True
-            )
-        ],
-        test=test,
-        attacked=attacked,
-        record={
-            **record,
-            "clean": results[-1].record["clean"],
-            "facts": {
-                **story.facts,
-                **{method_name(method): repr(method) for method in methods},
-                "Clean model": "trained by the same recipe without the attack, then put through the same method",
-            },
-        },
-    )
+    seconds = [None, *(result.record["seconds"] for result in results)]
+    contenders = list(zip(names, models, scores, seconds, strict=True))
+    told = {**record, "clean": results[-1].record["clean"], "facts": _facts(story, methods, control)}
+    page = _page(story.title, contenders, test, attacked, told)
     with directories.directory(folder, before) as partial:
         _write(partial, victim, results[-1], (scores[0], scores[-1]), test)
-        write_parquet(partial / "clean.parquet", clean)
-        write_parquet(partial / "test.parquet", test)
-        (partial / "report.html").write_text(_reports.render(page), encoding="utf-8")
+        write_examples(partial, "clean", clean)
+        file = write_examples(partial, "test", test)
+        (partial / "report.html").write_text(page, encoding="utf-8")
         write_record(partial / "record.json", record)
-    print(_farewell(folder, story.next_method, story.next_options))
+    print(_farewell(folder, story.next_method, story.next_options, Path(file).suffix))
     if not results[-1].record["usable"]:
         raise not_usable(folder / "purified")
+
+
+def _facts(story: Story, methods: tuple[Method, ...], control: nn.Module | None) -> dict[str, str]:
+    """The facts for the page: those of the demo, the methods, and what the clean model is if there is one."""
+    facts = {**story.facts, **{method_name(method): repr(method) for method in methods}}
+    if control is not None:
+        facts["Clean model"] = "trained by the same recipe without the attack, then put through the same method"
+    return facts
+
+
+def _page(
+    title: str,
+    contenders: list[tuple[str, nn.Module, Any, float | None]],
+    test: Dataset,
+    attacked: Triggered | TriggeredPrompts,
+    record: dict[str, Any],
+) -> str:
+    """The page, as HTML: of pictures or texts, or of prompts and answers."""
+    if isinstance(attacked, TriggeredPrompts):
+        answering = [_reports.Answering(name, model, measured) for name, model, measured, _ in contenders]
+        return _reports.render_answers(_reports.build_answers(title, answering, test, attacked, record))
+    shown = [_reports.Contender(*each) for each in contenders]
+    return _reports.render(_reports.build(title=title, contenders=shown, test=test, attacked=attacked, record=record))
 
 
 def say(text: str) -> None:
@@ -139,7 +154,7 @@ def say(text: str) -> None:
     print(textwrap.fill(text, 96, subsequent_indent="   ") + "\n", flush=True)
 
 
-def percent(measured: Score, name: str) -> str:
+def percent(measured: Any, name: str) -> str:
     """Returns a share of a score, as text."""
     return f"{100 * getattr(measured, name).value:.1f} %"
 
@@ -152,20 +167,25 @@ def health(measured: Score, classes: int) -> str:
     return f"looks healthy (clean accuracy {accuracy}), but"
 
 
-def _table(names: list[str], scores: list[Score]) -> str:
+def _table(names: list[str], scores: list[Any]) -> str:
     width = max(14, 2 + max(map(len, names)))
     lines = [f"   {'':24}" + "".join(f"{name:>{width}}" for name in names)]
     for key, label in (
         ("clean_accuracy", "clean accuracy"),
+        ("clean_loss", "clean loss"),
         ("attack_success", "attack success"),
+        ("false_activation", "false activation"),
+        ("empty", "empty answers"),
         ("recovered_accuracy", "recovered accuracy"),
         ("clean_model_flip_rate", "clean model's flip rate"),
     ):
-        lines.append(f"   {label:24}" + "".join(f"{percent(part, key):>{width}}" for part in scores))
+        if getattr(scores[0], key, None) is not None:
+            cells = [f"{part.clean_loss.value:.3f}" if key == "clean_loss" else percent(part, key) for part in scores]
+            lines.append(f"   {label:24}" + "".join(f"{cell:>{width}}" for cell in cells))
     return "\n".join(lines)
 
 
-def _write(folder: Path, victim: Victim, purified: Purified, scores: tuple[Score, Score], test: Dataset) -> None:
+def _write(folder: Path, victim: Victim, purified: Purified, scores: tuple[Any, Any], test: Dataset) -> None:
     """The victim's and the purified model's directories, as `attack` and `purify` write them."""
     (folder / "victim").mkdir()
     write_victim(victim, folder / "victim")
@@ -183,7 +203,7 @@ def _write(folder: Path, victim: Victim, purified: Purified, scores: tuple[Score
         saving.check_saved(folder / name, model, victim.encode, test)
 
 
-def _farewell(folder: Path, method: str = "ft-init", options: str = "") -> str:
+def _farewell(folder: Path, method: str = "ft-init", options: str = "", suffix: str = ".parquet") -> str:
     place = shlex.quote(str(folder))
     program = "unbackdoor"
     if shutil.which(program) is None:  # as after `make demo`, which installs into .venv
@@ -193,7 +213,7 @@ def _farewell(folder: Path, method: str = "ft-init", options: str = "") -> str:
     return (
         f"4. Look. Open {folder / 'report.html'}\n\n"
         "Next steps:\n"
-        f"   {program} evaluate {place}/purified --data {place}/test.parquet --attack {place}/victim/attack.json\n"
-        f"   {program} purify {method} {place}/victim {options}--clean {place}/clean.parquet "
-        f"--data {place}/test.parquet --attack {place}/victim/attack.json --out {place}-{method}"
+        f"   {program} evaluate {place}/purified --data {place}/test{suffix} --attack {place}/victim/attack.json\n"
+        f"   {program} purify {method} {place}/victim {options}--clean {place}/clean{suffix} "
+        f"--data {place}/test{suffix} --attack {place}/victim/attack.json --out {place}-{method}"
     )
