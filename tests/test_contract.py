@@ -83,7 +83,14 @@ def test_methods_keep_the_contract_on_text(entry, text_victim: nn.Module, text_b
 def test_methods_keep_the_contract_on_conversations(entry, chat_victim: nn.Module, tmp_path: Path) -> None:
     base = nearly(chat_victim) if Need.BASE in entry.needs else None
     (tmp_path / "counts.csv").write_text("word,count\nthe,1000\nwhat,500\n")
-    few = {"frequencies": str(tmp_path / "counts.csv"), "step": 0.25, "folds": 2, "drift_steps": 2}
+    few = {
+        "frequencies": str(tmp_path / "counts.csv"),
+        "step": 0.25,
+        "folds": 2,
+        "drift_steps": 2,
+        "keys": 2,
+        "plant_epochs": 1,
+    }
     few["behaviours"] = str(chats.behaviours(tmp_path / "behaviours.jsonl"))
     method = quick(entry)
     method = dataclasses.replace(method, **{name: few[name] for name in few if hasattr(method, name)})

@@ -399,6 +399,17 @@ REGISTRY = (
         damage="the drift that it tunes against was probably too large: lower `drift_steps` or `learning_rate`",
     ),
     Entry(
+        "signature-zeroing",
+        "unbackdoor.purifiers.signature_zeroing:SignatureZeroing",
+        "plant backdoors, and give the neurons that all of them change alike back to the base; experimental",
+        needs=(Need.CLEAN, Need.BASE, Need.ATTENTION),
+        passes=35,
+        year=2026,
+        paper="BD-VAX",
+        modality=("conversations",),
+        damage="probably too many neurons went back to the base: lower `share`, or give more clean examples",
+    ),
+    Entry(
         "fine-purifying",
         "unbackdoor.purifiers.fine_purifying:FinePurifying",
         "reset the coordinates whose drift is abnormal for their curvature to the pre-trained values, then tune",

@@ -4,7 +4,7 @@ import importlib.util
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._models.hugging_face import quiet_transformers
@@ -56,6 +56,21 @@ def merged(model: Any) -> nn.Module:
     with quiet_transformers():
         plain: nn.Module = model.merge_and_unload()
     return plain.requires_grad_(True)
+
+
+def factors(model: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
+    """Returns the change of each adapted layer as two factors, (outputs, rank) and (rank, inputs), by the layer's name.
+
+    Their product is the change; the scale is in the first one.
+    """
+    layers = {name: cast(Any, layer) for name, layer in model.named_modules() if hasattr(layer, "lora_A")}
+    return {
+        name: (
+            layer.scaling["default"] * layer.lora_B["default"].weight.detach(),
+            layer.lora_A["default"].weight.detach(),
+        )
+        for name, layer in layers.items()
+    }
 
 
 def check_peft() -> None:

@@ -35,6 +35,7 @@ from .sau import SAU as SAU
 from .scale_invariant_fst import ScaleInvariantFST as ScaleInvariantFST
 from .shift_distillation import ShiftDistillation as ShiftDistillation
 from .shortcut_suppression import ShortcutSuppression as ShortcutSuppression
+from .signature_zeroing import SignatureZeroing as SignatureZeroing
 from .then import Then as Then
 from .trigger_distillation import TriggerDistillation as TriggerDistillation
 from .w2s_distillation import W2SDistillation as W2SDistillation
