@@ -27,7 +27,7 @@ SMALL = {
     **{"epochs": 2, "batch_size": 16, "steps": 4, "reverse_steps": 3, "forget_epochs": 2, "rounds": 1},
     **{"teacher_epochs": 1, "generator_epochs": 1, "mask_steps": 2, "folds": 2, "texts": 20, "score_epochs": 1},
     "detectors": (),
-    **{"isolation_epochs": 1, "isolated": 0.1, "unlearning_epochs": 1, "blocks": 1},
+    **{"isolation_epochs": 1, "isolated": 0.1, "unlearning_epochs": 1, "blocks": 1, "adapter_epochs": 1},
 }
 # A few steps on an untrained network must move a mask of its BatchNorm far enough for something to be pruned.
 EAGER = {"learning_rate": 50.0, "tolerance": 1.0}

@@ -81,6 +81,11 @@ def panels(text: str) -> dict[str, list[str]]:
             ["--data", "--out"],
         ),
         (
+            ("train", "musclelora"),
+            ["Required", "Options of musclelora", "Data", "Model", "Training", "Output", "Hardware"],
+            ["--data", "--out", "--clean", "--base"],
+        ),
+        (
             ("guard", "fit", "strip"),
             ["Arguments", "Required", "Options of strip", "Data", "Model", "Output", "Hardware"],
             ["--clean", "--out"],

@@ -1,9 +1,12 @@
 """The tables of facts: what they print, and that they agree with the classes that they describe."""
 
+import dataclasses
+
 import pytest
 
 import toys
 from unbackdoor import attacks, purifiers, trainers
+from unbackdoor._cli.options import TrainOptions
 from unbackdoor._poisoning.abilities import modalities_of
 from unbackdoor._purification.method import needs_clean
 from unbackdoor._registry.entries import Entry, Need
@@ -43,3 +46,9 @@ def test_a_trainer_serves_and_needs_what_its_class_declares(entry: Entry) -> Non
     made = entry.resolve()()
     assert entry.modality == trainer.modalities_of(made)
     assert (Need.CLEAN in entry.needs) == trainer.needs_clean(made)
+
+
+@pytest.mark.parametrize("entry", trainers.REGISTRY, ids=lambda entry: entry.name)
+def test_the_options_of_a_trainer_are_its_own(entry: Entry) -> None:
+    own, shared = ({item.name for item in dataclasses.fields(each)} for each in (entry.resolve(), TrainOptions))
+    assert not own & shared

@@ -52,7 +52,7 @@ def test_a_clean_model_comes_out_of_poisoned_texts(reviews: Dataset, tmp_path: P
     data = reviews.select(range(64))
     trained = train(
         data,
-        trainers.MuScleLoRA(epochs=2, reference=16),
+        trainers.MuScleLoRA(adapter_epochs=2, reference=16),
         VictimRecipe(base=str(base), batch_size=16),
         clean=reviews.select(range(100, 132)),
         device="cpu",
@@ -68,13 +68,17 @@ def test_a_clean_model_comes_out_of_poisoned_texts(reviews: Dataset, tmp_path: P
     assert trained.record["suspects"]["n"] == wrong
 
 
-def test_what_it_needs(reviews: Dataset, digits: Dataset) -> None:
+def test_what_it_needs(reviews: Dataset, digits: Dataset, tmp_path: Path) -> None:
     with pytest.raises(UnbackdoorError) as caught:
         train(reviews, trainers.MuScleLoRA(), VictimRecipe())
     assert str(caught.value) == "MuScleLoRA needs `clean`: some labelled examples without poison."
     with pytest.raises(UnbackdoorError) as caught:
         train(digits, trainers.MuScleLoRA(), VictimRecipe(), clean=digits)
     assert str(caught.value) == "MuScleLoRA trains on texts, but digits holds other data. Try abl."
+    base = str(toys.write(toys.classifier("bert"), tmp_path / "bert"))
+    with pytest.raises(UnbackdoorError) as caught:
+        train(reviews, trainers.MuScleLoRA(), VictimRecipe(base=base), clean=digits)
+    assert str(caught.value) == "`clean` must be of the same kind as the data, but digits is not. Give others."
     with pytest.raises(UnbackdoorError) as caught:
         trainers.MuScleLoRA()(reviews, nn.Linear(2, 2), None)
     assert str(caught.value) == "MuScleLoRA needs a model of transformers, got Linear. Try dpoe or abl."

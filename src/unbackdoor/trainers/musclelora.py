@@ -14,7 +14,6 @@ from unbackdoor._robust_training.run import TrainingRun
 from unbackdoor._tasks.classification import hits
 from unbackdoor._training.descent import cross_entropy
 from unbackdoor._training.lora import adapted, merged
-from unbackdoor._training.recipe import Defaults
 from unbackdoor._value import value
 
 
@@ -42,8 +41,8 @@ class MuScleLoRA:
         scales: number of matrices in the head, at least 1.
         reference: clean examples in the batch of each step, at least 2; all if there are fewer.
         raw_share: share of the gradient that is not aligned, 0 to 1; it grows to this from 0 over the training.
-        epochs: passes over the data, at least 1.
-        learning_rate: peak learning rate, more than 0; None is 5e-4.
+        adapter_epochs: passes over the data, at least 1; those of the recipe are for tuning all weights.
+        adapter_rate: peak learning rate, more than 0; likewise.
 
     Differences from the paper: written from its formulas. How the share of the raw gradient grows is this project's
     choice: evenly with the steps. The learning rate is larger, for fewer epochs. The rows that are distrusted are this
@@ -55,12 +54,11 @@ class MuScleLoRA:
     scales: Annotated[int, Field(ge=1)] = 9
     reference: Annotated[int, Field(ge=2)] = 96
     raw_share: Annotated[float, Field(ge=0, le=1)] = 0.1
-    epochs: Annotated[int, Field(ge=1)] = 10
-    learning_rate: Annotated[float | None, Field(gt=0)] = None
+    adapter_epochs: Annotated[int, Field(ge=1)] = 10
+    adapter_rate: Annotated[float, Field(gt=0)] = 5e-4
 
     modality: ClassVar[tuple[Modality, ...]] = ("text",)
     needs_clean: ClassVar[bool] = True
-    defaults: ClassVar[Defaults] = {"text": {"learning_rate": 5e-4}}
 
     def __call__(self, data: Dataset, model: nn.Module, run: TrainingRun) -> nn.Module:
         """Train in place."""
@@ -78,8 +76,8 @@ class MuScleLoRA:
         run.train(
             model,
             data,
-            epochs=self.epochs,
-            learning_rate=run.setting(self, "learning_rate"),
+            epochs=self.adapter_epochs,
+            learning_rate=self.adapter_rate,
             gradients=self.alignment(model, data, run),
         )
         model.set_submodule(run.head_name, head.plain())
@@ -94,7 +92,7 @@ class MuScleLoRA:
         assert run.clean is not None
         clean = references(run.clean.to(run.arithmetic.device), self.reference, run.generator)
         size = run.training.schedule.batch_size
-        steps = self.epochs * -(-len(data) // size)
+        steps = self.adapter_epochs * -(-len(data) // size)
         done = 0
 
         def fill(batch: Batch) -> None:

@@ -23,7 +23,7 @@ from unbackdoor._poisoning.triggered import triggered
 from unbackdoor._robust_training.suspects import FILE
 from unbackdoor._robust_training.train import Trained
 from unbackdoor._robust_training.train import train as train_model
-from unbackdoor._robust_training.trainer import RobustTrainer, needs_clean
+from unbackdoor._robust_training.trainer import RobustTrainer
 from unbackdoor._tasks.classification import score
 from unbackdoor._tasks.score import Score
 from unbackdoor._value import check_seed
@@ -39,8 +39,6 @@ def train(trainer: RobustTrainer, options: TrainOptions, *, command: str | None 
     recipe = VictimRecipe(**{name: getattr(options, name) for name in names if hasattr(options, name)})
     if options.attack is not None and options.test is None:
         raise UnbackdoorError("--attack needs --test: test examples to put the trigger on.")
-    if options.clean is None and needs_clean(trainer):
-        raise UnbackdoorError(f"{type(trainer).__name__} needs --clean: some labelled examples without poison.")
     columns = column_names(options.columns)
     base = None if options.base is None else ModelDirectory.of(options.base, "--base")
     encode = None if base is None else loading.base_encoder(base, max_length=options.max_length)
