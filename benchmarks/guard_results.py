@@ -2,9 +2,9 @@
 
     export UNBACKDOOR_DATA=$(realpath ../shared/data) ZOO=/tmp/zoo MINILM=/tmp/minilm3
     python benchmarks/zoo_data.py $ZOO
-    python benchmarks/guard_results.py images docs/results/cells/guards
-    python benchmarks/guard_results.py texts docs/results/cells/guards
-    python benchmarks/guard_results.py table docs/results/cells/guards
+    python benchmarks/guard_results.py images docs/results/measured/guards
+    python benchmarks/guard_results.py texts docs/results/measured/guards
+    python benchmarks/guard_results.py table docs/results/measured/guards
 
 A cell is one guard in front of one victim, at one share of false alarms. A run that is stopped goes on where it
 stopped. $MINILM is the first three layers of a pre-trained model; grids/text-suspects.toml says how to make it.
@@ -236,7 +236,7 @@ def table(folder: Path) -> str:
         victim = cell["victim"]
         groups[victim["data"], victim["attack"], cell["guard"]["name"]][cell["false_alarms"]].append(cell)
     lines = [
-        "<!-- written by `python benchmarks/guard_results.py table docs/results/cells/guards` -->",
+        "<!-- written by `python benchmarks/guard_results.py table docs/results/measured/guards` -->",
         "",
         "All shares in %. In brackets: the 95 % interval and the number of inputs over all victims of a row, and the",
         "smallest and the largest share of a victim. AUC and passes are means over victims. Victims in which the",

@@ -1,7 +1,7 @@
 """Measure the trainers on poisoned data: clean accuracy, attack success, and which rows they distrust.
 
     export UNBACKDOOR_DATA=$(realpath ../shared/data)
-    python benchmarks/training.py docs/results/cells/training.jsonl
+    python benchmarks/training.py docs/results/measured/training.jsonl
 
 Small data sets and networks, so that a cell takes minutes on one core. A cell that the file has is not measured again;
 `--only TEXT` measures cells whose name has the text. `--table` prints the table of what is there.

@@ -7,6 +7,7 @@ from typing import Any
 
 _NAMED = re.compile(r"`([a-z][a-z0-9_]*)(?:=([^`]*))?`")
 _RECIPE = re.compile(r"\bVictimRecipe\.(\w+)")  # the options of `attack` make one
+_LEFT_OUT = re.compile(r"^\w+\.(\w+) must be given\.$")  # a field of a method or attack
 
 # Arguments without a name, and options whose parameter has another name in Python.
 _SPELLING = {
@@ -32,6 +33,8 @@ def as_options(text: object, command: str = "") -> str:
     'Pass --overwrite, --no-tune or --columns label=NAME.'
     >>> as_options("VictimRecipe.batch_size must be at least 2, got 1.")
     '--batch-size must be at least 2, got 1.'
+    >>> as_options("Sande.known_answer must be given.")
+    '--known-answer must be given.'
     """
     names = _SPELLING if command in ("attack", "train") else {**_SPELLING, "test": "--data"}
 
@@ -44,7 +47,7 @@ def as_options(text: object, command: str = "") -> str:
             return f"--{name}" if setting else f"--no-{name}"
         return f"{names.get(match[1], f'--{name}')} {_typed(setting)}"
 
-    return _NAMED.sub(option, _RECIPE.sub(r"`\1`", str(text)))
+    return _NAMED.sub(option, _RECIPE.sub(r"`\1`", _LEFT_OUT.sub(r"`\1` must be given.", str(text))))
 
 
 def with_options(record: Mapping[str, Any], command: str = "") -> dict[str, list[str]]:
