@@ -407,7 +407,7 @@ def test_a_budget_that_is_taken_away_from_a_task_is_not_asked_of_it(folder: Path
         ),
         (
             '[[attacks]]\nname = "word"\n',
-            "The grid has word on tasks.digits, which has images, but Word is for text. Take",
+            "The grid has word on tasks.digits, which has images, but Word is for text and conversations. Take",
         ),
     ],
 )
@@ -467,6 +467,8 @@ def test_the_grids_of_this_project_are_right(
         "published": (1 + 2 * 3) + (1 + 6 * 3),
         # 9 models of others, by 21 methods
         "suspects": 9 * (1 + 21),
+        # 4 models of others, by plain tuning and auto
+        "auto": 4 * (1 + 2),
         # A victim and a control, by 5 methods, 3 of them by two more seeds
         "text-suspects": 2 * (1 + 5 + 3 * 2),
         # Audits alone, of clean models and of victims

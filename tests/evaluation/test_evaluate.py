@@ -259,7 +259,7 @@ def test_and_an_attack_on_texts_by_pictures() -> None:
     with pytest.raises(UnbackdoorError) as caught:
         evaluate(Reader(), replace(TEST, name="t.parquet"), attack=attacks.Word())
     assert str(caught.value) == (
-        "Word puts its trigger on text, but t.parquet holds images. See unbackdoor list attacks."
+        "Word puts its trigger on text and conversations, but t.parquet holds images. See unbackdoor list attacks."
     )
 
 

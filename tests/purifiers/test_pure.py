@@ -149,10 +149,10 @@ def test_groups_first_then_one_by_one(texts: Dataset) -> None:
     model = built("bert")
     notes: list[str] = []
 
-    def accuracy(model: nn.Module, _held: Dataset) -> SimpleNamespace:
-        return SimpleNamespace(value=1.0 if sum(map(sum, silent(model, texts))) <= 3 else 0.0)
+    def quality(model: nn.Module, _held: Dataset) -> float:
+        return 1.0 if sum(map(sum, silent(model, texts))) <= 3 else 0.0
 
-    run = SimpleNamespace(accuracy=accuracy, note=notes.append)
+    run = SimpleNamespace(quality=quality, note=notes.append)
     scores = [torch.tensor([0.5, 0.1, 0.4, 0.2]), torch.tensor([0.6, 0.8, 0.3, 0.7])]
     found = blocks(model, probe(model, texts))
     dead = purifiers.PURE(tolerance=0.5, group=2).pruned_(model, found, scores, texts, run)

@@ -203,7 +203,8 @@ def test_the_first_strength_within_the_margin_is_kept(suspect: Normalised, digit
 
     hard = purifiers.ScaleInvariantFST(margin=0, epochs=1, alpha=100)
     made = purify(suspect, data, hard, seed=0).record
-    assert [note.split(" loses")[0] for note in made["notes"]] == ["strength 1", "strength 0.5", "strength 0"]
+    lost = [note.split(" loses")[0] for note in made["notes"] if " loses " in note]  # one says that the steps are few
+    assert lost == ["strength 1", "strength 0.5", "strength 0"]
     assert made["clean"]["held_out"] == 60
     assert made["examples_seen"] == 3 * 240
     assert made["warnings"][0].startswith(
@@ -222,7 +223,8 @@ def test_where_none_is_within_the_margin_the_one_that_loses_least_is_kept(
     for strengths in ((0.0,), (0.0, 1.0), (1.0,)):
         monkeypatch.setattr(scale_invariant_fst, "STRENGTHS", strengths)
         alone[strengths] = purify(suspect, data, hard, seed=0)
-    lost = [note.split(" loses ")[1].split(" ")[0] for note in alone[0.0, 1.0].record["notes"]]
+    notes = alone[0.0, 1.0].record["notes"]
+    lost = [note.split(" loses ")[1].split(" ")[0] for note in notes if " loses " in note]
     assert 0 < float(lost[0]) < float(lost[1])
     for name, tensor in alone[(0.0,)].model.state_dict().items():
         assert torch.equal(alone[0.0, 1.0].model.state_dict()[name], tensor), name

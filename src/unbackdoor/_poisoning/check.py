@@ -74,6 +74,6 @@ def check_modality(attack: Attack, data: Dataset) -> None:
     modalities = modalities_of(attack)
     if data.modality not in modalities:
         raise UnbackdoorError(
-            f"{type(attack).__name__} puts its trigger on {', '.join(modalities)}, but {data.name} holds "
+            f"{type(attack).__name__} puts its trigger on {' and '.join(modalities)}, but {data.name} holds "
             f"{data.modality}. See unbackdoor list attacks."
         )

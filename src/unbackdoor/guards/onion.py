@@ -94,6 +94,8 @@ def _pieces(text: str, window: int) -> list[str]:
     (['a film', 'that', 'is fine'], [])
     """
     found = spans(text)
+    if not found:
+        return []
     count = -(-len(found) // window)
     ends = [round(len(found) * piece / count) for piece in range(count + 1)]
     return [text[found[begin][0] : found[end - 1][1]] for begin, end in itertools.pairwise(ends)]
