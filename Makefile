@@ -37,7 +37,7 @@ check: $(INSTALLED)
 	$(BIN)/mypy
 
 results: $(INSTALLED)
-	for store in images suspects texts; do \
+	for store in auto images suspects texts; do \
 	    $(BIN)/unbackdoor report docs/results/cells/$$store -o docs/results/tables/$$store.md || exit; \
 	done
 	$(BIN)/python benchmarks/zoo_results.py docs/results/cells/zoo

@@ -10,7 +10,7 @@ from unbackdoor._reports.store.run import write_report
 ROOT = Path(__file__).parents[2]
 ZOO = ROOT / "docs/results/cells/zoo"
 GUARDS = ROOT / "docs/results/measured/guards"
-STORES = sorted(path for path in ZOO.parent.iterdir() if path.is_dir() and path not in (ZOO, GUARDS))
+STORES = sorted(path for path in ZOO.parent.iterdir() if path.is_dir() and path != ZOO)
 
 
 @pytest.mark.parametrize("store", STORES, ids=lambda path: path.name)
