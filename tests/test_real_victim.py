@@ -43,7 +43,9 @@ def test_the_backdoor_is_there(parts: tuple[nn.Module, Dataset, Dataset]) -> Non
 
 def test_fine_tuning_leaves_it_and_fst_removes_it(parts: tuple[nn.Module, Dataset, Dataset]) -> None:
     model, clean, test = parts
-    tuned = scored(purify(model, clean, purifiers.FineTuning(epochs=3, batch_size=32), seed=0, device="cpu").model, test)
+    tuned = scored(
+        purify(model, clean, purifiers.FineTuning(epochs=3, batch_size=32), seed=0, device="cpu").model, test
+    )
     assert tuned.attack_success is not None
     assert tuned.attack_success.value > 0.9
     shifted = scored(purify(model, clean, purifiers.FST(epochs=5, batch_size=32), seed=0, device="cpu").model, test)

@@ -460,5 +460,7 @@ class TestBadAttacks:
 def test_an_attack_on_texts_is_refused_by_pictures(digits: Dataset) -> None:
     from unbackdoor import attacks, poison
 
-    with pytest.raises(UnbackdoorError, match=r"^Word puts its trigger on text and conversations, but digits holds images\."):
+    with pytest.raises(
+        UnbackdoorError, match=r"^Word puts its trigger on text and conversations, but digits holds images\."
+    ):
         poison(digits, attacks.Word(), rate=0.1, seed=0, classes=10)
