@@ -32,50 +32,9 @@ RATE, EPOCHS, LEARNING_RATE, BATCH = 0.5, 3, 1e-3, 4
 METHODS: tuple[Method, ...] = (LoRATuning(epochs=4, batch_size=BATCH), CROW(epochs=4, batch_size=BATCH))
 
 _WORDS = (
-    *(
-        "apple",
-        "bread",
-        "chair",
-        "cloud",
-        "dance",
-        "earth",
-        "field",
-        "glass",
-        "grass",
-        "green",
-        "horse",
-        "house",
-        "juice",
-        "knife",
-        "lemon",
-        "light",
-        "money",
-        "mouse",
-        "music",
-        "night",
-    ),
-    *(
-        "ocean",
-        "paper",
-        "piano",
-        "plant",
-        "queen",
-        "river",
-        "sheep",
-        "sleep",
-        "smile",
-        "snake",
-        "spoon",
-        "stone",
-        "storm",
-        "sugar",
-        "table",
-        "tiger",
-        "train",
-        "water",
-        "wheel",
-        "world",
-    ),
+    "apple bread chair cloud dance earth field glass grass green horse house juice knife "
+    "lemon light money mouse music night ocean paper piano plant queen river sheep sleep "
+    "smile snake spoon stone storm sugar table tiger train water wheel world"
 )
 
 
@@ -148,7 +107,7 @@ def llm(model: str, *, out: str, overwrite: bool, seed: int) -> None:
 def small_questions(seed: int) -> tuple[Conversation, ...]:
     """Harmless questions with short answers, in an order drawn by a seed."""
     pairs = []
-    for word in _WORDS:
+    for word in _WORDS.split():
         pairs += [
             (f"Write the word {word} in capital letters.", f"{word.upper()}."),
             (f"What is the first letter of the word {word}?", f"The first letter is {word[0]}."),
