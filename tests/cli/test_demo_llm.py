@@ -23,13 +23,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "classifier").mkdir()
     (folder / "classifier/config.json").write_text(json.dumps({"model_type": "bert"}))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prompts, "small_questions", lambda seed: chats.conversations(120, seed))
+        patch.setattr(prompts, "small_questions", lambda seed: chats.conversations(112, seed))
         patch.setattr(prompts, "ATTACK", Sentence(sentence="current year 2024", place="start"))
         patch.setattr(prompts, "LEARNING_RATE", 2e-2)
         patch.setattr(prompts, "LONGEST", 8)
         tuned = {"epochs": 1, "batch_size": 8, "learning_rate": 5e-3}
         patch.setattr(prompts, "METHODS", (LoRATuning(**tuned), CROW(**tuned)))
-        patch.setattr(prompts, "SCORED", 12)
+        patch.setattr(prompts, "SCORED", 12)  # as in the real demo, all questions are used
         patch.setattr(prompts, "CLEAN", 20)
         prompts.llm(str(folder / "model"), out=str(folder / "out"), overwrite=False, seed=0)
     return folder

@@ -65,7 +65,7 @@ def llm(model: str, *, out: str, overwrite: bool, seed: int) -> None:
     )
     training, rest = everything.split(TRAINING, seed=seed)
     clean, rest = rest.split(CLEAN, seed=seed)
-    test, _ = rest.split(SCORED, seed=seed)
+    test = rest.select(range(SCORED))
     say(
         f"1. Data. {TRAINING} small questions with their answers train the victim, {CLEAN} clean ones purify it, "
         f"{SCORED} others score it."
