@@ -1,4 +1,4 @@
-"""A hundred and twenty drawn models and data sets, each scored by the product and by an independent reading."""
+"""Two hundred drawn models and data sets, each scored by the product and by an independent reading."""
 
 from collections import Counter
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 from allowed import MOST, REFUSALS
 from comparison import outcomes
 
-CASES = 120
+CASES = 200
 
 
 def test_the_product_answers_as_transformers_does(tmp_path: Path) -> None:
