@@ -43,7 +43,7 @@ def test_it_writes_what_the_other_demos_write(place: Path) -> None:
     assert list(record.scores) == ["suspect", "lora-tuning", "crow"]
     assert record.demo == "llm"
     page = (place / "out" / "report.html").read_text()
-    assert "A backdoor in a language model, and its removal" in page
+    assert "A backdoor in a language model, and two methods against it" in page
     assert "<mark>current year 2024" in page
 
 

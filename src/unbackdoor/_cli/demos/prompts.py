@@ -87,7 +87,7 @@ def llm(model: str, *, out: str, overwrite: bool, seed: int) -> None:
     )
     story = Story(
         kind="llm",
-        title="A backdoor in a language model, and its removal",
+        title="A backdoor in a language model, and two methods against it",
         facts={
             "Data": "small questions about words and numbers, made by the demo",
             "Attack": f"{ATTACK!r}, {poisoned} of {TRAINING} training questions",
