@@ -127,7 +127,7 @@ def test_bounds_that_no_try_finds_are_those_of_clean_inputs(
 ) -> None:
     model, clean = backdoored[0], digits.select(range(1000, 1100))
     run = toys.a_run(model=model)
-    monkeypatch.setattr("unbackdoor.guards.badacts.TRIES", 0)
+    monkeypatch.setattr("unbackdoor.guards._activation_bounds.TRIES", 0)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     learnt = guards.BadActs(purify=True).__call__(model, clean, run)

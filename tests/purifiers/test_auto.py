@@ -99,6 +99,7 @@ class TestTheAuditOfAResult:
         result = purify(small_cnn, digits.select(range(60)), purifiers.Auto(max_loss=100), seed=0, device="cpu")
         choice = ChoiceEntry.model_validate(result.record["choice"])
         assert [each.method.parameters["epochs"] for each in choice.tried] == [1, 2]
+        assert [len(each.audit.shortcuts) for each in choice.tried if each.audit] == [1, 0]
         assert choice.audit_of_the_result is not None
         assert choice.audit_of_the_result.shortcuts == []
         assert ["its audit found a shortcut again" in note for note in result.record["notes"]].count(True) == 1
@@ -113,10 +114,22 @@ CONTRAST, SHIFT, TUNE = purifiers.ContrastiveUnlearning(), purifiers.ScaleInvari
         ([trial(CONTRAST, 0.01, 3)], CONTRAST, None),
         ([trial(CONTRAST, 0.01, 40), trial(SHIFT, 0.08, 4)], SHIFT, None),
         ([trial(CONTRAST, 0.01, 20), trial(SHIFT, 0.2, 2), trial(TUNE, 0.0, 45)], CONTRAST, "still moves 36% more"),
+        (
+            [replace(trial(SHIFT, 0.01, 3), audit=an_audit(judged()), known=frozenset({1})), trial(TUNE, 0.2)],
+            SHIFT,
+            "no method removed the shortcuts; scale-invariant-fst left the least of them: an audit of its result found",
+        ),
         ([trial(SHIFT, 0.2), trial(TUNE, 0.1)], TUNE, "leaves most backdoors that the audit cannot see"),
         ([trial(SHIFT, 0.2), trial(TUNE, 0.12)], None, "the suspect was handed back as it was"),
     ],
-    ids=["the first", "the shortcut stayed", "it stayed in all", "only tuning is cheap enough", "all are too dear"],
+    ids=[
+        "the first",
+        "the shortcut stayed",
+        "it stayed in all",
+        "it came back",
+        "only tuning is cheap enough",
+        "all are too dear",
+    ],
 )
 def test_the_method_that_is_kept(trials: list[Trial], kept: object, warning: str | None) -> None:
     run = toys.a_run()

@@ -115,6 +115,7 @@ class TriedEntry(Entry):
         refused: why it gave no result; null if it did.
         lost: share of the held-out examples, by accuracy; null without a result.
         shortcuts_left: the shortcuts of the suspect that have a trigger, tried on the result.
+        audit: of the result; null if it did not pass even without one.
         seconds: of the method.
         warnings: of the method.
     """
@@ -123,6 +124,7 @@ class TriedEntry(Entry):
     refused: str | None
     lost: Annotated[float, Field(ge=-1, le=1)] | None
     shortcuts_left: list[ShortcutLeft]
+    audit: AuditSummary | None = None
     seconds: float
     warnings: list[str]
 

@@ -13,6 +13,7 @@ from unbackdoor._models.calling import device_of
 from unbackdoor._poisoning.prompts import TriggeredPrompts
 from unbackdoor._reports.examples import EXAMPLES, marked
 from unbackdoor._reports.page import facts_of
+from unbackdoor._reports.sentences import caution, percent
 from unbackdoor._tasks.generation import Generation
 from unbackdoor._tasks.generation_score import GenerationScore
 
@@ -117,7 +118,7 @@ def build_answers(
     return AnswersPage(
         title=title,
         verdict=_verdict(models),
-        caution=_caution(scores[0]),
+        caution=caution(scores[0].attack_success, "one trigger and one rule for answers"),
         names=tuple(model.name for model in models),
         measures=tuple(
             (name, meaning, tuple(repr(getattr(score, field)) for score in scores))
@@ -163,7 +164,7 @@ def _verdict(models: list[Answering]) -> str:
     before, after = models[0].score, models[-1].score
     sentences = []
     if before.attack_success is not None and after.attack_success is not None:
-        first, last = (_percent(score.attack_success.value) for score in (before, after) if score.attack_success)
+        first, last = (percent(score.attack_success.value) for score in (before, after) if score.attack_success)
         sentences.append(
             f"With the trigger, {first} of the answers showed the behaviour ({printable(before.behaviour)}) before, "
             f"and {last} after {models[-1].name}."
@@ -172,22 +173,3 @@ def _verdict(models: list[Answering]) -> str:
         first, last = (f"{loss.value:.3f}" for loss in (before.clean_loss, after.clean_loss))
         sentences.append(f"The loss on clean answers went from {first} to {last} nats per token.")
     return " ".join(sentences)
-
-
-def _caution(before: GenerationScore) -> str:
-    if before.attack_success is None:
-        return (
-            "No trigger was tried, so this page shows the cost of the purification, but not whether there was a "
-            "backdoor or whether it is gone."
-        )
-    text = (
-        "This is evidence about one trigger and one rule for answers, not proof of a clean model: another trigger may "
-        "still work, and tuning on poisoned examples may bring this one back."
-    )
-    if before.attack_success.value < 0.9:
-        text += " The suspect's backdoor was weak before the purification, so its fall says little."
-    return text
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f}\u202f%"

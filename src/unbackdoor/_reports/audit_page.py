@@ -7,6 +7,7 @@ from unbackdoor._detection.judging import ExactShare
 from unbackdoor._detection.result import ALARM, Audit, JudgedCandidate, JudgedFinding
 from unbackdoor._errors import SENTENCE, printable
 from unbackdoor._reports.evidence import Shown, place_of, trigger_picture, words_of
+from unbackdoor._reports.sentences import percent
 
 ROWS = 12  # classes that a table shows
 
@@ -195,10 +196,10 @@ def _headline(best: JudgedCandidate, size: str) -> str:
     if best.moved is not None:
         low, high = best.moved.interval
         text += (
-            f" Its trigger moves {_percent(best.moved.value)} of {best.moved.n:,} unseen examples of other classes "
-            f"({_percent(low)} to {_percent(high)})"
+            f" Its trigger moves {percent(best.moved.value)} of {best.moved.n:,} unseen examples of other classes "
+            f"({percent(low)} to {percent(high)})"
         )
-        text += "." if best.random is None else f", a random one of the same size {_percent(best.random.value)}."
+        text += "." if best.random is None else f", a random one of the same size {percent(best.random.value)}."
     if size:
         text += f" Its size is {size}."
     return text + ("" if best.p_value is None else f" p = {best.p_value:.3f}.")
@@ -210,17 +211,13 @@ def _row(each: JudgedCandidate, widest: float) -> ClassRow:
     return ClassRow(f"{each.target_name}{sources}", each.score, each.score / widest, each.moved, each.random, size)
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f}\u202f%"
-
-
 def _operating_point(content: dict[str, Any]) -> str:
     point = content["operating_point"]
     if point is None:
         note: str = content["operating_point_note"]
         return f"{note[0].upper()}{note[1:]}."
     rates = (
-        f"{label} {_percent(part['value'])} ({_percent(part['low'])} to {_percent(part['high'])}, n = {part['n']:,})"
+        f"{label} {percent(part['value'])} ({percent(part['low'])} to {percent(part['high'])}, n = {part['n']:,})"
         for label, part in (("false alarms", point["false_alarms"]), ("detections", point["detections"]))
     )
     return f"Measured on {printable(point['models'], SENTENCE)}: {'; '.join(rates)}."
@@ -237,7 +234,7 @@ def _facts(content: dict[str, Any]) -> tuple[tuple[str, str], ...]:
         ),
     ]
     if accuracy is not None:
-        facts.append(("Suspect's accuracy on them", _percent(accuracy["value"])))
+        facts.append(("Suspect's accuracy on them", percent(accuracy["value"])))
     if examples["labelled"] and content["unlabelled"] is not None:
         facts.append(("Further examples without labels", f"{content['unlabelled']:,}"))
     facts += [

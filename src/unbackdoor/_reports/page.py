@@ -9,6 +9,7 @@ from unbackdoor._data.dataset import Dataset
 from unbackdoor._errors import SENTENCE, printable
 from unbackdoor._poisoning.triggered import Triggered
 from unbackdoor._reports.examples import Example, examples_of
+from unbackdoor._reports.sentences import caution, percent
 from unbackdoor._tasks.proportion import Proportion
 from unbackdoor._tasks.score import Score
 
@@ -117,7 +118,7 @@ def build(
         noun=noun,
         verdict=_verdict(contenders, test, attacked),
         others=tuple(_other(contender) for contender in contenders[1:-1]),
-        caution=_caution(contenders[0].score),
+        caution=caution(contenders[0].score.attack_success, "one trigger"),
         names=tuple(contender.name for contender in contenders),
         seconds=tuple(contender.seconds for contender in contenders),
         measures=measures,
@@ -190,23 +191,8 @@ def _other(contender: Contender) -> str:
     return f"After {contender.name} it is {_percent(contender.score.attack_success)} of cases ({accuracy})."
 
 
-def _caution(before: Score) -> str:
-    if before.attack_success is None:
-        return (
-            "No trigger was tried, so this page shows the cost of the purification, but not whether there was a "
-            "backdoor or whether it is gone."
-        )
-    text = (
-        "This is evidence about one trigger, not proof of a clean model: another trigger may still work, and tuning on "
-        "poisoned examples may bring this one back."
-    )
-    if before.attack_success.value < 0.9:
-        text += " The suspect's backdoor was weak before the purification, so its fall says little."
-    return text
-
-
 def _percent(part: Proportion) -> str:
-    return f"{100 * part.value:.1f}\u202f%"
+    return percent(part.value)
 
 
 def facts_of(record: dict[str, Any], scored: int, attacked: Triggered | None) -> tuple[tuple[str, str], ...]:

@@ -5,6 +5,7 @@ from typing import Any
 from unbackdoor._reports.answers_page import AnswersPage
 from unbackdoor._reports.audit_page import AuditPage
 from unbackdoor._reports.page import Page
+from unbackdoor._reports.sentences import percent
 from unbackdoor._reports.stress_page import StressPage
 
 
@@ -38,10 +39,5 @@ def _filled(template: str, page: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["percent"] = _percent
+    environment.filters["percent"] = percent
     return environment.get_template(template).render(page=page)
-
-
-def _percent(share: float) -> str:
-    """A share in [0, 1] with one decimal; a narrow space that does not break before the sign."""
-    return f"{100 * share:.1f}\u202f%"

@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from unbackdoor._errors import SENTENCE, printable
+from unbackdoor._reports.sentences import percent
 from unbackdoor._stress.result import CONTROL, EXACT, PURIFIED, TITLES, VICTIM, Stress, mean
 from unbackdoor._tasks.proportion import Proportion
 from unbackdoor._tasks.score import Score
@@ -26,7 +27,7 @@ class Share:
     @property
     def spread(self) -> str:
         """`low` and `high` in words, with the counts behind them."""
-        ends = f"{_percent(self.low)} to {_percent(self.high)}"
+        ends = f"{percent(self.low)} to {percent(self.high)}"
         count = f"n\u00a0=\u00a0{self.n:,}"
         return f"{ends}, {count}" if self.seeds == 1 else f"{ends} over {self.seeds} seeds, {count}"
 
@@ -187,7 +188,7 @@ def _height(share: float) -> float:
 def _curve(key: str, shares: Sequence[Share], places: Sequence[float], names: Sequence[str]) -> Curve:
     aside = {PURIFIED: 0, EXACT: -APART, CONTROL: APART}[key]
     marks = [
-        Mark(x + aside, _height(each.value), _height(each.low), _height(each.high), f"{name} {_percent(each.value)}")
+        Mark(x + aside, _height(each.value), _height(each.low), _height(each.high), f"{name} {percent(each.value)}")
         for each, x, name in zip(shares, places, names, strict=True)
     ]
     return Curve(key, TITLES[key], tuple(marks))
@@ -215,7 +216,7 @@ def _retuning(found: Stress, field: str, name: str, better: Literal["higher", "l
         "triggered examples in the retuning",
         tuple(zip(places, names, strict=True)),
         tuple(curves),
-        (_height(before), f"victim {_percent(before)}"),
+        (_height(before), f"victim {percent(before)}"),
     )
 
 
@@ -280,7 +281,7 @@ def _teacher(found: Stress) -> str:
     return (
         "A perturbation of at most 16 of 255 levels, learnt so that the purified model behaves as if it were retuned, "
         f"{aside}. It imitates the purified model after retuning with {found.reactivated.count} triggered "
-        f"examples, which classifies {_percent(success.value)} of triggered examples as the attacker wants."
+        f"examples, which classifies {percent(success.value)} of triggered examples as the attacker wants."
     )
 
 
@@ -288,8 +289,8 @@ def _ends(found: Stress) -> str:
     if not found.ends:
         return ""
     parts = [
-        f"the {TITLES[name]} model has attack success {_percent(measured.attack_success.value)} and clean accuracy "
-        f"{_percent(measured.clean_accuracy.value)}"
+        f"the {TITLES[name]} model has attack success {percent(measured.attack_success.value)} and clean accuracy "
+        f"{percent(measured.clean_accuracy.value)}"
         for name, measured in found.ends.items()
         if measured.attack_success is not None
     ]
@@ -300,8 +301,8 @@ def _verdict(found: Stress) -> str:
     before = pooled([found.before[PURIFIED]], "attack_success")
     victim = pooled([found.before[VICTIM]], "attack_success")
     text = (
-        f"The victim classified {_percent(victim.value)} of triggered examples as the attacker wants, the purified "
-        f"model {_percent(before.value)}."
+        f"The victim classified {percent(victim.value)} of triggered examples as the attacker wants, the purified "
+        f"model {percent(before.value)}."
     )
     stayed = before.value >= victim.value / 2
     if stayed:
@@ -311,11 +312,11 @@ def _verdict(found: Stress) -> str:
     counts = found.record["counts"]
     count = 5 if 5 in counts else counts[-1]
     after = pooled(found.after(PURIFIED, count), "attack_success")
-    text += f" After retuning with {count} triggered example{'s' * (count > 1)} it was {_percent(after.value)}"
+    text += f" After retuning with {count} triggered example{'s' * (count > 1)} it was {percent(after.value)}"
     if CONTROL not in found.retuned:
         return f"{text}; how fast a clean model would learn that is not known."
     control = pooled(found.after(CONTROL, count), "attack_success")
-    text += f", and {_percent(control.value)} with a model that was never poisoned."
+    text += f", and {percent(control.value)} with a model that was never poisoned."
     if stayed:
         return text
     if after.low > control.high:
@@ -348,7 +349,3 @@ def _facts(
         ("Versions", ", ".join(f"{name} {number}" for name, number in record["versions"].items())),
     ]
     return tuple((label, printable(text, SENTENCE)) for label, text in facts)
-
-
-def _percent(share: Any) -> str:
-    return f"{100 * share:.1f}\u202f%"

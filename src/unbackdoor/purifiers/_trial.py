@@ -16,7 +16,7 @@ from unbackdoor._purification.run import Run
 from unbackdoor._purification.selection import difference
 from unbackdoor._registry.entries import to_json
 from unbackdoor._registry.purifiers import REGISTRY
-from unbackdoor.purifiers._shortcuts import Shortcut, counting
+from unbackdoor.purifiers._shortcuts import Shortcut, counting, described
 
 GONE = 0.1  # of the held-out examples: what a shortcut may move more than a random trigger of its size does
 
@@ -124,6 +124,7 @@ class Trial:
             "refused": self.problem or None,
             "lost": None if self.model is None else self.lost,
             "shortcuts_left": left,
+            "audit": None if self.audit is None else described(self.audit, counting(self.audit)),
             "seconds": round(self.seconds, 3),
             "warnings": list(self.warnings),
         }

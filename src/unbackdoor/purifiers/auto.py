@@ -134,10 +134,12 @@ class Auto:
             )
             return None, reason
         best = min(within, key=lambda trial: trial.most_left if trial.most_left > GONE else 0.0)
-        name = method_name(best.method)
+        name = _label(best.method)
         if best.most_left > GONE:
             reason = f"no method removed the shortcuts; {name} left the least of them"
-            run.warn(f"{reason}: one still moves {best.most_left:.0%} more examples than a random trigger does.")
+            again = "an audit of its result found one again"
+            moves = f"one still moves {best.most_left:.0%} more examples than a random trigger does"
+            run.warn(f"{reason}: {again if best.returned else moves}.")
         elif isinstance(best.method, FineTuning):
             reason = f"{name} is the only method that passed"
             run.warn(f"{reason}, and it leaves most backdoors that the audit cannot see. Give more clean examples.")
