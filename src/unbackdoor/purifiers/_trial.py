@@ -83,13 +83,13 @@ class Trial:
 
     @property
     def returned(self) -> list[Shortcut]:
-        """The shortcuts that the audit of the result found, if clean models tell how rare they are or they are known.
+        """The shortcuts in the audit of the result that lead to a class of the suspect's shortcuts.
 
-        Clean models have shortcuts, too. So without clean models to compare with, one to another class than those of
-        the suspect's shortcuts says nothing.
+        Clean models have shortcuts, too, and some raise an alarm. So one to another class does not show that a method
+        left the backdoor.
         """
         found = counting(self.audit) if self.audit is not None else []
-        return [each for each in found if each.judged.p_value is not None or each.target in self.known]
+        return [each for each in found if each.target in self.known]
 
     @property
     def most_left(self) -> float:

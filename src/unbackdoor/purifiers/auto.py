@@ -37,11 +37,11 @@ class Auto:
     shortcut counts, and fine-tuning.
 
     A result passes if it loses at most `max_loss` points of accuracy on the held-out examples, if no shortcut of the
-    audit moves a tenth more of them than a random trigger does, and if an audit of the result finds no shortcut again.
-    The last matters, because a method that was tuned on the shortcuts of the audit removes them, and may leave the
-    backdoor. If none passes, the one within `max_loss` is kept that leaves the least of the shortcuts; if there is
-    none, the suspect is handed back unchanged. Both have a warning. The entry `choice` of the record has the audits,
-    each method that was tried, its numbers, and the reason.
+    audit moves a tenth more of them than a random trigger does, and if an audit of the result finds no shortcut to
+    their classes again. The last matters, because a method that was tuned on the shortcuts of the audit removes them,
+    and may leave the backdoor. If none passes, the one within `max_loss` is kept that leaves the least of the
+    shortcuts; if there is none, the suspect is handed back unchanged. Both have a warning. The entry `choice` of the
+    record has the audits, each method that was tried, its numbers, and the reason.
 
     A variant of this project; its methods name their parents.
 
@@ -76,7 +76,7 @@ class Auto:
             assert chosen.audit is not None
             again = described(chosen.audit, counting(chosen.audit))
             for each in counting(chosen.audit):
-                if each in chosen.returned:
+                if each in chosen.returned or each.judged.p_value is not None:
                     run.warn(f"the audit of the result: {each.sentence}. Look at it, or try another method as well.")
                 else:
                     run.note(f"audit of the result: {each.sentence}. Nothing says how rare that is in clean models.")
