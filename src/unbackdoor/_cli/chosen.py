@@ -1,4 +1,7 @@
-"""Commands with a NAME (attack, train, purify, guard fit): functions with the options of the chosen classes."""
+"""Commands with a NAME (attack, train, purify, guard fit): functions with the options of the chosen classes.
+
+`classes` gives the class of an entry: the real one for work, and for help a form of it (`forms.form`).
+"""
 
 import dataclasses
 import inspect
@@ -7,21 +10,22 @@ from typing import Annotated, Any, TypeVar
 
 from cyclopts import Parameter
 
+from unbackdoor._cli.forms import form
 from unbackdoor._cli.options import AttackOptions, GuardFitOptions, PurifyOptions, TrainOptions, asking, of
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._registry.entries import Entry, Need
 from unbackdoor._registry.purifiers import REGISTRY as PURIFIERS
 
 T = TypeVar("T")
+Classes = Callable[[Entry], Any]
 
 _MODEL = "MODEL is a Hugging Face directory or Hub name, or a weights file with --factory."
 _PLAIN = "An option that only one step has may be given without the name of the step, as --alpha."
 
 
-def single(verb: str, entry: Entry, typed: str) -> Callable[..., None]:
+def single(verb: str, entry: Entry, classes: Classes, typed: str) -> Callable[..., None]:
     """The function behind `attack NAME` or `purify NAME`, with the options of that class; `typed` is for the record."""
-
-    cls = entry.resolve()
+    cls = classes(entry)
     flat = Parameter(name="*")
     owner = of(entry.name)
     if verb == "purify":
@@ -54,9 +58,9 @@ def single(verb: str, entry: Entry, typed: str) -> Callable[..., None]:
     return attack
 
 
-def training(entry: Entry, typed: str) -> Callable[..., None]:
+def training(entry: Entry, classes: Classes, typed: str) -> Callable[..., None]:
     """The function behind `train NAME`, with the options of that class; `typed` is for the record."""
-    cls = entry.resolve()
+    cls = classes(entry)
 
     def train(*, options: Any, trainer: Any = None) -> None:
         from unbackdoor._cli.commands.train import train as work
@@ -72,9 +76,9 @@ def training(entry: Entry, typed: str) -> Callable[..., None]:
     return train
 
 
-def fitting(entry: Entry, typed: str) -> Callable[..., None]:
+def fitting(entry: Entry, classes: Classes, typed: str) -> Callable[..., None]:
     """The function behind `guard fit NAME`, with the options of that class; `typed` is for the record."""
-    cls = entry.resolve()
+    cls = classes(entry)
 
     def fit(model: str, /, *, options: Any, guard: Any = None) -> None:
         from unbackdoor._cli.commands.guard import fit as work
@@ -91,10 +95,8 @@ def fitting(entry: Entry, typed: str) -> Callable[..., None]:
     return fit
 
 
-def composition(steps: list[Entry], typed: str) -> Callable[..., None]:
+def composition(steps: list[Entry], classes: Classes, typed: str) -> Callable[..., None]:
     """The function behind `purify A+B`: the options of each step under its name, as in --fst.alpha."""
-    from unbackdoor.purifiers.then import Then
-
     if len({entry.name for entry in steps}) < len(steps):
         raise UnbackdoorError(
             f"{'+'.join(entry.name for entry in steps)} has a step twice, whose options would have the same name. Use "
@@ -103,12 +105,13 @@ def composition(steps: list[Entry], typed: str) -> Callable[..., None]:
     names = [f"step_{number}" for number in range(len(steps))]
 
     def purify(model: str, /, *, options: Any, **given: Any) -> None:
-        made = [given.get(name) or entry.resolve()() for name, entry in zip(names, steps, strict=True)]
         from unbackdoor._cli.commands.purify import purify as work
+        from unbackdoor.purifiers.then import Then
 
+        made = [given.get(name) or classes(entry)() for name, entry in zip(names, steps, strict=True)]
         work(model, Then(*made), options, command=typed)
 
-    documents = [_help(entry.resolve(), "").split("\n\n")[0] for entry in steps]
+    documents = [_help(classes(entry), "").split("\n\n")[0] for entry in steps]
     purify.__doc__ = "\n\n".join([" Then: ".join(documents), _MODEL, _PLAIN])
     annotations: dict[str, Any] = {
         "model": str,
@@ -119,7 +122,7 @@ def composition(steps: list[Entry], typed: str) -> Callable[..., None]:
         inspect.Parameter("options", inspect.Parameter.KEYWORD_ONLY, annotation=annotations["options"]),
     ]
     for name, entry in zip(names, steps, strict=True):
-        kind: Any = Annotated[entry.resolve(), Parameter(name=entry.name, group=of(entry.name))]
+        kind: Any = Annotated[classes(entry), Parameter(name=entry.name, group=of(entry.name))]
         annotations[name] = kind
         parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind))
     purify.__annotations__ = {**annotations, "return": None}
@@ -135,7 +138,7 @@ def spelled_out(given: list[str]) -> list[str]:
     owners: dict[str, list[str]] = {}
     for name in words[1].split("+"):
         entry = next((entry for entry in PURIFIERS if entry.name == name), None)
-        for item in dataclasses.fields(entry.resolve()) if entry else ():
+        for item in dataclasses.fields(form(entry)) if entry else ():
             owners.setdefault(item.name.replace("_", "-"), []).append(name)
     shared = {item.name.replace("_", "-") for item in dataclasses.fields(PurifyOptions)}
     spelled = []

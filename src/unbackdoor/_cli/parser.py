@@ -5,7 +5,8 @@ from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
 
-from unbackdoor._cli.chosen import composition, fitting, single, training
+from unbackdoor._cli.chosen import Classes, composition, fitting, single, training
+from unbackdoor._cli.forms import form
 from unbackdoor._cli.listing import KINDS, Kind, show
 from unbackdoor._cli.options import AuditOptions, EvaluateOptions, GuardEvaluateOptions, GuardRunOptions, StressOptions
 from unbackdoor._errors import UnbackdoorError
@@ -29,6 +30,8 @@ def parser(given: list[str], typed: str) -> App:
         suppress_keyboard_interrupt=False,
         default_parameter=Parameter(negative_iterable=()),
     )
+    options = given[: given.index("--")] if "--" in given else given
+    classes: Classes = Entry.resolve if {"--help", "-h"}.isdisjoint(options) else form  # there the command is not run
     listing = given[-1:] in (["--help"], ["-h"]) and len(words) < 2
     app.command(_demo, name="demo")
     for verb, entries, kind, plural, help_ in (
@@ -40,15 +43,15 @@ def parser(given: list[str], typed: str) -> App:
             steps = [find(name, entries, kind, plural) for name in chosen.split("+")]
             if verb == "attack" and len(steps) > 1:
                 raise UnbackdoorError(f"There is no attack '{chosen}'; attacks cannot be combined.")
-            made = single(verb, steps[0], typed) if len(steps) == 1 else composition(steps, typed)
+            made = single(verb, steps[0], classes, typed) if len(steps) == 1 else composition(steps, classes, typed)
             sub.command(made, name=chosen)
         elif verb == command:
             _list_names(sub, entries)
         app.command(sub)
-    app.command(_train(words, typed))
+    app.command(_train(words, classes, typed))
     app.command(_audit_of(typed), name="audit")
     app.command(_evaluate, name="evaluate")
-    app.command(_guard(words, typed))
+    app.command(_guard(words, classes, typed))
     app.command(_stress, name="stress")
     app.command(_bench, name="bench")
     app.command(_report, name="report")
@@ -56,7 +59,7 @@ def parser(given: list[str], typed: str) -> App:
     return app
 
 
-def _train(words: list[str], typed: str) -> App:
+def _train(words: list[str], classes: Classes, typed: str) -> App:
     """The `train` command, with the options of the chosen trainer."""
     app = App(
         name="train",
@@ -64,13 +67,13 @@ def _train(words: list[str], typed: str) -> App:
         "options: unbackdoor train NAME --help.",
     )
     if words[:1] == ["train"] and len(words) > 1:
-        app.command(training(find(words[1], TRAINERS, "trainer", "trainers"), typed), name=words[1])
+        app.command(training(find(words[1], TRAINERS, "trainer", "trainers"), classes, typed), name=words[1])
     elif words == ["train"]:
         _list_names(app, TRAINERS)
     return app
 
 
-def _guard(words: list[str], typed: str) -> App:
+def _guard(words: list[str], classes: Classes, typed: str) -> App:
     """The `guard` command: `fit` with the options of the chosen guard, `run` and `evaluate`."""
     app = App(
         name="guard", help="Fit a guard to a model: it decides about single inputs, and leaves the model as it is."
@@ -80,7 +83,7 @@ def _guard(words: list[str], typed: str) -> App:
         help="Fit a guard, and set its threshold. Each guard has its own options: unbackdoor guard fit NAME --help.",
     )
     if words[:2] == ["guard", "fit"] and len(words) > 2:
-        fit.command(fitting(find(words[2], GUARDS, "guard", "guards"), typed), name=words[2])
+        fit.command(fitting(find(words[2], GUARDS, "guard", "guards"), classes, typed), name=words[2])
     elif words == ["guard", "fit"]:
         _list_names(fit, GUARDS)
     app.command(fit)

@@ -1,0 +1,80 @@
+"""The fields of a method for its help, read from the source of its class: to import that takes longer than the help.
+
+Help needs the names, types and defaults of the fields and the docstring. The class declares them once, by expressions
+over few names, so these are found in the parsed source and evaluated, and nothing else is run. A generated table of
+the same facts would be a second copy of them, and a base of light modules would split each method in two.
+"""
+
+import ast
+import builtins
+import functools
+import importlib
+from pathlib import Path
+from typing import Any
+
+import unbackdoor
+from unbackdoor._registry.entries import Entry
+from unbackdoor._value import value
+
+
+def form(entry: Entry) -> type:
+    """Returns a value class with the fields and the docstring of an entry's class; it cannot be called.
+
+    The class itself for one that is not of this package: its source may be anywhere.
+    """
+    module, _, name = entry.location.partition(":")
+    if module.partition(".")[0] != "unbackdoor":
+        return entry.resolve()  # type: ignore[no-any-return]
+    source = _source(module)
+    node = source.classes[name]
+    members: dict[str, Any] = {"__doc__": ast.get_docstring(node, clean=False), "__module__": module}
+    types: dict[str, Any] = {}
+    for part in node.body:
+        if isinstance(part, ast.AnnAssign) and isinstance(part.target, ast.Name) and not _of_the_class(part):
+            types[part.target.id] = source.evaluated(part.annotation)
+            if part.value is not None:
+                members[part.target.id] = source.evaluated(part.value)
+    return value(type(name, (), {**members, "__annotations__": types}))
+
+
+def _of_the_class(part: ast.AnnAssign) -> bool:
+    """Whether all values share it: `version: ClassVar[int] = 2`."""
+    return isinstance(part.annotation, ast.Subscript) and ast.unparse(part.annotation.value) == "ClassVar"
+
+
+class _Source:
+    """A module of this package, parsed: its classes, what names are assigned there, and where others come from."""
+
+    def __init__(self, module: str) -> None:
+        path = Path(unbackdoor.__file__).parent.joinpath(*module.split(".")[1:]).with_suffix(".py")
+        self.classes: dict[str, ast.ClassDef] = {}
+        self.assigned: dict[str, ast.expr] = {}
+        self.imported: dict[str, tuple[str, str]] = {}
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            match node:
+                case ast.ClassDef():
+                    self.classes[node.name] = node
+                case ast.Assign(targets=[ast.Name(id=name)], value=assigned):
+                    self.assigned[name] = assigned
+                case ast.ImportFrom(module=str(origin), names=aliases):
+                    self.imported |= {alias.asname or alias.name: (origin, alias.name) for alias in aliases}
+
+    def evaluated(self, expression: ast.expr) -> Any:
+        """Returns what an expression gives in that module."""
+        names = {node.id for node in ast.walk(expression) if isinstance(node, ast.Name)} - vars(builtins).keys()
+        code = compile(ast.Expression(expression), "<field>", "eval")
+        return eval(code, {name: self.named(name) for name in names})
+
+    def named(self, name: str) -> Any:
+        """Returns what a name stands for in that module."""
+        if name in self.assigned:
+            return self.evaluated(self.assigned[name])
+        origin, original = self.imported[name]
+        if origin.startswith("unbackdoor."):
+            return _source(origin).named(original)
+        return getattr(importlib.import_module(origin), original)
+
+
+@functools.cache
+def _source(module: str) -> _Source:
+    return _Source(module)
