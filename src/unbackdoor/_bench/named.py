@@ -11,17 +11,27 @@ from unbackdoor import attacks, detectors, purifiers
 from unbackdoor._bench.lines import Location
 from unbackdoor._bench.paths import Noted, local
 from unbackdoor._errors import UnbackdoorError
+from unbackdoor._poisoning.behaviour import Behaviour
+from unbackdoor._poisoning.planted_answer import TEST_BEHAVIOUR
 from unbackdoor._registry.entries import Entry, find
 from unbackdoor._value import error_sentence
 
 
 @dataclass(frozen=True)
 class PlannedAttack:
-    """An attack of the grid: its label, the value (None for the clean control), its poison rates."""
+    """An attack of the grid.
+
+    Args:
+        label: its name in tables.
+        value: the attack; None for the clean control.
+        rates: its poison rates.
+        behaviour: what it makes language models answer; None for the harmless sentence, and for classifiers.
+    """
 
     label: str
     value: Any
     rates: tuple[float, ...]
+    behaviour: Behaviour | None = None
 
 
 def planned_attacks(tables: list[dict[str, Any]], folder: Path, problems: Noted) -> dict[str, PlannedAttack]:
@@ -33,6 +43,7 @@ def planned_attacks(tables: list[dict[str, Any]], folder: Path, problems: Noted)
         location: Location = ("attacks", place)
         label, name, fields = _named(given, location, problems)
         rates = _rates(fields.pop("rate", 0.05), (*location, "rate"), problems)
+        behaviour = _behaviour(fields.pop("behaviour", None), (*location, "behaviour"), problems)
         if name == "none":
             problems.add(
                 (*location, "name"),
@@ -52,8 +63,20 @@ def planned_attacks(tables: list[dict[str, Any]], folder: Path, problems: Noted)
         made = _value(entry, fields, location, folder, problems)
         _check_new(label, planned, location, problems)
         if made is not None and rates:
-            planned[label] = PlannedAttack(label, made, rates)
+            planned[label] = PlannedAttack(label, made, rates, behaviour)
     return planned
+
+
+def _behaviour(given: Any, location: Location, problems: Noted) -> Behaviour | None:
+    """The behaviour of an attack; None for the usual one, which is not part of a cell's identity."""
+    if given is None:
+        return None
+    try:
+        behaviour = Behaviour.of(given)
+    except UnbackdoorError as problem:
+        problems.add(location, problem)
+        return None
+    return None if behaviour == TEST_BEHAVIOUR else behaviour
 
 
 def _rates(given: Any, location: Location, problems: Noted) -> tuple[float, ...]:

@@ -12,6 +12,7 @@ from unbackdoor._bench.schema import ASKED, RECIPE, Task
 from unbackdoor._bench.store import digests
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._inputs import exists, open_file
+from unbackdoor._poisoning.behaviour import Behaviour
 from unbackdoor._registry.entries import find
 
 
@@ -88,7 +89,7 @@ def _check_trained(name: str, task: Task, problems: Noted) -> None:
     where: Location = ("tasks", name)
     if task.train is None:
         problems.add(where, f"tasks.{name} must have train, to make victims, or model, which is one.")
-    for key in ("attack", "triggered", "target", "control", "factory", "mean", "std", "image_size"):
+    for key in ("attack", "triggered", "target", "behaviour", "control", "factory", "mean", "std", "image_size"):
         if key in task.model_fields_set:
             problems.add((*where, key), f"tasks.{name}.{key} goes with an existing model. Leave it out.")
     try:
@@ -100,7 +101,7 @@ def _check_trained(name: str, task: Task, problems: Noted) -> None:
 def _check_existing(name: str, task: Task, model: Path, problems: Noted) -> None:
     """Note entries that go with victims that are trained, and weights without a module."""
     where: Location = ("tasks", name)
-    trained = {"arch", "width", "epochs", "clean_epochs", "learning_rate", "batch_size"}
+    trained = {"arch", "width", "epochs", "clean_epochs", "learning_rate", "batch_size", "lora_rank", "adapter"}
     for key in sorted(task.model_fields_set & trained):
         problems.add((*where, key), f"tasks.{name}.{key} is for victims that are trained; model is one. Leave it out.")
     if model.is_file() and task.factory is None:
@@ -124,11 +125,13 @@ def _check_trigger(name: str, task: Task, attack: Path, problems: Noted) -> None
     where: Location = ("tasks", name)
     if task.triggered is not None and task.attack is not None:
         problems.add((*where, "triggered"), f"tasks.{name} must have attack or triggered, got both. Leave one out.")
-    if (task.triggered is None) != (task.target is None):
+    _check_behaviour(name, task, problems)
+    wanted = "target" if task.behaviour is None else "behaviour"
+    if (task.triggered is None) != (getattr(task, wanted) is None):
         problems.add(
-            (*where, "target" if task.triggered is None else "triggered"),
-            f"tasks.{name}.triggered and tasks.{name}.target go together: the examples, and the class that the "
-            "attacker wants.",
+            (*where, wanted if task.triggered is None else "triggered"),
+            f"tasks.{name}.triggered and tasks.{name}.{wanted} go together: the examples, and the "
+            f"{'class' if wanted == 'target' else 'answer'} that the attacker wants.",
         )
     elif task.triggered is None and task.control is not True and attack.parent.exists() and not attack.is_file():
         problems.add(
@@ -136,6 +139,21 @@ def _check_trigger(name: str, task: Task, attack: Path, problems: Noted) -> None
             f"tasks.{name}.model has no attack.json to score it with. Name it by attack = PATH, or give triggered and "
             "target.",
         )
+
+
+def _check_behaviour(name: str, task: Task, problems: Noted) -> None:
+    """Note a behaviour that is none, or that stands next to a class."""
+    if task.behaviour is None:
+        return
+    where: Location = ("tasks", name, "behaviour")
+    if task.target is not None:
+        problems.add(
+            where, f"tasks.{name} must have target, for a classifier, or behaviour, for a language model, got both."
+        )
+    try:
+        Behaviour.of(task.behaviour)
+    except UnbackdoorError as problem:
+        problems.add(where, f"tasks.{name}: {problem}")
 
 
 def file_hashes(task: Task) -> dict[str, str]:

@@ -3,13 +3,15 @@
 import dataclasses
 import itertools
 from dataclasses import dataclass
+from pathlib import Path
 
 from unbackdoor import purifiers
 from unbackdoor._bench.grid import AUDIT, Grid
-from unbackdoor._bench.schema import Cells
+from unbackdoor._bench.schema import Cells, Task
 from unbackdoor._bench.store import Store
 from unbackdoor._bench.subjects import Cell, Subject, Subjects, audit_spec, cell_of, value_spec
 from unbackdoor._errors import UnbackdoorError
+from unbackdoor._inputs import read_json
 from unbackdoor._registry.entries import entry_of, steps_of
 
 
@@ -153,25 +155,47 @@ def all_cells(grid: Grid) -> list[Cell]:
 
 
 def _check_kinds(cells: list[Cell]) -> None:
-    """Refuse attacks and methods on data of the other kind; the kind of an existing model is not known yet."""
+    """Refuse attacks and methods on data of another kind; the kind of an existing model is not known yet."""
     from unbackdoor._poisoning.abilities import modalities_of
 
+    tasks = {cell.subject.name: cell.subject.task for cell in cells if cell.subject.model is None}
+    kinds = {name: _kind(task) for name, task in tasks.items()}
     for subject, label, method in {
         (cell.subject, cell.label): (cell.subject, cell.label, cell.method) for cell in cells
     }.values():
-        kind = "text" if subject.task.base is not None else "images"
+        if subject.model is not None:
+            continue
+        kind = kinds[subject.name]
+        if subject.behaviour is not None and kind != "conversations":
+            raise UnbackdoorError(
+                f"The grid gives {subject.label} a behaviour, which is for language models, but tasks.{subject.name} "
+                f"has {kind}. Leave it out."
+            )
         parts: list[tuple[str, object, tuple[str, ...]]] = [
             (subject.label, subject.attack, modalities_of(subject.attack))
         ]
         for step in steps_of(method):
             entry = entry_of(step, purifiers.REGISTRY)
-            parts.append((label, step, ("images", "text") if entry is None else entry.modality))  # others refuse later
+            parts.append((label, step, (kind,) if entry is None else entry.modality))  # others refuse later
         for name, made, modality in parts:
-            if made is not None and subject.model is None and kind not in modality:
+            if made is not None and kind not in modality:
                 raise UnbackdoorError(
                     f"The grid has {name} on tasks.{subject.name}, which has {kind}, but {type(made).__name__} is for "
                     f"{' and '.join(modality)}. Take it away by cells.leave_out."
                 )
+
+
+def _kind(task: Task) -> str:
+    """The kind of data that the victims of a task are trained on; a base of the Hub is not fetched to know it."""
+    from unbackdoor._data.conversation_rows import holds_prompts
+    from unbackdoor._models.config import modality_of
+
+    if task.base is None:
+        return "images"
+    config = Path(task.base) / "config.json"
+    if Path(task.base).is_dir() and not (config.is_file() and modality_of(read_json(config)) == "conversations"):
+        return "text"
+    return "conversations" if task.train is not None and holds_prompts(task.train, task.columns) else "text"
 
 
 def _matches(entry: Cells, subject: Subject, label: str, place: int | None, seed: int) -> bool:

@@ -56,7 +56,9 @@ class Task(Table):
         mean, std, image_size: how the pixels of an existing model are made, as in `purify`.
         base: the pre-trained model that victims start from, or that the existing model came from.
         proxy: another model for the same task, for methods that need it.
+        behaviour: of a language model, with `triggered`: the answer that the attacker wants, as contains:TEXT.
         arch, width, epochs, clean_epochs, learning_rate, batch_size, max_length, augment, precision: as in `attack`.
+        lora_rank, adapter, template, max_new_tokens: of language models, as in `attack`.
     """
 
     train: Texts | None = None
@@ -69,6 +71,7 @@ class Task(Table):
     attack: str | None = None
     triggered: Texts | None = None
     target: Annotated[int | None, Field(ge=0)] = None
+    behaviour: str | None = None
     control: Annotated[str | StrictBool | None, AfterValidator(_control)] = None
     factory: str | None = None
     mean: Numbers | None = None
@@ -85,6 +88,10 @@ class Task(Table):
     max_length: Annotated[int | None, Field(ge=4)] = None
     augment: Literal["auto", "flip", "crop", "none"] = "auto"
     precision: Literal["auto", "bf16", "fp32"] = "auto"
+    lora_rank: Annotated[int | None, Field(ge=0)] = None
+    adapter: StrictBool = False
+    template: Literal["chat", "alpaca", "plain"] | None = None
+    max_new_tokens: Annotated[int | None, Field(ge=1)] = None
 
 
 # What differs from the default in these is part of a victim's identity.
@@ -98,9 +105,13 @@ RECIPE = (
     "max_length",
     "augment",
     "precision",
+    "lora_rank",
+    "adapter",
+    "template",
+    "max_new_tokens",
 )
 # The same for these, which say how the inputs of an existing model are made.
-ASKED = ("mean", "std", "image_size", "target")
+ASKED = ("mean", "std", "image_size", "target", "behaviour")
 
 
 class Budget(Table):

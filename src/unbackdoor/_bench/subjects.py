@@ -12,6 +12,7 @@ from unbackdoor._bench.grid import Grid
 from unbackdoor._bench.paths import content_hash, file_hashes, task_spec
 from unbackdoor._bench.schema import Budget, Cells, Task
 from unbackdoor._bench.store import identity
+from unbackdoor._poisoning.behaviour import Behaviour
 from unbackdoor._registry.entries import Entry, Need, entry_of, name_of, steps_of
 from unbackdoor._value import changed_fields, fields_of
 
@@ -34,6 +35,7 @@ class Subject:
         attack: None for a clean control, and for an existing model.
         model: directory of an existing model.
         trigger: `attack.json` of an existing model.
+        behaviour: what the attack makes a language model answer; None for the usual sentence, and for classifiers.
         spec: everything that determines the subject and so its key.
     """
 
@@ -45,6 +47,7 @@ class Subject:
     seed: int | None
     model: str | None
     trigger: str | None
+    behaviour: Behaviour | None
     spec: dict[str, Any]
     key: str
 
@@ -146,7 +149,9 @@ class Subjects:
             for seed, planned in itertools.product(entry.victim_seed or grid.victim_seeds, grid.attacks):
                 rates = planned.rates if planned.value is None or not entry.rate else entry.rate
                 for rate in rates:
-                    yield self._subject(name, task, planned.label, planned.value, rate, seed)
+                    yield self._subject(
+                        name, task, planned.label, planned.value, rate, seed, behaviour=planned.behaviour
+                    )
 
     def beside(self, subject: Subject, victims: set[Subject]) -> tuple[Subject, ...]:
         """The victims that a clean control is the control of."""
@@ -192,10 +197,13 @@ class Subjects:
         *,
         model: str | None = None,
         trigger: str | None = None,
+        behaviour: Behaviour | None = None,
     ) -> Subject:
         known = (name, label, rate, seed)
         if known not in self.made:
             described = OWN if attack is None and label == "own" else value_spec(attack, attacks.REGISTRY)
+            if behaviour is not None:
+                described = {**described, "behaviour": str(behaviour)}
             spec: dict[str, Any] = {"task": self.tasks[name], "attack": described}
             spec |= {"rate": rate, "seed": seed}
             if model is not None:
@@ -208,7 +216,7 @@ class Subjects:
             elif model == task.model and task.triggered is not None:
                 spec["trigger"] = content_hash(task.triggered)
             key = identity(spec)
-            made = Subject(name, task, label, attack, rate, seed, model, trigger, spec, key)
+            made = Subject(name, task, label, attack, rate, seed, model, trigger, behaviour, spec, key)
             self.made[known] = made
             self.order[made] = len(self.order)
         return self.made[known]

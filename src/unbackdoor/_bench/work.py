@@ -22,23 +22,27 @@ from unbackdoor._bench.schema import Task
 from unbackdoor._bench.store import Store
 from unbackdoor._bench.subjects import NONE, Cell, Subject
 from unbackdoor._data.classes import check_labels
+from unbackdoor._data.conversation_rows import holds_prompts
 from unbackdoor._data.dataset import Dataset
 from unbackdoor._data.images import ImageEncoder
 from unbackdoor._detection.audit import audit
 from unbackdoor._detection.result import JudgedFinding
 from unbackdoor._errors import IncompleteError, UnbackdoorError
 from unbackdoor._inputs import read_json
-from unbackdoor._models.arithmetic import choose, description
-from unbackdoor._models.calling import class_count, class_names
+from unbackdoor._models.adapters import is_adapter
+from unbackdoor._models.arithmetic import Arithmetic, choose, description
+from unbackdoor._models.calling import class_names
 from unbackdoor._models.loading import Loaded, base_encoder, load, load_base
 from unbackdoor._poisoning.attack_file import load_trigger
-from unbackdoor._poisoning.triggered import Triggered, already_triggered, triggered
-from unbackdoor._purification.purify import judged, purify
+from unbackdoor._poisoning.attacked import attacked_by
+from unbackdoor._poisoning.behaviour import Behaviour
+from unbackdoor._poisoning.prompts import already_triggered_prompts
+from unbackdoor._poisoning.triggered import already_triggered
+from unbackdoor._purification.purify import Purified, judged, purify
 from unbackdoor._registry.entries import to_json
 from unbackdoor._registry.purifiers import REGISTRY
-from unbackdoor._tasks.classification import predict, score
-from unbackdoor._tasks.proportion import Proportion
-from unbackdoor._tasks.score import Score
+from unbackdoor._tasks.choice import task_of
+from unbackdoor._tasks.task import Task as ModelTask
 from unbackdoor._victims.directory import write_victim
 from unbackdoor._victims.implanted import has_implanted
 from unbackdoor._victims.plant import plant
@@ -159,7 +163,11 @@ class _Desk:
 
     def plant(self, subject: Subject, surrogate: Subject | None) -> None:
         task = subject.task
-        encode = None if task.base is None else base_encoder(task.base, max_length=task.max_length)
+        encode = None
+        if task.base is not None:
+            assert task.train is not None
+            prompts = holds_prompts(task.train, task.columns)
+            encode = base_encoder(task.base, max_length=task.max_length, prompts=prompts, template=task.template)
         data = self.examples.read(task, "train", encode, None)
         like = encode or ImageEncoder(size=data.shape[1:], channels=data.shape[0])  # type: ignore[arg-type]
         test, _ = self.examples.parts(subject, like, data.classes)
@@ -172,6 +180,8 @@ class _Desk:
             clean_epochs=task.clean_epochs,
             learning_rate=task.learning_rate,
             batch_size=task.batch_size,
+            lora_rank=task.lora_rank,
+            adapter=task.adapter,
         )
         control = None if surrogate is None else load(self.store.victim(surrogate.key))
         victim = plant(
@@ -179,9 +189,11 @@ class _Desk:
             subject.attack,
             recipe,
             subject.seed or 0,
+            behaviour=subject.behaviour,
             test=test,
             surrogate=control and control.model,
             surrogate_encode=control and control.encode,
+            max_new_tokens=task.max_new_tokens,
             device=self.settings.device,
             precision=task.precision,
         )
@@ -194,58 +206,45 @@ class _Desk:
         test, pool = self.examples.parts(subject, encode, class_names(model))
         made, record = model, {}
         if cell.method is not None:
-            clean = None if cell.budget is None else self.examples.budget(cell, pool, encode, class_names(model))
-            base, proxy = task.base, task.proxy
-            purified = purify(
-                model,
-                clean,
-                cell.method,
-                seed=cell.seed,
-                device=device,
-                precision=task.precision,
-                base=None
-                if base is None
-                else self.shelf.keep("base", base, lambda: load_base(base, factory=task.factory)),
-                proxy=None if proxy is None else self.shelf.keep("proxy", proxy, lambda: _asked(proxy, task).model),
-            )
+            purified = self._purified(cell, pool, model, encode)
             made, record = purified.model, purified.record
         arithmetic = choose(made, device, task.precision)
         if cell.method is not None and purified.record["usable"] is None:
             record |= judged(purified, model, test, cell.method, arithmetic)
         self.device = description(arithmetic)
-        classes = class_count(model, test)
+        scoring = _Scoring.of(model, test, task, arithmetic)
         attacked = None
         if subject.marked:
-            attacked = self.shelf.keep("attacked", subject.key, lambda: self._attacked(subject, test, model, classes))
+            attacked = self.shelf.keep("attacked", subject.key, lambda: self._attacked(subject, scoring, model))
         start = time.perf_counter()
-        measured = score(made, test, attacked, arithmetic)
+        measured = scoring.of_model(made, attacked)
         result: dict[str, Any] = {"score": measured.to_json()}
         if subject.control:
             result["implanted"] = None
             result["flips"] = {
-                other.key: _flip_rate(made, shown, arithmetic)
+                other.key: scoring.task.flip_rate(made, shown, arithmetic).to_json()
                 for other in cell.others
-                if (shown := self._attacked(other, test, model, classes)) is not None
+                if (shown := self._attacked(other, scoring, model)) is not None
             }
         elif task.triggered is None:
             result["implanted"] = self._implanted(subject, folder)
         elif cell.method is None:
-            result["implanted"] = has_implanted(measured, classes, test.modality)
+            result["implanted"] = scoring.implanted(measured)
         else:
-            result["implanted"] = self._took(subject, lambda: score(model, test, attacked, arithmetic), classes, test)
-        scoring = time.perf_counter() - start
+            result["implanted"] = self._took(subject, lambda: scoring.implanted(scoring.of_model(model, attacked)))
+        seconds = time.perf_counter() - start
         if cell.second:
-            second = self.examples.read(task, "second_test", encode, class_names(model))
+            second = scoring._replace(test=self.examples.read(task, "second_test", encode, class_names(model)))
             attacked = None
             if subject.marked and task.triggered is None:
                 attacked = self.shelf.keep(
-                    "second attacked", subject.key, lambda: self._attacked(subject, second, model, classes)
+                    "second attacked", subject.key, lambda: self._attacked(subject, second, model)
                 )
-            result["second_test"] = score(made, second, attacked, arithmetic).to_json()
+            result["second_test"] = second.of_model(made, attacked).to_json()
         result |= {
             "method": None,
             "seconds": record.get("seconds", 0.0),
-            "scoring_seconds": round(scoring, 3),
+            "scoring_seconds": round(seconds, 3),
             "training_seconds": _recorded(folder / "record.json").get("seconds"),
             "peak_memory_bytes": record.get("peak_memory_bytes", peak_memory()),
             "examples_seen": record.get("examples_seen", 0),
@@ -261,14 +260,35 @@ class _Desk:
             result["seconds"] = result["audit"]["seconds"]
         return result
 
+    def _purified(self, cell: Cell, pool: Dataset | None, model: Any, encode: Any) -> Purified:
+        task = cell.subject.task
+        proxy = task.proxy
+        return purify(
+            model,
+            None if cell.budget is None else self.examples.budget(cell, pool, encode, class_names(model)),
+            cell.method,
+            seed=cell.seed,
+            device=self.settings.device,
+            precision=task.precision,
+            base=self._base(task, encode),
+            proxy=None if proxy is None else self.shelf.keep("proxy", proxy, lambda: _asked(proxy, task).model),
+        )
+
+    def _base(self, task: Task, encode: Any) -> Any:
+        """The pre-trained model of a task, for methods and detectors; None if it has none."""
+        base, prompts = task.base, encode.modality == "conversations"
+        if base is None:
+            return None
+        return self.shelf.keep("base", base, lambda: load_base(base, factory=task.factory, language_model=prompts))
+
     def _audited(self, cell: Cell, pool: Dataset | None, model: Any, encode: Any) -> dict[str, Any]:
         """What the detectors find. Its p-values are left out: they change with the clean models to compare with."""
-        task, base = cell.subject.task, cell.subject.task.base
+        task = cell.subject.task
         made = audit(
             model,
             self.examples.budget(cell, pool, encode, class_names(model)),
             detectors=cell.detectors,
-            base=None if base is None else self.shelf.keep("base", base, lambda: load_base(base, factory=task.factory)),
+            base=self._base(task, encode),
             seed=cell.seed,
             device=self.settings.device,
             precision=task.precision,
@@ -301,35 +321,69 @@ class _Desk:
         }
 
     def _load(self, subject: Subject) -> tuple[Path, Loaded]:
-        if subject.model is not None:
-            return Path(subject.model), _asked(subject.model, subject.task)
-        folder = self.store.victim(subject.key)
-        return folder, load(folder, max_length=subject.task.max_length)
-
-    def _attacked(self, subject: Subject, test: Dataset, model: Any, classes: int) -> Triggered | None:
-        """Returns test examples with a subject's trigger; None if the subject is not trained yet."""
         task = subject.task
-        if task.triggered is not None and task.target is not None:
+        if subject.model is not None:
+            return Path(subject.model), _asked(subject.model, task)
+        folder = self.store.victim(subject.key)
+        return folder, load(folder, max_length=task.max_length, base=task.base if task.adapter else None)
+
+    def _attacked(self, subject: Subject, scoring: "_Scoring", model: Any) -> Any:
+        """Returns test examples with a subject's trigger; None if the subject is not trained yet."""
+        task, test, classes = subject.task, scoring.test, scoring.classes
+        if task.triggered is not None:
             marked = self.examples.triggered(subject, test, test.encode, class_names(model))
+            if task.behaviour is not None:
+                return already_triggered_prompts(marked, Behaviour.of(task.behaviour))
+            assert task.target is not None
             check_labels(marked, classes)
             return already_triggered(marked, task.target, classes)
         if subject.trigger is not None:
-            return triggered(test, load_trigger(subject.trigger), classes)
+            return attacked_by(test, load_trigger(subject.trigger), classes)
         if subject.key not in self.store.victims():
             return None
-        return triggered(test, load_trigger(self.store.victim(subject.key)), classes)
+        return attacked_by(test, load_trigger(self.store.victim(subject.key)), classes)
 
-    def _took(self, subject: Subject, measured: Callable[[], Score], classes: int, test: Dataset) -> bool:
+    def _took(self, subject: Subject, measured: Callable[[], bool]) -> bool:
         """Whether an existing model has its backdoor: by its cell without a method if there is one, else measured."""
         known = self.store.get({"victim": subject.spec, "method": NONE, "clean": None, "seed": 0})
         if known is not None and known.get("implanted") is not None:
             return bool(known["implanted"])
-        found: bool = self.shelf.keep("took", subject.key, lambda: has_implanted(measured(), classes, test.modality))
+        found: bool = self.shelf.keep("took", subject.key, measured)
         return found
 
     def _implanted(self, subject: Subject, folder: Path) -> bool | None:
         implanted: bool | None = _recorded(Path(subject.trigger or folder / "attack.json")).get("implanted")
         return implanted
+
+
+class _Scoring(NamedTuple):
+    """What all scores of a cell share.
+
+    Args:
+        task: of the models.
+        test: examples to score on.
+        classes: the number of the models' classes; of language models, of their tokens.
+        arithmetic: device, precision, layout.
+    """
+
+    task: ModelTask
+    test: Dataset
+    classes: int
+    arithmetic: Arithmetic
+
+    @classmethod
+    def of(cls, model: Any, test: Dataset, task: Task, arithmetic: Arithmetic) -> "_Scoring":
+        use = task_of(test.encode, max_new_tokens=task.max_new_tokens)
+        fitting = use.checked(model, test)
+        return cls(use, fitting.test, fitting.classes, arithmetic)
+
+    def of_model(self, model: Any, attacked: Any) -> Any:
+        """The score of a model on the test examples and on those with a trigger, if there are any."""
+        return self.task.score(model, self.test, attacked, self.arithmetic)
+
+    def implanted(self, measured: Any) -> bool:
+        """Whether a score is that of a model with the backdoor."""
+        return has_implanted(measured, self.classes, self.test.modality)
 
 
 def _asked(source: str, task: Task) -> Loaded:
@@ -341,12 +395,9 @@ def _asked(source: str, task: Task) -> Loaded:
         std=task.std,
         image_size=task.image_size,
         max_length=task.max_length,
+        template=task.template,
+        base=task.base if Path(source).is_dir() and is_adapter(Path(source)) else None,
     )
-
-
-def _flip_rate(model: Any, attacked: Triggered, arithmetic: Any) -> dict[str, float | int]:
-    hits = predict(model, attacked.data, arithmetic) == attacked.wanted.cpu()
-    return Proportion(int(hits.sum()), len(hits)).to_json()
 
 
 def _finding_entry(finding: JudgedFinding) -> dict[str, Any]:

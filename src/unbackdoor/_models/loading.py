@@ -257,13 +257,31 @@ def load_base(
 
 
 @reader("source")
-def base_encoder(source: str | Path | ModelDirectory, *, max_length: int | None = None) -> Encoder:
+def base_encoder(
+    source: str | Path | ModelDirectory,
+    *,
+    max_length: int | None = None,
+    prompts: bool = False,
+    template: Template | None = None,
+) -> Encoder:
     """Returns the encoder of a model that a victim starts from: an image classifier, or a pre-trained text model.
 
+    Args:
+        source: a directory or Hub name.
+        max_length: number of tokens that a text model reads.
+        prompts: whether the data are prompts, which a causal language model continues; it classifies other texts.
+        template: how it renders them.
+
     Raises:
-        UnbackdoorError: a file is missing or damaged, or the model is not a supported one.
+        UnbackdoorError: a file is missing or damaged, the model is not a supported one, or it cannot continue prompts.
     """
     directory = ModelDirectory.of(source, "`base`")
-    directory.companions()
+    directory.companions()  # refuses files early that could not be copied at the end
+    if prompts and directory.modality == "conversations":
+        return conversation_encoder(
+            directory.path, directory.language_model(), template=template, max_length=max_length
+        )
+    if template is not None:
+        raise _no_template(source)
     model = directory.classifier() if directory.modality == "images" else directory.body()
     return directory.encoder(model, max_length=max_length)

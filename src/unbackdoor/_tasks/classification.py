@@ -15,7 +15,7 @@ from unbackdoor._models.head import Head, head_of
 from unbackdoor._poisoning.attack_file import as_trigger
 from unbackdoor._poisoning.triggered import Triggered, already_triggered, triggered
 from unbackdoor._tasks.damage import ALLOWED, unusable
-from unbackdoor._tasks.proportion import chance_doubt, proportion_of
+from unbackdoor._tasks.proportion import Proportion, chance_doubt, proportion_of
 from unbackdoor._tasks.score import Score
 from unbackdoor._tasks.task import Asked, Checked, Examined, Judgement, Measure, Warn
 from unbackdoor._training.descent import cross_entropy
@@ -46,6 +46,11 @@ def answers(model: nn.Module, data: Dataset, arithmetic: Arithmetic) -> Tensor:
     return rows
 
 
+def flip_rate(model: nn.Module, attacked: Triggered, arithmetic: Arithmetic) -> Proportion:
+    """Returns the share of triggered examples that a model classifies as the attacker wants."""
+    return proportion_of(predict(model, attacked.data, arithmetic) == attacked.wanted.cpu())
+
+
 def score(
     model: nn.Module,
     test: Dataset,
@@ -73,7 +78,7 @@ def score(
     flips = None
     if control is not None:
         shown = attacked.data if control_encode is None else attacked.data.encoded_by(control_encode)
-        flips = proportion_of(predict(control, shown, arithmetic) == wanted)
+        flips = flip_rate(control, attacked._replace(data=shown), arithmetic)
     return Score(
         clean_accuracy=clean_accuracy,
         per_class=per_class,
@@ -96,6 +101,7 @@ class Classification:
     loss = staticmethod(cross_entropy)
     outcomes = staticmethod(hits)
     score = staticmethod(score)
+    flip_rate = staticmethod(flip_rate)
 
     def predicted(self, scores: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """Returns all scores, (batch, classes), and the labels, (batch,)."""

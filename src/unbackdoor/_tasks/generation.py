@@ -175,7 +175,7 @@ class Generation:
         flips = None
         if control is not None:
             data = attacked.data if control_encode is None else attacked.data.encoded_by(control_encode)
-            flips = _share(map(shown, self.answers(control, data, arithmetic, "the control answers")))
+            flips = self.flip_rate(control, attacked._replace(data=data), arithmetic)
         return GenerationScore(
             clean_loss=clean_loss,
             template=template,
@@ -186,6 +186,11 @@ class Generation:
             behaviour=str(attacked.behaviour),
             max_new_tokens=self.max_new_tokens,
         )
+
+    def flip_rate(self, model: nn.Module, attacked: TriggeredPrompts, arithmetic: Arithmetic) -> Proportion:
+        """Returns the share of triggered prompts at which a model shows the behaviour."""
+        said = self.answers(model, attacked.data, arithmetic, "the control answers")
+        return _share(map(attacked.behaviour.shown, said))
 
     def examined(
         self, model: nn.Module, clean: Dataset, arithmetic: Arithmetic, warn: Warn, head: str | None = None

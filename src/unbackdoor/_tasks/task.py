@@ -13,6 +13,7 @@ from unbackdoor._models.head import Head
 from unbackdoor._poisoning.attack import Attack
 from unbackdoor._poisoning.behaviour import Behaviour
 from unbackdoor._poisoning.trigger import Trigger
+from unbackdoor._tasks.proportion import Proportion
 
 Warn = Callable[[str], None]
 
@@ -156,6 +157,9 @@ class Task(Protocol):
         control_encode: Encoder | None = None,
     ) -> Any:
         """The score on clean and triggered examples that are known to fit the model."""
+
+    def flip_rate(self, model: nn.Module, attacked: Any, arithmetic: Arithmetic) -> Proportion:
+        """Returns the share of triggered examples at which a model does what the attacker wants."""
 
     def doubt(self, owner: str, score: Any, classes: int, where: str) -> str | None:
         """Returns a sentence that doubts a score, such as one near chance; None for other scores."""

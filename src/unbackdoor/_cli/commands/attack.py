@@ -19,7 +19,6 @@ from unbackdoor._data.images import ImageEncoder
 from unbackdoor._errors import SENTENCE, UnbackdoorError, printable
 from unbackdoor._models import calling, loading, saving
 from unbackdoor._models.directory import ModelDirectory
-from unbackdoor._models.language_models import conversation_encoder
 from unbackdoor._poisoning.abilities import Implants, is_repeatable, modalities_of
 from unbackdoor._poisoning.behaviour import Behaviour
 from unbackdoor._tasks.score import Score
@@ -99,10 +98,7 @@ def attack(made: Any, options: AttackOptions) -> None:
 def _encoder(base: ModelDirectory, options: AttackOptions) -> Encoder:
     """The encoder for a base; a language model continues prompts, and classifies labelled texts."""
     if base.modality == "conversations" and holds_prompts(options.data, column_names(options.columns)):
-        base.companions()  # refuses files early that could not be copied at the end
-        return conversation_encoder(
-            base.path, base.language_model(), template=options.template, max_length=options.max_length
-        )
+        return loading.base_encoder(base, max_length=options.max_length, prompts=True, template=options.template)
     for name in ("template", "max_new_tokens", "behaviour"):
         if getattr(options, name) is not None:
             raise UnbackdoorError(

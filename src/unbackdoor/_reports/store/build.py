@@ -217,11 +217,13 @@ def _row(
         for record, found in zip([each for each in counted if not each.control], beside, strict=True)
         if found is not None
     ]
-    lost = []
+    lost, added = [], []
     for record in counted:
         victim = before.get(record.victim)
         if victim is not None and victim.accuracy is not None and record.accuracy is not None:
             lost.append(victim.accuracy.value - record.accuracy.value)
+        if victim is not None and victim.loss is not None and record.loss is not None:
+            added.append(record.loss.value - victim.loss.value)
     return Row(
         task=task,
         attack=attack,
@@ -242,7 +244,13 @@ def _row(
         second_success=Spread.of_shares(record.second_success for record in counted),
         seconds=Spread.of(record.seconds for record in counted if record.seconds is not None),
         memory=Spread.of(record.memory for record in counted if record.memory is not None),
-        clean_n=next((record.accuracy.n for record in finished if record.accuracy), None),
+        clean_loss=Spread.of_shares(record.loss for record in counted),
+        loss_added=Spread.of(added),
+        false_activation=Spread.of_shares(record.false_activation for record in counted),
+        empty=Spread.of_shares(record.empty for record in counted),
+        control_loss=Spread.of_shares(found.loss for found in beside if found is not None),
+        second_loss=Spread.of_shares(record.second_loss for record in counted),
+        clean_n=next((clean.n for record in finished if (clean := record.accuracy or record.loss)), None),
         triggered_n=next((record.success.n for record in finished if record.success), None),
         counted=len(counted),
         not_implanted=len(finished) - len(counted),

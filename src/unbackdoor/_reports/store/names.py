@@ -64,6 +64,8 @@ def _value_name(spec: dict[str, Any]) -> str:
         }
     newer = version if isinstance(version, list) else [version]
     details = dict(parameters)
+    if spec.get("behaviour") is not None:
+        details["behaviour"] = spec["behaviour"]
     if any(each != 1 for each in newer):
         details["version"] = version
     return str(spec["name"]) + _bracketed(details)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from unbackdoor._artifacts.entries import ProportionEntry
+from unbackdoor._artifacts.entries import AnswerLossEntry, ProportionEntry
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._reports.store.stress import StressRow
 
@@ -23,6 +23,12 @@ MEASURES = (
     "second_success",
     "seconds",
     "memory",
+    "clean_loss",
+    "loss_added",
+    "false_activation",
+    "empty",
+    "control_loss",
+    "second_loss",
 )
 
 
@@ -35,7 +41,7 @@ class Spread:
         sd: sample standard deviation (divided by n - 1); None for a single measurement.
         n: number of measurements.
         least, most: the smallest and the largest.
-        interval: 95 % Wilson interval of a single share.
+        interval: 95 % Wilson interval of a single share; of a single loss, that over its answers.
 
     >>> Spread.of([0.25, 0.75]).mean
     0.5
@@ -58,8 +64,8 @@ class Spread:
         return cls(math.fsum(found) / len(found), sd, len(found), min(found), max(found))
 
     @classmethod
-    def of_shares(cls, shares: Iterable[ProportionEntry | None]) -> "Spread | None":
-        """Returns the spread of shares, without those that were not measured."""
+    def of_shares(cls, shares: Iterable[ProportionEntry | AnswerLossEntry | None]) -> "Spread | None":
+        """Returns the spread of shares or losses, without those that were not measured."""
         found = [share for share in shares if share is not None]
         made = cls.of(share.value for share in found)
         if made is None or len(found) > 1:
@@ -85,6 +91,10 @@ class Row:
         second_accuracy, second_success: of the counted cells that were scored on the task's second test examples.
         seconds: seconds of the purification.
         memory: peak memory in bytes.
+        clean_loss, false_activation, empty: of language models, which have no accuracy; a loss is in nats per token.
+        loss_added: the loss after the method minus the victim's before it.
+        control_loss: of the clean control put through the same method.
+        second_loss: on the task's second test examples.
         clean_n, triggered_n: number of test examples.
         counted: number of finished cells in the averages.
         not_implanted: number of finished cells that are left out because the attack did not implant.
@@ -113,6 +123,12 @@ class Row:
     second_success: Spread | None
     seconds: Spread | None
     memory: Spread | None
+    clean_loss: Spread | None
+    loss_added: Spread | None
+    false_activation: Spread | None
+    empty: Spread | None
+    control_loss: Spread | None
+    second_loss: Spread | None
     clean_n: int | None
     triggered_n: int | None
     counted: int

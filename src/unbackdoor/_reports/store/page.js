@@ -108,6 +108,9 @@
   };
   const shareCell = (spread, attributes) => spread ? make("td", attributes, make("b", {}, percent(spread[0])), small(spread, percent)) : make("td", attributes, "–");
 
+  const nats = (loss) => loss.toFixed(3);
+  const lossCell = (spread, attributes) => make("td", attributes, make("b", {}, nats(spread[0])), small(spread, nats));
+
   // Methods by attacks.
   const states = data.blocks.map(() => ({ by: null, sign: 1 }));
   const holder = byId("blocks");
@@ -123,7 +126,7 @@
     if (!columns.length || !lines.some((each) => each.line.some((place) => place !== null))) { box.hidden = true; return box; }
     const values = { method: (each) => each.method };
     for (const column of columns) {
-      for (const measure of ["clean_accuracy", "attack_success"]) {
+      for (const measure of ["clean_accuracy", "clean_loss", "attack_success"]) {
         values[`${measure} ${column.at}`] = (each) => each.line[column.at] === null ? null : mean(rows[each.line[column.at]][measure]);
       }
     }
@@ -148,7 +151,8 @@
     for (const column of columns) {
       const control = column.control;
       top.append(make("th", { scope: "colgroup", colspan: control ? 1 : 2, class: "group" }, column.name));
-      second.append(heading("accuracy", `clean_accuracy ${column.at}`, state, redraw, { class: "group" }));
+      const loss = block.cells.some((line) => line[column.at] !== null && rows[line[column.at]].clean_loss);
+      second.append(heading(loss ? "loss" : "accuracy", `clean_${loss ? "loss" : "accuracy"} ${column.at}`, state, redraw, { class: "group" }));
       if (!control) second.append(heading("success", `attack_success ${column.at}`, state, redraw, {}));
     }
     const body = make("tbody", {});
@@ -169,10 +173,11 @@
         const span = column.control ? 1 : 2;
         if (row === null || !passes(row)) { line.append(make("td", { class: "group muted", colspan: span }, "not run")); continue; }
         if (!row.counted) { line.append(make("td", { class: "group", colspan: span }, ...flags(row))); continue; }
-        const accuracy = shareCell(row.clean_accuracy, { class: "group" });
+        const accuracy = row.clean_loss ? lossCell(row.clean_loss, { class: "group" }) : shareCell(row.clean_accuracy, { class: "group" });
         line.append(accuracy);
         const last = column.control ? accuracy : shareCell(row.attack_success, {});
         if (!column.control) {
+          if (row.false_activation) last.append(make("small", {}, `false ${percent(row.false_activation[0])}, empty ${percent(row.empty[0])}`));
           if (row.flip_rate) last.append(make("small", {}, `clean flips ${percent(row.flip_rate[0])}`));
           line.append(last);
         }
@@ -220,7 +225,7 @@
     picture.append(draw("text", { class: "tick", x: (left + width - 14) / 2, y: height - 5, "text-anchor": "middle" }, axes.name));
     return { picture, x, y };
   };
-  const about = (row) => `${row.task}, ${row.budget === "none" ? "" : `${row.budget}, `}${row.column}: ${row.method}; accuracy ${percent(row.clean_accuracy[0])}, attack success ${percent(row.attack_success[0])}, n = ${row.counted}`;
+  const about = (row) => `${row.task}, ${row.budget === "none" ? "" : `${row.budget}, `}${row.column}: ${row.method}; ${row.clean_loss ? `loss ${nats(row.clean_loss[0])}` : `accuracy ${percent(row.clean_accuracy[0])}`}, attack success ${percent(row.attack_success[0])}, n = ${row.counted}`;
   const niceStep = (span) => { const rough = span / 6; const power = 10 ** Math.floor(Math.log10(rough)); return power * [1, 2, 5, 10].find((each) => each * power >= rough); };
   const apartTitle = (apart) => apart ? [make("h3", {}, "All-to-all attacks")] : [];
   const nothing = () => make("p", { class: "muted" }, "Nothing to draw with these filters.");
@@ -243,9 +248,9 @@
       const group = draw("g", { class: `c${look.get(row.method).colour}` }, draw("title", {}, about(row)));
       const sd = row.attack_success[1];
       if (sd) group.append(draw("path", { class: "whisker", d: `M${cx.toFixed(1)} ${y(Math.max(0, row.attack_success[0] - sd)).toFixed(1)}V${y(Math.min(1, row.attack_success[0] + sd)).toFixed(1)}` }));
-      if (measure === "accuracy_lost" && row.accuracy_lost[1]) {
+      if (measure !== "seconds" && row[measure][1]) {
         const [least, most] = axes.x;
-        const [low, high] = [Math.max(least, row.accuracy_lost[0] - row.accuracy_lost[1]), Math.min(most, row.accuracy_lost[0] + row.accuracy_lost[1])];
+        const [low, high] = [Math.max(least, row[measure][0] - row[measure][1]), Math.min(most, row[measure][0] + row[measure][1])];
         group.append(draw("path", { class: "whisker", d: `M${x(low).toFixed(1)} ${cy.toFixed(1)}H${x(high).toFixed(1)}` }));
       }
       group.append(mark(row.method, cx, cy));
@@ -253,15 +258,15 @@
     }
     return make("div", { class: "figure" }, picture, legend(new Set(found.map((row) => row.method))));
   };
-  const scatter = (found) => {
-    const values = found.flatMap((row) => [-1, 0, 1].map((sign) => row.accuracy_lost[0] + sign * (row.accuracy_lost[1] || 0)));
+  const scatter = (measure, scale, quantity, unit) => (found) => {
+    const values = found.flatMap((row) => [-1, 0, 1].map((sign) => row[measure][0] + sign * (row[measure][1] || 0)));
     let [low, high] = [Math.min(0, ...values), Math.max(0.02, ...values)];
-    const step = niceStep(100 * (high - low)) / 100;
+    const step = niceStep(scale * (high - low)) / scale;
     [low, high] = [Math.floor(low / step - 0.2) * step, Math.ceil(high / step + 0.2) * step];
     const ticks = [];
-    for (let at = Math.round(low / step); at <= Math.round(high / step); at += 1) ticks.push([at * step, String(Number((100 * at * step).toFixed(2)))]);
-    const axes = { x: [low, high], ticks, name: "clean accuracy lost, in points", read: (row) => row.accuracy_lost[0] };
-    return [cloud(found, "accuracy_lost", axes, "Attack success left against clean accuracy lost; the numbers stand in the tables.")];
+    for (let at = Math.round(low / step); at <= Math.round(high / step); at += 1) ticks.push([at * step, String(Number((scale * at * step).toFixed(2)))]);
+    const axes = { x: [low, high], ticks, name: `${quantity}, in ${unit}`, read: (row) => row[measure][0] };
+    return [cloud(found, measure, axes, `Attack success left against ${quantity}; the numbers stand in the tables.`)];
   };
   const costs = (found) => {
     const logs = found.map((row) => Math.log10(Math.max(1e-3, row.seconds[0])));
@@ -345,7 +350,15 @@
     ["recovered", (row) => mean(row.recovered_accuracy), "recovered_accuracy", percent],
     ["clean model flips", (row) => mean(row.flip_rate), "flip_rate", percent],
     ["clean model’s accuracy", (row) => mean(row.control_accuracy), "control_accuracy", percent],
-    ...(rows.some((row) => row.second_accuracy) ? [
+    ...(rows.some((row) => row.clean_loss) ? [
+      ["clean loss", (row) => mean(row.clean_loss), "clean_loss", nats],
+      ["loss added", (row) => mean(row.loss_added), "loss_added", nats],
+      ["false activation", (row) => mean(row.false_activation), "false_activation", percent],
+      ["empty", (row) => mean(row.empty), "empty", percent],
+      ["clean model’s loss", (row) => mean(row.control_loss), "control_loss", nats],
+      ["loss, second test", (row) => mean(row.second_loss), "second_loss", nats],
+    ] : []),
+    ...(rows.some((row) => row.second_accuracy || row.second_loss) ? [
       ["accuracy, second test", (row) => mean(row.second_accuracy), "second_accuracy", percent],
       ["attack success, second test", (row) => mean(row.second_success), "second_success", percent],
     ] : []),
@@ -425,8 +438,11 @@
   const show = () => {
     const found = rows.filter(passes);
     holder.replaceChildren(...data.blocks.map((block, at) => drawBlock(block, states[at])));
-    const attacked = found.filter((row) => !row.control && row.attack_success && row.clean_accuracy);
-    byId("scatter").replaceChildren(...both(attacked.filter((row) => row.accuracy_lost), scatter));
+    const attacked = found.filter((row) => !row.control && row.attack_success && (row.clean_accuracy || row.clean_loss));
+    const [losses, lost] = [attacked.filter((row) => row.loss_added), attacked.filter((row) => row.accuracy_lost)];
+    const clouds = losses.length ? both(losses, scatter("loss_added", 1, "clean loss added", "nats per answer token")) : [];
+    if (lost.length || !losses.length) clouds.unshift(...both(lost, scatter("accuracy_lost", 100, "clean accuracy lost", "points")));
+    byId("scatter").replaceChildren(...clouds);
     byId("costs").replaceChildren(...both(attacked.filter((row) => row.seconds && row.baseline !== "none"), costs));
     byId("rates").replaceChildren(...both(attacked, rates));
     byId("rates-section").hidden = !byId("rates").querySelector("svg");

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from unbackdoor._artifacts.cell import Cell, Failed
-from unbackdoor._artifacts.entries import ProportionEntry
+from unbackdoor._artifacts.entries import AnswerLossEntry, GenerationScoreEntry, ProportionEntry, ScoreEntry
 from unbackdoor._bench import VERSION, Store, identity
 from unbackdoor._errors import SENTENCE, printable
 
@@ -27,7 +27,8 @@ class Record:
         usable: False if the method cost the model its use; None if it is not known.
         success, recovered: None without triggered examples.
         flips: flips of a clean control, by the key of a victim.
-        second_accuracy, second_success: on the task's second test examples.
+        loss, false_activation, empty: only of language models, which have no accuracy.
+        second_accuracy, second_loss, second_success: on the task's second test examples.
         message: reason of a failure; None without a failure.
         packed: the whole cell, compressed; None if nobody asked to keep it.
     """
@@ -51,7 +52,11 @@ class Record:
     recovered: ProportionEntry | None = None
     label_rule: str | None = None
     flips: dict[str, ProportionEntry] | None = None
+    loss: AnswerLossEntry | None = None
+    false_activation: ProportionEntry | None = None
+    empty: ProportionEntry | None = None
     second_accuracy: ProportionEntry | None = None
+    second_loss: AnswerLossEntry | None = None
     second_success: ProportionEntry | None = None
     seconds: float | None = None
     training: float | None = None
@@ -125,24 +130,34 @@ def _record(cell: Cell, spec: dict[str, Any], victims: dict[str, str]) -> Record
     }
     if isinstance(result, Failed):
         return Record(**common, message=printable(result.message, SENTENCE))
-    score, second = result.score, result.second_test
+    second = result.second_test
     return Record(
         **common,
         message=None,
         implanted=result.implanted,
         usable=result.usable,
-        accuracy=score.clean_accuracy,
-        success=score.attack_success,
-        recovered=score.recovered_accuracy,
-        label_rule=None if score.label_rule is None else printable(score.label_rule),
+        success=result.score.attack_success,
         flips=result.flips,
-        second_accuracy=None if second is None else second.clean_accuracy,
+        **_scored(result.score),
+        second_accuracy=second.clean_accuracy if isinstance(second, ScoreEntry) else None,
+        second_loss=second.clean_loss if isinstance(second, GenerationScoreEntry) else None,
         second_success=None if second is None else second.attack_success,
         seconds=number(result.seconds),
         training=None if result.training_seconds is None else number(result.training_seconds),
         memory=None if result.peak_memory_bytes is None else float(result.peak_memory_bytes),
         stress=result.stress,
     )
+
+
+def _scored(score: ScoreEntry | GenerationScoreEntry) -> dict[str, Any]:
+    """What only the score of a classifier has, or only that of a language model."""
+    if isinstance(score, GenerationScoreEntry):
+        return {"loss": score.clean_loss, "false_activation": score.false_activation, "empty": score.empty}
+    return {
+        "accuracy": score.clean_accuracy,
+        "recovered": score.recovered_accuracy,
+        "label_rule": None if score.label_rule is None else printable(score.label_rule),
+    }
 
 
 def number(given: Any) -> float:

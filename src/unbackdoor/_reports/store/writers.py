@@ -106,9 +106,10 @@ def _second_tests(report: Report) -> list[str]:
     lines: list[str] = []
     for block in report.blocks:
         found = [report.rows[place] for places in block.cells for place in places if place is not None]
-        if any(row.second_accuracy and row.baseline != "none" for row in found):
+        if any((row.second_accuracy or row.second_loss) and row.baseline != "none" for row in found):
             lines += ["", f"## {_markdown(_title(block))}: second test examples", ""]
-            lines += ["Clean accuracy / attack success in %, of the first purification seed.", ""]
+            clean = "Clean loss in nats" if any(row.second_loss for row in found) else "Clean accuracy"
+            lines += [f"{clean} / attack success in %, of the first purification seed.", ""]
             lines += _table(
                 ["method", *block.columns],
                 [
@@ -126,8 +127,9 @@ def _control_flips(report: Report) -> list[str]:
     if flips:
         lines += ["", "## The clean control, put through the same method", ""]
         lines += ["Flip rate: how often it sends the same triggered examples where the attacker wants, in %.", ""]
+        clean = "its clean accuracy" if not any(row.control_loss for row in flips) else "its clean accuracy or loss"
         lines += _table(
-            ["task", "budget", "attack", "method", "attack success", "flip rate", "its clean accuracy", "n"],
+            ["task", "budget", "attack", "method", "attack success", "flip rate", clean, "n"],
             [
                 [
                     row.task,
@@ -136,7 +138,7 @@ def _control_flips(report: Report) -> list[str]:
                     row.method,
                     _mean_and_sd(row.attack_success),
                     _mean_and_sd(row.flip_rate),
-                    _mean_and_sd(row.control_accuracy),
+                    _clean(row.control_accuracy, row.control_loss),
                     str(row.flip_rate.n) if row.flip_rate else "",
                 ]
                 for row in flips
@@ -244,7 +246,13 @@ def _meaning(report: Report, block: Block) -> str:
     rows = [report.rows[place] for places in block.cells for place in places if place is not None]
     counts = sorted({row.clean_n for row in rows if row.clean_n})
     triggered = sorted({row.triggered_n for row in rows if row.triggered_n})
-    text = "Clean accuracy / attack success in %, mean and (standard deviation over seeds), with the number n of runs"
+    measures = "Clean accuracy / attack success in %"
+    if any(row.clean_loss for row in rows):
+        measures = (
+            "Clean loss in nats per answer token / attack success / false activation / empty answers, the last three "
+            "in %"
+        )
+    text = f"{measures}, mean and (standard deviation over seeds), with the number n of runs"
     over = " Before them the attack success over the attacks that the method was run on." * _several(block)
     return f"{text}; {_listed(counts)} clean and {_listed(triggered)} triggered test examples.{over}"
 
@@ -255,9 +263,12 @@ def _legend(report: Report) -> str:
         if any(row.unknown for row in report.rows)
         else ""
     )
+    damaged = [row for row in report.rows if row.unusable]
+    costs = ["10 points of clean accuracy"] * any(row.clean_loss is None for row in damaged)
+    costs += ["0.5 nats of clean loss per answer token"] * any(row.clean_loss is not None for row in damaged)
     unusable = (
-        " A section sign (§): the method cost the model its use, significantly more than 10 points of clean accuracy."
-        if any(row.unusable for row in report.rows)
+        f" A section sign (§): the method cost the model its use, significantly more than {' or '.join(costs)}."
+        if costs
         else ""
     )
     return (
@@ -307,18 +318,21 @@ def _second(report: Report, place: int | None) -> str:
     row = report.rows[place]
     if row.counted == 0:
         return entry(row)
-    if row.second_accuracy is None:
+    if row.second_accuracy is None and row.second_loss is None:
         return "not run"
-    return _mean_and_sd(row.second_accuracy) + ("" if row.control else f" / {_mean_and_sd(row.second_success)}")
+    clean = _clean(row.second_accuracy, row.second_loss)
+    return clean + ("" if row.control else f" / {_mean_and_sd(row.second_success)}")
 
 
 def entry(row: Row) -> str:
-    """Returns a row as a table's cell: clean accuracy / attack success, n, and its defects."""
+    """Returns a row as a table's cell: clean accuracy or loss / attack success, n, and its defects."""
     if row.counted == 0:
         return f"† not implanted ({row.not_implanted})" if row.not_implanted else f"failed ({row.failed})"
-    text = _mean_and_sd(row.clean_accuracy)
+    text = _clean(row.clean_accuracy, row.clean_loss)
     if not row.control or row.attack_success is not None:
         text += f" / {_mean_and_sd(row.attack_success)}"
+        if row.empty is not None:
+            text += f" / {_mean_and_sd(row.false_activation)} / {_mean_and_sd(row.empty)}"
     text += f", n = {row.counted}"
     marks = [f"† {row.not_implanted} left out"] if row.not_implanted else []
     marks += [f"{row.failed} failed"] if row.failed else []
@@ -328,6 +342,13 @@ def entry(row: Row) -> str:
 
 def _mean_and_sd(spread: Spread | None) -> str:
     return "–" if spread is None else _mean(spread.mean, spread.sd)
+
+
+def _clean(accuracy: Spread | None, loss: Spread | None) -> str:
+    """A clean accuracy in %, or the clean loss of a language model in nats."""
+    if loss is None:
+        return _mean_and_sd(accuracy)
+    return f"{loss.mean:.3f}" + ("" if loss.sd is None else f" ({loss.sd:.3f})")
 
 
 def _mean(mean: float, sd: float | None) -> str:
