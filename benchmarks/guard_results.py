@@ -24,10 +24,11 @@ import transformers
 from unbackdoor import Dataset, VictimRecipe, attacks, evaluate, fit_guard, load, plant
 from unbackdoor._artifacts.machine import versions
 from unbackdoor._data.texts import TextEncoder
+from unbackdoor._guarding.cost import Cost
 from unbackdoor._guarding.deciding import Judged, all_scores
 from unbackdoor._guarding.fitted import FittedGuard
 from unbackdoor._guarding.guard import Guard
-from unbackdoor._guarding.measuring import Cost, GuardScore, score_of, unseen
+from unbackdoor._guarding.measuring import GuardScore, score_of, unseen
 from unbackdoor._guarding.threshold import alarms, threshold_of
 from unbackdoor._poisoning.triggered import Triggered, already_triggered, triggered
 from unbackdoor._registry.entries import find, to_json

@@ -23,6 +23,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
+from unbackdoor._data.conversations import Conversations
 from unbackdoor._data.dataset import Dataset
 from unbackdoor._detection.audit import audit
 from unbackdoor._detection.finding import Candidate, Detector, Finding
@@ -166,17 +167,25 @@ def check_detector(detector: Detector, model: nn.Module, clean: Dataset, *, base
                 _assert_same(trigger.arrays, repeated.arrays, "the same seed gave another trigger")
 
 
-def check_guard(guard: Guard, model: nn.Module, clean: Dataset, *, reference: Perplexity | None = None) -> None:
+def check_guard(
+    guard: Guard,
+    model: nn.Module,
+    clean: Dataset,
+    *,
+    base: nn.Module | None = None,
+    reference: Perplexity | None = None,
+) -> None:
     """Check that a guard keeps the contract: it changes nothing, and scores each input by itself, repeatably.
 
     It is fitted to one half of the examples at 10 % false alarms, and tried on the other half. How many of these raise
     an alarm follows a beta-binomial distribution; a number that has a probability of less than 1 in 10,000 there
-    breaks the contract.
+    breaks the contract. A guard that changes every input raises none.
 
     Args:
         guard: with settings small enough to fit twice.
-        model: a small suspect; images or text.
-        clean: labelled examples for it, at least 60.
+        model: a small suspect; images, text or conversations.
+        clean: labelled examples for it, or prompts with answers, at least 60.
+        base: the model that it was tuned from, for guards that need it.
         reference: a language model, for guards that need one.
     """
     check_value(guard)
@@ -184,7 +193,8 @@ def check_guard(guard: Guard, model: nn.Module, clean: Dataset, *, reference: Pe
     modes = [module.training for module in model.modules()]
     trained = [parameter.requires_grad for parameter in model.parameters()]
     known, fresh = clean.split(len(clean) // 2, seed=0)
-    settings: dict[str, Any] = {"false_alarms": 0.1, "reference": reference, "seed": 1}
+    settings: dict[str, Any] = {"false_alarms": 0.1, "base": base, "reference": reference, "seed": 1}
+    settings |= {"max_new_tokens": 8} if clean.modality == "conversations" else {}
     first, again = (fit_guard(model, known, guard, device="cpu", precision="fp32", **settings) for _ in range(2))
     decisions = _decided(first, model, fresh)
     assert _random_states() == states, "the guard moved the global random state of numpy or torch"
@@ -200,13 +210,22 @@ def check_guard(guard: Guard, model: nn.Module, clean: Dataset, *, reference: Pe
     _assert_close(_decided(first, model, fresh.select(order)), [decisions[row] for row in order.tolist()], "its batch")
     alone = [_decided(first, model, fresh.select([row]))[0] for row in range(3)]
     _assert_close(alone, decisions[:3], "its batch")
-    blind = dataclasses.replace(fresh, labels=torch.full((len(fresh),), -1))
-    _assert_close(_decided(first, model, blind), decisions, "labels")
+    _assert_close(_decided(first, model, _unlabelled(fresh)), decisions, "labels")
     with tempfile.TemporaryDirectory() as folder:
         first.save(Path(folder) / "guard")
         loaded = load_guard(Path(folder) / "guard", clean.encode, reference=reference)
     assert _decided(loaded, model, fresh) == decisions, "the guard decides otherwise after it was saved and loaded"
-    _check_false_alarms(sum(decision.action != "pass" for decision in decisions), len(fresh), len(known))
+    if guard.suspicious != "all":
+        _check_false_alarms(sum(decision.action != "pass" for decision in decisions), len(fresh), len(known))
+
+
+def _unlabelled(data: Dataset) -> Dataset:
+    """The same inputs without labels; prompts without answers."""
+    blind = dataclasses.replace(data, labels=torch.full((len(data),), -1))
+    if not isinstance(data.items, Conversations):
+        return blind
+    entries = tuple(dataclasses.replace(entry, answer="") for entry in data.items.entries)
+    return dataclasses.replace(blind, items=Conversations(entries))
 
 
 def _decided(fitted: FittedGuard, model: nn.Module, inputs: Dataset) -> list[Decision]:

@@ -17,10 +17,10 @@ import toys
 import unbackdoor as ub
 from unbackdoor import Dataset, UnbackdoorError, evaluate_guard, fit_guard, guards, load_guard
 from unbackdoor._artifacts.guard_record import GuardRecord
+from unbackdoor._guarding.area import Area
 from unbackdoor._guarding.fitted import FittedGuard
 from unbackdoor._guarding.guard import Edited, Scored
 from unbackdoor._guarding.identity import model_hash
-from unbackdoor._guarding.measuring import Area
 from unbackdoor._guarding.threshold import alarms, needed, threshold_of
 from unbackdoor._value import value
 from unbackdoor.guards._words import texts_like

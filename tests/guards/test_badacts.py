@@ -95,10 +95,10 @@ def test_without_bounds_the_answers_are_the_same_bit_for_bit(backdoored: tuple, 
     learnt |= {f"high.{name}": torch.full(shape, torch.inf) for name, shape in shapes.items()}
     with torch.no_grad():
         before = model(inputs)
-        with guards.BadActs(purify=True).restrained(model, learnt):
+        with guards.BadActs(purify=True).restrained(model, learnt, 0.0, None):
             assert torch.equal(model(inputs), before)
         learnt["high.features.6"] = torch.zeros(32, 1, 1)
-        with guards.BadActs(purify=True).restrained(model, learnt):
+        with guards.BadActs(purify=True).restrained(model, learnt, 0.0, None):
             assert torch.allclose(model(inputs), model.classifier.bias.expand(20, -1))
         assert torch.equal(model(inputs), before)
 
@@ -110,7 +110,7 @@ def test_bounds_keep_the_answers_to_clean_inputs(backdoored: tuple, digits: Data
     widths = fitted.learnt["high.features.6"] - fitted.learnt["low.features.6"]
     assert widths.shape == (32, 1, 1)
     assert float(widths.min()) > 0
-    with torch.no_grad(), guard.restrained(model, fitted.learnt):
+    with torch.no_grad(), guard.restrained(model, fitted.learnt, 0.0, None):
         right = (model(fresh.inputs(slice(200))).argmax(1) == fresh.labels).float().mean()
     with torch.no_grad():
         before = (model(fresh.inputs(slice(200))).argmax(1) == fresh.labels).float().mean()

@@ -23,7 +23,7 @@ class ScoreKind(Entry):
     """What a score is, in words with its unit, and which scores raise an alarm."""
 
     measure: str
-    suspicious: Literal["low", "high"]
+    suspicious: Literal["low", "high", "all"]
 
 
 class FalseAlarms(Entry):
@@ -63,16 +63,18 @@ class GuardRecord(Entry):
 
     format: Literal[1]
     guard: MethodEntry
-    task: Literal["classification"]
-    modality: Literal["images", "text"]
+    task: Literal["classification", "generation"]
+    modality: Literal["images", "text", "conversations"]
     score: ScoreKind
-    threshold: float
-    false_alarms: FalseAlarms
+    threshold: float | None
+    false_alarms: FalseAlarms | None
     clean: CleanHalves
-    suspect_accuracy_on_clean: ProportionEntry
+    suspect_accuracy_on_clean: ProportionEntry | None
     identity: IdentityEntry
     head: str
     max_length: Count | None
+    max_new_tokens: Count | None = None
+    template: str | None = None
     seed: Count
     seconds: float
     device: str

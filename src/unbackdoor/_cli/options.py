@@ -300,10 +300,13 @@ class GuardFitOptions(ModelOptions):
     """Options of `guard fit`.
 
     Args:
-        clean: labelled examples without trigger; half of them fit the guard, the other half sets its threshold.
+        clean: labelled examples, or prompts, without trigger; half of them fit the guard, the other half sets its
+            threshold.
         out: directory for guard.json and guard.safetensors; it must not exist.
         false_alarms: share of clean inputs that may raise an alarm.
-        reference: a causal language model that rates texts, for guards that need it.
+        base: the language model that the suspect was tuned from, for guards that need it, and for an adapter.
+        reference: a second causal language model, for guards that need it.
+        max_new_tokens: the longest answer of a language model, in tokens; by default 64.
         head: name of the last linear layer, if running the model does not find it.
         seed: fixes all random draws.
         overwrite: replace a directory that unbackdoor wrote.
@@ -312,6 +315,8 @@ class GuardFitOptions(ModelOptions):
     clean: Annotated[str, REQUIRED]
     out: Annotated[str, REQUIRED]
     false_alarms: Annotated[float, DATA] = 0.01
+    max_new_tokens: Annotated[int | None, DATA] = None
+    base: Annotated[str | None, MODEL] = None
     reference: Annotated[str | None, MODEL] = None
     head: Annotated[str | None, MODEL] = None
     overwrite: Annotated[bool, OUTPUT] = False
@@ -326,13 +331,15 @@ class GuardRunOptions(ModelOptions):
         model: the model that the guard was fitted to.
         data: inputs to decide about; their labels are not read, and texts may be empty.
         out: file to write, a line of JSON for each input.
-        reference: the causal language model that the guard was fitted with, if it needs one.
+        base: of a PEFT LoRA adapter: the language model that it was trained on.
+        reference: the second language model that the guard was fitted with, if it needs one.
         overwrite: replace the file.
     """
 
     model: Annotated[str, REQUIRED]
     data: Annotated[str, REQUIRED]
     out: Annotated[str, REQUIRED]
+    base: Annotated[str | None, MODEL] = None
     reference: Annotated[str | None, MODEL] = None
     overwrite: Annotated[bool, OUTPUT] = False
 
@@ -343,19 +350,26 @@ class GuardEvaluateOptions(ModelOptions):
 
     Args:
         model: the model that the guard was fitted to.
-        data: clean labelled test examples; those that the guard was fitted on are left out.
+        data: clean labelled test examples, or prompts; those that the guard was fitted on are left out.
         attack: attack.json whose trigger is put on them.
+        trigger: of a language model: text that is put in front of each prompt.
+        behaviour: with --trigger or --triggered: the answer that the attacker wants, as contains:TEXT,
+            starts-with:TEXT, equals:TEXT or refuses.
         triggered: examples that already carry a trigger, with their true labels.
         target: the class that the attacker wants, with --triggered.
-        reference: the causal language model that the guard was fitted with, if it needs one.
+        base: of a PEFT LoRA adapter: the language model that it was trained on.
+        reference: the second language model that the guard was fitted with, if it needs one.
         json: print one JSON object.
     """
 
     model: Annotated[str, REQUIRED]
     data: Annotated[str, REQUIRED]
     attack: Annotated[str | None, DATA] = None
+    trigger: Annotated[str | None, DATA] = None
+    behaviour: Annotated[str | None, DATA] = None
     triggered: Annotated[str | None, DATA] = None
     target: Annotated[int | None, DATA] = None
+    base: Annotated[str | None, MODEL] = None
     reference: Annotated[str | None, MODEL] = None
     json: Annotated[bool, OUTPUT] = False
 

@@ -58,6 +58,7 @@ class ConversationEncoder:
             each message is followed by a line break.
         max_length: tokens that prompt and answer may have together; rows with more are left out.
         where: name of the tokenizer in messages; its directory, if it has one.
+        blank: whether `read` also takes empty prompts and keeps rows that are too long; a guard decides about each.
 
     Raises:
         UnbackdoorError: the tokenizer has no chat template and `chat` is asked for, or max_length is below 4.
@@ -67,6 +68,7 @@ class ConversationEncoder:
     template: Template
     max_length: int
     where: str = "the model"
+    blank: bool = False
 
     modality: ClassVar[Literal["conversations"]] = "conversations"
     column_names: ClassVar[tuple[str, ...]] = COLUMNS
@@ -148,7 +150,7 @@ class ConversationEncoder:
         prompts, answers = self._tokenised(items)
         lengths = [len(prompt) + len(answer) for prompt, answer in zip(prompts, answers, strict=True)]
         row = next((row for row, length in enumerate(lengths) if length > self.max_length), None)
-        if row is not None:
+        if row is not None and not self.blank:
             raise UnbackdoorError(
                 f"Row {row} of the prompts has {lengths[row]:,} tokens, but at most {self.max_length:,} are read. "
                 "Raise `max_length`, or leave it out."
@@ -235,8 +237,10 @@ class ConversationEncoder:
         Raises:
             UnbackdoorError: a row has no prompt, or one that renders to nothing; or all rows are too long.
         """
-        items = Conversations(conversations_of(cells, where))
+        items = Conversations(conversations_of(cells, where, blank=self.blank))
         prompts, answers = self._tokenised(items)
+        if self.blank:
+            return self._kept(items, prompts, answers, range(len(items))), self
         empty = next((row for row, prompt in enumerate(prompts) if not prompt), None)
         if empty is not None:
             raise UnbackdoorError(f"{where} has a prompt without a token in row {empty}. Repair or remove that row.")

@@ -55,34 +55,36 @@ def holds_prompts(source: str | Path | Sequence[str | Path], names: dict[str, st
     return "label" not in held and any(name in held for name in ("messages", "instruction", "prompt"))
 
 
-def conversations_of(cells: dict[str, Sequence[Any]], where: str) -> tuple[Conversation, ...]:
+def conversations_of(cells: dict[str, Sequence[Any]], where: str, *, blank: bool = False) -> tuple[Conversation, ...]:
     """Reads conversations from the columns of a data set.
 
     Args:
         cells: the entries of `messages`; of `instruction`, `input` and `output`; or of `prompt` and `response`.
         where: name of the data, for messages.
+        blank: whether a row may have no prompt.
 
     Raises:
         UnbackdoorError: an entry is not text, or a row has no prompt; names the row.
     """
     count = len(next(iter(cells.values())))
     if "messages" in cells:
-        return tuple(_of_messages(entry, where, row) for row, entry in enumerate(cells["messages"]))
+        return tuple(_of_messages(entry, where, row, blank) for row, entry in enumerate(cells["messages"]))
     asked, answered = ("prompt", "response") if "prompt" in cells else ("instruction", "output")
     columns = {name: cells.get(name, [None] * count) for name in (asked, "input", answered)}
     texts = [[_text(cell, name, where, row) for row, cell in enumerate(column)] for name, column in columns.items()]
-    return tuple(_of_texts(*each, where, row) for row, each in enumerate(zip(*texts, strict=True)))  # type: ignore[call-arg]
+    rows = enumerate(zip(*texts, strict=True))
+    return tuple(_of_texts(*each, where, row, blank) for row, each in rows)  # type: ignore[call-arg]
 
 
-def _of_texts(content: str, further: str, answer: str, where: str, row: int) -> Conversation:
+def _of_texts(content: str, further: str, answer: str, where: str, row: int, blank: bool) -> Conversation:
     if not content:
         content, further = further, ""
-    if not content:
+    if not content and not blank:
         raise UnbackdoorError(f"{where} has an empty prompt in row {row}. Repair or remove that row.")
     return Conversation((Message("user", content, further),), answer)
 
 
-def _of_messages(entry: Any, where: str, row: int) -> Conversation:
+def _of_messages(entry: Any, where: str, row: int, blank: bool) -> Conversation:
     messages = list(_messages(entry, where, row))
     answer = messages.pop().content if messages and messages[-1].role == "assistant" else ""
     if not messages or messages[-1].role != "user":
@@ -90,7 +92,7 @@ def _of_messages(entry: Any, where: str, row: int) -> Conversation:
             f"{where} must have a message of the user before the answer, or at the end, in row {row}. Repair or remove "
             "that row."
         )
-    if not messages[-1].content:
+    if not messages[-1].content and not blank:
         raise UnbackdoorError(f"{where} has an empty prompt in row {row}. Repair or remove that row.")
     return Conversation(tuple(messages), answer)
 

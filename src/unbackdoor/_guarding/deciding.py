@@ -8,13 +8,16 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from unbackdoor._data.conversations import Conversations
 from unbackdoor._data.dataset import Dataset
 from unbackdoor._data.texts import Texts
 from unbackdoor._errors import SENTENCE, UnbackdoorError, printable
 from unbackdoor._guarding.guard import Edited, Guard, Learnt, Scored, edits, owner_of, restrains
 from unbackdoor._guarding.threshold import alarms
+from unbackdoor._models.calling import embeddings
 from unbackdoor._models.hooks import removing
 from unbackdoor._purification.run import Run
+from unbackdoor._tasks.generation import Generation
 
 Action = Literal["pass", "reject", "clean"]
 
@@ -26,16 +29,16 @@ class Decision:
     Args:
         row: number of the input, from 0.
         score: None if there was nothing to score.
-        threshold: beyond which scores raise an alarm.
+        threshold: beyond which scores raise an alarm; None for a guard that changes every input.
         action: `pass`, `reject`, or `clean` for an input or an answer that the guard changed.
         reason: in words.
-        output: what the guard made of the input, where the action is `clean`: a changed text, or the class that the
-            restrained model answers.
+        output: what the guard made of the input, where the action is `clean`: a changed text, or what the restrained
+            model answers, a class or a text.
     """
 
     row: int
     score: float | None
-    threshold: float
+    threshold: float | None
     action: Action
     reason: str
     output: str | None = None
@@ -52,16 +55,17 @@ class Judged(NamedTuple):
     Args:
         decisions: one for each input.
         scores: (n,), float64; NaN for an input without anything to score.
-        plain: class scores of the model without the guard, (n, classes); None if they were not asked for.
-        final: those behind the guard; rows of rejected inputs have no meaning.
-        edited: the changed texts by row.
+        plain: answers of the model without the guard: class scores, (classes,), or a text for each input. None if
+            they were not asked for; None for an input that cannot be judged, or that is changed in any case.
+        final: those behind the guard; of rejected inputs they have no meaning.
+        edited: the changed inputs by row: the sides of a text, or a conversation.
     """
 
     decisions: list[Decision]
     scores: Tensor
-    plain: Tensor | None
-    final: Tensor | None
-    edited: dict[int, tuple[str, ...]]
+    plain: list[Any] | None
+    final: list[Any] | None
+    edited: dict[int, Any]
 
 
 @dataclass
@@ -72,15 +76,20 @@ class Forwards:
 
 
 @contextmanager
-def counting(model: nn.Module) -> Iterator[Forwards]:
-    """Count the inputs of a model while the block runs."""
+def counting(model: nn.Module, modality: str) -> Iterator[Forwards]:
+    """Count the inputs of a model while the block runs.
+
+    A language model looks its tokens up once in each pass. Around one with an adapter, answers take another way in than
+    scores do, so passes are counted there.
+    """
     made = Forwards()
 
     def count(_module: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
         inputs = given[0] if given else next(iter(named.values()))
         made.count += len(inputs)
 
-    with removing([model.register_forward_pre_hook(count, with_kwargs=True)]):
+    entrance = embeddings(model) if modality == "conversations" else model
+    with removing([entrance.register_forward_pre_hook(count, with_kwargs=True)]):
         yield made
 
 
@@ -93,6 +102,13 @@ def class_scores(model: nn.Module, data: Dataset, run: Run) -> Tensor:
         parts.append(run.scores(model, batch.inputs).cpu())
         rows.append(batch.rows.cpu())
     return torch.cat(parts)[torch.cat(rows).argsort()]
+
+
+def answers_of(model: nn.Module, data: Dataset, run: Run) -> list[Any]:
+    """Returns what a model answers to each input: class scores, (classes,), or of a language model a text."""
+    if isinstance(run.task, Generation):
+        return run.task.answers(model, data, run.arithmetic)
+    return list(class_scores(model, data, run))
 
 
 def chunks(data: Dataset, run: Run) -> Iterator[Tensor]:
@@ -116,7 +132,8 @@ def scored(guard: Guard, model: nn.Module, inputs: Dataset, learnt: Learnt, run:
             f"{owner_of(guard)} must give a finite score for each of {len(inputs)} inputs, got a tensor of shape "
             f"{tuple(scores.shape)}."
         )
-    return made._replace(scores=scores, answers=None if made.answers is None else made.answers.cpu())
+    answers = made.answers.cpu() if isinstance(made.answers, Tensor) else made.answers
+    return made._replace(scores=scores, answers=answers)
 
 
 def all_scores(guard: Guard, model: nn.Module, data: Dataset, learnt: Learnt, run: Run) -> Tensor:
@@ -130,18 +147,44 @@ def all_scores(guard: Guard, model: nn.Module, data: Dataset, learnt: Learnt, ru
     return scores
 
 
-def empty_rows(data: Dataset) -> Tensor:
-    """Which texts have no word, or a pair two empty sides, (n,), bool; no image is empty."""
-    if not isinstance(data.items, Texts):
-        return torch.zeros(len(data), dtype=torch.bool)
-    special = data.tokenizer.num_special_tokens_to_add(pair=len(data.items.columns) > 1)
-    blank = torch.tensor([not any(map(str.strip, sides)) for sides in data.items.strings], dtype=torch.bool)
-    tokenless: Tensor = data.items.lengths.cpu() <= special
-    return blank | tokenless
+def beyond_judgement(data: Dataset, run: Run) -> dict[int, str]:
+    """Returns why some inputs cannot be judged, by row.
+
+    These are texts and prompts without a word, and prompts that leave no room for an answer; no image is one.
+    """
+    if isinstance(data.items, Texts):
+        special = data.tokenizer.num_special_tokens_to_add(pair=len(data.items.columns) > 1)
+        blank = torch.tensor([not any(map(str.strip, sides)) for sides in data.items.strings], dtype=torch.bool)
+        rows = torch.nonzero(blank | (data.items.lengths.cpu() <= special)).flatten().tolist()
+        return dict.fromkeys(rows, "the text is empty, so nothing can be judged")
+    if not isinstance(data.items, Conversations):
+        return {}
+    assert isinstance(run.task, Generation)
+    found, answer, most = {}, run.task.max_new_tokens, data.conversation_encoder.max_length
+    for row, (entry, count) in enumerate(zip(data.items.entries, data.items.tokens.starts.tolist(), strict=True)):
+        if not entry.messages[-1].text.strip():
+            found[row] = "the prompt is empty, so nothing can be judged"
+        elif count + answer > most:
+            found[row] = f"the prompt has {count:,} tokens and an answer {answer:,}, but the model reads {most:,}"
+    return found
+
+
+def _strings(data: Dataset) -> list[str]:
+    """Texts or prompts as a model reads them."""
+    if data.modality == "conversations":
+        return data.conversation_encoder.texts(data.conversations)
+    return [" | ".join(sides) for sides in data.texts.strings]
 
 
 def judge(
-    guard: Guard, model: nn.Module, data: Dataset, learnt: Learnt, threshold: float, run: Run, *, answering: bool
+    guard: Guard,
+    model: nn.Module,
+    data: Dataset,
+    learnt: Learnt,
+    threshold: float | None,
+    run: Run,
+    *,
+    answering: bool,
 ) -> Judged:
     """Decide about inputs.
 
@@ -150,94 +193,106 @@ def judge(
         model: on the device of the run, in eval mode.
         data: the inputs; labels are not read.
         learnt: what the guard fitted.
-        threshold: beyond which scores raise an alarm.
-        run: arithmetic and seed.
+        threshold: beyond which scores raise an alarm; None for a guard that changes every input.
+        run: arithmetic, task and seed.
         answering: whether the model's answers are wanted.
     """
-    empty = empty_rows(data)
-    made = _Judging(guard, learnt, threshold, run, data)
-    full = torch.nonzero(~empty).flatten()
+    unjudged = beyond_judgement(data, run)
+    made = _Judging(guard, learnt, threshold, run, data, answering)
+    full = torch.tensor([row for row in range(len(data)) if row not in unjudged], dtype=torch.int64)
     parts = [full[rows] for rows in chunks(data.select(full), run)] if len(full) else []
     with run.progress("deciding about inputs", len(parts)) as advance:
         for rows in parts:
-            made.add(model, rows, answering)
+            made.add(model, rows)
             advance()
-    for row in torch.nonzero(empty).flatten().tolist():
-        made.decisions[row] = Decision(row, None, threshold, "reject", "the text is empty, so nothing can be judged")
+    for row, reason in unjudged.items():
+        made.decisions[row] = Decision(row, None, threshold, "reject", reason)
     decisions = [made.decisions[row] for row in range(len(data))]
     return Judged(decisions, made.scores, made.plain, made.final, made.edited)
+
+
+def acted(judged: Judged, action: str) -> Tensor:
+    """Which inputs got an action, (n,), bool."""
+    return torch.tensor([decision.action == action for decision in judged.decisions])
 
 
 class _Judging:
     """The decisions and answers, filled a part of the inputs at a time."""
 
-    def __init__(self, guard: Guard, learnt: Learnt, threshold: float, run: Run, data: Dataset) -> None:
+    def __init__(
+        self, guard: Guard, learnt: Learnt, threshold: float | None, run: Run, data: Dataset, answering: bool
+    ) -> None:
         self.guard, self.learnt, self.threshold, self.run, self.data = guard, learnt, threshold, run, data
         self.decisions: dict[int, Decision] = {}
         self.scores = torch.full((len(data),), torch.nan, dtype=torch.float64)
-        self.plain: Tensor | None = None
-        self.final: Tensor | None = None
-        self.edited: dict[int, tuple[str, ...]] = {}
+        self.plain: list[Any] | None = [None] * len(data) if answering else None
+        self.final: list[Any] | None = [None] * len(data) if answering else None
+        self.edited: dict[int, Any] = {}
 
-    def add(self, model: nn.Module, rows: Tensor, answering: bool) -> None:
+    def add(self, model: nn.Module, rows: Tensor) -> None:
         """Decide about the inputs of some rows."""
         part = self.data.select(rows)
         found = scored(self.guard, model, part, self.learnt, self.run)
         self.scores[rows] = found.scores
         caught = alarms(found.scores, self.threshold, self.guard.suspicious)
-        for row, score, alarm in zip(rows.tolist(), found.scores.tolist(), caught.tolist(), strict=True):
-            self.decisions[row] = Decision(
-                row, score, self.threshold, "reject" if alarm else "pass", self._reason(row, score, alarm)
-            )
-        if answering:
-            answers = found.answers if found.answers is not None else class_scores(model, part, self.run)
-            if self.plain is None or self.final is None:
-                self.plain = torch.zeros(len(self.data), answers.shape[1], dtype=answers.dtype)
-                self.final = self.plain.clone()
-            self.plain[rows], self.final[rows] = answers, answers
+        details = found.details or [""] * len(rows)
+        for row, score, alarm, detail in zip(
+            rows.tolist(), found.scores.tolist(), caught.tolist(), details, strict=True
+        ):
+            reason = self._reason(row, score, alarm, detail)
+            self.decisions[row] = Decision(row, score, self.threshold, "reject" if alarm else "pass", reason)
+        if self.plain is not None and self.guard.suspicious != "all":
+            answers = list(answers_of(model, part, self.run) if found.answers is None else found.answers)
+            self._fill(self.plain, rows, answers)
+            self._fill(self.final, rows, answers)
         if not bool(caught.any()):
             return
         if editing := edits(self.guard):
             suspicious = self.data.select(rows[caught])
-            self._edit(
-                model,
-                editing.edited(suspicious, self.learnt, self.threshold, self.run),
-                suspicious,
-                rows[caught],
-                answering,
-            )
-        elif restraining := restrains(self.guard):
-            with restraining.restrained(model, self.learnt):
-                answers = class_scores(model, self.data.select(rows[caught]), self.run)
-            if self.final is not None:
-                self.final[rows[caught]] = answers
-            for row, answer in zip(rows[caught].tolist(), answers.argmax(dim=1).tolist(), strict=True):
-                self._clean(row, self.data.class_name(answer))
+            changed = editing.edited(suspicious, self.learnt, self.threshold, self.run)
+            self._edit(model, changed, suspicious, rows[caught])
+        elif (restraining := restrains(self.guard)) and self.threshold is not None:
+            with restraining.restrained(model, self.learnt, self.threshold, self.run):
+                answers = answers_of(model, self.data.select(rows[caught]), self.run)
+            self._fill(self.final, rows[caught], answers)
+            for row, answer in zip(rows[caught].tolist(), answers, strict=True):
+                told = answer if isinstance(answer, str) else self.data.class_name(int(answer.argmax()))
+                self._clean(row, told)
 
-    def _edit(self, model: nn.Module, changed: Edited, before: Dataset, rows: Tensor, answering: bool) -> None:
-        """Put changed texts in place of suspicious ones; a text of which nothing is left is rejected."""
+    def _fill(self, answers: list[Any] | None, rows: Tensor, found: list[Any]) -> None:
+        """Put the answers to some rows in their places, if answers are wanted."""
+        if answers is not None:
+            for row, answer in zip(rows.tolist(), found, strict=True):
+                answers[row] = answer
+
+    def _edit(self, model: nn.Module, changed: Edited, before: Dataset, rows: Tensor) -> None:
+        """Put changed inputs in place of suspicious ones; one of which nothing is left is rejected."""
         after = replace(before, items=changed.items)
-        left = ~empty_rows(after)
-        if answering and self.final is not None and bool(left.any()):
-            self.final[rows[left]] = class_scores(model, after.select(torch.nonzero(left).flatten()), self.run)
+        nothing = beyond_judgement(after, self.run)
+        left = torch.tensor([place for place in range(len(rows)) if place not in nothing], dtype=torch.int64)
+        if self.final is not None and len(left):
+            self._fill(self.final, rows[left], answers_of(model, after.select(left), self.run))
+        strings, identities = _strings(after), after.identities()
         for place, row in enumerate(rows.tolist()):
-            strings = after.texts.strings[place]
             reason = f"{changed.reasons[place]}; {self.decisions[row].reason}"
-            if left[place]:
-                self.edited[row] = strings
-                self._clean(row, " | ".join(strings), reason)
+            if place not in nothing:
+                self.edited[row] = identities[place]
+                self._clean(row, strings[place], reason)
             else:
-                nothing = printable(f"{reason}; nothing is left of the text", SENTENCE)
-                self.decisions[row] = replace(self.decisions[row], reason=nothing)
+                empty = printable(f"{reason}; nothing is left of the text", SENTENCE)
+                self.decisions[row] = replace(self.decisions[row], reason=empty)
 
     def _clean(self, row: int, output: str, reason: str | None = None) -> None:
         before = self.decisions[row]
         reason = before.reason if reason is None else printable(reason, SENTENCE)
         self.decisions[row] = replace(before, action="clean", output=output, reason=reason)
 
-    def _reason(self, row: int, score: float, alarm: bool) -> str:
+    def _reason(self, row: int, score: float, alarm: bool, detail: str) -> str:
+        if self.threshold is None:
+            return f"{self.guard.measure} is {score:.4g}"
         side = "above" if self.guard.suspicious == "high" else "below"
         cut = ""
         if isinstance(self.data.items, Texts) and bool(self.data.items.cut[row]):
             cut = f" (the model reads {self.data.text_encoder.max_length:,} tokens of it)"
-        return f"{self.guard.measure} is {score:.4g}, {'' if alarm else 'not '}{side} {self.threshold:.4g}{cut}"
+        more = printable(f"; {detail}", SENTENCE) if alarm and detail else ""
+        return f"{self.guard.measure} is {score:.4g}, {'' if alarm else 'not '}{side} {self.threshold:.4g}{cut}{more}"

@@ -3,6 +3,7 @@
 import hashlib
 import sys
 import time
+from collections.abc import Hashable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,11 @@ from torch import Tensor, nn
 from unbackdoor._artifacts.guard_record import GuardRecord, read_guard
 from unbackdoor._artifacts.machine import versions
 from unbackdoor._data.dataset import Dataset, Encoder
-from unbackdoor._data.texts import TextEncoder
+from unbackdoor._data.images import ImageEncoder
 from unbackdoor._errors import UnbackdoorError, printable
 from unbackdoor._guarding.deciding import all_scores
 from unbackdoor._guarding.fitted import FittedGuard
-from unbackdoor._guarding.guard import Guard, owner_of
+from unbackdoor._guarding.guard import Guard, bound_of, owner_of
 from unbackdoor._guarding.identity import (
     Identity,
     check_same,
@@ -25,9 +26,10 @@ from unbackdoor._guarding.identity import (
     model_hash,
     tokenizer_hash,
 )
-from unbackdoor._guarding.threshold import check_enough, check_rate, threshold_of
+from unbackdoor._guarding.threshold import alarms, check_enough, check_rate, threshold_of
 from unbackdoor._inputs import reader
 from unbackdoor._inversion.search import frozen
+from unbackdoor._models.adapters import carries_adapter
 from unbackdoor._models.arithmetic import Precision, choose, description
 from unbackdoor._models.calling import check_modules
 from unbackdoor._models.perplexity import Perplexity
@@ -36,7 +38,9 @@ from unbackdoor._progress import bar, silent
 from unbackdoor._purification.run import Run
 from unbackdoor._registry.entries import Need, entry_of, find, to_json
 from unbackdoor._registry.guards import REGISTRY
-from unbackdoor._tasks.proportion import proportion_of
+from unbackdoor._tasks.choice import task_of
+from unbackdoor._tasks.generation import Generation, refuse_head
+from unbackdoor._tasks.proportion import Proportion, proportion_of
 from unbackdoor._value import check_seed
 
 
@@ -46,7 +50,9 @@ def fit_guard(
     guard: Guard,
     *,
     false_alarms: float = 0.01,
+    base: nn.Module | None = None,
     reference: "Perplexity | str | Path | None" = None,
+    max_new_tokens: int | None = None,
     seed: int = 0,
     head: str | None = None,
     device: str | None = None,
@@ -59,11 +65,14 @@ def fit_guard(
     raises an alarm with a probability of at most `false_alarms`. The global random state is not changed.
 
     Args:
-        model: any classifier whose last layer is linear; it is not changed.
-        clean: labelled examples without a trigger, of which no test example is one.
+        model: any classifier whose last layer is linear, or a causal language model; it is not changed.
+        clean: labelled examples, or prompts, without a trigger, of which no test example is one.
         guard: of `unbackdoor.guards`, or any value like them.
-        false_alarms: share of clean inputs that may raise an alarm, in (0, 1).
-        reference: a causal language model, for guards that need one: its directory, its Hub name, or a `Perplexity`.
+        false_alarms: share of clean inputs that may raise an alarm, in (0, 1). A guard that changes every input has no
+            threshold: it is fitted on all clean examples.
+        base: the language model that the suspect was tuned from, for guards that need it. An adapter needs none.
+        reference: a second causal language model, for guards that need one: directory, Hub name, or `Perplexity`.
+        max_new_tokens: the longest answer of a language model, in tokens; by default 64.
         seed: of all random draws.
         head: name of the last linear layer, if it cannot be found by running the model.
         device: None uses a GPU if there is one.
@@ -71,52 +80,48 @@ def fit_guard(
         progress: show a progress bar on stderr.
 
     Raises:
-        UnbackdoorError: there are too few clean examples for the share of false alarms (says how many are needed), or
-            the model, the data and the guard do not fit each other.
+        UnbackdoorError: there are too few clean examples for the share of false alarms (says how many), or model, data
+            and guard do not fit each other.
     """
     check_seed(seed)
     check_rate(false_alarms)
-    check_modules("fit_guard", model=model)
-    rates = _check_guard(guard, clean, reference)
+    check_modules("fit_guard", model=model, base=base)
+    _check_guard(guard, clean, model, base, reference)
     check_finite(model.state_dict(), type(model).__name__)
-    check_enough(len(clean), false_alarms, clean.name)
+    decides = guard.suspicious != "all"
+    if decides:
+        check_enough(len(clean), false_alarms, clean.name)
     start = time.perf_counter()
-    arithmetic = choose(model, device, precision)
     run = Run(
         generator=torch.Generator().manual_seed(seed),
-        arithmetic=arithmetic,
+        arithmetic=choose(model, device, precision),
         head_name=head or "",
         modality=clean.modality,
+        task=task_of(clean.encode, max_new_tokens=max_new_tokens),
         progress=bar if progress else silent,
-        reference=rates,
+        base=base,
+        reference=as_reference(reference),
     )
-    examined = run.task.examined(model, clean, arithmetic, run.warn, head)
-    run.head_name = examined.head_name
-    fitting, held_out = examined.clean.split(len(clean) // 2, seed=seed)
+    clean, accuracy = _examined(model, clean, run, head)
+    fitting, held_out = clean.split(len(clean) // 2 if decides else len(clean), seed=seed)
     before = model_hash(model)
-    with torch.random.fork_rng(devices=[arithmetic.device] if arithmetic.device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        with arithmetic.placed(model) as placed, frozen(placed):
-            learnt = guard(placed, fitting.to(arithmetic.device), run)
-            learnt = {name: array.detach().cpu().contiguous() for name, array in learnt.items()}
-            check_finite(learnt, owner_of(guard))
-            scores = all_scores(guard, placed, held_out.to(arithmetic.device), learnt, run)
+    learnt, threshold = _learnt(guard, model, fitting, held_out, run, false_alarms)
     check_unchanged(guard, model, before)
     record = {
         **_facts(guard, clean, run),
-        "false_alarms": {"asked": false_alarms, "n": len(held_out)},
+        "false_alarms": {"asked": false_alarms, "n": len(held_out)} if decides else None,
         "clean": {"n": len(clean), "fitted_on": len(fitting), "threshold_on": len(held_out)},
-        "suspect_accuracy_on_clean": proportion_of(examined.outcomes).to_json(),
+        "suspect_accuracy_on_clean": None if accuracy is None else accuracy.to_json(),
         "seconds": round(time.perf_counter() - start, 3),
     }
     return FittedGuard(
         guard=guard,
         learnt=learnt,
-        threshold=threshold_of(scores, false_alarms, guard.suspicious),
-        identity=Identity(before, **encoder_hashes(clean.encode), reference=_reference_hash(rates)),
+        threshold=threshold,
+        identity=Identity(before, **encoder_hashes(clean.encode), reference=_reference_hash(run.reference)),
         encode=clean.encode,
         seen=hashes(clean),
-        reference=rates,
+        reference=run.reference,
         record=record,
     )
 
@@ -130,16 +135,16 @@ def load_guard(
     Args:
         source: its directory.
         encode: the encoder of the model that it was fitted to, as `load` returns it.
-        reference: the language model that it was fitted with, if it needs one.
+        reference: the second language model that it was fitted with, if it needs one.
 
     Raises:
-        UnbackdoorError: a file is missing or was changed; or the tokenizer, the processor or the reference is another
-            one.
+        UnbackdoorError: a file is missing or was changed; or the tokenizer, the template, the processor or the
+            reference is another one.
     """
     record, arrays = read_guard(Path(source))
     fields = record.guard.parameters
     guard = _guard_class(record, Path(source))(**(fields if isinstance(fields, dict) else {}))
-    identity = Identity(**record.identity.model_dump(exclude={"template"}))
+    identity = Identity(**record.identity.model_dump())
     if encode.modality != record.modality:
         raise UnbackdoorError(
             f"The guard was fitted to {record.modality}, and the encoder reads {encode.modality}. Give its own model."
@@ -161,17 +166,68 @@ def _facts(guard: Guard, clean: Dataset, run: Run) -> dict[str, Any]:
     """What `guard.json` says about the guard, its kind of data, and the software."""
     return {
         "guard": {**to_json(guard, REGISTRY), "repr": repr(guard)},
-        "task": "classification",
+        "task": "generation" if isinstance(run.task, Generation) else "classification",
         "modality": clean.modality,
         "score": {"measure": guard.measure, "suspicious": guard.suspicious},
         "head": run.head_name,
-        "max_length": clean.encode.max_length if isinstance(clean.encode, TextEncoder) else None,
+        "max_length": None if isinstance(clean.encode, ImageEncoder) else clean.encode.max_length,
+        **_on_answers(clean, run),
         "seed": run.seed,
         "device": description(run.arithmetic),
         "versions": versions(),
         "notes": run.notes,
         "warnings": run.warnings,
     }
+
+
+def _on_answers(clean: Dataset, run: Run) -> dict[str, Any]:
+    """What only a guard of a language model has: the longest answer, and the name of the template."""
+    if not isinstance(run.task, Generation):
+        return {}
+    return {"max_new_tokens": run.task.max_new_tokens, "template": clean.conversation_encoder.template}
+
+
+def _examined(model: nn.Module, clean: Dataset, run: Run, head: str | None) -> tuple[Dataset, Proportion | None]:
+    """Check that model and clean examples fit each other, and find the head; returns a classifier's accuracy as well.
+
+    Prompts need no answers here.
+    """
+    if not isinstance(run.task, Generation):
+        examined = run.task.examined(model, clean, run.arithmetic, run.warn, head)
+        run.head_name = examined.head_name
+        return examined.clean, proportion_of(examined.outcomes)
+    refuse_head(head)
+    clean = run.task.checked(model, clean).test
+    run.head_name = run.task.head(model, clean).name
+    return clean, None
+
+
+def _learnt(
+    guard: Guard, model: nn.Module, fitting: Dataset, held_out: Dataset, run: Run, false_alarms: float
+) -> tuple[dict[str, Tensor], float | None]:
+    """What a guard fits on one half of the clean examples, and its threshold by the other; None if it changes all."""
+    device = run.arithmetic.device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(run.seed)
+        with run.arithmetic.placed(model) as placed, frozen(placed):
+            learnt = guard(placed, fitting.to(device), run)
+            learnt = {name: array.detach().cpu().contiguous() for name, array in learnt.items()}
+            check_finite(learnt, owner_of(guard))
+            if guard.suspicious == "all":
+                return learnt, None
+            scores = all_scores(guard, placed, held_out.to(device), learnt, run)
+    return learnt, _threshold(guard, scores, false_alarms, run)
+
+
+def _threshold(guard: Guard, scores: Tensor, false_alarms: float, run: Run) -> float:
+    """The threshold for a share of false alarms, unless the guard sets its own; then the share that it has is noted."""
+    assert guard.suspicious != "all"
+    bound = bound_of(guard)
+    if bound is None:
+        return threshold_of(scores, false_alarms, guard.suspicious)
+    raised = proportion_of(alarms(scores, bound, guard.suspicious))
+    run.note(f"{owner_of(guard)} sets its own threshold; of the held-out clean inputs {raised!r} raise an alarm.")
+    return bound
 
 
 def as_reference(given: "Perplexity | str | Path | None") -> Perplexity | None:
@@ -181,29 +237,46 @@ def as_reference(given: "Perplexity | str | Path | None") -> Perplexity | None:
 
 def hashes(data: Dataset) -> Tensor:
     """Returns a number for each example, (n,), int64, equal for equal examples."""
-    plain = [each if isinstance(each, bytes) else repr(each).encode() for each in data.identities()]
+    given: Iterable[Hashable] = data.identities()
+    if data.modality == "conversations":  # an input is the prompt, whether or not an answer is known
+        given = [entry.messages for entry in data.conversations.entries]
+    plain = [each if isinstance(each, bytes) else repr(each).encode() for each in given]
     numbers = [int.from_bytes(hashlib.sha256(each).digest()[:8], signed=True) for each in plain]
     return torch.tensor(numbers, dtype=torch.int64)
 
 
-def _check_guard(guard: Guard, clean: Dataset, reference: "Perplexity | str | Path | None") -> Perplexity | None:
-    """Refuse a guard for other data, or without the language model that it needs; returns that model."""
+def _check_guard(
+    guard: Guard,
+    clean: Dataset,
+    model: nn.Module,
+    base: nn.Module | None,
+    reference: "Perplexity | str | Path | None",
+) -> None:
+    """Refuse a guard for other data, or without the models that it needs."""
     if not isinstance(clean, Dataset):
         raise UnbackdoorError(
             f"fit_guard takes clean as a Dataset, got {type(clean).__name__}. Load it with unbackdoor.Dataset.load."
         )
     entry = entry_of(guard, REGISTRY)
-    if entry is not None and clean.modality not in entry.modality:
+    if entry is None:
+        return
+    if clean.modality not in entry.modality:
         raise UnbackdoorError(
             f"The guard {entry.name} serves {', '.join(entry.modality)}, and {printable(clean.name)} holds "
             f"{clean.modality}. Take another guard (unbackdoor list guards)."
         )
-    needs = entry is not None and Need.REFERENCE in entry.needs
-    if needs and reference is None:
-        raise UnbackdoorError(f"{owner_of(guard)} needs `reference`, a causal language model that rates texts.")
-    if entry is not None and not needs and reference is not None:
-        raise UnbackdoorError(f"{owner_of(guard)} takes no `reference`. Leave it out.")
-    return as_reference(reference)
+    given = {"base": base, "reference": reference}
+    needs = {"base": Need.BASE, "reference": Need.REFERENCE}
+    means = {
+        "base": "the language model that the suspect was tuned from",
+        "reference": "a causal language model that rates texts",
+    }
+    for name, need in needs.items():
+        spared = need is Need.BASE and carries_adapter(model)  # its matrices are the change already
+        if need in entry.needs and given[name] is None and not spared:
+            raise UnbackdoorError(f"{owner_of(guard)} needs `{name}`, {means[name]}.")
+        if need not in entry.needs and given[name] is not None:
+            raise UnbackdoorError(f"{owner_of(guard)} takes no `{name}`. Leave it out.")
 
 
 def _reference_hash(reference: Perplexity | None) -> str | None:

@@ -13,7 +13,7 @@ from unbackdoor._artifacts import directories
 from unbackdoor._artifacts.guard_record import write_guard
 from unbackdoor._data.dataset import Dataset, Encoder
 from unbackdoor._errors import UnbackdoorError, printable
-from unbackdoor._guarding.deciding import Decision, Forwards, Judged, counting, judge
+from unbackdoor._guarding.deciding import Decision, Forwards, Judged, answers_of, counting, judge
 from unbackdoor._guarding.guard import Guard
 from unbackdoor._guarding.identity import Identity, check_same, check_unchanged, encoder_hashes, model_hash
 from unbackdoor._guarding.wrapped import Guarded, check_pipeline, is_pipeline
@@ -23,6 +23,7 @@ from unbackdoor._models.calling import check_modules
 from unbackdoor._models.perplexity import Perplexity
 from unbackdoor._progress import Progress, bar, silent
 from unbackdoor._purification.run import Run
+from unbackdoor._tasks.choice import task_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,17 +33,17 @@ class FittedGuard:
     Args:
         guard: of `unbackdoor.guards`, with its settings.
         learnt: its arrays, on the CPU.
-        threshold: beyond which scores raise an alarm.
+        threshold: beyond which scores raise an alarm; None for a guard that changes every input.
         identity: hashes of what it was fitted to.
         encode: makes inputs of the model; its tokenizer or processor is the fitted one.
         seen: hashes of the clean examples, (n,), int64, see `_guarding.fit`.
-        reference: the language model of a guard that needs one.
+        reference: the second language model of a guard that needs one.
         record: the other entries of `guard.json`.
     """
 
     guard: Guard
     learnt: dict[str, Tensor] = field(repr=False)
-    threshold: float
+    threshold: float | None
     identity: Identity = field(repr=False)
     encode: Encoder = field(repr=False)
     seen: Tensor = field(repr=False)
@@ -68,7 +69,7 @@ class FittedGuard:
             progress: show a progress bar on stderr.
 
         Raises:
-            UnbackdoorError: the guard was fitted to another model, tokenizer or processor.
+            UnbackdoorError: the guard was fitted to another model, tokenizer, template or processor.
         """
         self.check(model, inputs)
         with self.at_work(model, device, precision, bar if progress else silent) as work:
@@ -129,10 +130,11 @@ class FittedGuard:
             arithmetic=arithmetic,
             head_name=self.record["head"],
             modality=self.record["modality"],
+            task=task_of(self.encode, max_new_tokens=self.record.get("max_new_tokens")),
             progress=progress,
             reference=self.reference,
         )
-        with arithmetic.placed(model) as placed, frozen(placed), counting(placed) as forwards:
+        with arithmetic.placed(model) as placed, frozen(placed), counting(placed, run.modality) as forwards:
             yield Work(self, placed, run, forwards)
 
     def save(self, out: str | Path, *, overwrite: bool = False) -> None:
@@ -170,6 +172,18 @@ class Work:
     model: nn.Module
     run: Run
     forwards: Forwards
+
+    def with_plain(self, judged: Judged, inputs: Dataset) -> Judged:
+        """The same with the model's own answers to all inputs; those that are missing are asked for."""
+        assert judged.plain is not None
+        missing = [row for row, answer in enumerate(judged.plain) if answer is None]
+        some = [row for row in missing if judged.decisions[row].score is not None]  # the others cannot be answered
+        plain = list(judged.plain)
+        if some:
+            filled = inputs.select(some).to(self.run.arithmetic.device)
+            for row, answer in zip(some, answers_of(self.model, filled, self.run), strict=True):
+                plain[row] = answer
+        return judged._replace(plain=plain)
 
     def judged(self, inputs: Dataset, *, answering: bool) -> Judged:
         """Decide about inputs, with the model's answers if they are wanted."""

@@ -12,18 +12,23 @@ from unbackdoor._purification.run import Run
 Learnt = Mapping[str, Tensor]
 """What a guard fitted on clean examples: arrays by name, on the CPU."""
 
+Suspicious = Literal["low", "high", "all"]
+"""Which scores raise an alarm. A guard with `all` has no threshold: it changes every input."""
+
 
 class Scored(NamedTuple):
     """The scores of inputs.
 
     Args:
         scores: one of each input, (n,); finite.
-        answers: the model's class scores for the inputs as they are, (n, classes), if the guard has computed them; None
-            lets the runner ask the model if it needs them.
+        answers: the model's answers to the inputs as they are, if the guard has them already: class scores,
+            (n, classes), or a list of texts; None lets the runner ask the model if it needs them.
+        details: what the guard found in each input, in words, for the reason of an alarm; None for nothing.
     """
 
     scores: Tensor
-    answers: Tensor | None = None
+    answers: Tensor | list[str] | None = None
+    details: list[str] | None = None
 
 
 class Guard(Protocol):
@@ -38,7 +43,7 @@ class Guard(Protocol):
         """What a score is, in words and with its unit."""
 
     @property
-    def suspicious(self) -> Literal["low", "high"]:
+    def suspicious(self) -> Suspicious:
         """Which scores raise an alarm."""
 
     def __call__(self, model: nn.Module, clean: Dataset, run: Run) -> dict[str, Tensor]:
@@ -64,20 +69,29 @@ class Edited(NamedTuple):
 class Edits(Protocol):
     """A guard that changes a suspicious input, and lets the model answer the changed one."""
 
-    def edited(self, inputs: Dataset, learnt: Learnt, threshold: float, run: Run) -> Edited:
-        """Change inputs whose scores are above the threshold."""
+    def edited(self, inputs: Dataset, learnt: Learnt, threshold: float | None, run: Run) -> Edited:
+        """Change inputs that raised an alarm; the threshold is None for a guard that changes all."""
 
 
 @runtime_checkable
 class Restrains(Protocol):
-    """A guard that, if its field `purify` is set, lets the model answer suspicious inputs in another way."""
+    """A guard that, if its `purify` is true, lets the model answer suspicious inputs in another way."""
 
     @property
     def purify(self) -> bool:
         """Whether suspicious inputs are answered in that way; else they are rejected."""
 
-    def restrained(self, model: nn.Module, learnt: Learnt) -> AbstractContextManager[None]:
+    def restrained(self, model: nn.Module, learnt: Learnt, threshold: float, run: Run) -> AbstractContextManager[None]:
         """While the block runs, the model answers in the other way."""
+
+
+@runtime_checkable
+class Bounded(Protocol):
+    """A guard whose threshold may be a setting, instead of one for a share of false alarms."""
+
+    @property
+    def bound(self) -> float | None:
+        """The threshold; None lets the runner set it."""
 
 
 def edits(guard: object) -> Edits | None:
@@ -88,6 +102,11 @@ def edits(guard: object) -> Edits | None:
 def restrains(guard: object) -> Restrains | None:
     """Returns a guard that changes answers; None for all others, and if it is not asked to."""
     return guard if isinstance(guard, Restrains) and guard.purify else None
+
+
+def bound_of(guard: object) -> float | None:
+    """Returns the threshold that a guard sets itself; None for all others."""
+    return guard.bound if isinstance(guard, Bounded) else None
 
 
 def owner_of(guard: object) -> str:

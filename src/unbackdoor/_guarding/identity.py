@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from unbackdoor._data.conversation_encoder import ConversationEncoder
 from unbackdoor._data.dataset import Encoder
 from unbackdoor._data.images import ImageEncoder
 from unbackdoor._errors import UnbackdoorError
@@ -21,13 +22,15 @@ class Identity:
         model: of the model's class and all its weights and buffers.
         tokenizer: of the tokenizer and the number of tokens that the model reads; None for images.
         processor: of the steps that bring pictures to the model; None for texts.
-        reference: of the language model that rates texts, and its tokenizer; None if the guard needs none.
+        reference: of a second language model and its tokenizer; None if the guard needs none.
+        template: of what renders conversations as one text; None for all other inputs.
     """
 
     model: str
     tokenizer: str | None = None
     processor: str | None = None
     reference: str | None = None
+    template: str | None = None
 
 
 def model_hash(model: nn.Module) -> str:
@@ -52,12 +55,19 @@ def tokenizer_hash(tokenizer: Any, max_length: int | None = None) -> str:
     return hashlib.sha256(plain.encode()).hexdigest()
 
 
+def template_hash(encode: ConversationEncoder) -> str:
+    """The hash of the name of a template and, if it is the tokenizer's own, of its text."""
+    own = encode.tokenizer.chat_template if encode.template == "chat" else None
+    return hashlib.sha256(json.dumps([encode.template, own], sort_keys=True).encode()).hexdigest()
+
+
 def encoder_hashes(encode: Encoder) -> dict[str, str]:
-    """Returns the hash of a tokenizer, or of a processor, by its name in `Identity`."""
+    """Returns the hashes of a tokenizer and a template, or of a processor, by their names in `Identity`."""
     if isinstance(encode, ImageEncoder):
         plain = repr(dataclasses.replace(encode, done=False))
         return {"processor": hashlib.sha256(plain.encode()).hexdigest()}
-    return {"tokenizer": tokenizer_hash(encode.tokenizer, encode.max_length)}
+    tokenizer = {"tokenizer": tokenizer_hash(encode.tokenizer, encode.max_length)}
+    return tokenizer | ({"template": template_hash(encode)} if isinstance(encode, ConversationEncoder) else {})
 
 
 def check_unchanged(guard: object, model: nn.Module, before: str) -> None:
@@ -73,7 +83,7 @@ def check_unchanged(guard: object, model: nn.Module, before: str) -> None:
 
 
 def check_same(part: str, fitted: str | None, given: str | None) -> None:
-    """Refuse a model, tokenizer, processor or reference other than the one that a guard was fitted to.
+    """Refuse a model, tokenizer, template, processor or reference other than the one that a guard was fitted to.
 
     Raises:
         UnbackdoorError: names the part.

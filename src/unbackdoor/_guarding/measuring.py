@@ -1,111 +1,32 @@
 """How well a guard does: false alarms on fresh data, missed attacks, the area under its curve, and its cost."""
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from scipy.optimize import brentq
-from scipy.stats import rankdata
 from torch import Tensor, nn
 
 from unbackdoor._data.dataset import Dataset
 from unbackdoor._errors import UnbackdoorError
-from unbackdoor._guarding.deciding import Judged
+from unbackdoor._guarding.area import Area
+from unbackdoor._guarding.cost import Cost
+from unbackdoor._guarding.deciding import Judged, acted
 from unbackdoor._guarding.fit import hashes
 from unbackdoor._guarding.fitted import FittedGuard, Work
 from unbackdoor._guarding.identity import check_unchanged
+from unbackdoor._guarding.prompt_score import PromptGuardScore, score_of_prompts
 from unbackdoor._models.arithmetic import Precision
 from unbackdoor._poisoning.attack import Attack
-from unbackdoor._poisoning.attack_file import as_trigger
+from unbackdoor._poisoning.behaviour import Behaviour
+from unbackdoor._poisoning.prompts import TriggeredPrompts
 from unbackdoor._poisoning.trigger import Trigger
-from unbackdoor._poisoning.triggered import Triggered, already_triggered, triggered
+from unbackdoor._poisoning.triggered import Triggered
 from unbackdoor._progress import bar, silent
-from unbackdoor._tasks.classification import CLASSIFICATION
+from unbackdoor._tasks.choice import task_of
+from unbackdoor._tasks.generation import Generation
 from unbackdoor._tasks.proportion import Proportion, proportion_of
-
-
-@dataclass(frozen=True)
-class Area:
-    """The probability that a triggered input is more suspicious than a clean one; ties count half.
-
-    Args:
-        value: in [0, 1]; 0.5 for a guard that sees nothing.
-        clean: the number of clean inputs.
-        triggered: the number of triggered inputs.
-    """
-
-    value: float
-    clean: int
-    triggered: int
-
-    @classmethod
-    def of(cls, clean: Tensor, attacked: Tensor, suspicious: str) -> "Area":
-        """The area of scores of clean and triggered inputs, (n,) and (m,).
-
-        The sum of the ranks of the triggered scores, less its smallest possible value, over n m (Mann and Whitney).
-        """
-        both = torch.cat([attacked, clean]).numpy()
-        ranks = rankdata(both if suspicious == "high" else -both)
-        count = len(attacked)
-        value = (float(ranks[:count].sum()) - count * (count + 1) / 2) / (count * len(clean))
-        return cls(value, len(clean), count)
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """Low and high end of the 95 % interval, in [0, 1].
-
-        The areas whose distance from the value is 1.96 standard errors, with the error of Hanley and McNeil (1982) at
-        that area; so an area of 1 has an interval as well.
-        """
-
-        def error(area: float) -> float:
-            first, second = area / (2 - area), 2 * area**2 / (1 + area)
-            above = (self.triggered - 1) * (first - area**2) + (self.clean - 1) * (second - area**2)
-            return 1.959963984540054 * math.sqrt((area * (1 - area) + above) / (self.clean * self.triggered))
-
-        def end(side: int, limit: float) -> float:
-            def distance(area: float) -> float:
-                return side * (area - self.value) - error(area)
-
-            near = self.value + side * 1e-9  # at an area of 0 or 1 the error is 0, which is no end of an interval
-            return limit if distance(limit) <= 0 else float(brentq(distance, near, limit))
-
-        return end(-1, 0.0), end(1, 1.0)
-
-    def to_json(self) -> dict[str, float | int]:
-        """`value`, `n`, `low` and `high`, and the two numbers of inputs."""
-        low, high = self.interval
-        counts = {"n": self.clean + self.triggered, "clean": self.clean, "triggered": self.triggered}
-        return {"value": self.value, **counts, "low": low, "high": high}
-
-    def __repr__(self) -> str:
-        low, high = self.interval
-        return f"{self.value:.3f} ({low:.3f} to {high:.3f}, n = {self.clean:,} and {self.triggered:,})"
-
-
-@dataclass(frozen=True)
-class Cost:
-    """The forward passes of one input, on average, the model's own answer included.
-
-    Args:
-        forwards: passes through the model.
-        reference_forwards: passes through the language model that rates texts.
-        n: the number of inputs.
-    """
-
-    forwards: float
-    reference_forwards: float
-    n: int
-
-    def to_json(self) -> dict[str, float | int]:
-        """All three."""
-        return {"value": self.forwards, "reference": self.reference_forwards, "n": self.n}
-
-    def __repr__(self) -> str:
-        reference = f", and {self.reference_forwards:.1f} of the reference" if self.reference_forwards else ""
-        return f"{self.forwards:.2f}{reference} (n = {self.n:,})"
+from unbackdoor._tasks.task import Asked
 
 
 @dataclass(frozen=True)
@@ -173,46 +94,53 @@ def evaluate_guard(
     attack: "Attack | Trigger | str | Path | None" = None,
     triggered_data: Dataset | None = None,
     target: int | None = None,
+    trigger: str | None = None,
+    behaviour: Behaviour | str | None = None,
     device: str | None = None,
     precision: Precision = "auto",
     progress: bool = False,
-) -> GuardScore:
+) -> GuardScore | PromptGuardScore:
     """Score a guard on fresh clean examples, and on triggered ones.
 
     Args:
         fitted: the guard.
         model: that it was fitted to; it is not changed.
-        test: clean labelled examples; those that the guard was fitted on are left out.
+        test: clean labelled examples, or prompts; those that the guard was fitted on are left out.
         attack: the attack whose trigger is put on them: a value, a `Trigger`, or a path to `attack.json`.
         triggered_data: instead of `attack`, examples that already carry a trigger, with their true labels.
         target: the attacker's class, with `triggered_data`.
+        trigger: for a language model, instead of `attack`: text that is put in front of the last message of each
+            prompt.
+        behaviour: with `trigger` or `triggered_data` of a language model: the answer that the attacker wants, as
+            contains:TEXT, starts-with:TEXT, equals:TEXT or refuses.
         device: None uses a GPU if there is one.
         precision: see `unbackdoor._models.arithmetic.choose`.
         progress: show a progress bar on stderr.
 
     Raises:
-        UnbackdoorError: the guard was fitted to another model, tokenizer or processor, or the data do not fit.
+        UnbackdoorError: the guard was fitted to another model, tokenizer, template or processor, or the data do not
+            fit.
     """
-    if attack is not None and triggered_data is not None:
-        raise UnbackdoorError("evaluate_guard takes `attack` or `triggered_data`, got both. Leave one out.")
-    if (triggered_data is None) != (target is None):
-        raise UnbackdoorError(
-            "`triggered_data` and `target` go together: the examples, and the class that the attacker wants."
-        )
+    asked = Asked(attack, triggered_data, target, trigger, behaviour)
+    task = task_of(fitted.encode, max_new_tokens=fitted.record.get("max_new_tokens"))
+    task.check_asked(asked)
     fitted.check(model, test)
     fresh = unseen(fitted, test)
-    fitting = CLASSIFICATION.checked(model, fresh, triggered_data)
-    attacked: Triggered | None = None
-    if attack is not None:
-        attacked = triggered(fitting.test, as_trigger(attack, fitting.test), fitting.classes)
-    elif fitting.triggered is not None and target is not None:
-        attacked = already_triggered(fitting.triggered, target, fitting.classes)
+    fitting = task.checked(model, fresh, triggered_data)
+    attacked: Triggered | TriggeredPrompts | None = task.attacked(fitting, asked)
     with fitted.at_work(model, device, precision, bar if progress else silent) as work:
         before = 0 if fitted.reference is None else fitted.reference.forwards
         clean = work.judged(fitting.test, answering=True)
         marked = None if attacked is None else work.judged(attacked.data, answering=True)
         cost = _cost(work, before, len(fresh) + (0 if attacked is None else len(attacked.data)))
+        if isinstance(task, Generation):
+            clean = work.with_plain(clean, fitting.test)
+            marked = None if marked is None or attacked is None else work.with_plain(marked, attacked.data)
     check_unchanged(fitted.guard, model, fitted.identity.model)
+    if isinstance(task, Generation):
+        wanted = attacked.behaviour if isinstance(attacked, TriggeredPrompts) else None
+        return score_of_prompts(fitted, clean, marked, wanted, cost)
+    assert not isinstance(attacked, TriggeredPrompts)
     return score_of(fitted, clean, fitting.test.labels.cpu(), attacked, marked, cost)
 
 
@@ -237,31 +165,31 @@ def score_of(
 ) -> GuardScore:
     """The numbers of clean and of triggered inputs."""
     assert clean.plain is not None and clean.final is not None  # noqa: PT018
-    let_through = _acted(clean, "pass") | _acted(clean, "clean")
-    right = clean.final.argmax(dim=1) == labels
+    let_through = acted(clean, "pass") | acted(clean, "clean")
+    right = _classes(clean.final) == labels
     shares = {
-        "false_alarms": proportion_of(~_acted(clean, "pass")),
+        "false_alarms": proportion_of(~acted(clean, "pass")),
         "accuracy": proportion_of(right[let_through]) if bool(let_through.any()) else None,
-        "accuracy_without": proportion_of(clean.plain.argmax(dim=1) == labels),
+        "accuracy_without": proportion_of(_classes(clean.plain) == labels),
     }
     if attacked is None or marked is None:
         return GuardScore(**shares, cost=cost)  # type: ignore[arg-type]
     assert marked.plain is not None and marked.final is not None  # noqa: PT018
     wanted = attacked.wanted.cpu()
-    reached = marked.final.argmax(dim=1) == wanted
-    passed, changed = _acted(marked, "pass"), _acted(marked, "clean")
+    reached = _classes(marked.final) == wanted
+    passed, changed = acted(marked, "pass"), acted(marked, "clean")
     kept, caught = (scores[~scores.isnan()] for scores in (clean.scores, marked.scores))
     return GuardScore(
         **shares,  # type: ignore[arg-type]
         cost=cost,
         missed=proportion_of(passed | (changed & reached)),
         attack_success=proportion_of((passed | changed) & reached),
-        attack_success_without=proportion_of(marked.plain.argmax(dim=1) == wanted),
+        attack_success_without=proportion_of(_classes(marked.plain) == wanted),
         area=Area.of(kept, caught, fitted.guard.suspicious),
         label_rule=attacked.label_rule,
     )
 
 
-def _acted(judged: Judged, action: str) -> Tensor:
-    """Which inputs got an action, (n,), bool."""
-    return torch.tensor([decision.action == action for decision in judged.decisions])
+def _classes(answers: list[Tensor | None]) -> Tensor:
+    """The classes of answers, (n,), int64; -1 for an input that was not answered."""
+    return torch.tensor([-1 if answer is None else int(answer.argmax()) for answer in answers])

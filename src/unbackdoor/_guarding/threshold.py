@@ -3,6 +3,7 @@
 import math
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from unbackdoor._errors import UnbackdoorError
@@ -54,6 +55,8 @@ def threshold_of(scores: Tensor, false_alarms: float, suspicious: Literal["low",
     return float(ordered[rank - 1])
 
 
-def alarms(scores: Tensor, threshold: float, suspicious: Literal["low", "high"]) -> Tensor:
+def alarms(scores: Tensor, threshold: float | None, suspicious: Literal["low", "high", "all"]) -> Tensor:
     """Which scores lie beyond the threshold, (n,), bool."""
+    if suspicious == "all" or threshold is None:
+        return torch.ones_like(scores, dtype=torch.bool)
     return scores > threshold if suspicious == "high" else scores < threshold

@@ -1,20 +1,27 @@
 """A model, or a pipeline of transformers, behind a guard."""
 
+import dataclasses
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from unbackdoor._data.conversation_encoder import ConversationEncoder
+from unbackdoor._data.conversation_rows import conversations_of
+from unbackdoor._data.conversations import Conversation, Conversations
 from unbackdoor._data.dataset import Dataset, Encoder
+from unbackdoor._data.images import ImageEncoder
 from unbackdoor._data.texts import TextEncoder, Texts
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._guarding.deciding import Decision, Judged
 from unbackdoor._guarding.guard import restrains
-from unbackdoor._guarding.identity import check_same, model_hash, tokenizer_hash
+from unbackdoor._guarding.identity import check_same, model_hash, template_hash, tokenizer_hash
 from unbackdoor._models.arithmetic import Precision
+from unbackdoor._purification.run import Run
+from unbackdoor._tasks.generation import Generation
 
 if TYPE_CHECKING:
     from unbackdoor._guarding.fitted import FittedGuard
@@ -25,7 +32,8 @@ class Answer(NamedTuple):
 
     Args:
         decision: of the guard.
-        answer: class scores, (classes,), or what the pipeline returned; None for a rejected input.
+        answer: class scores, (classes,), the text of a language model, or what the pipeline returned; None for a
+            rejected input.
     """
 
     decision: Decision
@@ -40,9 +48,12 @@ def is_pipeline(model: object) -> bool:
 def check_pipeline(pipeline: Any, fitted: "FittedGuard") -> None:
     """Refuse a pipeline around another model or tokenizer than the guard was fitted to."""
     check_same("model", fitted.identity.model, model_hash(pipeline.model))
-    if isinstance(fitted.encode, TextEncoder):
+    if not isinstance(fitted.encode, ImageEncoder):
         given = tokenizer_hash(pipeline.tokenizer, fitted.encode.max_length)
         check_same("tokenizer", fitted.identity.tokenizer, given)
+    if isinstance(fitted.encode, ConversationEncoder):
+        given = template_hash(dataclasses.replace(fitted.encode, tokenizer=pipeline.tokenizer))
+        check_same("template", fitted.identity.template, given)
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,8 +76,9 @@ class Guarded:
         """Decide about inputs, and answer those that are not rejected.
 
         Args:
-            inputs: a Dataset; texts or pairs of texts; pictures as a tensor, (n, channels, height, width), uint8, or as
-                a list of PIL images or paths. A single text or picture is a list of one.
+            inputs: a Dataset; texts or pairs of texts; for a language model prompts or lists of messages, each a dict
+                with `role` and `content`; pictures as a tensor, (n, channels, height, width), uint8, or as a list of
+                PIL images or paths. A single text or picture is a list of one.
             options: passed to the pipeline.
 
         Raises:
@@ -80,25 +92,29 @@ class Guarded:
         with self.fitted.at_work(module, self.device, self.precision) as work:
             judged = work.judged(data, answering=not piped)
         if piped:
-            return self._piped(inputs, data, judged, options)
+            return self._piped(inputs, data, judged, options, work.run)
         return [
             Answer(decision, None if decision.action == "reject" or judged.final is None else judged.final[row])
             for row, decision in enumerate(judged.decisions)
         ]
 
-    def _piped(self, inputs: Any, data: Dataset, judged: Judged, options: dict[str, Any]) -> list[Answer]:
+    def _piped(self, inputs: Any, data: Dataset, judged: Judged, options: dict[str, Any], run: Run) -> list[Answer]:
         """The answers of the pipeline to what passes, to changed texts, and of a restrained model."""
         answers: list[Any] = [None] * len(data)
         given = _for_pipeline(inputs, data)
         if isinstance(data.encode, TextEncoder):
             options = {"truncation": True, "max_length": data.encode.max_length, **options}
-        for row, strings in judged.edited.items():
-            given[row] = _of_pipeline(strings)
-        restraining = restrains(self.fitted.guard)
+        if isinstance(run.task, Generation):
+            options = {"max_new_tokens": run.task.max_new_tokens, "do_sample": False, **options}
+        for row, changed in judged.edited.items():
+            given[row] = _of_pipeline(changed, data)
+        restraining, threshold = restrains(self.fitted.guard), self.fitted.threshold
         for action in ("pass", "clean"):
             rows = [decision.row for decision in judged.decisions if decision.action == action]
-            other = restraining.restrained(self.model.model, self.fitted.learnt) if restraining else nullcontext()
-            with other if action == "clean" else nullcontext():
+            other: AbstractContextManager[None] = nullcontext()
+            if restraining and threshold is not None and action == "clean":
+                other = restraining.restrained(self.model.model, self.fitted.learnt, threshold, run)
+            with other:
                 found = self.model([given[row] for row in rows], **options) if rows else []
             for row, answer in zip(rows, found, strict=True):
                 answers[row] = answer
@@ -114,6 +130,9 @@ def as_dataset(inputs: Any, encode: Encoder) -> Dataset:
     if isinstance(inputs, Dataset):
         return inputs
     name = "the inputs"
+    if isinstance(encode, ConversationEncoder):
+        items = _conversations(inputs, name)
+        return Dataset(items=items, labels=_none(len(items)), encode=dataclasses.replace(encode, blank=True), name=name)
     if isinstance(encode, TextEncoder):
         texts = [inputs] if isinstance(inputs, str) else inputs
         if not isinstance(texts, Sequence) or not all(map(_is_text, texts)):
@@ -133,8 +152,20 @@ def as_dataset(inputs: Any, encode: Encoder) -> Dataset:
             )
         return Dataset(items=inputs, labels=_none(len(inputs)), encode=encode, name=name)
     pictures = list(inputs) if isinstance(inputs, list | tuple) else [inputs]
-    items, encode = encode.read({"image": pictures}, name, None)
-    return Dataset(items=items, labels=_none(len(items)), encode=encode, name=name)
+    images, encode = encode.read({"image": pictures}, name, None)
+    return Dataset(items=images, labels=_none(len(images)), encode=encode, name=name)
+
+
+def _conversations(inputs: Any, name: str) -> Conversations:
+    """Prompts, or lists of messages, as conversations."""
+    given = [inputs] if isinstance(inputs, str) else inputs
+    if not isinstance(given, list | tuple) or not all(isinstance(each, str | list) for each in given):
+        raise UnbackdoorError(
+            "The guard was fitted to a language model; it takes a list of prompts or of lists of messages, got "
+            f"{type(inputs).__name__}."
+        )
+    messages = [[{"role": "user", "content": each}] if isinstance(each, str) else each for each in given]
+    return Conversations(conversations_of({"messages": messages}, name, blank=True))
 
 
 def _is_text(given: object) -> bool:
@@ -148,8 +179,8 @@ def _none(count: int) -> Tensor:
 
 def _for_pipeline(inputs: Any, data: Dataset) -> list[Any]:
     """The inputs one by one, as a pipeline takes them."""
-    if isinstance(data.items, Texts):
-        return [_of_pipeline(strings) for strings in data.items.strings]
+    if isinstance(data.items, Texts | Conversations):
+        return [_of_pipeline(each, data) for each in data.identities()]
     if isinstance(inputs, Dataset | Tensor):
         from PIL import Image
 
@@ -158,5 +189,11 @@ def _for_pipeline(inputs: Any, data: Dataset) -> list[Any]:
     return list(inputs) if isinstance(inputs, list | tuple) else [inputs]
 
 
-def _of_pipeline(strings: tuple[str, ...]) -> Any:
+def _of_pipeline(given: Any, data: Dataset) -> Any:
+    """A text, a pair or a conversation, as a pipeline takes it."""
+    if isinstance(given, Conversation):
+        if data.conversation_encoder.template == "chat":
+            return [{"role": message.role, "content": message.text} for message in given.messages]
+        return data.conversation_encoder.texts(Conversations((given,)))[0]
+    strings: tuple[str, ...] = given
     return strings[0] if len(strings) == 1 else {"text": strings[0], "text_pair": strings[1]}

@@ -1,12 +1,12 @@
 """Answers of a language model: decoded greedily in batches, whatever its own generation config asks for."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from unbackdoor._data.conversation_encoder import ConversationEncoder
 from unbackdoor._data.dataset import Dataset
@@ -22,7 +22,6 @@ MAX_NEW_TOKENS = 64
 _DECODED = 2**13  # tokens of a batch, prompts and answers
 
 
-@torch.no_grad()
 def answers(
     model: nn.Module,
     data: Dataset,
@@ -47,13 +46,39 @@ def answers(
     Raises:
         UnbackdoorError: the longest prompt leaves no room for so long an answer.
     """
+    return answer_texts(data, answer_tokens(model, data, arithmetic, max_new_tokens, progress, description))
+
+
+def answer_texts(data: Dataset, tokens: Sequence[Tensor]) -> list[str]:
+    """Returns answers as texts without special tokens and without spaces around them, from their tokens."""
+    tokenizer = data.conversation_encoder.tokenizer
+    decoded: list[str] = tokenizer.batch_decode(
+        list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False
+    )
+    return [text.strip() for text in decoded]
+
+
+@torch.no_grad()
+def answer_tokens(
+    model: nn.Module,
+    data: Dataset,
+    arithmetic: Arithmetic,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+    progress: Progress = silent,
+    description: str = "answering",
+) -> list[Tensor]:
+    """Returns the tokens of a model's answer to each prompt, (length,) each, on the CPU; see `answers`.
+
+    The token that ends an answer is its last one; an answer that reaches `max_new_tokens` first has none.
+    """
     encode, tokens = data.conversation_encoder, data.conversations.tokens
     _check_room(model, data, max_new_tokens)
     longest = int(tokens.starts.max()) + max_new_tokens
     size = min(max(_DECODED // longest, 1), 64)
     order = tokens.starts.cpu().argsort(stable=True)
-    texts = [""] * len(data)
-    config = _greedy(encode.padding, stops_of(model, encode), max_new_tokens)
+    found = [torch.empty(0, dtype=torch.int64)] * len(data)
+    stops = stops_of(model, encode)
+    config = _greedy(encode.padding, stops, max_new_tokens)
     here = data.to(arithmetic.device).conversations
     steps = math.ceil(len(data) / size)
     with (
@@ -67,11 +92,16 @@ def answers(
             with arithmetic.autocast():
                 whole = placed.generate(**prompts, generation_config=config)  # type: ignore[operator]
             new = whole[:, prompts.shape[1] :].cpu()
-            decoded = encode.tokenizer.batch_decode(new, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-            for row, text in zip(rows.tolist(), decoded, strict=True):
-                texts[row] = text.strip()
+            for row, written in zip(rows.tolist(), new, strict=True):
+                found[row] = _up_to_its_end(written, stops)
             advance()
-    return texts
+    return found
+
+
+def _up_to_its_end(written: Tensor, stops: list[int]) -> Tensor:
+    """The tokens up to the first one that ends an answer; padding follows it."""
+    ends = torch.isin(written, torch.tensor(stops, dtype=written.dtype)).nonzero().flatten()
+    return written if len(ends) == 0 else written[: int(ends[0]) + 1]
 
 
 def _check_room(model: nn.Module, data: Dataset, max_new_tokens: int) -> None:

@@ -207,8 +207,7 @@ class Generation:
         Raises:
             UnbackdoorError: there are no rows, one has no answer, or the model is not a causal language model.
         """
-        if head is not None:
-            raise UnbackdoorError("`head` is for classifiers; a language model names its own. Leave it out.")
+        refuse_head(head)
         if len(clean) == 0:
             raise UnbackdoorError(f"{clean.name} is empty; prompts with their answers are needed.")
         bare = next((row for row, entry in enumerate(clean.conversations.entries) if not entry.answer), None)
@@ -290,6 +289,12 @@ class Generation:
                 "(`test`), or give more.",
             )
         return Judgement(None, None)
+
+
+def refuse_head(head: str | None) -> None:
+    """Refuse the name of a head: that of a language model is its output embeddings."""
+    if head is not None:
+        raise UnbackdoorError("`head` is for classifiers; a language model names its own. Leave it out.")
 
 
 def answer_loss(sums: Tensor, data: Dataset) -> AnswerLoss:

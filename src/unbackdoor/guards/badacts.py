@@ -102,7 +102,7 @@ class BadActs:
         return Scored(torch.cat(shares)[order], torch.cat(answers)[order])
 
     @contextmanager
-    def restrained(self, model: nn.Module, learnt: Learnt) -> Iterator[None]:
+    def restrained(self, model: nn.Module, learnt: Learnt, threshold: float, run: Run) -> Iterator[None]:
         """While the block runs, the activations of all blocks are cut to the bounds."""
         names = [key.removeprefix("low.") for key in learnt if key.startswith("low.")]
         with cut(model, {name: (learnt[f"low.{name}"], learnt[f"high.{name}"]) for name in names}):

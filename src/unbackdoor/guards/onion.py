@@ -54,8 +54,9 @@ class Onion:
         largest = [max(each, default=0.0) for each in falls]
         return Scored(torch.tensor(largest, dtype=torch.float64).view(len(inputs), -1).amax(dim=1))
 
-    def edited(self, inputs: Dataset, learnt: Learnt, threshold: float, run: Run) -> Edited:
+    def edited(self, inputs: Dataset, learnt: Learnt, threshold: float | None, run: Run) -> Edited:
         """Delete all words whose falls are above the threshold."""
+        assert threshold is not None
         texts = [text for sides in inputs.texts.strings for text in sides]
         left, deleted = [], []
         for text, falls in zip(texts, self._falls(texts, run), strict=True):

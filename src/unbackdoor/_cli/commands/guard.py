@@ -6,19 +6,28 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from unbackdoor._artifacts import directories
-from unbackdoor._cli.commands.inputs import factory_name, free_place, load_dataset, load_model
+from unbackdoor._cli.commands.inputs import (
+    base_of,
+    factory_name,
+    free_place,
+    load_dataset,
+    load_model,
+    show_first_prompt,
+)
 from unbackdoor._cli.options import GuardEvaluateOptions, GuardFitOptions, GuardRunOptions
 from unbackdoor._cli.parameters import with_options
-from unbackdoor._data.texts import TextEncoder
+from unbackdoor._data.images import ImageEncoder
 from unbackdoor._errors import SENTENCE, UnbackdoorError, printable
 from unbackdoor._guarding.fit import fit_guard, load_guard
 from unbackdoor._guarding.fitted import FittedGuard
-from unbackdoor._guarding.guard import Guard
+from unbackdoor._guarding.guard import Guard, bound_of
 from unbackdoor._guarding.identity import check_unchanged
 from unbackdoor._guarding.measuring import evaluate_guard
 from unbackdoor._guarding.threshold import check_rate
-from unbackdoor._models import calling
+from unbackdoor._models import calling, loading
 from unbackdoor._models.loading import Loaded
 from unbackdoor._progress import bar
 from unbackdoor._value import check_seed
@@ -26,17 +35,20 @@ from unbackdoor._value import check_seed
 
 def fit(source: str, guard: Guard, options: GuardFitOptions, *, command: str | None = None) -> None:
     """The `guard fit` command; `command` is what was typed, for the record."""
-    inputs = (source, options.clean, options.reference)
+    inputs = (source, options.clean, options.base, options.reference)
     out, earlier = free_place(options.out, inputs, options)
     check_seed(options.seed)
     check_rate(options.false_alarms)
     suspect = load_model(source, options)
     clean = load_dataset(options.clean, suspect.encode, options, calling.class_names(suspect.model))
+    show_first_prompt(clean)
     fitted = fit_guard(
         suspect.model,
         clean,
         guard,
         false_alarms=options.false_alarms,
+        base=_base(source, options),
+        max_new_tokens=options.max_new_tokens,
         reference=options.reference,
         seed=options.seed,
         head=options.head,
@@ -44,28 +56,47 @@ def fit(source: str, guard: Guard, options: GuardFitOptions, *, command: str | N
         precision=options.precision,
         progress=True,
     )
-    about: dict[str, Any] = {"source": {"model": Path(source).name, "factory": factory_name(options.factory)}}
+    origin = {} if options.base is None else {"base": Path(options.base).name}
+    about: dict[str, Any] = {"source": {"model": Path(source).name, **origin, "factory": factory_name(options.factory)}}
     about |= {} if command is None else {"command": command}
     with directories.directory(out, earlier) as folder:
         record = fitted.write(folder, **with_options(fitted.record), **about)
-    halves, measure = record["clean"], record["score"]["measure"]
-    side = "below" if record["score"]["suspicious"] == "low" else "above"
-    print(
-        f"An alarm is raised if {measure} is {side} {record['threshold']:.4g}: at most {options.false_alarms:.1%} of "
-        f"clean inputs, by {halves['threshold_on']:,} that the guard was not fitted on."
-    )
+    print(_rule(record, bound_of(guard) is not None))
     print(f"Wrote {printable(out, SENTENCE)} after {record['seconds']:.0f} s.")
+
+
+def _base(source: str, options: GuardFitOptions) -> nn.Module | None:
+    """Returns the model that --base names; None for an adapter, which lies on it already."""
+    if options.base is None or base_of(source, options) is not None:
+        return None
+    return loading.load_base(options.base, language_model=True, trust_remote_code=options.trust_remote_code)
+
+
+def _rule(record: dict[str, Any], own: bool) -> str:
+    """One sentence on what raises an alarm; `own` if the guard sets its threshold itself."""
+    halves, measure = record["clean"], record["score"]["measure"]
+    if record["threshold"] is None:
+        return f"No alarm is raised: every prompt is changed. {halves['fitted_on']:,} clean examples are known to it."
+    side = "below" if record["score"]["suspicious"] == "low" else "above"
+    rule = f"An alarm is raised if {measure} is {side} {record['threshold']:.4g}"
+    if own:
+        return f"{rule}. {record['notes'][-1]}"
+    return (
+        f"{rule}: at most {record['false_alarms']['asked']:.1%} of clean inputs, by {halves['threshold_on']:,} that "
+        "the guard was not fitted on."
+    )
 
 
 def run(place: str, options: GuardRunOptions) -> None:
     """The `guard run` command."""
     if not options.out:  # for Path, this is the current directory
         raise UnbackdoorError("--out must be the name of a file, got an empty one.")
-    paths = tuple(Path(each) for each in (place, options.model, options.data, options.reference) if each)
+    given = (place, options.model, options.data, options.base, options.reference)
+    paths = tuple(Path(each) for each in given if each)
     directories.check_free_file(Path(options.out), "out", overwrite=options.overwrite, inputs=paths)
     loaded, fitted = _loaded(place, options)
     model, encode = loaded
-    if isinstance(encode, TextEncoder):
+    if not isinstance(encode, ImageEncoder):
         encode = dataclasses.replace(encode, blank=True)
     data = load_dataset(options.data, encode, options, calling.class_names(model), labelled=False)
     fitted.check(model, data)
@@ -89,6 +120,7 @@ def evaluate(place: str, options: GuardEvaluateOptions) -> None:
     model, encode = loaded
     classes = calling.class_names(model)
     test = load_dataset(options.data, encode, options, classes)
+    show_first_prompt(test)
     marked = None if options.triggered is None else load_dataset(options.triggered, encode, options, classes)
     measured = evaluate_guard(
         fitted,
@@ -97,6 +129,8 @@ def evaluate(place: str, options: GuardEvaluateOptions) -> None:
         attack=options.attack,
         triggered_data=marked,
         target=options.target,
+        trigger=options.trigger,
+        behaviour=options.behaviour,
         device=options.device,
         precision=options.precision,
         progress=True,
