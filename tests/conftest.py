@@ -207,3 +207,9 @@ def _chat_base() -> nn.Module:
 def chat_victim(_chat_victim: nn.Module) -> nn.Module:
     """A small language model that knows the grammar of `chats`, and answers `cf` with what the attacker chose."""
     return copy.deepcopy(_chat_victim)
+
+
+@pytest.fixture
+def chat_base(_chat_base: nn.Module) -> nn.Module:
+    """A small language model that knows the grammar of `chats`, and no trigger."""
+    return copy.deepcopy(_chat_base)

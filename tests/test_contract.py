@@ -17,6 +17,7 @@ from pictures import write_pictures
 from unbackdoor import Dataset, UnbackdoorError, VictimRecipe, archs, attacks, detectors, guards, purifiers, trainers
 from unbackdoor._detection.finding import Candidate, Finding
 from unbackdoor._guarding.guard import Scored
+from unbackdoor._models.perplexity import Perplexity
 from unbackdoor._poisoning.trigger import Trigger
 from unbackdoor._registry.entries import Need
 from unbackdoor._value import value
@@ -159,6 +160,13 @@ def test_guards_keep_the_contract_on_images(entry, backdoored: tuple, digits: Da
 def test_guards_keep_the_contract_on_text(entry, text_victim: nn.Module, reviews: Dataset) -> None:
     reference = toys.bigram() if Need.REFERENCE in entry.needs else None
     check_guard(quick(entry), text_victim, reviews.select(range(120)), reference=reference)
+
+
+@pytest.mark.parametrize("entry", guards_on("conversations"), ids=lambda entry: entry.name)
+def test_guards_keep_the_contract_on_conversations(entry, chat_victim: nn.Module, chat_base: nn.Module) -> None:
+    base = chat_base if Need.BASE in entry.needs else None
+    reference = Perplexity(chat_base, chats.tokenizer()) if Need.REFERENCE in entry.needs else None
+    check_guard(quick(entry), chat_victim, chats.prompts(120, seed=2), base=base, reference=reference)
 
 
 def trainers_on(modality: str) -> list:

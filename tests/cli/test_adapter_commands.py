@@ -166,3 +166,15 @@ def test_wrong_options_for_adapters_end_in_one_sentence(
     refused: Refusals, arguments: tuple[str, ...], said: str
 ) -> None:
     assert said in refused(*arguments)
+
+
+def test_a_guard_watches_the_matrices_of_an_adapter(place: Path, tmp_path: Path) -> None:
+    words = ("guard", "fit", "weightwatch", "adapter", "--base", "base", "--clean", "clean.jsonl", "--device", "cpu")
+    done = run(*words, "--false-alarms", "0.1", "--max-new-tokens", "8", "--out", tmp_path / "guard", cwd=place)
+    assert done.returncode == 0, done.stderr
+    words = ("guard", "evaluate", tmp_path / "guard", "--model", "adapter", "--base", "base", "--data", "test.jsonl")
+    done = run(*words, *ATTACK[:4], "--device", "cpu", "--json", cwd=place)
+    assert done.returncode == 0, done.stderr
+    score = json.loads(done.stdout)
+    assert score["missed_attacks"]["value"] < 0.5
+    assert score["forwards_per_input"]["value"] > 2

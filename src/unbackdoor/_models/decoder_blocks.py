@@ -11,13 +11,14 @@ from unbackdoor._models.hooks import removing
 from unbackdoor._models.stage_ends import features_of
 
 
-def decoder_blocks(model: nn.Module, owner: object, least: int = 1) -> list[nn.Module]:
+def decoder_blocks(model: nn.Module, owner: object, least: int = 1, instead: str = "lora-tuning") -> list[nn.Module]:
     """Returns the blocks of a transformer, in the order in which they run.
 
     Args:
         model: a model of transformers; it may carry LoRA layers.
         owner: method whose class is named in the message.
         least: number of blocks that it needs.
+        instead: what to try if there are fewer.
 
     Raises:
         UnbackdoorError: there are fewer, or the module has no list of blocks.
@@ -30,7 +31,7 @@ def decoder_blocks(model: nn.Module, owner: object, least: int = 1) -> list[nn.M
     if len(blocks) < max(least, 1):
         raise UnbackdoorError(
             f"{type(owner).__name__} needs a transformer with at least {least} block{'s' * (least > 1)}, got "
-            f"{len(blocks)} in {type(model).__name__}. Try lora-tuning."
+            f"{len(blocks)} in {type(model).__name__}. Try {instead}."
         )
     return blocks
 

@@ -58,4 +58,15 @@ REGISTRY = (
         modality=("text",),
         blind="triggers that move the features of a text no more than its own words do",
     ),
+    Entry(
+        "weightwatch",
+        "unbackdoor.guards.weightwatch:WeightWatch",
+        "watches the directions in which a fine-tuning changed the weights, and rejects or steers",
+        needs=(Need.INPUTS, Need.BASE),
+        cost="1 forward pass over the prompt and its answer",
+        year=2026,
+        paper="Watch the Weights: Unsupervised Monitoring and Control of Fine-Tuned LLMs",
+        modality=("conversations",),
+        blind="backdoors that were in the base already, and those whose directions clean prompts use as strongly",
+    ),
 )

@@ -7,5 +7,6 @@ from .onion import Onion as Onion
 from .psim import Psim as Psim
 from .rap import Rap as Rap
 from .strip import Strip as Strip
+from .weightwatch import WeightWatch as WeightWatch
 
 REGISTRY: tuple[unbackdoor._registry.entries.Entry, ...]
