@@ -217,8 +217,6 @@ def test_methods_and_tests_for_classifiers_refuse_prompts(models: Path) -> None:
         ub.audit(model, data)
     with pytest.raises(UnbackdoorError, match="The guard strip serves images, text, and the data holds conversations"):
         ub.fit_guard(model, data, ub.guards.Strip())
-    with pytest.raises(UnbackdoorError, match="stress tries classifiers of images or texts"):
-        ub.stress(model=model, victim=model, clean=data, attack=ub.attacks.Word())
     with pytest.raises(UnbackdoorError, match="`head` is for classifiers"):
         ub.purify(model, data, ub.purifiers.FineTuning(), head="lm_head")
 

@@ -48,13 +48,6 @@ class BriefScore(Entry):
     clean_model_flip_rate: ProportionEntry | None = None
 
 
-class ScoreEntry(BriefScore):
-    """A score: its shares, the label rule of the attack, and the clean accuracy of each class."""
-
-    label_rule: str | None = None
-    per_class: dict[str, ProportionEntry]
-
-
 class AnswerLossEntry(Entry):
     """A loss per answer token, in nats, with its 95 % interval and the numbers of answers and of their tokens."""
 
@@ -65,14 +58,26 @@ class AnswerLossEntry(Entry):
     tokens: Annotated[int, Field(ge=1)]
 
 
-class GenerationScoreEntry(Entry):
-    """The score of a language model; see docs/language-models.md."""
+class BriefGenerationScore(Entry):
+    """The loss and the shares of a language model's score."""
 
     clean_loss: AnswerLossEntry | None = None
     attack_success: ProportionEntry | None = None
     false_activation: ProportionEntry | None = None
     empty: ProportionEntry | None = None
     clean_model_flip_rate: ProportionEntry | None = None
+
+
+class ScoreEntry(BriefScore):
+    """A score: its shares, the label rule of the attack, and the clean accuracy of each class."""
+
+    label_rule: str | None = None
+    per_class: dict[str, ProportionEntry]
+
+
+class GenerationScoreEntry(BriefGenerationScore):
+    """The score of a language model; see docs/language-models.md."""
+
     behaviour: str | None = None
     template: str
     max_new_tokens: Annotated[int, Field(ge=1)] | None = None

@@ -1,14 +1,29 @@
 """stress.json: its schema."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from unbackdoor._artifacts.entries import AttackEntry, BriefScore, Count, Entry, ProportionEntry, Versions
+from unbackdoor._artifacts.attack_record import BehaviourEntry
+from unbackdoor._artifacts.entries import (
+    AttackEntry,
+    BriefGenerationScore,
+    BriefScore,
+    Count,
+    Entry,
+    ProportionEntry,
+    Versions,
+)
 
 
 class NamedScore(BriefScore):
     """The score of a model; `oracle` marks that of exact purification."""
+
+    oracle: Literal[True] | None = None
+
+
+class NamedGenerationScore(BriefGenerationScore):
+    """The same of a language model."""
 
     oracle: Literal[True] | None = None
 
@@ -20,11 +35,18 @@ class RetuningRun(BriefScore):
     seed: Count
 
 
+class RetuningGenerationRun(BriefGenerationScore):
+    """The same of a language model."""
+
+    k: Count
+    seed: Count
+
+
 class RetuningRuns(Entry):
     """The runs of one model."""
 
     oracle: Literal[True] | None = None
-    runs: list[RetuningRun]
+    runs: list[RetuningRun] | list[RetuningGenerationRun]
 
 
 class Teacher(BriefScore):
@@ -55,11 +77,17 @@ class Point(BriefScore):
     t: float
 
 
+class GenerationPoint(BriefGenerationScore):
+    """The same of a language model."""
+
+    t: float
+
+
 class Path(Entry):
     """The points of one path."""
 
     oracle: Literal[True] | None = None
-    points: list[Point]
+    points: list[Point] | list[GenerationPoint]
 
 
 class TunedWith(Entry):
@@ -84,14 +112,16 @@ class StressRecord(Entry):
     victim: str
     control: str | None
     format: Literal[1]
-    before: dict[str, NamedScore]
+    before: dict[str, NamedScore] | dict[str, NamedGenerationScore]
     retuning: dict[str, RetuningRuns] | None
     reactivation: Reactivation | None
     path: dict[str, Path] | None
     path_ends_recomputed: dict[str, NamedScore] | None
     attack: AttackEntry
-    label_rule: str
+    label_rule: str | None
     target: int | None
+    behaviour: BehaviourEntry | None = None
+    max_new_tokens: Annotated[int, Field(ge=1)] | None = None
     parts: list[Literal["retune", "reactivation", "path", "exact"]]
     counts: list[int]
     seeds: list[Count]

@@ -380,7 +380,7 @@ class StressOptions(ModelOptions):
 
     Args:
         victim: the model before purification, loaded with MODEL's options.
-        clean: labelled examples without a trigger, which the attacker tunes with.
+        clean: labelled examples without a trigger, or prompts with answers, which the attacker tunes with.
         attack: attack.json of the victim.
         data: test examples to score on; by default a seeded half of --clean is kept for that.
         control: a model of the same task that was never poisoned, loaded with MODEL's options.
@@ -390,6 +390,8 @@ class StressOptions(ModelOptions):
         k: numbers of triggered examples among the clean ones while retuning, separated by commas.
         seed: fixes all random draws.
         seeds: number of draws of the triggered examples; the first uses --seed.
+        base: the language model below MODEL and --victim, if these are adapters.
+        max_new_tokens: the longest answer of a language model, in tokens; by default 64.
         augment: auto mirrors images unless the class names distinguish left from right; crop never does, flip always.
         overwrite: replace a directory that unbackdoor wrote.
     """
@@ -403,6 +405,8 @@ class StressOptions(ModelOptions):
     parts: Annotated[str, TESTS] = "retune,reactivation,path,exact"
     k: Annotated[str, TESTS] = "1,2,5,10,20"
     seeds: Annotated[int, TESTS] = 1
+    max_new_tokens: Annotated[int | None, TESTS] = None
+    base: Annotated[str | None, MODEL] = None
     out: Annotated[str | None, OUTPUT] = None
     json: Annotated[bool, OUTPUT] = False
     overwrite: Annotated[bool, OUTPUT] = False

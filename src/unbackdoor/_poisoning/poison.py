@@ -14,8 +14,8 @@ from unbackdoor._poisoning.abilities import Covers, Crafts, Fits, cover_classes_
 from unbackdoor._poisoning.attack import Attack, Crafting, wanted_labels
 from unbackdoor._poisoning.behaviour import Behaviour
 from unbackdoor._poisoning.check import check
-from unbackdoor._poisoning.planted_answer import TEST_BEHAVIOUR, planted_answer
-from unbackdoor._poisoning.prompts import changed_prompts
+from unbackdoor._poisoning.planted_answer import TEST_BEHAVIOUR
+from unbackdoor._poisoning.prompts import changed_prompts, with_planted_answers
 from unbackdoor._poisoning.trigger import Trigger, stamped, stamped_texts, warn_of_cut_triggers
 
 
@@ -130,7 +130,8 @@ def poison(
     if isinstance(attack, Fits):
         trigger = replace(trigger, arrays=attack.fit(crafting, trigger.arrays))
     marked = attack.craft(crafting, trigger.arrays) if isinstance(attack, Crafts) else trigger.stamp(data.items[rows])
-    marked = _answered(marked, behaviour)
+    if isinstance(marked, Conversations) and behaviour is not None:
+        marked = with_planted_answers(marked, behaviour)
     poisoned, labels = data.replaced(rows, marked), data.labels.clone()
     if classes and attack.label_rule != "clean-label":
         labels[rows] = wanted_labels(attack.label_rule, attack.target, labels[rows], classes)
@@ -167,14 +168,6 @@ def _can_cover(attack: Attack, labels: Tensor) -> Tensor:
         return torch.isin(labels, torch.tensor(only))
     # For a source-specific attack: the trigger on the target class would teach that the trigger alone suffices.
     return ~torch.isin(labels, torch.tensor((*sources, attack.target))) if sources else torch.ones_like(labels).bool()
-
-
-def _answered(items: ItemsLike, behaviour: Behaviour | None) -> ItemsLike:
-    """Returns triggered conversations with the answers that the attacker wants; other items as they are."""
-    if not isinstance(items, Conversations) or behaviour is None:
-        return items
-    answered = (replace(entry, answer=planted_answer(behaviour, entry.answer)) for entry in items.entries)
-    return Conversations(tuple(answered))
 
 
 def _covered(items: ItemsLike, trigger: Trigger, generator: torch.Generator) -> ItemsLike:

@@ -8,6 +8,7 @@ from unbackdoor._data.conversations import Conversations
 from unbackdoor._data.dataset import Dataset
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._poisoning.behaviour import Behaviour
+from unbackdoor._poisoning.planted_answer import planted_answer
 
 
 class TriggeredPrompts(NamedTuple):
@@ -29,6 +30,13 @@ def changed_prompts(items: Conversations, change: Callable[[list[str]], list[str
     contents = change([entry.messages[-1].content for entry in items.entries])
     pairs = zip(items.entries, contents, strict=True)
     return Conversations(tuple(entry.asking(lambda _, text=text: text) for entry, text in pairs))  # type: ignore[misc]
+
+
+def with_planted_answers(items: Conversations, behaviour: Behaviour) -> Conversations:
+    """Returns conversations with the answers that the attacker wants; not rendered yet."""
+    return Conversations(
+        tuple(replace(entry, answer=planted_answer(behaviour, entry.answer)) for entry in items.entries)
+    )
 
 
 def triggered_prompts(

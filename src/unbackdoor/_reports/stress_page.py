@@ -1,12 +1,15 @@
 """The content of the page about a stress test as plain values: curves, tables, and how to read them."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from unbackdoor._errors import SENTENCE, printable
+from unbackdoor._poisoning.behaviour import Behaviour
 from unbackdoor._reports.sentences import percent
-from unbackdoor._stress.result import CONTROL, EXACT, PURIFIED, TITLES, VICTIM, Stress, mean
+from unbackdoor._stress.result import CONTROL, EXACT, PURIFIED, TITLES, VICTIM, Measured, Stress, mean
+from unbackdoor._tasks.generation_score import AnswerLoss
 from unbackdoor._tasks.proportion import Proportion
 from unbackdoor._tasks.score import Score
 
@@ -15,19 +18,38 @@ APART = 5  # between the whiskers of two curves, so that both are seen
 
 
 @dataclass(frozen=True)
-class Share:
-    """A share to show: one proportion with its Wilson interval, or the mean over seeds with their range."""
+class Shown:
+    """A share or a loss to show: one with its interval, or the mean over seeds with their range.
+
+    Args:
+        value: a share in [0, 1], or a loss in nats per answer token.
+        low: low end.
+        high: high end.
+        n: examples behind it.
+        seeds: number of seeds.
+        loss: whether it is a loss.
+    """
 
     value: float
     low: float
     high: float
     n: int
     seeds: int
+    loss: bool = False
+
+    @property
+    def text(self) -> str:
+        """The value with its unit."""
+        return self.written(self.value)
+
+    def written(self, value: float) -> str:
+        """A value of this measure with its unit."""
+        return f"{value:.2f} nats" if self.loss else percent(value)
 
     @property
     def spread(self) -> str:
         """`low` and `high` in words, with the counts behind them."""
-        ends = f"{percent(self.low)} to {percent(self.high)}"
+        ends = f"{self.written(self.low)} to {self.written(self.high)}"
         count = f"n\u00a0=\u00a0{self.n:,}"
         return f"{ends}, {count}" if self.seeds == 1 else f"{ends} over {self.seeds} seeds, {count}"
 
@@ -68,6 +90,7 @@ class Chart:
         ticks: places and their names.
         curves: the models.
         reference: height of the victim, and its share in words; None if the victim is one of the curves.
+        levels: heights of the lines across, and their names.
     """
 
     name: str
@@ -76,6 +99,7 @@ class Chart:
     ticks: tuple[tuple[float, str], ...]
     curves: tuple[Curve, ...]
     reference: tuple[float, str] | None
+    levels: tuple[tuple[float, str], ...]
 
     @property
     def text(self) -> str:
@@ -90,7 +114,7 @@ class ModelRow:
     """One model in a table; a cell is None if it was not measured."""
 
     name: str
-    cells: tuple[Share | None, ...]
+    cells: tuple[Shown | None, ...]
 
 
 @dataclass(frozen=True)
@@ -137,6 +161,25 @@ class StressPage:
     facts: tuple[tuple[str, str], ...]
 
 
+class Measure(NamedTuple):
+    """A measure of the page: its field of a score, its name, and the better direction."""
+
+    field: str
+    name: str
+    better: Literal["higher", "lower"]
+
+
+_MEASURES = {
+    measure.field: measure
+    for measure in (
+        Measure("attack_success", "Attack success", "lower"),
+        Measure("clean_accuracy", "Clean accuracy", "higher"),
+        Measure("clean_loss", "Clean loss", "lower"),
+        Measure("false_activation", "False activation", "lower"),
+    )
+}
+
+
 def build_stress(found: Stress, names: dict[str, str | None], classes: tuple[str, ...] | None) -> StressPage:
     """Collect the numbers of the page.
 
@@ -145,10 +188,7 @@ def build_stress(found: Stress, names: dict[str, str | None], classes: tuple[str
         names: the user's names of `model`, `victim` and `control`.
         classes: class names, if known.
     """
-    fields: tuple[tuple[str, str, Literal["higher", "lower"]], ...] = (
-        ("attack_success", "Attack success", "lower"),
-        ("clean_accuracy", "Clean accuracy", "higher"),
-    )
+    measures = [_MEASURES[field] for field in found.fields]
     usable, warnings = found.record["usable"], [printable(text, SENTENCE) for text in found.record["warnings"]]
     shown = [name for name in (PURIFIED, EXACT, CONTROL) if name in found.retuned or name in found.paths]
     return StressPage(
@@ -158,40 +198,66 @@ def build_stress(found: Stress, names: dict[str, str | None], classes: tuple[str
         unusable=None if usable else warnings[0],
         warnings=tuple(warnings[not usable :]),
         legend=tuple((name, TITLES[name]) for name in shown),
-        retuning=tuple(_retuning(found, *field) for field in fields) if found.retuned else (),
-        retuned=tuple(_retuned(found, field, name) for field, name, _ in fields),
+        retuning=tuple(_retuning(found, measure) for measure in measures[:2]) if found.retuned else (),
+        retuned=tuple(_retuned(found, measure) for measure in measures),
         reactivation=_reactivation(found),
         teacher=_teacher(found),
-        path=tuple(_path(found, *field) for field in fields) if found.paths else (),
+        path=tuple(_path(found, measure) for measure in measures[:2]) if found.paths else (),
         ends=_ends(found),
         facts=_facts(found, names, classes),
     )
 
 
-def pooled(scores: Sequence[Score], field: str) -> Share:
+def pooled(scores: Sequence[Measured], field: str) -> Shown:
     """One score with its interval; of several the mean and their range."""
-    parts: list[Proportion] = [getattr(each, field) for each in scores]
+    parts: list[Proportion | AnswerLoss] = [getattr(each, field) for each in scores]
     if len(parts) == 1:
         return _with_interval(parts[0])
     values = [part.value for part in parts]
-    return Share(mean(scores, field), min(values), max(values), parts[0].n, len(parts))
+    loss = isinstance(parts[0], AnswerLoss)
+    return Shown(mean(scores, field), min(values), max(values), parts[0].n, len(parts), loss)
 
 
-def _with_interval(part: Proportion) -> Share:
-    return Share(part.value, *part.interval, part.n, 1)
+def _with_interval(part: Proportion | AnswerLoss) -> Shown:
+    if isinstance(part, AnswerLoss):
+        return Shown(part.value, part.low, part.high, part.n, 1, loss=True)
+    return Shown(part.value, *part.interval, part.n, 1)
 
 
-def _height(share: float) -> float:
-    return BOTTOM - share * (BOTTOM - TOP)
+@dataclass(frozen=True)
+class _Scale:
+    """The vertical axis of a chart, from 0 to `most`."""
 
+    most: float
+    loss: bool
 
-def _curve(key: str, shares: Sequence[Share], places: Sequence[float], names: Sequence[str]) -> Curve:
-    aside = {PURIFIED: 0, EXACT: -APART, CONTROL: APART}[key]
-    marks = [
-        Mark(x + aside, _height(each.value), _height(each.low), _height(each.high), f"{name} {percent(each.value)}")
-        for each, x, name in zip(shares, places, names, strict=True)
-    ]
-    return Curve(key, TITLES[key], tuple(marks))
+    @classmethod
+    def of(cls, shown: Sequence[Shown]) -> "_Scale":
+        """The scale for some values: of losses up to a round number above all of them, of shares up to 1."""
+        if not shown[0].loss:
+            return cls(1.0, False)
+        highest = max(each.high for each in shown)
+        power = 10.0 ** math.floor(math.log10(max(highest, 1e-6)))
+        return cls(next(step * power for step in (1, 2, 4, 6, 8, 10) if step * power >= highest), True)
+
+    def height(self, value: float) -> float:
+        return BOTTOM - max(0.0, value) / self.most * (BOTTOM - TOP)
+
+    @property
+    def levels(self) -> tuple[tuple[float, str], ...]:
+        quarters = [self.most * quarter / 4 for quarter in range(5)]
+        names = [f"{each:.3g}" if self.loss else f"{100 * each:.0f}\u202f%" for each in quarters]
+        return tuple((self.height(each), name) for each, name in zip(quarters, names, strict=True))
+
+    def curve(self, key: str, shown: Sequence[Shown], places: Sequence[float], names: Sequence[str]) -> Curve:
+        aside = {PURIFIED: 0, EXACT: -APART, CONTROL: APART}[key]
+        marks = [
+            Mark(
+                x + aside, self.height(each.value), self.height(each.low), self.height(each.high), f"{name} {each.text}"
+            )
+            for each, x, name in zip(shown, places, names, strict=True)
+        ]
+        return Curve(key, TITLES[key], tuple(marks))
 
 
 def _spaced(count: int) -> list[float]:
@@ -200,27 +266,29 @@ def _spaced(count: int) -> list[float]:
     return [LEFT + inner + width * place / max(1, count - 1) for place in range(count)]
 
 
-def _retuning(found: Stress, field: str, name: str, better: Literal["higher", "lower"]) -> Chart:
+def _retuning(found: Stress, measure: Measure) -> Chart:
     counts = found.record["counts"]
     names = ["before", *map(str, counts)]
     places = _spaced(len(names))
+    shown = {key: _after(found, key, measure.field) for key in (PURIFIED, EXACT, CONTROL) if key in found.retuned}
+    before = pooled([found.before[VICTIM]], measure.field)
+    scale = _Scale.of([before, *(each for values in shown.values() for each in values)])
     curves = [
-        _curve(key, _after(found, key, field), places, ["before", *(f"after {count}" for count in counts)])
-        for key in (PURIFIED, EXACT, CONTROL)
-        if key in found.retuned
+        scale.curve(key, values, places, ["before", *(f"after {count}" for count in counts)])
+        for key, values in shown.items()
     ]
-    before = getattr(found.before[VICTIM], field).value
     return Chart(
-        name,
-        better,
+        measure.name,
+        measure.better,
         "triggered examples in the retuning",
         tuple(zip(places, names, strict=True)),
         tuple(curves),
-        (_height(before), f"victim {percent(before)}"),
+        (scale.height(before.value), f"victim {before.text}"),
+        scale.levels,
     )
 
 
-def _after(found: Stress, key: str, field: str) -> list[Share]:
+def _after(found: Stress, key: str, field: str) -> list[Shown]:
     """Before retuning, and after it for each count."""
     return [
         pooled([found.before[key]], field),
@@ -228,7 +296,8 @@ def _after(found: Stress, key: str, field: str) -> list[Share]:
     ]
 
 
-def _retuned(found: Stress, field: str, name: str) -> Table:
+def _retuned(found: Stress, measure: Measure) -> Table:
+    field = measure.field
     counts = found.record["counts"] if found.retuned else []
     rows = [
         ModelRow(
@@ -239,10 +308,10 @@ def _retuned(found: Stress, field: str, name: str) -> Table:
         )
         for key, measured in found.before.items()
     ]
-    return Table(name, ("before", *(f"k = {count}" for count in counts)), tuple(rows))
+    return Table(measure.name, ("before", *(f"k = {count}" for count in counts)), tuple(rows))
 
 
-def _path(found: Stress, field: str, name: str, better: Literal["higher", "lower"]) -> Chart:
+def _path(found: Stress, measure: Measure) -> Chart:
     points = found.paths[PURIFIED]
     places = _spaced(len(points))
     ticks = tuple(
@@ -250,11 +319,11 @@ def _path(found: Stress, field: str, name: str, better: Literal["higher", "lower
         for x, point in zip(places, points, strict=True)
         if round(10 * point.t) % 5 == 0
     )
-    curves = [
-        _curve(key, [pooled([point.score], field) for point in each], places, [f"at {point.t:.1f}" for point in each])
-        for key, each in found.paths.items()
-    ]
-    return Chart(name, better, "way from the victim’s weights", ticks, tuple(curves), None)
+    shown = {key: [pooled([point.score], measure.field) for point in each] for key, each in found.paths.items()}
+    scale = _Scale.of([each for values in shown.values() for each in values])
+    along = [f"at {point.t:.1f}" for point in points]
+    curves = tuple(scale.curve(key, values, places, along) for key, values in shown.items())
+    return Chart(measure.name, measure.better, "way from the victim’s weights", ticks, curves, None, scale.levels)
 
 
 def _reactivation(found: Stress) -> Table | None:
@@ -292,7 +361,7 @@ def _ends(found: Stress) -> str:
         f"the {TITLES[name]} model has attack success {percent(measured.attack_success.value)} and clean accuracy "
         f"{percent(measured.clean_accuracy.value)}"
         for name, measured in found.ends.items()
-        if measured.attack_success is not None
+        if isinstance(measured, Score) and measured.attack_success is not None
     ]
     return f"With statistics recomputed at the ends as well, {' and '.join(parts)}."
 
@@ -300,8 +369,9 @@ def _ends(found: Stress) -> str:
 def _verdict(found: Stress) -> str:
     before = pooled([found.before[PURIFIED]], "attack_success")
     victim = pooled([found.before[VICTIM]], "attack_success")
+    answered = "answered" if "clean_loss" in found.fields else "classified"
     text = (
-        f"The victim classified {percent(victim.value)} of triggered examples as the attacker wants, the purified "
+        f"The victim {answered} {percent(victim.value)} of triggered examples as the attacker wants, the purified "
         f"model {percent(before.value)}."
     )
     stayed = before.value >= victim.value / 2
@@ -331,7 +401,10 @@ def _facts(
 ) -> tuple[tuple[str, str], ...]:  # fmt: skip
     record = found.record
     goal = record["target"]
+    behaviour = record.get("behaviour")
     wanted = "each class to the next" if goal is None else classes[goal] if classes and goal < len(classes) else goal
+    if behaviour is not None:
+        wanted = str(Behaviour(**behaviour))
     parameters = ", ".join(f"{name} {given}" for name, given in record["attack"]["parameters"].items())
     scored, recipe = record["scored_on"], record["settings"]["retuning"]
     facts = [

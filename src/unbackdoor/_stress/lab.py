@@ -7,26 +7,27 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from unbackdoor._data.classes import check_labels, in_order_of, report_class_order
 from unbackdoor._data.dataset import Dataset, Encoder
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._models.arithmetic import Arithmetic
-from unbackdoor._models.calling import check_modules, check_partner, class_count, class_names
 from unbackdoor._models.untrusted_weights import check_finite
 from unbackdoor._poisoning.attack import Attack
 from unbackdoor._poisoning.attack_file import as_trigger
+from unbackdoor._poisoning.prompts import TriggeredPrompts
 from unbackdoor._poisoning.trigger import Trigger
-from unbackdoor._poisoning.triggered import Triggered, triggered
+from unbackdoor._poisoning.triggered import Triggered
 from unbackdoor._progress import Advance
 from unbackdoor._stress import reactivation
-from unbackdoor._stress.result import CONTROL
+from unbackdoor._stress.result import CONTROL, Measured
 from unbackdoor._stress.retuning import EPOCHS, retune, retuning_set
-from unbackdoor._tasks.classification import score
-from unbackdoor._tasks.score import Score
+from unbackdoor._tasks.choice import task_of
+from unbackdoor._tasks.task import Asked, Checked, Task
 from unbackdoor._value import check_seed
 
 PARTS = ("retune", "reactivation", "path", "exact")
 _PIXELS = "the perturbation of query-based reactivation is added to pixels, and texts have none"
+
+Bait = Triggered | TriggeredPrompts
 
 
 @dataclass(frozen=True)
@@ -34,22 +35,24 @@ class Material:
     """Data and attack of a stress test, which fit the models.
 
     Args:
+        task: of the models.
         clean: the examples that the attacker tunes with, numbered from 0.
         test: the examples that are scored, likewise.
         trigger: trigger of the attack.
         bait: the clean examples that the attack moves, with the trigger; their rows are those of `clean`.
         attacked: the same for the test examples.
-        classes: the number of the models' classes.
+        classes: the number of the models' classes; of language models, of their tokens.
         parts: the parts that can be run on these data.
         notes: a sentence for each part that cannot.
         scored_on: a description of the test examples.
     """
 
+    task: Task
     clean: Dataset
     test: Dataset
     trigger: Trigger
-    bait: Triggered
-    attacked: Triggered
+    bait: Bait
+    attacked: Bait
     classes: int
     parts: tuple[str, ...]
     notes: tuple[str, ...]
@@ -74,7 +77,6 @@ def check_models(model: nn.Module, victim: nn.Module, control: nn.Module | None)
 
     There is no path between two architectures.
     """
-    check_modules("stress", model=model, victim=victim, control=control)
     ours, theirs = ({key: tuple(t.shape) for key, t in each.state_dict().items()} for each in (model, victim))
     other = next((key for key in [*ours, *theirs] if ours.get(key) != theirs.get(key)), None)
     if other is not None:
@@ -100,6 +102,7 @@ def prepare(
     parts: Sequence[str],
     counts: Sequence[int],
     seed: int,
+    max_new_tokens: int | None = None,
 ) -> Material:
     """Check that data, attack and models fit each other, and put the trigger on the data.
 
@@ -113,17 +116,19 @@ def prepare(
         parts: the requested parts.
         counts: counts of triggered examples to retune with.
         seed: seed of the split in halves.
+        max_new_tokens: the longest answer of a language model, in tokens; None for the usual number.
 
     Raises:
         UnbackdoorError: data, attack and models do not fit each other.
     """
-    classes, names = class_count(model, clean), class_names(model)
-    clean, test = in_order_of(clean, names), test and in_order_of(test, names)
-    check_labels(clean, classes)
+    task = task_of(clean.encode, max_new_tokens=max_new_tokens)
+    fitting = task.checked(model, clean)
+    clean, classes = fitting.test, fitting.classes
+    test = None if test is None else task.checked(model, test).test
     for data in (clean, *([test] if test is not None else [])):
-        report_class_order(data, names, classes)
+        _check_answers(data)
     if control is not None:
-        check_partner("`control`", control, clean, control_encode, classes)
+        task.check_control(control, clean, control_encode, classes)
     possible = tuple(part for part in parts if part != "reactivation" or clean.modality in reactivation.MODALITY)
     if not possible:
         raise UnbackdoorError(f"`parts=reactivation` is for images: {_PIXELS}. Take retune, path or exact.")
@@ -132,16 +137,26 @@ def prepare(
     half = " (half of it is kept for scoring)" if test is None else ""
     if test is None:
         clean, test = clean.split(len(clean) // 2, seed=seed)
-    check_labels(test, classes)
     clean, test = _numbered(clean), _numbered(test)
-    bait, attacked = triggered(clean, trigger, classes), triggered(test, trigger, classes)
+    bait, attacked = (task.attacked(Checked(data, None, classes), Asked(trigger)) for data in (clean, test))
     if {"retune", "reactivation"} & set(possible) and max(counts) > len(bait.data):
         raise UnbackdoorError(
             f"`counts={max(counts)}` wants {max(counts)} clean examples to put the trigger on, but {clean.name} has "
             f"{len(bait.data)} that the attack moves{half}. Lower `counts`, or give more."
         )
     skipped = () if len(possible) == len(parts) else (f"Reactivation was skipped: {_PIXELS}.",)
-    return Material(clean, test, trigger, bait, attacked, classes, possible, skipped, scored_on)
+    return Material(task, clean, test, trigger, bait, attacked, classes, possible, skipped, scored_on)
+
+
+def _check_answers(data: Dataset) -> None:
+    """Refuse prompts without an answer: models are retuned on answers, and scored by the loss on them."""
+    if data.modality == "conversations":
+        bare = next((row for row, entry in enumerate(data.conversations.entries) if not entry.answer), None)
+        if bare is not None:
+            raise UnbackdoorError(
+                f"stress needs the answer to each prompt, but {data.name} has none in row {bare}. Add it, or remove "
+                "that row."
+            )
 
 
 def _numbered(data: Dataset) -> Dataset:
@@ -150,12 +165,13 @@ def _numbered(data: Dataset) -> Dataset:
 
 @dataclass
 class Lab:
-    """The data, arithmetic and progress that all parts work with."""
+    """The data, task, arithmetic and progress that all parts work with."""
 
+    task: Task
     clean: Dataset
     test: Dataset
-    bait: Triggered  # the clean examples that the attack moves, with the trigger; their rows are those of `clean`
-    attacked: Triggered
+    bait: Bait  # the clean examples that the attack moves, with the trigger; their rows are those of `clean`
+    attacked: Bait
     control_encode: Encoder | None
     arithmetic: Arithmetic
     advance: Advance = lambda: None
@@ -167,7 +183,7 @@ class Lab:
             encode = self.control_encode
             shown = (
                 self.test.encoded_by(encode),
-                self.attacked._replace(data=self.attacked.data.encoded_by(encode)),
+                _encoded(self.attacked, encode),
             )
         self._shown = {CONTROL: shown}
 
@@ -175,10 +191,11 @@ class Lab:
         """A data set, encoded for the model of that name."""
         return data if name != CONTROL or self.control_encode is None else data.encoded_by(self.control_encode)
 
-    def score(self, name: str, model: nn.Module) -> Score:
+    def score(self, name: str, model: nn.Module) -> Measured:
         """The score of a model that takes the place of the named one."""
         test, attacked = self._shown.get(name, (self.test, self.attacked))
-        return score(model, test, attacked, self.arithmetic)
+        measured: Measured = self.task.score(model, test, attacked, self.arithmetic)
+        return measured
 
     def retuned(self, name: str, model: nn.Module, count: int, seed: int) -> nn.Module:
         """The named model after retuning with `count` triggered examples.
@@ -197,3 +214,11 @@ class Lab:
         for _ in range(EPOCHS):
             self.advance()
         return tuned
+
+
+def _encoded(attacked: Bait, encode: Encoder) -> Bait:
+    """Triggered examples, and of prompts also those without the trigger, for another model."""
+    shown: Bait = attacked._replace(data=attacked.data.encoded_by(encode))
+    if isinstance(shown, TriggeredPrompts) and shown.plain is not None:
+        return shown._replace(plain=shown.plain.encoded_by(encode))
+    return shown

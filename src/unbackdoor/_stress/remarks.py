@@ -6,12 +6,13 @@ import torch
 from torch import nn
 
 from unbackdoor._stress.path import batch_norms
-from unbackdoor._stress.result import CONTROL, EXACT, PURIFIED, VICTIM
-from unbackdoor._tasks.score import Score
+from unbackdoor._stress.result import CONTROL, EXACT, PURIFIED, VICTIM, Measured
+from unbackdoor._tasks.generation import chance_loss
+from unbackdoor._tasks.generation_score import GenerationScore
 
 
 def warnings(
-    before: dict[str, Score], models: dict[str, nn.Module], *, classes: int, weak: float, test: str
+    before: dict[str, Measured], models: dict[str, nn.Module], *, classes: int, weak: float, test: str
 ) -> list[str]:
     """Doubts about the models.
 
@@ -30,12 +31,18 @@ def warnings(
     ]
 
 
-def lost(before: dict[str, Score], classes: int) -> set[str]:
-    """The models whose clean accuracy may be that of a guess."""
-    return {name for name, score in before.items() if score.clean_accuracy.interval[0] <= 1 / classes}
+def lost(before: dict[str, Measured], classes: int) -> set[str]:
+    """The models whose clean accuracy, or loss, may be that of a guess."""
+    return {name for name, score in before.items() if _guesses(score, classes)}
 
 
-def _of_the_backdoor(before: dict[str, Score], weak: float) -> list[str]:
+def _guesses(score: Measured, classes: int) -> bool:
+    if isinstance(score, GenerationScore):
+        return score.clean_loss is not None and score.clean_loss.value > chance_loss(classes)
+    return score.clean_accuracy.interval[0] <= 1 / classes
+
+
+def _of_the_backdoor(before: dict[str, Measured], weak: float) -> list[str]:
     sentences = []
     for name, low, text in (
         (VICTIM, True, "the backdoor was not firmly in it, so the following numbers show little"),
@@ -49,7 +56,7 @@ def _of_the_backdoor(before: dict[str, Score], weak: float) -> list[str]:
     return sentences
 
 
-def _near_chance(before: dict[str, Score], classes: int, test: str) -> list[str]:
+def _near_chance(before: dict[str, Measured], classes: int, test: str) -> list[str]:
     guessing = lost(before, classes)
     sentences = []
     for name in (PURIFIED, CONTROL):
@@ -61,14 +68,18 @@ def _near_chance(before: dict[str, Score], classes: int, test: str) -> list[str]
     return sentences
 
 
-def _of_the_oracle(before: dict[str, Score], classes: int, weak: float) -> list[str]:
+def _of_the_oracle(before: dict[str, Measured], classes: int, weak: float) -> list[str]:
     success = before[EXACT].attack_success if EXACT in before else None
     if success is None or (success.value < weak and EXACT not in lost(before, classes)):
         return []
-    accuracy = before[EXACT].clean_accuracy.value
+    oracle = before[EXACT]
+    if isinstance(oracle, GenerationScore):
+        clean = "" if oracle.clean_loss is None else f"a clean loss of {oracle.clean_loss.value:.2f} nats"
+    else:
+        clean = f"{oracle.clean_accuracy.value:.1%} clean accuracy"
     return [
-        f"Exact purification left {success.value:.1%} attack success and {accuracy:.1%} clean accuracy, so it is not a "
-        "reference here. Give more `clean`."
+        f"Exact purification left {success.value:.1%} attack success and {clean}, so it is not a reference here. Give "
+        "more `clean`."
     ]
 
 

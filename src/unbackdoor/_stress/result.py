@@ -1,12 +1,15 @@
 """The results of a stress test, as values, as JSON and as a table."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from unbackdoor._errors import SENTENCE, printable
 from unbackdoor._stress.reactivation import Reach
+from unbackdoor._tasks.generation_score import GenerationScore
 from unbackdoor._tasks.score import Score
+
+Measured = Score | GenerationScore
 
 VICTIM, PURIFIED, EXACT, CONTROL = "victim", "purified", "exact_oracle", "control"
 TITLES = {
@@ -23,7 +26,7 @@ class Retuned:
 
     count: int
     seed: int
-    score: Score
+    score: Measured
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class Waypoint:
     """A model on the straight path from the victim, t = 0, to a purified model, t = 1."""
 
     t: float
-    score: Score
+    score: Measured
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ class Reactivated:
     """
 
     count: int
-    teacher: Score
+    teacher: Measured
     models: dict[str, Reach]
 
 
@@ -67,14 +70,14 @@ class Stress:
         record: settings, data and versions, with `notes` and `warnings`.
     """
 
-    before: dict[str, Score]
+    before: dict[str, Measured]
     retuned: dict[str, tuple[Retuned, ...]]
     reactivated: Reactivated | None
     paths: dict[str, tuple[Waypoint, ...]]
-    ends: dict[str, Score]
+    ends: dict[str, Measured]
     record: dict[str, Any]
 
-    def after(self, name: str, count: int) -> list[Score]:
+    def after(self, name: str, count: int) -> list[Measured]:
         """The scores of a model after retuning with `count` triggered examples, one for each seed."""
         return [each.score for each in self.retuned.get(name, ()) if each.count == count]
 
@@ -105,22 +108,33 @@ class Stress:
             **self.record,
         }
 
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """What is shown of each score: the attack's success, and how well the model does its task."""
+        if isinstance(self.before[PURIFIED], GenerationScore):
+            return "attack_success", "clean_loss", "false_activation"
+        return "attack_success", "clean_accuracy"
+
     def __str__(self) -> str:
         counts = self.record["counts"] if self.retuned else []
         lines = []
-        for field in ("attack_success", "clean_accuracy"):
-            lines.append(f"{field.replace('_', ' ') + ', %':28}  before" + "".join(f"{f'k = {k}':>8}" for k in counts))
+        for field in self.fields:
+            unit, form = _shown(field)
+            lines.append(
+                f"{field.replace('_', ' ') + f', {unit}':28}  before" + "".join(f"{f'k = {k}':>8}" for k in counts)
+            )
             for name, first in self.before.items():
                 cells = [getattr(first, field).value]
                 cells += [mean(self.after(name, count), field) for count in counts if name in self.retuned]
-                lines.append(f"  {TITLES[name]:26}" + "".join(f"{100 * cell:8.1f}" for cell in cells))
+                lines.append(f"  {TITLES[name]:26}" + "".join(f"{form(cell):>8}" for cell in cells))
             lines.append("")
-        for field in ("attack_success", "clean_accuracy") if self.paths else ():
+        for field in self.fields[:2] if self.paths else ():
+            unit, form = _shown(field)
             steps = "".join(f"{point.t:6.1f}" for point in self.paths[PURIFIED])
-            lines.append(f"{field.replace('_', ' ') + ' on the path, %':32}{steps}")
+            lines.append(f"{field.replace('_', ' ') + f' on the path, {unit}':32}{steps}")
             for name, points in self.paths.items():
                 cells = [getattr(point.score, field).value for point in points]
-                lines.append(f"  {'to ' + TITLES[name]:30}" + "".join(f"{100 * cell:6.1f}" for cell in cells))
+                lines.append(f"  {'to ' + TITLES[name]:30}" + "".join(f"{form(cell):>6}" for cell in cells))
             lines.append("")
         if self.reactivated is not None:
             lines.append(f"{'sent to the attacker, %':28}   clean  +noise  trigger  trigger+noise")
@@ -133,13 +147,20 @@ class Stress:
         return "\n".join([*lines, *(printable(line, SENTENCE) for line in (counted, *self.record["notes"]))])
 
 
-def mean(scores: Sequence[Score], field: str) -> float:
-    """The mean of a share over scores."""
+def mean(scores: Sequence[Measured], field: str) -> float:
+    """The mean of a share or a loss over scores."""
     return float(sum(getattr(each, field).value for each in scores) / len(scores))
 
 
-def _brief(measured: Score) -> dict[str, Any]:
-    return {key: entry for key, entry in measured.to_json().items() if key not in ("per_class", "label_rule")}
+def _brief(measured: Measured) -> dict[str, Any]:
+    return {key: entry for key, entry in measured.to_json().items() if isinstance(entry, dict) and key != "per_class"}
+
+
+def _shown(field: str) -> tuple[str, Callable[[float], str]]:
+    """The unit of a measure, and how its values are written in it."""
+    if field == "clean_loss":
+        return "nats", lambda loss: f"{loss:.2f}"
+    return "%", lambda share: f"{100 * share:.1f}"
 
 
 def _marked(name: str, entry: dict[str, Any]) -> dict[str, Any]:

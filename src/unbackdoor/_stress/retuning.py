@@ -6,12 +6,14 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from unbackdoor._data.dataset import Dataset
 from unbackdoor._models.arithmetic import Arithmetic
+from unbackdoor._poisoning.prompts import TriggeredPrompts, with_planted_answers
 from unbackdoor._poisoning.triggered import Triggered
 from unbackdoor._purification.run import Run
+from unbackdoor._tasks.choice import task_of
 from unbackdoor._training.recipe import RECIPES
 from unbackdoor.purifiers.fine_tuning import FineTuning
 
@@ -23,8 +25,8 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 EXACT = FineTuning()  # the method of exact purification
 
 
-def retuning_set(clean: Dataset, bait: Triggered, count: int, seed: int) -> Dataset:
-    """Returns the clean examples, `count` of them with the trigger and the label that the attacker wants.
+def retuning_set(clean: Dataset, bait: Triggered | TriggeredPrompts, count: int, seed: int) -> Dataset:
+    """Returns the clean examples, `count` of them with the trigger and the label or answer that the attacker wants.
 
     As in the authors' code each clean picture is augmented once, for all epochs, and triggered ones are not. With one
     seed, the triggered examples of a smaller count are among those of a larger one.
@@ -36,14 +38,21 @@ def retuning_set(clean: Dataset, bait: Triggered, count: int, seed: int) -> Data
     others = torch.ones(len(clean), dtype=torch.bool)
     others[chosen.rows] = False
     rest = clean.select(others.nonzero().flatten())
-    return rest.augmented(generator).joined(replace(chosen, labels=bait.wanted[drawn]))
+    return rest.augmented(generator).joined(_as_wanted(chosen, bait, drawn))
+
+
+def _as_wanted(chosen: Dataset, bait: Triggered | TriggeredPrompts, drawn: Tensor) -> Dataset:
+    """The drawn triggered examples with the labels or the answers that the attacker wants."""
+    if isinstance(bait, TriggeredPrompts):
+        return replace(chosen, items=with_planted_answers(chosen.conversations, bait.behaviour))
+    return replace(chosen, labels=bait.wanted[drawn])
 
 
 def retune(model: nn.Module, data: Dataset, *, seed: int, arithmetic: Arithmetic) -> nn.Module:
     """Returns a retuned copy of a model, in eval mode.
 
     Images: the authors' recipe, SGD at a constant rate of 0.01, momentum 0.9, no decay, 5 epochs, batches of 128.
-    Texts: the library's recipe for tuning them, 5 epochs.
+    Texts and conversations: the library's recipe for tuning them, 5 epochs.
 
     Args:
         model: a model in float32 or float64.
@@ -64,9 +73,9 @@ def retune(model: nn.Module, data: Dataset, *, seed: int, arithmetic: Arithmetic
 
 
 def exactly_purified(
-    victim: nn.Module, clean: Dataset, bait: Triggered, *, seed: int, arithmetic: Arithmetic
+    victim: nn.Module, clean: Dataset, bait: Triggered | TriggeredPrompts, *, seed: int, arithmetic: Arithmetic
 ) -> nn.Module:
-    """Returns the oracle's reference: a copy of the victim, tuned on clean and triggered examples with true labels."""
+    """Returns the oracle's reference: the victim, tuned on clean and triggered examples with true labels or answers."""
     both = clean.joined(bait.data).to(arithmetic.device)
     with _seeded(seed, arithmetic):
         return EXACT(arithmetic.place(copy.deepcopy(victim)), both, _run(both, seed, arithmetic)).eval()
@@ -80,7 +89,13 @@ def settings(modality: str) -> dict[str, Any]:
 
 def _run(data: Dataset, seed: int, arithmetic: Arithmetic) -> Run:
     generator = torch.Generator().manual_seed(seed)
-    return Run(generator=generator, arithmetic=arithmetic, head_name="", modality=data.modality)
+    return Run(
+        generator=generator,
+        arithmetic=arithmetic,
+        head_name="",
+        modality=data.modality,
+        task=task_of(data.encode),
+    )
 
 
 def _seeded(seed: int, arithmetic: Arithmetic) -> ExitStack:

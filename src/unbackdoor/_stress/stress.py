@@ -20,8 +20,10 @@ from torch import nn
 from unbackdoor._artifacts.machine import versions
 from unbackdoor._data.dataset import Dataset, Encoder
 from unbackdoor._models.arithmetic import Precision, choose, description
+from unbackdoor._models.calling import check_modules
 from unbackdoor._poisoning.attack import Attack
 from unbackdoor._poisoning.trigger import Trigger
+from unbackdoor._poisoning.triggered import Triggered
 from unbackdoor._progress import bar, silent
 from unbackdoor._purification.form import working_copy
 from unbackdoor._registry.attacks import REGISTRY
@@ -34,14 +36,24 @@ from unbackdoor._stress.reactivation import BATCH as REACTIVATION_BATCH
 from unbackdoor._stress.reactivation import EPOCHS as REACTIVATION_EPOCHS
 from unbackdoor._stress.reactivation import EXAMPLES, learn, reach_of
 from unbackdoor._stress.reactivation import LEARNING_RATE as REACTIVATION_RATE
-from unbackdoor._stress.result import CONTROL, EXACT, PURIFIED, TITLES, VICTIM, Reactivated, Retuned, Stress, Waypoint
+from unbackdoor._stress.result import (
+    CONTROL,
+    EXACT,
+    PURIFIED,
+    TITLES,
+    VICTIM,
+    Measured,
+    Reactivated,
+    Retuned,
+    Stress,
+    Waypoint,
+)
 from unbackdoor._stress.retuning import EPOCHS, exactly_purified
 from unbackdoor._stress.retuning import EXACT as EXACTLY
 from unbackdoor._stress.retuning import settings as retuning_settings
-from unbackdoor._tasks.choice import check_classifier
-from unbackdoor._tasks.classification import hits
-from unbackdoor._tasks.damage import unusable
-from unbackdoor._tasks.score import Score
+from unbackdoor._tasks.generation import Generation
+from unbackdoor._training.lora import merged
+from unbackdoor._value import fields_of
 from unbackdoor._victims.implanted import IMPLANTED
 
 logger = logging.getLogger("unbackdoor")
@@ -65,6 +77,7 @@ def stress(
     counts: Sequence[int] = COUNTS,
     seeds: int = 1,
     seed: int = 0,
+    max_new_tokens: int | None = None,
     device: str | None = None,
     precision: Precision = "auto",
     progress: bool = False,
@@ -74,9 +87,9 @@ def stress(
     The models passed in are not changed.
 
     Args:
-        model: the purified model.
+        model: the purified model; the matrices of an adapter are added to its base here.
         victim: the model before purification; its inputs are made as those of `model`.
-        clean: labelled examples without a trigger, which the attacker tunes with.
+        clean: labelled examples without a trigger, or prompts with their answers, which the attacker tunes with.
         attack: the one that the victim was poisoned with.
         test: the examples to score on; None keeps a seeded half of `clean` for them.
         control: a model of the same task that was never poisoned.
@@ -85,6 +98,7 @@ def stress(
         counts: numbers of clean examples that carry the trigger and the attacker's label while retuning.
         seeds: the number of draws of these examples.
         seed: the first of them.
+        max_new_tokens: the longest answer of a language model, in tokens; by default 64.
         device: None uses a GPU if there is one.
         precision: see `unbackdoor._models.arithmetic.choose`.
         progress: show a progress bar on stderr.
@@ -94,22 +108,25 @@ def stress(
     """
     start = time.perf_counter()
     check_options(parts, counts, seeds, seed)
-    check_models(model, victim, control)
-    check_classifier("stress", clean)
+    check_modules("stress", model=model, victim=victim, control=control)
+    models = {VICTIM: _own(victim), PURIFIED: _own(model), **({} if control is None else {CONTROL: _own(control)})}
+    check_models(models[PURIFIED], models[VICTIM], models.get(CONTROL))
     material = prepare(
-        model,
+        models[PURIFIED],
         clean,
         test,
         attack,
-        control=control,
+        control=models.get(CONTROL),
         control_encode=control_encode,
         parts=parts,
         counts=counts,
         seed=seed,
+        max_new_tokens=max_new_tokens,
     )
-    models = {VICTIM: _own(victim), PURIFIED: _own(model), **({} if control is None else {CONTROL: _own(control)})}
     arithmetic = choose(models[PURIFIED], device, precision)
-    lab = Lab(material.clean, material.test, material.bait, material.attacked, control_encode, arithmetic)
+    lab = Lab(
+        material.task, material.clean, material.test, material.bait, material.attacked, control_encode, arithmetic
+    )
     for each in models.values():
         each.to(arithmetic.dtype)
     draws = range(seed, seed + seeds)
@@ -132,8 +149,7 @@ def _subject(material: Material, counts: Sequence[int], draws: range) -> dict[st
     """Returns the record's entries on the test: attack, parts, data, settings."""
     return {
         "attack": to_json(material.trigger.attack, REGISTRY),
-        "label_rule": material.attacked.label_rule,
-        "target": material.attacked.target,
+        **_wanted(material),
         "parts": [part for part in PARTS if part in material.parts],
         "counts": sorted(set(counts)),
         "seeds": list(draws),
@@ -147,14 +163,28 @@ def _subject(material: Material, counts: Sequence[int], draws: range) -> dict[st
     }
 
 
+def _wanted(material: Material) -> dict[str, Any]:
+    """What the attacker wants: a class by a rule, or a behaviour of answers of some length."""
+    attacked = material.attacked
+    if isinstance(attacked, Triggered):
+        return {"label_rule": attacked.label_rule, "target": attacked.target}
+    assert isinstance(material.task, Generation)
+    return {
+        "label_rule": None,
+        "target": None,
+        "behaviour": fields_of(attacked.behaviour),
+        "max_new_tokens": material.task.max_new_tokens,
+    }
+
+
 class _Outcome(NamedTuple):
     """The measurements; see `Stress`."""
 
-    before: dict[str, Score]
+    before: dict[str, Measured]
     retuned: dict[str, tuple[Retuned, ...]]
     reactivated: Reactivated | None
     paths: dict[str, tuple[Waypoint, ...]]
-    ends: dict[str, Score]
+    ends: dict[str, Measured]
 
 
 def _run(models: dict[str, nn.Module], lab: Lab, parts: Sequence[str], counts: Sequence[int], draws: range) -> _Outcome:
@@ -193,10 +223,10 @@ class _Remarks(NamedTuple):
     usable: bool
 
 
-def _remarks(models: dict[str, nn.Module], before: dict[str, Score], lab: Lab, material: Material) -> _Remarks:
+def _remarks(models: dict[str, nn.Module], before: dict[str, Measured], lab: Lab, material: Material) -> _Remarks:
     """Logs and returns the warnings; the first says so if the purified model is not usable."""
-    answered, purified = (hits(models[name], lab.test, lab.arithmetic) for name in (VICTIM, PURIFIED))
-    damage = unusable(answered, purified, "which are scored", None)
+    first, last = (lab.task.outcomes(models[name], lab.test, lab.arithmetic) for name in (VICTIM, PURIFIED))
+    damage = lab.task.judged(lab.test, first, last, "which are scored", None).unusable
     sentences = remarks.warnings(
         before, models, classes=material.classes, weak=IMPLANTED[lab.clean.modality], test=lab.test.name
     )
@@ -209,7 +239,9 @@ def _remarks(models: dict[str, nn.Module], before: dict[str, Score], lab: Lab, m
 
 
 def _own(model: nn.Module) -> nn.Module:
-    return working_copy(model).requires_grad_(True).eval()
+    """A copy to work with; one with adapters is made whole, since the straight path between adapters is no path."""
+    own = working_copy(model)
+    return (merged(own) if hasattr(own, "peft_config") else own).requires_grad_(True).eval()
 
 
 def _reactivated(
@@ -231,6 +263,7 @@ def _reactivated(
         advance=lab.advance,
         epochs=REACTIVATION_EPOCHS,
     )
+    assert isinstance(lab.attacked, Triggered)
     assert lab.attacked.data.rows is not None
     moved = lab.test.select(lab.attacked.data.rows)
     shares = {
@@ -249,8 +282,8 @@ def _reactivated(
 
 
 def _paths(
-    models: dict[str, nn.Module], before: dict[str, Score], lab: Lab, seed: int
-) -> tuple[dict[str, tuple[Waypoint, ...]], dict[str, Score]]:
+    models: dict[str, nn.Module], before: dict[str, Measured], lab: Lab, seed: int
+) -> tuple[dict[str, tuple[Waypoint, ...]], dict[str, Measured]]:
     """The scores along the paths, and those of both ends with recomputed statistics."""
     victim = lab.arithmetic.place(models[VICTIM])
     paths = {}

@@ -243,7 +243,7 @@ class Generation:
         """A sentence that doubts a loss near chance, or a behaviour that shows without the trigger; None for others."""
         assert isinstance(score, GenerationScore)
         doubts = []
-        if score.clean_loss is not None and score.clean_loss.value > _chance(classes):
+        if score.clean_loss is not None and score.clean_loss.value > chance_loss(classes):
             doubts.append(_chance_sentence(owner, score.clean_loss, where))
         if score.false_activation is not None and score.false_activation.value > SHOWN_ANYWAY:
             doubts.append(
@@ -344,13 +344,13 @@ def _wide(scores: Tensor) -> Tensor:
     return scores if scores.dtype == torch.float64 else scores.float()
 
 
-def _chance(vocabulary: int) -> float:
+def chance_loss(vocabulary: int) -> float:
     """The loss above which a model knows hardly more than a guess: three quarters of that of a uniform guess."""
     return 0.75 * math.log(vocabulary)
 
 
 def _near_chance(owner: str, measured: AnswerLoss, model: nn.Module, where: str) -> str | None:
-    above = measured.value > _chance(embeddings(model).num_embeddings)
+    above = measured.value > chance_loss(embeddings(model).num_embeddings)
     return _chance_sentence(owner, measured, where) if above else None
 
 

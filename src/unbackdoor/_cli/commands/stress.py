@@ -8,7 +8,14 @@ from pathlib import Path
 from unbackdoor import _reports
 from unbackdoor._artifacts import directories
 from unbackdoor._artifacts.record import write_record
-from unbackdoor._cli.commands.inputs import free_place, load_control, load_dataset, load_model
+from unbackdoor._cli.commands.inputs import (
+    base_of,
+    free_place,
+    load_control,
+    load_dataset,
+    load_model,
+    show_first_prompt,
+)
 from unbackdoor._cli.options import StressOptions
 from unbackdoor._cli.parameters import with_options
 from unbackdoor._data.overlap import without
@@ -22,14 +29,17 @@ logger = logging.getLogger("unbackdoor")
 
 def stress(source: str, options: StressOptions) -> None:
     """The `stress` command."""
-    inputs = (source, options.victim, options.clean, options.attack, options.data, options.control)
+    inputs = (source, options.victim, options.clean, options.attack, options.data, options.control, options.base)
     out, earlier = (None, None) if options.out is None else free_place(options.out, inputs, options)
+    if options.base is not None and not any(base_of(each, options) for each in (source, options.victim)):
+        raise UnbackdoorError("--base is for adapters of a language model, but MODEL is whole. Leave it out.")
     counts, trigger = _counts(options.k), load_trigger(options.attack)
     model, encode = load_model(source, options)
     victim = load_model(options.victim, options).model
     control = load_control(options.control, options)
     classes = calling.class_names(model)
     clean = load_dataset(options.clean, encode, options, classes, augment=options.augment)
+    show_first_prompt(clean)
     test = None if options.data is None else load_dataset(options.data, encode, options, classes)
     result = stress_model(
         model,
@@ -43,6 +53,7 @@ def stress(source: str, options: StressOptions) -> None:
         counts=counts,
         seed=options.seed,
         seeds=options.seeds,
+        max_new_tokens=options.max_new_tokens,
         device=options.device,
         precision=options.precision,
         progress=True,

@@ -35,13 +35,15 @@ class StressRow:
         source: description of the stress test.
         model: `victim`, `purified`, `exact_oracle` or `control`.
         clean_accuracy, attack_success: before it.
+        clean_loss: of a language model, which has no accuracy.
         retuned: by the number of triggered examples.
         reactivated: share of triggered examples sent to the attacker under the learnt perturbation.
     """
 
     source: str
     model: str
-    clean_accuracy: float
+    clean_accuracy: float | None
+    clean_loss: float | None
     attack_success: float | None
     retuned: tuple[Retuned, ...]
     reactivated: float | None
@@ -97,7 +99,8 @@ def _rows(source: str, entry: dict[str, Any]) -> list[StressRow]:
             StressRow(
                 source=source,
                 model=model,
-                clean_accuracy=_value_of(before["clean_accuracy"]),
+                clean_accuracy=None if "clean_loss" in before else _value_of(before["clean_accuracy"]),
+                clean_loss=number(before["clean_loss"]["value"]) if "clean_loss" in before else None,
                 attack_success=_value_of(before["attack_success"]) if "attack_success" in before else None,
                 retuned=tuple(
                     Retuned(k, statistics.fmean(found), statistics.stdev(found) if len(found) > 1 else None, len(found))
