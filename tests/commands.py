@@ -18,11 +18,11 @@ from unbackdoor._cli.app import main
 _IMPORTED = """
 import gc, json, os, sys
 
-import datasets, pyarrow.parquet, torch
-from transformers import AutoTokenizer, BertForSequenceClassification
+import datasets, peft, pyarrow.parquet, torch
+from transformers import AutoTokenizer, BertForSequenceClassification, LlamaForCausalLM
 from unbackdoor import archs
 from unbackdoor.__main__ import main
-from unbackdoor._cli.commands import attack, audit, evaluate, purify, stress
+from unbackdoor._cli.commands import attack, audit, evaluate, guard, purify, stress, train
 
 archs.register()  # imports what the first model would
 gc.freeze()  # else each process goes through all of it, and copies it

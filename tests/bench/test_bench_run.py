@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -234,11 +235,6 @@ def test_one_cell_again(store: Store, place: Path, capsys: pytest.CaptureFixture
         bench(str(place / "tiny.toml"), out=store.address, only=("zzz",))
 
 
-def test_two_workers_measure_the_same(store: Store, place: Path, tmp_path: Path) -> None:
-    bench(str(place / "tiny.toml"), out=str(tmp_path / "runs"), workers=2)
-    assert measured(Store(tmp_path / "runs")) == measured(store)
-
-
 def test_a_failure_is_recorded_and_stops_nothing(own: Path, place: Path, tmp_path: Path) -> None:
     path, runs = grid_with(place, "fails.toml", "fail"), tmp_path / "runs"
     with pytest.raises(UnbackdoorError) as caught:
@@ -278,75 +274,135 @@ def test_a_victim_that_fails_fails_its_cells(place: Path, tmp_path: Path) -> Non
     assert messages.pop().startswith("Its victim failed: `rate=0.5` wants 100 examples, but a clean-label attack")
 
 
-def test_a_worker_that_dies_takes_no_other_cell_with_it(own: Path, place: Path, tmp_path: Path) -> None:
-    path = grid_with(place, "dies.toml", "die")
-    with pytest.raises(UnbackdoorError, match="2 of 8 cells failed; the first said: Its worker died twice, the second"):
-        bench(path, out=str(tmp_path / "runs"), workers=2)
-    assert (len(Store(tmp_path / "runs").done()), len(Store(tmp_path / "runs").failed())) == (6, 2)
+def test_two_workers_measure_the_same_and_one_that_dies_takes_no_other_cell_with_it(
+    own: Path, store: Store, place: Path, tmp_path: Path
+) -> None:
+    path = grid_with(place, "dies.toml", "die", seeds="[0, 1]")
+    deadly = next(cell.key for cell in all_cells(read(path)) if cell.label == "bench_own:Own")
+    only = (deadly, *measured(store))
+    with pytest.raises(
+        UnbackdoorError, match="1 of 11 cells failed; the first said: Its worker died twice, the second"
+    ):
+        bench(path, out=str(tmp_path / "runs"), workers=2, only=only)
+    kept = Store(tmp_path / "runs")
+    assert kept.failed() == {deadly}
+    cells = measured(kept)
+    del cells[deadly]
+    assert cells == measured(store)
 
 
+# Forks a process for each of its tasks, as all of them need what takes long to import.
 DRIVER = """
-import gc, os, random, signal, sys, time
-from unbackdoor._bench import run, work  # imported once, so that the children start at once
+import gc, json, os, random, resource, signal, sys, time
+from unbackdoor._bench import run, work
+from unbackdoor._victims import plant
+from unbackdoor.__main__ import main
 import unbackdoor.purifiers.then
 import torch
 from unbackdoor import archs
 archs.register()
 gc.freeze()  # else each child goes through all that is imported, and copies it
 torch.set_num_threads(1)
-grid, out, mode = sys.argv[1:]
 
-def child():
+def child(work):
     pid = os.fork()
     if pid == 0:
         try:
-            run.bench(grid, out=out)
+            work()
         except BaseException as problem:
             print(problem, file=sys.stderr)
             os._exit(1)
         os._exit(0)
     return pid
 
-if mode == "kill":
+def kill(grid, out):
+    "Kills runs until one comes to its end; returns how often."
     random.seed(0)
     kills, pause = 0, 0.2
     while True:
-        pid, end = child(), time.monotonic() + random.uniform(0, pause)
+        pid, end = child(lambda: run.bench(grid, out=out)), time.monotonic() + random.uniform(0, pause)
         while time.monotonic() < end and os.waitpid(pid, os.WNOHANG) == (0, 0):
             time.sleep(0.002)
         try:
             os.kill(pid, signal.SIGKILL)
-            _, status = os.waitpid(pid, 0)
+            os.waitpid(pid, 0)
         except (ProcessLookupError, ChildProcessError):
-            break  # it had come to its end
+            return kills  # it had come to its end
         kills += 1
         pause *= 1.2  # whatever the machine, it gets through in the end
-    print(kills)
-else:
-    children = [child(), child()]
-    print(sum(os.waitpid(pid, 0)[1] for pid in children))
+
+def share(grid, out):
+    "Two runs at once; returns the sum of their exit codes."
+    children = [child(lambda: run.bench(grid, out=out)) for _ in range(2)]
+    return sum(os.waitpid(pid, 0)[1] for pid in children)
+
+def full(grid, out):
+    "The command, which cannot write any more after its first cell; keeps its stderr, and returns its exit code."
+    measure = work._Desk.measure
+    reading, writing = os.pipe()
+
+    def then_full(self, cell):
+        made = measure(self, cell)
+        if cell.label != "none":
+            resource.setrlimit(resource.RLIMIT_FSIZE, (64, 64))  # what a full disk looks like from inside
+        return made
+
+    def command():
+        sys.stderr = os.fdopen(writing, "w")
+        work._Desk.measure = then_full
+        try:
+            main()
+        except SystemExit as ended:
+            sys.stderr.flush()
+            os._exit(ended.code)
+
+    sys.argv = ["unbackdoor", "bench", grid, "--out", out]
+    pid = child(command)
+    os.close(writing)
+    with os.fdopen(reading) as errors, open(out + ".errors", "w") as kept:
+        kept.write(errors.read())
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+for line in sys.stdin:
+    task, grid, out, environment = json.loads(line)
+    os.environ.update(environment)
+    sys.stdout.flush()
+    print("result", {"kill": kill, "share": share, "full": full}[task](grid, out), flush=True)
 """
 
-
-def driven(place: Path, path: str, out: Path, mode: str) -> int:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(place), *sys.path])}
-    command = [sys.executable, "-c", DRIVER, path, str(out), mode]
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert ended.returncode == 0, ended.stderr
-    return int(ended.stdout.splitlines()[-1])
+Drive = Callable[[str, str, Path], int]
 
 
-def test_killed_at_random_moments_it_ends_as_if_it_had_not_been(store: Store, place: Path, tmp_path: Path) -> None:
-    kills = driven(place, str(place / "tiny.toml"), tmp_path, "kill")
-    assert kills >= 5
+@pytest.fixture(scope="module")
+def drive(place: Path) -> Iterator[Drive]:
+    """Runs a task of the driver on a grid of the folder and a store; returns its result."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(place), *sys.path]), "OMP_NUM_THREADS": "1"}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    driver = subprocess.Popen([sys.executable, "-c", DRIVER], env=environment, **pipes)
+
+    def driven(task: str, grid: str, out: Path) -> int:
+        calls = {name: os.environ[name] for name in ("CALLS",) if name in os.environ}
+        print(json.dumps([task, grid, str(out), calls]), file=driver.stdin, flush=True)
+        line = next(line for line in driver.stdout if line.startswith("result "))
+        return int(line.split()[1])
+
+    yield driven
+    driver.communicate()  # which closes its stdin, and so ends it
+    assert driver.returncode == 0
+
+
+def test_killed_at_random_moments_it_ends_as_if_it_had_not_been(
+    store: Store, place: Path, tmp_path: Path, drive: Drive
+) -> None:
+    assert drive("kill", str(place / "tiny.toml"), tmp_path) >= 5
     assert measured(Store(tmp_path)) == measured(store)
     for path in [*tmp_path.glob("cells/*.json"), *tmp_path.glob("rows/*.json"), *tmp_path.glob("victims/*/*.json")]:
         json.loads(path.read_text())
 
 
-def test_two_runs_share_a_store(own: Path, store: Store, place: Path, tmp_path: Path) -> None:
+def test_two_runs_share_a_store(own: Path, store: Store, place: Path, tmp_path: Path, drive: Drive) -> None:
     path = grid_with(place, "shared.toml", "work", seeds="[0, 1]")
-    assert driven(place, path, tmp_path / "runs", "share") == 0
+    assert drive("share", path, tmp_path / "runs") == 0
     kept = Store(tmp_path / "runs")
     assert len(kept.done()) == 14
     assert own.read_text() == "xxxx"  # two subjects, two seeds: none twice
@@ -565,32 +621,14 @@ def test_triggered_examples_that_are_not_the_test_rows_need_clean_examples_of_th
     assert {score["attack_success"]["n"] for score in scores} == {int((others != 3).sum())}
 
 
-FULL = """
-import resource, sys
-from unbackdoor._victims import plant
-from unbackdoor._bench import work
-measure = work._Desk.measure
-def then_full(self, cell):
-    made = measure(self, cell)
-    if cell.label != "none":
-        resource.setrlimit(resource.RLIMIT_FSIZE, (64, 64))  # what a full disk looks like from inside
-    return made
-work._Desk.measure = then_full
-from unbackdoor.__main__ import main
-main()
-"""
-
-
-def test_a_full_disk_loses_nothing(place: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-c", FULL, "bench", str(place / "tiny.toml"), "--out", str(tmp_path)]
-    ended = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert ended.returncode == 1
-    assert ended.stderr.splitlines()[-1].endswith(
-        ".json could not be written: File too large. Nothing of it was kept; free some space."
-    )
-    kept = [json.loads(path.read_text()) for path in (tmp_path / "cells").iterdir()]
+def test_a_full_disk_loses_nothing(place: Path, tmp_path: Path, drive: Drive) -> None:
+    runs = tmp_path / "runs"
+    assert drive("full", str(place / "tiny.toml"), runs) == 1
+    *_, last = (tmp_path / "runs.errors").read_text().splitlines()
+    assert last.endswith(".json could not be written: File too large. Nothing of it was kept; free some space.")
+    kept = [json.loads(path.read_text()) for path in (runs / "cells").iterdir()]
     assert len(kept) >= 1
-    assert not Store(tmp_path).failed()
+    assert not Store(runs).failed()
 
 
 @pytest.mark.parametrize(
