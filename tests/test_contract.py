@@ -12,7 +12,7 @@ from torch import nn
 
 import chats
 import toys
-from conftest import SmallCNN
+from fixtures import SmallCNN
 from pictures import write_pictures
 from unbackdoor import Dataset, UnbackdoorError, VictimRecipe, archs, attacks, detectors, guards, purifiers, trainers
 from unbackdoor._detection.finding import Candidate, Finding

@@ -35,6 +35,7 @@ def test_the_corpus_is_large_enough() -> None:
     assert sum(case.harmless for case in cases) >= 50
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("part", range(PARTS))
 def test_each_gets_one_sentence_and_each_harmless_twin_is_taken(part: int, things: Path, tmp_path: Path) -> None:
     cases = corpus.cases()

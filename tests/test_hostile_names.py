@@ -56,6 +56,7 @@ def harmless(text: str, longest: int) -> bool:
     return all(line.isprintable() and len(line) <= longest for line in text.replace("\t", " ").split("\n"))
 
 
+@pytest.mark.long
 def test_what_commands_print_and_write(place: Path) -> None:
     model, data, test = f"model{DIRECTION}", f"data{DIRECTION}.jsonl", f"test{TERMINAL}.jsonl"
     columns = ("--columns", f"text=te{LINE}{TERMINAL}{LONG}")

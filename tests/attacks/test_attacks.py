@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from conftest import SmallCNN
+from fixtures import SmallCNN
 from pictures import write_pictures
 from unbackdoor import Dataset, ImageEncoder, UnbackdoorError, attacks, evaluate, poison
 from unbackdoor._models.calling import logits

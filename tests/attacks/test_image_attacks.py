@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import toys
-from conftest import SmallCNN
+from fixtures import SmallCNN
 from unbackdoor import Dataset, UnbackdoorError, attacks, evaluate, poison
 from unbackdoor._poisoning.poison import draw
 from unbackdoor._poisoning.trigger import Trigger

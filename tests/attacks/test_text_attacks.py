@@ -370,6 +370,7 @@ NO_CONTROL = (
 )
 
 
+@pytest.mark.long
 def test_the_path_of_a_tester(base: Path, tmp_path: Path) -> None:
     """Attack, attack none, evaluate with a control: the command line from end to end."""
     shutil.copytree(base, tmp_path / "bert")

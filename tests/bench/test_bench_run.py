@@ -274,6 +274,7 @@ def test_a_victim_that_fails_fails_its_cells(place: Path, tmp_path: Path) -> Non
     assert messages.pop().startswith("Its victim failed: `rate=0.5` wants 100 examples, but a clean-label attack")
 
 
+@pytest.mark.long
 def test_two_workers_measure_the_same_and_one_that_dies_takes_no_other_cell_with_it(
     own: Path, store: Store, place: Path, tmp_path: Path
 ) -> None:
@@ -391,6 +392,7 @@ def drive(place: Path) -> Iterator[Drive]:
     assert driver.returncode == 0
 
 
+@pytest.mark.long
 def test_killed_at_random_moments_it_ends_as_if_it_had_not_been(
     store: Store, place: Path, tmp_path: Path, drive: Drive
 ) -> None:

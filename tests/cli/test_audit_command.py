@@ -276,7 +276,7 @@ class TestBadInput:
     def test_a_suspect_near_chance_and_overwrite(self, audited: Audited, place: Path) -> None:
         import torch
 
-        from conftest import SmallCNN
+        from fixtures import SmallCNN
 
         with torch.random.fork_rng():
             torch.manual_seed(0)

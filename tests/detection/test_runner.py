@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import toys
-from conftest import SmallCNN
+from fixtures import SmallCNN
 from pictures import write_pictures
 from unbackdoor import Dataset, UnbackdoorError, audit, detectors
 

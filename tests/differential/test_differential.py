@@ -3,12 +3,14 @@
 from collections import Counter
 from pathlib import Path
 
+import pytest
 from allowed import MOST, REFUSALS
 from comparison import outcomes
 
 CASES = 200
 
 
+@pytest.mark.long
 def test_the_product_answers_as_transformers_does(tmp_path: Path) -> None:
     made = list(outcomes(0, CASES, tmp_path))
     different = [outcome for outcome in made if outcome.what == "different"]

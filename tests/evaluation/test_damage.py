@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from scipy import stats
 from torch import nn
 
-from conftest import SmallCNN
+from fixtures import SmallCNN
 from unbackdoor import Dataset, attacks, purifiers, purify, stress
 from unbackdoor._cli.app import main
 from unbackdoor._cli.demos import images as images_demo

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from conftest import SmallCNN
+from fixtures import SmallCNN
 from toys import a_run
 from unbackdoor import Dataset
 from unbackdoor._inversion.generator import TriggerGenerator

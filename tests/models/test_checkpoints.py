@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from conftest import SmallCNN
+from fixtures import SmallCNN
 from unbackdoor import UnbackdoorError, load
 from unbackdoor._models.hub import _UNWANTED
 from unbackdoor._models.untrusted_weights import read_weights
@@ -206,7 +206,7 @@ def write_pickle(kind: str, marker: Path, path: Path) -> str:
         wanted = "torch.nn.modules.container.Sequential"
     elif kind == "own class":
         torch.save(SmallCNN(), path)
-        wanted = "conftest.SmallCNN"
+        wanted = "fixtures.SmallCNN"
     return "__builtin__.exec" if wanted == "builtins.exec" and kind in ("legacy", "exec") else wanted
 
 

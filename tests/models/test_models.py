@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from conftest import SmallCNN
+from fixtures import SmallCNN
 from pictures import write_pictures
 from unbackdoor import Dataset, ImageEncoder, UnbackdoorError, evaluate, load, purifiers, purify, save
 from unbackdoor._cli.app import main

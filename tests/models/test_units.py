@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from conftest import SmallCNN
+from fixtures import SmallCNN
 from unbackdoor import Dataset, UnbackdoorError, archs, purifiers
 from unbackdoor._models.arithmetic import choose
 from unbackdoor._models.calling import probe

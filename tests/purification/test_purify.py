@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from conftest import SmallCNN
+from fixtures import SmallCNN
 from unbackdoor import Dataset, Run, UnbackdoorError, attacks, purifiers, purify
 
 QUICK = purifiers.FineTuning(epochs=1)

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from conftest import SmallCNN
+from fixtures import SmallCNN
 from toys import a_run
 from unbackdoor import Dataset, UnbackdoorError, purifiers, purify
 

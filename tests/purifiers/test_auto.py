@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import toys
-from conftest import SmallCNN
+from fixtures import SmallCNN
 from unbackdoor import Dataset, UnbackdoorError, purifiers, purify
 from unbackdoor._artifacts.record import ChoiceEntry
 from unbackdoor._detection.finding import Candidate

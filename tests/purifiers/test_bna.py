@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
 
-from conftest import SmallCNN
+from fixtures import SmallCNN
 from toys import a_run
 from unbackdoor import Dataset, UnbackdoorError, purifiers, purify
 from unbackdoor.purifiers.bna import divergence, moments

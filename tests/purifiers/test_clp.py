@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from conftest import SmallCNN
+from fixtures import SmallCNN
 from unbackdoor import Dataset, UnbackdoorError, archs, purifiers, purify
 from unbackdoor._models.units import channels
 from unbackdoor.purifiers.clp import lipschitz_bounds

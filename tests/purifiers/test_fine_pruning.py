@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
 
 import toys
-from conftest import SmallCNN
+from fixtures import SmallCNN
 from unbackdoor import Dataset, UnbackdoorError, purifiers, purify
 from unbackdoor._data.texts import TextEncoder, Texts
 

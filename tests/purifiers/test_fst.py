@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from conftest import SmallCNN
+from fixtures import SmallCNN
 from unbackdoor import Dataset, purifiers, purify
 
 EPOCHS, BATCH, RATE, ALPHA, SEED = 3, 16, 0.02, 0.3, 5

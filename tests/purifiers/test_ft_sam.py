@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from conftest import SmallCNN
+from fixtures import SmallCNN
 from unbackdoor import Dataset, purifiers, purify
 
 EPOCHS, BATCH, RATE, SMOOTHING, SEED = 2, 16, 0.02, 0.1, 5

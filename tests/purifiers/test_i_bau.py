@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from conftest import SmallCNN
+from fixtures import SmallCNN
 from unbackdoor import Dataset, purifiers, purify
 from unbackdoor.purifiers.i_bau import implicit_gradient
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from conftest import SmallCNN
+from fixtures import SmallCNN
 from unbackdoor import Dataset, UnbackdoorError, archs, purifiers, purify
 from unbackdoor._data.texts import Tokens
 from unbackdoor._models.stage_ends import stage_ends

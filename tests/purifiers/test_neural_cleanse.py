@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from conftest import SmallCNN
+from fixtures import SmallCNN
 from toys import a_run
 from unbackdoor import Dataset, ImageEncoder, purifiers, purify
 from unbackdoor._inversion.masks import MaskSearch, anomaly_index

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from conftest import SmallCNN
+from fixtures import SmallCNN
 from unbackdoor import Dataset, UnbackdoorError, purifiers, purify
 
 EPOCHS, BATCH, RATE, RHO, SHARE, SEED = 2, 16, 0.05, 0.3, 0.2, 5

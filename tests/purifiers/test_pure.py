@@ -9,7 +9,7 @@ import transformers
 from torch import nn
 
 import toys
-from conftest import SmallCNN
+from fixtures import SmallCNN
 from unbackdoor import Dataset, UnbackdoorError, archs, purifiers, purify
 from unbackdoor._data.texts import TextEncoder, Texts, Tokens
 from unbackdoor._models.attention import PARTS, blocks, first_rows, spread

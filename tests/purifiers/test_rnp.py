@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from conftest import SmallCNN
+from fixtures import SmallCNN
 from toys import a_run
 from unbackdoor import Dataset, UnbackdoorError, purifiers, purify
 

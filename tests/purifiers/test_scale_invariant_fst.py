@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import toys
-from conftest import SmallCNN
+from fixtures import SmallCNN
 from unbackdoor import Dataset, purifiers, purify
 from unbackdoor._models.calling import probe
 from unbackdoor._models.head import head_of

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import torch
 
-from conftest import SmallCNN
+from fixtures import SmallCNN
 from unbackdoor import Dataset, purifiers, purify
 from unbackdoor._data.augmentation import Augmentation
 

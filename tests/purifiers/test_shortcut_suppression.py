@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from conftest import SmallCNN
+from fixtures import SmallCNN
 from unbackdoor import Dataset, UnbackdoorError, archs, purifiers, purify
 
 CLASSES = [str(label) for label in range(10)]

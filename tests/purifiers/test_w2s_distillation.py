@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import chats
 import toys
-from conftest import SmallCNN
+from fixtures import SmallCNN
 from unbackdoor import Dataset, UnbackdoorError, purifiers, purify
 from unbackdoor._data.conversation_encoder import AnswerTokens
 from unbackdoor._data.dataset import Batch

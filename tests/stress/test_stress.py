@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from conftest import SmallCNN
+from fixtures import SmallCNN
 from unbackdoor import Dataset, ImageEncoder, UnbackdoorError, attacks, purifiers, purify, stress
 from unbackdoor._data.augmentation import Augmentation
 from unbackdoor._data.texts import TextEncoder, Texts

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import toys
-from conftest import SmallCNN
+from fixtures import SmallCNN
 from unbackdoor import Dataset, UnbackdoorError
 from unbackdoor._models.arithmetic import choose
 from unbackdoor._tasks.classification import CLASSIFICATION, Classification

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import nn
 
 import toys
-from conftest import SmallCNN
+from fixtures import SmallCNN
 from pictures import write_pictures
 from unbackdoor import Dataset, ImageEncoder, UnbackdoorError, Victim, attacks, evaluate, load
 from unbackdoor._artifacts import card
