@@ -103,7 +103,7 @@ def fit_guard(
         reference=as_reference(reference),
     )
     clean, accuracy = _examined(model, clean, run, head)
-    fitting, held_out = clean.split(len(clean) // 2 if decides else len(clean), seed=seed)
+    fitting, held_out = clean.split(len(clean) // 2, seed=seed) if decides else (clean, clean.select([]))
     before = model_hash(model)
     learnt, threshold = _learnt(guard, model, fitting, held_out, run, false_alarms)
     check_unchanged(guard, model, before)

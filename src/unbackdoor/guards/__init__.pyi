@@ -3,6 +3,8 @@
 import unbackdoor._registry.entries
 
 from .badacts import BadActs as BadActs
+from .cleangen import CleanGen as CleanGen
+from .demonstrations import Demonstrations as Demonstrations
 from .onion import Onion as Onion
 from .psim import Psim as Psim
 from .rap import Rap as Rap
