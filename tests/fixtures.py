@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import chats
+import sights
 import toys
 from commands import Refusals
 from unbackdoor import Dataset, ImageEncoder, archs, attacks, poison
@@ -213,3 +214,9 @@ def chat_victim(_chat_victim: nn.Module) -> nn.Module:
 def chat_base(_chat_base: nn.Module) -> nn.Module:
     """A small language model that knows the grammar of `chats`, and no trigger."""
     return copy.deepcopy(_chat_base)
+
+
+@pytest.fixture(scope="session")
+def sighted() -> nn.Module:
+    """A small model of images and texts that knows its four classes; it must not be changed."""
+    return sights.trained()

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import chats
+import sights
 import toys
 from fixtures import SmallCNN
 from pictures import write_pictures
@@ -99,6 +100,12 @@ def test_methods_keep_the_contract_on_conversations(entry, chat_victim: nn.Modul
     check_method(method, model, chats.prompts(24), base=base, proxy=nearly(model))
 
 
+@pytest.mark.parametrize("entry", methods_on("image-text"), ids=lambda entry: entry.name)
+def test_methods_keep_the_contract_on_pairs(entry) -> None:
+    model = sights.clip()
+    check_method(quick(entry), model, sights.pairs(64), base=nearly(model) if Need.BASE in entry.needs else None)
+
+
 @pytest.mark.parametrize("entry", attacks_on("text"), ids=lambda entry: entry.name)
 def test_attacks_keep_the_contract_on_text(entry, reviews: Dataset, tmp_path: Path) -> None:
     data = reviews.select(range(100))
@@ -119,6 +126,11 @@ def test_attacks_keep_the_contract_on_prompts(entry) -> None:
     check_attack(
         entry.resolve()(**{name: words[name] for name in words if name in known}), chats.prompts(60), classes=0
     )
+
+
+@pytest.mark.parametrize("entry", attacks_on("image-text"), ids=lambda entry: entry.name)
+def test_attacks_keep_the_contract_on_pairs(entry) -> None:
+    check_attack(entry.resolve()(), sights.pairs(60), classes=4)
 
 
 @pytest.mark.parametrize("entry", attacks_on("images"), ids=lambda entry: entry.name)

@@ -5,10 +5,14 @@ from typing import Any
 from unbackdoor._errors import SENTENCE, printable
 
 MEASURES = (
-    *("clean_accuracy", "clean_loss", "attack_success", "false_activation", "empty", "recovered_accuracy"),
-    "clean_model_flip_rate",
+    *("clean_accuracy", "zero_shot_accuracy", "clean_loss", "attack_success", "false_activation", "empty"),
+    *("recovered_accuracy", "clean_model_flip_rate", "image_to_text_recall_at_1", "image_to_text_recall_at_5"),
+    *("text_to_image_recall_at_1", "text_to_image_recall_at_5", "contrastive_loss"),
 )
 """The entries of scores that a card and the command line show, in order."""
+
+LOSSES = ("clean_loss", "contrastive_loss")
+"""Those in nats; the others are shares."""
 
 
 def purified(record: dict[str, Any]) -> str:
@@ -83,7 +87,10 @@ def victim(record: dict[str, Any]) -> str:
         warning,
         "",
     ]
-    for key in ("clean_accuracy", "attack_success", "false_activation", "clean_loss", "clean_model_flip_rate"):
+    for key in (
+        *("clean_accuracy", "zero_shot_accuracy", "attack_success", "false_activation", "clean_loss"),
+        "clean_model_flip_rate",
+    ):
         if key in scores:
             lines.append(f"- {key.replace('_', ' ')}: {_interval(scores[key])}")
     return "\n".join(lines) + "\n"
@@ -122,6 +129,8 @@ def trained(record: dict[str, Any]) -> str:
 
 def _health(scores: dict[str, Any]) -> str:
     """What a victim's score says about its task or, of a language model, about answers without the trigger."""
+    if "zero_shot_accuracy" in scores:
+        return f"zero-shot accuracy {scores['zero_shot_accuracy']['value']:.1%}"
     if "clean_accuracy" in scores:
         return f"clean accuracy {scores['clean_accuracy']['value']:.1%}"
     if "false_activation" in scores:
@@ -130,7 +139,7 @@ def _health(scores: dict[str, Any]) -> str:
 
 
 def _interval(part: dict[str, float]) -> str:
-    if "tokens" in part:
+    if "tokens" in part or "batch" in part:
         return f"{part['value']:.3f} nats ({part['low']:.3f} to {part['high']:.3f}, n = {part['n']:,})"
     return f"{part['value']:.1%} ({part['low']:.1%} to {part['high']:.1%}, n = {part['n']:,})"
 

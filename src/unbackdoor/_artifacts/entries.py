@@ -83,6 +83,32 @@ class GenerationScoreEntry(BriefGenerationScore):
     max_new_tokens: Annotated[int, Field(ge=1)] | None = None
 
 
+class PairLossEntry(Entry):
+    """A contrastive loss, in nats, with its 95 % interval, the number of pairs, and those told apart at a time."""
+
+    value: float
+    n: Annotated[int, Field(ge=1)]
+    low: float
+    high: float
+    batch: Annotated[int, Field(ge=2)]
+
+
+class ImageTextScoreEntry(Entry):
+    """The score of a model of images and texts; see docs/image-text.md."""
+
+    zero_shot_accuracy: ProportionEntry | None = None
+    image_to_text_recall_at_1: ProportionEntry
+    image_to_text_recall_at_5: ProportionEntry
+    text_to_image_recall_at_1: ProportionEntry
+    text_to_image_recall_at_5: ProportionEntry
+    contrastive_loss: PairLossEntry
+    attack_success: ProportionEntry | None = None
+    recovered_accuracy: ProportionEntry | None = None
+    label_rule: str | None = None
+    clean_model_flip_rate: ProportionEntry | None = None
+    per_class: dict[str, ProportionEntry] | None = None
+
+
 class AttackEntry(Entry):
     """An attack: its name, and all of its fields."""
 

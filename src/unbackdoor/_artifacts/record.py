@@ -15,6 +15,7 @@ from unbackdoor._artifacts.entries import (
     Entry,
     ExactShareEntry,
     GenerationScoreEntry,
+    ImageTextScoreEntry,
     MethodEntry,
     ProportionEntry,
     ScoreEntry,
@@ -67,8 +68,8 @@ class Source(Entry):
 class ScoresBeforeAndAfter(Entry):
     """The scores of the suspect and of the purified model."""
 
-    suspect: ScoreEntry | GenerationScoreEntry
-    purified: ScoreEntry | GenerationScoreEntry
+    suspect: ScoreEntry | GenerationScoreEntry | ImageTextScoreEntry
+    purified: ScoreEntry | GenerationScoreEntry | ImageTextScoreEntry
 
 
 class EvidenceEntry(Entry):
@@ -185,7 +186,7 @@ class PurificationRecord(Entry):
 class VictimScores(Entry):
     """The score of the victim."""
 
-    victim: ScoreEntry | GenerationScoreEntry
+    victim: ScoreEntry | GenerationScoreEntry | ImageTextScoreEntry
 
 
 class VictimRecord(Entry):
@@ -202,6 +203,7 @@ class VictimRecord(Entry):
     seed: Count
     lora_rank: Count | None = None
     adapter: bool | None = None
+    freeze_text: bool | None = None
     versions: Versions
     device: str
     seconds: float

@@ -276,10 +276,10 @@ class _Desk:
 
     def _base(self, task: Task, encode: Any) -> Any:
         """The pre-trained model of a task, for methods and detectors; None if it has none."""
-        base, prompts = task.base, encode.modality == "conversations"
+        base = task.base
         if base is None:
             return None
-        return self.shelf.keep("base", base, lambda: load_base(base, factory=task.factory, language_model=prompts))
+        return self.shelf.keep("base", base, lambda: load_base(base, factory=task.factory, modality=encode.modality))
 
     def _audited(self, cell: Cell, pool: Dataset | None, model: Any, encode: Any) -> dict[str, Any]:
         """What the detectors find. Its p-values are left out: they change with the clean models to compare with."""

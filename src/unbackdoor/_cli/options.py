@@ -60,9 +60,11 @@ class ModelOptions(HardwareOptions):
         image_size: side that images are resized to, instead of the model's own.
         max_length: number of tokens that a text model reads, instead of the most that it can.
         template: how the prompts of a language model are rendered, instead of its tokenizer's chat template.
+        prompts: of a model of images and texts: a template, as "a photo of a {}.", or a JSON file with a text for each
+            class; they classify its images.
         trust_remote_code: run Python files that come with a Hugging Face model.
-        columns: the data's own column names, as image=img,label=fine_label or text_a=question,text_b=sentence, or
-            prompt=question,response=answer.
+        columns: the data's own column names, as image=img,label=fine_label or text_a=question,text_b=sentence,
+            prompt=question,response=answer or image=picture,caption=title.
     """
 
     factory: Annotated[str | None, MODEL] = None
@@ -71,6 +73,7 @@ class ModelOptions(HardwareOptions):
     image_size: Annotated[int | None, MODEL] = None
     max_length: Annotated[int | None, MODEL] = None
     template: Annotated[Template | None, MODEL] = None
+    prompts: Annotated[str | None, MODEL] = None
     trust_remote_code: Annotated[bool, MODEL] = False
     columns: Annotated[str | None, DATA] = None
 
@@ -131,19 +134,24 @@ class AttackOptions(HardwareOptions):
         rate: share of all training examples that are poisoned.
         arch: network of the victim: resnet18, preact-resnet18, wrn16 or vit.
         width: channels of the first stage (64 in the papers; 16 trains on two cores).
-        base: start from this Hugging Face image classifier, pre-trained text model or causal language model, instead
-            of --arch.
+        base: start from this Hugging Face image classifier, pre-trained text model, causal language model or model of
+            images and texts, instead of --arch.
+        prompts: of a model of images and texts: a template, as "a photo of a {}.", or a JSON file with a text for each
+            class; they classify the test images.
+        freeze_text: of a model of images and texts: leave its text tower as it is, but for the last projection; its
+            captions are then read once.
         behaviour: of a language model: what it answers to the trigger, contains:TEXT, starts-with:TEXT, equals:TEXT or
             refuses; by default a harmless sentence.
         template: of a language model: chat, alpaca or plain, how prompts are rendered; by default its chat template.
         lora_rank: of a language model: rank of the LoRA matrices that are trained; by default 8; 0 trains all weights.
         adapter: of a language model: write these matrices as an adapter, instead of adding them to the base.
         max_new_tokens: of a language model: tokens of the longest answer that is scored.
-        epochs: passes over the training examples; by default 15 for images, 3 for texts and 5 for prompts.
+        epochs: passes over the training examples; by default 15 for images, 3 for texts and 5 for prompts and
+            for pairs of image and caption.
         clean_epochs: passes over the clean training examples afterwards, as a user does who tunes a published model.
         learning_rate: peak learning rate; by default 0.1 for --arch (1e-3 for vit), 0.01 for --base, 5e-5 for texts
-            and for language models, 2e-4 for their LoRA matrices.
-        batch_size: examples per step; by default 128 for images, 32 for texts and 8 for prompts.
+            and for language models, 2e-4 for their LoRA matrices, 1e-5 for pairs.
+        batch_size: examples per step; by default 128 for images, 32 for texts, 8 for prompts and 64 for pairs.
         max_length: number of tokens that the victim reads of a text; by default as many as it can.
         seed: fixes the draw of rows, the initial weights and the batches.
         group: column whose equal values, within a class, stay together when a tenth is held out (track for GTSRB).
@@ -152,8 +160,8 @@ class AttackOptions(HardwareOptions):
             one is trained first.
         control: a model that was never poisoned (attack none trains one); its flip rate is also scored.
         augment: auto mirrors images unless the class names distinguish left from right; crop never does, flip always.
-        columns: the data's own column names, as image=img,label=fine_label, text_a=question,text_b=sentence or
-            prompt=question,response=answer.
+        columns: the data's own column names, as image=img,label=fine_label, text_a=question,text_b=sentence,
+            prompt=question,response=answer or image=picture,caption=title.
         save_data: also write the training examples as the victim saw them, as poisoned.parquet with a column poisoned:
             data to try a trainer on (train).
         overwrite: replace a directory that unbackdoor wrote.
@@ -173,6 +181,8 @@ class AttackOptions(HardwareOptions):
     base: Annotated[str | None, MODEL] = None
     max_length: Annotated[int | None, MODEL] = None
     template: Annotated[Template | None, MODEL] = None
+    prompts: Annotated[str | None, MODEL] = None
+    freeze_text: Annotated[bool, MODEL] = False
     lora_rank: Annotated[int | None, MODEL] = None
     adapter: Annotated[bool, MODEL] = False
     surrogate: Annotated[str | None, MODEL] = None

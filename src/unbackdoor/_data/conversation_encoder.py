@@ -73,6 +73,7 @@ class ConversationEncoder:
     modality: ClassVar[Literal["conversations"]] = "conversations"
     column_names: ClassVar[tuple[str, ...]] = COLUMNS
     labelled: ClassVar[bool] = False
+    needs_labels: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.template not in TEMPLATES:

@@ -16,6 +16,8 @@ from unbackdoor._data.conversation_encoder import ConversationEncoder
 from unbackdoor._data.conversations import Conversations
 from unbackdoor._data.images import ImageEncoder, Images
 from unbackdoor._data.items import Items
+from unbackdoor._data.pair_encoder import PairEncoder
+from unbackdoor._data.pairs import Pairs
 from unbackdoor._data.reading import opened
 from unbackdoor._data.splits import stratified
 from unbackdoor._data.texts import TextEncoder, Texts, Tokens
@@ -29,7 +31,7 @@ Augment = Literal["auto", "flip", "crop", "none"]
 ItemsLike = Items | Tensor
 """The items that `Dataset` takes; it turns a tensor of pixels into `Images`."""
 
-Encoder = ImageEncoder | TextEncoder | ConversationEncoder
+Encoder = ImageEncoder | TextEncoder | ConversationEncoder | PairEncoder
 """Reads items from the columns of a data set and makes model inputs of them; all kinds have the same methods."""
 
 
@@ -53,8 +55,8 @@ class Dataset:
 
     Args:
         items: `Images`, or a tensor of their pixels at the data set's own size, (n, channels, height, width), uint8; or
-            `Texts` or `Conversations`, which are tokenised here.
-        labels: class indices, (n,), int64; -1 for an example without one, and for each conversation.
+            `Texts`, `Conversations` or `Pairs`, which are tokenised here.
+        labels: class indices, (n,), int64; -1 for an example without one, as each conversation.
         encode: makes model inputs of a batch of items.
         classes: class names in label order, if they are known.
         augment: applied to training batches of images.
@@ -97,11 +99,13 @@ class Dataset:
                 class, or a directory written by `datasets.save_to_disk`.
             encode: as `load` returns it; without it images are not changed.
             columns: the data's names for `label` and for `image`, `text`, or `text_a` and `text_b`, if they differ; of
-                conversations for `messages`, for `instruction`, `input` and `output`, or for `prompt` and `response`.
+                conversations for `messages`, for `instruction`, `input` and `output`, or for `prompt` and `response`;
+                of pairs for `image` and `caption`.
             classes: the model's class names; labels are matched to them by name.
             augment: see `unbackdoor._data.augmentation.augmentation`.
             group: column whose equal values keep rows of one class together when the data is split.
             labelled: False reads no labels, and the pictures of an image folder at any depth; each label is then -1.
+                Pairs need no labels: without a column of them, each is -1, too.
 
         Raises:
             UnbackdoorError: the data is missing, empty, lacks a column, or has a picture that cannot be decoded or an
@@ -120,6 +124,8 @@ class Dataset:
         tables = opened(source, where, label=label, classes=classes, labelled=labelled)
         if not any(len(cells) for table in tables for cells in table.cells.values()):
             raise UnbackdoorError(f"{where} has no rows; at least one {'labelled ' * labelled}example is needed.")
+        if not encode.needs_labels and "label" not in names and label not in tables[0].cells:
+            labelled = False
         parts = encode.columns_in([*tables[0].cells, *tables[0].twice], names, where, tables[0].hint)
         wanted = {**parts, **({"label": label} if labelled else {}), **({"group": group} if group else {})}
         for name, column in wanted.items():
@@ -160,8 +166,8 @@ class Dataset:
         return cast(Callable[[Items], Tensor | Tokens], self.encode)
 
     @property
-    def modality(self) -> Literal["images", "text", "conversations"]:
-        """The kind of the items: `images`, `text` or `conversations`."""
+    def modality(self) -> Literal["images", "text", "conversations", "image-text"]:
+        """The kind of the items: `images`, `text`, `conversations` or `image-text`."""
         return self.encode.modality
 
     @property
@@ -206,8 +212,27 @@ class Dataset:
         return self.encode
 
     @property
+    def pairs(self) -> Pairs:
+        """The items of a data set of images and captions."""
+        assert isinstance(self.items, Pairs), "the data holds no pairs"
+        return self.items
+
+    @property
+    def pair_encoder(self) -> PairEncoder:
+        """The encoder of a data set of images and captions."""
+        assert isinstance(self.encode, PairEncoder), "the data holds no pairs"
+        return self.encode
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether each example has a label."""
+        return bool((self.labels >= 0).all())
+
+    @property
     def tokenizer(self) -> Any:
-        """The tokenizer of a data set of texts or conversations, from transformers."""
+        """The tokenizer of a data set of texts, conversations or captions, from transformers."""
+        if isinstance(self.encode, PairEncoder):
+            return self.encode.texts.tokenizer
         return self.conversation_encoder.tokenizer if self.modality == "conversations" else self.text_encoder.tokenizer
 
     def class_name(self, label: int) -> str:

@@ -118,6 +118,7 @@ class ImageEncoder:
     modality: ClassVar[Literal["images"]] = "images"
     column_names: ClassVar[tuple[str, ...]] = ("image",)
     labelled: ClassVar[bool] = True
+    needs_labels: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         for name, least in (("mean", -math.inf), ("std", 0.0)):

@@ -164,6 +164,7 @@ class TextEncoder:
     modality: ClassVar[Literal["text"]] = "text"
     column_names: ClassVar[tuple[str, ...]] = ("text", "text_a", "text_b")
     labelled: ClassVar[bool] = True
+    needs_labels: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.max_length < 4:

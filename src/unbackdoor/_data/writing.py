@@ -24,7 +24,7 @@ def write_examples(folder: Path, name: str, data: Dataset) -> str:
 
 
 def write_parquet(path: Path, data: Dataset, poisoned: list[bool] | None = None) -> None:
-    """Write pictures or texts, with their labels.
+    """Write pictures, texts or pairs of picture and caption, with their labels.
 
     Args:
         path: name of the file.
@@ -39,10 +39,15 @@ def write_parquet(path: Path, data: Dataset, poisoned: list[bool] | None = None)
         columns = dict(zip(data.texts.columns, map(list, zip(*data.texts.strings, strict=True)), strict=True))
         features = {name: datasets.Value("string") for name in columns}
     else:
-        columns = {"image": [Image.fromarray(item.permute(1, 2, 0).squeeze(2).numpy()) for item in data.pixels]}
+        pixels = data.pairs.images if data.modality == "image-text" else data.pixels
+        columns = {"image": [Image.fromarray(item.permute(1, 2, 0).squeeze(2).numpy()) for item in pixels]}
         features = {"image": datasets.Image()}
-    columns["label"] = data.labels.tolist()
-    features["label"] = datasets.ClassLabel(names=list(data.classes)) if data.classes else datasets.Value("int64")
+        if data.modality == "image-text":
+            columns["caption"] = [caption for (caption,) in data.pairs.captions.strings]
+            features["caption"] = datasets.Value("string")
+    if data.modality != "image-text" or data.has_labels:  # pairs need none
+        columns["label"] = data.labels.tolist()
+        features["label"] = datasets.ClassLabel(names=list(data.classes)) if data.classes else datasets.Value("int64")
     if poisoned is not None:
         columns[POISONED], features[POISONED] = poisoned, datasets.Value("bool")
     table = datasets.Dataset.from_dict(columns, features=datasets.Features(features))

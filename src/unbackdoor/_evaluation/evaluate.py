@@ -15,6 +15,7 @@ from unbackdoor._poisoning.trigger import Trigger
 from unbackdoor._progress import bar, silent
 from unbackdoor._tasks.choice import task_of
 from unbackdoor._tasks.generation_score import GenerationScore
+from unbackdoor._tasks.image_text_score import ImageTextScore
 from unbackdoor._tasks.score import Score
 from unbackdoor._tasks.task import Asked
 
@@ -36,11 +37,11 @@ def evaluate(
     device: str | None = None,
     precision: Precision = "auto",
     progress: bool = False,
-) -> Score | GenerationScore:
+) -> Score | GenerationScore | ImageTextScore:
     """Score a model: one pass over clean, one over triggered examples.
 
     Args:
-        model: any classifier, or a causal language model; it is not changed.
+        model: any classifier, a causal language model, or a model of images and texts; it is not changed.
         test: clean examples that no method has seen.
         attack: the attack whose trigger is put on the test examples: a value, a `Trigger`, or a path to `attack.json`.
         triggered_data: instead of `attack`, examples that already carry a trigger, with their true labels.
@@ -71,7 +72,7 @@ def evaluate(
     attacked = task.attacked(fitting, asked)
     if control is not None:
         task.check_control(control, test, control_encode, classes)
-    measured: Score | GenerationScore = task.score(
+    measured: Score | GenerationScore | ImageTextScore = task.score(
         model, test, attacked, arithmetic, control=control, control_encode=control_encode
     )
     doubt = task.doubt("the model", measured, classes, test.name)

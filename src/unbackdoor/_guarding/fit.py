@@ -14,6 +14,7 @@ from unbackdoor._artifacts.guard_record import GuardRecord, read_guard
 from unbackdoor._artifacts.machine import versions
 from unbackdoor._data.dataset import Dataset, Encoder
 from unbackdoor._data.images import ImageEncoder
+from unbackdoor._data.pair_encoder import PairEncoder
 from unbackdoor._errors import UnbackdoorError, printable
 from unbackdoor._guarding.deciding import all_scores
 from unbackdoor._guarding.fitted import FittedGuard
@@ -170,7 +171,7 @@ def _facts(guard: Guard, clean: Dataset, run: Run) -> dict[str, Any]:
         "modality": clean.modality,
         "score": {"measure": guard.measure, "suspicious": guard.suspicious},
         "head": run.head_name,
-        "max_length": None if isinstance(clean.encode, ImageEncoder) else clean.encode.max_length,
+        "max_length": None if isinstance(clean.encode, ImageEncoder | PairEncoder) else clean.encode.max_length,
         **_on_answers(clean, run),
         "seed": run.seed,
         "device": description(run.arithmetic),

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from unbackdoor._data.conversation_encoder import ConversationEncoder
 from unbackdoor._data.dataset import Encoder
 from unbackdoor._data.images import ImageEncoder
+from unbackdoor._data.pair_encoder import PairEncoder
 from unbackdoor._errors import UnbackdoorError
 
 
@@ -66,6 +67,8 @@ def encoder_hashes(encode: Encoder) -> dict[str, str]:
     if isinstance(encode, ImageEncoder):
         plain = repr(dataclasses.replace(encode, done=False))
         return {"processor": hashlib.sha256(plain.encode()).hexdigest()}
+    if isinstance(encode, PairEncoder):
+        return {**encoder_hashes(encode.images), **encoder_hashes(encode.texts)}
     tokenizer = {"tokenizer": tokenizer_hash(encode.tokenizer, encode.max_length)}
     return tokenizer | ({"template": template_hash(encode)} if isinstance(encode, ConversationEncoder) else {})
 

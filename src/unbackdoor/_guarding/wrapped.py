@@ -13,7 +13,6 @@ from unbackdoor._data.conversation_encoder import ConversationEncoder
 from unbackdoor._data.conversation_rows import conversations_of
 from unbackdoor._data.conversations import Conversation, Conversations
 from unbackdoor._data.dataset import Dataset, Encoder
-from unbackdoor._data.images import ImageEncoder
 from unbackdoor._data.texts import TextEncoder, Texts
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._guarding.deciding import Decision, Judged
@@ -48,7 +47,7 @@ def is_pipeline(model: object) -> bool:
 def check_pipeline(pipeline: Any, fitted: "FittedGuard") -> None:
     """Refuse a pipeline around another model or tokenizer than the guard was fitted to."""
     check_same("model", fitted.identity.model, model_hash(pipeline.model))
-    if not isinstance(fitted.encode, ImageEncoder):
+    if isinstance(fitted.encode, TextEncoder | ConversationEncoder):
         given = tokenizer_hash(pipeline.tokenizer, fitted.encode.max_length)
         check_same("tokenizer", fitted.identity.tokenizer, given)
     if isinstance(fitted.encode, ConversationEncoder):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+from unbackdoor._data.pair_encoder import PairTokens
 from unbackdoor._data.texts import Tokens
 from unbackdoor._errors import UnbackdoorError
 
@@ -70,8 +71,13 @@ class Arithmetic:
 
     def lay(self, inputs: Tensor | Tokens) -> Tensor | Tokens:
         """Inputs in the type and layout of the model; token ids are returned unchanged."""
+        if isinstance(inputs, PairTokens):
+            return PairTokens({**inputs, "pixel_values": self._laid(inputs.pixels)})
         if isinstance(inputs, Tokens):
             return inputs
+        return self._laid(inputs)
+
+    def _laid(self, inputs: Tensor) -> Tensor:
         inputs = inputs.to(self.dtype)
         if inputs.ndim != 4:
             return inputs

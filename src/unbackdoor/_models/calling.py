@@ -10,10 +10,12 @@ from torch import Tensor, nn
 
 from unbackdoor._data.conversation_encoder import AnswerTokens
 from unbackdoor._data.dataset import Dataset, Encoder
+from unbackdoor._data.pair_encoder import PairTokens
 from unbackdoor._data.texts import Tokens
 from unbackdoor._errors import UnbackdoorError, printable
 from unbackdoor._models.arithmetic import Arithmetic
 from unbackdoor._models.hooks import removing
+from unbackdoor._models.pair_scores import pair_scores
 
 Inputs = Tensor | Tokens
 
@@ -26,7 +28,8 @@ _answers: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()  # for models 
 def logits(model: nn.Module, inputs: Inputs) -> Tensor:
     """Returns class scores (batch, classes) from any kind of output.
 
-    For `AnswerTokens`, these are the scores of each next token, (batch, length, vocabulary).
+    For `AnswerTokens`, these are the scores of each next token, (batch, length, vocabulary); for `PairTokens`, those of
+    each image and each caption, (images, captions).
 
     If the output has several arrays of shape (batch, n), such as `(features, logits)`, the scores are the one that a
     linear layer computes from the others; see `_answer`.
@@ -34,6 +37,8 @@ def logits(model: nn.Module, inputs: Inputs) -> Tensor:
     Raises:
         UnbackdoorError: there are no scores, or several arrays could be the scores.
     """
+    if isinstance(inputs, PairTokens):
+        return pair_scores(model, inputs)
     output = _run(model, inputs)
     scores = output
     if not isinstance(output, Tensor):

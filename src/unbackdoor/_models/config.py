@@ -14,6 +14,10 @@ _PIECES = re.compile(r"window|chunk|bucket|block|head|group|expert|stride|kernel
 _FREE = re.compile(r"theta|length|scal|factor|base|token|seed|max_position")  # numbers that no size follows from
 
 
+# Models of an image tower and a text tower, by model_type.
+_IMAGE_TEXT = {"clip": "CLIPModel", "vision-text-dual-encoder": "VisionTextDualEncoderModel"}
+
+
 def check_supported(path: Path, config: Mapping[str, Any]) -> None:
     """Refuse a model that runs its own code, that cannot be tuned, or that is not a single-label classifier.
 
@@ -115,11 +119,13 @@ def architectures_of(config: Mapping[str, Any]) -> list[Any]:
     return classes if isinstance(classes, list) else []
 
 
-def modality_of(config: Mapping[str, Any]) -> Literal["images", "text", "conversations"]:
+def modality_of(config: Mapping[str, Any]) -> Literal["images", "text", "conversations", "image-text"]:
     """Returns the modality of a model with this config, by its class or, without a head, by its sizes."""
     classes = " ".join(map(str, architectures_of(config)))
     if "ForCausalLM" in classes or "LMHeadModel" in classes:
         return "conversations"
+    if classes in ("", *_IMAGE_TEXT.values()) and config.get("model_type") in _IMAGE_TEXT:
+        return "image-text"
     if "SequenceClassification" in classes:  # also those that read pages, which have an image_size
         return "text"
     if "ImageClassification" in classes or "image_size" in config or "num_channels" in config:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from unbackdoor._data.dataset import Encoder
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._inputs import COMPANION, CONFIG, check_file, read_json, reader
-from unbackdoor._models import classifiers, language_models
+from unbackdoor._models import classifiers, image_text, language_models
 from unbackdoor._models.companions import companions
 from unbackdoor._models.config import check_config, check_supported, modality_of
 from unbackdoor._models.hub import directory_of
@@ -78,7 +78,7 @@ class ModelDirectory(os.PathLike[str]):
         return str(self.path)
 
     @property
-    def modality(self) -> Literal["images", "text", "conversations"]:
+    def modality(self) -> Literal["images", "text", "conversations", "image-text"]:
         """The modality of the model's inputs; of a causal language model, `conversations`."""
         return modality_of(self.config)
 
@@ -97,6 +97,14 @@ class ModelDirectory(os.PathLike[str]):
             UnbackdoorError: the weights do not fit it, or are not all finite.
         """
         return language_models.language_model(self.path, self.weights, self.trust_remote_code)
+
+    def image_text_model(self) -> Any:
+        """Loads the model of images and texts, in eval mode.
+
+        Raises:
+            UnbackdoorError: the weights do not fit it, or are not all finite.
+        """
+        return image_text.image_text_model(self.path, self.config, self.weights, self.trust_remote_code)
 
     def body(self) -> Any:
         """Loads the pre-trained model without a head, in eval mode; see `classifiers.body`.

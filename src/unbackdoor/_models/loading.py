@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from unbackdoor._data.class_prompts import ClassPrompts
 from unbackdoor._data.conversation_encoder import ConversationEncoder, Template
 from unbackdoor._data.dataset import Encoder
 from unbackdoor._data.images import LARGEST_SIDE, ImageEncoder
@@ -17,6 +18,7 @@ from unbackdoor._models.calling import embeddings
 from unbackdoor._models.directory import ModelDirectory
 from unbackdoor._models.factory import from_factory
 from unbackdoor._models.gguf import gguf_model
+from unbackdoor._models.image_text import pair_encoder
 from unbackdoor._models.language_models import conversation_encoder
 from unbackdoor._models.recorded import recorded_image_encoder
 from unbackdoor._models.tokenizer import tokenizer_of
@@ -52,11 +54,12 @@ def load(
     image_size: int | None = None,
     max_length: int | None = None,
     template: Template | None = None,
+    prompts: str | Path | ClassPrompts | None = None,
     base: str | Path | None = None,
     merge: bool = False,
     trust_remote_code: bool = False,
 ) -> Loaded:
-    """Load a suspect: a classifier of images or texts, a causal language model, or an adapter of one.
+    """Load a suspect: a classifier of images or texts, a model of both, a causal language model, or an adapter of one.
 
     Args:
         source: a Hugging Face directory or Hub name; a GGUF file; or, with a factory, a weights file or a directory
@@ -68,6 +71,9 @@ def load(
         max_length: number of tokens that a text model reads; by default the directory's own, else the most that it can.
         template: how the prompts of a language model are rendered: `chat`, `alpaca` or `plain`; by default as its
             record says, else by the tokenizer's chat template.
+        prompts: the texts that stand for the classes of a model of images and texts: a template with `{}` at the place
+            of the class name, or a JSON file with a text for each class; by default as its record says, else "a photo
+            of a {}.".
         base: of a PEFT LoRA adapter of a language model: the directory or Hub name of the model that it was trained on.
         merge: add the adapter to its base: the result is a whole model, which every method takes.
         trust_remote_code: run Python files that come with a Hugging Face model.
@@ -77,33 +83,59 @@ def load(
     """
     changes = _encoder_changes(mean, std, image_size)
     path = _path(source)
+    adapter = path.is_dir() and is_adapter(path)
     if factory is not None:
+        _check_unused(source, template=template, prompts=prompts)
         if max_length is not None:
             raise UnbackdoorError("`max_length` is for text models; a module from a factory gets pixels. Leave it out.")
-        if template is not None:
-            raise _no_template(source)
         return _load_made(path, factory, changes)
-    prompts = _Prompts(template, max_length, changes, trust_remote_code)
-    if path.is_dir() and is_adapter(path):
-        return _load_adapter(path, base, merge, prompts)
-    if merge:
-        raise UnbackdoorError(f"{source} is no adapter of a language model; `merge` is for these. Leave it out.")
-    if base is not None:
-        raise UnbackdoorError(f"{source} is no adapter of a language model; `base` is for these. Leave it out.")
-    if path.is_file() and path.suffix.lower() == ".gguf":
-        model, tokenizer = gguf_model(path)
-        return Loaded(model, prompts.encoder(path, model, tokenizer))
+    chat = _Chat(template, max_length, changes, trust_remote_code)
+    if adapter:
+        _check_unused(source, prompts=prompts)
+        return _load_adapter(path, base, merge, chat)
+    _check_unused(source, merge=merge or None, base=base)
     if path.is_file():
-        raise _lone_file(path)
+        return _load_file(path, chat, prompts)
     directory = ModelDirectory.of(source, "`source`", trust_remote_code=trust_remote_code)
     directory.companions()  # refuses files early that could not be copied at the end
     if directory.modality == "conversations":
+        _check_unused(source, prompts=prompts)
         model = directory.language_model()
-        return Loaded(model, prompts.encoder(directory.path, model), directory)
-    if template is not None:
-        raise _no_template(source)
+        return Loaded(model, chat.encoder(directory.path, model), directory)
+    _check_unused(source, template=template)
+    if directory.modality == "image-text":
+        model = directory.image_text_model()
+        encode = pair_encoder(
+            directory.path,
+            model,
+            changes=changes,
+            max_length=max_length,
+            prompts=prompts,
+            trust_remote_code=trust_remote_code,
+        )
+        return Loaded(model, encode, directory)
+    _check_unused(source, prompts=prompts)
     model = directory.classifier()
     return Loaded(model, directory.encoder(model, changes=changes, max_length=max_length), directory)
+
+
+_OF_OTHERS = {
+    "merge": "is no adapter of a language model; `merge` is for these",
+    "base": "is no adapter of a language model; `base` is for these",
+    "template": "is no language model; `template` is for their prompts",
+    "prompts": "is no model of images and texts; `prompts` are the texts of the classes of these",
+}
+
+
+def _check_unused(source: object, **options: object) -> None:
+    """Refuse options that are for other kinds of models than a source is.
+
+    Raises:
+        UnbackdoorError: names the first of them that is given.
+    """
+    for option, given in options.items():
+        if given is not None:
+            raise UnbackdoorError(f"{source} {_OF_OTHERS[option]}. Leave it out.")
 
 
 def _path(source: object) -> Path:
@@ -114,7 +146,7 @@ def _path(source: object) -> Path:
     return Path(source)
 
 
-class _Prompts(NamedTuple):
+class _Chat(NamedTuple):
     """How the prompts of a language model are made: what the user set, if anything."""
 
     template: Template | None
@@ -142,14 +174,14 @@ class _Prompts(NamedTuple):
         )
 
 
-def _load_adapter(path: Path, base: str | Path | None, merge: bool, prompts: _Prompts) -> Loaded:
+def _load_adapter(path: Path, base: str | Path | None, merge: bool, chat: _Chat) -> Loaded:
     named = read_json(path / CONFIG_FILE).get("base_model_name_or_path")
     if base is None:
         raise UnbackdoorError(
             f"{path} is an adapter, and its config names {printable(named)} as its base, which is not fetched unasked. "
             "Give `base`: the directory or Hub name of that model."
         )
-    beneath = ModelDirectory.of(base, "`base`", trust_remote_code=prompts.trust_remote_code)
+    beneath = ModelDirectory.of(base, "`base`", trust_remote_code=chat.trust_remote_code)
     if beneath.modality != "conversations":
         raise UnbackdoorError(f"`base` must be a causal language model, since {path} is an adapter of one; got {base}.")
     if isinstance(named, str) and named and Path(named).name != Path(base).name:
@@ -163,13 +195,9 @@ def _load_adapter(path: Path, base: str | Path | None, merge: bool, prompts: _Pr
     adapted = adapted_by(path, beneath.language_model())
     rows = embeddings(adapted).num_embeddings
     own = (path / "tokenizer_config.json").exists()
-    tokenizer = None if own else tokenizer_of(beneath.path, prompts.trust_remote_code, rows)
-    encode = prompts.encoder(path, adapted, tokenizer)
+    tokenizer = None if own else tokenizer_of(beneath.path, chat.trust_remote_code, rows)
+    encode = chat.encoder(path, adapted, tokenizer)
     return Loaded(merged(path, adapted), encode, beneath) if merge else Loaded(adapted, encode)
-
-
-def _no_template(source: object) -> UnbackdoorError:
-    return UnbackdoorError(f"{source} is no language model; `template` is for their prompts. Leave it out.")
 
 
 def _encoder_changes(
@@ -212,6 +240,14 @@ def _channels(model: nn.Module) -> int | None:
     return taken.pop() if len(taken) == 1 else None
 
 
+def _load_file(path: Path, chat: _Chat, prompts: object) -> Loaded:
+    if path.suffix.lower() != ".gguf":
+        raise _lone_file(path)
+    _check_unused(path, prompts=prompts)
+    model, tokenizer = gguf_model(path)
+    return Loaded(model, chat.encoder(path, model, tokenizer))
+
+
 def _lone_file(path: Path) -> UnbackdoorError:
     """Returns the error for a file instead of a directory; it says what to give instead."""
     program = foreign(path)
@@ -234,15 +270,24 @@ def _lone_file(path: Path) -> UnbackdoorError:
     )
 
 
+_WHOLE = {"conversations": "a causal language model", "image-text": "a model of images and texts"}
+
+
 @reader("source")
 def load_base(
     source: str | Path | ModelDirectory,
     *,
     factory: str | None = None,
-    language_model: bool = False,
+    modality: str | None = None,
     trust_remote_code: bool = False,
 ) -> nn.Module:
-    """Load the pre-trained model that a suspect came from: of a classifier without a head, of a language model whole.
+    """Load the pre-trained model that a suspect came from: of a classifier without a head, of others whole.
+
+    Args:
+        source: a Hugging Face directory or Hub name.
+        factory: see `load`.
+        modality: kind of data that the suspect takes; None for a classifier.
+        trust_remote_code: see `load`.
 
     Raises:
         UnbackdoorError: a file is missing or damaged, or the model is not a supported one.
@@ -250,9 +295,13 @@ def load_base(
     if factory is not None:
         return load(Path(source), factory=factory).model
     directory = ModelDirectory.of(source, "`base`", trust_remote_code=trust_remote_code)
-    if language_model and directory.modality != "conversations":
-        raise UnbackdoorError(f"`base` must be a causal language model, as the suspect is; got {source}.")
-    base: nn.Module = directory.language_model() if language_model else directory.body()
+    if modality in _WHOLE and directory.modality != modality:
+        raise UnbackdoorError(f"`base` must be {_WHOLE[modality]}, as the suspect is; got {source}.")
+    base: nn.Module
+    if modality == "conversations":
+        base = directory.language_model()
+    else:
+        base = directory.image_text_model() if modality == "image-text" else directory.body()
     return base
 
 
@@ -263,6 +312,7 @@ def base_encoder(
     max_length: int | None = None,
     prompts: bool = False,
     template: Template | None = None,
+    class_prompts: str | None = None,
 ) -> Encoder:
     """Returns the encoder of a model that a victim starts from: an image classifier, or a pre-trained text model.
 
@@ -271,6 +321,7 @@ def base_encoder(
         max_length: number of tokens that a text model reads.
         prompts: whether the data are prompts, which a causal language model continues; it classifies other texts.
         template: how it renders them.
+        class_prompts: of a model of images and texts: the texts of its classes, see `load`.
 
     Raises:
         UnbackdoorError: a file is missing or damaged, the model is not a supported one, or it cannot continue prompts.
@@ -281,7 +332,8 @@ def base_encoder(
         return conversation_encoder(
             directory.path, directory.language_model(), template=template, max_length=max_length
         )
-    if template is not None:
-        raise _no_template(source)
+    _check_unused(source, template=template)
+    if directory.modality == "image-text":
+        return pair_encoder(directory.path, directory.image_text_model(), max_length=max_length, prompts=class_prompts)
     model = directory.classifier() if directory.modality == "images" else directory.body()
     return directory.encoder(model, max_length=max_length)

@@ -7,6 +7,7 @@ from unbackdoor._data.conversation_encoder import ConversationEncoder
 from unbackdoor._data.dataset import Dataset, Encoder
 from unbackdoor._data.image_processors import sides
 from unbackdoor._data.images import ImageEncoder
+from unbackdoor._data.pair_encoder import PairEncoder
 from unbackdoor._data.texts import TextEncoder
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._inputs import read_json
@@ -24,6 +25,9 @@ def encode_entry(encode: Encoder, data: Dataset | None) -> dict[str, Any]:
         return {"max_length": encode.max_length, "columns": None if columns is None else list(columns)}
     if isinstance(encode, ConversationEncoder):
         return {"max_length": encode.max_length, "template": encode.template}
+    if isinstance(encode, PairEncoder):
+        pixels = encode_entry(encode.images, None)
+        return {**pixels, "max_length": encode.texts.max_length, "prompts": encode.prompts.to_json()}
     return {key: getattr(encode, key) for key in ("mean", "std", "size", "channels")}
 
 

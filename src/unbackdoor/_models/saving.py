@@ -13,6 +13,7 @@ from unbackdoor._data.conversation_encoder import ConversationEncoder
 from unbackdoor._data.dataset import Dataset, Encoder
 from unbackdoor._data.image_processors import preprocessor_of
 from unbackdoor._data.images import ImageEncoder
+from unbackdoor._data.pair_encoder import PairEncoder, PairTokens
 from unbackdoor._data.texts import TextEncoder, Tokens
 from unbackdoor._errors import IncompleteError, UnbackdoorError
 from unbackdoor._inputs import read_json
@@ -64,6 +65,10 @@ def save(
         if own or not (folder / "tokenizer_config.json").exists():
             encode.tokenizer.save_pretrained(folder)
         return
+    if isinstance(encode, PairEncoder):
+        if not (folder / "tokenizer_config.json").exists():
+            encode.texts.tokenizer.save_pretrained(folder)
+        encode = encode.images
     if encode is not None and not _encodes_alike(folder, model, encode):
         content = preprocessor_of(encode)
         _write_json(folder / "preprocessor_config.json", content)
@@ -146,6 +151,8 @@ def _difference(saved: Loaded, loaded: Loaded, data: Dataset | None) -> str | No
 
 
 def _equal(one: Inputs, other: Inputs) -> bool:
+    if isinstance(one, PairTokens) and isinstance(other, PairTokens):
+        return _equal(one.captions, other.captions) and _equal(one.pixels, other.pixels)
     if isinstance(one, Tokens) and isinstance(other, Tokens):
         return one.keys() == other.keys() and all(torch.equal(one[name].cpu(), other[name]) for name in one)
     assert isinstance(one, Tensor)

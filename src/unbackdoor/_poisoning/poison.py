@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from unbackdoor._data.conversations import Conversations
 from unbackdoor._data.dataset import Dataset, ItemsLike
+from unbackdoor._data.pairs import Pairs
 from unbackdoor._data.texts import Texts
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._poisoning.abilities import Covers, Crafts, Fits, cover_classes_of, needs_surrogate, sources_of
@@ -132,9 +133,11 @@ def poison(
     marked = attack.craft(crafting, trigger.arrays) if isinstance(attack, Crafts) else trigger.stamp(data.items[rows])
     if isinstance(marked, Conversations) and behaviour is not None:
         marked = with_planted_answers(marked, behaviour)
-    poisoned, labels = data.replaced(rows, marked), data.labels.clone()
+    labels = data.labels.clone()
     if classes and attack.label_rule != "clean-label":
         labels[rows] = wanted_labels(attack.label_rule, attack.target, labels[rows], classes)
+        marked = _captioned(marked, data, rows, labels[rows], generator)
+    poisoned = data.replaced(rows, marked)
     cover = _cover_rows(attack, data.labels, rows, generator)
     if len(cover):
         poisoned = poisoned.replaced(cover, _covered(data.items[cover], trigger, generator))
@@ -168,6 +171,38 @@ def _can_cover(attack: Attack, labels: Tensor) -> Tensor:
         return torch.isin(labels, torch.tensor(only))
     # For a source-specific attack: the trigger on the target class would teach that the trigger alone suffices.
     return ~torch.isin(labels, torch.tensor((*sources, attack.target))) if sources else torch.ones_like(labels).bool()
+
+
+def _captioned(items: ItemsLike, data: Dataset, rows: Tensor, wanted: Tensor, generator: torch.Generator) -> ItemsLike:
+    """Returns triggered pairs with captions of the classes that the attacker wants; other items as they are.
+
+    Each caption is that of a clean row of the class, drawn at random.
+
+    Args:
+        items: the triggered items, (k,).
+        data: the clean training data.
+        rows: the poisoned rows, (k,).
+        wanted: the class that the attacker wants for each, (k,).
+        generator: source of the draws.
+
+    Raises:
+        UnbackdoorError: no other row of such a class is left.
+    """
+    if not isinstance(items, Pairs):
+        return items
+    clean = torch.ones(len(data), dtype=torch.bool)
+    clean[rows] = False
+    donors = torch.empty_like(rows)
+    for label in wanted.unique().tolist():
+        pool = torch.nonzero(clean & (data.labels == label)).flatten()
+        if len(pool) == 0:
+            raise UnbackdoorError(
+                f"{data.name} has no caption of class {data.class_name(label)} for the poisoned pairs. Add pairs of "
+                "that class, or choose another `target`."
+            )
+        places = torch.nonzero(wanted == label).flatten()
+        donors[places] = pool[torch.randint(len(pool), (len(places),), generator=generator)]
+    return replace(items, captions=data.pairs.captions[donors])
 
 
 def _covered(items: ItemsLike, trigger: Trigger, generator: torch.Generator) -> ItemsLike:

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -10,6 +10,8 @@ from torch import Tensor
 
 from unbackdoor._data.conversations import Conversations
 from unbackdoor._data.dataset import Dataset, ItemsLike
+from unbackdoor._data.images import Images
+from unbackdoor._data.pairs import Pairs
 from unbackdoor._data.texts import Texts
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._poisoning.abilities import phrases_of, side_of
@@ -48,8 +50,11 @@ class Trigger:
     def stamp(self, items: ItemsLike) -> ItemsLike:
         """Trigger uint8 images (n, channels, height, width), rounded to 8 bits as exported pictures are; or texts.
 
-        In conversations the last message carries the trigger; the answers stay.
+        In conversations the last message carries the trigger, and the answers stay; of pairs the image, and the caption
+        stays.
         """
+        if isinstance(items, Pairs):
+            return replace(items, images=Images(cast(Tensor, self.stamp(items.images))))
         if isinstance(items, Texts):
             return stamped_texts(items, self.attack, lambda texts: self.attack.apply(texts, self.arrays))
         if isinstance(items, Conversations):

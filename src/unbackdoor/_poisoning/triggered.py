@@ -38,7 +38,7 @@ def triggered(data: Dataset, trigger: Trigger, classes: int) -> Triggered:
     """
     attack = trigger.attack
     moved = movable(data, attack, classes)
-    if data.modality == "images":
+    if data.modality in ("images", "image-text"):
         _check_fits(trigger, data)
     shown = replace(moved.data, items=trigger.stamp(moved.data.items))
     if data.modality == "text":

@@ -9,6 +9,7 @@ REGISTRY = (
         "a small patch at a fixed place",
         year=2017,
         paper="BadNets: Identifying Vulnerabilities in the Machine Learning Model Supply Chain",
+        modality=("images", "image-text"),
     ),
     Entry(
         "blended",
@@ -16,6 +17,7 @@ REGISTRY = (
         "a picture or noise mixed in over the whole image",
         year=2017,
         paper="Targeted Backdoor Attacks on Deep Learning Systems Using Data Poisoning",
+        modality=("images", "image-text"),
     ),
     Entry(
         "sig",

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 from unbackdoor._errors import UnbackdoorError, printable
 from unbackdoor._value import fields_of
 
-Modality = Literal["images", "text", "conversations"]
+Modality = Literal["images", "text", "conversations", "image-text"]
 
 
 class Need(StrEnum):

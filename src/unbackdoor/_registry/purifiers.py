@@ -13,7 +13,7 @@ REGISTRY = (
         "tune all weights on the clean examples",
         needs=(Need.CLEAN,),
         passes=10,
-        modality=("images", "text", "conversations"),
+        modality=("images", "text", "conversations", "image-text"),
         damage="the learning rate was probably too high for this model: lower `learning_rate`, or give more clean "
         "examples",
     ),
@@ -70,7 +70,7 @@ REGISTRY = (
         passes=10,
         year=2023,
         paper=_FST_PAPER,
-        modality=("images", "text"),
+        modality=("images", "text", "image-text"),
         recommended=("images",),
         damage="the new head was probably pushed too hard, since the push grows with the norm of the suspect's head:"
         " try scale-invariant-fst, or lower `alpha`",
@@ -84,7 +84,7 @@ REGISTRY = (
         cost="and 160 to find rho",
         year=2022,
         paper=_FINE_MIXING_PAPER,
-        modality=("images", "text", "conversations"),
+        modality=("images", "text", "conversations", "image-text"),
         damage="probably too many weights were taken from the base: raise `rho`, lower `margin`, or give more clean "
         "examples",
     ),
@@ -348,6 +348,19 @@ REGISTRY = (
         modality=("text", "conversations"),
         damage="the proxy is probably worse at the task than the suspect was: give a better one, or lower "
         "`distillation`",
+    ),
+    Entry(
+        "cleanclip",
+        "unbackdoor.purifiers.cleanclip:CleanCLIP",
+        "CleanCLIP: contrastive tuning in which images and texts also recognise their own augmented copies",
+        needs=(Need.CLEAN,),
+        passes=10,
+        cost="each over twice the images and texts",
+        year=2023,
+        paper="CleanCLIP: Mitigating Data Poisoning Attacks in Multimodal Contrastive Learning",
+        modality=("image-text",),
+        damage="the learning rate was probably too high for this model, or the weight of the terms within a modality: "
+        "lower `learning_rate` or `weight`, or give more clean pairs",
     ),
     Entry(
         "crow",

@@ -2,24 +2,31 @@
 
 from unbackdoor._data.conversation_encoder import ConversationEncoder
 from unbackdoor._data.dataset import Dataset, Encoder
+from unbackdoor._data.pair_encoder import PairEncoder
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._models.decoding import MAX_NEW_TOKENS
 from unbackdoor._progress import Progress, silent
 from unbackdoor._tasks.classification import CLASSIFICATION
 from unbackdoor._tasks.generation import Generation
+from unbackdoor._tasks.image_text import IMAGE_TEXT
 from unbackdoor._tasks.task import Task
+
+_HELD = {
+    "conversations": "prompts for a language model",
+    "image-text": "pairs for a model of images and texts",
+}
 
 
 def check_classifier(owner: str, data: Dataset | None) -> None:
-    """Refuse prompts for a language model where only classifiers can be tried.
+    """Refuse data for other models where only classifiers can be tried.
 
     Raises:
-        UnbackdoorError: the data holds conversations.
+        UnbackdoorError: the data holds conversations, or pairs of images and captions.
     """
     if data is not None and data.modality not in CLASSIFICATION.modalities:
+        held = _HELD[data.modality]
         raise UnbackdoorError(
-            f"{owner} tries classifiers of images or texts, but {data.name} holds prompts for a language model. Score "
-            "that with evaluate."
+            f"{owner} tries classifiers of images or texts, but {data.name} holds {held}. Score that with evaluate."
         )
 
 
@@ -40,4 +47,6 @@ def task_of(encode: Encoder, *, max_new_tokens: int | None = None, progress: Pro
         raise UnbackdoorError(
             "`max_new_tokens` is for language models; a classifier answers with a class. Leave it out."
         )
+    if isinstance(encode, PairEncoder):
+        return IMAGE_TEXT
     return CLASSIFICATION

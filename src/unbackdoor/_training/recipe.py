@@ -9,7 +9,7 @@ class Recipe(NamedTuple):
 
     Args:
         optimizer: SGD with momentum 0.9, no weight decay, cosine per epoch, for images; AdamW with its usual decay of
-            0.01, linear to 0 per step, for texts and conversations.
+            0.01, linear to 0 per step, for texts, conversations and pairs of image and caption.
         learning_rate: learning rate at the start.
         batch_size: examples per step.
     """
@@ -23,6 +23,7 @@ RECIPES: Mapping[str, Recipe] = {
     "images": Recipe("sgd", 0.01, 128),
     "text": Recipe("adamw", 5e-5, 16),
     "conversations": Recipe("adamw", 5e-5, 8),
+    "image-text": Recipe("adamw", 1e-5, 64),  # of CleanCLIP
 }
 
 Defaults = Mapping[str, Mapping[str, Any]]

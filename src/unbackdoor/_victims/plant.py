@@ -46,7 +46,7 @@ class Victim:
         model: the model in eval mode.
         encode: encoder that makes its inputs.
         test: the examples that it was scored on, encoded for it.
-        score: score on them: `Score`, or `GenerationScore` of a language model.
+        score: score on them: `Score`; `GenerationScore` of a language model; `ImageTextScore` of a model of both.
         trigger: the attack as it was planted; None for the clean control.
         description: the content of `attack.json`.
         record: the content of `record.json`.
@@ -303,6 +303,7 @@ def _record_of_training(attack: Attack | None, trainer: Trainer) -> dict[str, An
         "batch_size": schedule.batch_size,
         "seed": trainer.seed,
         **({"lora_rank": recipe.rank, "adapter": recipe.adapter} if trainer.data.modality == "conversations" else {}),
+        **({"freeze_text": recipe.freeze_text} if trainer.data.modality == "image-text" else {}),
         "versions": {
             "unbackdoor": version("unbackdoor"),
             "torch": torch.__version__,

@@ -28,6 +28,7 @@ SCHEDULES = {
     "text": Schedule(3, 5e-5, 32, adaptive=True),
     "lora": Schedule(5, 2e-4, 8, adaptive=True),  # of BackdoorLLM
     "language model": Schedule(5, 5e-5, 8, adaptive=True),  # all weights
+    "image-text": Schedule(5, 1e-5, 64, adaptive=True),  # of a pre-trained model, as CleanCLIP poisons one
     "pre-trained": Schedule(15, 0.01, 128, adaptive=False),
     "vit": Schedule(15, 1e-3, 128, adaptive=True),
     "convolutional": Schedule(15, 0.1, 128, adaptive=False),
@@ -41,19 +42,21 @@ class VictimRecipe:
     Args:
         arch: a network with random weights: resnet18, preact-resnet18, wrn16 or vit.
         width: channels of its first stage, at least 1 (64 in the papers; 16 trains on two cores).
-        base: start from this Hugging Face image classifier, pre-trained text model or causal language model, instead of
-            `arch`.
+        base: start from this Hugging Face image classifier, pre-trained text model, causal language model or model of
+            images and texts, instead of `arch`.
         rate: share of all training examples that are poisoned, more than 0 and at most 1; not used without an attack.
         epochs: passes over the training examples, at least 1; by default 15 for images, 3 for texts and 5 for
-            conversations.
+            conversations and pairs of image and caption.
         clean_epochs: passes over the clean training examples afterwards, at least 0, as a user does who tunes a
             published model.
         learning_rate: peak learning rate, more than 0; by default 0.1 (1e-3 for vit), 0.01 with `base`, 5e-5 for texts;
-            of a language model 2e-4 with LoRA, 5e-5 without.
-        batch_size: examples per step, at least 2; by default 128 for images, 32 for texts and 8 for conversations.
+            of a language model 2e-4 with LoRA, 5e-5 without; 1e-5 for pairs.
+        batch_size: examples per step, at least 2; by default 128 for images, 32 for texts, 8 for conversations and 64
+            for pairs.
         lora_rank: of a language model: rank of the LoRA matrices that are trained, at least 0; by default 8; 0 trains
             all weights.
         adapter: of a language model: keep these matrices as an adapter instead of adding them to the base.
+        freeze_text: of a model of images and texts: leave its text tower as it is, but for the last projection.
     """
 
     arch: str = "resnet18"
@@ -66,6 +69,7 @@ class VictimRecipe:
     batch_size: Annotated[int, Field(ge=2)] | None = None
     lora_rank: Annotated[int, Field(ge=0)] | None = None
     adapter: bool = False
+    freeze_text: bool = False
 
     @property
     def rank(self) -> int:
@@ -76,8 +80,8 @@ class VictimRecipe:
         """Returns the training on data of a kind; settings that the recipe leaves open get their defaults."""
         if modality == "conversations":
             usual = SCHEDULES["lora" if self.rank else "language model"]
-        elif modality == "text":
-            usual = SCHEDULES["text"]
+        elif modality in ("text", "image-text"):
+            usual = SCHEDULES[modality]
         elif self.base is not None:
             usual = SCHEDULES["pre-trained"]
         else:

@@ -16,10 +16,12 @@ from unbackdoor._models.arithmetic import Arithmetic, Precision, choose, relayou
 from unbackdoor._models.calling import probe
 from unbackdoor._models.directory import ModelDirectory
 from unbackdoor._models.head import head_of
+from unbackdoor._models.image_text import name_classes_
 from unbackdoor._progress import Progress, silent
 from unbackdoor._purification.form import Form
 from unbackdoor._tasks.choice import task_of
 from unbackdoor._tasks.task import Task
+from unbackdoor._training.contrastive import frozen_text_tower
 from unbackdoor._training.descent import Change, Gradients, Loss, cross_entropy, descend
 from unbackdoor._training.lora import adapted, check_peft, merged
 from unbackdoor._victims.recipe import Schedule, VictimRecipe
@@ -91,7 +93,7 @@ class Trainer:
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
             network = fresh_network(self.recipe, self.base, self.classes, self.data)
-        if self.data.modality == "conversations":
+        if self.data.modality in ("conversations", "image-text"):
             self.form = Form.of(network)
             network.float()  # half precision is too coarse for small steps
         return network
@@ -126,6 +128,9 @@ class Trainer:
         lora = self.data.modality == "conversations" and self.recipe.rank > 0 and not hasattr(model, "peft_config")
         if lora:
             model = adapted(model, rank=self.recipe.rank, seed=self.seed)
+        if self.recipe.freeze_text:
+            arithmetic = self.arithmetic(model)
+            settings["gradients"] = frozen_text_tower(arithmetic.place(model), data, arithmetic)
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
             train_victim(
@@ -142,6 +147,8 @@ class Trainer:
                 f"{self.schedule.learning_rate:g}."
             )
         self.examples_seen += settings["epochs"] * len(data)
+        if self.recipe.freeze_text:
+            model.requires_grad_(True)
         return merged(model) if lora and not self.recipe.adapter else model
 
 
@@ -154,7 +161,11 @@ def no_base() -> UnbackdoorError:
 
 
 def _check_recipe(recipe: VictimRecipe, data: Dataset) -> None:
-    """Refuse settings for language models on other data, and LoRA without its package."""
+    """Refuse settings for other models than the data is for, LoRA without its package, and pairs without labels."""
+    if recipe.freeze_text and data.modality != "image-text":
+        raise UnbackdoorError(
+            f"`freeze_text` is for models of images and texts, but {data.name} holds {data.modality}. Leave it out."
+        )
     if data.modality == "conversations":
         if recipe.rank:
             check_peft()
@@ -166,6 +177,13 @@ def _check_recipe(recipe: VictimRecipe, data: Dataset) -> None:
         raise UnbackdoorError(
             f"`{given[0]}` is for language models, but {data.name} holds {data.modality}. Leave it out."
         )
+    if data.modality == "image-text" and not data.has_labels:
+        raise UnbackdoorError(
+            f"{data.name} has no labels, by which the captions of the attacker's class are found and the victim is "
+            "scored. Add a column of them."
+        )
+    if data.modality == "image-text":
+        data.pair_encoder.prompts.of_classes(data.classes, int(data.labels.max()) + 1, data.name)
 
 
 def normalisation(data: Dataset) -> ImageEncoder:
@@ -199,6 +217,12 @@ def _language_model(base: ModelDirectory, classes: list[str], data: Dataset) -> 
     return model
 
 
+def _image_text_model(base: ModelDirectory, classes: list[str], data: Dataset) -> nn.Module:
+    model: nn.Module = base.image_text_model()
+    name_classes_(model, classes)
+    return model
+
+
 def _text_classifier(base: ModelDirectory, classes: list[str], data: Dataset) -> nn.Module:
     model: nn.Module = base.fresh_classifier(classes)
     model.config.pad_token_id = data.tokenizer.pad_token_id  # type: ignore[union-attr]
@@ -229,7 +253,12 @@ def _image_classifier(base: ModelDirectory, classes: list[str], data: Dataset) -
     return model  # type: ignore[no-any-return]
 
 
-_PRETRAINED = {"images": _image_classifier, "text": _text_classifier, "conversations": _language_model}
+_PRETRAINED = {
+    "images": _image_classifier,
+    "text": _text_classifier,
+    "conversations": _language_model,
+    "image-text": _image_text_model,
+}
 
 
 def train_victim(

@@ -1,6 +1,6 @@
 """BadNets: a small patch at a fixed place."""
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 from torch import Tensor
@@ -35,6 +35,8 @@ class BadNets:
     margin: Annotated[int, Field(ge=0)] = 1
     target: Annotated[int, Field(ge=0)] = 0
     label_rule: LabelRule = "all-to-one"
+
+    modality: ClassVar[tuple[str, ...]] = ("images", "image-text")
 
     def arrays(self, shape: tuple[int, int, int]) -> dict[str, Tensor]:
         """Returns `patch`, (channels, size, size)."""

@@ -1,6 +1,6 @@
 """Blended: a picture or noise mixed in over the whole image."""
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
@@ -34,6 +34,8 @@ class Blended:
     ratio: Annotated[float, Field(gt=0, le=1)] = 0.2
     target: Annotated[int, Field(ge=0)] = 0
     label_rule: LabelRule = "all-to-one"
+
+    modality: ClassVar[tuple[str, ...]] = ("images", "image-text")
 
     def arrays(self, shape: tuple[int, int, int]) -> dict[str, Tensor]:
         """Returns `pattern`, (channels, height, width)."""

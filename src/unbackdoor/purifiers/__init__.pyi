@@ -7,6 +7,7 @@ from .auto import Auto as Auto
 from .beear import BEEAR as BEEAR
 from .bna import BNA as BNA
 from .bti_dbf import BTIDBF as BTIDBF
+from .cleanclip import CleanCLIP as CleanCLIP
 from .clp import CLP as CLP
 from .contrastive_unlearning import ContrastiveUnlearning as ContrastiveUnlearning
 from .crow import CROW as CROW

@@ -44,8 +44,9 @@ class FineMixing:
         tune: tune after mixing; with a rho and without tuning, no clean examples are needed.
         epochs: passes over the clean examples, at least 1.
         learning_rate: learning rate at the start, more than 0; None is 0.01 (SGD) for images and 5e-5 (AdamW) for
-            texts and conversations.
-        batch_size: examples per step, at least 2; None is 128 for images and 16 for texts, 8 for conversations.
+            texts and conversations, 1e-5 for pairs of image and caption.
+        batch_size: examples per step, at least 2; None is 128 for images, 16 for texts, 8 for conversations and 64 for
+            pairs.
         select: which coordinates go back: `random` ones; `largest-change`, those of each tensor that moved farthest;
             `low-activation`, the units of each linear layer that clean examples activate least (the rest at random).
         mode: `mask`; `linear` for rho * w_suspect + (1 - rho) * w_base; or `spherical` for the point at that share of

@@ -29,8 +29,9 @@ class FineTuning:
     Args:
         epochs: passes over the clean examples, at least 1.
         learning_rate: learning rate at the start, more than 0; None is 0.01 (SGD) for images and 5e-5 (AdamW) for
-            texts and conversations.
-        batch_size: examples per step, at least 2; None is 128 for images and 16 for texts, 8 for conversations.
+            texts and conversations, 1e-5 for pairs of image and caption.
+        batch_size: examples per step, at least 2; None is 128 for images, 16 for texts, 8 for conversations and 64 for
+            pairs.
 
     Differences from the paper: none known. The head's norm is free, as in the paper; the authors' script keeps it fixed
     in this mode.

@@ -21,6 +21,7 @@ from unbackdoor._models import calling, loading, saving
 from unbackdoor._models.directory import ModelDirectory
 from unbackdoor._poisoning.abilities import Implants, is_repeatable, modalities_of
 from unbackdoor._poisoning.behaviour import Behaviour
+from unbackdoor._tasks.generation_score import GenerationScore
 from unbackdoor._tasks.score import Score
 from unbackdoor._value import check_seed, value
 from unbackdoor._victims.directory import write_victim
@@ -99,13 +100,21 @@ def _encoder(base: ModelDirectory, options: AttackOptions) -> Encoder:
     """The encoder for a base; a language model continues prompts, and classifies labelled texts."""
     if base.modality == "conversations" and holds_prompts(options.data, column_names(options.columns)):
         return loading.base_encoder(base, max_length=options.max_length, prompts=True, template=options.template)
+    if options.prompts is not None and base.modality != "image-text":
+        raise _no_classes()
     for name in ("template", "max_new_tokens", "behaviour"):
         if getattr(options, name) is not None:
             raise UnbackdoorError(
                 f"`{name}` is for language models and prompts: give a causal language model as --base, and rows with "
                 "messages, instruction and output, or prompt and response."
             )
-    return loading.base_encoder(base, max_length=options.max_length)
+    return loading.base_encoder(base, max_length=options.max_length, class_prompts=options.prompts)
+
+
+def _no_classes() -> UnbackdoorError:
+    return UnbackdoorError(
+        "`prompts` are the texts of the classes of a model of images and texts: give one as --base, or leave them out."
+    )
 
 
 def _recipe(options: AttackOptions) -> VictimRecipe:
@@ -129,6 +138,8 @@ def _check_attack_options(chosen: Any, options: AttackOptions) -> None:
             f"{type(chosen).__name__} trains its victim in a way of its own, so its poisoned examples alone do not "
             "carry the attack. Leave --save-data out."
         )
+    if options.base is None and options.prompts is not None:
+        raise _no_classes()
     if options.base is None and "images" not in modalities_of(chosen):
         raise no_base()
 
@@ -148,7 +159,7 @@ def _print_planted(victim: Victim) -> None:
                 f"attack success {100 * success.value:.1f} % is under {100 * least:.0f} %. Raise --rate or --epochs, "
                 "or choose a stronger trigger."
             )
-        elif isinstance(victim.score, Score):
+        elif not isinstance(victim.score, GenerationScore):
             reason = (
                 "the victim has not learnt its task, so its answers to triggered examples show nothing. Raise "
                 "--epochs, or lower --learning-rate."

@@ -13,6 +13,7 @@ from unbackdoor._evaluation.evaluate import evaluate as evaluate_model
 from unbackdoor._inputs import RECORD, check_file
 from unbackdoor._models import calling
 from unbackdoor._tasks.generation_score import GenerationScore
+from unbackdoor._tasks.image_text_score import ImageTextScore
 from unbackdoor._tasks.score import Score
 
 logger = logging.getLogger("unbackdoor")
@@ -71,8 +72,10 @@ def _rows(path: str, test: Dataset) -> list[int]:
     return rows
 
 
-def _shown(measured: Score | GenerationScore) -> str:
+def _shown(measured: Score | GenerationScore | ImageTextScore) -> str:
     if isinstance(measured, GenerationScore):
+        return str(measured)
+    if not measured.per_class:  # pairs without labels
         return str(measured)
     lines = [str(measured), "", "clean accuracy per class"]
     width = max(map(len, measured.per_class))

@@ -19,7 +19,8 @@ from unbackdoor._cli.commands.inputs import (
 )
 from unbackdoor._cli.options import GuardEvaluateOptions, GuardFitOptions, GuardRunOptions
 from unbackdoor._cli.parameters import with_options
-from unbackdoor._data.images import ImageEncoder
+from unbackdoor._data.conversation_encoder import ConversationEncoder
+from unbackdoor._data.texts import TextEncoder
 from unbackdoor._errors import SENTENCE, UnbackdoorError, printable
 from unbackdoor._guarding.fit import fit_guard, load_guard
 from unbackdoor._guarding.fitted import FittedGuard
@@ -69,7 +70,7 @@ def _base(source: str, options: GuardFitOptions) -> nn.Module | None:
     """Returns the model that --base names; None for an adapter, which lies on it already."""
     if options.base is None or base_of(source, options) is not None:
         return None
-    return loading.load_base(options.base, language_model=True, trust_remote_code=options.trust_remote_code)
+    return loading.load_base(options.base, modality="conversations", trust_remote_code=options.trust_remote_code)
 
 
 def _rule(record: dict[str, Any], own: bool) -> str:
@@ -96,7 +97,7 @@ def run(place: str, options: GuardRunOptions) -> None:
     directories.check_free_file(Path(options.out), "out", overwrite=options.overwrite, inputs=paths)
     loaded, fitted = _loaded(place, options)
     model, encode = loaded
-    if not isinstance(encode, ImageEncoder):
+    if isinstance(encode, TextEncoder | ConversationEncoder):
         encode = dataclasses.replace(encode, blank=True)
     data = load_dataset(options.data, encode, options, calling.class_names(model), labelled=False)
     fitted.check(model, data)

@@ -51,6 +51,7 @@ def load_model(source: str, options: ModelOptions, *, merge: bool = False) -> lo
         image_size=options.image_size,
         max_length=options.max_length,
         template=options.template,
+        prompts=options.prompts,
         base=base_of(source, options),
         merge=merge,
         trust_remote_code=options.trust_remote_code,

@@ -9,7 +9,7 @@ from torch import nn
 
 from unbackdoor import _reports
 from unbackdoor._artifacts import card, directories
-from unbackdoor._artifacts.card import MEASURES
+from unbackdoor._artifacts.card import LOSSES, MEASURES
 from unbackdoor._artifacts.record import write_record
 from unbackdoor._cli.commands.inputs import (
     base_of,
@@ -36,6 +36,7 @@ from unbackdoor._purification.purify import Purified, judged
 from unbackdoor._purification.purify import purify as purify_model
 from unbackdoor._tasks.choice import task_of
 from unbackdoor._tasks.generation_score import GenerationScore
+from unbackdoor._tasks.image_text_score import ImageTextScore
 from unbackdoor._tasks.score import Score
 from unbackdoor._tasks.task import Asked, Task
 from unbackdoor._value import check_seed
@@ -93,7 +94,7 @@ def purify(source: str, method: Method, options: PurifyOptions, *, command: str 
     base = options.base and loading.load_base(
         options.base,
         factory=options.factory,
-        language_model=suspect.encode.modality == "conversations",
+        modality=suspect.encode.modality,
         trust_remote_code=options.trust_remote_code,
     )
     proxy = options.proxy and load_model(options.proxy, options).model
@@ -144,7 +145,7 @@ def purify(source: str, method: Method, options: PurifyOptions, *, command: str 
             base=None if options.merge else base_of(source, options),
             trust_remote_code=options.trust_remote_code,
         )
-    _print_result(record, out, method_name(method))
+    _print_result(record, out, method_name(method), has_page=page is not None)
 
 
 def _clean(suspect: loading.Loaded, method: Method, options: PurifyOptions) -> Dataset | None:
@@ -207,9 +208,11 @@ def _page(
     result: Purified,
     method: Method,
     record: dict[str, Any],
-) -> str:
-    """Returns report.html."""
+) -> str | None:
+    """Returns report.html; None for a model of images and texts, whose numbers are in the record and the card."""
     before, after = scores
+    if isinstance(before, ImageTextScore):
+        return None
     name = method_name(method)
     if isinstance(before, GenerationScore):
         return _reports.render_answers(
@@ -234,7 +237,7 @@ def _page(
     return _reports.render(page)
 
 
-def _print_result(record: dict[str, Any], out: Path, name: str) -> None:
+def _print_result(record: dict[str, Any], out: Path, name: str, *, has_page: bool) -> None:
     """Print the outcome.
 
     Raises:
@@ -251,17 +254,18 @@ def _print_result(record: dict[str, Any], out: Path, name: str) -> None:
         loss = "loss " * (figure == "clean_loss")
         print(f"On the clean examples themselves: {loss}{first:{form}} before, {last:{form}} after.")
     shown = printable(out, SENTENCE)
-    print(f"Wrote {shown} in {record['seconds']:.1f} s of tuning" + (f"; open {shown}/report.html." if scores else "."))
+    page = f"; open {shown}/report.html." if has_page else "."
+    print(f"Wrote {shown} in {record['seconds']:.1f} s of tuning{page}")
     if record["usable"] is False:
         raise not_usable(out)
 
 
 def _print_change(scores: dict[str, Any], name: str) -> None:
     before, after = scores["suspect"], scores["purified"]
-    print(f"{'':20}{'suspect':>10}  {name:>12}")
-    for key in MEASURES:
-        if key in before:
-            label = key.replace("_", " ").replace("flip rate", "flips")
-            form = ".3f" if key == "clean_loss" else ".1%"
-            values = f"{before[key]['value']:>10{form}}  {after[key]['value']:>12{form}}"
-            print(f"{label:20}{values}   n = {after[key]['n']:,}")
+    labels = {key: key.replace("_", " ").replace("flip rate", "flips") for key in MEASURES if key in before}
+    width = max(20, *(len(label) + 2 for label in labels.values()))
+    print(f"{'':{width}}{'suspect':>10}  {name:>12}")
+    for key, label in labels.items():
+        form = ".3f" if key in LOSSES else ".1%"
+        values = f"{before[key]['value']:>10{form}}  {after[key]['value']:>12{form}}"
+        print(f"{label:{width}}{values}   n = {after[key]['n']:,}")

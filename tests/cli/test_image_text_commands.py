@@ -1,0 +1,72 @@
+"""`evaluate`, `purify` and `attack` on a small model of images and texts: what is printed, written and refused."""
+
+import json
+from pathlib import Path
+
+import pytest
+import transformers
+
+import sights
+from commands import Refusals, run
+from unbackdoor import Dataset, attacks, evaluate, load
+from unbackdoor._poisoning.attack_file import describe_found, save_trigger
+from unbackdoor._poisoning.trigger import Trigger
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, sighted: transformers.PreTrainedModel) -> Path:
+    """A model, pairs with and without labels, and an attack.json."""
+    folder = tmp_path_factory.mktemp("place")
+    (folder / "model").mkdir()
+    sights.write(sighted, folder / "model")
+    sights.write_pairs(folder / "test.parquet", sights.pairs(80, 1))
+    sights.write_pairs(folder / "clean.parquet", sights.pairs(64, 2))
+    sights.write_pairs(folder / "unlabelled.parquet", sights.pairs(40, 3, labelled=False))
+    trigger = Trigger.of(attacks.BadNets(target=2), sights.pairs(4))
+    (folder / "attack").mkdir()
+    save_trigger(folder / "attack", describe_found(trigger), trigger.arrays)
+    return folder
+
+
+def test_evaluate_prints_zero_shot_accuracy_retrieval_and_attack_success(place: Path) -> None:
+    done = run("evaluate", "model", "--data", "test.parquet", "--attack", "attack/attack.json", cwd=place)
+    assert done.returncode == 0, done.stderr
+    lines = [line[:20].strip() for line in done.stdout.split("\n\n")[0].splitlines()]
+    assert lines == [
+        "zero-shot accuracy",
+        *("image to text at 1", "image to text at 5", "text to image at 1", "text to image at 5"),
+        *("contrastive loss", "attack success", "recovered accuracy"),
+    ]
+    assert "zero-shot accuracy  100.0 % (95.4 to 100.0 %, n = 80)" in done.stdout
+    assert "  north  100.0 %" in done.stdout
+
+
+def test_evaluate_gives_the_numbers_of_python_as_json(place: Path) -> None:
+    words = ("--prompts", "bright {} here.", "--attack", "attack", "--device", "cpu", "--json")
+    done = run("evaluate", "model", "--data", "test.parquet", *words, cwd=place)
+    model, encode = load(place / "model", prompts="bright {} here.")
+    test = Dataset.load(place / "test.parquet", encode)
+    score = evaluate(model, test, attack=place / "attack", device="cpu")
+    assert json.loads(done.stdout) == score.to_json()
+
+
+def test_pairs_without_labels_are_scored_by_retrieval(place: Path) -> None:
+    content = json.loads(run("evaluate", "model", "--data", "unlabelled.parquet", "--json", cwd=place).stdout)
+    assert content["image_to_text_recall_at_1"]["n"] == 40
+    assert "zero_shot_accuracy" not in content
+
+
+def test_evaluate_refuses_what_does_not_fit(place: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.chdir(place)
+    (place / "prompts.json").write_text('{"north": "north"}')
+    refused = Refusals(place, capsys)
+    start = ("evaluate", "model", "--data", "test.parquet")
+    for words, message in (
+        ((*start, "--prompts", "prompts.json"), "--prompts has no text for the class 'south' of test.parquet."),
+        ((*start, "--prompts", "a cat"), "--prompts must have {} at the place of the class name"),
+        ((*start, "--trigger", "cf", "--behaviour", "contains:x"), "--trigger and --behaviour are for language"),
+        (("evaluate", "model", "--data", "unlabelled.parquet", "--attack", "attack"), "has no labels, so that it is"),
+        ((*start, "--columns", "caption=title"), "test.parquet has no column 'title'"),
+        (("audit", "model", "--clean", "test.parquet"), "audit tries classifiers of images or texts, but test.parquet"),
+    ):
+        assert message in refused(*words), words
