@@ -7,6 +7,9 @@ The bare pass classifies the same inputs in batches of the same size, texts toke
 the call that a user makes, `fitted.wrap(model)(inputs)`: scores, decisions and answers. Both take turns in one process
 with one thread; the smallest time of all rounds counts. The limits: `strip` with n copies n + 1.2, `badacts` 1.3. The
 networks have random weights, which cost the same as others.
+
+Of a language model the bare pass reads prompts with their answers. `weightwatch` costs that and another pass in which
+the states are watched, together at most 2.2 of it; and the call that a user makes is compared with answering alone.
 """
 
 import argparse
@@ -23,8 +26,12 @@ import torch
 import transformers
 
 from unbackdoor import Dataset, ImageEncoder, archs, fit_guard, guards
+from unbackdoor._data.conversation_encoder import ConversationEncoder
+from unbackdoor._data.conversations import Conversation, Conversations, Message
 from unbackdoor._data.texts import TextEncoder, Texts
 from unbackdoor._guarding.deciding import class_scores
+from unbackdoor._models.calling import logits
+from unbackdoor.guards._own_answers import answered_batches, own_answers
 
 WORDS = [f"w{number}" for number in range(1000)]
 
@@ -61,6 +68,56 @@ def texts(count: int) -> tuple[Any, Dataset]:
     return model, Dataset(items=Texts(strings, ("text",)), labels=torch.arange(count) % 2, encode=encode)
 
 
+def prompts(count: int) -> tuple[Any, Any, Dataset]:
+    """A Llama of six blocks, a base of it, and random prompts of 10 to 40 words."""
+    vocabulary = {word: row for row, word in enumerate(["<pad>", "<unk>", "<end>", *WORDS])}
+    made = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="<unk>"))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    fast = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=made, pad_token="<pad>", unk_token="<unk>", eos_token="<end>"
+    )
+    config = transformers.LlamaConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=256,
+        intermediate_size=1024,
+        num_hidden_layers=6,
+        num_attention_heads=8,
+        max_position_embeddings=128,
+    )
+    torch.manual_seed(0)
+    model, base = (transformers.LlamaForCausalLM(config).eval() for _ in range(2))
+    draw = random.Random(0)
+    entries = tuple(
+        Conversation((Message("user", " ".join(draw.choices(WORDS, k=draw.randint(10, 40)))),)) for _ in range(count)
+    )
+    encode = ConversationEncoder(tokenizer=fast, template="plain", max_length=128)
+    return model, base, Dataset(items=Conversations(entries), labels=torch.full((count,), -1), encode=encode)
+
+
+def watched_ratios(model: Any, base: Any, data: Dataset, rounds: int) -> tuple[float, float]:
+    """The processor time of `weightwatch` over that of a bare pass, and of the whole call over that of answering."""
+    half = len(data) // 2
+    clean, inputs = data.select(range(half)), data.select(range(half, len(data)))
+    guard = guards.WeightWatch()
+    settings: dict[str, Any] = {"device": "cpu", "precision": "fp32"}
+    fitted = fit_guard(model, clean, guard, base=base, false_alarms=0.1, max_new_tokens=16, **settings)
+    wrapped = fitted.wrap(model, **settings)
+    with fitted.at_work(model, "cpu", "fp32") as work, torch.no_grad():
+        answers = own_answers(work.model, inputs, work.run)
+
+        def bare() -> None:
+            for batch in answered_batches(work.model, inputs, answers, work.run):
+                logits(work.model, batch.inputs)
+
+        def marked() -> None:
+            guard.distances(work.model, inputs, answers, fitted.learnt, work.run)
+
+        passes = [(seconds(bare), seconds(marked)) for _ in range(rounds + 1)]
+        alone = min(seconds(lambda: own_answers(work.model, inputs, work.run)) for _ in range(rounds))
+    call = min(seconds(lambda: wrapped(inputs)) for _ in range(rounds))
+    return 1 + min(one for _, one in passes) / min(one for one, _ in passes), call / alone
+
+
 def seconds(work: Callable[[], object]) -> float:
     start = time.process_time()
     work()
@@ -95,6 +152,8 @@ def main() -> None:
         if kind == "texts":
             for guard in (guards.Rap(steps=2), guards.Psim(steps=2)):
                 print(f"{kind}: {guard} costs {ratio(model, data, guard, options.rounds):.2f} of a bare pass")
+    passes, call = watched_ratios(*prompts(options.inputs), options.rounds)
+    print(f"prompts: WeightWatch costs {passes:.2f} of a bare pass (limit 2.2); a call {call:.2f} of answering alone")
 
 
 if __name__ == "__main__":

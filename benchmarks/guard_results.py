@@ -4,10 +4,13 @@
     python benchmarks/zoo_data.py $ZOO
     python benchmarks/guard_results.py images docs/results/measured/guards
     python benchmarks/guard_results.py texts docs/results/measured/guards
+    python benchmarks/guard_results.py prompts docs/results/measured/guards
     python benchmarks/guard_results.py table docs/results/measured/guards
 
-A cell is one guard in front of one victim, at one share of false alarms. A run that is stopped goes on where it
-stopped. $MINILM is the first three layers of a pre-trained model; grids/text-suspects.toml says how to make it.
+For `prompts`, $BED holds `base`, a language model, `rows` of `benchmarks/language_model_rows.py`, and a directory for
+each victim that `unbackdoor attack` made of them. A cell is one guard in front of one victim, at one share of false
+alarms. A run that is stopped goes on where it stopped. $MINILM is the first three layers of a pre-trained model;
+grids/text-suspects.toml says how to make it.
 """
 
 import argparse
@@ -21,7 +24,7 @@ from typing import Any, NamedTuple
 
 import transformers
 
-from unbackdoor import Dataset, VictimRecipe, attacks, evaluate, fit_guard, load, plant
+from unbackdoor import Dataset, VictimRecipe, attacks, evaluate, evaluate_guard, fit_guard, load, plant
 from unbackdoor._artifacts.machine import versions
 from unbackdoor._data.texts import TextEncoder
 from unbackdoor._guarding.cost import Cost
@@ -30,6 +33,8 @@ from unbackdoor._guarding.fitted import FittedGuard
 from unbackdoor._guarding.guard import Guard
 from unbackdoor._guarding.measuring import GuardScore, score_of, unseen
 from unbackdoor._guarding.threshold import alarms, threshold_of
+from unbackdoor._inputs import read_json
+from unbackdoor._models.loading import load_base
 from unbackdoor._poisoning.triggered import Triggered, already_triggered, triggered
 from unbackdoor._registry.entries import find, to_json
 from unbackdoor._registry.guards import REGISTRY
@@ -38,6 +43,7 @@ from unbackdoor._value import fields_of
 
 ROOT = Path(__file__).parents[1]
 RATES = (0.01, 0.05)  # false alarms
+PROMPTS = {"clean": 60, "test": 24, "max_new_tokens": 16, "false_alarms": 0.05}  # of language models: they are slow
 SEEDS = (0, 1, 2)
 TEXTS = 3000  # of SST-2 that a victim is trained on
 CLEAN = {"images": 1000, "text": 512}  # examples that a guard gets
@@ -55,6 +61,7 @@ TEXT_ATTACKS: dict[str, Any] = {
     "none": None,
 }
 GUARDS = {"images": ("strip", "badacts"), "text": ("strip", "badacts", "rap", "psim")}
+GUARDS |= {"conversations": ("weightwatch", "cleangen", "demonstrations")}
 NAMES = {
     **{"fashion": "Fashion-MNIST, 14x14", "sst2": "SST-2", "olid": "OLID"},
     **{"badnets": "patch", "blended": "blended", "batt": "rotation", "input-aware": "dynamic", "none": "none (clean)"},
@@ -201,6 +208,46 @@ def cell_name(facts: dict[str, Any], guard: str, rate: float) -> str:
     return f"{facts['data']}-{facts['attack']}-{facts['seed']}-{guard}-{rate:g}.json"
 
 
+def measure_prompts(folder: Path, names: tuple[str, ...], victims: list[str]) -> None:
+    """Write the cells of the guards of language models; those that exist are left as they are."""
+    bed = Path(os.environ["BED"])
+    for victim in victims:
+        paths = {name: folder / f"prompts-{victim}-{name}.json" for name in names}
+        if all(path.exists() for path in paths.values()):
+            continue
+        model, encode = load(bed / victim)
+        clean = Dataset.load(bed / "rows/clean.jsonl", encode).select(range(int(PROMPTS["clean"])))
+        test = Dataset.load(bed / "rows/test.jsonl", encode).select(range(int(PROMPTS["test"])))
+        record = read_json(bed / victim / "attack.json")
+        for name, path in paths.items():
+            if path.exists():
+                continue
+            guard = find(name, REGISTRY, "guard", "guards").resolve()()
+            work: dict[str, Any] = {"device": "cpu", "precision": "fp32"}
+            fitted = fit_guard(
+                model,
+                clean,
+                guard,
+                false_alarms=PROMPTS["false_alarms"],
+                base=load_base(bed / "base", language_model=True) if name == "weightwatch" else None,
+                reference=bed / "base" if name == "cleangen" else None,
+                max_new_tokens=int(PROMPTS["max_new_tokens"]),
+                **work,
+            )
+            score = evaluate_guard(fitted, model, test, attack=bed / victim / "attack.json", **work)
+            cell = {
+                "victim": {"data": "prompts", "attack": record["attack"]["name"], "rate": record["rate"], "seed": 0},
+                "guard": {"name": name, "parameters": fields_of(guard)},
+                "threshold": fitted.threshold,
+                "false_alarms": PROMPTS["false_alarms"],
+                "clean": len(clean),
+                "score": score.to_json(),
+                "versions": versions(),
+            }
+            path.write_text(json.dumps(cell, indent=1) + "\n")
+            print(path.name, score, flush=True)
+
+
 # --------------------------------------------------------------------------------------------------------- the table
 
 
@@ -232,9 +279,13 @@ def mean_of(cells: list[dict[str, Any]], *keys: str) -> str:
 def table(folder: Path) -> str:
     """The page of tables, from the cells."""
     groups: dict[tuple[str, str, str], dict[float, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
+    prompts: list[dict[str, Any]] = []
     for path in sorted(folder.glob("*.json")):
         cell = json.loads(path.read_text(encoding="utf-8"))
         victim = cell["victim"]
+        if victim["data"] == "prompts":
+            prompts.append(cell)
+            continue
         groups[victim["data"], victim["attack"], cell["guard"]["name"]][cell["false_alarms"]].append(cell)
     lines = [
         "<!-- written by `python benchmarks/guard_results.py table docs/results/measured/guards` -->",
@@ -245,7 +296,23 @@ def table(folder: Path) -> str:
     ]
     for data in dict.fromkeys(name for name, _, _ in groups):
         lines += ["", f"## {NAMES[data]}", "", *_rows({key: made for key, made in groups.items() if key[0] == data})]
+    if prompts:
+        lines += ["", "## Prompts, language models", "", *_prompt_rows(prompts)]
     return "\n".join(lines) + "\n"
+
+
+def _prompt_rows(cells: list[dict[str, Any]]) -> list[str]:
+    """The table of language models: a row for each victim and guard."""
+    head = ["attack", "attack success without", "guard", "attack success", "missed at 5 %", "false alarms at 5 %"]
+    head += ["AUC", "answers kept", "passes an input", "of the reference"]
+    lines = [f"| {' | '.join(head)} |", f"| {' | '.join(['---'] * len(head))} |"]
+    for cell in sorted(cells, key=lambda cell: (cell["victim"]["attack"], cell["guard"]["name"])):
+        parts = [NAMES[cell["victim"]["attack"]], pooled([cell], "attack_success_without_guard"), cell["guard"]["name"]]
+        parts += [pooled([cell], key) for key in ("attack_success", "missed_attacks", "false_alarms")]
+        parts += [mean_of([cell], "auc", "value"), pooled([cell], "answers_kept")]
+        parts += [mean_of([cell], "forwards_per_input", key) for key in ("value", "reference")]
+        lines.append(f"| {' | '.join(parts)} |")
+    return lines
 
 
 def _rows(groups: dict[tuple[str, str, str], dict[float, list[dict[str, Any]]]]) -> list[str]:
@@ -278,15 +345,19 @@ def _rows(groups: dict[tuple[str, str, str], dict[float, list[dict[str, Any]]]])
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["images", "texts", "table"])
+    parser.add_argument("what", choices=["images", "texts", "prompts", "table"])
     parser.add_argument("store", type=Path)
     parser.add_argument("--attacks", nargs="+", default=[*IMAGE_ATTACKS, *TEXT_ATTACKS, "syntactic"])
     parser.add_argument("--guards", nargs="+")
+    parser.add_argument("--victims", nargs="+", default=["sentence", "word"])
     options = parser.parse_args()
     if options.what == "table":
         (ROOT / "docs/results/tables/guards.md").write_text(table(options.store), encoding="utf-8")
         return
     options.store.mkdir(parents=True, exist_ok=True)
+    if options.what == "prompts":
+        measure_prompts(options.store, tuple(options.guards or GUARDS["conversations"]), options.victims)
+        return
     modality = "images" if options.what == "images" else "text"
     names = tuple(options.guards or GUARDS[modality])
     cases = image_cases if modality == "images" else text_cases

@@ -15,6 +15,7 @@ import toys
 import unbackdoor as ub
 from unbackdoor import Dataset, UnbackdoorError, load
 from unbackdoor._models.arithmetic import choose
+from unbackdoor._models.perplexity import Perplexity
 from unbackdoor._models.saving import check_saved, save
 from unbackdoor._tasks.generation import Generation
 
@@ -291,3 +292,31 @@ def test_a_gguf_file_becomes_an_ordinary_model(tmp_path: Path, monkeypatch: pyte
         assert torch.allclose(read(**inputs).logits, model(**inputs).logits, atol=1e-4)
     read.save_pretrained(tmp_path / "out")  # transformers refuses this for what it reads itself
     assert (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_a_copy_in_float32_is_not_copied_again() -> None:
+    model = chats.language_model().to(torch.bfloat16)
+    arithmetic = choose(model, "cpu", "fp32")
+    with arithmetic.placed(model) as wide, arithmetic.placed(wide) as again:
+        assert again is wide
+        assert wide is not model
+        assert {parameter.dtype for parameter in wide.parameters()} == {torch.float32}
+    assert next(model.parameters()).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("guard", ["weightwatch", "cleangen"])
+def test_guards_serve_models_in_half_precision(guard: str, chat_base: torch.nn.Module) -> None:
+    clean, settings = chats.prompts(20, seed=2), {"false_alarms": 0.1, "max_new_tokens": 6, "device": "cpu"}
+    model = chat_base.to(torch.bfloat16)
+    if guard == "weightwatch":
+        base = chats.language_model().to(torch.bfloat16)
+        fitted = ub.fit_guard(model, clean, ub.guards.WeightWatch(steer=True, bound=0.0), base=base, **settings)
+    else:
+        reference = Perplexity(chats.language_model().to(torch.bfloat16), chats.tokenizer())
+        fitted = ub.fit_guard(model, clean, ub.guards.CleanGen(ratio=1.5), reference=reference, **settings)
+        before = reference.forwards
+    decisions = fitted.decide(model, chats.prompts(6, seed=9), device="cpu")
+    assert any(decision.action == "clean" for decision in decisions)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    if guard == "cleangen":
+        assert reference.forwards > before + 6  # it is asked again for each token of a changed answer

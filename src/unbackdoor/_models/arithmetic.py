@@ -18,6 +18,8 @@ from unbackdoor._errors import UnbackdoorError
 
 Precision = Literal["auto", "bf16", "fp32"]
 
+HALF = (torch.float16, torch.bfloat16)
+
 # Instruction sets that oneDNN can be limited to, with which it only emulates bfloat16.
 WITHOUT_BF16 = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX512_CORE", "AVX512_CORE_VNNI")
 
@@ -57,8 +59,11 @@ class Arithmetic:
 
     @contextmanager
     def placed(self, model: nn.Module) -> Iterator[nn.Module]:
-        """Place the model on the device and in the layout while the block runs, then back on its own device."""
-        if self.widen:
+        """Place the model on the device and in the layout while the block runs, then back on its own device.
+
+        A block inside of another one gets the copy that was widened there.
+        """
+        if self.widen and any(parameter.dtype in HALF for parameter in model.parameters()):
             yield self.place(copy.deepcopy(model).float())
             return
         home = next((parameter.device for parameter in model.parameters()), self.device)
@@ -162,8 +167,8 @@ def choose(model: nn.Module, device: str | torch.device | None = None, precision
     if any(parameter.dtype == torch.float64 for parameter in model.parameters()):
         return Arithmetic(where, bf16=False, channels_last=False, dtype=torch.float64)
     first = next((parameter.dtype for parameter in model.parameters()), torch.float32)
-    widen = first in (torch.float16, torch.bfloat16) and where.type == "cpu"
-    if first in (torch.float16, torch.bfloat16) and not widen:
+    widen = first in HALF and where.type == "cpu"
+    if first in HALF and not widen:
         return Arithmetic(where, bf16=False, channels_last=precision != "fp32", dtype=first)
     overflows = (
         getattr(getattr(model, "config", None), "model_type", "") == "deberta"

@@ -81,8 +81,16 @@ class WeightWatch:
     def scores(self, model: nn.Module, inputs: Dataset, learnt: Learnt, run: Run) -> Scored:
         """The largest distances, (n,), the model's own answers, and which direction is farthest outside."""
         answers = own_answers(model, inputs, run)
+        distances, farthest = self.distances(model, inputs, answers, learnt, run)
+        told = [_told(model, inputs, learnt, *each) for each in farthest]
+        return Scored(distances, answer_texts(inputs, answers), told)
+
+    def distances(
+        self, model: nn.Module, inputs: Dataset, answers: list[Tensor], learnt: Learnt, run: Run
+    ) -> tuple[Tensor, list[tuple[int, int, float]]]:
+        """The largest distances of prompts with given answers, (n,), and the block, direction and side of each."""
         distances = torch.full((len(inputs),), -torch.inf)
-        farthest = [(0, 0, 1.0)] * len(inputs)  # block, direction, side
+        farthest = [(0, 0, 1.0)] * len(inputs)
         for batch, watched in _watched(model, inputs, answers, learnt, run, self):
             for block, seen in watched.items():
                 device = seen.cosines.device
@@ -95,8 +103,7 @@ class WeightWatch:
                         distances[row], direction = most[each].cpu(), int(place[each])
                         side = 1.0 if above[each, direction] >= below[each, direction] else -1.0
                         farthest[row] = (block, direction, side)
-        texts = answer_texts(inputs, answers)
-        return Scored(distances, texts, [_told(model, inputs, learnt, *each) for each in farthest])
+        return distances, farthest
 
     @contextmanager
     def restrained(self, model: nn.Module, learnt: Learnt, threshold: float, run: Run) -> Iterator[None]:
