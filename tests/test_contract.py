@@ -178,7 +178,7 @@ def test_guards_keep_the_contract_on_text(entry, text_victim: nn.Module, reviews
 def test_guards_keep_the_contract_on_conversations(entry, chat_victim: nn.Module, chat_base: nn.Module) -> None:
     base = chat_base if Need.BASE in entry.needs else None
     reference = Perplexity(chat_base, chats.tokenizer()) if Need.REFERENCE in entry.needs else None
-    check_guard(quick(entry), chat_victim, chats.prompts(120, seed=2), base=base, reference=reference)
+    check_guard(quick(entry), chat_victim, chats.prompts(80, seed=2), base=base, reference=reference)
 
 
 def trainers_on(modality: str) -> list:

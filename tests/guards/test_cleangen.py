@@ -111,8 +111,8 @@ def test_a_small_victim_and_a_pipeline(chat_victim: nn.Module, clean_model: nn.M
     import transformers
 
     reference = Perplexity(clean_model, chats.tokenizer())
-    fitted = fit_guard(chat_victim, chats.prompts(40, seed=2), guards.CleanGen(), reference=reference, **FIT)
-    test = chats.prompts(30, seed=3)
+    fitted = fit_guard(chat_victim, chats.prompts(20, seed=2), guards.CleanGen(), reference=reference, **FIT)
+    test = chats.prompts(16, seed=3)
     score = evaluate_guard(fitted, chat_victim, test, **ATTACK, **WORK)
     assert score.attack_success_without.value > 0.9
     assert score.missed.value < 0.2
@@ -123,3 +123,26 @@ def test_a_small_victim_and_a_pipeline(chat_victim: nn.Module, clean_model: nn.M
     assert plain[0].decision.action == "clean"
     for one, other in zip(plain, piped, strict=True):
         assert other.answer[0]["generated_text"][-1]["content"] == one.answer
+
+
+def test_a_model_that_hands_on_no_keys_is_refused(clean_model: nn.Module) -> None:
+    reference = Perplexity(copy.deepcopy(clean_model), chats.tokenizer())
+    guard = guards.CleanGen(ratio=2)
+    fitted = fit_guard(clean_model, chats.prompts(20, seed=2), guard, reference=reference, **FIT)
+    data, forgetful = chats.prompts(1, seed=4), copy.deepcopy(clean_model)
+
+    def forget(_model, _given, output):
+        output.past_key_values = None
+        return output
+
+    with (
+        removing([forgetful.register_forward_hook(forget)]),
+        fitted.at_work(clean_model, "cpu", "fp32") as work,
+        guard.restrained(forgetful, {}, 0.0, work.run),
+        pytest.raises(UnbackdoorError) as refusal,
+    ):
+        answers(forgetful, data, choose(forgetful, "cpu", "fp32"), 8)
+    assert str(refusal.value) == (
+        "CleanGen needs a model that hands on keys and values while it answers; LlamaForCausalLM does not. Try "
+        "demonstrations."
+    )

@@ -72,7 +72,7 @@ def test_retrieved_ones_stand_behind_the_system_message_the_closest_last() -> No
     assert [message["content"] for message in messages[1:]] == [*EXAMPLES[0], *EXAMPLES[1], "where does animal1 live"]
     own = ask("what does animal1 say")  # a clean example is no demonstration for itself
     assert [message["content"] for message in own[::2]] == ["you love cake", "where does animal2 live", EXAMPLES[0][0]]
-    assert len(guards.Demonstrations(shots=9).in_front(EXAMPLES)("year")) == 7
+    assert len(guards.Demonstrations(shots=9).in_front([*EXAMPLES, *EXAMPLES])("year")) == 7  # each once
 
 
 def test_random_ones_belong_to_the_prompt_and_the_seed() -> None:

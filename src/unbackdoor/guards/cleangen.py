@@ -131,11 +131,17 @@ class _Check:
         self.model, self.reference, self.threshold, self.run = model, reference, threshold, run
         self.past: Any = None
 
-    def __call__(self, _model: nn.Module, _given: tuple[Any, ...], named: dict[str, Any], output: Any) -> Any:
+    def __call__(self, model: nn.Module, _given: tuple[Any, ...], named: dict[str, Any], output: Any) -> Any:
         """Returns the output with other scores for the next token of some answers."""
         device = self.run.arithmetic.device
         tokens: Tensor = named["input_ids"]
-        if output.past_key_values.get_seq_length() == tokens.shape[1]:  # the answers to other prompts begin
+        past = getattr(output, "past_key_values", None)
+        if past is None:
+            raise UnbackdoorError(
+                f"CleanGen needs a model that hands on keys and values while it answers; {type(model).__name__} does "
+                "not. Try demonstrations."
+            )
+        if past.get_seq_length() == tokens.shape[1]:  # the answers to other prompts begin
             self.past = None
         given = {
             name: named[name].to(device)

@@ -102,7 +102,7 @@ class Demonstrations:
         """The demonstrations for a conversation, the one to drop first in front."""
         own = messages[-1].text
         if self.choice == "retrieved":
-            closest = pool.similarity.closest(own, self.shots + pool.most_equal)
+            closest = pool.similarity.closest(own, self.shots + 1)
             others = [number for number in closest if pool.pairs[number][0].text != own]
             return [pool.pairs[number] for number in reversed(others[: self.shots])]
         others = [number for number, (message, _) in enumerate(pool.pairs) if message.text != own]
@@ -130,13 +130,14 @@ class _Pool:
     """Questions and answers to choose demonstrations from.
 
     Args:
-        pairs: the messages of users, with the answers to them.
+        pairs: the messages of users, with the answers to them; of equal messages the first one counts.
     """
 
     def __init__(self, pairs: list[tuple[Message, str]]) -> None:
-        texts = [message.text for message, _ in pairs]
-        self.pairs, self.similarity = pairs, Similarity(texts)
-        self.most_equal = max((texts.count(text) for text in set(texts)), default=0)
+        distinct: dict[str, tuple[Message, str]] = {}
+        for message, answer in pairs:
+            distinct.setdefault(message.text, (message, answer))
+        self.pairs, self.similarity = list(distinct.values()), Similarity(list(distinct))
 
 
 def _read(learnt: Learnt) -> list[tuple[Message, str]]:

@@ -72,6 +72,8 @@ class WeightWatch:
             for block, seen in watched.items():
                 for role in range(2):
                     chosen = seen.cosines[seen.roles == role]
+                    if len(chosen) == 0:  # prompts of one token
+                        continue
                     low[block][role] = torch.minimum(low[block][role], chosen.amin(dim=0).cpu())
                     high[block][role] = torch.maximum(high[block][role], chosen.amax(dim=0).cpu())
         for block in counts:
