@@ -9,6 +9,7 @@ import transformers
 import sights
 from commands import Refusals, run
 from unbackdoor import Dataset, attacks, evaluate, load
+from unbackdoor._artifacts.record import PurificationRecord, read_record
 from unbackdoor._poisoning.attack_file import describe_found, save_trigger
 from unbackdoor._poisoning.trigger import Trigger
 
@@ -70,3 +71,32 @@ def test_evaluate_refuses_what_does_not_fit(place: Path, monkeypatch: pytest.Mon
         (("audit", "model", "--clean", "test.parquet"), "audit tries classifiers of images or texts, but test.parquet"),
     ):
         assert message in refused(*words), words
+
+
+def test_purify_writes_a_model_a_record_and_a_card(place: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    words = ("--clean", "clean.parquet", "--data", "test.parquet", "--attack", "attack", "--prompts", "bright {} here.")
+    settings = ("--epochs", "1", "--learning-rate", "1e-3", "--batch-size", "32", "--device", "cpu")
+    done = run("purify", "cleanclip", "model", *words, *settings, "--out", out, cwd=place)
+    assert done.returncode == 0, done.stderr
+    assert "zero shot accuracy" in done.stdout
+    assert "report.html" not in done.stdout
+    record = read_record(out / "record.json")
+    assert isinstance(record, PurificationRecord)
+    assert (record.clean.n, record.clean.per_class, record.head) == (64, [16] * 4, "visual_projection")
+    assert record.suspect_accuracy_on_clean.n == 64
+    assert "| zero shot accuracy |" in (out / "README.md").read_text()
+    loaded = load(out)
+    assert type(loaded.model) is transformers.CLIPModel
+    assert loaded.encode.prompts.templates == ("bright {} here.",)  # as it was scored
+    assert {"tokenizer.json", "preprocessor_config.json"} <= {path.name for path in out.iterdir()}
+
+
+def test_purify_takes_pairs_without_labels(place: Path, tmp_path: Path) -> None:
+    words = ("--clean", "unlabelled.parquet", "--epochs", "1", "--out", tmp_path / "out", "--device", "cpu")
+    done = run("purify", "fine-tuning", "model", *words, cwd=place)
+    assert done.returncode == 0, done.stderr
+    record = read_record(tmp_path / "out" / "record.json")
+    assert isinstance(record, PurificationRecord)
+    assert record.clean.per_class is None
+    assert record.usable

@@ -25,6 +25,17 @@ COMBINERS = {
     "trainers": (),
 }  # have no name on the command line
 
+# The headings of the API pages, by the kinds of data that are served besides pairs of image and caption.
+KINDS: dict[str, set[str]] = {
+    "On images, texts and prompts": {"images", "text", "conversations"},
+    "On images and texts": {"images", "text"},
+    "On images": {"images"},
+    "On texts and prompts": {"text", "conversations"},
+    "On texts": {"text"},
+    "On prompts": {"conversations"},
+    "On pairs of image and caption": set(),
+}
+
 
 def stubs() -> Iterator[tuple[Path, str]]:
     """Each stub and what belongs in it."""
@@ -49,18 +60,10 @@ def pages() -> Iterator[tuple[Path, str]]:
         page = ROOT / "docs/api" / f"{package}.md"
         introduction, _, _ = page.read_text(encoding="utf-8").partition("## ")
         sections = {
-            "On images, texts and prompts": [
-                entry.location for entry in entries if {*entry.modality} == {"images", "text", "conversations"}
-            ],
-            "On images and texts": [entry.location for entry in entries if {*entry.modality} == {"images", "text"}],
-            "On images": [entry.location for entry in entries if entry.modality == ("images",)],
-            "On texts and prompts": [
-                entry.location for entry in entries if entry.modality == ("text", "conversations")
-            ],
-            "On texts": [entry.location for entry in entries if entry.modality == ("text",)],
-            "On prompts": [entry.location for entry in entries if entry.modality == ("conversations",)],
-            "One after another": COMBINERS[package],
+            heading: [entry.location for entry in entries if {*entry.modality} - {"image-text"} == kinds]
+            for heading, kinds in KINDS.items()
         }
+        sections["One after another"] = list(COMBINERS[package])
         parts = [
             "\n".join(
                 [f"## {heading}", "", *(f"::: unbackdoor.{package}.{_class(location)}" for location in locations)]

@@ -51,6 +51,7 @@ from unbackdoor._stress.result import (
 from unbackdoor._stress.retuning import EPOCHS, exactly_purified
 from unbackdoor._stress.retuning import EXACT as EXACTLY
 from unbackdoor._stress.retuning import settings as retuning_settings
+from unbackdoor._tasks.choice import refuse_pairs
 from unbackdoor._tasks.generation import Generation
 from unbackdoor._training.lora import merged
 from unbackdoor._value import fields_of
@@ -108,6 +109,7 @@ def stress(
     """
     start = time.perf_counter()
     check_options(parts, counts, seeds, seed)
+    refuse_pairs("stress", clean)
     check_modules("stress", model=model, victim=victim, control=control)
     models = {VICTIM: _own(victim), PURIFIED: _own(model), **({} if control is None else {CONTROL: _own(control)})}
     check_models(models[PURIFIED], models[VICTIM], models.get(CONTROL))

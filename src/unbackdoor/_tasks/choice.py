@@ -30,6 +30,19 @@ def check_classifier(owner: str, data: Dataset | None) -> None:
         )
 
 
+def refuse_pairs(owner: str, data: Dataset) -> None:
+    """Refuse pairs of images and captions where classifiers and language models can be tried.
+
+    Raises:
+        UnbackdoorError: the data holds pairs.
+    """
+    if data.modality == "image-text":
+        raise UnbackdoorError(
+            f"{owner} tries classifiers and language models, but {data.name} holds {_HELD[data.modality]}. Score that "
+            "with evaluate."
+        )
+
+
 def task_of(encode: Encoder, *, max_new_tokens: int | None = None, progress: Progress = silent) -> Task:
     """Returns the task of the models that an encoder makes inputs for.
 
