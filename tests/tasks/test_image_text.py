@@ -100,6 +100,17 @@ def test_the_features_of_the_prompts_of_a_class_are_averaged() -> None:
     }
 
 
+def test_classes_that_have_a_text_for_their_number_alone_are_all_tried() -> None:
+    """Triggered images are of the classes 0 to 2, and all are given to class 3."""
+    texts = {str(label): (f"a {name}",) for label, name in enumerate(sights.CLASSES)}
+    data = sights.pairs(24)
+    encode = dataclasses.replace(data.encode, prompts=ClassPrompts(texts=texts))
+    data = dataclasses.replace(data, encode=encode, classes=None)
+    score = evaluate(Stub(always=3), data, attack=attacks.BadNets(target=3), device="cpu")
+    assert score.attack_success == Proportion(18, 18)
+    assert score.per_class["3"] == Proportion(6, 6)
+
+
 def test_pairs_without_labels_are_scored_by_retrieval() -> None:
     data = sights.pairs(24, labelled=False)
     score = evaluate(Stub(), data, device="cpu")

@@ -251,9 +251,12 @@ def _classified(model: nn.Module, data: Dataset, arithmetic: Arithmetic) -> Tens
 
 
 def _class_count(data: Dataset, names: tuple[str, ...] | None) -> int:
-    """The number of classes: of the model if it names them, else of the data."""
+    """The number of classes: of the model if it names them, else of the data, else of the texts by class."""
     named = data.classes if names is None else names
-    return int(data.labels.max()) + 1 if named is None else len(named)
+    if named is not None:
+        return len(named)
+    # Not by the labels alone: triggered images are of all classes but the attacker's.
+    return max(int(data.labels.max()) + 1, len(data.pair_encoder.prompts.texts))
 
 
 def _prompts(data: Dataset, classes: int) -> list[tuple[str, ...]]:
