@@ -26,6 +26,7 @@ PATIENCE = 300  # seconds without any result after which a case counts as hangin
 def things(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("hostile") / "material"
     material.make(folder)
+    material.make_more(folder)
     return folder
 
 

@@ -153,8 +153,8 @@ def test_a_token_that_begins_each_text_stands_before_plain_prompts_once():
     [
         ("{{ raise_exception('no system role') }}", "cannot be used \\(no system role\\)"),
         ("{{ messages.__class__.__mro__ }}", "cannot be used \\(access to attribute '__class__'"),
-        ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "it took more than 0.3 s"),
-        ("{{ 10 ** (10 ** 9) }}", "it took more than 0.3 s|it needs too much memory"),
+        ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "it took more than 0.31 s"),
+        ("{{ 10 ** (10 ** 9) }}", "it took more than 0.31 s|it needs too much memory"),
         ("{{ ('a' * 2000000000) | length }}", "it needs too much memory"),
         ("{% for a in range(1000) %}aaaaaaaaaa{% endfor %}", "it makes more than 5,000 characters"),
         ("{% if", "cannot be used"),
@@ -163,7 +163,7 @@ def test_a_token_that_begins_each_text_stands_before_plain_prompts_once():
 )
 def test_a_hostile_chat_template_ends_in_one_sentence(template, said, monkeypatch):
     monkeypatch.setattr(chat_template, "CHARACTERS", 5000)
-    if "more than 0.3 s" in said:
+    if "more than 0.31 s" in said:
         monkeypatch.setattr(chat_template, "SECONDS", 0.3)
     encode = ConversationEncoder(tokenizer=chats.tokenizer(template), template="chat", max_length=64)
     with pytest.raises(UnbackdoorError, match=said):

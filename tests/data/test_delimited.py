@@ -231,7 +231,10 @@ TABLE = "text,label\nla fin\u00e9,0\nle th\u00e9,1\n"
             "{} is not in UTF-8 (byte 0xE9 in line 2); it is probably in Latin-1 or Windows-1252. Save it as UTF-8, as "
             "iconv -f WINDOWS-1252 -t UTF-8 does.",
         ),
-        ("utf-16-le", "{} is not in UTF-8 (byte 0xE9 in line 2); it is probably"),
+        (
+            "utf-16-le",
+            "{} holds a NUL character in line 1; it is UTF-16 without a mark, or not text. Save it as UTF-8.",
+        ),
     ],
 )
 def test_other_encodings_are_named(encoding: str, message: str, name: str, tmp_path: Path) -> None:

@@ -170,12 +170,27 @@ class TestDirectory:
             "HERE/guard/guard.json is not a guard.json that unbackdoor wrote (GuardRecord.threshold must be a number, "
             "got high). Fit the guard again, or take the version of unbackdoor that wrote it."
         )
+        finite = "HERE/guard/guard.json must have a finite threshold, got {}. Fit the guard again."
+        assert said(rewritten(threshold=math.nan)) == finite.format("nan")
+        assert said(rewritten(threshold=None)) == finite.format("None")
         assert said(lambda folder: (folder / "guard.safetensors").unlink()).endswith("but it is missing. Copy both.")
         assert said(lambda folder: (folder / "guard.safetensors").write_bytes(b"")).endswith(
             "is not the file that guard.json was written with. Copy both again."
         )
         foreign = {"name": "os:system", "parameters": {}, "repr": ""}
         assert said(rewritten(guard=foreign)).startswith("HERE/guard names the guard os:system, which is not one of")
+
+    @pytest.mark.parametrize(
+        ("arrays", "reason"), [({}, "KeyError: 'pictures'"), ({"pictures": torch.zeros(5)}, "[A-Z][a-z]+Error: .*")]
+    )
+    def test_arrays_that_somebody_else_wrote(
+        self, arrays: dict, reason: str, pictured: FittedGuard, backdoored: tuple, digits: Dataset, tmp_path: Path
+    ) -> None:
+        replace(pictured, learnt=arrays).save(tmp_path / "guard")
+        loaded = load_guard(tmp_path / "guard", digits.encode)
+        said = rf"^Strip cannot work with the arrays of its file \({reason}\)\. Fit the guard again\.$"
+        with pytest.raises(UnbackdoorError, match=said):
+            loaded.decide(backdoored[0], digits.select(range(1300, 1320)))
 
     def test_the_encoder_of_another_kind_of_model(self, pictured: FittedGuard, reviews, tmp_path: Path) -> None:
         pictured.save(tmp_path / "guard")

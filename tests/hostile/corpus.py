@@ -983,10 +983,12 @@ def cases() -> dict[str, Case]:
         add(f"harmless-{kind}", build, harmless=True)
     made += _on_consoles()
     import second_round
+    import third_round
 
-    hostile, harmless = second_round.cases()
-    made += [Case(name, build) for name, build in hostile.items()]
-    made += [Case(f"harmless-{name}", build, harmless=True) for name, build in harmless.items()]
+    for later in (second_round, third_round):
+        hostile, harmless = later.cases()
+        made += [Case(name, build) for name, build in hostile.items()]
+        made += [Case(f"harmless-{name}", build, harmless=True) for name, build in harmless.items()]
     found = {case.name: case for case in made}
     assert len(found) == len(made)
     return found

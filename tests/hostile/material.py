@@ -1,6 +1,7 @@
 """What the corpus spoils: small models, data and stores that are all in order."""
 
 import json
+import warnings
 from pathlib import Path
 
 import torch
@@ -8,6 +9,9 @@ import transformers
 from PIL import Image
 from safetensors.torch import save_file
 
+import chats
+import commands
+import gguf_files
 import stores
 import toys
 from unbackdoor import attacks
@@ -55,6 +59,45 @@ def make(folder: Path) -> None:
         '[tasks.texts]\ntrain = "texts.csv"\ntest = "texts.csv"\nheld_out = 4\nbase = "base"\n'
         '[[attacks]]\nname = "word"\nrate = 0.2\n[[methods]]\nname = "fst"\n[[budgets]]\nn = 4\n'
     )
+
+
+def make_more(folder: Path) -> None:
+    """Add language models, and what commands write: an adapter, a guard, a trained model, poisoned examples."""
+    chats.language_model(layers=1).save_pretrained(folder / "chat")
+    chats.tokenizer().save_pretrained(folder / "chat")
+    _adapter(folder / "chat", folder / "adapter")
+    entries = chats.conversations(12)
+    lines = [json.dumps({"prompt": each.messages[0].content, "response": each.answer}) for each in entries]
+    (folder / "prompts.jsonl").write_text("\n".join(lines) + "\n")
+    sizes = {"vocab_size": gguf_files.TOKENS, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
+    config = transformers.LlamaConfig(
+        **sizes, num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=256, tie_word_embeddings=True
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        gguf_files.write(folder / "model.gguf", transformers.LlamaForCausalLM(config), chats.TEMPLATE)
+    small = ("--epochs", "1", "--width", "2", "--batch-size", "4")
+    planted = ("--data", "pictures", "--test", "pictures", "--rate", "0.2", "--save-data", *small)
+    _command(folder, "attack", "badnets", *planted, "--out", "victim")
+    own = ("--isolation-epochs", "1", "--unlearning-epochs", "1", "--isolated", "0.2")
+    _command(folder, "train", "abl", "--data", "victim/poisoned.parquet", *own, *small, "--out", "trained")
+    share = ("--false-alarms", "0.3", "--copies", "2")
+    _command(folder, "guard", "fit", "strip", "images", "--clean", "pictures", *share, "--out", "guard")
+
+
+def _command(folder: Path, *words: object) -> None:
+    done = commands.run(*words, cwd=folder)
+    assert done.returncode == 0, done.stderr
+
+
+def _adapter(base: Path, folder: Path) -> None:
+    import peft
+
+    config = peft.LoraConfig(r=2, lora_alpha=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of transformers, for what peft asks it
+        model = peft.get_peft_model(transformers.AutoModelForCausalLM.from_pretrained(base), config)
+        model.save_pretrained(folder)
 
 
 def _images(folder: Path) -> None:

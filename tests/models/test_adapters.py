@@ -137,6 +137,11 @@ def _elsewhere(tensors: dict) -> None:
     tensors[name.replace("layers.0", "layers.7")] = tensors.pop(name)
 
 
+def _truth(tensors: dict) -> None:
+    name = next(iter(tensors))
+    tensors[name] = tensors[name] > 0
+
+
 def _strange(tensors: dict) -> None:
     tensors["base_model.model.lm_head.weight"] = torch.ones(2, 2)
 
@@ -145,6 +150,7 @@ def _strange(tensors: dict) -> None:
     ("change", "said"),
     [
         (_nan, "finite"),
+        (_truth, "must have real numbers in its tensors, got torch.bool in base_model.model.model.layers.0"),
         (_short, "does not fit `base`: model.layers.0"),
         (_elsewhere, "does not fit `base`: it changes model.layers.[07]"),
         (_strange, "has the tensor base_model.model.lm_head.weight, which no LoRA adapter has"),

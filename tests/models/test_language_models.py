@@ -277,6 +277,32 @@ def test_a_damaged_gguf_file_is_refused(tmp_path: Path) -> None:
         load(file)
 
 
+@pytest.mark.parametrize(
+    ("key", "skip", "entry", "said"),
+    [
+        ("llama.block_count", 4, (1).to_bytes(4, "little"), "has tensors of 2 blocks, but its header says 1. Fetch it"),
+        ("blk.1.attn_norm.", 0, b"WEIGHT", r"model.gguf does not fit LlamaForCausalLM: it lacks 1 tensor\(s\) \(model"),
+    ],
+)
+def test_a_gguf_file_must_have_the_tensors_of_its_header(
+    key: str, skip: int, entry: bytes, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """transformers would leave tensors out, or draw those that are missing."""
+    from unbackdoor._models.gguf import gguf_model
+
+    file = tmp_path / "model.gguf"
+    config = ARCHITECTURES["llama"]()
+    config.vocab_size = gguf_files.TOKENS
+    gguf_files.write(file, transformers.LlamaForCausalLM(config), chats.TEMPLATE)
+    content = bytearray(file.read_bytes())
+    start = content.index(key.encode()) + len(key) + skip
+    content[start : start + len(entry)] = entry
+    file.write_bytes(content)
+    with pytest.raises(UnbackdoorError, match=said):
+        gguf_model(file)
+    assert capsys.readouterr().err == ""  # no bars
+
+
 def test_a_gguf_file_becomes_an_ordinary_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file written by gguf itself from known weights; its tokenizer has no part in this."""
     from unbackdoor._models import gguf as ours

@@ -17,7 +17,8 @@ from unbackdoor._inputs import MEBIBYTE
 
 Chat = Sequence[dict[str, str]]
 
-SECONDS = 60.0  # for all chats of a data set; a thousand take less than one
+SECONDS = 10.0  # that rendering may take, whatever the number of chats
+_EACH = 0.01  # further seconds for each chat; a thousand take less than one second in all
 MEMORY = 1024 * MEBIBYTE  # bytes that rendering may need besides what the program has already
 CHARACTERS = 64 * MEBIBYTE  # of all rendered texts
 _WAYS = "Give `template='alpaca'` or `template='plain'`, or take the tokenizer that it was trained with."
@@ -43,9 +44,10 @@ def rendered(tokenizer: Any, chats: Sequence[Chat], *, answering: bool, where: s
         warnings.simplefilter("ignore", DeprecationWarning)  # the child uses none of the threads that it does not get
         child.start()
     theirs.close()
+    seconds = SECONDS + _EACH * len(chats)
     try:
-        late = json.dumps({"problem": f"it took more than {SECONDS:g} s"}).encode()
-        answer: dict[str, Any] = json.loads(ours.recv_bytes() if ours.poll(SECONDS) else late)
+        late = json.dumps({"problem": f"it took more than {seconds:g} s"}).encode()
+        answer: dict[str, Any] = json.loads(ours.recv_bytes() if ours.poll(seconds) else late)
     except EOFError:
         answer = {"problem": "it needs too much memory"}
     finally:

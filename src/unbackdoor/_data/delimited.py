@@ -31,26 +31,28 @@ def decoded(file: Path) -> str:
         UnbackdoorError: the file is in another encoding, or not text.
     """
     with open_file(file, MOST_BYTES) as opened:
-        content = opened.read()
+        content = opened.read(MEBIBYTE)
+        if b"\0" not in content:  # else a file of zeros would be read as a whole, only to be refused
+            opened.seek(0)
+            content = opened.read()
     marked = next((name for mark, name in _MARKS.items() if content.startswith(mark)), None)
     if marked is not None:
         raise UnbackdoorError(
             f"{file} is in {marked}, but data is read as UTF-8. Save it as UTF-8, as iconv -f {marked} -t UTF-8 does."
         )
+    if b"\0" in content:
+        line = content.count(b"\n", 0, content.index(b"\0")) + 1
+        raise UnbackdoorError(
+            f"{file} holds a NUL character in line {line}; it is UTF-16 without a mark, or not text. Save it as UTF-8."
+        )
     try:
-        text = content.decode("utf-8-sig")
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError as problem:
         line = content.count(b"\n", 0, problem.start) + 1
         raise UnbackdoorError(
             f"{file} is not in UTF-8 (byte 0x{content[problem.start]:02X} in line {line}); it is probably in Latin-1 "
             "or Windows-1252. Save it as UTF-8, as iconv -f WINDOWS-1252 -t UTF-8 does."
         ) from None
-    if "\0" in text:
-        line = text.count("\n", 0, text.index("\0")) + 1
-        raise UnbackdoorError(
-            f"{file} holds a NUL character in line {line}; it is UTF-16 without a mark, or not text. Save it as UTF-8."
-        )
-    return text
 
 
 def read_delimited(file: Path, label: str) -> tuple[dict[str, list[str | None]], frozenset[str]]:

@@ -1,6 +1,7 @@
 """`fit_guard` and `load_guard`: the one place that splits, seeds, sets the threshold and records."""
 
 import hashlib
+import math
 import sys
 import time
 from collections.abc import Hashable, Iterable
@@ -17,7 +18,7 @@ from unbackdoor._data.images import ImageEncoder
 from unbackdoor._data.pair_encoder import PairEncoder
 from unbackdoor._errors import UnbackdoorError, printable
 from unbackdoor._guarding.deciding import all_scores
-from unbackdoor._guarding.fitted import FittedGuard
+from unbackdoor._guarding.fitted import FittedGuard, Stored
 from unbackdoor._guarding.guard import Guard, bound_of, owner_of
 from unbackdoor._guarding.identity import (
     Identity,
@@ -145,6 +146,7 @@ def load_guard(
     record, arrays = read_guard(Path(source))
     fields = record.guard.parameters
     guard = _guard_class(record, Path(source))(**(fields if isinstance(fields, dict) else {}))
+    _check_threshold(record, guard, Path(source))
     identity = Identity(**record.identity.model_dump())
     if encode.modality != record.modality:
         raise UnbackdoorError(
@@ -160,7 +162,17 @@ def load_guard(
     check_finite(arrays, str(source))
     own = ("format", "arrays", "files", "threshold", "identity")
     content = {key: entry for key, entry in record.model_dump(mode="json").items() if key not in own}
-    return FittedGuard(guard, arrays, record.threshold, identity, encode, seen, rates, content)
+    return FittedGuard(guard, Stored(arrays), record.threshold, identity, encode, seen, rates, content)
+
+
+def _check_threshold(record: GuardRecord, guard: Guard, folder: Path) -> None:
+    """Refuse a threshold that no input, or every input, is beyond: the file may come from anybody."""
+    none = guard.suspicious == "all"
+    if none != (record.threshold is None) or not math.isfinite(record.threshold or 0.0):
+        allowed = "no threshold, since it changes every input" if none else "a finite threshold"
+        raise UnbackdoorError(
+            f"{folder / 'guard.json'} must have {allowed}, got {record.threshold}. Fit the guard again."
+        )
 
 
 def _facts(guard: Guard, clean: Dataset, run: Run) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from unbackdoor._artifacts.guard_record import write_guard
 from unbackdoor._data.dataset import Dataset, Encoder
 from unbackdoor._errors import UnbackdoorError, printable
 from unbackdoor._guarding.deciding import Decision, Forwards, Judged, answers_of, counting, judge
-from unbackdoor._guarding.guard import Guard
+from unbackdoor._guarding.guard import Guard, owner_of
 from unbackdoor._guarding.identity import Identity, check_same, check_unchanged, encoder_hashes, model_hash
 from unbackdoor._guarding.wrapped import Guarded, check_pipeline, is_pipeline
 from unbackdoor._inversion.search import frozen
@@ -24,6 +24,10 @@ from unbackdoor._models.perplexity import Perplexity
 from unbackdoor._progress import Progress, bar, silent
 from unbackdoor._purification.run import Run
 from unbackdoor._tasks.choice import task_of
+
+
+class Stored(dict[str, Tensor]):
+    """Arrays of a guard that were read from a file: they may have been written by anybody."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,7 +190,19 @@ class Work:
         return judged._replace(plain=plain)
 
     def judged(self, inputs: Dataset, *, answering: bool) -> Judged:
-        """Decide about inputs, with the model's answers if they are wanted."""
+        """Decide about inputs, with the model's answers if they are wanted.
+
+        Raises:
+            UnbackdoorError: the arrays were read from a file, and the guard cannot work with them.
+        """
         filled = inputs.to(self.run.arithmetic.device)
-        fitted = self.fitted
-        return judge(fitted.guard, self.model, filled, fitted.learnt, fitted.threshold, self.run, answering=answering)
+        fitted, learnt = self.fitted, self.fitted.learnt
+        try:
+            return judge(fitted.guard, self.model, filled, learnt, fitted.threshold, self.run, answering=answering)
+        except (LookupError, RuntimeError, TypeError, ValueError) as problem:
+            if not isinstance(learnt, Stored) or "memory" in str(problem):
+                raise
+            reason = printable(f"{type(problem).__name__}: {str(problem).strip()}", 200).rstrip(".")
+            raise UnbackdoorError(
+                f"{owner_of(fitted.guard)} cannot work with the arrays of its file ({reason}). Fit the guard again."
+            ) from problem

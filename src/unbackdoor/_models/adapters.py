@@ -62,7 +62,7 @@ def adapted_by(path: Path, base: nn.Module) -> Any:
     except ImportError:
         raise UnbackdoorError('An adapter needs peft; get it with: pip install "unbackdoor[llm]"') from None
     ranks = {name: int(weights[f"{_PREFIX}{name}.lora_A.weight"].shape[0]) for name in layers}
-    made = LoraConfig(
+    settings = LoraConfig(
         r=max(ranks.values()),
         lora_alpha=config.get("lora_alpha", 8),
         lora_dropout=0.0,
@@ -74,7 +74,7 @@ def adapted_by(path: Path, base: nn.Module) -> Any:
         task_type=TaskType.CAUSAL_LM,
     )
     with quiet_transformers():
-        model = get_peft_model(base, made)
+        model = get_peft_model(base, settings)
         report = set_peft_model_state_dict(model, weights)
     left = list(report.unexpected_keys)
     if left:
@@ -150,11 +150,17 @@ def _check_config(path: Path, config: Mapping[str, Any]) -> None:
 def _weights(path: Path) -> dict[str, Tensor]:
     if not exists(path / WEIGHTS_FILE):
         pickled = exists(path / "adapter_model.bin")
-        found = "adapter_model.bin is a pickle, which is not opened" if pickled else "it is missing"
-        raise UnbackdoorError(f"{path} must have its weights in {WEIGHTS_FILE}; {found}. Save it as safetensors.")
+        state = "adapter_model.bin is a pickle, which is not opened" if pickled else "it is missing"
+        raise UnbackdoorError(f"{path} must have its weights in {WEIGHTS_FILE}; {state}. Save it as safetensors.")
     check_file(path / WEIGHTS_FILE)
     check_safetensors(path / WEIGHTS_FILE)
     weights = load_file(path / WEIGHTS_FILE)
+    other = next((name for name, tensor in weights.items() if not tensor.is_floating_point()), None)
+    if other is not None:
+        raise UnbackdoorError(
+            f"{path} must have real numbers in its tensors, got {printable(weights[other].dtype)} in "
+            f"{printable(other)}. Fetch it again."
+        )
     check_finite(weights, str(path))
     return weights
 
@@ -165,8 +171,8 @@ def _layers(path: Path, weights: dict[str, Tensor], base: nn.Module) -> list[str
 
     names = set()
     for key, tensor in weights.items():
-        layer, found, part = key.removeprefix(_PREFIX).rpartition(".lora_")
-        if not (key.startswith(_PREFIX) and found and part in ("A.weight", "B.weight") and tensor.ndim == 2):
+        layer, is_matrix, part = key.removeprefix(_PREFIX).rpartition(".lora_")
+        if not (key.startswith(_PREFIX) and is_matrix and part in ("A.weight", "B.weight") and tensor.ndim == 2):
             raise UnbackdoorError(f"{path} has the tensor {printable(key)}, which no LoRA adapter has. Fetch it again.")
         names.add(layer)
     if not names:

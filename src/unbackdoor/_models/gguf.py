@@ -1,6 +1,8 @@
 """GGUF files: language models with quantised weights, read as ordinary ones."""
 
+import contextlib
 import copy
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from unbackdoor._inputs import check_file, reading
 from unbackdoor._models.building import Extent, bounded
 from unbackdoor._models.hugging_face import quiet_transformers
 from unbackdoor._models.untrusted_weights import check_finite
+from unbackdoor._models.weight_names import check_fit
 
 _SMALLEST = 4  # a weight has at least two bits, so a byte of a file holds at most four
 
@@ -31,13 +34,18 @@ def gguf_model(path: Path) -> tuple[Any, Any]:
         from gguf import GGUFReader
     except ImportError:
         raise UnbackdoorError(f'{path} needs gguf; get it with: pip install "unbackdoor[llm]"') from None
-    with quiet_transformers(), reading(path):
+    bars = contextlib.redirect_stderr(io.StringIO())  # which transformers shows for these files in any case
+    with quiet_transformers(), bars, reading(path):
         try:
             content = GGUFReader(path)
             extent = Extent(_SMALLEST * path.stat().st_size, len(content.tensors), None)
             given = {"gguf_file": path.name, "local_files_only": True}
             with bounded(path.parent, extent):
-                read = transformers.AutoModelForCausalLM.from_pretrained(path.parent, dtype=torch.float32, **given)
+                read, report = transformers.AutoModelForCausalLM.from_pretrained(
+                    path.parent, dtype=torch.float32, output_loading_info=True, **given
+                )
+                check_fit(str(path), type(read).__name__, sorted(report["missing_keys"]), [], [])
+                _check_blocks(path, content, read.config)
                 config = copy.deepcopy(read.config)
                 if hasattr(config, "quantization_config"):
                     del config.quantization_config
@@ -57,6 +65,16 @@ def gguf_model(path: Path) -> tuple[Any, Any]:
             ) from None
     check_finite(model.state_dict(), str(path))
     return model.float().eval(), tokenizer
+
+
+def _check_blocks(path: Path, content: Any, config: Any) -> None:
+    """Refuse a file with other blocks than its header says: transformers leaves them out without a word."""
+    stored = {tensor.name.split(".")[1] for tensor in content.tensors if tensor.name.startswith("blk.")}
+    count = getattr(config, "num_hidden_layers", len(stored))
+    if len(stored) != count:
+        raise UnbackdoorError(
+            f"{path} has tensors of {len(stored):,} blocks, but its header says {count:,}. Fetch it again."
+        )
 
 
 def _leave_out_others(tokenizer: Any, count: int) -> None:

@@ -53,7 +53,7 @@ class VictimRecipe:
             of a language model 2e-4 with LoRA, 5e-5 without; 1e-5 for pairs.
         batch_size: examples per step, at least 2; by default 128 for images, 32 for texts, 8 for conversations and 64
             for pairs.
-        lora_rank: of a language model: rank of the LoRA matrices that are trained, at least 0; by default 8; 0 trains
+        lora_rank: of a language model: rank of the LoRA matrices that are trained, 0 to 4096; by default 8; 0 trains
             all weights.
         adapter: of a language model: keep these matrices as an adapter instead of adding them to the base.
         freeze_text: of a model of images and texts: leave its text tower as it is, but for the last projection.
@@ -67,7 +67,7 @@ class VictimRecipe:
     clean_epochs: Annotated[int, Field(ge=0)] = 0
     learning_rate: Annotated[float, Field(gt=0)] | None = None
     batch_size: Annotated[int, Field(ge=2)] | None = None
-    lora_rank: Annotated[int, Field(ge=0)] | None = None
+    lora_rank: Annotated[int, Field(ge=0, le=4096)] | None = None
     adapter: bool = False
     freeze_text: bool = False
 
