@@ -108,27 +108,27 @@ def check_attack(attack: Attack, data: Dataset, *, classes: int, surrogate: nn.M
     _check_abilities(attack)
     before = data.identities(), data.labels.clone()
     state = torch.get_rng_state()
-    made = [
+    poisonings = [
         poison(data, attack, rate=0.04, seed=3, classes=classes, surrogate=copy.deepcopy(surrogate)) for _ in range(2)
     ]
     assert torch.equal(torch.get_rng_state(), state), "the attack moved torch's global random state"
     assert data.identities() == before[0], "the attack changed the examples that it was given"
     assert torch.equal(data.labels, before[1]), "the attack changed the labels that it was given"
-    planted = made[0].data.identities()
-    assert planted == made[1].data.identities(), "the same seed gave other examples"
-    assert torch.equal(made[0].rows, made[1].rows), "the same seed drew other rows"
-    assert len(made[0].rows) == round(0.04 * len(data)), "the rate was not kept"
+    planted = poisonings[0].data.identities()
+    assert planted == poisonings[1].data.identities(), "the same seed gave other examples"
+    assert torch.equal(poisonings[0].rows, poisonings[1].rows), "the same seed drew other rows"
+    assert len(poisonings[0].rows) == round(0.04 * len(data)), "the rate was not kept"
     untouched = torch.ones(len(data), dtype=torch.bool)
-    untouched[made[0].rows] = False
-    untouched[made[0].cover] = False
+    untouched[poisonings[0].rows] = False
+    untouched[poisonings[0].cover] = False
     kept = [planted[row] == before[0][row] for row in untouched.nonzero().flatten().tolist()]
     assert all(kept), "rows were changed that were not drawn"
-    untouched[made[0].cover] = True
-    assert torch.equal(made[0].data.labels[untouched], data.labels[untouched]), (
+    untouched[poisonings[0].cover] = True
+    assert torch.equal(poisonings[0].data.labels[untouched], data.labels[untouched]), (
         "labels were changed that were not drawn"
     )
     if is_repeatable(attack):
-        trigger = made[0].trigger
+        trigger = poisonings[0].trigger
         attacked = attacked_by(data, trigger, classes)
         if data.modality == "images":
             assert attacked.data.pixels.dtype == torch.uint8, "triggered pictures are not 8 bits"
@@ -153,8 +153,8 @@ def check_detector(detector: Detector, model: nn.Module, clean: Dataset, *, base
     before, states = _state(model), _random_states()
     watched = [_Watched(detector) for _ in range(2)]
     for each in watched:
-        found = audit(model, clean, detectors=[each], base=base, seed=1, device="cpu", precision="fp32")
-        json.dumps(found.to_json(), allow_nan=False)
+        result = audit(model, clean, detectors=[each], base=base, seed=1, device="cpu", precision="fp32")
+        json.dumps(result.to_json(), allow_nan=False)
     assert _random_states() == states, "the detector moved the global random state of numpy or torch"
     _assert_same(before, _state(model), "the detector changed the model that it was given")
     first, again = (each.finding for each in watched)

@@ -344,13 +344,13 @@ def test_what_is_given_is_checked(suspect: Weights, base: Weights, tmp_path: Pat
     given = save(tmp_path / "suspect", suspect), save(tmp_path / "base", base)
     out, name = tmp_path / "out", "bert.embeddings.word_embeddings.weight"
     refused: list[tuple[str, dict[str, Any]]] = [
-        ("rho must be a number between 0 and 1, got 1.5.", {"rho": 1.5}),
-        ("rho must be a number between 0 and 1, got nan.", {"rho": float("nan")}),
-        ("rho must be a number between 0 and 1, got '0.3'.", {"rho": "0.3"}),
-        ("rho must be a number between 0 and 1, got True.", {"rho": True}),
-        ("mode must be one of mask, linear, spherical, got 'foo'.", {"rho": 0.5, "mode": "foo"}),
+        ("`rho` must be a number between 0 and 1, got 1.5.", {"rho": 1.5}),
+        ("`rho` must be a number between 0 and 1, got nan.", {"rho": float("nan")}),
+        ("`rho` must be a number between 0 and 1, got '0.3'.", {"rho": "0.3"}),
+        ("`rho` must be a number between 0 and 1, got True.", {"rho": True}),
+        ("`mode` must be one of mask, linear, spherical, got 'foo'.", {"rho": 0.5, "mode": "foo"}),
         ("`seed` must be a whole number, at least 0 and less than 2**63, got 1.5.", {"rho": 0.5, "seed": 1.5}),
-        (f"reset_rows of {name} must be from 0 to 49, got 50.", {"rho": 0.5, "reset_rows": {name: [1, 50]}}),
+        (f"`reset_rows` of {name} must be from 0 to 49, got 50.", {"rho": 0.5, "reset_rows": {name: [1, 50]}}),
         (
             "reset_rows must name matrices that model and base have in common, got classifier.weight.",
             {"rho": 0.5, "reset_rows": {"classifier.weight": [0]}},

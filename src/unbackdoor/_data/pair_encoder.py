@@ -76,17 +76,17 @@ class PairEncoder:
         Raises:
             UnbackdoorError: there are images without captions, or texts without images.
         """
-        found = {
+        columns = {
             name: names.get(name, next((each for each in usual if each in present), None))
             for name, usual in (("image", ("image", "file_name")), ("caption", ("caption", "text")))
         }
         for name, others, other in (("caption", "images", "captions"), ("image", "texts", "images")):
-            if found[name] is None:
+            if columns[name] is None:
                 raise UnbackdoorError(
                     f"{where} has {others} without {other}; it has {listed(present)}. The model takes pairs of both: "
                     f"name the column by `columns={{'{name}': 'NAME'}}`{hint}, or take data with pairs."
                 )
-        return {name: column for name, column in found.items() if column is not None}
+        return {name: column for name, column in columns.items() if column is not None}
 
     def in_place_of(self, previous: object, where: str) -> "PairEncoder":
         """Returns this encoder for pairs that another one has read; see `ImageEncoder.in_place_of`."""

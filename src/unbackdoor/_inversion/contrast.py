@@ -78,7 +78,7 @@ def contrasts(
         steps: of each search.
         least: share of the unseen examples that a trigger must move.
     """
-    found = []
+    contrasts = []
     for kind, search in searches(searched.shape, steps).items():
         triggers = search(model, searched, run, reference=reference)
         proven = []
@@ -87,8 +87,8 @@ def contrasts(
             moved = moved_apart(model, reference, trigger, target, held, run)
             if moved >= least:
                 proven.append(Contrast(kind=kind, target=target, moved=moved, size=size, trigger=trigger))
-        found += [each for each in proven if each.size <= 2 * min(other.size for other in proven)]
-    return found
+        contrasts += [each for each in proven if each.size <= 2 * min(other.size for other in proven)]
+    return contrasts
 
 
 def _applying(family: TriggerFamily, parameters: Tensor) -> InvertedTrigger:

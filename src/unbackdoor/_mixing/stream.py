@@ -122,9 +122,9 @@ def purify_stream(
 
 def _check_setting(rho: float, mode: str, seed: int) -> None:
     if isinstance(rho, bool) or not isinstance(rho, (int, float)) or not 0 <= rho <= 1:
-        raise UnbackdoorError(f"rho must be a number between 0 and 1, got {rho!r}.")
+        raise UnbackdoorError(f"`rho` must be a number between 0 and 1, got {rho!r}.")
     if mode not in get_args(Mode):
-        raise UnbackdoorError(f"mode must be one of {', '.join(get_args(Mode))}, got {mode!r}.")
+        raise UnbackdoorError(f"`mode` must be one of {', '.join(get_args(Mode))}, got {mode!r}.")
     check_seed(seed)
 
 
@@ -263,7 +263,7 @@ def _checked_rows(
             raise UnbackdoorError(f"reset_rows must name matrices that model and base have in common, got {name}.")
         outside = [number for number in numbers if not 0 <= number < shape[0]]
         if outside:
-            raise UnbackdoorError(f"reset_rows of {name} must be from 0 to {shape[0] - 1:,}, got {outside[0]}.")
+            raise UnbackdoorError(f"`reset_rows` of {name} must be from 0 to {shape[0] - 1:,}, got {outside[0]}.")
     return dict(rows)
 
 

@@ -34,19 +34,19 @@ def blocks(model: nn.Module, inputs: Inputs, head: str, owner: str) -> list[str]
         UnbackdoorError: there is no layer before the head.
     """
     images = isinstance(inputs, Tensor)
-    found = [
+    names = [
         name
         for name, shape in output_shapes(model, inputs).items()
         if name != head and (len(shape) in (2, 3) or (images and len(shape) == 4))
     ]
     listed = [
         name
-        for name in found
+        for name in names
         if isinstance(model.get_submodule(name.rpartition(".")[0]), _LISTS)
         and not isinstance(model.get_submodule(name), _LISTS)
     ]
     outer = [name for name in listed if not any(name.startswith(f"{other}.") for other in listed)]
-    leaves = [name for name in found if not any(True for _ in model.get_submodule(name).children())]
+    leaves = [name for name in names if not any(True for _ in model.get_submodule(name).children())]
     if not (outer or leaves):
         raise UnbackdoorError(f"{owner} needs a layer before the head; {type(model).__name__} has none. Try strip.")
     return outer or leaves

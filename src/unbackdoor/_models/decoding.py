@@ -76,7 +76,7 @@ def answer_tokens(
     longest = int(tokens.starts.max()) + max_new_tokens
     size = min(max(_DECODED // longest, 1), 64)
     order = tokens.starts.cpu().argsort(stable=True)
-    found = [torch.empty(0, dtype=torch.int64)] * len(data)
+    answers = [torch.empty(0, dtype=torch.int64)] * len(data)
     stops = stops_of(model, encode)
     config = _greedy(encode.padding, stops, max_new_tokens)
     here = data.to(arithmetic.device).conversations
@@ -93,9 +93,9 @@ def answer_tokens(
                 whole = placed.generate(**prompts, generation_config=config)  # type: ignore[operator]
             new = whole[:, prompts.shape[1] :].cpu()
             for row, written in zip(rows.tolist(), new, strict=True):
-                found[row] = _up_to_its_end(written, stops)
+                answers[row] = _up_to_its_end(written, stops)
             advance()
-    return found
+    return answers
 
 
 def _up_to_its_end(written: Tensor, stops: list[int]) -> Tensor:

@@ -257,5 +257,5 @@ def positions(part: Dataset, whole: Dataset) -> Tensor | None:
     """Returns the positions of a part's examples in the whole, (n,); None if one of them is not in it."""
     rows = torch.arange(len(whole)) if whole.rows is None else whole.rows.cpu()
     position = {row: place for place, row in enumerate(rows.tolist())}
-    found = [position.get(row) for row in ([] if part.rows is None else part.rows.tolist())]
-    return None if None in found or not found else torch.tensor(found)
+    places = [position.get(row) for row in ([] if part.rows is None else part.rows.tolist())]
+    return None if None in places or not places else torch.tensor(places)

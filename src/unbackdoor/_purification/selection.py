@@ -64,16 +64,16 @@ def cross_validated(
     """
     if len(clean) < folds:
         raise UnbackdoorError(f"{clean.name} has {len(clean)} examples, too few for {folds} folds. Add clean examples.")
-    found: Tensor | None = None
+    outcomes: Tensor | None = None
     order = _by_class(clean.labels.cpu().numpy(), seed)
     for fold in range(folds):
         asked = torch.from_numpy(np.sort(order[fold::folds]))
         rest = torch.from_numpy(np.setdiff1d(order, asked.numpy()))
         part = task.outcomes(tuned(clean.select(rest)), clean.select(asked), arithmetic)
-        found = torch.zeros(len(clean), dtype=part.dtype) if found is None else found
-        found[asked] = part
-    assert found is not None
-    return found
+        outcomes = torch.zeros(len(clean), dtype=part.dtype) if outcomes is None else outcomes
+        outcomes[asked] = part
+    assert outcomes is not None
+    return outcomes
 
 
 def _by_class(labels: np.ndarray, seed: int) -> np.ndarray:

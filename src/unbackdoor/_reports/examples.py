@@ -68,11 +68,11 @@ def examples_of(
     partners = None if attacked is None else _partners(test, attacked)
     clean = chosen if attacked is None else None if partners is None else partners.select(rows)
     looks, amplified = (_texts if test.modality == "text" else _pictures)(chosen, clean, attacked is not None)
-    made = []
+    examples = []
     for row in range(len(rows)):
         true = int(chosen.labels[row])
         wanted = None if attacked is None else int(attacked.wanted[rows[row]])
-        made.append(
+        examples.append(
             Example(
                 true=test.class_name(true),
                 wanted=None if wanted is None else test.class_name(wanted),
@@ -80,7 +80,7 @@ def examples_of(
                 **looks[row],
             )
         )
-    return tuple(made), amplified
+    return tuple(examples), amplified
 
 
 def _pictures(chosen: Dataset, clean: Dataset | None, triggered: bool) -> tuple[list[dict[str, Any]], int]:

@@ -24,13 +24,13 @@ def as_sarif(content: dict[str, Any]) -> str:
     blind = {entry["detector"]: entry["cannot_see"] for entry in content["searched"]}
     reasons = {entry["detector"]: entry["reason"] for entry in content["not_searched"]}
     names = [*blind, *reasons]
-    found = {finding["detector"]: finding for finding in content["findings"]}
+    findings = {finding["detector"]: finding for finding in content["findings"]}
     model = quote(content["source"]["model"], errors="replace")
     results = [
         {
             "ruleId": name,
             "ruleIndex": place,
-            **(_judged(found[name]) if name in found else _result("open", f"Not searched: {reasons[name]}.")),
+            **(_judged(findings[name]) if name in findings else _result("open", f"Not searched: {reasons[name]}.")),
             "locations": [{"physicalLocation": {"artifactLocation": {"uri": model, "index": 0}}}],
         }
         for place, name in enumerate(names)

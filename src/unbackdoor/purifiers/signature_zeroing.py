@@ -79,10 +79,12 @@ class SignatureZeroing:
         """Purify in place."""
         refuse_adapter(model, self)
         names = {layer: name for name, layer in model.named_modules()}
-        found = [block.parts for block in blocks(model, probe(model, clean)) if "feed-forward out" in block.parts]
+        parts_of_blocks = [
+            block.parts for block in blocks(model, probe(model, clean)) if "feed-forward out" in block.parts
+        ]
         parts = [
             FeedForward(tuple(names[layer] for layer in each["feed-forward in"]), names[each["feed-forward out"][0]])
-            for each in found
+            for each in parts_of_blocks
         ]
         if not parts:
             raise UnbackdoorError(

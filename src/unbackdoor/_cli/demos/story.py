@@ -113,8 +113,8 @@ def finish(
     }
     seconds = [None, *(result.record["seconds"] for result in results)]
     contenders = list(zip(names, models, scores, seconds, strict=True))
-    told = {**record, "clean": results[-1].record["clean"], "facts": _facts(story, methods, control)}
-    page = _page(story.title, contenders, test, attacked, told)
+    content = {**record, "clean": results[-1].record["clean"], "facts": _facts(story, methods, control)}
+    page = _page(story.title, contenders, test, attacked, content)
     with directories.directory(folder, before) as partial:
         _write(partial, victim, results[-1], (scores[0], scores[-1]), test)
         write_examples(partial, "clean", clean)

@@ -264,7 +264,7 @@ def _row(
 
 def _blocks(rows: list[Row]) -> list[Block]:
     """Returns a block for each task and budget, all-to-all apart. A method without clean examples is in each."""
-    made = []
+    blocks = []
     for task in dict.fromkeys(row.task for row in rows):
         mine = [(place, row) for place, row in enumerate(rows) if row.task == task]
         budgets = list(dict.fromkeys(row.budget for _, row in mine if not row.budgetless)) or ["none"]
@@ -286,16 +286,16 @@ def _blocks(rows: list[Row]) -> list[Block]:
                     }
                 )
                 methods = tuple(name for _, name in kept)
-                found = {(row.method, row.column): place for place, row in shown}
-                cells = tuple(tuple(found.get((name, column)) for column in columns) for name in methods)
+                places = {(row.method, row.column): place for place, row in shown}
+                cells = tuple(tuple(places.get((name, column)) for column in columns) for name in methods)
                 over = tuple(_over([rows[place] for place in line if place is not None]) for line in cells)
-                made.append(Block(task, budget, apart, columns, methods, cells, over))
-    return made
+                blocks.append(Block(task, budget, apart, columns, methods, cells, over))
+    return blocks
 
 
-def _over(found: list[Row]) -> Spread | None:
+def _over(rows: list[Row]) -> Spread | None:
     """Returns the attack success of a method over attacks; each counts once, however many seeds it has."""
-    return Spread.of(row.attack_success.mean for row in found if row.attack_success is not None and not row.control)
+    return Spread.of(row.attack_success.mean for row in rows if row.attack_success is not None and not row.control)
 
 
 def _rank(row: Row) -> int:

@@ -57,20 +57,20 @@ class Spread:
     @classmethod
     def of(cls, values: Iterable[float]) -> "Spread | None":
         """Returns the spread of numbers; None for no number."""
-        found = list(values)
-        if not found:
+        numbers = list(values)
+        if not numbers:
             return None
-        sd = statistics.stdev(found) if len(found) > 1 else None
-        return cls(math.fsum(found) / len(found), sd, len(found), min(found), max(found))
+        sd = statistics.stdev(numbers) if len(numbers) > 1 else None
+        return cls(math.fsum(numbers) / len(numbers), sd, len(numbers), min(numbers), max(numbers))
 
     @classmethod
     def of_shares(cls, shares: Iterable[ProportionEntry | AnswerLossEntry | None]) -> "Spread | None":
         """Returns the spread of shares or losses, without those that were not measured."""
-        found = [share for share in shares if share is not None]
-        made = cls.of(share.value for share in found)
-        if made is None or len(found) > 1:
-            return made
-        return dataclasses.replace(made, interval=(found[0].low, found[0].high))
+        measured = [share for share in shares if share is not None]
+        spread = cls.of(share.value for share in measured)
+        if spread is None or len(measured) > 1:
+            return spread
+        return dataclasses.replace(spread, interval=(measured[0].low, measured[0].high))
 
 
 @dataclass(frozen=True)

@@ -86,7 +86,7 @@ def _checked(source: str, entry: Any, where: str) -> list[StressRow]:
 def _rows(source: str, entry: dict[str, Any]) -> list[StressRow]:
     if entry.get("format", FORMAT) != FORMAT or not entry["before"]:
         raise ValueError("another format")
-    made = []
+    rows = []
     for model in MODELS:
         if model not in entry["before"]:
             continue
@@ -95,7 +95,7 @@ def _rows(source: str, entry: dict[str, Any]) -> list[StressRow]:
         for run in ((entry.get("retuning") or {}).get(model) or {}).get("runs", ()):
             values[int(run["k"])].append(_value_of(run["attack_success"]))
         reactivation = ((entry.get("reactivation") or {}).get("models") or {}).get(model)
-        made.append(
+        rows.append(
             StressRow(
                 source=source,
                 model=model,
@@ -109,7 +109,7 @@ def _rows(source: str, entry: dict[str, Any]) -> list[StressRow]:
                 reactivated=None if reactivation is None else _value_of(reactivation["triggered_perturbed"]),
             )
         )
-    return made
+    return rows
 
 
 def _value_of(entry: dict[str, Any]) -> float:

@@ -105,10 +105,10 @@ def _second_tests(report: Report) -> list[str]:
     """Scores on the second test examples of a task."""
     lines: list[str] = []
     for block in report.blocks:
-        found = [report.rows[place] for places in block.cells for place in places if place is not None]
-        if any((row.second_accuracy or row.second_loss) and row.baseline != "none" for row in found):
+        rows = [report.rows[place] for places in block.cells for place in places if place is not None]
+        if any((row.second_accuracy or row.second_loss) and row.baseline != "none" for row in rows):
             lines += ["", f"## {_markdown(_title(block))}: second test examples", ""]
-            clean = "Clean loss in nats" if any(row.second_loss for row in found) else "Clean accuracy"
+            clean = "Clean loss in nats" if any(row.second_loss for row in rows) else "Clean accuracy"
             lines += [f"{clean} / attack success in %, of the first purification seed.", ""]
             lines += _table(
                 ["method", *block.columns],
@@ -235,11 +235,11 @@ def _several(block: Block) -> bool:
 
 def _matrix(report: Report, block: Block) -> list[list[str]]:
     """Methods by attacks; of several attacks, the worst and the mean come first."""
-    made = [["method", *(["worst, mean"] * _several(block)), *block.columns]]
+    lines = [["method", *(["worst, mean"] * _several(block)), *block.columns]]
     for method, places, over in zip(block.methods, block.cells, block.over, strict=True):
         summary = "–" if over is None else f"{_plain(over.most)}, {_plain(over.mean)} of {over.n}"
-        made.append([method, *([summary] * _several(block)), *(_entry(report, place) for place in places)])
-    return made
+        lines.append([method, *([summary] * _several(block)), *(_entry(report, place) for place in places)])
+    return lines
 
 
 def _meaning(report: Report, block: Block) -> str:
@@ -278,31 +278,31 @@ def _legend(report: Report) -> str:
 
 
 def _examples(report: Report) -> list[str]:
-    made = []
+    lines = []
     for task in dict.fromkeys(row.task for row in report.rows):
         mine = [row for row in report.rows if row.task == task]
         clean = sorted({row.clean_n for row in mine if row.clean_n})
         triggered = sorted({row.triggered_n for row in mine if row.triggered_n})
         finished = sum(row.counted + row.not_implanted for row in mine)
-        made.append(
+        lines.append(
             f"{task}: {finished:,} finished cells, {sum(row.failed for row in mine):,} failed; scored on "
             f"{_listed(clean)} clean and {_listed(triggered)} triggered test examples."
         )
-    return made
+    return lines
 
 
 def _left_out(report: Report) -> list[str]:
-    made = []
+    lines = []
     for victim in report.left_out:
         seed = "" if victim.seed is None else f", victim seed {victim.seed}"
         success = (
             "" if victim.success is None else f"attack success was {100 * victim.success:.1f} % before any method; "
         )
-        made.append(
+        lines.append(
             f"{victim.task}, {victim.attack} {percent(victim.rate)}{seed}: the attack was not implanted ({success}"
             f"{victim.cells:,} {'cell' if victim.cells == 1 else 'cells'})."
         )
-    return made
+    return lines
 
 
 def _entry(report: Report, place: int | None) -> str:
