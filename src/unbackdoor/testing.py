@@ -329,7 +329,7 @@ class _Watched:
         assert torch.equal(clean.labels, examples[1]), "the detector changed the labels that it was given"
         assert isinstance(found, Finding), f"a detector returns a Finding, got {type(found).__name__}"
         assert found.candidates, "the finding has no candidate"
-        pairs = [(candidate.sources, candidate.target) for candidate in found.candidates]
+        pairs = [(candidate.sources, candidate.target, candidate.name) for candidate in found.candidates]
         assert len(set(pairs)) == len(pairs), "two candidates have the same target and sources"
         for candidate in found.candidates:
             _check_candidate(candidate, classes, clean)
@@ -357,6 +357,9 @@ def _check_candidate(candidate: Candidate, classes: int, clean: Dataset) -> None
             continue
         attack = trigger.attack
         check_value(attack)
+        if trigger.behaviour is not None:
+            assert trigger.behaviour.text == candidate.name, "the trigger is for another answer than its candidate"
+            continue
         assert (attack.target, sources_of(attack)) == (target, candidate.sources), (
             "the trigger is for another target, or for other sources, than its candidate"
         )

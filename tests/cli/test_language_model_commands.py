@@ -1,6 +1,7 @@
 """`evaluate` and `purify` on a small language model: what is printed and written, and what is refused."""
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 import chats
 from commands import Refusals, run
 from unbackdoor import evaluate, load
+from unbackdoor._artifacts.audit_record import read_audit
 from unbackdoor._artifacts.record import PurificationRecord, read_record
 
 RULE = f"contains:{chats.BEHAVIOUR}"
@@ -98,6 +100,33 @@ def test_purify_without_test_prompts_says_the_loss_on_the_clean_ones(place: Path
     assert done.stdout.startswith("On the clean examples themselves: loss 0.")
 
 
+def test_audit_writes_findings_that_can_be_repeated(place: Path, tmp_path: Path) -> None:
+    out = tmp_path / "audit"
+    done = run(
+        *("audit", "victim", "--clean", "clean.jsonl", "--base", "victim", "--device", "cpu", "--out", out),
+        *("--sarif", tmp_path / "audit.sarif", "--tests", "prefix-battery,weight-spectrum"),
+        cwd=place,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("cannot-judge: There are no statistics of clean models")
+    assert "Not searched by weight-spectrum: all matrices of the suspect are those of the base." in done.stdout
+    record = read_audit(out / "audit.json")
+    (found,) = record.findings
+    assert found.target.name in chats.BEHAVIOUR
+    page = (out / "audit.html").read_text()
+    assert "Prompt with the trigger marked" in page
+    assert "<mark>cf </mark>" in page
+    assert f"is to answer \u201c{found.target.name}\u201d" in page
+    attack = json.loads((out / "evidence" / f"prefix-battery-{found.target.number}" / "attack.json").read_text())
+    assert attack["behaviour"] == {"kind": "starts-with", "text": found.target.name}
+    repeated = run(*shlex.split(record.repeat)[1:], "--json", cwd=place)
+    assert repeated.returncode == 0, repeated.stderr
+    assert json.loads(repeated.stdout)["attack_success"]["value"] == found.moved.value
+    sarif = (tmp_path / "audit.sarif").read_text()
+    assert "The strongest shortcut is to answer" in sarif
+    assert "held-out prompts" in sarif
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -134,7 +163,7 @@ def test_purify_without_test_prompts_says_the_loss_on_the_clean_ones(place: Path
             ("purify", "fst", "victim", "--clean", "clean.jsonl", "--out", "out"),
             "fst serves images and text, but clean.jsonl holds",
         ),
-        (("audit", "victim", "--clean", "clean.jsonl"), "audit tries classifiers of images or texts"),
+        (("audit", "victim", "--clean", "clean.jsonl", "--tests", "margin"), "margin cannot run: it searches images"),
         (
             ("evaluate", "victim", "--data", "test.jsonl", "--columns", "text=a"),
             "must name messages, instruction, input",

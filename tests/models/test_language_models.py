@@ -214,8 +214,8 @@ def test_methods_and_tests_for_classifiers_refuse_prompts(models: Path) -> None:
     data = data_for(encode, 20)
     with pytest.raises(UnbackdoorError, match="neural-cleanse serves images, but the data holds conversations"):
         ub.purify(model, data, ub.purifiers.NeuralCleanse())
-    with pytest.raises(UnbackdoorError, match="audit tries classifiers of images or texts"):
-        ub.audit(model, data)
+    with pytest.raises(UnbackdoorError, match="The detector margin cannot run: it searches images, and the data holds"):
+        ub.audit(model, data, detectors=[ub.detectors.Margin()])
     with pytest.raises(UnbackdoorError, match="The guard strip serves images, text, and the data holds conversations"):
         ub.fit_guard(model, data, ub.guards.Strip())
     with pytest.raises(UnbackdoorError, match="`head` is for classifiers"):

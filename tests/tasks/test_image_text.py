@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 import sights
-from unbackdoor import Dataset, UnbackdoorError, attacks, evaluate
+from unbackdoor import Dataset, UnbackdoorError, attacks, audit, evaluate
 from unbackdoor._data.class_prompts import ClassPrompts
 from unbackdoor._data.dataset import Batch
 from unbackdoor._data.texts import Texts
 from unbackdoor._models.arithmetic import choose
-from unbackdoor._tasks.choice import check_classifier, task_of
+from unbackdoor._tasks.choice import task_of
 from unbackdoor._tasks.image_text import IMAGE_TEXT
 from unbackdoor._tasks.proportion import Proportion
 from unbackdoor._training.contrastive import contrastive
@@ -163,8 +163,8 @@ def test_options_of_other_models_are_refused() -> None:
         with pytest.raises(UnbackdoorError) as problem:
             evaluate(Stub(), data, device="cpu", **options)
         assert message in str(problem.value)
-    with pytest.raises(UnbackdoorError, match="audit tries classifiers of images or texts, but sights holds pairs"):
-        check_classifier("audit", data)
+    with pytest.raises(UnbackdoorError, match="audit tries classifiers and language models, but sights holds pairs"):
+        audit(Stub(), data)
 
 
 def test_few_pairs_and_chance_are_told(caplog: pytest.LogCaptureFixture) -> None:

@@ -5,7 +5,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
-from unbackdoor._artifacts.entries import ClassEntry, Count, Entry, ExactShareEntry, ProportionEntry, Share, Versions
+from unbackdoor._artifacts.entries import (
+    AnswerLossEntry,
+    ClassEntry,
+    Count,
+    Entry,
+    ExactShareEntry,
+    ProportionEntry,
+    Share,
+    Versions,
+)
 from unbackdoor._artifacts.record import Source, written
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._inputs import read_json
@@ -60,6 +69,7 @@ class FindingEntry(ShortcutEntry):
         detector: its name.
         alarm: whether the shortcut is as rare as an alarm asks for, and does not look natural.
         looks_natural: whether it looks like a feature of its class; null if that is not known.
+        targets: what the shortcuts of a language model lead to: an answer, or a layer; absent for a class.
         classes: the shortcuts to all classes, the strongest among them.
         evidence: files that show and repeat it, next to audit.json.
     """
@@ -67,6 +77,7 @@ class FindingEntry(ShortcutEntry):
     detector: str
     alarm: bool
     looks_natural: bool | None
+    targets: Literal["answer", "layer"] | None = None
     classes: list[ShortcutEntry]
     evidence: list[str] = Field(default_factory=list)
 
@@ -127,6 +138,7 @@ class AuditRecord(Entry):
     unlabelled: Count | None
     classes: Count
     suspect_accuracy_on_clean: ProportionEntry | None
+    suspect_clean_loss_on_clean: AnswerLossEntry | None = None
     seed: Count
     seconds: float
     device: str

@@ -76,9 +76,10 @@ class DescribedMethod(Entry):
 
 
 class AuditedClass(Entry):
-    """The shortcut to one class; see `unbackdoor._detection`."""
+    """The shortcut to one class, or to the named answer or layer of a language model; see `unbackdoor._detection`."""
 
     target: Count
+    name: str | None = None
     sources: list[Count]
     strength: float
     size: float | None
@@ -103,14 +104,14 @@ class AuditEntry(Entry):
     Args:
         findings: one for each detector that ran, the most abnormal first.
         doubt: why none ran; empty otherwise.
-        accuracy_on_clean: of the suspect.
+        accuracy_on_clean: of the suspect; null for a language model.
         judged_on: the number of held-out examples.
         seconds: of all of it.
     """
 
     findings: list[AuditFinding]
     doubt: str
-    accuracy_on_clean: ProportionEntry
+    accuracy_on_clean: ProportionEntry | None
     judged_on: Count
     seconds: float
 

@@ -409,6 +409,7 @@ def _finding_entry(finding: JudgedFinding) -> dict[str, Any]:
         "classes": [
             {
                 "target": each.candidate.target,
+                **({"name": each.target_name} if each.candidate.name else {}),
                 "sources": list(each.candidate.sources),
                 "strength": each.candidate.strength,
                 "size": each.candidate.size,

@@ -85,7 +85,8 @@ class PurifyOptions(ModelOptions):
     Args:
         clean: labelled examples without a trigger, or prompts with answers: parquet, CSV, JSON lines, image folder or
             saved data set.
-        base: the pre-trained model that the suspect came from, for methods that need it, and for a PEFT LoRA adapter.
+        base: the pre-trained model that the suspect came from, for methods that need it, and for a PEFT LoRA adapter;
+            of an adapter with --stream it may be another adapter.
         merge: add a PEFT LoRA adapter to its base first: every method takes the whole model that this gives.
         proxy: another model for the same task, for methods that need it.
         out: directory to write; it must not exist.

@@ -15,10 +15,11 @@ from unbackdoor._detection.finding import Detector, Finding
 from unbackdoor._detection.judging import HeldOut
 from unbackdoor._detection.nulls import Null, null_for, operating_point
 from unbackdoor._detection.outliers import LEAST_CLASSES, outlier_p_values
+from unbackdoor._detection.prompt_judging import HeldOutPrompts, with_room
 from unbackdoor._detection.result import Audit, JudgedCandidate, JudgedFinding, Verdict
 from unbackdoor._errors import SENTENCE, UnbackdoorError, printable
 from unbackdoor._models.arithmetic import Precision, choose, description
-from unbackdoor._models.calling import check_modules
+from unbackdoor._models.calling import check_modules, embeddings
 from unbackdoor._models.matching import matched
 from unbackdoor._models.untrusted_weights import check_finite
 from unbackdoor._progress import bar, silent
@@ -26,9 +27,13 @@ from unbackdoor._purification.form import working_copy
 from unbackdoor._purification.run import Run
 from unbackdoor._registry.detectors import REGISTRY
 from unbackdoor._registry.entries import Entry, Need, entry_of, name_of
-from unbackdoor._tasks.choice import check_classifier
+from unbackdoor._tasks.choice import refuse_pairs, task_of
 from unbackdoor._tasks.classification import predict
+from unbackdoor._tasks.generation import Generation, answer_loss, chance_loss, chance_sentence
+from unbackdoor._tasks.generation_score import AnswerLoss
 from unbackdoor._tasks.proportion import Proportion, chance_doubt, proportion_of
+from unbackdoor._tasks.task import Task
+from unbackdoor._training.lora import merged
 from unbackdoor._value import check_seed, fields_of
 
 logger = logging.getLogger("unbackdoor")
@@ -53,9 +58,9 @@ def audit(
     with what the same search finds in clean models. The model and the global random state are not changed.
 
     Args:
-        model: any classifier whose last layer is linear.
-        clean: labelled examples without a trigger, at least 2 of each class. Without them the detectors run that need
-            no labels, on the unlabelled examples.
+        model: any classifier whose last layer is linear, or a causal language model.
+        clean: labelled examples without a trigger, at least 2 of each class; or prompts with their answers. Without
+            labelled examples the detectors run that need no labels, on the unlabelled ones.
         detectors: of `unbackdoor.detectors`, or any callables like them; None runs all that fit the data.
         unlabelled: further examples, whose labels are not read; a few may carry a trigger.
         base: the pre-trained model that the suspect came from, for detectors that need it.
@@ -69,9 +74,8 @@ def audit(
         UnbackdoorError: model, base and data do not fit each other, or there are too few examples.
     """
     _check_arguments(model, clean, unlabelled, base, seed)
-    check_classifier("audit", unlabelled if clean is None else clean)
     start = time.perf_counter()
-    working = working_copy(model).eval()
+    working = _working(model, base)
     arithmetic = choose(working, device, precision)
     run = Run(
         generator=torch.Generator().manual_seed(seed),
@@ -80,23 +84,22 @@ def audit(
         progress=bar if progress else silent,
         base=base,
         unlabelled=unlabelled,
+        task=_task(clean, unlabelled),
     )
-    examples = _examples(working, clean, unlabelled, run, head)
+    prompts = isinstance(run.task, Generation)
+    examples = (_prompts if prompts else _examples)(working, clean, unlabelled, run, head)
     searching, judging = _halves(examples, seed)
     record = {**_facts(examples, searching, judging, unlabelled), "seed": seed, "device": description(arithmetic)}
     chosen, not_searched = _chosen(detectors, examples, base)
     if examples.doubt is not None:
-        return Audit(
-            verdict="cannot-judge",
-            reason=examples.doubt,
-            not_searched={**{name: "the suspect is near chance" for name, _ in chosen}, **not_searched},
-            record={**record, "notes": run.notes, "seconds": round(time.perf_counter() - start, 3)},
-        )
+        skipped = {**{name: "the suspect is near chance" for name, _ in chosen}, **not_searched}
+        record |= {"notes": run.notes, "seconds": round(time.perf_counter() - start, 3)}
+        return Audit(verdict="cannot-judge", reason=examples.doubt, not_searched=skipped, record=record)
     with torch.random.fork_rng(devices=[arithmetic.device] if arithmetic.device.type == "cuda" else []):
         torch.manual_seed(seed)
         arithmetic.place(working)
         searches = _searched(chosen, working, searching.to(arithmetic.device), run, not_searched, detectors is not None)
-        held_out = HeldOut.of(working, judging, arithmetic)
+        held_out = HeldOutPrompts(working, judging, arithmetic) if prompts else HeldOut.of(working, judging, arithmetic)
         settings = {name: search.settings for name, search in searches.items()}
         null = null_for(run.modality, _arch(model), len(examples.per_class), settings) if searches else None
         findings = [_judged(name, each, held_out, null) for name, each in searches.items()]
@@ -131,9 +134,24 @@ def _check_arguments(model: object, clean: object, unlabelled: object, base: obj
     check_modules("audit", model=model, base=base)
     assert isinstance(model, nn.Module)
     check_finite(model.state_dict(), type(model).__name__)
-    if isinstance(base, nn.Module):
-        ours, theirs = ({name: tensor.shape for name, tensor in each.state_dict().items()} for each in (model, base))
+
+
+def _working(model: nn.Module, base: nn.Module | None) -> nn.Module:
+    """A copy to search in; the matrices of an adapter are added to it. A base of another kind is refused."""
+    working = working_copy(model)
+    working = (merged(working) if hasattr(working, "peft_config") else working).eval()
+    if base is not None:
+        ours, theirs = ({name: tensor.shape for name, tensor in each.state_dict().items()} for each in (working, base))
         matched(ours, theirs)
+    return working
+
+
+def _task(clean: Dataset | None, unlabelled: Dataset | None) -> Task:
+    """The task of the model, by its examples."""
+    data = unlabelled if clean is None else clean
+    assert data is not None
+    refuse_pairs("audit", data)
+    return task_of(data.encode)
 
 
 class _Examples(NamedTuple):
@@ -143,8 +161,9 @@ class _Examples(NamedTuple):
         data: the clean examples; or the unlabelled ones, each with the suspect's answer as its label.
         labelled: whether the labels are true ones.
         accuracy: of the suspect on them; None without true labels.
-        per_class: the number of examples of each class.
+        per_class: the number of examples of each class; none for prompts.
         doubt: a sentence, if the suspect is near chance, so that nothing can be judged; else None.
+        loss: of a language model on the answers; None for classifiers.
     """
 
     data: Dataset
@@ -152,6 +171,7 @@ class _Examples(NamedTuple):
     accuracy: Proportion | None
     per_class: tuple[int, ...]
     doubt: str | None
+    loss: AnswerLoss | None = None
 
 
 def _examples(
@@ -181,6 +201,29 @@ def _examples(
     return _Examples(examined.clean, True, accuracy, examined.per_class, doubt and _sentence(doubt))
 
 
+def _prompts(
+    model: nn.Module, clean: Dataset | None, unlabelled: Dataset | None, run: Run, head: str | None
+) -> _Examples:
+    """The prompts of an audit, checked; fills in what the run did not know yet."""
+    if clean is None:
+        raise UnbackdoorError("audit needs `clean` for a language model: prompts with their answers.")
+    examined = run.task.examined(model, clean, run.arithmetic, lambda _: None, head)
+    run.head_name, run.modality = examined.head_name, clean.modality
+    loss = answer_loss(examined.outcomes, examined.clean)
+    doubt = None
+    if loss.value > chance_loss(embeddings(model).num_embeddings):
+        doubt = chance_sentence("the suspect", loss, clean.name)
+    data = with_room(examined.clean)
+    if len(data) < 2:
+        raise UnbackdoorError(
+            f"audit needs at least 2 prompts, one to search on and one to judge on, but {clean.name} has {len(data)}. "
+            "Add clean prompts."
+        )
+    if len(data) < len(clean):
+        run.note(f"{len(clean) - len(data):,} of {len(clean):,} rows leave no room for a trigger and are not used.")
+    return _Examples(data, True, None, (), doubt and _sentence(doubt), loss)
+
+
 def _sentence(text: str) -> str:
     return printable(text[0].upper() + text[1:], SENTENCE)
 
@@ -188,8 +231,8 @@ def _sentence(text: str) -> str:
 def _halves(examples: _Examples, seed: int) -> tuple[Dataset, Dataset]:
     """The examples to search on, and those to judge on; each half has its share of each class."""
     clean, per_class = examples.data, examples.per_class
-    scarce = min(range(len(per_class)), key=lambda label: per_class[label])
-    if examples.labelled and per_class[scarce] < 2:
+    scarce = min(range(len(per_class)), key=lambda label: per_class[label], default=0)
+    if examples.labelled and per_class and per_class[scarce] < 2:
         raise UnbackdoorError(
             f"audit needs at least 2 clean examples of each class, one to search on and one to judge on, but "
             f"{clean.name} has {per_class[scarce]} of {clean.class_name(scarce)}. Add clean examples."
@@ -205,6 +248,7 @@ def _facts(examples: _Examples, searching: Dataset, judging: Dataset, unlabelled
         "unlabelled": None if unlabelled is None else len(unlabelled),
         "classes": len(examples.per_class),
         "suspect_accuracy_on_clean": None if examples.accuracy is None else examples.accuracy.to_json(),
+        **({} if examples.loss is None else {"suspect_clean_loss_on_clean": examples.loss.to_json()}),
         "versions": versions(),
     }
 
@@ -271,6 +315,9 @@ def _searched(
                 raise
             not_searched[name] = str(problem)
             continue
+        if not finding.candidates:
+            not_searched[name] = finding.note or "it found nothing that could be judged"
+            continue
         if finding.note:
             run.note(finding.note)
         settings = fields_of(detector) if hasattr(detector, "__dataclass_fields__") else {}
@@ -278,19 +325,20 @@ def _searched(
     return searches
 
 
-def _judged(name: str, search: _Search, held_out: HeldOut, null: Null | None) -> JudgedFinding:
+def _judged(name: str, search: _Search, held_out: HeldOut | HeldOutPrompts, null: Null | None) -> JudgedFinding:
     """A detector's finding, judged on the held-out examples and against clean models."""
     candidates = search.finding.candidates
     compared = null if null is not None and name in null.detectors else None
     among_classes = outlier_p_values(torch.tensor([candidate.strength for candidate in candidates]))
     judged = []
     for place, candidate in enumerate(candidates):
+        moved, random = held_out.judged(candidate)
         each = JudgedCandidate(
             candidate=candidate,
-            target_name=held_out.data.class_name(candidate.target),
+            target_name=printable(candidate.name) or held_out.data.class_name(candidate.target),
             source_names=tuple(map(held_out.data.class_name, candidate.sources)),
-            moved=None if candidate.trigger is None else held_out.moved(candidate.trigger, candidate),
-            random=None if candidate.control is None else held_out.moved(candidate.control, candidate),
+            moved=moved,
+            random=random,
             nominal_p=float(among_classes[place]) if candidate.nominal_p is None else candidate.nominal_p,
             p_value=None,
         )
@@ -302,6 +350,7 @@ def _judged(name: str, search: _Search, held_out: HeldOut, null: Null | None) ->
         looks_natural=None,
         settings=search.settings,
         seconds=search.seconds,
+        targets=search.finding.targets,
     )
 
 
@@ -323,7 +372,7 @@ def _verdict(findings: list[JudgedFinding], null: Null | None, classes: int) -> 
     if not findings:
         return "cannot-judge", "No detector could run."
     if null is None:
-        few = f" Among {classes} classes none can stand out either." if classes < LEAST_CLASSES else ""
+        few = f" Among {classes} classes none can stand out either." if 0 < classes < LEAST_CLASSES else ""
         return "cannot-judge", (
             f"There are no statistics of clean models for these detectors and this kind of model, so nothing says how "
             f"unusual the shortcuts below are.{few}"

@@ -59,6 +59,12 @@ class HeldOut:
         """The same, with the answers of the model."""
         return cls(model, data, arithmetic, predict(model, data, arithmetic))
 
+    def judged(self, candidate: Candidate) -> tuple[ExactShare | None, ExactShare | None]:
+        """How many examples a candidate's trigger and its control move; None for one that there is not."""
+        pair = (candidate.trigger, candidate.control)
+        ours, random = (None if each is None else self.moved(each, candidate) for each in pair)
+        return ours, random
+
     def moved(self, trigger: Trigger, candidate: Candidate) -> ExactShare:
         """How many examples of other classes, by label and by the model's answer, a trigger moves to the target.
 

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from unbackdoor._detection.finding import Candidate
 from unbackdoor._detection.judging import PROVEN, ExactShare, HeldOut
 from unbackdoor._detection.nulls import Null
+from unbackdoor._detection.prompt_judging import HeldOutPrompts
 from unbackdoor._errors import printable
 from unbackdoor._registry.detectors import REGISTRY
 
@@ -80,6 +81,7 @@ class JudgedFinding:
         looks_natural: whether the strongest shortcut looks like a feature of its class; None if that is not known.
         settings: all of the detector's.
         seconds: of the search.
+        targets: what the shortcuts lead to: `class`, `answer` or `layer`.
     """
 
     detector: str
@@ -88,6 +90,7 @@ class JudgedFinding:
     looks_natural: bool | None
     settings: dict[str, Any]
     seconds: float
+    targets: str = "class"
 
     @property
     def strongest(self) -> JudgedCandidate:
@@ -124,6 +127,7 @@ class JudgedFinding:
             "alarm": self.alarm,
             **self.strongest.to_json(self.unit, calibration),
             "looks_natural": self.looks_natural,
+            **({} if self.targets == "class" else {"targets": self.targets}),
             "classes": [each.to_json(self.unit, calibration) for each in self.classes],
         }
 
@@ -148,7 +152,7 @@ class Audit:
     not_searched: dict[str, str] = field(default_factory=dict)
     calibration: Null | None = None
     record: dict[str, Any] = field(default_factory=dict)
-    held_out: HeldOut | None = field(default=None, repr=False)
+    held_out: HeldOut | HeldOutPrompts | None = field(default=None, repr=False)
 
     @property
     def searched(self) -> tuple[str, ...]:

@@ -22,9 +22,11 @@ from unbackdoor._artifacts.record import write_record
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._inputs import read_json
 from unbackdoor._mixing import masks
+from unbackdoor._mixing.adapter_stream import mix_adapter
 from unbackdoor._mixing.ancestry import SAMPLE, doubts
 from unbackdoor._mixing.checkpoint import Checkpoint, finite, header_bytes, write
 from unbackdoor._mixing.masks import CHUNK, Mode
+from unbackdoor._models.adapters import is_adapter
 from unbackdoor._models.companions import copy_companions
 from unbackdoor._models.directory import ModelDirectory
 from unbackdoor._models.matching import Matching, matched, task_head
@@ -59,9 +61,12 @@ def purify_stream(
     tensor. No model is built, so none has to fit into memory. Tensors without a counterpart stay the suspect's, and so
     does the head of a classifier, even if the base is a classifier.
 
+    An adapter of a language model gives an adapter: with its base, by `linear`, it gets a smaller alpha; with another
+    adapter of the same base, ranks that are the sums of theirs.
+
     Args:
-        model: the suspect, a Hugging Face directory with safetensors files, or a Hub name.
-        base: the pre-trained model that it came from, a directory or Hub name.
+        model: the suspect, a Hugging Face directory with safetensors files, or a Hub name; or an adapter's directory.
+        base: the pre-trained model that it came from, a directory or Hub name; or another adapter of that.
         out: directory to write; it is complete or absent.
         rho: share of the suspect, in [0, 1].
         seed: seed of the masks; see `masks.mask`.
@@ -83,18 +88,21 @@ def purify_stream(
     """
     _check_setting(rho, mode, seed)
     start = time.perf_counter()
+    chosen = dict(method or _default_method(rho, mode))
+    if isinstance(model, str | Path) and is_adapter(Path(model)):
+        if reset_rows:
+            raise UnbackdoorError("`reset_rows` is for whole models; an adapter has no embeddings. Leave it out.")
+        before = directories.check_free(Path(out), overwrite=overwrite, inputs=(Path(model), Path(base)))
+        with directories.directory(Path(out), before) as folder:
+            return _written_adapter(folder, Path(model), Path(base), rho, mode, chosen, command, seed, notes)
     source, origin = ModelDirectory.of(model, "`model`"), ModelDirectory.of(base, "`base`")
     before = directories.check_free(Path(out), overwrite=overwrite, inputs=(source.path, origin.path))
     suspect, ancestor = Checkpoint.of(source), Checkpoint.of(origin)
     matching = match(suspect, ancestor)
     resets = _checked_rows(reset_rows or {}, suspect, matching)
     _check_vocabulary(suspect)
-    shown = f"purify_stream(rho={rho:g}, mode={mode!r})"
-    default_method = {"name": "fine-mixing", "parameters": {"rho": rho, "mode": mode}, "repr": shown}
     logger.info("%s", matching.report())
     warnings = _ancestry_warnings(suspect, ancestor, matching)
-    for warning in warnings:
-        logger.warning("%s", warning)
     with directories.directory(Path(out), before) as folder:
         mixer = _Mixer(suspect, ancestor, matching.pairs, rho, seed, mode)
         with (bar if progress else silent)("mixing", len(source.weights.files)) as advance:
@@ -104,20 +112,46 @@ def purify_stream(
         copy_companions(source.path, folder)
         if source.weights.index is not None:
             shutil.copyfile(source.weights.index, folder / source.weights.index.name)
-        record = _record(
-            dict(method or default_method),
-            command,
-            seed,
-            seconds=time.perf_counter() - start,
-            notes=[*notes, matching.report()],
-            warnings=warnings,
-            suspect=source.path,
-            base=origin.path,
-        )
-        (folder / "README.md").write_text(card.purified(record), encoding="utf-8")
-        record = write_record(folder / "record.json", record)
+        texts = {"notes": [*notes, matching.report()], "warnings": warnings}
+        paths = {"suspect": source.path, "base": origin.path}
+        record = _written(folder, chosen, command, seed, seconds=time.perf_counter() - start, **texts, **paths)
         Checkpoint.of(ModelDirectory.at(folder))  # refuses files that do not belong together
     return record
+
+
+def _default_method(rho: float, mode: Mode) -> dict[str, Any]:
+    shown = f"purify_stream(rho={rho:g}, mode={mode!r})"
+    return {"name": "fine-mixing", "parameters": {"rho": rho, "mode": mode}, "repr": shown}
+
+
+def _written_adapter(
+    folder: Path,
+    model: Path,
+    base: Path,
+    rho: float,
+    mode: Mode,
+    method: dict[str, Any],
+    command: str | None,
+    seed: int,
+    notes: Sequence[str],
+) -> dict[str, Any]:
+    """Writes the mixture of an adapter; returns the content of record.json."""
+    start = time.perf_counter()
+    said = mix_adapter(folder, model, base, rho, mode)
+    copy_companions(model, folder)
+    logger.info("%s", said)
+    seconds = time.perf_counter() - start
+    return _written(
+        folder,
+        method,
+        command,
+        seed,
+        seconds=seconds,
+        notes=[*notes, said],
+        warnings=[],
+        suspect=model,
+        base=base,
+    )
 
 
 def _check_setting(rho: float, mode: str, seed: int) -> None:
@@ -137,13 +171,23 @@ def _check_vocabulary(suspect: Checkpoint) -> None:
 
 
 def _ancestry_warnings(suspect: Checkpoint, base: Checkpoint, matching: Matching) -> list[str]:
-    """Returns reasons to doubt that the base is the suspect's ancestor; reads a sample of each matrix."""
+    """Logs and returns reasons to doubt that the base is the suspect's ancestor; reads a sample of each matrix."""
     samples = (
         (name, _middle(suspect, name), _middle(base, counterpart))
         for name, counterpart in matching.pairs.items()
         if len(suspect.tensors[name].shape) > 1
     )
-    return doubts(samples, matching, suspect.shapes, base.shapes)
+    found = doubts(samples, matching, suspect.shapes, base.shapes)
+    for doubt in found:
+        logger.warning("%s", doubt)
+    return found
+
+
+def _written(folder: Path, *given: Any, **more: Any) -> dict[str, Any]:
+    """Writes README.md and record.json; returns the content of the latter. See `_record`."""
+    record = _record(*given, **more)
+    (folder / "README.md").write_text(card.purified(record), encoding="utf-8")
+    return write_record(folder / "record.json", record)
 
 
 def _record(

@@ -1,8 +1,9 @@
 """PEFT LoRA adapters of language models: checked, put on their base, and written again as what they were."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -38,6 +39,75 @@ def is_adapter(path: Path) -> bool:
     """Whether a directory holds an adapter of a language model."""
     config = path / CONFIG_FILE
     return exists(config) and read_json(config, CONFIG).get("task_type") == "CAUSAL_LM"
+
+
+class AdapterFiles(NamedTuple):
+    """The files of an adapter that was checked, without its base.
+
+    Args:
+        path: the directory.
+        config: the content of `adapter_config.json`.
+        factors: for each layer A, (rank, inputs), and B, (outputs, rank).
+        scales: for each layer the factor of B A.
+    """
+
+    path: Path
+    config: Mapping[str, Any]
+    factors: Mapping[str, tuple[Tensor, Tensor]]
+    scales: Mapping[str, float]
+
+
+def adapter_files(path: Path) -> AdapterFiles:
+    """Reads the files of an adapter.
+
+    Raises:
+        UnbackdoorError: the adapter is no plain LoRA adapter, or a file is damaged.
+    """
+    config = read_json(path / CONFIG_FILE, CONFIG)
+    _check_config(path, config)
+    weights = _weights(path)
+    names = sorted({_layer_of(path, key, tensor) for key, tensor in weights.items()})
+    factors: dict[str, tuple[Tensor, Tensor]] = {}
+    for name in names:
+        first, second = (weights.get(f"{_PREFIX}{name}.lora_{part}.weight") for part in "AB")
+        if first is None or second is None or second.shape[1] != len(first) or not 0 < len(first) <= _LARGEST:
+            raise UnbackdoorError(f"{path} has no pair of fitting matrices for {printable(name)}. Fetch it again.")
+        factors[name] = first, second
+    rooted = bool(config.get("use_rslora"))
+    ranks = {name: len(first) for name, (first, _) in factors.items()}
+    scales = {name: _alpha(config, name) / (rank**0.5 if rooted else rank) for name, rank in ranks.items()}
+    return AdapterFiles(path, config, factors, scales)
+
+
+def write_adapter(folder: Path, config: Mapping[str, Any], factors: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+    """Writes an adapter with a scale of 1 at every layer.
+
+    Args:
+        folder: an existing, empty directory.
+        config: of an adapter of the same base; its ranks, scales and layers are replaced.
+        factors: for each layer A, (rank, inputs), and B, (outputs, rank).
+    """
+    tensors = {
+        f"{_PREFIX}{name}.lora_{part}.weight": factor.contiguous()
+        for name, pair in factors.items()
+        for part, factor in zip("AB", pair, strict=True)
+    }
+    save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    ranks = {f"^{name}$": len(first) for name, (first, _) in factors.items()}
+    largest = max(ranks.values())
+    changed = {
+        **config,
+        "r": largest,
+        "lora_alpha": largest,
+        "rank_pattern": ranks,
+        "alpha_pattern": ranks,
+        "target_modules": sorted(factors),
+        "exclude_modules": None,
+        "layers_to_transform": None,
+        "layers_pattern": None,
+        "use_rslora": False,
+    }
+    (folder / CONFIG_FILE).write_text(json.dumps(changed, indent=2) + "\n", encoding="utf-8")
 
 
 def adapted_by(path: Path, base: nn.Module) -> Any:
@@ -162,6 +232,8 @@ def _weights(path: Path) -> dict[str, Tensor]:
             f"{printable(other)}. Fetch it again."
         )
     check_finite(weights, str(path))
+    if not weights:
+        raise UnbackdoorError(f"{path} has an adapter without a tensor. Fetch it again.")
     return weights
 
 
@@ -169,14 +241,7 @@ def _layers(path: Path, weights: dict[str, Tensor], base: nn.Module) -> list[str
     """Returns the names of the layers that the adapter changes, all of which the base has with fitting shapes."""
     from transformers.pytorch_utils import Conv1D
 
-    names = set()
-    for key, tensor in weights.items():
-        layer, is_matrix, part = key.removeprefix(_PREFIX).rpartition(".lora_")
-        if not (key.startswith(_PREFIX) and is_matrix and part in ("A.weight", "B.weight") and tensor.ndim == 2):
-            raise UnbackdoorError(f"{path} has the tensor {printable(key)}, which no LoRA adapter has. Fetch it again.")
-        names.add(layer)
-    if not names:
-        raise UnbackdoorError(f"{path} has an adapter without a tensor. Fetch it again.")
+    names = {_layer_of(path, key, tensor) for key, tensor in weights.items()}
     for name in sorted(names):
         first, second = (weights.get(f"{_PREFIX}{name}.lora_{part}.weight") for part in "AB")
         module: Any = _submodule(base, name)
@@ -192,6 +257,14 @@ def _layers(path: Path, weights: dict[str, Tensor], base: nn.Module) -> list[str
                 f"{tuple(second.shape)} and {tuple(first.shape)}. Give the model that it was trained on."
             )
     return sorted(names)
+
+
+def _layer_of(path: Path, key: str, tensor: Tensor) -> str:
+    """The layer that a tensor of an adapter belongs to."""
+    layer, is_matrix, part = key.removeprefix(_PREFIX).rpartition(".lora_")
+    if not (key.startswith(_PREFIX) and is_matrix and part in ("A.weight", "B.weight") and tensor.ndim == 2):
+        raise UnbackdoorError(f"{path} has the tensor {printable(key)}, which no LoRA adapter has. Fetch it again.")
+    return layer
 
 
 def _submodule(base: nn.Module, name: str) -> nn.Module | None:

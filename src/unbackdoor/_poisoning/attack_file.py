@@ -66,8 +66,7 @@ def describe_found(trigger: Trigger) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "attack": to_json(attack, (*REGISTRY, *EVIDENCE)),
-        "label_rule": attack.label_rule,
-        "target": attack.target,
+        **_wanted(trigger),
         "train_time": "not known: an audit found the trigger",
         "test_time": test_time_of(attack),
         "implanted": None,

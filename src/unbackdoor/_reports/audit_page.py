@@ -69,6 +69,7 @@ class FindingPart:
         blind: what the detector cannot see.
         seconds: of its search.
         files: the folder of its evidence; empty if there is none.
+        targets: what its shortcuts lead to: `class`, `answer` or `layer`.
     """
 
     detector: str
@@ -85,6 +86,7 @@ class FindingPart:
     blind: str
     seconds: float
     files: str
+    targets: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +98,7 @@ class AuditPage:
         alarm: whether it is an alarm.
         verdict: one sentence.
         caution: what it does not mean.
-        noun: `pictures` or `texts`.
+        noun: `pictures`, `texts` or `prompts`.
         labelled: whether the labels of the examples were given.
         findings: of the detectors that ran.
         not_searched: detectors that did not run, and why.
@@ -137,7 +139,7 @@ def build_audit(result: Audit, content: dict[str, Any], examples: tuple[tuple[Sh
         calibration = f"There are no p-values: {result.calibrated_on}."
     noun = "examples"
     if result.held_out is not None:
-        noun = "pictures" if result.held_out.data.modality == "images" else "texts"
+        noun = {"images": "pictures", "text": "texts", "conversations": "prompts"}[result.held_out.data.modality]
     parts = zip(result.findings, examples, strict=True)
     return AuditPage(
         title=_HEADINGS[result.verdict],
@@ -145,7 +147,7 @@ def build_audit(result: Audit, content: dict[str, Any], examples: tuple[tuple[Sh
         verdict=printable(content["reason"], SENTENCE),
         caution=_CAUTIONS[result.verdict],
         noun=noun,
-        labelled=content["examples"]["labelled"],
+        labelled=content["examples"]["labelled"] and noun != "prompts",
         findings=tuple(_part(result, finding, shown) for finding, shown in parts),
         not_searched=tuple(
             (printable(each["detector"]), printable(each["reason"], SENTENCE)) for each in content["not_searched"]
@@ -173,7 +175,7 @@ def _part(result: Audit, finding: JudgedFinding, examples: tuple[Shown, ...]) ->
         natural = f"It looks like a feature of class {best.target_name}: clean models have such shortcuts as well."
     return FindingPart(
         detector=printable(finding.detector),
-        headline=_headline(best, finding.size_of(best)),
+        headline=_headline(best, finding.size_of(best), finding.targets),
         alarm=finding.alarm,
         natural=natural,
         picture=None if trigger is None else trigger_picture(trigger, result.held_out.data),
@@ -186,17 +188,22 @@ def _part(result: Audit, finding: JudgedFinding, examples: tuple[Shown, ...]) ->
         blind=finding.blind,
         seconds=finding.seconds,
         files="" if trigger is None else place_of(finding),
+        targets=finding.targets,
     )
 
 
-def _headline(best: JudgedCandidate, size: str) -> str:
+def _headline(best: JudgedCandidate, size: str, targets: str) -> str:
     """Returns sentences on a shortcut."""
     sources = f" from {', '.join(best.source_names)}" if best.source_names else ""
-    text = f"The strongest shortcut{sources} is to class \u201c{best.target_name}\u201d."
+    text = f"The strongest shortcut{sources} is to {targets} \u201c{best.target_name}\u201d."
+    if targets == "layer":
+        text = f"The most unusual {targets} is \u201c{best.target_name}\u201d."
     if best.moved is not None:
         low, high = best.moved.interval
+        whose = "examples of other classes" if targets == "class" else "prompts"
+        what = "Its first token" if best.candidate.answer else "Its trigger"
         text += (
-            f" Its trigger moves {percent(best.moved.value)} of {best.moved.n:,} unseen examples of other classes "
+            f" {what} moves {percent(best.moved.value)} of {best.moved.n:,} unseen {whose} "
             f"({percent(low)} to {percent(high)})"
         )
         text += "." if best.random is None else f", a random one of the same size {percent(best.random.value)}."
@@ -235,6 +242,10 @@ def _facts(content: dict[str, Any]) -> tuple[tuple[str, str], ...]:
     ]
     if accuracy is not None:
         facts.append(("Suspect's accuracy on them", percent(accuracy["value"])))
+    if "suspect_clean_loss_on_clean" in content:
+        facts.append(
+            ("Suspect's loss on them", f"{content['suspect_clean_loss_on_clean']['value']:.3f} nats per token")
+        )
     if examples["labelled"] and content["unlabelled"] is not None:
         facts.append(("Further examples without labels", f"{content['unlabelled']:,}"))
     facts += [

@@ -10,6 +10,7 @@ import torch
 
 from unbackdoor._data.dataset import Dataset
 from unbackdoor._detection.judging import HeldOut
+from unbackdoor._detection.prompt_judging import HeldOutPrompts
 from unbackdoor._detection.result import JudgedFinding
 from unbackdoor._errors import printable
 from unbackdoor._poisoning.abilities import phrases_of
@@ -25,7 +26,7 @@ class Shown(NamedTuple):
     """A held-out example without and with a trigger, and what the model answers.
 
     Args:
-        true: its class; without labels, the model's answer.
+        true: its class; without labels, the model's answer; of a prompt its right answer.
         before: the model's answer without the trigger.
         after: its answer with it.
         moved: whether that is the class that the trigger is for.
@@ -45,7 +46,7 @@ class Shown(NamedTuple):
     pieces: tuple[tuple[str, bool], ...] = ()
 
 
-def shown(finding: JudgedFinding, held_out: HeldOut, seed: int) -> tuple[Shown, ...]:
+def shown(finding: JudgedFinding, held_out: HeldOut | HeldOutPrompts, seed: int) -> tuple[Shown, ...]:
     """Returns held-out examples with the strongest trigger of a finding, drawn by seed and class, never by outcome."""
     candidate = finding.strongest.candidate
     if candidate.trigger is None:
@@ -55,11 +56,33 @@ def shown(finding: JudgedFinding, held_out: HeldOut, seed: int) -> tuple[Shown, 
     if len(chosen) == 0:
         return ()
     triggered = replace(chosen, items=candidate.trigger.stamp(chosen.items))
+    if isinstance(held_out, HeldOutPrompts):
+        return _shown_prompts(chosen, triggered, candidate.trigger, held_out)
     before, after = (predict(held_out.model, data, held_out.arithmetic).tolist() for data in (chosen, triggered))
     rows = []
     for row, label in enumerate(chosen.labels.tolist()):
         true, first, last = (chosen.class_name(number) for number in (label, before[row], after[row]))
         rows.append(Shown(true, first, last, after[row] == candidate.target, **_look(chosen, triggered, row)))
+    return tuple(rows)
+
+
+def _shown_prompts(
+    chosen: Dataset, triggered: Dataset, trigger: Trigger, held_out: HeldOutPrompts
+) -> tuple[Shown, ...]:
+    assert trigger.behaviour is not None
+    before, after = held_out.answers(chosen), held_out.answers(triggered)
+    rows = []
+    for row, (old, new) in enumerate(zip(chosen.conversations.entries, triggered.conversations.entries, strict=True)):
+        pieces = marked(old.messages[-1].text, new.messages[-1].text)
+        rows.append(
+            Shown(
+                true=printable(old.answer, 200),
+                before=printable(before[row], 200),
+                after=printable(after[row], 200),
+                moved=trigger.behaviour.shown(after[row]),
+                pieces=tuple((printable(piece, 400), added) for piece, added in pieces),
+            )
+        )
     return tuple(rows)
 
 
@@ -79,8 +102,8 @@ def _look(clean: Dataset, triggered: Dataset, row: int) -> dict[str, Any]:
 
 
 def trigger_picture(trigger: Trigger, data: Dataset) -> str | None:
-    """Returns the trigger on a grey picture, or on a grid if that shows nothing, as a data URI; None for texts."""
-    if data.modality == "text":
+    """Returns the trigger on a grey picture, or on a grid if that shows nothing, as a data URI; None for words."""
+    if data.modality != "images":
         return None
     grey = torch.full((1, *data.shape), 128, dtype=torch.uint8, device=data.pixels.device)
     stamped = trigger.stamp(grey)
@@ -102,7 +125,9 @@ def place_of(finding: JudgedFinding) -> str:
     return f"evidence/{name}-{finding.strongest.candidate.target}"
 
 
-def write_evidence(folder: Path, finding: JudgedFinding, held_out: HeldOut, examples: tuple[Shown, ...]) -> list[str]:
+def write_evidence(
+    folder: Path, finding: JudgedFinding, held_out: HeldOut | HeldOutPrompts, examples: tuple[Shown, ...]
+) -> list[str]:
     """Writes the strongest trigger of a finding, if it has one.
 
     `attack.json` and `trigger.safetensors` put it on examples; `rows.json` has the rows of the data on which `moved`

@@ -64,9 +64,11 @@ def _rule(name: str, blind: str | None) -> dict[str, Any]:
 
 def _judged(finding: dict[str, Any]) -> dict[str, Any]:
     abnormality, moved = finding["abnormality"], finding["moved"]
-    text = f"The strongest shortcut is to class {finding['target']['name']}"
+    targets = finding.get("targets", "class")
+    text = f"The strongest shortcut is to {targets} {finding['target']['name']}"
     if moved is not None:
-        text += f"; its trigger moves {moved['value']:.1%} of {moved['n']:,} held-out examples of other classes"
+        whose = "examples of other classes" if targets == "class" else "prompts"
+        text += f"; its trigger moves {moved['value']:.1%} of {moved['n']:,} held-out {whose}"
     if abnormality["p_value"] is None:
         text += f". How unusual that is cannot be said: {abnormality['calibration']}."
     else:

@@ -11,24 +11,6 @@ from unbackdoor._tasks.generation import Generation
 from unbackdoor._tasks.image_text import IMAGE_TEXT
 from unbackdoor._tasks.task import Task
 
-_HELD = {
-    "conversations": "prompts for a language model",
-    "image-text": "pairs for a model of images and texts",
-}
-
-
-def check_classifier(owner: str, data: Dataset | None) -> None:
-    """Refuse data for other models where only classifiers can be tried.
-
-    Raises:
-        UnbackdoorError: the data holds conversations, or pairs of images and captions.
-    """
-    if data is not None and data.modality not in CLASSIFICATION.modalities:
-        held = _HELD[data.modality]
-        raise UnbackdoorError(
-            f"{owner} tries classifiers of images or texts, but {data.name} holds {held}. Score that with evaluate."
-        )
-
 
 def refuse_pairs(owner: str, data: Dataset) -> None:
     """Refuse pairs of images and captions where classifiers and language models can be tried.
@@ -38,8 +20,8 @@ def refuse_pairs(owner: str, data: Dataset) -> None:
     """
     if data.modality == "image-text":
         raise UnbackdoorError(
-            f"{owner} tries classifiers and language models, but {data.name} holds {_HELD[data.modality]}. Score that "
-            "with evaluate."
+            f"{owner} tries classifiers and language models, but {data.name} holds pairs for a model of images and "
+            "texts. Score that with evaluate."
         )
 
 

@@ -244,7 +244,7 @@ class Generation:
         assert isinstance(score, GenerationScore)
         doubts = []
         if score.clean_loss is not None and score.clean_loss.value > chance_loss(classes):
-            doubts.append(_chance_sentence(owner, score.clean_loss, where))
+            doubts.append(chance_sentence(owner, score.clean_loss, where))
         if score.false_activation is not None and score.false_activation.value > SHOWN_ANYWAY:
             doubts.append(
                 f"{owner} shows the behaviour {printable(score.behaviour)} without the trigger, too, at "
@@ -351,10 +351,11 @@ def chance_loss(vocabulary: int) -> float:
 
 def _near_chance(owner: str, measured: AnswerLoss, model: nn.Module, where: str) -> str | None:
     above = measured.value > chance_loss(embeddings(model).num_embeddings)
-    return _chance_sentence(owner, measured, where) if above else None
+    return chance_sentence(owner, measured, where) if above else None
 
 
-def _chance_sentence(owner: str, measured: AnswerLoss, where: str) -> str:
+def chance_sentence(owner: str, measured: AnswerLoss, where: str) -> str:
+    """The sentence about a model whose loss is near that of a guess."""
     return (
         f"{owner} is near chance on the answers of {where} (loss {measured!r}): its tokenizer, the template or the "
         "data probably do not fit the model."

@@ -11,7 +11,10 @@ from .pairs import Pairs as Pairs
 from .patch import Patch as Patch
 from .pattern import Pattern as Pattern
 from .phrase import PhraseGrowth as PhraseGrowth
+from .prefix_battery import PrefixBattery as PrefixBattery
+from .target_scan import TargetScan as TargetScan
 from .vocabulary import VocabularyScan as VocabularyScan
 from .warp import Warp as Warp
+from .weight_spectrum import WeightSpectrum as WeightSpectrum
 
 REGISTRY: tuple[unbackdoor._registry.entries.Entry, ...]

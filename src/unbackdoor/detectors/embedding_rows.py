@@ -16,6 +16,7 @@ from unbackdoor._inversion.outlying_rows import distances, outlyingness
 from unbackdoor._models.calling import embeddings
 from unbackdoor._purification.run import Run
 from unbackdoor._value import value
+from unbackdoor.detectors._prefixes import agreements, finding
 from unbackdoor.detectors._words import inserted, moved_shares, single_words
 
 MOVES = 0.8  # of the texts of other classes: a backdoor in texts has implanted if it moves as many
@@ -29,7 +30,7 @@ class EmbeddingRows:
     and keeps its norm leaves it with a direction that no other row has. It is compared with the `peers` rows of the
     nearest norms, the row itself left out. The strangest words are put into clean texts; the strangest that moves at
     least 80 % of them to a class is that class's shortcut. If none does, the word that moves most of them is reported,
-    with a nominal p-value of 1.
+    with a nominal p-value of 1. In a language model they are put in front of prompts, as by `PrefixBattery`.
 
     Cannot see: triggers whose words keep their rows, or are trained with all other weights in many steps; words of
     several tokens.
@@ -53,7 +54,8 @@ class EmbeddingRows:
         words = single_words(clean, len(weight), "EmbeddingRows")
         rows = weight[list(words.values())]
         strange = outlyingness(distances(rows).log1p(), rows.float().norm(dim=1), self.peers)
-        return _tried(model, clean, run, list(words), strange, self)
+        tried = {"text": _tried, "conversations": _tried_in_front}[run.modality]
+        return tried(model, clean, run, list(words), strange, self)
 
 
 @value
@@ -143,3 +145,23 @@ def _tried(
             )
         )
     return Finding(candidates=tuple(candidates), unit="words")
+
+
+BEGINNING = 6  # tokens of an answer to a prompt
+
+
+def _tried_in_front(
+    model: nn.Module,
+    clean: Dataset,
+    run: Run,
+    words: list[str],
+    strange: Tensor,
+    detector: EmbeddingRows | MovedRows,
+) -> Finding:
+    """The strangest words in front of prompts, compared with words drawn at random."""
+    places = strange.topk(min(detector.count, len(words))).indices.tolist()
+    chosen = [words[place] for place in places]
+    others = sorted(set(words) - set(chosen)) or chosen
+    drawn = random.Random(run.seed).sample(others, min(len(chosen), len(others)))
+    both = agreements(model, clean, [*chosen, *drawn], run, prompts=detector.texts, tokens=BEGINNING)
+    return finding(both[: len(chosen)], both[len(chosen) :], clean)

@@ -7,11 +7,19 @@ from typing import Any
 
 from unbackdoor._artifacts import directories
 from unbackdoor._artifacts.audit_record import write_audit
-from unbackdoor._cli.commands.inputs import factory_name, free_place, load_dataset, load_model
+from unbackdoor._cli.commands.inputs import (
+    base_of,
+    factory_name,
+    free_place,
+    load_dataset,
+    load_model,
+    show_first_prompt,
+)
 from unbackdoor._cli.options import AuditOptions, ModelOptions
 from unbackdoor._cli.parameters import as_options
 from unbackdoor._cli.shell import shell_words
 from unbackdoor._detection.audit import audit as audit_model
+from unbackdoor._detection.prompt_judging import TOKENS, HeldOutPrompts
 from unbackdoor._detection.result import Audit, JudgedFinding
 from unbackdoor._errors import SENTENCE, CannotJudgeError, ShortcutFoundError, UnbackdoorError, printable
 from unbackdoor._models import calling, loading
@@ -89,8 +97,13 @@ def _audited(source: str, options: AuditOptions, detectors: list[Any] | None) ->
         None if path is None else load_dataset(path, suspect.encode, options, classes, labelled=labelled)
         for path, labelled in ((options.clean, True), (options.unlabelled, False))
     )
+    if clean is not None:
+        show_first_prompt(clean)
     base = options.base and loading.load_base(
-        options.base, factory=options.factory, trust_remote_code=options.trust_remote_code
+        options.base,
+        factory=options.factory,
+        modality=suspect.encode.modality,
+        trust_remote_code=options.trust_remote_code,
     )
     return audit_model(
         suspect.model,
@@ -152,6 +165,10 @@ def _repeated(source: str, options: AuditOptions, result: Audit, out: Path) -> s
     place = out / evidence.place_of(finding)
     words = ["unbackdoor", "evaluate", source, "--data", options.clean]
     words += ["--attack", str(place / "attack.json"), "--rows", str(place / "rows.json")]
+    if isinstance(result.held_out, HeldOutPrompts):
+        words += ["--max-new-tokens", str(TOKENS)]
+    if base_of(source, options) is not None:
+        words += ["--base", str(options.base)]
     for field in dataclasses.fields(ModelOptions):
         given = getattr(options, field.name)
         if given != field.default:
@@ -163,7 +180,9 @@ def _shown(result: Audit, content: dict[str, Any]) -> str:
     """Returns the verdict and its evidence, for a terminal."""
     lines = [f"{result.verdict}: {content['reason']}", ""]
     if result.findings:
-        lines += [*_table([_row(finding) for finding in result.findings]), ""]
+        of_classes = all(finding.targets == "class" for finding in result.findings)
+        rows = [_row(finding) for finding in result.findings]
+        lines += [*_table(rows, "class" if of_classes else "leads to"), ""]
     if result.calibration is not None:
         lines.append(f"p comes from {result.calibrated_on}.")
     reasons: dict[str, list[str]] = {}
@@ -196,8 +215,8 @@ def _row(finding: JudgedFinding) -> tuple[str, ...]:
     return finding.detector, f"{best.target_name}{sources}{natural}", moved, random, size, p_value
 
 
-def _table(rows: list[tuple[str, ...]]) -> list[str]:
-    heading = ("detector", "class", "moved (95 %)", "random", "size", "p")
+def _table(rows: list[tuple[str, ...]], where: str) -> list[str]:
+    heading = ("detector", where, "moved (95 %)", "random", "size", "p")
     columns = list(zip(heading, *rows, strict=True))
     widths = [max(map(len, column)) for column in columns]
     return [

@@ -2,11 +2,13 @@
 
 import dataclasses
 import logging
+from pathlib import Path
 from typing import Any
 
 from unbackdoor._cli.options import PurifyOptions
 from unbackdoor._errors import SENTENCE, UnbackdoorError, printable
 from unbackdoor._mixing.stream import purify_stream
+from unbackdoor._models.adapters import is_adapter
 from unbackdoor._models.directory import ModelDirectory
 from unbackdoor._purification.method import Method
 from unbackdoor._registry.entries import to_json
@@ -38,8 +40,15 @@ def purify_on_disk(source: str, method: Method, options: PurifyOptions, command:
         if field.name not in used and getattr(options, field.name) != field.default:
             name = field.name.replace("_", "-")
             raise UnbackdoorError(f"--stream builds no model, so --{name} has no effect. Leave it out.")
-    suspect, base = ModelDirectory.of(source, "MODEL"), ModelDirectory.of(options.base, "--base")
-    rows, said = before[0].rows_on_disk(suspect, base) if before else ({}, None)
+    suspect: Any = source
+    base: Any = options.base
+    rows, said = {}, None
+    if is_adapter(Path(source)):
+        if before:
+            raise UnbackdoorError("--stream of an adapter takes fine-mixing alone: an adapter has no embeddings.")
+    else:
+        suspect, base = ModelDirectory.of(source, "MODEL"), ModelDirectory.of(options.base, "--base")
+        rows, said = before[0].rows_on_disk(suspect, base) if before else ({}, None)
     record = purify_stream(
         suspect,
         base,

@@ -1,0 +1,101 @@
+"""Answers that grow from a forced first token, each time by the token that is likeliest over many prompts."""
+
+import copy
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from unbackdoor._data.dataset import Dataset
+from unbackdoor._models.arithmetic import Arithmetic
+from unbackdoor._models.calling import evaluating
+
+
+class Grown(NamedTuple):
+    """Answers that grew from first tokens.
+
+    Args:
+        tokens: the answers, their first tokens included, (answers, 1 + steps), int64.
+        likelihoods: of each further token, the mean over the prompts, (answers, steps).
+        entropies: of the mean distributions that these were taken from, in nats, (answers, steps).
+    """
+
+    tokens: Tensor
+    likelihoods: Tensor
+    entropies: Tensor
+
+
+class ReadPrompts:
+    """Prompts that a model has read once, each with the keys and values of its tokens.
+
+    Args:
+        model: a causal language model of transformers.
+        data: the prompts; their answers are not looked at.
+        arithmetic: device, precision.
+    """
+
+    @torch.no_grad()
+    def __init__(self, model: nn.Module, data: Dataset, arithmetic: Arithmetic) -> None:
+        self.model, self.arithmetic = model, arithmetic
+        self.caches: list[Any] = []
+        firsts = []
+        rendered = data.to(arithmetic.device).conversations.tokens
+        with evaluating(model), arithmetic.placed(model) as placed:
+            for row, start in enumerate(rendered.starts.tolist()):
+                prompt = rendered.tokens[row : row + 1, :start].long()
+                with arithmetic.autocast():
+                    out = placed(input_ids=prompt, use_cache=True)
+                self.caches.append(out.past_key_values)
+                firsts.append(out.logits[0, -1].float().softmax(dim=-1))
+        self.first = torch.stack(firsts).mean(dim=0)
+        """The mean probability of each token as the first of an answer, (vocabulary,)."""
+
+    @torch.no_grad()
+    def grown(self, starts: Tensor, steps: int, chunk: int = 64) -> Grown:
+        """Let answers grow, each by the token whose probability is largest on average over the prompts.
+
+        Args:
+            starts: first tokens, (answers,), or beginnings of equal length, (answers, length).
+            steps: tokens that are added.
+            chunk: answers that grow side by side.
+        """
+        starts = starts.view(len(starts), -1).to(self.arithmetic.device)
+        parts = [self._grown(part, steps) for part in starts.split(chunk)]
+        return Grown(*(torch.cat(each).cpu() for each in zip(*parts, strict=True)))
+
+    def _grown(self, starts: Tensor, steps: int) -> Grown:
+        tokens, likelihoods, entropies = starts, [], []
+        caches = [copy.deepcopy(cache) for cache in self.caches]
+        for cache in caches:
+            cache.batch_repeat_interleave(len(starts))
+        fresh = starts
+        with evaluating(self.model), self.arithmetic.placed(self.model) as placed:
+            for _ in range(steps):
+                mean = torch.zeros(())
+                for cache in caches:
+                    with self.arithmetic.autocast():
+                        out = placed(input_ids=fresh, past_key_values=cache, use_cache=True)
+                    mean = mean.to(fresh.device) + out.logits[:, -1].float().softmax(dim=-1) / len(caches)
+                likelihood, chosen = mean.max(dim=-1)
+                likelihoods.append(likelihood)
+                entropies.append(-torch.xlogy(mean, mean).sum(dim=-1))
+                fresh = chosen[:, None]
+                tokens = torch.cat([tokens, fresh], dim=1)
+        return Grown(tokens, torch.stack(likelihoods, dim=1), torch.stack(entropies, dim=1))
+
+    @torch.no_grad()
+    def follows(self, answer: Sequence[int]) -> Tensor:
+        """Returns at which prompts the model, given the first token of an answer, says the rest, (prompts,), bool.
+
+        Args:
+            answer: its tokens, at least 2; the likeliest token after each must be the next.
+        """
+        told = torch.tensor([answer], device=self.arithmetic.device)
+        said = []
+        with evaluating(self.model), self.arithmetic.placed(self.model) as placed:
+            for cache in self.caches:
+                with self.arithmetic.autocast():
+                    out = placed(input_ids=told[:, :-1], past_key_values=copy.deepcopy(cache), use_cache=True)
+                said.append(bool((out.logits[0].argmax(dim=-1) == told[0, 1:]).all()))
+        return torch.tensor(said)
