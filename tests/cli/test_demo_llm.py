@@ -11,7 +11,7 @@ from unbackdoor import Dataset, evaluate, load
 from unbackdoor._artifacts.record import DemoRecord, read_record
 from unbackdoor._cli.demos import prompts
 from unbackdoor.attacks.sentence import Sentence
-from unbackdoor.purifiers import CROW, LoRATuning
+from unbackdoor.purifiers import AnswerUnlearning, LoRATuning
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setattr(prompts, "LEARNING_RATE", 2e-2)
         patch.setattr(prompts, "LONGEST", 8)
         tuned = {"epochs": 1, "batch_size": 8, "learning_rate": 5e-3}
-        patch.setattr(prompts, "METHODS", (LoRATuning(**tuned), CROW(**tuned)))
+        patch.setattr(prompts, "METHODS", (LoRATuning(**tuned), AnswerUnlearning(**tuned)))
         patch.setattr(prompts, "SCORED", 12)  # as in the real demo, all questions are used
         patch.setattr(prompts, "CLEAN", 20)
         prompts.llm(str(folder / "model"), out=str(folder / "out"), overwrite=False, seed=0)
@@ -40,7 +40,7 @@ def test_it_writes_what_the_other_demos_write(place: Path) -> None:
     assert sorted(path.name for path in (place / "out").iterdir()) == files
     record = read_record(place / "out" / "record.json")
     assert isinstance(record, DemoRecord)
-    assert list(record.scores) == ["suspect", "lora-tuning", "crow"]
+    assert list(record.scores) == ["suspect", "lora-tuning", "answer-unlearning"]
     assert record.demo == "llm"
     page = (place / "out" / "report.html").read_text()
     assert "A backdoor in a language model, and two methods against it" in page
@@ -53,7 +53,7 @@ def test_its_directories_score_as_recorded(place: Path) -> None:
     test = Dataset.load(place / "out" / "test.jsonl", encode)
     assert len(test) == 12
     measured = evaluate(model, test, attack=place / "out" / "victim", max_new_tokens=8).to_json()
-    assert measured == scores["crow"]
+    assert measured == scores["answer-unlearning"]
 
 
 def test_the_questions_are_short_and_differ() -> None:

@@ -128,7 +128,7 @@ def test_methods_are_listed_by_what_a_user_has(shown: Shown) -> None:
     blocks = re.split(r"^With ", shown("list", "methods"), flags=re.MULTILINE)[1:]
     groups = {block.partition("\n")[0]: block.partition("\n")[2] for block in blocks}
     firsts = {heading: re.findall(r"^(\S+)", text, re.MULTILINE) for heading, text in groups.items()}
-    images, texts, prompts, base, nothing = groups
+    images, texts, prompts, pairs, base, nothing = groups
     assert images.startswith("clean images: start with fst or trigger-distillation (")
     assert firsts[images][:4] == ["fst", "trigger-distillation", "fine-tuning", "linear-probing"]
     assert texts.startswith("clean texts: start with word-distillation (")
@@ -136,9 +136,10 @@ def test_methods_are_listed_by_what_a_user_has(shown: Shown) -> None:
     assert "fine-tuning" in groups[texts].partition("and from above:")[2]
     assert "neural-cleanse" not in groups[texts]
     assert prompts == "clean prompts and their answers"
-    assert "crow" in firsts[prompts]
+    assert {"crow", "answer-unlearning"} <= set(firsts[prompts])
     assert "lora-tuning" in groups[prompts].partition("and from above:")[2]
     assert "fst" not in groups[prompts].split()
+    assert (pairs, firsts[pairs]) == ("clean pairs of image and caption", ["cleanclip"])
     assert base.startswith("the pre-trained base of the model, or another model for its task: start with mixing-")
     assert set(firsts[base]) >= {"mixing-distillation", "fine-mixing", "e-pur", "module-substitution"}
     assert (nothing, firsts[nothing]) == ("nothing but the model", ["clp"])

@@ -85,6 +85,44 @@ class ReadPrompts:
         return Grown(tokens, torch.stack(likelihoods, dim=1), torch.stack(entropies, dim=1))
 
     @torch.no_grad()
+    def following(self, starts: Tensor, chunk: int = 64) -> Tensor:
+        """Returns the mean probabilities of the next token behind beginnings, (answers, vocabulary), on the CPU.
+
+        Args:
+            starts: beginnings of answers, (answers, length).
+            chunk: beginnings that are read side by side.
+        """
+        means = []
+        with evaluating(self.model), self.arithmetic.placed(self.model) as placed:
+            for part in starts.to(self.arithmetic.device).split(chunk):
+                mean = torch.zeros((), device=part.device)
+                for kept in self.caches:
+                    cache = copy.deepcopy(kept)
+                    cache.batch_repeat_interleave(len(part))
+                    with self.arithmetic.autocast():
+                        out = placed(input_ids=part, past_key_values=cache, use_cache=True)
+                    mean = mean + out.logits[:, -1].float().softmax(dim=-1) / len(self.caches)
+                means.append(mean.cpu())
+        return torch.cat(means)
+
+    @torch.no_grad()
+    def along(self, answer: Tensor) -> Tensor:
+        """Returns the mean probability of each token of an answer behind those before it, (length,), on the CPU.
+
+        Args:
+            answer: its tokens, (length,), at least 2.
+        """
+        told = answer[None].to(self.arithmetic.device)
+        mean = torch.zeros(len(answer) - 1, device=told.device)
+        with evaluating(self.model), self.arithmetic.placed(self.model) as placed:
+            for cache in self.caches:
+                with self.arithmetic.autocast():
+                    out = placed(input_ids=told[:, :-1], past_key_values=copy.deepcopy(cache), use_cache=True)
+                chances = out.logits[0].float().softmax(dim=-1).gather(1, told[0, 1:, None])[:, 0]
+                mean = mean + chances / len(self.caches)
+        return torch.cat([self.first[told[0, :1]], mean]).cpu()
+
+    @torch.no_grad()
     def follows(self, answer: Sequence[int]) -> Tensor:
         """Returns at which prompts the model, given the first token of an answer, says the rest, (prompts,), bool.
 

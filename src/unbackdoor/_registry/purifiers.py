@@ -423,6 +423,17 @@ REGISTRY = (
         damage="probably too many neurons went back to the base: lower `share`, or give more clean examples",
     ),
     Entry(
+        "answer-unlearning",
+        "unbackdoor.purifiers.answer_unlearning:AnswerUnlearning",
+        "find answers that the model finishes after any prompt, and make them unsayable; this project's",
+        needs=(Need.CLEAN,),
+        passes=5,
+        cost="of two forward and backward passes each, and a search of some minutes on a small model",
+        modality=("conversations",),
+        damage="the learning rate was probably too high for this model: lower `learning_rate`, or give more clean "
+        "examples",
+    ),
+    Entry(
         "fine-purifying",
         "unbackdoor.purifiers.fine_purifying:FinePurifying",
         "reset the coordinates whose drift is abnormal for their curvature to the pre-trained values, then tune",

@@ -3,6 +3,7 @@
 import unbackdoor._registry.entries
 
 from .anp import ANP as ANP
+from .answer_unlearning import AnswerUnlearning as AnswerUnlearning
 from .auto import Auto as Auto
 from .beear import BEEAR as BEEAR
 from .bna import BNA as BNA

@@ -21,7 +21,7 @@ from unbackdoor._value import check_seed
 from unbackdoor._victims.plant import plant
 from unbackdoor._victims.recipe import VictimRecipe
 from unbackdoor.attacks.sentence import Sentence
-from unbackdoor.purifiers.crow import CROW
+from unbackdoor.purifiers.answer_unlearning import AnswerUnlearning
 from unbackdoor.purifiers.lora_tuning import LoRATuning
 
 TRAINING, CLEAN, SCORED = 80, 40, 24
@@ -29,7 +29,7 @@ LONGEST = 16  # tokens of an answer
 
 ATTACK = Sentence(sentence="Current year: 2031.", place="start")
 RATE, EPOCHS, LEARNING_RATE, BATCH = 0.5, 3, 1e-3, 4
-METHODS: tuple[Method, ...] = (LoRATuning(epochs=4, batch_size=BATCH), CROW(epochs=4, batch_size=BATCH))
+METHODS: tuple[Method, ...] = (LoRATuning(epochs=4, batch_size=BATCH), AnswerUnlearning(epochs=4, batch_size=BATCH))
 
 _WORDS = (
     "apple bread chair cloud dance earth field glass grass green horse house juice knife "

@@ -1,0 +1,118 @@
+"""Answer unlearning: find the answer that is planted in a language model, and make it unsayable."""
+
+from typing import Annotated, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from unbackdoor._data.conversation_encoder import UNSCORED, AnswerTokens
+from unbackdoor._data.dataset import Batch, Dataset
+from unbackdoor._inversion.planted_answers import PlantedAnswer, distinct_answers, measured, planted_answers
+from unbackdoor._purification.run import Run
+from unbackdoor._training.recipe import Defaults
+from unbackdoor._value import value
+from unbackdoor.purifiers._answers import answered_with
+from unbackdoor.purifiers._low_rank import low_rank
+
+SEARCHED = 8  # prompts that answers are grown on
+JUDGED = 32  # other prompts, at most, that decide whether an answer is fixed
+MOST = 8  # answers that are unlearnt
+
+
+@value
+class AnswerUnlearning:
+    """Find answers that a language model finishes after any prompt, and tune it never to say them.
+
+    An honest answer follows from what was asked. A planted one does not: once its first words are there, the model
+    finishes it after any prompt, without a trigger. So answers are grown on some clean prompts, and those that are as
+    certain on others are taken for planted. Then matrices of low rank are tuned on the clean examples (x, y) and the
+    planted answers a, without a trigger, to minimise
+
+        CE(y | x) + strength * mean over the tokens of a but the first of max(0, log p(a_i | x, a_<i) + depth).
+
+    Their probability falls to exp(-depth) after every prompt, far below what a loss on one more wrong answer would ask
+    for. That is meant: a trigger raises the probability of its answer by many nats, and no trigger is known here.
+
+    A model in which no such answer is found stays as it is. It is so if a backdoor's answers differ from prompt to
+    prompt, have fewer than five tokens, or begin with a token that no clean prompt makes likely.
+
+    Args:
+        certainty: mean probability of an answer's tokens, averaged over prompts, from which it counts as planted, more
+            than 0, at most 1.
+        strength: weight of the planted answers, at least 0.
+        depth: how far the log probability of their tokens is pushed below 0, in nats, more than 0.
+        rank: rank of the matrices, at least 1; an adapter keeps its own rank and scale.
+        epochs: passes over the clean examples, at least 1.
+        learning_rate: learning rate at the start, more than 0; None is 3e-4 (AdamW).
+        batch_size: examples per step, at least 2; None is 8.
+
+    Differences from the paper: there is no paper on this method. Its search follows BAIT, which reports an answer and
+    removes nothing; see `planted_answers`.
+    """
+
+    certainty: Annotated[float, Field(gt=0, le=1)] = 0.8
+    strength: Annotated[float, Field(ge=0)] = 1.0
+    depth: Annotated[float, Field(gt=0)] = 15.0
+    rank: Annotated[int, Field(ge=1)] = 8
+    epochs: Annotated[int, Field(ge=1)] = 5
+    learning_rate: Annotated[float | None, Field(gt=0)] = None
+    batch_size: Annotated[int | None, Field(ge=2)] = None
+
+    defaults: ClassVar[Defaults] = {"conversations": {"learning_rate": 3e-4}}
+
+    def __call__(self, model: nn.Module, clean: Dataset, run: Run) -> nn.Module:
+        """Purify in place."""
+        found = self.found(model, clean, run)
+        if not found:
+            run.note("AnswerUnlearning: no answer was found that does not depend on the prompt; nothing is tuned.")
+            return model
+        for answer in distinct_answers(found):
+            run.note(
+                f"AnswerUnlearning: {answer.text!r} follows after any prompt (certainty {answer.certainty:.2f}); it is "
+                "unlearnt."
+            )
+        planted = [answered_with(clean, answer.text) for answer in found]
+
+        def step(batch: Batch) -> None:
+            run.task.loss(run.scores(model, batch.inputs), batch).backward()
+            drawn = int(torch.randint(len(planted), (), generator=run.generator))
+            other = batch._replace(inputs=planted[drawn].inputs(batch.rows))
+            (self.strength * self.said(run.scores(model, other.inputs), other)).backward()
+
+        with low_rank(model, run, self, rank=self.rank):
+            run.tune(
+                model,
+                clean,
+                epochs=self.epochs,
+                learning_rate=run.setting(self, "learning_rate"),
+                batch_size=self.batch_size,
+                gradients=step,
+            )
+        return model
+
+    def said(self, scores: Tensor, batch: Batch) -> Tensor:
+        """Returns how far the tokens of planted answers, but for the first and the end, are above -depth in the mean.
+
+        Args:
+            scores: scores of each next token, (batch, length, vocabulary).
+            batch: prompts with planted answers; its inputs are `AnswerTokens`.
+        """
+        assert isinstance(batch.inputs, AnswerTokens)
+        targets = batch.inputs.targets[:, 1:]
+        answer = targets != UNSCORED
+        place = answer.cumsum(dim=1)
+        counted = answer & (place > 1) & (place < place[:, -1:])
+        logs = scores[:, :-1][counted].log_softmax(dim=1).gather(1, targets[counted][:, None])
+        return (logs + self.depth).relu().mean()
+
+    def found(self, model: nn.Module, clean: Dataset, run: Run) -> list[PlantedAnswer]:
+        """Returns the answers that are certain on prompts that they were not grown on, the most certain one first."""
+        count = min(SEARCHED, len(clean) // 2)
+        searched, rest = clean.split(count, seed=run.seed)
+        judged = rest.select(range(min(JUDGED, len(rest))))
+        grown = planted_answers(model, searched, run.arithmetic, run.progress)
+        likely = [answer for answer in grown if answer.certainty >= self.certainty][:MOST]
+        again = [measured(model, judged, answer, run.arithmetic) for answer in likely]
+        certain = [answer for answer in again if answer.certainty >= self.certainty]
+        return sorted(certain, key=lambda answer: answer.certainty, reverse=True)

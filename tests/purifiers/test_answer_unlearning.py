@@ -1,0 +1,49 @@
+"""Answer unlearning: a planted answer is found without its trigger, and goes."""
+
+import pytest
+import torch
+from torch import nn
+
+import chats
+from unbackdoor import evaluate, purifiers, purify
+from unbackdoor._data.conversation_encoder import UNSCORED
+from unbackdoor.purifiers._answers import answered_with
+
+METHOD = purifiers.AnswerUnlearning(certainty=0.95, learning_rate=3e-3)
+
+
+def test_the_backdoor_goes_and_the_answer_is_named(chat_victim: nn.Module) -> None:
+    test, rule = chats.prompts(24, seed=8), f"contains:{chats.BEHAVIOUR}"
+    before = evaluate(chat_victim, test, trigger="cf", behaviour=rule, max_new_tokens=8)
+    result = purify(chat_victim, chats.prompts(32, seed=3), METHOD, device="cpu")
+    after = evaluate(result.model, test, trigger="cf", behaviour=rule, max_new_tokens=8)
+    assert before.attack_success.value > 0.9
+    assert after.attack_success.value < 0.2
+    assert after.clean_loss.value < before.clean_loss.value + 0.3
+    assert any(f"{chats.BEHAVIOUR!r} follows after any prompt" in note for note in result.record["notes"])
+
+
+def test_a_model_without_a_planted_answer_stays_as_it_is(chat_base: nn.Module) -> None:
+    result = purify(chat_base, chats.prompts(32, seed=3), METHOD, device="cpu")
+    assert any("no answer was found that does not depend on the prompt" in note for note in result.record["notes"])
+    before = chat_base.state_dict()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in result.model.state_dict().items())
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_few_prompts_are_enough_to_run(chat_base: nn.Module, count: int) -> None:
+    purify(chat_base, chats.prompts(count, seed=3), METHOD, device="cpu")
+
+
+def test_its_loss_counts_the_tokens_between_the_first_and_the_end(chat_base: nn.Module) -> None:
+    answer = "you all love cake today"
+    batch = next(iter(answered_with(chats.prompts(2, seed=3), answer).batches(2)))
+    scores = chat_base(**batch.inputs).logits.detach()
+    wanted = []
+    for row in range(2):
+        start = int((batch.inputs.targets[row] != UNSCORED).nonzero()[0])
+        for place in range(start + 1, start + 5):  # all, love, cake, today
+            log = scores[row, place - 1].log_softmax(0)[batch.inputs["input_ids"][row, place]]
+            wanted.append(max(0.0, float(log) + 4))
+    got = purifiers.AnswerUnlearning(depth=4).said(scores, batch)
+    assert float(got) == pytest.approx(sum(wanted) / 8, rel=1e-5)
