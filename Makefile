@@ -26,9 +26,9 @@ demo: $(DEMO)
 demo-llm: $(LLM) $(SMOL)/config.json
 	$(BIN)/unbackdoor demo llm $(SMOL) --out demo-llm --overwrite
 
-# Many tests start processes, which would all compile the same files if none may keep them.
+# Many tests start processes, which would all compile the same files if none may keep them; not beside the sources.
 test: $(INSTALLED) $(TIMM)
-	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -rsxX
+	PYTHONDONTWRITEBYTECODE= PYTHONPYCACHEPREFIX=$(CURDIR)/$(VENV)/compiled OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -rsxX
 
 check: $(INSTALLED)
 	$(BIN)/python tests/registry/stubs.py

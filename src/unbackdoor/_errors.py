@@ -12,6 +12,11 @@ NAME = 100  # characters of a name from a file, in a sentence, a list or a page
 SENTENCE = 1000  # characters of a whole sentence
 
 
+def listed(names: Sequence[str]) -> str:
+    """Names as a sentence lists them: `images, text and image-text`."""
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
 class UnbackdoorError(Exception):
     """Bad usage or bad input. The message says owner, field, what is allowed, what came, and the way out.
 

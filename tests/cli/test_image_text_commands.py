@@ -68,7 +68,10 @@ def test_evaluate_refuses_what_does_not_fit(place: Path, monkeypatch: pytest.Mon
         ((*start, "--trigger", "cf", "--behaviour", "contains:x"), "--trigger and --behaviour are for language"),
         (("evaluate", "model", "--data", "unlabelled.parquet", "--attack", "attack"), "has no labels, so that it is"),
         ((*start, "--columns", "caption=title"), "test.parquet has no column 'title'"),
-        (("audit", "model", "--clean", "test.parquet"), "audit tries classifiers of images or texts, but test.parquet"),
+        (
+            ("audit", "model", "--clean", "test.parquet"),
+            "audit tries classifiers and language models, but test.parquet",
+        ),
     ):
         assert message in refused(*words), words
 

@@ -131,7 +131,10 @@ COMMON = ("--data", "train.jsonl", "--base", "base", "--out", "new")
     ("arguments", "said"),
     [
         (("layer-wise", *COMMON), "LayerWise puts its trigger on text, but train.jsonl holds conversations"),
-        (("badnets", *COMMON), "BadNets puts its trigger on images, but train.jsonl holds conversations"),
+        (
+            ("badnets", *COMMON),
+            "BadNets puts its trigger on images and image-text, but train.jsonl holds conversations",
+        ),
         (("word", "--data", "train.jsonl", "--out", "new"), "or for prompts a causal language model"),
         (("word", *COMMON, "--behaviour", "cake"), "--behaviour must be contains:TEXT"),
         (("none", *COMMON, "--behaviour", "refuses"), "a clean control has none"),

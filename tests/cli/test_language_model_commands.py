@@ -161,7 +161,7 @@ def test_audit_writes_findings_that_can_be_repeated(place: Path, tmp_path: Path)
         ),
         (
             ("purify", "fst", "victim", "--clean", "clean.jsonl", "--out", "out"),
-            "fst serves images and text, but clean.jsonl holds",
+            "fst serves images, text and image-text, but clean.jsonl holds",
         ),
         (("audit", "victim", "--clean", "clean.jsonl", "--tests", "margin"), "margin cannot run: it searches images"),
         (

@@ -246,9 +246,17 @@ def test_nothing_to_attack() -> None:
         evaluate(Reader(), TEST.select([2, 3]), attack=attacks.BadNets(size=1, target=1))
 
 
-@pytest.mark.parametrize("made", [attacks.BadNets(), attacks.SIG(), attacks.WaNet(), attacks.Blended()])
-def test_an_attack_on_pictures_is_refused_by_texts(made: Attack, text_victim: nn.Module, reviews: Dataset) -> None:
-    wanted = f"{type(made).__name__} puts its trigger on images, but reviews holds text. See unbackdoor list attacks."
+@pytest.mark.parametrize(
+    ("made", "on"),
+    [
+        *((made, "images and image-text") for made in (attacks.BadNets(), attacks.Blended())),
+        *((made, "images") for made in (attacks.SIG(), attacks.WaNet())),
+    ],
+)
+def test_an_attack_on_pictures_is_refused_by_texts(
+    made: Attack, on: str, text_victim: nn.Module, reviews: Dataset
+) -> None:
+    wanted = f"{type(made).__name__} puts its trigger on {on}, but reviews holds text. See unbackdoor list attacks."
     for misused in (lambda: evaluate(text_victim, reviews, attack=made), lambda: Trigger.of(made, reviews)):
         with pytest.raises(UnbackdoorError) as caught:
             misused()

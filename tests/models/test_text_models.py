@@ -446,7 +446,9 @@ class TestBadAttacks:
 
     def test_an_attack_on_pictures(self, refused: Refusals) -> None:
         said = self.attack(refused, "badnets", "--base", "bert")
-        assert said == ("BadNets puts its trigger on images, but train.csv holds text. See unbackdoor list attacks.")
+        assert said == (
+            "BadNets puts its trigger on images and image-text, but train.csv holds text. See unbackdoor list attacks."
+        )
 
     def test_a_side_that_single_texts_do_not_have(self, refused: Refusals) -> None:
         said = self.attack(refused, "word", "--base", "bert", "--side", "b")

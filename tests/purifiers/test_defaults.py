@@ -14,6 +14,7 @@ OPEN = [
     for item in dataclasses.fields(entry.resolve())
     if item.default is None and item.name in ("learning_rate", "batch_size")
 ]
+KINDS = {"images": "images", "text": "texts", "conversations": "conversations", "image-text": "pairs"}
 
 
 @pytest.mark.parametrize(("entry", "field"), OPEN, ids=lambda part: getattr(part, "name", part))
@@ -21,13 +22,10 @@ def test_the_help_says_what_an_open_field_is_for_each_modality(entry, field: str
     method = toys.a_method(entry)
     words = re.search(rf"\n        {field}: (.*?)(?=\n        \w+: |\n\n)", type(method).__doc__, re.DOTALL)
     words = " ".join(words[1].partition("None is ")[2].split())
-    for modality in entry.modality.split(", ") if isinstance(entry.modality, str) else entry.modality:
-        said = words.partition(" for images and ")[2] if modality != "images" and " for images and " in words else words
-        if modality == "conversations":  # ", 8 for conversations" at the end, or one number for texts and these
-            said = said.partition(" for texts, ")[2] or said
-        number = re.search(r"\d+(?:\.\d+)?(?:e-\d+)?", said)
-        assert number is not None
-        assert toys.a_run(modality=modality).setting(method, field) == float(number[0])
+    parts = re.findall(r"(\d[\d.e-]*)(?: \(\w+\))?(?: for ((?:(?!\d)[^,.;])*))?", words)
+    for modality in entry.modality:
+        number = next((number for number, kinds in parts if KINDS[modality] in kinds), parts[0][0])
+        assert toys.a_run(modality=modality).setting(method, field) == float(number.rstrip("."))
 
 
 def test_what_the_user_sets_counts() -> None:

@@ -192,5 +192,5 @@ def test_a_planted_row_of_the_embeddings_goes_back_to_the_base(
 
 def test_methods_that_shift_a_head_refuse_language_models(clean: Dataset, chat_victim: nn.Module) -> None:
     for method in (purifiers.FST(), purifiers.FTInit(), purifiers.LinearProbing()):
-        with pytest.raises(UnbackdoorError, match="serves images and text, but questions holds conversations"):
+        with pytest.raises(UnbackdoorError, match=r"serves images.* text.*, but questions holds conversations"):
             purify(chat_victim, clean, method)

@@ -83,7 +83,7 @@ def planted_answers(
         for tokens, chance, length in zip(grown.tokens, whole, lengths, strict=True)
         if length >= SHORTEST
     ]
-    return sorted(found, key=lambda answer: answer.certainty, reverse=True)
+    return sorted((answer for answer in found if answer.text), key=lambda answer: answer.certainty, reverse=True)
 
 
 def measured(model: nn.Module, prompts: Dataset, answer: PlantedAnswer, arithmetic: Arithmetic) -> PlantedAnswer:

@@ -1,7 +1,7 @@
 """Whether an attack fits the data that it is planted in, or scored on."""
 
 from unbackdoor._data.dataset import Dataset
-from unbackdoor._errors import UnbackdoorError
+from unbackdoor._errors import UnbackdoorError, listed
 from unbackdoor._poisoning.abilities import cover_classes_of, label_rules_of, modalities_of, phrases_of, sources_of
 from unbackdoor._poisoning.attack import Attack
 
@@ -74,6 +74,6 @@ def check_modality(attack: Attack, data: Dataset) -> None:
     modalities = modalities_of(attack)
     if data.modality not in modalities:
         raise UnbackdoorError(
-            f"{type(attack).__name__} puts its trigger on {' and '.join(modalities)}, but {data.name} holds "
+            f"{type(attack).__name__} puts its trigger on {listed(modalities)}, but {data.name} holds "
             f"{data.modality}. See unbackdoor list attacks."
         )

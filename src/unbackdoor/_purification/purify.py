@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from unbackdoor._artifacts.machine import peak_memory, versions
 from unbackdoor._data.dataset import Dataset
-from unbackdoor._errors import UnbackdoorError
+from unbackdoor._errors import UnbackdoorError, listed
 from unbackdoor._models.arithmetic import Arithmetic, Precision, choose, description
 from unbackdoor._models.calling import check_modules
 from unbackdoor._models.untrusted_weights import check_finite
@@ -133,7 +133,7 @@ def _check_serves(method: Method, clean: Dataset, task: Task) -> None:
         entry = entry_of(step, REGISTRY)
         if entry is not None and not set(entry.modality) & set(task.modalities):
             raise UnbackdoorError(
-                f"{entry.name} serves {' and '.join(entry.modality)}, but {clean.name} holds {clean.modality}. See "
+                f"{entry.name} serves {listed(entry.modality)}, but {clean.name} holds {clean.modality}. See "
                 "unbackdoor list methods."
             )
 
