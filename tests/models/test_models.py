@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -791,3 +792,19 @@ def test_a_fresh_process_says_no_more_than_the_sentence(tmp_path: Path) -> None:
     assert ended.stdout == ""
     assert len(ended.stderr.splitlines()) == 1, ended.stderr
     assert ended.stderr.startswith(f"{tmp_path}/model is not an image classifier that transformers can load (")
+
+
+def test_a_factory_is_read_as_it_is_now_and_leaves_nothing_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    monkeypatch.setattr(sys, "pycache_prefix", None)
+    (tmp_path / "beside_the_factory.py").write_text("width = 3\n")
+    for outputs in (4, 5):
+        text = (
+            f"import beside_the_factory as b\nfrom torch import nn\ndef make(): return nn.Linear(b.width, {outputs})\n"
+        )
+        (tmp_path / "net.py").write_text(text)
+        os.utime(tmp_path / "net.py", (1_700_000_000, 1_700_000_000))
+        assert make(f"{tmp_path / 'net.py'}:make").out_features == outputs
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["beside_the_factory.py", "net.py"]

@@ -5,7 +5,9 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
+from types import CodeType
 
 import torch
 from torch import nn
@@ -27,6 +29,8 @@ def make(factory: str) -> nn.Module:
     spec = importlib.util.spec_from_file_location("_unbackdoor_factory", file)
     if spec is None or spec.loader is None:
         raise UnbackdoorError(f"`factory` names {file}, which is not a Python file.")
+    if isinstance(spec.loader, SourceFileLoader):
+        spec.loader = _AsWritten(spec.name, file)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look up their module here
     folder = str(Path(file).resolve().parent)
@@ -52,14 +56,27 @@ def make(factory: str) -> nn.Module:
     return model
 
 
+class _AsWritten(SourceFileLoader):
+    """Compiles a file anew: a compiled one may be stale if the file changed within a second and kept its length."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        """Returns the code of the file as it is now."""
+        return self.source_to_code(self.get_data(self.path), self.path)
+
+
 @contextmanager
 def _settings_kept() -> Iterator[None]:
-    """Restore settings of the process afterwards that a program may change, such as the current directory."""
+    """Restore settings of the process afterwards that a program may change, such as the current directory.
+
+    Nothing compiled is written beside the user's files meanwhile.
+    """
     folder, dtype, learning = Path.cwd(), torch.get_default_dtype(), torch.is_grad_enabled()
-    out, err = sys.stdout, sys.stderr
+    out, err, unwritten = sys.stdout, sys.stderr, sys.dont_write_bytecode
+    sys.dont_write_bytecode = True
     try:
         yield
     finally:
+        sys.dont_write_bytecode = unwritten
         os.chdir(folder)
         torch.set_default_dtype(dtype)
         torch.set_grad_enabled(learning)
