@@ -4,9 +4,9 @@ Nothing of unbackdoor is imported here: this is the other opinion.
 """
 
 import csv
-import importlib.util
 import io
 import json
+import types
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -101,9 +101,6 @@ def answers_of_a_factory(
 
 
 def _module(path: str) -> Any:
-    specification = importlib.util.spec_from_file_location("net_of_a_user", path)
-    assert specification is not None
-    assert specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
+    module = types.ModuleType("net_of_a_user")
+    exec(compile(Path(path).read_text(), path, "exec"), module.__dict__)  # not a compiled file: it may be stale
     return module
