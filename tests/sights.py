@@ -5,8 +5,8 @@ from pathlib import Path
 
 import torch
 import transformers
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
+import toys
 from unbackdoor import Dataset, ImageEncoder
 from unbackdoor._data.pair_encoder import PairEncoder
 from unbackdoor._data.pairs import Pairs
@@ -21,20 +21,8 @@ SIDE = 12
 
 def tokenizer() -> transformers.PreTrainedTokenizerFast:
     """A tokenizer of whole words; [SEP] ends a text."""
-    vocabulary = {token: number for number, token in enumerate([*SPECIAL, *WORDS])}
-    made = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
-    made.pre_tokenizer = pre_tokenizers.Whitespace()
-    made.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
-    return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=made,
-        pad_token="[PAD]",
-        unk_token="[UNK]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-        eos_token="[SEP]",
-        model_max_length=16,
-        model_input_names=["input_ids", "attention_mask"],
-    )
+    names = ["input_ids", "attention_mask"]
+    return toys.tokenizer_of([*SPECIAL, *WORDS], eos_token="[SEP]", model_max_length=16, model_input_names=names)
 
 
 def encoder() -> PairEncoder:

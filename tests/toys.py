@@ -42,19 +42,17 @@ def a_run(seed: int = 0, model: torch.nn.Module | None = None, **fields) -> Run:
 
 def tokenizer(*, types: bool = True) -> transformers.PreTrainedTokenizerFast:
     """A tokenizer of whole words with BERT's special tokens; it tells the texts of a pair apart, or not."""
-    vocabulary = {token: number for number, token in enumerate([*SPECIAL, *WORDS])}
-    made = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    names = ["input_ids", *(["token_type_ids"] if types else []), "attention_mask"]
+    return tokenizer_of([*SPECIAL, *WORDS], mask_token="[MASK]", model_max_length=32, model_input_names=names)
+
+
+def tokenizer_of(words: list[str], **settings: Any) -> transformers.PreTrainedTokenizerFast:
+    """A tokenizer of some whole words, the first of which are [PAD], [UNK], [CLS] and [SEP]."""
+    made = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="[UNK]"))
     made.pre_tokenizer = pre_tokenizers.Whitespace()
     made.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
     return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=made,
-        pad_token="[PAD]",
-        unk_token="[UNK]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-        mask_token="[MASK]",
-        model_max_length=32,
-        model_input_names=["input_ids", *(["token_type_ids"] if types else []), "attention_mask"],
+        tokenizer_object=made, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]", **settings
     )
 
 

@@ -5,8 +5,10 @@ import torch
 from torch import nn
 
 import chats
-from unbackdoor import evaluate, purifiers, purify
+from unbackdoor import Dataset, evaluate, purifiers, purify
 from unbackdoor._data.conversation_encoder import UNSCORED
+from unbackdoor._inversion.planted_answers import PlantedAnswer, planted_answers
+from unbackdoor.purifiers import answer_unlearning
 from unbackdoor.purifiers._answers import answered_with
 
 METHOD = purifiers.AnswerUnlearning(certainty=0.95, learning_rate=3e-3)
@@ -31,8 +33,20 @@ def test_a_model_without_a_planted_answer_stays_as_it_is(chat_base: nn.Module) -
 
 
 @pytest.mark.parametrize("count", [2, 4])
-def test_few_prompts_are_enough_to_run(chat_base: nn.Module, count: int) -> None:
-    purify(chat_base, chats.prompts(count, seed=3), METHOD, device="cpu")
+def test_few_prompts_are_halved_for_the_search_and_its_judgement(
+    chat_victim: nn.Module, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    seen = []
+
+    def noted(model: nn.Module, prompts: Dataset, *rest: object) -> list[PlantedAnswer]:
+        seen.append(prompts.conversations.entries)
+        return planted_answers(model, prompts, *rest)
+
+    monkeypatch.setattr(answer_unlearning, "planted_answers", noted)
+    clean = chats.prompts(count, seed=3)
+    result = purify(chat_victim, clean, METHOD, device="cpu")
+    assert [len(entries) for entries in seen] == [count // 2]
+    assert any(chats.BEHAVIOUR in note for note in result.record["notes"])
 
 
 def test_its_loss_counts_the_tokens_between_the_first_and_the_end(chat_base: nn.Module) -> None:
