@@ -42,7 +42,7 @@ class AnswerUnlearning:
             than 0, at most 1.
         strength: weight of the planted answers, at least 0.
         depth: how far the log probability of their tokens is pushed below 0, in nats, more than 0.
-        rank: rank of the matrices, at least 1; an adapter keeps its own rank and scale.
+        rank: rank of the matrices, 1 to 4,096; an adapter keeps its own rank and scale.
         epochs: passes over the clean examples, at least 1.
         learning_rate: learning rate at the start, more than 0; None is 3e-4 (AdamW).
         batch_size: examples per step, at least 2; None is 8.
@@ -54,7 +54,7 @@ class AnswerUnlearning:
     certainty: Annotated[float, Field(gt=0, le=1)] = 0.8
     strength: Annotated[float, Field(ge=0)] = 1.0
     depth: Annotated[float, Field(gt=0)] = 15.0
-    rank: Annotated[int, Field(ge=1)] = 8
+    rank: Annotated[int, Field(ge=1, le=4096)] = 8
     epochs: Annotated[int, Field(ge=1)] = 5
     learning_rate: Annotated[float | None, Field(gt=0)] = None
     batch_size: Annotated[int | None, Field(ge=2)] = None

@@ -41,7 +41,7 @@ class CROW:
         epsilon: size of the perturbation, at least 0; None is 1 for `safe` and 0.1 for `published`.
         unit: unit of epsilon: `absolute`, or `relative` to the root mean square of the embeddings; None is `relative`
             for `safe` and `absolute` for `published`.
-        rank: rank of the matrices, at least 1; an adapter keeps its own rank and scale.
+        rank: rank of the matrices, 1 to 4,096; an adapter keeps its own rank and scale.
         epochs: passes over the clean examples, at least 1.
         learning_rate: learning rate at the start, more than 0; None is 2e-4 for `safe` and 1e-3 for `published`
             (AdamW).
@@ -59,7 +59,7 @@ class CROW:
     alpha: Annotated[float, Field(ge=0)] = 5.5
     epsilon: Annotated[float | None, Field(ge=0)] = None
     unit: Literal["absolute", "relative"] | None = None
-    rank: Annotated[int, Field(ge=1)] = 8
+    rank: Annotated[int, Field(ge=1, le=4096)] = 8
     epochs: Annotated[int, Field(ge=1)] = 5
     learning_rate: Annotated[float | None, Field(gt=0)] = None
     batch_size: Annotated[int | None, Field(ge=2)] = None

@@ -35,7 +35,7 @@ class InformationConflicts:
             `sign-elected` (TIES), which adds the changes of both on whose sign they agree to the base.
         share: share of the sibling in `linear` and `spherical`, 0 to 1; 1 is the sibling alone, the control.
         density: share of each change that stays in `sign-elected`, 0 to 1, the largest numbers first.
-        rank: rank of the matrices that the sibling is tuned by, at least 1.
+        rank: rank of the matrices that the sibling is tuned by, 1 to 4,096.
         epochs: passes over the clean examples, at least 1.
         learning_rate: learning rate at the start, more than 0; None is 2e-4 (AdamW).
         batch_size: examples per step, at least 2; None is 8.
@@ -48,7 +48,7 @@ class InformationConflicts:
     merge: Literal["linear", "spherical", "depth", "sign-elected"] = "spherical"
     share: Annotated[float, Field(ge=0, le=1)] = 0.5
     density: Annotated[float, Field(ge=0, le=1)] = 0.5
-    rank: Annotated[int, Field(ge=1)] = 64
+    rank: Annotated[int, Field(ge=1, le=4096)] = 64
     epochs: Annotated[int, Field(ge=1)] = 4
     learning_rate: Annotated[float | None, Field(gt=0)] = None
     batch_size: Annotated[int | None, Field(ge=2)] = None

@@ -23,7 +23,7 @@ class LoRATuning:
     ICLR 2022, https://arxiv.org/abs/2106.09685
 
     Args:
-        rank: rank of the matrices, at least 1; an adapter keeps its own rank and scale.
+        rank: rank of the matrices, 1 to 4,096; an adapter keeps its own rank and scale.
         alpha: numerator of their scale, at least 1; the denominator is the rank. None is twice the rank.
         epochs: passes over the clean examples, at least 1.
         learning_rate: learning rate at the start, more than 0; None is 2e-4 (AdamW).
@@ -33,7 +33,7 @@ class LoRATuning:
     the paper has them in attention. The head stays as it is.
     """
 
-    rank: Annotated[int, Field(ge=1)] = 8
+    rank: Annotated[int, Field(ge=1, le=4096)] = 8
     alpha: Annotated[int | None, Field(ge=1)] = None
     epochs: Annotated[int, Field(ge=1)] = 5
     learning_rate: Annotated[float | None, Field(gt=0)] = None

@@ -53,7 +53,7 @@ class SignatureZeroing:
         share: share of the neurons of each block that go back to the base, 0 to 1.
         keys: number of backdoors that are planted, 2 to 7.
         plant_epochs: passes over the clean examples for each of them, at least 1, and as many without it.
-        rank: rank of the matrices of all tuning, at least 1.
+        rank: rank of the matrices of all tuning, 1 to 4,096.
         epochs: passes of the last tuning, at least 1.
         learning_rate: learning rate at the start, more than 0; None is 2e-4 (AdamW).
         batch_size: examples per step, at least 2; None is 8.
@@ -68,7 +68,7 @@ class SignatureZeroing:
     share: Annotated[float, Field(ge=0, le=1)] = 0.4
     keys: Annotated[int, Field(ge=2, le=len(_PLANTED))] = 5
     plant_epochs: Annotated[int, Field(ge=1)] = 3
-    rank: Annotated[int, Field(ge=1)] = 8
+    rank: Annotated[int, Field(ge=1, le=4096)] = 8
     epochs: Annotated[int, Field(ge=1)] = 5
     learning_rate: Annotated[float | None, Field(gt=0)] = None
     batch_size: Annotated[int | None, Field(ge=2)] = None

@@ -43,7 +43,7 @@ class W2SDistillation:
         distillation: weight of the teacher's answers, at least 0.
         features: weight of the teacher's features, at least 0.
         temperature: temperature of both softmaxes, more than 0.
-        rank: rank of the matrices, at least 1, and numerator of their scale, which is 1. None is an
+        rank: rank of the matrices, 1 to 4,096, and numerator of their scale, which is 1. None is an
             eighth of the features' number, as 512 of 4,096. An adapter keeps its own rank and scale.
         epochs: passes over the clean examples, at least 1, with a forward pass of the teacher each.
         learning_rate: learning rate at the start, more than 0; None is 2e-4 (AdamW).
@@ -60,7 +60,7 @@ class W2SDistillation:
     distillation: Annotated[float, Field(ge=0)] = 1.0
     features: Annotated[float, Field(ge=0)] = 0.1
     temperature: Annotated[float, Field(gt=0)] = 2.0
-    rank: Annotated[int | None, Field(ge=1)] = None
+    rank: Annotated[int | None, Field(ge=1, le=4096)] = None
     epochs: Annotated[int, Field(ge=1)] = 5
     learning_rate: Annotated[float | None, Field(gt=0)] = None
     batch_size: Annotated[int | None, Field(ge=2)] = None

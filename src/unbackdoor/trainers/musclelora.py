@@ -36,7 +36,7 @@ class MuScleLoRA:
     about 100 in the paper.
 
     Args:
-        rank: rank of the matrices beside the layers, at least 1.
+        rank: rank of the matrices beside the layers, 1 to 4,096.
         alpha: numerator of their scale, at least 1; the denominator is the rank.
         scales: number of matrices in the head, at least 1.
         reference: clean examples in the batch of each step, at least 2; all if there are fewer.
@@ -49,7 +49,7 @@ class MuScleLoRA:
     project's addition.
     """
 
-    rank: Annotated[int, Field(ge=1)] = 8
+    rank: Annotated[int, Field(ge=1, le=4096)] = 8
     alpha: Annotated[int, Field(ge=1)] = 32
     scales: Annotated[int, Field(ge=1)] = 9
     reference: Annotated[int, Field(ge=2)] = 96
