@@ -13,10 +13,10 @@ from unbackdoor._registry.entries import Entry
 
 
 def facts(cls: type) -> tuple[Any, ...]:
-    """Name, module, docstring, and of each field the name, the default and the type with its bounds."""
+    """Name, docstring, and of each field the name, the default and the type with its bounds."""
     types = get_type_hints(cls, include_extras=True)
     fields = [(field.name, field.default, repr(types[field.name])) for field in dataclasses.fields(cls)]
-    return cls.__name__, cls.__module__, cls.__doc__, fields
+    return cls.__name__, cls.__doc__, fields
 
 
 def test_forms_have_the_fields_and_the_docstrings_of_the_classes() -> None:

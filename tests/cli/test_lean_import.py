@@ -39,12 +39,12 @@ SHOWN = [
     (["list", "trainers"], "abl"),
     (["audit", "--help"], "--fail-on-finding"),
     (["guard", "fit", "--help"], "strip"),
-    (["purify", "fst", "--help"], "--batch-size"),
-    (["purify", "pam+fst", "--help"], "--fst.alpha"),
+    (["purify", "fst", "--help"], "weight of the inner product"),
+    (["purify", "pam+fst", "--help"], "--fst.epochs INT           passes over"),
     (["purify", "fst", "model", "--out", "-h"], "--batch-size"),
-    (["attack", "badnets", "--help"], "--margin"),
-    (["guard", "fit", "strip", "-h"], "Options of strip"),
-    (["train", "abl", "--help"], "--gamma"),
+    (["attack", "badnets", "--help"], "pixels between the patch"),
+    (["guard", "fit", "strip", "-h"], "of the words that are exchanged"),
+    (["train", "abl", "--help"], "the loss below which a batch"),
 ]
 
 Shown = dict[tuple[str, ...], tuple[str, list[str], bool]]

@@ -27,7 +27,8 @@ def form(entry: Entry) -> type:
         return entry.resolve()  # type: ignore[no-any-return]
     source = _source(module)
     node = source.classes[name]
-    members: dict[str, Any] = {"__doc__": ast.get_docstring(node, clean=False), "__module__": module}
+    # The parser of options reads their meanings from the docstring, but not of a class whose module is not imported.
+    members: dict[str, Any] = {"__doc__": ast.get_docstring(node, clean=False), "__module__": __name__}
     types: dict[str, Any] = {}
     for part in node.body:
         if isinstance(part, ast.AnnAssign) and isinstance(part.target, ast.Name) and not _of_the_class(part):
