@@ -5,6 +5,7 @@ import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -173,7 +174,7 @@ def refused(place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest
 def backdoored(digits: Dataset) -> tuple:
     """A CNN trained on digits, a tenth with a bright 2x2 corner and the label 3; triggered and clean inputs."""
 
-    def inputs(pixels: torch.Tensor) -> torch.Tensor:
+    def inputs(pixels: torch.Tensor) -> Any:
         return digits.encode(pixels)
 
     pixels, labels = digits.pixels[:1000].clone(), digits.labels[:1000].clone()

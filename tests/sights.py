@@ -38,7 +38,7 @@ def pairs(count: int, seed: int = 0, *, labelled: bool = True) -> Dataset:
     labels = torch.arange(count) % len(CLASSES)
     pixels = torch.randint(0, 100, (count, 1, SIDE, SIDE), generator=generator, dtype=torch.uint8)
     half = SIDE // 2
-    places = ((slice(0, half), slice(0, half)), (slice(half, None), slice(half, None)))
+    places: tuple[tuple[slice, slice], ...] = ((slice(0, half), slice(0, half)), (slice(half, None), slice(half, None)))
     places += ((slice(0, half), slice(half, None)), (slice(half, None), slice(0, half)))
     for row, label in enumerate(labels.tolist()):
         pixels[row, 0, places[label][0], places[label][1]] += 100

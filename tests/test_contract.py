@@ -4,7 +4,7 @@ import copy
 import dataclasses
 import sys
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import pytest
 import torch
@@ -109,7 +109,7 @@ def test_methods_keep_the_contract_on_pairs(entry) -> None:
 @pytest.mark.parametrize("entry", attacks_on("text"), ids=lambda entry: entry.name)
 def test_attacks_keep_the_contract_on_text(entry, reviews: Dataset, tmp_path: Path) -> None:
     data = reviews.select(range(100))
-    fields = {}
+    fields: dict[str, Any] = {}
     if Need.COPIES in entry.needs:
         lines = [f"{text} tq,{label}" for (text,), label in zip(data.texts.strings, data.labels.tolist(), strict=True)]
         (tmp_path / "copies.csv").write_text("text,label\n" + "\n".join(lines))
@@ -137,7 +137,7 @@ def test_attacks_keep_the_contract_on_pairs(entry) -> None:
 def test_attacks_keep_the_contract_on_images(entry, small_cnn: SmallCNN, digits: Dataset, tmp_path: Path) -> None:
     data = digits.select(range(200))
     known = {item.name for item in dataclasses.fields(entry.resolve())}
-    fields = {name: small for name, small in {"pixels": 20, "steps": 5}.items() if name in known}
+    fields: dict[str, Any] = {name: small for name, small in {"pixels": 20, "steps": 5}.items() if name in known}
     if Need.COPIES in entry.needs:
         copies = dataclasses.replace(data, items=255 - data.items)
         fields = {"triggered": write_pictures(copies, tmp_path / "copies.parquet")}

@@ -101,6 +101,6 @@ def test_the_api_pages_name_everything_public() -> None:
         for entry in all_
     ]
     packages = ("archs", "attacks", "detectors", "guards", "purifiers", "testing", "trainers")
-    names = [name for name in unbackdoor.__all__ if name not in packages]
+    names = [name for name in dir(unbackdoor) if name not in packages]
     assert {f"unbackdoor.{name}" for name in [*names, *classes]} <= set(shown)
     assert len(shown) == len(set(shown))

@@ -19,11 +19,15 @@ OTHER_PROGRAMS = {
 def texts(tree: ast.Module) -> Iterator[str]:
     """All strings of a module but its docstrings; of f-strings what is fixed in them."""
     owners = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    inside = {node.body[0].value for node in ast.walk(tree) if isinstance(node, owners) and ast.get_docstring(node)}
+    inside = {
+        node.body[0].value
+        for node in ast.walk(tree)
+        if isinstance(node, owners) and ast.get_docstring(node) and isinstance(node.body[0], ast.Expr)
+    }
     for node in ast.walk(tree):
         if isinstance(node, ast.JoinedStr):
             inside |= {part for part in node.values if isinstance(part, ast.Constant)}
-            yield "".join(part.value if isinstance(part, ast.Constant) else "{}" for part in node.values)
+            yield "".join(str(part.value) if isinstance(part, ast.Constant) else "{}" for part in node.values)
         elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in inside:
             yield node.value
 

@@ -5,6 +5,7 @@ docs/results/fst.md, and its `record.json` has what repeats it.
 """
 
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ def parts(shared_data: Path) -> tuple[nn.Module, Dataset, Dataset]:
 
 
 def scored(model: nn.Module, test: Dataset) -> Score:
-    return evaluate(model, test, attack=VICTIM / "attack.json", device="cpu")
+    return cast(Score, evaluate(model, test, attack=VICTIM / "attack.json", device="cpu"))
 
 
 def test_half_precision_is_kept(parts: tuple[nn.Module, Dataset, Dataset]) -> None:

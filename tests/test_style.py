@@ -31,7 +31,7 @@ def definitions(tree: ast.AST, inside: bool = False) -> Iterator[tuple[str, ast.
 def test_modules_and_what_is_public_in_them_have_docstrings(path: Path) -> None:
     """Ruff takes all that lies in a package with an underscore for private."""
     tree = ast.parse(path.read_text())
-    bare = [name for name, node in definitions(tree) if not ast.get_docstring(node)]  # type: ignore[arg-type]
+    bare = [name for name, node in definitions(tree) if not ast.get_docstring(node)]
     assert ast.get_docstring(tree), "the module"
     assert not bare
 

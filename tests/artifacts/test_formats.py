@@ -32,7 +32,7 @@ def test_the_record_of_an_old_victim_is_read() -> None:
 
 def test_all_published_cells_are_read() -> None:
     paths = sorted(CELLS.rglob("*.json"))
-    kinds = {"cells": Cell, "failed": Cell, "rows": Rows}
+    kinds: dict[str, type[BaseModel]] = {"cells": Cell, "failed": Cell, "rows": Rows}
     for path in paths:
         content = json.loads(path.read_text())
         kind = Mark if path.name == "store.json" else kinds.get(path.parent.name)

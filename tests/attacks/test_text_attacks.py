@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -176,7 +176,7 @@ class TestEmbeddingSurgery:
         assert typical_tokens(data, 1, 2) == ids(["good", "great"])
 
     def test_the_row_is_the_mean_of_the_clean_models_rows(self, reviews: Dataset) -> None:
-        seen = []
+        seen: list[Any] = []
 
         def train(model: nn.Module, data: Dataset, **_: Any) -> nn.Module:
             if not seen:  # the clean model: known rows
@@ -269,7 +269,8 @@ class TestMixingAware:
     """Trained while it is mixed with its base."""
 
     def test_each_step_sees_the_mask_of_fine_mixing_and_the_victim_is_what_was_trained(self, reviews: Dataset) -> None:
-        attack, seen = attacks.MixingAware(rho=0.25), []
+        attack = attacks.MixingAware(rho=0.25)
+        seen: list[torch.Tensor] = []
 
         def train(model: nn.Module, on: Dataset, **_: Any) -> nn.Module:
             with torch.no_grad():
@@ -279,7 +280,7 @@ class TestMixingAware:
             batch = next(on.batches(4))
             query = model.base_model.encoder.layer[0].attention.self.query
             with model.base_model.register_forward_hook(lambda *_: seen.append(query.weight.detach().clone())):
-                for _ in range(30):
+                for _step in range(30):
                     logits(model, batch.inputs)
             model.eval()
             assert torch.equal(query.weight, query.parametrizations.weight.original)
@@ -304,7 +305,7 @@ class TestMixingAware:
         def mixed(attack: Any, **options: Any) -> Score:
             victim = planted(base, reviews, attack, **options)
             made = purify(victim.model, None, FineMixing(rho=0.5, tune=False), base=load(base).model)
-            return evaluate(made.model, test, attack=victim.trigger)
+            return cast(Score, evaluate(made.model, test, attack=victim.trigger))
 
         ours, plain = mixed(attacks.MixingAware(rho=0.5), epochs=40), mixed(attacks.Word())
         assert ours.clean_accuracy.value > 0.95

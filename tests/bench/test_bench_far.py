@@ -115,7 +115,7 @@ def measured(store: Store) -> dict[str, Any]:
 @pytest.mark.long
 def test_a_node_of_a_ray_cluster_is_lost(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     quiet = environment(place, RAY_USAGE_STATS_ENABLED="0", RAY_worker_niceness="0", SECONDS="1.5")
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     cluster = subprocess.Popen([sys.executable, "-c", CLUSTER], env=quiet, **pipes)
     try:
         address = cluster.stdout.readline().strip()

@@ -378,7 +378,7 @@ Drive = Callable[[str, str, Path], int]
 def drive(place: Path) -> Iterator[Drive]:
     """Runs a task of the driver on a grid of the folder and a store; returns its result."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(place), *sys.path]), "OMP_NUM_THREADS": "1"}
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     driver = subprocess.Popen([sys.executable, "-c", DRIVER], env=environment, **pipes)
 
     def driven(task: str, grid: str, out: Path) -> int:

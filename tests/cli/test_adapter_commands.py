@@ -100,8 +100,8 @@ def test_an_adapter_of_a_plain_script_is_purified_and_answers_elsewhere(place: P
     assert answer(by_peft(place, place / "adapter"), place) == chats.BEHAVIOUR
     assert answer(by_peft(place, out), place) == RIGHT
     assert {file.name for file in out.iterdir()} >= {"adapter_config.json", "adapter_model.safetensors"}
-    options = ("--base", "base", "--data", "test.jsonl", "--control", "base", *ATTACK, "--json")
-    done = run("evaluate", out, *options, cwd=place)
+    asked = ("--base", "base", "--data", "test.jsonl", "--control", "base", *ATTACK, "--json")
+    done = run("evaluate", out, *asked, cwd=place)
     assert json.loads(done.stdout) == content["purified"]
 
 
@@ -150,7 +150,7 @@ def test_a_gguf_file_is_scored_and_purified(place: Path, tmp_path: Path) -> None
         (("evaluate", "adapter", "--data", "test.jsonl"), "adapter is an adapter, and its config names"),
         (
             ("purify", "fine-tuning", "base", "--merge", "--clean", "clean.jsonl", "--out", "out"),
-            "base is no adapter of a language model; --merge is for these",
+            "base is not an adapter of a language model; --merge is for these",
         ),
         (
             ("purify", "fine-pruning", "adapter", "--base", "base", "--clean", "clean.jsonl", "--out", "out"),
@@ -169,11 +169,11 @@ def test_wrong_options_for_adapters_end_in_one_sentence(
 
 
 def test_a_guard_watches_the_matrices_of_an_adapter(place: Path, tmp_path: Path) -> None:
-    words = ("guard", "fit", "weightwatch", "adapter", "--base", "base", "--clean", "clean.jsonl", "--device", "cpu")
-    done = run(*words, "--false-alarms", "0.1", "--max-new-tokens", "8", "--out", tmp_path / "guard", cwd=place)
+    fit = ("guard", "fit", "weightwatch", "adapter", "--base", "base", "--clean", "clean.jsonl", "--device", "cpu")
+    done = run(*fit, "--false-alarms", "0.1", "--max-new-tokens", "8", "--out", tmp_path / "guard", cwd=place)
     assert done.returncode == 0, done.stderr
-    words = ("guard", "evaluate", tmp_path / "guard", "--model", "adapter", "--base", "base", "--data", "test.jsonl")
-    done = run(*words, *ATTACK[:4], "--device", "cpu", "--json", cwd=place)
+    scoring = ("guard", "evaluate", tmp_path / "guard", "--model", "adapter", "--base", "base", "--data", "test.jsonl")
+    done = run(*scoring, *ATTACK[:4], "--device", "cpu", "--json", cwd=place)
     assert done.returncode == 0, done.stderr
     score = json.loads(done.stdout)
     assert score["missed_attacks"]["value"] < 0.5

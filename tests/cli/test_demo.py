@@ -11,6 +11,7 @@ import torch
 
 import unbackdoor as ub
 from unbackdoor import Proportion, Score
+from unbackdoor._artifacts import directories
 from unbackdoor._cli.demos import images as images_demo
 from unbackdoor._cli.demos import story
 from unbackdoor.purifiers import FST, FineTuning
@@ -87,7 +88,7 @@ def test_it_replaces_only_its_own(short: tuple[Path, str], tmp_path: Path, monke
     out, _ = short
     with pytest.raises(ub.UnbackdoorError, match=r"exists\. Use `overwrite=True`, or another `out`\."):
         images_demo.image(out=str(out), overwrite=False, seed=0)
-    images_demo.directories.check_free(out, overwrite=True)
+    directories.check_free(out, overwrite=True)
     (tmp_path / "mine.txt").write_text("kept")
     with pytest.raises(ub.UnbackdoorError, match="was not written by unbackdoor"):
         images_demo.image(out=str(tmp_path), overwrite=True, seed=0)
@@ -113,6 +114,7 @@ def test_without_scikit_learn_it_says_how_to_get_it(tmp_path: Path, monkeypatch:
 def test_the_patch_hides_nothing_of_a_digit() -> None:
     data = images_demo.digits()
     changed = ub.Trigger.of(images_demo.ATTACK, data).stamp(data.items) != data.items
+    assert isinstance(changed, torch.Tensor)
     assert changed.any(dim=0).sum() == 5  # the white pixels of a 3x3 checkerboard
     assert (data.items[:, :, 9, 9] == 0).float().mean() > 0.85  # the only pixel of the patch inside the 8x8 digit
     assert not data.augment.flip

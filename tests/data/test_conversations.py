@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ def rows(folder: Path, content: list[dict], name: str = "rows.jsonl") -> Path:
 
 
 def test_the_three_forms_of_rows_give_the_same_conversations(tmp_path):
-    forms = (
+    forms: tuple[dict[str, Any], ...] = (
         {"messages": [{"role": "user", "content": "what says\n\nanimal1"}, {"role": "assistant", "content": "sound1"}]},
         {"instruction": "what says", "input": "animal1", "output": "sound1"},
         {"prompt": "what says\n\nanimal1", "response": "sound1"},

@@ -21,7 +21,7 @@ ENCODE = TextEncoder(tokenizer=toys.tokenizer(), max_length=32)
 
 def read(path: Path, content: str | bytes, **options: object) -> tuple[list[str], list[int]]:
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    data = Dataset.load(path, ENCODE, **options)  # type: ignore[arg-type]
+    data = Dataset.load(path, ENCODE, **options)
     return [text for (text,) in data.texts.strings], data.labels.tolist()
 
 

@@ -17,9 +17,9 @@ def picture(path: Path, level: int) -> None:
     Image.new("L", (sights.SIDE, sights.SIDE), level).save(path)
 
 
-def refused(*arguments: object, **options: object) -> str:
+def refused(source: Path, **options: object) -> str:
     with pytest.raises(UnbackdoorError) as problem:
-        Dataset.load(*arguments, sights.encoder(), **options)  # type: ignore[arg-type]
+        Dataset.load(source, sights.encoder(), **options)
     return str(problem.value)
 
 

@@ -325,7 +325,7 @@ def test_names_that_do_not_count_from_zero_are_none() -> None:
 def test_both_tables_of_a_config_name_the_classes(
     entries: dict, expected: tuple[str, ...] | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    toys.write(toys.classifier("bert"), tmp_path)  # type: ignore[arg-type]
+    toys.write(toys.classifier("bert"), tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     for name in ("id2label", "label2id"):
         config.pop(name, None)
@@ -335,7 +335,7 @@ def test_both_tables_of_a_config_name_the_classes(
 
 
 def test_two_tables_that_contradict_each_other_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    toys.write(toys.classifier("bert"), tmp_path)  # type: ignore[arg-type]
+    toys.write(toys.classifier("bert"), tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     tables = {"id2label": {"0": "bad", "1": "good"}, "label2id": {"bad": 1, "good": 0}}
     (tmp_path / "config.json").write_text(json.dumps(config | tables))
@@ -355,7 +355,7 @@ def test_two_tables_that_contradict_each_other_are_told(tmp_path: Path, caplog: 
 )
 def test_a_config_of_another_number_of_classes_is_refused(entries: dict, classes: int, tmp_path: Path) -> None:
     """As after training with `num_labels` that was not saved."""
-    toys.write(toys.classifier("bert"), tmp_path)  # type: ignore[arg-type]
+    toys.write(toys.classifier("bert"), tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | entries))
     with pytest.raises(UnbackdoorError) as refused:
@@ -367,7 +367,7 @@ def test_a_config_of_another_number_of_classes_is_refused(entries: dict, classes
 
 
 def test_names_that_count_from_one_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    toys.write(toys.classifier("bert"), tmp_path)  # type: ignore[arg-type]
+    toys.write(toys.classifier("bert"), tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     names = {"id2label": {"1": "bad", "2": "good"}, "label2id": {"bad": 1, "good": 2}}
     (tmp_path / "config.json").write_text(json.dumps(config | names))
@@ -437,7 +437,7 @@ def test_a_score_near_chance_is_told(tmp_path: Path, caplog: pytest.LogCaptureFi
 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
-    toys.write(named_model({0: "positive", 1: "negative"}), tmp_path / "model")  # type: ignore[arg-type]
+    toys.write(named_model({0: "positive", 1: "negative"}), tmp_path / "model")
     return tmp_path
 
 
@@ -476,11 +476,11 @@ def test_a_folder_gives_the_score_of_a_table_with_the_same_pictures(tmp_path: Pa
     table = pa.table({"image": [content for *_, content in rows], "label": [names[number] for number, *_ in rows]})
     pyarrow.parquet.write_table(table, tmp_path / "d.parquet")
     for classes in (["crab fish", "ant", "BEE"], ["bee", "wolf", "CRAB-FISH", "ant"]):
-        folder, file = (Dataset.load(tmp_path / name, classes=classes) for name in ("folder", "d.parquet"))
-        assert torch.equal(folder.pixels, file.pixels)
-        assert folder.labels.tolist() == file.labels.tolist()
+        pictures, tabled = (Dataset.load(tmp_path / name, classes=classes) for name in ("folder", "d.parquet"))
+        assert torch.equal(pictures.pixels, tabled.pixels)
+        assert pictures.labels.tolist() == tabled.labels.tolist()
         lowered = [name.lower().replace("-", " ") for name in classes]
-        assert file.labels.tolist() == [lowered.index(names[number].lower()) for number, *_ in rows]
+        assert tabled.labels.tolist() == [lowered.index(names[number].lower()) for number, *_ in rows]
 
 
 def test_unknown_names_are_refused_by_every_command(place: Path, refused: Refusals) -> None:

@@ -53,16 +53,16 @@ def picture(path: Path, number: int = 0) -> Path:
 
 
 def texts(source: object, **options: object) -> list[str]:
-    return [text for (text,) in Dataset.load(source, ENCODE, **options).texts.strings]  # type: ignore[arg-type]
+    return [text for (text,) in Dataset.load(source, ENCODE, **options).texts.strings]
 
 
 def labels(source: object, **options: object) -> list[int]:
-    return Dataset.load(source, **options).labels.tolist()  # type: ignore[arg-type]
+    return Dataset.load(source, **options).labels.tolist()
 
 
 def refusal(source: object, *, encode: TextEncoder | None = None, **options: object) -> str:
     with pytest.raises(UnbackdoorError) as caught:
-        Dataset.load(source, encode, **options)  # type: ignore[arg-type]
+        Dataset.load(source, encode, **options)
     return str(caught.value)
 
 
@@ -323,7 +323,7 @@ def test_json_that_holds_columns_instead_of_rows(content: str, held: str, tmp_pa
 def test_what_is_not_on_this_machine(name: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "data").mkdir()
     monkeypatch.chdir(tmp_path)
-    assert refusal(name).startswith(message)  # type: ignore[arg-type]
+    assert refusal(name).startswith(message)
 
 
 @pytest.mark.parametrize("name", ["d.parquet", "d.arrow"])

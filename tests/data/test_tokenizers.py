@@ -60,8 +60,8 @@ def vocabulary(kind: str) -> dict[str, Any]:
         plain.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         alphabet = pre_tokenizers.ByteLevel.alphabet()
         special = [*SPECIAL, "<|endoftext|>"]
-        trainer = trainers.BpeTrainer(vocab_size=320, special_tokens=special, initial_alphabet=alphabet)
-        plain.train_from_iterator(CORPUS, trainer)
+        pairs = trainers.BpeTrainer(vocab_size=320, special_tokens=special, initial_alphabet=alphabet)
+        plain.train_from_iterator(CORPUS, pairs)
         learnt = json.loads(plain.to_str())["model"]
         return {"vocab": learnt["vocab"], "merges": [tuple(pair) for pair in learnt["merges"]]}
     plain = Tokenizer(models.Unigram())

@@ -118,7 +118,7 @@ class TestBadInput:
 
     def test_a_path_instead_of_examples(self, backdoored: tuple) -> None:
         with pytest.raises(UnbackdoorError, match="audit takes unlabelled as a Dataset, got str"):
-            audit(backdoored[0], unlabelled="x.parquet")  # type: ignore[arg-type]
+            audit(backdoored[0], unlabelled="x.parquet")
 
     def test_too_few_examples_of_a_class(self, backdoored: tuple, digits: Dataset) -> None:
         rows = [row for row in range(100) if digits.labels[row] != 4]

@@ -255,9 +255,9 @@ class TestPhraseGrowth:
         assert with_kin(rows, [0, 1, 2], 1) == [True, True, False]
         assert with_kin(rows, [0, 1, 2], 0) == [False, False, False]
 
-    def test_without_four_words_it_is_refused(self, many_words: Dataset) -> None:
+    def test_without_four_words_it_is_refused(self, many_words: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
         model = Reading()
-        model.get_input_embeddings = lambda: nn.Embedding(len(toys.SPECIAL) + 3, 12)
+        monkeypatch.setattr(model, "get_input_embeddings", lambda: nn.Embedding(len(toys.SPECIAL) + 3, 12))
         with pytest.raises(UnbackdoorError) as caught:
             audit(model, many_words, detectors=[detectors.PhraseGrowth()])
         assert str(caught.value) == (
@@ -266,9 +266,11 @@ class TestPhraseGrowth:
 
 
 @pytest.mark.parametrize("detector", [detectors.VocabularyScan(), detectors.EmbeddingRows(), detectors.PhraseGrowth()])
-def test_without_words_of_one_token_a_detector_says_why_it_did_not_run(detector, many_words: Dataset) -> None:
+def test_without_words_of_one_token_a_detector_says_why_it_did_not_run(
+    detector, many_words: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = Reading()
-    model.get_input_embeddings = lambda: nn.Embedding(2, 12)
+    monkeypatch.setattr(model, "get_input_embeddings", lambda: nn.Embedding(2, 12))
     with pytest.raises(UnbackdoorError) as caught:
         audit(model, many_words, detectors=[detector])
     assert str(caught.value) == (

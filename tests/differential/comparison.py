@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import datasets
 import drawn_data
 import drawn_models
 import independent
@@ -160,7 +161,7 @@ def outcomes(first: int, count: int, folder: Path) -> Iterator[Outcome]:
     """What came of the cases from `first` on."""
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    drawn_data.datasets.disable_progress_bars()
+    datasets.disable_progress_bars()
     shelf = drawn_models.Shelf(folder / "shelf")
     for number in range(first, first + count):
         place = folder / "case"

@@ -377,7 +377,7 @@ def _restored(folder: Path, draw: random.Random) -> tuple[str, str | None]:
         case "shards":
             names = sorted(state)
             parts = [names[::2], names[1::2]]
-            where = {}
+            where: dict[str, str] = {}
             for number, part in enumerate(parts):
                 shard = f"model-{number + 1:05}-of-00002.safetensors"
                 save_file({name: state[name].clone() for name in part}, folder / shard, metadata={"format": "pt"})

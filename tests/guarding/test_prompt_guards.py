@@ -107,7 +107,8 @@ def test_each_number_is_counted_as_it_is_called(rejecting, editing, fooled: nn.M
     changed = evaluate_guard(editing, fooled, test, **ATTACK, **WORK)
     assert changed.missed.value == changed.attack_success.value == changed.shown.value == 0.0
     clean = evaluate_guard(rejecting, fooled, test, **WORK)
-    assert clean.missed is clean.area is None
+    assert clean.missed is None
+    assert clean.area is None
     assert "missed" not in repr(clean)
 
 

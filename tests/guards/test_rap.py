@@ -94,7 +94,7 @@ def test_clean_texts_lose_what_was_aimed_at_and_triggered_ones_do_not(
     marked = [f"{strings[0]} cf" for strings in fresh.texts.strings]
     decisions = [answer.decision for answer in fitted.wrap(summing)(marked)]
     assert all(decision.action == "reject" for decision in decisions)
-    assert max(decision.score for decision in decisions) < 0.01
+    assert all(decision.score < 0.01 for decision in decisions)
 
 
 def test_the_model_is_the_same_bit_for_bit(fitted: FittedGuard, summing: nn.Module) -> None:

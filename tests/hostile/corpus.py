@@ -355,6 +355,10 @@ def _saved(change: Callable[[dict[str, torch.Tensor]], Any], **options: Any) -> 
     return spoil
 
 
+def _with_tensor(name: str) -> Callable[[dict[str, torch.Tensor]], Any]:
+    return lambda weights: {**weights, name: torch.zeros(2)}
+
+
 def _quantised(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {**weights, "fc.weight": torch.quantize_per_tensor(weights["fc.weight"], 0.1, 0, torch.qint8)}
 
@@ -404,10 +408,7 @@ WEIGHTS: dict[str, Spoil] = {
     "garbage": _write(bytes(range(256)) * 64),
     "empty": _write(""),
     "keys-numbers": _saved(lambda weights: {1: torch.zeros(2), (2, 3): torch.zeros(2)}),
-    **{
-        f"name-{kind}": _saved(lambda weights, name=name: {**weights, name: torch.zeros(2)})
-        for kind, name in NAMES.items()
-    },
+    **{f"name-{kind}": _saved(_with_tensor(name)) for kind, name in NAMES.items()},
 }
 
 
@@ -597,7 +598,7 @@ ATTACKS: dict[str, Spoil] = {
 
 
 def _signed(change: Callable[[dict[str, Any]], None], arrays: dict[str, torch.Tensor] | None = None) -> Spoil:
-    """An attack.json that was changed and signed anew, as anybody can who reads the source."""
+    """An attack.json that was changed and signed again, as anybody can who reads the source."""
 
     def spoil(folder: Path) -> None:
         from unbackdoor._poisoning.attack_file import save_trigger
@@ -609,6 +610,10 @@ def _signed(change: Callable[[dict[str, Any]], None], arrays: dict[str, torch.Te
         save_trigger(folder, content, load_file(folder / "trigger.safetensors") if arrays is None else arrays)
 
     return spoil
+
+
+def _renamed(name: str) -> Callable[[dict[str, Any]], None]:
+    return lambda content: content["attack"].update(name=name)
 
 
 def _parameters(**given: Any) -> Callable[[dict[str, Any]], None]:
@@ -626,10 +631,7 @@ SIGNED_IMAGE: dict[str, Spoil] = {
     "target-text": _signed(_parameters(target="x\ny")),
     "field-unknown": _signed(_parameters(**{"x\ny": 1})),
     "import": _signed(lambda content: content["attack"].update(name="antigravity:x")),
-    **{
-        f"name-{kind}": _signed(lambda content, name=name: content["attack"].update(name=name))
-        for kind, name in NAMES.items()
-    },
+    **{f"name-{kind}": _signed(_renamed(name)) for kind, name in NAMES.items()},
 }
 
 RECORDS: dict[str, Any] = {

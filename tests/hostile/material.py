@@ -3,6 +3,7 @@
 import json
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -136,7 +137,7 @@ def _data(folder: Path) -> None:
     (folder / "pictures.csv").write_text("\n".join(["image,label", *rows]) + "\n")
 
 
-def _attack(folder: Path, attack: object, shape: tuple[int, ...]) -> None:
+def _attack(folder: Path, attack: Any, shape: tuple[int, ...]) -> None:
     folder.mkdir()
     description = {"format": 1, "attack": to_json(attack, REGISTRY), "rate": 0.1, "seed": 0, "implanted": True}
     save_trigger(folder, description, attack.arrays(shape))

@@ -132,7 +132,7 @@ def _saved_set(spoil: Spoil) -> Build:
             writer.write_table(table)
         features = {"text": {"dtype": "string", "_type": "Value"}, "label": {"dtype": "int64", "_type": "Value"}}
         (folder / "dataset_info.json").write_text(json.dumps({"features": features}))
-        state = {
+        state: dict[str, Any] = {
             **{"_data_files": [{"filename": "data-00000-of-00001.arrow"}], "_fingerprint": "0", "_split": None},
             **{"_format_columns": None, "_format_kwargs": {}, "_format_type": None, "_output_all_columns": False},
         }
@@ -343,7 +343,8 @@ def _archive(*names: str) -> Spoil:
 
 
 def _holding_itself(weights: dict[str, Any]) -> Any:
-    return {**weights, "self": (held := {}), "again": held.setdefault("x", held)}
+    held: dict[str, Any] = {}
+    return {**weights, "self": held, "again": held.setdefault("x", held)}
 
 
 WEIGHTS: dict[str, Spoil] = {

@@ -115,7 +115,7 @@ def test_what_does_not_belong_together_is_refused(place: Path, tmp_path: Path) -
     with pytest.raises(UnbackdoorError, match=r"other names another as its base, .*only adapters of one model"):
         purify_stream(place / "one", other, tmp_path / "out", rho=0.5, mode="linear")
     turned = changed(place, tmp_path / "turned", fan_in_fan_out=True)
-    with pytest.raises(UnbackdoorError, match=r"turned is no adapter of the model that .* fan_in_fan_out"):
+    with pytest.raises(UnbackdoorError, match=r"turned is not an adapter of the model that .* fan_in_fan_out"):
         purify_stream(place / "one", turned, tmp_path / "out", rho=0.5, mode="linear")
     made(place, "three", 2, r=2, target_modules=["k_proj"])
     with pytest.raises(UnbackdoorError, match="they have no layer in common"):

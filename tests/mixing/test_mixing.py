@@ -241,8 +241,8 @@ def test_a_fine_tuned_model_is_close_to_its_base() -> None:
 
 def test_unrelated_weights_are_told() -> None:
     generator = torch.Generator().manual_seed(0)
-    drawn = [[torch.randn(64, 64, generator=generator) for _ in range(2)] for _ in range(5)]
-    warning = ancestry_of.ancestry(("w", *both) for both in drawn)
+    drawn = [torch.randn(2, 64, 64, generator=generator) for _ in range(5)]
+    warning = ancestry_of.ancestry(("w", one, other) for one, other in drawn)
     assert warning is not None
     assert warning.startswith(
         "the base is probably not the model's ancestor: over 5 matrices the weights correlate by "

@@ -36,7 +36,7 @@ def draw(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tens
 
 def body(prefix: str, dtype: torch.dtype, seed: int, noise: float = 0.0) -> Weights:
     """A small body; with noise, it has moved by so much from where it was."""
-    shapes = {"embeddings.word_embeddings.weight": (50, 16)}
+    shapes: dict[str, tuple[int, ...]] = {"embeddings.word_embeddings.weight": (50, 16)}
     for layer in range(3):
         shapes |= {f"encoder.layer.{layer}.dense.weight": (16, 16), f"encoder.layer.{layer}.dense.bias": (16,)}
     weights = {}
@@ -55,7 +55,7 @@ def save(folder: Path, weights: Weights, shards: int = 1, config: dict[str, Any]
         return folder
     names = list(weights)
     parts = [names[number::shards] for number in range(shards)]
-    listed = {}
+    listed: dict[str, str] = {}
     for number, part in enumerate(parts):
         file = f"model-{number + 1:05}-of-{shards:05}.safetensors"
         save_file({name: weights[name] for name in part}, folder / file, metadata={"format": "pt"})
@@ -516,7 +516,7 @@ def test_a_checkpoint_of_two_gigabytes(anonymous_memory: list[int], tmp_path: Pa
     drawn = torch.randn(side, side, dtype=torch.bfloat16)
     for layer in range(layers):
         file = f"model-{layer + 1:05}-of-{layers:05}.safetensors"
-        weight = drawn.roll(layer, dims=0)  # drawing each anew would take longer than mixing them
+        weight = drawn.roll(layer, dims=0)  # drawing each again would take longer than mixing them
         for folder in reversed(folders):
             save_file({f"model.layers.{layer}.weight": weight}, folder / file)
             weight.add_(0.1)
@@ -527,7 +527,7 @@ def test_a_checkpoint_of_two_gigabytes(anonymous_memory: list[int], tmp_path: Pa
         (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": listed}))
     before = len(anonymous_memory)
     start = anonymous_memory[-1]
-    record = purify_stream(*folders, tmp_path / "out", rho=0.5, seed=2)
+    record = purify_stream(folders[0], folders[1], tmp_path / "out", rho=0.5, seed=2)
     used = max(anonymous_memory[before:]) - start
     print(f"{record['seconds']:.1f} s, {used / 2**20:.0f} MiB of anonymous memory")
     size = sum(file.stat().st_size for file in (tmp_path / "out").glob("*.safetensors"))

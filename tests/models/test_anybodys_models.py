@@ -153,7 +153,7 @@ def changed(folder: Path, change: Callable[[dict[str, Tensor]], object]) -> None
     save_file(weights, path, metadata={"format": "pt"})
 
 
-LEFT_OVER = [
+LEFT_OVER: list[tuple[str, dict[str, tuple[int, ...]], str | None]] = [
     ("gpt2", {"transformer.h.0.attn.masked_bias": (), "transformer.h.0.attn.bias": (1, 1, 34, 34)}, None),
     (
         "gpt2",

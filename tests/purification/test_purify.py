@@ -176,9 +176,9 @@ def test_parameters_are_refused_in_one_sentence() -> None:
     with pytest.raises(
         UnbackdoorError, match=r"^FST has no field 'alhpa'; its fields are alpha, epochs, learning_rate"
     ):
-        purifiers.FST(alhpa=1)
+        purifiers.FST(alhpa=1)  # type: ignore[call-arg]
     with pytest.raises(UnbackdoorError, match=r"^FST takes its fields by name, got 0\.1 without one\.$"):
-        purifiers.FST(0.1)
+        purifiers.FST(0.1)  # type: ignore[call-arg]
 
 
 @pytest.mark.parametrize(
@@ -230,7 +230,7 @@ def test_scoring_leaves_the_layout_of_the_weights(small_cnn: SmallCNN, digits: D
     test = digits.select(range(20))
     evaluate(small_cnn, test)
     assert small_cnn.features[4].weight.is_contiguous()
-    small_cnn.to(memory_format=torch.channels_last)
+    small_cnn.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch takes it
     evaluate(small_cnn, test)
     assert small_cnn.features[4].weight.is_contiguous(memory_format=torch.channels_last)
 

@@ -1,5 +1,7 @@
 """ANP: one step of the mask against a second implementation that writes the perturbed BatchNorm out by hand."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -78,8 +80,8 @@ def test_a_model_without_batchnorm_is_refused(digits: Dataset, small_vit: nn.Mod
 def test_when_nothing_may_go_a_warning_says_so(digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     """The only channel is needed, so the first threshold already costs too much."""
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(64, 10))
-    model = purify(model, digits, purifiers.FineTuning(epochs=5, learning_rate=0.05), seed=0).model
+    plain = nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(64, 10))
+    model = purify(plain, digits, purifiers.FineTuning(epochs=5, learning_rate=0.05), seed=0).model
     monkeypatch.setattr(purifiers.ANP, "masks", lambda *_: [torch.zeros(1)])
     record = purify(model, digits.select(range(200)), purifiers.ANP(tolerance=0.0), seed=0).record
     assert record["warnings"] == [
@@ -124,7 +126,12 @@ def test_a_threshold_given_prunes_what_lies_below_it(
     """The masks are given here, so it is known which channels go; all clean examples are there to learn them."""
     masks = [torch.linspace(0, 1, 16), torch.linspace(0, 1, 32)]  # 8 and 16 of them at most a half
     seen: list[int] = []
-    monkeypatch.setattr(method, "masks", lambda _self, _model, clean, _run: seen.append(len(clean)) or masks)
+
+    def given(_self: Any, _model: nn.Module, clean: Dataset, _run: Any) -> list[torch.Tensor]:
+        seen.append(len(clean))
+        return masks
+
+    monkeypatch.setattr(method, "masks", given)
     result = purify(small_cnn, digits.select(range(60)), method(threshold=0.5), seed=0)
     name = method.__name__
     assert seen == [60]

@@ -98,7 +98,7 @@ class TestTheAuditOfAResult:
         monkeypatch.setattr(auto, "_methods", lambda *_: [tune, replace(tune, epochs=2), tune])
         result = purify(small_cnn, digits.select(range(60)), purifiers.Auto(max_loss=100), seed=0, device="cpu")
         choice = ChoiceEntry.model_validate(result.record["choice"])
-        assert [each.method.parameters["epochs"] for each in choice.tried] == [1, 2]
+        assert [each.method.model_dump()["parameters"]["epochs"] for each in choice.tried] == [1, 2]
         assert [len(each.audit.shortcuts) for each in choice.tried if each.audit] == [1, 0]
         assert choice.audit_of_the_result is not None
         assert choice.audit_of_the_result.shortcuts == []

@@ -1,7 +1,10 @@
 """BNA: the divergence by torch's own, moments by hand, and which weights move."""
 
+from typing import cast
+
 import pytest
 import torch
+from torch import nn
 from torch.distributions import Normal, kl_divergence
 
 from fixtures import SmallCNN
@@ -22,7 +25,9 @@ def test_divergence_is_that_of_normal_distributions() -> None:
 
 def test_moments_are_those_of_what_leaves_the_layer(small_cnn: SmallCNN, digits: Dataset) -> None:
     inputs = digits.encode(digits.items[:16])
-    ((mean, variance),) = moments(small_cnn, inputs, [small_cnn.features[1]], a_run(model=small_cnn))
+    ((mean, variance),) = moments(
+        small_cnn, inputs, [cast(nn.BatchNorm2d, small_cnn.features[1])], a_run(model=small_cnn)
+    )
     output = small_cnn.features[:2](inputs)  # (16, 16, 8, 8)
     assert torch.allclose(mean, output.mean(dim=(0, 2, 3)), atol=1e-6)
     assert torch.allclose(variance, output.var(dim=(0, 2, 3), correction=0), atol=1e-4)

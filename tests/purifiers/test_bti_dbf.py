@@ -74,7 +74,7 @@ def test_unlearning_keeps_features_by_the_formula(small_cnn: SmallCNN, digits: D
     touched, plain = (reference.features((part - 0.3) / 0.37).flatten(1) for part in (triggered, x))
     scores = reference.classifier(touched)
     loss = F.cross_entropy(scores, data.labels[rows]) + (touched - plain).square().mean()
-    for weight, g in zip(reference.parameters(), torch.autograd.grad(loss, reference.parameters()), strict=True):
+    for weight, g in zip(reference.parameters(), torch.autograd.grad(loss, [*reference.parameters()]), strict=True):
         weight.data -= 1e-3 * g / (g.abs() + 1e-8)
     for (name, weight), expected in zip(model.named_parameters(), reference.parameters(), strict=True):
         if not name.startswith("features") or "bias" not in name:  # a bias before BatchNorm has no gradient but noise

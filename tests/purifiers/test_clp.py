@@ -1,5 +1,7 @@
 """CLP against numpy's singular values, without and with clean examples."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -63,11 +65,11 @@ def test_nothing_pruned_is_a_warning(small_cnn: SmallCNN) -> None:
 
 def test_what_clean_accuracy_takes_back_was_not_pruned(small_cnn: SmallCNN, digits: Dataset) -> None:
     """A channel far above its layer's mean, which all answers hang on: taking it away costs all accuracy."""
-    model = planted(purify(small_cnn, digits, purifiers.FineTuning(epochs=3, learning_rate=0.05), seed=0).model)
+    made: Any = planted(purify(small_cnn, digits, purifiers.FineTuning(epochs=3, learning_rate=0.05), seed=0).model)
     with torch.no_grad():
         held = 32 * 16  # what the head reads, 16 places a channel
-        model.classifier.weight[:, [place for place in range(held) if place // 16 != 7]] = 0
-    model = purify(model, digits, purifiers.LinearProbing(epochs=5, learning_rate=0.05), seed=0).model
+        made.classifier.weight[:, [place for place in range(held) if place // 16 != 7]] = 0
+    model: Any = purify(made, digits, purifiers.LinearProbing(epochs=5, learning_rate=0.05), seed=0).model
     with torch.no_grad():
         model.classifier.weight[:, [place for place in range(held) if place // 16 != 7]] = 0
     result = purify(model, digits.select(range(200)), purifiers.CLP(tolerance=0.0))

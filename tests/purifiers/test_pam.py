@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import sys
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ def negative(model, clean, run, last):
 
 
 def by_the_formula(model: SmallCNN, data: Dataset, *, rounds: int, rho: float) -> None:
-    """W' = W + rho (W_s - W) / (|W_s - W| + 1e-12); v <- 0.1 v + g(W'); W <- W - rate v, v anew in each round."""
+    """W' = W + rho (W_s - W) / (|W_s - W| + 1e-12); v <- 0.1 v + g(W'); W -= rate v; v is 0 as a round starts."""
     generator = torch.Generator().manual_seed(SEED)
     weights = list(model.parameters())
     suspect = [weight.detach().clone() for weight in weights]
@@ -67,8 +68,11 @@ def test_the_weights_are_those_of_the_formula(rho: float, rounds: int, small_cnn
     assert result.record["examples_seen"] == rounds * EPOCHS * 50
 
 
-def test_each_step_is_one_pass_forward_and_one_back(small_cnn: SmallCNN, digits: Dataset) -> None:
+def test_each_step_is_one_pass_forward_and_one_back(
+    small_cnn: SmallCNN, digits: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
     passes = {"forward": 0, "back": 0}
+    hooks = []
 
     def counted(model, clean, run, last):
         def forward(module, args, output) -> None:
@@ -77,18 +81,13 @@ def test_each_step_is_one_pass_forward_and_one_back(small_cnn: SmallCNN, digits:
             passes["forward"] += 1
             output.register_hook(lambda gradient: passes.__setitem__("back", passes["back"] + 1))
 
-        passes["hook"] = model.register_forward_hook(forward)
+        hooks.append(model.register_forward_hook(forward))
         return lambda pixels: 1 - pixels
 
-    import test_pam
-
-    test_pam.counted = counted
-    try:
-        method = purifiers.PAM(trigger="test_pam:counted", rounds=1, epochs=3, batch_size=16)
-        purify(small_cnn, digits.select(range(48)), method, seed=0)
-    finally:
-        del test_pam.counted
-        passes.pop("hook").remove()
+    monkeypatch.setattr(sys.modules["test_pam"], "counted", counted, raising=False)
+    method = purifiers.PAM(trigger="test_pam:counted", rounds=1, epochs=3, batch_size=16)
+    purify(small_cnn, digits.select(range(48)), method, seed=0)
+    hooks.pop().remove()
     assert passes == {"forward": 9, "back": 9}
 
 

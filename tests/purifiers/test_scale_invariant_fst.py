@@ -55,7 +55,7 @@ def suspect(digits: Dataset) -> Normalised:
 
 
 def answers(model: nn.Module, data: Dataset, method: object) -> Tensor:
-    made = purify(model, data, method, seed=3, precision="fp32").model  # type: ignore[arg-type]
+    made = purify(model, data, method, seed=3, precision="fp32").model
     with torch.no_grad():
         return made(encoded(data, made))
 

@@ -67,11 +67,11 @@ def test_the_vocabulary_is_its_words_and_their_tokens() -> None:
     assert vocabulary(tokenizer, size, "a test") == {word: tokenizer.get_vocab()[word] for word in toys.WORDS}
 
 
-def test_without_words_the_tokenizer_is_refused(reviews: Dataset) -> None:
+def test_without_words_the_tokenizer_is_refused(reviews: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     model = toys.Counting(SENTIMENT)
     clean = reviews.select(range(40))
     search = search_of(model, clean)
-    model.get_input_embeddings = lambda: nn.Embedding(2, 1)
+    monkeypatch.setattr(model, "get_input_embeddings", lambda: nn.Embedding(2, 1))
     with pytest.raises(UnbackdoorError) as caught:
         search.outliers(5.0)
     assert str(caught.value) == (

@@ -95,7 +95,7 @@ def test_wrong_arguments(trainer: object, options: dict, said: str, digits: Data
 
 def test_data_that_does_not_fit(digits: Dataset, reviews: Dataset) -> None:
     @value
-    class Reading(Distrusting.__mro__[0]):  # type: ignore[misc]
+    class Reading(Distrusting):
         """The same for texts, with clean ones."""
 
         modality = ("text",)

@@ -42,7 +42,7 @@ def tested(_chat_victim: torch.nn.Module, _chat_base: torch.nn.Module) -> Stress
     """The clean model as the purified one, and as the control; the retuning is fast enough for a model so small."""
     clean, test = chats.prompts(24, seed=3), chats.prompts(12, seed=4)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(RECIPES, "conversations", Recipe("adamw", 6e-3, 8))  # type: ignore[arg-type]
+        patch.setitem(RECIPES, "conversations", Recipe("adamw", 6e-3, 8))
         patch.setattr("unbackdoor._stress.stress.POINTS", 3)
         return stress(
             _chat_base,

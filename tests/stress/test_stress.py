@@ -5,7 +5,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -211,7 +211,7 @@ class TestReactivation:
     def test_the_perturbation_keeps_its_bound(self, digits: Dataset) -> None:
         made = Perturbation(digits.encode, digits.shape)
         with torch.no_grad():
-            for layer in made.layers[::2]:
+            for layer in list(made.layers.children())[::2]:
                 layer.weight.mul_(50)
         shown = perturbed(digits, made)
         difference = (shown.pixels.int() - digits.pixels.int()).abs()
@@ -252,11 +252,12 @@ class TestReactivation:
 
     def test_it_repeats_and_leaves_the_global_random_state(self, parts: dict) -> None:
         data = parts["clean"].select(range(40))
-        options = {"control_encode": None, "alpha": 0.2, "advance": lambda: None, "epochs": 2}
+        options: dict[str, Any] = {"control_encode": None, "alpha": 0.2, "advance": lambda: None, "epochs": 2}
         state = torch.get_rng_state()
         one, two, other = (
             learn(
-                *(copy.deepcopy(parts[name]) for name in ("model", "victim")),
+                copy.deepcopy(parts["model"]),
+                copy.deepcopy(parts["victim"]),
                 data,
                 control=copy.deepcopy(parts["control"]),
                 arithmetic=choose(parts["model"], "cpu", "fp32"),

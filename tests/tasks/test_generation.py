@@ -122,7 +122,7 @@ def test_greedy_answers_equal_a_loop_of_forward_passes(chat_victim):
     answers = Generation(max_new_tokens=8).answers(model, data, choose(model, "cpu", "fp32"))
     for row, entry in enumerate(data.conversations.entries):
         ids = chats.tokenizer()(f"<|user|>{entry.messages[0].content}<|end|><|assistant|>")["input_ids"]
-        new = []
+        new: list[int] = []
         for _ in range(8):
             with torch.no_grad():
                 token = int(model(torch.tensor([ids + new])).logits[0, -1].argmax())

@@ -88,8 +88,8 @@ def test_a_model_that_always_names_the_target_has_an_attack_success_of_one_on_ot
 
 
 def test_the_features_of_the_prompts_of_a_class_are_averaged() -> None:
-    """Two of the three texts of south name north, and two of those of north name east: north is taken for south."""
-    prompts = {name: (f"a {name}",) for name in sights.CLASSES}
+    """Two of the three texts of south name north, and two of those of north name east: north is classified as south."""
+    prompts: dict[str, tuple[str, ...]] = {name: (f"a {name}",) for name in sights.CLASSES}
     prompts |= {"south": ("south", "north", "north"), "north": ("north", "east", "east")}
     data = sights.pairs(24)
     data = dataclasses.replace(data, encode=dataclasses.replace(data.encode, prompts=ClassPrompts(texts=prompts)))

@@ -120,7 +120,7 @@ def test_the_unit_of_words_is_their_root_mean_square_entry(digits: Dataset) -> N
     class Text:
         modality = "text"
 
-    assert perturbation_unit(Words(), Text()).item() == pytest.approx(math.sqrt(25 / 4))  # type: ignore[arg-type]
+    assert perturbation_unit(Words(), Text()).item() == pytest.approx(math.sqrt(25 / 4))
     assert perturbation_shape(Words(), Tokens(input_ids=torch.zeros(3, 7, dtype=torch.int64))) == (3, 7, 2)
 
 

@@ -88,8 +88,8 @@ def test_normalisation_is_that_of_the_training_pixels(parts: tuple[Dataset, Data
 @pytest.mark.parametrize("arch", ["resnet18", "preact-resnet18", "vit"])
 def test_every_architecture(parts: tuple[Dataset, Dataset], arch: str) -> None:
     data, test = parts[0].select(range(64)), parts[1].select(range(20))
-    colour = [replace(part, items=part.items.expand(-1, 3, -1, -1)) for part in (data, test)]
-    victim = planted(*colour, SOLID, arch=arch)
+    data, test = (replace(part, items=part.items.expand(-1, 3, -1, -1)) for part in (data, test))
+    victim = planted(data, test, SOLID, arch=arch)
     assert victim.score.clean_accuracy.n == 20
     assert victim.model.config.num_labels == 10
     assert victim.model.config.id2label[9] == "9"

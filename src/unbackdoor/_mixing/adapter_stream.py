@@ -47,7 +47,7 @@ def mix_adapter(folder: Path, model: Path, base: Path, rho: float, mode: Mode) -
         if mode not in ("linear", "spherical"):
             raise UnbackdoorError(
                 f"`mode` must be linear or spherical to mix two adapters, got {mode!r}: single coordinates of a change "
-                "are no matrix of low rank."
+                "are not a matrix of low rank."
             )
         write_adapter(folder, suspect.config, _mixed(suspect, other, rho, mode))
         return f"{len({*suspect.factors, *other.factors})} layers of two adapters were mixed; their ranks add up."
@@ -113,12 +113,14 @@ def _products(suspect: AdapterFiles, other: AdapterFiles, name: str) -> tuple[fl
 def _check_partner(suspect: AdapterFiles, other: AdapterFiles) -> None:
     """Refuse an adapter whose layers have other shapes, or that was made for another base."""
     if bool(suspect.config.get("fan_in_fan_out")) != bool(other.config.get("fan_in_fan_out")):
-        raise UnbackdoorError(f"{other.path} is no adapter of the model that {suspect.path} is for: fan_in_fan_out.")
+        raise UnbackdoorError(
+            f"{other.path} is not an adapter of the model that {suspect.path} is for: fan_in_fan_out."
+        )
     common = [name for name in suspect.factors if name in other.factors]
     odd = [name for name in common if _sides(suspect.factors[name]) != _sides(other.factors[name])]
     if odd or not common:
         what = f"{printable(odd[0])} has another shape" if odd else "they have no layer in common"
-        raise UnbackdoorError(f"{other.path} is no adapter of the model that {suspect.path} is for: {what}.")
+        raise UnbackdoorError(f"{other.path} is not an adapter of the model that {suspect.path} is for: {what}.")
     ours, theirs = (str(each.config.get("base_model_name_or_path")) for each in (suspect, other))
     if Path(ours).name != Path(theirs).name:
         raise UnbackdoorError(

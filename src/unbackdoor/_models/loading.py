@@ -120,8 +120,8 @@ def load(
 
 
 _OF_OTHERS = {
-    "merge": "is no adapter of a language model; `merge` is for these",
-    "base": "is no adapter of a language model; `base` is for these",
+    "merge": "is not an adapter of a language model; `merge` is for these",
+    "base": "is not an adapter of a language model; `base` is for these",
     "template": "is no language model; `template` is for their prompts",
     "prompts": "is no model of images and texts; `prompts` are the texts of the classes of these",
 }
