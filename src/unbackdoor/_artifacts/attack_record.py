@@ -33,7 +33,7 @@ class TriggerEntry(Entry):
 
 
 class BehaviourEntry(Entry):
-    """What the attacker wants a language model to answer."""
+    """The answer that the attacker wants from a language model."""
 
     kind: Literal["contains", "starts-with", "equals", "refuses"]
     text: str
@@ -82,7 +82,7 @@ def read_attack_record(path: Path) -> AttackRecord:
     if not exists(path):
         raise UnbackdoorError(f"{path} does not exist; `attack` takes the attack.json that unbackdoor attack wrote.")
     check_file(path, RECORD)
-    foreign = UnbackdoorError(f"{path} is not an attack.json that unbackdoor attack wrote. Plant the attack again.")
+    foreign = _foreign(path)
     try:
         content = read_json(path)
     except UnbackdoorError:
@@ -105,6 +105,24 @@ def read_attack_record(path: Path) -> AttackRecord:
     if changed or record.sha256 is None:
         raise was_changed(path)
     return record
+
+
+def recorded_implanted(path: Path) -> bool | None:
+    """Whether a victim's backdoor implanted, by its `attack.json`; None if that was not measured or the file is absent.
+
+    Raises:
+        UnbackdoorError: the file is something else.
+    """
+    if not path.is_file():
+        return None
+    try:
+        return AttackRecord.model_validate(read_json(path)).implanted
+    except ValidationError:
+        raise _foreign(path) from None
+
+
+def _foreign(path: Path) -> UnbackdoorError:
+    return UnbackdoorError(f"{path} is not an attack.json that unbackdoor attack wrote. Plant the attack again.")
 
 
 def was_changed(path: Path) -> UnbackdoorError:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, RootModel, ValidationError
 
 from unbackdoor._artifacts.entries import (
     AnswerLossEntry,
@@ -19,6 +19,10 @@ from unbackdoor._artifacts.record import Source, written
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._inputs import read_json
 from unbackdoor._value import sentence
+
+
+class EvidenceRows(RootModel[list[Count]]):
+    """rows.json of a piece of evidence: the rows of the data, from 0, on which its trigger was judged."""
 
 
 class Budget(Entry):

@@ -178,6 +178,14 @@ class Rows(Entry):
     rows: list[Count]
 
 
+class VictimFiles(Entry):
+    """`files.json` of a victim: its description, whose SHA-256 is its key, and the SHA-256 of each file by name."""
+
+    version: Literal[1]
+    spec: dict[str, Any]
+    files: dict[str, str]
+
+
 class Mark(Entry):
     """`store.json`, which marks a folder as a store."""
 

@@ -19,8 +19,28 @@ _ARRAYS = 1024 * MEBIBYTE  # bytes of what a guard fitted
 Hash = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
+class DecisionEntry(Entry):
+    """A line of decisions.jsonl.
+
+    Args:
+        row: number of the input, from 0.
+        score: null if there was nothing to score.
+        threshold: beyond which scores raise an alarm; null for a guard that changes every input.
+        action: the decision.
+        reason: in words.
+        output: the changed text or the answer, if the action is `clean`.
+    """
+
+    row: Count
+    score: float | None
+    threshold: float | None
+    action: Literal["pass", "reject", "clean"]
+    reason: str
+    output: str | None = None
+
+
 class ScoreKind(Entry):
-    """What a score is, in words with its unit, and which scores raise an alarm."""
+    """The meaning of a score, in words with its unit, and which scores raise an alarm."""
 
     measure: str
     suspicious: Literal["low", "high", "all"]

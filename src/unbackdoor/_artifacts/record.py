@@ -331,6 +331,22 @@ def read_record(path: Path) -> Record:
         ) from None
 
 
+def recorded_seconds(folder: Path) -> float | None:
+    """Returns the seconds that the model in a directory was trained or purified for; None without such a record.
+
+    Raises:
+        UnbackdoorError: `record.json` holds no JSON object.
+    """
+    path = folder / "record.json"
+    if not path.is_file():
+        return None
+    try:
+        record = check_record(read_json(path))
+    except ValidationError:  # of another program
+        return None
+    return None if isinstance(record, DemoRecord) else record.seconds
+
+
 def write_record(path: Path, content: dict[str, Any]) -> dict[str, Any]:
     """Write a record as the last file of a directory, with a list of all files.
 

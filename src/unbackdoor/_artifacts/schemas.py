@@ -7,9 +7,9 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from unbackdoor._artifacts.attack_record import AttackRecord
-from unbackdoor._artifacts.audit_record import AuditRecord
-from unbackdoor._artifacts.cell import Cell, Mark, Rows
-from unbackdoor._artifacts.guard_record import GuardRecord
+from unbackdoor._artifacts.audit_record import AuditRecord, EvidenceRows
+from unbackdoor._artifacts.cell import Cell, Mark, Rows, VictimFiles
+from unbackdoor._artifacts.guard_record import DecisionEntry, GuardRecord
 from unbackdoor._artifacts.record import DemoRecord, PurificationRecord, TrainingRecord, VictimRecord
 from unbackdoor._artifacts.stress_record import StressRecord
 
@@ -21,9 +21,12 @@ SCHEMAS: dict[str, type[BaseModel]] = {
     "attack": AttackRecord,
     "stress": StressRecord,
     "audit": AuditRecord,
+    "audit-rows": EvidenceRows,
     "guard": GuardRecord,
+    "guard-decision": DecisionEntry,
     "store-cell": Cell,
     "store-rows": Rows,
+    "store-victim": VictimFiles,
     "store": Mark,
 }
 

@@ -7,7 +7,9 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from unbackdoor._artifacts.cell import Cell
+from pydantic import ValidationError
+
+from unbackdoor._artifacts.cell import Cell, Rows, VictimFiles
 from unbackdoor._bench.places import place
 from unbackdoor._errors import UnbackdoorError, printable
 from unbackdoor._inputs import parsed, read_json
@@ -93,11 +95,15 @@ class Store:
         name = f"rows/{identity(spec)}.json"
         content = self.place.read(name)
         if content is None:
-            self.place.write(name, json.dumps({"version": VERSION, "spec": spec, "rows": draw()}) + "\n")
+            drawn = {"version": VERSION, "spec": spec, "rows": draw()}
+            Rows.model_validate(drawn)
+            self.place.write(name, json.dumps(drawn) + "\n")
             content = self.place.read(name)
             assert content is not None
-        kept: list[int] = self._json(content, name)["rows"]
-        return kept
+        try:
+            return Rows.model_validate(self._json(content, name)).rows
+        except ValidationError:
+            raise self._foreign(name) from None
 
     def victims(self) -> set[str]:
         """The keys of trained victims."""
@@ -113,6 +119,7 @@ class Store:
         def fill_and_sign(folder: Path) -> None:
             fill(folder)
             manifest = {"version": VERSION, "spec": spec, "files": digests(folder)}
+            VictimFiles.model_validate(manifest)
             (folder / "files.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
 
         self.start()
@@ -129,13 +136,13 @@ class Store:
         if folder is None:
             raise UnbackdoorError(f"{self.place.path(name)} is not there. Start the grid again to train it again.")
         try:
-            files = dict(read_json(folder / "files.json")["files"])
-        except (UnbackdoorError, ValueError, LookupError, TypeError):
+            files = VictimFiles.model_validate(read_json(folder / "files.json")).files
+        except (UnbackdoorError, ValidationError):
             raise UnbackdoorError(
                 f"{folder} is not a victim that unbackdoor bench wrote. Remove it to train it again."
             ) from None
-        found = digests(folder)
-        odd = sorted(name for name in files.keys() | found.keys() if files.get(name) != found.get(name))
+        present = digests(folder)
+        odd = sorted(name for name in files.keys() | present.keys() if files.get(name) != present.get(name))
         if odd:
             raise UnbackdoorError(
                 f"{folder / odd[0]} was changed, added or removed after this victim was trained. Put it back, or "
@@ -156,8 +163,8 @@ class Store:
 
     def _json(self, content: bytes, name: str) -> dict[str, Any]:
         try:
-            made = parsed(content.decode(), self.place.path(name))
-            version = made.get("version")
+            entries = parsed(content.decode(), self.place.path(name))
+            version = entries.get("version")
         except (UnbackdoorError, UnicodeDecodeError):
             raise self._foreign(name) from None
         if version != VERSION:
@@ -165,7 +172,7 @@ class Store:
                 f"{self.place.path(name)} has version {printable(version)}, this one reads {VERSION}. Use another "
                 "store, or update unbackdoor."
             )
-        return made
+        return entries
 
     def _foreign(self, name: str) -> UnbackdoorError:
         path = self.place.path(name)
@@ -174,9 +181,9 @@ class Store:
 
 def digests(folder: Path) -> dict[str, str]:
     """The SHA-256 of each file under a folder, by relative name; `files.json` itself is left out."""
-    made = {}
+    hashes = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file() and path.name != "files.json":
             with path.open("rb") as file:
-                made[str(path.relative_to(folder))] = hashlib.file_digest(file, "sha256").hexdigest()
-    return made
+                hashes[str(path.relative_to(folder))] = hashlib.file_digest(file, "sha256").hexdigest()
+    return hashes

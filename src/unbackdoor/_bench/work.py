@@ -16,7 +16,9 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
+from unbackdoor._artifacts.attack_record import recorded_implanted
 from unbackdoor._artifacts.machine import peak_memory
+from unbackdoor._artifacts.record import recorded_seconds
 from unbackdoor._bench.examples import Examples, Shelf
 from unbackdoor._bench.schema import Task
 from unbackdoor._bench.store import Store
@@ -28,7 +30,6 @@ from unbackdoor._data.images import ImageEncoder
 from unbackdoor._detection.audit import audit
 from unbackdoor._detection.result import JudgedFinding
 from unbackdoor._errors import IncompleteError, UnbackdoorError
-from unbackdoor._inputs import read_json
 from unbackdoor._models.adapters import is_adapter
 from unbackdoor._models.arithmetic import Arithmetic, choose, description
 from unbackdoor._models.calling import class_names
@@ -227,7 +228,7 @@ class _Desk:
                 if (shown := self._attacked(other, scoring, model)) is not None
             }
         elif task.triggered is None:
-            result["implanted"] = self._implanted(subject, folder)
+            result["implanted"] = recorded_implanted(Path(subject.trigger or folder / "attack.json"))
         elif cell.method is None:
             result["implanted"] = scoring.implanted(measured)
         else:
@@ -245,7 +246,7 @@ class _Desk:
             "method": None,
             "seconds": record.get("seconds", 0.0),
             "scoring_seconds": round(seconds, 3),
-            "training_seconds": _recorded(folder / "record.json").get("seconds"),
+            "training_seconds": recorded_seconds(folder),
             "peak_memory_bytes": record.get("peak_memory_bytes", peak_memory()),
             "examples_seen": record.get("examples_seen", 0),
             "held_out": (record.get("clean") or {}).get("held_out", 0),
@@ -282,9 +283,9 @@ class _Desk:
         return self.shelf.keep("base", base, lambda: load_base(base, factory=task.factory, modality=encode.modality))
 
     def _audited(self, cell: Cell, pool: Dataset | None, model: Any, encode: Any) -> dict[str, Any]:
-        """What the detectors find. Its p-values are left out: they change with the clean models to compare with."""
+        """The result of the detectors. P-values are left out: they change with the clean models to compare with."""
         task = cell.subject.task
-        made = audit(
+        result = audit(
             model,
             self.examples.budget(cell, pool, encode, class_names(model)),
             detectors=cell.detectors,
@@ -294,15 +295,15 @@ class _Desk:
             precision=task.precision,
         )
         return {
-            "findings": [_finding_entry(finding) for finding in made.findings],
-            "doubt": "" if made.findings else made.reason,
-            "accuracy_on_clean": made.record["suspect_accuracy_on_clean"],
-            "judged_on": made.record["examples"]["judged_on"],
-            "seconds": made.record["seconds"],
+            "findings": [_finding_entry(finding) for finding in result.findings],
+            "doubt": "" if result.findings else result.reason,
+            "accuracy_on_clean": result.record["suspect_accuracy_on_clean"],
+            "judged_on": result.record["examples"]["judged_on"],
+            "seconds": result.record["seconds"],
         }
 
     def provenance(self, cell: Cell) -> dict[str, Any]:
-        given = {
+        labelled = {
             "attack": (cell.subject.label, cell.subject.spec["attack"]["name"]),
             "method": (cell.label, cell.spec["method"]["name"]),
         }
@@ -317,7 +318,7 @@ class _Desk:
             "device": self.device,
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "grid": self.settings.grid,
-            "labels": {key: label for key, (label, name) in given.items() if label not in (name, "own")},
+            "labels": {key: label for key, (label, name) in labelled.items() if label not in (name, "own")},
         }
 
     def _load(self, subject: Subject) -> tuple[Path, Loaded]:
@@ -351,13 +352,9 @@ class _Desk:
         found: bool = self.shelf.keep("took", subject.key, measured)
         return found
 
-    def _implanted(self, subject: Subject, folder: Path) -> bool | None:
-        implanted: bool | None = _recorded(Path(subject.trigger or folder / "attack.json")).get("implanted")
-        return implanted
-
 
 class _Scoring(NamedTuple):
-    """What all scores of a cell share.
+    """The parts that all scores of a cell share.
 
     Args:
         task: of the models.
@@ -433,10 +430,6 @@ def _described(method: Any) -> dict[str, Any]:
     return dict(json.loads(text))
 
 
-def _recorded(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.is_file() else {}
-
-
 @functools.lru_cache(maxsize=1)
 def commit() -> str | None:
     """Returns the commit of the source tree that runs, with `-dirty` after changes; None for an installed package."""
@@ -445,7 +438,7 @@ def commit() -> str | None:
         return None
     command = ["git", "-C", os.fspath(root), "describe", "--always", "--dirty", "--exclude", "*"]
     try:
-        made = subprocess.run(command, capture_output=True, text=True, check=False)
+        described = subprocess.run(command, capture_output=True, text=True, check=False)
     except OSError:
         return None
-    return made.stdout.strip() or None
+    return described.stdout.strip() or None

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from unbackdoor._artifacts.audit_record import EvidenceRows
 from unbackdoor._data.dataset import Dataset
 from unbackdoor._detection.judging import HeldOut
 from unbackdoor._detection.prompt_judging import HeldOutPrompts
@@ -150,7 +151,8 @@ def write_evidence(
     save_trigger(place, describe_found(candidate.trigger), candidate.trigger.arrays)
     others = held_out.others(candidate)
     rows = torch.arange(len(others)) if others.rows is None else others.rows
-    (place / "rows.json").write_text(json.dumps(rows.tolist()) + "\n", encoding="utf-8")
+    numbers = EvidenceRows(rows.tolist()).root
+    (place / "rows.json").write_text(json.dumps(numbers) + "\n", encoding="utf-8")
     picture = trigger_picture(candidate.trigger, held_out.data)
     if picture is None:
         lines = ["".join(piece for piece, _ in each.pieces) + f"\n  -> {each.after}" for each in examples]

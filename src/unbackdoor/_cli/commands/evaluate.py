@@ -4,13 +4,16 @@ import json
 import logging
 from pathlib import Path
 
+from pydantic import ValidationError
+
+from unbackdoor._artifacts.audit_record import EvidenceRows
 from unbackdoor._cli.commands.inputs import load_control, load_dataset, load_model, show_first_prompt
 from unbackdoor._cli.commands.outcome import propose_control
 from unbackdoor._cli.options import EvaluateOptions
 from unbackdoor._data.dataset import Dataset
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._evaluation.evaluate import evaluate as evaluate_model
-from unbackdoor._inputs import RECORD, check_file
+from unbackdoor._inputs import RECORD, read_file
 from unbackdoor._models import calling
 from unbackdoor._tasks.generation_score import GenerationScore
 from unbackdoor._tasks.image_text_score import ImageTextScore
@@ -57,14 +60,13 @@ def _rows(path: str, test: Dataset) -> list[int]:
     Raises:
         UnbackdoorError: it is not a list of numbers of rows that the data have.
     """
-    check_file(Path(path), RECORD)
     try:
-        rows = json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError:
-        rows = None
-    if not isinstance(rows, list) or not rows or not all(type(row) is int for row in rows):
+        rows = EvidenceRows.model_validate_json(read_file(Path(path), RECORD), strict=True).root
+    except ValidationError:
+        rows = []
+    if not rows:
         raise UnbackdoorError(f"--rows must be a file with a JSON list of row numbers, as an audit writes, got {path}.")
-    if not 0 <= min(rows) <= max(rows) < len(test):
+    if max(rows) >= len(test):
         raise UnbackdoorError(
             f"{path} names rows {min(rows)} to {max(rows)}, but {test.name} has {len(test):,}, from 0. Give the data "
             "that was audited."

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from unbackdoor._artifacts import directories
+from unbackdoor._artifacts.guard_record import DecisionEntry
 from unbackdoor._cli.commands.inputs import (
     base_of,
     factory_name,
@@ -92,8 +93,8 @@ def run(place: str, options: GuardRunOptions) -> None:
     """The `guard run` command."""
     if not options.out:  # for Path, this is the current directory
         raise UnbackdoorError("--out must be the name of a file, got an empty one.")
-    given = (place, options.model, options.data, options.base, options.reference)
-    paths = tuple(Path(each) for each in given if each)
+    inputs = (place, options.model, options.data, options.base, options.reference)
+    paths = tuple(Path(each) for each in inputs if each)
     directories.check_free_file(Path(options.out), "out", overwrite=options.overwrite, inputs=paths)
     loaded, fitted = _loaded(place, options)
     model, encode = loaded
@@ -104,13 +105,16 @@ def run(place: str, options: GuardRunOptions) -> None:
     with fitted.at_work(model, options.device, options.precision, bar) as work:
         decisions = work.judged(data, answering=False).decisions
     check_unchanged(fitted.guard, model, fitted.identity.model)
-    lines = "".join(json.dumps(decision.to_json()) + "\n" for decision in decisions)
+    entries = [decision.to_json() for decision in decisions]
+    for entry in entries:
+        DecisionEntry.model_validate(entry)
+    lines = "".join(json.dumps(entry) + "\n" for entry in entries)
     directories.write_file(Path(options.out), lines)
     counts = Counter(decision.action for decision in decisions)
-    told = ", ".join(f"{counts[action]:,} {action}" for action in ("pass", "reject", "clean"))
+    summary = ", ".join(f"{counts[action]:,} {action}" for action in ("pass", "reject", "clean"))
     reference = f" and {fitted.reference.forwards / len(data):.1f} of the reference" if fitted.reference else ""
     print(
-        f"Wrote {printable(options.out, SENTENCE)}: {told}. {work.forwards.count / len(data):.1f} forward passes"
+        f"Wrote {printable(options.out, SENTENCE)}: {summary}. {work.forwards.count / len(data):.1f} forward passes"
         f"{reference} per input."
     )
 
