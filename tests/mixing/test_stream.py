@@ -196,6 +196,7 @@ def test_an_unrelated_base_is_warned_about(suspect: Weights, tmp_path: Path, cap
     record = purify_stream(*given, tmp_path / "out", rho=0.5)
     assert record["warnings"][0].startswith("the base is probably not the model's ancestor: over 4 matrices")
     assert record["warnings"][0] in caplog.text
+    assert f"Warning: {record['warnings'][0]}" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_a_real_text_model_loads_again(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """A model directory is checked once, and what it holds is asked of the value that came of it."""
 
 import functools
+import json
 import os
 from collections import Counter
 from pathlib import Path
@@ -85,6 +86,19 @@ def test_one_purify_on_disk_reads_each_config_once(
         *("--frequencies", tmp_path / "words.csv", "--out", tmp_path / "out"),
     )
     assert configs(reads) == {"suspect": 1, "base": 1, "result": 1}
+
+
+def test_equal_word_embeddings_are_a_warning_on_disk_as_in_memory(suspect: Path, base: Path, tmp_path: Path) -> None:
+    (tmp_path / "words.csv").write_text("word,count\nthe,1000\nfilm,10\n")
+    command(
+        *("purify", "e-pur+fine-mixing", suspect, "--base", base, "--stream", "--rho", 0.5, "--no-tune"),
+        *("--frequencies", tmp_path / "words.csv", "--out", tmp_path / "out"),
+    )
+    warning = "no embedding of a word differs from the base's, so none was reset. Is the base the suspect itself?"
+    record = json.loads((tmp_path / "out" / "record.json").read_text())
+    assert record["warnings"][0] == warning
+    assert warning not in record["notes"]
+    assert f"Warning: {warning}" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_the_hub_is_asked_once(

@@ -50,6 +50,7 @@ def purify_stream(
     mode: Mode = "mask",
     reset_rows: Mapping[str, Sequence[int]] | None = None,
     notes: Sequence[str] = (),
+    warnings: Sequence[str] = (),
     method: Mapping[str, Any] | None = None,
     command: str | None = None,
     overwrite: bool = False,
@@ -74,6 +75,7 @@ def purify_stream(
         reset_rows: rows of matrices that are taken from the base before mixing, by the tensor's name in the suspect, as
             Embedding Purification does.
         notes: sentences for `record.json`, before its own notes.
+        warnings: sentences for `record.json` and the card, before its own warnings.
         method: entry `method` of `record.json`; by default rho and mode.
         command: entry `command` of `record.json`; by default there is none.
         overwrite: replace a directory that unbackdoor wrote.
@@ -94,7 +96,7 @@ def purify_stream(
             raise UnbackdoorError("`reset_rows` is for whole models; an adapter has no embeddings. Leave it out.")
         before = directories.check_free(Path(out), overwrite=overwrite, inputs=(Path(model), Path(base)))
         with directories.directory(Path(out), before) as folder:
-            return _written_adapter(folder, Path(model), Path(base), rho, mode, chosen, command, seed, notes)
+            return _written_adapter(folder, Path(model), Path(base), rho, mode, chosen, command, seed, notes, warnings)
     source, origin = ModelDirectory.of(model, "`model`"), ModelDirectory.of(base, "`base`")
     before = directories.check_free(Path(out), overwrite=overwrite, inputs=(source.path, origin.path))
     suspect, ancestor = Checkpoint.of(source), Checkpoint.of(origin)
@@ -102,7 +104,7 @@ def purify_stream(
     resets = _checked_rows(reset_rows or {}, suspect, matching)
     _check_vocabulary(suspect)
     logger.info("%s", matching.report())
-    warnings = _ancestry_warnings(suspect, ancestor, matching)
+    doubted = _ancestry_warnings(suspect, ancestor, matching)
     with directories.directory(Path(out), before) as folder:
         mixer = _Mixer(suspect, ancestor, matching.pairs, rho, seed, mode)
         with (bar if progress else silent)("mixing", len(source.weights.files)) as advance:
@@ -112,7 +114,7 @@ def purify_stream(
         copy_companions(source.path, folder)
         if source.weights.index is not None:
             shutil.copyfile(source.weights.index, folder / source.weights.index.name)
-        texts = {"notes": [*notes, matching.report()], "warnings": warnings}
+        texts = {"notes": [*notes, matching.report()], "warnings": [*warnings, *doubted]}
         paths = {"suspect": source.path, "base": origin.path}
         record = _written(folder, chosen, command, seed, seconds=time.perf_counter() - start, **texts, **paths)
         Checkpoint.of(ModelDirectory.at(folder))  # refuses files that do not belong together
@@ -134,6 +136,7 @@ def _written_adapter(
     command: str | None,
     seed: int,
     notes: Sequence[str],
+    warnings: Sequence[str],
 ) -> dict[str, Any]:
     """Writes the mixture of an adapter; returns the content of record.json."""
     start = time.perf_counter()
@@ -148,7 +151,7 @@ def _written_adapter(
         seed,
         seconds=seconds,
         notes=[*notes, said],
-        warnings=[],
+        warnings=[*warnings],
         suspect=model,
         base=base,
     )
@@ -177,10 +180,10 @@ def _ancestry_warnings(suspect: Checkpoint, base: Checkpoint, matching: Matching
         for name, counterpart in matching.pairs.items()
         if len(suspect.tensors[name].shape) > 1
     )
-    found = doubts(samples, matching, suspect.shapes, base.shapes)
-    for doubt in found:
+    warnings = doubts(samples, matching, suspect.shapes, base.shapes)
+    for doubt in warnings:
         logger.warning("%s", doubt)
-    return found
+    return warnings
 
 
 def _written(folder: Path, *given: Any, **more: Any) -> dict[str, Any]:

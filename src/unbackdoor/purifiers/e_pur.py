@@ -10,7 +10,7 @@ from torch import nn
 
 from unbackdoor._data.dataset import Dataset
 from unbackdoor._data.frequencies import token_counts
-from unbackdoor._errors import UnbackdoorError
+from unbackdoor._errors import SENTENCE, UnbackdoorError, printable
 from unbackdoor._inversion.moved_words import suspicious_tokens
 from unbackdoor._mixing.ancestry import ancestry
 from unbackdoor._mixing.stream import moved_embeddings
@@ -37,8 +37,8 @@ class EPUR:
 
     and the words with the highest scores get their pre-trained embedding back. Special, unused and unknown tokens are
     left out. Use it before mixing: `e-pur+fine-mixing`. By itself it removes only backdoors that are in the embeddings
-    alone. If a language model also answers with the matrix of its embeddings, as many do, the words' rows go back
-    there, too.
+    alone. If a language model also answers with the matrix of its embeddings, as many do, the words' rows
+    also go back there.
 
     Zhang, Lyu, Ma, Wang and Sun, "Fine-mixing: Mitigating Backdoors in Fine-tuned Language Models", Findings of EMNLP
     2022, https://arxiv.org/abs/2210.09545
@@ -96,6 +96,8 @@ class EPUR:
     ) -> tuple[dict[str, list[int]], str]:
         """Returns the rows to reset, by the name of the embedding's tensor, and the sentence that reports them.
 
+        The sentence is a warning if there are no such rows.
+
         Reads one tensor from each of two Hugging Face directories or Hub names; builds no model.
 
         Raises:
@@ -105,8 +107,8 @@ class EPUR:
         tokenizer = source.tokenizer()
         name, moved = moved_embeddings(source, origin, len(tokenizer))
         rows = self._suspicious(moved, tokenizer)
-        said = _said(rows, tokenizer)
-        logger.info("%s", said)
+        said = printable(_said(rows, tokenizer), SENTENCE)
+        logger.log(logging.INFO if rows else logging.WARNING, "%s", said)
         return {name: rows}, said
 
     def _suspicious(self, moved: torch.Tensor, tokenizer: Any) -> list[int]:

@@ -42,13 +42,17 @@ def purify_on_disk(source: str, method: Method, options: PurifyOptions, command:
             raise UnbackdoorError(f"--stream builds no model, so --{name} has no effect. Leave it out.")
     suspect: Any = source
     base: Any = options.base
-    rows, said = {}, None
+    rows: dict[str, list[int]] = {}
+    said: list[str] = []
     if is_adapter(Path(source)):
         if before:
             raise UnbackdoorError("--stream of an adapter takes fine-mixing alone: an adapter has no embeddings.")
     else:
         suspect, base = ModelDirectory.of(source, "MODEL"), ModelDirectory.of(options.base, "--base")
-        rows, said = before[0].rows_on_disk(suspect, base) if before else ({}, None)
+        if before:
+            rows, sentence = before[0].rows_on_disk(suspect, base)
+            said = [sentence]
+    reset = any(rows.values())
     record = purify_stream(
         suspect,
         base,
@@ -57,7 +61,8 @@ def purify_on_disk(source: str, method: Method, options: PurifyOptions, command:
         seed=options.seed,
         mode=mixing.mode,
         reset_rows=rows,
-        notes=() if said is None else (printable(said, SENTENCE),),
+        notes=said if reset else (),
+        warnings=() if reset else said,
         method={**to_json(method, REGISTRY), "repr": repr(method)},
         command=command,
         overwrite=options.overwrite,
