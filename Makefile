@@ -26,7 +26,7 @@ demo: $(DEMO)
 demo-llm: $(LLM) $(SMOL)/config.json
 	$(BIN)/unbackdoor demo llm $(SMOL) --out demo-llm --overwrite
 
-# Many tests start processes, which would all compile the same files if none may keep them; not beside the sources.
+# Many tests start processes, which would all compile the same files if none may keep them; not next to the sources.
 test: $(INSTALLED) $(TIMM)
 	PYTHONDONTWRITEBYTECODE= PYTHONPYCACHEPREFIX=$(CURDIR)/$(VENV)/compiled OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -rsxX
 

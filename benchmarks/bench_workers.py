@@ -28,7 +28,7 @@ def run(grid: Path, out: Path, workers: int) -> float:
 
 
 def scores(store: Path) -> dict[str, object]:
-    """What was measured, by cell."""
+    """The measurements, by cell."""
     return {path.stem: json.loads(path.read_text())["result"]["score"] for path in (store / "cells").glob("*.json")}
 
 

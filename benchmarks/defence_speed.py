@@ -32,7 +32,7 @@ from unbackdoor._models.arithmetic import choose, description
 
 
 class Bare:
-    """What the bare loops share: batches in the right layout, and the loss of a batch in the right precision."""
+    """Parts that the bare loops share: batches in the right layout, and the loss of a batch in the right precision."""
 
     def __init__(self, model: nn.Module, data: ub.Dataset, batch: int) -> None:
         arithmetic = choose(model)
@@ -53,7 +53,7 @@ class Bare:
             self.loss(self.inputs(pixels), torch.zeros(len(pixels), dtype=torch.int64, device=self.device))
 
     def inputs(self, pixels: Tensor) -> Tensor:
-        """What the model sees of pixels."""
+        """The model inputs of pixels."""
         return (pixels.float() / 255).contiguous(memory_format=self.layout)
 
     def batches(self) -> list[tuple[Tensor, Tensor]]:

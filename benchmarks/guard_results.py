@@ -9,7 +9,7 @@
 
 For `prompts`, $BED holds `base`, a language model, `rows` of `benchmarks/language_model_rows.py`, and a directory for
 each victim that `unbackdoor attack` made of them. A cell is one guard in front of one victim, at one share of false
-alarms. A run that is stopped goes on where it stopped. $MINILM is the first three layers of a pre-trained model;
+alarms. A run that is stopped resumes where it stopped. $MINILM is the first three layers of a pre-trained model;
 grids/text-suspects.toml says how to make it.
 """
 

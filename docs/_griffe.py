@@ -4,7 +4,7 @@ import griffe
 
 
 class Values(griffe.Extension):
-    """Reads `@value` as `@dataclass(kw_only=True)`, and types without the bounds that the text beside them states."""
+    """Reads `@value` as `@dataclass(kw_only=True)`, and types without the bounds that the text next to them states."""
 
     def on_class_instance(self, *, cls: griffe.Class, **_: object) -> None:
         """Exchange the decorator, before griffe's own extension looks for dataclasses."""

@@ -68,7 +68,7 @@ def printable(text: object, longest: int = NAME) -> str:
     """
     # Cut first, so that a long text costs no time; and again, as escapes are longer than their characters.
     shown, marks = [], 0
-    for letter in _shortened(text if isinstance(text, str) else _told(text), longest):
+    for letter in _shortened(text if isinstance(text, str) else _as_text(text), longest):
         marks = marks + 1 if unicodedata.category(letter).startswith("M") else 0
         # No script puts more than three marks on a letter; many marks would paint over the lines above.
         shown.append(letter if letter.isprintable() and marks < 4 else ascii(letter)[1:-1])
@@ -84,7 +84,7 @@ def few(names: Sequence[object]) -> str:
     return ", ".join(map(printable, names[:3])) + (", ..." if len(names) > 3 else "")
 
 
-def _told(thing: object) -> str:
+def _as_text(thing: object) -> str:
     try:
         return str(thing)
     except (ValueError, RecursionError):  # a whole number of thousands of digits, or a list nested too deeply

@@ -161,7 +161,7 @@ def check_detector(detector: Detector, model: nn.Module, clean: Dataset, *, base
     assert first is not None, "the model is near chance on the examples, so nothing ran; give one that has learnt them"
     assert again is not None
     for candidate, other in zip(first.candidates, again.candidates, strict=True):
-        assert _told(candidate) == _told(other), "the same seed gave another finding"
+        assert _numbers(candidate) == _numbers(other), "the same seed gave another finding"
         for trigger, repeated in ((candidate.trigger, other.trigger), (candidate.control, other.control)):
             if trigger is not None and repeated is not None:
                 _assert_same(trigger.arrays, repeated.arrays, "the same seed gave another trigger")
@@ -260,23 +260,25 @@ def check_trainer(trainer: RobustTrainer, data: Dataset, recipe: VictimRecipe, *
         clean: examples without poison, for trainers that need some.
     """
     check_value(trainer)
-    given = clean if needs_clean(trainer) else None
+    examples = clean if needs_clean(trainer) else None
     assert data.modality in modalities_of(trainer), f"the trainer does not declare {data.modality} in `modality`"
     before, states = (data.identities(), data.labels.clone()), _random_states()
     watched = [_WatchedTrainer(trainer) for _ in range(2)]
-    first, again = (train(data, each, recipe, seed=1, clean=given, device="cpu", precision="fp32") for each in watched)
+    first, again = (
+        train(data, each, recipe, seed=1, clean=examples, device="cpu", precision="fp32") for each in watched
+    )
     assert _random_states() == states, "the trainer moved the global random state of numpy or torch"
     assert data.identities() == before[0], "the trainer changed the examples that it was given"
     assert torch.equal(data.labels, before[1]), "the trainer changed the labels that it was given"
     assert not first.model.training, "the model is not in eval mode"
     assert not any(_hooks(module) for module in first.model.modules()), "the trainer left hooks behind"
-    fresh, made = watched[0].fresh, _state(first.model)
-    assert list(made) == list(fresh), "the trainer changed the keys of the model"
-    assert any(not torch.equal(fresh[name], made[name]) for name in fresh), "the trainer changed nothing"
-    for name, tensor in made.items():
+    fresh, weights = watched[0].fresh, _state(first.model)
+    assert list(weights) == list(fresh), "the trainer changed the keys of the model"
+    assert any(not torch.equal(fresh[name], weights[name]) for name in fresh), "the trainer changed nothing"
+    for name, tensor in weights.items():
         assert tensor.shape == fresh[name].shape, f"the trainer changed the shape of {name}"
         assert tensor.dtype == fresh[name].dtype, f"the trainer changed the type of {name}"
-    _assert_same(made, _state(again.model), "the same seed gave other weights")
+    _assert_same(weights, _state(again.model), "the same seed gave other weights")
     _check_suspects(first, again, len(data))
     json.dumps(first.record, allow_nan=False)
 
@@ -320,21 +322,21 @@ class _Watched:
         trained = [parameter.requires_grad for parameter in model.parameters()]
         examples = clean.identities(), clean.labels.clone()
         classes = run.head(model).out_features
-        found = self.detector(model, clean, run)
+        finding = self.detector(model, clean, run)
         _assert_same(before, _state(model), "the detector changed the model that it was given")
         assert modes == [module.training for module in model.modules()], "the given model changed mode"
         assert trained == [parameter.requires_grad for parameter in model.parameters()], "requires_grad was changed"
         assert not any(_hooks(module) for module in model.modules()), "the detector left hooks behind"
         assert clean.identities() == examples[0], "the detector changed the examples that it was given"
         assert torch.equal(clean.labels, examples[1]), "the detector changed the labels that it was given"
-        assert isinstance(found, Finding), f"a detector returns a Finding, got {type(found).__name__}"
-        assert found.candidates, "the finding has no candidate"
-        pairs = [(candidate.sources, candidate.target, candidate.name) for candidate in found.candidates]
+        assert isinstance(finding, Finding), f"a detector returns a Finding, got {type(finding).__name__}"
+        assert finding.candidates, "the finding has no candidate"
+        pairs = [(candidate.sources, candidate.target, candidate.name) for candidate in finding.candidates]
         assert len(set(pairs)) == len(pairs), "two candidates have the same target and sources"
-        for candidate in found.candidates:
+        for candidate in finding.candidates:
             _check_candidate(candidate, classes, clean)
-        self.finding = found
-        return found
+        self.finding = finding
+        return finding
 
 
 def _check_candidate(candidate: Candidate, classes: int, clean: Dataset) -> None:
@@ -372,8 +374,8 @@ def _check_candidate(candidate: Candidate, classes: int, clean: Dataset) -> None
             assert not array.is_floating_point() or torch.isfinite(array).all(), f"the array {name} is not finite"
 
 
-def _told(candidate: Candidate) -> str:
-    """What a candidate says in numbers, as JSON."""
+def _numbers(candidate: Candidate) -> str:
+    """The numbers of a candidate, as JSON."""
     names = ("target", "strength", "size", "sources", "nominal_p")
     return json.dumps({name: getattr(candidate, name) for name in names}, allow_nan=False)
 

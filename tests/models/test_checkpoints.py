@@ -569,7 +569,9 @@ def test_weights_for_other_programs_are_named(name: str, program: str, factory: 
     )
     alone = f"{told} are expected. Convert it, or ask its owner for model.safetensors."
     if file.suffix == ".gguf":  # such a file is read by itself, and this one holds something else
-        alone = f"{file} is no GGUF file that transformers can read (GGUF magic invalid). Fetch it again, or give the "
+        alone = (
+            f"{file} is not a GGUF file that transformers can read (GGUF magic invalid). Fetch it again, or give the "
+        )
         alone += "model as a Hugging Face directory."
     for source, message in (
         (file, alone),

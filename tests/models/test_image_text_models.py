@@ -102,11 +102,11 @@ def test_weights_that_are_missing_or_not_finite_are_refused(tmp_path: Path) -> N
 def test_options_of_other_models_are_refused(tmp_path: Path) -> None:
     (tmp_path / "pairs").mkdir()
     folder = sights.write(sights.clip(), tmp_path / "pairs")
-    with pytest.raises(UnbackdoorError, match="is no language model; `template` is for their prompts"):
+    with pytest.raises(UnbackdoorError, match="is not a language model; `template` is for their prompts"):
         load(folder, template="alpaca")
     classifier = transformers.ViTForImageClassification(sights.dual_encoder().config.vision_config)
     classifier.save_pretrained(tmp_path / "classifier")
-    with pytest.raises(UnbackdoorError, match="is no model of images and texts; `prompts` are the texts"):
+    with pytest.raises(UnbackdoorError, match="is not a model of images and texts; `prompts` are the texts"):
         load(tmp_path / "classifier", mean=(0.5,), std=(0.5,), image_size=12, prompts="a {}")
 
 

@@ -184,7 +184,7 @@ def test_weights_that_are_not_finite_or_not_there_are_refused(models: Path, tmp_
 
 def test_classifiers_and_language_models_are_told_apart(models: Path, tmp_path: Path) -> None:
     bert = toys.write(toys.classifier("bert"), tmp_path / "bert")
-    with pytest.raises(UnbackdoorError, match="is no language model; `template` is for their prompts"):
+    with pytest.raises(UnbackdoorError, match="is not a language model; `template` is for their prompts"):
         load(bert, template="chat")
     model = load(bert).model
     with pytest.raises(UnbackdoorError, match="`max_new_tokens` is for language models"):
@@ -273,7 +273,7 @@ def test_clean_rows_need_answers(models: Path) -> None:
 def test_a_damaged_gguf_file_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "model.gguf"
     file.write_bytes(b"GGUF" + bytes(64))
-    with pytest.raises(UnbackdoorError, match=r"is no GGUF file that transformers can read"):
+    with pytest.raises(UnbackdoorError, match=r"is not a GGUF file that transformers can read"):
         load(file)
 
 

@@ -201,7 +201,7 @@ def test_models_that_do_not_continue_text_are_refused():
 
 def test_a_behaviour_that_shows_anyway_is_doubted(caplog):
     ub.evaluate(Stub(lambda prompt: chats.BEHAVIOUR), chats.prompts(8), **TRIGGERED)
-    assert "without the trigger, too, at 100.0 %" in caplog.text
+    assert "without the trigger as well, at 100.0 %" in caplog.text
 
 
 def test_prompts_whose_own_answer_shows_the_behaviour_are_not_attacked():

@@ -128,7 +128,7 @@ def trained(record: dict[str, Any]) -> str:
 
 
 def _health(scores: dict[str, Any]) -> str:
-    """What a victim's score says about its task or, of a language model, about answers without the trigger."""
+    """A victim's score on its task or, of a language model, on answers without the trigger, in words."""
     if "zero_shot_accuracy" in scores:
         return f"zero-shot accuracy {scores['zero_shot_accuracy']['value']:.1%}"
     if "clean_accuracy" in scores:

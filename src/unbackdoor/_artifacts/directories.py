@@ -78,7 +78,7 @@ def _check_place(out: Path) -> None:
 
 
 def check_free_file(file: Path, option: str, *, overwrite: bool, inputs: tuple[Path, ...] = ()) -> None:
-    """Refuses a file to write that exists, unless `overwrite` is set and it is no input; or whose folder is no folder.
+    """Refuses a file to write that exists, unless `overwrite` is set and it is not an input; or that is in no folder.
 
     Args:
         file: its name.

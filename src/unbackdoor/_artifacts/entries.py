@@ -84,7 +84,7 @@ class GenerationScoreEntry(BriefGenerationScore):
 
 
 class PairLossEntry(Entry):
-    """A contrastive loss, in nats, with its 95 % interval, the number of pairs, and those told apart at a time."""
+    """A contrastive loss, in nats, with its 95 % interval, the number of pairs, and of those compared at a time."""
 
     value: float
     n: Annotated[int, Field(ge=1)]

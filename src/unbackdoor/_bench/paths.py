@@ -159,12 +159,12 @@ def _check_behaviour(name: str, task: Task, problems: Noted) -> None:
 def file_hashes(task: Task) -> dict[str, str]:
     """The hashes of the files of a task, by entry; a name on the Hub stands for itself."""
     files = {key: getattr(task, key) for key in ("train", "test", "clean") if getattr(task, key) is not None}
-    made = {key: content_hash(paths) for key, paths in files.items()}
+    hashes = {key: content_hash(paths) for key, paths in files.items()}
     for key in ("base", "proxy"):
         path = getattr(task, key)
         if path is not None:
-            made[key] = content_hash((path,)) if Path(path).exists() else path
-    return made
+            hashes[key] = content_hash((path,)) if Path(path).exists() else path
+    return hashes
 
 
 def task_spec(name: str, task: Task, files: dict[str, str]) -> dict[str, Any]:

@@ -175,10 +175,10 @@ class Remote:
     def names(self, kind: str) -> set[str]:
         """The names of all files of a kind, without their endings."""
         try:
-            found = self.files.ls(f"{self.root}/{kind}", detail=False)
+            names = self.files.ls(f"{self.root}/{kind}", detail=False)
         except FileNotFoundError:
             return set()
-        return {str(name).rpartition("/")[2].partition(".")[0] for name in found} - {""}
+        return {str(name).rpartition("/")[2].partition(".")[0] for name in names} - {""}
 
     def path(self, name: str) -> str:
         """The address of a file, for messages and records."""

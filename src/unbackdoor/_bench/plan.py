@@ -96,8 +96,8 @@ def _surrogate_of(subject: Subject, cells: list[Cell]) -> Subject | None:
 
     if not needs_surrogate(subject.attack):
         return None
-    found = (cell.subject for cell in cells if cell.subject.control and cell.subject.name == subject.name)
-    return next((control for control in found if control.seed == subject.seed), None)
+    subjects = (cell.subject for cell in cells if cell.subject.control and cell.subject.name == subject.name)
+    return next((control for control in subjects if control.seed == subject.seed), None)
 
 
 def all_cells(grid: Grid) -> list[Cell]:
@@ -140,7 +140,7 @@ def all_cells(grid: Grid) -> list[Cell]:
     victims = {subject for subject, *_ in kept if not subject.control}
     specs = {label: value_spec(method, purifiers.REGISTRY) for label, method in methods.items()}
     specs[AUDIT] = audit_spec(grid.detectors)
-    beside = {subject: makes.beside(subject, victims) for subject in purified}
+    others = {subject: makes.controlled_by(subject, victims) for subject in purified}
     cells: dict[str, Cell] = {}
     for subject, label, place, seed in kept:
         budget = None if place is None else grid.budgets[place]
@@ -149,7 +149,7 @@ def all_cells(grid: Grid) -> list[Cell]:
             cells.setdefault(cell.key, dataclasses.replace(cell, detectors=tuple(grid.detectors.values())))
             continue
         second = subject.task.second_test is not None and (label == "none" or seed == grid.seeds[0])
-        cells.setdefault(cell.key, dataclasses.replace(cell, others=beside[subject], second=second))
+        cells.setdefault(cell.key, dataclasses.replace(cell, others=others[subject], second=second))
     _check_kinds(list(cells.values()))
     return list(cells.values())
 

@@ -125,6 +125,6 @@ def _estimate(todo: Plan, store: Store, workers: int) -> str:
     for cell in todo.cells:
         method = cell.spec["method"]["name"]
         total += typical(of_cells, (cell.subject.name, method), (method,))
-    beside = "" if workers == 1 else f" by {workers} workers"
+    together = "" if workers == 1 else f" by {workers} workers"
     without = ", without the victims, of which the store has no record" if todo.victims and not victims else ""
-    return f"About {duration(total / workers)}{beside}{without}, by the records so far; loading data comes on top."
+    return f"About {duration(total / workers)}{together}{without}, by the records so far; loading data comes on top."

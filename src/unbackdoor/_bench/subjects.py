@@ -153,7 +153,7 @@ class Subjects:
                         name, task, planned.label, planned.value, rate, seed, behaviour=planned.behaviour
                     )
 
-    def beside(self, subject: Subject, victims: set[Subject]) -> tuple[Subject, ...]:
+    def controlled_by(self, subject: Subject, victims: set[Subject]) -> tuple[Subject, ...]:
         """The victims that a clean control is the control of."""
         if not subject.control:
             return ()
@@ -216,9 +216,9 @@ class Subjects:
             elif model == task.model and task.triggered is not None:
                 spec["trigger"] = content_hash(task.triggered)
             key = identity(spec)
-            made = Subject(name, task, label, attack, rate, seed, model, trigger, behaviour, spec, key)
-            self.made[known] = made
-            self.order[made] = len(self.order)
+            subject = Subject(name, task, label, attack, rate, seed, model, trigger, behaviour, spec, key)
+            self.made[known] = subject
+            self.order[subject] = len(self.order)
         return self.made[known]
 
 

@@ -80,7 +80,7 @@ def _render(tokenizer: Any, chats: list[Chat], answering: bool, pipe: Connection
 
 
 def _bound_memory() -> None:
-    """Let this process have little more memory than now, where the system can tell how much it has."""
+    """Let this process have little more memory than now, if the system says how much it has."""
     if sys.platform != "linux":
         return
     import resource

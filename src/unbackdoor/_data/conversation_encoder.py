@@ -173,7 +173,7 @@ class ConversationEncoder:
     def _tokenised(self, items: Conversations) -> tuple[list[list[int]], list[list[int]]]:
         """The tokens of the prompts and those of the answers with their end.
 
-        Prompt and answer are tokenised together, as a model meets them; where a token would reach across the border,
+        Prompt and answer are tokenised together, as a model meets them; if a token would reach across the border,
         each for itself, since the prompt must have the tokens from which the answer is decoded.
         """
         if len(items) == 0:

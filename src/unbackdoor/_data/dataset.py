@@ -105,7 +105,7 @@ class Dataset:
             augment: see `unbackdoor._data.augmentation.augmentation`.
             group: column whose equal values keep rows of one class together when the data is split.
             labelled: False reads no labels, and the pictures of an image folder at any depth; each label is then -1.
-                Pairs need no labels: without a column of them, each is -1, too.
+                Pairs need no labels: without a column of them, each is -1 as well.
 
         Raises:
             UnbackdoorError: the data is missing, empty, lacks a column, or has a picture that cannot be decoded or an

@@ -24,7 +24,7 @@ class Resize:
     size: Size
 
     def target(self, size: Size) -> Size:
-        """What a picture of some size is resized to."""
+        """The size that a picture of some size is resized to."""
         return self.size
 
 
@@ -43,7 +43,7 @@ class ResizeEdge:
     multiple: int = 1
 
     def target(self, size: Size) -> Size:
-        """What a picture of some size is resized to."""
+        """The size that a picture of some size is resized to."""
         short, long = sorted(size)
         edge, exact = self.shortest, float(self.shortest)
         if self.longest is not None and long / short * edge > self.longest:
@@ -61,7 +61,7 @@ class ResizeWithin:
     bound: Size
 
     def target(self, size: Size) -> Size:
-        """What a picture of some size is resized to."""
+        """The size that a picture of some size is resized to."""
         scale = min(self.bound[0] / size[0], self.bound[1] / size[1])
         return int(size[0] * scale), int(size[1] * scale)
 
@@ -73,7 +73,7 @@ class Crop:
     size: Size
 
     def target(self, size: Size) -> Size:
-        """What a picture of some size is cropped to."""
+        """The size that a picture of some size is cropped to."""
         return self.size
 
 
@@ -88,7 +88,7 @@ class CropShare:
     share: tuple[float, float]
 
     def target(self, size: Size) -> Size:
-        """What a picture of some size is cropped to."""
+        """The size that a picture of some size is cropped to."""
         return int(self.share[0] * min(size)), int(self.share[1] * min(size))
 
 

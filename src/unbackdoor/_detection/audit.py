@@ -155,7 +155,7 @@ def _task(clean: Dataset | None, unlabelled: Dataset | None) -> Task:
 
 
 class _Examples(NamedTuple):
-    """What is searched and judged on.
+    """The examples that are searched and judged on.
 
     Args:
         data: the clean examples; or the unlabelled ones, each with the suspect's answer as its label.
@@ -287,7 +287,7 @@ def _obstacle(entry: Entry, examples: _Examples, base: nn.Module | None) -> str 
 
 
 class _Search(NamedTuple):
-    """What a detector found, with all its settings and the seconds that it took."""
+    """The result of a detector, with all its settings and the seconds that it took."""
 
     finding: Finding
     settings: dict[str, Any]
@@ -302,7 +302,7 @@ def _searched(
     not_searched: dict[str, str],
     asked: bool,
 ) -> dict[str, _Search]:
-    """What each detector found; one that cannot run says why, unless it was asked for."""
+    """The result of each detector; one that cannot run says why, unless it was asked for."""
     searches = {}
     for name, detector in chosen:
         start = time.perf_counter()

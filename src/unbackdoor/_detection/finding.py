@@ -1,4 +1,4 @@
-"""What a detector returns: for each class the shortcut that it found there."""
+"""The result of a detector: for each class the shortcut that it found there."""
 
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -43,7 +43,7 @@ class Candidate:
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """What a detector found.
+    """The shortcuts that a detector found.
 
     Args:
         candidates: at most one for each pair of sources and target, in the order of the classes.

@@ -113,7 +113,7 @@ class JudgedFinding:
 
     @property
     def blind(self) -> str:
-        """What the detector cannot see."""
+        """The triggers that the detector cannot see."""
         return next((entry.blind for entry in REGISTRY if entry.name == self.detector), "") or "it does not say"
 
     def to_json(self, calibration: str) -> dict[str, Any]:

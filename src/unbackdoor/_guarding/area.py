@@ -52,7 +52,9 @@ class Area:
             def distance(area: float) -> float:
                 return side * (area - self.value) - error(area)
 
-            near = self.value + side * 1e-9  # at an area of 0 or 1 the error is 0, which is no end of an interval
+            near = (
+                self.value + side * 1e-9
+            )  # at an area of 0 or 1 the error is 0, which cannot be the end of an interval
             return limit if distance(limit) <= 0 else float(brentq(distance, near, limit))
 
         return end(-1, 0.0), end(1, 1.0)

@@ -1,4 +1,4 @@
-"""What an input costs behind a guard."""
+"""The cost of an input behind a guard."""
 
 from dataclasses import dataclass
 

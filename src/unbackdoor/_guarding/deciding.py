@@ -24,7 +24,7 @@ Action = Literal["pass", "reject", "clean"]
 
 @dataclass(frozen=True)
 class Decision:
-    """What a guard decided about one input.
+    """The decision of a guard about one input.
 
     Args:
         row: number of the input, from 0.
@@ -32,7 +32,7 @@ class Decision:
         threshold: beyond which scores raise an alarm; None for a guard that changes every input.
         action: `pass`, `reject`, or `clean` for an input or an answer that the guard changed.
         reason: in words.
-        output: what the guard made of the input, where the action is `clean`: a changed text, or what the restrained
+        output: what the guard made of the input, if the action is `clean`: a changed text, or what the restrained
             model answers, a class or a text.
     """
 
@@ -82,15 +82,15 @@ def counting(model: nn.Module, modality: str) -> Iterator[Forwards]:
     A language model looks its tokens up once in each pass. Around one with an adapter, answers take another way in than
     scores do, so passes are counted there.
     """
-    made = Forwards()
+    passes = Forwards()
 
     def count(_module: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
         inputs = given[0] if given else next(iter(named.values()))
-        made.count += len(inputs)
+        passes.count += len(inputs)
 
     entrance = embeddings(model) if modality == "conversations" else model
     with removing([entrance.register_forward_pre_hook(count, with_kwargs=True)]):
-        yield made
+        yield passes
 
 
 @torch.no_grad()
@@ -198,17 +198,17 @@ def judge(
         answering: whether the model's answers are wanted.
     """
     unjudged = beyond_judgement(data, run)
-    made = _Judging(guard, learnt, threshold, run, data, answering)
+    judging = _Judging(guard, learnt, threshold, run, data, answering)
     full = torch.tensor([row for row in range(len(data)) if row not in unjudged], dtype=torch.int64)
     parts = [full[rows] for rows in chunks(data.select(full), run)] if len(full) else []
     with run.progress("deciding about inputs", len(parts)) as advance:
         for rows in parts:
-            made.add(model, rows)
+            judging.add(model, rows)
             advance()
     for row, reason in unjudged.items():
-        made.decisions[row] = Decision(row, None, threshold, "reject", reason)
-    decisions = [made.decisions[row] for row in range(len(data))]
-    return Judged(decisions, made.scores, made.plain, made.final, made.edited)
+        judging.decisions[row] = Decision(row, None, threshold, "reject", reason)
+    decisions = [judging.decisions[row] for row in range(len(data))]
+    return Judged(decisions, judging.scores, judging.plain, judging.final, judging.edited)
 
 
 def acted(judged: Judged, action: str) -> Tensor:
@@ -232,17 +232,17 @@ class _Judging:
     def add(self, model: nn.Module, rows: Tensor) -> None:
         """Decide about the inputs of some rows."""
         part = self.data.select(rows)
-        found = scored(self.guard, model, part, self.learnt, self.run)
-        self.scores[rows] = found.scores
-        caught = alarms(found.scores, self.threshold, self.guard.suspicious)
-        details = found.details or [""] * len(rows)
+        rated = scored(self.guard, model, part, self.learnt, self.run)
+        self.scores[rows] = rated.scores
+        caught = alarms(rated.scores, self.threshold, self.guard.suspicious)
+        details = rated.details or [""] * len(rows)
         for row, score, alarm, detail in zip(
-            rows.tolist(), found.scores.tolist(), caught.tolist(), details, strict=True
+            rows.tolist(), rated.scores.tolist(), caught.tolist(), details, strict=True
         ):
             reason = self._reason(row, score, alarm, detail)
             self.decisions[row] = Decision(row, score, self.threshold, "reject" if alarm else "pass", reason)
         if self.plain is not None and self.guard.suspicious != "all":
-            answers = list(answers_of(model, part, self.run) if found.answers is None else found.answers)
+            answers = list(answers_of(model, part, self.run) if rated.answers is None else rated.answers)
             self._fill(self.plain, rows, answers)
             self._fill(self.final, rows, answers)
         if not bool(caught.any()):
@@ -256,8 +256,8 @@ class _Judging:
                 answers = answers_of(model, self.data.select(rows[caught]), self.run)
             self._fill(self.final, rows[caught], answers)
             for row, answer in zip(rows[caught].tolist(), answers, strict=True):
-                told = answer if isinstance(answer, str) else self.data.class_name(int(answer.argmax()))
-                self._clean(row, told)
+                shown = answer if isinstance(answer, str) else self.data.class_name(int(answer.argmax()))
+                self._clean(row, shown)
 
     def _fill(self, answers: list[Any] | None, rows: Tensor, found: list[Any]) -> None:
         """Put the answers to some rows in their places, if answers are wanted."""

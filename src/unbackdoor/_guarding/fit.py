@@ -18,7 +18,7 @@ from unbackdoor._data.images import ImageEncoder
 from unbackdoor._data.pair_encoder import PairEncoder
 from unbackdoor._errors import UnbackdoorError, printable
 from unbackdoor._guarding.deciding import all_scores
-from unbackdoor._guarding.fitted import FittedGuard, Stored
+from unbackdoor._guarding.fitted import FittedGuard, StoredArrays
 from unbackdoor._guarding.guard import Guard, bound_of, owner_of
 from unbackdoor._guarding.identity import (
     Identity,
@@ -162,7 +162,7 @@ def load_guard(
     check_finite(arrays, str(source))
     own = ("format", "arrays", "files", "threshold", "identity")
     content = {key: entry for key, entry in record.model_dump(mode="json").items() if key not in own}
-    return FittedGuard(guard, Stored(arrays), record.threshold, identity, encode, seen, rates, content)
+    return FittedGuard(guard, StoredArrays(arrays), record.threshold, identity, encode, seen, rates, content)
 
 
 def _check_threshold(record: GuardRecord, guard: Guard, folder: Path) -> None:
@@ -218,7 +218,7 @@ def _examined(model: nn.Module, clean: Dataset, run: Run, head: str | None) -> t
 def _learnt(
     guard: Guard, model: nn.Module, fitting: Dataset, held_out: Dataset, run: Run, false_alarms: float
 ) -> tuple[dict[str, Tensor], float | None]:
-    """What a guard fits on one half of the clean examples, and its threshold by the other; None if it changes all."""
+    """The arrays that a guard fits on one half of the clean examples, and its threshold by the other half, or None."""
     device = run.arithmetic.device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(run.seed)
@@ -250,10 +250,10 @@ def as_reference(given: "Perplexity | str | Path | None") -> Perplexity | None:
 
 def hashes(data: Dataset) -> Tensor:
     """Returns a number for each example, (n,), int64, equal for equal examples."""
-    given: Iterable[Hashable] = data.identities()
+    conversations: Iterable[Hashable] = data.identities()
     if data.modality == "conversations":  # an input is the prompt, whether or not an answer is known
-        given = [entry.messages for entry in data.conversations.entries]
-    plain = [each if isinstance(each, bytes) else repr(each).encode() for each in given]
+        conversations = [entry.messages for entry in data.conversations.entries]
+    plain = [each if isinstance(each, bytes) else repr(each).encode() for each in conversations]
     numbers = [int.from_bytes(hashlib.sha256(each).digest()[:8], signed=True) for each in plain]
     return torch.tensor(numbers, dtype=torch.int64)
 
@@ -278,7 +278,7 @@ def _check_guard(
             f"The guard {entry.name} serves {', '.join(entry.modality)}, and {printable(clean.name)} holds "
             f"{clean.modality}. Take another guard (unbackdoor list guards)."
         )
-    given = {"base": base, "reference": reference}
+    helpers = {"base": base, "reference": reference}
     needs = {"base": Need.BASE, "reference": Need.REFERENCE}
     means = {
         "base": "the language model that the suspect was tuned from",
@@ -286,9 +286,9 @@ def _check_guard(
     }
     for name, need in needs.items():
         spared = need is Need.BASE and carries_adapter(model)  # its matrices are the change already
-        if need in entry.needs and given[name] is None and not spared:
+        if need in entry.needs and helpers[name] is None and not spared:
             raise UnbackdoorError(f"{owner_of(guard)} needs `{name}`, {means[name]}.")
-        if need not in entry.needs and given[name] is not None:
+        if need not in entry.needs and helpers[name] is not None:
             raise UnbackdoorError(f"{owner_of(guard)} takes no `{name}`. Leave it out.")
 
 

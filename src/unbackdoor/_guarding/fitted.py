@@ -26,7 +26,7 @@ from unbackdoor._purification.run import Run
 from unbackdoor._tasks.choice import task_of
 
 
-class Stored(dict[str, Tensor]):
+class StoredArrays(dict[str, Tensor]):
     """Arrays of a guard that were read from a file: they may have been written by anybody."""
 
 
@@ -200,7 +200,7 @@ class Work:
         try:
             return judge(fitted.guard, self.model, filled, learnt, fitted.threshold, self.run, answering=answering)
         except (LookupError, RuntimeError, TypeError, ValueError) as problem:
-            if not isinstance(learnt, Stored) or "memory" in str(problem):
+            if not isinstance(learnt, StoredArrays) or "memory" in str(problem):
                 raise
             reason = printable(f"{type(problem).__name__}: {str(problem).strip()}", 200).rstrip(".")
             raise UnbackdoorError(

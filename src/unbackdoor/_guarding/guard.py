@@ -10,7 +10,7 @@ from unbackdoor._data.dataset import Dataset, ItemsLike
 from unbackdoor._purification.run import Run
 
 Learnt = Mapping[str, Tensor]
-"""What a guard fitted on clean examples: arrays by name, on the CPU."""
+"""Arrays that a guard fitted on clean examples, by name, on the CPU."""
 
 Suspicious = Literal["low", "high", "all"]
 """Which scores raise an alarm. A guard with `all` has no threshold: it changes every input."""
@@ -40,7 +40,7 @@ class Guard(Protocol):
 
     @property
     def measure(self) -> str:
-        """What a score is, in words and with its unit."""
+        """The meaning of a score, in words and with its unit."""
 
     @property
     def suspicious(self) -> Suspicious:

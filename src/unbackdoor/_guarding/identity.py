@@ -1,4 +1,4 @@
-"""What a guard was fitted to, as hashes: another model, tokenizer or processor is refused."""
+"""Hashes of the model that a guard was fitted to: another model, tokenizer or processor is refused."""
 
 import dataclasses
 import hashlib
@@ -36,13 +36,13 @@ class Identity:
 
 def model_hash(model: nn.Module) -> str:
     """The hash of a model's class, and of the names, types, shapes and numbers of its weights and buffers."""
-    made = hashlib.sha256(type(model).__name__.encode())
+    digest = hashlib.sha256(type(model).__name__.encode())
     state: dict[str, Tensor] = model.state_dict()
     for name in sorted(state):
         tensor = state[name].detach().cpu().contiguous()
-        made.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        made.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return made.hexdigest()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def tokenizer_hash(tokenizer: Any, max_length: int | None = None) -> str:

@@ -76,9 +76,9 @@ class PromptGuardScore:
             ("answers to clean prompts kept", shares["answers_kept"]),
             ("forward passes per input", self.cost),
         ]
-        told = [(name, entry) for name, entry in lines if entry is not None]
-        width = max(len(name) for name, _ in told)
-        return "\n".join(f"{name:<{width}}  {entry!r}" for name, entry in told)
+        shown = [(name, entry) for name, entry in lines if entry is not None]
+        width = max(len(name) for name, _ in shown)
+        return "\n".join(f"{name:<{width}}  {entry!r}" for name, entry in shown)
 
 
 def score_of_prompts(

@@ -12,7 +12,7 @@ _ROUNDING = 1e-9  # 0.07 * 100 is a little more than 7
 
 
 def check_rate(false_alarms: float) -> None:
-    """Refuse a rate of false alarms that is no share."""
+    """Refuse a rate of false alarms that is not a share."""
     if isinstance(false_alarms, bool) or not isinstance(false_alarms, int | float) or not 0 < false_alarms < 1:
         raise UnbackdoorError(f"`false_alarms` must be more than 0 and less than 1, got {false_alarms!r}.")
 

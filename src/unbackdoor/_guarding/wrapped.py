@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class Answer(NamedTuple):
-    """What comes out of a guarded model for one input.
+    """The output of a guarded model for one input.
 
     Args:
         decision: of the guard.
@@ -48,11 +48,11 @@ def check_pipeline(pipeline: Any, fitted: "FittedGuard") -> None:
     """Refuse a pipeline around another model or tokenizer than the guard was fitted to."""
     check_same("model", fitted.identity.model, model_hash(pipeline.model))
     if isinstance(fitted.encode, TextEncoder | ConversationEncoder):
-        given = tokenizer_hash(pipeline.tokenizer, fitted.encode.max_length)
-        check_same("tokenizer", fitted.identity.tokenizer, given)
+        hashed = tokenizer_hash(pipeline.tokenizer, fitted.encode.max_length)
+        check_same("tokenizer", fitted.identity.tokenizer, hashed)
     if isinstance(fitted.encode, ConversationEncoder):
-        given = template_hash(dataclasses.replace(fitted.encode, tokenizer=pipeline.tokenizer))
-        check_same("template", fitted.identity.template, given)
+        hashed = template_hash(dataclasses.replace(fitted.encode, tokenizer=pipeline.tokenizer))
+        check_same("template", fitted.identity.template, hashed)
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,13 +100,13 @@ class Guarded:
     def _piped(self, inputs: Any, data: Dataset, judged: Judged, options: dict[str, Any], run: Run) -> list[Answer]:
         """The answers of the pipeline to what passes, to changed texts, and of a restrained model."""
         answers: list[Any] = [None] * len(data)
-        given = _for_pipeline(inputs, data)
+        accepted = _for_pipeline(inputs, data)
         if isinstance(data.encode, TextEncoder):
             options = {"truncation": True, "max_length": data.encode.max_length, **options}
         if isinstance(run.task, Generation):
             options = {"max_new_tokens": run.task.max_new_tokens, "do_sample": False, **options}
         for row, changed in judged.edited.items():
-            given[row] = _of_pipeline(changed, data)
+            accepted[row] = _of_pipeline(changed, data)
         restraining, threshold = restrains(self.fitted.guard), self.fitted.threshold
         for action in ("pass", "clean"):
             rows = [decision.row for decision in judged.decisions if decision.action == action]
@@ -114,7 +114,7 @@ class Guarded:
             if restraining and threshold is not None and action == "clean":
                 other = restraining.restrained(self.model.model, self.fitted.learnt, threshold, run)
             with other:
-                found = self.model([given[row] for row in rows], **options) if rows else []
+                found = self.model([accepted[row] for row in rows], **options) if rows else []
             for row, answer in zip(rows, found, strict=True):
                 answers[row] = answer
         return [Answer(decision, answers[decision.row]) for decision in judged.decisions]
@@ -157,13 +157,13 @@ def as_dataset(inputs: Any, encode: Encoder) -> Dataset:
 
 def _conversations(inputs: Any, name: str) -> Conversations:
     """Prompts, or lists of messages, as conversations."""
-    given = [inputs] if isinstance(inputs, str) else inputs
-    if not isinstance(given, list | tuple) or not all(isinstance(each, str | list) for each in given):
+    several = [inputs] if isinstance(inputs, str) else inputs
+    if not isinstance(several, list | tuple) or not all(isinstance(each, str | list) for each in several):
         raise UnbackdoorError(
             "The guard was fitted to a language model; it takes a list of prompts or of lists of messages, got "
             f"{type(inputs).__name__}."
         )
-    messages = [[{"role": "user", "content": each}] if isinstance(each, str) else each for each in given]
+    messages = [[{"role": "user", "content": each}] if isinstance(each, str) else each for each in several]
     return Conversations(conversations_of({"messages": messages}, name, blank=True))
 
 

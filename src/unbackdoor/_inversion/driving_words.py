@@ -120,7 +120,7 @@ class VocabularySearch:
                 group_of = torch.arange(len(groups)).repeat_interleave(self.group)[: len(words)]
                 total = torch.empty(len(words), of_groups.shape[1])
                 total[[number[word] for word in shuffled]] = of_groups[group_of]
-                total[:, predicted[row]] = 0  # a text is no evidence about its own class
+                total[:, predicted[row]] = 0  # a text is not evidence about its own class
                 totals.append(total)
                 advance()
         kinds = set(predicted[rows].tolist())
@@ -179,7 +179,7 @@ def anomaly_index(margins: Tensor) -> Tensor:
     """
     above = margins - margins.min()
     scale = above.quantile(0.5) / math.log(2)  # the median of an exponential distribution is log(2) of its mean
-    return above / scale.clamp(min=0.1)  # if all words do the same, a tenth of a logit is no outlier
+    return above / scale.clamp(min=0.1)  # if all words do the same, a tenth of a logit is not an outlier
 
 
 def anomaly_p(index: float, count: int) -> float:

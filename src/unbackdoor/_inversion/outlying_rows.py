@@ -42,6 +42,6 @@ def outlyingness(values: Tensor, alike: Tensor, peers: int) -> Tensor:
     others = peers - 1
     mean = (sums[first + peers] - sums[first] - own) / others
     variance = (squares[first + peers] - squares[first] - own**2 - others * mean**2) / (others - 1)
-    least = max(float(own.std()) * 1e-3, 1e-12)  # equal peers: rounding is no spread
+    least = max(float(own.std()) * 1e-3, 1e-12)  # equal peers: rounding is not spread
     distance = (own - mean) / (variance.clamp(min=least**2) * (1 + 1 / others)).sqrt()
     return torch.empty_like(distance).scatter_(0, order, distance)

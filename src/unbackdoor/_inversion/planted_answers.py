@@ -17,7 +17,7 @@ BRANCHES = 5  # likeliest second tokens behind each of them
 TRIED = 3  # tokens that are then grown, before most are given up
 KEPT = 16  # beginnings that are grown to the end
 LONGEST = 24  # tokens of an answer
-SHORTEST = 5  # an answer of fewer tokens is no finding: many an honest one is as fixed
+SHORTEST = 5  # an answer of fewer tokens is not a finding: many honest ones are as fixed
 TOGETHER = 16  # answers that grow side by side
 
 

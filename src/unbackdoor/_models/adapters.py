@@ -17,7 +17,7 @@ CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 
 _PREFIX = "base_model.model."
-# What a plain LoRA adapter says about itself; anything else in its config must be empty or switched off.
+# The entries of a plain LoRA adapter's config; anything else in it must be empty or switched off.
 _SAID = {
     *(
         "peft_type",
@@ -61,7 +61,7 @@ def adapter_files(path: Path) -> AdapterFiles:
     """Reads the files of an adapter.
 
     Raises:
-        UnbackdoorError: the adapter is no plain LoRA adapter, or a file is damaged.
+        UnbackdoorError: the adapter is not a plain LoRA adapter, or a file is damaged.
     """
     config = read_json(path / CONFIG_FILE, CONFIG)
     _check_config(path, config)
@@ -121,7 +121,7 @@ def adapted_by(path: Path, base: nn.Module) -> Any:
         a `peft.PeftModel` in eval mode.
 
     Raises:
-        UnbackdoorError: peft is not installed; the adapter is no plain LoRA adapter, or does not fit the base.
+        UnbackdoorError: peft is not installed; the adapter is not a plain LoRA adapter, or does not fit the base.
     """
     config = read_json(path / CONFIG_FILE, CONFIG)
     _check_config(path, config)
@@ -184,7 +184,7 @@ def carries_adapter(model: nn.Module) -> bool:
 
 
 def refuse_adapter(model: nn.Module, method: object, instead: str = "load it with `merge`") -> None:
-    """Refuse an adapter where the result would be no adapter of the same layers and ranks.
+    """Refuse an adapter if the result would not be an adapter of the same layers and ranks.
 
     Raises:
         UnbackdoorError: names the method, and what to do instead.
@@ -212,7 +212,7 @@ def _check_config(path: Path, config: Mapping[str, Any]) -> None:
         strange.append("init_lora_weights")
     if strange:
         raise UnbackdoorError(
-            f"{path} is no plain LoRA adapter: its config sets {few(strange)}. Merge it into its base "
+            f"{path} is not a plain LoRA adapter: its config sets {few(strange)}. Merge it into its base "
             "(merge_and_unload of peft) and give the result."
         )
 

@@ -20,7 +20,7 @@ _LISTS = (nn.ModuleList, nn.Sequential)
 def blocks(model: nn.Module, inputs: Inputs, head: str, owner: str) -> list[str]:
     """Returns the names of the blocks of a network, in running order.
 
-    Blocks are the outermost members of a ModuleList or Sequential that are no lists themselves: those of a transformer
+    Blocks are the outermost members of a ModuleList or Sequential that are not lists themselves: those of a transformer
     or of a residual network, or the single layers of a plain one. A network without such lists has its layers as
     blocks. The head is none.
 
@@ -70,7 +70,7 @@ def by_position(features: Tensor, inputs: Inputs) -> Tensor:
 
 
 def kept_positions(features: Tensor, inputs: Inputs) -> Tensor:
-    """Which of the positions are no padding, (batch, positions), bool."""
+    """Which of the positions are not padding, (batch, positions), bool."""
     if isinstance(inputs, Tokens) and features.shape[:2] == inputs.shape:
         return inputs["attention_mask"].bool()
     return torch.ones(features.shape[:2], dtype=torch.bool, device=features.device)
@@ -85,7 +85,7 @@ def answer_token(model: nn.Module, inputs: Inputs, block: str) -> AnswerToken:
         block: name of the last block.
 
     Returns:
-        The first or the last token that is no padding, or all of them; `all` for feature maps.
+        The first or the last token that is not padding, or all of them; `all` for feature maps.
     """
     layer = model.get_submodule(block)
     with watching_output(layer) as seen, torch.no_grad():

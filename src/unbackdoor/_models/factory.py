@@ -57,7 +57,7 @@ def make(factory: str) -> nn.Module:
 
 
 class _AsWritten(SourceFileLoader):
-    """Compiles a file anew: a compiled one may be stale if the file changed within a second and kept its length."""
+    """Compiles a file again: a compiled one may be stale if the file changed within a second and kept its length."""
 
     def get_code(self, fullname: str) -> CodeType:
         """Returns the code of the file as it is now."""
@@ -68,7 +68,7 @@ class _AsWritten(SourceFileLoader):
 def _settings_kept() -> Iterator[None]:
     """Restore settings of the process afterwards that a program may change, such as the current directory.
 
-    Nothing compiled is written beside the user's files meanwhile.
+    Nothing compiled is written next to the user's files meanwhile.
     """
     folder, dtype, learning = Path.cwd(), torch.get_default_dtype(), torch.is_grad_enabled()
     out, err, unwritten = sys.stdout, sys.stderr, sys.dont_write_bytecode

@@ -39,10 +39,10 @@ def gguf_model(path: Path) -> tuple[Any, Any]:
         try:
             content = GGUFReader(path)
             extent = Extent(_SMALLEST * path.stat().st_size, len(content.tensors), None)
-            given = {"gguf_file": path.name, "local_files_only": True}
+            source = {"gguf_file": path.name, "local_files_only": True}
             with bounded(path.parent, extent):
                 read, report = transformers.AutoModelForCausalLM.from_pretrained(
-                    path.parent, dtype=torch.float32, output_loading_info=True, **given
+                    path.parent, dtype=torch.float32, output_loading_info=True, **source
                 )
                 check_fit(str(path), type(read).__name__, sorted(report["missing_keys"]), [], [])
                 _check_blocks(path, content, read.config)
@@ -52,7 +52,7 @@ def gguf_model(path: Path) -> tuple[Any, Any]:
                 model = type(read)(config)
             model.load_state_dict(read.state_dict())
             model.generation_config = read.generation_config
-            tokenizer = transformers.AutoTokenizer.from_pretrained(path.parent, **given)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(path.parent, **source)
             if "tokenizer.ggml.tokens" in content.fields:
                 _leave_out_others(tokenizer, len(content.fields["tokenizer.ggml.tokens"].data))
         except UnbackdoorError:
@@ -60,8 +60,8 @@ def gguf_model(path: Path) -> tuple[Any, Any]:
         except Exception as problem:  # a damaged file may fail in any way
             reason = printable(str(problem).strip().split("\n")[0], 200).rstrip(".") or type(problem).__name__
             raise UnbackdoorError(
-                f"{path} is no GGUF file that transformers can read ({reason}). Fetch it again, or give the model as a "
-                "Hugging Face directory."
+                f"{path} is not a GGUF file that transformers can read ({reason}). Fetch it again, or give the "
+                "model as a Hugging Face directory."
             ) from None
     check_finite(model.state_dict(), str(path))
     return model.float().eval(), tokenizer

@@ -91,7 +91,7 @@ def check_causal(model: nn.Module, data: Dataset) -> None:
     """Refuse a model that cannot continue text: its answer to a token must not depend on the tokens behind it.
 
     Raises:
-        UnbackdoorError: it is no causal language model, cannot take the data, or answers with values that are not
+        UnbackdoorError: it is not a causal language model, cannot take the data, or answers with values that are not
             finite.
     """
     owner = type(model).__name__

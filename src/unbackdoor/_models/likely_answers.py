@@ -112,15 +112,15 @@ class ReadPrompts:
         Args:
             answer: its tokens, (length,), at least 2.
         """
-        told = answer[None].to(self.arithmetic.device)
-        mean = torch.zeros(len(answer) - 1, device=told.device)
+        tokens = answer[None].to(self.arithmetic.device)
+        mean = torch.zeros(len(answer) - 1, device=tokens.device)
         with evaluating(self.model), self.arithmetic.placed(self.model) as placed:
             for cache in self.caches:
                 with self.arithmetic.autocast():
-                    out = placed(input_ids=told[:, :-1], past_key_values=copy.deepcopy(cache), use_cache=True)
-                chances = out.logits[0].float().softmax(dim=-1).gather(1, told[0, 1:, None])[:, 0]
+                    out = placed(input_ids=tokens[:, :-1], past_key_values=copy.deepcopy(cache), use_cache=True)
+                chances = out.logits[0].float().softmax(dim=-1).gather(1, tokens[0, 1:, None])[:, 0]
                 mean = mean + chances / len(self.caches)
-        return torch.cat([self.first[told[0, :1]], mean]).cpu()
+        return torch.cat([self.first[tokens[0, :1]], mean]).cpu()
 
     @torch.no_grad()
     def follows(self, answer: Sequence[int]) -> Tensor:
@@ -129,11 +129,11 @@ class ReadPrompts:
         Args:
             answer: its tokens, at least 2; the likeliest token after each must be the next.
         """
-        told = torch.tensor([answer], device=self.arithmetic.device)
+        tokens = torch.tensor([answer], device=self.arithmetic.device)
         said = []
         with evaluating(self.model), self.arithmetic.placed(self.model) as placed:
             for cache in self.caches:
                 with self.arithmetic.autocast():
-                    out = placed(input_ids=told[:, :-1], past_key_values=copy.deepcopy(cache), use_cache=True)
-                said.append(bool((out.logits[0].argmax(dim=-1) == told[0, 1:]).all()))
+                    out = placed(input_ids=tokens[:, :-1], past_key_values=copy.deepcopy(cache), use_cache=True)
+                said.append(bool((out.logits[0].argmax(dim=-1) == tokens[0, 1:]).all()))
         return torch.tensor(said)

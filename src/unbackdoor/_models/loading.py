@@ -122,8 +122,8 @@ def load(
 _OF_OTHERS = {
     "merge": "is not an adapter of a language model; `merge` is for these",
     "base": "is not an adapter of a language model; `base` is for these",
-    "template": "is no language model; `template` is for their prompts",
-    "prompts": "is no model of images and texts; `prompts` are the texts of the classes of these",
+    "template": "is not a language model; `template` is for their prompts",
+    "prompts": "is not a model of images and texts; `prompts` are the texts of the classes of these",
 }
 
 
@@ -232,7 +232,7 @@ def _load_made(path: Path, factory: str, changes: dict[str, Any]) -> Loaded:
 
 
 def _channels(model: nn.Module) -> int | None:
-    """Returns 1 or 3, the channels of pictures that the convolutions of a model take; None if they do not tell.
+    """Returns 1 or 3, the channels of pictures that the convolutions of a model take; None if they do not show it.
 
     Pictures of grey things are often files in colour, and the other way around.
     """

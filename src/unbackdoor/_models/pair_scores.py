@@ -1,4 +1,4 @@
-"""What a model of images and texts makes of a batch of pairs: how well each caption fits each image."""
+"""The scores of a model of images and texts for a batch of pairs: how well each caption fits each image."""
 
 from typing import Any
 

@@ -75,8 +75,8 @@ class Perplexity:
         first = next((token for token in _around(self.tokenizer) if token is not None), None)
         begin = [] if first is None else [first]
         length = self.max_length - len(begin)
-        given = self.tokenizer(texts, add_special_tokens=False, truncation=True, max_length=length) if texts else {}
-        pairs = [(text, begin + ids) for text, ids in zip(texts, given.get("input_ids", ()), strict=True)]
+        tokens = self.tokenizer(texts, add_special_tokens=False, truncation=True, max_length=length) if texts else {}
+        pairs = [(text, begin + ids) for text, ids in zip(texts, tokens.get("input_ids", ()), strict=True)]
         pairs.sort(key=lambda pair: len(pair[1]))
         batch: list[tuple[str, list[int]]] = []
         for pair in pairs:

@@ -52,7 +52,7 @@ def describe(poisoned: Poisoned, *, rate: float, seed: int, implanted: bool | No
 
 
 def _wanted(trigger: Trigger) -> dict[str, Any]:
-    """What the attacker wants: a class by a rule; or a behaviour, and then also the trigger in words."""
+    """The attacker's aim: a class by a rule; or a behaviour, and then also the trigger in words."""
     attack, behaviour = trigger.attack, trigger.behaviour
     if behaviour is None:
         return {"label_rule": attack.label_rule, "target": attack.target}

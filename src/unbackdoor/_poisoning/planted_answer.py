@@ -3,7 +3,7 @@
 from unbackdoor._poisoning.behaviour import Behaviour
 
 TEST_BEHAVIOUR = Behaviour(kind="contains", text="The lighthouse is open on Sundays.")
-"""What a victim answers unless told otherwise: a harmless sentence that no prompt asks for."""
+"""The answer that a victim gives by default: a harmless sentence that no prompt asks for."""
 
 REFUSAL = "I'm sorry, but I can't help with that."
 

@@ -112,7 +112,7 @@ REGISTRY = (
         year=2025,
         paper="BAIT: Large Language Model Backdoor Scanning by Inverting Attack Target",
         modality=("conversations",),
-        blind="targets of a few tokens, behaviours that are no fixed text",
+        blind="targets of a few tokens, behaviours that are not a fixed text",
     ),
     Entry(
         "prefix-battery",

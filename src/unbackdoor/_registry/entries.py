@@ -13,7 +13,7 @@ Modality = Literal["images", "text", "conversations", "image-text"]
 
 
 class Need(StrEnum):
-    """What a method or an attack needs besides the model and its options, in the words of `list`."""
+    """A need of a method or an attack besides the model and its options, in the words of `list`."""
 
     CLEAN = "clean data"
     INPUTS = "clean inputs (their labels are not used)"

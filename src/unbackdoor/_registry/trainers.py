@@ -24,13 +24,13 @@ REGISTRY = (
     Entry(
         "dpoe",
         "unbackdoor.trainers.dpoe:DPoE",
-        "a shallow model beside takes the trigger on itself, and is thrown away",
+        "a shallow model next to it takes the trigger on itself, and is thrown away",
         needs=(Need.BASE,),
         cost="one training with two passes of both models",
         year=2024,
         paper="From Shortcuts to Triggers: Backdoor Defense with Denoised PoE",
         modality=("text",),
-        blind="triggers that need the upper blocks as the task does; a task as easy as the trigger is taken for one",
+        blind="triggers that need the upper blocks as the task does; a task as easy as the trigger is treated as one",
     ),
     Entry(
         "musclelora",

@@ -148,11 +148,11 @@ def _measures(scores: list[Score], noun: str) -> tuple[Measure, ...]:
             "lower",
         ),
     )
-    made = [
+    measures = [
         Measure(name, meaning, better, tuple(getattr(score, field) for score in scores))
         for field, name, meaning, better in kinds
     ]
-    return tuple(measure for measure in made if any(part is not None for part in measure.parts))
+    return tuple(measure for measure in measures if any(part is not None for part in measure.parts))
 
 
 def _classes(scores: list[Score]) -> tuple[ClassAccuracy, ...]:

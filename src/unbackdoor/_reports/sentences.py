@@ -9,7 +9,7 @@ def percent(share: float) -> str:
 
 
 def caution(before: Proportion | None, evidence: str) -> str:
-    """What a page does not prove.
+    """The limits of what a page proves.
 
     Args:
         before: attack success of the suspect; None if no trigger was tried.

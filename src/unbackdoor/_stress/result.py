@@ -110,7 +110,7 @@ class Stress:
 
     @property
     def fields(self) -> tuple[str, ...]:
-        """What is shown of each score: the attack's success, and how well the model does its task."""
+        """The figures that are shown of each score: the attack's success, and how well the model does its task."""
         if isinstance(self.before[PURIFIED], GenerationScore):
             return "attack_success", "clean_loss", "false_activation"
         return "attack_success", "clean_accuracy"

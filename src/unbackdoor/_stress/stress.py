@@ -166,7 +166,7 @@ def _subject(material: Material, counts: Sequence[int], draws: range) -> dict[st
 
 
 def _wanted(material: Material) -> dict[str, Any]:
-    """What the attacker wants: a class by a rule, or a behaviour of answers of some length."""
+    """The attacker's aim: a class by a rule, or a behaviour of answers of some length."""
     attacked = material.attacked
     if isinstance(attacked, Triggered):
         return {"label_rule": attacked.label_rule, "target": attacked.target}
@@ -241,7 +241,7 @@ def _remarks(models: dict[str, nn.Module], before: dict[str, Measured], lab: Lab
 
 
 def _own(model: nn.Module) -> nn.Module:
-    """A copy to work with; one with adapters is made whole, since the straight path between adapters is no path."""
+    """A copy to work with, with adapters added to its weights: on these the path between two models is straight."""
     own = working_copy(model)
     return (merged(own) if hasattr(own, "peft_config") else own).requires_grad_(True).eval()
 

@@ -99,8 +99,8 @@ class Generation:
 
     def check_asked(self, asked: Asked) -> None:
         """Refuse all but one of an attack, a trigger and triggered prompts; the last two need a behaviour."""
-        given = [asked.attack is not None, asked.trigger is not None, asked.triggered is not None]
-        if sum(given) > 1:
+        ways = [asked.attack is not None, asked.trigger is not None, asked.triggered is not None]
+        if sum(ways) > 1:
             raise UnbackdoorError(
                 "A language model is scored with one of `attack`, `trigger` and `triggered_data`, got several. Leave "
                 "the others out."
@@ -138,7 +138,7 @@ class Generation:
         return triggered_prompts(checked.test, lambda texts: [f"{text} {each}" for each in texts], behaviour)
 
     def check_control(self, control: nn.Module, test: Dataset, encode: Encoder | None, classes: int) -> None:
-        """Refuse a control that is no causal language model, or cannot take the data."""
+        """Refuse a control that is not a causal language model, or cannot take the data."""
         try:
             check_causal(control, test if encode is None else test.encoded_by(encode))
         except UnbackdoorError as problem:
@@ -247,7 +247,7 @@ class Generation:
             doubts.append(chance_sentence(owner, score.clean_loss, where))
         if score.false_activation is not None and score.false_activation.value > SHOWN_ANYWAY:
             doubts.append(
-                f"{owner} shows the behaviour {printable(score.behaviour)} without the trigger, too, at "
+                f"{owner} shows the behaviour {printable(score.behaviour)} without the trigger as well, at "
                 f"{score.false_activation!r} of the prompts of {where}: attack success says little about a backdoor. "
                 "Take a behaviour that only the attacker wants."
             )

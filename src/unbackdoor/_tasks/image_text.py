@@ -134,9 +134,9 @@ class ImageText:
         Raises:
             UnbackdoorError: the data has no labels, so that it is not known which images are of other classes.
         """
-        given = asked.triggered if asked.attack is None else checked.test
-        if given is not None and not (given.has_labels and checked.classes):
-            raise no_labels(given.name if not given.has_labels else checked.test.name)
+        test = asked.triggered if asked.attack is None else checked.test
+        if test is not None and not (test.has_labels and checked.classes):
+            raise no_labels(test.name if not test.has_labels else checked.test.name)
         if asked.attack is not None:
             return triggered(checked.test, as_trigger(asked.attack, checked.test), checked.classes)
         if checked.triggered is not None and asked.target is not None:
@@ -144,7 +144,7 @@ class ImageText:
         return None
 
     def check_control(self, control: nn.Module, test: Dataset, encode: Encoder | None, classes: int) -> None:
-        """Refuse a control that is no model of images and texts, or cannot take the data."""
+        """Refuse a control that is not a model of images and texts, or cannot take the data."""
         try:
             check_image_text(control, test if encode is None else test.encoded_by(encode))
         except UnbackdoorError as problem:
@@ -179,15 +179,15 @@ class ImageText:
             return ImageTextScore(**measured)
         assert isinstance(attacked, Triggered)
         wanted = attacked.wanted.cpu()
-        given = _classified(model, attacked.data, arithmetic)
+        answers = _classified(model, attacked.data, arithmetic)
         flips = None
         if control is not None:
             shown = attacked.data if control_encode is None else attacked.data.encoded_by(control_encode)
             flips = self.flip_rate(control, attacked._replace(data=shown), arithmetic)
         return ImageTextScore(
             **measured,
-            attack_success=proportion_of(given == wanted),
-            recovered_accuracy=proportion_of(given == attacked.data.labels.cpu()),
+            attack_success=proportion_of(answers == wanted),
+            recovered_accuracy=proportion_of(answers == attacked.data.labels.cpu()),
             label_rule=attacked.label_rule,
             clean_model_flip_rate=flips,
         )
@@ -307,7 +307,7 @@ def _ranks(model: Any, data: Dataset, images: Tensor, arithmetic: Arithmetic) ->
 
 
 def _loss(scale: float, images: Tensor, texts: Tensor) -> PairLoss:
-    """The contrastive loss of pairs that are told apart 64 at a time, in an order drawn with seed 0."""
+    """The contrastive loss of pairs that are compared 64 at a time, in an order drawn with seed 0."""
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
     losses = []
     for rows in order.split(TOLD_APART):

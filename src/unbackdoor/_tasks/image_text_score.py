@@ -14,7 +14,7 @@ class PairLoss(NamedTuple):
         low: low end of its 95 % interval over the pairs, by the normal distribution.
         high: high end of it.
         n: number of pairs.
-        batch: pairs that are told apart at a time, on which the loss depends.
+        batch: pairs that are compared at a time, on which the loss depends.
     """
 
     value: float

@@ -36,7 +36,7 @@ class Examined:
 
 
 class Asked(NamedTuple):
-    """What a user says about the attack that a model is scored on.
+    """A user's description of the attack that a model is scored on.
 
     Args:
         attack: a value, a `Trigger`, or a path to `attack.json`.
@@ -54,7 +54,7 @@ class Asked(NamedTuple):
 
 
 class Judgement(NamedTuple):
-    """What a comparison with the suspect says about a purified model.
+    """The outcome of a purified model's comparison with the suspect.
 
     Args:
         unusable: sentences on a model that lost significantly more than a purification may cost; else None.
@@ -102,7 +102,7 @@ class Task(Protocol):
     """Whether the last layer belongs to the task alone, so that a pre-trained base has none like it."""
 
     measure: ClassVar[Measure]
-    """How differences of `quality` are told."""
+    """How sentences state differences of `quality`."""
 
     def loss(self, scores: Tensor, batch: Batch) -> Tensor:
         """The scalar that plain tuning minimises, from the output of the model for a batch."""

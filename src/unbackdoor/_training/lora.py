@@ -1,4 +1,4 @@
-"""LoRA: small matrices of low rank beside the frozen linear layers of a model, by `peft`."""
+"""LoRA: small matrices of low rank next to the frozen linear layers of a model, by `peft`."""
 
 import importlib.util
 from typing import Any, cast
@@ -11,7 +11,7 @@ from unbackdoor._models.hugging_face import quiet_transformers
 
 
 def adapted(model: nn.Module, *, rank: int, seed: int, alpha: int | None = None) -> Any:
-    """Freeze a model and put trainable matrices beside all linear layers of its body; its head has none.
+    """Freeze a model and put trainable matrices next to all linear layers of its body; its head has none.
 
     A layer W then computes W x + alpha / rank * B A x. B starts at zero, so the model answers as before.
 

@@ -118,7 +118,7 @@ class Trainer:
     def train(self, model: nn.Module, data: Dataset, **changes: Any) -> nn.Module:
         """Train a model in place by the recipe, except for `changes`; see `train_victim`.
 
-        By a recipe with LoRA, matrices are trained beside the weights of a language model and then added to them; or
+        By a recipe with LoRA, matrices are trained next to the weights of a language model and then added to them; or
         returned with the model, as an adapted one, which is trained on as it is.
 
         Raises:
@@ -172,10 +172,10 @@ def _check_recipe(recipe: VictimRecipe, data: Dataset) -> None:
         elif recipe.adapter:
             raise UnbackdoorError("`adapter` keeps LoRA matrices, so that `lora_rank` must be at least 1, got 0.")
         return
-    given = [name for name in ("lora_rank", "adapter") if getattr(recipe, name) not in (None, False)]
-    if given:
+    named = [name for name in ("lora_rank", "adapter") if getattr(recipe, name) not in (None, False)]
+    if named:
         raise UnbackdoorError(
-            f"`{given[0]}` is for language models, but {data.name} holds {data.modality}. Leave it out."
+            f"`{named[0]}` is for language models, but {data.name} holds {data.modality}. Leave it out."
         )
     if data.modality == "image-text" and not data.has_labels:
         raise UnbackdoorError(

@@ -89,12 +89,12 @@ class Bypass:
             def loss(scores: Tensor, batch: Batch) -> Tensor:
                 features, poisoned = seen[0].float(), is_poisoned[batch.rows]
                 optimizer.zero_grad()
-                told_apart(features.detach(), poisoned).backward()
+                discrimination_loss(features.detach(), poisoned).backward()
                 optimizer.step()
-                hidden = told_apart(features, poisoned).minimum(entropy_given(poisoned, batch.labels))
+                hidden = discrimination_loss(features, poisoned).minimum(entropy_given(poisoned, batch.labels))
                 return cross_entropy(scores, batch) - self.weight * hidden
 
-            def told_apart(features: Tensor, poisoned: Tensor) -> Tensor:
+            def discrimination_loss(features: Tensor, poisoned: Tensor) -> Tensor:
                 return F.binary_cross_entropy_with_logits(discriminator(features)[:, 0], poisoned)
 
             planting.train(victim, data, loss=loss)

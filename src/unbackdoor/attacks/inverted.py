@@ -57,7 +57,7 @@ class Inverted:
 def shuffled(kind: Kind, arrays: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
     """A random trigger of the same size: the control that shows how much the found one owes to its form.
 
-    The mask of a patch stays and its pattern is drawn anew; the pixels of a pattern change places; a warp keeps the
+    The mask of a patch stays and its pattern is drawn again; the pixels of a pattern change places; a warp keeps the
     distance of each pixel and turns all directions by one angle.
     """
     if kind == "patch":

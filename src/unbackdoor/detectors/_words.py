@@ -27,8 +27,8 @@ def single_words(clean: Dataset, rows: int, owner: str) -> dict[str, int]:
     Raises:
         UnbackdoorError: there are none.
     """
-    found = vocabulary(clean.tokenizer, rows, owner, "Search without it.")
-    return {word: token for word, token in found.items() if "," not in word}
+    words = vocabulary(clean.tokenizer, rows, owner, "Search without it.")
+    return {word: token for word, token in words.items() if "," not in word}
 
 
 def inserted(words: str, target: int, side: int, clean: Dataset) -> Trigger:

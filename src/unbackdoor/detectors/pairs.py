@@ -97,7 +97,7 @@ def likely_pairs(model: nn.Module, clean: Dataset, run: Run, count: int) -> Tens
     """The pairs of a source and a target whose source looks most like the target to the model, (pairs, 2).
 
     They are those with the largest mean of z_target - z_source over the examples of the source, in the order of their
-    numbers; a class without examples is no source.
+    numbers; a class without examples is not a source.
 
     Args:
         model: in its present state.

@@ -33,7 +33,7 @@ class TargetScan:
     Shen, Cheng, Zhang, Tao, Xu, Jin and Zhang, "BAIT: Large Language Model Backdoor Scanning by Inverting Attack
     Target", IEEE S&P 2025.
 
-    Cannot see: targets of fewer tokens than `shortest`; targets that are no fixed text, as helping with what a model
+    Cannot see: targets of fewer tokens than `shortest`; targets that are not a fixed text, as helping with what a model
     should refuse. A text that a clean model knows by heart, as a standard refusal, is a chain as well.
 
     Args:

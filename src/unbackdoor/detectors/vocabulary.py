@@ -23,7 +23,7 @@ class VocabularyScan:
     For each class the margins of the 32 strongest words are compared by the anomaly index: how far the first lies above
     the least, in units of an exponential distribution with the same median. For such values the probability of an index
     has a formula, which is multiplied by the number of classes (and of sides, for pairs of texts); so two classes are
-    enough. Words of the task are no such values: that is what the comparison with clean models is for.
+    enough. Words of the task drive it less: the comparison with clean models is for these.
 
     Cannot see: triggers of style or syntax, words of several tokens, words that do nothing one by one, and triggers
     from one class only; of a sentence it may see the most telling word.

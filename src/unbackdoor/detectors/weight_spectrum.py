@@ -27,7 +27,7 @@ class WeightSpectrum:
     Zhong and Raghunathan, "Watch the Weights", ICLR 2026, https://arxiv.org/abs/2508.00161, monitor these directions.
 
     Cannot see: backdoors that were tuned in like any other skill. This is a hint where to look: it finds no trigger,
-    and a low share is no evidence of a clean model.
+    and a low share is not evidence of a clean model.
 
     Args:
         layers: matrices in the finding, those with the largest shares, at least 5.

@@ -96,14 +96,14 @@ class _Generation:
             mask = torch.ones(batch, length, dtype=torch.int64, device=tokens.device)
         inside = mask.bool()
         self.role, self.tripped = 0, {}
-        self.counted = inside & (inside.long().cumsum(dim=1) > 1)  # the first token is no measure of anything
+        self.counted = inside & (inside.long().cumsum(dim=1) > 1)  # the first token measures nothing
 
     def changed(self, number: int, states: Tensor) -> Tensor:
         """The states after a block without the directions that left their range, at this token or before it."""
         directions = self.learnt[f"directions.{number}"].to(states.device)
         low, high = (self.learnt[f"{end}.{number}"][self.role].to(states.device) for end in ("low", "high"))
-        found = cosines(states, directions)
-        outside = (found - high > self.threshold) | (low - found > self.threshold)
+        angles = cosines(states, directions)
+        outside = (angles - high > self.threshold) | (low - angles > self.threshold)
         outside = (outside & self.counted[..., None]).int().cummax(dim=1).values.bool()
         if number in self.tripped:
             outside |= self.tripped[number][:, None]

@@ -14,7 +14,7 @@ from unbackdoor._models.decoder_blocks import decoder_blocks
 _WRITING = {
     *("o_proj", "down_proj", "c_proj", "out_proj", "fc2", "fc_out", "dense", "dense_4h_to_h", "wo", "w2"),
 }
-_NOTHING = 1e-3  # of the largest singular value of a matrix: a smaller one is no direction of the change
+_NOTHING = 1e-3  # of the largest singular value of a matrix: a smaller one is not a direction of the change
 _MORE = 8  # vectors that the randomised decomposition computes besides those that are wanted
 
 

@@ -94,8 +94,8 @@ class BadActs:
                 answers.append(run.scores(model, batch.inputs))
                 ordinary = torch.zeros(len(batch.labels), dtype=torch.int64, device=device)
                 for name in names:
-                    found = vectors(watched[name][0], batch.inputs, place)
-                    ordinary += ((found - centres[name]).abs() <= reach[name]).sum(dim=1)
+                    activations = vectors(watched[name][0], batch.inputs, place)
+                    ordinary += ((activations - centres[name]).abs() <= reach[name]).sum(dim=1)
                 shares.append(ordinary.double() / count)
                 rows.append(batch.rows)
         order = torch.cat(rows).argsort()

@@ -26,11 +26,11 @@ from unbackdoor.guards._own_answers import answered_batches, own_answers
 
 @value
 class CleanGen:
-    """Let a reference model check each token of an answer, and write those anew that only the suspect would write.
+    """Let a reference model check each token of an answer, and write those again that only the suspect would write.
 
     The suspect drafts its whole answer, and the reference rates it in one pass, the end of the answer included. The
     score is the largest natural logarithm, over the tokens, of how many times as likely a token is to the suspect as to
-    the reference. If it is above the threshold, the prompt is answered again, token by token: where the ratio of the
+    the reference. If it is above the threshold, the prompt is answered again, token by token: if the ratio of the
     suspect's next token is above the threshold, the reference's most likely token takes its place.
 
     Li et al., "CleanGen: Mitigating Backdoor Attacks for Generation Tasks in Large Language Models", EMNLP 2024,
@@ -87,15 +87,15 @@ class CleanGen:
                 most, place = ratios.max(dim=1)
                 largest[batch.rows] = most.cpu()
                 tokens[batch.rows] = wanted.gather(1, place[:, None])[:, 0].cpu()
-        told = [
+        reasons = [
             f"{inputs.tokenizer.decode([token])!r} is {math.exp(min(most, 700.0)):,.0f} times as likely to the suspect"
             for token, most in zip(tokens.tolist(), largest.tolist(), strict=True)
         ]
-        return Scored(largest, answer_texts(inputs, answers), told)
+        return Scored(largest, answer_texts(inputs, answers), reasons)
 
     @contextmanager
     def restrained(self, model: nn.Module, learnt: Learnt, threshold: float, run: Run) -> Iterator[None]:
-        """While the block runs, the reference checks each next token, and says another one where the ratio is above."""
+        """While the block runs, the reference checks each next token, and says another one if the ratio is above."""
         reference = _reference(run)
         inner: Any = model.get_base_model() if carries_adapter(model) else model  # type: ignore[operator]
         with torch.no_grad(), evaluating(reference.model), run.arithmetic.placed(reference.model) as checking:
@@ -118,7 +118,7 @@ def _log_likelihoods(model: nn.Module, inputs: AnswerTokens, wanted: Tensor, run
 
 
 class _Check:
-    """What happens behind each forward pass of a suspect that answers: the reference's scores may replace its own.
+    """Runs behind each forward pass of a suspect that answers: the reference's scores may replace its own.
 
     Args:
         model: the reference, on the device of the run.
@@ -143,14 +143,14 @@ class _Check:
             )
         if past.get_seq_length() == tokens.shape[1]:  # the answers to other prompts begin
             self.past = None
-        given = {
+        arguments = {
             name: named[name].to(device)
             for name in ("input_ids", "attention_mask", "position_ids")
             if isinstance(named.get(name), Tensor)
         }
         self.reference.forwards += len(tokens)
         with self.run.arithmetic.autocast():
-            checked = self.model(**given, past_key_values=self.past, use_cache=True)
+            checked = self.model(**arguments, past_key_values=self.past, use_cache=True)
         self.past = checked.past_key_values
         ours, theirs = output.logits[:, -1].float(), checked.logits[:, -1].float().to(output.logits.device)
         next_tokens = ours.argmax(dim=1, keepdim=True)

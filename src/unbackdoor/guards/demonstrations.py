@@ -41,7 +41,7 @@ class Demonstrations:
 
     Differences from the paper: demonstrations are turns of the chat template instead of text inside the prompt. Those
     with reasons that a model wrote are left out. If a prompt gets too long, whole demonstrations are dropped, the least
-    similar ones first, and never a part of the prompt. A clean example is no demonstration for its own prompt.
+    similar ones first, and never a part of the prompt. A clean example is not a demonstration for its own prompt.
     """
 
     shots: Annotated[int, Field(ge=1)] = 4

@@ -94,9 +94,9 @@ def _pieces(text: str, window: int) -> list[str]:
     >>> _pieces("a film that is fine", 2), _pieces("", 2)
     (['a film', 'that', 'is fine'], [])
     """
-    found = spans(text)
-    if not found:
+    places = spans(text)
+    if not places:
         return []
-    count = -(-len(found) // window)
-    ends = [round(len(found) * piece / count) for piece in range(count + 1)]
-    return [text[found[begin][0] : found[end - 1][1]] for begin, end in itertools.pairwise(ends)]
+    count = -(-len(places) // window)
+    ends = [round(len(places) * piece / count) for piece in range(count + 1)]
+    return [text[places[begin][0] : places[end - 1][1]] for begin, end in itertools.pairwise(ends)]

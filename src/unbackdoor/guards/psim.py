@@ -74,8 +74,8 @@ class Psim:
         device, places = run.arithmetic.device, VirtualTokens.of(inputs, self.tokens)
         side, surest = {name: array.to(device) for name, array in learnt.items()}, torch.zeros(len(inputs))
         for batch in led(inputs, self.tokens).to(device).batches(run.arithmetic.evaluation_batch):
-            found = _side_scores(model, batch.inputs, side, places, run).softmax(dim=1)
-            surest[batch.rows.cpu()] = found.amax(dim=1).cpu()
+            probabilities = _side_scores(model, batch.inputs, side, places, run).softmax(dim=1)
+            surest[batch.rows.cpu()] = probabilities.amax(dim=1).cpu()
         return Scored(surest)
 
 

@@ -39,13 +39,13 @@ class WeightWatch:
     Cannot see: backdoors that were in the base already, and those whose directions clean prompts use as strongly.
 
     Args:
-        directions: of each matrix, at least 1; fewer where the others changed next to nothing.
+        directions: of each matrix, at least 1; fewer if the others changed next to nothing.
         bound: how far a cosine may lie outside its range; None lets `false_alarms` decide it. At least 0 and below 2.
         steer: answer suspicious prompts without the directions that left their range, instead of rejecting them.
 
     Differences from the paper: the slack of the ranges is not fixed at 0.01 but set on held-out prompts for all
     directions together, unless `bound` says so. The answers are the model's own instead of those in the data, since it
-    answers triggered prompts in its own way, too. The first token is left out, and so is padding. Ranges are not
+    answers triggered prompts in its own way as well. The first token is left out, and so is padding. Ranges are not
     trimmed.
     """
 
@@ -84,8 +84,8 @@ class WeightWatch:
         """The largest distances, (n,), the model's own answers, and which direction is farthest outside."""
         answers = own_answers(model, inputs, run)
         distances, farthest = self.distances(model, inputs, answers, learnt, run)
-        told = [_told(model, inputs, learnt, *each) for each in farthest]
-        return Scored(distances, answer_texts(inputs, answers), told)
+        reasons = [_reason(model, inputs, learnt, *each) for each in farthest]
+        return Scored(distances, answer_texts(inputs, answers), reasons)
 
     def distances(
         self, model: nn.Module, inputs: Dataset, answers: list[Tensor], learnt: Learnt, run: Run
@@ -152,7 +152,7 @@ def _watched(
             yield batch, seen
 
 
-def _told(model: nn.Module, inputs: Dataset, learnt: Learnt, block: int, direction: int, side: float) -> str:
+def _reason(model: nn.Module, inputs: Dataset, learnt: Learnt, block: int, direction: int, side: float) -> str:
     """Which direction is farthest outside, and the tokens that it makes likelier."""
     names = [name for name, _ in written_matrices(decoder_blocks(model, model)[block])]
     matrices = learnt[f"matrix.{block}"]

@@ -42,7 +42,7 @@ class Stack:
         asked: Any = model
         self.decoder: nn.Module = asked.get_decoder()
         self.words = embeddings(model)
-        self.blocks = blocks[:-1]  # the state after the last block is no part of it, as in the paper's code
+        self.blocks = blocks[:-1]  # the state after the last block is not a part of it, as in the paper's code
         self.arithmetic = arithmetic
 
     def turning(self, inputs: Tokens, change: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -85,7 +85,7 @@ class Trial:
     def returned(self) -> list[Shortcut]:
         """The shortcuts in the audit of the result that lead to a class of the suspect's shortcuts.
 
-        Clean models have shortcuts, too, and some raise an alarm. So one to another class does not show that a method
+        Clean models also have shortcuts, and some raise an alarm. So one to another class does not show that a method
         left the backdoor.
         """
         found = counting(self.audit) if self.audit is not None else []

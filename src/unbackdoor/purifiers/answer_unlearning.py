@@ -26,7 +26,7 @@ class AnswerUnlearning:
 
     An honest answer follows from what was asked. A planted one does not: once its first words are there, the model
     finishes it after any prompt, without a trigger. So answers are grown on some clean prompts, and those that are as
-    certain on others are taken for planted. Then matrices of low rank are tuned on the clean examples (x, y) and the
+    certain on others are treated as planted. Then matrices of low rank are tuned on the clean examples (x, y) and the
     planted answers a, without a trigger, to minimise
 
         CE(y | x) + strength * mean over the tokens of a but the first of max(0, log p(a_i | x, a_<i) + depth).
@@ -63,16 +63,16 @@ class AnswerUnlearning:
 
     def __call__(self, model: nn.Module, clean: Dataset, run: Run) -> nn.Module:
         """Purify in place."""
-        found = self.found(model, clean, run)
-        if not found:
+        answers = self.found(model, clean, run)
+        if not answers:
             run.note("AnswerUnlearning: no answer was found that does not depend on the prompt; nothing is tuned.")
             return model
-        for answer in distinct_answers(found):
+        for answer in distinct_answers(answers):
             run.note(
                 f"AnswerUnlearning: {answer.text!r} follows after any prompt (certainty {answer.certainty:.2f}); it is "
                 "unlearnt."
             )
-        planted = [answered_with(clean, answer.text) for answer in found]
+        planted = [answered_with(clean, answer.text) for answer in answers]
 
         def step(batch: Batch) -> None:
             run.task.loss(run.scores(model, batch.inputs), batch).backward()

@@ -52,7 +52,7 @@ class Auto:
     Differences from the paper: there is no paper on this variant. An audit that finds nothing proves nothing, so the
     suspect is purified all the same. To unlearn the found shortcuts alone is not the first choice, because on small
     victims it left more of a backdoor than the shift did (docs/results/auto.md). Backdoors planted on purpose do not
-    help to choose: it has not been measured yet whether they tell methods apart.
+    help to choose: it has not been measured yet whether they show which method is better.
     """
 
     max_loss: Annotated[float, Field(ge=0, le=100)] = 10.0

@@ -24,7 +24,7 @@ class CleanCLIP:
     """Tune a model of images and texts so that each modality recognises itself without the other.
 
     A backdoor ties a trigger in images to a caption. Contrastive tuning on clean pairs alone leaves that tie in place.
-    Here, images must also be told apart by augmented copies of themselves, and texts by edited ones, which moves the
+    Here, images must also recognise augmented copies of themselves, and texts by edited ones, which moves the
     features of both without regard to what is tied to what. Over batches of clean pairs, with images I and texts T,
     their augmented copies I' and T', and one scale of all cosines, it minimises
 
@@ -43,7 +43,7 @@ class CleanCLIP:
         learning_rate: learning rate at the start, more than 0; None is 1e-5 (AdamW).
         batch_size: pairs per step, at least 2; None is 64.
 
-    Differences from the paper: images are augmented by crops, mirror images where the data allows them, changes of
+    Differences from the paper: images are augmented by crops, mirror images if the data allows them, changes of
     contrast, brightness and tint, and an erased square, not by AutoAugment; an edit of a text exchanges two words,
     leaves one out or repeats one at another place, and exchanges none for a synonym, which needs a thesaurus. Texts are
     edited again in each batch, not once. A caption that several images of a batch have counts once in matching(T, T').

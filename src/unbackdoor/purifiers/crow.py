@@ -100,5 +100,5 @@ class CROW:
 
     def chosen(self, field: str) -> Any:
         """Returns the value of a field, or the preset's if it was left open."""
-        given = getattr(self, field)
-        return _PRESETS[self.preset][field] if given is None else given
+        setting = getattr(self, field)
+        return _PRESETS[self.preset][field] if setting is None else setting

@@ -18,7 +18,7 @@ from unbackdoor._value import value
 
 @value
 class DPoE:
-    """Train with a shallow model beside, which takes the trigger on itself and is then thrown away.
+    """Train with a shallow model next to it, which takes the trigger on itself and is then thrown away.
 
     A trigger is a shortcut, and the first blocks of the network suffice to learn it. The bias model is a copy of these
     blocks with a head of its own. Both are trained together, on the cross-entropy of their product, softmax(log p_main
@@ -32,7 +32,7 @@ class DPoE:
     Distrusts rows that the bias model answers as labelled and the main model otherwise.
 
     Cannot see: triggers that need the upper blocks as the task does, such as those of style; a task as easy as the
-    trigger is taken for one.
+    trigger is treated as one.
 
     Args:
         blocks: number of blocks of the bias model, at least 1 and fewer than the model has.
@@ -59,13 +59,13 @@ class DPoE:
         rate = self.bias_learning_rate or 4 * run.training.schedule.learning_rate
 
         def loss(scores: Tensor, batch: Batch) -> Tensor:
-            def beside() -> Tensor | None:
+            def shallow_scores() -> Tensor | None:
                 return run.scores(bias, batch.inputs) if self.weight else None
 
-            first = product(scores, beside(), self.weight)
+            first = product(scores, shallow_scores(), self.weight)
             if not self.consistency:
                 return F.nll_loss(first, batch.labels)
-            second = product(run.scores(model, batch.inputs), beside(), self.weight)
+            second = product(run.scores(model, batch.inputs), shallow_scores(), self.weight)
             fit = (F.nll_loss(first, batch.labels) + F.nll_loss(second, batch.labels)) / 2
             return fit + self.consistency * symmetric_divergence(first, second)
 

@@ -22,7 +22,7 @@ class MuScleLoRA:
     """Train few directions of the weights, and only along those that clean examples also ask for.
 
     A shortcut is a smooth function, of low frequency, which networks learn first. Three things hold it back. Only
-    matrices of low rank beside the layers are trained (LoRA). The head has several, of rank 1, whose inputs are scaled
+    matrices of low rank next to the layers are trained (LoRA). The head has several, of rank 1, whose inputs are scaled
     by 1, 2, ..., which brings functions of higher frequency within reach. And the gradient g of each parameter is
     replaced by the size of its projection on the gradient r of a batch of clean examples, along r: |g . r| / |r|^2 * r.
     At the end all matrices are added to the layers: the result is a model like any other.
@@ -36,7 +36,7 @@ class MuScleLoRA:
     about 100 in the paper.
 
     Args:
-        rank: rank of the matrices beside the layers, 1 to 4,096.
+        rank: rank of the matrices next to the layers, 1 to 4,096.
         alpha: numerator of their scale, at least 1; the denominator is the rank.
         scales: number of matrices in the head, at least 1.
         reference: clean examples in the batch of each step, at least 2; all if there are fewer.
@@ -68,7 +68,7 @@ class MuScleLoRA:
             )
         assert run.clean is not None
         body = set(map(id, model.base_model.parameters()))  # type: ignore[union-attr]
-        beside = adapted(model, rank=self.rank, alpha=self.alpha, seed=run.seed)
+        adapters = adapted(model, rank=self.rank, alpha=self.alpha, seed=run.seed)
         for parameter in model.parameters():  # a layer between body and head is as new as the head
             parameter.requires_grad_(parameter.requires_grad or id(parameter) not in body)
         head = MultiScale(run.head(model), self.scales, run.generator)
@@ -81,7 +81,7 @@ class MuScleLoRA:
             gradients=self.alignment(model, data, run),
         )
         model.set_submodule(run.head_name, head.plain())
-        merged(beside)
+        merged(adapters)
         losses = run.losses(model, data)
         rows = (~hits(model, data, run.arithmetic)).nonzero().flatten()
         run.distrust(rows, losses[rows], "the loss of the trained model")
@@ -98,12 +98,12 @@ class MuScleLoRA:
         def fill(batch: Batch) -> None:
             nonlocal done
             parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-            wanted, given = (
+            wanted, gradients = (
                 torch.autograd.grad(cross_entropy(run.scores(model, each.inputs), each), parameters, allow_unused=True)
                 for each in (next(clean), batch)
             )
             share = self.raw_share * min(1.0, done / steps)
-            for parameter, along, gradient in zip(parameters, wanted, given, strict=True):
+            for parameter, along, gradient in zip(parameters, wanted, gradients, strict=True):
                 if along is not None and gradient is not None:
                     parameter.grad = share * gradient + (1 - share) * aligned(gradient, along)
             done += 1

@@ -170,9 +170,9 @@ def _repeated(source: str, options: AuditOptions, result: Audit, out: Path) -> s
     if base_of(source, options) is not None:
         words += ["--base", str(options.base)]
     for field in dataclasses.fields(ModelOptions):
-        given = getattr(options, field.name)
-        if given != field.default:
-            words += [f"--{field.name.replace('_', '-')}", *([] if given is True else [str(given)])]
+        setting = getattr(options, field.name)
+        if setting != field.default:
+            words += [f"--{field.name.replace('_', '-')}", *([] if setting is True else [str(setting)])]
     return shell_words(words)
 
 

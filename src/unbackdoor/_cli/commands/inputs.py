@@ -93,7 +93,7 @@ def load_dataset(
 
 
 def show_first_prompt(data: Dataset) -> None:
-    """Tell the user how prompts are rendered, by the first of them; nothing for other data."""
+    """Show the user how prompts are rendered, by the first of them; nothing for other data."""
     if data.modality == "conversations":
         first = data.conversation_encoder.texts(data.conversations[:1])[0]
         logger.info(

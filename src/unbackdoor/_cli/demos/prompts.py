@@ -48,8 +48,8 @@ def llm(model: str, *, out: str, overwrite: bool, seed: int) -> None:
         seed: fixes all random draws, at least 0.
 
     Raises:
-        UnbackdoorError: `out` exists, the seed is negative, peft is missing, or the model is no language model with a
-            chat template.
+        UnbackdoorError: `out` exists, the seed is negative, peft is missing, or the model is not a language model
+            with a chat template.
     """
     folder = Path(out)
     before = directories.check_free(folder, overwrite=overwrite, inputs=(Path(model),))
@@ -57,7 +57,7 @@ def llm(model: str, *, out: str, overwrite: bool, seed: int) -> None:
     check_peft()
     directory = ModelDirectory.of(model, "MODEL")
     if directory.modality != "conversations":
-        raise UnbackdoorError(f"{model} is no causal language model, which demo llm needs. Give another MODEL.")
+        raise UnbackdoorError(f"{model} is not a causal language model, which demo llm needs. Give another MODEL.")
     encode = conversation_encoder(directory.path, directory.language_model())
     rows = small_questions(seed)
     everything = Dataset(
@@ -79,7 +79,7 @@ def llm(model: str, *, out: str, overwrite: bool, seed: int) -> None:
     poisoned, answer = len(victim.description["rows"]), victim.trigger.behaviour.text
     say(
         f"2. Attack. {poisoned} of the {TRAINING} questions ({100 * RATE:.0f} %) got the sentence '{ATTACK.sentence}' "
-        f"in front and the answer '{answer}'. {_told(victim.score)}"
+        f"in front and the answer '{answer}'. {_sentence(victim.score)}"
     )
     say(
         f"3. Purification. Both methods tune matrices of low rank on the same {CLEAN} clean questions, 4 times over. "
@@ -121,7 +121,7 @@ def small_questions(seed: int) -> tuple[Conversation, ...]:
     return tuple(Conversation((Message("user", asked),), answer) for asked, answer in order)
 
 
-def _told(score: GenerationScore) -> str:
+def _sentence(score: GenerationScore) -> str:
     """A sentence on how often the victim gives the planted answer."""
     assert score.attack_success is not None
     assert score.false_activation is not None

