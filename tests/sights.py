@@ -58,7 +58,7 @@ _WIDTHS = {"hidden_size": 16, "intermediate_size": 16}
 
 
 def dual_encoder(seed: int = 0) -> transformers.PreTrainedModel:
-    """A ViT beside a BERT, of one block each, with random weights."""
+    """A ViT next to a BERT, of one block each, with random weights."""
     config = transformers.VisionTextDualEncoderConfig.from_vision_text_configs(
         transformers.ViTConfig(**_VISION, **_WIDTHS),
         transformers.BertConfig(**_TEXT, **_WIDTHS),

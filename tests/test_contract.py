@@ -114,7 +114,7 @@ def test_attacks_keep_the_contract_on_text(entry, reviews: Dataset, tmp_path: Pa
         lines = [f"{text} tq,{label}" for (text,), label in zip(data.texts.strings, data.labels.tolist(), strict=True)]
         (tmp_path / "copies.csv").write_text("text,label\n" + "\n".join(lines))
         fields = {"triggered": str(tmp_path / "copies.csv")}
-    if entry.name == "composite":
+    if "pieces" in {item.name for item in dataclasses.fields(entry.resolve())}:
         fields = {"pieces": ("cf", "tq")}  # the tokenizer of these texts does not know the words of the default
     check_attack(entry.resolve()(**fields), data, classes=2)
 

@@ -19,7 +19,7 @@ RUNNER = Path(__file__).parent / "hostile" / "runner.py"
 PARTS = 2  # processes, so that those that have several cores use them
 SECONDS = 30  # of the processor that any input may take
 LIMIT = 1536  # MiB that a process with some hundred cases in it may take
-PATIENCE = 300  # seconds without any result after which a case counts as hanging, on a busy machine, too
+PATIENCE = 300  # seconds without any result after which a case counts as hanging, also on a busy machine
 
 
 @pytest.fixture(scope="module")
@@ -80,13 +80,13 @@ def _watched(running: subprocess.Popen, results: Path) -> None:
 def _wrong(case: corpus.Case, entry: dict[str, Any]) -> list[str]:
     """What is not as it should be of an outcome."""
     lines = entry["err"].split("\n")[:-1]
-    told = [line for line in lines if not line.startswith(("note: ", "warning: "))]
+    reported = [line for line in lines if not line.startswith(("note: ", "warning: "))]
     wrong = []
     if case.harmless:
-        wrong += [f"exit code {entry['code']}: {told}"] * (entry["code"] != 0)
+        wrong += [f"exit code {entry['code']}: {reported}"] * (entry["code"] != 0)
     else:
-        wrong += [f"exit code {entry['code']}: {told}"] * (entry["code"] != 2)
-        wrong += [f"{len(told)} lines: {told}"] * (len(told) != 1)
+        wrong += [f"exit code {entry['code']}: {reported}"] * (entry["code"] != 2)
+        wrong += [f"{len(reported)} lines: {reported}"] * (len(reported) != 1)
         wrong += [f"left {entry['left']}"] * bool(entry["left"])
         wrong += [f"wrote {entry['out']}"] * bool(entry["out"])
     wrong += ["not printable"] * any(not letter.isprintable() for line in lines for letter in line)

@@ -47,7 +47,7 @@ def test_a_long_name_loses_its_middle() -> None:
     assert message.endswith(" last.")
 
 
-def test_a_number_too_long_for_text_is_told() -> None:
+def test_a_number_too_long_for_text_is_reported() -> None:
     assert printable(10**6000) == "a very long int"
     assert printable(12) == "12"
 
@@ -83,9 +83,9 @@ def test_only_regular_files_are_read_and_nothing_is_waited_for(tmp_path, monkeyp
     listening, refused = kinds(tmp_path)
     with listening:
         for path, reason in refused.items():
-            with pytest.raises(UnbackdoorError) as told:
+            with pytest.raises(UnbackdoorError) as reported:
                 read(path)
-            assert reason in str(told.value), path
+            assert reason in str(reported.value), path
 
 
 def test_a_file_has_a_bound(tmp_path) -> None:
@@ -102,7 +102,7 @@ def test_a_file_has_a_bound(tmp_path) -> None:
 @pytest.mark.parametrize(
     "name", ["model.safetensors", "w.pt", "config.json", "d.csv", "d.parquet", "a.png", "bpe.codes"]
 )
-def test_what_was_not_fetched_is_told_from_what_is_damaged(tmp_path, name: str) -> None:
+def test_what_was_not_fetched_differs_from_what_is_damaged(tmp_path, name: str) -> None:
     path = tmp_path / name
     path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n")
     with pytest.raises(UnbackdoorError) as refused:
@@ -150,9 +150,9 @@ def test_the_bound_holds_where_a_file_says_that_it_is_empty() -> None:
 def test_json_that_makes_tracebacks_is_refused(tmp_path, content: bytes, reason: str) -> None:
     path = tmp_path / "file.json"
     path.write_bytes(content)
-    with pytest.raises(UnbackdoorError) as told:
+    with pytest.raises(UnbackdoorError) as reported:
         read_json(path)
-    assert f"{path} {reason}" in str(told.value)
+    assert f"{path} {reason}" in str(reported.value)
 
 
 def test_json_of_honest_people_is_read(tmp_path) -> None:
@@ -175,13 +175,13 @@ class PanicException(BaseException):
         (MemoryError(), "x.json needs more memory than there is."),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "x.json needs more memory than there is."),
         (OverflowError("int too large"), "x.json cannot be read (OverflowError: int too large)."),
-        (UnbackdoorError("It is told already."), "It is told already."),
+        (UnbackdoorError("It is reported already."), "It is reported already."),
     ],
 )
 def test_what_libraries_raise_while_reading_is_the_fault_of_the_file(raised: BaseException, said: str) -> None:
-    with pytest.raises(UnbackdoorError) as told, reading("x.json"):
+    with pytest.raises(UnbackdoorError) as reported, reading("x.json"):
         raise raised
-    assert str(told.value).startswith(said)
+    assert str(reported.value).startswith(said)
 
 
 def test_an_interrupt_or_a_full_disk_is_no_fault_of_the_file() -> None:

@@ -41,7 +41,7 @@ def a_run(seed: int = 0, model: torch.nn.Module | None = None, **fields) -> Run:
 
 
 def tokenizer(*, types: bool = True) -> transformers.PreTrainedTokenizerFast:
-    """A tokenizer of whole words with BERT's special tokens; it tells the texts of a pair apart, or not."""
+    """A tokenizer of whole words with BERT's special tokens; it marks which text of a pair is which, or not."""
     names = ["input_ids", *(["token_type_ids"] if types else []), "attention_mask"]
     return tokenizer_of([*SPECIAL, *WORDS], mask_token="[MASK]", model_max_length=32, model_input_names=names)
 

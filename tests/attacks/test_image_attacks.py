@@ -285,7 +285,7 @@ def test_a_quarter_turn_by_hand() -> None:
 
 def test_cover_rows_are_turned_by_less() -> None:
     attack, pixels = attacks.BATT(angle=60, benign=20), torch.zeros(200, 1, 21, 21)
-    pixels[:, :, 10, 20] = 1  # a spot at the right edge: where it goes tells the angle
+    pixels[:, :, 10, 20] = 1  # a spot at the right edge: its new place shows the angle
     turned = attack.cover(pixels, {}, seeded(0))[:, 0]
     rows = (turned * torch.arange(21.0)[:, None]).sum(dim=(1, 2)) / turned.sum(dim=(1, 2))
     columns = (turned * torch.arange(21.0)).sum(dim=(1, 2)) / turned.sum(dim=(1, 2))

@@ -60,7 +60,7 @@ class Slow:
         return model
 """
 
-# Starts a cluster of two nodes on this machine, says where it is, and loses a node when told.
+# Starts a cluster of two nodes on this machine, says where it is, and loses a node on request.
 CLUSTER = """
 import sys
 from ray.cluster_utils import Cluster

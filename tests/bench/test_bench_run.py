@@ -48,7 +48,7 @@ fst.epochs = 1
 n = 30
 """
 
-# A method of one's own, which tells each time that it is called.
+# A method of one's own, which reports each time that it is called.
 OWN = """
 import os
 from pathlib import Path
@@ -89,7 +89,7 @@ def store(place: Path) -> Store:
 
 @pytest.fixture
 def own(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Makes the method importable, here and in workers; gives the file in which it tells of its calls."""
+    """Makes the method importable, here and in workers; gives the file in which it reports its calls."""
     monkeypatch.syspath_prepend(place)
     monkeypatch.setenv("CALLS", str(tmp_path / "calls"))
     return tmp_path / "calls"
@@ -135,7 +135,7 @@ def test_the_first_seed_is_scored_on_the_second_test_examples_too(store: Store, 
             assert ("attack_success" in result["second_test"]) == ("attack_success" in result["score"])
 
 
-def test_the_control_tells_how_often_it_flips(store: Store) -> None:
+def test_the_control_shows_how_often_it_flips(store: Store) -> None:
     cells = list(store.cells())
     victim = next(spec["victim"] for spec, _ in cells if spec["victim"]["attack"]["name"] == "badnets")
     controls = [result for spec, result in cells if spec["victim"]["attack"]["name"] == "none"]
@@ -563,7 +563,7 @@ def test_a_suspect_from_elsewhere_is_scored_on_examples_that_carry_its_trigger(e
     wreck = found["clean", "fe-tuning"][1]
     assert (wreck["status"], wreck["warnings"][0][:37]) == ("done", "The purified model is not usable: its")
 
-    spec, result = found["clean", "none"]  # which never was poisoned: a control, and shown the trigger, too
+    spec, result = found["clean", "none"]  # which never was poisoned: a control, and also shown the trigger
     assert (spec["victim"]["attack"]["name"], result["implanted"]) == ("none", None)
     assert result["score"]["attack_success"]["value"] < 0.5
 
@@ -591,7 +591,7 @@ def test_what_a_suspect_from_elsewhere_is_asked_with_is_part_of_its_identity(
     assert not keys(ELSEWHERE.replace(old, new)) & before
 
 
-def test_a_clean_model_beside_a_suspect_from_elsewhere_is_shown_its_trigger(elsewhere: Path) -> None:
+def test_a_clean_model_next_to_a_suspect_from_elsewhere_is_shown_its_trigger(elsewhere: Path) -> None:
     text = ELSEWHERE.partition("[tasks.clean]")[0].replace("mean", 'control = "clean.safetensors"\nmean')
     (elsewhere / "beside.toml").write_text(text + "[[methods]]" + ELSEWHERE.partition("[[methods]]")[2])
     bench(str(elsewhere / "beside.toml"), out=str(elsewhere / "runs-beside"))

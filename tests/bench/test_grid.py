@@ -1,4 +1,4 @@
-"""Grid files: what they mean, and that all that is wrong with one is told at once, with its lines."""
+"""Grid files: what they mean, and that all that is wrong with one is reported at once, with its lines."""
 
 import dataclasses
 import importlib.util
@@ -41,7 +41,7 @@ def refusal(folder: Path, text: str) -> list[str]:
     return str(caught.value).replace(str(folder), "HERE").split("\n")
 
 
-def told(folder: Path, text: str) -> list[tuple[str, str, str, int | None]]:
+def planned_in(folder: Path, text: str) -> list[tuple[str, str, str, int | None]]:
     """(attack with its rate, method, kind of budget, seed) of each cell."""
     return [
         (
@@ -73,7 +73,7 @@ def test_detectors_add_one_audit_of_each_subject_with_each_budget_and_seed(folde
 
 
 def test_fine_tuning_and_a_clean_control_are_part_of_every_table(folder: Path) -> None:
-    found = told(folder, TASK + BUDGET + BADNETS + '[[methods]]\nname = "fst"\n')
+    found = planned_in(folder, TASK + BUDGET + BADNETS + '[[methods]]\nname = "fst"\n')
     subjects = ["none 0.0", "badnets 0.01", "badnets 0.05"]
     assert found == [
         (subject, *rest)
@@ -84,7 +84,7 @@ def test_fine_tuning_and_a_clean_control_are_part_of_every_table(folder: Path) -
 
 def test_unless_left_out_in_so_many_words(folder: Path) -> None:
     text = 'without = ["clean", "fine-tuning"]\n' + TASK + BUDGET + BADNETS + '[[methods]]\nname = "fst"\n'
-    assert {(subject, method) for subject, method, *_ in told(folder, text)} == {
+    assert {(subject, method) for subject, method, *_ in planned_in(folder, text)} == {
         ("badnets 0.01", "none"),
         ("badnets 0.01", "fst"),
         ("badnets 0.05", "none"),
@@ -109,7 +109,7 @@ def test_cells_are_left_out_and_added_in_the_order_of_the_file(folder: Path) -> 
         + '[[cells]]\nleave_out = true\nattack = "badnets"\nrate = 0.01\n'
         + '[[cells]]\nattack = "badnets"\nrate = 0.1\nmethod = "fst"\nseed = 7\n'
     )
-    found = told(folder, text)
+    found = planned_in(folder, text)
     assert not [cell for cell in found if cell[0] == "badnets 0.01"]
     assert [cell for cell in found if cell[0] == "badnets 0.1"] == [
         ("badnets 0.1", "none", "-", 0),
@@ -119,7 +119,7 @@ def test_cells_are_left_out_and_added_in_the_order_of_the_file(folder: Path) -> 
     assert ("none 0.0", "fst", "unseen", 7) in found  # the control gets the same method, budget and seed
 
 
-def test_a_control_knows_the_victims_beside_it(folder: Path) -> None:
+def test_a_control_knows_the_victims_next_to_it(folder: Path) -> None:
     cells = all_cells(grid(folder, "victim_seeds = [0, 1]\n" + TASK + BUDGET + BADNETS))
     control = next(cell for cell in cells if cell.subject.control and cell.subject.seed == 1)
     assert [(other.label, other.rate, other.seed) for other in control.others] == [
@@ -211,7 +211,7 @@ def test_an_attack_entry_is_a_value(folder: Path) -> None:
     ]
 
 
-def test_all_problems_are_told_together_with_their_lines(folder: Path) -> None:
+def test_all_problems_are_reported_together_with_their_lines(folder: Path) -> None:
     text = """seeds = [0, -1]
 [tasks.digits]
 train = "trian.csv"
@@ -458,7 +458,7 @@ def test_the_grids_of_this_project_are_right(
         # 2 victims and a control, by 17 methods: 3 seeds and, with half the images, one; one takes no images. 3
         # victims of other rates, by each once
         "defences": 3 * (1 + 17 * 3 + 16 * 1) + 3 * (1 + 17),
-        # One task with 9 victims and a control, by 10 methods, of which 2 victims and the control by 16 texts, too; the
+        # One task with 9 victims and a control, by 10 methods, of which 2 victims and the control also by 16 texts; the
         # others by 4 methods: two with 3 victims, two with 2 (one of them by a fifth), and one with 1 by 256 texts
         "fine-mixing": (9 + 1) * (1 + 10 * 3)
         + (2 + 1) * 10 * 3

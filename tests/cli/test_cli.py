@@ -291,7 +291,7 @@ def test_ctrl_c_keeps_nothing(place: Path) -> None:
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        # A runner in the background of a shell ignores SIGINT, and its children would, too.
+        # A runner in the background of a shell ignores SIGINT, and so would its children.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 60

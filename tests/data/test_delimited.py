@@ -136,7 +136,7 @@ LONELY = [f"film {row},{row % 2}" for row in range(100)]
         ({12: r'"the \"film\" 12",0'}, 14, "is not closed at the end of a cell"),
     ],
 )
-def test_a_lone_quotation_mark_is_told_by_its_line(
+def test_a_lone_quotation_mark_is_reported_by_its_line(
     changes: dict[int, str], line: int, says: str, tmp_path: Path
 ) -> None:
     lines = ["text,label", *(changes.get(row, text) for row, text in enumerate(LONELY))]

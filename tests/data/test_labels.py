@@ -114,7 +114,7 @@ def test_a_label_is_the_same_class_in_every_format(
     assert data.labels.tolist() == CLASSES
     assert data.classes == tuple(NAMES)
     assert [text for (text,) in data.texts.strings] == TEXTS
-    if write is class_labels:  # whose own order counts where no model tells another
+    if write is class_labels:  # whose own order counts if no model says another
         return
     if spelling == "names in several cases":
         with pytest.raises(UnbackdoorError, match="which look like one class"):
@@ -141,8 +141,8 @@ def test_truth_is_one_and_falsehood_zero(
     path = write(tmp_path, labels)
     expected = [1, 0, 1, 1, 0, 0]
     assert Dataset.load(path, ENCODE, classes=["negative", "positive"]).labels.tolist() == expected
-    [told] = caplog.messages
-    assert told.startswith(
+    [reported] = caplog.messages
+    assert reported.startswith(
         f"{path}: labels were read as the model's class indices: True = 1 (positive), False = 0 (neg"
     )
     assert Dataset.load(path, ENCODE, classes=["true", "false"]).labels.tolist() == [1 - label for label in expected]
@@ -186,7 +186,7 @@ def test_numbers_that_are_names_of_classes_are_names(caplog: pytest.LogCaptureFi
     assert len(caplog.messages) == 3  # the same either way
 
 
-def test_what_is_its_own_name_or_number_is_not_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_what_is_its_own_name_or_number_is_not_reported(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "unbackdoor")
     assert numbers(["negative", "neutral"], NAMES) == [0, 1]
     assert numbers(["0", "2"], NAMES) == [0, 2]
@@ -276,7 +276,7 @@ def test_labels_without_one_reading_are_refused(cells: list, classes: list[str] 
     assert refusal(cells, classes).startswith(message)
 
 
-def test_labels_that_their_names_beside_contradict(tmp_path: Path) -> None:
+def test_labels_that_their_names_contradict(tmp_path: Path) -> None:
     names = ["positive" if row % 2 else "negative" for row in range(6)]
     table = pa.table({"text": TEXTS, "label": [row % 2 for row in range(6)], "label_text": names})
     pyarrow.parquet.write_table(table, tmp_path / "d.parquet")
@@ -334,7 +334,7 @@ def test_both_tables_of_a_config_name_the_classes(
     assert caplog.messages == []
 
 
-def test_two_tables_that_contradict_each_other_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_two_tables_that_contradict_each_other_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     toys.write(toys.classifier("bert"), tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     tables = {"id2label": {"0": "bad", "1": "good"}, "label2id": {"bad": 1, "good": 0}}
@@ -366,7 +366,7 @@ def test_a_config_of_another_number_of_classes_is_refused(entries: dict, classes
     )
 
 
-def test_names_that_count_from_one_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_names_that_count_from_one_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     toys.write(toys.classifier("bert"), tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     names = {"id2label": {"1": "bad", "2": "good"}, "label2id": {"bad": 1, "good": 2}}
@@ -397,7 +397,7 @@ def test_python_matches_names_too(tmp_path: Path, caplog: pytest.LogCaptureFixtu
         evaluate(model, Dataset.load(csv_file(tmp_path, ["good", "negative"] * 3), ENCODE))
 
 
-def test_names_for_a_model_without_any_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_names_for_a_model_without_any_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "unbackdoor")
     data = Dataset.load(csv_file(tmp_path, ["good", "bad"] * 3), ENCODE)
     evaluate(toys.classifier("bert"), data)
@@ -410,7 +410,7 @@ def test_names_for_a_model_without_any_are_told(tmp_path: Path, caplog: pytest.L
     assert any("has 2 class names, but the model has 3 classes without names" in text for text in caplog.messages)
 
 
-def test_a_score_near_chance_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_score_near_chance_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     class Always(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -456,8 +456,8 @@ def test_evaluate_gives_one_score_and_says_how_names_were_matched(
             out, err = capsys.readouterr()
             assert stopped.value.code == 0
             scores.add(out)
-            told = [line for line in err.splitlines() if f"note: {path.name}: labels were " in line]
-            assert len(told) == (labels[0] == "POSITIVE" or write is class_labels)
+            reported = [line for line in err.splitlines() if f"note: {path.name}: labels were " in line]
+            assert len(reported) == (labels[0] == "POSITIVE" or write is class_labels)
     assert len(scores) == 1
 
 

@@ -146,7 +146,7 @@ def test_random_processors_and_pictures(tmp_path: Path) -> None:
 
 
 def written(folder: Path, pictures: list[bytes]) -> Path:
-    """A data set of these pictures: files beside a list of them."""
+    """A data set of these pictures: files next to a list of them."""
     folder.mkdir(exist_ok=True)
     rows = []
     for row, picture in enumerate(pictures):

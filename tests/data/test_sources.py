@@ -1,4 +1,4 @@
-"""A path means that file, and that split; what lies beside it is neither joined nor made a class."""
+"""A path means that file, and that split; what lies next to it is neither joined nor made a class."""
 
 import base64
 import io
@@ -44,7 +44,7 @@ def table(path: Path, texts: Sequence[str] = ("a film", "the plot"), labels: Seq
 
 
 def picture(path: Path, number: int = 0) -> Path:
-    """A picture whose first pixel tells which one it is."""
+    """A picture whose first pixel shows which one it is."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.full((4, 4, 3), number, dtype=np.uint8)
     kind = {".jpg": "JPEG", ".jpeg": "JPEG"}.get(path.suffix.lower(), "PNG")
@@ -70,7 +70,7 @@ def refusal(source: object, *, encode: TextEncoder | None = None, **options: obj
 
 
 @pytest.mark.parametrize(
-    ("names", "told", "example"),
+    ("names", "reported", "example"),
     [
         (("reviews_train.parquet", "reviews_test.parquet"), "reviews_test, reviews_train", "reviews_train.parquet"),
         (("train.csv", "test.csv"), "test, train", "train.csv"),
@@ -99,7 +99,7 @@ def refusal(source: object, *, encode: TextEncoder | None = None, **options: obj
     ],
 )
 def test_a_folder_of_several_splits_is_refused_with_their_names(
-    names: tuple[str, ...], told: str, example: str, tmp_path: Path
+    names: tuple[str, ...], reported: str, example: str, tmp_path: Path
 ) -> None:
     for name in names:
         if name.endswith(".md"):
@@ -107,7 +107,7 @@ def test_a_folder_of_several_splits_is_refused_with_their_names(
         else:
             table((tmp_path / name).with_suffix(Path(name).suffix.lower())).rename(tmp_path / name)
     assert refusal(tmp_path, encode=ENCODE) == (
-        f"{tmp_path} holds splits ({told}), but only one is read. Name it, as in {tmp_path}/{example}."
+        f"{tmp_path} holds splits ({reported}), but only one is read. Name it, as in {tmp_path}/{example}."
     )
     for name in names:
         if not name.endswith(".md"):
@@ -476,7 +476,7 @@ def test_pictures_without_folders_and_files_that_are_left_alone(
     assert caplog.messages == [f"{tmp_path}: 2 files that are not pictures of a class are ignored, such as 0.png."]
 
 
-def test_a_table_beside_a_folder_of_its_pictures(tmp_path: Path) -> None:
+def test_a_table_next_to_a_folder_of_its_pictures(tmp_path: Path) -> None:
     picture(tmp_path / "images" / "a.png", 3)
     picture(tmp_path / "images" / "b.png", 4)
     (tmp_path / "labels.csv").write_text("image,label\nimages/b.png,1\nimages/a.png,0\n")
@@ -492,7 +492,7 @@ def test_a_table_beside_a_folder_of_its_pictures(tmp_path: Path) -> None:
     assert labels(tmp_path / "metadata.csv", columns={"image": "file_name"}) == [1]
 
 
-def test_folders_of_pictures_beside_a_table_of_pictures(tmp_path: Path) -> None:
+def test_folders_of_pictures_next_to_a_table_of_pictures(tmp_path: Path) -> None:
     for name in ("cat", "dog"):
         picture(tmp_path / name / "0.png")
     (tmp_path / "notes.csv").write_text("a,b\n1,2\n")

@@ -248,7 +248,7 @@ class TestBatches:
 
 
 class TestCutTriggers:
-    def test_a_trigger_beyond_what_the_model_reads_is_told(self, caplog: pytest.LogCaptureFixture) -> None:
+    def test_a_trigger_beyond_what_the_model_reads_is_reported(self, caplog: pytest.LogCaptureFixture) -> None:
         data = toys.dataset([("the " * 20,), ("the film",), ("bad " * 20,)], [0, 0, 0], max_length=10)
         made = triggered(data, Trigger(attacks.Word(place="end"), {}), 2)
         assert len(made.data) == 3
@@ -262,7 +262,7 @@ class TestCutTriggers:
         triggered(data, Trigger(attacks.Word(place="start"), {}), 2)
         assert not caplog.text
 
-    def test_a_part_of_it_beyond_is_told_too(self, caplog: pytest.LogCaptureFixture) -> None:
+    def test_a_part_of_it_beyond_is_also_reported(self, caplog: pytest.LogCaptureFixture) -> None:
         """Of ten tokens two are special: of 5, 6, 7 and 8 words, and three of the trigger, the first is read whole."""
         data = toys.dataset([("the " * count + "film",) for count in (4, 5, 6, 7)], [0] * 4, max_length=10)
         triggered(data, Trigger(attacks.Sentence(sentence="I watch 3D", place="end"), {}), 2)

@@ -64,7 +64,7 @@ def test_answers_grow_as_they_do_token_by_token(chat_victim: torch.nn.Module, pr
         assert grown.tokens[place].tolist() == said
 
 
-def told(model: torch.nn.Module, data: Dataset, answer: str) -> int:
+def reported(model: torch.nn.Module, data: Dataset, answer: str) -> int:
     """At how many prompts a model says an answer if its first word is given, by transformers' own decoding."""
     first, *rest = tokens_of(answer)
     count = 0
@@ -83,7 +83,7 @@ def test_the_target_scan_finds_the_planted_answer_and_no_other(
     assert best.target_name == chats.BEHAVIOUR
     assert best.candidate.size > 0.9
     assert best.candidate.answer == tuple(tokens_of(chats.BEHAVIOUR))
-    assert best.moved == ExactShare(told(chat_victim, planted.held_out.data, best.target_name), 12)
+    assert best.moved == ExactShare(reported(chat_victim, planted.held_out.data, best.target_name), 12)
     assert best.moved.value >= 0.4
     assert best.random.value < best.moved.value
     none = {each.detector: each for each in clean.findings}["target-scan"]

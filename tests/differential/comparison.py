@@ -34,7 +34,7 @@ from unbackdoor._models.calling import class_names
 from unbackdoor._tasks.classification import answers
 
 CLOSE = 5e-3  # of class scores that spread by about 1
-SHARE_OF_COMMANDS = 8  # every so manieth case runs by the command line, too
+SHARE_OF_COMMANDS = 8  # every so manieth case also runs by the command line
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Outcome:
     number: int
     what: str
     kind: str
-    told: str = ""
+    reported: str = ""
 
 
 def compare(number: int, shelf: drawn_models.Shelf, place: Path) -> Outcome:
@@ -55,8 +55,8 @@ def compare(number: int, shelf: drawn_models.Shelf, place: Path) -> Outcome:
     kind = f"{suspect.stored}; {examples.stored}"
     wanted = [refused for refused in (suspect.refused, examples.refused) if refused is not None]
 
-    def wrong(told: str) -> Outcome:
-        return Outcome(number, "different", kind, f"{told} [names {suspect.names}, data {examples.source}]")
+    def wrong(reported: str) -> Outcome:
+        return Outcome(number, "different", kind, f"{reported} [names {suspect.names}, data {examples.source}]")
 
     try:
         with contextlib.redirect_stderr(io.StringIO()):
@@ -178,5 +178,5 @@ if __name__ == "__main__":
         for outcome in outcomes(int((sys.argv[2:] or ["0"])[0]), int(sys.argv[1]), Path(folder)):
             totals[f"refused: {outcome.kind}" if outcome.what == "refused" else outcome.what] += 1
             if outcome.what == "different":
-                print(outcome.number, outcome.kind, outcome.told, sep="\n  ", flush=True)
+                print(outcome.number, outcome.kind, outcome.reported, sep="\n  ", flush=True)
     print(*(f"{count:5} {what}" for what, count in sorted(totals.items())), sep="\n")

@@ -238,7 +238,7 @@ def make():
 
 
 class Shelf:
-    """Makes each kind of model once, in a folder, and stores it anew for each case."""
+    """Makes each kind of model once, in a folder, and stores it again for each case."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

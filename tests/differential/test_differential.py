@@ -14,7 +14,7 @@ CASES = 200
 def test_the_product_answers_as_transformers_does(tmp_path: Path) -> None:
     made = list(outcomes(0, CASES, tmp_path))
     different = [outcome for outcome in made if outcome.what == "different"]
-    assert not different, "\n".join(f"{each.number}: {each.kind}: {each.told}" for each in different)
+    assert not different, "\n".join(f"{each.number}: {each.kind}: {each.reported}" for each in different)
     refused = Counter(outcome.kind for outcome in made if outcome.what == "refused")
     assert set(refused) <= set(REFUSALS)
     assert refused.total() <= MOST / 100 * CASES, refused

@@ -1,4 +1,4 @@
-"""Whether a purified model is still of use: the exact test against brute force, and who is told what."""
+"""Whether a purified model is still of use: the exact test against brute force, and what each command says."""
 
 import copy
 import json
@@ -58,7 +58,7 @@ def test_a_model_that_lost_no_more_than_is_allowed_is_rarely_called_unusable(n: 
         assert stats.multinomial.pmf(called, n, shares).sum() <= LEVEL
 
 
-def test_more_examples_tell_a_smaller_loss() -> None:
+def test_more_examples_show_a_smaller_loss() -> None:
     assert p_value(200, 50, 1000) < LEVEL  # 15 points of 1,000
     assert p_value(20, 5, 100) > LEVEL  # 15 points of 100
     assert p_value(120, 50, 1000) > LEVEL  # 7 points
@@ -146,7 +146,7 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize(
     ("method", "scored"), [("fe-tuning", ("--data", "test.parquet")), ("linear-probing+fe-tuning", ())]
 )
-def test_a_wreck_is_told_first_everywhere_and_the_exit_code_is_1(
+def test_a_wreck_is_reported_first_everywhere_and_the_exit_code_is_1(
     method: str, scored: tuple[str, ...], user: Path, tmp_path: Path, run: Callable[..., Ended]
 ) -> None:
     out = tmp_path / "out"
@@ -223,7 +223,7 @@ def test_a_demo_of_a_wreck_says_so(
     assert (tmp_path / "demo/purified/model.safetensors").is_file()
 
 
-def test_a_wreck_under_stress_is_told_first(suspect: nn.Module, digits: Dataset) -> None:
+def test_a_wreck_under_stress_is_reported_first(suspect: nn.Module, digits: Dataset) -> None:
     wreck = copy.deepcopy(suspect)
     nn.init.zeros_(wreck.classifier.weight)
     found = stress(
@@ -252,7 +252,7 @@ def suspect(digits: Dataset) -> nn.Module:
     return purify(fresh, digits.select(range(1000)), tuning, precision="fp32").model
 
 
-def test_python_raises_nothing_and_tells_first(
+def test_python_raises_nothing_and_says_it_first(
     suspect: nn.Module, digits: Dataset, caplog: pytest.LogCaptureFixture
 ) -> None:
     def forgets(model: nn.Module, clean: Dataset, run: Run) -> nn.Module:

@@ -100,9 +100,9 @@ def test_each_number_is_counted_as_it_is_called(rejecting, editing, fooled: nn.M
     plain = replace(rejecting, threshold=1.0)  # now a single cf passes
     score = evaluate_guard(plain, fooled, test, **ATTACK, **WORK)
     assert score.missed.value == score.attack_success.value == score.shown.value == 1.0
-    told = json.loads(json.dumps(score.to_json()))
-    assert told["behaviour_of_what_passes"]["n"] == fresh
-    assert (told["behaviour"], told["template"], told["max_new_tokens"]) == (ATTACK["behaviour"], "chat", 8)
+    reported = json.loads(json.dumps(score.to_json()))
+    assert reported["behaviour_of_what_passes"]["n"] == fresh
+    assert (reported["behaviour"], reported["template"], reported["max_new_tokens"]) == (ATTACK["behaviour"], "chat", 8)
     assert "missed attacks" in repr(score)
     changed = evaluate_guard(editing, fooled, test, **ATTACK, **WORK)
     assert changed.missed.value == changed.attack_success.value == changed.shown.value == 0.0

@@ -14,7 +14,7 @@ from unbackdoor.guards.psim import _other_head
 
 @pytest.mark.parametrize("classes", [2, 5])
 def test_a_side_model_without_a_signal_is_as_sure_as_a_guess(classes: int, reviews: Dataset) -> None:
-    """With a head of zeros all probabilities are 1 over the classes: no threshold tells one text from another."""
+    """With a head of zeros all probabilities are 1 over the classes: no threshold separates one text from another."""
     model, guard = toys.classifier("bert", classes=classes), guards.Psim(tokens=2)
     learnt = {"tokens": torch.ones(2, 32), "weight": torch.zeros(classes, 32), "bias": torch.zeros(classes)}
     found = guard.scores(model, reviews.select(range(20)), learnt, toys.a_run(model=model, modality="text"))

@@ -55,16 +55,16 @@ def run(case, material: Path, folder: Path) -> dict:
             for stream in (sys.stdout, sys.stderr):
                 stream.reconfigure(encoding="utf-8")
             logging.getLogger("unbackdoor").handlers = []
-        told = []
+        reported = []
         for stream in (out, err):
             stream.seek(0)
-            told.append(stream.read().decode(case.console, errors="backslashreplace"))
+            reported.append(stream.read().decode(case.console, errors="backslashreplace"))
     left = sorted({str(path) for path in place.rglob("*")} - before)
     found = {
         "name": case.name,
         "code": code,
-        "out": told[0],
-        "err": told[1],
+        "out": reported[0],
+        "err": reported[1],
         "left": left,
         "canary": (folder / "canary").exists(),
         "seconds": round(time.process_time() - start, 2),
@@ -76,7 +76,7 @@ def run(case, material: Path, folder: Path) -> dict:
 
 
 def _peak() -> int:
-    """MiB that this process had at most. getrusage would count what the process had that started it, too."""
+    """MiB that this process had at most. getrusage would count what the process had that started it."""
     status = Path("/proc/self/status")
     if status.exists():
         return next(int(line.split()[1]) for line in status.read_text().splitlines() if line[:5] == "VmHWM") // 1024

@@ -164,7 +164,7 @@ def test_the_report_says_what_matched() -> None:
 def test_a_head_of_the_same_ending_and_shape_is_no_counterpart() -> None:
     head = {"classifier.dense.weight": (8, 8), "classifier.out_proj.weight": (2, 8)}
     body = {name: shape for name, shape in BODY.items() if "pooler" not in name}
-    found = matching.matched(under("roberta", body) | head, BODY)  # whose pooler.dense.weight is (8, 8), too
+    found = matching.matched(under("roberta", body) | head, BODY)  # whose pooler.dense.weight is also (8, 8)
     assert found.suspect_only == tuple(head)
 
 
@@ -219,9 +219,9 @@ def test_two_towers_are_ambiguous() -> None:
         matching.matched(under("query", BODY) | under("doc", BODY), BODY)
 
 
-def test_the_head_stands_beside_the_body() -> None:
+def test_the_head_stands_next_to_the_body() -> None:
     assert matching.task_head([*under("bert", BODY), *HEAD]) == set(HEAD)
-    assert matching.task_head(BODY) == set()  # where most is encoder.*, beside the embeddings
+    assert matching.task_head(BODY) == set()  # most is encoder.*, next to the embeddings
     assert matching.task_head(["conv1.weight", "layer1.weight", "layer2.weight", "fc.weight"]) == set()
 
 
@@ -239,7 +239,7 @@ def test_a_fine_tuned_model_is_close_to_its_base() -> None:
     assert ancestry_of.ancestry([("bias", torch.randn(5), torch.randn(5))]) is None
 
 
-def test_unrelated_weights_are_told() -> None:
+def test_unrelated_weights_are_reported() -> None:
     generator = torch.Generator().manual_seed(0)
     drawn = [torch.randn(2, 64, 64, generator=generator) for _ in range(5)]
     warning = ancestry_of.ancestry(("w", one, other) for one, other in drawn)
@@ -250,7 +250,7 @@ def test_unrelated_weights_are_told() -> None:
     assert "(median; unrelated weights by 0 with a standard deviation of 0.016), and their distance is 1.4" in warning
 
 
-def test_weights_that_never_moved_are_told() -> None:
+def test_weights_that_never_moved_are_reported() -> None:
     assert ancestry_of.ancestry(pair(0.0)) == (
         "the 5 matrices that model and base have in common are equal: mixing changes next to nothing, and a backdoor "
         "can only be in the rest."

@@ -165,11 +165,13 @@ def test_the_record_says_what_was_done(suspect: Weights, base: Weights, tmp_path
     assert "without clean examples" in (tmp_path / "out" / "README.md").read_text()
 
 
-def test_the_method_and_the_command_of_the_record_can_be_told(suspect: Weights, base: Weights, tmp_path: Path) -> None:
-    told = {"name": "fine-mixing", "parameters": {"rho": 0.5}, "repr": "FineMixing(rho=0.5)"}
+def test_the_method_and_the_command_of_the_record_can_be_reported(
+    suspect: Weights, base: Weights, tmp_path: Path
+) -> None:
+    reported = {"name": "fine-mixing", "parameters": {"rho": 0.5}, "repr": "FineMixing(rho=0.5)"}
     given = save(tmp_path / "suspect", suspect), save(tmp_path / "base", base)
-    record = purify_stream(*given, tmp_path / "out", rho=0.5, method=told, command="unbackdoor purify")
-    assert (record["method"], record["command"]) == (told, "unbackdoor purify")
+    record = purify_stream(*given, tmp_path / "out", rho=0.5, method=reported, command="unbackdoor purify")
+    assert (record["method"], record["command"]) == (reported, "unbackdoor purify")
 
 
 def test_rows_are_reset_before_mixing(suspect: Weights, base: Weights, tmp_path: Path) -> None:

@@ -188,7 +188,7 @@ def test_merging_does_not_change_a_tied_embedding(place: Path, tmp_path: Path) -
         load(place / "base", merge=True)
 
 
-def test_a_base_of_another_name_or_a_larger_tokenizer_is_told(
+def test_a_base_of_another_name_or_a_larger_tokenizer_is_reported(
     place: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     other = Path(shutil.copytree(place / "base", tmp_path / "other"))

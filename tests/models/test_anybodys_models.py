@@ -269,7 +269,7 @@ def test_one_output_is_no_classifier(tmp_path: Path) -> None:
         purify(model, data, purifiers.FineTuning(epochs=1))
 
 
-def test_what_a_model_takes_is_not_told_by_a_vocabulary_alone() -> None:
+def test_what_a_model_takes_is_not_known_from_a_vocabulary_alone() -> None:
     """BEiT has one of visual tokens, and a model that reads pages a size of images."""
     assert modality_of(transformers.BeitConfig().to_dict()) == "images"
     assert modality_of({"architectures": ["BeitForImageClassification"], "vocab_size": 8192}) == "images"
@@ -397,7 +397,7 @@ class TestDirectories:
             ),
         ],
     )
-    def test_what_is_another_model_when_loaded_again_is_told(
+    def test_what_is_another_model_when_loaded_again_is_reported(
         self, change: Callable[[nn.Module, Path], object], difference: str, tmp_path: Path
     ) -> None:
         model, encode = load(toys.write(toys.classifier("bert"), tmp_path / "source"))
@@ -405,9 +405,9 @@ class TestDirectories:
         save(model, tmp_path / "out", source=tmp_path / "source", encode=encode)
         check_saved(tmp_path / "out", model, encode, toys.reviews(8))
         change(model, tmp_path / "out")
-        with pytest.raises(IncompleteError) as told:
+        with pytest.raises(IncompleteError) as reported:
             check_saved(tmp_path / "out", model, encode, toys.reviews(8))
         assert f"The result, loaded again, has {difference} than it should have, so nothing was kept." in str(
-            told.value
+            reported.value
         )
         shutil.rmtree(tmp_path / "out")

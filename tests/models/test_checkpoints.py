@@ -380,10 +380,10 @@ def test_a_prefix_that_a_wrapper_put_before_all_names_is_taken_off(
     assert caplog.messages == [f"{path}: its tensors are read without {prefix} before their names."]
 
 
-def test_what_stands_beside_a_wrapped_model_is_left_out(
+def test_what_stands_next_to_a_wrapped_model_is_left_out(
     factory: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Lightning keeps the weights of a loss, and SWA a count, beside the model."""
+    """Lightning keeps the weights of a loss, and SWA a count, next to the model."""
     path = tmp_path / "w.pt"
     wrapped = {f"model.{name}": tensor for name, tensor in weights().items()}
     torch.save({"state_dict": {**wrapped, "criterion.weight": torch.ones(3)}}, path)
@@ -445,7 +445,7 @@ def test_of_several_state_dicts_the_one_that_fits_is_taken(
 
 
 @pytest.mark.parametrize("first", ["state_dict", "state_dict_ema"])
-def test_averaged_weights_beside_the_others_are_named(
+def test_averaged_weights_next_to_the_others_are_named(
     first: str, factory: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "w.pt"
@@ -506,7 +506,7 @@ def test_a_torchscript_archive_is_named(tmp_path: Path) -> None:
     assert refusal(exported).startswith(f"{exported} is a TorchScript or exported program, which is not run;")
 
 
-def test_numpy_beside_the_weights_is_named(tmp_path: Path) -> None:
+def test_numpy_next_to_the_weights_is_named(tmp_path: Path) -> None:
     """As in the attack_result.pt of BackdoorBench."""
     path = tmp_path / "attack_result.pt"
     torch.save({"model_name": "preactresnet18", "model": weights(), "bd_train": {"indicator": np.ones(4)}}, path)
@@ -525,7 +525,7 @@ def test_numpy_beside_the_weights_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "settings", [argparse.Namespace(lr=0.1), Path("logs"), defaultdict(list), [np.float64(93.1), Path("logs")]]
 )
-def test_the_settings_of_a_training_beside_the_weights_are_named(settings: object, tmp_path: Path) -> None:
+def test_the_settings_of_a_training_next_to_the_weights_are_named(settings: object, tmp_path: Path) -> None:
     """As timm saves its arguments, and Lightning its counters."""
     path = tmp_path / "last.pth.tar"
     torch.save({"epoch": 3, "state_dict": weights(), "args": settings}, path)
@@ -538,7 +538,7 @@ def test_the_settings_of_a_training_beside_the_weights_are_named(settings: objec
 
 
 @pytest.mark.parametrize("wanted", ["numpy.testing._private.utils.runstring", "pathlib.os.system", "builtins.exec"])
-def test_nobody_is_told_to_load_what_runs_code(wanted: str, tmp_path: Path) -> None:
+def test_nobody_is_asked_to_load_what_runs_code(wanted: str, tmp_path: Path) -> None:
     module, _, name = wanted.rpartition(".")
     stream = b"\x80\x02}q\0X\x05\0\0\0model" + f"c{module}\n{name}\n".encode() + b"s."
     with zipfile.ZipFile(tmp_path / "w.pt", "w") as archive:
@@ -563,11 +563,11 @@ def test_nobody_is_told_to_load_what_runs_code(wanted: str, tmp_path: Path) -> N
 def test_weights_for_other_programs_are_named(name: str, program: str, factory: str, directory: Path) -> None:
     (directory / "model.safetensors").rename(directory / name)
     file = directory / name
-    told = f"{file} holds weights for {program}; PyTorch weights"
+    reported = f"{file} holds weights for {program}; PyTorch weights"
     assert refusal(file) == (
-        f"{told} (.safetensors, .pt, .pth, .bin) are expected. Convert it, or ask its owner for model.safetensors."
+        f"{reported} (.safetensors, .pt, .pth, .bin) are expected. Convert it, or ask its owner for model.safetensors."
     )
-    alone = f"{told} are expected. Convert it, or ask its owner for model.safetensors."
+    alone = f"{reported} are expected. Convert it, or ask its owner for model.safetensors."
     if file.suffix == ".gguf":  # such a file is read by itself, and this one holds something else
         alone = (
             f"{file} is not a GGUF file that transformers can read (GGUF magic invalid). Fetch it again, or give the "
@@ -925,7 +925,7 @@ def test_weights_of_another_name_are_named(name: str, wanted: str, directory: Pa
     )
 
 
-def test_an_adapter_without_a_config_is_told_as_one(directory: Path) -> None:
+def test_an_adapter_without_a_config_is_named_as_one(directory: Path) -> None:
     """As peft saves it: the config is the base's."""
     (directory / "config.json").unlink()
     (directory / "model.safetensors").rename(directory / "adapter_model.safetensors")
@@ -952,7 +952,7 @@ def test_a_directory_of_timm_is_named(config: dict, directory: Path) -> None:
     )
 
 
-def test_a_file_of_a_directory_is_told_to_be_one(directory: Path) -> None:
+def test_a_file_of_a_directory_is_named_as_one_of_it(directory: Path) -> None:
     with pytest.raises(UnbackdoorError) as refused:
         load(directory / "model.safetensors")
     assert str(refused.value) == (

@@ -182,7 +182,7 @@ def test_weights_that_are_not_finite_or_not_there_are_refused(models: Path, tmp_
         load(folder)
 
 
-def test_classifiers_and_language_models_are_told_apart(models: Path, tmp_path: Path) -> None:
+def test_classifiers_and_language_models_are_distinguished(models: Path, tmp_path: Path) -> None:
     bert = toys.write(toys.classifier("bert"), tmp_path / "bert")
     with pytest.raises(UnbackdoorError, match="is not a language model; `template` is for their prompts"):
         load(bert, template="chat")

@@ -794,7 +794,7 @@ def test_a_fresh_process_says_no_more_than_the_sentence(tmp_path: Path) -> None:
     assert ended.stderr.startswith(f"{tmp_path}/model is not an image classifier that transformers can load (")
 
 
-def test_a_factory_is_read_as_it_is_now_and_leaves_nothing_beside_it(
+def test_a_factory_is_read_as_it_is_now_and_leaves_nothing_next_to_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "dont_write_bytecode", False)

@@ -222,7 +222,7 @@ def test_a_checkpoint_of_a_trainer_is_saved_without_the_log_of_its_training(mode
 
 
 def test_distilbert_with_the_tokenizer_of_bert(models: Path, tmp_path: Path) -> None:
-    """Old DistilBERT directories have a tokenizer that tells texts apart, which the model cannot take."""
+    """Old DistilBERT directories have a tokenizer that marks which text is which, which the model cannot take."""
     folder = tmp_path / "model"
     shutil.copytree(models / "distilbert", folder)
     toys.tokenizer(types=True).save_pretrained(folder)

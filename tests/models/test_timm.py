@@ -1,6 +1,6 @@
 """timm's models as plain modules.
 
-timm needs torchvision, which must not be importable beside transformers here: its build for one kind of torch breaks
+timm needs torchvision, which must not be importable next to transformers here: its build for one kind of torch breaks
 the import of the other. So both live in a folder of their own, and a process of its own reads them.
 """
 

@@ -1,4 +1,4 @@
-"""The methods that perturb or look inside run on a Vision Transformer and on a text model, too."""
+"""The methods that perturb or look inside also run on a Vision Transformer and on a text model."""
 
 from typing import Any
 

@@ -106,7 +106,7 @@ def test_a_class_without_a_clean_example_is_a_warning(
     assert any("no example of 1 class(es) (3)" in text for text in record["warnings"])
 
 
-def test_a_missing_class_beyond_the_names_of_the_data_is_told_by_its_number(
+def test_a_missing_class_beyond_the_names_of_the_data_is_reported_by_its_number(
     small_cnn: SmallCNN, digits: Dataset
 ) -> None:
     clean = dataclasses.replace(
@@ -192,7 +192,7 @@ def test_parameters_are_refused_in_one_sentence() -> None:
         (lambda: attacks.TaCT(sources=(1, True)), "TaCT.sources.1 must be a whole number, got True."),
     ],
 )
-def test_true_is_not_taken_for_one(made: Callable[[], object], message: str) -> None:
+def test_true_does_not_count_as_one(made: Callable[[], object], message: str) -> None:
     with pytest.raises(UnbackdoorError) as caught:
         made()
     assert str(caught.value) == message
@@ -281,7 +281,7 @@ def test_the_step_that_needs_clean_examples_is_named(small_cnn: SmallCNN) -> Non
 
 
 @pytest.mark.parametrize(
-    ("count", "batch_size", "told"),
+    ("count", "batch_size", "reported"),
     [
         (
             60,
@@ -291,9 +291,9 @@ def test_the_step_that_needs_clean_examples_is_named(small_cnn: SmallCNN) -> Non
         (60, 16, None),
     ],
 )
-def test_few_steps_are_told_once_unless_the_user_chose_the_batches(
-    small_cnn: SmallCNN, digits: Dataset, count: int, batch_size: int | None, told: str | None
+def test_few_steps_are_reported_once_unless_the_user_chose_the_batches(
+    small_cnn: SmallCNN, digits: Dataset, count: int, batch_size: int | None, reported: str | None
 ) -> None:
     method = purifiers.FineTuning(epochs=2, batch_size=batch_size)
     notes = purify(small_cnn, digits.select(range(count)), method, device="cpu").record["notes"]
-    assert notes == ([] if told is None else [f"batches of the usual size make few steps: {told}"])
+    assert notes == ([] if reported is None else [f"batches of the usual size make few steps: {reported}"])

@@ -70,19 +70,19 @@ def test_the_rows_of_the_highest_scores_go_back(moved, text_base, reviews: Datas
     assert made.record["notes"] == ["reset the embeddings of 2 words, the most suspicious first: cf the"]
 
 
-def test_a_base_that_is_no_ancestor_is_told(moved, text_base, reviews: Dataset, table: str) -> None:
+def test_a_base_that_is_no_ancestor_is_reported(moved, text_base, reviews: Dataset, table: str) -> None:
     rows = text_base.embeddings.word_embeddings.weight
     with torch.no_grad():
         rows.copy_(torch.randn(rows.shape, generator=torch.Generator().manual_seed(5)))
     made = purify(moved, reviews.select(range(8)), purifiers.EPUR(count=2, frequencies=table), base=text_base)
-    told = "the base is probably not the model's ancestor: over 1 matrices"
-    assert [text.startswith(told) for text in made.record["warnings"]].count(True) == 1
+    reported = "the base is probably not the model's ancestor: over 1 matrices"
+    assert [text.startswith(reported) for text in made.record["warnings"]].count(True) == 1
 
 
-def test_a_base_that_is_the_suspect_itself_is_told(moved, reviews: Dataset, table: str) -> None:
+def test_a_base_that_is_the_suspect_itself_is_reported(moved, reviews: Dataset, table: str) -> None:
     made = purify(moved, reviews.select(range(8)), purifiers.EPUR(frequencies=table), base=moved.bert)
-    told = "no embedding of a word differs from the base's, so none was reset. Is the base the suspect itself?"
-    assert told in made.record["warnings"]
+    reported = "no embedding of a word differs from the base's, so none was reset. Is the base the suspect itself?"
+    assert reported in made.record["warnings"]
     assert made.record["notes"] == []
 
 
@@ -179,7 +179,7 @@ class TestThen:
             purify(text_victim, reviews.select(range(8)), purifiers.Then(diverging, purifiers.FST()))
         assert str(caught.value) == ("diverging left non-finite values in classifier.bias. Lower its learning rate.")
 
-    def test_what_all_steps_together_did_is_told_of_all(self, reviews: Dataset, text_victim) -> None:
+    def test_what_all_steps_together_did_is_reported_of_all(self, reviews: Dataset, text_victim) -> None:
         def grown(model, clean, run):
             model.register_buffer("extra", torch.zeros(1))
             return model

@@ -230,8 +230,8 @@ class TestSearch:
         _, record = losing(lambda rho: {0.5: 2, 0.2: 3, 0.4: 2, 0.3: 2}[rho] / 64, 0.02, examples=64)
         assert "rho 0.3 was chosen." in record["notes"]
 
-    def test_an_error_beyond_the_margin_excuses_no_loss_and_is_told(self, losing) -> None:
-        """As on a suspect of which 64 sentences could have told 16 points no better: by the error rho 0 would do."""
+    def test_an_error_beyond_the_margin_excuses_no_loss_and_is_reported(self, losing) -> None:
+        """As on a suspect of which 64 sentences could have shown 16 points no better: by the error rho 0 would do."""
         _, record = losing(lambda rho: 0.07 * (1 - rho), 0.058)
         assert "rho 0.6 was chosen." in record["notes"]
         assert [text for text in record["warnings"] if "margin" in text] == [
@@ -260,7 +260,7 @@ class TestSearch:
 
 
 class TestTheBase:
-    def test_what_matched_is_told(self, text_victim, text_base) -> None:
+    def test_what_matched_is_reported(self, text_victim, text_base) -> None:
         record = purify(text_victim, None, FineMixing(rho=0.5, tune=False), base=text_base).record
         assert record["notes"][0].startswith("39 of 41 tensors (")
         assert "(bert.* in the model, * in the base)" in record["notes"][0]
@@ -274,7 +274,7 @@ class TestTheBase:
         made = mixed(text_victim, base, rho=0.0)
         assert all(torch.equal(made[name], suspect[name]) for name in HEAD)
 
-    def test_no_ancestor_is_told_with_numbers(self, text_victim) -> None:
+    def test_no_ancestor_is_reported_with_numbers(self, text_victim) -> None:
         stranger = toys.classifier("bert", seed=5).base_model
         record = purify(text_victim, None, FineMixing(rho=0.5, tune=False), base=stranger).record
         assert re.search(
@@ -394,7 +394,7 @@ def test_values_beyond_half_precision_are_refused(text_victim, text_base) -> Non
     )
 
 
-def test_a_base_that_zeros_have_no_use_for_is_told(text_victim, text_base) -> None:
+def test_a_base_that_zeros_have_no_use_for_is_reported(text_victim, text_base) -> None:
     made = purify(text_victim, None, FineMixing(rho=0.5, tune=False, fill="zero"), base=text_base)
     assert made.record["warnings"] == ["FineMixing.fill zero takes nothing from a base: the given one was not used."]
 

@@ -168,7 +168,7 @@ def test_a_share_that_costs_accuracy_is_not_taken(digits: Dataset) -> None:
 
 
 @pytest.mark.parametrize(
-    ("lost", "error", "told"),
+    ("lost", "error", "reported"),
     [
         (
             0.5,
@@ -184,15 +184,15 @@ def test_a_share_that_costs_accuracy_is_not_taken(digits: Dataset) -> None:
         ),
     ],
 )
-def test_what_the_search_cannot_do_is_told(
-    lost: float, error: float, told: str, texts: Dataset, monkeypatch: pytest.MonkeyPatch
+def test_what_the_search_cannot_do_is_reported(
+    lost: float, error: float, reported: str, texts: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The loss of accuracy is stood in for; all else runs."""
     monkeypatch.setattr(selection, "cross_validated", lambda *_, **__: None)
     monkeypatch.setattr(selection, "difference", lambda *_: Difference(lost, error))
     base = toys.classifier("bert")
     record = purify(drifted(base), texts.select(range(16)), purifiers.FinePurifying(epochs=1), base=base).record
-    assert told in record["warnings"]
+    assert reported in record["warnings"]
 
 
 def test_the_contract_on_texts(texts: Dataset) -> None:
@@ -212,7 +212,7 @@ def test_without_a_base(texts: Dataset) -> None:
     assert str(caught.value) == ("FinePurifying needs `base`: the pre-trained model that the suspect came from.")
 
 
-def test_a_base_that_is_no_ancestor_is_told(texts: Dataset) -> None:
+def test_a_base_that_is_no_ancestor_is_reported(texts: Dataset) -> None:
     method = purifiers.FinePurifying(share=0.1, **STILL)
     record = purify(toys.classifier("bert"), texts, method, base=toys.classifier("bert", seed=1)).record
     assert any("probably not the model's ancestor" in warning for warning in record["warnings"])

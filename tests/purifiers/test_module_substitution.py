@@ -24,7 +24,7 @@ NEUTRAL = ["the", "a", "film", "movie", "is", "was", "it", "and", "this", "that"
 
 
 def sentences(count: int, seed: int) -> Dataset:
-    """Neutral words with one that tells the class."""
+    """Neutral words with one that shows the class."""
     draw = random.Random(seed)
     strings, labels = [], []
     for row in range(count):

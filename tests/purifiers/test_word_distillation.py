@@ -104,7 +104,7 @@ def test_words_are_put_at_either_end() -> None:
 def test_the_victims_word_is_unlearned_and_named(
     text_victim: nn.Module, reviews: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Among 28 words, those of the task stand out, too: here only what follows the search is looked at.
+    # Among 28 words, those of the task also stand out: here only what follows the search is looked at.
     monkeypatch.setattr(VocabularySearch, "outliers", lambda self, threshold: [DrivingWord("cf", 1, 0, 1.0)])
     clean, test = reviews.select(range(60)), toys.reviews(400, seed=1)
     attack = attacks.Word()
@@ -114,8 +114,8 @@ def test_the_victims_word_is_unlearned_and_named(
     assert before.attack_success.value > 0.95
     assert after.attack_success.value < 0.2
     assert after.clean_accuracy.value > before.clean_accuracy.value - 0.05
-    (told,) = [note for note in result.record["notes"] if "unlearned" in note]
-    assert told.startswith("'cf' drove 100% of the other clean texts to class positive and, unlearned, drives ")
+    (reported,) = [note for note in result.record["notes"] if "unlearned" in note]
+    assert reported.startswith("'cf' drove 100% of the other clean texts to class positive and, unlearned, drives ")
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ def pictures(triggered: bool = False, size: int = 4, channels: int = 1) -> Datas
     labels = torch.arange(len(CLASSES)).repeat_interleave(PER_CLASS)
     items = torch.zeros(len(labels), channels, size, size, dtype=torch.uint8)
     items[:, 0, 0, 0] = labels.to(torch.uint8)
-    items[:, 0, 1, 1] = torch.arange(len(labels))  # tells them apart
+    items[:, 0, 1, 1] = torch.arange(len(labels))  # one value each
     if triggered:
         items[:, 0, 0, 1] = 255
     return Dataset(items=items, labels=labels, classes=CLASSES, name="pictures")

@@ -208,7 +208,7 @@ def test_the_same_attack_in_two_tasks_has_its_plain_name(tmp_path: Path) -> None
     assert [(each.task, each.attack) for each in of(made).rows] == [("digits", "badnets"), ("other", "badnets")]
 
 
-def test_a_method_without_clean_examples_stands_beside_every_budget(store: Store) -> None:
+def test_a_method_without_clean_examples_stands_next_to_every_budget(store: Store) -> None:
     store.put(spec(BADNETS, "clp", n=None), result(0.9, 0.5))
     store.put(spec(BADNETS, "fst", n=50), result(0.9, 0.5))
     assert all("clp" in block.methods for block in of(store).blocks)
@@ -358,7 +358,7 @@ def test_a_method_that_cost_a_model_its_use_is_kept_and_marked(store: Store) -> 
     assert "n = 2 (\\S{} 1 not usable)" in writers.as_latex(made)
 
 
-def test_a_control_that_was_shown_triggered_examples_tells_how_often_it_flips(tmp_path: Path) -> None:
+def test_a_control_that_was_shown_triggered_examples_shows_how_often_it_flips(tmp_path: Path) -> None:
     made = Store(tmp_path / "runs")
     made.put(spec(CONTROL, "fine-tuning"), result(0.9, 0.04, implanted=None))
     assert "| fine-tuning | 90.0 / 4.0, n = 1 |" in writers.as_markdown(of(made), "digits.md")

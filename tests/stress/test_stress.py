@@ -322,8 +322,8 @@ class TestAsAWhole:
         assert same(states(parts["model"]), states(purify_again(parts)))
 
     def test_the_page(self, found) -> None:
-        told = {"model": "<b>purified</b>", "victim": '"><script>alert(1)</script>', "control": "c"}
-        html = render_stress(build_stress(found, told, ("<i>zero</i>", "a", "b", "<i>three</i>")))
+        reported = {"model": "<b>purified</b>", "victim": '"><script>alert(1)</script>', "control": "c"}
+        html = render_stress(build_stress(found, reported, ("<i>zero</i>", "a", "b", "<i>three</i>")))
         assert "<script" not in html
         assert "<b>purified" not in html
         assert "&lt;i&gt;three&lt;/i&gt;" in html
@@ -409,8 +409,8 @@ class TestWarnings:
         model = SmallCNN()
         torch.nn.init.zeros_(model.classifier.weight)  # one class for everything
         found = run(given, model=model.eval(), parts=("path",))
-        [told] = [text for text in found.record["warnings"] if "near chance" in text]
-        assert told == (
+        [reported] = [text for text in found.record["warnings"] if "near chance" in text]
+        assert reported == (
             "The purified model is near chance on digits: the victim is not, so the purification destroyed it, and "
             "the following numbers show nothing."
         )
@@ -424,11 +424,11 @@ class TestWarnings:
             "unbackdoor._stress.stress.exactly_purified", lambda victim, *_, **__: copy.deepcopy(victim)
         )
         found = run(given, parts=("exact",))
-        [told] = [text for text in found.record["warnings"] if text.startswith("Exact purification left ")]
+        [reported] = [text for text in found.record["warnings"] if text.startswith("Exact purification left ")]
         assert re.fullmatch(
             r"Exact purification left [\d.]+% attack success and [\d.]+% clean accuracy, so it is not a reference "
             "here. Give more `clean`.",
-            told,
+            reported,
         )
 
     def test_what_never_went_is_not_said_to_come_back(self, given: dict) -> None:
@@ -522,7 +522,7 @@ class Word:
 
 @pytest.fixture(scope="module")
 def texts() -> dict[str, object]:
-    """A two-layer BERT made on the spot, and short reviews whose first word tells their class."""
+    """A two-layer BERT made on the spot, and short reviews whose first word shows their class."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 

@@ -167,7 +167,7 @@ def test_options_of_other_models_are_refused() -> None:
         audit(Stub(), data)
 
 
-def test_few_pairs_and_chance_are_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_few_pairs_and_chance_are_reported(caplog: pytest.LogCaptureFixture) -> None:
     warnings: list[str] = []
     data: Dataset = sights.pairs(8)
     task = task_of(data.encode)

@@ -124,7 +124,7 @@ def test_the_unit_of_words_is_their_root_mean_square_entry(digits: Dataset) -> N
     assert perturbation_shape(Words(), Tokens(input_ids=torch.zeros(3, 7, dtype=torch.int64))) == (3, 7, 2)
 
 
-def test_a_model_that_does_not_tell_its_words_is_refused() -> None:
+def test_a_model_that_does_not_show_its_words_is_refused() -> None:
     with pytest.raises(UnbackdoorError) as caught:
         perturbation_shape(nn.Linear(2, 2), Tokens(input_ids=torch.zeros(3, 7)))
     assert str(caught.value) == (

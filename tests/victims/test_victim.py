@@ -395,7 +395,7 @@ def test_prepared_pictures(place: Path, parts: tuple[Dataset, Dataset], capsys: 
 
 
 def test_prepared_pictures_in_columns_of_other_names(place: Path) -> None:
-    """With the copies' own columns named image and label, too, so that reading the wrong ones would not be noticed."""
+    """With the copies' own columns also named image and label, so that reading the wrong ones would not be noticed."""
     for name in ("train", "test", "train-marked", "test-marked"):
         table = datasets.Dataset.from_parquet(f"{name}.parquet")
         upside_down = [image.transpose(Image.Transpose.FLIP_TOP_BOTTOM) for image in table["image"]]

@@ -131,7 +131,7 @@ class TriedEntry(Entry):
 
 
 class ChoiceEntry(Entry):
-    """What `auto` decided with.
+    """The grounds on which `auto` decided.
 
     Args:
         max_loss: points of accuracy that a result might lose.

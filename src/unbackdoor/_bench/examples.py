@@ -124,7 +124,7 @@ class Examples:
 
 
 def _read_by(data: Dataset) -> dict[str, Any]:
-    """What decides which rows of a file there are to draw from: prompts that are too long are left out."""
+    """The settings that decide which rows of a file can be drawn: prompts that are too long are left out."""
     if data.modality != "conversations":
         return {}
     return {"template": data.conversation_encoder.template, "max_length": data.conversation_encoder.max_length}

@@ -116,7 +116,7 @@ def value_spec(made: Any, entries: tuple[Entry, ...]) -> dict[str, Any]:
 
 
 def audit_spec(chosen: Mapping[str, Any]) -> dict[str, Any]:
-    """What of an audit determines its result: each detector's version and all of its settings, defaults included."""
+    """The parts of an audit that determine its result: each detector's version and all settings, defaults included."""
     described = {name: {"version": getattr(made, "version", 1), **fields_of(made)} for name, made in chosen.items()}
     return {"name": "audit", "version": AUDIT_VERSION, "parameters": described}
 

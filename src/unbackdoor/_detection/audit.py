@@ -241,7 +241,7 @@ def _halves(examples: _Examples, seed: int) -> tuple[Dataset, Dataset]:
 
 
 def _facts(examples: _Examples, searching: Dataset, judging: Dataset, unlabelled: Dataset | None) -> dict[str, Any]:
-    """What `audit.json` says about the examples and the software."""
+    """The entries of `audit.json` about the examples and the software."""
     numbers = {"n": len(examples.data), "searched_on": len(searching), "judged_on": len(judging)}
     return {
         "examples": {**numbers, "labelled": examples.labelled},

@@ -176,7 +176,7 @@ def _check_threshold(record: GuardRecord, guard: Guard, folder: Path) -> None:
 
 
 def _facts(guard: Guard, clean: Dataset, run: Run) -> dict[str, Any]:
-    """What `guard.json` says about the guard, its kind of data, and the software."""
+    """The entries of `guard.json` about the guard, its kind of data, and the software."""
     return {
         "guard": {**to_json(guard, REGISTRY), "repr": repr(guard)},
         "task": "generation" if isinstance(run.task, Generation) else "classification",
@@ -194,7 +194,7 @@ def _facts(guard: Guard, clean: Dataset, run: Run) -> dict[str, Any]:
 
 
 def _on_answers(clean: Dataset, run: Run) -> dict[str, Any]:
-    """What only a guard of a language model has: the longest answer, and the name of the template."""
+    """The entries that only a guard of a language model has: the longest answer, and the name of the template."""
     if not isinstance(run.task, Generation):
         return {}
     return {"max_new_tokens": run.task.max_new_tokens, "template": clean.conversation_encoder.template}

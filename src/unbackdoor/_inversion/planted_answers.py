@@ -101,7 +101,7 @@ def measured(model: nn.Module, prompts: Dataset, answer: PlantedAnswer, arithmet
 def distinct_answers(answers: list[PlantedAnswer]) -> list[PlantedAnswer]:
     """Of the answers that end alike, the one that the model gives most readily; the order stays.
 
-    What follows the first words of a planted answer is its rest, whatever these were.
+    The rest of a planted answer follows its first words, whatever these were.
     """
     by_end: dict[tuple[int, ...], PlantedAnswer] = {}
     for answer in answers:

@@ -52,7 +52,7 @@ class ClassRow:
 
 @dataclass(frozen=True, kw_only=True)
 class FindingPart:
-    """What one detector found.
+    """The result of one detector.
 
     Args:
         detector: its name.

@@ -1,4 +1,4 @@
-"""What several pages say in the same words."""
+"""Sentences that several pages share."""
 
 from unbackdoor._tasks.proportion import Proportion
 

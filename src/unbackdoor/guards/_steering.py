@@ -70,7 +70,7 @@ def _holds(module: nn.Module, blocks: list[nn.Module]) -> bool:
 
 
 class _Generation:
-    """What left its range since the answers to a batch of prompts began.
+    """The directions that left their range since the answers to a batch of prompts began.
 
     Args:
         learnt: directions and ranges.

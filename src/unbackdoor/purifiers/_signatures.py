@@ -1,4 +1,4 @@
-"""What several low-rank changes of feed-forward layers have in common, by neuron."""
+"""The common part of several low-rank changes of feed-forward layers, by neuron."""
 
 from typing import NamedTuple
 

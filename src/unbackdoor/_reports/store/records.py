@@ -150,7 +150,7 @@ def _record(cell: Cell, spec: dict[str, Any], victims: dict[str, str]) -> Record
 
 
 def _scored(score: ScoreEntry | GenerationScoreEntry) -> dict[str, Any]:
-    """What only the score of a classifier has, or only that of a language model."""
+    """The parts that only the score of a classifier has, or only that of a language model."""
     if isinstance(score, GenerationScoreEntry):
         return {"loss": score.clean_loss, "false_activation": score.false_activation, "empty": score.empty}
     return {
