@@ -150,7 +150,7 @@ def test_a_gguf_file_is_scored_and_purified(place: Path, tmp_path: Path) -> None
         (("evaluate", "adapter", "--data", "test.jsonl"), "adapter is an adapter, and its config names"),
         (
             ("purify", "fine-tuning", "base", "--merge", "--clean", "clean.jsonl", "--out", "out"),
-            "base is not an adapter of a language model; --merge is for these",
+            "base is not an adapter; --merge is for these",
         ),
         (
             ("purify", "fine-pruning", "adapter", "--base", "base", "--clean", "clean.jsonl", "--out", "out"),

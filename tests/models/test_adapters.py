@@ -184,7 +184,7 @@ def test_merging_does_not_change_a_tied_embedding(place: Path, tmp_path: Path) -
     adapted.save_pretrained(tmp_path, save_embedding_layers=False)
     with pytest.raises(UnbackdoorError, match=r"changes the output layer \(lm_head\), whose weights are also the emb"):
         load(tmp_path, base=place / "base", merge=True)
-    with pytest.raises(UnbackdoorError, match="is not an adapter of a language model; `merge` is for these"):
+    with pytest.raises(UnbackdoorError, match="is not an adapter; `merge` is for these"):
         load(place / "base", merge=True)
 
 
@@ -216,7 +216,7 @@ def test_a_pickled_adapter_or_a_wrong_base_is_refused(place: Path, tmp_path: Pat
     bert = toys.write(toys.classifier("bert"), tmp_path / "bert")
     with pytest.raises(UnbackdoorError, match=r"`base` must be a causal language model, since .* is an adapter of one"):
         load(folder, base=bert)
-    with pytest.raises(UnbackdoorError, match="is not an adapter of a language model; `base` is for these"):
+    with pytest.raises(UnbackdoorError, match="is not an adapter; `base` is for these"):
         load(place / "base", base=place / "base")
     (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
     with pytest.raises(UnbackdoorError, match=r"adapter_model.bin is a pickle, which is not opened"):

@@ -251,7 +251,7 @@ class EvaluateOptions(ModelOptions):
         behaviour: with --trigger or --triggered: the answer that the attacker wants, as contains:TEXT,
             starts-with:TEXT, equals:TEXT or refuses.
         max_new_tokens: the longest answer of a language model, in tokens; by default 64.
-        base: of a PEFT LoRA adapter: the language model that it was trained on.
+        base: of a PEFT LoRA adapter: the model that it was trained on.
         triggered: examples that already carry a trigger, with their true labels.
         rows: file with a JSON list of row numbers, from 0, of an audit's evidence: only these of --data are scored.
         target: the class that the attacker wants, with --triggered.
@@ -342,7 +342,7 @@ class GuardRunOptions(ModelOptions):
         model: the model that the guard was fitted to.
         data: inputs to decide about; their labels are not read, and texts may be empty.
         out: file to write, a line of JSON for each input.
-        base: of a PEFT LoRA adapter: the language model that it was trained on.
+        base: of a PEFT LoRA adapter: the model that it was trained on.
         reference: the second language model that the guard was fitted with, if it needs one.
         overwrite: replace the file.
     """
@@ -368,7 +368,7 @@ class GuardEvaluateOptions(ModelOptions):
             starts-with:TEXT, equals:TEXT or refuses.
         triggered: examples that already carry a trigger, with their true labels.
         target: the class that the attacker wants, with --triggered.
-        base: of a PEFT LoRA adapter: the language model that it was trained on.
+        base: of a PEFT LoRA adapter: the model that it was trained on.
         reference: the second language model that the guard was fitted with, if it needs one.
         json: print one JSON object.
     """

@@ -1,4 +1,4 @@
-"""PEFT LoRA adapters of language models: checked, put on their base, and written again as what they were."""
+"""PEFT LoRA adapters: checked, put on their base, and written again as what they were."""
 
 import json
 from collections.abc import Mapping
@@ -30,15 +30,41 @@ _SAID = {
     ),
     *("r", "lora_alpha", "lora_dropout", "target_modules", "exclude_modules", "fan_in_fan_out", "use_rslora"),
     *("rank_pattern", "alpha_pattern", "layers_to_transform", "layers_pattern", "init_lora_weights", "bias"),
+    "modules_to_save",  # checked by itself
     *("megatron_core", "qalora_group_size"),  # have a value even where what they belong to is off
 }
 _LARGEST = 4096  # of a rank
+_MOST_CLASSES = 10_000
+_HEADS = ("classifier", "score")  # that peft saves whole with an adapter of a text classifier
+_CLASS_SCORES = ("classifier.weight", "score.weight", "classifier.out_proj.weight")  # have a row for each class
 
 
 def is_adapter(path: Path) -> bool:
-    """Whether a directory holds an adapter of a language model."""
+    """Whether a directory holds an adapter of a language model or of a text classifier."""
     config = path / CONFIG_FILE
-    return exists(config) and read_json(config, CONFIG).get("task_type") == "CAUSAL_LM"
+    return exists(config) and read_json(config, CONFIG).get("task_type") in ("CAUSAL_LM", "SEQ_CLS")
+
+
+def _of_classifier(config: Mapping[str, Any]) -> bool:
+    return config.get("task_type") == "SEQ_CLS"
+
+
+def class_count(path: Path) -> int | None:
+    """The number of classes of a text classifier that a directory holds an adapter of; None for a language model.
+
+    Raises:
+        UnbackdoorError: the adapter of a classifier has no head, or a file is damaged.
+    """
+    if not _of_classifier(read_json(path / CONFIG_FILE, CONFIG)):
+        return None
+    head = _head(_weights(path))
+    scores = next((head[name] for name in _CLASS_SCORES if name in head), None)
+    if scores is None or scores.ndim != 2 or not 2 <= len(scores) <= _MOST_CLASSES:
+        raise UnbackdoorError(
+            f"{path} is an adapter of a classifier and must hold its head, of 2 to {_MOST_CLASSES:,} classes, as "
+            "modules_to_save of peft does. Merge it into its classifier (merge_and_unload of peft) and give the result."
+        )
+    return len(scores)
 
 
 class AdapterFiles(NamedTuple):
@@ -66,6 +92,11 @@ def adapter_files(path: Path) -> AdapterFiles:
     config = read_json(path / CONFIG_FILE, CONFIG)
     _check_config(path, config)
     weights = _weights(path)
+    if _of_classifier(config):
+        raise UnbackdoorError(
+            f"{path} is an adapter of a classifier, which also holds a head, and cannot be mixed on disk. Load it with "
+            "`merge`."
+        )
     names = sorted({_layer_of(path, key, tensor) for key, tensor in weights.items()})
     factors: dict[str, tuple[Tensor, Tensor]] = {}
     for name in names:
@@ -115,7 +146,8 @@ def adapted_by(path: Path, base: nn.Module) -> Any:
 
     Args:
         path: a directory with `adapter_config.json` and `adapter_model.safetensors`.
-        base: the language model that it was trained on; it becomes part of the result.
+        base: the language model that it was trained on, or a classifier of that body and with any head; it becomes part
+            of the result.
 
     Returns:
         a `peft.PeftModel` in eval mode.
@@ -126,7 +158,9 @@ def adapted_by(path: Path, base: nn.Module) -> Any:
     config = read_json(path / CONFIG_FILE, CONFIG)
     _check_config(path, config)
     weights = _weights(path)
-    layers = _layers(path, weights, base)
+    head = _head(weights) if _of_classifier(config) else {}
+    layers = _layers(path, {name: each for name, each in weights.items() if name not in _stored(head)}, base)
+    _check_head(path, head, base)
     try:
         from peft import LoraConfig, TaskType, get_peft_model, set_peft_model_state_dict
     except ImportError:
@@ -141,7 +175,7 @@ def adapted_by(path: Path, base: nn.Module) -> Any:
         alpha_pattern={f"^{name}$": _alpha(config, name) for name in ranks},
         use_rslora=bool(config.get("use_rslora")),
         fan_in_fan_out=bool(config.get("fan_in_fan_out")),
-        task_type=TaskType.CAUSAL_LM,
+        task_type=TaskType.SEQ_CLS if head else TaskType.CAUSAL_LM,
     )
     with quiet_transformers():
         model = get_peft_model(base, settings)
@@ -200,7 +234,8 @@ def _check_config(path: Path, config: Mapping[str, Any]) -> None:
     kind = config.get("peft_type")
     if kind != "LORA":
         raise UnbackdoorError(f"{path} is an adapter of the kind {printable(kind)}; only LoRA is supported. Merge it.")
-    if config.get("modules_to_save"):
+    whole = config.get("modules_to_save") or []
+    if whole and not (_of_classifier(config) and set(map(str, whole)) <= set(_HEADS)):
         raise UnbackdoorError(
             f"{path} also replaces whole layers (modules_to_save: {printable(config['modules_to_save'])}), which an "
             "adapter of low rank cannot keep. Merge it into its base (merge_and_unload of peft) and give the result."
@@ -235,6 +270,30 @@ def _weights(path: Path) -> dict[str, Tensor]:
     if not weights:
         raise UnbackdoorError(f"{path} has an adapter without a tensor. Fetch it again.")
     return weights
+
+
+def _head(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of a classifier's head among those of an adapter, by their names in the classifier."""
+    names = {name: name.removeprefix(_PREFIX) for name in weights if name.startswith(_PREFIX)}
+    return {
+        own: weights[name] for name, own in names.items() if own.partition(".")[0] in _HEADS and ".lora_" not in own
+    }
+
+
+def _stored(head: Mapping[str, Tensor]) -> set[str]:
+    return {f"{_PREFIX}{name}" for name in head}
+
+
+def _check_head(path: Path, head: Mapping[str, Tensor], base: nn.Module) -> None:
+    """Refuse a head that is not that of the base's classifier, with all its weights."""
+    own = {name: each.shape for name, each in base.state_dict().items() if name.partition(".")[0] in _HEADS}
+    given = {name: each.shape for name, each in head.items()}
+    differing = sorted(name for name in {*own, *given} if own.get(name) != given.get(name))
+    if head and differing:
+        raise UnbackdoorError(
+            f"{path} does not fit `base`: its head and that of {type(base).__name__} differ in {few(differing)}. Give "
+            "the model that it was trained on."
+        )
 
 
 def _layers(path: Path, weights: dict[str, Tensor], base: nn.Module) -> list[str]:

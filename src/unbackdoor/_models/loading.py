@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import nn
 
 from unbackdoor._data.class_prompts import ClassPrompts
@@ -13,7 +14,7 @@ from unbackdoor._data.dataset import Encoder
 from unbackdoor._data.images import LARGEST_SIDE, ImageEncoder
 from unbackdoor._errors import UnbackdoorError, printable
 from unbackdoor._inputs import read_json, reader
-from unbackdoor._models.adapters import CONFIG_FILE, adapted_by, is_adapter, merged
+from unbackdoor._models.adapters import CONFIG_FILE, adapted_by, class_count, is_adapter, merged
 from unbackdoor._models.calling import embeddings
 from unbackdoor._models.directory import ModelDirectory
 from unbackdoor._models.factory import from_factory
@@ -74,7 +75,7 @@ def load(
         prompts: the texts that stand for the classes of a model of images and texts: a template with `{}` at the place
             of the class name, or a JSON file with a text for each class; by default as its record says, else "a photo
             of a {}.".
-        base: of a PEFT LoRA adapter of a language model: the directory or Hub name of the model that it was trained on.
+        base: of a PEFT LoRA adapter: the directory or Hub name of the model that it was trained on.
         merge: add the adapter to its base: the result is a whole model, which every method takes.
         trust_remote_code: run Python files that come with a Hugging Face model.
 
@@ -120,8 +121,8 @@ def load(
 
 
 _OF_OTHERS = {
-    "merge": "is not an adapter of a language model; `merge` is for these",
-    "base": "is not an adapter of a language model; `base` is for these",
+    "merge": "is not an adapter; `merge` is for these",
+    "base": "is not an adapter; `base` is for these",
     "template": "is not a language model; `template` is for their prompts",
     "prompts": "is not a model of images and texts; `prompts` are the texts of the classes of these",
 }
@@ -182,8 +183,13 @@ def _load_adapter(path: Path, base: str | Path | None, merge: bool, chat: _Chat)
             "Give `base`: the directory or Hub name of that model."
         )
     beneath = ModelDirectory.of(base, "`base`", trust_remote_code=chat.trust_remote_code)
-    if beneath.modality != "conversations":
+    classes = class_count(path)
+    if classes is None and beneath.modality != "conversations":
         raise UnbackdoorError(f"`base` must be a causal language model, since {path} is an adapter of one; got {base}.")
+    if classes is not None and beneath.modality not in ("conversations", "text"):
+        raise UnbackdoorError(
+            f"`base` must be a model of texts, since {path} is an adapter of a classifier of texts; got {base}."
+        )
     if isinstance(named, str) and named and Path(named).name != Path(base).name:
         logger.warning(
             "%s: its config names %s as its base, not %s. Layers and shapes are compared, but another model of the "
@@ -192,11 +198,26 @@ def _load_adapter(path: Path, base: str | Path | None, merge: bool, chat: _Chat)
             printable(named),
             base,
         )
+    if classes is not None:
+        return _load_classifier_adapter(path, beneath, classes, merge, chat)
     adapted = adapted_by(path, beneath.language_model())
     rows = embeddings(adapted).num_embeddings
     own = (path / "tokenizer_config.json").exists()
     tokenizer = None if own else tokenizer_of(beneath.path, chat.trust_remote_code, rows)
     encode = chat.encoder(path, adapted, tokenizer)
+    return Loaded(merged(path, adapted), encode, beneath) if merge else Loaded(adapted, encode)
+
+
+def _load_classifier_adapter(path: Path, beneath: ModelDirectory, classes: int, merge: bool, chat: _Chat) -> Loaded:
+    """Loads an adapter of a text classifier; its classes have the names in the base's config if these are as many."""
+    _check_unused(path, template=chat.template)
+    names = beneath.config.get("id2label") or {}
+    named = [str(names.get(str(number), "")) for number in range(classes)]
+    own = len(names) == classes and all(named)
+    with torch.random.fork_rng():  # which draws weights that those of the adapter replace
+        model = beneath.fresh_classifier(named if own else [f"LABEL_{number}" for number in range(classes)])
+        adapted = adapted_by(path, model)
+    encode = beneath.encoder(adapted, changes=chat.changes, max_length=chat.max_length)
     return Loaded(merged(path, adapted), encode, beneath) if merge else Loaded(adapted, encode)
 
 

@@ -28,6 +28,7 @@ from unbackdoor._data.dataset import Dataset
 from unbackdoor._data.overlap import without
 from unbackdoor._errors import SENTENCE, UnbackdoorError, printable
 from unbackdoor._models import calling, loading, saving
+from unbackdoor._models.adapters import carries_adapter
 from unbackdoor._models.arithmetic import choose
 from unbackdoor._models.recorded import encode_entry
 from unbackdoor._progress import bar
@@ -90,6 +91,11 @@ def purify(source: str, method: Method, options: PurifyOptions, *, command: str 
         purify_on_disk(source, method, options, command)
         return
     suspect = load_model(source, options, merge=options.merge)
+    if carries_adapter(suspect.model) and suspect.encode.modality == "text":
+        raise UnbackdoorError(
+            f"{printable(source)} is an adapter of a classifier, whose head would not be purified with it. Add it to "
+            "its base first, with --merge."
+        )
     clean = _clean(suspect, method, options)
     base = options.base and loading.load_base(
         options.base,
