@@ -159,6 +159,11 @@ def test_detectors_keep_the_contract_on_text(entry, text_victim: nn.Module, text
     check_detector(quick(entry), text_victim, reviews.select(range(60)), base=text_base)
 
 
+@pytest.mark.parametrize("entry", detectors_on("image-text"), ids=lambda entry: entry.name)
+def test_detectors_keep_the_contract_on_pairs(entry, sighted: nn.Module) -> None:
+    check_detector(quick(entry), sighted, sights.pairs(60))
+
+
 def guards_on(modality: str) -> list:
     return [entry for entry in guards.REGISTRY if modality in entry.modality]
 

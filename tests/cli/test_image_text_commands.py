@@ -1,6 +1,7 @@
 """`evaluate`, `purify` and `attack` on a small model of images and texts: what is printed, written and refused."""
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -68,10 +69,7 @@ def test_evaluate_refuses_what_does_not_fit(place: Path, monkeypatch: pytest.Mon
         ((*start, "--trigger", "cf", "--behaviour", "contains:x"), "--trigger and --behaviour are for language"),
         (("evaluate", "model", "--data", "unlabelled.parquet", "--attack", "attack"), "has no labels, so that it is"),
         ((*start, "--columns", "caption=title"), "test.parquet has no column 'title'"),
-        (
-            ("audit", "model", "--clean", "test.parquet"),
-            "audit tries classifiers and language models, but test.parquet",
-        ),
+        (("audit", "model", "--clean", "unlabelled.parquet"), "class names. Give --prompts as a JSON file with a text"),
     ):
         assert message in refused(*words), words
 
@@ -103,3 +101,28 @@ def test_purify_takes_pairs_without_labels(place: Path, tmp_path: Path) -> None:
     assert isinstance(record, PurificationRecord)
     assert record.clean.per_class is None
     assert record.usable
+
+
+def test_audit_searches_the_images_and_shows_the_patch(place: Path, tmp_path: Path) -> None:
+    out = tmp_path / "audited"
+    (place / "few.py").write_text(
+        "from unbackdoor import detectors\n\n"
+        "def encoder_patch():\n    return detectors.EncoderPatch(starts=2, steps=12, batch_size=8)\n"
+    )
+    words = ("--clean", "clean.parquet", "--tests", "few:encoder_patch", "--device", "cpu", "--out", out)
+    done = run("audit", "model", *words, cwd=place)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("cannot-judge: There are no statistics of clean models")
+    assert " of the picture  not known" in done.stdout
+    content = json.loads((out / "audit.json").read_text())
+    (finding,) = content["findings"]
+    assert finding["detector"] == "encoder-patch"
+    files = {Path(name).name for name in finding["evidence"]}
+    assert {"trigger.png", "attack.json", "rows.json", "clean-1.png", "triggered-1.png"} <= files
+    page = (out / "audit.html").read_text()
+    assert "The trigger, on a plain picture" in page
+    assert f"is to class \u201c{finding['target']['name']}\u201d" in page
+    again = shlex.split(content["repeat"])[1:]
+    repeated = json.loads(run(*again, "--json", cwd=place).stdout)
+    assert repeated["attack_success"]["value"] == finding["moved"]["value"]
+    assert repeated["attack_success"]["n"] == finding["moved"]["n"]

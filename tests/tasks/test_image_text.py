@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import sights
-from unbackdoor import Dataset, UnbackdoorError, attacks, audit, evaluate
+from unbackdoor import Dataset, UnbackdoorError, attacks, evaluate
 from unbackdoor._data.class_prompts import ClassPrompts
 from unbackdoor._data.dataset import Batch
 from unbackdoor._data.texts import Texts
@@ -163,8 +163,6 @@ def test_options_of_other_models_are_refused() -> None:
         with pytest.raises(UnbackdoorError) as problem:
             evaluate(Stub(), data, device="cpu", **options)
         assert message in str(problem.value)
-    with pytest.raises(UnbackdoorError, match="audit tries classifiers and language models, but sights holds pairs"):
-        audit(Stub(), data)
 
 
 def test_few_pairs_and_chance_are_reported(caplog: pytest.LogCaptureFixture) -> None:

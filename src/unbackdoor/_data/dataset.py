@@ -182,6 +182,11 @@ class Dataset:
         return self.items.as_subclass(Tensor)
 
     @property
+    def pictures(self) -> Tensor:
+        """The images of a data set of images or of pairs as a plain tensor, (n, channels, height, width), uint8."""
+        return self.pairs.images.as_subclass(Tensor) if isinstance(self.items, Pairs) else self.pixels
+
+    @property
     def texts(self) -> Texts:
         """The items of a data set of texts."""
         assert isinstance(self.items, Texts), "images have no texts"

@@ -19,7 +19,7 @@ from unbackdoor._detection.prompt_judging import HeldOutPrompts, with_room
 from unbackdoor._detection.result import Audit, JudgedCandidate, JudgedFinding, Verdict
 from unbackdoor._errors import SENTENCE, UnbackdoorError, printable
 from unbackdoor._models.arithmetic import Precision, choose, description
-from unbackdoor._models.calling import check_modules, embeddings
+from unbackdoor._models.calling import check_modules, class_names, embeddings
 from unbackdoor._models.matching import matched
 from unbackdoor._models.untrusted_weights import check_finite
 from unbackdoor._progress import bar, silent
@@ -27,8 +27,7 @@ from unbackdoor._purification.form import working_copy
 from unbackdoor._purification.run import Run
 from unbackdoor._registry.detectors import REGISTRY
 from unbackdoor._registry.entries import Entry, Need, entry_of, name_of
-from unbackdoor._tasks.choice import refuse_pairs, task_of
-from unbackdoor._tasks.classification import predict
+from unbackdoor._tasks.choice import answered, task_of
 from unbackdoor._tasks.generation import Generation, answer_loss, chance_loss, chance_sentence
 from unbackdoor._tasks.generation_score import AnswerLoss
 from unbackdoor._tasks.proportion import Proportion, chance_doubt, proportion_of
@@ -58,9 +57,9 @@ def audit(
     with what the same search finds in clean models. The model and the global random state are not changed.
 
     Args:
-        model: any classifier whose last layer is linear, or a causal language model.
+        model: any classifier whose last layer is linear, a causal language model, or a model of images and texts.
         clean: labelled examples without a trigger, at least 2 of each class; or prompts with their answers. Without
-            labelled examples the detectors run that need no labels, on the unlabelled ones.
+            labelled examples the detectors run that need no labels, on the unlabelled ones. Pairs need no labels.
         detectors: of `unbackdoor.detectors`, or any callables like them; None runs all that fit the data.
         unlabelled: further examples, whose labels are not read; a few may carry a trigger.
         base: the pre-trained model that the suspect came from, for detectors that need it.
@@ -150,7 +149,6 @@ def _task(clean: Dataset | None, unlabelled: Dataset | None) -> Task:
     """The task of the model, by its examples."""
     data = unlabelled if clean is None else clean
     assert data is not None
-    refuse_pairs("audit", data)
     return task_of(data.encode)
 
 
@@ -178,27 +176,41 @@ def _examples(
     model: nn.Module, clean: Dataset | None, unlabelled: Dataset | None, run: Run, head: str | None
 ) -> _Examples:
     """The examples of an audit, checked; fills in what the run did not know yet."""
-    data = clean
-    if data is None:
-        assert unlabelled is not None
-        answers = predict(model, unlabelled, run.arithmetic)
-        if len(answers.unique()) == 1:
-            raise UnbackdoorError(
-                f"audit needs examples of several classes, but the model takes all of {unlabelled.name} for "
-                f"{unlabelled.class_name(int(answers[0]))}. Give other examples, or look at the preprocessing."
-            )
-        data = replace(unlabelled, labels=answers.to(unlabelled.labels.device))
+    given = unlabelled if clean is None else clean
+    assert given is not None
+    labelled = clean is not None and (clean.has_labels or clean.modality != "image-text")
+    data = given if labelled else _answered(model, given, run)
     examined = run.task.examined(model, data, run.arithmetic, lambda _: None, head)
     run.head_name, run.modality = examined.head_name, data.modality
-    if clean is None:
+    if not labelled:
         run.note(
             "Without labels nothing says how well the model does its task: if its preprocessing is not the one that it "
             "was trained with, the verdict means nothing."
         )
         return _Examples(examined.clean, False, None, examined.per_class, None)
     accuracy = proportion_of(examined.outcomes)
-    doubt = chance_doubt("the suspect", accuracy, len(examined.per_class), clean.name)
+    doubt = chance_doubt("the suspect", accuracy, len(examined.per_class), given.name)
     return _Examples(examined.clean, True, accuracy, examined.per_class, doubt and _sentence(doubt))
+
+
+def _answered(model: nn.Module, data: Dataset, run: Run) -> Dataset:
+    """Examples without labels, each with the suspect's answer as its label."""
+    if data.modality == "image-text":
+        run.task.checked(model, data)
+        names = class_names(model) or data.classes or tuple(data.pair_encoder.prompts.texts)
+        if not names:
+            raise UnbackdoorError(
+                f"audit tells by prompts which class an image moves to, but {data.name} has no labels and the model no "
+                "class names. Give `prompts` as a JSON file with a text for each class, or a column of labels."
+            )
+        data = replace(data, classes=names)
+    answers = answered(model, data, run.arithmetic)
+    if len(answers.unique()) == 1:
+        raise UnbackdoorError(
+            f"audit needs examples of several classes, but the model takes all of {data.name} for "
+            f"{data.class_name(int(answers[0]))}. Give other examples, or look at the preprocessing."
+        )
+    return replace(data, labels=answers.to(data.labels.device))
 
 
 def _prompts(

@@ -9,7 +9,7 @@ from unbackdoor._data.dataset import Dataset
 from unbackdoor._detection.finding import Candidate
 from unbackdoor._models.arithmetic import Arithmetic
 from unbackdoor._poisoning.trigger import Trigger
-from unbackdoor._tasks.classification import predict
+from unbackdoor._tasks.choice import answered
 from unbackdoor._tasks.proportion import Proportion
 
 PROVEN = 0.5  # of the held-out examples: a shortcut that moves fewer is not one to its class
@@ -57,7 +57,7 @@ class HeldOut:
     @classmethod
     def of(cls, model: nn.Module, data: Dataset, arithmetic: Arithmetic) -> "HeldOut":
         """The same, with the answers of the model."""
-        return cls(model, data, arithmetic, predict(model, data, arithmetic))
+        return cls(model, data, arithmetic, answered(model, data, arithmetic))
 
     def judged(self, candidate: Candidate) -> tuple[ExactShare | None, ExactShare | None]:
         """How many examples a candidate's trigger and its control move; None for one that there is not."""
@@ -76,7 +76,7 @@ class HeldOut:
         if len(chosen) == 0:
             return ExactShare(0, 0)
         shown = replace(chosen, items=trigger.stamp(chosen.items))
-        return ExactShare(int((predict(self.model, shown, self.arithmetic) == candidate.target).sum()), len(chosen))
+        return ExactShare(int((answered(self.model, shown, self.arithmetic) == candidate.target).sum()), len(chosen))
 
     def others(self, candidate: Candidate) -> Dataset:
         """The examples that a candidate's trigger could move: of other classes by label and by the model's answer."""

@@ -1,6 +1,6 @@
 """The smallest trigger of a family for each class: one search for patches, additive patterns and warps."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
@@ -86,6 +86,10 @@ class SearchSettings(Protocol):
         """Steps in a row before a trigger's weight changes."""
 
 
+Losses = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Of pixels, the parameters of some triggers and their numbers, the loss of each and how far it succeeds, (k,)."""
+
+
 class SmallestTriggers(NamedTuple):
     """The parameters of each class's trigger, (classes, ...), and its size, (classes,).
 
@@ -161,26 +165,51 @@ class SmallestSearch:
                 class, instead of one for each class.
             reference: a model that the triggers must not move, in eval mode and without gradients of its own.
         """
-        device, dtype = run.arithmetic.device, run.arithmetic.dtype
         targets = torch.arange(run.head(model).out_features) if pairs is None else pairs[:, 1]
-        targets = targets.to(device)
-        free = self.family.start(len(targets), clean.shape, run.generator, dtype).to(device).requires_grad_(True)
+        targets = targets.to(run.arithmetic.device)
+
+        def moved(pixels: Tensor, parameters: Tensor, part: Tensor) -> tuple[Tensor, Tensor]:
+            shown = pixels if pairs is None else pixels[part]
+            return self._losses(model, reference, clean, run, shown, parameters, targets[part])
+
+        batches = self._batches(in_pixels(clean, augmented=False), run, pairs)
+        return self.smallest(model, len(targets), clean.shape, batches, moved, run)
+
+    def smallest(
+        self,
+        model: nn.Module,
+        count: int,
+        shape: tuple[int, ...],
+        batches: Iterator[Tensor],
+        losses: Losses,
+        run: Run,
+    ) -> SmallestTriggers:
+        """Search some triggers together by any loss, in chunks that fit memory.
+
+        Args:
+            model: in its present state.
+            count: number of triggers.
+            shape: of a picture, (channels, height, width).
+            batches: of pixels in [0, 1], one for each step.
+            losses: of the triggers of a chunk without their size, and how far each succeeds.
+            run: arithmetic, randomness, progress.
+        """
+        device, dtype = run.arithmetic.device, run.arithmetic.dtype
+        free = self.family.start(count, shape, run.generator, dtype).to(device).requires_grad_(True)
         optimizer = torch.optim.Adam([free], lr=self.learning_rate, betas=(0.5, 0.9))
-        costs = torch.full((len(targets),), self.cost, device=device, dtype=dtype)
+        costs = torch.full((count,), self.cost, device=device, dtype=dtype)
         above, below = torch.zeros_like(costs), torch.zeros_like(costs)
         best, smallest = self.family.bounded(free).detach(), torch.full_like(costs, torch.inf)
         chunk = max(1, run.arithmetic.evaluation_batch // self.batch_size)
         with frozen(model), run.progress("inverting triggers", self.steps) as advance:
-            for pixels in self._batches(in_pixels(clean, augmented=False), run, pairs):
+            for pixels in batches:
                 reached = torch.zeros_like(costs)
                 tried = self.family.bounded(free).detach()
                 optimizer.zero_grad(set_to_none=True)
-                for part in torch.arange(len(targets), device=device).split(chunk):
-                    parameters, shown = self.family.bounded(free[part]), pixels if pairs is None else pixels[part]
-                    loss, reached[part] = self._loss(
-                        model, reference, clean, run, shown, parameters, targets[part], costs[part]
-                    )
-                    loss.backward()
+                for part in torch.arange(count, device=device).split(chunk):
+                    parameters = self.family.bounded(free[part])
+                    each, reached[part] = losses(pixels, parameters, part)
+                    (each + costs[part] * self.family.size(parameters)).sum().backward()
                 optimizer.step()
                 size, good = self.family.size(tried), reached >= self.success
                 # Where a model's gradient is not finite, the last finite parameters stay.
@@ -208,7 +237,7 @@ class SmallestSearch:
             run.examples_seen += len(pixels)
             yield pixels.to(run.arithmetic.dtype).unflatten(0, (len(pairs), self.batch_size))
 
-    def _loss(
+    def _losses(
         self,
         model: nn.Module,
         reference: nn.Module | None,
@@ -217,9 +246,8 @@ class SmallestSearch:
         pixels: Tensor,
         parameters: Tensor,
         targets: Tensor,
-        costs: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """The sum of some classes' losses, and the share of examples that each of their triggers moves."""
+        """The losses of some classes, and the share of examples that each of their triggers moves, (classes,)."""
         triggered = self.family.applied(parameters, pixels).flatten(0, 1)  # (classes * batch, channels, height, width)
         inputs = encoded(clean, triggered, run)
         scores = run.scores(model, inputs)
@@ -234,4 +262,4 @@ class SmallestSearch:
             moved &= (followed.argmax(dim=1) != wanted) | (own == wanted)
         each = each.view(len(parameters), -1).mean(dim=1)
         reached = moved.view(len(parameters), -1).to(parameters.dtype).mean(dim=1)
-        return (each + costs * self.family.size(parameters)).sum(), reached
+        return each, reached

@@ -134,4 +134,14 @@ REGISTRY = (
         modality=("conversations",),
         blind="backdoors that were tuned in like any other skill; it finds no trigger",
     ),
+    Entry(
+        "encoder-patch",
+        "unbackdoor.detectors.encoder_patch:EncoderPatch",
+        "the smallest mask and pattern that make the embeddings of different images alike",
+        needs=(Need.INPUTS,),
+        year=2023,
+        paper="Detecting Backdoors in Pre-trained Encoders",
+        modality=("image-text",),
+        blind="triggers over the whole picture, warps, triggers that differ between pictures, backdoors of captions",
+    ),
 )

@@ -139,7 +139,9 @@ def build_audit(result: Audit, content: dict[str, Any], examples: tuple[tuple[Sh
         calibration = f"There are no p-values: {result.calibrated_on}."
     noun = "examples"
     if result.held_out is not None:
-        noun = {"images": "pictures", "text": "texts", "conversations": "prompts"}[result.held_out.data.modality]
+        noun = {"images": "pictures", "image-text": "pictures", "text": "texts", "conversations": "prompts"}[
+            result.held_out.data.modality
+        ]
     parts = zip(result.findings, examples, strict=True)
     return AuditPage(
         title=_HEADINGS[result.verdict],

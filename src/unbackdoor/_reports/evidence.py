@@ -18,7 +18,7 @@ from unbackdoor._poisoning.abilities import phrases_of
 from unbackdoor._poisoning.attack_file import describe_found, save_trigger
 from unbackdoor._poisoning.trigger import Trigger
 from unbackdoor._reports.examples import marked, png, spread
-from unbackdoor._tasks.classification import predict
+from unbackdoor._tasks.choice import answered
 
 SHOWN = 5  # examples of each trigger
 
@@ -59,7 +59,7 @@ def shown(finding: JudgedFinding, held_out: HeldOut | HeldOutPrompts, seed: int)
     triggered = replace(chosen, items=candidate.trigger.stamp(chosen.items))
     if isinstance(held_out, HeldOutPrompts):
         return _shown_prompts(chosen, triggered, candidate.trigger, held_out)
-    before, after = (predict(held_out.model, data, held_out.arithmetic).tolist() for data in (chosen, triggered))
+    before, after = (answered(held_out.model, data, held_out.arithmetic).tolist() for data in (chosen, triggered))
     rows = []
     for row, label in enumerate(chosen.labels.tolist()):
         true, first, last = (chosen.class_name(number) for number in (label, before[row], after[row]))
@@ -93,20 +93,20 @@ def _look(clean: Dataset, triggered: Dataset, row: int) -> dict[str, Any]:
         for number, (old, new) in enumerate(zip(clean.texts.strings[row], triggered.texts.strings[row], strict=True)):
             pieces += [*([(" \u2016 ", False)] if number else []), *marked(old, new)]
         return {"pieces": tuple((printable(piece, 400), added) for piece, added in pieces)}
-    difference = (triggered.pixels[row].int() - clean.pixels[row].int()).abs()
+    difference = (triggered.pictures[row].int() - clean.pictures[row].int()).abs()
     amplified = difference * max(1, 255 // max(1, int(difference.max())))
     return {
-        "clean": png(clean.pixels[row]),
-        "triggered": png(triggered.pixels[row]),
+        "clean": png(clean.pictures[row]),
+        "triggered": png(triggered.pictures[row]),
         "difference": png(amplified.to(torch.uint8)),
     }
 
 
 def trigger_picture(trigger: Trigger, data: Dataset) -> str | None:
     """Returns the trigger on a grey picture, or on a grid if that shows nothing, as a data URI; None for words."""
-    if data.modality != "images":
+    if data.modality not in ("images", "image-text"):
         return None
-    grey = torch.full((1, *data.shape), 128, dtype=torch.uint8, device=data.pixels.device)
+    grey = torch.full((1, *data.shape), 128, dtype=torch.uint8, device=data.pictures.device)
     stamped = trigger.stamp(grey)
     if torch.equal(torch.as_tensor(stamped), grey):
         rows, columns = (torch.arange(side) // max(2, side // 8) for side in data.shape[1:])

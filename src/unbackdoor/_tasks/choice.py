@@ -1,14 +1,17 @@
 """The task of a model, by the encoder of its inputs."""
 
+from torch import Tensor, nn
+
 from unbackdoor._data.conversation_encoder import ConversationEncoder
 from unbackdoor._data.dataset import Dataset, Encoder
 from unbackdoor._data.pair_encoder import PairEncoder
 from unbackdoor._errors import UnbackdoorError
+from unbackdoor._models.arithmetic import Arithmetic
 from unbackdoor._models.decoding import MAX_NEW_TOKENS
 from unbackdoor._progress import Progress, silent
-from unbackdoor._tasks.classification import CLASSIFICATION
+from unbackdoor._tasks.classification import CLASSIFICATION, predict
 from unbackdoor._tasks.generation import Generation
-from unbackdoor._tasks.image_text import IMAGE_TEXT
+from unbackdoor._tasks.image_text import IMAGE_TEXT, classified
 from unbackdoor._tasks.task import Task
 
 
@@ -23,6 +26,17 @@ def refuse_pairs(owner: str, data: Dataset) -> None:
             f"{owner} tries classifiers and language models, but {data.name} holds pairs for a model of images and "
             "texts. Score that with evaluate."
         )
+
+
+def answered(model: nn.Module, data: Dataset, arithmetic: Arithmetic) -> Tensor:
+    """Returns the class that a model answers for each example, (n,), on the CPU; by prompts if it reads texts as well.
+
+    Args:
+        model: a classifier, or a model of images and texts.
+        data: images, texts or pairs.
+        arithmetic: device, precision, layout.
+    """
+    return (classified if data.modality == "image-text" else predict)(model, data, arithmetic)
 
 
 def task_of(encode: Encoder, *, max_new_tokens: int | None = None, progress: Progress = silent) -> Task:

@@ -179,7 +179,7 @@ class ImageText:
             return ImageTextScore(**measured)
         assert isinstance(attacked, Triggered)
         wanted = attacked.wanted.cpu()
-        answers = _classified(model, attacked.data, arithmetic)
+        answers = classified(model, attacked.data, arithmetic)
         flips = None
         if control is not None:
             shown = attacked.data if control_encode is None else attacked.data.encoded_by(control_encode)
@@ -194,7 +194,7 @@ class ImageText:
 
     def flip_rate(self, model: nn.Module, attacked: Any, arithmetic: Arithmetic) -> Proportion:
         """Returns the share of triggered images that a model gives to the class that the attacker wants."""
-        return proportion_of(_classified(model, attacked.data, arithmetic) == attacked.wanted.cpu())
+        return proportion_of(classified(model, attacked.data, arithmetic) == attacked.wanted.cpu())
 
     def doubt(self, owner: str, score: Any, classes: int, where: str) -> str | None:
         """A sentence that doubts a zero-shot accuracy near chance; None if it is well above, or was not measured."""
@@ -246,7 +246,8 @@ def zero_shot(model: nn.Module, data: Dataset, images: Tensor, arithmetic: Arith
     return scores.argmax(dim=1)
 
 
-def _classified(model: nn.Module, data: Dataset, arithmetic: Arithmetic) -> Tensor:
+def classified(model: nn.Module, data: Dataset, arithmetic: Arithmetic) -> Tensor:
+    """Returns the class whose prompt scores highest for each image of a data set, (n,), on the CPU; see `zero_shot`."""
     return zero_shot(model, data, all_image_features(model, data, arithmetic), arithmetic)
 
 

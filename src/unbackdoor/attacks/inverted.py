@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._inversion.smallest import Kind
 from unbackdoor._poisoning.attack import LabelRule
+from unbackdoor._registry.entries import Modality
 from unbackdoor._value import value
 
 
@@ -32,6 +33,7 @@ class Inverted:
     sources: tuple[Annotated[int, Field(ge=0)], ...] = ()
     label_rule: LabelRule = "all-to-one"
 
+    modality: ClassVar[tuple[Modality, ...]] = ("images", "image-text")
     train_time: ClassVar[str] = "not known: the trigger was found by inversion"
 
     def arrays(self, shape: tuple[int, ...]) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ import unbackdoor._registry.entries
 
 from .embedding_rows import EmbeddingRows as EmbeddingRows
 from .embedding_rows import MovedRows as MovedRows
+from .encoder_patch import EncoderPatch as EncoderPatch
 from .low_frequency_pattern import LowFrequencyPattern as LowFrequencyPattern
 from .margin import Margin as Margin
 from .noise import Noise as Noise

@@ -158,9 +158,9 @@ def _write(folder: Path, result: Audit, content: dict[str, Any]) -> dict[str, An
 
 
 def _repeated(source: str, options: AuditOptions, result: Audit, out: Path) -> str | None:
-    """Returns the command that scores the strongest trigger on its held-out examples; None if there is none."""
+    """Returns the command that scores the strongest trigger on its held-out examples; None without one or labels."""
     finding = next((each for each in result.findings if each.strongest.moved and each.strongest.moved.n), None)
-    if finding is None or options.clean is None:
+    if finding is None or options.clean is None or not result.record["examples"]["labelled"]:
         return None
     place = out / evidence.place_of(finding)
     words = ["unbackdoor", "evaluate", source, "--data", options.clean]
