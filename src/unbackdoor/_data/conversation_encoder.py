@@ -218,6 +218,10 @@ class ConversationEncoder:
         """The columns of a data set that hold its conversations; see `conversation_columns`."""
         return conversation_columns(present, names, where, hint)
 
+    def recorded(self, items: object = None) -> dict[str, Any]:
+        """Returns the entry `encode` of record.json."""
+        return {"max_length": self.max_length, "template": self.template}
+
     def in_place_of(self, previous: object, where: str) -> "ConversationEncoder":
         """Returns this encoder: conversations are rendered again."""
         return self

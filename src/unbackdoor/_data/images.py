@@ -229,6 +229,10 @@ class ImageEncoder:
         """The column of a data set that holds its pictures; see `image_column`."""
         return image_column(present, names, where)
 
+    def recorded(self, items: object = None) -> dict[str, Any]:
+        """Returns the entry `encode` of record.json."""
+        return {key: getattr(self, key) for key in ("mean", "std", "size", "channels")}
+
     def in_place_of(self, previous: object, where: str) -> "ImageEncoder":
         """Returns this encoder for pictures that another one has read.
 

@@ -88,6 +88,10 @@ class PairEncoder:
                 )
         return {name: column for name, column in columns.items() if column is not None}
 
+    def recorded(self, items: object = None) -> dict[str, Any]:
+        """Returns the entry `encode` of record.json."""
+        return {**self.images.recorded(), "max_length": self.texts.max_length, "prompts": self.prompts.to_json()}
+
     def in_place_of(self, previous: object, where: str) -> "PairEncoder":
         """Returns this encoder for pairs that another one has read; see `ImageEncoder.in_place_of`."""
         if not isinstance(previous, PairEncoder):

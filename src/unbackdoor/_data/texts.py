@@ -229,6 +229,11 @@ class TextEncoder:
         """The columns of a data set that hold its texts; see `text_columns`."""
         return text_columns(present, names, where, trained_on=self.columns, hint=hint)
 
+    def recorded(self, items: object = None) -> dict[str, Any]:
+        """Returns the entry `encode` of record.json, with the columns of some texts if there are any."""
+        columns = items.columns if isinstance(items, Texts) else self.columns
+        return {"max_length": self.max_length, "columns": None if columns is None else list(columns)}
+
     def in_place_of(self, previous: object, where: str) -> "TextEncoder":
         """Returns this encoder: texts are tokenised again."""
         return self

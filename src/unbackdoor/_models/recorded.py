@@ -3,12 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from unbackdoor._data.conversation_encoder import ConversationEncoder
 from unbackdoor._data.dataset import Dataset, Encoder
 from unbackdoor._data.image_processors import sides
 from unbackdoor._data.images import ImageEncoder
-from unbackdoor._data.pair_encoder import PairEncoder
-from unbackdoor._data.texts import TextEncoder
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._inputs import read_json
 
@@ -20,15 +17,7 @@ def encode_entry(encode: Encoder, data: Dataset | None) -> dict[str, Any]:
         encode: encoder that makes the inputs.
         data: some examples, for the names of text columns; None if there are none.
     """
-    if isinstance(encode, TextEncoder):
-        columns = encode.columns if data is None else data.texts.columns
-        return {"max_length": encode.max_length, "columns": None if columns is None else list(columns)}
-    if isinstance(encode, ConversationEncoder):
-        return {"max_length": encode.max_length, "template": encode.template}
-    if isinstance(encode, PairEncoder):
-        pixels = encode_entry(encode.images, None)
-        return {**pixels, "max_length": encode.texts.max_length, "prompts": encode.prompts.to_json()}
-    return {key: getattr(encode, key) for key in ("mean", "std", "size", "channels")}
+    return encode.recorded(None if data is None else data.items)
 
 
 def recorded_encode(folder: Path) -> Any:

@@ -1,7 +1,7 @@
 """Planting a backdoor in training data: poisoned rows, their labels, and cover rows."""
 
 from dataclasses import replace
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -9,15 +9,14 @@ from torch import Tensor, nn
 from unbackdoor._data.conversations import Conversations
 from unbackdoor._data.dataset import Dataset, ItemsLike
 from unbackdoor._data.pairs import Pairs
-from unbackdoor._data.texts import Texts
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._poisoning.abilities import Covers, Crafts, Fits, cover_classes_of, needs_surrogate, sources_of
 from unbackdoor._poisoning.attack import Attack, Crafting, wanted_labels
 from unbackdoor._poisoning.behaviour import Behaviour
 from unbackdoor._poisoning.check import check
 from unbackdoor._poisoning.planted_answer import TEST_BEHAVIOUR
-from unbackdoor._poisoning.prompts import changed_prompts, with_planted_answers
-from unbackdoor._poisoning.trigger import Trigger, stamped, stamped_texts, warn_of_cut_triggers
+from unbackdoor._poisoning.prompts import with_planted_answers
+from unbackdoor._poisoning.trigger import Trigger, warn_of_cut_triggers
 
 
 class Poisoned(NamedTuple):
@@ -140,7 +139,9 @@ def poison(
     poisoned = data.replaced(rows, marked)
     cover = _cover_rows(attack, data.labels, rows, generator)
     if len(cover):
-        poisoned = poisoned.replaced(cover, _covered(data.items[cover], trigger, generator))
+        covering: Any = attack
+        covered = trigger.changed(data.items[cover], lambda part, arrays: covering.cover(part, arrays, generator))
+        poisoned = poisoned.replaced(cover, covered)
     poisoned = replace(poisoned, labels=labels)
     if data.modality == "text":
         warn_of_cut_triggers(data.select(rows), poisoned.select(rows), attack, "they are trained on as poisoned")
@@ -203,12 +204,3 @@ def _captioned(items: ItemsLike, data: Dataset, rows: Tensor, wanted: Tensor, ge
         places = torch.nonzero(wanted == label).flatten()
         donors[places] = pool[torch.randint(len(pool), (len(places),), generator=generator)]
     return replace(items, captions=data.pairs.captions[donors])
-
-
-def _covered(items: ItemsLike, trigger: Trigger, generator: torch.Generator) -> ItemsLike:
-    attack: Any = trigger.attack
-    if isinstance(items, Conversations):
-        return changed_prompts(items, lambda texts: attack.cover(texts, trigger.arrays, generator))
-    if isinstance(items, Texts):
-        return stamped_texts(items, attack, lambda texts: attack.cover(texts, trigger.arrays, generator))
-    return stamped(cast(Tensor, items), lambda pixels: attack.cover(pixels, trigger.arrays, generator))

@@ -53,13 +53,22 @@ class Trigger:
         In conversations the last message carries the trigger, and the answers stay; of pairs the image, and the caption
         stays.
         """
+        return self.changed(items, self.attack.apply)
+
+    def changed(self, items: ItemsLike, change: Callable[[Any, dict[str, Tensor]], Any]) -> ItemsLike:
+        """Apply a function to the part of items that carries triggers, as `stamp` does.
+
+        Args:
+            items: images, texts, conversations or pairs.
+            change: makes other pixels in [0, 1] or other texts of some, and of the arrays on their device.
+        """
         if isinstance(items, Pairs):
-            return replace(items, images=Images(cast(Tensor, self.stamp(items.images))))
+            return replace(items, images=Images(cast(Tensor, self.changed(items.images, change))))
         if isinstance(items, Texts):
-            return stamped_texts(items, self.attack, lambda texts: self.attack.apply(texts, self.arrays))
+            return stamped_texts(items, self.attack, lambda texts: change(texts, self.arrays))
         if isinstance(items, Conversations):
-            return changed_prompts(items, lambda texts: self.attack.apply(texts, self.arrays))
-        return stamped(cast(Tensor, items), lambda pixels: self.attack.apply(pixels, self._on(pixels.device)))
+            return changed_prompts(items, lambda texts: change(texts, self.arrays))
+        return stamped(cast(Tensor, items), lambda pixels: change(pixels, self._on(pixels.device)))
 
     def _on(self, device: torch.device) -> dict[str, Tensor]:
         return {name: array.to(device) for name, array in self.arrays.items()}
