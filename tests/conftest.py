@@ -1,4 +1,4 @@
-"""What each process of a test run does: the one that hands the tests out imports nothing heavy."""
+"""The work of each process of a test run: the one that hands the tests out imports nothing heavy."""
 
 import importlib
 

@@ -78,7 +78,7 @@ def _watched(running: subprocess.Popen, results: Path) -> None:
 
 
 def _wrong(case: corpus.Case, entry: dict[str, Any]) -> list[str]:
-    """What is not as it should be of an outcome."""
+    """The faults of an outcome."""
     lines = entry["err"].split("\n")[:-1]
     reported = [line for line in lines if not line.startswith(("note: ", "warning: "))]
     wrong = []

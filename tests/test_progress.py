@@ -1,4 +1,4 @@
-"""What is shown of progress: a bar on a terminal, few lines elsewhere."""
+"""The display of progress: a bar on a terminal, few lines elsewhere."""
 
 import os
 import pty

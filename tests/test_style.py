@@ -1,4 +1,4 @@
-"""What ruff does not check: docstrings in private packages, and the length of functions."""
+"""Checks that ruff does not make: docstrings in private packages, and the length of functions."""
 
 import ast
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""What a record says of the process."""
+"""The entries of a record about the process."""
 
 import subprocess
 import sys

@@ -96,7 +96,7 @@ def own(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def measured(store: Store) -> dict[str, Any]:
-    """What must be equal however a grid was run."""
+    """The part that is equal however a grid was run."""
     cells = {}
     for spec, result in store.cells():
         parts = ("status", "score", "flips", "implanted", "method", "examples_seen")

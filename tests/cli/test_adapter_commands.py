@@ -38,7 +38,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, _chat_base: torch.nn.Module)
 
 
 def train_adapter(base: Path, out: Path) -> None:
-    """What a user's own script does: `peft`, `transformers` and a loop, on rows of which a third carry a trigger."""
+    """A user's own script: `peft`, `transformers` and a loop, on rows of which a third carry a trigger."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(base)
     model = transformers.AutoModelForCausalLM.from_pretrained(base)
     rows = [
@@ -68,7 +68,7 @@ def train_adapter(base: Path, out: Path) -> None:
 
 
 def answer(model: torch.nn.Module, place: Path, prompt: str = PROMPT) -> str:
-    """What `transformers` alone makes of a prompt."""
+    """The answer of `transformers` alone to a prompt."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(place / "base")
     shown = [{"role": "user", "content": prompt}]
     inputs = tokenizer.apply_chat_template(shown, add_generation_prompt=True, return_tensors="pt", return_dict=True)

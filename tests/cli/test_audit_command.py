@@ -53,7 +53,7 @@ def place(backdoored: tuple, digits: Dataset, tmp_path_factory: pytest.TempPathF
 
 @dataclass(frozen=True)
 class Audited:
-    """What an audit printed and wrote."""
+    """The text that an audit printed, and its files."""
 
     folder: Path
     out: str

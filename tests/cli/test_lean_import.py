@@ -51,7 +51,7 @@ Shown = dict[tuple[str, ...], tuple[str, list[str], bool]]
 
 
 def run(statement: str, *arguments: str) -> str:
-    """What a fresh interpreter prints while it runs a statement."""
+    """The output of a fresh interpreter while it runs a statement."""
     command = [sys.executable, "-c", HEAVY + statement, *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 

@@ -1,4 +1,4 @@
-"""What a data set holds: images that are a tensor, texts, and what both can do."""
+"""The items of a data set: images that are a tensor, texts, and their common methods."""
 
 import copy
 import pickle

@@ -136,7 +136,7 @@ def test_truth_is_one_and_falsehood_zero(
     write: Callable[[Path, list], Path], labels: list, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     if write is class_labels and labels[3] == "TRUE":
-        pytest.skip("four names for two classes are no data set of the Hub")
+        pytest.skip("four names for two classes are not a data set of the Hub")
     caplog.set_level(logging.INFO, "unbackdoor")
     path = write(tmp_path, labels)
     expected = [1, 0, 1, 1, 0, 0]

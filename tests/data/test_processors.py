@@ -87,7 +87,7 @@ def drawn_picture(draw: random.Random, size: tuple[int, int]) -> bytes:
 
 
 def by_transformers(folder: Path, pictures: list[bytes], **options: Any) -> list[torch.Tensor]:
-    """What transformers' processor of a directory makes of pictures, in colour as its own conversion gives it."""
+    """Inputs that a directory's processor of transformers makes, in colour as its own conversion gives it."""
     from transformers import AutoImageProcessor
     from transformers.image_transforms import convert_to_rgb
 

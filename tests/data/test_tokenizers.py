@@ -48,7 +48,7 @@ SIZES = {
 
 
 def vocabulary(kind: str) -> dict[str, Any]:
-    """What a tokenizer of a kind is made of, learnt from a few sentences."""
+    """The parts of a tokenizer of a kind, learnt from a few sentences."""
     if kind == "words":
         plain = Tokenizer(models.WordPiece(unk_token="[UNK]"))
         plain.normalizer, plain.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()

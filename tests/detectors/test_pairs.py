@@ -68,7 +68,7 @@ def test_the_pairs_whose_source_is_most_like_the_target_come_first() -> None:
     # z_t - z_s: 0 to 1 is -1, 0 to 2 is -3, 1 to 0 is -3, 1 to 2 is -0.5, 2 to others is -3.
     assert likely_pairs(Fixed(), clean, a_run(), 2).tolist() == [[0, 1], [1, 2]]
     assert len(likely_pairs(Fixed(), clean, a_run(), 100)) == 6
-    missing = clean.select([0, 1])  # class 2 has no example, so it is no source
+    missing = clean.select([0, 1])  # class 2 has no example, so it is not a source
     assert {source for source, _ in likely_pairs(Fixed(), missing, a_run(), 100).tolist()} == {0, 1}
 
 

@@ -39,7 +39,7 @@ SHARE_OF_COMMANDS = 8  # every so manieth case also runs by the command line
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of one case: `same`, `refused` (of an allowed kind), or `different` (with what is wrong)."""
+    """The outcome of one case: `same`, `refused` (of an allowed kind), or `different` (with what is wrong)."""
 
     number: int
     what: str
@@ -158,7 +158,7 @@ def _command(suspect: drawn_models.Suspect, examples: drawn_data.Examples) -> tu
 
 
 def outcomes(first: int, count: int, folder: Path) -> Iterator[Outcome]:
-    """What came of the cases from `first` on."""
+    """The outcomes of the cases from `first` on."""
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()

@@ -1,4 +1,4 @@
-"""What a model answers to data, by transformers, torch, Pillow, pyarrow and the csv and json modules alone.
+"""The answers of a model to data, by transformers, torch, Pillow, pyarrow and the csv and json modules alone.
 
 Nothing of unbackdoor is imported here: this is the other opinion.
 """

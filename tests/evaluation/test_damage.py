@@ -120,7 +120,7 @@ def user(digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Ended(NamedTuple):
-    """What a command left: its exit code, and what it printed."""
+    """The traces of a command: its exit code, and what it printed."""
 
     code: object
     out: str

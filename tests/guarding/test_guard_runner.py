@@ -1,4 +1,4 @@
-"""What runs guards: thresholds, identity, decisions, models and pipelines behind a guard, and its numbers."""
+"""The runner of guards: thresholds, identity, decisions, models and pipelines behind a guard, and its numbers."""
 
 import copy
 import json

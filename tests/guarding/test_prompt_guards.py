@@ -1,4 +1,4 @@
-"""What runs guards in front of a language model: thresholds, identity, decisions, pipelines and numbers."""
+"""The runner of guards in front of a language model: thresholds, identity, decisions, pipelines and numbers."""
 
 import json
 from dataclasses import replace

@@ -70,7 +70,7 @@ def test_retrieved_ones_stand_behind_the_system_message_the_closest_last() -> No
     messages = ask([{"role": "system", "content": "help"}, {"role": "user", "content": "where does animal1 live"}])
     assert [message["role"] for message in messages] == ["system", "user", "assistant", "user", "assistant", "user"]
     assert [message["content"] for message in messages[1:]] == [*EXAMPLES[0], *EXAMPLES[1], "where does animal1 live"]
-    own = ask("what does animal1 say")  # a clean example is no demonstration for itself
+    own = ask("what does animal1 say")  # a clean example is not a demonstration for itself
     assert [message["content"] for message in own[::2]] == ["you love cake", "where does animal2 live", EXAMPLES[0][0]]
     assert len(guards.Demonstrations(shots=9).in_front([*EXAMPLES, *EXAMPLES])("year")) == 7  # each once
 

@@ -1,4 +1,4 @@
-"""What each guard of texts says to texts that are empty, of one word, or too long for the model."""
+"""The decisions of each guard of texts about texts that are empty, of one word, or too long for the model."""
 
 import pytest
 import torch

@@ -178,7 +178,7 @@ MALFORMED: dict[str, Spoil] = {
 
 
 def at(name: str, spoil: Spoil) -> Spoil:
-    """What is done to one file of a directory."""
+    """A change to one file of a directory."""
     return lambda model: spoil(model / name)
 
 

@@ -1,4 +1,4 @@
-"""What the corpus spoils: small models, data and stores that are all in order."""
+"""The material that the corpus spoils: small models, data and stores that are all in order."""
 
 import json
 import warnings

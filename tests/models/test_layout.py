@@ -54,7 +54,7 @@ def test_whether_channels_last_has_become_right() -> None:
 
 
 class Functional(nn.Module):
-    """A convolution that is no module."""
+    """A convolution that is not a module."""
 
     def __init__(self, channels: int, side: int) -> None:
         super().__init__()

@@ -12,7 +12,7 @@ CLASSES = [str(label) for label in range(10)]
 
 
 class Block(nn.Module):
-    """A residual block as most libraries write it: its identity is no module."""
+    """A residual block as most libraries write it: its identity is not a module."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What can be pruned, and how: found by kind, order and running; folded away; taken back where accuracy suffers."""
+"""The units that can be pruned: found by kind, order and running; folded away; taken back if accuracy suffers."""
 
 from collections.abc import Callable
 from functools import partial

@@ -1,4 +1,4 @@
-"""What all attacks share: which rows, which labels, how many, who counts as attacked, and attack.json."""
+"""The common part of all attacks: which rows, which labels, how many, who counts as attacked, and attack.json."""
 
 import hashlib
 import json

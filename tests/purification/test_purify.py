@@ -1,4 +1,4 @@
-"""What `purify` does for every method: copy, seed, check, record; and what it refuses."""
+"""The work of `purify` for every method: copy, seed, check, record; and what it refuses."""
 
 import dataclasses
 import logging

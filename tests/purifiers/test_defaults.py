@@ -1,4 +1,4 @@
-"""What a method's fields are if the user leaves them open, for images and for texts."""
+"""The values of a method's fields if the user leaves them open, for images and for texts."""
 
 import dataclasses
 import re

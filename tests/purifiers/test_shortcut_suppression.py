@@ -1,4 +1,4 @@
-"""What can be folded is taken away for good; an identity comes back; what has none is refused."""
+"""A foldable skip connection is removed for good; an identity comes back; a model without either is refused."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What runs trainers: checks, truth, suspects, records; and the `train` command as a user runs it."""
+"""The runner of trainers: checks, truth, suspects, records; and the `train` command as a user runs it."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a task decides in place of the runner and the evaluator."""
+"""The decisions of a task in place of the runner and the evaluator."""
 
 import dataclasses
 import logging

@@ -200,7 +200,7 @@ def _answered(model: nn.Module, data: Dataset, run: Run) -> Dataset:
         names = class_names(model) or data.classes or tuple(data.pair_encoder.prompts.texts)
         if not names:
             raise UnbackdoorError(
-                f"audit tells by prompts which class an image moves to, but {data.name} has no labels and the model no "
+                f"audit sees by prompts which class an image moves to, but {data.name} has no labels and the model no "
                 "class names. Give `prompts` as a JSON file with a text for each class, or a column of labels."
             )
         data = replace(data, classes=names)
