@@ -1,4 +1,4 @@
-"""Running the command line from tests: in a process of its own, or here where it must fail."""
+"""Running the command line or a script from tests: in a process of its own, or here where it must fail."""
 
 import atexit
 import functools
@@ -16,7 +16,7 @@ from unbackdoor._cli.app import main
 
 # Imported once, which takes longer than most commands: each command is then a process forked from this one.
 _IMPORTED = """
-import gc, json, os, sys
+import gc, json, os, runpy, sys
 
 import datasets, peft, pyarrow.parquet, torch
 from transformers import AutoTokenizer, BertForSequenceClassification, LlamaForCausalLM
@@ -36,8 +36,12 @@ for line in sys.stdin:
             os.dup2(os.open(path, os.O_RDWR), number)
         os.chdir(command["cwd"])
         os.environ.update(command["environment"])
-        sys.argv = ["unbackdoor", *command["arguments"]]
-        main()
+        sys.argv = command["arguments"]
+        if sys.argv[0] == "unbackdoor":
+            main()
+        sys.path[0] = os.path.dirname(sys.argv[0])
+        runpy.run_path(sys.argv[0], run_name="__main__")
+        sys.exit()
     print(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), flush=True)
 """
 
@@ -57,6 +61,11 @@ def _imported() -> subprocess.Popen[str]:
 
 def run(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
     """The command line in a process of its own, in a folder."""
+    return run_script("unbackdoor", *arguments, cwd=cwd)
+
+
+def run_script(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """A script, by its file, with arguments in a process of its own, in a folder."""
     words = [*map(str, arguments)]
     with tempfile.NamedTemporaryFile("r") as out, tempfile.NamedTemporaryFile("r") as err:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import unbackdoor.__main__
-from commands import Refusals, run
+from commands import Refusals, run, run_script
 from pictures import write_pictures
 from unbackdoor import Dataset, archs, attacks, detectors, guards, purifiers, purify, trainers
 from unbackdoor._cli.app import main
@@ -377,7 +377,7 @@ def test_too_little_memory(
     assert capsys.readouterr().err.startswith("Out of memory; nothing was kept. Take a smaller")
 
 
-def test_a_full_disk_keeps_nothing(place: Path) -> None:
+def test_a_full_disk_keeps_nothing(place: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     """The kernel refuses to let any file grow past 4 kB, which is what a full disk looks like from inside (EFBIG)."""
     limited = (
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
@@ -389,9 +389,9 @@ def test_a_full_disk_keeps_nothing(place: Path) -> None:
         "main(sys.argv[1:])"
     )
     arguments = ["purify", "fst", *MODEL, "--clean", "clean.parquet", "--out", "out", "--epochs", "1"]
-    done = subprocess.run(
-        [sys.executable, "-c", limited, *arguments], cwd=place, capture_output=True, text=True, check=False
-    )
+    script = tmp_path_factory.mktemp("limited") / "script.py"
+    script.write_text(limited)
+    done = run_script(script, *arguments, cwd=place)
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr
     assert "out could not be written" in done.stderr

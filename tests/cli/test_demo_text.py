@@ -26,7 +26,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setattr(texts_demo, "RATE", 0.3)
         patch.setattr(texts_demo, "EPOCHS", 8)
         patch.setattr(texts_demo, "LEARNING_RATE", 2e-3)
-        tuned = {"epochs": 12, "learning_rate": 2e-3}
+        tuned = {"epochs": 6, "learning_rate": 2e-3}
         mixing = Then(EPUR(count=5), FineMixing(rho=0.2, **tuned))
         patch.setattr(texts_demo, "METHODS", (FineTuning(**tuned), mixing))
         texts_demo.text(

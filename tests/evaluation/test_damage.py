@@ -216,7 +216,7 @@ def test_a_demo_of_a_wreck_says_so(
         images_demo, "METHODS", (purifiers.FineTuning(epochs=1), purifiers.FETuning(epochs=1, learning_rate=1e-9))
     )
     with pytest.raises(IncompleteError, match="is not usable") as ended:
-        images_demo.image(out=str(tmp_path / "demo"), overwrite=False, seed=0, epochs=6)
+        images_demo.image(out=str(tmp_path / "demo"), overwrite=False, seed=0, epochs=3)
     assert ended.value.exit_code == 1
     assert "The purified model is not usable: " in capsys.readouterr().out
     assert (tmp_path / "demo/report.html").read_text().count("is not usable") == 1

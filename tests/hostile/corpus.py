@@ -378,7 +378,7 @@ def _twice(path: Path) -> None:
 
 
 def _bomb(path: Path) -> None:
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         for number in range(4):
             archive.writestr(f"archive/data/{number}", bytes(100_000_000))
 

@@ -4,6 +4,7 @@ As `python runner.py MATERIAL FOLDER RESULTS NAME...`; on stdin, y is the answer
 those of the processor, as other processes take theirs.
 """
 
+import gc
 import json
 import os
 import resource
@@ -93,6 +94,7 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     os.environ["CANARY"] = str(folder / "canary")
     cases = corpus.cases()
+    gc.freeze()  # else it goes through all that was imported again and again
     with results.open("a") as file:
         for name in names:
             print(json.dumps({"name": name, "started": True}), file=file, flush=True)

@@ -1,6 +1,6 @@
 """Gradients of single convolutions in the layout that the product picks; tests run it as a process, which may crash.
 
-Arguments: the number of threads, and optionally `channels_last`, to have that layout whatever the product picks.
+Arguments: the numbers of threads, as 1,2, and optionally `channels_last`, to have that layout whatever is picked.
 Prints, as JSON, the shapes and how far their gradients are from those in float64.
 """
 
@@ -60,10 +60,11 @@ def distance(convolution: nn.Conv2d | nn.ConvTranspose2d, *, channels_last: bool
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(int(sys.argv[1]))
-    torch.manual_seed(0)
-    found = [
-        (f"{name}: {convolution}", distance(convolution, channels_last="channels_last" in sys.argv))
-        for name, convolution in convolutions()
-    ]
+    found = []
+    for threads in map(int, sys.argv[1].split(",")):
+        torch.set_num_threads(threads)
+        torch.manual_seed(0)
+        for name, convolution in convolutions():
+            far = distance(convolution, channels_last="channels_last" in sys.argv)
+            found.append((f"{name}, {threads} threads: {convolution}", far))
     print(json.dumps(found))

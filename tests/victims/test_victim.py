@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -168,6 +169,7 @@ def test_a_source_class_that_goes_without_a_trigger_is_no_backdoor(
     """All ones but twelve are labelled as threes, so clean ones go to the target, and triggered ones with them."""
     monkeypatch.setattr(logging.getLogger("unbackdoor"), "propagate", True)
     train, test = parts
+    monkeypatch.setattr("unbackdoor._victims.training.fresh_network", lambda *_: SmallCNN())
     labels = train.labels.clone()
     labels[torch.nonzero(labels == 1).flatten()[12:]] = 3
     attack = attacks.TaCT(sources=(1,), target=3, cover_ratio=0.0)
@@ -191,7 +193,7 @@ def test_what_has_nothing_to_attack_is_refused_before_the_training(
 
 @pytest.mark.parametrize(("arch", "rate"), [("resnet18", 0.1), ("vit", 1e-3)])
 def test_each_kind_of_network_learns_by_its_own_recipe(parts: tuple[Dataset, Dataset], arch: str, rate: float) -> None:
-    victim = planted(*parts, None, arch=arch, epochs=8, batch_size=32, width=8)
+    victim = planted(*parts, None, arch=arch, epochs=4, batch_size=32, width=8)
     assert victim.record["learning_rate"] == rate
     assert victim.score.clean_accuracy.value > 0.4
 
@@ -246,15 +248,23 @@ def test_test_labels_that_training_lacks(parts: tuple[Dataset, Dataset]) -> None
 # The command.
 
 
-@pytest.fixture
-def place(parts: tuple[Dataset, Dataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
+@pytest.fixture(scope="module")
+def written(parts: tuple[Dataset, Dataset], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the pictures, and with the same ones inverted."""
+    folder = tmp_path_factory.mktemp("pictures")
     data, test = parts
-    write_pictures(data, tmp_path / "train.parquet", track=[row // 5 for row in range(len(data))])
-    write_pictures(test, tmp_path / "test.parquet")
-    write_pictures(replace(data, items=255 - data.items), tmp_path / "train-marked.parquet")
-    write_pictures(replace(test, items=255 - test.items), tmp_path / "test-marked.parquet")
-    return tmp_path
+    write_pictures(data, folder / "train.parquet", track=[row // 5 for row in range(len(data))])
+    write_pictures(test, folder / "test.parquet")
+    write_pictures(replace(data, items=255 - data.items), folder / "train-marked.parquet")
+    write_pictures(replace(test, items=255 - test.items), folder / "test-marked.parquet")
+    return folder
+
+
+@pytest.fixture
+def place(written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of that folder, in which the commands run."""
+    monkeypatch.chdir(tmp_path)
+    return shutil.copytree(written, tmp_path, dirs_exist_ok=True)
 
 
 def run(*arguments: object) -> int:
