@@ -7,9 +7,9 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from unbackdoor import UnbackdoorError
-from unbackdoor._artifacts.attack_record import AttackRecord
+from unbackdoor._artifacts.attack_record import AttackRecord, recorded_implanted
 from unbackdoor._artifacts.cell import Cell, Mark, Rows
-from unbackdoor._artifacts.record import check_record, read_record, write_record
+from unbackdoor._artifacts.record import check_record, read_record, recorded_seconds, write_record
 from unbackdoor._artifacts.schemas import SCHEMAS, schema
 
 ROOT = Path(__file__).parents[2]
@@ -62,3 +62,19 @@ def test_what_does_not_fit_the_schema_is_neither_read_nor_written(change: dict, 
         read_record(path)
     assert str(refusal.value).startswith(f"{path} is not a record that unbackdoor wrote (VictimRecord.{entry}")
     assert str(refusal.value).endswith("). Write it again, or take the version of unbackdoor that wrote it.")
+
+
+def test_the_seconds_and_the_success_of_a_victim_are_read_from_its_files(tmp_path: Path) -> None:
+    record = json.loads((VICTIM / "record.json").read_text())
+    assert recorded_seconds(VICTIM) == record["seconds"]
+    assert recorded_implanted(VICTIM / "attack.json") is True
+    assert recorded_seconds(tmp_path) is None
+    assert recorded_implanted(tmp_path / "attack.json") is None
+    (tmp_path / "record.json").write_text('{"seconds": 3}')  # of another program
+    assert recorded_seconds(tmp_path) is None
+    (tmp_path / "attack.json").write_text('{"implanted": true}')
+    with pytest.raises(UnbackdoorError) as refusal:
+        recorded_implanted(tmp_path / "attack.json")
+    assert str(refusal.value) == (
+        f"{tmp_path / 'attack.json'} is not an attack.json that unbackdoor attack wrote. Plant the attack again."
+    )

@@ -198,3 +198,13 @@ def test_killing_the_writer_leaves_whole_cells(tmp_path: Path) -> None:
     for number in range(3):  # the locks of the dead are free
         with Store(tmp_path).locked(f"cells/{number}") as held:
             assert held
+
+
+def test_rows_that_were_not_drawn_here_are_refused(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    assert store.rows({"seed": 0}, lambda: [2, 0]) == [2, 0]
+    file = tmp_path / "rows" / f"{identity({'seed': 0})}.json"
+    file.write_text('{"version": 1, "spec": {}, "rows": [-1]}')
+    with pytest.raises(UnbackdoorError) as refusal:
+        store.rows({"seed": 0}, lambda: [2, 0])
+    assert str(refusal.value) == f"{file} is not a file that unbackdoor bench wrote. Remove it to measure it again."
