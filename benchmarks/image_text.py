@@ -22,7 +22,7 @@ import torch
 import transformers
 
 import unbackdoor as ub
-from unbackdoor import Dataset, VictimRecipe, attacks, purifiers
+from unbackdoor import Dataset, VictimRecipe, attacks, purifiers, trainers
 from unbackdoor._data.pairs import Pairs
 from unbackdoor._data.texts import Texts
 from unbackdoor._data.writing import write_parquet
@@ -44,6 +44,7 @@ METHODS: dict[str, Any] = {
     "cleanclip": purifiers.CleanCLIP(**TUNED),
     "fst": purifiers.FST(**TUNED),
 }
+TRAINERS: dict[str, Any] = {"token-unlearning": trainers.TokenUnlearning()}
 
 
 def minilm() -> Path:
@@ -105,6 +106,31 @@ def prepare(work: Path) -> None:
         write_pairs(work / f"{name}.parquet", data, encode)
 
 
+def recipe_of(work: Path, rate: float) -> VictimRecipe:
+    """The training of all models."""
+    return VictimRecipe(
+        base=str(work / "base"),
+        rate=rate,
+        epochs=EPOCHS,
+        learning_rate=LEARNING_RATE,
+        batch_size=BATCH,
+        freeze_text=True,
+    )
+
+
+def trained(work: Path, name: str, trainer: Any, seed: int) -> Any:
+    """A model that a trainer made of the pairs that a victim was trained on."""
+    attack, rate = VICTIMS[name]
+    data = Dataset.load(work / "train.parquet", ub.load(work / "base").encode, augment="none")
+    rows = None
+    if attack is not None:
+        poisoned = ub.poison(data, attack, rate=rate, seed=seed, classes=len(data.classes or ()))
+        data, rows = poisoned.data, poisoned.rows
+    done = ub.train(data, trainer, recipe_of(work, rate), seed, poisoned_rows=rows)
+    print(done.record["suspects"], done.record["notes"], flush=True)
+    return done.model
+
+
 def victim(work: Path, name: str, seed: int) -> Path:
     """The directory of a victim; it is trained if it is not there."""
     folder = work / f"{name.replace(' ', '-').replace('%', '')}-{seed}"
@@ -114,15 +140,7 @@ def victim(work: Path, name: str, seed: int) -> Path:
     encode = ub.load(work / "base").encode
     data = Dataset.load(work / "train.parquet", encode, augment="none")
     test = Dataset.load(work / "test.parquet", encode, classes=data.classes)
-    recipe = VictimRecipe(
-        base=str(work / "base"),
-        rate=rate,
-        epochs=EPOCHS,
-        learning_rate=LEARNING_RATE,
-        batch_size=BATCH,
-        freeze_text=True,
-    )
-    made = ub.plant(data, attack, recipe, seed, test=test)
+    made = ub.plant(data, attack, recipe_of(work, rate), seed, test=test)
     folder.mkdir()
     write_victim(made, folder, source=work / "base")
     return folder
@@ -136,7 +154,9 @@ def measured(work: Path, name: str, method: str, seed: int) -> dict[str, Any]:
     test = Dataset.load(work / "test.parquet", encode, classes=classes)
     attack = ATTACKS["patch"] if name == "none" else folder / "attack.json"
     start = time.perf_counter()
-    if method != "none":
+    if method in TRAINERS:
+        model = trained(work, name, TRAINERS[method], seed)
+    elif method != "none":
         clean = Dataset.load(work / "clean.parquet", encode, classes=classes, augment="crop")
         model = ub.purify(model, clean, METHODS[method], seed=seed).model
     seconds = time.perf_counter() - start
@@ -148,7 +168,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     """One line for each victim and method, the mean over the seeds."""
     lines = ["| victim | method | seeds | zero-shot accuracy | attack success | seconds |", "|---|---|---|---|---|---|"]
     for name in VICTIMS:
-        for method in ("none", *METHODS):
+        for method in ("none", *METHODS, *TRAINERS):
             cells = [row for row in rows if (row["victim"], row["method"]) == (name, method)]
             if cells:
                 means = [
@@ -179,7 +199,7 @@ def main() -> None:
     done = {(row["victim"], row["method"], row["seed"]) for row in rows}
     for seed in range(chosen.seeds):
         for name in VICTIMS:
-            for method in ("none", *METHODS):
+            for method in ("none", *METHODS, *TRAINERS):
                 if (name, method, seed) in done or chosen.only not in f"{name} {method} {seed}":
                     continue
                 row = measured(chosen.work, name, method, seed)

@@ -29,7 +29,14 @@ SMALL = {
     **{"epochs": 2, "batch_size": 16, "steps": 4, "reverse_steps": 3, "forget_epochs": 2, "rounds": 1},
     **{"teacher_epochs": 1, "generator_epochs": 1, "mask_steps": 2, "folds": 2, "texts": 20, "score_epochs": 1},
     "detectors": (),
-    **{"isolation_epochs": 1, "isolated": 0.1, "unlearning_epochs": 1, "blocks": 1, "adapter_epochs": 1},
+    **{
+        "isolation_epochs": 1,
+        "isolated": 0.1,
+        "suspected": 0.1,
+        "unlearning_epochs": 1,
+        "blocks": 1,
+        "adapter_epochs": 1,
+    },
 }
 # A few steps on an untrained network must move a mask of its BatchNorm far enough for something to be pruned.
 EAGER = {"learning_rate": 50.0, "tolerance": 1.0}
@@ -201,6 +208,12 @@ def test_trainers_keep_the_contract_on_text(entry, reviews: Dataset, tmp_path: P
     base = toys.write(toys.classifier("bert"), tmp_path / "bert")
     recipe = VictimRecipe(base=str(base), epochs=1, batch_size=16)
     check_trainer(quick(entry), reviews.select(range(60)), recipe, clean=reviews.select(range(100, 140)))
+
+
+@pytest.mark.parametrize("entry", trainers_on("image-text"), ids=lambda entry: entry.name)
+def test_trainers_keep_the_contract_on_pairs(entry, tmp_path: Path) -> None:
+    base = sights.write(sights.clip(), tmp_path)
+    check_trainer(quick(entry), sights.pairs(64), VictimRecipe(base=str(base), epochs=1, batch_size=16))
 
 
 @pytest.mark.parametrize(

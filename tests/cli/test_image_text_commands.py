@@ -5,12 +5,13 @@ import shlex
 from pathlib import Path
 
 import pytest
+import torch
 import transformers
 
 import sights
 from commands import Refusals, run
 from unbackdoor import Dataset, attacks, evaluate, load
-from unbackdoor._artifacts.record import PurificationRecord, read_record
+from unbackdoor._artifacts.record import PurificationRecord, TrainingRecord, read_record
 from unbackdoor._poisoning.attack_file import describe_found, save_trigger
 from unbackdoor._poisoning.trigger import Trigger
 
@@ -126,3 +127,40 @@ def test_audit_searches_the_images_and_shows_the_patch(place: Path, tmp_path: Pa
     repeated = json.loads(run(*again, "--json", cwd=place).stdout)
     assert repeated["attack_success"]["value"] == finding["moved"]["value"]
     assert repeated["attack_success"]["n"] == finding["moved"]["n"]
+
+
+def test_train_takes_pairs_that_attack_saved(place: Path, tmp_path: Path) -> None:
+    victim, out = tmp_path / "victim", tmp_path / "out"
+    recipe = ("--base", "model", "--freeze-text", "--prompts", "bright {} here.", "--epochs", "1", "--device", "cpu")
+    words = ("--data", "clean.parquet", "--test", "test.parquet", "--rate", "0.2", "--save-data", "--out", victim)
+    done = run("attack", "badnets", *words, *recipe, cwd=place)
+    assert done.returncode == 0, done.stderr
+    scored = ("--test", "test.parquet", "--attack", victim / "attack.json")
+    done = run("train", "plain", "--data", victim / "poisoned.parquet", *scored, *recipe, "--out", out, cwd=place)
+    assert done.returncode == 0, done.stderr
+    assert "zero-shot accuracy  " in done.stdout
+    assert "attack success      " in done.stdout
+    record = read_record(out / "record.json")
+    assert isinstance(record, TrainingRecord)
+    assert (record.data.n, record.arch, record.accuracy_on_data.n) == (64, "base", 64)
+    assert "- zero shot accuracy: " in (out / "README.md").read_text()
+    # The same training on the same pairs as that of the victim gives the same weights.
+    trained, planted = load(out), load(victim)
+    assert trained.encode.prompts.templates == ("bright {} here.",)
+    ours, theirs = trained.model.state_dict(), planted.model.state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_train_refuses_what_does_not_fit(place: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.chdir(place)
+    refused = Refusals(place, capsys)
+    for words, message in (
+        (("abl", "--data", "clean.parquet", "--base", "model"), "ABL trains on images and texts, but clean.parquet"),
+        (("plain", "--data", "unlabelled.parquet", "--base", "model"), "unlabelled.parquet has no labels, by which"),
+        (
+            ("plain", "--data", "clean.parquet", "--prompts", "a {}"),
+            "--prompts are the texts of the classes of a model",
+        ),
+        (("plain", "--data", "clean.parquet", "--freeze-text"), "--freeze-text is for models of images and texts"),
+    ):
+        assert message in refused("train", *words, "--out", "trained"), words

@@ -119,7 +119,7 @@ def trained(record: dict[str, Any]) -> str:
         lines.append("")
     scores = {} if record["scores"] is None else record["scores"]["trained"]
     lines += [f"Scores: {_plain(record['scores_note'])}.", ""]
-    for key in ("clean_accuracy", "attack_success", "recovered_accuracy"):
+    for key in ("clean_accuracy", "zero_shot_accuracy", "attack_success", "recovered_accuracy"):
         if key in scores:
             lines.append(f"- {key.replace('_', ' ')}: {_interval(scores[key])}")
     lines += [f"\nWarning: {_plain(text)}" for text in record["warnings"]]

@@ -243,7 +243,7 @@ class SuspectsEntry(Entry):
 class TrainedScores(Entry):
     """The score of a trained model."""
 
-    trained: ScoreEntry
+    trained: ScoreEntry | ImageTextScoreEntry
 
 
 class TrainingRecord(Entry):

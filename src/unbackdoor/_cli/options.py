@@ -211,10 +211,16 @@ class TrainOptions(HardwareOptions):
         attack: with --test: attack.json whose trigger is put on the test examples.
         arch: network: resnet18, preact-resnet18, wrn16 or vit.
         width: channels of the first stage (64 in the papers; 16 trains on two cores).
-        base: start from this Hugging Face image classifier, or pre-trained text model, instead of --arch.
-        epochs: passes over the training examples; by default 15 for images and 3 for texts.
-        learning_rate: peak learning rate; by default 0.1 for --arch (1e-3 for vit), 0.01 for --base, 5e-5 for texts.
-        batch_size: examples per step; by default 128 for images and 32 for texts.
+        base: start from this Hugging Face image classifier, pre-trained text model or model of images and texts,
+            instead of --arch.
+        prompts: of a model of images and texts: a template, as "a photo of a {}.", or a JSON file with a text for each
+            class; they classify the test images.
+        freeze_text: of a model of images and texts: leave its text tower as it is, but for the last projection; its
+            captions are then read once.
+        epochs: passes over the training examples; by default 15 for images, 3 for texts and 5 for pairs.
+        learning_rate: peak learning rate; by default 0.1 for --arch (1e-3 for vit), 0.01 for --base, 5e-5 for texts,
+            1e-5 for pairs.
+        batch_size: examples per step; by default 128 for images, 32 for texts and 64 for pairs.
         max_length: number of tokens that the model reads of a text; by default as many as it can.
         seed: fixes the initial weights, the batches and the trainer's draws.
         augment: auto mirrors images unless the class names distinguish left from right; crop never does, flip always.
@@ -232,6 +238,8 @@ class TrainOptions(HardwareOptions):
     arch: Annotated[str, MODEL] = "resnet18"
     width: Annotated[int, MODEL] = 16
     base: Annotated[str | None, MODEL] = None
+    prompts: Annotated[str | None, MODEL] = None
+    freeze_text: Annotated[bool, MODEL] = False
     max_length: Annotated[int | None, MODEL] = None
     epochs: Annotated[int | None, TRAINING] = None
     learning_rate: Annotated[float | None, TRAINING] = None

@@ -7,7 +7,7 @@ REGISTRY = (
         "plain",
         "unbackdoor.trainers.plain:Plain",
         "ordinary training, the control of the others: a backdoor gets in",
-        modality=("images", "text"),
+        modality=("images", "text", "image-text"),
         cost="one training",
         blind="every trigger: it trusts all rows",
     ),
@@ -42,5 +42,17 @@ REGISTRY = (
         paper="Acquiring Clean Language Models from Backdoor Poisoned Datasets by Downscaling Frequency Space",
         modality=("text",),
         blind="triggers for which clean and poisoned texts pull the weights the same way",
+    ),
+    Entry(
+        "token-unlearning",
+        "unbackdoor.trainers.token_unlearning:TokenUnlearning",
+        "unlearns, on the words that stand out in them, pairs that fit badly at first and well at the end",
+        needs=(Need.BASE,),
+        cost="one training, and its first epoch once more",
+        year=2024,
+        paper="Efficient Backdoor Defense in Multimodal Contrastive Learning: A Token-Level Unlearning Method for"
+        " Mitigating Threats",
+        modality=("image-text",),
+        blind="triggers that the first pass learns already; hard pairs, which fit late as well",
     ),
 )

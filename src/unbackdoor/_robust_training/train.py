@@ -13,8 +13,6 @@ from unbackdoor._data.classes import check_labels, in_order_of
 from unbackdoor._data.dataset import Dataset, Encoder
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._models.arithmetic import Precision, description
-from unbackdoor._models.calling import probe
-from unbackdoor._models.head import head_of
 from unbackdoor._models.recorded import encode_entry
 from unbackdoor._progress import bar, silent
 from unbackdoor._registry.entries import to_json
@@ -22,13 +20,14 @@ from unbackdoor._registry.trainers import REGISTRY
 from unbackdoor._robust_training.run import TrainingRun
 from unbackdoor._robust_training.suspects import Suspects
 from unbackdoor._robust_training.trainer import RobustTrainer, modalities_of, needs_clean
-from unbackdoor._tasks.classification import hits
 from unbackdoor._tasks.proportion import chance_doubt, proportion_of
 from unbackdoor._value import check_seed
 from unbackdoor._victims.recipe import VictimRecipe
 from unbackdoor._victims.training import Trainer
 
 logger = logging.getLogger("unbackdoor")
+
+_KINDS = {"text": "texts", "image-text": "pairs of image and caption"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +62,7 @@ def train(
     """Train a model on data that may be poisoned, so that a backdoor does not get in.
 
     Args:
-        data: training data; for a recipe with a `base`, encoded as that model takes it.
+        data: training data, labelled, pairs as well; for a recipe with a `base`, encoded as that model takes it.
         trainer: one of `unbackdoor.trainers`, or any callable like them.
         recipe: network and training; its `rate` and `clean_epochs` are for victims, and are not used.
         seed: seed of the initial weights, the batches and the trainer; on one CPU the same seed gives the same weights.
@@ -88,8 +87,9 @@ def train(
     run = TrainingRun(
         generator=torch.Generator().manual_seed(seed),
         arithmetic=arithmetic,
-        head_name=head_of(model, probe(model, training.data)).name,
+        head_name=training.task.head(model, training.data).name,
         modality=data.modality,
+        task=training.task,
         progress=training.progress,
         training=training,
         clean=None if clean is None else _fitting(clean, training),
@@ -97,9 +97,9 @@ def train(
     start = time.perf_counter()
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        trained = _checked(trainer(training.data, model, run), trainer)
+        trained = training.finished(_checked(trainer(training.data, model, run), trainer))
     seconds = time.perf_counter() - start
-    answered = proportion_of(hits(trained, training.data, arithmetic))
+    answered = proportion_of(training.task.outcomes(trained, training.data, arithmetic))
     doubt = chance_doubt("the trained model", answered, len(training.classes), data.name)
     if doubt is not None:
         run.warn(doubt)
@@ -129,14 +129,15 @@ def _check_trainer(trainer: RobustTrainer, data: Dataset, clean: Dataset | None)
         raise UnbackdoorError(f"train takes a trainer's value, got {trainer!r}. Take one of unbackdoor.trainers.")
     owner = type(trainer).__name__
     if data.modality not in modalities_of(trainer):
-        served = " and ".join({"images": "images", "text": "texts"}[kind] for kind in modalities_of(trainer))
-        raise UnbackdoorError(f"{owner} trains on {served}, but {data.name} holds other data. Try abl.")
+        served = " and ".join(_KINDS.get(kind, kind) for kind in modalities_of(trainer))
+        other = "plain" if data.modality == "image-text" else "abl"
+        raise UnbackdoorError(f"{owner} trains on {served}, but {data.name} holds other data. Try {other}.")
     if needs_clean(trainer) and clean is None:
         raise UnbackdoorError(f"{owner} needs `clean`: some labelled examples without poison.")
     if clean is not None and not needs_clean(trainer):
         raise UnbackdoorError(f"{owner} uses no clean examples. Leave `clean` out.")
     present = data.labels.unique().tolist()
-    if len(present) < 2:
+    if len(present) < 2 and data.has_labels:
         only = f"one class only ({data.class_name(present[0])})" if present else "no example"
         raise UnbackdoorError(f"{data.name} holds {only}; a classifier is trained on two classes at least. Add others.")
 

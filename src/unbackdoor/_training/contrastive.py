@@ -10,7 +10,7 @@ from unbackdoor._data.dataset import Batch, Dataset
 from unbackdoor._models.arithmetic import Arithmetic
 from unbackdoor._models.image_text import image_features
 from unbackdoor._models.pair_scores import distinct
-from unbackdoor._training.descent import Gradients
+from unbackdoor._training.descent import Gradients, Loss
 
 
 def contrastive(scores: Tensor) -> Tensor:
@@ -30,7 +30,7 @@ def matching(scores: Tensor, reduction: str = "mean") -> Tensor:
     return F.cross_entropy(scores, torch.arange(len(scores), device=scores.device), reduction=reduction)
 
 
-def frozen_text_tower(model: Any, data: Dataset, arithmetic: Arithmetic) -> Gradients:
+def frozen_text_tower(model: Any, data: Dataset, arithmetic: Arithmetic, loss: Loss | None = None) -> Gradients:
     """Freeze the text tower but for its projection, and return a step that takes its answers from a table.
 
     Each distinct caption of the data is read once, in eval mode, so that a step costs the image tower alone (Zhai et
@@ -40,6 +40,7 @@ def frozen_text_tower(model: Any, data: Dataset, arithmetic: Arithmetic) -> Grad
         model: a model of images and texts, on the device; its text tower gets no gradients any more.
         data: all pairs that will be trained on.
         arithmetic: device, precision, layout.
+        loss: of the scaled cosines, (batch, batch); None for the contrastive one.
     """
     tower: nn.Module = model.text_model
     tower.requires_grad_(False).eval()
@@ -59,6 +60,7 @@ def frozen_text_tower(model: Any, data: Dataset, arithmetic: Arithmetic) -> Grad
             texts = model.text_projection(table[copies[batch.rows]])
         texts = texts / texts.norm(dim=1, keepdim=True)
         scores = model.logit_scale.exp() * images @ texts.T
-        contrastive(scores if scores.dtype == torch.float64 else scores.float()).backward()
+        scores = scores if scores.dtype == torch.float64 else scores.float()
+        (contrastive(scores) if loss is None else loss(scores, batch)).backward()
 
     return fill

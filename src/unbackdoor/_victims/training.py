@@ -130,7 +130,7 @@ class Trainer:
             model = adapted(model, rank=self.recipe.rank, seed=self.seed)
         if self.recipe.freeze_text:
             arithmetic = self.arithmetic(model)
-            settings["gradients"] = frozen_text_tower(arithmetic.place(model), data, arithmetic)
+            settings["gradients"] = frozen_text_tower(arithmetic.place(model), data, arithmetic, settings["loss"])
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
             train_victim(

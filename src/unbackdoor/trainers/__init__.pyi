@@ -6,5 +6,6 @@ from .abl import ABL as ABL
 from .dpoe import DPoE as DPoE
 from .musclelora import MuScleLoRA as MuScleLoRA
 from .plain import Plain as Plain
+from .token_unlearning import TokenUnlearning as TokenUnlearning
 
 REGISTRY: tuple[unbackdoor._registry.entries.Entry, ...]

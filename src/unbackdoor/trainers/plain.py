@@ -1,8 +1,11 @@
 """Ordinary training."""
 
+from typing import ClassVar
+
 from torch import nn
 
 from unbackdoor._data.dataset import Dataset
+from unbackdoor._registry.entries import Modality
 from unbackdoor._robust_training.run import TrainingRun
 from unbackdoor._value import value
 
@@ -15,6 +18,8 @@ class Plain:
 
     Differences from the paper: there is none.
     """
+
+    modality: ClassVar[tuple[Modality, ...]] = ("images", "text", "image-text")
 
     def __call__(self, data: Dataset, model: nn.Module, run: TrainingRun) -> nn.Module:
         """Train in place."""

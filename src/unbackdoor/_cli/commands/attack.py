@@ -9,6 +9,7 @@ from unbackdoor._cli.commands.inputs import (
     column_names,
     free_place,
     load_control,
+    no_classes,
     show_first_prompt,
 )
 from unbackdoor._cli.commands.outcome import propose_control
@@ -101,7 +102,7 @@ def _encoder(base: ModelDirectory, options: AttackOptions) -> Encoder:
     if base.modality == "conversations" and holds_prompts(options.data, column_names(options.columns)):
         return loading.base_encoder(base, max_length=options.max_length, prompts=True, template=options.template)
     if options.prompts is not None and base.modality != "image-text":
-        raise _no_classes()
+        raise no_classes()
     for name in ("template", "max_new_tokens", "behaviour"):
         if getattr(options, name) is not None:
             raise UnbackdoorError(
@@ -109,12 +110,6 @@ def _encoder(base: ModelDirectory, options: AttackOptions) -> Encoder:
                 "messages, instruction and output, or prompt and response."
             )
     return loading.base_encoder(base, max_length=options.max_length, class_prompts=options.prompts)
-
-
-def _no_classes() -> UnbackdoorError:
-    return UnbackdoorError(
-        "`prompts` are the texts of the classes of a model of images and texts: give one as --base, or leave them out."
-    )
 
 
 def _recipe(options: AttackOptions) -> VictimRecipe:
@@ -139,7 +134,7 @@ def _check_attack_options(chosen: Any, options: AttackOptions) -> None:
             "carry the attack. Leave --save-data out."
         )
     if options.base is None and options.prompts is not None:
-        raise _no_classes()
+        raise no_classes()
     if options.base is None and "images" not in modalities_of(chosen):
         raise no_base()
 

@@ -117,6 +117,13 @@ def column_names(text: str | None) -> dict[str, str] | None:
     return columns
 
 
+def no_classes() -> UnbackdoorError:
+    """Returns the refusal of prompts of classes for a model that reads no texts besides images."""
+    return UnbackdoorError(
+        "`prompts` are the texts of the classes of a model of images and texts: give one as --base, or leave them out."
+    )
+
+
 def _numbers(option: str, text: str | None) -> tuple[float, ...] | None:
     if text is None:
         return None

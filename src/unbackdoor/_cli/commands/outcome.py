@@ -4,12 +4,13 @@ import logging
 from pathlib import Path
 
 from unbackdoor._errors import IncompleteError
+from unbackdoor._tasks.image_text_score import ImageTextScore
 from unbackdoor._tasks.score import Score
 
 logger = logging.getLogger("unbackdoor")
 
 
-def propose_control(measured: Score, classes: int) -> None:
+def propose_control(measured: Score | ImageTextScore, classes: int) -> None:
     """Explain attack success if there are two classes and no clean model to compare it with."""
     if classes == 2 and measured.attack_success is not None and measured.clean_model_flip_rate is None:
         logger.info(

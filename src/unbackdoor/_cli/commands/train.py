@@ -6,11 +6,10 @@ from typing import Any
 
 from unbackdoor._artifacts import card, directories
 from unbackdoor._artifacts.record import write_record
-from unbackdoor._cli.commands.inputs import column_names, free_place
+from unbackdoor._cli.commands.inputs import column_names, free_place, no_classes
 from unbackdoor._cli.commands.outcome import propose_control
 from unbackdoor._cli.options import TrainOptions
 from unbackdoor._cli.parameters import with_options
-from unbackdoor._data.classes import check_labels
 from unbackdoor._data.dataset import Dataset
 from unbackdoor._data.images import ImageEncoder
 from unbackdoor._data.truth import poisoned_rows
@@ -18,14 +17,14 @@ from unbackdoor._errors import SENTENCE, UnbackdoorError, printable
 from unbackdoor._models import loading, saving
 from unbackdoor._models.arithmetic import choose
 from unbackdoor._models.directory import ModelDirectory
-from unbackdoor._poisoning.attack_file import as_trigger
-from unbackdoor._poisoning.triggered import triggered
 from unbackdoor._robust_training.suspects import FILE
 from unbackdoor._robust_training.train import Trained
 from unbackdoor._robust_training.train import train as train_model
 from unbackdoor._robust_training.trainer import RobustTrainer
-from unbackdoor._tasks.classification import score
+from unbackdoor._tasks.choice import task_of
+from unbackdoor._tasks.image_text_score import ImageTextScore
 from unbackdoor._tasks.score import Score
+from unbackdoor._tasks.task import Asked
 from unbackdoor._value import check_seed
 from unbackdoor._victims.recipe import VictimRecipe
 
@@ -41,7 +40,13 @@ def train(trainer: RobustTrainer, options: TrainOptions, *, command: str | None 
         raise UnbackdoorError("--attack needs --test: test examples to put the trigger on.")
     columns = column_names(options.columns)
     base = None if options.base is None else ModelDirectory.of(options.base, "--base")
-    encode = None if base is None else loading.base_encoder(base, max_length=options.max_length)
+    if options.prompts is not None and (base is None or base.modality != "image-text"):
+        raise no_classes()
+    encode = (
+        None
+        if base is None
+        else loading.base_encoder(base, max_length=options.max_length, class_prompts=options.prompts)
+    )
     data = Dataset.load(options.data, encode, columns=columns, augment=options.augment)
     like = encode or ImageEncoder(size=data.shape[1:], channels=data.shape[0])  # type: ignore[arg-type]
 
@@ -76,14 +81,14 @@ def train(trainer: RobustTrainer, options: TrainOptions, *, command: str | None 
     _print_result(record, measured, out)
 
 
-def _scored(trained: Trained, test: Dataset, options: TrainOptions) -> Score:
+def _scored(trained: Trained, test: Dataset, options: TrainOptions) -> Score | ImageTextScore:
     """The score on the test examples, with the trigger if there is one."""
-    test, classes = test.encoded_by(trained.encode), len(trained.record["data"]["per_class"])
-    check_labels(test, classes)
-    attacked = None if options.attack is None else triggered(test, as_trigger(options.attack, test), classes)
+    task = task_of(trained.encode)
+    checked = task.checked(trained.model, test.encoded_by(trained.encode))
+    attacked = task.attacked(checked, Asked(attack=options.attack))
     arithmetic = choose(trained.model, options.device, options.precision)
-    measured = score(trained.model, test, attacked, arithmetic)
-    propose_control(measured, classes)
+    measured: Score | ImageTextScore = task.score(trained.model, checked.test, attacked, arithmetic)
+    propose_control(measured, checked.classes)
     return measured
 
 
@@ -96,7 +101,7 @@ def _write(trained: Trained, data: Dataset, record: dict[str, Any], folder: Path
     write_record(folder / "record.json", record)
 
 
-def _print_result(record: dict[str, Any], measured: Score | None, out: Path) -> None:
+def _print_result(record: dict[str, Any], measured: Score | ImageTextScore | None, out: Path) -> None:
     """Print the score, the suspects, and where they are."""
     suspects = record["suspects"]
     if measured is not None:
