@@ -39,7 +39,7 @@ def pytest_collection_finish() -> None:
     """Leaves what was imported and collected to itself, or a tenth of the time goes into looking for garbage there."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(20_000, 20, 20)
+    gc.set_threshold(10_000, 10, 10)
 
 
 DATA = Path(os.environ.get("UNBACKDOOR_DATA", Path(__file__).parents[2] / "shared" / "data"))
