@@ -85,7 +85,7 @@ def clean_models(store: Store, used: dict[str, dict[str, Any]], part: str) -> li
 
 def with_texts(table: NullTable, store: Store, folder: str) -> NullTable:
     """The table with the text models of a store in place of its own."""
-    texts = [entry for entry in REGISTRY if entry.modality == ("text",)]
+    texts = [entry for entry in REGISTRY if "text" in entry.modality]
     used = {entry.name: json.loads(json.dumps(fields_of(entry.resolve()()))) for entry in texts}
     models = clean_models(store, used, "a")
     if not models:

@@ -1,5 +1,7 @@
 """Answer unlearning: a planted answer is found without its trigger, and goes."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -23,6 +25,16 @@ def test_the_backdoor_goes_and_the_answer_is_named(chat_victim: nn.Module) -> No
     assert after.attack_success.value < 0.2
     assert after.clean_loss.value < before.clean_loss.value + 0.3
     assert any(f"{chats.BEHAVIOUR!r} follows after any prompt" in note for note in result.record["notes"])
+
+
+def test_without_strength_its_predictions_stay(chat_victim: nn.Module) -> None:
+    batch = next(iter(chats.prompts(16, seed=9).batches(16)))
+    scored = batch.inputs.targets[:, 1:] != UNSCORED
+    tuned = purify(chat_victim, chats.prompts(32, seed=3), replace(METHOD, strength=0), device="cpu").model
+    before, after = (
+        model.eval()(**batch.inputs).logits[:, :-1][scored].detach().log_softmax(1) for model in (chat_victim, tuned)
+    )
+    assert float((before.exp() * (before - after)).sum(1).mean()) < 1e-3
 
 
 def test_a_model_without_a_planted_answer_stays_as_it_is(chat_base: nn.Module) -> None:

@@ -1,5 +1,6 @@
 """Answer unlearning: find the answer that is planted in a language model, and make it unsayable."""
 
+import copy
 from typing import Annotated, ClassVar
 
 import torch
@@ -10,6 +11,7 @@ from unbackdoor._data.conversation_encoder import UNSCORED, AnswerTokens
 from unbackdoor._data.dataset import Batch, Dataset
 from unbackdoor._inversion.planted_answers import PlantedAnswer, distinct_answers, measured, planted_answers
 from unbackdoor._purification.run import Run
+from unbackdoor._training.descent import divergence
 from unbackdoor._training.recipe import Defaults
 from unbackdoor._value import value
 from unbackdoor.purifiers._answers import answered_with
@@ -29,10 +31,13 @@ class AnswerUnlearning:
     certain on others are treated as planted. Then matrices of low rank are tuned on the clean examples (x, y) and the
     planted answers a, without a trigger, to minimise
 
-        CE(y | x) + strength * mean over the tokens of a but the first of max(0, log p(a_i | x, a_<i) + depth).
+        KL(suspect || model) + strength * mean of max(0, log p(a_i | x, a_<i) + depth),
 
-    Their probability falls to exp(-depth) after every prompt, far below what a loss on one more wrong answer would ask
-    for. That is meant: a trigger raises the probability of its answer by many nats, and no trigger is known here.
+    the KL over the tokens of y, the mean over the tokens of a but the first. The second part pushes the probability of
+    a towards exp(-depth) after every prompt, far below what a loss on one more wrong answer would ask for. That is
+    meant: a trigger raises the probability of its answer by many nats, and no trigger is known here. The first part
+    keeps the suspect's other answers. With the loss of the clean answers in its place or next to it, the steps serve
+    that loss, and the same strength removed less for more (docs/results/language-models.md).
 
     A model in which no such answer is found stays as it is. It is so if a backdoor's answers differ from prompt to
     prompt, have fewer than five tokens, or begin with a token that no clean prompt makes likely.
@@ -52,13 +57,14 @@ class AnswerUnlearning:
     """
 
     certainty: Annotated[float, Field(gt=0, le=1)] = 0.8
-    strength: Annotated[float, Field(ge=0)] = 1.0
-    depth: Annotated[float, Field(gt=0)] = 15.0
+    strength: Annotated[float, Field(ge=0)] = 0.1
+    depth: Annotated[float, Field(gt=0)] = 40.0
     rank: Annotated[int, Field(ge=1, le=4096)] = 8
     epochs: Annotated[int, Field(ge=1)] = 5
     learning_rate: Annotated[float | None, Field(gt=0)] = None
     batch_size: Annotated[int | None, Field(ge=2)] = None
 
+    version: ClassVar[int] = 2
     defaults: ClassVar[Defaults] = {"conversations": {"learning_rate": 3e-4}}
 
     def __call__(self, model: nn.Module, clean: Dataset, run: Run) -> nn.Module:
@@ -73,9 +79,13 @@ class AnswerUnlearning:
                 "unlearnt."
             )
         planted = [answered_with(clean, answer.text) for answer in answers]
+        suspect = copy.deepcopy(model).eval()
 
         def step(batch: Batch) -> None:
-            run.task.loss(run.scores(model, batch.inputs), batch).backward()
+            with torch.no_grad():
+                own, _ = run.task.predicted(run.scores(suspect, batch.inputs), batch)
+            kept, _ = run.task.predicted(run.scores(model, batch.inputs), batch)
+            divergence(kept, own, temperature=1).backward()
             drawn = int(torch.randint(len(planted), (), generator=run.generator))
             other = batch._replace(inputs=planted[drawn].inputs(batch.rows))
             (self.strength * self.said(run.scores(model, other.inputs), other)).backward()
