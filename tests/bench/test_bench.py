@@ -65,6 +65,19 @@ def test_a_cell_of_another_form_is_not_written(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_cell_of_another_form_is_read_as_its_key_alone(tmp_path: Path) -> None:
+    store, spec = Store(tmp_path), stores.spec(stores.victim())
+    odd = {**spec, "seed": 1}
+    store.put(spec, stores.result(0.9, 0.5))
+    path = tmp_path / "cells" / f"{identity(odd)}.json"
+    path.write_text(json.dumps({"version": 1, "spec": odd, "result": {"status": "done", "score": {}}}))
+    assert list(store.cells()) == [(spec, stores.result(0.9, 0.5))]
+    assert [each for each in store.read_cells() if isinstance(each, str)] == [identity(odd)]
+    with pytest.raises(UnbackdoorError) as refusal:
+        store.get(odd)
+    assert str(refusal.value) == f"{path} is not a file that unbackdoor bench wrote. Remove it to measure it again."
+
+
 def test_rows_are_drawn_once(tmp_path: Path) -> None:
     store = Store(tmp_path)
     assert store.rows({"n": 2}, lambda: [1, 3]) == [1, 3]

@@ -3,12 +3,15 @@
 import csv
 import io
 import json
+import math
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 import unbackdoor
 from stores import CONTROL, MACHINE, TRIGGERED, N, failure, provenance, put_many, result, share, spec, victim
@@ -263,15 +266,44 @@ def test_a_number_that_is_none_is_in_no_table(store: Store, value: Any) -> None:
     assert all(each.method != "odd" for each in of(store).rows)
 
 
+def brief(accuracy: float, success: float) -> dict[str, Any]:
+    return {"clean_accuracy": share(accuracy, N), "attack_success": share(success, TRIGGERED)}
+
+
+LOSS = {"value": 1.5, "n": 20, "low": 1.25, "high": 1.75, "tokens": 200}
+REACHES = ("clean", "clean_perturbed", "triggered")
 STRESS = {
-    "before": {
-        "purified": {"clean_accuracy": share(0.9, N), "attack_success": share(0.1, TRIGGERED)},
-        "control": {"clean_accuracy": share(0.95, N), "attack_success": share(0.0, TRIGGERED)},
+    "model": "out",
+    "victim": "victim",
+    "control": "control",
+    "format": 1,
+    "before": {"purified": brief(0.9, 0.1), "control": brief(0.95, 0.0)},
+    "retuning": {"purified": {"runs": [{"k": 5, "seed": s, **brief(0.9, v)} for s, v in ((0, 0.2), (1, 0.4))]}},
+    "reactivation": {
+        "teacher": {"k": 5, **brief(0.9, 0.9)},
+        "models": {
+            "purified": {
+                **{name: share(0.1, TRIGGERED) for name in REACHES},
+                "triggered_perturbed": share(0.7, TRIGGERED),
+            }
+        },
     },
-    "retuning": {
-        "purified": {"runs": [{"k": 5, "seed": s, "attack_success": share(v, 100)} for s, v in ((0, 0.2), (1, 0.4))]}
-    },
-    "reactivation": {"models": {"purified": {"triggered_perturbed": share(0.7, TRIGGERED)}}},
+    "path": None,
+    "path_ends_recomputed": None,
+    "attack": {"name": "badnets", "parameters": {}},
+    "label_rule": "all-to-one",
+    "target": 0,
+    "parts": ["retune", "reactivation"],
+    "counts": [5],
+    "seeds": [0, 1],
+    "clean": {"n": 200, "attackable": 180},
+    "scored_on": {"n": N, "triggered": TRIGGERED, "note": "the whole test set"},
+    "settings": {},
+    "notes": [],
+    "warnings": [],
+    "seconds": 1.0,
+    "device": MACHINE,
+    "versions": {"unbackdoor": "0.1.0", "torch": "2.13.0", "python": "3.11.2"},
 }
 
 
@@ -292,6 +324,20 @@ def test_stress_is_read_from_cells_and_files(store: Store) -> None:
     assert "| one | purified | 10.0 | 30.0 (14.1) | 70.0 |" in writers.as_markdown(of(store), "x")
 
 
+def test_stress_of_a_language_model_has_a_loss(store: Store) -> None:
+    before = {"purified": {"clean_loss": LOSS, "attack_success": share(0.1, TRIGGERED)}}
+    store.place.write("stress/one.json", json.dumps({**STRESS, "before": before}))
+    [found] = of(store).stress
+    assert (found.clean_accuracy, found.clean_loss, found.attack_success) == (None, 1.5, 0.1)
+
+
+def test_a_loss_of_a_cell_that_is_none_is_refused(store: Store) -> None:
+    before = {"purified": {"clean_loss": {**LOSS, "value": math.nan}}}
+    put_raw(store, spec(BADNETS, "fst"), result(0.94, 0.1, stress={**STRESS, "before": before}))
+    with pytest.raises(UnbackdoorError, match=rf"^the cell {identity(spec(BADNETS, 'fst'))} holds no stress test"):
+        of(store)
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -300,8 +346,10 @@ def test_stress_is_read_from_cells_and_files(store: Store) -> None:
         '{"format": 99, "before": {}}',
         '{"format": 1, "before": {}}',
         '{"format": 1, "before": {"purified": {"clean_accuracy": {"value": 7}}}}',
-        '{"format": 1, "before": {"purified": {"clean_accuracy": {"value": 0.7}}}, "retuning": {"purified": '
-        '{"runs": [{"k": Infinity, "attack_success": {"value": 0.5}}]}}}',
+        json.dumps({**STRESS, "format": 2}),
+        json.dumps({**STRESS, "before": {"purified": {"clean_accuracy": {**share(0.9, N), "value": 7}}}}),
+        json.dumps({**STRESS, "retuning": {"purified": {"runs": [{"k": math.inf, "seed": 0, **brief(0.9, 0.5)}]}}}),
+        json.dumps({**STRESS, "before": {"purified": {"clean_loss": {**LOSS, "value": math.nan}}}}),
     ],
 )
 def test_a_foreign_stress_file_is_refused(store: Store, text: str) -> None:
@@ -336,6 +384,11 @@ def test_json_is_the_numbers(store: Store) -> None:
     assert read == json.loads(json.dumps(made.to_json()))
     fst = next(each for each in read["rows"] if (each["attack"], each["method"]) == ("badnets", "fst"))
     assert fst["attack_success"]["mean"] == pytest.approx(0.3)
+
+
+def test_json_of_another_form_is_not_written(store: Store) -> None:
+    with pytest.raises(ValidationError, match=r"rows\.0\.counted"):
+        writers.as_json(replace(of(store), rows=(replace(of(store).rows[0], counted=-1),)))
 
 
 def test_markdown_and_latex_have_the_same_entries(store: Store) -> None:

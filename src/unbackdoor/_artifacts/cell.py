@@ -13,6 +13,7 @@ from unbackdoor._artifacts.entries import (
     ScoreEntry,
     Share,
 )
+from unbackdoor._artifacts.stress_record import StressRecord
 
 
 class AttackSpec(Entry):
@@ -148,7 +149,7 @@ class Measured(Entry):
     notes: list[str]
     warnings: list[str]
     usable: bool | None = None
-    stress: dict[str, Any] | None = None
+    stress: StressRecord | None = None
     audit: AuditEntry | None = None
     provenance: Provenance
 

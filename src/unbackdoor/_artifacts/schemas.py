@@ -11,6 +11,7 @@ from unbackdoor._artifacts.audit_record import AuditRecord, EvidenceRows
 from unbackdoor._artifacts.cell import Cell, Mark, Rows, VictimFiles
 from unbackdoor._artifacts.guard_record import DecisionEntry, GuardRecord
 from unbackdoor._artifacts.record import DemoRecord, PurificationRecord, TrainingRecord, VictimRecord
+from unbackdoor._artifacts.store_report import StoreReport
 from unbackdoor._artifacts.stress_record import StressRecord
 
 SCHEMAS: dict[str, type[BaseModel]] = {
@@ -28,6 +29,7 @@ SCHEMAS: dict[str, type[BaseModel]] = {
     "store-rows": Rows,
     "store-victim": VictimFiles,
     "store": Mark,
+    "store-report": StoreReport,
 }
 
 

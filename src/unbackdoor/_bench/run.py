@@ -3,6 +3,7 @@
 import statistics
 from pathlib import Path
 
+from unbackdoor._artifacts.cell import Failed
 from unbackdoor._bench import plan as planning
 from unbackdoor._bench.grid import Grid, kept, read
 from unbackdoor._bench.plan import Plan
@@ -103,15 +104,16 @@ def _estimate(todo: Plan, store: Store, workers: int) -> str:
     """Returns an estimate by the store's medians: of the same task and method, else of the method, else of all."""
     cells: dict[tuple[str, ...], list[float]] = {}
     victims: dict[tuple[str, ...], list[float]] = {}
-    for spec, result in store.cells():
-        if result.get("status") != "done":
+    for cell in store.read_cells():
+        if isinstance(cell, str) or isinstance(cell.content.result, Failed):
             continue
-        task, method = spec["victim"]["task"]["name"], spec["method"]["name"]
+        spec, result = cell.content.spec, cell.content.result
+        task, method = spec.victim.task["name"], spec.method.name
         for key in ((task, method), (method,), ()):
-            cells.setdefault(key, []).append(result["seconds"] + (result["scoring_seconds"] or 0.0))
-        if method == "none" and result["training_seconds"] is not None:
+            cells.setdefault(key, []).append(result.seconds + (result.scoring_seconds or 0.0))
+        if method == "none" and result.training_seconds is not None:
             for key in ((task,), ()):
-                victims.setdefault(key, []).append(result["training_seconds"])
+                victims.setdefault(key, []).append(result.training_seconds)
     if not cells:
         return "How long that takes is not known: the store has no record of its kind yet."
 
@@ -122,9 +124,9 @@ def _estimate(todo: Plan, store: Store, workers: int) -> str:
         return next(medians[key] for key in (*keys, ()) if key in medians)
 
     total = sum(typical(of_victims, (victim.name,)) for victim in todo.victims if victims)
-    for cell in todo.cells:
-        method = cell.spec["method"]["name"]
-        total += typical(of_cells, (cell.subject.name, method), (method,))
+    for pending in todo.cells:
+        method = pending.spec["method"]["name"]
+        total += typical(of_cells, (pending.subject.name, method), (method,))
     together = "" if workers == 1 else f" by {workers} workers"
     without = ", without the victims, of which the store has no record" if todo.victims and not victims else ""
     return f"About {duration(total / workers)}{together}{without}, by the records so far; loading data comes on top."

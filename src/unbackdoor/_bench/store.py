@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,21 @@ def identity(spec: dict[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+@dataclass(frozen=True)
+class StoredCell:
+    """A cell as it was read.
+
+    Args:
+        spec: the description of what was measured, exactly as it was written, because the key is its hash.
+        result: the result as it was written.
+        content: both, through their schema.
+    """
+
+    spec: dict[str, Any]
+    result: dict[str, Any]
+    content: Cell
+
+
 class Store:
     """Cells, victims and frozen draws. Processes may share it, and may be killed at any moment.
 
@@ -46,10 +62,19 @@ class Store:
             self._json(written, "store.json")
 
     def get(self, spec: dict[str, Any]) -> dict[str, Any] | None:
-        """The result of a finished measurement, or None if there is none."""
+        """The result of a finished measurement, or None if there is none.
+
+        Raises:
+            UnbackdoorError: its file is not a cell of this version.
+        """
         name = f"cells/{identity(spec)}.json"
         content = self.place.read(name)
-        return None if content is None else self._cell(content, name)[1]
+        if content is None:
+            return None
+        cell = self._cell(content, name)
+        if cell is None:
+            raise self._foreign(name)
+        return cell.result
 
     def put(self, spec: dict[str, Any], result: dict[str, Any]) -> None:
         """Keep a result; one whose `status` is `failed` is kept apart until the measurement succeeds.
@@ -83,12 +108,19 @@ class Store:
         return self.place.names("failed") - self.done()
 
     def cells(self) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-        """Yields all (spec, result) pairs in the order of their keys, the failed ones last."""
+        """Yields the (spec, result) pairs of all cells of the schema's form; see `read_cells`."""
+        for cell in self.read_cells():
+            if isinstance(cell, StoredCell):
+                yield cell.spec, cell.result
+
+    def read_cells(self) -> Iterator[StoredCell | str]:
+        """Yields all cells in the order of their keys, the failed ones last; of one of another form only its key."""
         names = [f"cells/{key}.json" for key in sorted(self.done())]
         names += [f"failed/{key}.json" for key in sorted(self.failed())]
         for name, content in zip(names, self.place.read_all(names), strict=True):
             if content is not None:  # or another process has removed it meanwhile
-                yield self._cell(content, name)
+                cell = self._cell(content, name)
+                yield Path(name).stem if cell is None else cell
 
     def rows(self, spec: dict[str, Any], draw: Callable[[], list[int]]) -> list[int]:
         """Returns row numbers that are drawn once and then kept, so that another version gets the same ones."""
@@ -154,12 +186,14 @@ class Store:
         """Lock a key against other processes; yields whether the lock was obtained."""
         return self.place.locked(key, wait=wait)
 
-    def _cell(self, content: bytes, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
-        cell = self._json(content, name)
+    def _cell(self, content: bytes, name: str) -> StoredCell | None:
+        """Returns a cell through its schema; None if it has another form."""
+        written = self._json(content, name)
         try:
-            return cell["spec"], cell["result"]
-        except KeyError:
-            raise self._foreign(name) from None
+            cell = Cell.model_validate(written, strict=True)
+        except ValidationError:
+            return None
+        return StoredCell(written["spec"], written["result"], cell)
 
     def _json(self, content: bytes, name: str) -> dict[str, Any]:
         try:

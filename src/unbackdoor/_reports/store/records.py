@@ -9,7 +9,8 @@ from typing import Any
 
 from unbackdoor._artifacts.cell import Cell, Failed
 from unbackdoor._artifacts.entries import AnswerLossEntry, GenerationScoreEntry, ProportionEntry, ScoreEntry
-from unbackdoor._bench import VERSION, Store, identity
+from unbackdoor._artifacts.stress_record import StressRecord
+from unbackdoor._bench import Store, identity
 from unbackdoor._errors import SENTENCE, printable
 
 
@@ -61,7 +62,7 @@ class Record:
     seconds: float | None = None
     training: float | None = None
     memory: float | None = None
-    stress: dict[str, Any] | None = None
+    stress: StressRecord | None = None
     packed: bytes | None = None
 
 
@@ -73,16 +74,18 @@ def read(store: Store, *, whole: bool) -> Iterator[Record | str]:
         whole: also keep each cell as it is.
     """
     victims: dict[str, str] = {}
-    for spec, result in store.cells():
+    for cell in store.read_cells():
+        if isinstance(cell, str):
+            yield cell
+            continue
+        if cell.content.spec.method.name == "audit":  # purifies nothing, so it is in none of the tables
+            continue
         try:
-            if spec["method"]["name"] == "audit":  # purifies nothing, so it is in none of the tables
-                continue
-            cell = Cell.model_validate({"version": VERSION, "spec": spec, "result": result}, strict=True)
-            record = _record(cell, spec, victims)
-        except (LookupError, TypeError, ValueError):  # pydantic's is a ValueError
-            yield _key(spec)
+            record = _record(cell.content, cell.spec, victims)
+        except (LookupError, TypeError, ValueError):
+            yield identity(cell.spec)
         else:
-            content = canonical({"spec": spec, "result": result}) if whole else None
+            content = canonical({"spec": cell.spec, "result": cell.result}) if whole else None
             yield record if content is None else replace(record, packed=zlib.compress(content.encode(), 1))
 
 
@@ -95,13 +98,6 @@ def unpacked(record: Record) -> str:
 def canonical(value: Any) -> str:
     """JSON that is equal for equal values."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"))
-
-
-def _key(spec: Any) -> str:
-    try:
-        return identity(spec)
-    except (TypeError, ValueError):
-        return "a cell without a spec"
 
 
 def _record(cell: Cell, spec: dict[str, Any], victims: dict[str, str]) -> Record:

@@ -1,11 +1,11 @@
 """Stress tests in a store: within cells, or as `stress/NAME.json` or `stress/NAME/stress.json`."""
 
-import json
 import statistics
 from collections import defaultdict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from unbackdoor._artifacts.stress_record import NamedScore, StressRecord
 from unbackdoor._bench import Store
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._reports.store.records import Record, number
@@ -13,7 +13,6 @@ from unbackdoor._reports.store.records import Record, number
 if TYPE_CHECKING:
     from unbackdoor._reports.store.numbers import Row
 
-FORMAT = 1  # of stress.json
 MODELS = ("victim", "purified", "exact_oracle", "control")
 
 
@@ -65,55 +64,56 @@ def stress_rows(store: Store, records: list[Record], rows: "list[Row]") -> tuple
         for file in (f"stress/{name}.json", f"stress/{name}/stress.json"):
             content = store.place.read(file)
             if content is not None:
-                try:
-                    entry = json.loads(content)
-                except (ValueError, RecursionError):
-                    entry = None
-                made += _checked(name, entry, store.place.path(file))
+                made += _checked(name, content, store.place.path(file))
                 break
     return tuple(made)
 
 
-def _checked(source: str, entry: Any, where: str) -> list[StressRow]:
+def _checked(source: str, written: StressRecord | bytes, where: str) -> list[StressRow]:
     try:
-        return _rows(source, entry)
-    except (LookupError, TypeError, ValueError, AttributeError, OverflowError):
+        if isinstance(written, bytes):
+            written = StressRecord.model_validate_json(written, strict=True)
+        return _rows(source, written)
+    except ValueError:  # pydantic's is one
         raise UnbackdoorError(
             f"{where} holds no stress test that unbackdoor stress wrote. Remove it to report on the rest."
         ) from None
 
 
-def _rows(source: str, entry: dict[str, Any]) -> list[StressRow]:
-    if entry.get("format", FORMAT) != FORMAT or not entry["before"]:
-        raise ValueError("another format")
+def _rows(source: str, record: StressRecord) -> list[StressRow]:
+    """Returns a row for each model that was tested.
+
+    Raises:
+        ValueError: a loss is not finite.
+    """
     rows = []
     for model in MODELS:
-        if model not in entry["before"]:
+        if model not in record.before:
             continue
-        before = entry["before"][model]
+        before = record.before[model]
         values: dict[int, list[float]] = defaultdict(list)
-        for run in ((entry.get("retuning") or {}).get(model) or {}).get("runs", ()):
-            values[int(run["k"])].append(_value_of(run["attack_success"]))
-        reactivation = ((entry.get("reactivation") or {}).get("models") or {}).get(model)
+        retuning = (record.retuning or {}).get(model)
+        for run in () if retuning is None else retuning.runs:
+            if run.attack_success is not None:
+                values[run.k].append(run.attack_success.value)
+        accuracy, loss = None, None
+        if isinstance(before, NamedScore):
+            accuracy = before.clean_accuracy.value
+        elif before.clean_loss is not None:
+            loss = number(before.clean_loss.value)
+        reach = None if record.reactivation is None else record.reactivation.models.get(model)
         rows.append(
             StressRow(
                 source=source,
                 model=model,
-                clean_accuracy=None if "clean_loss" in before else _value_of(before["clean_accuracy"]),
-                clean_loss=number(before["clean_loss"]["value"]) if "clean_loss" in before else None,
-                attack_success=_value_of(before["attack_success"]) if "attack_success" in before else None,
+                clean_accuracy=accuracy,
+                clean_loss=loss,
+                attack_success=None if before.attack_success is None else before.attack_success.value,
                 retuned=tuple(
                     Retuned(k, statistics.fmean(found), statistics.stdev(found) if len(found) > 1 else None, len(found))
                     for k, found in sorted(values.items())
                 ),
-                reactivated=None if reactivation is None else _value_of(reactivation["triggered_perturbed"]),
+                reactivated=None if reach is None else reach.triggered_perturbed.value,
             )
         )
     return rows
-
-
-def _value_of(entry: dict[str, Any]) -> float:
-    value = number(entry["value"])
-    if not 0 <= value <= 1:
-        raise ValueError
-    return value

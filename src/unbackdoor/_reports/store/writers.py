@@ -7,12 +7,19 @@ import re
 from collections import Counter
 from pathlib import Path
 
+from unbackdoor._artifacts.store_report import StoreReport
 from unbackdoor._reports.store.numbers import Block, Report, Row, Spread, percent
 
 
 def as_json(report: Report) -> str:
-    """All numbers."""
-    return json.dumps(report.to_json(), indent=1, ensure_ascii=False) + "\n"
+    """All numbers.
+
+    Raises:
+        ValidationError: they are not those of a report.
+    """
+    text = json.dumps(report.to_json(), indent=1, ensure_ascii=False) + "\n"
+    StoreReport.model_validate_json(text, strict=True)
+    return text
 
 
 def as_csv(report: Report) -> str:
