@@ -1,6 +1,7 @@
 """Auto: a purification without a choice to make."""
 
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Annotated
 
@@ -149,15 +150,24 @@ class Auto:
         return best, reason
 
 
-def _methods(clean: Dataset, shortcut: bool, run: Run) -> list[Method]:
-    """Returns the methods to try, in order."""
-    if clean.modality == "images":
-        shift = ScaleInvariantFST(strength=1)
-        small = min(BATCH, max(SMALLEST_BATCH, len(clean) // STEPS))
-        further = replace(shift, learning_rate=LEARNING_RATE, batch_size=small)
-        return [shift, further, ContrastiveUnlearning(), FineTuning()]
+def _for_images(clean: Dataset, shortcut: bool, run: Run) -> list[Method]:
+    shift = ScaleInvariantFST(strength=1)
+    small = min(BATCH, max(SMALLEST_BATCH, len(clean) // STEPS))
+    further = replace(shift, learning_rate=LEARNING_RATE, batch_size=small)
+    return [shift, further, ContrastiveUnlearning(), FineTuning()]
+
+
+def _for_texts(clean: Dataset, shortcut: bool, run: Run) -> list[Method]:
     based = [MixingDistillation()] if run.base is not None else []
     return [*based, *([WordDistillation()] if shortcut else []), FineTuning()]
+
+
+METHODS: dict[str, Callable[[Dataset, bool, Run], list[Method]]] = {"images": _for_images, "text": _for_texts}
+
+
+def _methods(clean: Dataset, shortcut: bool, run: Run) -> list[Method]:
+    """Returns the methods to try, in order, by the kind of data."""
+    return METHODS[clean.modality](clean, shortcut, run)
 
 
 def _label(method: Method) -> str:
