@@ -53,43 +53,52 @@ class Strip:
 
     def __call__(self, model: nn.Module, clean: Dataset, run: Run) -> dict[str, Tensor]:
         """Keep clean pictures, or the words of clean texts, to mix with."""
-        if clean.modality == "images":
-            chosen = torch.randperm(len(clean), generator=run.generator)[:KEPT]
-            return {"pictures": clean.pixels[chosen.to(clean.pixels.device)].clone()}
-        words = sorted({word for strings in clean.texts.strings for text in strings for word in text.split()})
-        return {"words": packed(words)}
+        return TO_MIX[clean.modality](clean, run)
 
     def scores(self, model: nn.Module, inputs: Dataset, learnt: Learnt, run: Run) -> Scored:
         """The entropies of inputs, (n,)."""
-        copies = int(run.setting(self, "copies"))
+        copies, share = int(run.setting(self, "copies")), float(run.setting(self, "share"))
         draws = [draws_for(identity, run.seed) for identity in inputs.to("cpu").identities()]
-        mixed = self._pictures if inputs.modality == "images" else self._texts
-        probabilities = class_scores(model, mixed(inputs, draws, learnt, run), run).double().softmax(dim=1)
+        mixed = MIXED[inputs.modality](inputs, draws, learnt, copies, share)
+        probabilities = class_scores(model, mixed, run).double().softmax(dim=1)
         bits = -(torch.special.xlogy(probabilities, probabilities) / torch.log(torch.tensor(2.0))).sum(dim=1)
         return Scored(bits.view(len(inputs), copies).mean(dim=1))
 
-    def _pictures(self, inputs: Dataset, draws: list[Random], learnt: Learnt, run: Run) -> Dataset:
-        """The copies of each picture, one after the other."""
-        copies, share = int(run.setting(self, "copies")), float(run.setting(self, "share"))
-        clean, own = learnt["pictures"].to(inputs.pixels.device), inputs.pixels.float()
-        rows = torch.tensor([draw.choices(range(len(clean)), k=copies) for draw in draws], device=own.device)
-        each = [
-            (own + share * clean[rows[:, copy]].float()).clamp(max=255).round().to(torch.uint8)
-            for copy in range(copies)
-        ]
-        sums = torch.stack(each, dim=1).flatten(0, 1)
-        return Dataset(items=sums, labels=torch.full((len(sums),), -1), encode=inputs.encode, name=inputs.name)
 
-    def _texts(self, inputs: Dataset, draws: list[Random], learnt: Learnt, run: Run) -> Dataset:
-        """The copies of each text or pair, one after the other."""
-        copies, share = int(run.setting(self, "copies")), float(run.setting(self, "share"))
-        words = unpacked(learnt["words"])
-        strings = [
-            tuple(_changed(text, words, share, draw) for text in sides)
-            for sides, draw in zip(inputs.texts.strings, draws, strict=True)
-            for _ in range(copies)
-        ]
-        return texts_like(inputs, strings)
+def _pictures_to_mix(clean: Dataset, run: Run) -> dict[str, Tensor]:
+    chosen = torch.randperm(len(clean), generator=run.generator)[:KEPT]
+    return {"pictures": clean.pixels[chosen.to(clean.pixels.device)].clone()}
+
+
+def _words_to_mix(clean: Dataset, run: Run) -> dict[str, Tensor]:
+    words = sorted({word for strings in clean.texts.strings for text in strings for word in text.split()})
+    return {"words": packed(words)}
+
+
+def _mixed_pictures(inputs: Dataset, draws: list[Random], learnt: Learnt, copies: int, share: float) -> Dataset:
+    """The copies of each picture, one after the other."""
+    clean, own = learnt["pictures"].to(inputs.pixels.device), inputs.pixels.float()
+    rows = torch.tensor([draw.choices(range(len(clean)), k=copies) for draw in draws], device=own.device)
+    each = [
+        (own + share * clean[rows[:, copy]].float()).clamp(max=255).round().to(torch.uint8) for copy in range(copies)
+    ]
+    sums = torch.stack(each, dim=1).flatten(0, 1)
+    return Dataset(items=sums, labels=torch.full((len(sums),), -1), encode=inputs.encode, name=inputs.name)
+
+
+def _mixed_texts(inputs: Dataset, draws: list[Random], learnt: Learnt, copies: int, share: float) -> Dataset:
+    """The copies of each text or pair, one after the other."""
+    words = unpacked(learnt["words"])
+    strings = [
+        tuple(_changed(text, words, share, draw) for text in sides)
+        for sides, draw in zip(inputs.texts.strings, draws, strict=True)
+        for _ in range(copies)
+    ]
+    return texts_like(inputs, strings)
+
+
+TO_MIX = {"images": _pictures_to_mix, "text": _words_to_mix}  # by the kind of data
+MIXED = {"images": _mixed_pictures, "text": _mixed_texts}
 
 
 def _changed(text: str, words: list[str], share: float, draw: Random) -> str:
