@@ -481,6 +481,8 @@ def test_the_grids_of_this_project_are_right(
         "zoo-clean": 80,
         "zoo-attacks": 38,
         "zoo-texts": 28,
+        "zoo-texts-attacks": 2 * 2 * (2 + 1),  # 2 tasks, 2 seeds; 2 attacks and a control
+        "text-shift": (2 + 1) * (1 + 4 * 3),  # 2 victims and a control, by 4 methods with 3 seeds
         # 2 victims and a control, by 17 methods, 3 seeds and 2 budgets; 6 more victims, and on all weights one with its
         # control, by 5 methods
         "language-models": 3 * (1 + 17 * 3 * 2) + (6 + 2) * (1 + 5),
