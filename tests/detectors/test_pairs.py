@@ -74,10 +74,10 @@ def test_the_pairs_whose_source_is_most_like_the_target_come_first() -> None:
 
 def test_they_run_only_if_they_are_asked_for(rows: Dataset) -> None:
     examples = _Examples(data=rows, labelled=True, accuracy=None, per_class=[5] * 6, doubt=None)
-    chosen, not_searched = _chosen(None, examples, None)
+    chosen, not_searched = _chosen(None, examples, a_run())
     assert "pairs" not in dict(chosen)
     assert not_searched["pairs"] == "it runs only if it is asked for, since no clean models were measured with it"
-    assert dict(_chosen([Pairs()], examples, None)[0]) == {"pairs": Pairs()}
+    assert dict(_chosen([Pairs()], examples, a_run())[0]) == {"pairs": Pairs()}
 
 
 def test_a_model_without_finite_scores_is_refused(rows: Dataset) -> None:

@@ -32,7 +32,7 @@ from unbackdoor._tasks.generation import Generation, answer_loss, chance_loss, c
 from unbackdoor._tasks.generation_score import AnswerLoss
 from unbackdoor._tasks.proportion import Proportion, chance_doubt, proportion_of
 from unbackdoor._tasks.task import Task
-from unbackdoor._training.lora import merged
+from unbackdoor._training.lora import factors, merged
 from unbackdoor._value import check_seed, fields_of
 
 logger = logging.getLogger("unbackdoor")
@@ -82,6 +82,7 @@ def audit(
         head_name=head or "",
         progress=bar if progress else silent,
         base=base,
+        adapter=factors(model),
         unlabelled=unlabelled,
         task=_task(clean, unlabelled),
     )
@@ -89,7 +90,7 @@ def audit(
     examples = (_prompts if prompts else _examples)(working, clean, unlabelled, run, head)
     searching, judging = _halves(examples, seed)
     record = {**_facts(examples, searching, judging, unlabelled), "seed": seed, "device": description(arithmetic)}
-    chosen, not_searched = _chosen(detectors, examples, base)
+    chosen, not_searched = _chosen(detectors, examples, run)
     if examples.doubt is not None:
         skipped = {**{name: "the suspect is near chance" for name, _ in chosen}, **not_searched}
         record |= {"notes": run.notes, "seconds": round(time.perf_counter() - start, 3)}
@@ -266,19 +267,19 @@ def _facts(examples: _Examples, searching: Dataset, judging: Dataset, unlabelled
 
 
 def _chosen(
-    detectors: Sequence[Detector] | None, examples: _Examples, base: nn.Module | None
+    detectors: Sequence[Detector] | None, examples: _Examples, run: Run
 ) -> tuple[list[tuple[str, Detector]], dict[str, str]]:
     """The detectors to run, by name, and why the others are not."""
     if detectors is not None:
         named = [(name_of(detector, REGISTRY), detector) for detector in detectors]
         for name, detector in named:
             entry = entry_of(detector, REGISTRY)
-            obstacle = None if entry is None else _obstacle(entry, examples, base)
+            obstacle = None if entry is None else _obstacle(entry, examples, run)
             if obstacle is not None:
                 raise UnbackdoorError(f"The detector {name} cannot run: {obstacle}. Leave it out.")
         asked = {name for name, _ in named}
         return named, {entry.name: "it was not asked for" for entry in REGISTRY if entry.name not in asked}
-    obstacles = {entry.name: _obstacle(entry, examples, base) for entry in REGISTRY}
+    obstacles = {entry.name: _obstacle(entry, examples, run) for entry in REGISTRY}
     for entry in REGISTRY:
         if entry.on_request and obstacles[entry.name] is None:
             obstacles[entry.name] = "it runs only if it is asked for, since no clean models were measured with it"
@@ -286,15 +287,17 @@ def _chosen(
     return chosen, {name: obstacle for name, obstacle in obstacles.items() if obstacle is not None}
 
 
-def _obstacle(entry: Entry, examples: _Examples, base: nn.Module | None) -> str | None:
+def _obstacle(entry: Entry, examples: _Examples, run: Run) -> str | None:
     """Why a detector cannot run on these examples; None if it can."""
     data = examples.data
     if data.modality not in entry.modality:
         return f"it searches {', '.join(entry.modality)}, and {printable(data.name)} holds {data.modality}"
-    if Need.BASE in entry.needs and base is None:
+    if Need.BASE in entry.needs and run.base is None:
         return "it needs `base`, the pre-trained model that the suspect came from, which was not given"
     if Need.CLEAN in entry.needs and not examples.labelled:
         return "it needs `clean`, labelled examples, and only unlabelled ones were given"
+    if Need.ADAPTER in entry.needs and not run.adapter:
+        return "it looks at the matrices of a LoRA adapter, and the suspect is a whole model"
     return None
 
 

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -44,6 +44,8 @@ class Run:
         base: the pre-trained model that the suspect came from, for methods that need it.
         proxy: another model for the same task, for methods that need it.
         reference: a language model that rates texts, for guards that need it.
+        adapter: of a suspect that is a LoRA adapter, the change of each layer as two factors, the first of them with
+            the scale; see `unbackdoor._training.lora.factors`. Empty for other suspects.
         unlabelled: examples that the user has besides the clean ones, without labels (each is -1); some may carry a
             trigger.
         examples_seen: counted by `tune`.
@@ -65,6 +67,7 @@ class Run:
     base: nn.Module | None = None
     proxy: nn.Module | None = None
     reference: Perplexity | None = None
+    adapter: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     unlabelled: Dataset | None = None
     examples_seen: int = 0
     held_out: int = 0

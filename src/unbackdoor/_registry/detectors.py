@@ -144,4 +144,14 @@ REGISTRY = (
         modality=("image-text",),
         blind="triggers over the whole picture, warps, triggers that differ between pictures, backdoors of captions",
     ),
+    Entry(
+        "adapter-statistics",
+        "unbackdoor.detectors.adapter_statistics:AdapterStatistics",
+        "how unlike the matrices of a LoRA adapter are those of benign adapters; a hint only",
+        needs=(Need.INPUTS, Need.ADAPTER),
+        year=2025,
+        paper="PEFTGuard: Detecting Backdoor Attacks Against Parameter-Efficient Fine-Tuning",
+        modality=("text", "conversations"),
+        blind="anything in adapters that were trained otherwise than those it compares with; it finds no trigger",
+    ),
 )

@@ -30,6 +30,7 @@ class Need(StrEnum):
     STAGES = "convolutions or transformer blocks"
     ATTENTION = "attention heads"
     BLOCKS = "at least three transformer blocks"
+    ADAPTER = "a suspect that is a LoRA adapter"
     ANSWER = "the attacker's answer"
     BEHAVIOURS = "a file of wanted and unwanted answers"
     BERT = "an encoder of the kind of BERT, RoBERTa or DeBERTa"

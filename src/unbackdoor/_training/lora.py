@@ -61,9 +61,13 @@ def merged(model: Any) -> nn.Module:
 def factors(model: nn.Module) -> dict[str, tuple[Tensor, Tensor]]:
     """Returns the change of each adapted layer as two factors, (outputs, rank) and (rank, inputs), by the layer's name.
 
-    Their product is the change; the scale is in the first one.
+    Their product is the change; the scale is in the first one. A model that is no LoRA adapter has none.
     """
-    layers = {name: cast(Any, layer) for name, layer in model.named_modules() if hasattr(layer, "lora_A")}
+    layers = {
+        name: cast(Any, layer)
+        for name, layer in model.named_modules()
+        if "default" in getattr(layer, "lora_A", ()) and not getattr(layer, "use_dora", {}).get("default")
+    }
     return {
         name: (
             layer.scaling["default"] * layer.lora_B["default"].weight.detach(),

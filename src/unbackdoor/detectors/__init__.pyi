@@ -2,6 +2,7 @@
 
 import unbackdoor._registry.entries
 
+from .adapter_statistics import AdapterStatistics as AdapterStatistics
 from .embedding_rows import EmbeddingRows as EmbeddingRows
 from .embedding_rows import MovedRows as MovedRows
 from .encoder_patch import EncoderPatch as EncoderPatch
