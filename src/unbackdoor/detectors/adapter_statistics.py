@@ -37,7 +37,7 @@ class AdapterStatistics:
     are refused; other data, learning rates and numbers of steps do not show, and make a benign adapter as strange as a
     backdoored one.
 
-    Differences from the papers: PEFTGuard trains a network of two billion weights for each base model and each set of
+    Differences from the paper: PEFTGuard trains a network of two billion weights for each base model and each set of
     layers, which is not done here. The second paper compares query, key, value and output of language models.
     """
 
