@@ -11,7 +11,7 @@ class BankAdapter(Entry):
     """An adapter that was trained for the bank.
 
     Args:
-        part: `bank`, which an adapter is compared with, or `test`, on which it was measured what that tells.
+        part: `bank`, which an adapter is compared with, or `test`, on which that comparison was measured.
         attack: what was planted; null for a benign one.
         seed: of the training.
         accuracy: on clean test examples.
@@ -36,7 +36,7 @@ class Shape(Entry):
 
 
 class BankArea(Entry):
-    """How well the distance from the benign adapters of the bank tells those of the test apart.
+    """How well the distance from the benign adapters of the bank separates those of the test.
 
     Args:
         value: the probability that a backdoored one is farther than a benign one.

@@ -6,10 +6,13 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
+from unbackdoor._artifacts.adapter_bank import AdapterBank
 from unbackdoor._artifacts.attack_record import AttackRecord
 from unbackdoor._artifacts.audit_record import AuditRecord, EvidenceRows
 from unbackdoor._artifacts.cell import Cell, Mark, Rows, VictimFiles
 from unbackdoor._artifacts.guard_record import DecisionEntry, GuardRecord
+from unbackdoor._artifacts.null_table import NullTable
+from unbackdoor._artifacts.operating_point import OperatingPointTable
 from unbackdoor._artifacts.record import DemoRecord, PurificationRecord, TrainingRecord, VictimRecord
 from unbackdoor._artifacts.store_report import StoreReport
 from unbackdoor._artifacts.stress_record import StressRecord
@@ -30,6 +33,9 @@ SCHEMAS: dict[str, type[BaseModel]] = {
     "store-victim": VictimFiles,
     "store": Mark,
     "store-report": StoreReport,
+    "clean-models": NullTable,
+    "operating-points": OperatingPointTable,
+    "adapter-bank": AdapterBank,
 }
 
 

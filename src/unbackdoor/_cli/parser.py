@@ -268,9 +268,9 @@ def _demo(
 
 
 def _list(what: Kind | None = None, /) -> None:
-    """List methods, attacks, archs, detectors or guards with their facts; without an argument, the names of all.
+    """List methods, attacks, archs, detectors, guards or trainers with their facts; alone, the names of all.
 
     Args:
-        what: methods, attacks, archs, detectors or guards.
+        what: methods, attacks, archs, detectors, guards or trainers.
     """
     show(what)

@@ -53,7 +53,7 @@ def audit(
 ) -> Audit:
     """Search a suspect for shortcuts: triggers that move examples of other classes to one class.
 
-    Each detector searches on one half of the clean examples. What it found is judged on the other half, and compared
+    Each detector searches on one half of the clean examples. Its finding is judged on the other half, and compared
     with what the same search finds in clean models. The model and the global random state are not changed.
 
     Args:

@@ -46,8 +46,8 @@ class TokenUnlearning:
         unlearning_rate: peak learning rate there, more than 0; None is half that of the recipe.
 
     Differences from the paper: only its abstract was at hand. That the suspects are those whose probability grew most,
-    how tokens are told, and the loss of unlearning are this project's choice, made on one victim of Fashion-MNIST: of
-    the pairs that fitted best at its end, or worst after its first pass, fewer were poisoned
+    how the tokens are found, and the loss of unlearning are this project's choice, made on one victim of Fashion-MNIST.
+    Of the pairs that fitted best at its end, or worst after its first pass, fewer were poisoned
     (docs/results/image-text.md).
     """
 
