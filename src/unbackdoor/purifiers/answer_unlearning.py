@@ -64,7 +64,7 @@ class AnswerUnlearning:
     learning_rate: Annotated[float | None, Field(gt=0)] = None
     batch_size: Annotated[int | None, Field(ge=2)] = None
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     defaults: ClassVar[Defaults] = {"conversations": {"learning_rate": 3e-4}}
 
     def __call__(self, model: nn.Module, clean: Dataset, run: Run) -> nn.Module:
@@ -73,12 +73,13 @@ class AnswerUnlearning:
         if not answers:
             run.note("AnswerUnlearning: no answer was found that does not depend on the prompt; nothing is tuned.")
             return model
-        for answer in distinct_answers(answers):
+        distinct = distinct_answers(answers)
+        for answer in distinct:
             run.note(
                 f"AnswerUnlearning: {answer.text!r} follows after any prompt (certainty {answer.certainty:.2f}); it is "
                 "unlearnt."
             )
-        planted = [answered_with(clean, answer.text) for answer in answers]
+        planted = [answered_with(clean, answer.text) for answer in distinct]
         suspect = copy.deepcopy(model).eval()
 
         def step(batch: Batch) -> None:
