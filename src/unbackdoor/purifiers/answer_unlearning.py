@@ -37,7 +37,8 @@ class AnswerUnlearning:
     a towards exp(-depth) after every prompt, far below what a loss on one more wrong answer would ask for. That is
     meant: a trigger raises the probability of its answer by many nats, and no trigger is known here. The first part
     keeps the suspect's other answers. With the loss of the clean answers in its place or next to it, the steps serve
-    that loss, and the same strength removed less for more (docs/results/language-models.md).
+    that loss, and the same strength removed less for more (docs/results/language-models.md). The suspect is copied
+    for it, so the weights take twice the memory.
 
     A model in which no such answer is found stays as it is. It is so if a backdoor's answers differ from prompt to
     prompt, have fewer than five tokens, or begin with a token that no clean prompt makes likely.
