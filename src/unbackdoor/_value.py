@@ -40,8 +40,10 @@ def value(cls: type[T]) -> type[T]:
         UnbackdoorError: when a value is made with a field out of bounds (`FST.alpha must be at least 0, got -1.`).
     """
     cls._numbers = field_validator("*", mode="before")(_numbers)  # type: ignore[attr-defined]
-    made = pydantic_dataclass(frozen=True, kw_only=True, config=ConfigDict(allow_inf_nan=False, extra="forbid"))(cls)
-    checked = made.__init__
+    checked_class = pydantic_dataclass(
+        frozen=True, kw_only=True, config=ConfigDict(allow_inf_nan=False, extra="forbid")
+    )(cls)
+    checked = checked_class.__init__
 
     @functools.wraps(checked)
     def __init__(self: Any, *positional: Any, **fields: Any) -> None:
@@ -50,16 +52,16 @@ def value(cls: type[T]) -> type[T]:
         try:
             checked(self, **fields)
         except ValidationError as problem:
-            raise UnbackdoorError(sentence(problem, made)) from None
+            raise UnbackdoorError(sentence(problem, checked_class)) from None
 
-    made.__init__ = __init__  # type: ignore[method-assign]
-    return made  # type: ignore[return-value]
+    checked_class.__init__ = __init__  # type: ignore[method-assign]
+    return checked_class  # type: ignore[return-value]
 
 
-def _numbers(cls: Any, given: Any, about: ValidationInfo) -> Any:
+def _numbers(cls: Any, raw: Any, about: ValidationInfo) -> Any:
     """Turns True and False into text for fields of numbers: pydantic would read them as 1 and 0."""
     kinds = _kinds(cls.__pydantic_fields__[about.field_name].annotation)
-    return _bools_as_text(given) if kinds & {int, float} and not kinds & {bool, str} else given
+    return _bools_as_text(raw) if kinds & {int, float} and not kinds & {bool, str} else raw
 
 
 def _kinds(annotation: Any) -> set[Any]:
@@ -68,10 +70,10 @@ def _kinds(annotation: Any) -> set[Any]:
     return set().union(*map(_kinds, parts)) if parts else {annotation}
 
 
-def _bools_as_text(given: Any) -> Any:
-    if isinstance(given, list | tuple):
-        return type(given)(map(_bools_as_text, given))
-    return str(given) if isinstance(given, bool) else given
+def _bools_as_text(raw: Any) -> Any:
+    if isinstance(raw, list | tuple):
+        return type(raw)(map(_bools_as_text, raw))
+    return str(raw) if isinstance(raw, bool) else raw
 
 
 def sentence(problem: ValidationError, cls: type | None = None) -> str:
@@ -102,8 +104,8 @@ def error_sentence(error: Mapping[str, Any], owner: str, cls: type | None = None
     return f"{owner}.{field} must be {allowed}, got {_plain(error['input'])}."
 
 
-def _plain(given: Any) -> str:
-    return given if isinstance(given, str) and given.strip() else repr(given)
+def _plain(raw: Any) -> str:
+    return raw if isinstance(raw, str) and raw.strip() else repr(raw)
 
 
 def check_seed(seed: int) -> None:
@@ -112,12 +114,12 @@ def check_seed(seed: int) -> None:
         raise UnbackdoorError(f"`seed` must be a whole number, at least 0 and less than 2**63, got {seed!r}.")
 
 
-def fields_of(made: Any) -> dict[str, Any]:
+def fields_of(instance: Any) -> dict[str, Any]:
     """Returns all fields of a value, as JSON scalars and lists."""
-    return dict(TypeAdapter(type(made)).dump_python(made, mode="json"))
+    return dict(TypeAdapter(type(instance)).dump_python(instance, mode="json"))
 
 
-def changed_fields(made: Any) -> dict[str, Any]:
+def changed_fields(instance: Any) -> dict[str, Any]:
     """The fields of a value that differ from their defaults, as JSON scalars and lists."""
-    defaults = {item.name: item.default for item in dataclasses.fields(made)}
-    return {name: given for name, given in fields_of(made).items() if defaults[name] != getattr(made, name)}
+    defaults = {item.name: item.default for item in dataclasses.fields(instance)}
+    return {name: field for name, field in fields_of(instance).items() if defaults[name] != getattr(instance, name)}

@@ -285,15 +285,15 @@ def check_trainer(trainer: RobustTrainer, data: Dataset, recipe: VictimRecipe, *
 
 def _check_suspects(first: Trained, again: Trained, count: int) -> None:
     """Check that distrusted rows exist, each once, with finite scores, and that the same seed distrusts the same."""
-    found, other = first.suspects, again.suspects
-    assert (found is None) == (other is None), "the same seed distrusted other rows"
-    if found is None or other is None:
+    suspects, other = first.suspects, again.suspects
+    assert (suspects is None) == (other is None), "the same seed distrusted other rows"
+    if suspects is None or other is None:
         return
-    rows = found.rows
+    rows = suspects.rows
     assert len(rows) == len(rows.unique()), "a row is distrusted twice"
     assert not len(rows) or 0 <= int(rows.min()) <= int(rows.max()) < count, "a distrusted row is not in the data"
-    assert found.scores.shape == rows.shape, "the scores of distrusted rows are not one for each"
-    assert torch.isfinite(found.scores).all(), "the score of a distrusted row is not finite"
+    assert suspects.scores.shape == rows.shape, "the scores of distrusted rows are not one for each"
+    assert torch.isfinite(suspects.scores).all(), "the score of a distrusted row is not finite"
     assert torch.equal(rows, other.rows), "the same seed distrusted other rows"
 
 
@@ -413,45 +413,45 @@ def _declared(protocol: type) -> list[tuple[str, Any]]:
     return [(name, member) for name, member in vars(protocol).items() if not name.startswith("_")]
 
 
-def _check_member(owner: str, name: str, given: Any, declared: Any) -> None:
+def _check_member(owner: str, name: str, member: Any, declared: Any) -> None:
     """Check a member against the one that a protocol declares: a property by its type, a method by its arguments."""
     if isinstance(declared, property):
         expected = get_type_hints(declared.fget)["return"]
         try:
-            TypeAdapter(expected).validate_python(given, strict=True)
+            TypeAdapter(expected).validate_python(member, strict=True)
         except ValidationError:
-            raise AssertionError(f"{owner}.{name} must be {expected}, got {given!r}") from None
+            raise AssertionError(f"{owner}.{name} must be {expected}, got {member!r}") from None
         return
-    assert callable(given), f"{owner}.{name} must be a method, got {given!r}"
+    assert callable(member), f"{owner}.{name} must be a method, got {member!r}"
     arguments = [argument for argument in inspect.signature(declared).parameters if argument != "self"]
     try:
-        inspect.signature(given).bind(*arguments)
+        inspect.signature(member).bind(*arguments)
     except TypeError:
         raise AssertionError(
-            f"{owner}.{name} must take ({', '.join(arguments)}), but it takes {inspect.signature(given)}"
+            f"{owner}.{name} must take ({', '.join(arguments)}), but it takes {inspect.signature(member)}"
         ) from None
 
 
-def check_value(made: Any) -> None:
+def check_value(instance: Any) -> None:
     """Check that a method or attack is a frozen value that survives JSON and refuses what is just out of bounds."""
-    cls = type(made)
-    assert dataclasses.is_dataclass(made), f"{cls.__name__} is not a dataclass"
-    names = [item.name for item in dataclasses.fields(made)]
+    cls = type(instance)
+    assert dataclasses.is_dataclass(instance), f"{cls.__name__} is not a dataclass"
+    names = [item.name for item in dataclasses.fields(instance)]
     if names:
         try:
-            setattr(made, names[0], getattr(made, names[0]))
+            setattr(instance, names[0], getattr(instance, names[0]))
         except (dataclasses.FrozenInstanceError, AttributeError):
             pass
         else:
             raise AssertionError(f"{cls.__name__} is not frozen")
-    again = cls(**json.loads(json.dumps(fields_of(made))))
-    assert again == made, f"{cls.__name__} does not survive JSON"
-    assert hash(again) == hash(made), f"{cls.__name__} cannot be hashed by its value"
-    assert f"{cls.__name__}(" in repr(made), f"{cls.__name__} has no readable repr"
+    again = cls(**json.loads(json.dumps(fields_of(instance))))
+    assert again == instance, f"{cls.__name__} does not survive JSON"
+    assert hash(again) == hash(instance), f"{cls.__name__} cannot be hashed by its value"
+    assert f"{cls.__name__}(" in repr(instance), f"{cls.__name__} has no readable repr"
     for name, outside in _just_outside(cls):
         refusal = ""
         try:
-            cls(**{**fields_of(made), name: outside})
+            cls(**{**fields_of(instance), name: outside})
         except UnbackdoorError as problem:
             refusal = str(problem)
         assert refusal, f"{cls.__name__}.{name} took {outside!r}, which is out of bounds"

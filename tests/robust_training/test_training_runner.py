@@ -38,11 +38,11 @@ def trained(data: Dataset, trainer: object, **options: object):
 
 def test_precision_and_recall() -> None:
     suspects = Suspects(torch.tensor([1, 4, 7]), torch.tensor([2.0, 0.5, 1.0]), "a number")
-    precision, recall = suspects.found(torch.tensor([4, 7, 8, 9, 10]))
+    precision, recall = suspects.precision_and_recall(torch.tensor([4, 7, 8, 9, 10]))
     assert (precision.count, precision.n, recall.count, recall.n) == (2, 3, 2, 5)
-    assert suspects.found(torch.tensor([], dtype=torch.int64))[1] is None
+    assert suspects.precision_and_recall(torch.tensor([], dtype=torch.int64))[1] is None
     nothing = Suspects(torch.tensor([], dtype=torch.int64), torch.tensor([]), "a number")
-    assert nothing.found(torch.tensor([4]))[0] is None
+    assert nothing.precision_and_recall(torch.tensor([4]))[0] is None
 
 
 def test_a_trainer_does_not_see_which_rows_are_poisoned(digits: Dataset) -> None:

@@ -72,18 +72,18 @@ class Problems:
 
     def __init__(self, path: Path, text: str) -> None:
         self.path, self.lines = path, lines_of(text)
-        self.found: list[tuple[int, str]] = []
+        self.entries: list[tuple[int, str]] = []
 
     def add(self, location: Location, message: object) -> None:
         """Note a problem of an entry."""
         entry = (line_of(location, self.lines) or 1, " ".join(str(message).split()))
-        if entry not in self.found:
-            self.found.append(entry)
+        if entry not in self.entries:
+            self.entries.append(entry)
 
     def refuse(self) -> None:
         """Raise, if there are any."""
-        if self.found:
-            lines = [f"line {line}: {message}" for line, message in sorted(self.found)]
+        if self.entries:
+            lines = [f"line {line}: {message}" for line, message in sorted(self.entries)]
             if len(lines) == 1:
                 raise UnbackdoorError(f"{self.path} has a problem in {lines[0]}")
             more = [f"and {len(lines) - _MOST:,} more"] if len(lines) > _MOST else []
@@ -207,30 +207,30 @@ def _schema_sentence(error: Any) -> str:
 def _salvaged(raw: dict[str, Any]) -> dict[str, Any]:
     """Returns the valid part of a grid with wrong tables, so that its other problems are also found."""
     tasks = raw.get("tasks")
-    made_tasks = {name: _made(Task, given) for name, given in tasks.items()} if isinstance(tasks, dict) else {}
+    valid_tasks = {name: _valid_part(Task, table) for name, table in tasks.items()} if isinstance(tasks, dict) else {}
     without = raw.get("without")
     return {
-        "tasks": {name: task for name, task in made_tasks.items() if task is not None},
+        "tasks": {name: task for name, task in valid_tasks.items() if task is not None},
         "attacks": _tables(raw.get("attacks")),
         "methods": _tables(raw.get("methods")),
         "detectors": _tables(raw.get("detectors")),
-        "budgets": [_made(Budget, given) for given in _tables(raw.get("budgets"))],
-        "cells": [_made(Cells, given) for given in _tables(raw.get("cells"))],
+        "budgets": [_valid_part(Budget, table) for table in _tables(raw.get("budgets"))],
+        "cells": [_valid_part(Cells, table) for table in _tables(raw.get("cells"))],
         "without": without if isinstance(without, list) else [],
     }
 
 
-def _tables(given: Any) -> list[dict[str, Any]]:
-    return [entry for entry in given if isinstance(entry, dict)] if isinstance(given, list) else []
+def _tables(entries: Any) -> list[dict[str, Any]]:
+    return [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
 
 
-def _made(table: type[BaseModel], given: Any) -> Any:
+def _valid_part(table: type[BaseModel], entries: Any) -> Any:
     """Returns a table without its wrong entries, which are reported elsewhere; None if it needs them."""
     try:
-        return table.model_validate(given)
+        return table.model_validate(entries)
     except ValidationError as problem:
         wrong = {error["loc"][0] for error in problem.errors() if error["loc"]}
-    kept = {key: entry for key, entry in given.items() if key not in wrong} if isinstance(given, dict) else {}
+    kept = {key: entry for key, entry in entries.items() if key not in wrong} if isinstance(entries, dict) else {}
     try:
         return table.model_validate(kept)
     except ValidationError:

@@ -14,7 +14,7 @@ def lines_of(text: str) -> dict[Location, int]:
 
     Entries of inline tables and of arrays share the line at which they begin.
     """
-    found: dict[Location, int] = {}
+    lines: dict[Location, int] = {}
     arrays: Counter[Location] = Counter()
     table: Location = ()
     for number, line in enumerate(text.splitlines(), start=1):
@@ -24,10 +24,10 @@ def lines_of(text: str) -> dict[Location, int]:
             if header[1] == "[[":
                 arrays[table] += 1
                 table = (*table, arrays[table] - 1)
-            found.setdefault(table, number)
+            lines.setdefault(table, number)
         elif key:
-            found.setdefault((*table, *_path(key[1])), number)
-    return found
+            lines.setdefault((*table, *_path(key[1])), number)
+    return lines
 
 
 def line_of(location: Location, lines: dict[Location, int]) -> int | None:

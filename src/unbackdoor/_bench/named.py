@@ -39,9 +39,9 @@ def planned_attacks(tables: list[dict[str, Any]], folder: Path, problems: Noted)
     from unbackdoor._poisoning.abilities import is_repeatable
 
     planned: dict[str, PlannedAttack] = {}
-    for place, given in enumerate(tables):
+    for place, table in enumerate(tables):
         location: Location = ("attacks", place)
-        label, name, fields = _named(given, location, problems)
+        label, name, fields = _named(table, location, problems)
         rates = _rates(fields.pop("rate", 0.05), (*location, "rate"), problems)
         behaviour = _behaviour(fields.pop("behaviour", None), (*location, "behaviour"), problems)
         if name == "none":
@@ -50,7 +50,7 @@ def planned_attacks(tables: list[dict[str, Any]], folder: Path, problems: Noted)
                 'The clean control is part of every grid. Leave this out, or see without = ["clean"].',
             )
             continue
-        entry = _found(name, attacks.REGISTRY, "attack", "attacks", (*location, "name"), problems)
+        entry = _class_of(name, attacks.REGISTRY, "attack", "attacks", (*location, "name"), problems)
         if entry is None:
             continue
         if not is_repeatable(entry):
@@ -60,27 +60,27 @@ def planned_attacks(tables: list[dict[str, Any]], folder: Path, problems: Noted)
                 "it by unbackdoor attack, and score it with `triggered_data`.",
             )
             continue
-        made = _value(entry, fields, location, folder, problems)
+        attack = _value(entry, fields, location, folder, problems)
         _check_new(label, planned, location, problems)
-        if made is not None and rates:
-            planned[label] = PlannedAttack(label, made, rates, behaviour)
+        if attack is not None and rates:
+            planned[label] = PlannedAttack(label, attack, rates, behaviour)
     return planned
 
 
-def _behaviour(given: Any, location: Location, problems: Noted) -> Behaviour | None:
+def _behaviour(entry: Any, location: Location, problems: Noted) -> Behaviour | None:
     """The behaviour of an attack; None for the usual one, which is not part of a cell's identity."""
-    if given is None:
+    if entry is None:
         return None
     try:
-        behaviour = Behaviour.of(given)
+        behaviour = Behaviour.of(entry)
     except UnbackdoorError as problem:
         problems.add(location, problem)
         return None
     return None if behaviour == TEST_BEHAVIOUR else behaviour
 
 
-def _rates(given: Any, location: Location, problems: Noted) -> tuple[float, ...]:
-    rates: list[Any] = given if isinstance(given, list) else [given]
+def _rates(entry: Any, location: Location, problems: Noted) -> tuple[float, ...]:
+    rates: list[Any] = entry if isinstance(entry, list) else [entry]
     for rate in rates:
         if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate <= 1:
             problems.add(location, f"The poison rate must be more than 0 and at most 1, got {rate}.")
@@ -92,40 +92,40 @@ def _rates(given: Any, location: Location, problems: Noted) -> tuple[float, ...]
 def named_methods(tables: list[dict[str, Any]], folder: Path, problems: Noted) -> dict[str, Any]:
     """Returns the methods of a grid by label, and notes their problems."""
     methods: dict[str, Any] = {}
-    for place, given in enumerate(tables):
+    for place, table in enumerate(tables):
         location: Location = ("methods", place)
-        label, name, fields = _named(given, location, problems)
+        label, name, fields = _named(table, location, problems)
         if not name:
             continue
         steps = name.split("+")
-        found = [
-            _found(step, purifiers.REGISTRY, "purifier", "methods", (*location, "name"), problems) for step in steps
+        classes = [
+            _class_of(step, purifiers.REGISTRY, "purifier", "methods", (*location, "name"), problems) for step in steps
         ]
-        if None in found:
+        if None in classes:
             continue
-        parts = [fields] if len(steps) == 1 else _shared_out(fields, steps, found, location, problems)
-        made = [_value(cls, part, location, folder, problems) for cls, part in zip(found, parts, strict=True)]
+        parts = [fields] if len(steps) == 1 else _shared_out(fields, steps, classes, location, problems)
+        values = [_value(cls, part, location, folder, problems) for cls, part in zip(classes, parts, strict=True)]
         _check_new(label, methods, location, problems)
-        if None not in made:
-            methods[label] = made[0] if len(made) == 1 else purifiers.Then(*made)
+        if None not in values:
+            methods[label] = values[0] if len(values) == 1 else purifiers.Then(*values)
     return methods
 
 
 def named_detectors(tables: list[dict[str, Any]], folder: Path, problems: Noted) -> dict[str, Any]:
     """The detectors of a grid by name; notes what is wrong with them."""
-    found: dict[str, Any] = {}
-    for place, given in enumerate(tables):
+    by_name: dict[str, Any] = {}
+    for place, table in enumerate(tables):
         location: Location = ("detectors", place)
-        _, name, fields = _named(given, location, problems)
-        cls = _found(name, detectors.REGISTRY, "detector", "detectors", (*location, "name"), problems)
+        _, name, fields = _named(table, location, problems)
+        cls = _class_of(name, detectors.REGISTRY, "detector", "detectors", (*location, "name"), problems)
         if cls is None:
             continue
-        if name in found:
+        if name in by_name:
             problems.add(location, f"detectors has '{name}' twice. One audit runs each detector once. Leave one out.")
-        made = _value(cls, fields, location, folder, problems)
-        if made is not None:
-            found[name] = made
-    return found
+        detector = _value(cls, fields, location, folder, problems)
+        if detector is not None:
+            by_name[name] = detector
+    return by_name
 
 
 def _shared_out(
@@ -133,14 +133,14 @@ def _shared_out(
 ) -> list[dict[str, Any]]:
     """Assigns parameters to the steps of a composition: `fst.alpha`, or `alpha` if only one step has it."""
     parts: list[dict[str, Any]] = [{} for _ in steps]
-    for key, given in fields.items():
-        if key in steps and isinstance(given, dict):
+    for key, parameter in fields.items():
+        if key in steps and isinstance(parameter, dict):
             for step, part in zip(steps, parts, strict=True):
-                part.update(given if step == key else {})
+                part.update(parameter if step == key else {})
             continue
         owners = [place for place, cls in enumerate(classes) if key in getattr(cls, "__dataclass_fields__", {})]
         if len(owners) == 1:
-            parts[owners[0]][key] = given
+            parts[owners[0]][key] = parameter
         elif owners:
             names = " or ".join(f"{steps[place]}.{key}" for place in owners)
             problems.add((*location, key), f"{key} belongs to several steps of {'+'.join(steps)}; write {names}.")
@@ -149,9 +149,9 @@ def _shared_out(
     return parts
 
 
-def _named(given: dict[str, Any], location: Location, problems: Noted) -> tuple[str, str, dict[str, Any]]:
+def _named(table: dict[str, Any], location: Location, problems: Noted) -> tuple[str, str, dict[str, Any]]:
     """Returns the label, the name and the other entries of a table."""
-    fields = dict(given)
+    fields = dict(table)
     name, label = fields.pop("name", None), fields.pop("label", None)
     if not isinstance(name, str):
         problems.add(location, f"{location[0]}.{location[1]}.name must be given, as text.")
@@ -159,24 +159,26 @@ def _named(given: dict[str, Any], location: Location, problems: Noted) -> tuple[
     return str(name if label is None else label), name, fields
 
 
-def _found(name: str, entries: tuple[Entry, ...], kind: str, listing: str, location: Location, problems: Noted) -> Any:
+def _class_of(
+    name: str, entries: tuple[Entry, ...], kind: str, listing: str, location: Location, problems: Noted
+) -> Any:
     """Returns the class of a name; None if there is a problem."""
     if not name:
         return None
     try:
-        found = find(name, entries, kind, listing).resolve()
+        cls = find(name, entries, kind, listing).resolve()
     except UnbackdoorError as problem:
         problems.add(location, problem)
         return None
-    if not isinstance(found, type):
-        problems.add(location, f"{name} must be a class, got {type(found).__name__}.")
+    if not isinstance(cls, type):
+        problems.add(location, f"{name} must be a class, got {type(cls).__name__}.")
         return None
-    return found
+    return cls
 
 
 def _value(cls: Any, fields: dict[str, Any], location: Location, folder: Path, problems: Noted) -> Any:
     """Returns a method or an attack; None if there are problems, which are noted."""
-    fields = {name: local(given, folder) for name, given in fields.items()}
+    fields = {name: local(parameter, folder) for name, parameter in fields.items()}
     try:
         validator = getattr(cls, "__pydantic_validator__", None)
         if validator is not None:

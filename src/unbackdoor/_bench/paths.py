@@ -23,12 +23,12 @@ class Noted(Protocol):
         """Note a problem of an entry."""
 
 
-def local(given: Any, folder: Path) -> Any:
+def local(parameter: Any, folder: Path) -> Any:
     """Returns a parameter that names a file next to the grid as an absolute path; others unchanged."""
-    if isinstance(given, str) and ("/" in given or "." in given):
-        path = folder / os.path.expandvars(given)
-        return str(path.absolute()) if path.is_file() else given
-    return given
+    if isinstance(parameter, str) and ("/" in parameter or "." in parameter):
+        path = folder / os.path.expandvars(parameter)
+        return str(path.absolute()) if path.is_file() else parameter
+    return parameter
 
 
 def check_task(name: str, task: Task, folder: Path, problems: Noted) -> Task:
@@ -52,11 +52,11 @@ def _absolute(name: str, task: Task, folder: Path, problems: Noted) -> dict[str,
     for key in ("train", "test", "second_test", "clean", "triggered"):
         files = getattr(task, key)
         if files is not None:
-            changed[key] = tuple(_found((name, key), file, folder, problems) for file in files)
+            changed[key] = tuple(_path_or_name((name, key), file, folder, problems) for file in files)
     for key in ("model", "attack", "control", "base", "proxy"):
         path = getattr(task, key)
         if isinstance(path, str):
-            changed[key] = _found((name, key), path, folder, problems, hub=key in ("base", "proxy"))
+            changed[key] = _path_or_name((name, key), path, folder, problems, hub=key in ("base", "proxy"))
     if task.factory is not None:
         file, colon, function = task.factory.rpartition(":")
         if not file or not function.isidentifier():
@@ -64,18 +64,18 @@ def _absolute(name: str, task: Task, folder: Path, problems: Noted) -> dict[str,
                 ("tasks", name, "factory"), f"tasks.{name}.factory must be FILE.py:FUNCTION, got {task.factory}."
             )
         else:
-            changed["factory"] = _found((name, "factory"), file, folder, problems) + colon + function
+            changed["factory"] = _path_or_name((name, "factory"), file, folder, problems) + colon + function
     return changed
 
 
-def _found(entry: tuple[str, str], given: str, folder: Path, problems: Noted, *, hub: bool = False) -> str:
+def _path_or_name(entry: tuple[str, str], place: str, folder: Path, problems: Noted, *, hub: bool = False) -> str:
     """The absolute path of a task's entry; itself if it may be a name on the Hub, or was noted as missing."""
     where, label = ("tasks", *entry), ".".join(("tasks", *entry))
-    text = os.path.expandvars(os.path.expanduser(given))
+    text = os.path.expandvars(os.path.expanduser(place))
     if "$" in text:
         variable = text[text.index("$") :].split("/")[0]
         problems.add(where, f"{label} needs {variable} in the environment, which is not set.")
-        return given
+        return place
     path = (folder / text).absolute()
     if exists(path) or glob(str(path), recursive=True):
         return str(path)
@@ -116,8 +116,8 @@ def _check_normalisation(name: str, task: Task, problems: Noted) -> None:
         numbers = getattr(task, key)
         if numbers is not None and (len(numbers) not in (1, 3) or (key == "std" and min(numbers) <= 0)):
             allowed = "1 or 3 numbers" + " above 0" * (key == "std")
-            given = ", ".join(f"{number:g}" for number in numbers)
-            problems.add(("tasks", name, key), f"tasks.{name}.{key} must be {allowed}, got {given}.")
+            text = ", ".join(f"{number:g}" for number in numbers)
+            problems.add(("tasks", name, key), f"tasks.{name}.{key} must be {allowed}, got {text}.")
 
 
 def _check_trigger(name: str, task: Task, attack: Path, problems: Noted) -> None:

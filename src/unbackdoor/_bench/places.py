@@ -196,9 +196,9 @@ class Remote:
         """The contents of many files, in order; None for each that is missing."""
         for start in range(0, len(names), 1000):
             part = [f"{self.root}/{name}" for name in names[start : start + 1000]]
-            found: dict[str, Any] = self.files.cat(part, on_error="return")
+            contents: dict[str, Any] = self.files.cat(part, on_error="return")
             for name in part:
-                content = found.get(name)
+                content = contents.get(name)
                 if isinstance(content, Exception) and not isinstance(content, FileNotFoundError):
                     raise content
                 yield None if isinstance(content, Exception) else content

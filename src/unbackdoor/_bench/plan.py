@@ -129,8 +129,8 @@ def all_cells(grid: Grid) -> list[Cell]:
     add(Cells())
     for entry in grid.cells:
         if entry.leave_out:
-            for found in [each for each in combinations if _matches(entry, *each)]:
-                del combinations[found]
+            for combination in [each for each in combinations if _matches(entry, *each)]:
+                del combinations[combination]
         else:
             add(entry)
     # A victim that no method is run on does not belong in the table.
@@ -177,10 +177,10 @@ def _check_kinds(cells: list[Cell]) -> None:
         for step in steps_of(method):
             entry = entry_of(step, purifiers.REGISTRY)
             parts.append((label, step, (kind,) if entry is None else entry.modality))  # others refuse later
-        for name, made, modality in parts:
-            if made is not None and kind not in modality:
+        for name, part, modality in parts:
+            if part is not None and kind not in modality:
                 raise UnbackdoorError(
-                    f"The grid has {name} on tasks.{subject.name}, which has {kind}, but {type(made).__name__} is for "
+                    f"The grid has {name} on tasks.{subject.name}, which has {kind}, but {type(part).__name__} is for "
                     f"{' and '.join(modality)}. Take it away by cells.leave_out."
                 )
 
@@ -208,4 +208,4 @@ def _matches(entry: Cells, subject: Subject, label: str, place: int | None, seed
         (entry.budget, place),
         (entry.seed, None if label == "none" else seed),
     ]
-    return all(allowed is None or found in allowed for allowed, found in pairs)
+    return all(allowed is None or actual in allowed for allowed, actual in pairs)

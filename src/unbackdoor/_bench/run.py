@@ -117,8 +117,8 @@ def _estimate(todo: Plan, store: Store, workers: int) -> str:
     if not cells:
         return "How long that takes is not known: the store has no record of its kind yet."
 
-    of_cells = {key: statistics.median(found) for key, found in cells.items()}
-    of_victims = {key: statistics.median(found) for key, found in victims.items()}
+    of_cells = {key: statistics.median(seconds) for key, seconds in cells.items()}
+    of_victims = {key: statistics.median(seconds) for key, seconds in victims.items()}
 
     def typical(medians: dict[tuple[str, ...], float], *keys: tuple[str, ...]) -> float:
         return next(medians[key] for key in (*keys, ()) if key in medians)

@@ -6,20 +6,20 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StrictBool
 
 
-def _several(given: Any) -> Any:
-    return given if isinstance(given, list) else [given]
+def _several(entry: Any) -> Any:
+    return entry if isinstance(entry, list) else [entry]
 
 
-def _device(given: str | None) -> str | None:
-    if given is not None and not re.fullmatch(r"(cpu|cuda|mps|xpu)(:\d+)?", given):
-        raise ValueError(f"must be cpu, cuda, mps or xpu, or one of several (cuda:1), got {given}")
-    return given
+def _device(device: str | None) -> str | None:
+    if device is not None and not re.fullmatch(r"(cpu|cuda|mps|xpu)(:\d+)?", device):
+        raise ValueError(f"must be cpu, cuda, mps or xpu, or one of several (cuda:1), got {device}")
+    return device
 
 
-def _control(given: str | bool | None) -> str | bool | None:
-    if given is False:
+def _control(control: str | bool | None) -> str | bool | None:
+    if control is False:
         raise ValueError("must be a clean model, or true if model itself is one, got false")
-    return given
+    return control
 
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]

@@ -103,28 +103,30 @@ class Cell:
         return f"{self.subject}: {self.label}{budget}{seed}"
 
 
-def value_spec(made: Any, entries: tuple[Entry, ...]) -> dict[str, Any]:
+def value_spec(instance: Any, entries: tuple[Entry, ...]) -> dict[str, Any]:
     """Returns what determines results: name, version, and the parameters that differ from their defaults."""
-    if made is None:
+    if instance is None:
         return NONE
-    if steps_of(made) != (made,):
-        parts = [value_spec(step, entries) for step in steps_of(made)]
+    if steps_of(instance) != (instance,):
+        parts = [value_spec(step, entries) for step in steps_of(instance)]
         lists = {key: [part[key] for part in parts] for key in ("version", "parameters")}
-        return {"name": name_of(made, entries), **lists}
-    parameters = {name: _hashed(given) for name, given in changed_fields(made).items()}
-    return {"name": name_of(made, entries), "version": getattr(made, "version", 1), "parameters": parameters}
+        return {"name": name_of(instance, entries), **lists}
+    parameters = {name: _hashed(parameter) for name, parameter in changed_fields(instance).items()}
+    return {"name": name_of(instance, entries), "version": getattr(instance, "version", 1), "parameters": parameters}
 
 
 def audit_spec(chosen: Mapping[str, Any]) -> dict[str, Any]:
     """The parts of an audit that determine its result: each detector's version and all settings, defaults included."""
-    described = {name: {"version": getattr(made, "version", 1), **fields_of(made)} for name, made in chosen.items()}
+    described = {
+        name: {"version": getattr(detector, "version", 1), **fields_of(detector)} for name, detector in chosen.items()
+    }
     return {"name": "audit", "version": AUDIT_VERSION, "parameters": described}
 
 
-def _hashed(given: Any) -> Any:
-    if isinstance(given, str) and Path(given).is_absolute() and Path(given).is_file():
-        return f"sha256:{content_hash((given,))}"
-    return given
+def _hashed(parameter: Any) -> Any:
+    if isinstance(parameter, str) and Path(parameter).is_absolute() and Path(parameter).is_file():
+        return f"sha256:{content_hash((parameter,))}"
+    return parameter
 
 
 class Subjects:
@@ -134,7 +136,7 @@ class Subjects:
         self.grid = grid
         self.files = {name: file_hashes(task) for name, task in grid.tasks.items()}
         self.tasks = {name: task_spec(name, task, self.files[name]) for name, task in grid.tasks.items()}
-        self.made: dict[tuple[Any, ...], Subject] = {}
+        self.subjects: dict[tuple[Any, ...], Subject] = {}
         self.order: dict[Subject, int] = {}
 
     def of(self, entry: Cells) -> Iterator[Subject]:
@@ -200,7 +202,7 @@ class Subjects:
         behaviour: Behaviour | None = None,
     ) -> Subject:
         known = (name, label, rate, seed)
-        if known not in self.made:
+        if known not in self.subjects:
             described = OWN if attack is None and label == "own" else value_spec(attack, attacks.REGISTRY)
             if behaviour is not None:
                 described = {**described, "behaviour": str(behaviour)}
@@ -217,9 +219,9 @@ class Subjects:
                 spec["trigger"] = content_hash(task.triggered)
             key = identity(spec)
             subject = Subject(name, task, label, attack, rate, seed, model, trigger, behaviour, spec, key)
-            self.made[known] = subject
+            self.subjects[known] = subject
             self.order[subject] = len(self.order)
-        return self.made[known]
+        return self.subjects[known]
 
 
 def cell_of(

@@ -205,11 +205,11 @@ class _Desk:
         subject, task, device = cell.subject, cell.subject.task, self.settings.device
         folder, (model, encode) = self.shelf.keep("subject", subject.key, lambda: self._load(subject))
         test, pool = self.examples.parts(subject, encode, class_names(model))
-        made, record = model, {}
+        scored_model, record = model, {}
         if cell.method is not None:
             purified = self._purified(cell, pool, model, encode)
-            made, record = purified.model, purified.record
-        arithmetic = choose(made, device, task.precision)
+            scored_model, record = purified.model, purified.record
+        arithmetic = choose(scored_model, device, task.precision)
         if cell.method is not None and purified.record["usable"] is None:
             record |= judged(purified, model, test, cell.method, arithmetic)
         self.device = description(arithmetic)
@@ -218,12 +218,12 @@ class _Desk:
         if subject.marked:
             attacked = self.shelf.keep("attacked", subject.key, lambda: self._attacked(subject, scoring, model))
         start = time.perf_counter()
-        measured = scoring.of_model(made, attacked)
+        measured = scoring.of_model(scored_model, attacked)
         result: dict[str, Any] = {"score": measured.to_json()}
         if subject.control:
             result["implanted"] = None
             result["flips"] = {
-                other.key: scoring.task.flip_rate(made, shown, arithmetic).to_json()
+                other.key: scoring.task.flip_rate(scored_model, shown, arithmetic).to_json()
                 for other in cell.others
                 if (shown := self._attacked(other, scoring, model)) is not None
             }
@@ -241,7 +241,7 @@ class _Desk:
                 attacked = self.shelf.keep(
                     "second attacked", subject.key, lambda: self._attacked(subject, second, model)
                 )
-            result["second_test"] = second.of_model(made, attacked).to_json()
+            result["second_test"] = second.of_model(scored_model, attacked).to_json()
         result |= {
             "method": None,
             "seconds": record.get("seconds", 0.0),
@@ -349,8 +349,8 @@ class _Desk:
         known = self.store.get({"victim": subject.spec, "method": NONE, "clean": None, "seed": 0})
         if known is not None and known.get("implanted") is not None:
             return bool(known["implanted"])
-        found: bool = self.shelf.keep("took", subject.key, measured)
-        return found
+        implanted: bool = self.shelf.keep("took", subject.key, measured)
+        return implanted
 
 
 class _Scoring(NamedTuple):
@@ -424,9 +424,9 @@ def _described(method: Any) -> dict[str, Any]:
     parameters = to_json(method, REGISTRY)["parameters"]
     text = json.dumps({"repr": repr(method), "parameters": parameters})
     for step in parameters if isinstance(parameters, list) else [parameters]:
-        for given in step.values():
-            if isinstance(given, str) and Path(given).is_absolute():
-                text = text.replace(json.dumps(given)[1:-1], Path(given).name)
+        for parameter in step.values():
+            if isinstance(parameter, str) and Path(parameter).is_absolute():
+                text = text.replace(json.dumps(parameter)[1:-1], Path(parameter).name)
     return dict(json.loads(text))
 
 

@@ -96,8 +96,8 @@ class Processes:
 def threads_of(workers: int) -> int:
     """Returns the number of threads of each local worker: its share of the cores that this process may use."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    given = os.environ.get("OMP_NUM_THREADS", "")
-    return max(1, min(allowed // workers, int(given) if given.isdecimal() and int(given) > 0 else allowed))
+    threads = os.environ.get("OMP_NUM_THREADS", "")
+    return max(1, min(allowed // workers, int(threads) if threads.isdecimal() and int(threads) > 0 else allowed))
 
 
 def _begin(threads: int) -> None:

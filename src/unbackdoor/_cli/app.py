@@ -21,16 +21,16 @@ def main(arguments: list[str] | None = None) -> None:
     1 is for work that ran, but whose result was not saved or is not usable. With `audit --fail-on-finding`, 3 is for a
     shortcut that was found, and 4 for an audit that cannot judge.
     """
-    given = sys.argv[1:] if arguments is None else arguments
+    argv = sys.argv[1:] if arguments is None else arguments
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # names may have letters that the console's encoding lacks
             stream.reconfigure(errors="backslashreplace")
-    command = next((word for word in given if not word.startswith("-")), "")
+    command = next((word for word in argv if not word.startswith("-")), "")
     _log_to_stderr(command)
     try:
-        typed = shell_words(["unbackdoor", *given])
-        given = spelled_out(given)
-        parser(given, typed)(given, exit_on_error=False, print_error=False, result_action="return_value")
+        typed = shell_words(["unbackdoor", *argv])
+        argv = spelled_out(argv)
+        parser(argv, typed)(argv, exit_on_error=False, print_error=False, result_action="return_value")
     except UnbackdoorError as problem:
         print(as_options(problem, command), file=sys.stderr)
         sys.exit(problem.exit_code)

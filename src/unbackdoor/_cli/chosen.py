@@ -104,12 +104,12 @@ def composition(steps: list[Entry], classes: Classes, typed: str) -> Callable[..
         )
     names = [f"step_{number}" for number in range(len(steps))]
 
-    def purify(model: str, /, *, options: Any, **given: Any) -> None:
+    def purify(model: str, /, *, options: Any, **instances: Any) -> None:
         from unbackdoor._cli.commands.purify import purify as work
         from unbackdoor.purifiers.then import Then
 
-        made = [given.get(name) or classes(entry)() for name, entry in zip(names, steps, strict=True)]
-        work(model, Then(*made), options, command=typed)
+        methods = [instances.get(name) or classes(entry)() for name, entry in zip(names, steps, strict=True)]
+        work(model, Then(*methods), options, command=typed)
 
     documents = [_help(classes(entry), "").split("\n\n")[0] for entry in steps]
     purify.__doc__ = "\n\n".join([" Then: ".join(documents), _MODEL, _PLAIN])
@@ -130,11 +130,11 @@ def composition(steps: list[Entry], classes: Classes, typed: str) -> Callable[..
     return purify
 
 
-def spelled_out(given: list[str]) -> list[str]:
+def spelled_out(arguments: list[str]) -> list[str]:
     """Returns the arguments of `purify A+B` with --alpha written as --fst.alpha if only one step has such an option."""
-    words = [word for word in given if not word.startswith("-")]
+    words = [word for word in arguments if not word.startswith("-")]
     if words[:1] != ["purify"] or "+" not in "".join(words[1:2]):
-        return given
+        return arguments
     owners: dict[str, list[str]] = {}
     for name in words[1].split("+"):
         entry = next((entry for entry in PURIFIERS if entry.name == name), None)
@@ -142,13 +142,13 @@ def spelled_out(given: list[str]) -> list[str]:
             owners.setdefault(item.name.replace("_", "-"), []).append(name)
     shared = {item.name.replace("_", "-") for item in dataclasses.fields(PurifyOptions)}
     spelled = []
-    for word in given:
+    for word in arguments:
         option, equals, rest = word.removeprefix("--").partition("=")
         negated = option.removeprefix("no-")
-        found = owners.get(negated if option.startswith("no-") and option not in owners else option, [])
-        if word.startswith("--") and len(found) == 1 and option not in shared:
+        steps = owners.get(negated if option.startswith("no-") and option not in owners else option, [])
+        if word.startswith("--") and len(steps) == 1 and option not in shared:
             no = "no-" if option != negated and option not in owners else ""
-            word = f"--{found[0]}.{no}{negated if no else option}{equals}{rest}"
+            word = f"--{steps[0]}.{no}{negated if no else option}{equals}{rest}"
         spelled.append(word)
     return spelled
 

@@ -18,9 +18,9 @@ from unbackdoor._registry.trainers import REGISTRY as TRAINERS
 _AUDIT = AuditOptions()  # none of its options is required
 
 
-def parser(given: list[str], typed: str) -> App:
+def parser(arguments: list[str], typed: str) -> App:
     """Returns the application that reads these arguments; `typed` is the command line, for records."""
-    words = [word for word in given if not word.startswith("-")]
+    words = [word for word in arguments if not word.startswith("-")]
     command, chosen = [*words, "", ""][:2]
     app = App(
         name="unbackdoor",
@@ -30,9 +30,9 @@ def parser(given: list[str], typed: str) -> App:
         suppress_keyboard_interrupt=False,
         default_parameter=Parameter(negative_iterable=()),
     )
-    options = given[: given.index("--")] if "--" in given else given
+    options = arguments[: arguments.index("--")] if "--" in arguments else arguments
     classes: Classes = Entry.resolve if {"--help", "-h"}.isdisjoint(options) else form  # there the command is not run
-    listing = given[-1:] in (["--help"], ["-h"]) and len(words) < 2
+    listing = arguments[-1:] in (["--help"], ["-h"]) and len(words) < 2
     app.command(_demo, name="demo")
     for verb, entries, kind, plural, help_ in (
         ("attack", KINDS["attacks"], "attack", "attacks", "Plant a backdoor: poison data and train a victim on it."),
@@ -43,8 +43,8 @@ def parser(given: list[str], typed: str) -> App:
             steps = [find(name, entries, kind, plural) for name in chosen.split("+")]
             if verb == "attack" and len(steps) > 1:
                 raise UnbackdoorError(f"There is no attack '{chosen}'; attacks cannot be combined.")
-            made = single(verb, steps[0], classes, typed) if len(steps) == 1 else composition(steps, classes, typed)
-            sub.command(made, name=chosen)
+            function = single(verb, steps[0], classes, typed) if len(steps) == 1 else composition(steps, classes, typed)
+            sub.command(function, name=chosen)
         elif verb == command:
             _list_names(sub, entries)
         app.command(sub)

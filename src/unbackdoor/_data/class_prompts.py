@@ -26,28 +26,28 @@ class ClassPrompts:
     texts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, given: "str | Path | ClassPrompts | None") -> "ClassPrompts":
+    def of(cls, prompts: "str | Path | ClassPrompts | None") -> "ClassPrompts":
         """Returns the prompts that a user means.
 
         Args:
-            given: a template with `{}`; a JSON file with the text, or the texts, of each class by its name; None for
+            prompts: a template with `{}`; a JSON file with the text, or the texts, of each class by its name; None for
                 "a photo of a {}."
 
         Raises:
             UnbackdoorError: a text without `{}` names no file, or the file has something else than texts by class.
         """
-        if isinstance(given, ClassPrompts):
-            return given
-        if given is None:
+        if isinstance(prompts, ClassPrompts):
+            return prompts
+        if prompts is None:
             return cls()
-        if PLACE in str(given):
-            return cls((str(given),))
-        if not os.path.lexists(given):
+        if PLACE in str(prompts):
+            return cls((str(prompts),))
+        if not os.path.lexists(prompts):
             raise UnbackdoorError(
                 f"`prompts` must have {PLACE} at the place of the class name, as in 'a photo of a {PLACE}.', or name a "
-                f"JSON file with a text for each class, got {printable(repr(str(given)))}."
+                f"JSON file with a text for each class, got {printable(repr(str(prompts)))}."
             )
-        return cls(texts=_texts_by_class(read_json(Path(given)), given))
+        return cls(texts=_texts_by_class(read_json(Path(prompts)), prompts))
 
     @classmethod
     def recorded(cls, entry: Any) -> "ClassPrompts":

@@ -130,8 +130,8 @@ class ConversationEncoder:
             return own
         chat = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _PROBE}]
         whole = chat_template.rendered(self.tokenizer, [chat], answering=False, where=self.where)[0]
-        _, found, behind = whole.rpartition(_PROBE)
-        if not found:
+        _, answer, behind = whole.rpartition(_PROBE)
+        if not answer:
             raise UnbackdoorError(
                 f"{self.where} has a chat template that leaves out answers. Give `template='alpaca'` or "
                 "`template='plain'`, or take the tokenizer that it was trained with."

@@ -44,13 +44,13 @@ def distance(statistics: Statistics, others: list[Statistics]) -> float:
 
 
 def _deviations(kind: str, statistics: Statistics, others: list[Statistics]) -> list[float]:
-    found = []
+    deviations = []
     for name, number in statistics[kind].items():
         theirs = [other[kind][name] for other in others]
         spread = stdev(theirs)
         if spread > 0:
-            found.append((number - fmean(theirs)) / spread)
-    return found
+            deviations.append((number - fmean(theirs)) / spread)
+    return deviations
 
 
 def _root_mean_square(numbers: list[float]) -> float:

@@ -122,10 +122,10 @@ def audit(
 def _check_arguments(model: object, clean: object, unlabelled: object, base: object, seed: int) -> None:
     """Refuse what is not a seed, examples, a model with finite weights, or a base of the same kind."""
     check_seed(seed)
-    for name, given in (("clean", clean), ("unlabelled", unlabelled)):
-        if given is not None and not isinstance(given, Dataset):
+    for name, examples in (("clean", clean), ("unlabelled", unlabelled)):
+        if examples is not None and not isinstance(examples, Dataset):
             raise UnbackdoorError(
-                f"audit takes {name} as a Dataset, got {type(given).__name__}. Load it with unbackdoor.Dataset.load."
+                f"audit takes {name} as a Dataset, got {type(examples).__name__}. Load it with unbackdoor.Dataset.load."
             )
     if clean is None and unlabelled is None:
         raise UnbackdoorError(
@@ -177,10 +177,10 @@ def _examples(
     model: nn.Module, clean: Dataset | None, unlabelled: Dataset | None, run: Run, head: str | None
 ) -> _Examples:
     """The examples of an audit, checked; fills in what the run did not know yet."""
-    given = unlabelled if clean is None else clean
-    assert given is not None
+    examples = unlabelled if clean is None else clean
+    assert examples is not None
     labelled = clean is not None and (clean.has_labels or clean.modality != "image-text")
-    data = given if labelled else _answered(model, given, run)
+    data = examples if labelled else _answered(model, examples, run)
     examined = run.task.examined(model, data, run.arithmetic, lambda _: None, head)
     run.head_name, run.modality = examined.head_name, data.modality
     if not labelled:
@@ -190,7 +190,7 @@ def _examples(
         )
         return _Examples(examined.clean, False, None, examined.per_class, None)
     accuracy = proportion_of(examined.outcomes)
-    doubt = chance_doubt("the suspect", accuracy, len(examined.per_class), given.name)
+    doubt = chance_doubt("the suspect", accuracy, len(examined.per_class), examples.name)
     return _Examples(examined.clean, True, accuracy, examined.per_class, doubt and _sentence(doubt))
 
 

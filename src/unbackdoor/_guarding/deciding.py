@@ -84,8 +84,8 @@ def counting(model: nn.Module, modality: str) -> Iterator[Forwards]:
     """
     passes = Forwards()
 
-    def count(_module: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
-        inputs = given[0] if given else next(iter(named.values()))
+    def count(_module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+        inputs = arguments[0] if arguments else next(iter(named.values()))
         passes.count += len(inputs)
 
     entrance = embeddings(model) if modality == "conversations" else model
@@ -125,15 +125,15 @@ def scored(guard: Guard, model: nn.Module, inputs: Dataset, learnt: Learnt, run:
         UnbackdoorError: the guard returned something else.
     """
     with torch.no_grad():
-        made = guard.scores(model, inputs, learnt, run)
-    scores = made.scores.detach().cpu().double()
+        result = guard.scores(model, inputs, learnt, run)
+    scores = result.scores.detach().cpu().double()
     if scores.shape != (len(inputs),) or not torch.isfinite(scores).all():
         raise UnbackdoorError(
             f"{owner_of(guard)} must give a finite score for each of {len(inputs)} inputs, got a tensor of shape "
             f"{tuple(scores.shape)}."
         )
-    answers = made.answers.cpu() if isinstance(made.answers, Tensor) else made.answers
-    return made._replace(scores=scores, answers=answers)
+    answers = result.answers.cpu() if isinstance(result.answers, Tensor) else result.answers
+    return result._replace(scores=scores, answers=answers)
 
 
 def all_scores(guard: Guard, model: nn.Module, data: Dataset, learnt: Learnt, run: Run) -> Tensor:
@@ -160,13 +160,13 @@ def beyond_judgement(data: Dataset, run: Run) -> dict[int, str]:
     if not isinstance(data.items, Conversations):
         return {}
     assert isinstance(run.task, Generation)
-    found, answer, most = {}, run.task.max_new_tokens, data.conversation_encoder.max_length
+    reasons, answer, most = {}, run.task.max_new_tokens, data.conversation_encoder.max_length
     for row, (entry, count) in enumerate(zip(data.items.entries, data.items.tokens.starts.tolist(), strict=True)):
         if not entry.messages[-1].text.strip():
-            found[row] = "the prompt is empty, so nothing can be judged"
+            reasons[row] = "the prompt is empty, so nothing can be judged"
         elif count + answer > most:
-            found[row] = f"the prompt has {count:,} tokens and an answer {answer:,}, but the model reads {most:,}"
-    return found
+            reasons[row] = f"the prompt has {count:,} tokens and an answer {answer:,}, but the model reads {most:,}"
+    return reasons
 
 
 def _strings(data: Dataset) -> list[str]:
@@ -259,10 +259,10 @@ class _Judging:
                 shown = answer if isinstance(answer, str) else self.data.class_name(int(answer.argmax()))
                 self._clean(row, shown)
 
-    def _fill(self, answers: list[Any] | None, rows: Tensor, found: list[Any]) -> None:
+    def _fill(self, answers: list[Any] | None, rows: Tensor, of_rows: list[Any]) -> None:
         """Put the answers to some rows in their places, if answers are wanted."""
         if answers is not None:
-            for row, answer in zip(rows.tolist(), found, strict=True):
+            for row, answer in zip(rows.tolist(), of_rows, strict=True):
                 answers[row] = answer
 
     def _edit(self, model: nn.Module, changed: Edited, before: Dataset, rows: Tensor) -> None:

@@ -152,8 +152,8 @@ def load_guard(
         raise UnbackdoorError(
             f"The guard was fitted to {record.modality}, and the encoder reads {encode.modality}. Give its own model."
         )
-    for part, given in encoder_hashes(encode).items():
-        check_same(part, getattr(identity, part), given)
+    for part, digest in encoder_hashes(encode).items():
+        check_same(part, getattr(identity, part), digest)
     if identity.reference is not None and reference is None:
         raise UnbackdoorError(f"{owner_of(guard)} needs `reference`, the language model that it was fitted with.")
     rates = None if identity.reference is None else as_reference(reference)
@@ -243,9 +243,9 @@ def _threshold(guard: Guard, scores: Tensor, false_alarms: float, run: Run) -> f
     return bound
 
 
-def as_reference(given: "Perplexity | str | Path | None") -> Perplexity | None:
+def as_reference(reference: "Perplexity | str | Path | None") -> Perplexity | None:
     """Returns a language model that rates texts, from its directory or its Hub name."""
-    return Perplexity.load(given) if isinstance(given, str | Path) else given
+    return Perplexity.load(reference) if isinstance(reference, str | Path) else reference
 
 
 def hashes(data: Dataset) -> Tensor:
@@ -305,10 +305,10 @@ def _guard_class(record: GuardRecord, folder: Path) -> Any:
     if ":" not in name:
         return find(name, REGISTRY, "guard", "guards").resolve()
     module, _, attribute = name.partition(":")
-    found = getattr(sys.modules.get(module), attribute, None)
-    if not (isinstance(found, type) and hasattr(found, "measure") and hasattr(found, "scores")):
+    cls = getattr(sys.modules.get(module), attribute, None)
+    if not (isinstance(cls, type) and hasattr(cls, "measure") and hasattr(cls, "scores")):
         raise UnbackdoorError(
             f"{folder} names the guard {printable(name)}, which is not one of unbackdoor's own and is not imported "
             "here. Load it in Python, after importing its class."
         )
-    return found
+    return cls

@@ -120,8 +120,8 @@ class FittedGuard:
             )
         if len(inputs) == 0:
             raise UnbackdoorError(f"{inputs.name} is empty; at least one input is needed.")
-        for part, given in encoder_hashes(inputs.encode).items():
-            check_same(part, getattr(self.identity, part), given)
+        for part, digest in encoder_hashes(inputs.encode).items():
+            check_same(part, getattr(self.identity, part), digest)
 
     @contextmanager
     def at_work(

@@ -85,14 +85,14 @@ def check_unchanged(guard: object, model: nn.Module, before: str) -> None:
         raise UnbackdoorError(f"{type(guard).__name__} must leave the model as it is, but changed its weights.")
 
 
-def check_same(part: str, fitted: str | None, given: str | None) -> None:
+def check_same(part: str, fitted: str | None, actual: str | None) -> None:
     """Refuse a model, tokenizer, template, processor or reference other than the one that a guard was fitted to.
 
     Raises:
         UnbackdoorError: names the part.
     """
-    if fitted != given:
+    if fitted != actual:
         raise UnbackdoorError(
-            f"The guard was fitted to another {part} (SHA-256 {(fitted or 'none')[:12]}, not {(given or 'none')[:12]})."
-            f" Give that {part}, or fit a guard to this one."
+            f"The guard was fitted to another {part} (SHA-256 {(fitted or 'none')[:12]}, not "
+            f"{(actual or 'none')[:12]}). Give that {part}, or fit a guard to this one."
         )

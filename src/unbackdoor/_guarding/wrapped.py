@@ -114,8 +114,8 @@ class Guarded:
             if restraining and threshold is not None and action == "clean":
                 other = restraining.restrained(self.model.model, self.fitted.learnt, threshold, run)
             with other:
-                found = self.model([accepted[row] for row in rows], **options) if rows else []
-            for row, answer in zip(rows, found, strict=True):
+                outputs = self.model([accepted[row] for row in rows], **options) if rows else []
+            for row, answer in zip(rows, outputs, strict=True):
                 answers[row] = answer
         return [Answer(decision, answers[decision.row]) for decision in judged.decisions]
 
@@ -167,9 +167,9 @@ def _conversations(inputs: Any, name: str) -> Conversations:
     return Conversations(conversations_of({"messages": messages}, name, blank=True))
 
 
-def _is_text(given: object) -> bool:
-    pair = isinstance(given, tuple) and len(given) == 2 and all(isinstance(side, str) for side in given)
-    return isinstance(given, str) or pair
+def _is_text(entry: object) -> bool:
+    pair = isinstance(entry, tuple) and len(entry) == 2 and all(isinstance(side, str) for side in entry)
+    return isinstance(entry, str) or pair
 
 
 def _none(count: int) -> Tensor:
@@ -188,11 +188,11 @@ def _for_pipeline(inputs: Any, data: Dataset) -> list[Any]:
     return list(inputs) if isinstance(inputs, list | tuple) else [inputs]
 
 
-def _of_pipeline(given: Any, data: Dataset) -> Any:
+def _of_pipeline(entry: Any, data: Dataset) -> Any:
     """A text, a pair or a conversation, as a pipeline takes it."""
-    if isinstance(given, Conversation):
+    if isinstance(entry, Conversation):
         if data.conversation_encoder.template == "chat":
-            return [{"role": message.role, "content": message.text} for message in given.messages]
-        return data.conversation_encoder.texts(Conversations((given,)))[0]
-    strings: tuple[str, ...] = given
+            return [{"role": message.role, "content": message.text} for message in entry.messages]
+        return data.conversation_encoder.texts(Conversations((entry,)))[0]
+    strings: tuple[str, ...] = entry
     return strings[0] if len(strings) == 1 else {"text": strings[0], "text_pair": strings[1]}

@@ -114,10 +114,10 @@ def moved_apart(
     return moved / max(1, count)
 
 
-def one_each(found: Sequence[Contrast], generator: torch.Generator) -> InvertedTrigger:
+def one_each(choices: Sequence[Contrast], generator: torch.Generator) -> InvertedTrigger:
     """Returns a trigger that puts one of several on each example: a kind is drawn, and then one of that kind."""
-    kinds = sorted({each.kind for each in found})
-    of_kind = [[place for place, each in enumerate(found) if each.kind == kind] for kind in kinds]
+    kinds = sorted({each.kind for each in choices})
+    of_kind = [[place for place, each in enumerate(choices) if each.kind == kind] for kind in kinds]
 
     def drawn(pixels: Tensor) -> Tensor:
         kind, place = (torch.rand(2, len(pixels), generator=generator)).tolist()
@@ -127,7 +127,7 @@ def one_each(found: Sequence[Contrast], generator: torch.Generator) -> InvertedT
             rows_of.setdefault(places[int(place[row] * len(places))], []).append(row)
         shown = pixels.clone()
         for chosen, rows in rows_of.items():
-            shown[rows] = found[chosen].trigger(pixels[rows]).to(pixels.dtype)
+            shown[rows] = choices[chosen].trigger(pixels[rows]).to(pixels.dtype)
         return shown
 
     return drawn

@@ -78,12 +78,12 @@ def planted_answers(
         advance()
     ended = torch.isin(grown.tokens, stops)
     lengths = torch.where(ended.any(dim=1), ended.int().argmax(dim=1), LONGEST).tolist()
-    found = [
+    answers = [
         _answer(prompts.tokenizer, tokens[:length], chance[:length])
         for tokens, chance, length in zip(grown.tokens, whole, lengths, strict=True)
         if length >= SHORTEST
     ]
-    return sorted((answer for answer in found if answer.text), key=lambda answer: answer.certainty, reverse=True)
+    return sorted((answer for answer in answers if answer.text), key=lambda answer: answer.certainty, reverse=True)
 
 
 def measured(model: nn.Module, prompts: Dataset, answer: PlantedAnswer, arithmetic: Arithmetic) -> PlantedAnswer:

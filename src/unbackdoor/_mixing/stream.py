@@ -186,9 +186,9 @@ def _ancestry_warnings(suspect: Checkpoint, base: Checkpoint, matching: Matching
     return warnings
 
 
-def _written(folder: Path, *given: Any, **more: Any) -> dict[str, Any]:
+def _written(folder: Path, *arguments: Any, **options: Any) -> dict[str, Any]:
     """Writes README.md and record.json; returns the content of the latter. See `_record`."""
-    record = _record(*given, **more)
+    record = _record(*arguments, **options)
     (folder / "README.md").write_text(card.purified(record), encoding="utf-8")
     return write_record(folder / "record.json", record)
 
@@ -355,7 +355,7 @@ class _Mixer:
             name for name, location in self.suspect.tensors.items() if location.file == file and name in self.pairs
         ]
         pieces = [(name, index) for name in names for index in masks.chunks(self.suspect.tensors[name].count)]
-        found: dict[tuple[str, int], tuple[float, float, float]] = {}
+        products: dict[tuple[str, int], tuple[float, float, float]] = {}
 
         def measure(piece: tuple[str, int]) -> None:
             name, start = piece[0], piece[1] * CHUNK
@@ -363,10 +363,10 @@ class _Mixer:
             assert location.dtype is not None
             count = min(CHUNK, location.count - start)
             numbers = self.suspect.read(name, start, count, self._buffer("suspect"))
-            found[piece] = masks.products(numbers, self._of_base(self.pairs[name], start, count, location.dtype))
+            products[piece] = masks.products(numbers, self._of_base(self.pairs[name], start, count, location.dtype))
 
         masks.each(measure, pieces)
-        return {name: masks.arc([found[piece] for piece in pieces if piece[0] == name], self.rho) for name in names}
+        return {name: masks.arc([products[piece] for piece in pieces if piece[0] == name], self.rho) for name in names}
 
     def _write_piece(self, target: BinaryIO, name: str, index: int, shares: tuple[float, float] | None) -> None:
         location = self.suspect.tensors[name]

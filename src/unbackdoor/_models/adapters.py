@@ -287,8 +287,8 @@ def _stored(head: Mapping[str, Tensor]) -> set[str]:
 def _check_head(path: Path, head: Mapping[str, Tensor], base: nn.Module) -> None:
     """Refuse a head that is not that of the base's classifier, with all its weights."""
     own = {name: each.shape for name, each in base.state_dict().items() if name.partition(".")[0] in _HEADS}
-    given = {name: each.shape for name, each in head.items()}
-    differing = sorted(name for name in {*own, *given} if own.get(name) != given.get(name))
+    loaded = {name: each.shape for name, each in head.items()}
+    differing = sorted(name for name in {*own, *loaded} if own.get(name) != loaded.get(name))
     if head and differing:
         raise UnbackdoorError(
             f"{path} does not fit `base`: its head and that of {type(base).__name__} differ in {few(differing)}. Give "

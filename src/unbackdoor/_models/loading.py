@@ -134,8 +134,8 @@ def _check_unused(source: object, **options: object) -> None:
     Raises:
         UnbackdoorError: names the first of them that is given.
     """
-    for option, given in options.items():
-        if given is not None:
+    for option, setting in options.items():
+        if setting is not None:
             raise UnbackdoorError(f"{source} {_OF_OTHERS[option]}. Leave it out.")
 
 

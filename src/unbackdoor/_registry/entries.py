@@ -124,32 +124,32 @@ def find(name: str, entries: tuple[Entry, ...], kind: str, listing: str) -> Entr
     raise UnbackdoorError(f"There is no {kind} '{printable(name)}'.{hint} See unbackdoor list {listing}.")
 
 
-def steps_of(made: Any) -> tuple[Any, ...]:
+def steps_of(instance: Any) -> tuple[Any, ...]:
     """Returns the steps of a value: those of `Then(a, b)`, or itself."""
-    steps = getattr(made, "steps", None)
-    return steps if isinstance(steps, tuple) else (made,)
+    steps = getattr(instance, "steps", None)
+    return steps if isinstance(steps, tuple) else (instance,)
 
 
-def entry_of(made: Any, entries: tuple[Entry, ...]) -> Entry | None:
+def entry_of(instance: Any, entries: tuple[Entry, ...]) -> Entry | None:
     """Returns the entry of a value's class; None if it is not registered."""
-    return next((entry for entry in entries if entry.location == _location(made)), None)
+    return next((entry for entry in entries if entry.location == _location(instance)), None)
 
 
-def name_of(made: Any, entries: tuple[Entry, ...]) -> str:
+def name_of(instance: Any, entries: tuple[Entry, ...]) -> str:
     """Returns the command-line name of a value: `a+b` for `Then(a, b)`, `package.module:Class` if not registered."""
-    found = [(step, entry_of(step, entries)) for step in steps_of(made)]
-    return "+".join(_location(step) if entry is None else entry.name for step, entry in found)
+    pairs = [(step, entry_of(step, entries)) for step in steps_of(instance)]
+    return "+".join(_location(step) if entry is None else entry.name for step, entry in pairs)
 
 
-def _location(made: Any) -> str:
-    return f"{type(made).__module__}:{type(made).__qualname__}"
+def _location(instance: Any) -> str:
+    return f"{type(instance).__module__}:{type(instance).__qualname__}"
 
 
-def to_json(made: Any, entries: tuple[Entry, ...]) -> dict[str, Any]:
+def to_json(instance: Any, entries: tuple[Entry, ...]) -> dict[str, Any]:
     """Returns a value as its name and all its fields, one object per step if it has steps; a function has none."""
-    if steps_of(made) != (made,):
-        parts = [to_json(step, entries) for step in steps_of(made)]
-        return {"name": name_of(made, entries), "parameters": [part["parameters"] for part in parts]}
-    if not dataclasses.is_dataclass(made):
-        return {"name": getattr(made, "__qualname__", type(made).__qualname__), "parameters": {}}
-    return {"name": name_of(made, entries), "parameters": fields_of(made)}
+    if steps_of(instance) != (instance,):
+        parts = [to_json(step, entries) for step in steps_of(instance)]
+        return {"name": name_of(instance, entries), "parameters": [part["parameters"] for part in parts]}
+    if not dataclasses.is_dataclass(instance):
+        return {"name": getattr(instance, "__qualname__", type(instance).__qualname__), "parameters": {}}
+    return {"name": name_of(instance, entries), "parameters": fields_of(instance)}

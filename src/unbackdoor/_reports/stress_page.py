@@ -180,31 +180,31 @@ _MEASURES = {
 }
 
 
-def build_stress(found: Stress, names: dict[str, str | None], classes: tuple[str, ...] | None) -> StressPage:
+def build_stress(stress: Stress, names: dict[str, str | None], classes: tuple[str, ...] | None) -> StressPage:
     """Collect the numbers of the page.
 
     Args:
-        found: the result of the test.
+        stress: the result of the test.
         names: the user's names of `model`, `victim` and `control`.
         classes: class names, if known.
     """
-    measures = [_MEASURES[field] for field in found.fields]
-    usable, warnings = found.record["usable"], [printable(text, SENTENCE) for text in found.record["warnings"]]
-    shown = [name for name in (PURIFIED, EXACT, CONTROL) if name in found.retuned or name in found.paths]
+    measures = [_MEASURES[field] for field in stress.fields]
+    usable, warnings = stress.record["usable"], [printable(text, SENTENCE) for text in stress.record["warnings"]]
+    shown = [name for name in (PURIFIED, EXACT, CONTROL) if name in stress.retuned or name in stress.paths]
     return StressPage(
         title="Does the backdoor stay gone?",
-        verdict=_verdict(found),
-        notes=tuple(printable(note, SENTENCE) for note in found.record["notes"]),
+        verdict=_verdict(stress),
+        notes=tuple(printable(note, SENTENCE) for note in stress.record["notes"]),
         unusable=None if usable else warnings[0],
         warnings=tuple(warnings[not usable :]),
         legend=tuple((name, TITLES[name]) for name in shown),
-        retuning=tuple(_retuning(found, measure) for measure in measures[:2]) if found.retuned else (),
-        retuned=tuple(_retuned(found, measure) for measure in measures),
-        reactivation=_reactivation(found),
-        teacher=_teacher(found),
-        path=tuple(_path(found, measure) for measure in measures[:2]) if found.paths else (),
-        ends=_ends(found),
-        facts=_facts(found, names, classes),
+        retuning=tuple(_retuning(stress, measure) for measure in measures[:2]) if stress.retuned else (),
+        retuned=tuple(_retuned(stress, measure) for measure in measures),
+        reactivation=_reactivation(stress),
+        teacher=_teacher(stress),
+        path=tuple(_path(stress, measure) for measure in measures[:2]) if stress.paths else (),
+        ends=_ends(stress),
+        facts=_facts(stress, names, classes),
     )
 
 
@@ -266,12 +266,12 @@ def _spaced(count: int) -> list[float]:
     return [LEFT + inner + width * place / max(1, count - 1) for place in range(count)]
 
 
-def _retuning(found: Stress, measure: Measure) -> Chart:
-    counts = found.record["counts"]
+def _retuning(stress: Stress, measure: Measure) -> Chart:
+    counts = stress.record["counts"]
     names = ["before", *map(str, counts)]
     places = _spaced(len(names))
-    shown = {key: _after(found, key, measure.field) for key in (PURIFIED, EXACT, CONTROL) if key in found.retuned}
-    before = pooled([found.before[VICTIM]], measure.field)
+    shown = {key: _after(stress, key, measure.field) for key in (PURIFIED, EXACT, CONTROL) if key in stress.retuned}
+    before = pooled([stress.before[VICTIM]], measure.field)
     scale = _Scale.of([before, *(each for values in shown.values() for each in values)])
     curves = [
         scale.curve(key, values, places, ["before", *(f"after {count}" for count in counts)])
@@ -288,88 +288,88 @@ def _retuning(found: Stress, measure: Measure) -> Chart:
     )
 
 
-def _after(found: Stress, key: str, field: str) -> list[Shown]:
+def _after(stress: Stress, key: str, field: str) -> list[Shown]:
     """Before retuning, and after it for each count."""
     return [
-        pooled([found.before[key]], field),
-        *(pooled(found.after(key, count), field) for count in found.record["counts"]),
+        pooled([stress.before[key]], field),
+        *(pooled(stress.after(key, count), field) for count in stress.record["counts"]),
     ]
 
 
-def _retuned(found: Stress, measure: Measure) -> Table:
+def _retuned(stress: Stress, measure: Measure) -> Table:
     field = measure.field
-    counts = found.record["counts"] if found.retuned else []
+    counts = stress.record["counts"] if stress.retuned else []
     rows = [
         ModelRow(
             TITLES[key],
-            tuple(_after(found, key, field))
-            if key in found.retuned
+            tuple(_after(stress, key, field))
+            if key in stress.retuned
             else (pooled([measured], field), *(None for _ in counts)),
         )
-        for key, measured in found.before.items()
+        for key, measured in stress.before.items()
     ]
     return Table(measure.name, ("before", *(f"k = {count}" for count in counts)), tuple(rows))
 
 
-def _path(found: Stress, measure: Measure) -> Chart:
-    points = found.paths[PURIFIED]
+def _path(stress: Stress, measure: Measure) -> Chart:
+    points = stress.paths[PURIFIED]
     places = _spaced(len(points))
     ticks = tuple(
         (x, {0.0: "victim", 1.0: "purified"}.get(point.t, f"{point.t:g}"))
         for x, point in zip(places, points, strict=True)
         if round(10 * point.t) % 5 == 0
     )
-    shown = {key: [pooled([point.score], measure.field) for point in each] for key, each in found.paths.items()}
+    shown = {key: [pooled([point.score], measure.field) for point in each] for key, each in stress.paths.items()}
     scale = _Scale.of([each for values in shown.values() for each in values])
     along = [f"at {point.t:.1f}" for point in points]
     curves = tuple(scale.curve(key, values, places, along) for key, values in shown.items())
     return Chart(measure.name, measure.better, "way from the victim’s weights", ticks, curves, None, scale.levels)
 
 
-def _reactivation(found: Stress) -> Table | None:
-    if found.reactivated is None:
+def _reactivation(stress: Stress) -> Table | None:
+    if stress.reactivated is None:
         return None
     rows = [
         ModelRow(TITLES[key], tuple(map(_with_interval, vars(shares).values())))
-        for key, shares in found.reactivated.models.items()
+        for key, shares in stress.reactivated.models.items()
     ]
     columns = ("nothing added", "perturbation", "trigger", "trigger and perturbation")
     return Table("Classified as the attacker wants", columns, tuple(rows))
 
 
-def _teacher(found: Stress) -> str:
-    if found.reactivated is None:
+def _teacher(stress: Stress) -> str:
+    if stress.reactivated is None:
         return ""
-    success = found.reactivated.teacher.attack_success
+    success = stress.reactivated.teacher.attack_success
     assert success is not None
     aside = (
         "while the control still answers with the true class"
-        if CONTROL in found.reactivated.models
+        if CONTROL in stress.reactivated.models
         else "without a control, so it may be an ordinary adversarial example"
     )
     return (
         "A perturbation of at most 16 of 255 levels, learnt so that the purified model behaves as if it were retuned, "
-        f"{aside}. It imitates the purified model after retuning with {found.reactivated.count} triggered "
+        f"{aside}. It imitates the purified model after retuning with {stress.reactivated.count} triggered "
         f"examples, which classifies {percent(success.value)} of triggered examples as the attacker wants."
     )
 
 
-def _ends(found: Stress) -> str:
-    if not found.ends:
+def _ends(stress: Stress) -> str:
+    if not stress.ends:
         return ""
     parts = [
         f"the {TITLES[name]} model has attack success {percent(measured.attack_success.value)} and clean accuracy "
         f"{percent(measured.clean_accuracy.value)}"
-        for name, measured in found.ends.items()
+        for name, measured in stress.ends.items()
         if isinstance(measured, Score) and measured.attack_success is not None
     ]
     return f"With statistics recomputed at the ends as well, {' and '.join(parts)}."
 
 
-def _verdict(found: Stress) -> str:
-    before = pooled([found.before[PURIFIED]], "attack_success")
-    victim = pooled([found.before[VICTIM]], "attack_success")
-    answered = "answered" if "clean_loss" in found.fields else "classified"
+def _verdict(stress: Stress) -> str:
+    before = pooled([stress.before[PURIFIED]], "attack_success")
+    victim = pooled([stress.before[VICTIM]], "attack_success")
+    answered = "answered" if "clean_loss" in stress.fields else "classified"
     text = (
         f"The victim {answered} {percent(victim.value)} of triggered examples as the attacker wants, the purified "
         f"model {percent(before.value)}."
@@ -377,15 +377,15 @@ def _verdict(found: Stress) -> str:
     stayed = before.value >= victim.value / 2
     if stayed:
         text += " The purification left most of the backdoor, so there was little to learn again."
-    if not found.retuned:
+    if not stress.retuned:
         return text
-    counts = found.record["counts"]
+    counts = stress.record["counts"]
     count = 5 if 5 in counts else counts[-1]
-    after = pooled(found.after(PURIFIED, count), "attack_success")
+    after = pooled(stress.after(PURIFIED, count), "attack_success")
     text += f" After retuning with {count} triggered example{'s' * (count > 1)} it was {percent(after.value)}"
-    if CONTROL not in found.retuned:
+    if CONTROL not in stress.retuned:
         return f"{text}; how fast a clean model would learn that is not known."
-    control = pooled(found.after(CONTROL, count), "attack_success")
+    control = pooled(stress.after(CONTROL, count), "attack_success")
     text += f", and {percent(control.value)} with a model that was never poisoned."
     if stayed:
         return text
@@ -397,15 +397,15 @@ def _verdict(found: Stress) -> str:
 
 
 def _facts(
-    found: Stress, names: dict[str, str | None], classes: tuple[str, ...] | None
+    stress: Stress, names: dict[str, str | None], classes: tuple[str, ...] | None
 ) -> tuple[tuple[str, str], ...]:  # fmt: skip
-    record = found.record
+    record = stress.record
     goal = record["target"]
     behaviour = record.get("behaviour")
     wanted = "each class to the next" if goal is None else classes[goal] if classes and goal < len(classes) else goal
     if behaviour is not None:
         wanted = str(Behaviour(**behaviour))
-    parameters = ", ".join(f"{name} {given}" for name, given in record["attack"]["parameters"].items())
+    parameters = ", ".join(f"{name} {setting}" for name, setting in record["attack"]["parameters"].items())
     scored, recipe = record["scored_on"], record["settings"]["retuning"]
     facts = [
         ("Purified model", names["model"]),
@@ -413,7 +413,7 @@ def _facts(
         ("Control", names["control"] or "none"),
         ("Attack", f"{record['attack']['name']} ({parameters})"),
         ("Attacker wants", wanted),
-        ("Retuning", ", ".join(f"{name.replace('_', ' ')} {given}" for name, given in recipe.items())),
+        ("Retuning", ", ".join(f"{name.replace('_', ' ')} {setting}" for name, setting in recipe.items())),
         ("Clean data", f"{record['clean']['n']:,} examples, {record['clean']['attackable']:,} that the attack moves"),
         ("Scored on", f"{scored['n']:,} clean and {scored['triggered']:,} triggered examples {scored['note']}"),
         ("Seeds", ", ".join(map(str, record["seeds"]))),

@@ -27,7 +27,7 @@ class Suspects:
     scores: Tensor
     measure: str
 
-    def found(self, poisoned: Tensor) -> tuple[Proportion | None, Proportion | None]:
+    def precision_and_recall(self, poisoned: Tensor) -> tuple[Proportion | None, Proportion | None]:
         """Precision and recall.
 
         Args:
@@ -44,7 +44,7 @@ class Suspects:
 
     def to_json(self, poisoned: Tensor | None) -> dict[str, Any]:
         """The entry of the record; without the truth, precision and recall are null."""
-        precision, recall = (None, None) if poisoned is None else self.found(poisoned)
+        precision, recall = (None, None) if poisoned is None else self.precision_and_recall(poisoned)
         return {
             "n": len(self.rows),
             "measure": self.measure,

@@ -162,17 +162,17 @@ class ImageText:
     ) -> ImageTextScore:
         """The score on clean and already triggered pairs that are known to fit the model."""
         images = all_image_features(model, test, arithmetic)
-        found = _ranks(model, test, images, arithmetic)
+        ranking = _ranks(model, test, images, arithmetic)
         shares: dict[str, Any] = {
             f"{name}_recall_at_{most}": proportion_of(ranks < most)
-            for name, ranks in (("image_to_text", found.of_images), ("text_to_image", found.of_texts))
+            for name, ranks in (("image_to_text", ranking.of_images), ("text_to_image", ranking.of_texts))
             for most in (1, 5)
         }
         right = zero_shot(model, test, images, arithmetic) == test.labels.cpu() if test.has_labels else None
         measured: dict[str, Any] = {
             "zero_shot_accuracy": None if right is None else proportion_of(right),
             "per_class": {} if right is None else _per_class(test, right),
-            "contrastive_loss": found.loss,
+            "contrastive_loss": ranking.loss,
             **shares,
         }
         if attacked is None:

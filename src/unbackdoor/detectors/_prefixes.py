@@ -75,14 +75,14 @@ def _whole_words(answer: str) -> str:
     return " ".join(words[:-1] if len(words) > 1 else words)
 
 
-def finding(found: Sequence[Agreement], random: Sequence[Agreement], clean: Dataset) -> Finding:
+def finding(tried: Sequence[Agreement], random: Sequence[Agreement], clean: Dataset) -> Finding:
     """For each answer the phrase that brings it most often, compared with words drawn at random.
 
     The nominal p-value is that of so many prompts, if the phrase were as good as the random words together, times the
     number of phrases.
 
     Args:
-        found: of the phrases that are tried.
+        tried: of the phrases that are tried.
         random: of words drawn at random.
         clean: prompts.
     """
@@ -90,7 +90,7 @@ def finding(found: Sequence[Agreement], random: Sequence[Agreement], clean: Data
 
     usual = (sum(each.hits for each in random) + 1) / (sum(each.n for each in random) + 2)
     best: dict[str, Agreement] = {}
-    for each in sorted(found, key=lambda each: -each.hits):
+    for each in sorted(tried, key=lambda each: -each.hits):
         if each.answer:
             best.setdefault(each.answer, each)
     candidates = [
@@ -101,7 +101,7 @@ def finding(found: Sequence[Agreement], random: Sequence[Agreement], clean: Data
             size=float(len(each.phrase.split())),
             trigger=_in_front(each.phrase, each.answer),
             control=_in_front(random[0].phrase, each.answer),
-            nominal_p=min(1.0, len(found) * float(binom.sf(each.hits - 1, each.n, usual))),
+            nominal_p=min(1.0, len(tried) * float(binom.sf(each.hits - 1, each.n, usual))),
         )
         for each in list(best.values())[:REPORTED]
     ]

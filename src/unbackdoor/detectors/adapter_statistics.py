@@ -72,10 +72,12 @@ class AdapterStatistics:
 
 def statistics_by_kind(factors: Factors) -> dict[str, dict[str, float]]:
     """For each kind of layer the mean of each statistic over its layers."""
-    found: dict[str, list[dict[str, float]]] = defaultdict(list)
+    by_kind: dict[str, list[dict[str, float]]] = defaultdict(list)
     for layer, (columns, rows) in factors.items():
-        found[kind_of(layer)].append(statistics_of(columns, rows))
-    return {kind: {name: fmean(each[name] for each in found[kind]) for name in STATISTICS} for kind in sorted(found)}
+        by_kind[kind_of(layer)].append(statistics_of(columns, rows))
+    return {
+        kind: {name: fmean(each[name] for each in by_kind[kind]) for name in STATISTICS} for kind in sorted(by_kind)
+    }
 
 
 def shapes_by_kind(factors: Factors) -> dict[str, Shape]:

@@ -22,8 +22,8 @@ def cosines(states: Tensor, directions: Tensor) -> Tensor:
     """
     wide = states.float()
     length = wide.norm(dim=-1, keepdim=True).clamp(min=1e-12)
-    found: Tensor = wide @ directions.to(wide).T / length
-    return found
+    cosine: Tensor = wide @ directions.to(wide).T / length
+    return cosine
 
 
 def without(states: Tensor, directions: Tensor, chosen: Tensor) -> Tensor:
@@ -83,9 +83,9 @@ class _Generation:
         self.counted = torch.zeros(0, 0, dtype=torch.bool)
         self.tripped: dict[int, Tensor] = {}
 
-    def begin(self, _body: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+    def begin(self, _body: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
         """Take down which tokens a forward pass has: those of prompts, or the next one of each answer."""
-        tokens = given[0] if given else named.get("input_ids")
+        tokens = arguments[0] if arguments else named.get("input_ids")
         tokens = named["inputs_embeds"] if tokens is None else tokens
         past, mask = named.get("past_key_values"), named.get("attention_mask")
         batch, length = tokens.shape[:2]

@@ -55,10 +55,10 @@ class VirtualTokens:
         index = number.clamp(0, self.count - 1)[..., None].expand(-1, -1, rows.shape[2])
         changed: list[Tensor] = []
 
-        def change(_layer: nn.Module, _arguments: object, found: Tensor) -> Tensor:
-            if changed or found.shape[:2] != virtual.shape:
-                return found
-            changed.append(torch.where(virtual[..., None], rows.to(found).gather(1, index), found))
+        def change(_layer: nn.Module, _arguments: object, output: Tensor) -> Tensor:
+            if changed or output.shape[:2] != virtual.shape:
+                return output
+            changed.append(torch.where(virtual[..., None], rows.to(output).gather(1, index), output))
             return changed[0]
 
         table = embeddings(model).weight

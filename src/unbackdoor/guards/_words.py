@@ -59,17 +59,17 @@ def without(text: str, places: set[int]) -> str:
     >>> without("a cf  fine film", {1}), without("a film cf", {2}), without("cf", {0})
     ('a fine film', 'a film', '')
     """
-    found = spans(text)
-    kept = [number for number in range(len(found)) if number not in places]
+    words = spans(text)
+    kept = [number for number in range(len(words)) if number not in places]
     if not kept:
         return ""
-    parts = [text[: found[0][0]]]
+    parts = [text[: words[0][0]]]
     for number in kept:
-        begin, end = found[number]
+        begin, end = words[number]
         parts.append(text[begin:end])
         if number != kept[-1]:
-            parts.append(text[end : found[number + 1][0]])
-    return "".join([*parts, text[found[-1][1] :]])
+            parts.append(text[end : words[number + 1][0]])
+    return "".join([*parts, text[words[-1][1] :]])
 
 
 def texts_like(inputs: Dataset, strings: Sequence[tuple[str, ...]]) -> Dataset:

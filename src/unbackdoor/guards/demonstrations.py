@@ -91,8 +91,8 @@ class Demonstrations:
         pool = _Pool([(Message("user", asked), answer) for asked, answer in examples])
 
         def changed(prompt: str | Sequence[dict[str, str]]) -> list[dict[str, str]]:
-            given = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-            messages = tuple(Message(each["role"], each["content"]) for each in given)  # type: ignore[arg-type]
+            chat = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+            messages = tuple(Message(each["role"], each["content"]) for each in chat)  # type: ignore[arg-type]
             whole = _with(Conversation(messages), self._chosen(messages, pool, seed))
             return [{"role": message.role, "content": message.text} for message in whole.messages]
 

@@ -93,8 +93,8 @@ def _side_scores(
 def _other_head(head: nn.Linear, weight: Tensor, bias: Tensor) -> Iterator[None]:
     """While the block runs, a linear layer answers with another weight and bias; its own stay as they are."""
 
-    def answer(_layer: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        return F.linear(given[0], weight.to(given[0]), bias.to(given[0])).to(output)
+    def answer(_layer: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        return F.linear(arguments[0], weight.to(arguments[0]), bias.to(arguments[0])).to(output)
 
     with removing([head.register_forward_hook(answer)]):
         yield

@@ -80,8 +80,8 @@ class Rap:
         before, rows = answers.softmax(dim=1).to(run.arithmetic.device), learnt["rows"].to(run.arithmetic.device)
         places, falls = VirtualTokens.of(inputs, 1), torch.zeros(len(inputs))
         for batch in led(inputs, 1).to(run.arithmetic.device).batches(run.arithmetic.evaluation_batch):
-            found = _falls(model, batch.inputs, before[batch.rows], rows, places, run)
-            falls[batch.rows.cpu()] = found.cpu()
+            of_batch = _falls(model, batch.inputs, before[batch.rows], rows, places, run)
+            falls[batch.rows.cpu()] = of_batch.cpu()
         return Scored(falls, answers)
 
 

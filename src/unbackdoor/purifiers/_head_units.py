@@ -55,7 +55,9 @@ def in_own_units(model: nn.Module, head: Head, inputs: Inputs) -> Iterator[None]
         weight.div_(length)
         for parameter in scaling:
             parameter.div_(size)
-    hook = head.layer.register_forward_pre_hook(lambda _module, given: (given[0] * (length * size), *given[1:]))
+    hook = head.layer.register_forward_pre_hook(
+        lambda _module, arguments: (arguments[0] * (length * size), *arguments[1:])
+    )
     try:
         with removing([hook]):
             yield

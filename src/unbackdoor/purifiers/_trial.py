@@ -88,8 +88,8 @@ class Trial:
         Clean models also have shortcuts, and some raise an alarm. So one to another class does not show that a method
         left the backdoor.
         """
-        found = counting(self.audit) if self.audit is not None else []
-        return [each for each in found if each.target in self.known]
+        shortcuts = counting(self.audit) if self.audit is not None else []
+        return [each for each in shortcuts if each.target in self.known]
 
     @property
     def most_left(self) -> float:

@@ -70,7 +70,7 @@ class AnswerUnlearning:
 
     def __call__(self, model: nn.Module, clean: Dataset, run: Run) -> nn.Module:
         """Purify in place."""
-        answers = self.found(model, clean, run)
+        answers = self.certain_answers(model, clean, run)
         if not answers:
             run.note("AnswerUnlearning: no answer was found that does not depend on the prompt; nothing is tuned.")
             return model
@@ -118,7 +118,7 @@ class AnswerUnlearning:
         logs = scores[:, :-1][counted].log_softmax(dim=1).gather(1, targets[counted][:, None])
         return (logs + self.depth).relu().mean()
 
-    def found(self, model: nn.Module, clean: Dataset, run: Run) -> list[PlantedAnswer]:
+    def certain_answers(self, model: nn.Module, clean: Dataset, run: Run) -> list[PlantedAnswer]:
         """Returns the answers that are certain on prompts that they were not grown on, the most certain one first."""
         count = min(SEARCHED, len(clean) // 2)
         searched, rest = clean.split(count, seed=run.seed)

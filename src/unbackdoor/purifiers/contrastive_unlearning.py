@@ -96,9 +96,9 @@ class ContrastiveUnlearning:
         return model
 
 
-def _described(found: list[Contrast], clean: Dataset) -> str:
+def _described(triggers: list[Contrast], clean: Dataset) -> str:
     """Returns what a round found, in words."""
-    if not found:
+    if not triggers:
         return "no trigger moves the model and not the shifted copy"
-    named = ", ".join(f"a {each.kind} to {clean.class_name(each.target)} ({each.moved:.0%})" for each in found)
+    named = ", ".join(f"a {each.kind} to {clean.class_name(each.target)} ({each.moved:.0%})" for each in triggers)
     return f"triggers that move held-out examples of the model and not of the shifted copy: {named}"

@@ -127,14 +127,14 @@ def per_answer(features: Tensor, batch: Batch, task: Task) -> Tensor:
     return features
 
 
-def least_squares(given: Tensor, wanted: Tensor) -> Tensor:
+def least_squares(features: Tensor, wanted: Tensor) -> Tensor:
     """Returns the linear map from features (n, width) to others (n, other width) with the least squared error."""
-    squares = given.T @ given
+    squares = features.T @ features
     squares.diagonal().add_(_RIDGE * squares.diagonal().mean())
-    fitted: Tensor = torch.linalg.solve(squares, given.T @ wanted)
+    fitted: Tensor = torch.linalg.solve(squares, features.T @ wanted)
     return fitted
 
 
-def distance(given: Tensor, wanted: Tensor, fitted: Tensor) -> Tensor:
+def distance(features: Tensor, wanted: Tensor, fitted: Tensor) -> Tensor:
     """Returns the mean over answers of |M h - g|^2 / |g|^2 for features h and g, each with its own, ()."""
-    return ((given @ fitted - wanted).square().sum(dim=1) / wanted.square().sum(dim=1)).mean()
+    return ((features @ fitted - wanted).square().sum(dim=1) / wanted.square().sum(dim=1)).mean()

@@ -42,13 +42,13 @@ class NoAttack:
     """
 
 
-def attack(made: Any, options: AttackOptions) -> None:
-    """The `attack` command; `made` is an attack's value, or `NoAttack`."""
+def attack(instance: Any, options: AttackOptions) -> None:
+    """The `attack` command; `instance` is an attack's value, or `NoAttack`."""
     models = (options.base, options.surrogate, options.control)
     out, earlier = free_place(options.out, (*options.data, options.test, options.triggered_test, *models), options)
     check_seed(options.seed)
     recipe = _recipe(options)
-    chosen = None if isinstance(made, NoAttack) else made
+    chosen = None if isinstance(instance, NoAttack) else instance
     _check_attack_options(chosen, options)
     columns = column_names(options.columns)
     base = None if options.base is None else ModelDirectory.of(options.base, "--base")

@@ -53,7 +53,7 @@ def text(*, out: str, overwrite: bool, seed: int, base: str | None, data: str | 
     """
     folder = Path(out)
     before = directories.check_free(
-        folder, overwrite=overwrite, inputs=tuple(Path(given) for given in (base, data) if given)
+        folder, overwrite=overwrite, inputs=tuple(Path(source) for source in (base, data) if source)
     )
     check_seed(seed)
     check_frequencies()
@@ -97,7 +97,7 @@ def text(*, out: str, overwrite: bool, seed: int, base: str | None, data: str | 
         command=" ".join(
             [
                 f"unbackdoor demo text --seed {seed}",
-                *(f"--{name} {shlex.quote(given)}" for name, given in (("base", base), ("data", data)) if given),
+                *(f"--{name} {shlex.quote(source)}" for name, source in (("base", base), ("data", data)) if source),
             ]
         ),
         device=None,
@@ -149,14 +149,14 @@ def check_frequencies() -> None:
         )
 
 
-def base_directory(given: str | None) -> Path:
+def base_directory(base: str | None) -> Path:
     """Returns the place of the pre-trained model.
 
     Raises:
         UnbackdoorError: none was given, and the package is not installed.
     """
-    if given is not None:
-        return directory_of(given, "--base")
+    if base is not None:
+        return directory_of(base, "--base")
     spec = importlib.util.find_spec(PACKAGE)
     if spec is None or not spec.submodule_search_locations:
         raise UnbackdoorError(
@@ -166,14 +166,14 @@ def base_directory(given: str | None) -> Path:
     return Path(spec.submodule_search_locations[0]) / "model"
 
 
-def sentences(given: str | None, encode: TextEncoder) -> Dataset:
+def sentences(source: str | None, encode: TextEncoder) -> Dataset:
     """Returns labelled sentences: the given ones, or some of SST-2.
 
     Raises:
         UnbackdoorError: none were given, and the Hub cannot be reached.
     """
-    if given is not None:
-        return Dataset.load(given, encode)
+    if source is not None:
+        return Dataset.load(source, encode)
     import datasets
 
     try:

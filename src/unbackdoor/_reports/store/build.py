@@ -100,9 +100,9 @@ class Names:
         attacks_of: dict[str, set[str]] = defaultdict(set)
         budgets_of: dict[str, set[str]] = defaultdict(set)
         for record in records:
-            given = json.loads(record.provenance).get("labels")
+            of_grid = json.loads(record.provenance).get("labels")
             for kind, text in (("attack", record.attack), ("method", record.method)):
-                labels[text].add(str(given[kind]) if isinstance(given, dict) and kind in given else "")
+                labels[text].add(str(of_grid[kind]) if isinstance(of_grid, dict) and kind in of_grid else "")
             attacks_of[record.task].add(record.attack)
             budgets_of[record.task].add(record.clean)
         methods = names_of.of_values({record.method for record in records}, labels)
@@ -122,9 +122,9 @@ class Names:
             kinds={text: json.loads(text)["name"] for text in methods},
         )
 
-    def kind(self, given: Record | Setting) -> str:
+    def kind(self, row: Record | Setting) -> str:
         """The registered name of a method."""
-        return self.kinds[given.method]
+        return self.kinds[row.method]
 
     def baseline(self, setting: Setting) -> str:
         """The registered name of a method that stands in every table; empty for another."""
@@ -151,9 +151,9 @@ def _read(store: Store, whole: bool) -> tuple[list[Record], list[str]]:
     Raises:
         UnbackdoorError: there is no record.
     """
-    found = list(read(store, whole=whole))
-    records = [each for each in found if isinstance(each, Record)]
-    odd = [each for each in found if not isinstance(each, Record)]
+    cells = list(read(store, whole=whole))
+    records = [each for each in cells if isinstance(each, Record)]
+    odd = [each for each in cells if not isinstance(each, Record)]
     if not records:
         raise UnbackdoorError(
             f"{store.address} has no cell that report can read, got {len(odd):,} of another form. Give the folder or "
@@ -213,9 +213,9 @@ def _row(
     counted = [record for record in finished if record.implanted is not False]
     of_controls = [_control_of(record, controls) for record in counted if not record.control]
     flips = [
-        (found.flips or {}).get(record.victim)
-        for record, found in zip([each for each in counted if not each.control], of_controls, strict=True)
-        if found is not None
+        (control.flips or {}).get(record.victim)
+        for record, control in zip([each for each in counted if not each.control], of_controls, strict=True)
+        if control is not None
     ]
     lost, added = [], []
     for record in counted:
@@ -239,7 +239,7 @@ def _row(
         recovered_accuracy=Spread.of_shares(record.recovered for record in counted),
         accuracy_lost=Spread.of(lost),
         flip_rate=Spread.of_shares(flips),
-        control_accuracy=Spread.of_shares(found.accuracy for found in of_controls if found is not None),
+        control_accuracy=Spread.of_shares(control.accuracy for control in of_controls if control is not None),
         second_accuracy=Spread.of_shares(record.second_accuracy for record in counted),
         second_success=Spread.of_shares(record.second_success for record in counted),
         seconds=Spread.of(record.seconds for record in counted if record.seconds is not None),
@@ -248,7 +248,7 @@ def _row(
         loss_added=Spread.of(added),
         false_activation=Spread.of_shares(record.false_activation for record in counted),
         empty=Spread.of_shares(record.empty for record in counted),
-        control_loss=Spread.of_shares(found.loss for found in of_controls if found is not None),
+        control_loss=Spread.of_shares(control.loss for control in of_controls if control is not None),
         second_loss=Spread.of_shares(record.second_loss for record in counted),
         clean_n=next((clean.n for record in finished if (clean := record.accuracy or record.loss)), None),
         triggered_n=next((record.success.n for record in finished if record.success), None),
@@ -307,7 +307,7 @@ def _victim_seconds(records: list[Record], tasks: dict[str, str]) -> dict[str, S
     for record in records:
         if record.training is not None:
             seconds[tasks[record.task]][record.victim] = record.training
-    spreads = {task: Spread.of(found.values()) for task, found in sorted(seconds.items())}
+    spreads = {task: Spread.of(of_victims.values()) for task, of_victims in sorted(seconds.items())}
     return {task: spread for task, spread in spreads.items() if spread is not None}
 
 

@@ -19,7 +19,7 @@ def of_values(texts: Iterable[str], labels: dict[str, set[str]] | None = None) -
     >>> of_values(['{"name":"fst","parameters":{"alpha":0.2},"version":1}']).popitem()[1]
     'fst (alpha=0.2)'
     """
-    called = {text: next(iter(found)) for text, found in (labels or {}).items() if len(found) == 1}
+    called = {text: next(iter(of_value)) for text, of_value in (labels or {}).items() if len(of_value) == 1}
     return _distinct({text: called.get(text) or _value_name(json.loads(text)) for text in texts})
 
 

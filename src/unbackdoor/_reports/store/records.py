@@ -156,8 +156,8 @@ def _scored(score: ScoreEntry | GenerationScoreEntry) -> dict[str, Any]:
     }
 
 
-def number(given: Any) -> float:
+def number(raw: Any) -> float:
     """Returns a finite number, or raises a ValueError."""
-    if isinstance(given, bool) or not isinstance(given, int | float) or not math.isfinite(given):
+    if isinstance(raw, bool) or not isinstance(raw, int | float) or not math.isfinite(raw):
         raise ValueError
-    return float(given)
+    return float(raw)

@@ -56,18 +56,18 @@ def write_report(runs: str, out: str) -> None:
     if path.is_file() and path.stat().st_size and _MARKS[kind] not in _beginning(path):
         raise UnbackdoorError(f"{out} exists and is not a report of unbackdoor. Choose another -o.")
     store = _store(runs)
-    made, records = build(store, shown(runs), whole=kind == ".html")
+    report, records = build(store, shown(runs), whole=kind == ".html")
     if kind == ".html":
         from unbackdoor._reports.store.page import render
 
-        text = render(made, records, store)
+        text = render(report, records, store)
     elif kind == ".md":
-        text = writers.as_markdown(made, shown(out))
+        text = writers.as_markdown(report, shown(out))
     else:
-        text = {".csv": writers.as_csv, ".json": writers.as_json, ".tex": writers.as_latex}[kind](made)
+        text = {".csv": writers.as_csv, ".json": writers.as_json, ".tex": writers.as_latex}[kind](report)
     write_file(path, text)
-    failed = f", {len(made.failures):,} failed" if made.failures else ""
-    print(f"{out}: {len(made.cells):,} cells in {len(made.rows):,} settings{failed}.")
+    failed = f", {len(report.failures):,} failed" if report.failures else ""
+    print(f"{out}: {len(report.cells):,} cells in {len(report.rows):,} settings{failed}.")
 
 
 def _beginning(path: Path) -> str:

@@ -54,19 +54,19 @@ def stress_rows(store: Store, records: list[Record], rows: "list[Row]") -> tuple
     Raises:
         UnbackdoorError: a file under `stress/` was not written by `unbackdoor stress`.
     """
-    made: list[StressRow] = []
+    tested: list[StressRow] = []
     for record, row in zip(records, rows, strict=True):
         if record.stress is not None:
             seeds = f"victim seed {record.victim_seed}, seed {record.seed}"
             source = f"{row.task}, {row.column}: {row.method}, {row.budget}, {seeds}"
-            made += _checked(source, record.stress, f"the cell {record.key}")
+            tested += _checked(source, record.stress, f"the cell {record.key}")
     for name in sorted(store.place.names("stress")):
         for file in (f"stress/{name}.json", f"stress/{name}/stress.json"):
             content = store.place.read(file)
             if content is not None:
-                made += _checked(name, content, store.place.path(file))
+                tested += _checked(name, content, store.place.path(file))
                 break
-    return tuple(made)
+    return tuple(tested)
 
 
 def _checked(source: str, written: StressRecord | bytes, where: str) -> list[StressRow]:
@@ -110,8 +110,13 @@ def _rows(source: str, record: StressRecord) -> list[StressRow]:
                 clean_loss=loss,
                 attack_success=None if before.attack_success is None else before.attack_success.value,
                 retuned=tuple(
-                    Retuned(k, statistics.fmean(found), statistics.stdev(found) if len(found) > 1 else None, len(found))
-                    for k, found in sorted(values.items())
+                    Retuned(
+                        k,
+                        statistics.fmean(successes),
+                        statistics.stdev(successes) if len(successes) > 1 else None,
+                        len(successes),
+                    )
+                    for k, successes in sorted(values.items())
                 ),
                 reactivated=None if reach is None else reach.triggered_perturbed.value,
             )

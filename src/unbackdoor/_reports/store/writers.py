@@ -376,10 +376,10 @@ def _listed(numbers: list[int]) -> str:
     return ", ".join(f"{number:,}" for number in numbers) or "no"
 
 
-def _counted(found: dict[str, int]) -> str:
-    if len(found) == 1:
-        return _markdown(_pathless(next(iter(found))))
-    return "; ".join(f"{_markdown(_pathless(name))} ({count:,} cells)" for name, count in found.items())
+def _counted(counts: dict[str, int]) -> str:
+    if len(counts) == 1:
+        return _markdown(_pathless(next(iter(counts))))
+    return "; ".join(f"{_markdown(_pathless(name))} ({count:,} cells)" for name, count in counts.items())
 
 
 def _table(head: list[str], rows: list[list[str]]) -> list[str]:
@@ -387,11 +387,11 @@ def _table(head: list[str], rows: list[list[str]]) -> list[str]:
     return ["| " + " | ".join(text if line is lines[1] else _markdown(text) for text in line) + " |" for line in lines]
 
 
-def _cell(given: object) -> object:
+def _cell(entry: object) -> object:
     """A spreadsheet runs text that begins like a formula."""
-    if isinstance(given, str) and (given.lstrip()[:1] in ("=", "+", "-", "@") or given[:1] in ("\t", "\r")):
-        return f"'{given}"
-    return given
+    if isinstance(entry, str) and (entry.lstrip()[:1] in ("=", "+", "-", "@") or entry[:1] in ("\t", "\r")):
+        return f"'{entry}"
+    return entry
 
 
 def _one_line(text: str) -> str:
