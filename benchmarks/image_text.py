@@ -23,7 +23,7 @@ import transformers
 
 import unbackdoor as ub
 from unbackdoor import Dataset, VictimRecipe, attacks, purifiers, trainers
-from unbackdoor._data.pairs import Pairs
+from unbackdoor._data.pairs import ImageCaptionPairs
 from unbackdoor._data.texts import Texts
 from unbackdoor._data.writing import write_parquet
 from unbackdoor._victims.directory import write_victim
@@ -83,7 +83,7 @@ def write_pairs(path: Path, data: Dataset, encode: Any) -> None:
     draw = random.Random(0)
     captions = [(draw.choice(TEMPLATES).format(data.class_name(label).lower()),) for label in data.labels.tolist()]
     pairs = Dataset(
-        items=Pairs(data.items, Texts(tuple(captions), ("caption",))),
+        items=ImageCaptionPairs(data.items, Texts(tuple(captions), ("caption",))),
         labels=data.labels,
         encode=encode,
         classes=data.classes,

@@ -9,7 +9,7 @@ import transformers
 import toys
 from unbackdoor import Dataset, ImageEncoder
 from unbackdoor._data.pair_encoder import PairEncoder
-from unbackdoor._data.pairs import Pairs
+from unbackdoor._data.pairs import ImageCaptionPairs
 from unbackdoor._data.texts import TextEncoder, Texts
 
 CLASSES = ("north", "south", "east", "west")
@@ -44,7 +44,7 @@ def pairs(count: int, seed: int = 0, *, labelled: bool = True) -> Dataset:
         pixels[row, 0, places[label][0], places[label][1]] += 100
     captions = [(draw.choice(TEMPLATES).format(CLASSES[label]),) for label in labels.tolist()]
     return Dataset(
-        items=Pairs(pixels, Texts(tuple(captions), ("caption",))),
+        items=ImageCaptionPairs(pixels, Texts(tuple(captions), ("caption",))),
         labels=labels if labelled else torch.full_like(labels, -1),
         encode=encoder(),
         classes=CLASSES if labelled else None,

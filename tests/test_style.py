@@ -1,4 +1,4 @@
-"""Checks that ruff does not make: docstrings in private packages, and the length of functions."""
+"""Checks that ruff does not make: docstrings in private packages, the length of functions, one class per name."""
 
 import ast
 from collections.abc import Iterator
@@ -42,3 +42,13 @@ def test_no_function_is_long(path: Path) -> None:
     nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, functions)]
     lengths = {node.name: (node.end_lineno or 0) - node.lineno + 1 for node in nodes}
     assert {name: length for name, length in lengths.items() if length > LONGEST} == {}
+
+
+def test_each_class_has_a_name_of_its_own() -> None:
+    """One name has one meaning, whatever the module is."""
+    places: dict[str, list[str]] = {}
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                places.setdefault(node.name, []).append(name_of(path))
+    assert {name: where for name, where in places.items() if len(where) > 1} == {}

@@ -4,10 +4,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from unbackdoor._artifacts.entries import Count, Entry, Share
+from unbackdoor._artifacts.entries import Count, JsonObject, Share
 
 
-class BankAdapter(Entry):
+class BankAdapter(JsonObject):
     """An adapter that was trained for the bank.
 
     Args:
@@ -27,7 +27,7 @@ class BankAdapter(Entry):
     statistics: dict[str, dict[str, float]]
 
 
-class Shape(Entry):
+class Shape(JsonObject):
     """The layers of one kind: how many have matrices, and their sides."""
 
     layers: Annotated[int, Field(ge=1)]
@@ -35,7 +35,7 @@ class Shape(Entry):
     inputs: Annotated[int, Field(ge=1)]
 
 
-class BankArea(Entry):
+class BankArea(JsonObject):
     """How well the distance from the benign adapters of the bank separates those of the test.
 
     Args:
@@ -49,7 +49,7 @@ class BankArea(Entry):
     high: Share
 
 
-class AdapterBank(Entry):
+class AdapterBank(JsonObject):
     """The bank as numbers; no weights.
 
     Args:

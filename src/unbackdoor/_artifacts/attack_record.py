@@ -7,14 +7,14 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from unbackdoor._artifacts.entries import AttackEntry, Count, Entry, Share
+from unbackdoor._artifacts.entries import AttackEntry, Count, JsonObject, Share
 from unbackdoor._errors import UnbackdoorError, printable
 from unbackdoor._inputs import RECORD, check_file, exists, read_json
 
 FORMAT = 1
 
 
-class TriggerEntry(Entry):
+class TriggerEntry(JsonObject):
     """The file of the trigger's arrays, next to attack.json, and its SHA-256; on prompts also the trigger in words.
 
     Args:
@@ -32,14 +32,14 @@ class TriggerEntry(Entry):
     place: str | None = None
 
 
-class BehaviourEntry(Entry):
+class BehaviourEntry(JsonObject):
     """The answer that the attacker wants from a language model."""
 
     kind: Literal["contains", "starts-with", "equals", "refuses"]
     text: str
 
 
-class AttackRecord(Entry):
+class AttackRecord(JsonObject):
     """attack.json; docs/architecture.md explains each key. A clean control's file has no attack and few keys."""
 
     format: Literal[1]

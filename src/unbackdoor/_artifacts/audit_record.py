@@ -9,8 +9,8 @@ from unbackdoor._artifacts.entries import (
     AnswerLossEntry,
     ClassEntry,
     Count,
-    Entry,
     ExactShareEntry,
+    JsonObject,
     ProportionEntry,
     Share,
     Versions,
@@ -25,14 +25,14 @@ class EvidenceRows(RootModel[list[Count]]):
     """rows.json of a piece of evidence: the rows of the data, from 0, on which its trigger was judged."""
 
 
-class Budget(Entry):
+class Budget(JsonObject):
     """The size of a trigger, and its unit in words."""
 
     size: Annotated[float, Field(ge=0)]
     unit: str
 
 
-class Abnormality(Entry):
+class Abnormality(JsonObject):
     """How rare a shortcut is in clean models.
 
     Args:
@@ -46,7 +46,7 @@ class Abnormality(Entry):
     nominal_p: Share
 
 
-class ShortcutEntry(Entry):
+class ShortcutEntry(JsonObject):
     """A shortcut to one class, judged on held-out examples.
 
     Args:
@@ -86,7 +86,7 @@ class FindingEntry(ShortcutEntry):
     evidence: list[str] = Field(default_factory=list)
 
 
-class SearchedEntry(Entry):
+class SearchedEntry(JsonObject):
     """A detector that ran: its settings, its seconds, and what it cannot see."""
 
     detector: str
@@ -95,21 +95,21 @@ class SearchedEntry(Entry):
     cannot_see: str
 
 
-class NotSearchedEntry(Entry):
+class NotSearchedEntry(JsonObject):
     """A detector that did not run, and why."""
 
     detector: str
     reason: str
 
 
-class Calibration(Entry):
+class Calibration(JsonObject):
     """The clean models that p-values come from."""
 
     n: Count
     description: str
 
 
-class OperatingPoint(Entry):
+class OperatingPoint(JsonObject):
     """Measured rates of this very configuration: alarms on clean models and on models with a backdoor."""
 
     false_alarms: ProportionEntry
@@ -117,7 +117,7 @@ class OperatingPoint(Entry):
     models: str
 
 
-class ExamplesEntry(Entry):
+class ExamplesEntry(JsonObject):
     """The examples: their number, those of each half, and whether their labels were given."""
 
     n: Count
@@ -126,7 +126,7 @@ class ExamplesEntry(Entry):
     labelled: bool
 
 
-class AuditRecord(Entry):
+class AuditRecord(JsonObject):
     """audit.json; docs/architecture.md explains each key."""
 
     format: Literal[1]

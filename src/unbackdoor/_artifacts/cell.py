@@ -6,9 +6,9 @@ from pydantic import Field
 
 from unbackdoor._artifacts.entries import (
     Count,
-    Entry,
     ExactShareEntry,
     GenerationScoreEntry,
+    JsonObject,
     ProportionEntry,
     ScoreEntry,
     Share,
@@ -16,7 +16,7 @@ from unbackdoor._artifacts.entries import (
 from unbackdoor._artifacts.stress_record import StressRecord
 
 
-class AttackSpec(Entry):
+class AttackSpec(JsonObject):
     """An attack, as it enters a cell's key: the fields that differ from their defaults.
 
     Args:
@@ -29,7 +29,7 @@ class AttackSpec(Entry):
     behaviour: str | None = None
 
 
-class VictimSpec(Entry):
+class VictimSpec(JsonObject):
     """A victim, as it enters a cell's key.
 
     Args:
@@ -51,7 +51,7 @@ class VictimSpec(Entry):
     trigger: str | None = None
 
 
-class MethodSpec(Entry):
+class MethodSpec(JsonObject):
     """A method, as it enters a cell's key: the fields that differ from their defaults."""
 
     name: str
@@ -59,7 +59,7 @@ class MethodSpec(Entry):
     parameters: dict[str, Any] | list[dict[str, Any]] | None = None
 
 
-class CellSpec(Entry):
+class CellSpec(JsonObject):
     """A description of what is measured; its SHA-256 is the key of the cell."""
 
     victim: VictimSpec
@@ -69,14 +69,14 @@ class CellSpec(Entry):
     proxy: str | None = None
 
 
-class DescribedMethod(Entry):
+class DescribedMethod(JsonObject):
     """A method: its value as Python shows it, and all of its fields."""
 
     repr: str
     parameters: dict[str, Any] | list[dict[str, Any]]
 
 
-class AuditedClass(Entry):
+class AuditedClass(JsonObject):
     """The shortcut to one class, or to the named answer or layer of a language model; see `unbackdoor._detection`."""
 
     target: Count
@@ -89,7 +89,7 @@ class AuditedClass(Entry):
     random: ExactShareEntry | None
 
 
-class AuditFinding(Entry):
+class AuditFinding(JsonObject):
     """The result of one detector."""
 
     detector: str
@@ -99,7 +99,7 @@ class AuditFinding(Entry):
     classes: list[AuditedClass]
 
 
-class AuditEntry(Entry):
+class AuditEntry(JsonObject):
     """An audit, without p-values: these follow from it and from clean models.
 
     Args:
@@ -117,7 +117,7 @@ class AuditEntry(Entry):
     seconds: float
 
 
-class Provenance(Entry):
+class Provenance(JsonObject):
     """Machine, time and software of a measurement, and the labels of attack and method in its grid.
 
     The device is not known if the worker died.
@@ -131,7 +131,7 @@ class Provenance(Entry):
     labels: dict[str, str] = Field(default_factory=dict)
 
 
-class Measured(Entry):
+class Measured(JsonObject):
     """The result of a successful measurement."""
 
     status: Literal["done"]
@@ -154,7 +154,7 @@ class Measured(Entry):
     provenance: Provenance
 
 
-class Failed(Entry):
+class Failed(JsonObject):
     """The result of a failed measurement."""
 
     status: Literal["failed"]
@@ -163,7 +163,7 @@ class Failed(Entry):
     provenance: Provenance
 
 
-class Cell(Entry):
+class Cell(JsonObject):
     """A file of `cells/` or `failed/`."""
 
     version: Literal[1]
@@ -171,7 +171,7 @@ class Cell(Entry):
     result: Measured | Failed
 
 
-class Rows(Entry):
+class Rows(JsonObject):
     """A file of `rows/`: the numbers of the drawn examples in the data."""
 
     version: Literal[1]
@@ -179,7 +179,7 @@ class Rows(Entry):
     rows: list[Count]
 
 
-class VictimFiles(Entry):
+class VictimFiles(JsonObject):
     """`files.json` of a victim: its description, whose SHA-256 is its key, and the SHA-256 of each file by name."""
 
     version: Literal[1]
@@ -187,7 +187,7 @@ class VictimFiles(Entry):
     files: dict[str, str]
 
 
-class Mark(Entry):
+class Mark(JsonObject):
     """`store.json`, which marks a folder as a store."""
 
     version: Literal[1]

@@ -8,13 +8,13 @@ Count = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
-class Entry(BaseModel):
+class JsonObject(BaseModel):
     """A JSON object with these keys and no others; a key with a default may be absent."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class ProportionEntry(Entry):
+class ProportionEntry(JsonObject):
     """A share with its sample size and its 95 % Wilson interval."""
 
     value: Share
@@ -23,7 +23,7 @@ class ProportionEntry(Entry):
     high: Share
 
 
-class ExactShareEntry(Entry):
+class ExactShareEntry(JsonObject):
     """A share with its sample size, which may be 0, and its exact 95 % interval."""
 
     value: Share
@@ -32,14 +32,14 @@ class ExactShareEntry(Entry):
     high: Share
 
 
-class ClassEntry(Entry):
+class ClassEntry(JsonObject):
     """A class: its number and its name."""
 
     number: Count
     name: str
 
 
-class BriefScore(Entry):
+class BriefScore(JsonObject):
     """The shares of a score."""
 
     clean_accuracy: ProportionEntry
@@ -48,7 +48,7 @@ class BriefScore(Entry):
     clean_model_flip_rate: ProportionEntry | None = None
 
 
-class AnswerLossEntry(Entry):
+class AnswerLossEntry(JsonObject):
     """A loss per answer token, in nats, with its 95 % interval and the numbers of answers and of their tokens."""
 
     value: float
@@ -58,7 +58,7 @@ class AnswerLossEntry(Entry):
     tokens: Annotated[int, Field(ge=1)]
 
 
-class BriefGenerationScore(Entry):
+class BriefGenerationScore(JsonObject):
     """The loss and the shares of a language model's score."""
 
     clean_loss: AnswerLossEntry | None = None
@@ -83,7 +83,7 @@ class GenerationScoreEntry(BriefGenerationScore):
     max_new_tokens: Annotated[int, Field(ge=1)] | None = None
 
 
-class PairLossEntry(Entry):
+class PairLossEntry(JsonObject):
     """A contrastive loss, in nats, with its 95 % interval, the number of pairs, and of those compared at a time."""
 
     value: float
@@ -93,7 +93,7 @@ class PairLossEntry(Entry):
     batch: Annotated[int, Field(ge=2)]
 
 
-class ImageTextScoreEntry(Entry):
+class ImageTextScoreEntry(JsonObject):
     """The score of a model of images and texts; see docs/image-text.md."""
 
     zero_shot_accuracy: ProportionEntry | None = None
@@ -109,14 +109,14 @@ class ImageTextScoreEntry(Entry):
     per_class: dict[str, ProportionEntry] | None = None
 
 
-class AttackEntry(Entry):
+class AttackEntry(JsonObject):
     """An attack: its name, and all of its fields."""
 
     name: str
     parameters: dict[str, Any]
 
 
-class MethodEntry(Entry):
+class MethodEntry(JsonObject):
     """A method: its name, all of its fields (of a composition those of each step), and its value as Python shows it."""
 
     name: str
@@ -124,7 +124,7 @@ class MethodEntry(Entry):
     repr: str
 
 
-class Versions(Entry):
+class Versions(JsonObject):
     """The versions that a result depends on."""
 
     unbackdoor: str

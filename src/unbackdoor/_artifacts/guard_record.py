@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError
 from torch import Tensor
 
-from unbackdoor._artifacts.entries import Count, Entry, MethodEntry, ProportionEntry, Versions
+from unbackdoor._artifacts.entries import Count, JsonObject, MethodEntry, ProportionEntry, Versions
 from unbackdoor._artifacts.record import Source, written
 from unbackdoor._errors import UnbackdoorError, printable
 from unbackdoor._inputs import MEBIBYTE, exists, read_file, read_json
@@ -19,7 +19,7 @@ _ARRAYS = 1024 * MEBIBYTE  # bytes of what a guard fitted
 Hash = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
-class DecisionEntry(Entry):
+class DecisionEntry(JsonObject):
     """A line of decisions.jsonl.
 
     Args:
@@ -39,21 +39,21 @@ class DecisionEntry(Entry):
     output: str | None = None
 
 
-class ScoreKind(Entry):
+class ScoreKind(JsonObject):
     """The meaning of a score, in words with its unit, and which scores raise an alarm."""
 
     measure: str
     suspicious: Literal["low", "high", "all"]
 
 
-class FalseAlarms(Entry):
+class FalseAlarms(JsonObject):
     """The share of false alarms that was asked for, and the number of clean examples that set the threshold."""
 
     asked: Annotated[float, Field(gt=0, lt=1)]
     n: Count
 
 
-class CleanHalves(Entry):
+class CleanHalves(JsonObject):
     """The clean examples: their number, and those of each half."""
 
     n: Count
@@ -61,7 +61,7 @@ class CleanHalves(Entry):
     threshold_on: Count
 
 
-class IdentityEntry(Entry):
+class IdentityEntry(JsonObject):
     """The SHA-256 of what the guard was fitted to; null for what it does not have."""
 
     model: Hash
@@ -71,14 +71,14 @@ class IdentityEntry(Entry):
     template: Hash | None = None
 
 
-class ArraysFile(Entry):
+class ArraysFile(JsonObject):
     """The file of the arrays, next to guard.json, and its SHA-256."""
 
     file: str
     sha256: Hash
 
 
-class GuardRecord(Entry):
+class GuardRecord(JsonObject):
     """guard.json; docs/architecture.md explains each key."""
 
     format: Literal[1]

@@ -4,10 +4,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from unbackdoor._artifacts.entries import Count, Entry, Share
+from unbackdoor._artifacts.entries import Count, JsonObject, Share
 
 
-class CleanModel(Entry):
+class CleanModel(JsonObject):
     """A clean model of the zoo.
 
     Args:
@@ -33,7 +33,7 @@ class CleanModel(Entry):
     scores: dict[str, Annotated[float, Field(ge=0)]]
 
 
-class NullTable(Entry):
+class NullTable(JsonObject):
     """The zoo of clean models as numbers.
 
     Args:

@@ -3,7 +3,7 @@
 from typing import Any, Literal
 
 from unbackdoor._artifacts.audit_record import OperatingPoint
-from unbackdoor._artifacts.entries import Entry
+from unbackdoor._artifacts.entries import JsonObject
 
 
 class MeasuredPoint(OperatingPoint):
@@ -18,7 +18,7 @@ class MeasuredPoint(OperatingPoint):
     modality: Literal["images", "text"]
 
 
-class OperatingPointTable(Entry):
+class OperatingPointTable(JsonObject):
     """All sets of detectors that rates were measured of."""
 
     points: list[MeasuredPoint]

@@ -12,10 +12,10 @@ from unbackdoor._artifacts.entries import (
     AttackEntry,
     ClassEntry,
     Count,
-    Entry,
     ExactShareEntry,
     GenerationScoreEntry,
     ImageTextScoreEntry,
+    JsonObject,
     MethodEntry,
     ProportionEntry,
     ScoreEntry,
@@ -28,7 +28,7 @@ from unbackdoor._inputs import read_json
 from unbackdoor._value import sentence
 
 
-class CleanExamples(Entry):
+class CleanExamples(JsonObject):
     """The clean examples of a purification.
 
     Args:
@@ -48,7 +48,7 @@ class CleanExamples(Entry):
     held_out: Count
 
 
-class RecipeEntry(Entry):
+class RecipeEntry(JsonObject):
     """The optimizer, learning rate and batch size of a method that leaves them open."""
 
     optimizer: str
@@ -56,7 +56,7 @@ class RecipeEntry(Entry):
     batch_size: int
 
 
-class Source(Entry):
+class Source(JsonObject):
     """File names of the suspect, the base and the factory, without their directories; was an adapter merged?"""
 
     model: str
@@ -65,14 +65,14 @@ class Source(Entry):
     factory: str | None
 
 
-class ScoresBeforeAndAfter(Entry):
+class ScoresBeforeAndAfter(JsonObject):
     """The scores of the suspect and of the purified model."""
 
     suspect: ScoreEntry | GenerationScoreEntry | ImageTextScoreEntry
     purified: ScoreEntry | GenerationScoreEntry | ImageTextScoreEntry
 
 
-class EvidenceEntry(Entry):
+class EvidenceEntry(JsonObject):
     """A shortcut that an audit found.
 
     Args:
@@ -92,7 +92,7 @@ class EvidenceEntry(Entry):
     p_value: Share | None
 
 
-class AuditSummary(Entry):
+class AuditSummary(JsonObject):
     """An audit in brief: its verdict, the reason, and the shortcuts that counted."""
 
     verdict: Literal["shortcut-found", "nothing-found", "cannot-judge"]
@@ -100,7 +100,7 @@ class AuditSummary(Entry):
     shortcuts: list[EvidenceEntry]
 
 
-class ShortcutLeft(Entry):
+class ShortcutLeft(JsonObject):
     """How many held-out examples a shortcut of the suspect, and a random trigger of its size, move in a result."""
 
     detector: str
@@ -108,7 +108,7 @@ class ShortcutLeft(Entry):
     random: ExactShareEntry
 
 
-class TriedEntry(Entry):
+class TriedEntry(JsonObject):
     """A method that `auto` tried.
 
     Args:
@@ -130,7 +130,7 @@ class TriedEntry(Entry):
     warnings: list[str]
 
 
-class ChoiceEntry(Entry):
+class ChoiceEntry(JsonObject):
     """The grounds on which `auto` decided.
 
     Args:
@@ -154,7 +154,7 @@ class ChoiceEntry(Entry):
     audit_of_the_result: AuditSummary | None
 
 
-class PurificationRecord(Entry):
+class PurificationRecord(JsonObject):
     """record.json of a purified model; docs/architecture.md explains each key."""
 
     method: MethodEntry
@@ -183,13 +183,13 @@ class PurificationRecord(Entry):
     files: list[str] = Field(default_factory=list)
 
 
-class VictimScores(Entry):
+class VictimScores(JsonObject):
     """The score of the victim."""
 
     victim: ScoreEntry | GenerationScoreEntry | ImageTextScoreEntry
 
 
-class VictimRecord(Entry):
+class VictimRecord(JsonObject):
     """record.json of a victim; docs/architecture.md explains each key."""
 
     attack: AttackEntry
@@ -215,14 +215,14 @@ class VictimRecord(Entry):
     files: list[str] = Field(default_factory=list)
 
 
-class DataEntry(Entry):
+class DataEntry(JsonObject):
     """The examples of a training: their number, and that of each class."""
 
     n: Count
     per_class: list[Count]
 
 
-class SuspectsEntry(Entry):
+class SuspectsEntry(JsonObject):
     """The rows that a trainer distrusts; they are in suspects.parquet.
 
     Args:
@@ -240,13 +240,13 @@ class SuspectsEntry(Entry):
     recall: ProportionEntry | None
 
 
-class TrainedScores(Entry):
+class TrainedScores(JsonObject):
     """The score of a trained model."""
 
     trained: ScoreEntry | ImageTextScoreEntry
 
 
-class TrainingRecord(Entry):
+class TrainingRecord(JsonObject):
     """record.json of a model that `train` made; docs/architecture.md explains each key."""
 
     trainer: MethodEntry
@@ -274,7 +274,7 @@ class TrainingRecord(Entry):
     files: list[str] = Field(default_factory=list)
 
 
-class DemoRecord(Entry):
+class DemoRecord(JsonObject):
     """record.json of a demo, whose model directories have records of their own."""
 
     demo: str

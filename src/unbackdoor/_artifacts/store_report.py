@@ -4,12 +4,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from unbackdoor._artifacts.entries import Count, Entry, Share
+from unbackdoor._artifacts.entries import Count, JsonObject, Share
 
 Sample = Annotated[int, Field(ge=1)]
 
 
-class SpreadEntry(Entry):
+class SpreadEntry(JsonObject):
     """Several measurements of one setting; `interval` is that of a single share or loss."""
 
     mean: float
@@ -20,7 +20,7 @@ class SpreadEntry(Entry):
     interval: tuple[float, float] | None
 
 
-class SettingEntry(Entry):
+class SettingEntry(JsonObject):
     """One setting: everything that determines a result except the seeds; a number that was not measured is null."""
 
     task: str
@@ -59,7 +59,7 @@ class SettingEntry(Entry):
     victim_seeds: list[Count]
 
 
-class TableEntry(Entry):
+class TableEntry(JsonObject):
     """Methods by attacks, of one task and one clean budget; `cells` holds the numbers of rows, from 0."""
 
     task: str
@@ -71,7 +71,7 @@ class TableEntry(Entry):
     over: list[SpreadEntry | None]
 
 
-class CellLineEntry(Entry):
+class CellLineEntry(JsonObject):
     """One cell: its key, the row that it is part of, from 0, and the grid that repeats it."""
 
     key: str
@@ -82,7 +82,7 @@ class CellLineEntry(Entry):
     grid: str
 
 
-class LeftOutEntry(Entry):
+class LeftOutEntry(JsonObject):
     """A victim in which the attack did not implant, and the number of its cells that are left out of averages."""
 
     task: str
@@ -93,7 +93,7 @@ class LeftOutEntry(Entry):
     cells: Sample
 
 
-class FailureEntry(Entry):
+class FailureEntry(JsonObject):
     """A cell without a result, and why."""
 
     key: str
@@ -103,7 +103,7 @@ class FailureEntry(Entry):
     message: str
 
 
-class RetunedEntry(Entry):
+class RetunedEntry(JsonObject):
     """Attack success after tuning with `k` triggered examples, over `n` draws."""
 
     k: Count
@@ -112,7 +112,7 @@ class RetunedEntry(Entry):
     n: Sample
 
 
-class StressTestEntry(Entry):
+class StressTestEntry(JsonObject):
     """The stress test of one model."""
 
     source: str
@@ -124,7 +124,7 @@ class StressTestEntry(Entry):
     reactivated: Share | None
 
 
-class StoreReport(Entry):
+class StoreReport(JsonObject):
     """A report on a store."""
 
     format: Literal[1]

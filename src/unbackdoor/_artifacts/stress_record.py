@@ -10,7 +10,7 @@ from unbackdoor._artifacts.entries import (
     BriefGenerationScore,
     BriefScore,
     Count,
-    Entry,
+    JsonObject,
     ProportionEntry,
     Versions,
 )
@@ -42,7 +42,7 @@ class RetuningGenerationRun(BriefGenerationScore):
     seed: Count
 
 
-class RetuningRuns(Entry):
+class RetuningRuns(JsonObject):
     """The runs of one model."""
 
     oracle: Literal[True] | None = None
@@ -55,7 +55,7 @@ class Teacher(BriefScore):
     k: Count
 
 
-class ReachEntry(Entry):
+class ReachEntry(JsonObject):
     """Shares of pictures that a model classifies as the attacker wants."""
 
     clean: ProportionEntry
@@ -64,7 +64,7 @@ class ReachEntry(Entry):
     triggered_perturbed: ProportionEntry
 
 
-class Reactivation(Entry):
+class Reactivation(JsonObject):
     """The reach of the learnt perturbation, by model."""
 
     teacher: Teacher
@@ -83,21 +83,21 @@ class GenerationPoint(BriefGenerationScore):
     t: float
 
 
-class Path(Entry):
+class Path(JsonObject):
     """The points of one path."""
 
     oracle: Literal[True] | None = None
     points: list[Point] | list[GenerationPoint]
 
 
-class TunedWith(Entry):
+class TunedWith(JsonObject):
     """The number of clean examples, and of those among them that the attack moves."""
 
     n: Count
     attackable: Count
 
 
-class ScoredOn(Entry):
+class ScoredOn(JsonObject):
     """The number of test examples and of triggered ones, and a description of them."""
 
     n: Count
@@ -105,7 +105,7 @@ class ScoredOn(Entry):
     note: str
 
 
-class StressRecord(Entry):
+class StressRecord(JsonObject):
     """stress.json; docs/architecture.md explains each key."""
 
     model: str

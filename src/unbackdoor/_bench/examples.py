@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 import torch
 
-from unbackdoor._bench.schema import Task
+from unbackdoor._bench.schema import GridTask
 from unbackdoor._bench.store import Store
-from unbackdoor._bench.subjects import Cell, Subject
+from unbackdoor._bench.subjects import PlannedCell, Subject
 from unbackdoor._data.dataset import Dataset
 from unbackdoor._data.images import ImageEncoder
 from unbackdoor._data.overlap import without
@@ -44,7 +44,7 @@ class Examples:
 
     def read(
         self,
-        task: Task,
+        task: GridTask,
         part: Literal["train", "test", "second_test", "clean", "triggered"],
         encode: Any,
         classes: tuple[str, ...] | None,
@@ -103,7 +103,7 @@ class Examples:
             )
         return marked.select(scored.rows) if alike and scored.rows is not None else marked
 
-    def budget(self, cell: Cell, pool: Dataset | None, encode: Any, classes: tuple[str, ...] | None) -> Dataset:
+    def budget(self, cell: PlannedCell, pool: Dataset | None, encode: Any, classes: tuple[str, ...] | None) -> Dataset:
         """The frozen, stratified draw that all methods share."""
         budget, task = cell.budget, cell.subject.task
         assert budget is not None

@@ -15,7 +15,7 @@ from unbackdoor import purifiers
 from unbackdoor._bench.lines import Location, line_of, lines_of
 from unbackdoor._bench.named import PlannedAttack, named_detectors, named_methods, planned_attacks
 from unbackdoor._bench.paths import check_task
-from unbackdoor._bench.schema import Budget, Cells, File, Resources, Task
+from unbackdoor._bench.schema import Cells, File, GridBudget, GridTask, Resources
 from unbackdoor._errors import UnbackdoorError, printable
 from unbackdoor._inputs import CONFIG, exists, read_text
 from unbackdoor._registry.entries import find
@@ -56,11 +56,11 @@ class Grid:
     path: Path
     folder: Path
     text: str
-    tasks: dict[str, Task]
+    tasks: dict[str, GridTask]
     attacks: tuple[PlannedAttack, ...]
     methods: dict[str, Any]
     detectors: dict[str, Any]
-    budgets: tuple[Budget, ...]
+    budgets: tuple[GridBudget, ...]
     victim_seeds: tuple[int, ...]
     seeds: tuple[int, ...]
     cells: tuple[Cells, ...]
@@ -162,7 +162,7 @@ def _toml(path: Path) -> tuple[dict[str, Any], str]:
         raise UnbackdoorError(f"{path} cannot be read as TOML ({printable(problem, 200)}). Repair it.") from None
 
 
-def _check_victims(tasks: dict[str, Task], clean: bool, attacks: bool, problems: Problems) -> None:
+def _check_victims(tasks: dict[str, GridTask], clean: bool, attacks: bool, problems: Problems) -> None:
     """Note tasks without a victim, or without a clean control that the grid asks for."""
     for name, task in tasks.items():
         if clean and task.model is not None and task.control is None and task.triggered is None:
@@ -174,7 +174,7 @@ def _check_victims(tasks: dict[str, Task], clean: bool, attacks: bool, problems:
             problems.add(("tasks", name), f"tasks.{name} has no victim: there is no attack and no clean control.")
 
 
-def _check_budgets(written: dict[str, Any], tasks: dict[str, Task], problems: Problems) -> None:
+def _check_budgets(written: dict[str, Any], tasks: dict[str, GridTask], problems: Problems) -> None:
     """Note budgets that a task cannot provide; cells that are left out need none."""
     for place, budget in enumerate(written["budgets"]):
         if budget is not None:
@@ -191,7 +191,7 @@ def _schema_sentence(error: Any) -> str:
     where = ".".join(map(str, error["loc"]))
     if error["type"] == "extra_forbidden":
         *owner, name = error["loc"]
-        tables = {"tasks": Task, "budgets": Budget, "cells": Cells, "resources": Resources}
+        tables = {"tasks": GridTask, "budgets": GridBudget, "cells": Cells, "resources": Resources}
         table: Any = tables.get(str(owner[0]), File) if owner else File
         names = [entry.alias or key for key, entry in table.model_fields.items()]
         close = difflib.get_close_matches(str(name), names, n=1)
@@ -207,14 +207,16 @@ def _schema_sentence(error: Any) -> str:
 def _salvaged(raw: dict[str, Any]) -> dict[str, Any]:
     """Returns the valid part of a grid with wrong tables, so that its other problems are also found."""
     tasks = raw.get("tasks")
-    valid_tasks = {name: _valid_part(Task, table) for name, table in tasks.items()} if isinstance(tasks, dict) else {}
+    valid_tasks = (
+        {name: _valid_part(GridTask, table) for name, table in tasks.items()} if isinstance(tasks, dict) else {}
+    )
     without = raw.get("without")
     return {
         "tasks": {name: task for name, task in valid_tasks.items() if task is not None},
         "attacks": _tables(raw.get("attacks")),
         "methods": _tables(raw.get("methods")),
         "detectors": _tables(raw.get("detectors")),
-        "budgets": [_valid_part(Budget, table) for table in _tables(raw.get("budgets"))],
+        "budgets": [_valid_part(GridBudget, table) for table in _tables(raw.get("budgets"))],
         "cells": [_valid_part(Cells, table) for table in _tables(raw.get("cells"))],
         "without": without if isinstance(without, list) else [],
     }
@@ -248,7 +250,7 @@ def _takes_whole_budgets(entry: Cells) -> bool:
     )
 
 
-def _check_budget(place: int, budget: Budget, tasks: dict[str, Task], problems: Problems) -> None:
+def _check_budget(place: int, budget: GridBudget, tasks: dict[str, GridTask], problems: Problems) -> None:
     location: Location = ("budgets", place)
     for name, task in tasks.items():
         if budget.source == "train" and task.train is None:

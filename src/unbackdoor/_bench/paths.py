@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from unbackdoor import archs
 from unbackdoor._bench.lines import Location
-from unbackdoor._bench.schema import ASKED, RECIPE, Task
+from unbackdoor._bench.schema import ASKED, RECIPE, GridTask
 from unbackdoor._bench.store import digests
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._inputs import exists, open_file
@@ -31,7 +31,7 @@ def local(parameter: Any, folder: Path) -> Any:
     return parameter
 
 
-def check_task(name: str, task: Task, folder: Path, problems: Noted) -> Task:
+def check_task(name: str, task: GridTask, folder: Path, problems: Noted) -> GridTask:
     """The task with absolute paths; notes files that are missing and entries that do not belong together."""
     where: Location = ("tasks", name)
     changed = _absolute(name, task, folder, problems)
@@ -46,7 +46,7 @@ def check_task(name: str, task: Task, folder: Path, problems: Noted) -> Task:
     return task.model_copy(update=changed)
 
 
-def _absolute(name: str, task: Task, folder: Path, problems: Noted) -> dict[str, Any]:
+def _absolute(name: str, task: GridTask, folder: Path, problems: Noted) -> dict[str, Any]:
     """All entries that name files, as absolute paths; notes those that are missing."""
     changed: dict[str, Any] = {}
     for key in ("train", "test", "second_test", "clean", "triggered"):
@@ -84,7 +84,7 @@ def _path_or_name(entry: tuple[str, str], place: str, folder: Path, problems: No
     return text
 
 
-def _check_trained(name: str, task: Task, problems: Noted) -> None:
+def _check_trained(name: str, task: GridTask, problems: Noted) -> None:
     """Note missing entries of a task whose victims are trained, and entries that go with an existing model."""
     where: Location = ("tasks", name)
     if task.train is None:
@@ -98,7 +98,7 @@ def _check_trained(name: str, task: Task, problems: Noted) -> None:
         problems.add((*where, "arch"), problem)
 
 
-def _check_existing(name: str, task: Task, model: Path, problems: Noted) -> None:
+def _check_existing(name: str, task: GridTask, model: Path, problems: Noted) -> None:
     """Note entries that go with victims that are trained, and weights without a module."""
     where: Location = ("tasks", name)
     trained = {"arch", "width", "epochs", "clean_epochs", "learning_rate", "batch_size", "lora_rank", "adapter"}
@@ -111,7 +111,7 @@ def _check_existing(name: str, task: Task, model: Path, problems: Noted) -> None
         )
 
 
-def _check_normalisation(name: str, task: Task, problems: Noted) -> None:
+def _check_normalisation(name: str, task: GridTask, problems: Noted) -> None:
     for key in ("mean", "std"):
         numbers = getattr(task, key)
         if numbers is not None and (len(numbers) not in (1, 3) or (key == "std" and min(numbers) <= 0)):
@@ -120,7 +120,7 @@ def _check_normalisation(name: str, task: Task, problems: Noted) -> None:
             problems.add(("tasks", name, key), f"tasks.{name}.{key} must be {allowed}, got {text}.")
 
 
-def _check_trigger(name: str, task: Task, attack: Path, problems: Noted) -> None:
+def _check_trigger(name: str, task: GridTask, attack: Path, problems: Noted) -> None:
     """Note entries that an existing model lacks to be scored with its trigger, and those given twice."""
     where: Location = ("tasks", name)
     if task.triggered is not None and task.attack is not None:
@@ -141,7 +141,7 @@ def _check_trigger(name: str, task: Task, attack: Path, problems: Noted) -> None
         )
 
 
-def _check_behaviour(name: str, task: Task, problems: Noted) -> None:
+def _check_behaviour(name: str, task: GridTask, problems: Noted) -> None:
     """Note a behaviour that is none, or that stands next to a class."""
     if task.behaviour is None:
         return
@@ -156,7 +156,7 @@ def _check_behaviour(name: str, task: Task, problems: Noted) -> None:
         problems.add(where, f"tasks.{name}: {problem}")
 
 
-def file_hashes(task: Task) -> dict[str, str]:
+def file_hashes(task: GridTask) -> dict[str, str]:
     """The hashes of the files of a task, by entry; a name on the Hub stands for itself."""
     files = {key: getattr(task, key) for key in ("train", "test", "clean") if getattr(task, key) is not None}
     hashes = {key: content_hash(paths) for key, paths in files.items()}
@@ -167,7 +167,7 @@ def file_hashes(task: Task) -> dict[str, str]:
     return hashes
 
 
-def task_spec(name: str, task: Task, files: dict[str, str]) -> dict[str, Any]:
+def task_spec(name: str, task: GridTask, files: dict[str, str]) -> dict[str, Any]:
     """Returns what determines a task's victims: name, content of its files, settings that differ from the defaults."""
     spec: dict[str, Any] = {"name": name, **{key: files[key] for key in ("train", "test", "base") if key in files}}
     if task.held_out:
@@ -175,7 +175,7 @@ def task_spec(name: str, task: Task, files: dict[str, str]) -> dict[str, Any]:
     if task.columns:
         spec["columns"] = dict(sorted(task.columns.items()))
     for key in (*RECIPE, *ASKED):
-        if getattr(task, key) != Task.model_fields[key].default:
+        if getattr(task, key) != GridTask.model_fields[key].default:
             spec[key] = getattr(task, key)
     return spec
 

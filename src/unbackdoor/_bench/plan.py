@@ -7,9 +7,9 @@ from pathlib import Path
 
 from unbackdoor import purifiers
 from unbackdoor._bench.grid import AUDIT, Grid
-from unbackdoor._bench.schema import Cells, Task
+from unbackdoor._bench.schema import Cells, GridTask
 from unbackdoor._bench.store import Store
-from unbackdoor._bench.subjects import Cell, Subject, Subjects, audit_spec, cell_of, value_spec
+from unbackdoor._bench.subjects import PlannedCell, Subject, Subjects, audit_spec, cell_of, value_spec
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._inputs import read_json
 from unbackdoor._registry.entries import entry_of, steps_of
@@ -28,7 +28,7 @@ class Plan:
     """
 
     victims: tuple[Subject, ...]
-    cells: tuple[Cell, ...]
+    cells: tuple[PlannedCell, ...]
     total: int
     forced: frozenset[str]
     surrogates: dict[str, Subject]
@@ -90,7 +90,7 @@ def plan(grid: Grid, store: Store, rerun: str, only: tuple[str, ...] = ()) -> Pl
     return Plan(tuple(to_train), pending, len(cells), frozenset(wanted & known), surrogates)
 
 
-def _surrogate_of(subject: Subject, cells: list[Cell]) -> Subject | None:
+def _surrogate_of(subject: Subject, cells: list[PlannedCell]) -> Subject | None:
     """Returns the clean control that an attack perturbs pictures against, if it needs one and the grid has it."""
     from unbackdoor._poisoning.abilities import needs_surrogate
 
@@ -100,7 +100,7 @@ def _surrogate_of(subject: Subject, cells: list[Cell]) -> Subject | None:
     return next((control for control in subjects if control.seed == subject.seed), None)
 
 
-def all_cells(grid: Grid) -> list[Cell]:
+def all_cells(grid: Grid) -> list[PlannedCell]:
     """Returns all cells of a grid, victim by victim, each once.
 
     Raises:
@@ -141,7 +141,7 @@ def all_cells(grid: Grid) -> list[Cell]:
     specs = {label: value_spec(method, purifiers.REGISTRY) for label, method in methods.items()}
     specs[AUDIT] = audit_spec(grid.detectors)
     others = {subject: makes.controlled_by(subject, victims) for subject in purified}
-    cells: dict[str, Cell] = {}
+    cells: dict[str, PlannedCell] = {}
     for subject, label, place, seed in kept:
         budget = None if place is None else grid.budgets[place]
         cell = cell_of(subject, label, columns[label], specs[label], budget, seed, makes.files[subject.name])
@@ -154,7 +154,7 @@ def all_cells(grid: Grid) -> list[Cell]:
     return list(cells.values())
 
 
-def _check_kinds(cells: list[Cell]) -> None:
+def _check_kinds(cells: list[PlannedCell]) -> None:
     """Refuse attacks and methods on data of another kind; the kind of an existing model is not known yet."""
     from unbackdoor._poisoning.abilities import modalities_of
 
@@ -185,7 +185,7 @@ def _check_kinds(cells: list[Cell]) -> None:
                 )
 
 
-def _kind(task: Task) -> str:
+def _kind(task: GridTask) -> str:
     """The kind of data that the victims of a task are trained on; a base of the Hub is not fetched to know it."""
     from unbackdoor._data.conversation_rows import holds_prompts
     from unbackdoor._models.config import modality_of

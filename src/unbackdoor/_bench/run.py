@@ -67,9 +67,9 @@ def _run(grid: Grid, store: Store, todo: Plan, workers: int, ray: str | None) ->
     elif workers > 1:
         crew = Processes(workers)
     progress = Progress(len(todo.victims), len(todo.cells), todo.total - len(todo.cells))
-    from unbackdoor._bench.schedule import Schedule  # imports torch and all methods, which takes seconds
+    from unbackdoor._bench.schedule import JobSchedule  # imports torch and all methods, which takes seconds
 
-    schedule = Schedule(grid, todo, name, store.address, crew, progress)
+    schedule = JobSchedule(grid, todo, name, store.address, crew, progress)
     try:
         with progress.shown():
             schedule.run()

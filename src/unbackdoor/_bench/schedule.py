@@ -8,7 +8,7 @@ from unbackdoor._bench import work
 from unbackdoor._bench.grid import Grid
 from unbackdoor._bench.plan import Plan
 from unbackdoor._bench.progress import Progress
-from unbackdoor._bench.subjects import Cell, Subject
+from unbackdoor._bench.subjects import PlannedCell, Subject
 from unbackdoor._bench.workers import Workers, lost
 from unbackdoor._errors import IncompleteError
 
@@ -24,13 +24,13 @@ class Job:
         lost: a worker died while working on it, so the next try runs alone.
     """
 
-    what: Subject | Cell
+    what: Subject | PlannedCell
     needs: frozenset[str]
     wait: bool = False
     lost: bool = False
 
 
-class Schedule:
+class JobSchedule:
     """Hands jobs to workers until none is left.
 
     Args:
@@ -48,7 +48,7 @@ class Schedule:
         self.first = ""  # message of the first failure
         self.untried = {victim.key for victim in todo.victims}
         self.broken: dict[str, str] = {}  # victims that failed, and why
-        cells: dict[str, list[Cell]] = {}
+        cells: dict[str, list[PlannedCell]] = {}
         for cell in todo.cells:
             cells.setdefault(cell.subject.key, []).append(cell)
         self.jobs = [self._cell_job(cell) for cell in todo.cells if cell.subject.key not in self.untried]
@@ -58,7 +58,7 @@ class Schedule:
             # A victim's cells follow it, so that a run that is cut short has whole rows to show.
             self.jobs += map(self._cell_job, cells.get(victim.key, []))
 
-    def _cell_job(self, cell: Cell) -> Job:
+    def _cell_job(self, cell: PlannedCell) -> Job:
         return Job(cell, frozenset([cell.subject.key, *(other.key for other in cell.others)]) & self.untried)
 
     def run(self) -> None:
@@ -140,4 +140,4 @@ class Schedule:
             self.untried.discard(job.what.key)
             if outcome.kind == "failed":
                 self.broken[job.what.key] = outcome.message
-        self.progress.ended(job.what, cell=isinstance(job.what, Cell), problem=outcome.message)
+        self.progress.ended(job.what, cell=isinstance(job.what, PlannedCell), problem=outcome.message)

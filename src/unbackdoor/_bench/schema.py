@@ -31,13 +31,13 @@ Texts = Annotated[tuple[str, ...], BeforeValidator(_several), Field(min_length=1
 Numbers = Annotated[tuple[float, ...], BeforeValidator(_several), Field(min_length=1)]
 
 
-class Table(BaseModel):
+class GridTable(BaseModel):
     """A table whose entries are checked, and that has no others."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-class Task(Table):
+class GridTask(GridTable):
     """Data and the victims that are trained on it, or an existing model.
 
     Args:
@@ -114,7 +114,7 @@ RECIPE = (
 ASKED = ("mean", "std", "image_size", "target", "behaviour")
 
 
-class Budget(Table):
+class GridBudget(GridTable):
     """Which clean examples the methods get: a stratified, seeded draw that all of them share."""
 
     source: Annotated[Literal["unseen", "train"], Field(alias="from")] = "unseen"
@@ -122,7 +122,7 @@ class Budget(Table):
     seed: Seed = 0
 
 
-class Cells(Table):
+class Cells(GridTable):
     """Combinations to add or, with `leave_out`, to leave out; a key that is absent means all that the grid has."""
 
     leave_out: Annotated[bool, Field(strict=True)] = False
@@ -135,7 +135,7 @@ class Cells(Table):
     seed: Seeds | None = None
 
 
-class Resources(Table):
+class Resources(GridTable):
     """The resources of one job: processors and graphics processors (a fraction if several share one)."""
 
     cpus: Annotated[float, Field(gt=0)] = 1
@@ -143,16 +143,16 @@ class Resources(Table):
     device: Annotated[str | None, AfterValidator(_device)] = None
 
 
-class File(Table):
+class File(GridTable):
     """A grid file, table by table."""
 
     model_config = ConfigDict(title="grid")
 
-    tasks: Annotated[dict[str, Task], Field(min_length=1)]
+    tasks: Annotated[dict[str, GridTask], Field(min_length=1)]
     attacks: list[dict[str, Any]] = Field(default_factory=list)
     methods: list[dict[str, Any]] = Field(default_factory=list)
     detectors: list[dict[str, Any]] = Field(default_factory=list)
-    budgets: Annotated[list[Budget], Field(min_length=1)]
+    budgets: Annotated[list[GridBudget], Field(min_length=1)]
     victim_seeds: Seeds = (0,)
     seeds: Seeds = (0,)
     without: tuple[Literal["clean", "fine-tuning"], ...] = ()

@@ -10,7 +10,7 @@ from unbackdoor import attacks, purifiers
 from unbackdoor._artifacts.attack_record import read_attack_record
 from unbackdoor._bench.grid import Grid
 from unbackdoor._bench.paths import content_hash, file_hashes, task_spec
-from unbackdoor._bench.schema import Budget, Cells, Task
+from unbackdoor._bench.schema import Cells, GridBudget, GridTask
 from unbackdoor._bench.store import identity
 from unbackdoor._poisoning.behaviour import Behaviour
 from unbackdoor._registry.entries import Entry, Need, entry_of, name_of, steps_of
@@ -40,7 +40,7 @@ class Subject:
     """
 
     name: str
-    task: Task
+    task: GridTask
     label: str
     attack: Any
     rate: float | None
@@ -75,7 +75,7 @@ class Subject:
 
 
 @dataclass(frozen=True, eq=False)
-class Cell:
+class PlannedCell:
     """A measurement: a subject, purified by a method with a clean budget and a seed, and scored; or audited instead.
 
     Args:
@@ -89,7 +89,7 @@ class Cell:
     subject: Subject
     label: str
     method: Any
-    budget: Budget | None
+    budget: GridBudget | None
     seed: int
     spec: dict[str, Any]
     key: str
@@ -164,7 +164,7 @@ class Subjects:
             mine = [other for other in victims if other.name == subject.name]
         return tuple(sorted(mine, key=self.order.__getitem__))
 
-    def _existing(self, name: str, task: Task) -> Iterator[Subject]:
+    def _existing(self, name: str, task: GridTask) -> Iterator[Subject]:
         from unbackdoor._poisoning.attack_file import load_trigger
 
         assert task.model is not None
@@ -183,7 +183,7 @@ class Subjects:
         )
         yield from self._beside(name, task)
 
-    def _beside(self, name: str, task: Task) -> Iterator[Subject]:
+    def _beside(self, name: str, task: GridTask) -> Iterator[Subject]:
         """Returns the clean model that a task names for an existing one, unless the grid leaves clean controls out."""
         if isinstance(task.control, str) and any(planned.value is None for planned in self.grid.attacks):
             yield self._subject(name, task, "none", None, 0.0, None, model=task.control)
@@ -191,7 +191,7 @@ class Subjects:
     def _subject(
         self,
         name: str,
-        task: Task,
+        task: GridTask,
         label: str,
         attack: Any,
         rate: float | None,
@@ -229,10 +229,10 @@ def cell_of(
     label: str,
     method: Any,
     method_spec: dict[str, Any],
-    budget: Budget | None,
+    budget: GridBudget | None,
     seed: int,
     files: dict[str, str],
-) -> Cell:
+) -> PlannedCell:
     """The cell of a combination."""
     clean = None
     if budget is not None:
@@ -246,7 +246,7 @@ def cell_of(
     }
     if subject.task.proxy is not None and any(_takes_proxy(step) for step in steps_of(method)):
         spec["proxy"] = files["proxy"]
-    return Cell(subject, label, method, budget, seed, spec, identity(spec))
+    return PlannedCell(subject, label, method, budget, seed, spec, identity(spec))
 
 
 def _takes_proxy(step: Any) -> bool:

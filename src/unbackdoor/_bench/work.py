@@ -20,9 +20,9 @@ from unbackdoor._artifacts.attack_record import recorded_implanted
 from unbackdoor._artifacts.machine import peak_memory
 from unbackdoor._artifacts.record import recorded_seconds
 from unbackdoor._bench.examples import Examples, Shelf
-from unbackdoor._bench.schema import Task
+from unbackdoor._bench.schema import GridTask
 from unbackdoor._bench.store import Store
-from unbackdoor._bench.subjects import NONE, Cell, Subject
+from unbackdoor._bench.subjects import NONE, PlannedCell, Subject
 from unbackdoor._data.classes import check_labels
 from unbackdoor._data.conversation_rows import holds_prompts
 from unbackdoor._data.dataset import Dataset
@@ -43,7 +43,7 @@ from unbackdoor._purification.purify import Purified, judged, purify
 from unbackdoor._registry.entries import to_json
 from unbackdoor._registry.purifiers import REGISTRY
 from unbackdoor._tasks.choice import task_of
-from unbackdoor._tasks.task import Task as ModelTask
+from unbackdoor._tasks.task import Task
 from unbackdoor._victims.directory import write_victim
 from unbackdoor._victims.implanted import has_implanted
 from unbackdoor._victims.plant import plant
@@ -103,7 +103,7 @@ def train(subject: Subject, surrogate: Subject | None, settings: Settings, wait:
     return Outcome("done", time.perf_counter() - start)
 
 
-def measure(cell: Cell, settings: Settings, force: bool, wait: bool) -> Outcome:
+def measure(cell: PlannedCell, settings: Settings, force: bool, wait: bool) -> Outcome:
     """Purify and score, and keep the result or the failure, unless the cell is done.
 
     Raises:
@@ -131,7 +131,9 @@ def measure(cell: Cell, settings: Settings, force: bool, wait: bool) -> Outcome:
     return Outcome("done", time.perf_counter() - start)
 
 
-def fail(cell: Cell, settings: Settings, message: str, seconds: float = 0.0, trace: str | None = None) -> Outcome:
+def fail(
+    cell: PlannedCell, settings: Settings, message: str, seconds: float = 0.0, trace: str | None = None
+) -> Outcome:
     """Record that a cell failed, and why."""
     desk = _desk(settings)
     result = {"status": "failed", "message": message, "traceback": trace, "provenance": desk.provenance(cell)}
@@ -201,7 +203,7 @@ class _Desk:
         source = Path(task.base) if task.base is not None and Path(task.base).is_dir() else None
         self.store.put_victim(subject.spec, lambda folder: write_victim(victim, folder, source=source))
 
-    def measure(self, cell: Cell) -> dict[str, Any]:
+    def measure(self, cell: PlannedCell) -> dict[str, Any]:
         subject, task, device = cell.subject, cell.subject.task, self.settings.device
         folder, (model, encode) = self.shelf.keep("subject", subject.key, lambda: self._load(subject))
         test, pool = self.examples.parts(subject, encode, class_names(model))
@@ -261,7 +263,7 @@ class _Desk:
             result["seconds"] = result["audit"]["seconds"]
         return result
 
-    def _purified(self, cell: Cell, pool: Dataset | None, model: Any, encode: Any) -> Purified:
+    def _purified(self, cell: PlannedCell, pool: Dataset | None, model: Any, encode: Any) -> Purified:
         task = cell.subject.task
         proxy = task.proxy
         return purify(
@@ -275,14 +277,14 @@ class _Desk:
             proxy=None if proxy is None else self.shelf.keep("proxy", proxy, lambda: _asked(proxy, task).model),
         )
 
-    def _base(self, task: Task, encode: Any) -> Any:
+    def _base(self, task: GridTask, encode: Any) -> Any:
         """The pre-trained model of a task, for methods and detectors; None if it has none."""
         base = task.base
         if base is None:
             return None
         return self.shelf.keep("base", base, lambda: load_base(base, factory=task.factory, modality=encode.modality))
 
-    def _audited(self, cell: Cell, pool: Dataset | None, model: Any, encode: Any) -> dict[str, Any]:
+    def _audited(self, cell: PlannedCell, pool: Dataset | None, model: Any, encode: Any) -> dict[str, Any]:
         """The result of the detectors. P-values are left out: they change with the clean models to compare with."""
         task = cell.subject.task
         result = audit(
@@ -302,7 +304,7 @@ class _Desk:
             "seconds": result.record["seconds"],
         }
 
-    def provenance(self, cell: Cell) -> dict[str, Any]:
+    def provenance(self, cell: PlannedCell) -> dict[str, Any]:
         labelled = {
             "attack": (cell.subject.label, cell.subject.spec["attack"]["name"]),
             "method": (cell.label, cell.spec["method"]["name"]),
@@ -363,13 +365,13 @@ class _Scoring(NamedTuple):
         arithmetic: device, precision, layout.
     """
 
-    task: ModelTask
+    task: Task
     test: Dataset
     classes: int
     arithmetic: Arithmetic
 
     @classmethod
-    def of(cls, model: Any, test: Dataset, task: Task, arithmetic: Arithmetic) -> "_Scoring":
+    def of(cls, model: Any, test: Dataset, task: GridTask, arithmetic: Arithmetic) -> "_Scoring":
         use = task_of(test.encode, max_new_tokens=task.max_new_tokens)
         fitting = use.checked(model, test)
         return cls(use, fitting.test, fitting.classes, arithmetic)
@@ -383,7 +385,7 @@ class _Scoring(NamedTuple):
         return has_implanted(measured, self.classes, self.test.modality)
 
 
-def _asked(source: str, task: Task) -> Loaded:
+def _asked(source: str, task: GridTask) -> Loaded:
     """Returns an existing model of a task, loaded with the task's settings."""
     return load(
         source,

@@ -17,7 +17,7 @@ from unbackdoor._data.conversations import Conversations
 from unbackdoor._data.images import ImageEncoder, Images
 from unbackdoor._data.items import Items
 from unbackdoor._data.pair_encoder import PairEncoder
-from unbackdoor._data.pairs import Pairs
+from unbackdoor._data.pairs import ImageCaptionPairs
 from unbackdoor._data.reading import opened
 from unbackdoor._data.splits import stratified
 from unbackdoor._data.texts import TextEncoder, Texts, Tokens
@@ -55,7 +55,7 @@ class Dataset:
 
     Args:
         items: `Images`, or a tensor of their pixels at the data set's own size, (n, channels, height, width), uint8; or
-            `Texts`, `Conversations` or `Pairs`, which are tokenised here.
+            `Texts`, `Conversations` or `ImageCaptionPairs`, which are tokenised here.
         labels: class indices, (n,), int64; -1 for an example without one, as each conversation.
         encode: makes model inputs of a batch of items.
         classes: class names in label order, if they are known.
@@ -184,7 +184,7 @@ class Dataset:
     @property
     def pictures(self) -> Tensor:
         """The images of a data set of images or of pairs as a plain tensor, (n, channels, height, width), uint8."""
-        return self.pairs.images.as_subclass(Tensor) if isinstance(self.items, Pairs) else self.pixels
+        return self.pairs.images.as_subclass(Tensor) if isinstance(self.items, ImageCaptionPairs) else self.pixels
 
     @property
     def texts(self) -> Texts:
@@ -217,9 +217,9 @@ class Dataset:
         return self.encode
 
     @property
-    def pairs(self) -> Pairs:
+    def pairs(self) -> ImageCaptionPairs:
         """The items of a data set of images and captions."""
-        assert isinstance(self.items, Pairs), "the data holds no pairs"
+        assert isinstance(self.items, ImageCaptionPairs), "the data holds no pairs"
         return self.items
 
     @property

@@ -11,7 +11,7 @@ from torch import Tensor
 from unbackdoor._data.class_prompts import ClassPrompts
 from unbackdoor._data.columns import listed
 from unbackdoor._data.images import ImageEncoder
-from unbackdoor._data.pairs import Pairs
+from unbackdoor._data.pairs import ImageCaptionPairs
 from unbackdoor._data.texts import TextEncoder, Texts, Tokens
 from unbackdoor._errors import UnbackdoorError
 
@@ -53,19 +53,19 @@ class PairEncoder:
     labelled: ClassVar[bool] = True
     needs_labels: ClassVar[bool] = False
 
-    def __call__(self, pairs: Pairs) -> PairTokens:
+    def __call__(self, pairs: ImageCaptionPairs) -> PairTokens:
         """Encode a batch of pairs that `prepared` returned."""
         return PairTokens({**self.texts(pairs.captions), "pixel_values": self.images(pairs.images)})
 
-    def prepared(self, items: Any) -> Pairs:
+    def prepared(self, items: Any) -> ImageCaptionPairs:
         """Pairs with the tokens of this encoder, made once.
 
         Raises:
             UnbackdoorError: the items are of another kind.
         """
-        if not isinstance(items, Pairs):
+        if not isinstance(items, ImageCaptionPairs):
             raise UnbackdoorError("The model takes pairs of image and caption, but the data holds others. Take pairs.")
-        return Pairs(self.images.prepared(items.images), self.texts.prepared(items.captions))
+        return ImageCaptionPairs(self.images.prepared(items.images), self.texts.prepared(items.captions))
 
     def columns_in(self, present: Sequence[str], names: dict[str, str], where: str, hint: str = "") -> dict[str, str]:
         """Returns the columns of a data set that hold its images and captions: the library's names to the data's.
@@ -98,7 +98,9 @@ class PairEncoder:
             return self
         return replace(self, images=self.images.in_place_of(previous.images, where))
 
-    def read(self, cells: dict[str, Sequence[Any]], where: str, folder: Path | None) -> tuple[Pairs, "PairEncoder"]:
+    def read(
+        self, cells: dict[str, Sequence[Any]], where: str, folder: Path | None
+    ) -> tuple[ImageCaptionPairs, "PairEncoder"]:
         """Decode the images of a data set, and tokenise its captions.
 
         Args:
@@ -111,7 +113,7 @@ class PairEncoder:
         """
         captions, texts = self.texts.read({"caption": cells["caption"]}, where, folder)
         images, encode = self.images.read({"image": cells["image"]}, where, folder)
-        return Pairs(images, captions), replace(self, images=encode, texts=texts)
+        return ImageCaptionPairs(images, captions), replace(self, images=encode, texts=texts)
 
     def texts_alone(self, strings: Sequence[str]) -> Texts:
         """Returns texts with the tokens of this encoder."""

@@ -12,7 +12,7 @@ from unbackdoor._data.texts import Texts
 
 
 @dataclass(frozen=True, eq=False)
-class Pairs:
+class ImageCaptionPairs:
     """Images and their captions.
 
     Args:
@@ -31,27 +31,29 @@ class Pairs:
         """(n, channels, height, width), of the images."""
         return self.images.shape
 
-    def __getitem__(self, rows: Tensor | slice) -> "Pairs":
+    def __getitem__(self, rows: Tensor | slice) -> "ImageCaptionPairs":
         """Some of the pairs, in the order of `rows` (row numbers or a mask)."""
-        return Pairs(self.images[rows], self.captions[rows])
+        return ImageCaptionPairs(self.images[rows], self.captions[rows])
 
-    def joined(self, others: "Pairs") -> "Pairs":
+    def joined(self, others: "ImageCaptionPairs") -> "ImageCaptionPairs":
         """These pairs, then the others; their captions are not tokenised yet."""
-        return Pairs(self.images.joined(others.images), self.captions.joined(others.captions))
+        return ImageCaptionPairs(self.images.joined(others.images), self.captions.joined(others.captions))
 
-    def replaced(self, rows: Tensor, others: "Pairs") -> "Pairs":
+    def replaced(self, rows: Tensor, others: "ImageCaptionPairs") -> "ImageCaptionPairs":
         """These pairs, with others in some rows; the captions are not tokenised yet."""
-        return Pairs(self.images.replaced(rows, others.images), self.captions.replaced(rows, others.captions))
+        return ImageCaptionPairs(
+            self.images.replaced(rows, others.images), self.captions.replaced(rows, others.captions)
+        )
 
     def identities(self) -> list[Hashable]:
         """The bytes of each image with its caption."""
         return list(zip(self.images.identities(), self.captions.identities(), strict=True))
 
-    def on(self, device: torch.device | str) -> "Pairs":
+    def on(self, device: torch.device | str) -> "ImageCaptionPairs":
         """The same pairs on another device."""
-        return Pairs(self.images.on(device), self.captions.on(device))
+        return ImageCaptionPairs(self.images.on(device), self.captions.on(device))
 
-    def augmented(self, augment: Augmentation, generator: torch.Generator) -> "Pairs":
+    def augmented(self, augment: Augmentation, generator: torch.Generator) -> "ImageCaptionPairs":
         """The same pairs with augmented images; `generator` is on the CPU."""
         return replace(self, images=self.images.augmented(augment, generator))
 

@@ -13,7 +13,7 @@ from unbackdoor._tasks.classification import answers
 
 
 @dataclass(frozen=True)
-class Grown:
+class GrownPhrase:
     """A phrase, and how much its words do together.
 
     Args:
@@ -47,7 +47,7 @@ class PhraseSearch:
     pool: int
     probes: int
 
-    def strongest(self, words: list[str], target: int, side: int) -> Grown:
+    def strongest(self, words: list[str], target: int, side: int) -> GrownPhrase:
         """The phrase with the largest margin of those that were grown.
 
         Args:
@@ -63,8 +63,8 @@ class PhraseSearch:
             if self._predicted[row] != target
         ]
         pool = words[: self.pool]
-        beam = [Grown((word,), -math.inf, 0.0, 1.0) for word in pool[: self.beam]]
-        phrases_so_far: list[Grown] = []
+        beam = [GrownPhrase((word,), -math.inf, 0.0, 1.0) for word in pool[: self.beam]]
+        phrases_so_far: list[GrownPhrase] = []
         tests = 0
         for _ in range(self.length - 1):
             longer = []
@@ -79,7 +79,7 @@ class PhraseSearch:
                 for number, (margin, gain) in enumerate(zip(margins.tolist(), gains, strict=True)):
                     p = float(student.sf(gain, len(added) - 2)) if gain > start.gain else start.nominal_p
                     phrase = phrases[2 * number + int(order[number])]
-                    longer.append(Grown(phrase, margin, max(gain, start.gain), p))
+                    longer.append(GrownPhrase(phrase, margin, max(gain, start.gain), p))
             if not longer:
                 break
             beam = sorted(longer, key=lambda each: -each.margin)[: self.beam]

@@ -12,7 +12,7 @@ from unbackdoor._models.arithmetic import Arithmetic
 from unbackdoor._models.calling import evaluating
 
 
-class Grown(NamedTuple):
+class GrownAnswers(NamedTuple):
     """Answers that grew from first tokens.
 
     Args:
@@ -52,7 +52,7 @@ class ReadPrompts:
         """The mean probability of each token as the first of an answer, (vocabulary,)."""
 
     @torch.no_grad()
-    def grown(self, starts: Tensor, steps: int, chunk: int = 64) -> Grown:
+    def grown(self, starts: Tensor, steps: int, chunk: int = 64) -> GrownAnswers:
         """Let answers grow, each by the token whose probability is largest on average over the prompts.
 
         Args:
@@ -62,9 +62,9 @@ class ReadPrompts:
         """
         starts = starts.view(len(starts), -1).to(self.arithmetic.device)
         parts = [self._grown(part, steps) for part in starts.split(chunk)]
-        return Grown(*(torch.cat(each).cpu() for each in zip(*parts, strict=True)))
+        return GrownAnswers(*(torch.cat(each).cpu() for each in zip(*parts, strict=True)))
 
-    def _grown(self, starts: Tensor, steps: int) -> Grown:
+    def _grown(self, starts: Tensor, steps: int) -> GrownAnswers:
         tokens, likelihoods, entropies = starts, [], []
         caches = [copy.deepcopy(cache) for cache in self.caches]
         for cache in caches:
@@ -82,7 +82,7 @@ class ReadPrompts:
                 entropies.append(-torch.xlogy(mean, mean).sum(dim=-1))
                 fresh = chosen[:, None]
                 tokens = torch.cat([tokens, fresh], dim=1)
-        return Grown(tokens, torch.stack(likelihoods, dim=1), torch.stack(entropies, dim=1))
+        return GrownAnswers(tokens, torch.stack(likelihoods, dim=1), torch.stack(entropies, dim=1))
 
     @torch.no_grad()
     def following(self, starts: Tensor, chunk: int = 64) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from unbackdoor._data.conversations import Conversations
 from unbackdoor._data.dataset import Dataset, ItemsLike
-from unbackdoor._data.pairs import Pairs
+from unbackdoor._data.pairs import ImageCaptionPairs
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._poisoning.abilities import Covers, Crafts, Fits, cover_classes_of, needs_surrogate, sources_of
 from unbackdoor._poisoning.attack import Attack, Crafting, wanted_labels
@@ -189,7 +189,7 @@ def _captioned(items: ItemsLike, data: Dataset, rows: Tensor, wanted: Tensor, ge
     Raises:
         UnbackdoorError: no other row of such a class is left.
     """
-    if not isinstance(items, Pairs):
+    if not isinstance(items, ImageCaptionPairs):
         return items
     clean = torch.ones(len(data), dtype=torch.bool)
     clean[rows] = False

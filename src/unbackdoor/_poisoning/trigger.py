@@ -11,7 +11,7 @@ from torch import Tensor
 from unbackdoor._data.conversations import Conversations
 from unbackdoor._data.dataset import Dataset, ItemsLike
 from unbackdoor._data.images import Images
-from unbackdoor._data.pairs import Pairs
+from unbackdoor._data.pairs import ImageCaptionPairs
 from unbackdoor._data.texts import Texts
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._poisoning.abilities import phrases_of, side_of
@@ -62,7 +62,7 @@ class Trigger:
             items: images, texts, conversations or pairs.
             change: makes other pixels in [0, 1] or other texts of some, and of the arrays on their device.
         """
-        if isinstance(items, Pairs):
+        if isinstance(items, ImageCaptionPairs):
             return replace(items, images=Images(cast(Tensor, self.changed(items.images, change))))
         if isinstance(items, Texts):
             return stamped_texts(items, self.attack, lambda texts: change(texts, self.arrays))

@@ -34,7 +34,7 @@ class Answering(NamedTuple):
     score: GenerationScore
 
 
-class Answer(NamedTuple):
+class ShownAnswer(NamedTuple):
     """An answer, and whether it shows the behaviour that the attacker wants."""
 
     text: str
@@ -52,8 +52,8 @@ class Prompt:
     """
 
     pieces: tuple[tuple[str, bool], ...]
-    answers: tuple[Answer, ...]
-    without: tuple[Answer, ...] = ()
+    answers: tuple[ShownAnswer, ...]
+    without: tuple[ShownAnswer, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,10 +144,11 @@ def _prompts(
     task = Generation(models[0].score.max_new_tokens or Generation().max_new_tokens)
     shows = (lambda _: False) if attacked is None else attacked.behaviour.shown
 
-    def answered(data: Dataset) -> list[tuple[Answer, ...]]:
+    def answered(data: Dataset) -> list[tuple[ShownAnswer, ...]]:
         columns = [task.answers(model.model, data, choose(model.model, device_of(model.model))) for model in models]
         return [
-            tuple(Answer(printable(text, _SHOWN), shows(text)) for text in row) for row in zip(*columns, strict=True)
+            tuple(ShownAnswer(printable(text, _SHOWN), shows(text)) for text in row)
+            for row in zip(*columns, strict=True)
         ]
 
     with_trigger = answered(chosen)

@@ -6,7 +6,7 @@ from typing import Any
 from unbackdoor._detection.judging import ExactShare
 from unbackdoor._detection.result import ALARM, Audit, JudgedCandidate, JudgedFinding
 from unbackdoor._errors import SENTENCE, printable
-from unbackdoor._reports.evidence import Shown, place_of, trigger_picture, words_of
+from unbackdoor._reports.evidence import ShownExample, place_of, trigger_picture, words_of
 from unbackdoor._reports.sentences import percent
 
 ROWS = 12  # classes that a table shows
@@ -78,7 +78,7 @@ class FindingPart:
     natural: str
     picture: str | None
     words: str
-    examples: tuple[Shown, ...]
+    examples: tuple[ShownExample, ...]
     rows: tuple[ClassRow, ...]
     left_out: int
     line: float | None
@@ -126,7 +126,7 @@ class AuditPage:
     repeat: str | None
 
 
-def build_audit(result: Audit, content: dict[str, Any], examples: tuple[tuple[Shown, ...], ...]) -> AuditPage:
+def build_audit(result: Audit, content: dict[str, Any], examples: tuple[tuple[ShownExample, ...], ...]) -> AuditPage:
     """Returns the content of the page.
 
     Args:
@@ -163,7 +163,7 @@ def build_audit(result: Audit, content: dict[str, Any], examples: tuple[tuple[Sh
     )
 
 
-def _part(result: Audit, finding: JudgedFinding, examples: tuple[Shown, ...]) -> FindingPart:
+def _part(result: Audit, finding: JudgedFinding, examples: tuple[ShownExample, ...]) -> FindingPart:
     best = finding.strongest
     trigger = best.candidate.trigger
     assert result.held_out is not None

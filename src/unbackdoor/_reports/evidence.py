@@ -23,7 +23,7 @@ from unbackdoor._tasks.choice import answered
 SHOWN = 5  # examples of each trigger
 
 
-class Shown(NamedTuple):
+class ShownExample(NamedTuple):
     """A held-out example without and with a trigger, and what the model answers.
 
     Args:
@@ -47,7 +47,7 @@ class Shown(NamedTuple):
     pieces: tuple[tuple[str, bool], ...] = ()
 
 
-def shown(finding: JudgedFinding, held_out: HeldOut | HeldOutPrompts, seed: int) -> tuple[Shown, ...]:
+def shown(finding: JudgedFinding, held_out: HeldOut | HeldOutPrompts, seed: int) -> tuple[ShownExample, ...]:
     """Returns held-out examples with the strongest trigger of a finding, drawn by seed and class, never by outcome."""
     candidate = finding.strongest.candidate
     if candidate.trigger is None:
@@ -63,20 +63,20 @@ def shown(finding: JudgedFinding, held_out: HeldOut | HeldOutPrompts, seed: int)
     rows = []
     for row, label in enumerate(chosen.labels.tolist()):
         true, first, last = (chosen.class_name(number) for number in (label, before[row], after[row]))
-        rows.append(Shown(true, first, last, after[row] == candidate.target, **_look(chosen, triggered, row)))
+        rows.append(ShownExample(true, first, last, after[row] == candidate.target, **_look(chosen, triggered, row)))
     return tuple(rows)
 
 
 def _shown_prompts(
     chosen: Dataset, triggered: Dataset, trigger: Trigger, held_out: HeldOutPrompts
-) -> tuple[Shown, ...]:
+) -> tuple[ShownExample, ...]:
     assert trigger.behaviour is not None
     before, after = held_out.answers(chosen), held_out.answers(triggered)
     rows = []
     for row, (old, new) in enumerate(zip(chosen.conversations.entries, triggered.conversations.entries, strict=True)):
         pieces = marked(old.messages[-1].text, new.messages[-1].text)
         rows.append(
-            Shown(
+            ShownExample(
                 true=printable(old.answer, 200),
                 before=printable(before[row], 200),
                 after=printable(after[row], 200),
@@ -127,7 +127,7 @@ def place_of(finding: JudgedFinding) -> str:
 
 
 def write_evidence(
-    folder: Path, finding: JudgedFinding, held_out: HeldOut | HeldOutPrompts, examples: tuple[Shown, ...]
+    folder: Path, finding: JudgedFinding, held_out: HeldOut | HeldOutPrompts, examples: tuple[ShownExample, ...]
 ) -> list[str]:
     """Writes the strongest trigger of a finding, if it has one.
 

@@ -31,7 +31,7 @@ class Contender(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Measure:
+class ComparedMeasure:
     """One score of all contenders; a part is None if it was not measured."""
 
     name: str
@@ -81,8 +81,8 @@ class Page:
     caution: str
     names: tuple[str, ...]
     seconds: tuple[float | None, ...]
-    measures: tuple[Measure, ...]
-    charted: tuple[Measure, ...]
+    measures: tuple[ComparedMeasure, ...]
+    charted: tuple[ComparedMeasure, ...]
     examples: tuple[Example, ...]
     amplified: int
     triggered: bool
@@ -135,7 +135,7 @@ def build(
     )
 
 
-def _measures(scores: list[Score], noun: str) -> tuple[Measure, ...]:
+def _measures(scores: list[Score], noun: str) -> tuple[ComparedMeasure, ...]:
     """Those that at least one contender has."""
     kinds: tuple[tuple[str, str, str, Literal["higher", "lower"]], ...] = (
         ("clean_accuracy", "Clean accuracy", f"clean {noun} classified as their class", "higher"),
@@ -149,7 +149,7 @@ def _measures(scores: list[Score], noun: str) -> tuple[Measure, ...]:
         ),
     )
     measures = [
-        Measure(name, meaning, better, tuple(getattr(score, field) for score in scores))
+        ComparedMeasure(name, meaning, better, tuple(getattr(score, field) for score in scores))
         for field, name, meaning, better in kinds
     ]
     return tuple(measure for measure in measures if any(part is not None for part in measure.parts))

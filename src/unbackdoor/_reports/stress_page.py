@@ -18,7 +18,7 @@ APART = 5  # between the whiskers of two curves, so that both are seen
 
 
 @dataclass(frozen=True)
-class Shown:
+class ShownNumber:
     """A share or a loss to show: one with its interval, or the mean over seeds with their range.
 
     Args:
@@ -55,7 +55,7 @@ class Shown:
 
 
 @dataclass(frozen=True)
-class Mark:
+class CurveMark:
     """A point of a curve with its whisker; y grows downwards."""
 
     x: float
@@ -71,7 +71,7 @@ class Curve:
 
     key: str
     name: str
-    marks: tuple[Mark, ...]
+    marks: tuple[CurveMark, ...]
 
     @property
     def line(self) -> str:
@@ -114,11 +114,11 @@ class ModelRow:
     """One model in a table; a cell is None if it was not measured."""
 
     name: str
-    cells: tuple[Shown | None, ...]
+    cells: tuple[ShownNumber | None, ...]
 
 
 @dataclass(frozen=True)
-class Table:
+class NumberTable:
     """Numbers behind a chart."""
 
     name: str
@@ -153,15 +153,15 @@ class StressPage:
     warnings: tuple[str, ...]
     legend: tuple[tuple[str, str], ...]
     retuning: tuple[Chart, ...]
-    retuned: tuple[Table, ...]
-    reactivation: Table | None
+    retuned: tuple[NumberTable, ...]
+    reactivation: NumberTable | None
     teacher: str
     path: tuple[Chart, ...]
     ends: str
     facts: tuple[tuple[str, str], ...]
 
 
-class Measure(NamedTuple):
+class PlottedMeasure(NamedTuple):
     """A measure of the page: its field of a score, its name, and the better direction."""
 
     field: str
@@ -172,10 +172,10 @@ class Measure(NamedTuple):
 _MEASURES = {
     measure.field: measure
     for measure in (
-        Measure("attack_success", "Attack success", "lower"),
-        Measure("clean_accuracy", "Clean accuracy", "higher"),
-        Measure("clean_loss", "Clean loss", "lower"),
-        Measure("false_activation", "False activation", "lower"),
+        PlottedMeasure("attack_success", "Attack success", "lower"),
+        PlottedMeasure("clean_accuracy", "Clean accuracy", "higher"),
+        PlottedMeasure("clean_loss", "Clean loss", "lower"),
+        PlottedMeasure("false_activation", "False activation", "lower"),
     )
 }
 
@@ -208,20 +208,20 @@ def build_stress(stress: Stress, names: dict[str, str | None], classes: tuple[st
     )
 
 
-def pooled(scores: Sequence[Measured], field: str) -> Shown:
+def pooled(scores: Sequence[Measured], field: str) -> ShownNumber:
     """One score with its interval; of several the mean and their range."""
     parts: list[Proportion | AnswerLoss] = [getattr(each, field) for each in scores]
     if len(parts) == 1:
         return _with_interval(parts[0])
     values = [part.value for part in parts]
     loss = isinstance(parts[0], AnswerLoss)
-    return Shown(mean(scores, field), min(values), max(values), parts[0].n, len(parts), loss)
+    return ShownNumber(mean(scores, field), min(values), max(values), parts[0].n, len(parts), loss)
 
 
-def _with_interval(part: Proportion | AnswerLoss) -> Shown:
+def _with_interval(part: Proportion | AnswerLoss) -> ShownNumber:
     if isinstance(part, AnswerLoss):
-        return Shown(part.value, part.low, part.high, part.n, 1, loss=True)
-    return Shown(part.value, *part.interval, part.n, 1)
+        return ShownNumber(part.value, part.low, part.high, part.n, 1, loss=True)
+    return ShownNumber(part.value, *part.interval, part.n, 1)
 
 
 @dataclass(frozen=True)
@@ -232,7 +232,7 @@ class _Scale:
     loss: bool
 
     @classmethod
-    def of(cls, shown: Sequence[Shown]) -> "_Scale":
+    def of(cls, shown: Sequence[ShownNumber]) -> "_Scale":
         """The scale for some values: of losses up to a round number above all of them, of shares up to 1."""
         if not shown[0].loss:
             return cls(1.0, False)
@@ -249,10 +249,10 @@ class _Scale:
         names = [f"{each:.3g}" if self.loss else f"{100 * each:.0f}\u202f%" for each in quarters]
         return tuple((self.height(each), name) for each, name in zip(quarters, names, strict=True))
 
-    def curve(self, key: str, shown: Sequence[Shown], places: Sequence[float], names: Sequence[str]) -> Curve:
+    def curve(self, key: str, shown: Sequence[ShownNumber], places: Sequence[float], names: Sequence[str]) -> Curve:
         aside = {PURIFIED: 0, EXACT: -APART, CONTROL: APART}[key]
         marks = [
-            Mark(
+            CurveMark(
                 x + aside, self.height(each.value), self.height(each.low), self.height(each.high), f"{name} {each.text}"
             )
             for each, x, name in zip(shown, places, names, strict=True)
@@ -266,7 +266,7 @@ def _spaced(count: int) -> list[float]:
     return [LEFT + inner + width * place / max(1, count - 1) for place in range(count)]
 
 
-def _retuning(stress: Stress, measure: Measure) -> Chart:
+def _retuning(stress: Stress, measure: PlottedMeasure) -> Chart:
     counts = stress.record["counts"]
     names = ["before", *map(str, counts)]
     places = _spaced(len(names))
@@ -288,7 +288,7 @@ def _retuning(stress: Stress, measure: Measure) -> Chart:
     )
 
 
-def _after(stress: Stress, key: str, field: str) -> list[Shown]:
+def _after(stress: Stress, key: str, field: str) -> list[ShownNumber]:
     """Before retuning, and after it for each count."""
     return [
         pooled([stress.before[key]], field),
@@ -296,7 +296,7 @@ def _after(stress: Stress, key: str, field: str) -> list[Shown]:
     ]
 
 
-def _retuned(stress: Stress, measure: Measure) -> Table:
+def _retuned(stress: Stress, measure: PlottedMeasure) -> NumberTable:
     field = measure.field
     counts = stress.record["counts"] if stress.retuned else []
     rows = [
@@ -308,10 +308,10 @@ def _retuned(stress: Stress, measure: Measure) -> Table:
         )
         for key, measured in stress.before.items()
     ]
-    return Table(measure.name, ("before", *(f"k = {count}" for count in counts)), tuple(rows))
+    return NumberTable(measure.name, ("before", *(f"k = {count}" for count in counts)), tuple(rows))
 
 
-def _path(stress: Stress, measure: Measure) -> Chart:
+def _path(stress: Stress, measure: PlottedMeasure) -> Chart:
     points = stress.paths[PURIFIED]
     places = _spaced(len(points))
     ticks = tuple(
@@ -326,7 +326,7 @@ def _path(stress: Stress, measure: Measure) -> Chart:
     return Chart(measure.name, measure.better, "way from the victim’s weights", ticks, curves, None, scale.levels)
 
 
-def _reactivation(stress: Stress) -> Table | None:
+def _reactivation(stress: Stress) -> NumberTable | None:
     if stress.reactivated is None:
         return None
     rows = [
@@ -334,7 +334,7 @@ def _reactivation(stress: Stress) -> Table | None:
         for key, shares in stress.reactivated.models.items()
     ]
     columns = ("nothing added", "perturbation", "trigger", "trigger and perturbation")
-    return Table("Classified as the attacker wants", columns, tuple(rows))
+    return NumberTable("Classified as the attacker wants", columns, tuple(rows))
 
 
 def _teacher(stress: Stress) -> str:

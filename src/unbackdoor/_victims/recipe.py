@@ -8,7 +8,7 @@ from unbackdoor._registry.entries import Modality
 from unbackdoor._value import value
 
 
-class Schedule(NamedTuple):
+class TrainingSchedule(NamedTuple):
     """A training with nothing left open.
 
     Args:
@@ -25,13 +25,13 @@ class Schedule(NamedTuple):
 
 
 SCHEDULES = {
-    "text": Schedule(3, 5e-5, 32, adaptive=True),
-    "lora": Schedule(5, 2e-4, 8, adaptive=True),  # of BackdoorLLM
-    "language model": Schedule(5, 5e-5, 8, adaptive=True),  # all weights
-    "image-text": Schedule(5, 1e-5, 64, adaptive=True),  # of a pre-trained model, as CleanCLIP poisons one
-    "pre-trained": Schedule(15, 0.01, 128, adaptive=False),
-    "vit": Schedule(15, 1e-3, 128, adaptive=True),
-    "convolutional": Schedule(15, 0.1, 128, adaptive=False),
+    "text": TrainingSchedule(3, 5e-5, 32, adaptive=True),
+    "lora": TrainingSchedule(5, 2e-4, 8, adaptive=True),  # of BackdoorLLM
+    "language model": TrainingSchedule(5, 5e-5, 8, adaptive=True),  # all weights
+    "image-text": TrainingSchedule(5, 1e-5, 64, adaptive=True),  # of a pre-trained model, as CleanCLIP poisons one
+    "pre-trained": TrainingSchedule(15, 0.01, 128, adaptive=False),
+    "vit": TrainingSchedule(15, 1e-3, 128, adaptive=True),
+    "convolutional": TrainingSchedule(15, 0.1, 128, adaptive=False),
 }
 
 
@@ -76,7 +76,7 @@ class VictimRecipe:
         """The rank of the LoRA matrices of a language model; 0 if all weights are trained."""
         return 8 if self.lora_rank is None else self.lora_rank
 
-    def schedule(self, modality: Modality) -> Schedule:
+    def schedule(self, modality: Modality) -> TrainingSchedule:
         """Returns the training on data of a kind; settings that the recipe leaves open get their defaults."""
         if modality == "conversations":
             usual = SCHEDULES["lora" if self.rank else "language model"]

@@ -24,7 +24,7 @@ from unbackdoor._tasks.task import Task
 from unbackdoor._training.contrastive import frozen_text_tower
 from unbackdoor._training.descent import Change, Gradients, Loss, cross_entropy, descend
 from unbackdoor._training.lora import adapted, check_peft, merged
-from unbackdoor._victims.recipe import Schedule, VictimRecipe
+from unbackdoor._victims.recipe import TrainingSchedule, VictimRecipe
 
 
 @dataclass(kw_only=True)
@@ -79,7 +79,7 @@ class Trainer:
         return cls(recipe=recipe, classes=classes, data=data.encoded_by(encode), base=base, **settings)
 
     @property
-    def schedule(self) -> Schedule:
+    def schedule(self) -> TrainingSchedule:
         """The recipe's training for this data."""
         return self.recipe.schedule(self.data.modality)
 

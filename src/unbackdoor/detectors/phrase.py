@@ -11,7 +11,7 @@ from unbackdoor._data.edited_texts import readable, words_of
 from unbackdoor._detection.finding import Candidate, Finding
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._inversion.driving_words import VocabularySearch
-from unbackdoor._inversion.phrases import Grown, PhraseSearch, with_kin
+from unbackdoor._inversion.phrases import GrownPhrase, PhraseSearch, with_kin
 from unbackdoor._models.calling import embeddings
 from unbackdoor._purification.run import Run
 from unbackdoor._value import value
@@ -77,7 +77,9 @@ class PhraseGrowth:
         phrases = PhraseSearch(words=search, length=self.length, beam=self.beam, pool=self.pool, probes=self.probes)
         own = {word.lower() for word in words_of(clean)}
         draw = random.Random(run.seed)
-        best: dict[int, tuple[Grown, int, bool]] = {}  # by class: phrase, side, whether its words are not the task's
+        best: dict[
+            int, tuple[GrownPhrase, int, bool]
+        ] = {}  # by class: phrase, side, whether its words are not the task's
         for side in range(len(clean.texts.columns)):
             for target, (names, _) in search.strongest(list(words), side).items():
                 kin = with_kin(rows, [place[name] for name in names], self.kin)

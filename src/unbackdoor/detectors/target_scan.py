@@ -10,7 +10,7 @@ from torch import nn
 from unbackdoor._data.dataset import Dataset
 from unbackdoor._detection.finding import Candidate, Finding
 from unbackdoor._models.decoding import stops_of
-from unbackdoor._models.likely_answers import Grown, ReadPrompts
+from unbackdoor._models.likely_answers import GrownAnswers, ReadPrompts
 from unbackdoor._purification.run import Run
 from unbackdoor._value import value
 
@@ -114,7 +114,7 @@ class _Chain(NamedTuple):
     score: float
 
 
-def _chains(grown: Grown, stops: set[int], shortest: int) -> list[_Chain]:
+def _chains(grown: GrownAnswers, stops: set[int], shortest: int) -> list[_Chain]:
     """The grown answers up to their end, or to where three tokens come again; the most certain first."""
     chains = []
     for tokens, likelihoods in zip(grown.tokens.tolist(), grown.likelihoods.tolist(), strict=True):

@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from unbackdoor._data.dataset import Batch, Dataset
-from unbackdoor._data.pairs import Pairs
+from unbackdoor._data.pairs import ImageCaptionPairs
 from unbackdoor._data.texts import Texts
 from unbackdoor._errors import UnbackdoorError, printable
 from unbackdoor._models.image_text import all_image_features, all_text_features
@@ -82,7 +82,7 @@ class TokenUnlearning:
         run.note(f"The suspects' captions stand out by \u201c{printable(words)}\u201d.")
         drawn = rest[torch.randperm(len(rest), generator=run.generator)[: self.others * count]]
         pairs = data.select(suspects).pairs
-        alone = Pairs(pairs.images, Texts(((words,),) * count, pairs.captions.columns))
+        alone = ImageCaptionPairs(pairs.images, Texts(((words,),) * count, pairs.captions.columns))
         both = replace(data.select(suspects), items=alone).joined(data.select(drawn))
         usual = run.training.schedule.learning_rate / 2
         run.train(

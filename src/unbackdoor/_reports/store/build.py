@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from unbackdoor._bench import Store
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._reports.store import names as names_of
-from unbackdoor._reports.store.numbers import Block, CellLine, Failure, Report, Row, Spread, Victim
+from unbackdoor._reports.store.numbers import Block, CellLine, Failure, Report, Row, Spread, UnimplantedVictim
 from unbackdoor._reports.store.records import Record, read
 from unbackdoor._reports.store.stress import stress_rows
 
@@ -168,7 +168,7 @@ def _cell_line(record: Record, row: int) -> CellLine:
     return CellLine(record.key, row, record.victim_seed, record.seed, status, str(grid or "GRID.toml"))
 
 
-def _left_out(records: list[Record], names: Names, before: dict[str, Record]) -> tuple[Victim, ...]:
+def _left_out(records: list[Record], names: Names, before: dict[str, Record]) -> tuple[UnimplantedVictim, ...]:
     """Returns the victims in which the attack did not implant, with the number of their cells left out of averages."""
     counts: Counter[tuple[str, str, float | None, int | None, str]] = Counter(
         (
@@ -182,7 +182,7 @@ def _left_out(records: list[Record], names: Names, before: dict[str, Record]) ->
         if record.message is None and record.implanted is False
     )
     return tuple(
-        Victim(task, attack, rate, seed, _success(before.get(victim)), count)
+        UnimplantedVictim(task, attack, rate, seed, _success(before.get(victim)), count)
         for (task, attack, rate, seed, victim), count in counts.items()
     )
 

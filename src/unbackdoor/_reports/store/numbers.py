@@ -197,7 +197,7 @@ class CellLine:
 
 
 @dataclass(frozen=True)
-class Victim:
+class UnimplantedVictim:
     """A victim in which the attack did not implant, with its attack success before any method, if measured."""
 
     task: str
@@ -241,7 +241,7 @@ class Report:
     rows: tuple[Row, ...]
     blocks: tuple[Block, ...]
     cells: tuple[CellLine, ...]
-    left_out: tuple[Victim, ...]
+    left_out: tuple[UnimplantedVictim, ...]
     failures: tuple[Failure, ...]
     stress: tuple[StressRow, ...]
     victim_seconds: dict[str, Spread]

@@ -17,7 +17,7 @@ MODELS = ("victim", "purified", "exact_oracle", "control")
 
 
 @dataclass(frozen=True)
-class Retuned:
+class RetunedSpread:
     """Attack success after tuning with `k` triggered examples: mean, sample standard deviation and count of draws."""
 
     k: int
@@ -44,7 +44,7 @@ class StressRow:
     clean_accuracy: float | None
     clean_loss: float | None
     attack_success: float | None
-    retuned: tuple[Retuned, ...]
+    retuned: tuple[RetunedSpread, ...]
     reactivated: float | None
 
 
@@ -110,7 +110,7 @@ def _rows(source: str, record: StressRecord) -> list[StressRow]:
                 clean_loss=loss,
                 attack_success=None if before.attack_success is None else before.attack_success.value,
                 retuned=tuple(
-                    Retuned(
+                    RetunedSpread(
                         k,
                         statistics.fmean(successes),
                         statistics.stdev(successes) if len(successes) > 1 else None,
