@@ -2,16 +2,13 @@
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from unbackdoor._data.augmentation import Augmentation
 from unbackdoor._data.lengths import ordered_by_length
-
-if TYPE_CHECKING:
-    from unbackdoor._data.conversation_encoder import ConversationEncoder
 
 Role = Literal["system", "user", "assistant"]
 
@@ -62,13 +59,13 @@ class Rendered:
         tokens: prompt and then answer, (n, longest), padded on the right, int32.
         starts: tokens of the prompt: where the answer starts, (n,), int64.
         lengths: tokens of prompt and answer, (n,), int64.
-        encoder: the encoder that made the tokens.
+        encoder: the encoder that made the tokens; another one makes its own.
     """
 
     tokens: Tensor
     starts: Tensor
     lengths: Tensor
-    encoder: "ConversationEncoder"
+    encoder: object
 
     def each(self, change: Callable[[Tensor], Tensor]) -> "Rendered":
         """The same with all tensors changed in one way."""

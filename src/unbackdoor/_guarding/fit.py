@@ -18,7 +18,7 @@ from unbackdoor._data.images import ImageEncoder
 from unbackdoor._data.pair_encoder import PairEncoder
 from unbackdoor._errors import UnbackdoorError, printable
 from unbackdoor._guarding.deciding import all_scores
-from unbackdoor._guarding.fitted import FittedGuard, StoredArrays
+from unbackdoor._guarding.fitted import FittedGuard
 from unbackdoor._guarding.guard import Guard, bound_of, owner_of
 from unbackdoor._guarding.identity import (
     Identity,
@@ -29,6 +29,7 @@ from unbackdoor._guarding.identity import (
     tokenizer_hash,
 )
 from unbackdoor._guarding.threshold import alarms, check_enough, check_rate, threshold_of
+from unbackdoor._guarding.work import StoredArrays
 from unbackdoor._inputs import reader
 from unbackdoor._inversion.search import frozen
 from unbackdoor._models.adapters import carries_adapter

@@ -13,9 +13,10 @@ from unbackdoor._artifacts import directories
 from unbackdoor._artifacts.guard_record import write_guard
 from unbackdoor._data.dataset import Dataset, Encoder
 from unbackdoor._errors import UnbackdoorError, printable
-from unbackdoor._guarding.deciding import Decision, Forwards, Judged, answers_of, counting, judge
-from unbackdoor._guarding.guard import Guard, owner_of
+from unbackdoor._guarding.deciding import Decision, counting
+from unbackdoor._guarding.guard import Guard
 from unbackdoor._guarding.identity import Identity, check_same, check_unchanged, encoder_hashes, model_hash
+from unbackdoor._guarding.work import Work
 from unbackdoor._guarding.wrapped import Guarded, check_pipeline, is_pipeline
 from unbackdoor._inversion.search import frozen
 from unbackdoor._models.arithmetic import Precision, choose
@@ -24,10 +25,6 @@ from unbackdoor._models.perplexity import Perplexity
 from unbackdoor._progress import Progress, bar, silent
 from unbackdoor._purification.run import Run
 from unbackdoor._tasks.choice import task_of
-
-
-class StoredArrays(dict[str, Tensor]):
-    """Arrays of a guard that were read from a file: they may have been written by anybody."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,7 +123,7 @@ class FittedGuard:
     @contextmanager
     def at_work(
         self, model: nn.Module, device: str | None, precision: Precision, progress: Progress = silent
-    ) -> Iterator["Work"]:
+    ) -> Iterator[Work]:
         """The guard with a model that was checked; the model is the same after the block."""
         arithmetic = choose(model, device, precision)
         run = Run(
@@ -139,7 +136,7 @@ class FittedGuard:
             reference=self.reference,
         )
         with arithmetic.placed(model) as placed, frozen(placed), counting(placed, run.modality) as forwards:
-            yield Work(self, placed, run, forwards)
+            yield Work(self.guard, self.learnt, self.threshold, placed, run, forwards)
 
     def save(self, out: str | Path, *, overwrite: bool = False) -> None:
         """Write `guard.json` and `guard.safetensors` into a directory, complete or not at all.
@@ -159,50 +156,3 @@ class FittedGuard:
         """Fill a directory; returns the content of its `guard.json`, with further entries."""
         content = {**self.record, "threshold": self.threshold, "identity": vars(self.identity), **more}
         return write_guard(folder, content, {**self.learnt, "seen": self.seen})
-
-
-@dataclass(frozen=True, eq=False)
-class Work:
-    """A guard with its model on a device.
-
-    Args:
-        fitted: the guard.
-        model: on the device, in eval mode, its weights without gradients.
-        run: arithmetic and seed.
-        forwards: counts the inputs that went through the model.
-    """
-
-    fitted: FittedGuard
-    model: nn.Module
-    run: Run
-    forwards: Forwards
-
-    def with_plain(self, judged: Judged, inputs: Dataset) -> Judged:
-        """The same with the model's own answers to all inputs; those that are missing are asked for."""
-        assert judged.plain is not None
-        missing = [row for row, answer in enumerate(judged.plain) if answer is None]
-        some = [row for row in missing if judged.decisions[row].score is not None]  # the others cannot be answered
-        plain = list(judged.plain)
-        if some:
-            filled = inputs.select(some).to(self.run.arithmetic.device)
-            for row, answer in zip(some, answers_of(self.model, filled, self.run), strict=True):
-                plain[row] = answer
-        return judged._replace(plain=plain)
-
-    def judged(self, inputs: Dataset, *, answering: bool) -> Judged:
-        """Decide about inputs, with the model's answers if they are wanted.
-
-        Raises:
-            UnbackdoorError: the arrays were read from a file, and the guard cannot work with them.
-        """
-        filled = inputs.to(self.run.arithmetic.device)
-        fitted, learnt = self.fitted, self.fitted.learnt
-        try:
-            return judge(fitted.guard, self.model, filled, learnt, fitted.threshold, self.run, answering=answering)
-        except (LookupError, RuntimeError, TypeError, ValueError) as problem:
-            if not isinstance(learnt, StoredArrays) or "memory" in str(problem):
-                raise
-            reason = printable(f"{type(problem).__name__}: {str(problem).strip()}", 200).rstrip(".")
-            raise UnbackdoorError(
-                f"{owner_of(fitted.guard)} cannot work with the arrays of its file ({reason}). Fit the guard again."
-            ) from problem

@@ -13,9 +13,10 @@ from unbackdoor._guarding.area import Area
 from unbackdoor._guarding.cost import Cost
 from unbackdoor._guarding.deciding import Judged, acted
 from unbackdoor._guarding.fit import hashes
-from unbackdoor._guarding.fitted import FittedGuard, Work
+from unbackdoor._guarding.fitted import FittedGuard
 from unbackdoor._guarding.identity import check_unchanged
 from unbackdoor._guarding.prompt_score import PromptGuardScore, score_of_prompts
+from unbackdoor._guarding.work import Work
 from unbackdoor._models.arithmetic import Precision
 from unbackdoor._poisoning.attack import Attack
 from unbackdoor._poisoning.behaviour import Behaviour
@@ -155,7 +156,7 @@ def unseen(fitted: FittedGuard, test: Dataset) -> Dataset:
 
 
 def _cost(work: Work, before: int, count: int) -> Cost:
-    reference = work.fitted.reference
+    reference = work.run.reference
     after = 0 if reference is None else reference.forwards
     return Cost(work.forwards.count / count, (after - before) / count, count)
 

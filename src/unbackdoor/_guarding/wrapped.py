@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,14 +16,39 @@ from unbackdoor._data.dataset import Dataset, Encoder
 from unbackdoor._data.texts import TextEncoder, Texts
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._guarding.deciding import Decision, Judged
-from unbackdoor._guarding.guard import restrains
-from unbackdoor._guarding.identity import check_same, model_hash, template_hash, tokenizer_hash
+from unbackdoor._guarding.guard import Guard, restrains
+from unbackdoor._guarding.identity import Identity, check_same, model_hash, template_hash, tokenizer_hash
+from unbackdoor._guarding.work import Work
 from unbackdoor._models.arithmetic import Precision
 from unbackdoor._purification.run import Run
 from unbackdoor._tasks.generation import Generation
 
-if TYPE_CHECKING:
-    from unbackdoor._guarding.fitted import FittedGuard
+
+class Fitted(Protocol):
+    """The members of a `FittedGuard` that a guarded model needs."""
+
+    @property
+    def guard(self) -> Guard:
+        """The guard with its settings."""
+
+    @property
+    def learnt(self) -> dict[str, Tensor]:
+        """Its arrays, on the CPU."""
+
+    @property
+    def threshold(self) -> float | None:
+        """Beyond which scores raise an alarm; None for a guard that changes every input."""
+
+    @property
+    def identity(self) -> Identity:
+        """Hashes of what it was fitted to."""
+
+    @property
+    def encode(self) -> Encoder:
+        """Makes inputs of the model."""
+
+    def at_work(self, model: nn.Module, device: str | None, precision: Precision) -> AbstractContextManager[Work]:
+        """The guard with a model that was checked."""
 
 
 class Answer(NamedTuple):
@@ -44,7 +69,7 @@ def is_pipeline(model: object) -> bool:
     return not isinstance(model, nn.Module) and callable(model) and isinstance(getattr(model, "model", None), nn.Module)
 
 
-def check_pipeline(pipeline: Any, fitted: "FittedGuard") -> None:
+def check_pipeline(pipeline: Any, fitted: Fitted) -> None:
     """Refuse a pipeline around another model or tokenizer than the guard was fitted to."""
     check_same("model", fitted.identity.model, model_hash(pipeline.model))
     if isinstance(fitted.encode, TextEncoder | ConversationEncoder):
@@ -66,7 +91,7 @@ class Guarded:
         precision: see `unbackdoor._models.arithmetic.choose`.
     """
 
-    fitted: "FittedGuard"
+    fitted: Fitted
     model: Any
     device: str | None
     precision: Precision

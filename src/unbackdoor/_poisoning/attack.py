@@ -1,15 +1,12 @@
 """The members that each attack has, and the material that it gets while it is planted."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from unbackdoor._data.dataset import Dataset
-
-if TYPE_CHECKING:
-    from unbackdoor._poisoning.poison import Poisoned
 
 LabelRule = Literal["all-to-one", "all-to-all", "clean-label"]
 
@@ -53,6 +50,34 @@ class Crafting(NamedTuple):
     generator: torch.Generator
 
 
+class PlantedTrigger(Protocol):
+    """The members of a `Trigger` that an attack reads while it is planted."""
+
+    @property
+    def arrays(self) -> dict[str, Tensor]:
+        """The arrays of the trigger by name; none for words."""
+
+
+class PoisonedData(Protocol):
+    """The members of `poison.Poisoned`: training data with a backdoor, and the changes that made it."""
+
+    @property
+    def data(self) -> Dataset:
+        """All rows, the poisoned ones changed."""
+
+    @property
+    def rows(self) -> Tensor:
+        """The poisoned rows, sorted."""
+
+    @property
+    def cover(self) -> Tensor:
+        """Rows with a distorted trigger and their own label, sorted."""
+
+    @property
+    def trigger(self) -> PlantedTrigger:
+        """The trigger on the poisoned rows."""
+
+
 class Planting(NamedTuple):
     """The material of `implant`, which returns the victim and the final arrays of the trigger.
 
@@ -69,7 +94,7 @@ class Planting(NamedTuple):
     """
 
     clean: Dataset
-    poisoned: "Poisoned"
+    poisoned: PoisonedData
     fresh: Callable[[], nn.Module]
     train: Callable[..., nn.Module]
     generator: torch.Generator

@@ -9,7 +9,6 @@ from typing import Any
 
 from unbackdoor._artifacts.entries import AnswerLossEntry, ProportionEntry
 from unbackdoor._errors import UnbackdoorError
-from unbackdoor._reports.store.stress import StressRow
 
 FORMAT = 1  # of the JSON
 MEASURES = (
@@ -217,6 +216,38 @@ class Failure:
     victim_seed: int | None
     seed: int
     message: str
+
+
+@dataclass(frozen=True)
+class RetunedSpread:
+    """Attack success after tuning with `k` triggered examples: mean, sample standard deviation and count of draws."""
+
+    k: int
+    mean: float
+    sd: float | None
+    n: int
+
+
+@dataclass(frozen=True)
+class StressRow:
+    """The result of a stress test of one model.
+
+    Args:
+        source: description of the stress test.
+        model: `victim`, `purified`, `exact_oracle` or `control`.
+        clean_accuracy, attack_success: before it.
+        clean_loss: of a language model, which has no accuracy.
+        retuned: by the number of triggered examples.
+        reactivated: share of triggered examples sent to the attacker under the learnt perturbation.
+    """
+
+    source: str
+    model: str
+    clean_accuracy: float | None
+    clean_loss: float | None
+    attack_success: float | None
+    retuned: tuple[RetunedSpread, ...]
+    reactivated: float | None
 
 
 @dataclass(frozen=True)

@@ -2,53 +2,17 @@
 
 import statistics
 from collections import defaultdict
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from unbackdoor._artifacts.stress_record import NamedScore, StressRecord
 from unbackdoor._bench import Store
 from unbackdoor._errors import UnbackdoorError
+from unbackdoor._reports.store.numbers import RetunedSpread, Row, StressRow
 from unbackdoor._reports.store.records import Record, number
-
-if TYPE_CHECKING:
-    from unbackdoor._reports.store.numbers import Row
 
 MODELS = ("victim", "purified", "exact_oracle", "control")
 
 
-@dataclass(frozen=True)
-class RetunedSpread:
-    """Attack success after tuning with `k` triggered examples: mean, sample standard deviation and count of draws."""
-
-    k: int
-    mean: float
-    sd: float | None
-    n: int
-
-
-@dataclass(frozen=True)
-class StressRow:
-    """The result of a stress test of one model.
-
-    Args:
-        source: description of the stress test.
-        model: `victim`, `purified`, `exact_oracle` or `control`.
-        clean_accuracy, attack_success: before it.
-        clean_loss: of a language model, which has no accuracy.
-        retuned: by the number of triggered examples.
-        reactivated: share of triggered examples sent to the attacker under the learnt perturbation.
-    """
-
-    source: str
-    model: str
-    clean_accuracy: float | None
-    clean_loss: float | None
-    attack_success: float | None
-    retuned: tuple[RetunedSpread, ...]
-    reactivated: float | None
-
-
-def stress_rows(store: Store, records: list[Record], rows: "list[Row]") -> tuple[StressRow, ...]:
+def stress_rows(store: Store, records: list[Record], rows: list[Row]) -> tuple[StressRow, ...]:
     """The stress tests of a store.
 
     Raises:
