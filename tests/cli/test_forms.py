@@ -7,16 +7,16 @@ import pytest
 
 from unbackdoor import purifiers
 from unbackdoor._cli.app import main
-from unbackdoor._cli.forms import form
+from unbackdoor._cli.forms import form, in_words
 from unbackdoor._cli.listing import KINDS
 from unbackdoor._registry.entries import Entry
 
 
 def facts(cls: type) -> tuple[Any, ...]:
-    """Name, docstring, and of each field the name, the default and the type with its bounds."""
+    """Name, docstring in words, and of each field the name, the default and the type with its bounds."""
     types = get_type_hints(cls, include_extras=True)
     fields = [(field.name, field.default, repr(types[field.name])) for field in dataclasses.fields(cls)]
-    return cls.__name__, cls.__doc__, fields
+    return cls.__name__, in_words(cls.__doc__ or ""), fields
 
 
 def test_forms_have_the_fields_and_the_docstrings_of_the_classes() -> None:
@@ -49,7 +49,12 @@ def test_help_is_that_of_the_class(
         return capsys.readouterr().out
 
     of_the_form = shown()
-    monkeypatch.setattr("unbackdoor._cli.parser.form", Entry.resolve)
+
+    def resolved(entry: Entry) -> type:
+        cls = entry.resolve()
+        return type(cls.__name__, (cls,), {"__doc__": in_words(cls.__doc__), "__module__": form.__module__})
+
+    monkeypatch.setattr("unbackdoor._cli.parser.form", resolved)
     assert shown() == of_the_form
     assert f"Options of {name}" in of_the_form
     assert next(entry for entry in purifiers.REGISTRY if entry.name == name).resolve().__doc__[:20] in of_the_form

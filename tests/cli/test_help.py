@@ -31,7 +31,7 @@ def panels(text: str) -> dict[str, list[str]]:
     for line in text.splitlines():
         if heading := re.match(r"╭─ (.+?) ─", line):
             options = found.setdefault(heading[1], [])
-        elif option := re.match(r"│ [* ]*(--\S+)", line):
+        elif option := re.match(r"│ (?:\*  |   )?(--\S+)", line):
             options.append(option[1])
     return found
 
@@ -55,7 +55,7 @@ def panels(text: str) -> dict[str, list[str]]:
                 *("Arguments", "Required", "Options of e-pur", "Options of fine-mixing"),
                 *("Data", "Model", "Output", "Hardware"),
             ],
-            ["--out", "--clean", "--base"],
+            ["--out", "--base"],
         ),
         (
             ("purify", "module-substitution"),
@@ -117,11 +117,23 @@ def panels(text: str) -> dict[str, list[str]]:
 def test_required_options_come_first_then_the_own_then_the_shared_ones(
     command: tuple[str, ...], headings: list[str], required: list[str] | None, shown: Shown
 ) -> None:
-    found = panels(shown(*command, "--help"))
+    text = shown(*command, "--help")
+    found = panels(text)
     assert list(found) == headings
     assert found.get("Required") == required
     options = [option for each in found.values() for option in each]
     assert len(options) == len(set(options))
+    box = text.partition("─ Required ─")[2].partition("╰")[0]
+    assert re.findall(r"^│ \*  (--\S+)", box, re.MULTILINE) == (required or []), "each has the mark"
+    usage = text.partition("\n")[0]
+    assert [option for option in required or [] if option not in usage] == []
+
+
+def test_clean_examples_are_optional_where_nothing_is_tuned(shown: Shown) -> None:
+    text = " ".join(shown("purify", "fine-mixing", "--help").replace("│", " ").split())
+    assert "saved data set. Needed, unless --rho R --no-tune is given; after e-pur, unless --stream is given" in text
+    assert "--clean" in panels(shown("purify", "fine-mixing", "--help"))["Data"]
+    assert "--clean" in panels(shown("purify", "fst+fine-mixing", "--help"))["Required"]
 
 
 def test_methods_are_listed_by_what_a_user_has(shown: Shown) -> None:

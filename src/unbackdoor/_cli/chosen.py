@@ -1,12 +1,9 @@
-"""Commands with a NAME (attack, train, purify, guard fit): functions with the options of the chosen classes.
-
-`classes` gives the class of an entry: the real one for work, and for help a form of it (`forms.form`).
-"""
+"""Commands with a NAME (attack, train, purify, guard fit): functions with the options of the chosen classes."""
 
 import dataclasses
 import inspect
 from collections.abc import Callable
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 from cyclopts import Parameter
 
@@ -17,7 +14,19 @@ from unbackdoor._registry.entries import Entry, Need
 from unbackdoor._registry.purifiers import REGISTRY as PURIFIERS
 
 T = TypeVar("T")
-Classes = Callable[[Entry], Any]
+
+
+class Classes(NamedTuple):
+    """Gives the class of an entry.
+
+    Args:
+        of: the real class for work; for help a form of it, see `forms.form`.
+        for_help: whether it is for help.
+    """
+
+    of: Callable[[Entry], Any]
+    for_help: bool
+
 
 _MODEL = "MODEL is a Hugging Face directory or Hub name, or a weights file with --factory."
 _PLAIN = "An option that only one step has may be given without the name of the step, as --alpha."
@@ -25,7 +34,7 @@ _PLAIN = "An option that only one step has may be given without the name of the 
 
 def single(verb: str, entry: Entry, classes: Classes, typed: str) -> Callable[..., None]:
     """The function behind `attack NAME` or `purify NAME`, with the options of that class; `typed` is for the record."""
-    cls = classes(entry)
+    cls = classes.of(entry)
     flat = Parameter(name="*")
     owner = of(entry.name)
     if verb == "purify":
@@ -38,7 +47,7 @@ def single(verb: str, entry: Entry, classes: Classes, typed: str) -> Callable[..
         purify.__doc__ = _help(cls, _MODEL)
         purify.__annotations__ = {
             "model": str,
-            "options": Annotated[_asking(PurifyOptions, [entry]), flat],
+            "options": Annotated[_asking(PurifyOptions, [entry], classes), flat],
             "method": Annotated[cls, Parameter(name="*", group=owner)],
             "return": None,
         }
@@ -51,7 +60,7 @@ def single(verb: str, entry: Entry, classes: Classes, typed: str) -> Callable[..
 
     attack.__doc__ = _help(cls, "")
     attack.__annotations__ = {
-        "options": Annotated[_asking(AttackOptions, [entry]), flat],
+        "options": Annotated[_asking(AttackOptions, [entry], classes), flat],
         "method": Annotated[cls, Parameter(name="*", group=owner)],
         "return": None,
     }
@@ -60,7 +69,7 @@ def single(verb: str, entry: Entry, classes: Classes, typed: str) -> Callable[..
 
 def training(entry: Entry, classes: Classes, typed: str) -> Callable[..., None]:
     """The function behind `train NAME`, with the options of that class; `typed` is for the record."""
-    cls = classes(entry)
+    cls = classes.of(entry)
 
     def train(*, options: Any, trainer: Any = None) -> None:
         from unbackdoor._cli.commands.train import train as work
@@ -69,7 +78,7 @@ def training(entry: Entry, classes: Classes, typed: str) -> Callable[..., None]:
 
     train.__doc__ = _help(cls, "")
     train.__annotations__ = {
-        "options": Annotated[_asking(TrainOptions, [entry]), Parameter(name="*")],
+        "options": Annotated[_asking(TrainOptions, [entry], classes), Parameter(name="*")],
         "trainer": Annotated[cls, Parameter(name="*", group=of(entry.name))],
         "return": None,
     }
@@ -78,7 +87,7 @@ def training(entry: Entry, classes: Classes, typed: str) -> Callable[..., None]:
 
 def fitting(entry: Entry, classes: Classes, typed: str) -> Callable[..., None]:
     """The function behind `guard fit NAME`, with the options of that class; `typed` is for the record."""
-    cls = classes(entry)
+    cls = classes.of(entry)
 
     def fit(model: str, /, *, options: Any, guard: Any = None) -> None:
         from unbackdoor._cli.commands.guard import fit as work
@@ -88,7 +97,7 @@ def fitting(entry: Entry, classes: Classes, typed: str) -> Callable[..., None]:
     fit.__doc__ = _help(cls, _MODEL)
     fit.__annotations__ = {
         "model": str,
-        "options": Annotated[_asking(GuardFitOptions, [entry]), Parameter(name="*")],
+        "options": Annotated[_asking(GuardFitOptions, [entry], classes), Parameter(name="*")],
         "guard": Annotated[cls, Parameter(name="*", group=of(entry.name))],
         "return": None,
     }
@@ -108,21 +117,21 @@ def composition(steps: list[Entry], classes: Classes, typed: str) -> Callable[..
         from unbackdoor._cli.commands.purify import purify as work
         from unbackdoor.purifiers.then import Then
 
-        methods = [instances.get(name) or classes(entry)() for name, entry in zip(names, steps, strict=True)]
+        methods = [instances.get(name) or classes.of(entry)() for name, entry in zip(names, steps, strict=True)]
         work(model, Then(*methods), options, command=typed)
 
-    documents = [_help(classes(entry), "").split("\n\n")[0] for entry in steps]
+    documents = [_help(classes.of(entry), "").split("\n\n")[0] for entry in steps]
     purify.__doc__ = "\n\n".join([" Then: ".join(documents), _MODEL, _PLAIN])
     annotations: dict[str, Any] = {
         "model": str,
-        "options": Annotated[_asking(PurifyOptions, steps), Parameter(name="*")],
+        "options": Annotated[_asking(PurifyOptions, steps, classes), Parameter(name="*")],
     }
     parameters = [
         inspect.Parameter("model", inspect.Parameter.POSITIONAL_ONLY, annotation=str),
         inspect.Parameter("options", inspect.Parameter.KEYWORD_ONLY, annotation=annotations["options"]),
     ]
     for name, entry in zip(names, steps, strict=True):
-        kind: Any = Annotated[classes(entry), Parameter(name=entry.name, group=of(entry.name))]
+        kind: Any = Annotated[classes.of(entry), Parameter(name=entry.name, group=of(entry.name))]
         annotations[name] = kind
         parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind))
     purify.__annotations__ = {**annotations, "return": None}
@@ -156,11 +165,16 @@ def spelled_out(arguments: list[str]) -> list[str]:
 _OPTIONS = {Need.CLEAN: "clean", Need.TOKENIZER: "clean", Need.BASE: "base", Need.PROXY: "proxy"}
 _OPTIONS |= {Need.REFERENCE: "reference"}
 
+_SPARED = "Needed, unless --rho R --no-tune is given; after e-pur, unless --stream is given as well."
 
-def _asking(options: type[T], entries: list[Entry]) -> type[T]:
+
+def _asking(options: type[T], entries: list[Entry], classes: Classes) -> type[T]:
     """Returns the options of a command, with those that the chosen steps need among the required ones."""
-    needs = {need for entry in entries for need in entry.needs}
-    return asking(options, *dict.fromkeys(option for need, option in _OPTIONS.items() if need in needs))
+    needed = {need for entry in entries for need in entry.needs}
+    tuning = [entry for entry in entries if Need.CLEAN in entry.needs]
+    notes = {"clean": _SPARED} if [entry.name for entry in tuning] == ["fine-mixing"] else {}
+    names = dict.fromkeys(option for need, option in _OPTIONS.items() if need in needed and option not in notes)
+    return asking(options, *names, notes=notes, marked=classes.for_help)
 
 
 def _help(cls: type, more: str) -> str:

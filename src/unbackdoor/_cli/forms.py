@@ -9,12 +9,21 @@ import ast
 import builtins
 import functools
 import importlib
+import re
 from pathlib import Path
 from typing import Any
 
 import unbackdoor
 from unbackdoor._registry.entries import Entry
 from unbackdoor._value import value
+
+_NONE = {
+    "(?:is|takes)": "it is",
+    "searches it": "it is searched",
+    "chooses it": "it is chosen",
+    "lets\\s+`false_alarms`\\s+decide\\s+it": "--false-alarms decides it",
+}
+"""What `None` does, as docstrings put it, and what an option does that is left out."""
 
 
 def form(entry: Entry) -> type:
@@ -28,7 +37,7 @@ def form(entry: Entry) -> type:
     source = _source(module)
     node = source.classes[name]
     # The parser of options reads their meanings from the docstring, but not of a class whose module is not imported.
-    members: dict[str, Any] = {"__doc__": ast.get_docstring(node, clean=False), "__module__": __name__}
+    members: dict[str, Any] = {"__doc__": in_words(ast.get_docstring(node, clean=False) or ""), "__module__": __name__}
     types: dict[str, Any] = {}
     for part in node.body:
         if isinstance(part, ast.AnnAssign) and isinstance(part.target, ast.Name) and not _of_the_class(part):
@@ -36,6 +45,17 @@ def form(entry: Entry) -> type:
             if part.value is not None:
                 members[part.target.id] = source.evaluated(part.value)
     return value(type(name, (), {**members, "__annotations__": types}))
+
+
+def in_words(docstring: str) -> str:
+    """Returns a docstring with `None`, which cannot be typed as an option's value, in words.
+
+    >>> in_words("None is 128 for images; None searches it. None is twice the rank.")
+    'by default it is 128 for images; by default it is searched. By default it is twice the rank.'
+    """
+    for pattern, words in _NONE.items():
+        docstring = re.sub(rf"\bNone\s+{pattern}", f"by default {words}", docstring)
+    return re.sub(r"(\.\s+)by default", r"\1By default", docstring)
 
 
 def _of_the_class(part: ast.AnnAssign) -> bool:

@@ -1,7 +1,9 @@
 """The options of commands besides those of their method or attack, declared once, by topic for `--help`."""
 
 import dataclasses
-from typing import Annotated, Literal, TypeVar
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypeVar
 
 from cyclopts import Group, Parameter
 
@@ -26,11 +28,23 @@ def of(owner: str) -> Group:
     return Group(f"Options of {owner}", sort_key=2)
 
 
-def asking(options: type[T], *names: str) -> type[T]:
-    """Returns the same options with some among the required ones, which the chosen method needs."""
+def asking(options: type[T], *names: str, notes: Mapping[str, str], marked: bool) -> type[T]:
+    """Returns the same options with some among the required ones, which the chosen method needs.
+
+    Args:
+        options: options of a command.
+        names: the options that are needed.
+        notes: sentences that follow the meanings of others.
+        marked: whether the parser takes them for required. It does in help; in a command, the method says what it
+            needs, in its own words.
+    """
     fields = {field.name: field for field in dataclasses.fields(options)}  # type: ignore[arg-type]
-    moved = [(name, Annotated[str | None, REQUIRED], dataclasses.field(default=fields[name].default)) for name in names]
-    own = {"__module__": options.__module__, "__doc__": options.__doc__}
+    kind: Any = Annotated[str | None, REQUIRED, Parameter(required=marked or None)]
+    moved = [(name, kind, dataclasses.field(default=fields[name].default)) for name in names]
+    doc = options.__doc__ or ""
+    for name, note in notes.items():
+        doc = re.sub(rf"(\n {{8}}{name}: .*?)(?=\n {{8}}\w+: )", rf"\1 {note}", doc, flags=re.DOTALL)
+    own = {"__module__": options.__module__, "__doc__": doc}
     return dataclasses.make_dataclass(
         options.__name__, moved, bases=(options,), frozen=True, kw_only=True, namespace=own
     )
@@ -54,16 +68,17 @@ class ModelOptions(HardwareOptions):
     """Options for loading a model and its data.
 
     Args:
-        factory: FILE.py:FUNCTION that makes the module, for a model that is not a Hugging Face directory. It is run.
-        mean: mean per channel of pixels in [0, 1], as 0.49,0.48,0.45, instead of the model's own.
+        factory: FILE.py:FUNCTION that makes the module, for a model that is not a Hugging Face directory. This code is
+            run.
+        mean: mean per channel of pixels in [0, 1], such as 0.49,0.48,0.45, instead of the model's own.
         std: standard deviation per channel, instead of the model's own.
         image_size: side that images are resized to, instead of the model's own.
         max_length: number of tokens that a text model reads, instead of the most that it can.
         template: how the prompts of a language model are rendered, instead of its tokenizer's chat template.
-        prompts: of a model of images and texts: a template, as "a photo of a {}.", or a JSON file with a text for each
-            class; they classify its images.
+        prompts: for models of images and texts: a template, such as "a photo of a {}.", or a JSON file with a text for
+            each class; they classify its images.
         trust_remote_code: run Python files that come with a Hugging Face model.
-        columns: the data's own column names, as image=img,label=fine_label or text_a=question,text_b=sentence,
+        columns: the data's own column names, such as image=img,label=fine_label or text_a=question,text_b=sentence,
             prompt=question,response=answer or image=picture,caption=title.
     """
 
@@ -86,13 +101,13 @@ class PurifyOptions(ModelOptions):
         clean: labelled examples without a trigger, or prompts with answers: parquet, CSV, JSON lines, image folder or
             saved data set.
         base: the pre-trained model that the suspect came from, for methods that need it, and for a PEFT LoRA adapter;
-            of an adapter with --stream it may be another adapter.
-        merge: add a PEFT LoRA adapter to its base first: every method takes the whole model that this gives.
+            with --stream, the base of an adapter may be another adapter.
+        merge: add a PEFT LoRA adapter to its base first; every method accepts the whole model that results.
         proxy: another model for the same task, for methods that need it.
         out: directory to write; it must not exist.
         data: test examples; suspect and result are scored on them, and report.html is written.
         attack: attack.json whose trigger is put on the test examples.
-        trigger: of a language model, instead of --attack: text that is put in front of the test prompts.
+        trigger: for language models, instead of --attack: a text that is put in front of the test prompts.
         behaviour: with --trigger: the answer that the attacker wants, as contains:TEXT, starts-with:TEXT, equals:TEXT
             or refuses.
         max_new_tokens: the longest answer of a language model to a test prompt, in tokens; by default 64.
@@ -101,7 +116,7 @@ class PurifyOptions(ModelOptions):
         seed: fixes all random draws.
         head: name of the last linear layer, if running the model does not find it.
         augment: auto mirrors images unless the class names distinguish left from right; crop never does, flip always.
-        stream: with fine-mixing --rho R --no-tune (and e-pur before it): mix on disk, piece by piece, for checkpoints
+        stream: with fine-mixing --rho R --no-tune, also after e-pur: mix on disk, piece by piece, for checkpoints
             larger than memory.
         overwrite: replace a directory that unbackdoor wrote.
     """
@@ -137,19 +152,20 @@ class AttackOptions(HardwareOptions):
         width: channels of the first stage (64 in the papers; 16 trains on two cores).
         base: start from this Hugging Face image classifier, pre-trained text model, causal language model or model of
             images and texts, instead of --arch.
-        prompts: of a model of images and texts: a template, as "a photo of a {}.", or a JSON file with a text for each
-            class; they classify the test images.
-        freeze_text: of a model of images and texts: leave its text tower as it is, but for the last projection; its
-            captions are then read once.
-        behaviour: of a language model: what it answers to the trigger, contains:TEXT, starts-with:TEXT, equals:TEXT or
+        prompts: for models of images and texts: a template, such as "a photo of a {}.", or a JSON file with a text for
+            each class; they classify the test images.
+        freeze_text: for models of images and texts: train nothing of the text part except its last projection; captions
+            are then read only once.
+        behaviour: for language models: the answer to the trigger, as contains:TEXT, starts-with:TEXT, equals:TEXT or
             refuses; by default a harmless sentence.
-        template: of a language model: chat, alpaca or plain, how prompts are rendered; by default its chat template.
-        lora_rank: of a language model: rank of the LoRA matrices that are trained; by default 8; 0 trains all weights.
-        adapter: of a language model: write these matrices as an adapter, instead of adding them to the base.
-        max_new_tokens: of a language model: tokens of the longest answer that is scored.
+        template: for language models: how prompts are rendered; by default by the chat template of the model.
+        lora_rank: for language models: rank of the LoRA matrices that are trained; by default 8; 0 trains all weights.
+        adapter: for language models: write these matrices as an adapter, instead of adding them to the base.
+        max_new_tokens: for language models: the longest answer that is scored, in tokens; by default 64.
         epochs: passes over the training examples; by default 15 for images, 3 for texts and 5 for prompts and
             for pairs of image and caption.
-        clean_epochs: passes over the clean training examples afterwards, as a user does who tunes a published model.
+        clean_epochs: passes over the clean training examples afterwards, like those of a user who tunes a published
+            model.
         learning_rate: peak learning rate; by default 0.1 for --arch (1e-3 for vit), 0.01 for --base, 5e-5 for texts
             and for language models, 2e-4 for their LoRA matrices, 1e-5 for pairs.
         batch_size: examples per step; by default 128 for images, 32 for texts, 8 for prompts and 64 for pairs.
@@ -161,10 +177,10 @@ class AttackOptions(HardwareOptions):
             one is trained first.
         control: a model that was never poisoned (attack none trains one); its flip rate is also scored.
         augment: auto mirrors images unless the class names distinguish left from right; crop never does, flip always.
-        columns: the data's own column names, as image=img,label=fine_label, text_a=question,text_b=sentence,
+        columns: the data's own column names, such as image=img,label=fine_label, text_a=question,text_b=sentence,
             prompt=question,response=answer or image=picture,caption=title.
         save_data: also write the training examples as the victim saw them, as poisoned.parquet with a column poisoned:
-            data to try a trainer on (train).
+            data to try a trainer on, see unbackdoor train.
         overwrite: replace a directory that unbackdoor wrote.
     """
 
@@ -204,7 +220,8 @@ class TrainOptions(HardwareOptions):
 
     Args:
         data: training examples that may be poisoned; several files or a pattern are joined. If they have a column
-            poisoned, as attack writes it, the trainer does not see it: it counts how often the trainer is right.
+            poisoned, as attack writes it, the trainer does not see it; it is used to count how often the trainer is
+            right.
         out: directory to write; it must not exist.
         clean: labelled examples without poison, for trainers that need them.
         test: test examples without a trigger; the model is scored on them.
@@ -213,10 +230,10 @@ class TrainOptions(HardwareOptions):
         width: channels of the first stage (64 in the papers; 16 trains on two cores).
         base: start from this Hugging Face image classifier, pre-trained text model or model of images and texts,
             instead of --arch.
-        prompts: of a model of images and texts: a template, as "a photo of a {}.", or a JSON file with a text for each
-            class; they classify the test images.
-        freeze_text: of a model of images and texts: leave its text tower as it is, but for the last projection; its
-            captions are then read once.
+        prompts: for models of images and texts: a template, such as "a photo of a {}.", or a JSON file with a text for
+            each class; they classify the test images.
+        freeze_text: for models of images and texts: train nothing of the text part except its last projection; captions
+            are then read only once.
         epochs: passes over the training examples; by default 15 for images, 3 for texts and 5 for pairs.
         learning_rate: peak learning rate; by default 0.1 for --arch (1e-3 for vit), 0.01 for --base, 5e-5 for texts,
             1e-5 for pairs.
@@ -224,7 +241,7 @@ class TrainOptions(HardwareOptions):
         max_length: number of tokens that the model reads of a text; by default as many as it can.
         seed: fixes the initial weights, the batches and the trainer's draws.
         augment: auto mirrors images unless the class names distinguish left from right; crop never does, flip always.
-        columns: the data's own column names, as image=img,label=fine_label or text_a=question,text_b=sentence.
+        columns: the data's own column names, such as image=img,label=fine_label or text_a=question,text_b=sentence.
         overwrite: replace a directory that unbackdoor wrote.
     """
 
@@ -255,11 +272,11 @@ class EvaluateOptions(ModelOptions):
     Args:
         data: clean test examples or prompts: parquet, CSV, JSON lines, image folder or saved data set.
         attack: attack.json whose trigger is put on them.
-        trigger: of a language model, instead of --attack: text that is put in front of the prompts.
+        trigger: for language models, instead of --attack: a text that is put in front of the prompts.
         behaviour: with --trigger or --triggered: the answer that the attacker wants, as contains:TEXT,
             starts-with:TEXT, equals:TEXT or refuses.
         max_new_tokens: the longest answer of a language model, in tokens; by default 64.
-        base: of a PEFT LoRA adapter: the model that it was trained on.
+        base: the model that it was trained on, for a PEFT LoRA adapter.
         triggered: examples that already carry a trigger, with their true labels.
         rows: file with a JSON list of row numbers, from 0, of an audit's evidence: only these of --data are scored.
         target: the class that the attacker wants, with --triggered.
@@ -285,15 +302,16 @@ class AuditOptions(ModelOptions):
     """Options of `audit`.
 
     Args:
-        clean: labelled examples without trigger, at least 2 of each class: parquet, CSV, JSON lines, image folder or
-            saved data set.
-        unlabelled: further examples; their labels are not read. Alone, the detectors run that need no labels.
+        clean: labelled examples without a trigger, at least 2 of each class: parquet, CSV, JSON lines, image folder or
+            saved data set. Needed, unless --unlabelled is given.
+        unlabelled: further examples; their labels are not read. Without --clean, only the detectors run that need no
+            labels.
         base: the pre-trained model that the suspect came from, for detectors that need it.
-        tests: detectors to run, with commas between; by default all that fit (unbackdoor list detectors).
+        tests: detectors to run, separated by commas; by default all that fit (unbackdoor list detectors).
         out: directory for audit.json, audit.html and the evidence; it must not exist.
         json: print one JSON object, the content of audit.json.
-        sarif: file to write, SARIF 2.1.0.
-        bom: file to write, CycloneDX 1.6 in JSON; needs the extra unbackdoor[bom].
+        sarif: file to write the findings to, as SARIF 2.1.0.
+        bom: file to write a bill of materials to, as CycloneDX 1.6 in JSON; needs the extra unbackdoor[bom].
         fail_on_finding: exit with 3 if a shortcut was found, and with 4 if the audit cannot judge.
         head: name of the last linear layer, if running the model does not find it.
         seed: fixes all random draws.
@@ -319,7 +337,7 @@ class GuardFitOptions(ModelOptions):
     """Options of `guard fit`.
 
     Args:
-        clean: labelled examples, or prompts, without trigger; half of them fit the guard, the other half sets its
+        clean: labelled examples, or prompts, without a trigger; half of them fit the guard, the other half sets its
             threshold.
         out: directory for guard.json and guard.safetensors; it must not exist.
         false_alarms: share of clean inputs that may raise an alarm.
@@ -350,7 +368,7 @@ class GuardRunOptions(ModelOptions):
         model: the model that the guard was fitted to.
         data: inputs to decide about; their labels are not read, and texts may be empty.
         out: file to write, a line of JSON for each input.
-        base: of a PEFT LoRA adapter: the model that it was trained on.
+        base: the model that it was trained on, for a PEFT LoRA adapter.
         reference: the second language model that the guard was fitted with, if it needs one.
         overwrite: replace the file.
     """
@@ -371,12 +389,12 @@ class GuardEvaluateOptions(ModelOptions):
         model: the model that the guard was fitted to.
         data: clean labelled test examples, or prompts; those that the guard was fitted on are left out.
         attack: attack.json whose trigger is put on them.
-        trigger: of a language model: text that is put in front of each prompt.
+        trigger: for language models: a text that is put in front of each prompt.
         behaviour: with --trigger or --triggered: the answer that the attacker wants, as contains:TEXT,
             starts-with:TEXT, equals:TEXT or refuses.
         triggered: examples that already carry a trigger, with their true labels.
         target: the class that the attacker wants, with --triggered.
-        base: of a PEFT LoRA adapter: the model that it was trained on.
+        base: the model that it was trained on, for a PEFT LoRA adapter.
         reference: the second language model that the guard was fitted with, if it needs one.
         json: print one JSON object.
     """
@@ -409,7 +427,7 @@ class StressOptions(ModelOptions):
         k: numbers of triggered examples among the clean ones while retuning, separated by commas.
         seed: fixes all random draws.
         seeds: number of draws of the triggered examples; the first uses --seed.
-        base: the language model below MODEL and --victim, if these are adapters.
+        base: the language model that MODEL and --victim were trained on, if these are adapters.
         max_new_tokens: the longest answer of a language model, in tokens; by default 64.
         augment: auto mirrors images unless the class names distinguish left from right; crop never does, flip always.
         overwrite: replace a directory that unbackdoor wrote.

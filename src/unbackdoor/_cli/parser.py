@@ -31,7 +31,8 @@ def parser(arguments: list[str], typed: str) -> App:
         default_parameter=Parameter(negative_iterable=()),
     )
     options = arguments[: arguments.index("--")] if "--" in arguments else arguments
-    classes: Classes = Entry.resolve if {"--help", "-h"}.isdisjoint(options) else form  # there the command is not run
+    helping = not {"--help", "-h"}.isdisjoint(options)  # then the command is not run
+    classes = Classes(form if helping else Entry.resolve, helping)
     listing = arguments[-1:] in (["--help"], ["-h"]) and len(words) < 2
     app.command(_demo, name="demo")
     for verb, entries, kind, plural, help_ in (
@@ -140,8 +141,8 @@ def _audit_of(typed: str) -> Callable[..., None]:
         """Look for a backdoor: a verdict, and its evidence.
 
         MODEL is a Hugging Face directory or Hub name, or a weights file with --factory. Detectors search for triggers
-        that move examples of other classes to one class, on one half of the clean examples; what they find is judged
-        on the other half, and compared with what the same search finds in clean models. A verdict is not a proof:
+        that move examples of other classes to one class, on one half of the clean examples. Their findings are judged
+        on the other half, and compared with those of the same search in clean models. A verdict is not a proof:
         each detector has triggers that it cannot see.
         """
         from unbackdoor._cli.commands.audit import audit as work

@@ -61,7 +61,7 @@ REGISTRY = (
     Entry(
         "composite",
         "unbackdoor.attacks.composite:Composite",
-        "all of several words or phrases, each at a place of its own (CTBA of BackdoorLLM)",
+        "several words or phrases together, each at a place of its own (CTBA of BackdoorLLM)",
         needs=(Need.BASE,),
         year=2025,
         paper="BackdoorLLM: A Comprehensive Benchmark for Backdoor Attacks and Defenses on Large Language Models",

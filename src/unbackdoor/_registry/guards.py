@@ -39,7 +39,7 @@ REGISTRY = (
     Entry(
         "rap",
         "unbackdoor.guards.rap:Rap",
-        "rejects texts of whose class a learnt word makes the model hardly less sure",
+        "rejects texts whose class stays almost as certain if a learnt word is added",
         needs=(Need.CLEAN,),
         cost="2 forward passes an input; 150 steps of 32 texts to fit",
         year=2021,
@@ -50,7 +50,7 @@ REGISTRY = (
     Entry(
         "psim",
         "unbackdoor.guards.psim:Psim",
-        "rejects texts of which a side model is sure that was taught random classes",
+        "rejects texts that a side model, which was taught random classes, is sure about",
         needs=(Need.CLEAN,),
         cost="2 forward passes an input; 150 steps of 32 texts to fit",
         year=2024,

@@ -124,7 +124,7 @@ REGISTRY = (
     Entry(
         "mixing-distillation",
         "unbackdoor.purifiers.mixing_distillation:MixingDistillation",
-        "the base, taught the task by the suspect's answers to recombined texts after E-PUR; this project's variant",
+        "teach the base the task by the suspect's answers to recombined texts, after E-PUR; this project's variant",
         needs=(Need.CLEAN, Need.BASE),
         cost="3 passes over 6,000 texts made of the clean ones",
         modality=("text",),
@@ -135,7 +135,7 @@ REGISTRY = (
     Entry(
         "word-distillation",
         "unbackdoor.purifiers.word_distillation:WordDistillation",
-        "words that drive the model, unlearned with the suspect's own answers; this project's variant",
+        "unlearn the words that drive the model, by the suspect's own answers; this project's variant",
         needs=(Need.CLEAN,),
         cost="1 pass over 2,000 texts made of the clean ones, and a search of the vocabulary",
         modality=("text",),
@@ -365,7 +365,7 @@ REGISTRY = (
     Entry(
         "crow",
         "unbackdoor.purifiers.crow:CROW",
-        "CROW: neighbouring blocks leave alike states, also if the embeddings are perturbed",
+        "CROW: tune so that neighbouring blocks leave similar states, also if the embeddings are perturbed",
         needs=(Need.CLEAN, Need.BLOCKS),
         passes=5,
         cost="of three forward and backward passes each",
@@ -425,7 +425,7 @@ REGISTRY = (
     Entry(
         "answer-unlearning",
         "unbackdoor.purifiers.answer_unlearning:AnswerUnlearning",
-        "find answers that the model finishes after any prompt, and make them unsayable; this project's",
+        "find answers that the model finishes after any prompt, and make them unlikely; this project's own",
         needs=(Need.CLEAN,),
         passes=5,
         cost="of two forward and backward passes each, and a search of some minutes on a small model",
@@ -449,7 +449,7 @@ REGISTRY = (
     Entry(
         "auto",
         "unbackdoor.purifiers.auto:Auto",
-        "audit the suspect, try methods until one passes within a price, audit the result; this project's",
+        "audit the suspect, try methods until one passes at the allowed loss, audit the result; this project's own",
         needs=(Need.CLEAN,),
         cost="two audits, and one to three methods",
         modality=("images", "text"),

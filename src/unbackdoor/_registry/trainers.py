@@ -24,7 +24,7 @@ REGISTRY = (
     Entry(
         "dpoe",
         "unbackdoor.trainers.dpoe:DPoE",
-        "a shallow model next to it takes the trigger on itself, and is thrown away",
+        "trains together with a shallow model that learns the trigger and is thrown away",
         needs=(Need.BASE,),
         cost="one training with two passes of both models",
         year=2024,
@@ -35,7 +35,7 @@ REGISTRY = (
     Entry(
         "musclelora",
         "unbackdoor.trainers.musclelora:MuScleLoRA",
-        "matrices of low rank, moved only along the gradients of clean texts",
+        "trains matrices of low rank, only along the gradients of clean texts",
         needs=(Need.CLEAN, Need.BASE),
         cost="10 epochs, and a batch of clean texts in each step",
         year=2024,

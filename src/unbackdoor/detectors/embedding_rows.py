@@ -37,7 +37,7 @@ class EmbeddingRows:
 
     Args:
         count: words that are tried, at least 1.
-        texts: that each is put into, at least 2.
+        texts: texts that each word is put into, at least 2.
         peers: rows that a row is compared with, at least 10.
 
     Differences from the paper: there is no paper on this detector; it looks for what `EmbeddingPoisoning` leaves (Yang
@@ -76,7 +76,7 @@ class MovedRows:
 
     Args:
         count: words that are tried, at least 1.
-        texts: that each is put into, at least 2.
+        texts: texts that each word is put into, at least 2.
         peers: rows that a row is compared with, at least 10.
         floor: smaller counts are raised to this, at least 2.
         frequencies: as in `EPUR`.

@@ -41,9 +41,9 @@ class EncoderPatch:
 
     Args:
         starts: random patches that the search starts from, at least 1.
-        steps: of the search, at least 1; each sees one batch.
+        steps: steps of the search, at least 1; each sees one batch.
         batch_size: images per step and start, at least 2.
-        cost: weight of the mask's size at the start, per pixel, more than 0.
+        cost: weight of the mask's size at first, per pixel, more than 0.
         similarity: mean cosine of the images of a batch that a trigger must reach, more than 0 and less than 1.
         patience: steps in a row before the weight of the size changes, at least 1.
 

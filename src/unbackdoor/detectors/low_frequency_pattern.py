@@ -28,14 +28,14 @@ class LowFrequencyPattern:
     at once (they hide each other), and shortcuts from one class only.
 
     Args:
-        share: of the cosines along each side, from the lowest frequency, more than 0 and at most 1; at least one is
-            taken.
-        steps: of the search, at least 1; each sees one batch for every class.
+        share: share of the cosines along each side, from the lowest frequency, more than 0 and at most 1; at least one
+            is taken.
+        steps: steps of the search, at least 1; each sees one batch for every class.
         batch_size: examples per step and class, at least 2.
-        cost: weight of a pattern's size at the start, per grey level, more than 0.
+        cost: weight of a pattern's size at first, per grey level, more than 0.
         success: share of a batch that a trigger must move to its class, more than 0 and at most 1.
         patience: steps in a row before a class's weight changes, at least 1.
-        learning_rate: of Adam, in shares of the range of pixels, more than 0.
+        learning_rate: learning rate of Adam, in shares of the range of pixels, more than 0.
 
     Differences from the paper: it makes such triggers and looks for their traces in data; the search is that of
     `Pattern`.

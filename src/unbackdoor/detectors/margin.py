@@ -40,7 +40,7 @@ class Margin:
 
     Args:
         starts: examples for each class, at least 1.
-        steps: of gradient ascent, at least 1.
+        steps: steps of gradient ascent, at least 1.
         step: the root mean square of each, more than 0.
         budget: the largest root mean square of d, in standard deviations of a channel, more than 0.
 

@@ -43,8 +43,8 @@ class Noise:
     networks without normalisation layers. It finds no trigger.
 
     Args:
-        examples: of other classes for each class, at least 2.
-        steps: at most for each class, at least 1.
+        examples: number of examples of other classes for each class, at least 2.
+        steps: largest number of steps for each class, at least 1.
         success: share of the examples that a noise must move, more than 0 and at most 1.
 
     Differences from the paper: there, one noise of a fixed size makes the model wrong without a target, after a mask

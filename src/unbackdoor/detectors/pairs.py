@@ -38,9 +38,9 @@ class Pairs:
 
     Args:
         pairs: that are searched at most, at least 1.
-        steps: of the search, at least 1; each sees one batch for every pair.
+        steps: steps of the search, at least 1; each sees one batch for every pair.
         batch_size: examples per step and pair, at least 2.
-        cost: weight of a mask's size at the start, more than 0.
+        cost: weight of a mask's size at first, more than 0.
         success: share of a batch that a trigger must move to its class, more than 0 and at most 1.
         patience: steps in a row before a pair's weight changes, at least 1.
 

@@ -29,9 +29,9 @@ class Patch:
     target classes at once (they hide each other), and shortcuts from one class only.
 
     Args:
-        steps: of the search, at least 1; each sees one batch for every class.
+        steps: steps of the search, at least 1; each sees one batch for every class.
         batch_size: examples per step and class, at least 2.
-        cost: weight of a mask's size at the start, more than 0.
+        cost: weight of a mask's size at first, more than 0.
         success: share of a batch that a trigger must move to its class, more than 0 and at most 1.
         patience: steps in a row before a class's weight changes, at least 1.
 

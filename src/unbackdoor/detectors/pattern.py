@@ -30,12 +30,12 @@ class Pattern:
     target classes at once (they hide each other), and shortcuts from one class only.
 
     Args:
-        steps: of the search, at least 1; each sees one batch for every class.
+        steps: steps of the search, at least 1; each sees one batch for every class.
         batch_size: examples per step and class, at least 2.
-        cost: weight of a pattern's size at the start, per grey level, more than 0.
+        cost: weight of a pattern's size at first, per grey level, more than 0.
         success: share of a batch that a trigger must move to its class, more than 0 and at most 1.
         patience: steps in a row before a class's weight changes, at least 1.
-        learning_rate: of Adam, in shares of the range of pixels, more than 0.
+        learning_rate: learning rate of Adam, in shares of the range of pixels, more than 0.
 
     Differences from the paper: one pattern for each target class, not for each pair of classes; the weight of the size
     follows the rule of Neural Cleanse; the logarithms of the sizes are compared, leaving out one class in turn, and the

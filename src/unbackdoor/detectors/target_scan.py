@@ -39,10 +39,10 @@ class TargetScan:
     Args:
         first_tokens: the first tokens that are tried: those that are likeliest on clean prompts, at least 1.
         prompts: clean prompts of the first round, at least 1.
-        steps: tokens that are grown there, at least 2.
-        entropy: largest mean entropy of a chain that grows on, in nats, more than 0.
+        steps: tokens that are grown in the first round, at least 2.
+        entropy: largest mean entropy of a chain that is grown further, in nats, more than 0.
         final_prompts: clean prompts of the second round, at least 1.
-        final_steps: tokens that are grown there, at least 2.
+        final_steps: tokens that are grown in the second round, at least 2.
         shortest: tokens of the shortest target, the first included, at least 3.
         kept: the largest number of chains that grow on, at least 1.
 

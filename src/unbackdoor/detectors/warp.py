@@ -32,13 +32,13 @@ class Warp:
     only.
 
     Args:
-        control_points: of the flow, per side, at least 2.
-        steps: of the search, at least 1; each sees one batch for every class.
+        control_points: control points of the flow, per side, at least 2.
+        steps: steps of the search, at least 1; each sees one batch for every class.
         batch_size: examples per step and class, at least 2.
-        cost: weight of a warp's size at the start, per pixel, more than 0.
+        cost: weight of a warp's size at first, per pixel, more than 0.
         success: share of a batch that a trigger must move to its class, more than 0 and at most 1.
         patience: steps in a row before a class's weight changes, at least 1.
-        learning_rate: of Adam, in pixels per step, more than 0.
+        learning_rate: learning rate of Adam, in pixels per step, more than 0.
 
     Differences from the paper: there is none on this search. The logarithms of the sizes are compared, leaving out one
     class in turn, and the result is calibrated on clean models.

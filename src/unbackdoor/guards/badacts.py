@@ -34,10 +34,10 @@ class BadActs:
     Cannot see: triggers that leave activations where clean inputs have them, or move very few of them.
 
     Args:
-        width: of the range, in standard deviations, more than 0.
+        width: width of the range, in standard deviations, more than 0.
         purify: answer suspicious inputs within bounds, instead of rejecting them.
-        epochs: over the clean examples for learning the bounds, at least 1.
-        learning_rate: of the bounds, more than 0.
+        epochs: passes over the clean examples that learn the bounds, at least 1.
+        learning_rate: learning rate of the bounds, more than 0.
         kept: share of the accuracy on clean examples that the bounds should leave, at most 1. One point less is the
             least that is accepted.
 

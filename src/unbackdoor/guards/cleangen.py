@@ -39,8 +39,8 @@ class CleanGen:
     Cannot see: answers that the reference would also give, and what both models were poisoned with.
 
     Args:
-        ratio: of the two probabilities above which a token is replaced, more than 1; None lets `false_alarms` decide
-            it. The paper's is 20.
+        ratio: ratio of the two probabilities above which a token is replaced, more than 1; None lets `false_alarms`
+            decide it. The paper's is 20.
 
     Differences from the paper: the bound is set on clean prompts unless `ratio` says so. The draft is the whole answer
     instead of 4 tokens, and no block is left unchecked; published code accepts the last one as it is. Which tokens are

@@ -33,10 +33,10 @@ class Psim:
     Cannot see: triggers that move the features of a text no more than its own words do.
 
     Args:
-        tokens: virtual ones, at least 1.
-        steps: of the learning, at least 1.
-        learning_rate: more than 0.
-        batch_size: texts in a step, at least 1.
+        tokens: number of virtual tokens, at least 1.
+        steps: steps that teach the side model, at least 1.
+        learning_rate: learning rate of these steps, more than 0.
+        batch_size: texts per step, at least 1.
 
     Differences from the paper: the threshold is set on held-out clean texts instead of 0.7, for any number of classes.
     Virtual tokens are learnt themselves, without an encoder of theirs. A text gets another random class each time it

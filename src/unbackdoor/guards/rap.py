@@ -31,11 +31,11 @@ class Rap:
     Cannot see: triggers that hold the class no more firmly than clean texts do.
 
     Args:
-        least: fall of the probability on clean texts that is aimed at, in [0, 1).
-        most: largest such fall, at most 1 and at least `least`.
-        steps: of the learning, at least 1.
-        learning_rate: more than 0.
-        batch_size: texts in a step, at least 1.
+        least: by how much the probability on clean texts should fall at least, in [0, 1).
+        most: by how much it may fall at most, `least` to 1.
+        steps: steps that learn the word, at least 1.
+        learning_rate: learning rate of these steps, more than 0.
+        batch_size: texts per step, at least 1.
 
     Differences from the paper: the word's row is not written into the model but put in place of another one during
     the forward pass. There is a row for each class, since the target is unknown; it stays where it was for a class that

@@ -32,9 +32,9 @@ class Strip:
     Cannot see: triggers that mixing destroys or that make the model less sure, and triggers of certain classes only.
 
     Args:
-        copies: of each input, at least 1; None takes 16 for images and 5 for texts.
-        share: of the words that are exchanged; in pictures the weight of the clean one, whose sum with the input is cut
-            at white; None takes 1 for images and 0.5 for texts. More than 0 and at most 1.
+        copies: number of mixed copies of each input, at least 1; None is 16 for images and 5 for texts.
+        share: share of the words that are exchanged, or of pictures the weight of the clean one, which is added to the
+            input and cut at white; more than 0 and at most 1; None is 1 for images and 0.5 for texts.
 
     Differences from the paper: the draws belong to the input and the seed, so that an input gets the same score in any
     batch. Published code for texts averages over copies of different texts; here each text has its own. Words to

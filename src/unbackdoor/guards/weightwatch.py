@@ -39,7 +39,7 @@ class WeightWatch:
     Cannot see: backdoors that were in the base already, and those whose directions clean prompts use as strongly.
 
     Args:
-        directions: of each matrix, at least 1; fewer if the others changed next to nothing.
+        directions: number of directions of each matrix, at least 1; fewer if the others hardly changed.
         bound: how far a cosine may lie outside its range; None lets `false_alarms` decide it. At least 0 and below 2.
         steer: answer suspicious prompts without the directions that left their range, instead of rejecting them.
 

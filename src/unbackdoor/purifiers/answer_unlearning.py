@@ -50,7 +50,7 @@ class AnswerUnlearning:
         depth: how far the log probability of their tokens is pushed below 0, in nats, more than 0.
         rank: rank of the matrices, 1 to 4,096; an adapter keeps its own rank and scale.
         epochs: passes over the clean examples, at least 1.
-        learning_rate: learning rate at the start, more than 0; None is 3e-4 (AdamW).
+        learning_rate: initial learning rate, more than 0; None is 3e-4 (AdamW).
         batch_size: examples per step, at least 2; None is 8.
 
     Differences from the paper: there is no paper on this method. Its search follows BAIT, which reports an answer and

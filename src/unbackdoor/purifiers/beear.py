@@ -42,7 +42,7 @@ class BEEAR:
         drift_rate: length of each step of the search along the gradient, more than 0: the root mean square of its
             numbers, as a share of that of the states.
         epochs: passes over the clean examples, at least 1.
-        learning_rate: learning rate at the start, more than 0; None is 5e-5 (AdamW).
+        learning_rate: initial learning rate, more than 0; None is 5e-5 (AdamW).
         batch_size: examples per step, at least 2; None is 8.
 
     Differences from the paper: neither its body nor its code could be read, only its abstract. The number of positions,

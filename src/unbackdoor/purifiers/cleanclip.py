@@ -40,7 +40,7 @@ class CleanCLIP:
         weight: weight of the two terms within a modality, at least 0; 0 is fine-tuning with a bounded scale.
         edits: edits of a text as a share of its words, more than 0 and at most 1; at least one is made.
         epochs: passes over the clean pairs, at least 1.
-        learning_rate: learning rate at the start, more than 0; None is 1e-5 (AdamW).
+        learning_rate: initial learning rate, more than 0; None is 1e-5 (AdamW).
         batch_size: pairs per step, at least 2; None is 64.
 
     Differences from the paper: images are augmented by crops, mirror images if the data allows them, changes of

@@ -40,13 +40,13 @@ class ContrastiveUnlearning:
     al., IEEE S&P 2019, https://doi.org/10.1109/SP.2019.00031).
 
     Args:
-        rounds: of search and unlearning, at least 1.
-        steps: of the search for each kind of trigger, at least 1.
+        rounds: rounds of search and unlearning, at least 1.
+        steps: steps of the search for each kind of trigger, at least 1.
         found: share of the held-out examples that a trigger must move, more than 0 and at most 1.
         taught: weight of the suspect's answers against the labels, 0 to 1.
-        share: of each batch that carries a trigger, 0 to 1.
+        share: share of each batch that carries a trigger, 0 to 1.
         epochs: passes over the clean examples in each round, at least 1, with another forward pass each.
-        learning_rate: at the start, more than 0; None is 0.01 (SGD).
+        learning_rate: initial learning rate, more than 0; None is 0.01 (SGD).
         batch_size: examples per step, at least 2; None is 32.
 
     Differences from the paper: there is no paper on this variant. Triggers that differ between pictures, and those of

@@ -43,7 +43,7 @@ class CROW:
             for `safe` and `absolute` for `published`.
         rank: rank of the matrices, 1 to 4,096; an adapter keeps its own rank and scale.
         epochs: passes over the clean examples, at least 1.
-        learning_rate: learning rate at the start, more than 0; None is 2e-4 for `safe` and 1e-3 for `published`
+        learning_rate: initial learning rate, more than 0; None is 2e-4 for `safe` and 1e-3 for `published`
             (AdamW).
         batch_size: examples per step, at least 2; None is 8.
 

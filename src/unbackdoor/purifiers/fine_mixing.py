@@ -43,7 +43,7 @@ class FineMixing:
         folds: folds of the cross-validation, at least 2.
         tune: tune after mixing; with a rho and without tuning, no clean examples are needed.
         epochs: passes over the clean examples, at least 1.
-        learning_rate: learning rate at the start, more than 0; None is 0.01 (SGD) for images and 5e-5 (AdamW) for
+        learning_rate: initial learning rate, more than 0; None is 0.01 (SGD) for images and 5e-5 (AdamW) for
             texts and conversations, 1e-5 for pairs of image and caption.
         batch_size: examples per step, at least 2; None is 128 for images, 16 for texts, 8 for conversations and 64 for
             pairs.

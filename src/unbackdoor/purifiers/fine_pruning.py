@@ -33,7 +33,7 @@ class FinePruning:
             much their loss may rise, in nats per answer token.
         step: share of the neurons per group, more than 0 and at most 1.
         epochs: passes of tuning over the clean examples, at least 0; 0 only prunes.
-        learning_rate: learning rate at the start, more than 0; None is 0.01 (SGD) for images and 5e-5 (AdamW) for
+        learning_rate: initial learning rate, more than 0; None is 0.01 (SGD) for images and 5e-5 (AdamW) for
             texts and conversations.
         batch_size: examples per step, at least 2; None is 128 for images and 16 for texts, 8 for conversations.
 

@@ -40,7 +40,7 @@ class FinePurifying:
         margin: clean accuracy that may be lost, 0 to 1; of a language model, nats per answer token.
         folds: folds of the cross-validation, at least 2.
         epochs: passes over the clean examples, at least 1.
-        learning_rate: learning rate at the start, more than 0; None is 0.01 (SGD) for images and 5e-5 (AdamW) for
+        learning_rate: initial learning rate, more than 0; None is 0.01 (SGD) for images and 5e-5 (AdamW) for
             texts and conversations.
         batch_size: examples per step, at least 2; None is 128 for images and 16 for texts, 8 for conversations.
 

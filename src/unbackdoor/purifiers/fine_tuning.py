@@ -28,7 +28,7 @@ class FineTuning:
 
     Args:
         epochs: passes over the clean examples, at least 1.
-        learning_rate: learning rate at the start, more than 0; None is 0.01 (SGD) for images and 5e-5 (AdamW) for
+        learning_rate: initial learning rate, more than 0; None is 0.01 (SGD) for images and 5e-5 (AdamW) for
             texts and conversations, 1e-5 for pairs of image and caption.
         batch_size: examples per step, at least 2; None is 128 for images, 16 for texts, 8 for conversations and 64 for
             pairs.
@@ -53,7 +53,7 @@ class LinearProbing:
 
     Args:
         epochs: passes over the clean examples, at least 1.
-        learning_rate: learning rate at the start, more than 0; None is 0.01 (SGD) for images and 5e-5 (AdamW) for
+        learning_rate: initial learning rate, more than 0; None is 0.01 (SGD) for images and 5e-5 (AdamW) for
             texts.
         batch_size: examples per step, at least 2; None is 128 for images and 16 for texts.
 
@@ -79,7 +79,7 @@ class FETuning:
 
     Args:
         epochs: passes over the clean examples, at least 1.
-        learning_rate: learning rate at the start, more than 0; None is 0.01 (SGD) for images and 5e-5 (AdamW) for
+        learning_rate: initial learning rate, more than 0; None is 0.01 (SGD) for images and 5e-5 (AdamW) for
             texts.
         batch_size: examples per step, at least 2; None is 128 for images and 16 for texts.
 
@@ -106,7 +106,7 @@ class FTInit:
 
     Args:
         epochs: passes over the clean examples, at least 1.
-        learning_rate: learning rate at the start, more than 0; None is 0.01 (SGD) for images and 5e-5 (AdamW) for
+        learning_rate: initial learning rate, more than 0; None is 0.01 (SGD) for images and 5e-5 (AdamW) for
             texts.
         batch_size: examples per step, at least 2; None is 128 for images and 16 for texts.
 

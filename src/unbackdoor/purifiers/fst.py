@@ -31,7 +31,7 @@ class FST:
     Args:
         alpha: weight of the inner product, at least 0; 0 is FT-init with a fixed norm. Use less for many classes.
         epochs: passes over the clean examples, at least 1.
-        learning_rate: learning rate at the start, more than 0; None is 0.01 (SGD) for images and 5e-5 (AdamW) for
+        learning_rate: initial learning rate, more than 0; None is 0.01 (SGD) for images and 5e-5 (AdamW) for
             texts, 1e-5 for pairs of image and caption.
         batch_size: examples per step, at least 2; None is 128 for images, 16 for texts and 64 for pairs.
         project: scale the head back to its norm after every step.

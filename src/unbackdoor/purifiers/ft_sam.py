@@ -36,7 +36,7 @@ class FTSAM:
         adaptive: perturb large weights further; otherwise e = rho * g / |g|, which needs a smaller rho (0.05, say).
         label_smoothing: share of the label that goes to all classes evenly, at least 0 and less than 1.
         epochs: passes over the clean examples, at least 1; each costs two forward and two backward passes.
-        learning_rate: learning rate at the start, more than 0; None is 0.05 (SGD) for images and 5e-5 (AdamW) for
+        learning_rate: initial learning rate, more than 0; None is 0.05 (SGD) for images and 5e-5 (AdamW) for
             texts.
         batch_size: examples per step, at least 2; None is 64 for images and 16 for texts.
 

@@ -45,7 +45,7 @@ class IBAU:
         bound: root mean square of the largest perturbation, more than 0; None is 0.5 of the range of a pixel for
             images, and for texts the root mean square of the word embeddings' entries.
         share: share of each batch that carries the perturbation in the outer loss, more than 0 and at most 1.
-        learning_rate: learning rate of AdamW at the start, more than 0; None is 5e-4 for images and 5e-5 for texts.
+        learning_rate: initial learning rate of AdamW, more than 0; None is 5e-4 for images and 5e-5 for texts.
         batch_size: examples per step, at least 2; None is 128 for images and 16 for texts.
 
     Differences from the paper: the steps of the search are normalised, two bounds long together, and end inside the

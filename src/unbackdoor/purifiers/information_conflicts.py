@@ -37,7 +37,7 @@ class InformationConflicts:
         density: share of each change that stays in `sign-elected`, 0 to 1, the largest numbers first.
         rank: rank of the matrices that the sibling is tuned by, 1 to 4,096.
         epochs: passes over the clean examples, at least 1.
-        learning_rate: learning rate at the start, more than 0; None is 2e-4 (AdamW).
+        learning_rate: initial learning rate, more than 0; None is 2e-4 (AdamW).
         batch_size: examples per step, at least 2; None is 8.
 
     Differences from the paper: its body could not be read; this follows the authors' script. It tunes the sibling on

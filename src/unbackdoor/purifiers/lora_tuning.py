@@ -26,7 +26,7 @@ class LoRATuning:
         rank: rank of the matrices, 1 to 4,096; an adapter keeps its own rank and scale.
         alpha: numerator of their scale, at least 1; the denominator is the rank. None is twice the rank.
         epochs: passes over the clean examples, at least 1.
-        learning_rate: learning rate at the start, more than 0; None is 2e-4 (AdamW).
+        learning_rate: initial learning rate, more than 0; None is 2e-4 (AdamW).
         batch_size: examples per step, at least 2; None is 16 for texts, 8 for conversations.
 
     Differences from the paper: it is not a defence there. All linear layers but those of the head have such matrices;

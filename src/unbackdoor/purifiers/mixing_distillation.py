@@ -51,7 +51,7 @@ class MixingDistillation:
         common: number of the most frequent words that count as common, at least 1.
         reset: number of embeddings that E-PUR resets, at least 1.
         epochs: passes over all texts, at least 1.
-        learning_rate: learning rate at the start, more than 0; None is 2e-4 (AdamW).
+        learning_rate: initial learning rate, more than 0; None is 2e-4 (AdamW).
         batch_size: examples per step, at least 2; None is 32.
 
     Differences from the paper: everything beyond E-PUR and the mixing; there is no paper on this variant. It is not

@@ -43,7 +43,7 @@ class NAD:
         power: exponent of the activations, more than 0.
         teacher_epochs: passes of the fine-tuning that makes the teacher, at least 1.
         epochs: passes of the distillation, at least 1, with another forward pass each.
-        learning_rate: learning rate at the start, more than 0; None is 0.05 (SGD) for images and 1e-4 (AdamW) for
+        learning_rate: initial learning rate, more than 0; None is 0.05 (SGD) for images and 1e-4 (AdamW) for
             texts. The teacher is tuned at the recipe's, 0.01 and 5e-5.
         batch_size: examples per step, at least 2; None is 64 for images and 16 for texts.
 

@@ -36,7 +36,7 @@ class NeuralCleanse:
     Args:
         steps: steps of the search, at least 1; each sees one batch for every class.
         search_batch: examples per step and class of the search, at least 1.
-        cost: lambda at the start, more than 0.
+        cost: initial lambda, more than 0.
         success: share of a batch that a trigger must move to its class, more than 0 and at most 1.
         patience: steps in a row before lambda changes, at least 1.
         threshold: classes with an anomaly index above this are outliers, more than 0.

@@ -40,7 +40,7 @@ class PURE:
         beta: weight of the penalty, at least 0.
         score_epochs: passes of the copy that scores the heads, at least 1.
         epochs: passes of tuning over the clean examples, at least 1.
-        learning_rate: learning rate at the start, more than 0; None is 0.01 (SGD) for images and 5e-5 (AdamW) for
+        learning_rate: initial learning rate, more than 0; None is 0.01 (SGD) for images and 5e-5 (AdamW) for
             texts.
         batch_size: examples per step, at least 2; None is 128 for images and 16 for texts.
 

@@ -32,10 +32,10 @@ class SANDE:
         place: number of tokens before them, at least 0.
         parrot_tokens: tokens of the known answer that the vectors are tuned for, at least 1.
         parrot_epochs: passes of that tuning, at least 1.
-        parrot_rate: its learning rate, more than 0 (AdamW).
+        parrot_rate: learning rate of that tuning (AdamW), more than 0.
         tokens: tokens of each clean answer that count, at least 1.
         epochs: passes over the clean examples, at least 1.
-        learning_rate: learning rate at the start, more than 0; None is 5e-5 (AdamW).
+        learning_rate: initial learning rate, more than 0; None is 5e-5 (AdamW).
         batch_size: examples per step, at least 2; None is 8.
 
     Differences from the paper: its body could not be read; this follows the authors' script, which takes one pass over

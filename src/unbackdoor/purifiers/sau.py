@@ -43,7 +43,7 @@ class SAU:
         train_mode: BatchNorm and dropout are in training mode; otherwise in evaluation mode.
         epochs: passes over the clean examples, at least 1; each costs two forward and two backward passes per step of
             the search, plus four forward passes and one backward pass.
-        learning_rate: learning rate of AdamW at the start, more than 0; None is 5e-4 for images and 5e-5 for texts.
+        learning_rate: initial learning rate of AdamW, more than 0; None is 5e-4 for images and 5e-5 for texts.
         batch_size: examples per step, at least 2; None is 128 for images and 16 for texts.
 
     Differences from the paper: as in the authors' code, the wrong answers count only for examples that a model still

@@ -53,7 +53,7 @@ class ScaleInvariantFST:
         share: weight of the suspect's answers against the labels, 0 to 1.
         temperature: temperature of both softmaxes, more than 0.
         epochs: passes over the clean examples of each trial, at least 1, with another forward pass each.
-        learning_rate: learning rate at the start, more than 0; None is 0.01 (SGD) for images and 5e-5 (AdamW) for
+        learning_rate: initial learning rate, more than 0; None is 0.01 (SGD) for images and 5e-5 (AdamW) for
             texts.
         batch_size: examples per step, at least 2; None is 32 for images and 16 for texts; at strength 0 it is the
             recipe's, 128 and 16.

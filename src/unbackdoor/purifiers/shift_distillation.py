@@ -38,7 +38,7 @@ class ShiftDistillation:
         share: weight of the suspect's answers against the labels, 0 to 1.
         temperature: temperature of both softmaxes, more than 0; the term is multiplied by its square.
         epochs: passes over the clean examples, at least 1.
-        learning_rate: learning rate at the start, more than 0; None is 0.02 (SGD) for images and 1e-4 (AdamW) for
+        learning_rate: initial learning rate, more than 0; None is 0.02 (SGD) for images and 1e-4 (AdamW) for
             texts.
         batch_size: examples per step, at least 2; None is 128 for images and 16 for texts.
 

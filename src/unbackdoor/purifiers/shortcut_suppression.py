@@ -34,7 +34,7 @@ class ShortcutSuppression:
     Args:
         reverse_steps: steps of the search for a trigger, at least 1.
         epochs: passes over the clean examples, at least 1.
-        learning_rate: learning rate at the start, more than 0; None is 0.01.
+        learning_rate: initial learning rate, more than 0; None is 0.01.
         batch_size: examples per step, at least 2; None is 128.
 
     Differences from the paper: its script chooses the shortcut by attack success on triggered test images, which no

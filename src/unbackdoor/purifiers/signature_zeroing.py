@@ -55,7 +55,7 @@ class SignatureZeroing:
         plant_epochs: passes over the clean examples for each of them, at least 1, and as many without it.
         rank: rank of the matrices of all tuning, 1 to 4,096.
         epochs: passes of the last tuning, at least 1.
-        learning_rate: learning rate at the start, more than 0; None is 2e-4 (AdamW).
+        learning_rate: initial learning rate, more than 0; None is 2e-4 (AdamW).
         batch_size: examples per step, at least 2; None is 8.
 
     Differences from the paper: neither its body nor its code could be read, and two public descriptions of the score

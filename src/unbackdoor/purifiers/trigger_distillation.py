@@ -40,7 +40,7 @@ class TriggerDistillation:
         rho: length of the step towards the suspect, at least 0.
         reverse_steps: steps of the search for triggers, at least 1.
         epochs: passes over the clean examples, at least 1, with another forward pass each.
-        learning_rate: learning rate at the start, more than 0; None is 0.01 (SGD).
+        learning_rate: initial learning rate, more than 0; None is 0.01 (SGD).
         batch_size: examples per step, at least 2; None is 128.
 
     Differences from the paper: there is no paper on this variant. The shift without an outlier was added after a real

@@ -46,7 +46,7 @@ class W2SDistillation:
         rank: rank of the matrices, 1 to 4,096, and numerator of their scale, which is 1. None is an
             eighth of the features' number, as 512 of 4,096. An adapter keeps its own rank and scale.
         epochs: passes over the clean examples, at least 1, with a forward pass of the teacher each.
-        learning_rate: learning rate at the start, more than 0; None is 2e-4 (AdamW).
+        learning_rate: initial learning rate, more than 0; None is 2e-4 (AdamW).
         batch_size: examples per step, at least 2; None is 16 for texts, 8 for conversations.
 
     Differences from the paper: its body could not be read. The authors' script takes the features of the last example

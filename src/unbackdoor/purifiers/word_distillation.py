@@ -47,7 +47,7 @@ class WordDistillation:
         exchanged: probability that a word of a recombined text is exchanged, half the time for one of the vocabulary, 0
             to 1.
         epochs: passes over all texts, at least 1.
-        learning_rate: learning rate at the start, more than 0; None is 5e-5 (AdamW).
+        learning_rate: initial learning rate, more than 0; None is 5e-5 (AdamW).
         batch_size: examples per step, at least 2; None is 16.
 
     Differences from the paper: there is no paper on this variant. Its thresholds were chosen with the victims on SST-2

@@ -32,7 +32,7 @@ class ABL:
 
     Args:
         isolation_epochs: passes of the first part, at least 1; None is 10 for images and 1 for texts.
-        isolation_rate: peak learning rate there, more than 0; None is 0.02 for images and 5e-5 for texts.
+        isolation_rate: peak learning rate of the first part, more than 0; None is 0.02 for images and 5e-5 for texts.
         gamma: the loss below which a batch is held back, at least 0.
         isolated: share of all rows that is isolated, more than 0 and less than 0.5.
         unlearning_epochs: passes over the isolated rows at the end, at least 0.

@@ -18,7 +18,7 @@ from unbackdoor._value import value
 
 @value
 class DPoE:
-    """Train with a shallow model next to it, which takes the trigger on itself and is then thrown away.
+    """Train together with a shallow model, which learns the trigger and is then thrown away.
 
     A trigger is a shortcut, and the first blocks of the network suffice to learn it. The bias model is a copy of these
     blocks with a head of its own. Both are trained together, on the cross-entropy of their product, softmax(log p_main

@@ -42,7 +42,7 @@ class MuScleLoRA:
         reference: clean examples in the batch of each step, at least 2; all if there are fewer.
         raw_share: share of the gradient that is not aligned, 0 to 1; it grows to this from 0 over the training.
         adapter_epochs: passes over the data, at least 1; those of the recipe are for tuning all weights.
-        adapter_rate: peak learning rate, more than 0; likewise.
+        adapter_rate: peak learning rate, more than 0; that of the recipe is for tuning all weights.
 
     Differences from the paper: written from its formulas. How the share of the raw gradient grows is this project's
     choice: evenly with the steps. The learning rate is larger, for fewer epochs. The rows that are distrusted are this

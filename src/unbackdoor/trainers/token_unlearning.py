@@ -43,7 +43,7 @@ class TokenUnlearning:
         suspected: share of all pairs that is suspected, more than 0 and less than 0.5.
         others: pairs that are trained as before for each suspect, at least 1.
         unlearning_epochs: passes over both at the end, at least 1.
-        unlearning_rate: peak learning rate there, more than 0; None is half that of the recipe.
+        unlearning_rate: peak learning rate of these passes, more than 0; None is half that of the recipe.
 
     Differences from the paper: only its abstract was at hand. That the suspects are those whose probability grew most,
     how the tokens are found, and the loss of unlearning are this project's choice, made on one victim of Fashion-MNIST.
