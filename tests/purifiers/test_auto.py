@@ -195,7 +195,7 @@ def test_a_method_that_refuses_is_passed_over(
     method = purifiers.Auto(max_loss=100, detectors=())
     choice = purify(small_cnn, digits.select(range(60)), method, device="cpu").record["choice"]
     assert choice["tried"][0]["refused"] == (
-        "WordDistillation searches words, but the model takes images. Try trigger-distillation."
+        "WordDistillation searches words of texts, but the data holds images. Try fine-tuning."
     )
     assert choice["kept"] == "fine-tuning"
 

@@ -132,7 +132,9 @@ def test_without_wordfreq_it_says_what_to_do(moved, text_base, reviews: Dataset,
 
 
 def test_pictures_have_no_words(small_cnn: nn.Module, digits: Dataset) -> None:
-    with pytest.raises(UnbackdoorError, match=r"^EPUR resets word embeddings, but the model takes images\. Try fst\.$"):
+    with pytest.raises(
+        UnbackdoorError, match=r"^EPUR resets word embeddings of texts, but the data holds images\. Try fst\.$"
+    ):
         purify(small_cnn, digits.select(range(20)), purifiers.EPUR(), base=small_cnn)
 
 

@@ -75,6 +75,12 @@ def test_without_a_base_it_says_who_needs_one(text_victim: nn.Module, reviews: D
     assert str(caught.value) == ("MixingDistillation needs `base`: the pre-trained model that the suspect came from.")
 
 
+def test_images_are_refused(small_cnn: nn.Module, digits: Dataset) -> None:
+    with pytest.raises(UnbackdoorError) as caught:
+        purify(small_cnn, digits.select(range(10)), MixingDistillation(), base=small_cnn)
+    assert str(caught.value) == "MixingDistillation recombines texts, but the data holds images. Try fine-mixing."
+
+
 def refusal(model: nn.Module, base: nn.Module, reviews: Dataset) -> str:
     with pytest.raises(UnbackdoorError) as caught:
         purify(model, reviews.select(range(10)), MixingDistillation(), base=base)

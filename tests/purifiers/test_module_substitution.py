@@ -217,7 +217,7 @@ def test_what_does_not_fit_is_refused(digits: Dataset, small_vit: nn.Module) -> 
     data, model = sentences(10, 9), toys.classifier("bert")
     assert refusal(model, data, None) == ("ModuleSubstitution needs `proxy`: a model for the same task.")
     assert refusal(small_vit, digits.select(range(20)), small_vit) == (
-        "ModuleSubstitution inserts words, but the model takes images. Try fine-mixing."
+        "ModuleSubstitution inserts words, but the data holds images. Try fine-mixing."
     )
     assert refusal(Bag(), data, Bag()) == (
         "ModuleSubstitution needs attention with query, key and value layers; Bag has none. Try fine-pruning."

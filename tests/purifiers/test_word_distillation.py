@@ -162,5 +162,5 @@ def test_images_are_refused(small_cnn: nn.Module, digits: Dataset) -> None:
     with pytest.raises(UnbackdoorError) as caught:
         purify(small_cnn, digits.select(range(40)), WordDistillation())
     assert str(caught.value) == (
-        "WordDistillation searches words, but the model takes images. Try trigger-distillation."
+        "WordDistillation searches words of texts, but the data holds images. Try fine-tuning."
     )

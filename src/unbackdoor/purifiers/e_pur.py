@@ -60,8 +60,10 @@ class EPUR:
 
     def __call__(self, model: nn.Module, clean: Dataset, run: Run) -> nn.Module:
         """Purify in place."""
-        if clean.modality == "images":
-            raise UnbackdoorError("EPUR resets word embeddings, but the model takes images. Try fst.")
+        if clean.modality not in ("text", "conversations"):
+            raise UnbackdoorError(
+                f"EPUR resets word embeddings of texts, but the data holds {clean.modality}. Try fst."
+            )
         return self.reset_(model, clean, run, self)
 
     def reset_(self, model: nn.Module, clean: Dataset, run: Run, owner: object) -> nn.Module:

@@ -81,7 +81,9 @@ class MixingDistillation:
                 f"{self.clean_share:g} and {self.common_share:g}."
             )
         if clean.modality != "text":
-            raise UnbackdoorError("MixingDistillation recombines texts, but the model takes images. Try fine-mixing.")
+            raise UnbackdoorError(
+                f"MixingDistillation recombines texts, but the data holds {clean.modality}. Try fine-mixing."
+            )
         base = embeddings(run.needed("base", self)).weight.detach()
         words = common_words(self.common, "MixingDistillation")
         ours = embeddings(model).weight.detach().clone()

@@ -63,7 +63,9 @@ class ModuleSubstitution:
     def __call__(self, model: nn.Module, clean: Dataset, run: Run) -> nn.Module:
         """Purify in place."""
         if clean.modality != "text":
-            raise UnbackdoorError("ModuleSubstitution inserts words, but the model takes images. Try fine-mixing.")
+            raise UnbackdoorError(
+                f"ModuleSubstitution inserts words, but the data holds {clean.modality}. Try fine-mixing."
+            )
         proxy = copy.deepcopy(run.needed("proxy", self)).to(next(model.parameters()).dtype)
         run.arithmetic.place(proxy)
         pairs = self._pairs(model, proxy, clean)

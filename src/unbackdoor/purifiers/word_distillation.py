@@ -68,7 +68,7 @@ class WordDistillation:
         """Purify in place."""
         if clean.modality != "text":
             raise UnbackdoorError(
-                "WordDistillation searches words, but the model takes images. Try trigger-distillation."
+                f"WordDistillation searches words of texts, but the data holds {clean.modality}. Try fine-tuning."
             )
         clean = readable(clean)
         search = VocabularySearch(model, clean, run, self.group, self.shortlist)
