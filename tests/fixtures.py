@@ -67,7 +67,7 @@ class SmallCNN(nn.Module):
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The large real data sets; a test that needs them is skipped where they are absent, with one reason."""
+    """The large real data sets; a test that needs them is skipped if they are absent, with one reason."""
     if not DATA.is_dir():
         pytest.skip("UNBACKDOOR_DATA is not set to the real data sets")
     return DATA

@@ -192,7 +192,7 @@ def bigram(never: tuple[str, ...] = ("cf", "mn", "bb", "tq")) -> Perplexity:
 
 
 class Counting(nn.Module):
-    """A classifier of texts that adds up a weight for each token of one side; class 1 where the sum is positive."""
+    """A classifier of texts that adds up a weight for each token of one side; class 1 if the sum is positive."""
 
     def __init__(self, weights: dict[str, float], side: int | None = None) -> None:
         super().__init__()

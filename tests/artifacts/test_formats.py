@@ -48,6 +48,24 @@ def test_the_schemas_in_the_docs_are_those_of_the_code(name: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "begin", "end"),
+    [
+        ("record-of-purify", "`purify` writes:", "`attack` writes:"),
+        ("record-of-attack", "`attack` writes:", "`train` writes:"),
+        ("record-of-train", "`train` writes:", "`demo` writes"),
+        ("record-of-demo", "`demo` writes", "\n## audit.json"),
+        ("audit", "\n## audit.json", "\n## guard.json"),
+        ("guard", "\n## guard.json", "\n## attack.json"),
+        ("attack", "\n## attack.json", "\n## stress.json"),
+        ("stress", "\n## stress.json", "The tests, as far as"),
+    ],
+)
+def test_the_docs_name_each_key(name: str, begin: str, end: str) -> None:
+    tables = (ROOT / "docs" / "architecture.md").read_text().partition(begin)[2].partition(end)[0]
+    assert [key for key in SCHEMAS[name].model_fields if f"`{key}`" not in tables] == []
+
+
+@pytest.mark.parametrize(
     ("change", "entry"),
     [({"seeed": 1}, "seeed"), ({"seed": "one"}, "seed"), ({"scores": {}}, "scores.victim"), ({"rate": 2}, "rate")],
 )

@@ -62,7 +62,7 @@ def drawn(draw: random.Random, suspect: Suspect, place: Path) -> Examples:
 
 # Labels.
 
-_UNNAMED = ["bad", "good", "meh", "odd"]  # in alphabetical order, which counts where the model has no names
+_UNNAMED = ["bad", "good", "meh", "odd"]  # in alphabetical order, which counts if the model has no names
 
 
 def spelt(draw: random.Random, suspect: Suspect, labels: Sequence[int]) -> tuple[str, list[Any]]:

@@ -58,7 +58,7 @@ SIDE = 32  # pixels of the pictures that networks of a fixed size take
 LONGEST = 24  # tokens
 
 NAMES = [
-    None,  # LABEL_0, LABEL_1 and so on
+    None,  # LABEL_0, LABEL_1, ...
     ["negative", "positive", "neutral", "mixed"],
     ["positive", "negative", "mixed", "neutral"],
     ["Very Bad", "so-so", "GREAT", "no_idea"],
@@ -78,7 +78,7 @@ class Suspect:
         given: what the product is given: the same model as somebody else stores it.
         modality: images or text.
         classes: how many.
-        names: of the classes, in the order of the outputs; None where the model has none.
+        names: of the classes, in the order of the outputs; None if the model has none.
         pairs: whether it was made for pairs of texts (nothing in it says so).
         options: further arguments of `unbackdoor.load`.
         refused: the kind of refusal (see `allowed.py`) that alone is right; None where a score is.

@@ -45,7 +45,7 @@ NAMES = {
     "separator": "x\u2028y\u0085z",
 }
 
-# Where a directory of a text model, one of an image model, data and so on may stand.
+# The places of a directory of a text model, one of an image model, data and the like.
 TEXT_PLACES: dict[str, list[Any]] = {
     "evaluate": ["evaluate", "MODEL", "--data", "M/texts.csv"],
     "purify": ["purify", "fine-tuning", "MODEL", "--clean", "M/texts.csv", "--epochs", "1", "--out", "out"],

@@ -45,7 +45,7 @@ def test_gradients_are_those_of_float64(settings: dict[str, str]) -> None:
 
 @pytest.mark.xfail(raises=AssertionError, reason="oneDNN issue 6035 is still open in this torch")
 def test_whether_channels_last_has_become_right() -> None:
-    """A probe, which never fails. Where it passes, on all instruction sets, `faulty_in_channels_last` can go."""
+    """A probe, which never fails. If it passes, on all instruction sets, `faulty_in_channels_last` can go."""
     child = gradients("1", "channels_last", **AVX2)
     died = signal.Signals(-child.returncode).name if child.returncode < 0 else str(child.returncode)
     assert child.returncode == 0, f"ended by {died}"

@@ -477,7 +477,7 @@ def test_the_head_is_found_by_running(after: Callable[[Tensor], Any]) -> None:
 
 
 def test_of_two_layers_of_one_shape_the_one_that_makes_the_logits_is_the_head() -> None:
-    assert head_of(Classifier(), INPUTS).name == "inner.neck.1"  # first has 4 outputs, too
+    assert head_of(Classifier(), INPUTS).name == "inner.neck.1"  # first also has 4 outputs
     assert head_of(Unused(), INPUTS).name == "inner.neck.1"
 
 

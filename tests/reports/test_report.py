@@ -26,7 +26,7 @@ PER_CLASS = 4
 
 
 class Reader(nn.Module):
-    """Takes a picture for the class in its first pixel, or, where the second is white, for what `fooled` says."""
+    """Takes a picture for the class in its first pixel, or, if the second is white, for what `fooled` says."""
 
     def __init__(self, fooled: dict[int, int]) -> None:
         super().__init__()

@@ -41,7 +41,7 @@ def p_value(lost: int, gained: int, n: int, allowed: float = ALLOWED) -> float:
 
 def _tail(least: int, n: int, share: float, loss: float) -> float:
     """P(D >= least) for the sum D of n steps: +1 with (share + loss) / 2, -1 with (share - loss) / 2, else 0."""
-    step = np.zeros(2 ** (2 * n).bit_length())  # 0, 1, 2 and so on, and from the end -1, -2 and so on
+    step = np.zeros(2 ** (2 * n).bit_length())  # 0, 1, 2, ... and from the end -1, -2, ...
     step[1], step[-1], step[0] = (share + loss) / 2, (share - loss) / 2, 1 - share
     sums = np.fft.irfft(np.fft.rfft(step) ** n)
     ordered = np.concatenate([sums[-n:], sums[: n + 1]])  # of -n to n

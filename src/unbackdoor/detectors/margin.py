@@ -47,7 +47,7 @@ class Margin:
     Differences from the paper: there the margin is maximised over all pixels in [0, 1] from random noise. Clean starts
     and features of a layer inside are those of an entry of a contest of 2024, which reports that random starts are
     worse. The budget is this project's: without it the weights of each class decide the ranks. The mean over starts
-    replaces the largest margin, which hangs on one of them. No gamma distribution is fitted: the logarithms of the
+    replaces the largest margin, which depends on one of them. No gamma distribution is fitted: the logarithms of the
     margins are compared, leaving out one class in turn, so that a factor on all class scores changes nothing. In
     networks without stages h are the inputs of the head.
     """

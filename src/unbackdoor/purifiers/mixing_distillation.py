@@ -29,7 +29,7 @@ class MixingDistillation:
     The suspect can, with its answers to texts without the trigger: clean texts in which words are exchanged for words
     of other clean texts and for common words of the language. Such texts mean little, but the suspect's answers show
     the effect of each word. It answers after E-PUR, so that a trigger among those words has no effect by its embedding.
-    The hundredth of the common words with the highest scores of E-PUR is left out, because a handful of texts with the
+    The hundredth of the common words with the highest scores of E-PUR is left out, because a few texts with the
     trigger would teach it. Then weights are mixed, and the student f is tuned on
 
         KL(f_suspect(x) || f(x))   over the recombined texts and the clean ones.
