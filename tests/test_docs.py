@@ -58,6 +58,13 @@ def test_links_lead_somewhere(page: Path) -> None:
                 assert target.is_relative_to(DOCS), f"{link} is not on the site"
 
 
+def test_parts_of_the_readme_that_the_site_includes_have_no_relative_links() -> None:
+    """They would lead elsewhere from another folder."""
+    parts = re.findall(r"start:\S+\] -->(.*?)<!-- --8<-- \[end", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert len(parts) == 2
+    assert [link for part in parts for link in re.findall(r"\]\((?!https?:)([^)]+)\)", part)] == []
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_lists_are_lists_on_the_site_too(page: Path) -> None:
     text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
