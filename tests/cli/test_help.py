@@ -142,9 +142,11 @@ def test_methods_are_listed_by_what_a_user_has(shown: Shown) -> None:
     firsts = {heading: re.findall(r"^(\S+)", text, re.MULTILINE) for heading, text in groups.items()}
     images, texts, prompts, pairs, base, nothing = groups
     assert images.startswith("clean images: start with fst or trigger-distillation (")
-    assert firsts[images][:4] == ["fst", "trigger-distillation", "fine-tuning", "linear-probing"]
+    on_images = [entry.name for entry in purifiers.REGISTRY if entry.name in firsts[images][2:]]
+    assert firsts[images] == ["fst", "trigger-distillation", *on_images]  # after these the order of the table
     assert texts.startswith("clean texts: start with word-distillation (")
-    assert firsts[texts] == ["word-distillation", "lora-tuning"]
+    assert firsts[texts][0] == "word-distillation"
+    assert "lora-tuning" in firsts[texts]
     assert "fine-tuning" in groups[texts].partition("and from above:")[2]
     assert "neural-cleanse" not in groups[texts]
     assert prompts == "clean prompts and their answers"
