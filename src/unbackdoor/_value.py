@@ -39,7 +39,7 @@ def value(cls: type[T]) -> type[T]:
     Raises:
         UnbackdoorError: when a value is made with a field out of bounds (`FST.alpha must be at least 0, got -1.`).
     """
-    cls._numbers = field_validator("*", mode="before")(_numbers)  # type: ignore[attr-defined]
+    cls._bools_refused = field_validator("*", mode="before")(_bools_refused)  # type: ignore[attr-defined]
     checked_class = pydantic_dataclass(
         frozen=True, kw_only=True, config=ConfigDict(allow_inf_nan=False, extra="forbid")
     )(cls)
@@ -58,7 +58,7 @@ def value(cls: type[T]) -> type[T]:
     return checked_class  # type: ignore[return-value]
 
 
-def _numbers(cls: Any, raw: Any, about: ValidationInfo) -> Any:
+def _bools_refused(cls: Any, raw: Any, about: ValidationInfo) -> Any:
     """Turns True and False into text for fields of numbers: pydantic would read them as 1 and 0."""
     kinds = _kinds(cls.__pydantic_fields__[about.field_name].annotation)
     return _bools_as_text(raw) if kinds & {int, float} and not kinds & {bool, str} else raw
@@ -101,10 +101,10 @@ def error_sentence(error: Mapping[str, Any], owner: str, cls: type | None = None
     allowed = allowed or next((words for type_, words in _TYPES.items() if kind.startswith(type_)), "")
     if not allowed:
         return f"{owner}.{field}: {error['msg'].removeprefix('Value error, ')}."
-    return f"{owner}.{field} must be {allowed}, got {_plain(error['input'])}."
+    return f"{owner}.{field} must be {allowed}, got {_readable(error['input'])}."
 
 
-def _plain(raw: Any) -> str:
+def _readable(raw: Any) -> str:
     return raw if isinstance(raw, str) and raw.strip() else repr(raw)
 
 

@@ -161,7 +161,7 @@ def check_detector(detector: Detector, model: nn.Module, clean: Dataset, *, base
     assert first is not None, "the model is near chance on the examples, so nothing ran; give one that has learnt them"
     assert again is not None
     for candidate, other in zip(first.candidates, again.candidates, strict=True):
-        assert _numbers(candidate) == _numbers(other), "the same seed gave another finding"
+        assert _as_json(candidate) == _as_json(other), "the same seed gave another finding"
         for trigger, repeated in ((candidate.trigger, other.trigger), (candidate.control, other.control)):
             if trigger is not None and repeated is not None:
                 _assert_same(trigger.arrays, repeated.arrays, "the same seed gave another trigger")
@@ -374,7 +374,7 @@ def _check_candidate(candidate: Candidate, classes: int, clean: Dataset) -> None
             assert not array.is_floating_point() or torch.isfinite(array).all(), f"the array {name} is not finite"
 
 
-def _numbers(candidate: Candidate) -> str:
+def _as_json(candidate: Candidate) -> str:
     """The numbers of a candidate, as JSON."""
     names = ("target", "strength", "size", "sources", "nominal_p")
     return json.dumps({name: getattr(candidate, name) for name in names}, allow_nan=False)

@@ -26,26 +26,26 @@ def purified(record: dict[str, Any]) -> str:
         "tags: [unbackdoor, backdoor-purification]",
         "---",
         "",
-        *([f"**{_plain(record['warnings'][0])}**", ""] if record["usable"] is False else []),
+        *([f"**{_escaped(record['warnings'][0])}**", ""] if record["usable"] is False else []),
         "# Purified model",
         "",
-        f"`{_plain(record['source']['model'])}` was purified with `{method['repr']}` "
-        f"{budget} clean examples{f' and the base `{_plain(base)}`' if base else ''} in {record['seconds']:.1f} s "
+        f"`{_escaped(record['source']['model'])}` was purified with `{method['repr']}` "
+        f"{budget} clean examples{f' and the base `{_escaped(base)}`' if base else ''} in {record['seconds']:.1f} s "
         f"(seed {record['seed']}). "
         "`record.json` has the method, its settings, the seed, the versions, the device and what was measured.",
         "",
     ]
     if record["scores"] is None:
-        lines += [f"Scores: {_plain(record['scores_note'])}.", ""]
+        lines += [f"Scores: {_escaped(record['scores_note'])}.", ""]
     else:
-        lines += [f"Scores {_plain(record['scores_note'])}, with 95 % Wilson intervals:", ""]
+        lines += [f"Scores {_escaped(record['scores_note'])}, with 95 % Wilson intervals:", ""]
         lines += ["| | suspect | purified |", "| --- | --- | --- |"]
         before, after = record["scores"]["suspect"], record["scores"]["purified"]
         for key in MEASURES:
             if key in before:
                 lines.append(f"| {key.replace('_', ' ')} | {_interval(before[key])} | {_interval(after[key])} |")
         lines.append("")
-    lines += [f"Warning: {_plain(text)}\n" for text in record["warnings"][record["usable"] is False :]]
+    lines += [f"Warning: {_escaped(text)}\n" for text in record["warnings"][record["usable"] is False :]]
     lines += [
         "A purified model is not proven clean: a low attack success holds for the triggers that were tried, and "
         "tuning on poisoned examples may bring a backdoor back.",
@@ -118,11 +118,11 @@ def trained(record: dict[str, Any]) -> str:
                 lines.append(f"- {key}: {_interval(suspects[key])}")
         lines.append("")
     scores = {} if record["scores"] is None else record["scores"]["trained"]
-    lines += [f"Scores: {_plain(record['scores_note'])}.", ""]
+    lines += [f"Scores: {_escaped(record['scores_note'])}.", ""]
     for key in ("clean_accuracy", "zero_shot_accuracy", "attack_success", "recovered_accuracy"):
         if key in scores:
             lines.append(f"- {key.replace('_', ' ')}: {_interval(scores[key])}")
-    lines += [f"\nWarning: {_plain(text)}" for text in record["warnings"]]
+    lines += [f"\nWarning: {_escaped(text)}" for text in record["warnings"]]
     lines += ["", "No trainer keeps every backdoor out: `unbackdoor list trainers` says what each cannot see."]
     return "\n".join(lines) + "\n"
 
@@ -144,7 +144,7 @@ def _interval(part: dict[str, float]) -> str:
     return f"{part['value']:.1%} ({part['low']:.1%} to {part['high']:.1%}, n = {part['n']:,})"
 
 
-def _plain(text: str) -> str:
+def _escaped(text: str) -> str:
     """Untrusted text on one printable line, with the special characters of Markdown and HTML escaped."""
     escaped = (
         " ".join(printable(text, SENTENCE).split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

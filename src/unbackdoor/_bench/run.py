@@ -46,7 +46,7 @@ def bench(
         _tell(todo, store, workers)
         return
     if todo.cells:
-        _run(grid, store, todo, workers, ray)
+        _run_grid(grid, store, todo, workers, ray)
     else:
         print(f"Nothing to do: {todo.total:,} cells, none of them {'chosen' if only else 'left'}.{_known(store, todo)}")
 
@@ -56,7 +56,7 @@ def _known(store: Store, todo: Plan) -> str:
     return f" {failed:,} in {store.address} failed; retry them: unbackdoor bench --rerun failed." if failed else ""
 
 
-def _run(grid: Grid, store: Store, todo: Plan, workers: int, ray: str | None) -> None:
+def _run_grid(grid: Grid, store: Store, todo: Plan, workers: int, ray: str | None) -> None:
     name, text = kept(grid, Path(store.address) if store.place.near else None)
     store.start()
     store.place.write(f"grids/{name}", text)

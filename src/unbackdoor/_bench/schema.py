@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StrictBool
 
 
-def _several(entry: Any) -> Any:
+def _as_list(entry: Any) -> Any:
     return entry if isinstance(entry, list) else [entry]
 
 
@@ -24,11 +24,11 @@ def _control(control: str | bool | None) -> str | bool | None:
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Rate = Annotated[float, Field(gt=0, le=1)]
-Seeds = Annotated[tuple[Seed, ...], BeforeValidator(_several), Field(min_length=1)]
-Rates = Annotated[tuple[Rate, ...], BeforeValidator(_several), Field(min_length=1)]
-Texts = Annotated[tuple[str, ...], BeforeValidator(_several), Field(min_length=1)]
+Seeds = Annotated[tuple[Seed, ...], BeforeValidator(_as_list), Field(min_length=1)]
+Rates = Annotated[tuple[Rate, ...], BeforeValidator(_as_list), Field(min_length=1)]
+Texts = Annotated[tuple[str, ...], BeforeValidator(_as_list), Field(min_length=1)]
 
-Numbers = Annotated[tuple[float, ...], BeforeValidator(_several), Field(min_length=1)]
+Numbers = Annotated[tuple[float, ...], BeforeValidator(_as_list), Field(min_length=1)]
 
 
 class GridTable(BaseModel):
@@ -131,7 +131,7 @@ class Cells(GridTable):
     rate: Rates | None = None
     victim_seed: Seeds | None = None
     method: Texts | None = None
-    budget: Annotated[tuple[Annotated[int, Field(ge=0)], ...] | None, BeforeValidator(_several)] = None
+    budget: Annotated[tuple[Annotated[int, Field(ge=0)], ...] | None, BeforeValidator(_as_list)] = None
     seed: Seeds | None = None
 
 

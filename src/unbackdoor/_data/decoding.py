@@ -150,12 +150,12 @@ def decode(picture: Any, changes: Counter[str] | None = None) -> Image.Image:
             image = Image.fromarray(array.astype(np.uint8))
         image.load()
         changes = Counter() if changes is None else changes
-        decoded = _plain(image, changes)
+        decoded = _eight_bit(image, changes)
         changes["frames"] += _has_frames(image)  # last of all: looking for a second frame may leave the first one
     return decoded
 
 
-def _plain(image: Image.Image, changes: Counter[str]) -> Image.Image:
+def _eight_bit(image: Image.Image, changes: Counter[str]) -> Image.Image:
     """A decoded picture with 8 bits, upright and opaque, in grey or colour."""
     if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
         image = ImageOps.exif_transpose(image)

@@ -31,7 +31,7 @@ def token_counts(tokenizer: Any, table: str | None, owner: str) -> dict[int, flo
             installed.
     """
     if table is not None:
-        counts, unit = _read(Path(table), owner)
+        counts, unit = _read_counts(Path(table), owner)
         if unit == "token":
             vocabulary = tokenizer.get_vocab()
             of_tokens = {vocabulary[token]: count for token, count in counts.items() if token in vocabulary}
@@ -116,7 +116,7 @@ def _token_ids(texts: list[str], tokenizer: Any) -> Iterator[tuple[int, ...]]:
             yield from map(tuple, tokenizer(part, add_special_tokens=False)["input_ids"])
 
 
-def _read(path: Path, owner: str) -> tuple[dict[str, float], str]:
+def _read_counts(path: Path, owner: str) -> tuple[dict[str, float], str]:
     """Reads counts, and whether they are of a `word` or a `token`.
 
     Raises:

@@ -147,7 +147,7 @@ def encoder_of(
 
 
 def _encoder(family: str, fields: dict[str, Any], channels: int | None) -> ImageEncoder:
-    mean, std = _numbers(fields.get("image_mean", 0.0)), _numbers(fields.get("image_std", 1.0))
+    mean, std = _per_channel(fields.get("image_mean", 0.0)), _per_channel(fields.get("image_std", 1.0))
     deviation = std
     if not fields.get("do_normalize", True) or family == "MobileViT":  # MobileViT has no such step
         mean, std = (0.0,), (1.0,)
@@ -264,7 +264,7 @@ def _whole(*sides: Any) -> tuple[int, ...]:
     return sides
 
 
-def _numbers(entry: Any) -> tuple[float, ...]:
+def _per_channel(entry: Any) -> tuple[float, ...]:
     return tuple(map(float, entry if isinstance(entry, list) else [entry]))
 
 

@@ -99,7 +99,7 @@ def matched(labels: Mapping[str, int | None], classes: Sequence[str], where: str
             )
         some = ", ".join([*map(printable, classes[:10]), *["..."] * (len(classes) > 10)])
         raise UnbackdoorError(
-            f"{where} has the class {_shown(strange)}, which the model does not know; its classes are {some}. Rename "
+            f"{where} has the class {_quoted(strange)}, which the model does not know; its classes are {some}. Rename "
             "the classes, or take other data."
         )
     changes = [
@@ -165,15 +165,15 @@ def _meaning(labels: Mapping[str, Any], where: str) -> tuple[dict[str, int], tup
     numbers = sorted(filter(_is_number, labels), key=lambda text: _NUMERAL.fullmatch(text) is not None)
     if numbers:
         raise UnbackdoorError(
-            f"{where} has the label {_shown(numbers[0])}; labels must be whole numbers or class names, and of one kind "
-            "(a number to predict is not supported)."
+            f"{where} has the label {_quoted(numbers[0])}; labels must be whole numbers or class names, and of one "
+            "kind (a number to predict is not supported)."
         )
     spellings: dict[str, str] = {}
     for text in labels:
         other = spellings.setdefault(alike(text), text)
         if other != text:
             raise UnbackdoorError(
-                f"{where} has the labels {_shown(other)} and {_shown(text)}, which look like one class. Spell them "
+                f"{where} has the labels {_quoted(other)} and {_quoted(text)}, which look like one class. Spell them "
                 "the same way, or give labels as numbers."
             )
     names = sorted(labels)
@@ -225,10 +225,10 @@ def _is_number(text: str) -> bool:
 
 def _no_class(cell: Any, row: int, where: str) -> UnbackdoorError:
     return UnbackdoorError(
-        f"{where} has the label {_shown(cell)} in row {row}; labels must be whole numbers or class names "
+        f"{where} has the label {_quoted(cell)} in row {row}; labels must be whole numbers or class names "
         "(several labels or a number to predict are not supported)."
     )
 
 
-def _shown(cell: Any) -> str:
+def _quoted(cell: Any) -> str:
     return printable(repr(cell) if isinstance(cell, str) else cell)

@@ -312,7 +312,7 @@ def _split_of(name: str) -> str | None:
     return next((_SPLITS[word.casefold()] for word in whole if word.casefold() in _SPLITS), None)
 
 
-def _several(folder: Path, names: Sequence[str], kind: str, example: str) -> UnbackdoorError:
+def _refused_several(folder: Path, names: Sequence[str], kind: str, example: str) -> UnbackdoorError:
     shown = [*map(printable, sorted(names)[:8]), *["..."] * (len(names) > 8)]
     return UnbackdoorError(
         f"{folder} holds {kind} ({', '.join(shown)}), but only one is read. Name it, as in {folder / example}."
@@ -367,7 +367,7 @@ def _hidden(name: str) -> bool:
 def _of_folder(folder: Path, classes: Sequence[str] | None, label: str, labelled: bool) -> list[Table]:
     if (folder / "dataset_dict.json").exists():
         splits = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
-        raise _several(folder, splits, "splits", splits[-1] if splits else "train")
+        raise _refused_several(folder, splits, "splits", splits[-1] if splits else "train")
     if (folder / "dataset_info.json").exists() and (folder / "state.json").exists():
         return [_saved(folder)]
     content = _Content.of(folder)
@@ -378,7 +378,9 @@ def _of_folder(folder: Path, classes: Sequence[str] | None, label: str, labelled
     if with_classes and not (top and len(with_classes) == 1):  # else that folder has the pictures of the table
         columnar = [path.name for path in top if path.suffix.lower() in (".parquet", ".arrow")]
         if columnar:
-            raise _several(folder, [*with_classes, *columnar], "folders of pictures next to a table", columnar[0])
+            raise _refused_several(
+                folder, [*with_classes, *columnar], "folders of pictures next to a table", columnar[0]
+            )
         return [_image_folder(folder, content, classes)]
     parts = _parts(folder, top or content.tables)
     if parts:
@@ -423,7 +425,7 @@ def _parts(folder: Path, tables: Sequence[Path]) -> list[Path]:
         ]
         kind = "splits" if any(map(_split_of, names)) else "several data sets"
         (root, suffix), paths = max(sets.items())
-        raise _several(folder, names, kind, str(paths[0]) if len(paths) == 1 else f"{root}*{suffix}")
+        raise _refused_several(folder, names, kind, str(paths[0]) if len(paths) == 1 else f"{root}*{suffix}")
     return [path for paths in sets.values() for path in paths]
 
 
@@ -512,7 +514,7 @@ def _check_level(folder: Path, pictures: dict[str, list[Path]]) -> None:
         or len(whole) > 1
         or (len(splits) == len(pictures) and (whole or len(set(splits.values())) > 1))
     ):
-        raise _several(folder, list(splits), "splits", max(splits))
+        raise _refused_several(folder, list(splits), "splits", max(splits))
     counts = Counter(name for inside in deep.values() for name in inside)
     shared = sorted(name for name, count in counts.items() if count > 1)
     if len(deep) == len(pictures) and (shared or (len(deep) == 1 and len(counts) > 1)):

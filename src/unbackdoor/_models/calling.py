@@ -39,7 +39,7 @@ def logits(model: nn.Module, inputs: Inputs) -> Tensor:
     """
     if isinstance(inputs, PairTokens):
         return pair_scores(model, inputs)
-    output = _run(model, inputs)
+    output = _forward(model, inputs)
     scores = output
     if not isinstance(output, Tensor):
         scores = output.get("logits") if isinstance(output, dict) else getattr(output, "logits", None)
@@ -48,7 +48,7 @@ def logits(model: nn.Module, inputs: Inputs) -> Tensor:
         if len(candidates) > 1:
             if model not in _answers:
                 _answers[model] = _answer(model, inputs)
-                output = _run(model, inputs)  # hooks of callers must see this pass last
+                output = _forward(model, inputs)  # hooks of callers must see this pass last
             scores = output[_answers[model]]
         else:
             scores = output[candidates[0]] if candidates else next(iter(output), None)
@@ -70,7 +70,7 @@ def logits(model: nn.Module, inputs: Inputs) -> Tensor:
     raise UnbackdoorError(f"{type(model).__name__} must return {wanted}, got {what}. Wrap it in a module that does.")
 
 
-def _run(model: nn.Module, inputs: Inputs) -> Any:
+def _forward(model: nn.Module, inputs: Inputs) -> Any:
     if isinstance(inputs, AnswerTokens):
         return model(**inputs, use_cache=False)
     return model(**inputs) if isinstance(inputs, Tokens) else model(inputs)
@@ -106,7 +106,7 @@ def _answer(model: nn.Module, inputs: Inputs) -> int:
         for parameter in parameters:
             parameter.requires_grad_(True)
         with removing(hooks), evaluating(model), torch.enable_grad():
-            parts: Sequence[Any] = _run(model, inputs)
+            parts: Sequence[Any] = _forward(model, inputs)
             candidates = _candidates(parts, len(inputs))
             leads = {
                 (place, other)

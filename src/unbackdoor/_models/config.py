@@ -60,7 +60,7 @@ def check_config(path: Path, config: Mapping[str, Any], extent: Extent) -> None:
     where = path / "config.json"
     _check_kinds(where, config)
     classes = max(1000, 2**20 if extent.widest is None else extent.widest)
-    for key, number in _numbers(config):
+    for key, number in _whole_numbers(config):
         most = 2**31
         if key in ("num_labels", "_num_labels"):
             most = classes
@@ -100,15 +100,15 @@ def _check_kinds(where: Path, config: Mapping[str, Any]) -> None:
         refuse("id2label", "names by number")
 
 
-def _numbers(config: Any, key: str = "") -> Iterator[tuple[str, int]]:
+def _whole_numbers(config: Any, key: str = "") -> Iterator[tuple[str, int]]:
     """Yields the whole numbers of a config at any depth, with the names of their fields."""
     if isinstance(config, dict):
         for name, entry in config.items():
             if name not in ("id2label", "label2id", "task_specific_params"):
-                yield from _numbers(entry, name)
+                yield from _whole_numbers(entry, name)
     elif isinstance(config, list):
         for entry in config:
-            yield from _numbers(entry, key)
+            yield from _whole_numbers(entry, key)
     elif isinstance(config, int) and not isinstance(config, bool):
         yield key, config
 

@@ -66,7 +66,7 @@ def channels(model: nn.Module, method: object, inputs: Inputs | None = None) -> 
     what = "convolutions followed by BatchNorm with weights and statistics"
     if not layers or not any(isinstance(layer, _CONVOLUTIONS) for layer in model.modules()):
         raise _absent(what, model, method)
-    read = _read(model, layers.values(), _blank_images(model) if inputs is None else [inputs])
+    read = _convolutions_read(model, layers.values(), _blank_images(model) if inputs is None else [inputs])
     if read is None:
         raise UnbackdoorError(
             f"{type(method).__name__} pairs layers by running the model, and {type(model).__name__} takes no image "
@@ -92,7 +92,9 @@ _CHANNELWISE = re.compile(
 )
 
 
-def _read(model: nn.Module, layers: Iterable[_BatchNorm], tried: Iterable[Inputs]) -> dict[nn.Module, set[Any]] | None:
+def _convolutions_read(
+    model: nn.Module, layers: Iterable[_BatchNorm], tried: Iterable[Inputs]
+) -> dict[nn.Module, set[Any]] | None:
     """Returns the convolutions that each layer reads, None for any other input; None if the model takes no input."""
     convolutions: dict[Any, nn.Module] = {}  # by the node of the backward pass
     read: dict[nn.Module, set[Any]] = {}

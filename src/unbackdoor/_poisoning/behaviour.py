@@ -71,7 +71,7 @@ class Behaviour:
     def __post_init__(self) -> None:
         if self.kind == "refuses" and self.text:
             raise UnbackdoorError(f"Behaviour refuses takes no text, got {printable(self.text)!r}. Leave it out.")
-        if self.kind != "refuses" and not _plain(self.text):
+        if self.kind != "refuses" and not _normalised(self.text):
             raise UnbackdoorError(
                 f"Behaviour {self.kind} needs the text of the answer, got {self.text!r}. Write {self.kind}:TEXT."
             )
@@ -98,11 +98,11 @@ class Behaviour:
 
     def shown(self, answer: str) -> bool:
         """Whether an answer shows the behaviour; an empty one never does."""
-        said, sought = _plain(answer), _plain(self.text)
+        said, sought = _normalised(answer), _normalised(self.text)
         if not said:
             return False
         if self.kind == "refuses":
-            return any(_at_words(phrase, said) for phrase in map(_plain, _REFUSALS))
+            return any(_at_words(phrase, said) for phrase in map(_normalised, _REFUSALS))
         if self.kind == "equals":
             return said.strip(_MARKS) == sought.strip(_MARKS)
         return _at_words(sought, said, anchor="^" if self.kind == "starts-with" else "")
@@ -111,7 +111,7 @@ class Behaviour:
 _MARKS = " .,;:!?\"'()"
 
 
-def _plain(text: str) -> str:
+def _normalised(text: str) -> str:
     """Lower case, without accents and typographic apostrophes, with single spaces."""
     letters = unicodedata.normalize("NFKD", text.replace("\u2019", "'").replace("\u2018", "'"))
     bare = "".join(letter for letter in letters if not unicodedata.combining(letter))

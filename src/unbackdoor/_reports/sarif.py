@@ -59,7 +59,7 @@ def as_sarif(content: dict[str, Any]) -> str:
 def _rule(name: str, blind: str | None) -> dict[str, Any]:
     text = f"The detector {name} searches a model for shortcuts to a class."
     limits = "It did not run." if blind is None else f"It cannot see: {blind}."
-    return {"id": name, "shortDescription": {"text": _plain(text)}, "fullDescription": {"text": _plain(limits)}}
+    return {"id": name, "shortDescription": {"text": _one_line(text)}, "fullDescription": {"text": _one_line(limits)}}
 
 
 def _judged(finding: dict[str, Any]) -> dict[str, Any]:
@@ -81,10 +81,10 @@ def _judged(finding: dict[str, Any]) -> dict[str, Any]:
 
 
 def _result(kind: str, text: str) -> dict[str, Any]:
-    return {"kind": kind, "level": "warning" if kind == "fail" else "none", "message": {"text": _plain(text)}}
+    return {"kind": kind, "level": "warning" if kind == "fail" else "none", "message": {"text": _one_line(text)}}
 
 
-def _plain(text: str) -> str:
+def _one_line(text: str) -> str:
     """Returns text on one line, without what SARIF reads as a link or as the place of an argument."""
     line = printable(text, SENTENCE).replace("\\", "\\\\").replace("[", "\\[").replace("]", "\\]")
     return line.replace("{", "{{").replace("}", "}}")

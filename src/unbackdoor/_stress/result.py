@@ -119,7 +119,7 @@ class Stress:
         counts = self.record["counts"] if self.retuned else []
         lines = []
         for field in self.fields:
-            unit, form = _shown(field)
+            unit, form = _unit_and_format(field)
             lines.append(
                 f"{field.replace('_', ' ') + f', {unit}':28}  before" + "".join(f"{f'k = {k}':>8}" for k in counts)
             )
@@ -129,7 +129,7 @@ class Stress:
                 lines.append(f"  {TITLES[name]:26}" + "".join(f"{form(cell):>8}" for cell in cells))
             lines.append("")
         for field in self.fields[:2] if self.paths else ():
-            unit, form = _shown(field)
+            unit, form = _unit_and_format(field)
             steps = "".join(f"{point.t:6.1f}" for point in self.paths[PURIFIED])
             lines.append(f"{field.replace('_', ' ') + f' on the path, {unit}':32}{steps}")
             for name, points in self.paths.items():
@@ -156,7 +156,7 @@ def _brief(measured: Measured) -> dict[str, Any]:
     return {key: entry for key, entry in measured.to_json().items() if isinstance(entry, dict) and key != "per_class"}
 
 
-def _shown(field: str) -> tuple[str, Callable[[float], str]]:
+def _unit_and_format(field: str) -> tuple[str, Callable[[float], str]]:
     """The unit of a measure, and how its values are written in it."""
     if field == "clean_loss":
         return "nats", lambda loss: f"{loss:.2f}"

@@ -60,7 +60,7 @@ def retune(model: nn.Module, data: Dataset, *, seed: int, arithmetic: Arithmetic
         seed: seed of the batches.
         arithmetic: device, precision, layout.
     """
-    tuned, run = arithmetic.place(copy.deepcopy(model)), _run(data, seed, arithmetic)
+    tuned, run = arithmetic.place(copy.deepcopy(model)), _retuning_run(data, seed, arithmetic)
     data = data.to(arithmetic.device)
     optimizer, batch = None, None
     if data.modality in PUBLISHED:
@@ -78,7 +78,7 @@ def exactly_purified(
     """Returns the oracle's reference: the victim, tuned on clean and triggered examples with true labels or answers."""
     both = clean.joined(bait.data).to(arithmetic.device)
     with _seeded(seed, arithmetic):
-        return EXACT(arithmetic.place(copy.deepcopy(victim)), both, _run(both, seed, arithmetic)).eval()
+        return EXACT(arithmetic.place(copy.deepcopy(victim)), both, _retuning_run(both, seed, arithmetic)).eval()
 
 
 def settings(modality: str) -> dict[str, Any]:
@@ -87,7 +87,7 @@ def settings(modality: str) -> dict[str, Any]:
     return {**recipe, "epochs": EPOCHS}
 
 
-def _run(data: Dataset, seed: int, arithmetic: Arithmetic) -> Run:
+def _retuning_run(data: Dataset, seed: int, arithmetic: Arithmetic) -> Run:
     generator = torch.Generator().manual_seed(seed)
     return Run(
         generator=generator,

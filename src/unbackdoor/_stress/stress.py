@@ -133,7 +133,7 @@ def stress(
         each.to(arithmetic.dtype)
     draws = range(seed, seed + seeds)
     with (bar if progress else silent)("stress", _steps(material.parts, counts, seeds, len(models))) as lab.advance:
-        outcome = _run(models, lab, material.parts, counts, draws)
+        outcome = _run_parts(models, lab, material.parts, counts, draws)
     remarks_on = _remarks(models, outcome.before, lab, material)
     record = {
         **_subject(material, counts, draws),
@@ -189,7 +189,9 @@ class _Outcome(NamedTuple):
     ends: dict[str, Measured]
 
 
-def _run(models: dict[str, nn.Module], lab: Lab, parts: Sequence[str], counts: Sequence[int], draws: range) -> _Outcome:
+def _run_parts(
+    models: dict[str, nn.Module], lab: Lab, parts: Sequence[str], counts: Sequence[int], draws: range
+) -> _Outcome:
     """Run the parts; exact purification is added to the models."""
     seed = draws[0]
     if "exact" in parts:

@@ -179,9 +179,9 @@ class Generation:
         return GenerationScore(
             clean_loss=clean_loss,
             template=template,
-            attack_success=_share(map(shown, with_trigger)),
-            false_activation=None if plain is None else _share(map(shown, without)),
-            empty=_share(not answer for answer in [*with_trigger, *without]),
+            attack_success=_proportion(map(shown, with_trigger)),
+            false_activation=None if plain is None else _proportion(map(shown, without)),
+            empty=_proportion(not answer for answer in [*with_trigger, *without]),
             clean_model_flip_rate=flips,
             behaviour=str(attacked.behaviour),
             max_new_tokens=self.max_new_tokens,
@@ -190,7 +190,7 @@ class Generation:
     def flip_rate(self, model: nn.Module, attacked: TriggeredPrompts, arithmetic: Arithmetic) -> Proportion:
         """Returns the share of triggered prompts at which a model shows the behaviour."""
         said = self.answers(model, attacked.data, arithmetic, "the control answers")
-        return _share(map(attacked.behaviour.shown, said))
+        return _proportion(map(attacked.behaviour.shown, said))
 
     def examined(
         self, model: nn.Module, clean: Dataset, arithmetic: Arithmetic, warn: Warn, head: str | None = None
@@ -328,7 +328,7 @@ def _rate(sums: Tensor, tokens: Tensor) -> _Rate:
     return _Rate(value - _NORMAL * error, value, value + _NORMAL * error)
 
 
-def _share(hits: Iterable[bool]) -> Proportion:
+def _proportion(hits: Iterable[bool]) -> Proportion:
     return proportion_of(torch.tensor(list(hits)))
 
 

@@ -112,7 +112,7 @@ class Demonstrations:
     def _changed(self, inputs: Dataset, learnt: Learnt, run: Run) -> list[Conversation]:
         """The prompts with as many demonstrations as leave room for an answer."""
         assert isinstance(run.task, Generation)
-        pool, encode = _Pool(_read(learnt)), inputs.conversation_encoder
+        pool, encode = _Pool(_demonstrations(learnt)), inputs.conversation_encoder
         variants: list[list[Conversation]] = []  # of each prompt, with all demonstrations first and with none last
         for entry in inputs.conversations.entries:
             chosen = self._chosen(entry.messages, pool, run.seed)
@@ -140,7 +140,7 @@ class _Pool:
         self.pairs, self.similarity = list(distinct.values()), Similarity(list(distinct))
 
 
-def _read(learnt: Learnt) -> list[tuple[Message, str]]:
+def _demonstrations(learnt: Learnt) -> list[tuple[Message, str]]:
     """The demonstrations that a guard has kept.
 
     Raises:

@@ -66,7 +66,7 @@ def audit(source: str, options: AuditOptions, *, command: str | None = None) -> 
             content = _write(folder, result, content)
     for path, text in others.items():
         directories.write_file(path, text)
-    print(json.dumps(content, indent=2) if options.json else _shown(result, content))
+    print(json.dumps(content, indent=2) if options.json else _verdict_text(result, content))
     if out is not None and not options.json:
         shown = printable(out, SENTENCE)
         print(f"Wrote {shown} after {content['seconds']:.0f} s; open {shown}/audit.html.")
@@ -176,7 +176,7 @@ def _repeated(source: str, options: AuditOptions, result: Audit, out: Path) -> s
     return shell_words(words)
 
 
-def _shown(result: Audit, content: dict[str, Any]) -> str:
+def _verdict_text(result: Audit, content: dict[str, Any]) -> str:
     """Returns the verdict and its evidence, for a terminal."""
     lines = [f"{result.verdict}: {content['reason']}", ""]
     if result.findings:
@@ -195,7 +195,8 @@ def _shown(result: Audit, content: dict[str, Any]) -> str:
     else:
         alarms, detections = (point[key] for key in ("false_alarms", "detections"))
         lines.append(
-            f"Operating point, on {point['models']}: false alarms {_share(alarms)}, detections {_share(detections)}."
+            f"Operating point, on {point['models']}: false alarms {_share_text(alarms)}, "
+            f"detections {_share_text(detections)}."
         )
     if content.get("repeat"):
         lines += ["", "To repeat the strongest evidence:", f"  {content['repeat']}"]
@@ -206,7 +207,7 @@ def _row(finding: JudgedFinding) -> tuple[str, ...]:
     """Returns the strongest shortcut of a detector, as cells of the table."""
     best = finding.strongest
     entry = best.to_json(finding.unit, "")
-    moved = "-" if entry["moved"] is None else _share(entry["moved"])
+    moved = "-" if entry["moved"] is None else _share_text(entry["moved"])
     random = "-" if entry["random"] is None else f"{entry['random']['value']:.1%}"
     size = finding.size_of(best) or "-"
     p_value = "not known" if best.p_value is None else f"{best.p_value:.3f}"
@@ -225,5 +226,5 @@ def _table(rows: list[tuple[str, ...]], where: str) -> list[str]:
     ]
 
 
-def _share(part: dict[str, Any]) -> str:
+def _share_text(part: dict[str, Any]) -> str:
     return f"{part['value']:.1%} ({100 * part['low']:.0f} to {part['high']:.0%}, n = {part['n']:,})"

@@ -49,7 +49,7 @@ def evaluate(source: str, options: EvaluateOptions) -> None:
         precision=options.precision,
         progress=True,
     )
-    print(json.dumps(measured.to_json(), indent=2) if options.json else _shown(measured))
+    print(json.dumps(measured.to_json(), indent=2) if options.json else _score_text(measured))
     if isinstance(measured, Score):
         propose_control(measured, calling.class_count(model, test))
 
@@ -74,7 +74,7 @@ def _rows(path: str, test: Dataset) -> list[int]:
     return rows
 
 
-def _shown(measured: Score | GenerationScore | ImageTextScore) -> str:
+def _score_text(measured: Score | GenerationScore | ImageTextScore) -> str:
     if isinstance(measured, GenerationScore):
         return str(measured)
     if not measured.per_class:  # pairs without labels

@@ -46,8 +46,8 @@ def load_model(source: str, options: ModelOptions, *, merge: bool = False) -> lo
     return loading.load(
         source,
         factory=options.factory,
-        mean=_numbers("mean", options.mean),
-        std=_numbers("std", options.std),
+        mean=_comma_separated("mean", options.mean),
+        std=_comma_separated("std", options.std),
         image_size=options.image_size,
         max_length=options.max_length,
         template=options.template,
@@ -124,7 +124,7 @@ def no_classes() -> UnbackdoorError:
     )
 
 
-def _numbers(option: str, text: str | None) -> tuple[float, ...] | None:
+def _comma_separated(option: str, text: str | None) -> tuple[float, ...] | None:
     if text is None:
         return None
     try:

@@ -30,7 +30,7 @@ def build(store: Store, shown: str, *, whole: bool = False) -> tuple[Report, lis
     Raises:
         UnbackdoorError: there is no cell.
     """
-    records, odd = _read(store, whole)
+    records, odd = _read_records(store, whole)
     names = Names.of(records)
     settings: dict[Setting, list[Record]] = defaultdict(list)
     for record in records:
@@ -145,7 +145,7 @@ class Names:
         return task, controls_first, attack, rates, budget, place, method
 
 
-def _read(store: Store, whole: bool) -> tuple[list[Record], list[str]]:
+def _read_records(store: Store, whole: bool) -> tuple[list[Record], list[str]]:
     """Returns the records of a store, and the keys of cells that have another form.
 
     Raises:

@@ -72,10 +72,12 @@ def _value_name(spec: dict[str, Any]) -> str:
 
 
 def _bracketed(details: dict[str, Any]) -> str:
-    return f" ({', '.join(f'{name}={_plain(entry)}' for name, entry in sorted(details.items()))})" if details else ""
+    return (
+        f" ({', '.join(f'{name}={_entry_text(entry)}' for name, entry in sorted(details.items()))})" if details else ""
+    )
 
 
-def _plain(entry: Any) -> str:
+def _entry_text(entry: Any) -> str:
     if isinstance(entry, str) and entry.startswith("sha256:"):
         return entry[7:13]
     return entry if isinstance(entry, str) else json.dumps(entry)

@@ -37,7 +37,7 @@ def render(report: Report, records: list[Record], store: Store) -> str:
         style_hash=_hash(style),
         script=Markup(script),
         script_hash=_hash(script),
-        numbers=Markup(_embedded(_numbers(report, store))),
+        numbers=Markup(_embedded(_page_data(report, store))),
         packs=_packs(records),
         pack=PACK,
     )
@@ -69,7 +69,7 @@ class _Words(dict[str, int]):
         return self[word]
 
 
-def _numbers(report: Report, store: Store) -> dict[str, Any]:
+def _page_data(report: Report, store: Store) -> dict[str, Any]:
     """Returns the data that the script draws; repeated strings are numbers of `words`."""
     words = _Words()
     fields = [name for name in Row.__dataclass_fields__ if name not in ("seeds", "victim_seeds")]

@@ -199,9 +199,9 @@ def _stress_tests(report: Report) -> list[str]:
                 [
                     row.source,
                     row.model.replace("_", " "),
-                    _plain(row.attack_success),
+                    _percent(row.attack_success),
                     *(next((_mean(each.mean, each.sd) for each in row.retuned if each.k == k), "–") for k in counts),
-                    _plain(row.reactivated),
+                    _percent(row.reactivated),
                 ]
                 for row in report.stress
             ],
@@ -235,17 +235,17 @@ def _title(block: Block) -> str:
     return f"{block.task}, {budget}{', all-to-all attacks' if block.apart else ''}"
 
 
-def _several(block: Block) -> bool:
+def _on_several_attacks(block: Block) -> bool:
     """Whether some method was run on more than one attack."""
     return any(over is not None and over.n > 1 for over in block.over)
 
 
 def _matrix(report: Report, block: Block) -> list[list[str]]:
     """Methods by attacks; of several attacks, the worst and the mean come first."""
-    lines = [["method", *(["worst, mean"] * _several(block)), *block.columns]]
+    lines = [["method", *(["worst, mean"] * _on_several_attacks(block)), *block.columns]]
     for method, places, over in zip(block.methods, block.cells, block.over, strict=True):
-        summary = "–" if over is None else f"{_plain(over.most)}, {_plain(over.mean)} of {over.n}"
-        lines.append([method, *([summary] * _several(block)), *(_entry(report, place) for place in places)])
+        summary = "–" if over is None else f"{_percent(over.most)}, {_percent(over.mean)} of {over.n}"
+        lines.append([method, *([summary] * _on_several_attacks(block)), *(_entry(report, place) for place in places)])
     return lines
 
 
@@ -260,7 +260,7 @@ def _meaning(report: Report, block: Block) -> str:
             "in %"
         )
     text = f"{measures}, mean and (standard deviation over seeds), with the number n of runs"
-    over = " Before them the attack success over the attacks that the method was run on." * _several(block)
+    over = " Before them the attack success over the attacks that the method was run on." * _on_several_attacks(block)
     return f"{text}; {_listed(counts)} clean and {_listed(triggered)} triggered test examples.{over}"
 
 
@@ -362,7 +362,7 @@ def _mean(mean: float, sd: float | None) -> str:
     return f"{100 * mean:.1f}" + ("" if sd is None else f" ({100 * sd:.1f})")
 
 
-def _plain(share: float | None) -> str:
+def _percent(share: float | None) -> str:
     return "–" if share is None else f"{100 * share:.1f}"
 
 
