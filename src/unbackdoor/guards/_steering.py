@@ -38,7 +38,9 @@ def without(states: Tensor, directions: Tensor, chosen: Tensor) -> Tensor:
     wide, weights = states[rows].float(), chosen[rows].float()
     basis = directions.to(wide)
     products = weights[:, :, None] * (basis @ basis.T) * weights[:, None, :]
-    parts = torch.linalg.pinv(products, hermitian=True, rtol=1e-5) @ (weights * (wide @ basis.T))[:, :, None]
+    # In float32, LAPACK fails on some processors at so many eigenvalues of 0; on some devices there is no float64.
+    inverse = torch.linalg.pinv(products.cpu().double(), hermitian=True, rtol=1e-5).to(wide)
+    parts = inverse @ (weights * (wide @ basis.T))[:, :, None]
     changed = states.clone()
     changed[rows] = (wide - (weights * parts[:, :, 0]) @ basis).to(states)
     return changed
