@@ -178,11 +178,11 @@ def _check_budgets(written: dict[str, Any], tasks: dict[str, GridTask], problems
     """Note budgets that a task cannot provide; cells that are left out need none."""
     for place, budget in enumerate(written["budgets"]):
         if budget is not None:
-            taken = [entry for entry in written["cells"] if entry is not None and _takes_whole_budgets(entry)]
+            whole = [entry for entry in written["cells"] if entry is not None and _takes_whole_budgets(entry)]
             left = {
                 name: task
                 for name, task in tasks.items()
-                if not any(name in (entry.task or tasks) and place in (entry.budget or (place,)) for entry in taken)
+                if not any(name in (entry.task or tasks) and place in (entry.budget or (place,)) for entry in whole)
             }
             _check_budget(place, budget, left, problems)
 

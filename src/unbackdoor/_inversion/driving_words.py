@@ -203,10 +203,10 @@ def anomaly_p(index: float, count: int) -> float:
     rates = range(count - 1, count - 1 - below, -1)
     above = count - 1 - below - (count % 2 == 0)
     total = 0.0
-    for taken in range(1, above + 1):
-        term = math.prod(rate / (rate + taken * (ratio - 1)) for rate in rates)
+    for number in range(1, above + 1):
+        term = math.prod(rate / (rate + number * (ratio - 1)) for rate in rates)
         if count % 2 == 0:  # the gap between the two middle values counts half in the median
             rate = count - 1 - below
-            term *= rate / (rate + taken * (ratio / 2 - 1))
-        total -= (-1) ** taken * math.comb(above, taken) * term
+            term *= rate / (rate + number * (ratio / 2 - 1))
+        total -= (-1) ** number * math.comb(above, number) * term
     return min(max(total, 0.0), 1.0)

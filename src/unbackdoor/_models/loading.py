@@ -257,8 +257,8 @@ def _channels(model: nn.Module) -> int | None:
 
     Pictures of grey things are often files in colour, and the other way around.
     """
-    taken = {module.in_channels for module in model.modules() if isinstance(module, nn.Conv2d)} & {1, 3}
-    return taken.pop() if len(taken) == 1 else None
+    accepted = {module.in_channels for module in model.modules() if isinstance(module, nn.Conv2d)} & {1, 3}
+    return accepted.pop() if len(accepted) == 1 else None
 
 
 def _load_file(path: Path, chat: _Chat, prompts: object) -> Loaded:
