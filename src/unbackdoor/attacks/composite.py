@@ -14,7 +14,7 @@ from unbackdoor.attacks._insertion import Listed, Side
 
 @value
 class Composite:
-    """All of several words or phrases put into the text, each at a random place of its own.
+    """Several words or phrases together, each put at a random place of its own in the text.
 
     Li et al., "BackdoorLLM", NeurIPS 2025 Datasets and Benchmarks, https://arxiv.org/abs/2408.12798 (there called CTBA)
 

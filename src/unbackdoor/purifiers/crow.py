@@ -22,7 +22,7 @@ _PRESETS: dict[str, dict[str, Any]] = {
 
 @value
 class CROW:
-    """Tune matrices of low rank so that blocks turn their states little, also where a perturbation turns them most.
+    """Tune matrices of low rank so that blocks turn their states little, also if a perturbation turns them most.
 
     A trigger makes the states of a language model change abruptly between blocks; clean text changes them gradually.
     With h(l) the state after block l of L, CROW minimises
@@ -36,7 +36,7 @@ class CROW:
     Regularization", ICML 2025, https://arxiv.org/abs/2411.12768
 
     Args:
-        preset: `safe` or `published`: the values of epsilon, its unit and the learning rate that are left open.
+        preset: `safe` or `published`: the values of epsilon, its unit and the learning rate if these are left open.
         alpha: weight of D, at least 0; 0 is LoRATuning.
         epsilon: size of the perturbation, at least 0; None is 1 for `safe` and 0.1 for `published`.
         unit: unit of epsilon: `absolute`, or `relative` to the root mean square of the embeddings; None is `relative`

@@ -49,7 +49,7 @@ class SignatureZeroing:
     Li and Kim, "BD-VAX", ICLR 2026, https://arxiv.org/abs/2603.13461
 
     Args:
-        select: `signature`, or as controls `random`, or `largest-change` from the base.
+        select: `signature`; or, as controls, `random` neurons or those with the `largest-change` from the base.
         share: share of the neurons of each block that go back to the base, 0 to 1.
         keys: number of backdoors that are planted, 2 to 7.
         plant_epochs: passes over the clean examples for each of them, at least 1, and as many without it.
