@@ -65,9 +65,9 @@ def test_a_planted_backdoor_implants_and_is_loaded_with_its_classes(sighted, tmp
     (tmp_path / "victim").mkdir()
     base = sights.write(sighted, tmp_path / "base")
     data = sights.pairs(200).encoded_by(load(base).encode)
-    settings = {"base": str(base), "rate": 0.2, "epochs": 8, "learning_rate": 5e-3, "batch_size": 16}
+    settings = {"base": str(base), "rate": 0.3, "epochs": 15, "learning_rate": 5e-3, "batch_size": 16}
     recipe = VictimRecipe(freeze_text=True, **settings)
-    victim = plant(data, attacks.BadNets(target=2, size=4), recipe, test=sights.pairs(60, 5), device="cpu")
+    victim = plant(data, attacks.BadNets(target=2, size=6), recipe, test=sights.pairs(60, 5), device="cpu")
     assert victim.score.attack_success.value >= 0.9
     assert victim.score.zero_shot_accuracy.value >= 0.9
     assert victim.record["implanted"]
