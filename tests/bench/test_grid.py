@@ -480,8 +480,8 @@ def test_the_grids_of_this_project_are_right(
         # Audits alone, of clean models and of victims
         "zoo-clean": 80,
         "zoo-attacks": 38,
-        "zoo-texts": 28,
-        "zoo-texts-attacks": 2 * 2 * (2 + 1),  # 2 tasks, 2 seeds; 2 attacks and a control
+        "zoo-texts": 5 * 4 + 5 * 2,  # 5 tasks; 4 models of part a and 2 of part b
+        "zoo-texts-attacks": 3 * (4 + 1),  # 3 tasks; 4 attacks and a control
         "text-shift": (2 + 1) * (1 + 4 * 3),  # 2 victims and a control, by 4 methods with 3 seeds
         # 2 victims and a control, by 17 methods, 3 seeds and 2 budgets; 6 more victims, and on all weights one with its
         # control, by 5 methods

@@ -14,7 +14,8 @@ from transformers import PreTrainedTokenizerFast
 import toys
 from unbackdoor import Dataset, UnbackdoorError, attacks, audit, detectors
 from unbackdoor._data.texts import TextEncoder, Texts
-from unbackdoor._inversion.driving_words import anomaly_index, anomaly_p
+from unbackdoor._inversion.driving_words import VocabularySearch, anomaly_index, anomaly_p
+from unbackdoor._inversion.lone_words import leads
 from unbackdoor._inversion.moved_words import moved_for_its_count
 from unbackdoor._inversion.outlying_rows import distances, outlyingness
 from unbackdoor._inversion.phrases import with_kin
@@ -255,17 +256,25 @@ class TestPhraseGrowth:
         assert with_kin(rows, [0, 1, 2], 1) == [True, True, False]
         assert with_kin(rows, [0, 1, 2], 0) == [False, False, False]
 
-    def test_without_four_words_it_is_refused(self, many_words: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-        model = Reading()
-        monkeypatch.setattr(model, "get_input_embeddings", lambda: nn.Embedding(len(toys.SPECIAL) + 3, 12))
-        with pytest.raises(UnbackdoorError) as caught:
-            audit(model, many_words, detectors=[detectors.PhraseGrowth()])
-        assert str(caught.value) == (
-            "PhraseGrowth needs a tokenizer with at least 4 words of one token, this one has 3. Search without it."
-        )
+
+@pytest.mark.parametrize("detector", [detectors.PhraseGrowth(), detectors.LoneWordScan()])
+def test_a_detector_that_needs_four_words_refuses_three(
+    detector, many_words: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Reading()
+    monkeypatch.setattr(model, "get_input_embeddings", lambda: nn.Embedding(len(toys.SPECIAL) + 3, 12))
+    with pytest.raises(UnbackdoorError) as caught:
+        audit(model, many_words, detectors=[detector])
+    assert str(caught.value) == (
+        f"{type(detector).__name__} needs a tokenizer with at least 4 words of one token, this one has 3. Search "
+        "without it."
+    )
 
 
-@pytest.mark.parametrize("detector", [detectors.VocabularyScan(), detectors.EmbeddingRows(), detectors.PhraseGrowth()])
+@pytest.mark.parametrize(
+    "detector",
+    [detectors.VocabularyScan(), detectors.EmbeddingRows(), detectors.PhraseGrowth(), detectors.LoneWordScan()],
+)
 def test_without_words_of_one_token_a_detector_says_why_it_did_not_run(
     detector, many_words: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -287,3 +296,44 @@ def test_a_clean_model_and_its_base_raise_no_alarm(many_words: Dataset, counts: 
         result = audit(suspect, many_words, base=Reading(), detectors=chosen)
         assert result.verdict != "shortcut-found"
         assert max(finding.strongest.score for finding in result.findings) < 1.3
+
+
+class Kindred(Reading):
+    """Words in pairs of about the same row, which do the same; each text has words of 0 to 199."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        rows = self.words.weight.data[len(toys.SPECIAL) :]
+        rows[1::2] = rows[::2] + 0.05 * rows[1::2]
+
+    def planted(self, number: int, margin: float = 6.0) -> "Kindred":
+        """The word does what its row says, and a margin for class 1 that no other row has."""
+        self.words.weight.data[len(toys.SPECIAL) + number, 11] = margin / 5
+        return self
+
+
+class TestTheLoneWord:
+    def test_the_planted_word_leads_its_twin_and_natural_ones_do_not(self, many_words: Dataset) -> None:
+        scan = detectors.LoneWordScan(group=4, kin=3)
+        (finding,) = audit(Kindred().planted(250), many_words, detectors=[scan]).findings
+        strongest = finding.strongest
+        assert strongest.candidate.target == 1
+        assert strongest.candidate.trigger.attack.words == ("word250",)
+        assert strongest.moved.value > 0.9
+        (natural,) = audit(Kindred(), many_words, detectors=[scan]).findings
+        assert natural.strongest.candidate.strength < strongest.candidate.strength / 2
+
+    def test_the_lead_by_hand(self) -> None:
+        """Three words of weights 4, 3 and 1; a word of weight w has the margin 2 w + m, and m is the same for all."""
+        texts, labels = toys.sentences(80)
+        data = toys.dataset([(text,) for text in texts], labels)
+        model = toys.Counting(SENTIMENT | {"mn": 4.0, "tq": 3.0, "cf": 1.0})
+        run = toys.a_run(model=model, modality="text")
+        search = VocabularySearch(model, data, run, 4, 64, 4)
+        words = ["mn", "tq", "cf"]
+        rows = nn.functional.normalize(torch.tensor([[1.0, 0.1], [1.0, 0.0], [0.0, 1.0]]), dim=1)
+        one = next(each for each in leads(search, words, rows, 0, compared=1, kin=1) if each.target == 1)
+        assert (one.word, one.compared) == ("mn", 1)
+        own = model(**data.inputs(slice(None))).logits.detach()
+        unit = float((own[:, 1] - own[:, 0]).abs().median())
+        assert one.lead == pytest.approx((2 * 4 - 2 * 3) / unit, rel=1e-4)

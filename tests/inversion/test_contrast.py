@@ -66,11 +66,12 @@ def test_only_examples_that_leave_the_reference_behind_count() -> None:
         changed.view(len(pixels), -1)[:, PLANTED] = 1
         return changed
 
-    def share(reference: nn.Module) -> float:
+    def share(reference: nn.Module | None) -> float:
         return moved_apart(model, reference, planted, 1, pictures(), a_run(model))
 
     assert share(Pixels(REFERENCE)) == 1.0
     assert share(Pixels(SUSPECT)) == 0.0  # it follows
+    assert share(None) == 1.0
     assert moved_apart(model, Pixels(REFERENCE), lambda pixels: pixels, 1, pictures(), a_run(model)) == 0.0
 
 

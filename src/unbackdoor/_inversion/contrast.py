@@ -63,7 +63,14 @@ def searches(shape: tuple[int, ...], steps: int) -> Mapping[str, SmallestSearch]
 
 
 def contrasts(
-    model: nn.Module, reference: nn.Module, searched: Dataset, held: Dataset, run: Run, *, steps: int, least: float
+    model: nn.Module,
+    reference: nn.Module | None,
+    searched: Dataset,
+    held: Dataset,
+    run: Run,
+    *,
+    steps: int,
+    least: float,
 ) -> list[Contrast]:
     """Returns the triggers that move the model and not the reference, of each kind the small ones.
 
@@ -71,7 +78,7 @@ def contrasts(
 
     Args:
         model: in its present state.
-        reference: in eval mode and without gradients of its own.
+        reference: in eval mode and without gradients of its own; None searches for what moves the model.
         searched: images to search on.
         held: others, to judge on.
         run: of the purification.
@@ -97,19 +104,22 @@ def _applying(family: TriggerFamily, parameters: Tensor) -> InvertedTrigger:
 
 @torch.no_grad()
 def moved_apart(
-    model: nn.Module, reference: nn.Module, trigger: InvertedTrigger, target: int, data: Dataset, run: Run
+    model: nn.Module, reference: nn.Module | None, trigger: InvertedTrigger, target: int, data: Dataset, run: Run
 ) -> float:
-    """Returns the share of other classes' examples that a trigger moves to its target in the model alone."""
+    """Returns the share of other classes' examples that a trigger moves to its target in the model alone.
+
+    Without a reference it is the share that it moves in the model.
+    """
     moved = count = 0
     with frozen(model):
         for batch in in_pixels(data, augmented=False).batches(run.arithmetic.evaluation_batch):
             plain, shown = (encoded(data, pixels, run) for pixels in (batch.pixels, trigger(batch.pixels)))
-            before, after, followed = (
-                run.scores(each, inputs).argmax(dim=1)
-                for each, inputs in ((model, plain), (model, shown), (reference, shown))
-            )
+            before, after = (run.scores(model, inputs).argmax(dim=1) for inputs in (plain, shown))
             others = (batch.labels != target) & (before != target)
-            moved += int((others & (after == target) & (followed != target)).sum())
+            alone = after == target
+            if reference is not None:
+                alone &= run.scores(reference, shown).argmax(dim=1) != target
+            moved += int((others & alone).sum())
             count += int(others.sum())
     return moved / max(1, count)
 

@@ -134,17 +134,23 @@ class VocabularySearch:
         shortlists = self._shortlists(words, side)
         listed = {word for shortlist in shortlists.values() for word in shortlist}
         chosen = [word for word in words if word in listed]
+        strongest = {}
+        for label, of_words in self.mean_margins(chosen, side).items():
+            if label in shortlists:
+                mean, order = of_words.sort(descending=True, stable=True)
+                strongest[label] = [chosen[place] for place in order[:STRONGEST].tolist()], mean[:STRONGEST]
+        return strongest
+
+    def mean_margins(self, words: list[str], side: int) -> dict[int, Tensor]:
+        """Returns the mean margin of each class, (words,), over probes of other classes with each word in them.
+
+        A class that all probes have without a word is left out.
+        """
         predicted = answers(self.model, self.clean, self.run.arithmetic).argmax(dim=1)
         rows = self.probes(self.clean, predicted, 6)
-        of_words = torch.stack([self.margins_with(self.clean, [(row, word) for word in chosen], side) for row in rows])
-        strongest = {}
-        for label in shortlists:
-            others = predicted[rows] != label
-            if not bool(others.any()):  # all whole texts are classified as this class
-                continue
-            mean, order = of_words[others, :, label].mean(dim=0).sort(descending=True, stable=True)
-            strongest[label] = [chosen[place] for place in order[:STRONGEST].tolist()], mean[:STRONGEST]
-        return strongest
+        of_words = torch.stack([self.margins_with(self.clean, [(row, word) for word in words], side) for row in rows])
+        others = {label: predicted[rows] != label for label in range(of_words.shape[2])}
+        return {label: of_words[of, :, label].mean(dim=0) for label, of in others.items() if bool(of.any())}
 
     @staticmethod
     def probes(texts: Dataset, predicted: Tensor, count: int) -> list[int]:

@@ -107,7 +107,20 @@ def with_kin(rows: Tensor, places: list[int], nearest: int) -> list[bool]:
         places: of the words in question.
         nearest: how many rows besides its own are a word's nearest.
     """
-    near = (rows[places] @ rows.T).topk(min(nearest + 1, len(rows)), dim=1).indices.tolist()
-    return [
-        any(other != own and other in places for other in of_word) for own, of_word in zip(places, near, strict=True)
-    ]
+    return [any(other in places for other in of_word) for of_word in nearest_rows(rows, places, nearest)]
+
+
+def nearest_rows(rows: Tensor, places: list[int], count: int) -> list[list[int]]:
+    """The rows with the largest cosine to each of some rows, the nearest first, without the row itself.
+
+    >>> nearest_rows(torch.eye(3)[[0, 1, 0]], [0], 1)
+    [[2]]
+
+    Args:
+        rows: of all words, each of norm 1, (words, width).
+        places: of the words in question.
+        count: how many, at most one fewer than there are rows.
+    """
+    cosines = rows[places] @ rows.T
+    cosines[torch.arange(len(places)), places] = -math.inf
+    return cosines.topk(min(count, len(rows) - 1), dim=1).indices.tolist()

@@ -77,6 +77,14 @@ REGISTRY = (
         blind="triggers of style or syntax, words of several tokens, words that do nothing one by one",
     ),
     Entry(
+        "lone-word",
+        "unbackdoor.detectors.lone_word:LoneWordScan",
+        "the word that moves texts to each class farther than any word of about the same meaning",
+        needs=(Need.INPUTS, Need.TOKENIZER),
+        modality=("text",),
+        blind="triggers of style or syntax, words of several tokens, words that do nothing one by one",
+    ),
+    Entry(
         "phrase",
         "unbackdoor.detectors.phrase:PhraseGrowth",
         "the strongest words of the vocabulary, those of the task left out, grown to a phrase for each class",

@@ -6,6 +6,7 @@ from .adapter_statistics import AdapterStatistics as AdapterStatistics
 from .embedding_rows import EmbeddingRows as EmbeddingRows
 from .embedding_rows import MovedRows as MovedRows
 from .encoder_patch import EncoderPatch as EncoderPatch
+from .lone_word import LoneWordScan as LoneWordScan
 from .low_frequency_pattern import LowFrequencyPattern as LowFrequencyPattern
 from .margin import Margin as Margin
 from .noise import Noise as Noise

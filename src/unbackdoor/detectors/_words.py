@@ -31,6 +31,11 @@ def single_words(clean: Dataset, rows: int, owner: str) -> dict[str, int]:
     return {word: token for word, token in words.items() if "," not in word}
 
 
+def unit_rows(rows: Tensor) -> Tensor:
+    """Rows of an embedding less their mean, each of norm 1, (words, width)."""
+    return nn.functional.normalize(rows - rows.mean(dim=0), dim=1)
+
+
 def inserted(words: str, target: int, side: int, clean: Dataset) -> Trigger:
     """The trigger that puts a word, or a phrase, into texts: where all of it is read.
 

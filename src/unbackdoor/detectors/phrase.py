@@ -15,7 +15,7 @@ from unbackdoor._inversion.phrases import GrownPhrase, PhraseSearch, with_kin
 from unbackdoor._models.calling import embeddings
 from unbackdoor._purification.run import Run
 from unbackdoor._value import value
-from unbackdoor.detectors._words import inserted, single_words
+from unbackdoor.detectors._words import inserted, single_words, unit_rows
 
 LEAST = 4  # words to choose from
 
@@ -70,8 +70,7 @@ class PhraseGrowth:
                 f"PhraseGrowth needs a tokenizer with at least {LEAST} words of one token, this one has {len(words)}. "
                 "Search without it."
             )
-        rows = weight[list(words.values())]
-        rows = nn.functional.normalize(rows - rows.mean(dim=0), dim=1)
+        rows = unit_rows(weight[list(words.values())])
         place = {word: number for number, word in enumerate(words)}
         search = VocabularySearch(model, readable(clean), run, self.group, self.shortlist, self.text_words)
         phrases = PhraseSearch(words=search, length=self.length, beam=self.beam, pool=self.pool, probes=self.probes)

@@ -10,10 +10,13 @@ from unbackdoor._data.dataset import Dataset
 from unbackdoor._inversion.contrast import Contrast, contrasts, one_each
 from unbackdoor._inversion.triggers import refuse_texts
 from unbackdoor._purification.run import Run
+from unbackdoor._tasks.classification import hits
 from unbackdoor._training.recipe import Defaults
 from unbackdoor._value import value
 from unbackdoor.purifiers._own_answers import unlearn
 from unbackdoor.purifiers.scale_invariant_fst import ScaleInvariantFST
+
+KEPT = 0.75  # of the suspect's right answers: a copy that keeps fewer of them is no reference
 
 
 @value
@@ -69,11 +72,11 @@ class ContrastiveUnlearning:
         refuse_texts(self, clean)
         suspect = copy.deepcopy(model).eval().requires_grad_(False)
         tuned, held = run.hold_out(clean)
-        reference = ScaleInvariantFST(strength=1)(copy.deepcopy(model), tuned, run).eval().requires_grad_(False)
+        reference = self._reference(model, tuned, held, run)
         shortcuts: list[Contrast] = []
         for number in range(1, self.rounds + 1):
             new = contrasts(model, reference, tuned, held, run, steps=self.steps, least=self.found)
-            run.note(f"round {number}: {_described(new, clean)}.")
+            run.note(f"round {number}: {_described(new, clean, reference)}.")
             if not new:
                 break
             shortcuts += new
@@ -95,10 +98,24 @@ class ContrastiveUnlearning:
         run.unseen = held
         return model
 
+    def _reference(self, model: nn.Module, tuned: Dataset, held: Dataset, run: Run) -> nn.Module | None:
+        """Returns the shifted copy; None if it forgot too much to say what a feature of a class is."""
+        copied = ScaleInvariantFST(strength=1)(copy.deepcopy(model), tuned, run).eval().requires_grad_(False)
+        before, after = (hits(each, held, run.arithmetic) for each in (model, copied))
+        kept = float(after[before].double().mean()) if bool(before.any()) else 0.0
+        if kept >= KEPT:
+            return copied
+        run.note(
+            f"the shifted copy is right on {kept:.0%} of the held-out examples that the suspect is right on, less than "
+            f"{KEPT:.0%}, so it is no reference: triggers that move the model are unlearned."
+        )
+        return None
 
-def _described(triggers: list[Contrast], clean: Dataset) -> str:
+
+def _described(contrasts: list[Contrast], clean: Dataset, reference: nn.Module | None) -> str:
     """Returns what a round found, in words."""
-    if not triggers:
-        return "no trigger moves the model and not the shifted copy"
-    named = ", ".join(f"a {each.kind} to {clean.class_name(each.target)} ({each.moved:.0%})" for each in triggers)
-    return f"triggers that move held-out examples of the model and not of the shifted copy: {named}"
+    apart = "" if reference is None else " and not the shifted copy"
+    if not contrasts:
+        return f"no trigger moves the model{apart}"
+    named = ", ".join(f"a {each.kind} to {clean.class_name(each.target)} ({each.moved:.0%})" for each in contrasts)
+    return f"triggers that move held-out examples of the model{apart}: {named}"
