@@ -41,7 +41,7 @@ results: $(INSTALLED)
 	for store in auto images suspects texts; do \
 	    $(BIN)/unbackdoor report docs/results/cells/$$store -o docs/results/tables/$$store.md || exit; \
 	done
-	$(BIN)/python benchmarks/zoo_results.py docs/results/cells/zoo
+	$(BIN)/python benchmarks/zoo_results.py
 	$(BIN)/python benchmarks/guard_results.py table docs/results/measured/guards
 
 # Without warnings: --strict is about links and names, and only prints what griffe says about docstrings.

@@ -1,13 +1,14 @@
-"""From the zoo of small models to the statistics that `audit` compares with, and to its operating point.
+"""From the zoos of small models to the statistics that `audit` compares with, and to its operating points.
 
-    python benchmarks/zoo_results.py docs/results/cells/zoo
+    python benchmarks/zoo_results.py
 
-Reads the audits of a store that `grids/zoo-clean.toml` and `grids/zoo-attacks.toml` made, and writes
+Reads the audits of two stores, `docs/results/cells/zoo` of images and `docs/results/cells/zoo-texts`, which the grids
+of the same names made, and writes
 
 - `src/unbackdoor/_detection/nulls.json`: the scores of the clean models of part `a`;
 - `src/unbackdoor/_detection/operating_point.json`: the rates of alarms on all others;
-- `docs/results/tables/audit.md`: the same as tables;
-- `docs/assets/roc.svg`: ROC curves.
+- `docs/results/tables/audit.md` and `audit-texts.md`: the same as tables;
+- `docs/assets/roc.svg` and `roc-texts.svg`: ROC curves.
 
 A model whose attack did not implant, or that is more than 3 points less accurate than the clean control of its task
 and seed, is in no figure.
@@ -15,13 +16,12 @@ and seed, is in no figure.
 
 import json
 import math
-import sys
 import tomllib
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -34,8 +34,7 @@ from unbackdoor._artifacts.null_table import CleanModel, NullTable
 from unbackdoor._artifacts.operating_point import MeasuredPoint, OperatingPointTable
 from unbackdoor._bench import Store
 from unbackdoor._detection.judging import PROVEN, ExactShare
-from unbackdoor._detection.nulls import Null, measured, shipped
-from unbackdoor._detection.outliers import outlier_p_values
+from unbackdoor._detection.nulls import Null
 from unbackdoor._detection.result import ALARM
 from unbackdoor._inversion.masks import anomaly_index
 from unbackdoor._registry.detectors import REGISTRY
@@ -44,16 +43,80 @@ from unbackdoor._tasks.proportion import Proportion
 from unbackdoor._value import fields_of
 
 ROOT = Path(__file__).parents[1]
-DEVELOPMENT = ("badnets", "blended", "sig", "input-aware", "tact")  # settings were chosen on these kinds of attacks
 LOST = 0.03  # of clean accuracy, against the control: more, and a victim is in no figure
 DRAWS = 2000  # of the bootstrap
 LEAST_MODELS = 19  # clean ones: with fewer, no p-value reaches 5 %
-DATA = {
-    "digits": "digits of 12x12 pixels",
-    "mnist": "MNIST of 14x14 pixels",
-    "fashion": "Fashion-MNIST of 14x14 pixels",
-}
 AUDIT = f"audit (p at most {ALARM:g})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Zoo:
+    """Models of one kind of data.
+
+    Args:
+        modality: of the data.
+        name: of the store and, before `-clean` or as it is, of the grid of clean models.
+        grid: of the clean models.
+        page: of the tables.
+        roc: the picture.
+        development: the attacks that settings were chosen on.
+        data: names of the data sets.
+        arch: of the networks, as `audit` names it.
+        width: of the networks; None for texts.
+        networks: what they are, in words.
+    """
+
+    modality: Literal["images", "text"]
+    name: str
+    grid: str
+    page: str
+    roc: str
+    development: tuple[str, ...]
+    data: dict[str, str]
+    arch: str
+    width: int | None
+    networks: str
+
+    @property
+    def store(self) -> Path:
+        """The folder of its store."""
+        return ROOT / "docs/results/cells" / self.name
+
+
+IMAGES = Zoo(
+    modality="images",
+    name="zoo",
+    grid="zoo-clean",
+    page="audit",
+    roc="roc",
+    development=("badnets", "blended", "sig", "input-aware", "tact"),
+    data={
+        "digits": "digits of 12x12 pixels",
+        "mnist": "MNIST of 14x14 pixels",
+        "fashion": "Fashion-MNIST of 14x14 pixels",
+    },
+    arch="unbackdoor-resnet",
+    width=8,
+    networks="networks of width 8",
+)
+TEXTS = Zoo(
+    modality="text",
+    name="zoo-texts",
+    grid="zoo-texts",
+    page="audit-texts",
+    roc="roc-texts",
+    development=("word",),
+    data={
+        "sst2": "SST-2",
+        "hsol": "HSOL",
+        "olid": "OLID",
+        "amazon_reviews": "Amazon reviews",
+        "ag_news": "AG News",
+    },
+    arch="bert",
+    width=None,
+    networks="all-MiniLM-L6-v2 tuned on 800 texts",
+)
 
 
 @dataclass(frozen=True)
@@ -72,6 +135,7 @@ class Model:
         success: of the attack; None for a clean model.
         implanted: whether the attack did; None for a clean model.
         findings: by detector.
+        development: whether settings may be chosen on its attack.
     """
 
     data: str
@@ -85,6 +149,7 @@ class Model:
     success: float | None
     implanted: bool | None
     findings: dict[str, dict[str, Any]]
+    development: bool
 
     def score(self, detector: str) -> float:
         """-log10 of the smallest nominal p-value of a class whose shortcut the held-out examples confirm."""
@@ -102,41 +167,40 @@ class Model:
     def _confirmed(self, detector: str) -> list[tuple[float, float]]:
         """Nominal p-value and moved share of the classes whose shortcut is proven."""
         classes = self.findings[detector]["classes"]
-        nominal = outlier_p_values(torch.tensor([each["strength"] for each in classes])).tolist()
         moved = [1.0 if each["moved"] is None else each["moved"]["value"] for each in classes]
-        return [pair for pair in zip(nominal, moved, strict=True) if pair[1] >= PROVEN]
+        pairs = zip((each["nominal_p"] for each in classes), moved, strict=True)
+        return [pair for pair in pairs if pair[1] >= PROVEN]
 
 
-def settings() -> dict[str, dict[str, Any]]:
-    """The settings, as they are today, of the detectors that the zoo goes through."""
-    grid = tomllib.loads((ROOT / "grids/zoo-clean.toml").read_text(encoding="utf-8"))
+def settings(zoo: Zoo) -> dict[str, dict[str, Any]]:
+    """The settings, as they are today, of the detectors that a zoo goes through."""
+    grid = tomllib.loads((ROOT / f"grids/{zoo.grid}.toml").read_text(encoding="utf-8"))
     names = [table["name"] for table in grid["detectors"]]
     return {name: fields_of(find(name, REGISTRY, "detector", "detectors").resolve()()) for name in names}
 
 
-def read(store: Store, wanted: dict[str, dict[str, Any]]) -> list[Model]:
-    """The models that all wanted detectors went through, with these settings."""
+def read(zoo: Zoo, wanted: dict[str, dict[str, Any]]) -> list[Model]:
+    """The models of a zoo that all wanted detectors went through, with these settings."""
     found: dict[str, dict[str, Any]] = defaultdict(dict)
     facts: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {}
-    for spec, result in store.cells():
+    for spec, result in Store(zoo.store).cells():
         if spec["method"]["name"] != "audit" or result["status"] != "done":
             continue
         key = json.dumps([spec["victim"], spec["clean"], spec["seed"]], sort_keys=True)
         facts[key] = spec["victim"], result
         for finding in result["audit"]["findings"]:
             name = finding["detector"]
-            used = {**spec["method"]["parameters"][name]}
-            used.pop("version")
+            used = {key: value for key, value in spec["method"]["parameters"][name].items() if key != "version"}
             if used == wanted.get(name):
                 found[key][name] = finding
     return [
-        _model(*facts[key], {name: found[key][name] for name in wanted})
+        _model(zoo, *facts[key], {name: found[key][name] for name in wanted})
         for key in sorted(facts)
         if found[key].keys() >= wanted.keys()
     ]
 
 
-def _model(victim: dict[str, Any], result: dict[str, Any], findings: dict[str, dict[str, Any]]) -> Model:
+def _model(zoo: Zoo, victim: dict[str, Any], result: dict[str, Any], findings: dict[str, dict[str, Any]]) -> Model:
     task = victim["task"]
     data, part = task["name"].split("-")[:2]
     success = result["score"].get("attack_success")
@@ -144,7 +208,7 @@ def _model(victim: dict[str, Any], result: dict[str, Any], findings: dict[str, d
     return Model(
         data=data,
         task=task["name"],
-        recipe=f"{task.get('arch', 'resnet18')}, {task['epochs']} epochs{augment}",
+        recipe=f"{zoo.networks if zoo is TEXTS else task.get('arch', 'resnet18')}, {task['epochs']} epochs{augment}",
         part=part,
         attack="" if victim["attack"]["name"] == "none" else victim["attack"]["name"],
         rate=victim["rate"],
@@ -153,6 +217,7 @@ def _model(victim: dict[str, Any], result: dict[str, Any], findings: dict[str, d
         success=None if success is None else success["value"],
         implanted=result["implanted"],
         findings=findings,
+        development=victim["attack"]["name"] in zoo.development,
     )
 
 
@@ -229,83 +294,127 @@ def margin_p(margins: list[float]) -> float:
     return float(1 - gamma.cdf(largest, *gamma.fit(others)) ** len(margins))
 
 
-def results(folder: Path) -> dict[Path, str]:
-    """The four files and their content; what the two of the package say about texts stays."""
-    used = settings()
-    models, left_out = sound(read(Store(folder), used))
-    chosen = [model for model in models if not model.attack and model.part == "a"]
-    others = [model for model in models if not model.attack and model.part == "b"]
-    held_out = [model for model in models if model.attack and model.attack not in DEVELOPMENT]
-    null = Null(tuple(null_entry(model, list(used)) for model in chosen), tuple(used), "")
-    kept, rates = shipped(), [point for point in measured().points if point.modality != "images"]
-    texts = [model for model in kept.models if model.modality != "images"]
-    names = {name for model in texts for name in model.scores}
-    table = NullTable(
-        provenance="benchmarks/zoo_results.py, from docs/results/cells/zoo",
-        detectors={**{name: given for name, given in kept.detectors.items() if name in names}, **used},
-        models=[*null.models, *texts],
-    )
-    if len(null.models) >= LEAST_MODELS and others and held_out:
-        rates.insert(0, _rates(others, held_out, used, null))
+def results() -> dict[Path, str]:
+    """The files and their content."""
+    models: list[CleanModel] = []
+    used: dict[str, dict[str, Any]] = {}
+    points: list[MeasuredPoint] = []
+    pages: dict[Path, str] = {}
+    for zoo in (IMAGES, TEXTS):
+        of_zoo = Results.of(zoo)
+        models += of_zoo.null.models
+        used |= of_zoo.settings
+        points += of_zoo.points()
+        pages[ROOT / f"docs/results/tables/{zoo.page}.md"] = page(of_zoo)
+        pages[ROOT / f"docs/assets/{zoo.roc}.svg"] = roc(of_zoo)
+    provenance = "benchmarks/zoo_results.py, from docs/results/cells/zoo and docs/results/cells/zoo-texts"
     package = ROOT / "src/unbackdoor/_detection"
     return {
-        package / "nulls.json": _text(table),
-        package / "operating_point.json": _text(OperatingPointTable(points=rates)),
-        ROOT / "docs/results/tables/audit.md": page(models, left_out, list(used), null),
-        ROOT / "docs/assets/roc.svg": roc(others, [model for model in models if model.attack], list(used), null),
+        package / "nulls.json": _text(NullTable(provenance=provenance, detectors=used, models=models)),
+        package / "operating_point.json": _text(OperatingPointTable(points=points)),
+        **pages,
     }
 
 
-def roc(clean: list[Model], attacked: list[Model], names: list[str], null: Null) -> str:
+@dataclass(frozen=True)
+class Results:
+    """The audits of a zoo.
+
+    Args:
+        zoo: which one.
+        settings: of its detectors.
+        null: the clean models of part `a`.
+        clean: those of part `b`.
+        attacked: the victims that count.
+        left_out: those that do not, with the reason.
+        models: all that count, of part `a` too.
+    """
+
+    zoo: Zoo
+    settings: dict[str, dict[str, Any]]
+    null: Null
+    clean: list[Model]
+    attacked: list[Model]
+    left_out: list[tuple[Model, str]]
+    models: list[Model]
+
+    @classmethod
+    def of(cls, zoo: Zoo) -> "Results":
+        """Read the store of a zoo."""
+        used = settings(zoo)
+        models, left_out = sound(read(zoo, used))
+        chosen = [model for model in models if not model.attack and model.part == "a"]
+        null = Null(tuple(null_entry(zoo, model, list(used)) for model in chosen), tuple(used), "")
+        clean = [model for model in models if not model.attack and model.part == "b"]
+        return cls(zoo, used, null, clean, [model for model in models if model.attack], left_out, models)
+
+    @property
+    def names(self) -> list[str]:
+        """The names of its detectors."""
+        return list(self.settings)
+
+    @property
+    def development(self) -> list[Model]:
+        """The victims of attacks that settings were chosen on."""
+        return [model for model in self.attacked if model.development]
+
+    @property
+    def held_out(self) -> list[Model]:
+        """The victims of other attacks."""
+        return [model for model in self.attacked if not model.development]
+
+    def points(self) -> list[MeasuredPoint]:
+        """The measured rates; none if there are too few models."""
+        if len(self.null.models) < LEAST_MODELS or not self.clean or not self.held_out:
+            return []
+        alarm = rules(self.names, self.null)[AUDIT]
+        data = ", ".join(sorted({self.zoo.data[model.data] for model in self.clean}))
+        kinds = len({model.attack for model in self.held_out})
+        return [
+            MeasuredPoint(
+                detectors=self.settings,
+                modality=self.zoo.modality,
+                false_alarms=_proportion([alarm(model) for model in self.clean]),
+                detections=_proportion([alarm(model) for model in self.held_out]),
+                models=f"{len(self.clean)} clean models, and {len(self.held_out)} with a backdoor of {kinds} kinds "
+                f"that no setting was chosen on; {self.zoo.networks}, trained on {data}",
+            )
+        ]
+
+
+def roc(found: Results) -> str:
     """The picture of the ROC curves: all detectors together on both groups of attacks, and other rules as dots."""
-    groups = {
-        "audit, held-out kinds": [model for model in attacked if model.attack not in DEVELOPMENT],
-        "audit, development kinds": [model for model in attacked if model.attack in DEVELOPMENT],
-    }
-    good = [model.largest(names) for model in clean]
+    groups = {"audit, held-out kinds": found.held_out, "audit, development kinds": found.development}
+    good = [model.largest(found.names) for model in found.clean]
     curves = {
-        f"{name} ({len(group)} models)": curve(good, [model.largest(names) for model in group])
+        f"{name} ({len(group)} models)": curve(good, [model.largest(found.names) for model in group])
         for name, group in groups.items()
         if good and group
     }
     dots = {
-        f"{name.replace('`', '')}, all kinds": (_rate(alarm, clean), _rate(alarm, attacked))
-        for name, alarm in rules(names, null).items()
-        if name != AUDIT and clean and attacked
+        f"{name.replace('`', '')}, all kinds": (_rate(alarm, found.clean), _rate(alarm, found.attacked))
+        for name, alarm in rules(found.names, found.null).items()
+        if name != AUDIT and found.clean and found.attacked
     }
-    return picture(f"ROC curves of audits of {len(clean)} clean models", curves, dots)
+    return picture(f"ROC curves of audits of {len(found.clean)} clean models", curves, dots)
 
 
 def _rate(alarm: Callable[[Model], bool], models: list[Model]) -> float:
     return sum(map(alarm, models)) / len(models)
 
 
-def null_entry(model: Model, names: Sequence[str]) -> CleanModel:
+def null_entry(zoo: Zoo, model: Model, names: Sequence[str]) -> CleanModel:
     """A clean model, as the package keeps it."""
     return CleanModel(
-        arch="unbackdoor-resnet",
-        width=8,
-        data=DATA[model.data],
-        modality="images",
+        arch=zoo.arch,
+        width=zoo.width,
+        data=zoo.data[model.data],
+        modality=zoo.modality,
         classes=len(next(iter(model.findings.values()))["classes"]),
         recipe=model.recipe,
         seed=model.seed,
         accuracy=round(model.accuracy, 4),
         scores={name: round(model.score(name), 4) for name in names},
-    )
-
-
-def _rates(clean: list[Model], attacked: list[Model], used: dict[str, dict[str, Any]], null: Null) -> MeasuredPoint:
-    alarm = rules(list(used), null)[AUDIT]
-    data = ", ".join(sorted({DATA[model.data] for model in clean}))
-    kinds = len({model.attack for model in attacked})
-    return MeasuredPoint(
-        detectors=used,
-        modality="images",
-        false_alarms=_proportion([alarm(model) for model in clean]),
-        detections=_proportion([alarm(model) for model in attacked]),
-        models=f"{len(clean)} clean models, and {len(attacked)} with a backdoor of {kinds} kinds that no setting was "
-        f"chosen on; networks of width 8, trained on {data}",
     )
 
 
@@ -317,38 +426,37 @@ def _text(content: BaseModel) -> str:
     return json.dumps(content.model_dump(mode="json"), indent=1) + "\n"
 
 
-def page(models: list[Model], left_out: list[tuple[Model, str]], names: list[str], null: Null) -> str:
+def page(found: Results) -> str:
     """The tables."""
-    clean = [model for model in models if not model.attack and model.part == "b"]
-    attacked = [model for model in models if model.attack]
-    held_out = [model for model in attacked if model.attack not in DEVELOPMENT]
+    names, null = found.names, found.null
     lines = [
-        "# Audits of the zoo of small models",
+        f"# Audits of the zoo of small models: {found.zoo.modality}",
         "",
-        "Written by `python benchmarks/zoo_results.py docs/results/cells/zoo`; [audit.md](../audit.md) explains it.",
+        "Written by `python benchmarks/zoo_results.py`; [audit.md](../audit.md) explains it.",
         "",
-        f"{len(null.models)} clean models give the statistics (part a), {len(clean)} others are reported on (part b). "
-        f"Of {len(attacked) + len(left_out)} victims, {len(left_out)} are in no figure. Intervals are exact (95 %).",
+        f"{len(null.models)} clean models give the statistics (part a), {len(found.clean)} others are reported on "
+        f"(part b). Of {len(found.attacked) + len(found.left_out)} victims, {len(found.left_out)} are in no figure. "
+        "Intervals are exact (95 %).",
         "",
         "| rule | false alarms, other clean models | detected, development kinds | detected, held-out kinds |",
         "| --- | --- | --- | --- |",
     ]
-    development = [model for model in attacked if model.attack in DEVELOPMENT]
     known = rules(names, null)
-    groups = (clean, development, held_out)
+    groups = (found.clean, found.development, found.held_out)
     for rule, alarm in known.items():
         lines.append(f"| {rule} | " + " | ".join(share([alarm(model) for model in group]) for group in groups) + " |")
-    lines += ["", *_areas(clean, development, held_out, names), "", *_nominal(clean, names, null)]
+    lines += ["", *_areas(*groups, names), "", *_nominal(found.clean, names, null)]
     lines += ["", f"| attack | kinds | victims | {' | '.join(known)} |", "| --- " * (3 + len(known)) + "|"]
-    for kind in sorted({model.attack for model in attacked}, key=lambda kind: (kind not in DEVELOPMENT, kind)):
-        mine = [model for model in attacked if model.attack == kind]
+    for kind in sorted(
+        {model.attack for model in found.attacked}, key=lambda kind: (kind not in found.zoo.development, kind)
+    ):
+        mine = [model for model in found.attacked if model.attack == kind]
         hits = " | ".join(f"{sum(map(alarm, mine))} of {len(mine)}" for alarm in known.values())
-        group = "development" if kind in DEVELOPMENT else "held-out"
-        lines.append(f"| {kind} | {group} | {len(mine)} | {hits} |")
-    lines += ["", *_seconds(models, names), "", *_every(models, names, null)]
-    if left_out:
+        lines.append(f"| {kind} | {'development' if mine[0].development else 'held-out'} | {len(mine)} | {hits} |")
+    lines += ["", *_seconds(found.models, names), "", *_every(found.models, names, null)]
+    if found.left_out:
         lines += ["", "In no figure:", ""]
-        lines += [f"- {model.task}, {model.attack} {100 * model.rate:g} %: {why}." for model, why in left_out]
+        lines += [f"- {model.task}, {model.attack} {100 * model.rate:g} %: {why}." for model, why in found.left_out]
     return "\n".join(lines) + "\n"
 
 
@@ -408,5 +516,5 @@ def _every(models: list[Model], names: list[str], null: Null) -> list[str]:
 
 
 if __name__ == "__main__":
-    for path, text in results(Path(sys.argv[1])).items():
+    for path, text in results().items():
         path.write_text(text, encoding="utf-8")

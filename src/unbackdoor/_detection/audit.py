@@ -103,7 +103,7 @@ def audit(
         settings = {name: search.settings for name, search in searches.items()}
         null = null_for(run.modality, _arch(model), len(examples.per_class), settings) if searches else None
         findings = [_judged(name, each, held_out, null) for name, each in searches.items()]
-    findings.sort(key=lambda each: -each.strongest.score)
+    findings.sort(key=lambda each: (each.strongest.p_value is None, -each.strongest.score))
     verdict, reason = _verdict(findings, null, len(examples.per_class))
     point = None if null is None else operating_point(run.modality, {name: settings[name] for name in null.detectors})
     if point is not None:

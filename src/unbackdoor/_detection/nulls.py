@@ -64,7 +64,8 @@ def null_for(
     """The clean models that a suspect can be compared with; None if there are fewer than 19.
 
     Those of its own architecture if there are at least 39, else all of its kind of data. Detectors that the zoo did not
-    go through, or with other settings, have no statistics; the others are compared without them.
+    go through, or with other settings, have no statistics; the others are compared without them. Images are compared
+    with models that also have few classes, or many, as classes are compared with each other; words are not.
 
     Args:
         modality: of the suspect's data.
@@ -79,7 +80,9 @@ def null_for(
     kin = [
         model
         for model in table.models
-        if model.modality == modality and (model.classes < 5) == few and all(name in model.scores for name in known)
+        if model.modality == modality
+        and (modality == "text" or (model.classes < 5) == few)
+        and all(name in model.scores for name in known)
     ]
     same = [model for model in kin if model.arch == arch]
     chosen, which = (same, f"{arch} networks") if len(same) >= 39 else (kin, "networks of several architectures")

@@ -139,7 +139,7 @@ class Audit:
     Args:
         verdict: `shortcut-found`, `nothing-found` or `cannot-judge`.
         reason: one sentence.
-        findings: one for each detector that ran, the most abnormal first.
+        findings: one for each detector that ran; those with a p-value first, and the most abnormal of them.
         not_searched: the detectors that did not run, and why.
         calibration: the clean models that the p-values come from; None if there are none.
         record: the other entries of `audit.json`.

@@ -91,15 +91,17 @@ def audited(model: nn.Module, clean: Dataset, run: Run, names: tuple[str, ...] |
 
 
 def counting(report: Audit | str) -> list[Shortcut]:
-    """Returns the shortcuts of an audit that count, one for each detector at most; see `Auto`."""
+    """Returns the shortcuts of an audit that count, one for each detector at most; see `Auto`.
+
+    If clean models can be compared with, alarms count; else shortcuts that stand out.
+    """
     if isinstance(report, str):
         return []
-    return [Shortcut(finding.detector, finding.strongest) for finding in report.findings if _counts(finding)]
-
-
-def _counts(finding: JudgedFinding) -> bool:
-    """Returns whether there is an alarm; without clean models to compare with, whether the shortcut stands out."""
-    return _stands_out(finding) if finding.strongest.p_value is None else finding.alarm
+    return [
+        Shortcut(finding.detector, finding.strongest)
+        for finding in report.findings
+        if (finding.alarm if finding.strongest.p_value is not None or report.calibration else _stands_out(finding))
+    ]
 
 
 def _stands_out(finding: JudgedFinding) -> bool:
