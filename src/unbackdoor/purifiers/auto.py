@@ -18,12 +18,16 @@ from unbackdoor.purifiers.contrastive_unlearning import ContrastiveUnlearning
 from unbackdoor.purifiers.fine_tuning import FineTuning
 from unbackdoor.purifiers.mixing_distillation import MixingDistillation
 from unbackdoor.purifiers.scale_invariant_fst import ScaleInvariantFST
+from unbackdoor.purifiers.trigger_distillation import TriggerDistillation
 from unbackdoor.purifiers.word_distillation import WordDistillation
 
 logger = logging.getLogger("unbackdoor")
 
 # The second shift of images; its batches are smaller if there are few (docs/results/auto.md).
 LEARNING_RATE, BATCH = 0.03, 32
+
+# The second contrastive unlearning, for networks that the usual rate ruins: small steps, and more of them.
+GENTLE_RATE, GENTLE_EPOCHS = 0.002, 30
 
 
 @value
@@ -34,8 +38,9 @@ class Auto:
     A shortcut counts if the audit raises an alarm. If it has no clean models to compare with, a shortcut counts that
     moves most unseen examples, more than a random trigger does, and whose size is rare among the classes (nominal p at
     most 0.05). The methods are, on images, scale-invariant FST at full strength, the same with larger and more steps,
-    contrastive unlearning and fine-tuning; on texts mixing distillation if there is a base, word distillation if a
-    shortcut counts, and fine-tuning.
+    contrastive unlearning, trigger distillation if a shortcut counts, contrastive unlearning in smaller steps, and
+    fine-tuning; on texts mixing distillation if there is a base, word distillation if a shortcut counts, and
+    fine-tuning.
 
     A result passes if it loses at most `max_loss` points of accuracy on the held-out examples, if no shortcut of the
     audit moves a tenth more of them than a random trigger does, and if an audit of the result finds no shortcut to
@@ -154,7 +159,9 @@ def _for_images(clean: Dataset, shortcut: bool, run: Run) -> list[Method]:
     shift = ScaleInvariantFST(strength=1)
     small = min(BATCH, max(SMALLEST_BATCH, len(clean) // STEPS))
     further = replace(shift, learning_rate=LEARNING_RATE, batch_size=small)
-    return [shift, further, ContrastiveUnlearning(), FineTuning()]
+    unlearning = ContrastiveUnlearning()
+    gentle = replace(unlearning, learning_rate=GENTLE_RATE, epochs=GENTLE_EPOCHS)
+    return [shift, further, unlearning, *([TriggerDistillation()] if shortcut else []), gentle, FineTuning()]
 
 
 def _for_texts(clean: Dataset, shortcut: bool, run: Run) -> list[Method]:
