@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 from torch import nn
@@ -60,6 +60,9 @@ class Auto:
     victims it left more of a backdoor than the shift did (docs/results/auto.md). Backdoors planted on purpose do not
     help to choose: it has not been measured yet whether they show which method is better.
     """
+
+    # The first version tried no trigger distillation and no small steps.
+    version: ClassVar[int] = 2
 
     max_loss: Annotated[float, Field(ge=0, le=100)] = 10.0
     detectors: tuple[str, ...] | None = None

@@ -29,9 +29,10 @@ class ContrastiveUnlearning:
 
         CE(f(T(x)), t) + CE(g(T(x)), g(x)) + cost * size(T)
 
-    A feature of the class t itself would move g as well, so it is not among the results. A trigger counts if it moves
-    `found` of the held-out examples of other classes in f and not in g. The triggers of all kinds and classes are then
-    unlearned at once, as in trigger distillation: with f_s the suspect,
+    A feature of the class t itself would move g as well, so it is not among the results. (If g has forgotten a quarter
+    of what the suspect gets right, it shows nothing about features, and is left out of the search.) A trigger counts
+    if it moves `found` of the held-out examples of other classes in f and not in g. The triggers of all kinds and
+    classes are then unlearned at once, as in trigger distillation: with f_s the suspect,
 
         taught * CE(f(x'), f_s(x)) + (1 - taught) * CE(f(x'), y),   x' = T(x) for a share of each batch, else x
 
@@ -65,6 +66,8 @@ class ContrastiveUnlearning:
     learning_rate: Annotated[float | None, Field(gt=0)] = None
     batch_size: Annotated[int | None, Field(ge=2)] = None
 
+    # The first version took any shifted copy as the reference, also one that had forgotten its task.
+    version: ClassVar[int] = 2
     defaults: ClassVar[Defaults] = {"images": {"batch_size": 32}}
 
     def __call__(self, model: nn.Module, clean: Dataset, run: Run) -> nn.Module:
