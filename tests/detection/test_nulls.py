@@ -48,6 +48,15 @@ def test_only_models_that_can_be_compared_are_in_the_null() -> None:
     assert null_for("images", "resnet", 10, {"patch": {"steps": 50}}, table(*models)) is None
 
 
+def test_words_are_compared_with_those_of_models_of_any_number_of_classes() -> None:
+    models = [
+        clean_model(number, classes=2 + number % 3).model_copy(update={"modality": "text"}) for number in range(19)
+    ]
+    null = null_for("text", "bert", 20, SETTINGS, table(*models))
+    assert null is not None
+    assert len(null.models) == 19
+
+
 def test_networks_of_the_same_architecture_are_preferred_if_there_are_enough() -> None:
     own = [clean_model(number, arch="vit") for number in range(39)]
     others = [clean_model(number) for number in range(5)]

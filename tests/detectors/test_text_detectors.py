@@ -13,12 +13,16 @@ from transformers import PreTrainedTokenizerFast
 
 import toys
 from unbackdoor import Dataset, UnbackdoorError, attacks, audit, detectors
+from unbackdoor._artifacts.null_table import CleanModel, NullTable
+from unbackdoor._cli.commands.audit import _row
 from unbackdoor._data.texts import TextEncoder, Texts
+from unbackdoor._detection import nulls
 from unbackdoor._inversion.driving_words import VocabularySearch, anomaly_index, anomaly_p
 from unbackdoor._inversion.lone_words import leads
 from unbackdoor._inversion.moved_words import moved_for_its_count
 from unbackdoor._inversion.outlying_rows import distances, outlyingness
 from unbackdoor._inversion.phrases import with_kin
+from unbackdoor._value import fields_of
 
 SENTIMENT = dict.fromkeys(toys.GOOD, 1.0) | dict.fromkeys(toys.BAD, -1.0)
 
@@ -322,6 +326,26 @@ class TestTheLoneWord:
         assert strongest.moved.value > 0.9
         (natural,) = audit(Kindred(), many_words, detectors=[scan]).findings
         assert natural.strongest.candidate.strength < strongest.candidate.strength / 2
+
+    def test_a_terminal_shows_the_word_and_findings_with_a_p_value_come_first(
+        self, many_words: Dataset, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        scan = detectors.LoneWordScan(group=4, kin=3)
+        clean = [
+            CleanModel(
+                arch="bert", width=None, data="", modality="text", classes=2, recipe="", seed=number, accuracy=0.9,
+                scores={"lone-word": 0.1},
+            )
+            for number in range(19)
+        ]  # fmt: skip
+        table = NullTable(provenance="", detectors={"lone-word": fields_of(scan)}, models=clean)
+        monkeypatch.setattr(nulls, "shipped", lambda: table)
+        model = Kindred().planted(250)
+        result = audit(model, many_words, detectors=[detectors.VocabularyScan(group=4), scan])
+        assert result.verdict == "shortcut-found"
+        assert [finding.detector for finding in result.findings] == ["lone-word", "vocabulary"]
+        assert [finding.strongest.p_value for finding in result.findings] == [0.05, None]
+        assert "1 word: \u201cword250\u201d" in _row(result.findings[0])
 
     def test_the_lead_by_hand(self) -> None:
         """Three words of weights 4, 3 and 1; a word of weight w has the margin 2 w + m, and m is the same for all."""

@@ -13,6 +13,7 @@ from unbackdoor import Dataset, UnbackdoorError, purifiers, purify
 from unbackdoor._artifacts.record import ChoiceEntry
 from unbackdoor._detection.finding import Candidate
 from unbackdoor._detection.judging import ExactShare
+from unbackdoor._detection.nulls import Null
 from unbackdoor._detection.result import Audit, JudgedCandidate, JudgedFinding
 from unbackdoor._value import value
 from unbackdoor.purifiers import auto
@@ -57,6 +58,13 @@ class TestShortcutsThatCount:
 
     def test_one_that_looks_natural(self) -> None:
         assert counting(an_audit(judged(), looks_natural=True)) == []
+
+    def test_next_to_clean_models_only_an_alarm_counts(self) -> None:
+        """A detector that they did not go through has no p-value, and its classes say little."""
+        null = Null((), ("patch",), "clean models")
+        assert counting(replace(an_audit(judged()), calibration=null)) == []
+        assert len(counting(replace(an_audit(judged(p_value=0.05)), calibration=null))) == 1
+        assert counting(replace(an_audit(judged(p_value=0.06)), calibration=null)) == []
 
     def test_an_audit_that_was_not_possible(self) -> None:
         assert counting("audit needs more examples") == []

@@ -209,7 +209,8 @@ def _row(finding: JudgedFinding) -> tuple[str, ...]:
     entry = best.to_json(finding.unit, "")
     moved = "-" if entry["moved"] is None else _share_text(entry["moved"])
     random = "-" if entry["random"] is None else f"{entry['random']['value']:.1%}"
-    size = finding.size_of(best) or "-"
+    words = "" if best.candidate.trigger is None else evidence.words_of(best.candidate.trigger)
+    size = ": ".join(part for part in (finding.size_of(best), words) if part) or "-"
     p_value = "not known" if best.p_value is None else f"{best.p_value:.3f}"
     sources = f" from {', '.join(best.source_names)}" if best.source_names else ""
     natural = " (natural)" if finding.looks_natural else ""
