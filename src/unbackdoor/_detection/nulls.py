@@ -85,9 +85,11 @@ def null_for(
         and all(name in model.scores for name in known)
     ]
     same = [model for model in kin if model.arch == arch]
-    chosen, which = (same, f"{arch} networks") if len(same) >= 39 else (kin, "networks of several architectures")
+    chosen = same if len(same) >= 39 else kin
     if not known or len(chosen) < 19:  # with fewer models, no p-value could reach 5 %
         return None
+    archs = {model.arch for model in chosen}
+    which = f"{archs.pop()} networks" if len(archs) == 1 else "networks of several architectures"
     data = ", ".join(sorted({model.data for model in chosen}))
     return Null(tuple(chosen), known, f"{len(chosen)} clean {which}, trained on {data}")
 
