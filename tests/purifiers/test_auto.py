@@ -128,6 +128,12 @@ CONTRAST, SHIFT, TUNE = purifiers.ContrastiveUnlearning(), purifiers.ScaleInvari
             "no method removed the shortcuts; scale-invariant-fst left the least of them: an audit of its result found",
         ),
         ([trial(SHIFT, 0.2), trial(TUNE, 0.1)], TUNE, "leaves most backdoors that the audit cannot see"),
+        ([trial(SHIFT, 0.05)], SHIFT, None),
+        (
+            [trial(SHIFT, 0.2), trial(CONTRAST, 0.1)],
+            CONTRAST,
+            "no trigger of the audit to test it with: a backdoor may",
+        ),
         ([trial(SHIFT, 0.2), trial(TUNE, 0.12)], None, "the suspect was handed back as it was"),
     ],
     ids=[
@@ -136,6 +142,8 @@ CONTRAST, SHIFT, TUNE = purifiers.ContrastiveUnlearning(), purifiers.ScaleInvari
         "it stayed in all",
         "it came back",
         "only tuning is cheap enough",
+        "nothing to test the shift with",
+        "nothing to test a search with",
         "all are too dear",
     ],
 )

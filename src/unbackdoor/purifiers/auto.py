@@ -29,6 +29,9 @@ LEARNING_RATE, BATCH = 0.03, 32
 # The second contrastive unlearning, for networks that the usual rate ruins: small steps, and more of them.
 GENTLE_RATE, GENTLE_EPOCHS = 0.002, 30
 
+# These change a model whatever its trigger is; the others unlearn what a search finds.
+WITHOUT_A_SEARCH = ScaleInvariantFST, MixingDistillation
+
 
 @value
 class Auto:
@@ -46,8 +49,9 @@ class Auto:
     audit moves a tenth more of them than a random trigger does, and if an audit of the result finds no shortcut to
     their classes again. The last matters, because a method that was tuned on the shortcuts of the audit removes them,
     and may leave the backdoor. If none passes, the one within `max_loss` is kept that leaves the least of the
-    shortcuts; if there is none, the suspect is handed back unchanged. Both have a warning. The entry `choice` of the
-    record has the audits, each method that was tried, its numbers, and the reason.
+    shortcuts; if there is none, the suspect is handed back unchanged. Both have a warning, and so has a method that
+    unlearns what it finds if the audit found nothing to test it with. The entry `choice` of the record has the audits,
+    each method that was tried, its numbers, and the reason.
 
     A variant of this project; its methods name their parents.
 
@@ -152,6 +156,12 @@ class Auto:
         elif isinstance(best.method, FineTuning):
             reason = f"{name} is the only method that passed"
             run.warn(f"{reason}, and it leaves most backdoors that the audit cannot see. Give more clean examples.")
+        elif not best.left and not isinstance(best.method, WITHOUT_A_SEARCH):
+            reason = f"{name} is the first that lost at most {self.max_loss:g} points of accuracy"
+            run.warn(
+                f"{reason}, but it unlearns what it finds, and there was no trigger of the audit to test it with: a "
+                "backdoor may have stayed. Give more clean examples, or try another method as well."
+            )
         else:
             tested = "and left none of the shortcuts" if best.left else "(there was no trigger to test it with)"
             reason = f"{name} is the first that lost at most {self.max_loss:g} points of accuracy {tested}"
