@@ -382,21 +382,21 @@ class Results:
         ]
 
 
-def roc(found: Results) -> str:
+def roc(audits: Results) -> str:
     """The picture of the ROC curves: all detectors together on both groups of attacks, and other rules as dots."""
-    groups = {"audit, held-out kinds": found.held_out, "audit, development kinds": found.development}
-    good = [model.largest(found.names) for model in found.clean]
+    groups = {"audit, held-out kinds": audits.held_out, "audit, development kinds": audits.development}
+    good = [model.largest(audits.names) for model in audits.clean]
     curves = {
-        f"{name} ({len(group)} models)": curve(good, [model.largest(found.names) for model in group])
+        f"{name} ({len(group)} models)": curve(good, [model.largest(audits.names) for model in group])
         for name, group in groups.items()
         if good and group
     }
     dots = {
-        f"{name.replace('`', '')}, all kinds": (_rate(alarm, found.clean), _rate(alarm, found.attacked))
-        for name, alarm in rules(found.names, found.null).items()
-        if name != AUDIT and found.clean and found.attacked
+        f"{name.replace('`', '')}, all kinds": (_rate(alarm, audits.clean), _rate(alarm, audits.attacked))
+        for name, alarm in rules(audits.names, audits.null).items()
+        if name != AUDIT and audits.clean and audits.attacked
     }
-    return picture(f"ROC curves of audits of {len(found.clean)} clean models", curves, dots)
+    return picture(f"ROC curves of audits of {len(audits.clean)} clean models", curves, dots)
 
 
 def _rate(alarm: Callable[[Model], bool], models: list[Model]) -> float:
@@ -426,37 +426,37 @@ def _text(content: BaseModel) -> str:
     return json.dumps(content.model_dump(mode="json"), indent=1) + "\n"
 
 
-def page(found: Results) -> str:
+def page(audits: Results) -> str:
     """The tables."""
-    names, null = found.names, found.null
+    names, null = audits.names, audits.null
     lines = [
-        f"# Audits of the zoo of small models: {found.zoo.modality}",
+        f"# Audits of the zoo of small models: {audits.zoo.modality}",
         "",
         "Written by `python benchmarks/zoo_results.py`; [audit.md](../audit.md) explains it.",
         "",
-        f"{len(null.models)} clean models give the statistics (part a), {len(found.clean)} others are reported on "
-        f"(part b). Of {len(found.attacked) + len(found.left_out)} victims, {len(found.left_out)} are in no figure. "
+        f"{len(null.models)} clean models give the statistics (part a), {len(audits.clean)} others are reported on "
+        f"(part b). Of {len(audits.attacked) + len(audits.left_out)} victims, {len(audits.left_out)} are in no figure. "
         "Intervals are exact (95 %).",
         "",
         "| rule | false alarms, other clean models | detected, development kinds | detected, held-out kinds |",
         "| --- | --- | --- | --- |",
     ]
     known = rules(names, null)
-    groups = (found.clean, found.development, found.held_out)
+    groups = (audits.clean, audits.development, audits.held_out)
     for rule, alarm in known.items():
         lines.append(f"| {rule} | " + " | ".join(share([alarm(model) for model in group]) for group in groups) + " |")
-    lines += ["", *_areas(*groups, names), "", *_nominal(found.clean, names, null)]
+    lines += ["", *_areas(*groups, names), "", *_nominal(audits.clean, names, null)]
     lines += ["", f"| attack | kinds | victims | {' | '.join(known)} |", "| --- " * (3 + len(known)) + "|"]
     for kind in sorted(
-        {model.attack for model in found.attacked}, key=lambda kind: (kind not in found.zoo.development, kind)
+        {model.attack for model in audits.attacked}, key=lambda kind: (kind not in audits.zoo.development, kind)
     ):
-        mine = [model for model in found.attacked if model.attack == kind]
+        mine = [model for model in audits.attacked if model.attack == kind]
         hits = " | ".join(f"{sum(map(alarm, mine))} of {len(mine)}" for alarm in known.values())
         lines.append(f"| {kind} | {'development' if mine[0].development else 'held-out'} | {len(mine)} | {hits} |")
-    lines += ["", *_seconds(found.models, names), "", *_every(found.models, names, null)]
-    if found.left_out:
+    lines += ["", *_seconds(audits.models, names), "", *_every(audits.models, names, null)]
+    if audits.left_out:
         lines += ["", "In no figure:", ""]
-        lines += [f"- {model.task}, {model.attack} {100 * model.rate:g} %: {why}." for model, why in found.left_out]
+        lines += [f"- {model.task}, {model.attack} {100 * model.rate:g} %: {why}." for model, why in audits.left_out]
     return "\n".join(lines) + "\n"
 
 

@@ -50,13 +50,13 @@ def leads(
     tried = sorted({word for name in chosen for word in (name, *kin_of[name])})
     of_words = search.mean_margins(tried, side)
     unit = typical_margin(search)
-    found = []
+    lone: list[LoneWord] = []
     for target, (names, _) in strongest.items():
         margin = dict(zip(tried, of_words[target].tolist(), strict=True))
         lead = {name: (margin[name] - max(margin[word] for word in kin_of[name])) / unit for name in names[:compared]}
         word = max(lead, key=lambda name: lead[name])
-        found.append(LoneWord(target=target, word=word, lead=lead[word], compared=len(lead)))
-    return found
+        lone.append(LoneWord(target=target, word=word, lead=lead[word], compared=len(lead)))
+    return lone
 
 
 def typical_margin(search: VocabularySearch) -> float:
