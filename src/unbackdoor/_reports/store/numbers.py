@@ -263,7 +263,9 @@ class Report:
         failures: cells without a result.
         stress: stress tests; empty if there are none.
         victim_seconds: by task, of training a victim.
-        machines, commits, versions: what the cells were measured with, the most frequent first, with how many cells.
+        machines: what the cells were measured on, the most frequent first, with how many cells.
+        commits: of the repository, in the same form.
+        versions: of the software, in the same form.
         dates: dates of the first and the last cell; empty without cells.
         notes: sentences that a reader must know.
     """
