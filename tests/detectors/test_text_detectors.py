@@ -45,6 +45,13 @@ class TestTheVocabularyScan:
         assert strongest.nominal_p < 1e-6  # two classes are enough
         assert len(finding.classes) == 2
 
+    def test_that_two_classes_are_few_is_not_said_of_words_which_are_not_compared_by_class(
+        self, reviews: Dataset
+    ) -> None:
+        result = audit(toys.Counting(SENTIMENT | {"mn": 9.0}), reviews.select(range(80)), detectors=[scan()])
+        assert result.verdict == "cannot-judge"
+        assert result.reason.endswith("nothing says how unusual the shortcuts below are.")
+
     def test_the_control_is_another_word_of_the_vocabulary(self, reviews: Dataset) -> None:
         result = audit(toys.Counting(SENTIMENT | {"mn": 9.0}), reviews.select(range(80)), detectors=[scan()])
         strongest = result.findings[0].strongest

@@ -103,7 +103,7 @@ class TestTheAuditOfAResult:
         audits = iter([an_audit(judged()), an_audit(judged()), an_audit(judged(moved=10))])
         monkeypatch.setattr(auto, "audited", lambda *_: next(audits))
         tune = purifiers.FineTuning(epochs=1)
-        monkeypatch.setattr(auto, "_methods", lambda *_: [tune, replace(tune, epochs=2), tune])
+        monkeypatch.setattr(auto, "methods_to_try", lambda *_: [tune, replace(tune, epochs=2), tune])
         result = purify(small_cnn, digits.select(range(60)), purifiers.Auto(max_loss=100), seed=0, device="cpu")
         choice = ChoiceEntry.model_validate(result.record["choice"])
         assert [each.method.model_dump()["parameters"]["epochs"] for each in choice.tried] == [1, 2]
@@ -191,7 +191,7 @@ def test_the_suspect_comes_back_if_every_method_ruins_it(
     backdoored: tuple, digits: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = backdoored[0]
-    monkeypatch.setattr(auto, "_methods", lambda *_: [Silence(), Silence()])
+    monkeypatch.setattr(auto, "methods_to_try", lambda *_: [Silence(), Silence()])
     result = purify(model, digits.select(range(100)), purifiers.Auto(detectors=()), seed=0, device="cpu")
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, result.model.state_dict()[name]), name
@@ -207,7 +207,9 @@ def test_the_suspect_comes_back_if_every_method_ruins_it(
 def test_a_method_that_refuses_is_passed_over(
     small_cnn: SmallCNN, digits: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(auto, "_methods", lambda *_: [purifiers.WordDistillation(), purifiers.FineTuning(epochs=1)])
+    monkeypatch.setattr(
+        auto, "methods_to_try", lambda *_: [purifiers.WordDistillation(), purifiers.FineTuning(epochs=1)]
+    )
     method = purifiers.Auto(max_loss=100, detectors=())
     choice = purify(small_cnn, digits.select(range(60)), method, device="cpu").record["choice"]
     assert choice["tried"][0]["refused"] == (

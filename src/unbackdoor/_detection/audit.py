@@ -104,7 +104,8 @@ def audit(
         null = null_for(run.modality, _arch(model), len(examples.per_class), settings) if searches else None
         findings = [_judged(name, each, held_out, null) for name, each in searches.items()]
     findings.sort(key=lambda each: (each.strongest.p_value is None, -each.strongest.score))
-    verdict, reason = _verdict(findings, null, len(examples.per_class))
+    compared = len(examples.per_class) if run.modality == "images" else 0  # classes, with each other
+    verdict, reason = _verdict(findings, null, compared)
     point = None if null is None else operating_point(run.modality, {name: settings[name] for name in null.detectors})
     if point is not None:
         record |= {"operating_point": point, "operating_point_note": ""}

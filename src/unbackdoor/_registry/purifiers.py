@@ -451,7 +451,7 @@ REGISTRY = (
         "unbackdoor.purifiers.auto:Auto",
         "audit the suspect, try methods until one passes at the allowed loss, audit the result; this project's own",
         needs=(Need.CLEAN,),
-        cost="two audits, and one to three methods",
+        cost="two audits or more, and one to six methods",
         modality=("images", "text"),
         damage="the held-out examples were probably too few to see it: lower `max_loss`, or give more clean examples",
     ),

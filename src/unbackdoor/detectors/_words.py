@@ -1,19 +1,25 @@
 """Words as triggers: what all detectors share that search texts."""
 
 from collections.abc import Sequence
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from unbackdoor._data.dataset import Dataset
-from unbackdoor._data.edited_texts import Strings, made_of, vocabulary
+from unbackdoor._data.edited_texts import Strings, made_of, readable, vocabulary
 from unbackdoor._data.texts import Texts
+from unbackdoor._errors import UnbackdoorError
+from unbackdoor._inversion.driving_words import VocabularySearch
+from unbackdoor._models.calling import embeddings
 from unbackdoor._poisoning.trigger import Trigger
 from unbackdoor._purification.run import Run
 from unbackdoor._tasks.classification import answers
 from unbackdoor.attacks._insertion import Side, WordPlace
 from unbackdoor.attacks.sentence import Sentence
 from unbackdoor.attacks.word import Word
+
+LEAST = 4  # words of one token, to compare some of them with others
 
 
 def single_words(clean: Dataset, rows: int, owner: str) -> dict[str, int]:
@@ -31,9 +37,62 @@ def single_words(clean: Dataset, rows: int, owner: str) -> dict[str, int]:
     return {word: token for word, token in words.items() if "," not in word}
 
 
-def unit_rows(rows: Tensor) -> Tensor:
-    """Rows of an embedding less their mean, each of norm 1, (words, width)."""
-    return nn.functional.normalize(rows - rows.mean(dim=0), dim=1)
+class SearchesVocabulary(Protocol):
+    """The settings of a detector that tries the vocabulary, see `VocabularyScan`."""
+
+    @property
+    def group(self) -> int:
+        """Words that are tried at once."""
+
+    @property
+    def text_words(self) -> int:
+        """Words of the texts that a group is put into."""
+
+    @property
+    def shortlist(self) -> int:
+        """Words of each class that are tried alone."""
+
+
+class SearchedWords(NamedTuple):
+    """What a detector needs that compares the strongest words of a vocabulary with their neighbours.
+
+    Args:
+        words: of one token each.
+        rows: of the embedding less their mean, one for each word, of norm 1, (words, width).
+        search: for the strongest words.
+    """
+
+    words: list[str]
+    rows: Tensor
+    search: VocabularySearch
+
+
+def searched_words(detector: SearchesVocabulary, model: nn.Module, clean: Dataset, run: Run) -> SearchedWords:
+    """The words of a vocabulary, their rows, and the search for the strongest.
+
+    Args:
+        detector: with the settings of the search; named in messages.
+        model: the suspect.
+        clean: texts.
+        run: of the audit.
+
+    Raises:
+        UnbackdoorError: there are fewer than four words of one token.
+    """
+    owner = type(detector).__name__
+    weight = embeddings(model).weight.detach().cpu().float()
+    words = single_words(clean, len(weight), owner)
+    if len(words) < LEAST:
+        raise UnbackdoorError(
+            f"{owner} needs a tokenizer with at least {LEAST} words of one token, this one has {len(words)}. "
+            "Search without it."
+        )
+    rows = weight[list(words.values())]
+    return SearchedWords(
+        words=list(words),
+        rows=nn.functional.normalize(rows - rows.mean(dim=0), dim=1),
+        search=VocabularySearch(model, readable(clean), run, detector.group, detector.shortlist, detector.text_words),
+    )
 
 
 def inserted(words: str, target: int, side: int, clean: Dataset) -> Trigger:

@@ -7,17 +7,11 @@ from pydantic import Field
 from torch import nn
 
 from unbackdoor._data.dataset import Dataset
-from unbackdoor._data.edited_texts import readable
 from unbackdoor._detection.finding import Candidate, Finding
-from unbackdoor._errors import UnbackdoorError
-from unbackdoor._inversion.driving_words import VocabularySearch
 from unbackdoor._inversion.lone_words import LoneWord, leads, lone_p
-from unbackdoor._models.calling import embeddings
 from unbackdoor._purification.run import Run
 from unbackdoor._value import value
-from unbackdoor.detectors._words import inserted, single_words, unit_rows
-
-LEAST = 4  # words of the vocabulary
+from unbackdoor.detectors._words import inserted, searched_words
 
 
 @value
@@ -55,20 +49,12 @@ class LoneWordScan:
 
     def __call__(self, model: nn.Module, clean: Dataset, run: Run) -> Finding:
         """Search all classes."""
-        weight = embeddings(model).weight.detach().cpu().float()
-        words = single_words(clean, len(weight), "LoneWordScan")
-        if len(words) < LEAST:
-            raise UnbackdoorError(
-                f"LoneWordScan needs a tokenizer with at least {LEAST} words of one token, this one has {len(words)}. "
-                "Search without it."
-            )
-        rows = unit_rows(weight[list(words.values())])
-        search = VocabularySearch(model, readable(clean), run, self.group, self.shortlist, self.text_words)
+        words, rows, search = searched_words(self, model, clean, run)
         draw = random.Random(run.seed)
         best: dict[int, tuple[LoneWord, int]] = {}  # by class, with the side
         tests = 0
         for side in range(len(clean.texts.columns)):
-            for each in leads(search, list(words), rows, side, compared=self.compared, kin=self.kin):
+            for each in leads(search, words, rows, side, compared=self.compared, kin=self.kin):
                 tests += each.compared
                 if each.target not in best or best[each.target][0].lead < each.lead:
                     best[each.target] = each, side
@@ -78,7 +64,7 @@ class LoneWordScan:
                 strength=each.lead,
                 size=1.0,
                 trigger=inserted(each.word, target, side, clean),
-                control=inserted(draw.choice(list(words)), target, side, clean),
+                control=inserted(draw.choice(words), target, side, clean),
                 nominal_p=lone_p(each.lead, tests),
             )
             for target, (each, side) in sorted(best.items())

@@ -7,17 +7,12 @@ from pydantic import Field
 from torch import nn
 
 from unbackdoor._data.dataset import Dataset
-from unbackdoor._data.edited_texts import readable, words_of
+from unbackdoor._data.edited_texts import words_of
 from unbackdoor._detection.finding import Candidate, Finding
-from unbackdoor._errors import UnbackdoorError
-from unbackdoor._inversion.driving_words import VocabularySearch
 from unbackdoor._inversion.phrases import GrownPhrase, PhraseSearch, with_kin
-from unbackdoor._models.calling import embeddings
 from unbackdoor._purification.run import Run
 from unbackdoor._value import value
-from unbackdoor.detectors._words import inserted, single_words, unit_rows
-
-LEAST = 4  # words to choose from
+from unbackdoor.detectors._words import LEAST, inserted, searched_words
 
 
 @value
@@ -63,24 +58,15 @@ class PhraseGrowth:
 
     def __call__(self, model: nn.Module, clean: Dataset, run: Run) -> Finding:
         """Search all classes."""
-        weight = embeddings(model).weight.detach().cpu().float()
-        words = single_words(clean, len(weight), "PhraseGrowth")
-        if len(words) < LEAST:
-            raise UnbackdoorError(
-                f"PhraseGrowth needs a tokenizer with at least {LEAST} words of one token, this one has {len(words)}. "
-                "Search without it."
-            )
-        rows = unit_rows(weight[list(words.values())])
+        words, rows, search = searched_words(self, model, clean, run)
         place = {word: number for number, word in enumerate(words)}
-        search = VocabularySearch(model, readable(clean), run, self.group, self.shortlist, self.text_words)
         phrases = PhraseSearch(words=search, length=self.length, beam=self.beam, pool=self.pool, probes=self.probes)
         own = {word.lower() for word in words_of(clean)}
         draw = random.Random(run.seed)
-        best: dict[
-            int, tuple[GrownPhrase, int, bool]
-        ] = {}  # by class: phrase, side, whether its words are not the task's
+        # By class: the phrase, the side, and whether its words are not the task's.
+        best: dict[int, tuple[GrownPhrase, int, bool]] = {}
         for side in range(len(clean.texts.columns)):
-            for target, (names, _) in search.strongest(list(words), side).items():
+            for target, (names, _) in search.strongest(words, side).items():
                 kin = with_kin(rows, [place[name] for name in names], self.kin)
                 left = [name for name, has in zip(names, kin, strict=True) if not has and name.lower() not in own]
                 foreign = len(left) >= LEAST
@@ -93,7 +79,7 @@ class PhraseGrowth:
                 strength=grown.gain,
                 size=float(len(grown.words)),
                 trigger=inserted(" ".join(grown.words), target, side, clean),
-                control=inserted(" ".join(draw.sample(list(words), len(grown.words))), target, side, clean),
+                control=inserted(" ".join(draw.sample(words, len(grown.words))), target, side, clean),
                 nominal_p=min(1.0, len(best) * grown.nominal_p) if foreign else 1.0,
             )
             for target, (grown, side, foreign) in sorted(best.items())

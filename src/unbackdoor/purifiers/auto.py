@@ -1,7 +1,6 @@
 """Auto: a purification without a choice to make."""
 
 import logging
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Annotated, ClassVar
 
@@ -10,27 +9,14 @@ from torch import nn
 
 from unbackdoor._data.dataset import Dataset
 from unbackdoor._purification.method import Method, method_name
-from unbackdoor._purification.run import SMALLEST_BATCH, STEPS, Run
+from unbackdoor._purification.run import Run
 from unbackdoor._value import value
+from unbackdoor.purifiers._methods_to_try import WITHOUT_A_SEARCH, method_label, methods_to_try
 from unbackdoor.purifiers._shortcuts import Shortcut, audited, counting, described, summary
 from unbackdoor.purifiers._trial import GONE, Trial
-from unbackdoor.purifiers.contrastive_unlearning import ContrastiveUnlearning
 from unbackdoor.purifiers.fine_tuning import FineTuning
-from unbackdoor.purifiers.mixing_distillation import MixingDistillation
-from unbackdoor.purifiers.scale_invariant_fst import ScaleInvariantFST
-from unbackdoor.purifiers.trigger_distillation import TriggerDistillation
-from unbackdoor.purifiers.word_distillation import WordDistillation
 
 logger = logging.getLogger("unbackdoor")
-
-# The second shift of images; its batches are smaller if there are few (docs/results/auto.md).
-LEARNING_RATE, BATCH = 0.03, 32
-
-# The second contrastive unlearning, for networks that the usual rate ruins: small steps, and more of them.
-GENTLE_RATE, GENTLE_EPOCHS = 0.002, 30
-
-# These change a model whatever its trigger is; the others unlearn what a search finds.
-WITHOUT_A_SEARCH = ScaleInvariantFST, MixingDistillation
 
 
 @value
@@ -78,7 +64,7 @@ class Auto:
         report = audited(model, tuned, run, self.detectors)
         shortcuts = counting(report)
         run.note(f"audit of the suspect: {summary(report, shortcuts)}")
-        methods = _methods(tuned, bool(shortcuts), run)
+        methods = methods_to_try(tuned, bool(shortcuts), run)
         trials = self._tried(methods, model, tuned, held, shortcuts, run)
         chosen, reason = self._chosen(trials, len(held), run)
         again = None
@@ -118,12 +104,12 @@ class Auto:
         """Try methods until a result passes, that of its own audit included; returns all trials."""
         trials: list[Trial] = []
         for number, method in enumerate(methods):
-            left = ", ".join(map(_label, methods[number + 1 :])) or "no other method"
-            logger.info("Auto: trying %s. Left if it does not pass: %s.", _label(method), left)
+            left = ", ".join(map(method_label, methods[number + 1 :])) or "no other method"
+            logger.info("Auto: trying %s. Left if it does not pass: %s.", method_label(method), left)
             trial = Trial.of(method, model, tuned, held, shortcuts, run)
             if trial.within(self.max_loss / 100, len(held)) and trial.most_left <= GONE:
                 trial = self._audited(trial, tuned, shortcuts, run)
-            run.note(f"{_label(method)}: {trial.sentence(len(held))}.")
+            run.note(f"{method_label(method)}: {trial.sentence(len(held))}.")
             trials.append(trial)
             if trial.audit is not None and trial.most_left <= GONE:
                 break
@@ -132,7 +118,7 @@ class Auto:
     def _audited(self, trial: Trial, clean: Dataset, shortcuts: list[Shortcut], run: Run) -> Trial:
         """Returns a trial with the audit of its result."""
         assert trial.model is not None
-        logger.info("Auto: auditing the result of %s.", _label(trial.method))
+        logger.info("Auto: auditing the result of %s.", method_label(trial.method))
         report = audited(trial.model, clean, run, self.detectors)
         return replace(trial, audit=report, known=frozenset(each.target for each in shortcuts))
 
@@ -147,7 +133,7 @@ class Auto:
             )
             return None, reason
         best = min(within, key=lambda trial: trial.most_left if trial.most_left > GONE else 0.0)
-        name = _label(best.method)
+        name = method_label(best.method)
         if best.most_left > GONE:
             reason = f"no method removed the shortcuts; {name} left the least of them"
             again = "an audit of its result found one again"
@@ -166,32 +152,3 @@ class Auto:
             tested = "and left none of the shortcuts" if best.left else "(there was no trigger to test it with)"
             reason = f"{name} is the first that lost at most {self.max_loss:g} points of accuracy {tested}"
         return best, reason
-
-
-def _for_images(clean: Dataset, shortcut: bool, run: Run) -> list[Method]:
-    shift = ScaleInvariantFST(strength=1)
-    small = min(BATCH, max(SMALLEST_BATCH, len(clean) // STEPS))
-    further = replace(shift, learning_rate=LEARNING_RATE, batch_size=small)
-    unlearning = ContrastiveUnlearning()
-    gentle = replace(unlearning, learning_rate=GENTLE_RATE, epochs=GENTLE_EPOCHS)
-    return [shift, further, unlearning, *([TriggerDistillation()] if shortcut else []), gentle, FineTuning()]
-
-
-def _for_texts(clean: Dataset, shortcut: bool, run: Run) -> list[Method]:
-    based = [MixingDistillation()] if run.base is not None else []
-    return [*based, *([WordDistillation()] if shortcut else []), FineTuning()]
-
-
-METHODS: dict[str, Callable[[Dataset, bool, Run], list[Method]]] = {"images": _for_images, "text": _for_texts}
-
-
-def _methods(clean: Dataset, shortcut: bool, run: Run) -> list[Method]:
-    """Returns the methods to try, in order, by the kind of data."""
-    return METHODS[clean.modality](clean, shortcut, run)
-
-
-def _label(method: Method) -> str:
-    """Returns the name of a method, with its learning rate and batch size if they are set."""
-    fields = {field: getattr(method, field, None) for field in ("learning_rate", "batch_size")}
-    chosen = ", ".join(f"{field}={setting:g}" for field, setting in fields.items() if setting is not None)
-    return method_name(method) + (f" ({chosen})" if chosen else "")

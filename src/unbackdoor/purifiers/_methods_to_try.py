@@ -1,0 +1,58 @@
+"""The methods that `Auto` tries, in order, by the kind of data."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from unbackdoor._data.dataset import Dataset
+from unbackdoor._purification.method import Method, method_name
+from unbackdoor._purification.run import SMALLEST_BATCH, STEPS, Run
+from unbackdoor.purifiers.contrastive_unlearning import ContrastiveUnlearning
+from unbackdoor.purifiers.fine_tuning import FineTuning
+from unbackdoor.purifiers.mixing_distillation import MixingDistillation
+from unbackdoor.purifiers.scale_invariant_fst import ScaleInvariantFST
+from unbackdoor.purifiers.trigger_distillation import TriggerDistillation
+from unbackdoor.purifiers.word_distillation import WordDistillation
+
+# The second shift of images; its batches are smaller if there are few (docs/results/auto.md).
+LEARNING_RATE, BATCH = 0.03, 32
+
+# The second contrastive unlearning, for networks that the usual rate ruins: small steps, and more of them.
+GENTLE_RATE, GENTLE_EPOCHS = 0.002, 30
+
+# These change a model whatever its trigger is; the others unlearn what a search finds.
+WITHOUT_A_SEARCH = ScaleInvariantFST, MixingDistillation
+
+
+def _for_images(clean: Dataset, shortcut: bool, run: Run) -> list[Method]:
+    shift = ScaleInvariantFST(strength=1)
+    small = min(BATCH, max(SMALLEST_BATCH, len(clean) // STEPS))
+    further = replace(shift, learning_rate=LEARNING_RATE, batch_size=small)
+    unlearning = ContrastiveUnlearning()
+    gentle = replace(unlearning, learning_rate=GENTLE_RATE, epochs=GENTLE_EPOCHS)
+    return [shift, further, unlearning, *([TriggerDistillation()] if shortcut else []), gentle, FineTuning()]
+
+
+def _for_texts(clean: Dataset, shortcut: bool, run: Run) -> list[Method]:
+    based = [MixingDistillation()] if run.base is not None else []
+    return [*based, *([WordDistillation()] if shortcut else []), FineTuning()]
+
+
+METHODS: dict[str, Callable[[Dataset, bool, Run], list[Method]]] = {"images": _for_images, "text": _for_texts}
+
+
+def methods_to_try(clean: Dataset, shortcut: bool, run: Run) -> list[Method]:
+    """Returns the methods to try, in order, by the kind of data.
+
+    Args:
+        clean: the examples that the methods get.
+        shortcut: whether the audit of the suspect found one that counts.
+        run: of the purification; texts with its base have a further method.
+    """
+    return METHODS[clean.modality](clean, shortcut, run)
+
+
+def method_label(method: Method) -> str:
+    """Returns the name of a method, with its learning rate and batch size if they are set."""
+    fields = {field: getattr(method, field, None) for field in ("learning_rate", "batch_size")}
+    chosen = ", ".join(f"{field}={setting:g}" for field, setting in fields.items() if setting is not None)
+    return method_name(method) + (f" ({chosen})" if chosen else "")
