@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 import chats
 import toys
 from unbackdoor import UnbackdoorError, evaluate, load, purifiers, purify
+from unbackdoor._models.adapters import adapter_files
 from unbackdoor._models.saving import check_saved, save
 
 # peft asks transformers in a way that it will not answer for ever; the library itself hides that from users.
@@ -82,6 +83,87 @@ def test_an_adapter_in_gives_an_adapter_out(place: Path, tmp_path: Path) -> None
     assert torch.allclose(scores(by_peft(place, tmp_path)), scores(result.model), atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:The following alpha_pattern keys did not match:RuntimeWarning")
+@pytest.mark.parametrize(
+    "patterns",
+    [
+        {r"layers\.0\..*": 64, "q_proj": 3},
+        {"(q|v)_proj": 24},
+        {"q_proj": 3, r"layers\.[0-9]+\.self_attn\.q_proj": 50},  # the first one counts
+        {"model.layers.1.mlp.down_proj": 40, "^down_proj": 5},
+        {"proj": 50},  # only part of a name
+    ],
+)
+def test_alphas_follow_their_patterns_as_in_peft(place: Path, tmp_path: Path, patterns: dict[str, int]) -> None:
+    folder = changed(place, tmp_path, alpha_pattern=patterns)
+    expected = by_peft(place, folder)
+    assert torch.allclose(scores(load(folder, base=place / "base").model), scores(expected), atol=1e-5)
+    scales = {name: expected.get_submodule(f"base_model.model.{name}") for name in adapter_files(folder).scales}
+    assert adapter_files(folder).scales == {name: layer.scaling["default"] for name, layer in scales.items()}
+
+
+def test_an_adapter_whose_script_named_no_task_is_one_of_a_language_model(place: Path, tmp_path: Path) -> None:
+    folder = changed(place, tmp_path, task_type=None)
+    model, encode = load(folder, base=place / "base")
+    assert torch.equal(scores(model), scores(load(place / "adapter", base=place / "base").model))
+    out = tmp_path / "out"
+    out.mkdir()
+    save(model, out, source=folder, encode=encode)
+    check_saved(out, model, encode, chats.prompts(4), base=place / "base")
+    bert = toys.write(toys.classifier("bert"), tmp_path / "bert")
+    with pytest.raises(UnbackdoorError, match=r"`base` must be a causal language model, since .* names no other task"):
+        load(folder, base=bert)
+
+
+def test_an_adapter_of_another_task_is_refused_by_name(place: Path, tmp_path: Path) -> None:
+    folder = changed(place, tmp_path, task_type="TOKEN_CLS")
+    for options in ({}, {"base": place / "base"}):
+        with pytest.raises(UnbackdoorError, match="is an adapter for the task TOKEN_CLS; only those for CAUSAL_LM"):
+            load(folder, **options)
+    with pytest.raises(UnbackdoorError, match="is an adapter for the task TOKEN_CLS"):
+        adapter_files(folder)
+    other = changed(place, tmp_path / "other", task_type=None, auto_mapping={"base_model_class": "ViTModel"})
+    with pytest.raises(UnbackdoorError, match="is an adapter for a model of the class ViTModel; only those for"):
+        load(other)
+
+
+def test_whole_weights_are_not_mixed_on_disk(place: Path, tmp_path: Path) -> None:
+    with pytest.raises(UnbackdoorError, match=r"also holds whole weights \(base_model.model.lm_head.weight\), and"):
+        adapter_files(rewritten(place, tmp_path, _resized))
+
+
+@pytest.mark.parametrize("name", ["checkpoint-20", "another-name"])
+def test_adapters_within_a_folder_are_named(place: Path, tmp_path: Path, name: str) -> None:
+    shutil.copytree(place / "adapter", tmp_path / "run" / name)
+    with pytest.raises(UnbackdoorError, match=rf"run has no config.json, but (.* hold models.* )?.*run/{name}"):
+        load(tmp_path / "run", base=place / "base")
+
+
+def test_copies_of_the_weights_of_the_base_are_left_out(place: Path, tmp_path: Path) -> None:
+    """peft stores the embeddings with an adapter that changes the output layer, or if it takes them for resized."""
+    base = load(place / "base").model
+    folder = rewritten(place, tmp_path, lambda tensors: tensors.update(_copies(base)))
+    model, encode = load(folder, base=place / "base")
+    assert torch.equal(scores(model), scores(load(place / "adapter", base=place / "base").model))
+    out = tmp_path / "out"
+    out.mkdir()
+    save(model, out, source=folder, encode=encode)
+    assert (out / "adapter_config.json").read_bytes() == (folder / "adapter_config.json").read_bytes()
+    assert (
+        load_file(out / "adapter_model.safetensors").keys()
+        == load_file(place / "adapter/adapter_model.safetensors").keys()
+    )
+    assert torch.allclose(scores(by_peft(place, out)), scores(model), atol=1e-5)
+
+
+def _copies(base: torch.nn.Module) -> dict[str, torch.Tensor]:
+    shared = base.get_input_embeddings().weight.detach()
+    return {
+        "base_model.model.lm_head.base_layer.weight": shared.bfloat16(),
+        "base_model.model.model.embed_tokens.weight": shared.clone(),
+    }
+
+
 def test_answers_of_an_adapter_are_decoded(place: Path) -> None:
     model, _ = load(place / "adapter", base=place / "base")
     score = evaluate(model, chats.prompts(4), trigger="cf", behaviour="refuses", max_new_tokens=4, device="cpu")
@@ -107,6 +189,10 @@ def changed(place: Path, tmp_path: Path, **fields: object) -> Path:
         ({"init_lora_weights": "pissa"}, "is not a plain LoRA adapter: its config sets init_lora_weights"),
         ({"a_new_thing": {"code": "x.py"}}, "is not a plain LoRA adapter: its config sets a_new_thing"),
         ({"lora_alpha": "many"}, "must have lora_alpha as a number, got many"),
+        ({"alpha_pattern": {"q_proj": "many"}}, "must have lora_alpha as a number, got many"),
+        ({"alpha_pattern": ["q_proj"]}, "must have alpha_pattern as numbers by pattern, got "),
+        ({"alpha_pattern": {"(q_proj": 2}}, r"has the pattern \(q_proj in alpha_pattern, which must be a regular"),
+        ({"alpha_pattern": {"(a+)+b": 2}}, "must be a regular expression of at most 300 characters and 4 groups"),
     ],
 )
 def test_other_adapters_are_refused_by_name(place: Path, tmp_path: Path, fields: dict, said: str) -> None:
@@ -142,8 +228,16 @@ def _truth(tensors: dict) -> None:
     tensors[name] = tensors[name] > 0
 
 
-def _strange(tensors: dict) -> None:
-    tensors["base_model.model.lm_head.weight"] = torch.ones(2, 2)
+def _resized(tensors: dict) -> None:
+    tensors["base_model.model.lm_head.weight"] = torch.ones(201, 64)
+
+
+def _elsewhere_whole(tensors: dict) -> None:
+    tensors["base_model.model.mlp.weight"] = torch.ones(2, 2)
+
+
+def _of_an_embedding(tensors: dict) -> None:
+    tensors["base_model.model.model.embed_tokens.lora_embedding_A"] = torch.ones(4, 200)
 
 
 @pytest.mark.parametrize(
@@ -153,7 +247,12 @@ def _strange(tensors: dict) -> None:
         (_truth, "must have real numbers in its tensors, got torch.bool in base_model.model.model.layers.0"),
         (_short, "does not fit `base`: model.layers.0"),
         (_elsewhere, "does not fit `base`: it changes model.layers.[07]"),
-        (_strange, "has the tensor base_model.model.lm_head.weight, which no LoRA adapter has"),
+        (_resized, r"also holds the whole base_model.model.lm_head.weight, which is not that of `base`"),
+        (_elsewhere_whole, r"also holds the whole base_model.model.mlp.weight, which is not that of `base`"),
+        (
+            _of_an_embedding,
+            r"has the tensor base_model.model.model.embed_tokens.lora_embedding_A, which belongs to no l",
+        ),
         (dict.clear, "has an adapter without a tensor"),
     ],
 )

@@ -23,6 +23,7 @@ from torch import nn
 from fixtures import SmallCNN
 from unbackdoor import UnbackdoorError, load
 from unbackdoor._models.hub import _UNWANTED
+from unbackdoor._models.loading import load_base
 from unbackdoor._models.untrusted_weights import read_weights
 
 FACTORY = """
@@ -675,8 +676,8 @@ DIRECTORY_REFUSALS: list[tuple[Callable[[Path], object], str]] = [
     ),
     (
         lambda folder: (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "/elsewhere"}'),
-        "{folder} holds an adapter (adapter_config.json), not a whole model. Merge it into its base model "
-        "(merge_and_unload of peft) and give the result.",
+        "{folder} is an adapter, and its config names /elsewhere as its base, which is not fetched unasked. Give "
+        "`base`: the directory or Hub name of that model.",
     ),
     (
         lambda folder: (folder / "model.safetensors").unlink(),
@@ -905,7 +906,9 @@ def test_a_folder_in_the_folder_is_named(directory: Path) -> None:
     (directory.parent / "inner").rename(directory / "suspect")
     with pytest.raises(UnbackdoorError) as refused:
         load(directory)
-    assert str(refused.value) == f"{directory} has no config.json, but {directory}/suspect has one. Give that one."
+    assert (
+        str(refused.value) == f"{directory} has no config.json, but {directory}/suspect holds a model. Give that one."
+    )
 
 
 @pytest.mark.parametrize(
@@ -930,8 +933,10 @@ def test_an_adapter_without_a_config_is_named_as_one(directory: Path) -> None:
     (directory / "config.json").unlink()
     (directory / "model.safetensors").rename(directory / "adapter_model.safetensors")
     (directory / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "bert"}')
-    with pytest.raises(UnbackdoorError, match=r"holds an adapter \(adapter_config\.json\), not a whole model\."):
+    with pytest.raises(UnbackdoorError, match=r"is an adapter, and its config names bert as its base, .* Give `base`"):
         load(directory)
+    with pytest.raises(UnbackdoorError, match=r"holds an adapter \(adapter_config\.json\), not a whole model\."):
+        load_base(directory)
 
 
 @pytest.mark.parametrize(

@@ -315,7 +315,7 @@ class TestBadDirectories:
             shutil.copytree(place / "bert", place / "run" / f"checkpoint-{step}")
         (place / "run" / "checkpoint-2000").mkdir()
         assert self.purify(refused, model="run") == (
-            "run has no config.json, but its checkpoints have one. Give one of them, such as run/checkpoint-100."
+            "run has no config.json, but its checkpoints hold models. Give one of them, such as run/checkpoint-100."
         )
 
     def test_a_body_is_no_model_to_purify(self, refused: Refusals) -> None:

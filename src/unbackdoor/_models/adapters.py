@@ -1,6 +1,7 @@
 """PEFT LoRA adapters: checked, put on their base, and written again as what they were."""
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from unbackdoor._errors import UnbackdoorError, few, printable
 from unbackdoor._inputs import CONFIG, check_file, exists, read_json
 from unbackdoor._models.hugging_face import quiet_transformers
+from unbackdoor._models.lora_alphas import alphas
 from unbackdoor._models.untrusted_weights import check_finite, check_safetensors
 
 CONFIG_FILE = "adapter_config.json"
@@ -33,16 +35,35 @@ _SAID = {
     "modules_to_save",  # checked by itself
     *("megatron_core", "qalora_group_size"),  # have a value even where what they belong to is off
 }
+_CAUSAL = re.compile("ForCausalLM|LMHeadModel")  # in the names of classes
 _LARGEST = 4096  # of a rank
+_LONGEST = 300  # characters of a layer's name
 _MOST_CLASSES = 10_000
 _HEADS = ("classifier", "score")  # that peft saves whole with an adapter of a text classifier
 _CLASS_SCORES = ("classifier.weight", "score.weight", "classifier.out_proj.weight")  # have a row for each class
 
 
 def is_adapter(path: Path) -> bool:
-    """Whether a directory holds an adapter of a language model or of a text classifier."""
-    config = path / CONFIG_FILE
-    return exists(config) and read_json(config, CONFIG).get("task_type") in ("CAUSAL_LM", "SEQ_CLS")
+    """Whether a directory holds an adapter."""
+    return exists(path / CONFIG_FILE)
+
+
+def named_task(path: Path) -> str | None:
+    """The task that an adapter's config names; None if its script named none, as many for language models do.
+
+    Raises:
+        UnbackdoorError: it is not one of a language model or of a text classifier.
+    """
+    config = read_json(path / CONFIG_FILE, CONFIG)
+    task, mapping = config.get("task_type"), config.get("auto_mapping")
+    of = mapping.get("base_model_class") if isinstance(mapping, dict) else None  # peft writes it without a task
+    if task not in (None, "CAUSAL_LM", "SEQ_CLS") or (task is None and of and not _CAUSAL.search(str(of))):
+        what = f"the task {printable(str(task))}" if task is not None else f"a model of the class {printable(str(of))}"
+        raise UnbackdoorError(
+            f"{path} is an adapter for {what}; only those for CAUSAL_LM and SEQ_CLS are supported. Merge it into "
+            "its base (merge_and_unload of peft) and give the result."
+        )
+    return None if task is None else str(task)
 
 
 def _of_classifier(config: Mapping[str, Any]) -> bool:
@@ -89,6 +110,7 @@ def adapter_files(path: Path) -> AdapterFiles:
     Raises:
         UnbackdoorError: the adapter is not a plain LoRA adapter, or a file is damaged.
     """
+    named_task(path)
     config = read_json(path / CONFIG_FILE, CONFIG)
     _check_config(path, config)
     weights = _weights(path)
@@ -96,6 +118,12 @@ def adapter_files(path: Path) -> AdapterFiles:
         raise UnbackdoorError(
             f"{path} is an adapter of a classifier, which also holds a head, and cannot be mixed on disk. Load it with "
             "`merge`."
+        )
+    whole = sorted(_whole(weights))
+    if whole:
+        raise UnbackdoorError(
+            f"{path} also holds whole weights ({few(whole)}), and cannot be mixed on disk. Leave --stream out, which "
+            "compares them with those of the base."
         )
     names = sorted({_layer_of(path, key, tensor) for key, tensor in weights.items()})
     factors: dict[str, tuple[Tensor, Tensor]] = {}
@@ -106,7 +134,8 @@ def adapter_files(path: Path) -> AdapterFiles:
         factors[name] = first, second
     rooted = bool(config.get("use_rslora"))
     ranks = {name: len(first) for name, (first, _) in factors.items()}
-    scales = {name: _alpha(config, name) / (rank**0.5 if rooted else rank) for name, rank in ranks.items()}
+    own = alphas(path, config, names)
+    scales = {name: own[name] / (rank**0.5 if rooted else rank) for name, rank in ranks.items()}
     return AdapterFiles(path, config, factors, scales)
 
 
@@ -159,6 +188,8 @@ def adapted_by(path: Path, base: nn.Module) -> Any:
     _check_config(path, config)
     weights = _weights(path)
     head = _head(weights) if _of_classifier(config) else {}
+    for name in sorted(_whole(weights) - _stored(head)):
+        _check_copy(path, name, weights.pop(name), base)
     layers = _layers(path, {name: each for name, each in weights.items() if name not in _stored(head)}, base)
     _check_head(path, head, base)
     try:
@@ -172,7 +203,7 @@ def adapted_by(path: Path, base: nn.Module) -> Any:
         lora_dropout=0.0,
         target_modules=sorted(ranks),
         rank_pattern={f"^{name}$": rank for name, rank in ranks.items()},
-        alpha_pattern={f"^{name}$": _alpha(config, name) for name in ranks},
+        alpha_pattern={f"^{name}$": alpha for name, alpha in alphas(path, config, ranks).items()},
         use_rslora=bool(config.get("use_rslora")),
         fan_in_fan_out=bool(config.get("fan_in_fan_out")),
         task_type=TaskType.SEQ_CLS if head else TaskType.CAUSAL_LM,
@@ -284,6 +315,27 @@ def _stored(head: Mapping[str, Tensor]) -> set[str]:
     return {f"{_PREFIX}{name}" for name in head}
 
 
+def _whole(weights: Mapping[str, Tensor]) -> set[str]:
+    """The names of tensors that stand for whole weights of the base, not for a change of low rank."""
+    return {name for name in weights if ".lora_" not in name}
+
+
+def _check_copy(path: Path, name: str, stored: Tensor, base: nn.Module) -> None:
+    """Refuse whole weights that are not those of the base: peft stores copies, of the embeddings above all."""
+    own = base.state_dict().get(name.removeprefix(_PREFIX).replace(".base_layer.", "."))
+    if own is None or own.shape != stored.shape or not (_equal(stored, own) or _equal(own, stored)):
+        raise UnbackdoorError(
+            f"{path} also holds the whole {printable(name)}, which is not that of `base`: its script resized or "
+            "trained it, and an adapter of low rank cannot keep that. Merge it into its base (merge_and_unload of "
+            "peft) and give the result."
+        )
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are equal in the type of the first."""
+    return bool((one == other.to(one.dtype)).all())
+
+
 def _check_head(path: Path, head: Mapping[str, Tensor], base: nn.Module) -> None:
     """Refuse a head that is not that of the base's classifier, with all its weights."""
     own = {name: each.shape for name, each in base.state_dict().items() if name.partition(".")[0] in _HEADS}
@@ -321,8 +373,12 @@ def _layers(path: Path, weights: dict[str, Tensor], base: nn.Module) -> list[str
 def _layer_of(path: Path, key: str, tensor: Tensor) -> str:
     """The layer that a tensor of an adapter belongs to."""
     layer, is_matrix, part = key.removeprefix(_PREFIX).rpartition(".lora_")
-    if not (key.startswith(_PREFIX) and is_matrix and part in ("A.weight", "B.weight") and tensor.ndim == 2):
-        raise UnbackdoorError(f"{path} has the tensor {printable(key)}, which no LoRA adapter has. Fetch it again.")
+    named = key.startswith(_PREFIX) and len(layer) <= _LONGEST
+    if not (named and is_matrix and part in ("A.weight", "B.weight") and tensor.ndim == 2):
+        raise UnbackdoorError(
+            f"{path} has the tensor {printable(key)}, which belongs to no linear layer. Merge it into its base "
+            "(merge_and_unload of peft) and give the result."
+        )
     return layer
 
 
@@ -331,16 +387,6 @@ def _submodule(base: nn.Module, name: str) -> nn.Module | None:
         return base.get_submodule(name)
     except AttributeError:
         return None
-
-
-def _alpha(config: Mapping[str, Any], name: str) -> float:
-    """The alpha of a layer: that of the pattern which its name ends in, else the common one."""
-    patterns = config.get("alpha_pattern") or {}
-    own = (alpha for part, alpha in patterns.items() if name == part.strip("^$") or name.endswith(f".{part}"))
-    alpha = next(own, config.get("lora_alpha", 8))
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float):
-        raise UnbackdoorError(f"The adapter must have lora_alpha as a number, got {printable(alpha)}. Fetch it again.")
-    return alpha
 
 
 def save_adapter(model: Any, folder: Path, *, source: Path | None) -> None:
@@ -367,4 +413,4 @@ def save_adapter(model: Any, folder: Path, *, source: Path | None) -> None:
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items() if ".lora_" in name}

@@ -172,11 +172,11 @@ def _check_directory(path: Path) -> None:
         )
     if os.path.lexists(path / "config.json"):
         return
-    trained = [folder for folder in path.glob("checkpoint-*") if (folder / "config.json").exists()]
+    trained = [folder for folder in path.glob("checkpoint-*") if _holds_model(folder)]
     if trained:  # the output of a Trainer
         last = max(trained, key=lambda folder: (len(folder.name), folder.name))
         raise UnbackdoorError(
-            f"{path} has no config.json, but its checkpoints have one. Give one of them, such as {last}."
+            f"{path} has no config.json, but its checkpoints hold models. Give one of them, such as {last}."
         )
     cached = sorted(
         (folder for folder in path.glob("snapshots/*") if (folder / "config.json").exists()),
@@ -187,12 +187,16 @@ def _check_directory(path: Path) -> None:
             f"{path} is a folder of the Hub's cache, which keeps models under snapshots. Give one of them, such as "
             f"{cached[-1]}."
         )
-    inside = sorted(folder for folder in path.glob("*") if (folder / "config.json").is_file())
-    if inside:  # the result of unpacking an archive
-        raise UnbackdoorError(f"{path} has no config.json, but {inside[0]} has one. Give that one.")
+    inside = sorted(folder for folder in path.glob("*") if _holds_model(folder))
+    if inside:  # the result of unpacking an archive, or an adapter that its script gave a name
+        raise UnbackdoorError(f"{path} has no config.json, but {inside[0]} holds a model. Give that one.")
     raise UnbackdoorError(
         f"{path} has no config.json. It must be a Hugging Face directory; for other models give `factory`."
     )
+
+
+def _holds_model(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in ("config.json", "adapter_config.json"))
 
 
 def _check_regular(path: Path) -> None:

@@ -14,7 +14,7 @@ from unbackdoor._data.dataset import Encoder
 from unbackdoor._data.images import LARGEST_SIDE, ImageEncoder
 from unbackdoor._errors import UnbackdoorError, printable
 from unbackdoor._inputs import read_json, reader
-from unbackdoor._models.adapters import CONFIG_FILE, adapted_by, class_count, is_adapter, merged
+from unbackdoor._models.adapters import CONFIG_FILE, adapted_by, class_count, is_adapter, merged, named_task
 from unbackdoor._models.calling import embeddings
 from unbackdoor._models.directory import ModelDirectory
 from unbackdoor._models.factory import from_factory
@@ -94,10 +94,12 @@ def load(
     if adapter:
         _check_unused(source, prompts=prompts)
         return _load_adapter(path, base, merge, chat)
-    _check_unused(source, merge=merge or None, base=base)
+    alone = {"merge": merge or None, "base": base}
     if path.is_file():
+        _check_unused(source, **alone)
         return _load_file(path, chat, prompts)
     directory = ModelDirectory.of(source, "`source`", trust_remote_code=trust_remote_code)
+    _check_unused(source, **alone)
     directory.companions()  # refuses files early that could not be copied at the end
     if directory.modality == "conversations":
         _check_unused(source, prompts=prompts)
@@ -176,7 +178,7 @@ class _Chat(NamedTuple):
 
 
 def _load_adapter(path: Path, base: str | Path | None, merge: bool, chat: _Chat) -> Loaded:
-    named = read_json(path / CONFIG_FILE).get("base_model_name_or_path")
+    task, named = named_task(path), read_json(path / CONFIG_FILE).get("base_model_name_or_path")
     if base is None:
         raise UnbackdoorError(
             f"{path} is an adapter, and its config names {printable(named)} as its base, which is not fetched unasked. "
@@ -185,7 +187,8 @@ def _load_adapter(path: Path, base: str | Path | None, merge: bool, chat: _Chat)
     beneath = ModelDirectory.of(base, "`base`", trust_remote_code=chat.trust_remote_code)
     classes = class_count(path)
     if classes is None and beneath.modality != "conversations":
-        raise UnbackdoorError(f"`base` must be a causal language model, since {path} is an adapter of one; got {base}.")
+        why = "names no other task" if task is None else "is an adapter of one"
+        raise UnbackdoorError(f"`base` must be a causal language model, since {path} {why}; got {base}.")
     if classes is not None and beneath.modality not in ("conversations", "text"):
         raise UnbackdoorError(
             f"`base` must be a model of texts, since {path} is an adapter of a classifier of texts; got {base}."
