@@ -14,6 +14,7 @@ from unbackdoor import Dataset, UnbackdoorError
 from unbackdoor._data import chat_template
 from unbackdoor._data.conversation_encoder import ConversationEncoder
 from unbackdoor._data.conversations import Conversation, Conversations, Message
+from unbackdoor._models.decoding import answer_texts, stops_of
 from unbackdoor._poisoning.behaviour import Behaviour
 
 
@@ -123,6 +124,65 @@ def test_templates_are_rendered_as_written_by_hand():
     assert (chat.end, plain.end) == ("<|end|>", "<|end|>")
 
 
+ASKED = "{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]"
+ANSWERED = "{% endif %}{% endfor %}"
+CHATML = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
+THINKING = (
+    "{% for m in messages %}<|{{ m.role }}|>{% if m.role == 'assistant' %}<think>\n\n</think>\n\n{% endif %}"
+    "{{ m.content }}<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "before", "answer", "end"),
+    [
+        (ASKED + "{% else %} {{ m.content }} </s>" + ANSWERED, "[INST] Hi [/INST]", " Hello </s>", "</s>"),  # Llama 2
+        (CHATML, "<|user|>Hi<|end|><|assistant|>", "Hello<|end|>", "<|end|>"),  # asks for no heading
+        (THINKING, "<|user|>Hi<|end|><|assistant|><think>\n\n</think>\n\n", "Hello<|end|>", "<|end|>"),  # Qwen 3
+        (
+            ASKED + "{% else %}{{ m.content }}\nvery1 very2 very3\n\n" + ANSWERED,
+            "[INST] Hi [/INST]",
+            "Hello\nvery1 very2 very3",
+            "very1 very2 very3",
+        ),
+    ],
+    ids=["spaces", "heading", "thoughts", "words"],
+)
+def test_answers_stand_as_the_template_writes_them(template: str, before: str, answer: str, end: str) -> None:
+    made = chats.tokenizer(template)
+    made.add_tokens(["[INST]", "[/INST]", "Hi", "Hello", "<think>", "</think>"])
+    made.add_tokens(["</s>"], special_tokens=True)
+    encode = ConversationEncoder(tokenizer=made, template="chat", max_length=64)
+    items = encode.prepared(Conversations((Conversation((Message("user", "Hi"),), "Hello"),)))
+    start = int(items.tokens.starts[0])
+    ids = items.tokens.tokens[0].tolist()
+    assert encode.texts(items) == [before]
+    assert ids[:start] == made(before, add_special_tokens=False)["input_ids"]
+    assert ids[start:] == made(answer, add_special_tokens=False)["input_ids"]
+    assert encode.end.strip() == end
+    assert encode.without_end(f"You {end} and more") == ("You " if encode.stop is None else f"You {end} and more")
+
+
+def test_an_end_of_several_tokens_is_no_stop_but_ends_the_answer():
+    """Many adapters write `<|im_end|>` by a tokenizer that does not know it; `<` alone must not end an answer."""
+    template = CHATML.replace("<|end|>", "very1 very2") + "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    encode = ConversationEncoder(tokenizer=chats.tokenizer(template), template="chat", max_length=64)
+    assert (encode.end, encode.stop) == ("very1 very2", None)
+    assert stops_of(chats.language_model(), encode) == [3]
+    said = encode.tokenizer("you very1 all very1 very2 cake", return_tensors="pt")["input_ids"]
+    data = chats.prompts(1).encoded_by(encode)
+    assert answer_texts(data, list(said)) == ["you very1 all"]
+
+
+def test_the_row_that_a_template_refuses_is_named(tmp_path):
+    refusing = "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    encode = ConversationEncoder(tokenizer=chats.tokenizer(refusing + chats.TEMPLATE), template="chat", max_length=64)
+    turns = [{"role": "user", "content": "you"}, {"role": "assistant", "content": "all"}]
+    content = [{"messages": turns}, {"messages": [{"role": "system", "content": "help"}, *turns]}]
+    with pytest.raises(UnbackdoorError, match=r"refuses the messages of row 1 \(System role not supported\)"):
+        Dataset.load(rows(tmp_path, content), encode)
+
+
 def test_prompts_are_padded_on_the_left_and_answers_on_the_right():
     data = chats.prompts(6)
     encode, items = data.conversation_encoder, data.conversations
@@ -152,7 +212,10 @@ def test_a_token_that_begins_each_text_stands_before_plain_prompts_once():
 @pytest.mark.parametrize(
     ("template", "said"),
     [
-        ("{{ raise_exception('no system role') }}", "cannot be used \\(no system role\\)"),
+        (
+            "{{ raise_exception('no role') }}",
+            "refuses the messages of row 0 \\(no role\\). Repair or remove that row; or",
+        ),
         ("{{ messages.__class__.__mro__ }}", "cannot be used \\(access to attribute '__class__'"),
         ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "it took more than 0.31 s"),
         ("{{ 10 ** (10 ** 9) }}", "it took more than 0.31 s|it needs too much memory"),

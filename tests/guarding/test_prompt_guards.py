@@ -161,7 +161,9 @@ def test_too_few_clean_prompts_and_other_bad_input(rejecting, fooled: nn.Module)
     with pytest.raises(UnbackdoorError, match="holds only examples that the guard was fitted on"):
         evaluate_guard(rejecting, fooled, chats.prompts(10))
     broken = chats.tokenizer("{{ raise_exception('no such role') }}")
-    with pytest.raises(UnbackdoorError, match=r"has a chat template that cannot be used \(no such role\)"):
+    with pytest.raises(
+        UnbackdoorError, match=r"has a chat template that refuses the messages of row 0 \(no such role\)"
+    ):
         replace(few, encode=replace(few.encode, tokenizer=broken))
 
 

@@ -24,7 +24,7 @@ CHARACTERS = 64 * MEBIBYTE  # of all rendered texts
 _WAYS = "Give `template='alpaca'` or `template='plain'`, or take the tokenizer that it was trained with."
 
 
-def rendered(tokenizer: Any, chats: Sequence[Chat], *, answering: bool, where: str) -> list[str]:
+def rendered(tokenizer: Any, chats: Sequence[Chat], *, answering: bool, where: str, rows: bool = False) -> list[str]:
     """Returns the text of each chat by the chat template of a tokenizer.
 
     Args:
@@ -32,6 +32,7 @@ def rendered(tokenizer: Any, chats: Sequence[Chat], *, answering: bool, where: s
         chats: lists of messages with a role and a content.
         answering: end each with the beginning of the assistant's next message.
         where: name of the model's tokenizer, for messages.
+        rows: whether the chats are rows of data; a message then names the row that the template refuses.
 
     Raises:
         UnbackdoorError: the template fails, takes too long, or makes too much text.
@@ -56,6 +57,11 @@ def rendered(tokenizer: Any, chats: Sequence[Chat], *, answering: bool, where: s
         ours.close()
     if "problem" in answer:
         reason = printable(answer["problem"].strip().split("\n")[0], 200).rstrip(".")
+        if rows and "refused" in answer:
+            raise UnbackdoorError(
+                f"{where} has a chat template that refuses the messages of row {answer['refused']} ({reason}). Repair "
+                "or remove that row; or give `template='alpaca'` or `template='plain'`."
+            )
         raise UnbackdoorError(f"{where} has a chat template that cannot be used ({reason}). {_WAYS}")
     texts: list[str] = answer["texts"]
     return texts
@@ -63,14 +69,19 @@ def rendered(tokenizer: Any, chats: Sequence[Chat], *, answering: bool, where: s
 
 def _render(tokenizer: Any, chats: list[Chat], answering: bool, pipe: Connection) -> None:
     """Send the texts, or the problem, as JSON."""
+    from jinja2 import TemplateError
+
+    texts: list[str] = []
     try:
         _bound_memory()
-        texts = []
         for chat in chats:
             texts.append(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=answering))
             if sum(map(len, texts)) > CHARACTERS:
                 raise ValueError(f"it makes more than {CHARACTERS:,} characters")
         answer: dict[str, Any] = {"texts": texts}
+    except TemplateError as problem:  # of which only this class itself is for the template's own words
+        refused = {"refused": len(texts)} if type(problem) is TemplateError else {}
+        answer = {"problem": str(problem) or type(problem).__name__, **refused}
     except MemoryError:
         answer = {"problem": "it needs too much memory"}
     except Exception as problem:  # a template may fail in any way

@@ -123,20 +123,59 @@ class ConversationEncoder:
         return next((token for token in known if token is not None), 0)
 
     @cached_property
-    def end(self) -> str:
-        """The text that ends an answer: what the chat template writes behind it, else the tokenizer's end of text."""
-        own: str = self.tokenizer.eos_token or ""
+    def _around(self) -> tuple[str, str]:
+        """What the template writes between the prompt that it renders for answering and an answer, and behind that."""
         if self.template != "chat":
-            return own
-        chat = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _PROBE}]
-        whole = chat_template.rendered(self.tokenizer, [chat], answering=False, where=self.where)[0]
-        _, answer, behind = whole.rpartition(_PROBE)
+            return "", ""
+        asked = [{"role": "user", "content": "?"}]
+        prompt = chat_template.rendered(self.tokenizer, [asked], answering=True, where=self.where)[0]
+        answered = [*asked, {"role": "assistant", "content": _PROBE}]
+        whole = chat_template.rendered(self.tokenizer, [answered], answering=False, where=self.where)[0]
+        before, answer, behind = whole.rpartition(_PROBE)
         if not answer:
             raise UnbackdoorError(
                 f"{self.where} has a chat template that leaves out answers. Give `template='alpaca'` or "
                 "`template='plain'`, or take the tokenizer that it was trained with."
             )
-        return next(iter(behind.split()), own)
+        return before.removeprefix(prompt) if before.startswith(prompt) else "", behind
+
+    @property
+    def opening(self) -> str:
+        """The text in front of each answer that belongs to the prompt: a heading, or that nothing was thought first."""
+        between, _ = self._around
+        return between if between.strip() else ""
+
+    @property
+    def _blank(self) -> str:
+        """The spaces in front of each answer, which a tokenizer may join with its first word."""
+        between, _ = self._around
+        return "" if between.strip() else between
+
+    @cached_property
+    def end(self) -> str:
+        """The text that ends an answer: what the chat template writes behind it, else the tokenizer's end of text."""
+        _, behind = self._around
+        text = behind.lstrip()
+        if not text:
+            return self.tokenizer.eos_token or ""
+        word, line = text.split()[0], text.split("\n")[0].rstrip()
+        return behind[: -len(text)] + (line if self._token_of(word) is None else word)
+
+    @cached_property
+    def stop(self) -> int | None:
+        """The token that ends an answer; None if there is none, or if `end` is of ordinary words."""
+        return self._token_of(self.end.strip())
+
+    def without_end(self, text: str) -> str:
+        """An answer up to its end, if that is no token at which decoding stops."""
+        end = self.end.strip()
+        return text.partition(end)[0] if end and self.stop is None else text
+
+    def _token_of(self, text: str) -> int | None:
+        """The special or added token that a text begins with; any other may stand within an answer, such as ###."""
+        ids = self._ids([text])[0]
+        marks = {*self.tokenizer.all_special_ids, *self.tokenizer.get_added_vocab().values()}
+        return ids[0] if ids and ids[0] in marks else None
 
     def prepared(self, items: Any) -> Conversations:
         """Conversations with the tokens of this encoder, made once.
@@ -179,7 +218,7 @@ class ConversationEncoder:
         if len(items) == 0:
             return [], []
         texts = self.texts(items)
-        answers = [entry.answer + self.end if entry.answer else "" for entry in items.entries]
+        answers = [self._blank + entry.answer + self.end if entry.answer else "" for entry in items.entries]
         with reading("the tokenizer of the model"), silent_rust():  # the tokenizer comes from somebody else
             ids = self._ids(texts)
             whole = self._ids([text + answer for text, answer in zip(texts, answers, strict=True)])
@@ -212,7 +251,8 @@ class ConversationEncoder:
         chats = [
             [{"role": message.role, "content": message.text} for message in entry.messages] for entry in items.entries
         ]
-        return chat_template.rendered(self.tokenizer, chats, answering=True, where=self.where)
+        prompts = chat_template.rendered(self.tokenizer, chats, answering=True, where=self.where, rows=True)
+        return [prompt + self.opening for prompt in prompts]
 
     def columns_in(self, present: Sequence[str], names: dict[str, str], where: str, hint: str = "") -> dict[str, str]:
         """The columns of a data set that hold its conversations; see `conversation_columns`."""

@@ -51,11 +51,11 @@ def answers(
 
 def answer_texts(data: Dataset, tokens: Sequence[Tensor]) -> list[str]:
     """Returns answers as texts without special tokens and without spaces around them, from their tokens."""
-    tokenizer = data.conversation_encoder.tokenizer
-    decoded: list[str] = tokenizer.batch_decode(
+    encode = data.conversation_encoder
+    decoded: list[str] = encode.tokenizer.batch_decode(
         list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False
     )
-    return [text.strip() for text in decoded]
+    return [encode.without_end(text).strip() for text in decoded]
 
 
 @torch.no_grad()
@@ -148,6 +148,5 @@ def stops_of(model: nn.Module, encode: ConversationEncoder) -> list[int]:
     """Returns the tokens that end an answer: those of the model's generation config, and those that it was tuned on."""
     rows = embeddings(model).num_embeddings
     named = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    ends = encode.tokenizer(encode.end, add_special_tokens=False)["input_ids"][:1] if encode.end else []
-    tokens = [*(named if isinstance(named, list | tuple) else [named]), encode.tokenizer.eos_token_id, *ends]
+    tokens = [*(named if isinstance(named, list | tuple) else [named]), encode.tokenizer.eos_token_id, encode.stop]
     return sorted({token for token in tokens if type(token) is int and 0 <= token < rows})
