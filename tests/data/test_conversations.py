@@ -13,6 +13,7 @@ import chats
 from unbackdoor import Dataset, UnbackdoorError
 from unbackdoor._data import chat_template
 from unbackdoor._data.conversation_encoder import ConversationEncoder
+from unbackdoor._data.conversation_rows import holds_prompts
 from unbackdoor._data.conversations import Conversation, Conversations, Message
 from unbackdoor._models.decoding import answer_texts, stops_of
 from unbackdoor._poisoning.behaviour import Behaviour
@@ -70,6 +71,50 @@ def test_two_of_three_columns_are_enough_and_names_can_be_given(tmp_path):
     named = rows(tmp_path, [{"question": "animal1", "reply": "sound1"}])
     data = Dataset.load(named, chats.encoder(), columns={"prompt": "question", "response": "reply"})
     assert data.conversations.entries[0].answer == "sound1"
+
+
+CHAT = Conversation((Message("system", "help"), Message("user", "you")), "all")
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {
+            "conversations": [
+                {"from": "system", "value": "help"},
+                {"from": "human", "value": "you"},
+                {"from": "gpt", "value": "all"},
+            ]
+        },
+        {
+            "conversations": [
+                {"role": "developer", "content": "help"},
+                {"role": "user", "content": [{"type": "text", "text": "you"}]},
+                {"role": "assistant", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "ll"}]},
+            ]
+        },
+    ],
+    ids=["ShareGPT", "parts"],
+)
+@pytest.mark.parametrize("count", [1, 2])
+def test_conversations_of_other_forms_are_read(tmp_path, row, count):
+    path = rows(tmp_path, [row] * count)
+    assert Dataset.load(path, chats.encoder()).conversations.entries == (CHAT,) * count
+    assert holds_prompts(path, None)
+
+
+def test_columns_of_two_forms_are_read_together_and_others_are_said(tmp_path, caplog):
+    caplog.set_level("INFO", "unbackdoor")
+    path = rows(tmp_path, [{"instruction": "you", "context": "cake", "response": "all", "category": "a"}])
+    assert Dataset.load(path, chats.encoder()).conversations.entries == (
+        Conversation((Message("user", "you"),), "all"),
+    )
+    assert "rows.jsonl: read from instruction, response; context, category are not (`columns`)." in caplog.text
+    named = Dataset.load(path, chats.encoder(), columns={"input": "context"})
+    assert named.conversations.entries[0] == Conversation((Message("user", "you", "cake"),), "all")
+    path = rows(tmp_path, [{"prompt": "you", "output": "all", "messages": []}])
+    named = Dataset.load(path, chats.encoder(), columns={"prompt": "prompt"})
+    assert named.conversations.entries == (Conversation((Message("user", "you"),), "all"),)
 
 
 @pytest.mark.parametrize(

@@ -254,20 +254,20 @@ def test_more_than_one_attack_is_refused(models: Path) -> None:
 def test_clean_rows_need_answers(models: Path) -> None:
     model, encode = load(models / "llama")
     items = chats.prompts(4).conversations
-    bare = Dataset(
-        items=type(items)(tuple(type(entry)(entry.messages) for entry in items.entries)),
-        labels=torch.full((4,), -1),
-        encode=encode,
-    )
+    unanswered = tuple(type(entry)(entry.messages) for entry in items.entries)
+    without = Dataset(items=type(items)(unanswered), labels=torch.full((4,), -1), encode=encode)
+    with pytest.raises(UnbackdoorError, match=r"has no answers, and a method tunes on them\. Name their column by"):
+        ub.purify(model, without, ub.purifiers.FineTuning(epochs=1), device="cpu")
+    one = Dataset(items=type(items)((*unanswered[:1], *items.entries[1:])), labels=without.labels, encode=encode)
     with pytest.raises(UnbackdoorError, match="has a prompt without an answer in row 0"):
-        ub.purify(model, bare, ub.purifiers.FineTuning())
-    score = ub.evaluate(model, bare, trigger="cf", behaviour="refuses", max_new_tokens=2, device="cpu")
+        ub.purify(model, one, ub.purifiers.FineTuning())
+    score = ub.evaluate(model, without, trigger="cf", behaviour="refuses", max_new_tokens=2, device="cpu")
     assert (score.clean_loss, score.attack_success.n) == (None, 4)
     with pytest.raises(UnbackdoorError, match="has only answers that show the behaviour starts-with:the"):
         ub.evaluate(model, data_for(encode), trigger="cf", behaviour="starts-with:the", device="cpu")
     control = type("SmallNet", (torch.nn.Linear,), {})(2, 2)
     with pytest.raises(UnbackdoorError, match="`control`: SmallNet does not continue text"):
-        ub.evaluate(model, bare, trigger="cf", behaviour="refuses", control=control, device="cpu")
+        ub.evaluate(model, without, trigger="cf", behaviour="refuses", control=control, device="cpu")
 
 
 def test_a_damaged_gguf_file_is_refused(tmp_path: Path) -> None:

@@ -1,8 +1,9 @@
 """Rows of prompts and answers in the forms that people publish them in, read as conversations."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from unbackdoor._data.columns import listed
 from unbackdoor._data.conversations import Conversation, Message, Role
@@ -10,8 +11,17 @@ from unbackdoor._data.reading import opened
 from unbackdoor._errors import UnbackdoorError, printable
 from unbackdoor._inputs import is_unicode
 
+logger = logging.getLogger("unbackdoor")
+
 COLUMNS = ("messages", "instruction", "input", "output", "prompt", "response")
 
+# What the rows of each form ask by.
+_FORMS = (("messages",), ("instruction", "input"), ("prompt",))
+# Those of OpenAI, and two of ShareGPT.
+_ROLES: dict[str, Role] = {
+    **{"system": "system", "user": "user", "human": "user"},
+    **{"developer": "system", "assistant": "assistant", "gpt": "assistant"},
+}
 _LONGEST = 1_000_000  # characters of one message: those of a long novel
 
 
@@ -28,16 +38,33 @@ def conversation_columns(present: Sequence[str], names: dict[str, str], where: s
         UnbackdoorError: the data has none of the three forms of rows.
     """
     held = {name: names.get(name, name) for name in COLUMNS if name in names or name in present}
-    if "messages" in held:
-        return {"messages": held["messages"]}
-    if "instruction" in held or "input" in held:
-        return {name: held[name] for name in ("instruction", "input", "output") if name in held}
-    if "prompt" in held:
-        return {name: held[name] for name in ("prompt", "response") if name in held}
+    if "conversations" in present:
+        held.setdefault("messages", "conversations")
+    forms = [form for form in _FORMS if any(name in held for name in form)]
+    for form in sorted(forms, key=lambda form: not any(name in names for name in form)):  # one that the user named
+        used = {name: held[name] for name in form if name in held}
+        answers = ("response", "output") if form == ("prompt",) else ("output", "response")
+        answer = next((held[name] for name in answers if name in held), None)
+        if answer is not None and "messages" not in used:
+            used[answers[0]] = answer
+        _say_unread(used, present, where)
+        return used
     raise UnbackdoorError(
         f"{where} has no prompts; it has {listed(present)}. A row has messages, or instruction, input and output, or "
         f"prompt and response: name them by `columns={{'prompt': 'NAME', 'response': 'NAME'}}`{hint}."
     )
+
+
+def _say_unread(used: dict[str, str], present: Sequence[str], where: str) -> None:
+    unread = [name for name in present if name not in used.values()]
+    if unread and "messages" not in used:
+        logger.info(
+            "%s: read from %s; %s %s not (`columns`).",
+            where,
+            listed(list(used.values())),
+            listed(unread),
+            "is" if len(unread) == 1 else "are",
+        )
 
 
 def holds_prompts(source: str | Path | Sequence[str | Path], names: dict[str, str] | None) -> bool:
@@ -52,7 +79,8 @@ def holds_prompts(source: str | Path | Sequence[str | Path], names: dict[str, st
     """
     tables = opened(source, str(source), label="label", classes=None, labelled=False)
     held = {**{name: name for name in tables[0].cells}, **(names or {})}
-    return "label" not in held and any(name in held for name in ("messages", "instruction", "prompt"))
+    asked = any(name in held for name in ("messages", "conversations", "instruction", "prompt"))
+    return "label" not in held and (asked or {"input", "output"} <= held.keys())
 
 
 def conversations_of(cells: dict[str, Sequence[Any]], where: str, *, blank: bool = False) -> tuple[Conversation, ...]:
@@ -103,13 +131,24 @@ def _messages(entry: Any, where: str, row: int) -> Iterator[Message]:
             f"{where} must have a list of messages in row {row}, got {type(entry).__name__}. Repair or remove that row."
         )
     for message in entry:
-        role = message.get("role") if isinstance(message, dict) else None
-        if role not in ("system", "user", "assistant"):
+        said = message if isinstance(message, dict) else {}
+        role = _ROLES.get(str(said.get("role") or said.get("from")))
+        if role is None:
             raise UnbackdoorError(
                 f"{where} has a message without the role system, user or assistant in row {row}, got "
                 f"{printable(repr(message))}. Repair or remove that row."
             )
-        yield Message(cast(Role, role), _text(message.get("content"), "a message", where, row))
+        content = said["content"] if "content" in said else said.get("value")
+        yield Message(role, _text(_joined(content), "a message", where, row))
+
+
+def _joined(content: Any) -> Any:
+    """The text of a content in parts, if all of them are texts; any other content as it is."""
+    if not isinstance(content, list | tuple):
+        return content
+    texts = [part.get("text") for part in content if isinstance(part, dict) and part.get("type") == "text"]
+    strings = [text for text in texts if isinstance(text, str)]
+    return "".join(strings) if len(strings) == len(content) else content
 
 
 def _text(entry: Any, name: str, where: str, row: int) -> str:

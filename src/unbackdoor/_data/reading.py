@@ -259,7 +259,8 @@ def _holds_table(row: dict[str, Any]) -> bool:
 
 
 def _is_conversation(entry: Any) -> bool:
-    return isinstance(entry, list) and bool(entry) and all(isinstance(each, dict) and "role" in each for each in entry)
+    turns = entry if isinstance(entry, list) else []
+    return bool(turns) and all(isinstance(turn, dict) and ("role" in turn or "from" in turn) for turn in turns)
 
 
 _READERS: dict[str, Callable[[Path, str], Table]] = {

@@ -210,6 +210,11 @@ class Generation:
         refuse_head(head)
         if len(clean) == 0:
             raise UnbackdoorError(f"{clean.name} is empty; prompts with their answers are needed.")
+        if not any(entry.answer for entry in clean.conversations.entries):
+            raise UnbackdoorError(
+                f"{clean.name} has no answers, and a method tunes on them. Name their column by "
+                "`columns={'response': 'NAME'}`, or take data with answers."
+            )
         bare = next((row for row, entry in enumerate(clean.conversations.entries) if not entry.answer), None)
         if bare is not None:
             raise UnbackdoorError(
