@@ -31,13 +31,13 @@ VICTIMS = {  # data, attack, poison rate, seed of the data and of the victim
 }
 SHIFT = purifiers.ScaleInvariantFST(strength=1)
 METHODS = {
-    "defaults (0.01, 32)": SHIFT,
-    "0.03, 12": replace(SHIFT, learning_rate=0.03, batch_size=12),
-    "0.1, 12": replace(SHIFT, learning_rate=0.1, batch_size=12),
-    "0.1, 32": replace(SHIFT, learning_rate=0.1),
-    "0.05, 12, 20 epochs": replace(SHIFT, learning_rate=0.05, batch_size=12, epochs=20),
+    "defaults": SHIFT,
+    "10 passes (version 1)": replace(SHIFT, epochs=10),
+    "alpha 10": replace(SHIFT, alpha=10.0),
+    "rate 0.03": replace(SHIFT, learning_rate=0.03),
+    "rate 0.03, batches of 12": replace(SHIFT, learning_rate=0.03, batch_size=12),
+    "the same, 10 passes": replace(SHIFT, learning_rate=0.03, batch_size=12, epochs=10),
     "`fst`": purifiers.FST(),
-    "`fst`, batches of 12": purifiers.FST(batch_size=12),
 }
 
 

@@ -238,3 +238,12 @@ def test_a_strength_of_0_has_nothing_of_the_suspect_s_answers(suspect: Normalise
     )
     for name, tensor in one.state_dict().items():
         assert torch.equal(tensor, two.state_dict()[name]), name
+
+
+def test_the_labels_alone_take_a_quarter_of_the_passes(suspect: Normalised, digits: Dataset) -> None:
+    data = digits.select(range(600, 700))
+    seen = {
+        strength: purify(suspect, data, purifiers.ScaleInvariantFST(strength=strength, epochs=8), seed=0).record
+        for strength in (1.0, 0.0)
+    }
+    assert [seen[strength]["examples_seen"] for strength in (1.0, 0.0)] == [800, 200]

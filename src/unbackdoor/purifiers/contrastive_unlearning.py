@@ -66,8 +66,9 @@ class ContrastiveUnlearning:
     learning_rate: Annotated[float | None, Field(gt=0)] = None
     batch_size: Annotated[int | None, Field(ge=2)] = None
 
-    # The first version took any shifted copy as the reference, also one that had forgotten its task.
-    version: ClassVar[int] = 2
+    # The first version took any shifted copy as the reference, also one that had forgotten its task; the second copy
+    # was shifted in ten passes.
+    version: ClassVar[int] = 3
     defaults: ClassVar[Defaults] = {"images": {"batch_size": 32}}
 
     def __call__(self, model: nn.Module, clean: Dataset, run: Run) -> nn.Module:
