@@ -38,9 +38,10 @@ class ScaleInvariantFST:
 
     starting from the suspect's head, turned in a random direction by 90 degrees times the strength. A strength of 0
     instead tunes on the labels alone, at the same scale, in a quarter of the passes. The suspect's answers preserve
-    knowledge that a few labels cannot teach, and the features need many passes to learn it again. How much of a head can be given up depends on the suspect, so strengths of 1, 1/2 and 0 are tried on
-    four fifths of the clean examples. The first that loses no more accuracy on the remaining fifth than the margin is
-    the result; if there is none, it is the one that loses least.
+    knowledge that a few labels cannot teach, and the features need many passes to learn it again. How much of a head
+    can be given up depends on the suspect, so strengths of 1, 1/2 and 0 are tried on four fifths of the clean examples.
+    The first that loses no more accuracy on the remaining fifth than the margin is the result; if there is none, it is
+    the one that loses least.
 
     A variant of this project; its parents are Min et al., "Towards Stable Backdoor Purification through Feature Shift
     Tuning", NeurIPS 2023, https://arxiv.org/abs/2310.01875, and Hinton et al., "Distilling the Knowledge in a Neural
