@@ -152,6 +152,7 @@ def test_too_few_clean_prompts_and_other_bad_input(rejecting, fooled: nn.Module)
         ),
         ({"false_alarms": 0.1, "head": "head"}, "`head` is for classifiers; a language model names its own."),
         ({"false_alarms": 0.1, "base": "base"}, "fit_guard takes base as a module, got str."),
+        ({"false_alarms": 0.1, "reference": fooled}, "`reference` must be a directory or Hub name, since"),
     ):
         with pytest.raises(UnbackdoorError) as refusal:
             fit_guard(fooled, few, Rejecting(), **settings)

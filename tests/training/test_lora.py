@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 
 import toys
 from unbackdoor import UnbackdoorError
@@ -26,6 +27,14 @@ def test_a_fresh_adapter_changes_nothing_and_trains_its_matrices_alone(name: str
     assert trained
     assert all("lora_" in name for name in trained)
     assert not any("score" in name or "classifier" in name for name in trained)
+
+
+def test_a_model_that_peft_cannot_adapt_is_refused() -> None:
+    config = transformers.MambaConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1, state_size=2)
+    with pytest.raises(
+        UnbackdoorError, match=r"peft cannot put matrices of low rank into MambaForCausalLM \(.*out_proj"
+    ):
+        adapted(transformers.MambaForCausalLM(config), rank=2, seed=0)
 
 
 def test_merging_adds_alpha_over_rank_times_the_product() -> None:

@@ -245,8 +245,19 @@ def _threshold(guard: Guard, scores: Tensor, false_alarms: float, run: Run) -> f
 
 
 def as_reference(reference: "Perplexity | str | Path | None") -> Perplexity | None:
-    """Returns a language model that rates texts, from its directory or its Hub name."""
-    return Perplexity.load(reference) if isinstance(reference, str | Path) else reference
+    """Returns a language model that rates texts, from its directory or its Hub name.
+
+    Raises:
+        UnbackdoorError: the reference is none of these; or it cannot be loaded.
+    """
+    if isinstance(reference, str | Path):
+        return Perplexity.load(reference)
+    if reference is not None and not isinstance(reference, Perplexity):
+        raise UnbackdoorError(
+            f"`reference` must be a directory or Hub name, since its tokenizer is needed too, got "
+            f"{type(reference).__name__}."
+        )
+    return reference
 
 
 def hashes(data: Dataset) -> Tensor:

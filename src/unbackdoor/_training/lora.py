@@ -6,7 +6,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from unbackdoor._errors import UnbackdoorError
+from unbackdoor._errors import UnbackdoorError, printable
 from unbackdoor._models.hugging_face import quiet_transformers
 
 
@@ -28,7 +28,7 @@ def adapted(model: nn.Module, *, rank: int, seed: int, alpha: int | None = None)
         a `peft.PeftModel`, in the mode of the model.
 
     Raises:
-        UnbackdoorError: peft is not installed.
+        UnbackdoorError: peft is not installed, or cannot adapt the model.
     """
     check_peft()
     from peft import LoraConfig, TaskType, get_peft_model
@@ -48,7 +48,14 @@ def adapted(model: nn.Module, *, rank: int, seed: int, alpha: int | None = None)
     training = model.training
     with torch.random.fork_rng(), quiet_transformers():  # peft asks transformers in an old way, and warns of Conv1D
         torch.manual_seed(seed)
-        return get_peft_model(model, config).train(training)
+        try:
+            return get_peft_model(model, config).train(training)
+        except ValueError as problem:  # such as of Mamba, whose kernels would pass over the matrices
+            reason = printable(str(problem).split("\n")[0], 200).rstrip(".")
+            raise UnbackdoorError(
+                f"peft cannot put matrices of low rank into {type(model).__name__} ({reason}). Take a method that "
+                "tunes all weights, such as fine-tuning; of an attack, `lora_rank=0`."
+            ) from None
 
 
 def merged(model: Any) -> nn.Module:
