@@ -103,6 +103,7 @@ def test_texts_that_look_like_something_else_stay_texts(kind: str, tmp_path: Pat
         "text|label\na film|0\nthe plot|1\n",
         "\ufefftext,label\na film,0\n\n\nthe plot,1\n   \n",
         "text , label\na film, 0\nthe plot, 1",
+        'label, text\n0, "a film"\n1, "the plot"\n',
         ",label,text\n0,0,a film\n1,1,the plot\n",  # the row numbers that pandas writes
         'label,"text"\n"0","a film"\n"1","the plot"\n',
         "text,label,label_text\na film,0,negative\nthe plot,1,positive\n",
@@ -112,6 +113,12 @@ def test_texts_that_look_like_something_else_stay_texts(kind: str, tmp_path: Pat
 @pytest.mark.parametrize("suffix", ["csv", "tsv", "CSV"])
 def test_how_people_write_tables(content: str, suffix: str, tmp_path: Path) -> None:
     assert read(tmp_path / f"d.{suffix}", content) == (["a film", "the plot"], [0, 1])
+
+
+def test_blanks_are_part_of_a_cell_unless_the_first_line_has_them_too(tmp_path: Path) -> None:
+    spaced = 'label, text\n0, "a film, a plot"\n1, the plot\n2, " a film"\n'
+    assert read(tmp_path / "d.csv", spaced) == (["a film, a plot", "the plot", " a film"], [0, 1, 2])
+    assert read(tmp_path / "d.csv", 'label,text\n0, a film\n1, "a" film\n') == ([" a film", ' "a" film'], [0, 1])
 
 
 def test_cells_over_several_lines(tmp_path: Path) -> None:

@@ -133,6 +133,9 @@ def test_pixels_of_unknown_range_are_refused() -> None:
 def test_arrays_of_whole_numbers() -> None:
     assert np.array_equal(read(GREY.tolist())[0, 0], GREY)
     assert np.array_equal(read(COLOUR)[0], COLOUR.transpose(2, 0, 1))
+    assert np.array_equal(read(COLOUR.transpose(2, 0, 1))[0], COLOUR.transpose(2, 0, 1))  # as torch has them
+    assert np.array_equal(read(GREY[None])[0, 0], GREY)
+    assert np.array_equal(read(GREY[:, :, None])[0, 0], GREY)
     for wrong in ([[0.5, 1.0]], [[0, 256]], [[-1, 0]], [], 5):
         message = refusal(wrong)
         assert message.startswith("d.parquet has a picture in row 0 that cannot be decoded (")

@@ -65,6 +65,8 @@ def drawn_processor(draw: random.Random) -> dict[str, Any]:
         "crop_pct": (0.875, 0.9, 0.95, 1.0),
         "size_divisor": (1, 8, 32),
     }
+    if draw.random() < 0.1:
+        content["default_to_square"] = draw.choice((True, False))
     content |= {name: draw.choice(choices) for name, choices in changes.items() if draw.random() < 0.4}
     if draw.random() < 0.1:
         content |= {"do_pad": True, "pad_size": draw.choice((None, {"height": 90, "width": 80}))}

@@ -124,6 +124,9 @@ def test_tables_of_other_names_are_not_joined_either(tmp_path: Path) -> None:
     )
 
 
+UNIQUE = "0787dc35-33b6-46a8-8fc9-a88b443877d3"  # as Spark names the parts that it writes at once
+
+
 @pytest.mark.parametrize(
     "names",
     [
@@ -133,6 +136,11 @@ def test_tables_of_other_names_are_not_joined_either(tmp_path: Path) -> None:
         ("default/train/0000.parquet", "default/train/0001.parquet"),
         ("part.0.csv", "part.1.csv"),
         ("reviews_1.jsonl", "reviews_2.jsonl"),
+        *[
+            (f"part-00000-{tid}{UNIQUE}-{end}", f"part-00001-{tid}{UNIQUE}-{end}")
+            for tid, end in (("", "c000.snappy.parquet"), ("", "c000.csv"), ("tid-98178-", "10-1-c000.snappy.parquet"))
+        ],
+        ("06c8c8643a5746bc89ffff305491d7b3-0.parquet", "951404229838459a92e4767caca38a5a-0.parquet"),
     ],
 )
 def test_the_parts_of_one_split_are_joined(names: tuple[str, ...], tmp_path: Path) -> None:
@@ -485,11 +493,47 @@ def test_a_table_next_to_a_folder_of_its_pictures(tmp_path: Path) -> None:
     assert data.pixels[:, 0, 0, 0].tolist() == [4, 3]
     (tmp_path / "metadata.csv").write_text("file_name,label\nimages/b.png,1\n")
     assert refusal(tmp_path).startswith(f"{tmp_path} holds several data sets (labels, metadata), but only one")
-    assert refusal(tmp_path / "metadata.csv") == (
-        f"{tmp_path}/metadata.csv has no column 'image'; it has file_name, label. Name it by "
-        "`columns={'image': 'NAME'}`."
-    )
-    assert labels(tmp_path / "metadata.csv", columns={"image": "file_name"}) == [1]
+    assert labels(tmp_path / "metadata.csv") == labels(tmp_path / "metadata.csv", columns={"image": "file_name"}) == [1]
+
+
+@pytest.mark.parametrize("name", ["metadata.csv", "metadata.jsonl", "metadata.parquet"])
+def test_the_metadata_of_an_image_folder_have_its_labels(
+    name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As `datasets` reads it: the sub-folders may stand for anything then."""
+    for number, camera in enumerate(("left", "right")):
+        picture(tmp_path / camera / "0.png", number)
+    rows = datasets.Dataset.from_dict({"file_name": ["right/0.png", "left/0.png"], "label": ["dog", "cat"]})
+    {"csv": rows.to_csv, "jsonl": rows.to_json, "parquet": rows.to_parquet}[name.split(".")[1]](tmp_path / name)
+    with caplog.at_level(logging.INFO, logger="unbackdoor"):
+        data = Dataset.load(tmp_path, classes=["dog", "cat"])
+    assert (data.labels.tolist(), data.pixels[:, 0, 0, 0].tolist()) == ([0, 1], [1, 0])
+    assert caplog.messages == [f"{tmp_path}: labels are those of its metadata, not the names of its sub-folders."]
+
+
+def test_metadata_without_labels_leave_them_to_the_folders(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("cat", "dog"):
+        picture(tmp_path / name / "0.png")
+    (tmp_path / "metadata.csv").write_text("file_name,width\ncat/0.png,4\ndog/0.png,4\n")
+    with caplog.at_level(logging.INFO, logger="unbackdoor"):
+        assert labels(tmp_path) == [0, 1]
+    assert caplog.messages == [
+        f"{tmp_path}: 1 files that are not pictures of a class are ignored, such as metadata.csv."
+    ]
+
+
+def test_numbers_that_torchvision_would_count_in_another_order_are_reported(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in range(11):
+        picture(tmp_path / str(number) / "0.png")
+    with caplog.at_level(logging.INFO, logger="unbackdoor"):
+        assert labels(tmp_path) == list(range(11))
+        assert labels(tmp_path, classes=[str(number) for number in range(11)]) == list(range(11))
+    assert [message for message in caplog.messages if "torchvision" in message] == [
+        f"{tmp_path}: the names of its sub-folders are class numbers, so 10 is class 10. If the model was trained by "
+        "torchvision's ImageFolder, which counts names in alphabetical order, there it is class 2."
+    ]
 
 
 def test_folders_of_pictures_next_to_a_table_of_pictures(tmp_path: Path) -> None:
@@ -548,7 +592,19 @@ def test_pictures_in_every_form_that_a_table_has(tmp_path: Path) -> None:
         ),
         (
             "data:image/png;base64,iVBORw0KGgo=",
-            "D has an address in row 1 (data:image/png;base64,iVBORw0KGgo=), and pictures",
+            "D has a picture as base64 text in row 1, which is not read. Decode it into a file or into bytes.",
+        ),
+        (
+            "file:///home/a.png",
+            "D has an address of a file in row 1 (file:///home/a.png). Write its path, without file://.",
+        ),
+        (
+            {"data": "x", "format": "png"},
+            "D has an object with data, format in row 1 in place of a picture. Write the encoded picture itself, its",
+        ),
+        (
+            [{"bytes": None, "path": "a.png"}],
+            "D has a list of pictures in row 1; one picture per row is expected. Write each into a row of its own.",
         ),
         (
             base64.b64encode(png(5) * 3).decode(),
@@ -571,7 +627,7 @@ def test_pictures_in_every_form_that_a_table_has(tmp_path: Path) -> None:
         (None, "D has no picture in row 1. Repair or remove that row."),
     ],
 )
-def test_what_is_no_picture_of_this_machine(cell: str | None, message: str, tmp_path: Path) -> None:
+def test_what_is_no_picture_of_this_machine(cell: str | dict | list | None, message: str, tmp_path: Path) -> None:
     picture(tmp_path / "a.png")
     (tmp_path / "lost.png").symlink_to("nowhere.png")
     rows = [{"image": "a.png", "label": 0}, {"image": cell, "label": 1}]

@@ -75,7 +75,7 @@ def _check_label_names(
 
 
 def image_column(present: Sequence[str], names: dict[str, str], where: str) -> dict[str, str]:
-    """Returns the column that holds the pictures: `image` to the data's name.
+    """Returns the column that holds the pictures, `image` or `file_name`: `image` to the data's name.
 
     Args:
         present: the columns of the data.
@@ -85,6 +85,8 @@ def image_column(present: Sequence[str], names: dict[str, str], where: str) -> d
     Raises:
         UnbackdoorError: the data holds texts.
     """
+    if "image" not in [*present, *names] and "file_name" in present:  # as image folders of `datasets` have it
+        return {"image": "file_name"}
     if "image" not in [*present, *names] and {"text", "text_a"} & set(present):
         raise UnbackdoorError(
             f"{where} holds text ({listed(present)}), but images are needed. Take a data set with pictures, or a model "

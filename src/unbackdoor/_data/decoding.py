@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
-from unbackdoor._errors import UnbackdoorError, printable
+from unbackdoor._errors import UnbackdoorError, few, printable
 from unbackdoor._inputs import MEBIBYTE, PICTURE, exists, read_file
 
 logger = logging.getLogger("unbackdoor")
@@ -31,7 +31,7 @@ _CHANGES = {
     "print": "are in the colours of print (CMYK), converted to RGB without a profile",
 }
 
-_ADDRESS = re.compile(r"(data:|[a-z][a-z0-9+.-]+://)", re.IGNORECASE)
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 _ENCODED = re.compile(r"[A-Za-z0-9+/\s]{200,}=*\s*")  # a file name this long has a dot or ends earlier
 
 
@@ -64,21 +64,13 @@ def decode_cell(cell: Any, row: int, where: str, folder: Path | None, changes: C
     Raises:
         UnbackdoorError: there is no picture, it cannot be decoded, or it would have to be fetched.
     """
+    _check_form(cell, row, where)
     if isinstance(cell, dict):
         cell = cell["bytes"] if cell.get("bytes") is not None else cell.get("path")
     if cell is None:
         raise UnbackdoorError(f"{where} has no picture in row {row}. Repair or remove that row.")
     if isinstance(cell, str):
-        if _ADDRESS.match(cell):
-            raise UnbackdoorError(
-                f"{where} has an address in row {row} ({printable(cell)}), and pictures are not fetched. Download the "
-                "pictures, and name their files."
-            )
-        if _ENCODED.fullmatch(cell) and not _are_numbers(cell):
-            raise UnbackdoorError(
-                f"{where} has a picture as base64 text in row {row}, which is not read. Decode it into a file or into "
-                "bytes."
-            )
+        _check_path(cell, row, where)
         path = Path(cell) if folder is None else folder / cell
         if not exists(path):
             raise _missing(path, cell, row, where, folder)
@@ -96,6 +88,38 @@ def decode_cell(cell: Any, row: int, where: str, folder: Path | None, changes: C
         raise UnbackdoorError(
             f"{where} has a picture in row {row}{named} that cannot be decoded ({reason}). Repair or remove that row."
         ) from None
+
+
+def _check_form(cell: Any, row: int, where: str) -> None:
+    """Refuse a cell of another form than `decode_cell` reads."""
+    if isinstance(cell, dict) and cell and not {"bytes", "path"} & cell.keys():
+        raise UnbackdoorError(
+            f"{where} has an object with {few(list(map(str, cell)))} in row {row} in place of a picture. Write the "
+            "encoded picture itself, its path, or an object with bytes and path."
+        )
+    if isinstance(cell, list) and cell and isinstance(cell[0], bytes | dict):
+        raise UnbackdoorError(
+            f"{where} has a list of pictures in row {row}; one picture per row is expected. Write each into a row of "
+            "its own."
+        )
+
+
+def _check_path(cell: str, row: int, where: str) -> None:
+    """Refuse a text that is a picture itself, or an address."""
+    if cell[:5].casefold() == "data:" or (_ENCODED.fullmatch(cell) and not _are_numbers(cell)):
+        raise UnbackdoorError(
+            f"{where} has a picture as base64 text in row {row}, which is not read. Decode it into a file or into "
+            "bytes."
+        )
+    if cell[:5].casefold() == "file:":
+        raise UnbackdoorError(
+            f"{where} has an address of a file in row {row} ({printable(cell)}). Write its path, without file://."
+        )
+    if _ADDRESS.match(cell):
+        raise UnbackdoorError(
+            f"{where} has an address in row {row} ({printable(cell)}), and pictures are not fetched. Download the "
+            "pictures, and name their files."
+        )
 
 
 def _are_numbers(text: str) -> bool:
@@ -124,7 +148,8 @@ def decode(picture: Any, changes: Counter[str] | None = None) -> Image.Image:
     """Decode one picture to 8 bits, grey (`L`) or colour (`RGB`), turned as its Exif data says, on white.
 
     Args:
-        picture: encoded bytes, a path, a PIL image, or an array of whole numbers (height, width[, 3]).
+        picture: encoded bytes, a path, a PIL image, or an array of whole numbers, (height, width), or with channels
+            as the last or the first of three sides.
         changes: counts what was changed, by the keys of `_CHANGES`.
 
     Raises:
@@ -143,7 +168,7 @@ def decode(picture: Any, changes: Counter[str] | None = None) -> Image.Image:
         elif isinstance(picture, Image.Image):
             image = picture
         else:
-            array = np.asarray(picture)
+            array = _rows_and_columns(np.asarray(picture))
             flat = array.ndim not in (2, 3)
             if array.dtype.kind not in "ui" or flat or array.size == 0 or array.min() < 0 or array.max() > 255:
                 raise ValueError("an array must hold whole numbers from 0 to 255, in rows and columns")
@@ -153,6 +178,13 @@ def decode(picture: Any, changes: Counter[str] | None = None) -> Image.Image:
         decoded = _eight_bit(image, changes)
         changes["frames"] += _has_frames(image)  # last of all: looking for a second frame may leave the first one
     return decoded
+
+
+def _rows_and_columns(array: np.ndarray) -> np.ndarray:
+    """Returns an array of pixels as Pillow takes it: channels last, as Keras writes them, and a single one left out."""
+    if array.ndim == 3 and array.shape[2] not in (1, 3, 4) and array.shape[0] in (1, 3, 4):  # as torch has them
+        array = array.transpose(1, 2, 0)
+    return array[:, :, 0] if array.ndim == 3 and array.shape[2] == 1 else array
 
 
 def _eight_bit(image: Image.Image, changes: Counter[str]) -> Image.Image:

@@ -83,7 +83,8 @@ def read_delimited(file: Path, label: str) -> tuple[dict[str, list[str | None]],
         first = next((line for line in lines if line.strip()), "")
     widths = {delimiter: len(_row(first, delimiter)) for delimiter in _DELIMITERS}
     delimiter = max(widths, key=widths.__getitem__)  # the comma if there is a tie
-    rows, spans = _rows(file, lines, delimiter)
+    spaced = any(name[:1] == " " and name.strip() for name in _row(first, delimiter)[1:])  # as in `text, label`
+    rows, spans = _rows(file, lines, delimiter, spaced)
     if not rows:
         return {}, frozenset()
     names = [name.strip() for name in rows[0]]
@@ -111,13 +112,18 @@ def read_delimited(file: Path, label: str) -> tuple[dict[str, list[str | None]],
     return cells, frozenset(name for name, count in counts.items() if count > 1)
 
 
-def _rows(file: Path, lines: Sequence[str], delimiter: str) -> tuple[list[list[str]], list[tuple[int, int]]]:
-    """The cells of each row, and its first and last line, from 1; empty lines are left out."""
+def _rows(
+    file: Path, lines: Sequence[str], delimiter: str, spaced: bool
+) -> tuple[list[list[str]], list[tuple[int, int]]]:
+    """The cells of each row, and its first and last line, from 1; empty lines are left out.
+
+    With `spaced`, blanks behind a delimiter are not part of a cell, so that a quotation mark may follow them.
+    """
     rows: list[list[str]] = []
     spans: list[tuple[int, int]] = []
     before = csv.field_size_limit(MOST_CHARACTERS)  # a limit of the process, which others may rely on
     try:
-        reader = csv.reader(lines, delimiter=delimiter, strict=True)
+        reader = csv.reader(lines, delimiter=delimiter, strict=True, skipinitialspace=spaced)
         while True:
             start = reader.line_num + 1
             try:

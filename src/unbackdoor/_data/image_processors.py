@@ -74,7 +74,7 @@ _PROCESSORS: dict[str, dict[str, Any]] = {
 
 _SWITCHES = (
     *("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_pad", "do_flip_channel_order"),
-    *("include_top", "rescale_offset"),
+    *("include_top", "rescale_offset", "default_to_square"),
 )
 
 # The processor of a kind of model whose preprocessor_config.json does not name one.
@@ -197,7 +197,8 @@ def _steps(family: str, fields: dict[str, Any]) -> tuple[Step, ...]:
 
 def _resizing(family: str, fields: dict[str, Any]) -> tuple[Step, ...]:
     """Returns the steps of do_resize; each family that is named here has its own."""
-    size = _named(fields["size"], by_edge=fields.get("by_edge", False))
+    square = fields.get("default_to_square")  # as the processors that end in Fast write it
+    size = _named(fields["size"], by_edge=fields.get("by_edge", False) if square is None else not square)
     if family == "CLIP" and fields.get("use_square_size"):
         size = {"height": 224, "width": 224}
     shortest = size.get("shortest_edge")

@@ -300,6 +300,7 @@ _SPLITS = {
     **dict.fromkeys(("eval", "evaluation", "evalset"), "evaluation"),
 }
 _PART = re.compile(r"(^|[-_.])\d+([-_.]of[-_.]\d+)?([-_.][0-9a-f]{6,})?$")
+_UNIQUE = re.compile(r"[0-9a-f]{8}(-?)([0-9a-f]{4}\1){3}[0-9a-f]{12}")  # as Spark and Arrow name the parts they write
 
 
 def _split_of(name: str) -> str | None:
@@ -377,6 +378,10 @@ def _of_folder(folder: Path, classes: Sequence[str] | None, label: str, labelled
     top = [path for path in content.tables if len(path.parts) == 1]
     with_classes = {path.parts[0] for path in content.pictures if len(path.parts) > 1}
     if with_classes and not (top and len(with_classes) == 1):  # else that folder has the pictures of the table
+        described = _of_files([folder / path for path in top if path.stem == "metadata"], label)
+        if len(described) == 1 and {"file_name", label} <= described[0].cells.keys():  # `datasets` also prefers it
+            logger.info("%s: labels are those of its metadata, not the names of its sub-folders.", folder)
+            return described
         columnar = [path.name for path in top if path.suffix.lower() in (".parquet", ".arrow")]
         if columnar:
             raise _refused_several(
@@ -417,7 +422,8 @@ def _parts(folder: Path, tables: Sequence[Path]) -> list[Path]:
     """Returns the files of a single data set: their names differ only in the number of the part."""
     sets: dict[tuple[str, str], list[Path]] = defaultdict(list)
     for path in tables:
-        sets[str(path.parent / "_")[:-1] + _PART.sub("", path.stem), path.suffix].append(path)
+        stem = re.sub(r"\d+", "", _UNIQUE.sub("", path.stem)) if _UNIQUE.search(path.stem) else path.stem
+        sets[str(path.parent / "_")[:-1] + _PART.sub("", stem), path.suffix].append(path)
     if len(sets) > 1:
         roots = [root for root, _ in sets]
         names = [
@@ -479,6 +485,16 @@ def _image_folder(folder: Path, content: _Content, classes: Sequence[str] | None
     numbers = {name: int(name) for name in pictures if name.isascii() and name.isdecimal()}
     if len(numbers) == len(pictures) and max(numbers.values()) < 100_000:  # class indices, some of which may be absent
         names = [str(number) for number in range(max(numbers.values()) + 1)]
+        place, name = next(((at, name) for at, name in enumerate(sorted(pictures)) if numbers[name] != at), (0, ""))
+        if classes is None and sorted(pictures, key=numbers.__getitem__) != sorted(pictures):
+            logger.info(
+                "%s: the names of its sub-folders are class numbers, so %s is class %d. If the model was trained by "
+                "torchvision's ImageFolder, which counts names in alphabetical order, there it is class %d.",
+                folder,
+                name,
+                numbers[name],
+                place,
+            )
     else:
         names = sorted(pictures)
         numbers = {name: number for number, name in enumerate(names)}
@@ -494,6 +510,7 @@ def _image_folder(folder: Path, content: _Content, classes: Sequence[str] | None
                 "their classes."
             )
     left = [path for path in content.pictures if len(path.parts) == 1]
+    left += content.tables
     left += [path for path in content.others if len(path.parts) > 1]
     if left:
         logger.info(
