@@ -487,7 +487,7 @@ FORWARDS = {
     "other-batch": "return y[:1]",
     "doubled": "return torch.cat([y, y])",
     "none": "return None",
-    "dictionary": "return {'a': y}",
+    "dictionary": "return {'a': [y]}",
     "text": "return 'x' * 1_000_000",
     "one-side": "return y[:, 0]",
     "sparse": "return y.to_sparse()",

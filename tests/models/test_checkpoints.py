@@ -345,7 +345,7 @@ def test_weights_that_do_not_fit_the_factory_are_named(
 
 
 @pytest.mark.parametrize("prefix", ["", "module."])
-@pytest.mark.parametrize("wrapper", ["module.", "_orig_mod."])
+@pytest.mark.parametrize("wrapper", ["module.", "_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module."])
 def test_the_wrapper_of_a_part_is_taken_out_of_its_names(
     wrapper: str, prefix: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

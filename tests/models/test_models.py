@@ -5,6 +5,7 @@ import logging
 import os
 import subprocess
 import sys
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from fixtures import SmallCNN
 from pictures import write_pictures
@@ -419,6 +421,23 @@ def test_a_factory_that_fails(program: str, reason: str, tmp_path: Path) -> None
     assert str(tmp_path) not in sys.path
 
 
+def test_what_a_factory_prints_and_the_arguments_that_it_reads_are_its_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scripts of research parse their arguments and print their settings where the module is made."""
+    (tmp_path / "net.py").write_text(
+        "import argparse\nfrom torch import nn\n"
+        "parser = argparse.ArgumentParser()\nparser.add_argument('--width', type=int, default=3)\n"
+        "width = parser.parse_args().width\n"
+        "def make():\n    print('a network of width', width)\n    return nn.Linear(width, 2)\n"
+    )
+    monkeypatch.setattr("sys.argv", ["unbackdoor", "evaluate", "--width", "7", "--json"])
+    save_file(nn.Linear(3, 2).state_dict(), tmp_path / "w.safetensors")
+    assert load(tmp_path / "w.safetensors", factory=f"{tmp_path}/net.py:make").model.in_features == 3
+    assert capsys.readouterr() == ("", "a network of width 3\n")
+    assert sys.argv[1:] == ["evaluate", "--width", "7", "--json"]
+
+
 # the head
 
 
@@ -506,6 +525,8 @@ class Several(nn.Module):
         lambda _, seen, scores: (scores, scores * 2),
         lambda _, seen, scores: (seen[:, :, None, None], [seen], None, scores),
         lambda _, seen, scores: {"features": seen, "logits": scores},
+        lambda _, seen, scores: {"features": seen, "prediction": scores},
+        lambda _, seen, scores: OrderedDict(out=scores),
         lambda _, seen, scores: (torch.arange(len(seen))[:, None], scores),
     ],
 )
@@ -628,9 +649,21 @@ NO_HEAD = (
             "`head` first has 4 outputs, but Classifier answers with 3 classes. Name the layer that makes the logits.",
         ),
         (
-            Classifier(lambda scores: {"scores": scores}),
+            Classifier(lambda scores: BaseModelOutputWithPooling(pooler_output=scores)),  # a body without a head
+            None,
+            "Classifier must return class scores of shape (batch, classes), got BaseModelOutputWithPooling. Wrap it in "
+            "a module that does.",
+        ),
+        (
+            Classifier(lambda scores: {"loss": 0.5}),
             None,
             "Classifier must return class scores of shape (batch, classes), got dict. Wrap it in a module that does.",
+        ),
+        (
+            Classifier(lambda scores: F.dropout(scores)),
+            None,
+            "Classifier answers the same inputs in another way each time; in eval mode, nothing may be drawn. Give "
+            "F.dropout and the like training=self.training.",
         ),
         (
             Classifier(lambda scores: scores[:, :, None]),
@@ -657,6 +690,19 @@ def test_a_head_that_cannot_be(model: nn.Module, name: str | None, message: str)
         head_of(model, INPUTS, name)
     assert str(refused.value) == message
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_answers_that_depend_on_the_batch_are_reported_once(caplog: pytest.LogCaptureFixture) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4, track_running_stats=False), nn.Linear(4, 3))
+    for _ in range(2):
+        head_of(model, INPUTS)
+    assert caplog.messages == [
+        "Sequential: its answer to an example depends on the other examples of the batch (a BatchNorm that keeps no "
+        "statistics, or counts in eval mode, does that), and so do its scores."
+    ]
+    head_of(nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Dropout(), nn.Linear(4, 3)).half(), INPUTS.half())
+    assert len(caplog.messages) == 1
 
 
 @pytest.mark.parametrize("frozen", [False, True])

@@ -21,7 +21,7 @@ from unbackdoor._models.directory import ModelDirectory
 from unbackdoor._models.head import features, head_of
 from unbackdoor._models.loading import load_base
 from unbackdoor._models.perturbation import perturbed_logits
-from unbackdoor._models.saving import save
+from unbackdoor._models.saving import check_saved, save
 from unbackdoor._tasks.classification import answers, predict
 
 HEADS = {
@@ -251,6 +251,8 @@ def test_a_decoder_without_a_padding_token_pads_with_its_last_one(models: Path, 
         (folder / file).write_text(json.dumps(settings))
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "eos_token": "[SEP]"}))
+    made = json.loads((folder / "tokenizer.json").read_text())
+    (folder / "tokenizer.json").write_text(json.dumps({**made, "post_processor": None}))
     loaded, encode = load(folder)
     assert loaded.config.pad_token_id == encode.tokenizer.pad_token_id == 3
     settings.pop("eos_token", None)
@@ -259,6 +261,28 @@ def test_a_decoder_without_a_padding_token_pads_with_its_last_one(models: Path, 
         UnbackdoorError, match=r"has a tokenizer without a padding token\. Set one, and save it again\."
     ):
         load(folder)
+
+
+@pytest.mark.parametrize("own", [None, "[SEP]"])
+def test_a_decoder_that_answers_at_its_last_token_does_not_pad_with_that_one(own: str | None, tmp_path: Path) -> None:
+    """Neither config nor tokenizer name a padding token of their own, and each text ends with that token."""
+    model = toys.classifier("gpt2")
+    model.config.pad_token_id = None
+    folder = toys.write(model, tmp_path / "model")
+    settings = json.loads((folder / "tokenizer_config.json").read_text()) | {"eos_token": "[SEP]", "pad_token": own}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    loaded, encode = load(folder)
+    texts = ["film", "a very good film"]
+    data = replace(toys.dataset([(text,) for text in texts], [0, 1]), encode=encode)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    alone = transformers.AutoModelForSequenceClassification.from_pretrained(folder)
+    with torch.no_grad():
+        expected = torch.cat([alone(**tokenizer(text, return_tensors="pt")).logits for text in texts])
+    assert torch.allclose(answers(loaded, data, choose(loaded, "cpu", "fp32")), expected, atol=1e-5)
+    (tmp_path / "out").mkdir()
+    save(loaded, tmp_path / "out", source=folder, encode=encode)  # another padding than its tokenizer's is not written
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["pad_token_id"] is None
+    check_saved(tmp_path / "out", loaded, encode, data)
 
 
 def test_the_kind_of_a_model_is_read_from_its_config() -> None:

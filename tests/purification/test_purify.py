@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import threading
 from collections.abc import Callable
 
 import pytest
@@ -201,6 +202,16 @@ def test_true_does_not_count_as_one(made: Callable[[], object], message: str) ->
 def test_fields_of_true_and_false_take_them() -> None:
     assert purifiers.FST(project=False).project is False
     assert purifiers.FineMixing(tune=False, rho=None, freeze_filled=True).freeze_filled is True
+
+
+def test_a_module_that_cannot_be_copied(small_cnn: SmallCNN, digits: Dataset) -> None:
+    small_cnn.__dict__["lock"] = threading.Lock()
+    with pytest.raises(UnbackdoorError) as refused:
+        purify(small_cnn, digits.select(range(100)), QUICK)
+    assert str(refused.value) == (
+        "SmallCNN cannot be copied (cannot pickle '_thread.lock' object). Let its module keep nothing but tensors, "
+        "modules and plain values."
+    )
 
 
 def test_an_absent_device(small_cnn: SmallCNN, digits: Dataset) -> None:

@@ -151,6 +151,7 @@ class TextEncoder:
         max_length: number of tokens that the model reads of a text or a pair, at least 4; the rest is cut off.
         columns: `text`, or `text_a` and `text_b`, if the model's record names them; None for those that the data has.
         blank: read empty texts as well, which a guard decides about; else they are refused.
+        borrowed_padding: neither the model nor its tokenizer has a padding token of this kind, so none is written.
 
     Raises:
         UnbackdoorError: max_length is below 4, or more than the tokenizer allows.
@@ -160,6 +161,7 @@ class TextEncoder:
     max_length: int
     columns: tuple[str, ...] | None = None
     blank: bool = False
+    borrowed_padding: bool = False
 
     modality: ClassVar[Literal["text"]] = "text"
     column_names: ClassVar[tuple[str, ...]] = ("text", "text_a", "text_b")

@@ -1,9 +1,11 @@
 """Calling a model: its class scores, the number and names of its classes, its device."""
 
+import logging
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +18,8 @@ from unbackdoor._errors import UnbackdoorError, printable
 from unbackdoor._models.arithmetic import Arithmetic
 from unbackdoor._models.hooks import removing
 from unbackdoor._models.pair_scores import pair_scores
+
+logger = logging.getLogger("unbackdoor")
 
 Inputs = Tensor | Tokens
 
@@ -31,8 +35,8 @@ def logits(model: nn.Module, inputs: Inputs) -> Tensor:
     For `AnswerTokens`, these are the scores of each next token, (batch, length, vocabulary); for `PairTokens`, those of
     each image and each caption, (images, captions).
 
-    If the output has several arrays of shape (batch, n), such as `(features, logits)`, the scores are the one that a
-    linear layer computes from the others; see `_answer`.
+    If the output has several arrays of shape (batch, n), such as `(features, logits)`, or a dictionary of them without
+    `logits`, the scores are the one that a linear layer computes from the others; see `_answer`.
 
     Raises:
         UnbackdoorError: there are no scores, or several arrays could be the scores.
@@ -43,16 +47,17 @@ def logits(model: nn.Module, inputs: Inputs) -> Tensor:
     scores = output
     if not isinstance(output, Tensor):
         scores = output.get("logits") if isinstance(output, dict) else getattr(output, "logits", None)
+    what = type(output).__name__
+    output = _arrays(output)
     if scores is None and isinstance(output, tuple | list):
         candidates = _candidates(output, len(inputs))
         if len(candidates) > 1:
             if model not in _answers:
                 _answers[model] = _answer(model, inputs)
-                output = _forward(model, inputs)  # hooks of callers must see this pass last
+                output = _arrays(_forward(model, inputs))  # hooks of callers must see this pass last
             scores = output[_answers[model]]
         else:
             scores = output[candidates[0]] if candidates else next(iter(output), None)
-    what = type(output).__name__
     of_tokens = isinstance(inputs, AnswerTokens)
     rank = 3 if of_tokens else 2
     if isinstance(scores, Tensor):
@@ -74,6 +79,11 @@ def _forward(model: nn.Module, inputs: Inputs) -> Any:
     if isinstance(inputs, AnswerTokens):
         return model(**inputs, use_cache=False)
     return model(**inputs) if isinstance(inputs, Tokens) else model(inputs)
+
+
+def _arrays(output: Any) -> Any:
+    """Returns the entries of a plain dictionary; those of transformers have names that mean more, and stay."""
+    return list(output.values()) if type(output) in (dict, OrderedDict) else output
 
 
 def _candidates(output: Sequence[Any], count: int) -> list[int]:
@@ -106,7 +116,7 @@ def _answer(model: nn.Module, inputs: Inputs) -> int:
         for parameter in parameters:
             parameter.requires_grad_(True)
         with removing(hooks), evaluating(model), torch.enable_grad():
-            parts: Sequence[Any] = _forward(model, inputs)
+            parts: Sequence[Any] = _arrays(_forward(model, inputs))
             candidates = _candidates(parts, len(inputs))
             leads = {
                 (place, other)
@@ -234,13 +244,54 @@ def checked_logits(model: nn.Module, inputs: Inputs) -> Tensor:
     return scores
 
 
+_reported: WeakSet[nn.Module] = WeakSet()  # models of which a warning was given
+
+
+@torch.no_grad()
+def check_repeatable(model: nn.Module, inputs: Inputs, scores: Tensor) -> None:
+    """Refuse a model that answers at random, and warn of one whose answers depend on the rest of a batch.
+
+    Args:
+        model: any classifier.
+        inputs: a batch.
+        scores: the class scores of that batch, in eval mode.
+
+    Raises:
+        UnbackdoorError: two calls give different scores.
+    """
+    half = max(len(inputs) // 2, 1)
+    part = Tokens({name: each[:half] for name, each in inputs.items()}) if isinstance(inputs, Tokens) else inputs[:half]
+    with evaluating(model):
+        first, second = logits(model, part), logits(model, part)
+
+    def differs(others: Tensor) -> bool:  # by more than half precision rounds
+        return not torch.allclose(first, others, rtol=0.05, atol=0.05 * float(scores.std()))
+
+    owner = type(model).__name__
+    if differs(second):
+        raise UnbackdoorError(
+            f"{owner} answers the same inputs in another way each time; in eval mode, nothing may be drawn. Give "
+            "F.dropout and the like training=self.training."
+        )
+    if differs(scores[:half]) and model not in _reported:
+        _reported.add(model)
+        logger.warning(
+            "%s: its answer to an example depends on the other examples of the batch (a BatchNorm that keeps no "
+            "statistics, or counts in eval mode, does that), and so do its scores.",
+            owner,
+        )
+
+
 def class_count(model: nn.Module, data: Dataset) -> int:
     """Returns the number of classes of the model.
 
     Raises:
-        UnbackdoorError: model and data do not fit, or it has one output.
+        UnbackdoorError: model and data do not fit, or it has one output or answers at random.
     """
-    return checked_logits(model, probe(model, data)).shape[1]
+    inputs = probe(model, data)
+    scores = checked_logits(model, inputs)
+    check_repeatable(model, inputs, scores)
+    return scores.shape[1]
 
 
 def check_modules(owner: str, **models: object) -> None:

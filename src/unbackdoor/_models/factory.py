@@ -68,15 +68,16 @@ class _AsWritten(SourceFileLoader):
 def _settings_kept() -> Iterator[None]:
     """Restore settings of the process afterwards that a program may change, such as the current directory.
 
-    Nothing compiled is written next to the user's files meanwhile.
+    Meanwhile nothing compiled is written next to the user's files, what the program prints goes to stderr, as stdout is
+    for results, and it sees no arguments of the command, which it might take for its own.
     """
     folder, dtype, learning = Path.cwd(), torch.get_default_dtype(), torch.is_grad_enabled()
-    out, err, unwritten = sys.stdout, sys.stderr, sys.dont_write_bytecode
-    sys.dont_write_bytecode = True
+    out, err, arguments, unwritten = sys.stdout, sys.stderr, sys.argv, sys.dont_write_bytecode
+    sys.stdout, sys.argv, sys.dont_write_bytecode = err, arguments[:1], True
     try:
         yield
     finally:
-        sys.dont_write_bytecode = unwritten
+        sys.argv, sys.dont_write_bytecode = arguments, unwritten
         os.chdir(folder)
         torch.set_default_dtype(dtype)
         torch.set_grad_enabled(learning)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from unbackdoor._errors import UnbackdoorError
-from unbackdoor._models.calling import Inputs, checked_logits, logits
+from unbackdoor._models.calling import Inputs, check_repeatable, checked_logits, logits
 from unbackdoor._models.hooks import removing, watching
 
 
@@ -33,8 +33,8 @@ def head_of(model: nn.Module, inputs: Inputs, name: str | None = None) -> Head:
         name: name of a layer to take instead.
 
     Raises:
-        UnbackdoorError: no linear layer makes the logits, the model answers with probabilities or has one output, or
-            the inputs do not fit it.
+        UnbackdoorError: no linear layer makes the logits, the model answers with probabilities, at random or with one
+            output, or the inputs do not fit it.
     """
     layers = {key: layer for key, layer in model.named_modules() if isinstance(layer, nn.Linear)}
     outputs: dict[str, Tensor] = {}
@@ -44,6 +44,7 @@ def head_of(model: nn.Module, inputs: Inputs, name: str | None = None) -> Head:
     ]
     with removing(hooks):
         scores = checked_logits(model, inputs)
+    check_repeatable(model, inputs, scores)
     owner = type(model).__name__
     if name is not None:
         if name not in layers:

@@ -61,9 +61,7 @@ def save(
             (folder / GENERATION).unlink()  # what transformers wrote is its own reading of it
         copy_companions(origin, folder)
     if isinstance(encode, TextEncoder | ConversationEncoder):
-        own = isinstance(encode, ConversationEncoder) and encode.where != str(origin)  # of an adapter that was merged
-        if own or not (folder / "tokenizer_config.json").exists():
-            encode.tokenizer.save_pretrained(folder)
+        _write_tokenizer(folder, encode, origin)
         return
     if isinstance(encode, PairEncoder):
         if not (folder / "tokenizer_config.json").exists():
@@ -75,6 +73,15 @@ def save(
         nested = folder / "processor_config.json"
         if nested.exists():  # transformers reads this one first
             _write_json(nested, {**read_json(nested), "image_processor": content})
+
+
+def _write_tokenizer(folder: Path, encode: TextEncoder | ConversationEncoder, origin: Path | None) -> None:
+    """Write a tokenizer if the directory has none, or another one: that of a base, for an adapter that was merged."""
+    if isinstance(encode, TextEncoder) and encode.borrowed_padding:  # the tokenizer's files name another padding
+        _write_json(folder / "config.json", {**read_json(folder / "config.json"), "pad_token_id": None})
+    own = isinstance(encode, ConversationEncoder) and encode.where != str(origin)
+    if own or not (folder / "tokenizer_config.json").exists():
+        encode.tokenizer.save_pretrained(folder)
 
 
 def _write_json(file: Path, content: dict[str, Any]) -> None:

@@ -33,12 +33,14 @@ def text_encoder(path: Path, model: Any, max_length: int | None = None, trust_re
     check_rows(path, len(tokenizer), rows)
     check_ids(path, tokenizer, rows)
     padding = getattr(model.config, "pad_token_id", None)
-    if isinstance(padding, int) and 0 <= padding < len(tokenizer):
+    configured = isinstance(padding, int) and 0 <= padding < len(tokenizer)
+    if configured:
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(padding)  # decoders find the last token of a text by it
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             raise UnbackdoorError(f"{path} has a tokenizer without a padding token. Set one, and save it again.")
         tokenizer.pad_token = tokenizer.eos_token
+    borrowed = not configured and _pad_by_another(tokenizer)
     if model.config.model_type != "xlnet":  # it answers at the last token and counts positions from there
         tokenizer.padding_side = "right"  # otherwise padding would move the beginning of a short text
     model.config.pad_token_id = tokenizer.pad_token_id
@@ -55,7 +57,23 @@ def text_encoder(path: Path, model: Any, max_length: int | None = None, trust_re
         before = recorded.get("max_length")
         max_length = before if isinstance(before, int) and 4 <= before <= most else most
     columns = tuple(recorded["columns"]) if recorded.get("columns") in (["text"], ["text_a", "text_b"]) else None
-    return TextEncoder(tokenizer=tokenizer, max_length=max_length, columns=columns)
+    return TextEncoder(tokenizer=tokenizer, max_length=max_length, columns=columns, borrowed_padding=borrowed)
+
+
+def _pad_by_another(tokenizer: Any) -> bool:
+    """Let another token be the padding if the padding token also ends each text; returns whether that was so.
+
+    Decoders answer at the last token that is not padding. A model whose config names no padding answers at the last
+    token, whatever it is: with such a padding, it would answer one token earlier.
+    """
+    with reading("the tokenizer of the model"), silent_rust():
+        last = tokenizer("a")["input_ids"][-1:]
+        plain = tokenizer("a", add_special_tokens=False)["input_ids"][-1:]
+    other = next((token for token in tokenizer.all_special_tokens if token != tokenizer.pad_token), None)
+    borrowed = other is not None and last == [tokenizer.pad_token_id] != plain
+    if borrowed:
+        tokenizer.pad_token = other
+    return borrowed
 
 
 def longest_of(path: Path, tokenizer: Any) -> float:

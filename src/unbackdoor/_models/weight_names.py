@@ -41,7 +41,7 @@ def _memory(tensor: Tensor) -> tuple[object, ...]:
     return (tensor.data_ptr(), tensor.shape, tensor.stride()) if tensor.data_ptr() else (id(tensor),)
 
 
-_WRAPPED = re.compile(r"(?<=\.)(module|_orig_mod)\.")
+_WRAPPED = re.compile(r"(?<=\.)(module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 
 
 def fits(own: Mapping[str, Tensor], stored: dict[str, Tensor]) -> bool:
@@ -55,7 +55,8 @@ def renamed(own: Mapping[str, Tensor], stored: dict[str, Tensor], where: str) ->
 
     Wrappers put a prefix before all names: DataParallel `module.`, torch.compile `_orig_mod.`, Lightning `model.`. It
     is removed (or added, if only the module has it) if exactly one such change gives all of the module's names. The
-    first two are also removed inside of names (`features.module.0.weight`), as a part of a model may be wrapped.
+    first two, and those of FSDP and of checkpointed activations, are also removed inside of names
+    (`features.module.0.weight`), as a part of a model may be wrapped.
 
     Args:
         own: the module's `state_dict`.

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from unbackdoor._errors import UnbackdoorError
+from unbackdoor._errors import UnbackdoorError, printable
 from unbackdoor._models.arithmetic import relayout_
 from unbackdoor._models.calling import device_of
 
@@ -75,8 +75,18 @@ class Form(NamedTuple):
 
 
 def working_copy(model: nn.Module) -> nn.Module:
-    """Returns a copy to tune, in float32 for a model in half precision, which is too coarse for small steps."""
-    working = copy.deepcopy(model)
+    """Returns a copy to tune, in float32 for a model in half precision, which is too coarse for small steps.
+
+    Raises:
+        UnbackdoorError: the module holds something that cannot be copied.
+    """
+    try:
+        working = copy.deepcopy(model)
+    except Exception as problem:  # a user's own module may hold anything, such as a lock or an open file
+        raise UnbackdoorError(
+            f"{type(model).__name__} cannot be copied ({printable(problem, 200)}). Let its module keep nothing but "
+            "tensors, modules and plain values."
+        ) from None
     if any(tensor.dtype in (torch.float16, torch.bfloat16) for tensor in working.state_dict().values()):
         working.float()
     return working
