@@ -23,6 +23,7 @@ from unbackdoor import Dataset, UnbackdoorError, evaluate, load, purifiers, puri
 from unbackdoor._data.labels import class_numbers
 from unbackdoor._data.texts import TextEncoder
 from unbackdoor._models.calling import class_names
+from unbackdoor._models.saving import check_saved
 
 NAMES = ["negative", "neutral", "very positive"]
 CLASSES = [2, 0, 1, 0, 2, 1]
@@ -371,7 +372,9 @@ def test_names_that_count_from_one_are_reported(tmp_path: Path, caplog: pytest.L
     config = json.loads((tmp_path / "config.json").read_text())
     names = {"id2label": {"1": "bad", "2": "good"}, "label2id": {"bad": 1, "good": 2}}
     (tmp_path / "config.json").write_text(json.dumps(config | names))
-    assert class_names(load(tmp_path).model) is None
+    model, encode = load(tmp_path)
+    assert class_names(model) is None
+    check_saved(tmp_path, model, encode, None)  # which loads it again, and says nothing of it twice
     assert caplog.messages == [
         f"{tmp_path}/config.json numbers its classes 1, 2 in id2label, but class scores count from 0, so its names are "
         "not used. Correct it there, or give labels as numbers from 0."

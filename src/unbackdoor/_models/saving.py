@@ -1,7 +1,10 @@
 """Write a model for the tool that loaded it, and check the result."""
 
 import json
+import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +26,8 @@ from unbackdoor._models.companions import copy_companions
 from unbackdoor._models.hugging_face import quiet_transformers
 from unbackdoor._models.image_encoder import processor_encoder
 from unbackdoor._models.loading import Loaded, load
+
+logger = logging.getLogger("unbackdoor")
 
 GENERATION = "generation_config.json"
 
@@ -121,7 +126,8 @@ def check_saved(
         IncompleteError: the model cannot be loaded; or its weights, class names, inputs or answers differ.
     """
     try:
-        loaded = load(folder, factory=factory, base=base, trust_remote_code=trust_remote_code)
+        with _silent():  # what there is to say of the model was said when it came
+            loaded = load(folder, factory=factory, base=base, trust_remote_code=trust_remote_code)
     except UnbackdoorError as problem:
         raise IncompleteError(
             f"The result cannot be loaded again, so nothing was kept: {str(problem).replace(str(folder), 'it')}"
@@ -132,6 +138,16 @@ def check_saved(
             f"The result, loaded again, has {differing} than it should have, so nothing was kept. Look at the model's "
             "config.json and its tokenizer or processor."
         )
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Keep notes and warnings back, which would name a directory that is not there afterwards."""
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 @torch.no_grad()
