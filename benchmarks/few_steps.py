@@ -36,7 +36,8 @@ METHODS = {
     "alpha 10": replace(SHIFT, alpha=10.0),
     "rate 0.03": replace(SHIFT, learning_rate=0.03),
     "rate 0.03, batches of 12": replace(SHIFT, learning_rate=0.03, batch_size=12),
-    "the same, 10 passes": replace(SHIFT, learning_rate=0.03, batch_size=12, epochs=10),
+    "alpha 10, rate 0.03, batches of 12": replace(SHIFT, alpha=10.0, learning_rate=0.03, batch_size=12),
+    "rate 0.03, batches of 12, 10 passes": replace(SHIFT, learning_rate=0.03, batch_size=12, epochs=10),
     "`fst`": purifiers.FST(),
 }
 

@@ -204,9 +204,12 @@ def test_the_first_strength_within_the_margin_is_kept(suspect: Normalised, digit
     hard = purifiers.ScaleInvariantFST(margin=0, epochs=1, alpha=100)
     made = purify(suspect, data, hard, seed=0).record
     lost = [note.split(" loses")[0] for note in made["notes"] if " loses " in note]  # one says that the steps are few
-    assert lost == ["strength 1", "strength 0.5", "strength 0"]
+    assert lost == [
+        *("strength 1 in 1 pass", "strength 1 in 3 passes"),
+        *("strength 0.5 in 1 pass", "strength 0 in 1 pass"),
+    ]
     assert made["clean"]["held_out"] == 60
-    assert made["examples_seen"] == 3 * 240
+    assert made["examples_seen"] == 6 * 240
     assert made["warnings"][0].startswith(
         "a backdoor may have stayed: strength 1 cost more than the margin of 0 points of accuracy, so 0 was used,"
     )
@@ -221,7 +224,7 @@ def test_where_none_is_within_the_margin_the_one_that_loses_least_is_kept(
     hard = purifiers.ScaleInvariantFST(margin=0, epochs=1, alpha=100, learning_rate=0.3)
     alone = {}
     for strengths in ((0.0,), (0.0, 1.0), (1.0,)):
-        monkeypatch.setattr(scale_invariant_fst, "STRENGTHS", strengths)
+        monkeypatch.setattr(scale_invariant_fst, "TRIALS", [(strength, 1.0) for strength in strengths])
         alone[strengths] = purify(suspect, data, hard, seed=0)
     notes = alone[0.0, 1.0].record["notes"]
     lost = [note.split(" loses ")[1].split(" ")[0] for note in notes if " loses " in note]
@@ -240,10 +243,16 @@ def test_a_strength_of_0_has_nothing_of_the_suspect_s_answers(suspect: Normalise
         assert torch.equal(tensor, two.state_dict()[name]), name
 
 
-def test_the_labels_alone_take_a_quarter_of_the_passes(suspect: Normalised, digits: Dataset) -> None:
+def test_the_passes_of_the_trials(suspect: Normalised, digits: Dataset) -> None:
+    hard = purifiers.ScaleInvariantFST(margin=0, epochs=4, alpha=100)
+    record = purify(suspect, digits.select(range(600, 700)), hard, seed=0).record
+    lost = [note.split(" loses")[0] for note in record["notes"] if " loses " in note]
+    assert [each.split(" in ")[1] for each in lost] == ["4 passes", "12 passes", "4 passes", "1 pass"]
+    assert record["examples_seen"] == (4 + 12 + 4 + 1) * 80
+
+
+def test_a_given_strength_takes_the_given_passes(suspect: Normalised, digits: Dataset) -> None:
     data = digits.select(range(600, 700))
-    seen = {
-        strength: purify(suspect, data, purifiers.ScaleInvariantFST(strength=strength, epochs=8), seed=0).record
-        for strength in (1.0, 0.0)
-    }
-    assert [seen[strength]["examples_seen"] for strength in (1.0, 0.0)] == [800, 200]
+    for strength in (1.0, 0.0):
+        record = purify(suspect, data, purifiers.ScaleInvariantFST(strength=strength, epochs=3), seed=0).record
+        assert record["examples_seen"] == 300

@@ -13,11 +13,12 @@ from unbackdoor.purifiers.scale_invariant_fst import ScaleInvariantFST
 from unbackdoor.purifiers.trigger_distillation import TriggerDistillation
 from unbackdoor.purifiers.word_distillation import WordDistillation
 
-# The second shift of images; its batches are smaller if there are few (docs/results/auto.md).
+# The second shift of images, for backdoors that the first leaves; its batches are smaller if there are few images
+# (docs/results/auto.md).
 LEARNING_RATE, BATCH = 0.03, 32
 
-# The second contrastive unlearning, for networks that the usual rate ruins: small steps, and more of them.
-GENTLE_RATE, GENTLE_EPOCHS = 0.002, 30
+# The third, for networks that need longer to learn their features again.
+LONGER = 120
 
 # These change a model whatever its trigger is; the others unlearn what a search finds.
 WITHOUT_A_SEARCH = ScaleInvariantFST, MixingDistillation
@@ -27,9 +28,9 @@ def _for_images(clean: Dataset, shortcut: bool, run: Run) -> list[Method]:
     shift = ScaleInvariantFST(strength=1)
     small = min(BATCH, max(SMALLEST_BATCH, len(clean) // STEPS))
     further = replace(shift, learning_rate=LEARNING_RATE, batch_size=small)
-    unlearning = ContrastiveUnlearning()
-    gentle = replace(unlearning, learning_rate=GENTLE_RATE, epochs=GENTLE_EPOCHS)
-    return [shift, further, unlearning, *([TriggerDistillation()] if shortcut else []), gentle, FineTuning()]
+    longer = replace(shift, epochs=LONGER)
+    searching = [ContrastiveUnlearning(), *([TriggerDistillation()] if shortcut else [])]
+    return [shift, further, longer, *searching, FineTuning()]
 
 
 def _for_texts(clean: Dataset, shortcut: bool, run: Run) -> list[Method]:
@@ -52,7 +53,12 @@ def methods_to_try(clean: Dataset, shortcut: bool, run: Run) -> list[Method]:
 
 
 def method_label(method: Method) -> str:
-    """Returns the name of a method, with its learning rate and batch size if they are set."""
-    fields = {field: getattr(method, field, None) for field in ("learning_rate", "batch_size")}
-    chosen = ", ".join(f"{field}={setting:g}" for field, setting in fields.items() if setting is not None)
+    """Returns the name of a method, with its passes, learning rate and batch size if they are not the defaults."""
+    fields = {field: getattr(method, field, None) for field in ("epochs", "learning_rate", "batch_size")}
+    usual = type(method)()
+    chosen = ", ".join(
+        f"{field}={setting:g}"
+        for field, setting in fields.items()
+        if setting is not None and setting != getattr(usual, field)
+    )
     return method_name(method) + (f" ({chosen})" if chosen else "")

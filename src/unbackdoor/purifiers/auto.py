@@ -27,7 +27,7 @@ class Auto:
     A shortcut counts if the audit raises an alarm. If it has no clean models to compare with, a shortcut counts that
     moves most unseen examples, more than a random trigger does, and whose size is rare among the classes (nominal p at
     most 0.05). The methods are, on images, scale-invariant FST at full strength, the same with larger and more steps,
-    contrastive unlearning, trigger distillation if a shortcut counts, contrastive unlearning in smaller steps, and
+    the same in three times the passes, contrastive unlearning, trigger distillation if a shortcut counts, and
     fine-tuning; on texts mixing distillation if there is a base, word distillation if a shortcut counts, and
     fine-tuning.
 
@@ -51,7 +51,7 @@ class Auto:
     help to choose: it has not been measured yet whether they show which method is better.
     """
 
-    # The first version tried no trigger distillation and no small steps; the second shifted in ten passes.
+    # The first version tried no trigger distillation; the second shifted in ten passes, and unlearned in small steps.
     version: ClassVar[int] = 3
 
     max_loss: Annotated[float, Field(ge=0, le=100)] = 10.0

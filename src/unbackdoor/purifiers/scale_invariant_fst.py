@@ -18,8 +18,9 @@ from unbackdoor._training.recipe import Defaults
 from unbackdoor._value import value
 from unbackdoor.purifiers._head_units import centred, in_own_units, turn_
 
-STRENGTHS = (1.0, 0.5, 0.0)  # those that are tried, the strongest first
-SHORTER = 4  # labels alone take this part of the passes: more of them only fit the few examples
+# What is tried, in order: the strength, and its part of the passes. Longer is better, and dearer; labels alone only fit
+# the few examples if they take many passes.
+TRIALS = ((1.0, 1.0), (1.0, 3.0), (0.5, 1.0), (0.0, 0.25))
 
 
 @value
@@ -37,25 +38,24 @@ class ScaleInvariantFST:
             + strength * alpha * cos(W_c, S_c)   subject to   |W_c| = |S_c|
 
     starting from the suspect's head, turned in a random direction by 90 degrees times the strength. A strength of 0
-    instead tunes on the labels alone, at the same scale, in a quarter of the passes. The suspect's answers preserve
-    knowledge that a few labels cannot teach, and the features need many passes to learn it again. How much of a head
-    can be given up depends on the suspect, so strengths of 1, 1/2 and 0 are tried on four fifths of the clean examples.
-    The first that loses no more accuracy on the remaining fifth than the margin is the result; if there is none, it is
-    the one that loses least.
+    instead tunes on the labels alone, at the same scale. The suspect's answers preserve knowledge that a few labels
+    cannot teach, and the features need many passes to learn it again. How many, and how much of a head can be given
+    up, depends on the suspect. So trials are made on four fifths of the clean examples: strength 1, the same with three
+    times the passes, strength 1/2, and strength 0 with a quarter of the passes. The first that loses no more accuracy
+    on the remaining fifth than the margin is the result; if there is none, it is the one that loses least.
 
     A variant of this project; its parents are Min et al., "Towards Stable Backdoor Purification through Feature Shift
     Tuning", NeurIPS 2023, https://arxiv.org/abs/2310.01875, and Hinton et al., "Distilling the Knowledge in a Neural
     Network", https://arxiv.org/abs/1503.02531
 
     Args:
-        strength: how far the head is turned and how hard it is driven away, 0 to 1; None chooses it on held-out
-            examples.
+        strength: how far the head is turned and how hard it is driven away, 0 to 1; None makes the trials.
         margin: accuracy on held-out examples that may be lost, 0 to 1.
         alpha: weight of the cosine at strength 1, at least 0.
         share: weight of the suspect's answers against the labels, 0 to 1.
         temperature: temperature of both softmaxes, more than 0.
-        epochs: passes over the clean examples of each trial, at least 1, with another forward pass each; a quarter of
-            them at strength 0.
+        epochs: passes over the clean examples, at least 1, with another forward pass each; in a trial three times or a
+            quarter of them.
         learning_rate: initial learning rate, more than 0; None is 0.01 (SGD) for images and 5e-5 (AdamW) for
             texts.
         batch_size: examples per step, at least 2; None is 32 for images and 16 for texts; at strength 0 it is the
@@ -86,17 +86,19 @@ class ScaleInvariantFST:
         """Purify in place."""
         suspect = copy.deepcopy(model).eval().requires_grad_(False)
         if self.strength is not None:
-            self._tune(model, suspect, clean, run, self.strength)
+            self._tune(model, suspect, clean, run, strength=self.strength, passes=self.epochs)
             return model
         tuned, held = run.hold_out(clean)
         before = hits(suspect, held, run.arithmetic)
         kept: tuple[float, float, dict[str, Tensor]] | None = None  # loss, strength, weights
-        for strength in STRENGTHS:
+        for strength, part in TRIALS:
+            passes = max(1, round(part * self.epochs))
             model.load_state_dict(suspect.state_dict())
-            self._tune(model, suspect, tuned, run, strength)
+            self._tune(model, suspect, tuned, run, strength=strength, passes=passes)
             lost = difference(before, hits(model, held, run.arithmetic)).lost
             run.note(
-                f"strength {strength:g} loses {100 * lost:.1f} points of accuracy on {len(held)} held-out examples."
+                f"strength {strength:g} in {passes} {'pass' if passes == 1 else 'passes'} loses {100 * lost:.1f} points "
+                f"of accuracy on {len(held)} held-out examples."
             )
             if kept is None or lost < kept[0]:
                 kept = lost, strength, copy.deepcopy(model.state_dict())
@@ -105,19 +107,20 @@ class ScaleInvariantFST:
         assert kept is not None
         lost, strength, weights = kept
         model.load_state_dict(weights)
-        if strength < STRENGTHS[0]:
+        if strength < 1:
             run.warn(
-                f"a backdoor may have stayed: strength {STRENGTHS[0]:g} cost more than the margin of "
+                "a backdoor may have stayed: strength 1 cost more than the margin of "
                 f"{100 * self.margin:g} points of accuracy, so {strength:g} was used, which shifts features less. "
                 "Give more clean examples, raise `margin`, or try another method as well."
             )
         return model
 
-    def _tune(self, model: nn.Module, suspect: nn.Module, clean: Dataset, run: Run, strength: float) -> None:
+    def _tune(
+        self, model: nn.Module, suspect: nn.Module, clean: Dataset, run: Run, *, strength: float, passes: int
+    ) -> None:
         head = run.head(model)
         with in_own_units(model, Head(run.head_name, head), probe(model, clean)):
             if strength == 0:
-                passes = max(1, self.epochs // SHORTER)
                 run.tune(model, clean, epochs=passes, learning_rate=self.learning_rate, batch_size=self.batch_size)
                 return
             goal = centred(head.weight.detach())  # (classes, features)
@@ -140,7 +143,7 @@ class ScaleInvariantFST:
             run.tune(
                 model,
                 clean,
-                epochs=self.epochs,
+                epochs=passes,
                 learning_rate=self.learning_rate,
                 batch_size=run.setting(self, "batch_size"),
                 loss=loss,
