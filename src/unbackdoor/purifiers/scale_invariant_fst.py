@@ -96,9 +96,10 @@ class ScaleInvariantFST:
             model.load_state_dict(suspect.state_dict())
             self._tune(model, suspect, tuned, run, strength=strength, passes=passes)
             lost = difference(before, hits(model, held, run.arithmetic)).lost
+            length = "1 pass" if passes == 1 else f"{passes} passes"
             run.note(
-                f"strength {strength:g} in {passes} {'pass' if passes == 1 else 'passes'} loses {100 * lost:.1f} points "
-                f"of accuracy on {len(held)} held-out examples."
+                f"strength {strength:g} in {length} loses {100 * lost:.1f} points of accuracy on {len(held)} held-out "
+                "examples."
             )
             if kept is None or lost < kept[0]:
                 kept = lost, strength, copy.deepcopy(model.state_dict())
