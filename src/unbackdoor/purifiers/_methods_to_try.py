@@ -29,8 +29,8 @@ def _for_images(clean: Dataset, shortcut: bool, run: Run) -> list[Method]:
     small = min(BATCH, max(SMALLEST_BATCH, len(clean) // STEPS))
     further = replace(shift, learning_rate=LEARNING_RATE, batch_size=small)
     longer = replace(shift, epochs=LONGER)
-    searching = [ContrastiveUnlearning(), *([TriggerDistillation()] if shortcut else [])]
-    return [shift, further, longer, *searching, FineTuning()]
+    found: list[Method] = [TriggerDistillation()] if shortcut else []
+    return [shift, further, longer, ContrastiveUnlearning(), *found, FineTuning()]
 
 
 def _for_texts(clean: Dataset, shortcut: bool, run: Run) -> list[Method]:
