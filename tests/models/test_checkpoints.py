@@ -935,7 +935,7 @@ def test_an_adapter_without_a_config_is_named_as_one(directory: Path) -> None:
     (directory / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "bert"}')
     with pytest.raises(UnbackdoorError, match=r"is an adapter, and its config names bert as its base, .* Give `base`"):
         load(directory)
-    with pytest.raises(UnbackdoorError, match=r"holds an adapter \(adapter_config\.json\), not a whole model\."):
+    with pytest.raises(UnbackdoorError, match=r"holds an adapter \(adapter_config\.json\), .* its base as `base`; in"):
         load_base(directory)
 
 

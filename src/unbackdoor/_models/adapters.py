@@ -122,8 +122,8 @@ def adapter_files(path: Path) -> AdapterFiles:
     whole = sorted(_whole(weights))
     if whole:
         raise UnbackdoorError(
-            f"{path} also holds whole weights ({few(whole)}), and cannot be mixed on disk. Leave --stream out, which "
-            "compares them with those of the base."
+            f"{path} also holds whole weights ({few(whole)}), and cannot be mixed on disk. Mix it in memory "
+            "(purify without `stream`), where they are compared with those of the base."
         )
     names = sorted({_layer_of(path, key, tensor) for key, tensor in weights.items()})
     factors: dict[str, tuple[Tensor, Tensor]] = {}

@@ -167,8 +167,9 @@ def _check_directory(path: Path) -> None:
     """
     if (path / "adapter_config.json").exists():  # it names another model for transformers to load
         raise UnbackdoorError(
-            f"{path} holds an adapter (adapter_config.json), not a whole model. Merge it into its base model "
-            "(merge_and_unload of peft) and give the result."
+            f"{path} holds an adapter (adapter_config.json), not a whole model. Give this directory as the model, and "
+            "its base as `base`; in place of another model, merge it into its base (merge_and_unload of peft) and give "
+            "the result."
         )
     if os.path.lexists(path / "config.json"):
         return
