@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from scipy import stats
 from torch import nn
 
+import toys
 from fixtures import SmallCNN
 from unbackdoor import Dataset, attacks, purifiers, purify, stress
 from unbackdoor._cli.app import main
@@ -25,7 +26,7 @@ from unbackdoor._models.factory import make
 from unbackdoor._purification.run import Run
 from unbackdoor._purification.selection import smallest_within
 from unbackdoor._reports import build_stress, render_stress
-from unbackdoor._tasks.damage import ALLOWED, LEVEL, p_value, unusable
+from unbackdoor._tasks.damage import ALLOWED, LEVEL, one_class_alone, p_value, unusable
 from unbackdoor.purifiers import REGISTRY
 
 
@@ -92,6 +93,32 @@ def test_the_sentence_names_numbers_cause_and_way_out() -> None:
     assert both is not None
     assert "in clp " in both
     assert "in fine-tuning " in both
+
+
+def test_a_model_that_is_right_on_one_class_alone_is_not_usable() -> None:
+    """33 of 50 examples are of class 0: such a model loses at most the accuracy that the others had."""
+    labels = (torch.arange(50) >= 33).long()
+    suspect, constant = torch.arange(50) < 39, labels == 0  # the suspect is right on 33 and 6
+    said = one_class_alone(labels, suspect, constant, "which were held out", purifiers.FST())
+    assert said is not None
+    assert said.startswith(
+        "The purified model is not usable: of 50 clean examples, which were held out, it gets only those of one class "
+        "right, and none of 6 others that the suspect gets right; in fst "
+    )
+    assert unusable(suspect, constant, "x", None) is None  # accuracy alone does not show it
+    nothing = one_class_alone(labels, suspect, torch.zeros(50, dtype=torch.bool), "x", None)
+    assert nothing is not None
+    assert "it gets none right, and none of 39 others" in nothing
+
+
+@pytest.mark.parametrize(
+    ("suspect", "after"),
+    [(37, 33), (39, 34), (33, 33), (50, 40)],
+    ids=["four misses are too few", "one is still right", "the suspect knew no other class", "it lost a few"],
+)
+def test_a_model_that_is_right_on_more_or_never_was(suspect: int, after: int) -> None:
+    labels = (torch.arange(50) >= 33).long()
+    assert one_class_alone(labels, torch.arange(50) < suspect, torch.arange(50) < after, "x", None) is None
 
 
 FACTORY = """
@@ -327,17 +354,41 @@ def test_examples_that_were_left_out_in_their_turn_decide(suspect: nn.Module, di
     clean = digits.select(range(1000, 1200))
 
     def cross_validates(model: nn.Module, clean: Dataset, run: Run) -> nn.Module:
-        def tuned(rho: float, part: Dataset, said: str) -> nn.Module:
-            made = SmallCNN()  # which knows nothing
-            return run.arithmetic.place(made)
-
-        smallest_within(model, clean, run, margin=0.9, folds=2, field="rho", tuned=tuned)
+        run.cross_validated = torch.zeros(
+            len(clean), dtype=torch.bool
+        )  # on examples that it had not seen, it knew none
         return model
 
     record = purify(suspect, clean, cross_validates, precision="fp32").record
     assert record["purified_accuracy_on_clean"] == record["suspect_accuracy_on_clean"]
     assert record["usable"] is False
     assert "on 200 clean examples, which were left out in their turn, fell from" in record["warnings"][0]
+
+
+def test_a_model_that_gives_all_examples_one_class_is_not_chosen(digits: Dataset) -> None:
+    """By accuracy, with a margin of 90 points, each would do."""
+    clean = digits.select(range(1000, 1200))
+    run = toys.a_run()
+
+    pictures = clean.encode(clean.items).flatten(1)
+
+    class Answering(nn.Module):
+        """Right on the classes below a number; others get class 0."""
+
+        def __init__(self, known: int) -> None:
+            super().__init__()
+            self.known = known
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            labels = clean.labels[torch.cdist(x.flatten(1).float(), pictures).argmin(1)]
+            return nn.functional.one_hot(torch.where(labels < self.known, labels, 0), 10).to(x)
+
+    def tuned(rho: float, part: Dataset, said: str) -> nn.Module:
+        return Answering(1 if rho < 0.3 else 2)
+
+    chosen = smallest_within(Answering(10), clean, run, margin=0.95, folds=2, field="rho", tuned=tuned)
+    assert chosen == pytest.approx(0.3)
+    assert not any("rho 0.2" in warning for warning in run.warnings)  # as one that may lose no more
 
 
 def test_too_few_examples_are_said_to_be_too_few(suspect: nn.Module, digits: Dataset) -> None:

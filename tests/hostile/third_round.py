@@ -320,7 +320,7 @@ PROMPTS: dict[str, tuple[str, Spoil]] = {
     "messages-none": _chat(),
     "answer-alone": _chat(_SAID),
     "content-number": _chat({"role": "user", "content": 5}, _SAID),
-    "content-parts": _chat({"role": "user", "content": [{"type": "text", "text": "x"}]}, _SAID),
+    "content-parts": _chat({"role": "user", "content": [{"type": "image", "image": "x.png"}]}, _SAID),
     "content-million": _chat({"role": "user", "content": "what " * 400_000}, _SAID),
     "prompt-two-million": _rows({"prompt": "what " * 400_000, "response": "x"}),
     "prompt-empty": _rows({"prompt": "", "response": "x"}),

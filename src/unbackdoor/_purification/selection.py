@@ -114,8 +114,9 @@ def smallest_within(
     Quality (`Task.quality`) is cross-validated over all clean examples. The measured loss decides; of accuracy it is
     counted in whole examples: 3 points of 64 are 2. No allowance is made for its standard error, since the measurement
     errs in both directions: an allowance of one standard error would usually cost twice the margin (docs/results/fine-
-    mixing.md). If that error is larger than the margin, a warning lists other values that may suffice. Notes list the
-    values that were tried and the chosen one. If no other value suffices, 1 is chosen without a trial, with a warning.
+    mixing.md). A model that gives all examples one class (`Task.collapsed`) does not pass.
+    If that error is larger than the margin, a warning lists other values that may suffice. Notes list the values that
+    were tried and the chosen one. If no other value suffices, 1 is chosen without a trial, with a warning.
 
     Args:
         model: the suspect, unchanged.
@@ -134,10 +135,12 @@ def smallest_within(
         UnbackdoorError: fewer examples than folds.
     """
     measure, fresh = run.task.measure, not run.examples_seen
-    before = run.task.quality(clean, run.task.outcomes(model, clean, run.arithmetic))
+    suspect = run.task.outcomes(model, clean, run.arithmetic)
+    before = run.task.quality(clean, suspect)
     counted = not before.is_floating_point()  # an accuracy, in whole examples
     losses: dict[float, Difference] = {}
     answers: dict[float, Tensor] = {}
+    collapsed: set[float] = set()
 
     def words(candidate: float) -> str:
         return f"{field} {shown(candidate):g}"
@@ -154,6 +157,9 @@ def smallest_within(
         answers[candidate] = after
         lost, error = losses[candidate] = difference(before, run.task.quality(clean, after))
         run.note(f"{words(candidate)} loses {measure.of(lost)} {measure.lost} (+- {measure.of(error)}).")
+        if run.task.collapsed(clean, suspect, after):
+            collapsed.add(candidate)
+            return False
         return round(lost * len(clean)) <= margin * len(clean) + 0.5 if counted else lost <= margin
 
     chosen = smallest(TENTHS, within)
@@ -166,7 +172,11 @@ def smallest_within(
         )
     elif losses[chosen].error > margin:
         lost, error = losses[chosen]
-        safer = [value for value, loss in sorted(losses.items()) if value < chosen and loss.lost - loss.error <= margin]
+        safer = [
+            value
+            for value, loss in sorted(losses.items())
+            if value < chosen and value not in collapsed and loss.lost - loss.error <= margin
+        ]
         others = ""
         if safer:
             named = " or ".join(f"{shown(value):g}" for value in safer)

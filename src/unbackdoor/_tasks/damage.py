@@ -1,8 +1,9 @@
-"""Whether a purified model is still usable: an exact test of the accuracy that it lost, and the sentence if not."""
+"""Whether a purified model is still usable: accuracy and classes that it lost, and the sentence if it is not."""
 
 import math
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from unbackdoor._registry.entries import entry_of, steps_of
@@ -11,6 +12,7 @@ from unbackdoor._registry.purifiers import REGISTRY
 ALLOWED = 0.1  # accuracy on clean examples that a purification may cost
 LEVEL = 0.05  # of the test: how often a model that lost no more than that is called unusable, at most
 NUISANCE = 0.001  # part of LEVEL that is spent on the unknown share of changed examples
+MISSES = 5  # in a row, of answers of which half stayed right, come about in 3 % of cases
 
 
 def p_value(lost: int, gained: int, n: int, allowed: float = ALLOWED) -> float:
@@ -81,6 +83,30 @@ def unusable(before: Tensor, after: Tensor, which: str, method: object) -> str |
         f"The purified model is not usable: its accuracy on {n:,} clean examples, {which}, fell from {first} to "
         f"{last}. That is significantly more than {100 * ALLOWED:.0f} points (exact test, p = {p:.1g}); "
         f"{cause(method)}."
+    )
+
+
+def one_class_alone(labels: Tensor, before: Tensor, after: Tensor, which: str, method: object) -> str | None:
+    """Two sentences for a model that is right on one class alone, or on none, where the suspect was right on more.
+
+    Such a model mostly answers the same for every example. With few examples, or with one large class, the test of
+    accuracy cannot show it.
+
+    Args:
+        labels: of the examples, (n,).
+        before: whether the suspect answers each example right, (n,), bool.
+        after: the same for the purified model.
+        which: see `unusable`.
+        method: see `unusable`.
+    """
+    known = labels[after].unique()
+    others = int((before & ~torch.isin(labels, known)).sum())
+    if len(known) > 1 or others < MISSES:
+        return None
+    right = "only those of one class" if len(known) else "none"
+    return (
+        f"The purified model is not usable: of {len(labels):,} clean examples, {which}, it gets {right} right, and "
+        f"none of {others:,} others that the suspect gets right; {cause(method)}."
     )
 
 

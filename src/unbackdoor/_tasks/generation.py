@@ -274,6 +274,10 @@ class Generation:
             "purified_clean_loss_on_clean": answer_loss(after, clean).to_json(),
         }
 
+    def collapsed(self, data: Dataset, before: Tensor, after: Tensor) -> bool:
+        """Answers have no classes."""
+        return False
+
     def judged(self, data: Dataset, before: Tensor, after: Tensor, which: str, method: object) -> Judgement:
         """Whether the result lost significantly more than 0.5 nats per answer token; see `Task`."""
         tokens = data.conversations.answer_lengths.cpu().double()

@@ -170,6 +170,15 @@ class Task(Protocol):
     def figures(self, clean: Dataset, before: Tensor, after: Tensor) -> dict[str, Any]:
         """The entries of the record on the outcomes of suspect and result on the clean examples."""
 
+    def collapsed(self, data: Dataset, before: Tensor, after: Tensor) -> bool:
+        """Whether a result is right on one class alone, or on none, where the suspect was right on more.
+
+        Args:
+            data: clean examples.
+            before: outcomes of the suspect on them, (n,).
+            after: outcomes of the result, (n,).
+        """
+
     def judged(self, data: Dataset, before: Tensor, after: Tensor, which: str, method: object) -> Judgement:
         """Whether a result is still usable.
 

@@ -59,7 +59,7 @@ class FinePurifying:
     batch_size: Annotated[int | None, Field(ge=2)] = None
 
     # The first version accepted a loss within the standard error, as that of Fine-mixing did.
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     def __call__(self, model: nn.Module, clean: Dataset, run: Run) -> nn.Module:
         """Purify in place."""

@@ -90,23 +90,25 @@ class ScaleInvariantFST:
             return model
         tuned, held = run.hold_out(clean)
         before = hits(suspect, held, run.arithmetic)
-        kept: tuple[float, float, dict[str, Tensor]] | None = None  # loss, strength, weights
+        kept: tuple[tuple[bool, float], float, dict[str, Tensor]] | None = None  # collapsed, loss; strength; weights
         for strength, part in TRIALS:
             passes = max(1, round(part * self.epochs))
             model.load_state_dict(suspect.state_dict())
             self._tune(model, suspect, tuned, run, strength=strength, passes=passes)
-            lost = difference(before, hits(model, held, run.arithmetic)).lost
+            after = hits(model, held, run.arithmetic)
+            lost = difference(before, after).lost
+            price = run.task.collapsed(held, before, after), lost
             length = "1 pass" if passes == 1 else f"{passes} passes"
             run.note(
                 f"strength {strength:g} in {length} loses {100 * lost:.1f} points of accuracy on {len(held)} held-out "
                 "examples."
             )
-            if kept is None or lost < kept[0]:
-                kept = lost, strength, copy.deepcopy(model.state_dict())
-            if lost <= self.margin:
+            if kept is None or price < kept[0]:
+                kept = price, strength, copy.deepcopy(model.state_dict())
+            if price <= (False, self.margin):
                 break
         assert kept is not None
-        lost, strength, weights = kept
+        _, strength, weights = kept
         model.load_state_dict(weights)
         if strength < 1:
             run.warn(
