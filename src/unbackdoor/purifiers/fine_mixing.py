@@ -72,8 +72,8 @@ class FineMixing:
     fill: Literal["base", "zero"] = "base"
     freeze_filled: bool = False
 
-    # The first version accepted a loss within the standard error, and so chose the smallest rho if examples were few. The
-    # second accepted a model that gives all examples one class, if most of them are of that class.
+    # The first version accepted a loss within the standard error, and so chose the smallest rho if examples were few.
+    # The second accepted a model that gives all examples one class, if most of them are of that class.
     version: ClassVar[int] = 3
 
     @property

@@ -58,7 +58,8 @@ class FinePurifying:
     learning_rate: Annotated[float | None, Field(gt=0)] = None
     batch_size: Annotated[int | None, Field(ge=2)] = None
 
-    # The first version accepted a loss within the standard error, as that of Fine-mixing did.
+    # The first version accepted a loss within the standard error, and the second a model that gives all examples one
+    # class, as those of Fine-mixing did.
     version: ClassVar[int] = 3
 
     def __call__(self, model: nn.Module, clean: Dataset, run: Run) -> nn.Module:
