@@ -1,5 +1,6 @@
 """Selecting a setting on the clean budget alone: cross-validation, and a search by halving."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -113,10 +114,10 @@ def smallest_within(
 
     Quality (`Task.quality`) is cross-validated over all clean examples. The measured loss decides; of accuracy it is
     counted in whole examples: 3 points of 64 are 2. No allowance is made for its standard error, since the measurement
-    errs in both directions: an allowance of one standard error would usually cost twice the margin (docs/results/fine-
-    mixing.md). A model that gives all examples one class (`Task.collapsed`) does not pass.
-    If that error is larger than the margin, a warning lists other values that may suffice. Notes list the values that
-    were tried and the chosen one. If no other value suffices, 1 is chosen without a trial, with a warning.
+    errs in both directions: one standard error usually costs twice the margin (docs/results/fine-mixing.md). If it is
+    larger than the margin, a warning lists other values that may suffice. A model that gives all examples one class
+    (`Task.collapsed`) does not pass. Notes list the values that were tried and the chosen one. If no other value
+    suffices, 1 is chosen without a trial, with a warning.
 
     Args:
         model: the suspect, unchanged.
@@ -140,13 +141,12 @@ def smallest_within(
     counted = not before.is_floating_point()  # an accuracy, in whole examples
     losses: dict[float, Difference] = {}
     answers: dict[float, Tensor] = {}
-    collapsed: set[float] = set()
 
     def words(candidate: float) -> str:
         return f"{field} {shown(candidate):g}"
 
     def within(candidate: float) -> bool:
-        after = cross_validated(
+        after = answers[candidate] = cross_validated(
             clean,
             folds,
             seed=run.seed,
@@ -154,11 +154,10 @@ def smallest_within(
             arithmetic=run.arithmetic,
             task=run.task,
         )
-        answers[candidate] = after
         lost, error = losses[candidate] = difference(before, run.task.quality(clean, after))
         run.note(f"{words(candidate)} loses {measure.of(lost)} {measure.lost} (+- {measure.of(error)}).")
         if run.task.collapsed(clean, suspect, after):
-            collapsed.add(candidate)
+            losses[candidate] = Difference(math.inf, 0.0)
             return False
         return round(lost * len(clean)) <= margin * len(clean) + 0.5 if counted else lost <= margin
 
@@ -172,18 +171,18 @@ def smallest_within(
         )
     elif losses[chosen].error > margin:
         lost, error = losses[chosen]
-        safer = [
-            value
-            for value, loss in sorted(losses.items())
-            if value < chosen and value not in collapsed and loss.lost - loss.error <= margin
-        ]
-        others = ""
-        if safer:
-            named = " or ".join(f"{shown(value):g}" for value in safer)
-            others = f" By the same measurement, {field} {named} may lose no more, and removes more."
+        also = [value for value, loss in sorted(losses.items()) if value < chosen and loss.lost - loss.error <= margin]
+        others = _also(field, [f"{shown(value):g}" for value in also])
         run.warn(
             f"{len(clean)} clean examples measure {measure.change} only to {measure.of(error)} {measure.unit}, more "
             f"than the margin of {measure.of(margin)}: {words(chosen)}, which lost {measure.of(lost)}, is the best "
             f"guess, and may cost more.{others} Give more clean examples, or set `{field}`."
         )
     return chosen
+
+
+def _also(field: str, values: list[str]) -> str:
+    """Returns a sentence on other values of a field that may suffice, if there are any."""
+    if not values:
+        return ""
+    return f" By the same measurement, {field} {' or '.join(values)} may lose no more, and removes more."
