@@ -43,7 +43,7 @@ from unbackdoor._value import fields_of
 
 ROOT = Path(__file__).parents[1]
 RATES = (0.01, 0.05)  # false alarms
-PROMPTS = {"clean": 60, "test": 24, "max_new_tokens": 16, "false_alarms": 0.05}  # of language models: they are slow
+PROMPTS = {"clean": 60, "test": 48, "max_new_tokens": 16, "false_alarms": 0.05}  # of language models: they are slow
 SEEDS = (0, 1, 2)
 TEXTS = 3000  # of SST-2 that a victim is trained on
 CLEAN = {"images": 1000, "text": 512}  # examples that a guard gets
@@ -229,14 +229,19 @@ def measure_prompts(folder: Path, names: tuple[str, ...], victims: list[str]) ->
                 clean,
                 guard,
                 false_alarms=PROMPTS["false_alarms"],
-                base=load_base(bed / "base", language_model=True) if name == "weightwatch" else None,
+                base=load_base(bed / "base", modality="conversations") if name == "weightwatch" else None,
                 reference=bed / "base" if name == "cleangen" else None,
                 max_new_tokens=int(PROMPTS["max_new_tokens"]),
                 **work,
             )
-            score = evaluate_guard(fitted, model, test, attack=bed / victim / "attack.json", **work)
+            clean_model = record["attack"]["name"] == "none"
+            attack = None if clean_model else bed / victim / "attack.json"
+            score = evaluate_guard(fitted, model, test, attack=attack, **work)
             cell = {
-                "victim": {"data": "prompts", "attack": record["attack"]["name"], "rate": record["rate"], "seed": 0},
+                "victim": {
+                    **{"data": "prompts", "name": victim, "attack": record["attack"]["name"], "rate": record["rate"]},
+                    "seed": 0,
+                },
                 "guard": {"name": name, "parameters": fields_of(guard)},
                 "threshold": fitted.threshold,
                 "false_alarms": PROMPTS["false_alarms"],
@@ -303,11 +308,11 @@ def table(folder: Path) -> str:
 
 def _prompt_rows(cells: list[dict[str, Any]]) -> list[str]:
     """The table of language models: a row for each victim and guard."""
-    head = ["attack", "attack success without", "guard", "attack success", "missed at 5 %", "false alarms at 5 %"]
+    head = ["victim", "attack success without", "guard", "attack success", "missed at 5 %", "false alarms at 5 %"]
     head += ["AUC", "answers kept", "passes an input", "of the reference"]
     lines = [f"| {' | '.join(head)} |", f"| {' | '.join(['---'] * len(head))} |"]
-    for cell in sorted(cells, key=lambda cell: (cell["victim"]["attack"], cell["guard"]["name"])):
-        parts = [NAMES[cell["victim"]["attack"]], pooled([cell], "attack_success_without_guard"), cell["guard"]["name"]]
+    for cell in sorted(cells, key=lambda cell: (cell["victim"]["name"], cell["guard"]["name"])):
+        parts = [cell["victim"]["name"], pooled([cell], "attack_success_without_guard"), cell["guard"]["name"]]
         parts += [pooled([cell], key) for key in ("attack_success", "missed_attacks", "false_alarms")]
         parts += [mean_of([cell], "auc", "value"), pooled([cell], "answers_kept")]
         parts += [mean_of([cell], "forwards_per_input", key) for key in ("value", "reference")]
@@ -349,7 +354,7 @@ def main() -> None:
     parser.add_argument("store", type=Path)
     parser.add_argument("--attacks", nargs="+", default=[*IMAGE_ATTACKS, *TEXT_ATTACKS, "syntactic"])
     parser.add_argument("--guards", nargs="+")
-    parser.add_argument("--victims", nargs="+", default=["sentence", "word"])
+    parser.add_argument("--victims", nargs="+", default=["sentence", "topic", "twin"])
     options = parser.parse_args()
     if options.what == "table":
         (ROOT / "docs/results/tables/guards.md").write_text(table(options.store), encoding="utf-8")
