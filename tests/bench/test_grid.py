@@ -473,8 +473,9 @@ def test_the_grids_of_this_project_are_right(
         "published": (1 + 2 * 3) + (1 + 6 * 3),
         # 9 models of others, by 21 methods
         "suspects": 9 * (1 + 21),
-        # 4 models of others, by plain tuning and auto
-        "auto": 4 * (1 + 2),
+        # The same by plain tuning and scale-invariant FST, and by plain tuning and auto
+        "suspects-shift": 9 * (1 + 2),
+        "auto": 9 * (1 + 2),
         # A victim and a control, by 5 methods, 3 of them by two more seeds
         "text-suspects": 2 * (1 + 5 + 3 * 2),
         # Audits alone, of clean models and of victims
