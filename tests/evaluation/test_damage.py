@@ -26,7 +26,7 @@ from unbackdoor._models.factory import make
 from unbackdoor._purification.run import Run
 from unbackdoor._purification.selection import smallest_within
 from unbackdoor._reports import build_stress, render_stress
-from unbackdoor._tasks.damage import ALLOWED, LEVEL, one_class_alone, p_value, unusable
+from unbackdoor._tasks.damage import ALLOWED, LEVEL, lost_class, p_value, unusable, without_a_class
 from unbackdoor.purifiers import REGISTRY
 
 
@@ -95,30 +95,42 @@ def test_the_sentence_names_numbers_cause_and_way_out() -> None:
     assert "in fine-tuning " in both
 
 
-def test_a_model_that_is_right_on_one_class_alone_is_not_usable() -> None:
-    """33 of 50 examples are of class 0: such a model loses at most the accuracy that the others had."""
-    labels = (torch.arange(50) >= 33).long()
-    suspect, constant = torch.arange(50) < 39, labels == 0  # the suspect is right on 33 and 6
-    said = one_class_alone(labels, suspect, constant, "which were held out", purifiers.FST())
+def labelled(labels: torch.Tensor) -> Dataset:
+    """Pictures that nobody looks at, with these labels."""
+    names = ("inoffensive", "offensive", "other")
+    return Dataset(items=torch.zeros(len(labels), 1, 2, 2, dtype=torch.uint8), labels=labels.long(), classes=names)
+
+
+def test_a_model_that_lost_a_class_is_not_usable() -> None:
+    """33 of 50 examples are of class 0: one that answers it always loses at most the accuracy on the others."""
+    data = labelled(torch.arange(50) >= 33)
+    suspect, constant = torch.arange(50) < 39, torch.arange(50) < 33  # the suspect is right on 33 and 6
+    said = without_a_class(data, suspect, constant, "which were held out", purifiers.FST())
     assert said is not None
     assert said.startswith(
-        "The purified model is not usable: of 50 clean examples, which were held out, it gets only those of one class "
-        "right, and none of 6 others that the suspect gets right; in fst "
+        "The purified model is not usable: of 50 clean examples, which were held out, it gets 0 of class offensive "
+        "right where the suspect gets 6 right, significantly fewer than half; in fst "
     )
     assert unusable(suspect, constant, "x", None) is None  # accuracy alone does not show it
-    nothing = one_class_alone(labels, suspect, torch.zeros(50, dtype=torch.bool), "x", None)
-    assert nothing is not None
-    assert "it gets none right, and none of 39 others" in nothing
+
+
+@pytest.mark.parametrize("after", range(13))
+def test_a_lost_class_is_a_binomial_test_of_each_class(after: int) -> None:
+    """The suspect is right on 12 of class 1, and on all of class 0."""
+    data = labelled(torch.arange(60) >= 40)
+    suspect, purified = torch.arange(60) < 52, torch.arange(60) < 40 + after
+    chance = stats.binomtest(after, 12, 0.5, alternative="less").pvalue
+    assert (lost_class(data, suspect, purified) == 1) == (2 * chance <= 0.05)
 
 
 @pytest.mark.parametrize(
     ("suspect", "after"),
-    [(37, 33), (39, 34), (33, 33), (50, 40)],
-    ids=["four misses are too few", "one is still right", "the suspect knew no other class", "it lost a few"],
+    [(37, 33), (39, 37), (33, 33), (50, 44)],
+    ids=["four misses are too few", "some are still right", "the suspect did not know it", "it lost a few"],
 )
-def test_a_model_that_is_right_on_more_or_never_was(suspect: int, after: int) -> None:
-    labels = (torch.arange(50) >= 33).long()
-    assert one_class_alone(labels, torch.arange(50) < suspect, torch.arange(50) < after, "x", None) is None
+def test_a_model_that_lost_no_class(suspect: int, after: int) -> None:
+    data = labelled(torch.arange(50) >= 33)
+    assert lost_class(data, torch.arange(50) < suspect, torch.arange(50) < after) is None
 
 
 FACTORY = """
@@ -365,7 +377,7 @@ def test_examples_that_were_left_out_in_their_turn_decide(suspect: nn.Module, di
     assert "on 200 clean examples, which were left out in their turn, fell from" in record["warnings"][0]
 
 
-def test_a_model_that_gives_all_examples_one_class_is_not_chosen(digits: Dataset) -> None:
+def test_a_model_that_lost_a_class_is_not_chosen(digits: Dataset) -> None:
     """By accuracy, with a margin of 90 points, each would do."""
     clean = digits.select(range(1000, 1200))
     run = toys.a_run()
@@ -384,7 +396,7 @@ def test_a_model_that_gives_all_examples_one_class_is_not_chosen(digits: Dataset
             return nn.functional.one_hot(torch.where(labels < self.known, labels, 0), 10).to(x)
 
     def tuned(rho: float, part: Dataset, said: str) -> nn.Module:
-        return Answering(1 if rho < 0.3 else 2)
+        return Answering(9 if rho < 0.3 else 10)
 
     chosen = smallest_within(Answering(10), clean, run, margin=0.95, folds=2, field="rho", tuned=tuned)
     assert chosen == pytest.approx(0.3)

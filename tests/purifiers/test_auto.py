@@ -135,7 +135,7 @@ CONTRAST, SHIFT, TUNE = purifiers.ContrastiveUnlearning(), purifiers.ScaleInvari
             "no trigger of the audit to test it with: a backdoor may",
         ),
         ([trial(SHIFT, 0.2), trial(TUNE, 0.12)], None, "the suspect was handed back as it was"),
-        ([replace(trial(SHIFT, 0.05), collapsed=True)], None, "the suspect was handed back as it was"),
+        ([replace(trial(SHIFT, 0.05), lost_a_class=True)], None, "the suspect was handed back as it was"),
     ],
     ids=[
         "the first",
@@ -146,7 +146,7 @@ CONTRAST, SHIFT, TUNE = purifiers.ContrastiveUnlearning(), purifiers.ScaleInvari
         "nothing to test the shift with",
         "nothing to test a search with",
         "all are too dear",
-        "it knows one class alone",
+        "it lost a class",
     ],
 )
 def test_the_method_that_is_kept(trials: list[Trial], kept: object, warning: str | None) -> None:

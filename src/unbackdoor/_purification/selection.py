@@ -115,8 +115,8 @@ def smallest_within(
     Quality (`Task.quality`) is cross-validated over all clean examples. The measured loss decides; of accuracy it is
     counted in whole examples: 3 points of 64 are 2. No allowance is made for its standard error, since the measurement
     errs in both directions: one standard error usually costs twice the margin (docs/results/fine-mixing.md). If it is
-    larger than the margin, a warning lists other values that may suffice. A model that gives all examples one class
-    (`Task.collapsed`) does not pass. Notes list the values that were tried and the chosen one. If no other value
+    larger than the margin, a warning lists other values that may suffice. A model that lost a class
+    (`Task.lost_a_class`) does not pass. Notes list the values that were tried and the chosen one. If no other value
     suffices, 1 is chosen without a trial, with a warning.
 
     Args:
@@ -156,7 +156,7 @@ def smallest_within(
         )
         lost, error = losses[candidate] = difference(before, run.task.quality(clean, after))
         run.note(f"{words(candidate)} loses {measure.of(lost)} {measure.lost} (+- {measure.of(error)}).")
-        if run.task.collapsed(clean, suspect, after):
+        if run.task.lost_a_class(clean, suspect, after):
             losses[candidate] = Difference(math.inf, 0.0)
             return False
         return round(lost * len(clean)) <= margin * len(clean) + 0.5 if counted else lost <= margin

@@ -14,7 +14,7 @@ from unbackdoor._models.calling import check_partner, class_count, class_names, 
 from unbackdoor._models.head import Head, head_of
 from unbackdoor._poisoning.attack_file import as_trigger
 from unbackdoor._poisoning.triggered import Triggered, already_triggered, triggered
-from unbackdoor._tasks.damage import ALLOWED, one_class_alone, unusable
+from unbackdoor._tasks.damage import ALLOWED, lost_class, unusable, without_a_class
 from unbackdoor._tasks.proportion import Proportion, chance_doubt, proportion_of
 from unbackdoor._tasks.score import Score
 from unbackdoor._tasks.task import Asked, Checked, Examined, Judgement, Measure, Warn
@@ -206,14 +206,14 @@ class Classification:
             "purified_accuracy_on_clean": proportion_of(after).to_json(),
         }
 
-    def collapsed(self, data: Dataset, before: Tensor, after: Tensor) -> bool:
-        """Whether one class alone is left of those that the suspect knew."""
-        return one_class_alone(data.labels.cpu(), before, after, "", None) is not None
+    def lost_a_class(self, data: Dataset, before: Tensor, after: Tensor) -> bool:
+        """Whether most of what the suspect knew of a class is lost."""
+        return lost_class(data, before, after) is not None
 
     def judged(self, data: Dataset, before: Tensor, after: Tensor, which: str, method: object) -> Judgement:
-        """Whether the result lost significantly more than 10 points, or all classes but one; see `Task`."""
+        """Whether the result lost significantly more than 10 points, or most of a class; see `Task`."""
         damage = unusable(before, after, which, method)
-        damage = damage or one_class_alone(data.labels.cpu(), before, after, which, method)
+        damage = damage or without_a_class(data, before, after, which, method)
         lost = float(before.double().mean() - after.double().mean())
         if damage is not None or lost <= ALLOWED:
             return Judgement(damage, None)

@@ -3,16 +3,15 @@
 import math
 
 import numpy as np
-import torch
 from torch import Tensor
 
+from unbackdoor._data.dataset import Dataset
 from unbackdoor._registry.entries import entry_of, steps_of
 from unbackdoor._registry.purifiers import REGISTRY
 
 ALLOWED = 0.1  # accuracy on clean examples that a purification may cost
 LEVEL = 0.05  # of the test: how often a model that lost no more than that is called unusable, at most
 NUISANCE = 0.001  # part of LEVEL that is spent on the unknown share of changed examples
-MISSES = 5  # in a row, of answers of which half stayed right, come about in 3 % of cases
 
 
 def p_value(lost: int, gained: int, n: int, allowed: float = ALLOWED) -> float:
@@ -86,27 +85,45 @@ def unusable(before: Tensor, after: Tensor, which: str, method: object) -> str |
     )
 
 
-def one_class_alone(labels: Tensor, before: Tensor, after: Tensor, which: str, method: object) -> str | None:
-    """Two sentences for a model that is right on one class alone, or on none, where the suspect was right on more.
+def lost_class(data: Dataset, before: Tensor, after: Tensor) -> int | None:
+    """Returns the first class of which a model lost most of what another knew; None if there is none.
 
-    Such a model mostly answers the same for every example. With few examples, or with one large class, the test of
-    accuracy cannot show it.
+    A model that answers the same for all examples may lose little accuracy, if most of them are of that class. So each
+    class is tested by itself: of its examples that the suspect gets right, the purified model gets significantly fewer
+    than half right (exact binomial test at 5 %, divided by the number of such classes).
 
     Args:
-        labels: of the examples, (n,).
+        data: the examples.
         before: whether the suspect answers each example right, (n,), bool.
         after: the same for the purified model.
-        which: see `unusable`.
-        method: see `unusable`.
     """
-    known = labels[after].unique()
-    others = int((before & ~torch.isin(labels, known)).sum())
-    if len(known) > 1 or others < MISSES:
+    if not data.has_labels:
         return None
-    right = "only those of one class" if len(known) else "none"
+    labels = data.labels.cpu()
+    classes = labels[before].unique().tolist()
+    for label in classes:
+        known = before & (labels == label)
+        if _at_most(int((known & after).sum()), int(known.sum())) * len(classes) <= LEVEL:
+            return int(label)
+    return None
+
+
+def _at_most(count: int, n: int) -> float:
+    """Returns the probability of at most `count` heads of n fair coins."""
+    ways = [math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) for k in range(count + 1)]
+    return float(np.exp(np.array(ways) - n * math.log(2)).sum())
+
+
+def without_a_class(data: Dataset, before: Tensor, after: Tensor, which: str, method: object) -> str | None:
+    """Two sentences for a model that lost most of a class; else None. See `lost_class` and `unusable`."""
+    if (label := lost_class(data, before, after)) is None:
+        return None
+    known = before & (data.labels.cpu() == label)
+    right, all_of_them = int((known & after).sum()), int(known.sum())
     return (
-        f"The purified model is not usable: of {len(labels):,} clean examples, {which}, it gets {right} right, and "
-        f"none of {others:,} others that the suspect gets right; {cause(method)}."
+        f"The purified model is not usable: of {len(before):,} clean examples, {which}, it gets {right:,} of class "
+        f"{data.class_name(label)} right where the suspect gets {all_of_them:,} right, significantly fewer than half; "
+        f"{cause(method)}."
     )
 
 

@@ -274,7 +274,7 @@ class Generation:
             "purified_clean_loss_on_clean": answer_loss(after, clean).to_json(),
         }
 
-    def collapsed(self, data: Dataset, before: Tensor, after: Tensor) -> bool:
+    def lost_a_class(self, data: Dataset, before: Tensor, after: Tensor) -> bool:
         """Answers have no classes."""
         return False
 

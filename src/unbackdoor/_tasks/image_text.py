@@ -209,9 +209,9 @@ class ImageText:
         per_class = {"per_class": list(examined.per_class)} if examined.per_class else {}
         return {"n": len(clean), **per_class, "augment": asdict(clean.augment)}
 
-    def collapsed(self, data: Dataset, before: Tensor, after: Tensor) -> bool:
-        """Whether one class alone is left of those that the suspect knew."""
-        return CLASSIFICATION.collapsed(data, before, after)
+    def lost_a_class(self, data: Dataset, before: Tensor, after: Tensor) -> bool:
+        """Whether most of what the suspect knew of a class is lost."""
+        return CLASSIFICATION.lost_a_class(data, before, after)
 
     def judged(self, data: Dataset, before: Tensor, after: Tensor, which: str, method: object) -> Judgement:
         """Whether the result lost significantly more than 10 points of accuracy; see `Task`."""

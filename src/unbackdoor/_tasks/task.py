@@ -170,8 +170,8 @@ class Task(Protocol):
     def figures(self, clean: Dataset, before: Tensor, after: Tensor) -> dict[str, Any]:
         """The entries of the record on the outcomes of suspect and result on the clean examples."""
 
-    def collapsed(self, data: Dataset, before: Tensor, after: Tensor) -> bool:
-        """Whether a result is right on one class alone, or on none, where the suspect was right on more.
+    def lost_a_class(self, data: Dataset, before: Tensor, after: Tensor) -> bool:
+        """Whether a result lost most of what the suspect knew of a class.
 
         Args:
             data: clean examples.

@@ -30,7 +30,7 @@ class Trial:
         model: the result; None if the method refused.
         problem: why it refused.
         lost: share of the held-out examples, by accuracy.
-        collapsed: whether it is right on one class alone; see `Task.collapsed`.
+        lost_a_class: of those that the suspect knew; see `Task.lost_a_class`.
         left: for each shortcut with a trigger, how many held-out examples it and a random trigger move.
         seconds: of the method.
         warnings: of the method.
@@ -43,7 +43,7 @@ class Trial:
     problem: str = ""
     warnings: tuple[str, ...] = ()
     lost: float = 1.0
-    collapsed: bool = False
+    lost_a_class: bool = False
     left: tuple[tuple[Shortcut, ExactShare, ExactShare], ...] = ()
     seconds: float = 0.0
     audit: Audit | str | None = None
@@ -78,7 +78,7 @@ class Trial:
             method=method,
             model=model,
             lost=difference(before, after).lost,
-            collapsed=run.task.collapsed(held, before, after),
+            lost_a_class=run.task.lost_a_class(held, before, after),
             left=tuple((shortcut, *shares) for shortcut, shares in moving if shares is not None),
             seconds=seconds,
             warnings=warnings,
@@ -101,8 +101,8 @@ class Trial:
         return max([0.0, *(moved.value - random.value for _, moved, random in self.left), *again])
 
     def within(self, allowed: float, count: int) -> bool:
-        """Returns whether it did not collapse, and loses at most a share of accuracy, in whole examples of `count`."""
-        return self.model is not None and not self.collapsed and round(self.lost * count) <= allowed * count + 1e-9
+        """Returns whether it lost no class, and loses at most a share of accuracy, in whole examples of `count`."""
+        return self.model is not None and not self.lost_a_class and round(self.lost * count) <= allowed * count + 1e-9
 
     def sentence(self, count: int) -> str:
         """Returns its numbers in words; `count` held-out examples are their base."""
@@ -114,7 +114,7 @@ class Trial:
             left = f", and its audit found a shortcut again: {self.returned[0].sentence}"
         else:
             left = f", and a shortcut moves {self.most_left:.0%} more than a random trigger does"
-        alone = ", gets one class alone right" if self.collapsed else ""
+        alone = ", has lost a class" if self.lost_a_class else ""
         return f"loses {100 * self.lost:.1f} points of accuracy on {count} held-out examples{alone}{left}"
 
     def to_json(self) -> dict[str, Any]:

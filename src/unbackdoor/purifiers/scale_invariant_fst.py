@@ -90,14 +90,14 @@ class ScaleInvariantFST:
             return model
         tuned, held = run.hold_out(clean)
         before = hits(suspect, held, run.arithmetic)
-        kept: tuple[tuple[bool, float], float, dict[str, Tensor]] | None = None  # collapsed, loss; strength; weights
+        kept: tuple[tuple[bool, float], float, dict[str, Tensor]] | None = None  # whether a class is lost, loss; strength; weights
         for strength, part in TRIALS:
             passes = max(1, round(part * self.epochs))
             model.load_state_dict(suspect.state_dict())
             self._tune(model, suspect, tuned, run, strength=strength, passes=passes)
             after = hits(model, held, run.arithmetic)
             lost = difference(before, after).lost
-            price = run.task.collapsed(held, before, after), lost
+            price = run.task.lost_a_class(held, before, after), lost
             length = "1 pass" if passes == 1 else f"{passes} passes"
             run.note(
                 f"strength {strength:g} in {length} loses {100 * lost:.1f} points of accuracy on {len(held)} held-out "
