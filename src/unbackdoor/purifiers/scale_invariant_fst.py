@@ -90,7 +90,9 @@ class ScaleInvariantFST:
             return model
         tuned, held = run.hold_out(clean)
         before = hits(suspect, held, run.arithmetic)
-        kept: tuple[tuple[bool, float], float, dict[str, Tensor]] | None = None  # whether a class is lost, loss; strength; weights
+        kept: tuple[tuple[bool, float], float, dict[str, Tensor]] | None = (
+            None  # whether a class is lost, loss; strength; weights
+        )
         for strength, part in TRIALS:
             passes = max(1, round(part * self.epochs))
             model.load_state_dict(suspect.state_dict())
