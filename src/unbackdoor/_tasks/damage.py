@@ -90,7 +90,8 @@ def lost_class(data: Dataset, before: Tensor, after: Tensor) -> int | None:
 
     A model that answers the same for all examples may lose little accuracy, if most of them are of that class. So each
     class is tested by itself: of its examples that the suspect gets right, the purified model gets significantly fewer
-    than half right (exact binomial test at 5 %, divided by the number of such classes).
+    than half right (exact binomial test at 5 %, divided by the number of such classes). A suspect that is right on one
+    class alone has none to lose.
 
     Args:
         data: the examples.
@@ -101,7 +102,7 @@ def lost_class(data: Dataset, before: Tensor, after: Tensor) -> int | None:
         return None
     labels = data.labels.cpu()
     classes = labels[before].unique().tolist()
-    for label in classes:
+    for label in classes if len(classes) > 1 else ():
         known = before & (labels == label)
         if _at_most(int((known & after).sum()), int(known.sum())) * len(classes) <= LEVEL:
             return int(label)
