@@ -49,8 +49,8 @@ def purify(
     """Remove a backdoor: a suspect and a few clean examples in, the same kind of model out.
 
     The model passed in and the global random state are not changed. A model that lost significantly more than 10 points
-    of accuracy on clean examples (a language model: 0.5 nats per answer token) is also returned: then
-    `record["usable"]` is False, and the first of `record["warnings"]` says why.
+    of accuracy on clean examples, or most of a class (a language model: 0.5 nats per answer token), is also returned:
+    then `record["usable"]` is False, and the first of `record["warnings"]` says why.
 
     Args:
         model: any classifier whose last layer is linear, or a causal language model of transformers.
