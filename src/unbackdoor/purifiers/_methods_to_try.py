@@ -13,11 +13,11 @@ from unbackdoor.purifiers.scale_invariant_fst import ScaleInvariantFST
 from unbackdoor.purifiers.trigger_distillation import TriggerDistillation
 from unbackdoor.purifiers.word_distillation import WordDistillation
 
-# The second shift of images, for backdoors that the first leaves; its batches are smaller if there are few images
-# (docs/results/auto.md).
+# The first shift of images. At the defaults, few images make few small steps, which can leave half of a backdoor, and
+# no audit shows it; so its rate is higher, and its batches are smaller if images are few (docs/results/auto.md).
 LEARNING_RATE, BATCH = 0.03, 32
 
-# The third, for networks that need longer to learn their features again.
+# The third, for networks that need longer to learn their features again; the second is at the defaults.
 LONGER = 120
 
 # These change a model whatever its trigger is; the others unlearn what a search finds.
@@ -27,10 +27,10 @@ WITHOUT_A_SEARCH = ScaleInvariantFST, MixingDistillation
 def _for_images(clean: Dataset, shortcut: bool, run: Run) -> list[Method]:
     shift = ScaleInvariantFST(strength=1)
     small = min(BATCH, max(SMALLEST_BATCH, len(clean) // STEPS))
-    further = replace(shift, learning_rate=LEARNING_RATE, batch_size=small)
+    larger = replace(shift, learning_rate=LEARNING_RATE, batch_size=small)
     longer = replace(shift, epochs=LONGER)
     found: list[Method] = [TriggerDistillation()] if shortcut else []
-    return [shift, further, longer, ContrastiveUnlearning(), *found, FineTuning()]
+    return [larger, shift, longer, ContrastiveUnlearning(), *found, FineTuning()]
 
 
 def _for_texts(clean: Dataset, shortcut: bool, run: Run) -> list[Method]:

@@ -26,9 +26,9 @@ class Auto:
     Four fifths of the clean examples are for the audits and the methods; the others are held out to judge the results.
     A shortcut counts if the audit raises an alarm. If it has no clean models to compare with, a shortcut counts that
     moves most unseen examples, more than a random trigger does, and whose size is rare among the classes (nominal p at
-    most 0.05). The methods are, on images, scale-invariant FST at full strength, the same with larger and more steps,
-    the same in three times the passes, contrastive unlearning, trigger distillation if a shortcut counts, and
-    fine-tuning; on texts mixing distillation if there is a base, word distillation if a shortcut counts, and
+    most 0.05). The methods are, on images, scale-invariant FST at full strength with larger and more steps, the same at
+    its defaults, the same in three times the passes, contrastive unlearning, trigger distillation if a shortcut counts,
+    and fine-tuning; on texts mixing distillation if there is a base, word distillation if a shortcut counts, and
     fine-tuning.
 
     A result passes if it loses at most `max_loss` points of accuracy on the held-out examples, if no shortcut of the
@@ -51,8 +51,9 @@ class Auto:
     help to choose: it has not been measured yet whether they show which method is better.
     """
 
-    # The first version tried no trigger distillation; the second shifted in ten passes, and unlearned in small steps.
-    version: ClassVar[int] = 3
+    # The first version tried no trigger distillation; the second shifted in ten passes, and unlearned in small steps;
+    # the third tried the shift at its defaults first.
+    version: ClassVar[int] = 4
 
     max_loss: Annotated[float, Field(ge=0, le=100)] = 10.0
     detectors: tuple[str, ...] | None = None
