@@ -4,7 +4,7 @@
     python benchmarks/zoo_data.py $ZOO
     python benchmarks/few_steps.py $ZOO [digits-patch ...]
 
-300 clean pictures purify each victim; the settings of the second shift of `auto` were chosen on them. Seed of the
+300 clean pictures purify each victim; the settings of the first shift of `auto` were chosen on them. Seed of the
 purification 0, float32, one thread; about 2 minutes a victim.
 """
 

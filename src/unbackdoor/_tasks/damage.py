@@ -53,8 +53,7 @@ def _upper_limit(count: int, n: int, error: float) -> float:
     """Returns the largest share for which `count` or fewer of n have probability `error` (Clopper and Pearson)."""
     if count == n:
         return 1.0
-    numbers = np.arange(count + 1)
-    ways = np.array([math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) for k in numbers])
+    numbers, ways = np.arange(count + 1), _log_ways(count, n)
     low, high = count / n, 1.0
     for _ in range(50):
         share = (low + high) / 2
@@ -63,6 +62,11 @@ def _upper_limit(count: int, n: int, error: float) -> float:
         else:
             high = share
     return high
+
+
+def _log_ways(count: int, n: int) -> np.ndarray:
+    """Returns the logarithm of the number of ways to choose 0, 1, ..., `count` of n, (count + 1,)."""
+    return np.array([math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) for k in range(count + 1)])
 
 
 def unusable(before: Tensor, after: Tensor, which: str, method: object) -> str | None:
@@ -111,8 +115,7 @@ def lost_class(data: Dataset, before: Tensor, after: Tensor) -> int | None:
 
 def _at_most(count: int, n: int) -> float:
     """Returns the probability of at most `count` heads of n fair coins."""
-    ways = [math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) for k in range(count + 1)]
-    return float(np.exp(np.array(ways) - n * math.log(2)).sum())
+    return float(np.exp(_log_ways(count, n) - n * math.log(2)).sum())
 
 
 def without_a_class(data: Dataset, before: Tensor, after: Tensor, which: str, method: object) -> str | None:

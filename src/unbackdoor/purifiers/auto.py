@@ -31,11 +31,11 @@ class Auto:
     and fine-tuning; on texts mixing distillation if there is a base, word distillation if a shortcut counts, and
     fine-tuning.
 
-    A result passes if it loses at most `max_loss` points of accuracy on the held-out examples, if no shortcut of the
-    audit moves a tenth more of them than a random trigger does, and if an audit of the result finds no shortcut to
-    their classes again. The last matters, because a method that was tuned on the shortcuts of the audit removes them,
-    and may leave the backdoor. If none passes, the one within `max_loss` is kept that leaves the least of the
-    shortcuts; if there is none, the suspect is handed back unchanged. Both have a warning, and so has a method that
+    A result passes if it loses at most `max_loss` points of accuracy and no class on the held-out examples, if no
+    shortcut of the audit moves a tenth more of them than a random trigger does, and if an audit of the result finds no
+    shortcut to their classes again. The last matters, because a method that was tuned on the shortcuts of the audit
+    removes them, and may leave the backdoor. If none passes, the one within `max_loss` is kept that leaves the least of
+    the shortcuts; if there is none, the suspect is handed back unchanged. Both have a warning, and so has a method that
     unlearns what it finds if the audit found nothing to test it with. The entry `choice` of the record has the audits,
     each method that was tried, its numbers, and the reason.
 

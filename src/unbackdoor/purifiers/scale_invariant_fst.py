@@ -42,7 +42,8 @@ class ScaleInvariantFST:
     cannot teach, and the features need many passes to learn it again. How many, and how much of a head can be given
     up, depends on the suspect. So trials are made on four fifths of the clean examples: strength 1, the same with three
     times the passes, strength 1/2, and strength 0 with a quarter of the passes. The first that loses no more accuracy
-    on the remaining fifth than the margin is the result; if there is none, it is the one that loses least.
+    on the remaining fifth than the margin, and no class, is the result; if there is none, it is the one that loses
+    least.
 
     A variant of this project; its parents are Min et al., "Towards Stable Backdoor Purification through Feature Shift
     Tuning", NeurIPS 2023, https://arxiv.org/abs/2310.01875, and Hinton et al., "Distilling the Knowledge in a Neural
@@ -90,16 +91,14 @@ class ScaleInvariantFST:
             return model
         tuned, held = run.hold_out(clean)
         before = hits(suspect, held, run.arithmetic)
-        kept: tuple[tuple[bool, float], float, dict[str, Tensor]] | None = (
-            None  # whether a class is lost, loss; strength; weights
-        )
+        kept: tuple[tuple[bool, float], float, dict[str, Tensor]] | None = None  # price, strength, weights
         for strength, part in TRIALS:
             passes = max(1, round(part * self.epochs))
             model.load_state_dict(suspect.state_dict())
             self._tune(model, suspect, tuned, run, strength=strength, passes=passes)
             after = hits(model, held, run.arithmetic)
             lost = difference(before, after).lost
-            price = run.task.lost_a_class(held, before, after), lost
+            price = run.task.lost_a_class(held, before, after), lost  # a lost class is dearer than any loss
             length = "1 pass" if passes == 1 else f"{passes} passes"
             run.note(
                 f"strength {strength:g} in {length} loses {100 * lost:.1f} points of accuracy on {len(held)} held-out "
