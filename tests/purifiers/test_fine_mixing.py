@@ -204,7 +204,7 @@ class TestSearch:
         asked, record = losing(lambda rho: 0.098 * (1 - rho), 0.01)  # 3 points at rho 0.7
         assert asked == [0.5, 0.8, 0.7, 0.6]
         assert "rho 0.7 was chosen." in record["notes"]
-        assert "rho 0.5 loses 4.9 points of accuracy (+- 1.0)." in record["notes"]
+        assert "rho 0.5 loses 4.9 points of accuracy, each class counting alike (+- 1.0)." in record["notes"]
         assert not [text for text in record["warnings"] if "margin" in text]
 
     def test_another_margin(self, losing) -> None:

@@ -21,7 +21,7 @@ class Difference(NamedTuple):
     """The quality that a candidate loses compared with a reference on the same examples.
 
     Args:
-        lost: mean quality of the reference minus that of the candidate.
+        lost: weighted mean quality of the reference minus that of the candidate.
         error: standard error of that difference, from the examples on which the two differ; of accuracies at least that
             of one such example, so that few examples without a difference do not count as certainty.
     """
@@ -30,13 +30,13 @@ class Difference(NamedTuple):
     error: float
 
 
-def difference(reference: Tensor, candidate: Tensor) -> Difference:
-    """Compare the quality of two models example by example; see `Task.quality`.
+def difference(reference: Tensor, candidate: Tensor, weights: Tensor | float = 1.0) -> Difference:
+    """Compare the quality of two models example by example; see `Task.quality` and `Task.weights`.
 
     >>> difference(torch.tensor([True, True, True, True]), torch.tensor([True, True, True, False]))
     Difference(lost=0.25, error=0.25)
     """
-    gaps = reference.double() - candidate.double()
+    gaps = weights * (reference.double() - candidate.double())
     least = 0.0 if reference.is_floating_point() else 1 / len(gaps)
     return Difference(float(gaps.mean()), max(float(gaps.std() / len(gaps) ** 0.5), least))
 
@@ -112,8 +112,9 @@ def smallest_within(
 ) -> float:
     """Returns the smallest of 0, 0.1, ..., 1 with which a procedure loses no more quality than a margin.
 
-    Quality (`Task.quality`) is cross-validated over all clean examples. The measured loss decides; of accuracy it is
-    counted in whole examples: 3 points of 64 are 2. No allowance is made for its standard error, since the measurement
+    Quality (`Task.quality`) is cross-validated over all clean examples. Each class counts alike (`Task.weights`),
+    however many examples it has: a model that knows only the larger class may lose little accuracy. The measured loss
+    decides; of accuracy it is counted in whole examples: 3 points of 64 are 2. No allowance is made for its standard error, since the measurement
     errs in both directions: one standard error usually costs twice the margin (docs/results/fine-mixing.md). If it is
     larger than the margin, a warning lists other values that may suffice. A model that lost a class
     (`Task.lost_a_class`) does not pass. Notes list the values that were tried and the chosen one. If no other value
@@ -139,6 +140,8 @@ def smallest_within(
     suspect = run.task.outcomes(model, clean, run.arithmetic)
     before = run.task.quality(clean, suspect)
     counted = not before.is_floating_point()  # an accuracy, in whole examples
+    weights = run.task.weights(clean)
+    alike = "" if bool((weights == weights[0]).all()) else ", each class counting alike"
     losses: dict[float, Difference] = {}
     answers: dict[float, Tensor] = {}
 
@@ -154,8 +157,8 @@ def smallest_within(
             arithmetic=run.arithmetic,
             task=run.task,
         )
-        lost, error = losses[candidate] = difference(before, run.task.quality(clean, after))
-        run.note(f"{words(candidate)} loses {measure.of(lost)} {measure.lost} (+- {measure.of(error)}).")
+        lost, error = losses[candidate] = difference(before, run.task.quality(clean, after), weights)
+        run.note(f"{words(candidate)} loses {measure.of(lost)} {measure.lost}{alike} (+- {measure.of(error)}).")
         if run.task.lost_a_class(clean, suspect, after):
             losses[candidate] = Difference(math.inf, 0.0)
             return False

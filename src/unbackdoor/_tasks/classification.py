@@ -115,6 +115,16 @@ class Classification:
         """Returns whether each answer is as labelled, (n,), bool."""
         return outcomes
 
+    def weights(self, data: Dataset) -> Tensor:
+        """Returns weights with which each class of the data counts alike, (n,), with a mean of 1.
+
+        >>> two_and_one = Dataset(items=torch.zeros(3, 1, 2, 2, dtype=torch.uint8), labels=torch.tensor([0, 0, 1]))
+        >>> Classification().weights(two_and_one).tolist()
+        [0.75, 0.75, 1.5]
+        """
+        counts = torch.bincount(data.labels.cpu())
+        return len(data) / (counts > 0).sum() / counts[data.labels.cpu()].double()
+
     def examined(
         self, model: nn.Module, clean: Dataset, arithmetic: Arithmetic, warn: Warn, head: str | None = None
     ) -> Examined:

@@ -75,6 +75,10 @@ class Generation:
         """Returns minus the loss per token of each answer, (n,), float64."""
         return -outcomes / data.conversations.answer_lengths.cpu()
 
+    def weights(self, data: Dataset) -> Tensor:
+        """Returns ones: there are no classes to weigh."""
+        return torch.ones(len(data), dtype=torch.float64)
+
     @torch.no_grad()
     def outcomes(self, model: nn.Module, data: Dataset, arithmetic: Arithmetic) -> Tensor:
         """Returns the loss of each row's answer, summed over its tokens, (n,), float64, on the CPU."""

@@ -66,6 +66,10 @@ class ImageText:
         """Returns the outcomes, (n,), bool."""
         return outcomes
 
+    def weights(self, data: Dataset) -> Tensor:
+        """Returns ones: there are no classes to weigh."""
+        return torch.ones(len(data), dtype=torch.float64)
+
     def examined(
         self, model: nn.Module, clean: Dataset, arithmetic: Arithmetic, warn: Warn, head: str | None = None
     ) -> Examined:

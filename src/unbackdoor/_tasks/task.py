@@ -129,6 +129,12 @@ class Task(Protocol):
         Of a classifier, whether the answer is right, bool; of a language model, minus the loss per token of the answer.
         """
 
+    def weights(self, data: Dataset) -> Tensor:
+        """Returns how much each example counts in a mean of qualities, (n,), float64, on the CPU; their mean is 1.
+
+        Of a classifier, so much that each class of the data counts alike; else 1.
+        """
+
     def examined(
         self, model: nn.Module, clean: Dataset, arithmetic: Arithmetic, warn: Warn, head: str | None = None
     ) -> Examined:

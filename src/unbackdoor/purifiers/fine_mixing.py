@@ -28,7 +28,7 @@ class FineMixing:
     and then all weights are tuned on the clean examples. The task head, which the base lacks, stays. A smaller rho is
     safer and less accurate. If it is None, it is the smallest of 0, 0.1, ..., 1 at which clean accuracy after mixing
     and tuning, cross-validated over all clean examples, falls short of the suspect's own by no more than the margin, to
-    the nearest whole example. If the standard error of that difference is larger than the margin, there are too few
+    the nearest whole example, where each class counts alike. If the standard error of that difference is larger than the margin, there are too few
     examples to measure it, and a warning says so. The grid is searched by halving, which assumes that accuracy rises
     with rho.
 
@@ -73,8 +73,9 @@ class FineMixing:
     freeze_filled: bool = False
 
     # The first version accepted a loss within the standard error, and so chose the smallest rho if examples were few.
-    # The second accepted a model that gives all examples one class, if most of them are of that class.
-    version: ClassVar[int] = 3
+    # The second accepted a model that gives all examples one class, if most of them are of that class. In the third
+    # each example counted alike, so that a model that knew little of a small class passed.
+    version: ClassVar[int] = 4
 
     @property
     def needs_clean(self) -> bool:

@@ -92,6 +92,7 @@ class ScaleInvariantFST:
         tuned, held = run.hold_out(clean)
         before = hits(suspect, held, run.arithmetic)
         kept: tuple[tuple[bool, float], float, dict[str, Tensor]] | None = None  # price, strength, weights
+        refused = f"cost more than the margin of {100 * self.margin:g} points of accuracy"
         for strength, part in TRIALS:
             passes = max(1, round(part * self.epochs))
             model.load_state_dict(suspect.state_dict())
@@ -104,6 +105,8 @@ class ScaleInvariantFST:
                 f"strength {strength:g} in {length} loses {100 * lost:.1f} points of accuracy on {len(held)} held-out "
                 "examples."
             )
+            if strength == 1 and price[0] and lost <= self.margin:
+                refused = "lost most of a class"
             if kept is None or price < kept[0]:
                 kept = price, strength, copy.deepcopy(model.state_dict())
             if price <= (False, self.margin):
@@ -113,8 +116,7 @@ class ScaleInvariantFST:
         model.load_state_dict(weights)
         if strength < 1:
             run.warn(
-                "a backdoor may have stayed: strength 1 cost more than the margin of "
-                f"{100 * self.margin:g} points of accuracy, so {strength:g} was used, which shifts features less. "
+                f"a backdoor may have stayed: strength 1 {refused}, so {strength:g} was used, which shifts features less. "
                 "Give more clean examples, raise `margin`, or try another method as well."
             )
         return model
