@@ -203,6 +203,20 @@ def test_a_proxy_counts_for_methods_that_take_one(folder: Path, monkeypatch: pyt
     del sys.modules["my_free_method"]
 
 
+def test_unlabelled_examples_count_for_methods_that_use_them(folder: Path) -> None:
+    for name in ("first", "second"):
+        (folder / f"{name}.parquet").write_text(name)
+    methods = "".join(f'[[methods]]\nname = "{name}"\n' for name in ("fst", "scale-invariant-fst", "auto"))
+
+    def keys(entry: str) -> dict[str, str]:
+        return {cell.label: cell.key for cell in all_cells(grid(folder, TASK + entry + BUDGET + methods))}
+
+    without, first, second = (keys(entry and f'unlabelled = "{entry}.parquet"\n') for entry in ("", "first", "second"))
+    uses = {"scale-invariant-fst", "auto"}
+    assert {label for label in first if first[label] != second[label]} == uses
+    assert {label for label in first if first[label] != without[label]} == uses
+
+
 def test_an_attack_entry_is_a_value(folder: Path) -> None:
     planned = grid(folder, TASK + BUDGET + '[[attacks]]\nname = "blended"\nratio = 0.1\nlabel = "weak"\n').attacks
     assert [(entry.label, entry.value, entry.rates) for entry in planned] == [

@@ -125,6 +125,29 @@ def test_the_record_and_the_page_repeat_the_command(place: Path) -> None:
     assert words.splitlines() == ["unbackdoor", *arguments]
 
 
+def test_unlabelled_examples_are_used_and_not_scored(place: Path, digits: Dataset) -> None:
+    """Labels of these are not read, not even wrong ones; a method that uses none says so before anything runs."""
+    _, rest = digits.split(300, seed=0)
+    test, train = rest.split(400, seed=0)
+    unlabelled = Dataset(items=torch.cat([test.items[:100], train.items[:200]]), labels=torch.full((300,), 77))
+    write_pictures(unlabelled, place / "unlabelled.parquet")
+    arguments = (*MODEL, "--clean", "clean.parquet", "--unlabelled", "unlabelled.parquet", "--out", "out")
+    refused = run("purify", "fst", *arguments, cwd=place)
+    assert refused.returncode == 2
+    assert refused.stderr.splitlines()[-1].endswith(
+        "fst uses no --unlabelled examples. Leave them out, or take scale-invariant-fst."
+    )
+    assert not (place / "out").exists()
+    shift = ("scale-invariant-fst", "--strength", 1, "--epochs", 2)
+    done = run("purify", *shift, *arguments, "--data", "test.parquet", cwd=place)
+    assert done.returncode in (0, 1), done.stderr
+    record = json.loads((place / "out" / "record.json").read_text())
+    assert record["unlabelled"] == 300
+    assert record["scores"]["suspect"]["clean_accuracy"]["n"] == 300
+    assert "100 examples are also in unlabelled.parquet; they are not scored" in done.stderr
+    assert "--unlabelled unlabelled.parquet" in record["command"]
+
+
 def test_without_test_data_scores_are_null_and_say_why(place: Path) -> None:
     done = run("purify", "fine-tuning", *MODEL, "--clean", "clean.parquet", "--out", "out", "--epochs", 1, cwd=place)
     assert done.returncode == 0, done.stderr

@@ -256,3 +256,59 @@ def test_a_given_strength_takes_the_given_passes(suspect: Normalised, digits: Da
     for strength in (1.0, 0.0):
         record = purify(suspect, data, purifiers.ScaleInvariantFST(strength=strength, epochs=3), seed=0).record
         assert record["examples_seen"] == 300
+
+
+class TestUnlabelled:
+    """Examples without labels: who teaches them, and what the method makes of them."""
+
+    def test_the_first_result_teaches_where_it_names_another_class(self, digits: Dataset) -> None:
+        torch.manual_seed(0)
+        one, two = (nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).double().eval() for _ in range(2))
+        (batch,) = digits.select(range(60)).batches(60)
+        x = encoded(digits.select(range(60)), one)
+        with torch.no_grad():
+            first, second = one(x), two(x)
+        rows = [a if a.argmax() == b.argmax() else b for a, b in zip(first, second, strict=True)]
+        assert 0 < sum(torch.equal(row, b) for row, b in zip(rows, second, strict=True)) < 60
+        run = toys.a_run()
+        assert torch.allclose(scale_invariant_fst._taught(one, two, batch, run), torch.stack(rows))
+        assert torch.allclose(scale_invariant_fst._taught(one, None, batch, run), first)
+
+    def test_labels_count_where_there_are_any(self, digits: Dataset) -> None:
+        scores = torch.randn(6, 10, generator=torch.Generator().manual_seed(0))
+        (batch,) = replace(digits.select(range(6)), labels=torch.tensor([3, -1, 2, -1, -1, 0])).batches(6)
+        own = scores.log_softmax(1)
+        expected = -(own[0, 3] + own[2, 2] + own[5, 0]) / 6
+        assert torch.allclose(scale_invariant_fst._labelled(scores, batch), expected)
+
+    def test_twice_the_steps_on_all_and_a_note(self, suspect: Normalised, digits: Dataset) -> None:
+        clean, others = digits.select(range(600, 700)), digits.select(range(700, 1000))
+        made = purify(suspect, clean, purifiers.ScaleInvariantFST(margin=1, epochs=10), unlabelled=others).record
+        assert made["examples_seen"] == 10 * 80 + 4 * 380  # 2 * 10 * 80 / 380 passes
+        assert made["unlabelled"] == 300
+        assert made["notes"][-1].startswith("with 300 unlabelled examples it loses ")
+        assert made["notes"][-1].endswith(" points of accuracy on 20 held-out examples.")
+        assert made["clean"]["held_out"] == 20
+        fixed = purify(suspect, clean, purifiers.ScaleInvariantFST(strength=1, epochs=10), unlabelled=others).record
+        assert fixed["examples_seen"] == 10 * 100 + 5 * 400
+
+    def test_where_it_loses_more_the_first_result_is_kept(
+        self, suspect: Normalised, digits: Dataset, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def ruined(self: object, model: nn.Module, *_: object, **__: object) -> None:
+            with torch.no_grad():
+                model.get_submodule("head").weight.zero_()
+
+        clean, method = digits.select(range(600, 700)), purifiers.ScaleInvariantFST(margin=1, epochs=2)
+        alone = purify(suspect, clean, method).model
+        monkeypatch.setattr(purifiers.ScaleInvariantFST, "_tune_again", ruined)
+        both = purify(suspect, clean, method, unlabelled=digits.select(range(700, 800)))
+        assert "unlabelled examples it loses" in both.record["notes"][-1]
+        assert torch.equal(both.model.head.weight, alone.head.weight)
+
+    def test_strength_0_uses_none(self, suspect: Normalised, digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(scale_invariant_fst, "TRIALS", [(0.0, 1.0)])
+        method = purifiers.ScaleInvariantFST(epochs=1)
+        made = purify(suspect, digits.select(range(600, 700)), method, unlabelled=digits.select(range(700, 800)))
+        assert "the unlabelled examples were not used: strength 0 tunes on labels alone." in made.record["notes"]
+        assert made.record["examples_seen"] == 80

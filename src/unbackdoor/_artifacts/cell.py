@@ -67,6 +67,7 @@ class CellSpec(JsonObject):
     clean: dict[str, Any] | None
     seed: Count
     proxy: str | None = None
+    unlabelled: str | None = None
 
 
 class DescribedMethod(JsonObject):

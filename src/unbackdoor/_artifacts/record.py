@@ -172,6 +172,7 @@ class PurificationRecord(JsonObject):
     suspect_clean_loss_on_clean: AnswerLossEntry | None = None
     purified_clean_loss_on_clean: AnswerLossEntry | None = None
     usable: bool | None
+    unlabelled: Count | None = None
     examples_seen: Count
     choice: ChoiceEntry | None = None
     notes: list[str]

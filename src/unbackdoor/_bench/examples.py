@@ -45,7 +45,7 @@ class Examples:
     def read(
         self,
         task: GridTask,
-        part: Literal["train", "test", "second_test", "clean", "triggered"],
+        part: Literal["train", "test", "second_test", "clean", "triggered", "unlabelled"],
         encode: Any,
         classes: tuple[str, ...] | None,
     ) -> Dataset:
@@ -56,7 +56,14 @@ class Examples:
         data: Dataset = self.shelf.keep(
             part,
             known,
-            lambda: Dataset.load(list(files), encode, columns=task.columns, classes=classes, augment=task.augment),
+            lambda: Dataset.load(
+                list(files),
+                encode,
+                columns=task.columns,
+                classes=classes,
+                augment=task.augment,
+                labelled=part != "unlabelled",
+            ),
         )
         name = ", ".join(Path(file).name for file in files)  # the folders are those of this machine
         return dataclasses.replace(data.encoded_by(encode or data.encode), name=name)

@@ -49,7 +49,7 @@ def check_task(name: str, task: GridTask, folder: Path, problems: Noted) -> Grid
 def _absolute(name: str, task: GridTask, folder: Path, problems: Noted) -> dict[str, Any]:
     """All entries that name files, as absolute paths; notes those that are missing."""
     changed: dict[str, Any] = {}
-    for key in ("train", "test", "second_test", "clean", "triggered"):
+    for key in ("train", "test", "second_test", "clean", "triggered", "unlabelled"):
         files = getattr(task, key)
         if files is not None:
             changed[key] = tuple(_path_or_name((name, key), file, folder, problems) for file in files)
@@ -158,7 +158,7 @@ def _check_behaviour(name: str, task: GridTask, problems: Noted) -> None:
 
 def file_hashes(task: GridTask) -> dict[str, str]:
     """The hashes of the files of a task, by entry; a name on the Hub stands for itself."""
-    files = {key: getattr(task, key) for key in ("train", "test", "clean") if getattr(task, key) is not None}
+    files = {key: getattr(task, key) for key in ("train", "test", "clean", "unlabelled") if getattr(task, key) is not None}
     hashes = {key: content_hash(paths) for key, paths in files.items()}
     for key in ("base", "proxy"):
         path = getattr(task, key)

@@ -56,6 +56,7 @@ class GridTask(GridTable):
         mean, std, image_size: how the pixels of an existing model are made, as in `purify`.
         base: the pre-trained model that victims start from, or that the existing model came from.
         proxy: another model for the same task, for methods that need it.
+        unlabelled: further examples, whose labels are not read, for methods that use them; they must not be scored.
         behaviour: of a language model, with `triggered`: the answer that the attacker wants, as contains:TEXT.
         arch, width, epochs, clean_epochs, learning_rate, batch_size, max_length, augment, precision: as in `attack`.
         lora_rank, adapter, template, max_new_tokens: of language models, as in `attack`.
@@ -79,6 +80,7 @@ class GridTask(GridTable):
     image_size: Annotated[int | None, Field(ge=1)] = None
     base: str | None = None
     proxy: str | None = None
+    unlabelled: Texts | None = None
     arch: str = "resnet18"
     width: Annotated[int, Field(ge=1)] = 16
     epochs: Annotated[int | None, Field(ge=1)] = None

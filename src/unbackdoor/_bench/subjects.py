@@ -246,7 +246,16 @@ def cell_of(
     }
     if subject.task.proxy is not None and any(_takes_proxy(step) for step in steps_of(method)):
         spec["proxy"] = files["proxy"]
+    if subject.task.unlabelled is not None and _takes_unlabelled(method):
+        spec["unlabelled"] = files["unlabelled"]
     return PlannedCell(subject, label, method, budget, seed, spec, identity(spec))
+
+
+def _takes_unlabelled(method: Any) -> bool:
+    """Whether a method may use the task's examples without labels."""
+    from unbackdoor._purification.method import uses_unlabelled
+
+    return method is not None and uses_unlabelled(method)
 
 
 def _takes_proxy(step: Any) -> bool:

@@ -275,7 +275,14 @@ class _Desk:
             precision=task.precision,
             base=self._base(task, encode),
             proxy=None if proxy is None else self.shelf.keep("proxy", proxy, lambda: _asked(proxy, task).model),
+            unlabelled=self._unlabelled(cell, encode, class_names(model)),
         )
+
+    def _unlabelled(self, cell: PlannedCell, encode: Any, classes: Any) -> Dataset | None:
+        """The examples without labels of a task, for a method that uses them."""
+        if "unlabelled" not in cell.spec:
+            return None
+        return self.examples.read(cell.subject.task, "unlabelled", encode, classes)
 
     def _base(self, task: GridTask, encode: Any) -> Any:
         """The pre-trained model of a task, for methods and detectors; None if it has none."""

@@ -105,6 +105,8 @@ class PurifyOptions(ModelOptions):
         merge: add a PEFT LoRA adapter to its base first; every method accepts the whole model that results.
         proxy: another model for the same task, for methods that need it.
         out: directory to write; it must not exist.
+        unlabelled: further examples, for methods that use them; their labels are not read, and a few may carry a
+            trigger.
         data: test examples; suspect and result are scored on them, and report.html is written.
         attack: attack.json whose trigger is put on the test examples.
         trigger: for language models, instead of --attack: a text that is put in front of the test prompts.
@@ -123,6 +125,7 @@ class PurifyOptions(ModelOptions):
 
     out: Annotated[str, REQUIRED]
     clean: Annotated[str | None, DATA] = None
+    unlabelled: Annotated[str | None, DATA] = None
     data: Annotated[str | None, DATA] = None
     attack: Annotated[str | None, DATA] = None
     trigger: Annotated[str | None, DATA] = None

@@ -61,7 +61,7 @@ class Dataset:
         classes: class names in label order, if they are known.
         augment: applied to training batches of images.
         groups: group of each row, (n,), int64; rows of one class and group stay together (frames of one video, say).
-        rows: places of the examples in the source, (n,), int64; None for their positions here.
+        rows: places of the examples in the source, (n,), int64, -1 without one; None for their positions here.
         columns: the source's own names of columns, as they were passed to `load`; a copy keeps them.
         name: name of the data in messages.
     """
@@ -262,9 +262,11 @@ class Dataset:
         return self.select(chosen), self.select(rest)
 
     def joined(self, others: "Dataset") -> "Dataset":
-        """These examples, then those of another data set, augmented as these are."""
+        """These examples, then those of another data set, augmented as these are; they have no place in the source."""
         labels = torch.cat([self.labels, others.labels])
-        return replace(self, items=self._items.joined(others._items), labels=labels, groups=None, rows=None)
+        own = torch.arange(len(self)).to(labels) if self.rows is None else self.rows
+        rows = torch.cat([own, torch.full_like(others.labels, -1)])
+        return replace(self, items=self._items.joined(others._items), labels=labels, groups=None, rows=rows)
 
     def replaced(self, rows: Tensor, items: ItemsLike) -> "Dataset":
         """Returns the same examples with other items in some rows; labels are kept.

@@ -8,7 +8,7 @@ from torch import nn
 from unbackdoor._data.dataset import Dataset
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._purification.run import Run
-from unbackdoor._registry.entries import name_of, steps_of
+from unbackdoor._registry.entries import entry_of, name_of, steps_of
 from unbackdoor._registry.purifiers import REGISTRY
 
 
@@ -22,6 +22,16 @@ class Method(Protocol):
 def needs_clean(method: Method) -> bool:
     """Whether a method uses clean examples; a method that uses none declares `needs_clean = False`."""
     return bool(getattr(method, "needs_clean", True))
+
+
+def uses_unlabelled(method: Method) -> bool:
+    """Whether a step of a method uses examples without labels; one that does declares `uses_unlabelled = True`.
+
+    Of a function, or a value without that declaration that is not registered, nothing is known: it may.
+    """
+    return any(
+        bool(getattr(step, "uses_unlabelled", entry_of(step, REGISTRY) is None)) for step in steps_of(method)
+    )
 
 
 def asking(method: Method) -> str:

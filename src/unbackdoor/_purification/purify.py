@@ -2,6 +2,7 @@
 
 import logging
 import time
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -11,15 +12,16 @@ from unbackdoor._artifacts.machine import peak_memory, versions
 from unbackdoor._data.dataset import Dataset
 from unbackdoor._errors import UnbackdoorError, listed
 from unbackdoor._models.arithmetic import Arithmetic, Precision, choose, description
-from unbackdoor._models.calling import check_modules
+from unbackdoor._models.calling import check_modules, class_count
 from unbackdoor._models.untrusted_weights import check_finite
 from unbackdoor._progress import bar, silent
 from unbackdoor._purification.form import Form, working_copy
-from unbackdoor._purification.method import Method, applied, asking, needs_clean, owner_of
+from unbackdoor._purification.method import Method, applied, asking, needs_clean, owner_of, uses_unlabelled
 from unbackdoor._purification.run import Run, positions
 from unbackdoor._registry.entries import entry_of, steps_of, to_json
 from unbackdoor._registry.purifiers import REGISTRY
 from unbackdoor._tasks.choice import task_of
+from unbackdoor._tasks.classification import CLASSIFICATION
 from unbackdoor._tasks.task import Examined, Task
 from unbackdoor._value import check_seed
 
@@ -44,6 +46,7 @@ def purify(
     precision: Precision = "auto",
     base: nn.Module | None = None,
     proxy: nn.Module | None = None,
+    unlabelled: Dataset | None = None,
     progress: bool = False,
 ) -> Purified:
     """Remove a backdoor: a suspect and a few clean examples in, the same kind of model out.
@@ -62,12 +65,14 @@ def purify(
         precision: see `unbackdoor._models.arithmetic.choose`.
         base: the pre-trained model that the suspect came from.
         proxy: another model for the same task.
+        unlabelled: further examples, whose labels are not read, for methods that use them; a few may carry a trigger.
         progress: show a progress bar on stderr.
 
     Raises:
         UnbackdoorError: model and data do not fit the method or each other, or the result is not finite.
     """
     _check_arguments(model, clean, method, seed=seed, base=base, proxy=proxy)
+    _check_unlabelled(unlabelled, clean, method)
     form, working = Form.of(model), working_copy(model)
     run = Run(
         generator=torch.Generator().manual_seed(seed),
@@ -85,6 +90,8 @@ def purify(
         run.head_name, run.modality = examined.head_name, clean.modality
     elif needs_clean(method):
         raise UnbackdoorError(f"{asking(method)} needs clean examples, got none.")
+    if unlabelled is not None:
+        run.unlabelled = _without_labels(unlabelled, working, run)
     measured = _measured(method, working, None if examined is None else examined.clean, run)
     clean_facts = _NO_CLEAN if examined is None else _compared(measured.purified, examined, method, run)
     form.restore_(measured.purified, owner_of(method))
@@ -97,6 +104,7 @@ def purify(
         "peak_memory_bytes": measured.peak_memory,
         "head": run.head_name or None,
         **clean_facts,
+        **({} if unlabelled is None else {"unlabelled": len(unlabelled)}),
         "examples_seen": run.examples_seen,
         **({} if run.choice is None else {"choice": run.choice}),
         "notes": run.notes,
@@ -121,6 +129,38 @@ def _check_arguments(model: object, clean: object, method: object, *, seed: int,
     check_modules("purify", model=model, base=base, proxy=proxy)
     assert isinstance(model, nn.Module)
     check_finite(model.state_dict(), type(model).__name__)
+
+
+def _check_unlabelled(unlabelled: object, clean: Dataset | None, method: Method) -> None:
+    """Refuse what are not examples of the kind of the clean ones, or a method that uses none."""
+    if unlabelled is None:
+        return
+    if not isinstance(unlabelled, Dataset):
+        raise UnbackdoorError(
+            f"purify takes unlabelled as a Dataset, got {type(unlabelled).__name__}. Load it with "
+            "unbackdoor.Dataset.load."
+        )
+    if not uses_unlabelled(method):
+        raise UnbackdoorError(
+            f"{owner_of(method)} uses no unlabelled examples. Leave `unlabelled` out, or take scale-invariant-fst."
+        )
+    if clean is not None and clean.modality != unlabelled.modality:
+        raise UnbackdoorError(
+            f"`unlabelled` must hold {clean.modality} as {clean.name} does, but {unlabelled.name} holds "
+            f"{unlabelled.modality}. Give others, or leave it out."
+        )
+
+
+def _without_labels(unlabelled: Dataset, working: nn.Module, run: Run) -> Dataset:
+    """Returns the unlabelled examples on the run's device, each with the label -1.
+
+    Raises:
+        UnbackdoorError: the model cannot take them.
+    """
+    if unlabelled.modality in CLASSIFICATION.modalities:
+        class_count(working, unlabelled)
+    hidden = replace(unlabelled, labels=torch.full((len(unlabelled),), -1), groups=None, rows=None)
+    return hidden.to(run.arithmetic.device)
 
 
 def _check_serves(method: Method, clean: Dataset, task: Task) -> None:

@@ -104,7 +104,7 @@ REGISTRY = (
         "unbackdoor.purifiers.scale_invariant_fst:ScaleInvariantFST",
         "FST in units of the head, taught by the suspect, as strong as held-out examples allow; this project's variant",
         needs=(Need.CLEAN,),
-        passes=(10, 30),
+        passes=(40, 210),
         cost="with another forward pass each",
         modality=("images", "text"),
         damage="probably no push was weak enough for these few examples: see the notes, give more clean examples, or "

@@ -39,6 +39,8 @@ class Auto:
     unlearns what it finds if the audit found nothing to test it with. The entry `choice` of the record has the audits,
     each method that was tried, its numbers, and the reason.
 
+    Examples without labels (`run.unlabelled`) go to the methods that use them, which is scale-invariant FST.
+
     A variant of this project; its methods name their parents.
 
     Args:
@@ -54,6 +56,7 @@ class Auto:
     # The first version tried no trigger distillation; the second shifted in ten passes, and unlearned in small steps;
     # the third tried the shift at its defaults first.
     version: ClassVar[int] = 4
+    uses_unlabelled: ClassVar[bool] = True
 
     max_loss: Annotated[float, Field(ge=0, le=100)] = 10.0
     detectors: tuple[str, ...] | None = None

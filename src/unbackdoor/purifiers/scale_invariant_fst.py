@@ -1,11 +1,12 @@
 """Feature Shift Tuning that does not depend on the scale of the suspect's features and head."""
 
 import copy
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, NamedTuple
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from unbackdoor._data.dataset import Batch, Dataset
 from unbackdoor._models.calling import probe
@@ -13,7 +14,7 @@ from unbackdoor._models.head import Head
 from unbackdoor._purification.run import Run
 from unbackdoor._purification.selection import difference
 from unbackdoor._tasks.classification import hits
-from unbackdoor._training.descent import cross_entropy, divergence
+from unbackdoor._training.descent import divergence
 from unbackdoor._training.recipe import Defaults
 from unbackdoor._value import value
 from unbackdoor.purifiers._head_units import centred, in_own_units, turn_
@@ -44,6 +45,12 @@ class ScaleInvariantFST:
     times the passes, strength 1/2, and strength 0 with a quarter of the passes. The first that loses no more accuracy
     on the remaining fifth than the margin, and no class, is the result; if there is none, it is the one that loses
     least.
+
+    Examples without labels (`run.unlabelled`) preserve more of the accuracy, but if a few of them carry the trigger,
+    the suspect's answers to these teach the backdoor again. So the result is only the first step: the suspect is tuned
+    once more, in the same way and with twice as many steps, on the clean and the unlabelled examples together. Its
+    teacher is the suspect where the first result agrees with it on the class, and the first result where it does not.
+    Of the two results the one that loses less on the held-out examples is kept.
 
     A variant of this project; its parents are Min et al., "Towards Stable Backdoor Purification through Feature Shift
     Tuning", NeurIPS 2023, https://arxiv.org/abs/2310.01875, and Hinton et al., "Distilling the Knowledge in a Neural
@@ -78,6 +85,7 @@ class ScaleInvariantFST:
 
     # The first version made ten passes, and lost more accuracy.
     version: ClassVar[int] = 2
+    uses_unlabelled: ClassVar[bool] = True
     defaults: ClassVar[Defaults] = {
         "images": {"batch_size": 32},
         "text": {"batch_size": 16},
@@ -88,41 +96,78 @@ class ScaleInvariantFST:
         suspect = copy.deepcopy(model).eval().requires_grad_(False)
         if self.strength is not None:
             self._tune(model, suspect, clean, run, strength=self.strength, passes=self.epochs)
+            if run.unlabelled is not None and self.strength > 0:
+                self._tune_again(model, suspect, clean, run, strength=self.strength, passes=self.epochs)
             return model
         tuned, held = run.hold_out(clean)
         before = hits(suspect, held, run.arithmetic)
-        kept: tuple[tuple[bool, float], float, dict[str, Tensor]] | None = None  # price, strength, weights
+        kept = self._tried(model, suspect, tuned, held, run)
+        model.load_state_dict(kept.weights)
+        if run.unlabelled is None:
+            return model
+        if kept.strength == 0:
+            run.note("the unlabelled examples were not used: strength 0 tunes on labels alone.")
+            return model
+        self._tune_again(model, suspect, tuned, run, strength=kept.strength, passes=kept.passes)
+        price = _price(before, model, held, run)
+        run.note(
+            f"with {len(run.unlabelled):,} unlabelled examples it loses {100 * price[1]:.1f} points of accuracy on "
+            f"{len(held)} held-out examples."
+        )
+        if price > kept.price:
+            model.load_state_dict(kept.weights)
+        return model
+
+    def _tried(self, model: nn.Module, suspect: nn.Module, tuned: Dataset, held: Dataset, run: Run) -> "_Kept":
+        """Makes the trials in the model; returns the first within the margin, else the one that loses least."""
+        before = hits(suspect, held, run.arithmetic)
+        kept: _Kept | None = None
         refused = f"cost more than the margin of {100 * self.margin:g} points of accuracy"
         for strength, part in TRIALS:
             passes = max(1, round(part * self.epochs))
             model.load_state_dict(suspect.state_dict())
             self._tune(model, suspect, tuned, run, strength=strength, passes=passes)
-            after = hits(model, held, run.arithmetic)
-            lost = difference(before, after).lost
-            price = run.task.lost_a_class(held, before, after), lost  # a lost class is dearer than any loss
+            price = _price(before, model, held, run)
             length = "1 pass" if passes == 1 else f"{passes} passes"
             run.note(
-                f"strength {strength:g} in {length} loses {100 * lost:.1f} points of accuracy on {len(held)} held-out "
-                "examples."
+                f"strength {strength:g} in {length} loses {100 * price[1]:.1f} points of accuracy on {len(held)} "
+                "held-out examples."
             )
-            if strength == 1 and price[0] and lost <= self.margin:
+            if strength == 1 and price[0] and price[1] <= self.margin:
                 refused = "lost most of a class"
-            if kept is None or price < kept[0]:
-                kept = price, strength, copy.deepcopy(model.state_dict())
+            if kept is None or price < kept.price:
+                kept = _Kept(price, strength, passes, copy.deepcopy(model.state_dict()))
             if price <= (False, self.margin):
                 break
         assert kept is not None
-        _, strength, weights = kept
-        model.load_state_dict(weights)
-        if strength < 1:
+        if kept.strength < 1:
             run.warn(
-                f"a backdoor may have stayed: strength 1 {refused}, so {strength:g} was used, which shifts features less. "
-                "Give more clean examples, raise `margin`, or try another method as well."
+                f"a backdoor may have stayed: strength 1 {refused}, so {kept.strength:g} was used, which shifts "
+                "features less. Give more clean examples, raise `margin`, or try another method as well."
             )
-        return model
+        return kept
+
+    def _tune_again(
+        self, model: nn.Module, suspect: nn.Module, clean: Dataset, run: Run, *, strength: float, passes: int
+    ) -> None:
+        """Tune the suspect on the unlabelled examples as well, with the model, a first result, as second teacher."""
+        assert run.unlabelled is not None
+        first = copy.deepcopy(model).eval().requires_grad_(False)
+        both = clean.joined(run.unlabelled)
+        model.load_state_dict(suspect.state_dict())
+        fewer = max(1, round(2 * passes * len(clean) / len(both)))
+        self._tune(model, suspect, both, run, strength=strength, passes=fewer, first=first)
 
     def _tune(
-        self, model: nn.Module, suspect: nn.Module, clean: Dataset, run: Run, *, strength: float, passes: int
+        self,
+        model: nn.Module,
+        suspect: nn.Module,
+        clean: Dataset,
+        run: Run,
+        *,
+        strength: float,
+        passes: int,
+        first: nn.Module | None = None,
     ) -> None:
         head = run.head(model)
         with in_own_units(model, Head(run.head_name, head), probe(model, clean)):
@@ -133,13 +178,11 @@ class ScaleInvariantFST:
             length = goal.norm()
 
             def loss(scores: Tensor, batch: Batch) -> Tensor:
-                with torch.no_grad():
-                    answers = run.scores(suspect, batch.inputs)  # (batch, classes)
-                distance = divergence(scores, answers, self.temperature)
+                distance = divergence(scores, _taught(suspect, first, batch, run), self.temperature)
                 cosine = (centred(head.weight) * goal).sum() / length**2
                 taught = self.share * self.temperature**2 * distance
                 shift: Tensor = strength * self.alpha * cosine
-                return (1 - self.share) * cross_entropy(scores, batch) + taught + shift
+                return (1 - self.share) * _labelled(scores, batch) + taught + shift
 
             def project_() -> None:
                 rows = centred(head.weight)
@@ -155,3 +198,33 @@ class ScaleInvariantFST:
                 loss=loss,
                 after_step=project_,
             )
+
+
+class _Kept(NamedTuple):
+    """A trial: what it cost (see `_price`), its strength and passes, and its weights."""
+
+    price: tuple[bool, float]
+    strength: float
+    passes: int
+    weights: dict[str, Tensor]
+
+
+def _price(before: Tensor, model: nn.Module, held: Dataset, run: Run) -> tuple[bool, float]:
+    """Returns whether a model lost a class, which is dearer than any loss, and the accuracy that it lost."""
+    after = hits(model, held, run.arithmetic)
+    return run.task.lost_a_class(held, before, after), difference(before, after).lost
+
+
+@torch.no_grad()
+def _taught(suspect: nn.Module, first: nn.Module | None, batch: Batch, run: Run) -> Tensor:
+    """Returns the answers to learn, (batch, classes): the suspect's, or a first result's where the class differs."""
+    answers = run.scores(suspect, batch.inputs)
+    if first is None:
+        return answers
+    others = run.scores(first, batch.inputs)
+    return torch.where((answers.argmax(dim=1) == others.argmax(dim=1))[:, None], answers, others)
+
+
+def _labelled(scores: Tensor, batch: Batch) -> Tensor:
+    """Returns the cross-entropy of the examples with a label, summed, per example of the batch."""
+    return F.cross_entropy(scores, batch.labels, ignore_index=-1, reduction="sum") / len(batch.labels)

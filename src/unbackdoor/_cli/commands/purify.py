@@ -32,7 +32,7 @@ from unbackdoor._models.adapters import carries_adapter
 from unbackdoor._models.arithmetic import choose
 from unbackdoor._models.recorded import encode_entry
 from unbackdoor._progress import bar
-from unbackdoor._purification.method import Method, asking, method_name, needs_clean
+from unbackdoor._purification.method import Method, asking, method_name, needs_clean, uses_unlabelled
 from unbackdoor._purification.purify import Purified, judged
 from unbackdoor._purification.purify import purify as purify_model
 from unbackdoor._tasks.choice import task_of
@@ -77,7 +77,10 @@ class Scoring:
 
 def purify(source: str, method: Method, options: PurifyOptions, *, command: str | None = None) -> None:
     """The `purify` command; `command` is the typed line, for the record and the page."""
-    paths = (options.clean, options.base, options.proxy, options.data, options.attack, options.control)
+    paths = (
+        *(options.clean, options.unlabelled, options.base, options.proxy),
+        *(options.data, options.attack, options.control),
+    )
     out, earlier = free_place(options.out, (source, *paths), options)
     check_seed(options.seed)
     for name in ("attack", "trigger"):
@@ -97,6 +100,7 @@ def purify(source: str, method: Method, options: PurifyOptions, *, command: str 
             "its base first, with --merge."
         )
     clean = _clean(suspect, method, options)
+    unlabelled = _unlabelled(suspect, method, options)
     base = options.base and loading.load_base(
         options.base,
         factory=options.factory,
@@ -104,7 +108,7 @@ def purify(source: str, method: Method, options: PurifyOptions, *, command: str 
         trust_remote_code=options.trust_remote_code,
     )
     proxy = options.proxy and load_model(options.proxy, options).model
-    scoring = _scoring(suspect, clean, options)
+    scoring = _scoring(suspect, [data for data in (clean, unlabelled) if data is not None], options)
     result = purify_model(
         suspect.model,
         clean,
@@ -115,6 +119,7 @@ def purify(source: str, method: Method, options: PurifyOptions, *, command: str 
         precision=options.precision,
         base=base or None,
         proxy=proxy or None,
+        unlabelled=unlabelled,
         progress=True,
     )
     example = clean if scoring is None else scoring.test
@@ -167,7 +172,18 @@ def _clean(suspect: loading.Loaded, method: Method, options: PurifyOptions) -> D
     return None
 
 
-def _scoring(suspect: loading.Loaded, clean: Dataset | None, options: PurifyOptions) -> Scoring | None:
+def _unlabelled(suspect: loading.Loaded, method: Method, options: PurifyOptions) -> Dataset | None:
+    if options.unlabelled is None:
+        return None
+    if not uses_unlabelled(method):
+        raise UnbackdoorError(
+            f"{method_name(method)} uses no --unlabelled examples. Leave them out, or take scale-invariant-fst."
+        )
+    return load_dataset(options.unlabelled, suspect.encode, options, calling.class_names(suspect.model), labelled=False)
+
+
+def _scoring(suspect: loading.Loaded, used: list[Dataset], options: PurifyOptions) -> Scoring | None:
+    """Reads what is scored; examples that the method uses are left out."""
     control = load_control(options.control, options)
     task = task_of(suspect.encode, max_new_tokens=options.max_new_tokens, progress=bar)
     asked = Asked(attack=options.attack, trigger=options.trigger, behaviour=options.behaviour)
@@ -175,7 +191,9 @@ def _scoring(suspect: loading.Loaded, clean: Dataset | None, options: PurifyOpti
     if options.data is None:
         return None
     test = load_dataset(options.data, suspect.encode, options, calling.class_names(suspect.model))
-    fitting = task.checked(suspect.model, test if clean is None else without(test, clean))
+    for examples in used:
+        test = without(test, examples)
+    fitting = task.checked(suspect.model, test)
     attacked = task.attacked(fitting, asked)
     if control is not None:
         task.check_control(control.model, fitting.test, control.encode, fitting.classes)
