@@ -427,7 +427,9 @@ def test_each_class_counts_alike_where_a_value_is_chosen(digits: Dataset) -> Non
 
     chosen = smallest_within(Forgetting(0), clean, run, margin=0.1, folds=2, field="rho", tuned=tuned)
     assert chosen == pytest.approx(0.7)
-    assert any(note.startswith("rho 0.6 loses 15.0 points of accuracy, each class counting alike") for note in run.notes)
+    assert any(
+        note.startswith("rho 0.6 loses 15.0 points of accuracy, each class counting alike") for note in run.notes
+    )
     assert any(note.startswith("rho 0.7 loses 7.5 points of accuracy, each class counting alike") for note in run.notes)
 
 

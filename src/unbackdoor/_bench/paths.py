@@ -158,7 +158,9 @@ def _check_behaviour(name: str, task: GridTask, problems: Noted) -> None:
 
 def file_hashes(task: GridTask) -> dict[str, str]:
     """The hashes of the files of a task, by entry; a name on the Hub stands for itself."""
-    files = {key: getattr(task, key) for key in ("train", "test", "clean", "unlabelled") if getattr(task, key) is not None}
+    files = {
+        key: getattr(task, key) for key in ("train", "test", "clean", "unlabelled") if getattr(task, key) is not None
+    }
     hashes = {key: content_hash(paths) for key, paths in files.items()}
     for key in ("base", "proxy"):
         path = getattr(task, key)

@@ -29,9 +29,7 @@ def uses_unlabelled(method: Method) -> bool:
 
     Of a function, or a value without that declaration that is not registered, nothing is known: it may.
     """
-    return any(
-        bool(getattr(step, "uses_unlabelled", entry_of(step, REGISTRY) is None)) for step in steps_of(method)
-    )
+    return any(bool(getattr(step, "uses_unlabelled", entry_of(step, REGISTRY) is None)) for step in steps_of(method))
 
 
 def asking(method: Method) -> str:
