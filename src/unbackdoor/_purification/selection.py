@@ -114,11 +114,11 @@ def smallest_within(
 
     Quality (`Task.quality`) is cross-validated over all clean examples. Each class counts alike (`Task.weights`),
     however many examples it has: a model that knows only the larger class may lose little accuracy. The measured loss
-    decides; of accuracy it is counted in whole examples: 3 points of 64 are 2. No allowance is made for its standard error, since the measurement
-    errs in both directions: one standard error usually costs twice the margin (docs/results/fine-mixing.md). If it is
-    larger than the margin, a warning lists other values that may suffice. A model that lost a class
-    (`Task.lost_a_class`) does not pass. Notes list the values that were tried and the chosen one. If no other value
-    suffices, 1 is chosen without a trial, with a warning.
+    decides; of accuracy it is counted in whole examples: 3 points of 64 are 2. No allowance is made for its standard
+    error, since the measurement errs in both directions: one standard error usually costs twice the margin
+    (docs/results/fine-mixing.md). If it is larger than the margin, a warning lists other values that may suffice. A
+    model that lost a class (`Task.lost_a_class`) does not pass. Notes list the values that were tried and the chosen
+    one. If no other value suffices, 1 is chosen without a trial, with a warning.
 
     Args:
         model: the suspect, unchanged.

@@ -27,10 +27,10 @@ class FineMixing:
 
     and then all weights are tuned on the clean examples. The task head, which the base lacks, stays. A smaller rho is
     safer and less accurate. If it is None, it is the smallest of 0, 0.1, ..., 1 at which clean accuracy after mixing
-    and tuning, cross-validated over all clean examples, falls short of the suspect's own by no more than the margin, to
-    the nearest whole example, where each class counts alike. If the standard error of that difference is larger than the margin, there are too few
-    examples to measure it, and a warning says so. The grid is searched by halving, which assumes that accuracy rises
-    with rho.
+    and tuning, cross-validated over all clean examples, falls short of the suspect's own by no more than the margin,
+    to the nearest whole example, where each class counts alike. If the standard error of that difference is larger
+    than the margin, there are too few examples to measure it, and a warning says so. The grid is searched by halving,
+    which assumes that accuracy rises with rho.
 
     Zhang, Lyu, Ma, Wang and Sun, "Fine-mixing: Mitigating Backdoors in Fine-tuned Language Models", Findings of EMNLP
     2022, https://arxiv.org/abs/2210.09545
