@@ -129,7 +129,7 @@ def test_unlabelled_examples_are_used_and_not_scored(place: Path, digits: Datase
     """Labels of these are not read, not even wrong ones; a method that uses none says so before anything runs."""
     _, rest = digits.split(300, seed=0)
     test, train = rest.split(400, seed=0)
-    unlabelled = Dataset(items=torch.cat([test.items[:100], train.items[:200]]), labels=torch.full((300,), 77))
+    unlabelled = Dataset(items=torch.cat([test.pixels[:100], train.pixels[:200]]), labels=torch.full((300,), 77))
     write_pictures(unlabelled, place / "unlabelled.parquet")
     arguments = (*MODEL, "--clean", "clean.parquet", "--unlabelled", "unlabelled.parquet", "--out", "out")
     refused = run("purify", "fst", *arguments, cwd=place)

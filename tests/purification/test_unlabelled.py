@@ -39,7 +39,7 @@ def test_a_method_that_uses_none_refuses_them(small_cnn: SmallCNN, digits: Datas
 def test_what_is_refused(small_cnn: SmallCNN, digits: Dataset, reviews: Dataset) -> None:
     clean, method = digits.select(range(100)), purifiers.ScaleInvariantFST(strength=1, epochs=1)
     with pytest.raises(UnbackdoorError, match=r"^purify takes unlabelled as a Dataset, got Tensor\. Load it with "):
-        purify(small_cnn, clean, method, unlabelled=clean.pixels)  # type: ignore[arg-type]
+        purify(small_cnn, clean, method, unlabelled=clean.pixels)
     with pytest.raises(UnbackdoorError, match=r"^`unlabelled` must hold images as .* does, but .* holds text\. Give"):
         purify(small_cnn, clean, method, unlabelled=reviews)
     colour = replace(clean, items=clean.pixels.expand(-1, 3, -1, -1))
