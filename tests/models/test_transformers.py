@@ -1,13 +1,17 @@
 """The methods that perturb or look inside also run on a Vision Transformer and on a text model."""
 
+import json
+import logging
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from unbackdoor import Dataset, UnbackdoorError, archs, purifiers, purify
+from unbackdoor import Dataset, UnbackdoorError, archs, load, purifiers, purify
 from unbackdoor._data.texts import TextEncoder, Texts
+from unbackdoor._models.calling import logits
 from unbackdoor._models.stage_ends import stage_ends
 from unbackdoor.testing import check_method
 
@@ -111,3 +115,22 @@ def test_a_text_model_without_word_embeddings_is_refused(method: Any, texts: Dat
     assert str(caught.value) == (
         "Counts does not give its word embeddings (get_input_embeddings). Take a model of transformers."
     )
+
+
+@pytest.mark.parametrize("field", ["_attn_implementation", "attn_implementation"])
+@pytest.mark.parametrize("kind", ["flash_attention_2", "flash_attention_3"])
+def test_attention_that_cannot_run_here_is_replaced_by_the_plain_product(
+    field: str, kind: str, bert: nn.Module, texts: Dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A config that was written on a machine with a fast kernel; without it transformers refuses the model."""
+    caplog.set_level(logging.INFO, "unbackdoor")
+    saved: Any = bert
+    saved.save_pretrained(tmp_path / "bert")
+    texts.tokenizer.save_pretrained(tmp_path / "bert")
+    config = json.loads((tmp_path / "bert" / "config.json").read_text())
+    (tmp_path / "bert" / "config.json").write_text(json.dumps({**config, field: kind}))
+    loaded = load(tmp_path / "bert")
+    inputs = next(iter(texts.batches(8))).inputs
+    with torch.no_grad():
+        assert torch.allclose(logits(loaded.model, inputs), logits(bert, inputs), atol=1e-6)
+    assert any("asks for attention that cannot run here" in message for message in caplog.messages)

@@ -1,5 +1,7 @@
 """Calls of transformers: quiet, without the network, of bounded memory, and running no code that comes with a model."""
 
+import logging
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +12,11 @@ from unbackdoor._errors import UnbackdoorError, printable
 from unbackdoor._inputs import reading
 from unbackdoor._models.building import bounded
 from unbackdoor._models.weight_files import WeightFiles
+
+logger = logging.getLogger("unbackdoor")
+
+# What transformers says of an implementation of attention that is not installed, or does not run on this processor.
+_ATTENTION = re.compile(r"flash.?attention|flex.?attention|flash_attn", re.IGNORECASE)
 
 
 def pretrained(
@@ -32,17 +39,31 @@ def pretrained(
     from unbackdoor import archs
 
     archs.register()
+
+    def read(**changes: Any) -> tuple[Any, dict[str, Any]]:
+        return getattr(transformers, auto).from_pretrained(  # type: ignore[no-any-return]
+            str(path),
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            use_safetensors=not weights.pickled,
+            trust_remote_code=trust_remote_code,
+            local_files_only=True,
+            **changes,
+        )
+
     with quiet_transformers(), reading(path), bounded(path, weights.extent):
         try:
-            return getattr(transformers, auto).from_pretrained(  # type: ignore[no-any-return]
-                str(path),
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,
-                use_safetensors=not weights.pickled,
-                trust_remote_code=trust_remote_code,
-                local_files_only=True,
-                **changes,
-            )
+            try:
+                return read(**changes)
+            except (ImportError, ValueError) as problem:
+                if not _ATTENTION.search(str(problem)):
+                    raise
+                logger.info("%s asks for attention that cannot run here; the plain product computes the same.", path)
+                config = transformers.AutoConfig.from_pretrained(
+                    str(path), trust_remote_code=trust_remote_code, local_files_only=True, **changes
+                )
+                config._attn_implementation = "eager"
+                return read(config=config)
         except UnbackdoorError:
             raise
         except Exception as problem:  # a config decides what runs, so it may be wrong in any way
