@@ -9,6 +9,7 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import pandas
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
@@ -122,6 +123,20 @@ def test_tables_of_other_names_are_not_joined_either(tmp_path: Path) -> None:
         f"{tmp_path} holds several data sets (clean, poisoned), but only one is read. Name it, as in "
         f"{tmp_path}/poisoned.parquet."
     )
+
+
+def test_a_column_in_the_names_of_folders_is_named(tmp_path: Path) -> None:
+    """As Spark and pandas write partitions; the advice gives one file with the column."""
+    folder = tmp_path / "rows"
+    rows = pandas.DataFrame({"text": ["a film", "the plot", "dull"], "label": [0, 1, 1]})
+    rows.to_parquet(folder, partition_cols=["label"])
+    message = refusal(folder, encode=ENCODE)
+    assert message.startswith(
+        f"{folder} has a column in the names of its folders (label=0, label=1), and such are not read. Write it as "
+        "one file first: pandas.read_parquet("
+    )
+    pandas.read_parquet(folder).to_parquet(tmp_path / "rows.parquet")
+    assert sorted(texts(tmp_path / "rows.parquet")) == ["a film", "dull", "the plot"]
 
 
 UNIQUE = "0787dc35-33b6-46a8-8fc9-a88b443877d3"  # as Spark names the parts that it writes at once

@@ -420,6 +420,13 @@ def _nothing_read(folder: Path, others: Sequence[Path]) -> UnbackdoorError:
 
 def _parts(folder: Path, tables: Sequence[Path]) -> list[Path]:
     """Returns the files of a single data set: their names differ only in the number of the part."""
+    partitions = sorted({part for path in tables for part in path.parent.parts if "=" in part})
+    if partitions:
+        written = folder.with_name(f"{folder.name}.parquet")
+        raise UnbackdoorError(
+            f"{folder} has a column in the names of its folders ({few(partitions)}), and such are not read. Write it "
+            f"as one file first: pandas.read_parquet({str(folder)!r}).to_parquet({str(written)!r})."
+        )
     sets: dict[tuple[str, str], list[Path]] = defaultdict(list)
     for path in tables:
         stem = re.sub(r"\d+", "", _UNIQUE.sub("", path.stem)) if _UNIQUE.search(path.stem) else path.stem

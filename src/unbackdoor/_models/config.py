@@ -96,7 +96,9 @@ def _check_kinds(where: Path, config: Mapping[str, Any]) -> None:
     ):
         refuse("architectures", "a list of names")
     names = config.get("id2label")
-    if isinstance(names, dict) and any(isinstance(name, dict | list) for name in names.values()):
+    if names is not None and (
+        not isinstance(names, dict) or any(isinstance(name, dict | list) for name in names.values())
+    ):
         refuse("id2label", "names by number")
 
 
