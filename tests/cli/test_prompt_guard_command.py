@@ -95,4 +95,8 @@ def test_another_model_or_template_is_refused(place: Path, refused: Refusals) ->
     said = refused("guard", "run", "guard", "--model", "base", "--data", "test.jsonl", "--out", "new.jsonl", *RUN)
     assert said.startswith("The guard was fitted to another model (SHA-256 ")
     words = ("guard", "run", "guard", "--model", "victim", "--data", "test.jsonl", "--out", "new.jsonl")
-    assert refused(*words, "--template", "plain", *RUN).startswith("The guard was fitted to another template (SHA-256 ")
+    assert refused(*words, "--template", "plain", *RUN) == (
+        "The guard was fitted to prompts of the chat template, and here they are rendered by the plain template. Give "
+        "--template chat, or fit a guard again."
+    )
+    assert refused(*words, "--max-length", "50", *RUN).endswith("Give --max-length 64, or fit a guard again.")

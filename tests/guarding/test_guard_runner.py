@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -95,11 +96,23 @@ class TestRefusals:
             "the threshold; digits has 100. Add clean examples, or take `false_alarms=0.02`."
         )
         assert fit_guard(backdoored[0], digits.select(range(1000, 1100)), guards.Strip(copies=1), false_alarms=0.02)
+        said = self.said(backdoored[0], digits.select(range(1500)), guards.Strip(), false_alarms=0.001)
+        assert said.endswith("digits has 1,500. Add clean examples, or take `false_alarms=0.002`.")
+        assert self.said(backdoored[0], digits.select([]), guards.Strip()).endswith("digits has 0. Add clean examples.")
 
     @pytest.mark.parametrize("share", [0, 1, -0.1, True, "1", math.nan])
     def test_what_is_no_share(self, share, backdoored: tuple, digits: Dataset) -> None:
         said = self.said(backdoored[0], digits, guards.Strip(), false_alarms=share)
         assert said == f"`false_alarms` must be more than 0 and less than 1, got {share!r}."
+
+    def test_what_is_no_guard_or_no_model(self, backdoored: tuple, digits: Dataset) -> None:
+        value = "fit_guard takes a guard's value, got "
+        assert self.said(backdoored[0], digits, guards.Strip) == f"{value}the class Strip. Write Strip()."
+        assert self.said(backdoored[0], digits, "strip") == f"{value}'strip'. Take one of unbackdoor.guards."
+        assert self.said(backdoored[0], digits, ub.purifiers.FineTuning()).startswith(f"{value}FineTuning(")
+        assert self.said(None, digits, guards.Strip()) == (
+            "fit_guard takes model as a module, got NoneType. Load it with unbackdoor.load(PATH).model."
+        )
 
     def test_what_is_no_data_or_not_for_it(self, backdoored: tuple, digits: Dataset, edited: FittedGuard) -> None:
         said = self.said(backdoored[0], "clean.parquet", guards.Strip())
@@ -120,7 +133,11 @@ class TestRefusals:
         with pytest.raises(UnbackdoorError, match="fitted to another processor"):
             pictured.decide(backdoored[0], replace(digits, encode=ub.ImageEncoder()))
         longer = replace(reviews.encode, max_length=20)
+        extended = toys.tokenizer()
+        extended.add_tokens(["extra"])
         with pytest.raises(UnbackdoorError, match="fitted to another tokenizer"):
+            edited.decide(counting, replace(reviews, encode=replace(reviews.encode, tokenizer=extended)))
+        with pytest.raises(UnbackdoorError, match=r"reads 32 tokens, and here it reads 20\. Give `max_length=32`"):
             edited.decide(counting, replace(reviews, encode=longer))
 
     def test_inputs_of_another_kind(self, pictured: FittedGuard, backdoored: tuple, digits, reviews) -> None:
@@ -222,10 +239,26 @@ class TestDecisions:
         with pytest.raises(UnbackdoorError, match=r"of type uint8|and type uint8, got shape \(8, 8\) and uint8"):
             wrapped(pixels[0, 0])
 
-    def test_inputs_that_are_no_texts(self, edited: FittedGuard, counting: nn.Module) -> None:
+    def test_texts_and_pairs_as_pipelines_take_them(self, edited: FittedGuard, counting: nn.Module) -> None:
         wrapped = edited.wrap(counting)
-        with pytest.raises(UnbackdoorError, match="takes a list of texts or of pairs, got int"):
-            wrapped(3)
+        for given, same in (
+            ({"text": "good cf"}, "good cf"),
+            ([{"text": "good"}, "cf"], ["good", "cf"]),
+            ([{"text": "good", "text_pair": "bad"}], [("good", "bad")]),
+        ):
+            assert [answer.decision for answer in wrapped(given)] == [answer.decision for answer in wrapped(same)]
+
+    def test_inputs_that_are_no_texts(self, edited: FittedGuard, counting: nn.Module, digits, reviews) -> None:
+        wrapped = edited.wrap(counting)
+        for given, kind in ((3, "int"), ([3, "a"], "list of int and str"), ([{"title": "a"}], "list of dict")):
+            with pytest.raises(UnbackdoorError, match=f"as dicts with text and text_pair, got {kind}\\.$"):
+                wrapped(given)
+        with pytest.raises(UnbackdoorError, match=r"^the batch has text that is not valid Unicode in row 1\."):
+            wrapped(["a", "\ud800"])
+        with pytest.raises(UnbackdoorError, match="The guard was fitted to text, and digits holds images"):
+            wrapped(digits)
+        with pytest.raises(UnbackdoorError, match="reads 32 tokens, and here it reads 9"):
+            wrapped(replace(reviews, encode=replace(reviews.encode, max_length=9)))
         with pytest.raises(UnbackdoorError, match="takes texts or pairs of texts, got both"):
             wrapped(["a", ("a", "b")])
 
@@ -246,7 +279,7 @@ class TestDecisions:
         with pytest.raises(UnbackdoorError, match="fitted to another tokenizer"):
             fitted.wrap(pipeline)
 
-    def test_a_pipeline_of_pictures_behind_a_guard(self, digits: Dataset) -> None:
+    def test_a_pipeline_of_pictures_behind_a_guard(self, digits: Dataset, tmp_path: Path) -> None:
         import transformers
 
         config = transformers.ViTConfig(
@@ -269,6 +302,36 @@ class TestDecisions:
         passed = [row for row, answer in enumerate(answers) if answer.decision.action == "pass"]
         plain = pipeline([images[row] for row in passed], top_k=1)
         assert [answers[row].answer[0]["label"] for row in passed] == [each[0]["label"] for each in plain]
+        wrapped, row = fitted.wrap(pipeline, device="cpu"), passed[0]
+        images[row].save(tmp_path / "one.png")
+        for given in (tmp_path / "one.png", str(tmp_path / "one.png"), (tmp_path / "one.png").read_bytes()):
+            assert wrapped(given, top_k=1)[0].answer == answers[row].answer
+        assert wrapped(np.asarray(images[row]), top_k=1)[0].answer == answers[row].answer
+        with pytest.raises(
+            UnbackdoorError, match="with 3 channels, as its model does, and the batch has pictures with 1"
+        ):
+            wrapped(digits.pixels[:2])
+
+    def test_pictures_of_any_size_behind_strip(self, small_vit: nn.Module, digits: Dataset) -> None:
+        """They are mixed in the size at which the model gets them, whatever the clean ones and the others measure."""
+        encode = ub.ImageEncoder(size=(8, 8), channels=1)
+        large = replace(digits, items=digits.pixels.repeat_interleave(2, 2).repeat_interleave(3, 3), encode=encode)
+        fitted = fit_guard(small_vit, large.select(range(40)), guards.Strip(copies=4), false_alarms=0.1, device="cpu")
+        wrapped = fitted.wrap(small_vit, device="cpu")
+        images = [Image.fromarray(large.pixels[row, 0].numpy()) for row in (50, 51)]
+        alone = [wrapped(image)[0].decision.score for image in images]
+        odd = [Image.new("L", (1, 1)), Image.new("L", (30, 5), 200).convert("RGB")]
+        together = [answer.decision.score for answer in wrapped([*images, *odd])]  # read one by one
+        assert together[:2] == pytest.approx(alone, abs=1e-4)
+        assert wrapped(odd[0])[0].decision.score == pytest.approx(together[2], abs=1e-4)
+        assert wrapped(large.pixels[50:51])[0].decision.score == pytest.approx(alone[0], abs=1e-4)
+
+    def test_a_size_that_the_model_does_not_take(
+        self, pictured: FittedGuard, backdoored: tuple, digits: Dataset
+    ) -> None:
+        wrapped = pictured.wrap(backdoored[0], device="cpu")
+        with pytest.raises(UnbackdoorError, match=r"SmallCNN cannot take inputs of shape \(2, 1, 16, 16\)"):
+            wrapped(digits.pixels[:2].repeat_interleave(2, 2).repeat_interleave(2, 3))
 
 
 class TestNumbers:

@@ -137,13 +137,14 @@ def test_another_model_tokenizer_or_template_is_refused(rejecting, fooled: nn.Mo
     encode.tokenizer.chat_template = chats.TEMPLATE.replace("<|end|>", " <|end|>")
     with pytest.raises(UnbackdoorError, match=r"fitted to another template \(SHA-256 \w{12}, not \w{12}\)\. Give that"):
         rejecting.decide(fooled, replace(data, encode=encode))
-    with pytest.raises(UnbackdoorError, match="fitted to another template"):
+    other = r"prompts of the chat template, and here they are rendered by the plain template\. Give `template=chat`"
+    with pytest.raises(UnbackdoorError, match=other):
         rejecting.decide(fooled, chats.prompts(4, template="plain"))
-    with pytest.raises(UnbackdoorError, match="fitted to another tokenizer"):
+    with pytest.raises(UnbackdoorError, match=r"reads 64 tokens, and here it reads 50\. Give `max_length=64`"):
         rejecting.decide(fooled, replace(data, encode=chats.encoder(max_length=50)))
 
 
-def test_too_few_clean_prompts_and_other_bad_input(rejecting, fooled: nn.Module) -> None:
+def test_too_few_clean_prompts_and_other_bad_input(rejecting, fooled: nn.Module, chat_base: nn.Module) -> None:
     few = chats.prompts(20)
     for settings, said in (
         (
@@ -159,6 +160,9 @@ def test_too_few_clean_prompts_and_other_bad_input(rejecting, fooled: nn.Module)
         assert str(refusal.value).startswith(said)
     with pytest.raises(UnbackdoorError, match="`behaviour` goes with `trigger` or `triggered_data`"):
         evaluate_guard(rejecting, fooled, few, trigger="cf")
+    # Every prompt would be rejected for want of room, which looks like a guard that misses nothing.
+    with pytest.raises(UnbackdoorError, match="`max_new_tokens` must be at most 55 here, got 64: the longest prompt"):
+        fit_guard(chat_base, few, ub.guards.Demonstrations(), **WORK)
     with pytest.raises(UnbackdoorError, match="holds only examples that the guard was fitted on"):
         evaluate_guard(rejecting, fooled, chats.prompts(10))
     broken = chats.tokenizer("{{ raise_exception('no such role') }}")
@@ -178,7 +182,7 @@ def test_its_directory_keeps_the_schema_and_decides_the_same(rejecting, fooled: 
     again = load_guard(tmp_path / "guard", chats.encoder())
     some = chats.prompts(6, seed=2)
     assert again.decide(fooled, some) == rejecting.decide(fooled, some)
-    with pytest.raises(UnbackdoorError, match="fitted to another template"):
+    with pytest.raises(UnbackdoorError, match="The guard was fitted to prompts of the chat template"):
         load_guard(tmp_path / "guard", chats.encoder("plain"))
 
 
@@ -193,6 +197,8 @@ def test_a_pipeline_behind_a_guard(chat_victim: nn.Module) -> None:
     assert answers[0].answer[0]["generated_text"][-1] == {"role": "assistant", "content": "the animal2 says sound2"}
     assert answers[1].answer == answers[0].answer
     assert answers[2].answer is None
+    messages = [{"role": "user", "content": asked}]
+    assert [answer.answer for answer in fitted.wrap(pipeline, **WORK)(messages)] == [answers[0].answer]  # one prompt
     pipeline.tokenizer.chat_template = "{{ messages }}"
     with pytest.raises(UnbackdoorError, match="fitted to another template"):
         fitted.wrap(pipeline)

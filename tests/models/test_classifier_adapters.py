@@ -137,3 +137,34 @@ def test_it_is_evaluated_and_audited_with_its_base(text_victim: Any, tmp_path: P
     audited = run(*words, cwd=tmp_path)
     assert audited.returncode == 0, audited.stderr
     assert json.loads(audited.stdout)["suspect_accuracy_on_clean"]["value"] > 0.9
+
+
+def test_it_stands_behind_a_guard_with_its_base(text_victim: Any, tmp_path: Path) -> None:
+    toys.write(text_victim, tmp_path / "base")
+    adapted: Any = peft.get_peft_model(
+        text_victim, peft.LoraConfig(r=2, target_modules=["query", "value"], task_type="SEQ_CLS")
+    )
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(std=0.02, generator=torch.Generator().manual_seed(0))
+    adapted.save_pretrained(tmp_path / "adapter")
+    toys.write_csv(tmp_path, 40)
+    toys.write_csv(tmp_path, 20, seed=1, name="test.csv")
+    (tmp_path / "inputs.csv").write_text("text,id\ngood film,1\n,2\n")
+    fit = ("guard", "fit", "strip", "--clean", "clean.csv", "--false-alarms", "0.1", "--out", "guard")
+    done = run(*fit, "adapter", "--base", "base", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    on_base = ("--model", "adapter", "--base", "base")
+    done = run("guard", "run", "guard", *on_base, "--data", "inputs.csv", "--out", "out.jsonl", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    decisions = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [decision["score"] is None for decision in decisions] == [False, True]
+    done = run("guard", "evaluate", "guard", *on_base, "--data", "test.csv", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["accuracy_without_guard"]["value"] > 0.9
+    done = run("guard", "run", "guard", "--model", "base", "--data", "inputs.csv", "--out", "new.jsonl", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "The guard was fitted to another model" in done.stderr
+    done = run(*fit[:-1], "other", "base", "--base", "base", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == "Strip takes no --base. Leave it out."

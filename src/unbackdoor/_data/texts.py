@@ -150,7 +150,7 @@ class TextEncoder:
         tokenizer: a tokenizer of transformers with a padding token.
         max_length: number of tokens that the model reads of a text or a pair, at least 4; the rest is cut off.
         columns: `text`, or `text_a` and `text_b`, if the model's record names them; None for those that the data has.
-        blank: read empty texts as well, which a guard decides about; else they are refused.
+        blank: read empty and missing texts as empty ones, which a guard decides about; else they are refused.
         borrowed_padding: neither the model nor its tokenizer has a padding token of this kind, so none is written.
 
     Raises:
@@ -254,6 +254,8 @@ class TextEncoder:
         Raises:
             UnbackdoorError: an entry is empty, not a text, or without a token; names the row.
         """
+        if self.blank:  # CSV does not distinguish an empty text from none
+            cells = {name: ["" if text is None else text for text in column] for name, column in cells.items()}
         for name, column in cells.items():
             for row, text in enumerate(column):
                 if not isinstance(text, str) or not (text.strip() or self.blank):

@@ -22,6 +22,7 @@ from unbackdoor._guarding.fitted import FittedGuard
 from unbackdoor._guarding.guard import Guard, bound_of, owner_of
 from unbackdoor._guarding.identity import (
     Identity,
+    check_reading,
     check_same,
     check_unchanged,
     encoder_hashes,
@@ -35,6 +36,7 @@ from unbackdoor._inversion.search import frozen
 from unbackdoor._models.adapters import carries_adapter
 from unbackdoor._models.arithmetic import Precision, choose, description
 from unbackdoor._models.calling import check_modules
+from unbackdoor._models.decoding import check_room
 from unbackdoor._models.perplexity import Perplexity
 from unbackdoor._models.untrusted_weights import check_finite
 from unbackdoor._progress import bar, silent
@@ -153,6 +155,7 @@ def load_guard(
         raise UnbackdoorError(
             f"The guard was fitted to {record.modality}, and the encoder reads {encode.modality}. Give its own model."
         )
+    check_reading(encode, record.max_length, record.template)
     for part, digest in encoder_hashes(encode).items():
         check_same(part, getattr(identity, part), digest)
     if identity.reference is not None and reference is None:
@@ -204,7 +207,7 @@ def _on_answers(clean: Dataset, run: Run) -> dict[str, Any]:
 def _examined(model: nn.Module, clean: Dataset, run: Run, head: str | None) -> tuple[Dataset, Proportion | None]:
     """Check that model and clean examples fit each other, and find the head; returns a classifier's accuracy as well.
 
-    Prompts need no answers here.
+    Prompts need no answers here, but room for the model's.
     """
     if not isinstance(run.task, Generation):
         examined = run.task.examined(model, clean, run.arithmetic, run.warn, head)
@@ -212,6 +215,7 @@ def _examined(model: nn.Module, clean: Dataset, run: Run, head: str | None) -> t
         return examined.clean, proportion_of(examined.outcomes)
     refuse_head(head)
     clean = run.task.checked(model, clean).test
+    check_room(model, clean, run.task.max_new_tokens)
     run.head_name = run.task.head(model, clean).name
     return clean, None
 
@@ -277,7 +281,13 @@ def _check_guard(
     base: nn.Module | None,
     reference: "Perplexity | str | Path | None",
 ) -> None:
-    """Refuse a guard for other data, or without the models that it needs."""
+    """Refuse what is no guard, a guard for other data, or one without the models that it needs."""
+    if isinstance(guard, type):
+        raise UnbackdoorError(
+            f"fit_guard takes a guard's value, got the class {guard.__name__}. Write {guard.__name__}()."
+        )
+    if not callable(guard) or not all(hasattr(guard, name) for name in ("scores", "measure", "suspicious")):
+        raise UnbackdoorError(f"fit_guard takes a guard's value, got {guard!r}. Take one of unbackdoor.guards.")
     if not isinstance(clean, Dataset):
         raise UnbackdoorError(
             f"fit_guard takes clean as a Dataset, got {type(clean).__name__}. Load it with unbackdoor.Dataset.load."
@@ -301,7 +311,12 @@ def _check_guard(
         if need in entry.needs and helpers[name] is None and not spared:
             raise UnbackdoorError(f"{owner_of(guard)} needs `{name}`, {means[name]}.")
         if need not in entry.needs and helpers[name] is not None:
-            raise UnbackdoorError(f"{owner_of(guard)} takes no `{name}`. Leave it out.")
+            raise takes_no(guard, name)
+
+
+def takes_no(guard: Guard, name: str) -> UnbackdoorError:
+    """Returns the refusal of a second model for a guard that needs none."""
+    return UnbackdoorError(f"{owner_of(guard)} takes no `{name}`. Leave it out.")
 
 
 def _reference_hash(reference: Perplexity | None) -> str | None:

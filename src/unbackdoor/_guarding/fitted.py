@@ -12,10 +12,18 @@ from torch import Tensor, nn
 from unbackdoor._artifacts import directories
 from unbackdoor._artifacts.guard_record import write_guard
 from unbackdoor._data.dataset import Dataset, Encoder
+from unbackdoor._data.images import ImageEncoder
 from unbackdoor._errors import UnbackdoorError, printable
 from unbackdoor._guarding.deciding import Decision, counting
 from unbackdoor._guarding.guard import Guard
-from unbackdoor._guarding.identity import Identity, check_same, check_unchanged, encoder_hashes, model_hash
+from unbackdoor._guarding.identity import (
+    Identity,
+    check_reading,
+    check_same,
+    check_unchanged,
+    encoder_hashes,
+    model_hash,
+)
 from unbackdoor._guarding.work import Work
 from unbackdoor._guarding.wrapped import Guarded, check_pipeline, is_pipeline
 from unbackdoor._inversion.search import frozen
@@ -103,8 +111,15 @@ class FittedGuard:
         """
         check_modules("A guard", model=model)
         check_same("model", self.identity.model, model_hash(model))
-        if inputs is None:
-            return
+        if inputs is not None:
+            self.check_inputs(inputs)
+
+    def check_inputs(self, inputs: Dataset) -> None:
+        """Refuse inputs that the guard was not fitted to.
+
+        Raises:
+            UnbackdoorError: there are none, or they are of another kind, or for another tokenizer or processor.
+        """
         if not isinstance(inputs, Dataset):
             raise UnbackdoorError(
                 f"decide takes inputs as a Dataset, got {type(inputs).__name__}. Load it with unbackdoor.Dataset.load, "
@@ -117,6 +132,12 @@ class FittedGuard:
             )
         if len(inputs) == 0:
             raise UnbackdoorError(f"{inputs.name} is empty; at least one input is needed.")
+        check_reading(inputs.encode, self.record["max_length"], self.record.get("template"))
+        if isinstance(inputs.encode, ImageEncoder) and inputs.encode.channels not in (None, inputs.shape[0]):
+            raise UnbackdoorError(
+                f"The guard takes pictures with {inputs.encode.channels} channels, as its model does, and "
+                f"{printable(inputs.name)} has pictures with {inputs.shape[0]}. Convert them."
+            )
         for part, digest in encoder_hashes(inputs.encode).items():
             check_same(part, getattr(self.identity, part), digest)
 

@@ -73,6 +73,31 @@ def encoder_hashes(encode: Encoder) -> dict[str, str]:
     return tokenizer | ({"template": template_hash(encode)} if isinstance(encode, ConversationEncoder) else {})
 
 
+def check_reading(encode: Encoder, max_length: int | None, template: str | None) -> None:
+    """Refuse an encoder that reads more or fewer tokens, or renders prompts otherwise, than that of a guard.
+
+    Args:
+        encode: makes the inputs.
+        max_length: number of tokens that were read when the guard was fitted; None for images.
+        template: name of the template of a language model; None for others.
+
+    Raises:
+        UnbackdoorError: says which option to give.
+    """
+    if isinstance(encode, ImageEncoder | PairEncoder):
+        return
+    if max_length is not None and encode.max_length != max_length:
+        raise UnbackdoorError(
+            f"The guard was fitted to a model that reads {max_length:,} tokens, and here it reads "
+            f"{encode.max_length:,}. Give `max_length={max_length}`, or fit a guard again."
+        )
+    if isinstance(encode, ConversationEncoder) and template is not None and encode.template != template:
+        raise UnbackdoorError(
+            f"The guard was fitted to prompts of the {template} template, and here they are rendered by the "
+            f"{encode.template} template. Give `template={template}`, or fit a guard again."
+        )
+
+
 def check_unchanged(guard: object, model: nn.Module, before: str) -> None:
     """Refuse the work of a guard that changed the model.
 

@@ -30,8 +30,9 @@ def check_enough(count: int, false_alarms: float, where: str) -> None:
     """Refuse fewer clean examples than the rate of false alarms needs; says how many it needs."""
     least = needed(false_alarms)
     if count < least:
-        reached = math.ceil(100 / (count - count // 2 + 1)) / 100
-        other = f", or take `false_alarms={reached:g}`" if reached < 1 else ""
+        reached = 1 / (count - count // 2 + 1)
+        rounding = 10 ** max(math.ceil(-math.log10(reached)), 2)
+        other = f", or take `false_alarms={math.ceil(reached * rounding - _ROUNDING) / rounding:g}`" if count else ""
         raise UnbackdoorError(
             f"fit_guard needs at least {least:,} clean examples for a share of false alarms of {false_alarms:g}, since "
             f"half of them set the threshold; {where} has {count:,}. Add clean examples{other}."

@@ -8,6 +8,7 @@ from unbackdoor._data.dataset import Dataset
 from unbackdoor._errors import UnbackdoorError, printable
 from unbackdoor._guarding.deciding import Forwards, Judged, answers_of, judge
 from unbackdoor._guarding.guard import Guard, owner_of
+from unbackdoor._models.calling import checked_logits, probe
 from unbackdoor._purification.run import Run
 
 
@@ -51,13 +52,18 @@ class Work:
         """Decide about inputs, with the model's answers if they are wanted.
 
         Raises:
-            UnbackdoorError: the arrays were read from a file, and the guard cannot work with them.
+            UnbackdoorError: the model cannot take the inputs; or the arrays were read from a file, and the guard cannot
+                work with them.
         """
         filled = inputs.to(self.run.arithmetic.device)
         try:
             return judge(self.guard, self.model, filled, self.learnt, self.threshold, self.run, answering=answering)
         except (LookupError, RuntimeError, TypeError, ValueError) as problem:
-            if not isinstance(self.learnt, StoredArrays) or "memory" in str(problem):
+            if "memory" in str(problem):
+                raise
+            if filled.modality == "images":  # of another size than the model takes, say: that is a better reason
+                checked_logits(self.model, probe(self.model, filled))
+            if not isinstance(self.learnt, StoredArrays):
                 raise
             reason = printable(f"{type(problem).__name__}: {str(problem).strip()}", 200).rstrip(".")
             raise UnbackdoorError(

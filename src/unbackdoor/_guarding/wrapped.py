@@ -1,6 +1,7 @@
 """A model, or a pipeline of transformers, behind a guard."""
 
 import dataclasses
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -13,12 +14,15 @@ from unbackdoor._data.conversation_encoder import ConversationEncoder
 from unbackdoor._data.conversation_rows import conversations_of
 from unbackdoor._data.conversations import Conversation, Conversations
 from unbackdoor._data.dataset import Dataset, Encoder
+from unbackdoor._data.decoding import decode_cell
+from unbackdoor._data.images import ImageEncoder
 from unbackdoor._data.texts import TextEncoder, Texts
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._guarding.deciding import Decision, Judged
 from unbackdoor._guarding.guard import Guard, restrains
 from unbackdoor._guarding.identity import Identity, check_same, model_hash, template_hash, tokenizer_hash
 from unbackdoor._guarding.work import Work
+from unbackdoor._inputs import is_unicode
 from unbackdoor._models.arithmetic import Precision
 from unbackdoor._purification.run import Run
 from unbackdoor._tasks.generation import Generation
@@ -46,6 +50,9 @@ class Fitted(Protocol):
     @property
     def encode(self) -> Encoder:
         """Makes inputs of the model."""
+
+    def check_inputs(self, inputs: Dataset) -> None:
+        """Refuse inputs that the guard was not fitted to."""
 
     def at_work(self, model: nn.Module, device: str | None, precision: Precision) -> AbstractContextManager[Work]:
         """The guard with a model that was checked."""
@@ -100,9 +107,10 @@ class Guarded:
         """Decide about inputs, and answer those that are not rejected.
 
         Args:
-            inputs: a Dataset; texts or pairs of texts; for a language model prompts or lists of messages, each a dict
-                with `role` and `content`; pictures as a tensor, (n, channels, height, width), uint8, or as a list of
-                PIL images or paths. A single text or picture is a list of one.
+            inputs: a Dataset; texts, or pairs as tuples or as dicts with `text` and `text_pair`; for a language model
+                prompts or lists of messages, each a dict with `role` and `content`; pictures as a tensor, (n,
+                channels, height, width), uint8, or as a list of PIL images or paths. A single text, dict, picture or
+                list of messages is a list of one.
             options: passed to the pipeline.
 
         Raises:
@@ -111,6 +119,7 @@ class Guarded:
         if isinstance(inputs, list | tuple | Tensor | Dataset) and len(inputs) == 0:
             return []
         data = as_dataset(inputs, self.fitted.encode)
+        self.fitted.check_inputs(data)
         piped = is_pipeline(self.model)
         module = self.model.model if piped else self.model
         with self.fitted.at_work(module, self.device, self.precision) as work:
@@ -153,28 +162,22 @@ def as_dataset(inputs: Any, encode: Encoder) -> Dataset:
     """
     if isinstance(inputs, Dataset):
         return inputs
-    name = "the inputs"
+    name = "the batch"
     if isinstance(encode, ConversationEncoder):
         items = _conversations(inputs, name)
         return Dataset(items=items, labels=_none(len(items)), encode=dataclasses.replace(encode, blank=True), name=name)
     if isinstance(encode, TextEncoder):
-        texts = [inputs] if isinstance(inputs, str) else inputs
-        if not isinstance(texts, Sequence) or not all(map(_is_text, texts)):
-            raise UnbackdoorError(
-                f"The guard was fitted to text; it takes a list of texts or of pairs, got {type(inputs).__name__}."
-            )
-        strings = tuple((text,) if isinstance(text, str) else tuple(text) for text in texts)
-        if len({len(each) for each in strings}) > 1:
-            raise UnbackdoorError("The guard takes texts or pairs of texts, got both. Give them one after the other.")
-        columns = ("text",) if not strings or len(strings[0]) == 1 else ("text_a", "text_b")
-        return Dataset(items=Texts(strings, columns), labels=_none(len(strings)), encode=encode, name=name)
+        texts = _texts(inputs, name)
+        return Dataset(items=texts, labels=_none(len(texts)), encode=encode, name=name)
     if isinstance(inputs, Tensor):
         if inputs.ndim != 4 or inputs.dtype != torch.uint8:
             raise UnbackdoorError(
                 "The guard takes pictures as a tensor of shape (n, channels, height, width) and type uint8, got shape "
                 f"{tuple(inputs.shape)} and {str(inputs.dtype).removeprefix('torch.')}."
             )
-        return Dataset(items=inputs, labels=_none(len(inputs)), encode=encode, name=name)
+        assert isinstance(encode, ImageEncoder)
+        raw = dataclasses.replace(encode, done=False)  # whatever the sizes were of the pictures that the guard knows
+        return Dataset(items=inputs, labels=_none(len(inputs)), encode=raw, name=name)
     pictures = list(inputs) if isinstance(inputs, list | tuple) else [inputs]
     images, encode = encode.read({"image": pictures}, name, None)
     return Dataset(items=images, labels=_none(len(images)), encode=encode, name=name)
@@ -182,19 +185,48 @@ def as_dataset(inputs: Any, encode: Encoder) -> Dataset:
 
 def _conversations(inputs: Any, name: str) -> Conversations:
     """Prompts, or lists of messages, as conversations."""
-    several = [inputs] if isinstance(inputs, str) else inputs
-    if not isinstance(several, list | tuple) or not all(isinstance(each, str | list) for each in several):
+    one = isinstance(inputs, str) or (isinstance(inputs, list | tuple) and all(isinstance(x, dict) for x in inputs))
+    several = [inputs] if one else inputs
+    if not isinstance(several, list | tuple) or not all(isinstance(each, str | list | tuple) for each in several):
         raise UnbackdoorError(
             "The guard was fitted to a language model; it takes a list of prompts or of lists of messages, got "
-            f"{type(inputs).__name__}."
+            f"{_kind(inputs)}."
         )
     messages = [[{"role": "user", "content": each}] if isinstance(each, str) else each for each in several]
     return Conversations(conversations_of({"messages": messages}, name, blank=True))
 
 
-def _is_text(entry: object) -> bool:
-    pair = isinstance(entry, tuple) and len(entry) == 2 and all(isinstance(side, str) for side in entry)
-    return isinstance(entry, str) or pair
+def _texts(inputs: Any, name: str) -> Texts:
+    """Texts or pairs of texts."""
+    several = [inputs] if isinstance(inputs, str | dict) else inputs
+    strings = tuple(map(_sides, several)) if isinstance(several, Sequence) else (None,)
+    if not all(strings):
+        raise UnbackdoorError(
+            "The guard was fitted to text; it takes a list of texts, or of pairs as tuples or as dicts with text and "
+            f"text_pair, got {_kind(inputs)}."
+        )
+    if len({len(each) for each in strings if each}) > 1:
+        raise UnbackdoorError("The guard takes texts or pairs of texts, got both. Give them one after the other.")
+    wrong = next((row for row, each in enumerate(strings) if not all(map(is_unicode, each or ()))), None)
+    if wrong is not None:
+        raise UnbackdoorError(f"{name} has text that is not valid Unicode in row {wrong}. Repair or remove that row.")
+    columns = ("text",) if not strings or len(strings[0] or ()) == 1 else ("text_a", "text_b")
+    return Texts(tuple(each for each in strings if each), columns)
+
+
+def _sides(entry: Any) -> tuple[str, ...] | None:
+    """A text, or the two of a pair; None for anything else."""
+    if isinstance(entry, dict) and {"text"} <= entry.keys() <= {"text", "text_pair"}:
+        entry = tuple(entry[side] for side in ("text", "text_pair") if side in entry)
+    elif isinstance(entry, str) or not isinstance(entry, tuple) or len(entry) != 2:
+        entry = (entry,)
+    return entry if all(isinstance(side, str) for side in entry) else None
+
+
+def _kind(inputs: Any) -> str:
+    """The type of inputs, and of the entries of a list."""
+    kinds = {type(each).__name__ for each in inputs} if isinstance(inputs, list | tuple) else set()
+    return f"{type(inputs).__name__} of {' and '.join(sorted(kinds))}" if kinds else type(inputs).__name__
 
 
 def _none(count: int) -> Tensor:
@@ -205,12 +237,17 @@ def _for_pipeline(inputs: Any, data: Dataset) -> list[Any]:
     """The inputs one by one, as a pipeline takes them."""
     if isinstance(data.items, Texts | Conversations):
         return [_of_pipeline(each, data) for each in data.identities()]
-    if isinstance(inputs, Dataset | Tensor):
-        from PIL import Image
+    from PIL import Image
 
+    if isinstance(inputs, Dataset | Tensor):
         pixels = [picture.permute(1, 2, 0).squeeze(-1).cpu().numpy() for picture in data.pixels]
         return [Image.fromarray(picture).convert("RGB") for picture in pixels]
-    return list(inputs) if isinstance(inputs, list | tuple) else [inputs]
+    several = list(inputs) if isinstance(inputs, list | tuple) else [inputs]
+    # A pipeline reads names and PIL images, but neither paths of pathlib nor encoded pictures nor arrays.
+    return [
+        each if isinstance(each, str | Image.Image) else decode_cell(each, row, data.name, None, Counter())
+        for row, each in enumerate(several)
+    ]
 
 
 def _of_pipeline(entry: Any, data: Dataset) -> Any:

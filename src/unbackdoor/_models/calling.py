@@ -299,13 +299,13 @@ def check_modules(owner: str, **models: object) -> None:
 
     Args:
         owner: the function that takes them, for messages.
-        models: models by the names of their parameters; None for one that was not given.
+        models: models by the names of their parameters; None for one that was not given, but not for `model`.
 
     Raises:
         UnbackdoorError: says how to load a module.
     """
     for field, model in models.items():
-        if model is not None and not isinstance(model, nn.Module):
+        if not isinstance(model, nn.Module) and (model is not None or field == "model"):
             loaded = (
                 "transformers.AutoModel.from_pretrained(PATH)" if field == "base" else "unbackdoor.load(PATH).model"
             )

@@ -72,7 +72,7 @@ def answer_tokens(
     The token that ends an answer is its last one; an answer that reaches `max_new_tokens` first has none.
     """
     encode, tokens = data.conversation_encoder, data.conversations.tokens
-    _check_room(model, data, max_new_tokens)
+    check_room(model, data, max_new_tokens)
     longest = int(tokens.starts.max()) + max_new_tokens
     size = min(max(_DECODED // longest, 1), 64)
     order = tokens.starts.cpu().argsort(stable=True)
@@ -104,7 +104,7 @@ def _up_to_its_end(written: Tensor, stops: list[int]) -> Tensor:
     return written if len(ends) == 0 else written[: int(ends[0]) + 1]
 
 
-def _check_room(model: nn.Module, data: Dataset, max_new_tokens: int) -> None:
+def check_room(model: nn.Module, data: Dataset, max_new_tokens: int) -> None:
     """Refuse longer answers than the model has positions for, behind the longest prompt."""
     if max_new_tokens < 1:
         raise UnbackdoorError(f"`max_new_tokens` must be at least 1, got {max_new_tokens}.")

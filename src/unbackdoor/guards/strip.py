@@ -1,5 +1,6 @@
 """STRIP: the class of an input with a trigger survives being mixed with clean inputs."""
 
+from dataclasses import replace
 from random import Random
 from typing import Annotated, ClassVar, Literal
 
@@ -8,6 +9,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from unbackdoor._data.dataset import Dataset
+from unbackdoor._data.geometry import resized
+from unbackdoor._data.images import ImageEncoder
 from unbackdoor._guarding.deciding import class_scores
 from unbackdoor._guarding.draws import draws_for
 from unbackdoor._guarding.guard import Learnt, Scored
@@ -24,7 +27,8 @@ class Strip:
 
     The score is the entropy in bits of the model's class probabilities, averaged over the copies: log2 of the number of
     classes if every copy leaves it open, 0 if all are classified with certainty. Copies of a picture are sums of it and
-    clean pictures; copies of a text have some of its words exchanged for words of clean texts.
+    clean pictures, in the size at which the model gets them; copies of a text have some of its words exchanged for
+    words of clean texts.
 
     Gao et al., "STRIP: A Defence Against Trojan Attacks on Deep Neural Networks", ACSAC 2019,
     https://arxiv.org/abs/1902.06531
@@ -53,16 +57,29 @@ class Strip:
 
     def __call__(self, model: nn.Module, clean: Dataset, run: Run) -> dict[str, Tensor]:
         """Keep clean pictures, or the words of clean texts, to mix with."""
-        return TO_MIX[clean.modality](clean, run)
+        return TO_MIX[clean.modality](_placed(clean), run)
 
     def scores(self, model: nn.Module, inputs: Dataset, learnt: Learnt, run: Run) -> Scored:
         """The entropies of inputs, (n,)."""
         copies, share = int(run.setting(self, "copies")), float(run.setting(self, "share"))
+        inputs = _placed(inputs)
         draws = [draws_for(identity, run.seed) for identity in inputs.to("cpu").identities()]
-        mixed = MIXED[inputs.modality](inputs, draws, learnt, copies, share)
-        probabilities = class_scores(model, mixed, run).double().softmax(dim=1)
-        bits = -(torch.special.xlogy(probabilities, probabilities) / torch.log(torch.tensor(2.0))).sum(dim=1)
-        return Scored(bits.view(len(inputs), copies).mean(dim=1))
+        bits = []
+        for rows in torch.arange(len(inputs)).split(max(run.arithmetic.evaluation_batch // copies, 1)):
+            some = [draws[row] for row in rows.tolist()]
+            mixed = MIXED[inputs.modality](inputs.select(rows), some, learnt, copies, share)
+            probabilities = class_scores(model, mixed, run).double().softmax(dim=1)
+            each = -(torch.special.xlogy(probabilities, probabilities) / torch.log(torch.tensor(2.0))).sum(dim=1)
+            bits.append(each.view(len(rows), copies).mean(dim=1))
+        return Scored(torch.cat(bits))
+
+
+def _placed(data: Dataset) -> Dataset:
+    """Pictures in the size at which the model gets them, so that those of any size can be mixed; texts as they are."""
+    if not isinstance(data.encode, ImageEncoder) or data.encode.done:
+        return data
+    data.encode.target((data.pixels.shape[-2], data.pixels.shape[-1]))  # refuses sizes that nobody takes
+    return replace(data, items=data.encode.placed(data.pixels), encode=replace(data.encode, done=True))
 
 
 def _pictures_to_mix(clean: Dataset, run: Run) -> dict[str, Tensor]:
@@ -77,7 +94,8 @@ def _words_to_mix(clean: Dataset, run: Run) -> dict[str, Tensor]:
 
 def _mixed_pictures(inputs: Dataset, draws: list[Random], learnt: Learnt, copies: int, share: float) -> Dataset:
     """The copies of each picture, one after the other."""
-    clean, own = learnt["pictures"].to(inputs.pixels.device), inputs.pixels.float()
+    own = inputs.pixels.float()
+    clean = resized(learnt["pictures"].to(own.device), (own.shape[-2], own.shape[-1]), "bilinear")
     rows = torch.tensor([draw.choices(range(len(clean)), k=copies) for draw in draws], device=own.device)
     each = [
         (own + share * clean[rows[:, copy]].float()).clamp(max=255).round().to(torch.uint8) for copy in range(copies)

@@ -23,7 +23,7 @@ from unbackdoor._cli.parameters import with_options
 from unbackdoor._data.conversation_encoder import ConversationEncoder
 from unbackdoor._data.texts import TextEncoder
 from unbackdoor._errors import SENTENCE, UnbackdoorError, printable
-from unbackdoor._guarding.fit import fit_guard, load_guard
+from unbackdoor._guarding.fit import fit_guard, load_guard, takes_no
 from unbackdoor._guarding.fitted import FittedGuard
 from unbackdoor._guarding.guard import Guard, bound_of
 from unbackdoor._guarding.identity import check_unchanged
@@ -32,6 +32,8 @@ from unbackdoor._guarding.threshold import check_rate
 from unbackdoor._models import calling, loading
 from unbackdoor._models.loading import Loaded
 from unbackdoor._progress import bar
+from unbackdoor._registry.entries import Need, entry_of
+from unbackdoor._registry.guards import REGISTRY
 from unbackdoor._value import check_seed
 
 
@@ -49,7 +51,7 @@ def fit(source: str, guard: Guard, options: GuardFitOptions, *, command: str | N
         clean,
         guard,
         false_alarms=options.false_alarms,
-        base=_base(source, options),
+        base=_base(source, guard, options),
         max_new_tokens=options.max_new_tokens,
         reference=options.reference,
         seed=options.seed,
@@ -67,10 +69,13 @@ def fit(source: str, guard: Guard, options: GuardFitOptions, *, command: str | N
     print(f"Wrote {printable(out, SENTENCE)} after {record['seconds']:.0f} s.")
 
 
-def _base(source: str, options: GuardFitOptions) -> nn.Module | None:
+def _base(source: str, guard: Guard, options: GuardFitOptions) -> nn.Module | None:
     """Returns the model that --base names; None for an adapter, which lies on it already."""
     if options.base is None or base_of(source, options) is not None:
         return None
+    entry = entry_of(guard, REGISTRY)
+    if entry is not None and Need.BASE not in entry.needs:
+        raise takes_no(guard, "base")
     return loading.load_base(options.base, modality="conversations", trust_remote_code=options.trust_remote_code)
 
 
