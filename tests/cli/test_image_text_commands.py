@@ -167,5 +167,10 @@ def test_train_refuses_what_does_not_fit(place: Path, monkeypatch: pytest.Monkey
             "--prompts are the texts of the classes of a model",
         ),
         (("plain", "--data", "clean.parquet", "--freeze-text"), "--freeze-text is for models of images and texts"),
+        (
+            ("token-unlearning", "--data", "clean.parquet"),
+            "TokenUnlearning trains on pairs of image and caption, from a pre-trained model. Give it as --base.",
+        ),
+        (("dpoe", "--data", "clean.parquet"), "DPoE trains on texts, from a pre-trained model. Give it as --base."),
     ):
         assert message in refused("train", *words, "--out", "trained"), words

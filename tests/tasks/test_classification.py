@@ -11,6 +11,7 @@ from fixtures import SmallCNN
 from unbackdoor import Dataset, UnbackdoorError
 from unbackdoor._models.arithmetic import choose
 from unbackdoor._tasks.classification import CLASSIFICATION, Classification
+from unbackdoor._tasks.proportion import Proportion, chance_doubt
 
 
 class FlatLoss(Classification):
@@ -56,3 +57,8 @@ def test_a_score_near_chance_is_doubted(small_cnn: SmallCNN, digits: Dataset) ->
     doubt = CLASSIFICATION.doubt("the model", score, 10, "digits")
     assert doubt is not None
     assert doubt.startswith("the model is near chance on digits (")
+    right = Proportion(2, 2)
+    assert chance_doubt("the model", right, 2, "digits") == (
+        f"the model cannot be told from chance on digits ({right!r}): there are too few examples. Add some."
+    )
+    assert chance_doubt("the model", Proportion(40, 40), 2, "digits") is None

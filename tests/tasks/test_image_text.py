@@ -173,6 +173,14 @@ def test_few_pairs_and_chance_are_reported(caplog: pytest.LogCaptureFixture) -> 
     assert "sights has 8 pairs; with fewer than 64 a method learns and measures very little." in warnings[0]
     assert "the suspect is near chance on sights" in warnings[1]
     assert (examined.head_name, examined.per_class) == ("visual_projection", (2, 2, 2, 2))
+    one = data.select([0])  # which is also too few for an interval
+    loss = task.score(Stub(), one, None, choose(Stub(), "cpu")).contrastive_loss
+    assert (loss.low, loss.high, repr(loss)) == (None, None, "0.000 (n = 1, 64 at a time)")
+    alike = dataclasses.replace(one, classes=("north",))
+    task.examined(Stub(), alike, choose(Stub(), "cpu"), warnings.append)
+    assert warnings[-1] == (
+        "the suspect cannot be judged by its accuracy on sights, which has one class only. Add examples of others."
+    )
     with pytest.raises(UnbackdoorError, match="`head` is for classifiers"):
         task.examined(Stub(), data, choose(Stub(), "cpu"), warnings.append, "visual_projection")
     with pytest.raises(UnbackdoorError, match="sights is empty; pairs of image and caption are needed"):

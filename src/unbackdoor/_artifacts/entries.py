@@ -84,12 +84,15 @@ class GenerationScoreEntry(BriefGenerationScore):
 
 
 class PairLossEntry(JsonObject):
-    """A contrastive loss, in nats, with its 95 % interval, the number of pairs, and of those compared at a time."""
+    """A contrastive loss, in nats, with its 95 % interval, the number of pairs, and of those compared at a time.
+
+    A single pair has no interval.
+    """
 
     value: float
     n: Annotated[int, Field(ge=1)]
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     batch: Annotated[int, Field(ge=2)]
 
 

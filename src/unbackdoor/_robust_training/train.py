@@ -19,15 +19,13 @@ from unbackdoor._registry.entries import to_json
 from unbackdoor._registry.trainers import REGISTRY
 from unbackdoor._robust_training.run import TrainingRun
 from unbackdoor._robust_training.suspects import Suspects
-from unbackdoor._robust_training.trainer import RobustTrainer, modalities_of, needs_clean
+from unbackdoor._robust_training.trainer import RobustTrainer, kinds_of, modalities_of, needs_clean
 from unbackdoor._tasks.proportion import chance_doubt, proportion_of
 from unbackdoor._value import check_seed
 from unbackdoor._victims.recipe import VictimRecipe
 from unbackdoor._victims.training import Trainer
 
 logger = logging.getLogger("unbackdoor")
-
-_KINDS = {"text": "texts", "image-text": "pairs of image and caption"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,9 +127,8 @@ def _check_trainer(trainer: RobustTrainer, data: Dataset, clean: Dataset | None)
         raise UnbackdoorError(f"train takes a trainer's value, got {trainer!r}. Take one of unbackdoor.trainers.")
     owner = type(trainer).__name__
     if data.modality not in modalities_of(trainer):
-        served = " and ".join(_KINDS.get(kind, kind) for kind in modalities_of(trainer))
         other = "plain" if data.modality == "image-text" else "abl"
-        raise UnbackdoorError(f"{owner} trains on {served}, but {data.name} holds other data. Try {other}.")
+        raise UnbackdoorError(f"{owner} trains on {kinds_of(trainer)}, but {data.name} holds other data. Try {other}.")
     if needs_clean(trainer) and clean is None:
         raise UnbackdoorError(f"{owner} needs `clean`: some labelled examples without poison.")
     if clean is not None and not needs_clean(trainer):

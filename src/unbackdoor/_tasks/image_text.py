@@ -323,6 +323,8 @@ def _loss(scale: float, images: Tensor, texts: Tensor) -> PairLoss:
         scores = scale * images[rows].double() @ texts[rows].double().T
         losses.append((matching(scores, "none") + matching(scores.T, "none")) / 2)
     each = torch.cat(losses)
-    error = _NORMAL * float(each.std()) / math.sqrt(len(each)) if len(each) > 1 else math.inf
     value = float(each.mean())
+    if len(each) < 2:
+        return PairLoss(value, None, None, len(each), TOLD_APART)
+    error = _NORMAL * float(each.std()) / math.sqrt(len(each))
     return PairLoss(value, value - error, value + error, len(each), TOLD_APART)

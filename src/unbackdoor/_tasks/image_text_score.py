@@ -11,24 +11,25 @@ class PairLoss(NamedTuple):
 
     Args:
         value: mean over the pairs, in nats.
-        low: low end of its 95 % interval over the pairs, by the normal distribution.
+        low: low end of its 95 % interval over the pairs, by the normal distribution; None for a single pair.
         high: high end of it.
         n: number of pairs.
         batch: pairs that are compared at a time, on which the loss depends.
     """
 
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     n: int
     batch: int
 
-    def to_json(self) -> dict[str, float | int]:
+    def to_json(self) -> dict[str, float | int | None]:
         """`value`, `n`, `low`, `high` and `batch`."""
         return {"value": self.value, "n": self.n, "low": self.low, "high": self.high, "batch": self.batch}
 
     def __repr__(self) -> str:
-        return f"{self.value:.3f} ({self.low:.3f} to {self.high:.3f}, n = {self.n:,}, {self.batch} at a time)"
+        ends = "" if self.low is None else f"{self.low:.3f} to {self.high:.3f}, "
+        return f"{self.value:.3f} ({ends}n = {self.n:,}, {self.batch} at a time)"
 
 
 _SHARES = {

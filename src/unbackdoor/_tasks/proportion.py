@@ -55,9 +55,13 @@ def near_chance(accuracy: Proportion, classes: int) -> bool:
 
 
 def chance_doubt(owner: str, accuracy: Proportion, classes: int, where: str) -> str | None:
-    """A sentence on the probable cause of an accuracy near chance; None if it is not near chance."""
+    """A sentence that doubts an accuracy near chance, or one that could be chance; None for others."""
+    if classes < 2:
+        return f"{owner} cannot be judged by its accuracy on {where}, which has one class only. Add examples of others."
     if not near_chance(accuracy, classes):
         return None
+    if accuracy.value > 1 / classes + (1 - 1 / classes) / 4:
+        return f"{owner} cannot be told from chance on {where} ({accuracy!r}): there are too few examples. Add some."
     return (
         f"{owner} is near chance on {where} ({accuracy!r}): its labels, their order or the preprocessing probably do "
         "not fit the model."

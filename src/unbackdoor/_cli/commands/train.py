@@ -20,7 +20,7 @@ from unbackdoor._models.directory import ModelDirectory
 from unbackdoor._robust_training.suspects import FILE
 from unbackdoor._robust_training.train import Trained
 from unbackdoor._robust_training.train import train as train_model
-from unbackdoor._robust_training.trainer import RobustTrainer
+from unbackdoor._robust_training.trainer import RobustTrainer, kinds_of, modalities_of
 from unbackdoor._tasks.choice import task_of
 from unbackdoor._tasks.image_text_score import ImageTextScore
 from unbackdoor._tasks.score import Score
@@ -38,6 +38,10 @@ def train(trainer: RobustTrainer, options: TrainOptions, *, command: str | None 
     recipe = VictimRecipe(**{name: getattr(options, name) for name in names if hasattr(options, name)})
     if options.attack is not None and options.test is None:
         raise UnbackdoorError("--attack needs --test: test examples to put the trigger on.")
+    if options.base is None and "images" not in modalities_of(trainer):
+        raise UnbackdoorError(
+            f"{type(trainer).__name__} trains on {kinds_of(trainer)}, from a pre-trained model. Give it as --base."
+        )
     columns = column_names(options.columns)
     base = None if options.base is None else ModelDirectory.of(options.base, "--base")
     if options.prompts is not None and (base is None or base.modality != "image-text"):
