@@ -114,6 +114,18 @@ class TestRefusals:
             "fit_guard takes model as a module, got NoneType. Load it with unbackdoor.load(PATH).model."
         )
 
+    @pytest.mark.parametrize(
+        ("wrong", "said"),
+        [
+            ({"suspicious": "up"}, "Wrong.suspicious must be low, high or all, got 'up'."),
+            ({"__call__": lambda *_: [1]}, "Wrong must return a dict of tensors by name, got [1]."),
+            ({"scores": lambda *_: torch.zeros(1)}, "Wrong.scores must return a Scored, got Tensor."),
+        ],
+    )
+    def test_a_guard_of_ones_own_that_returns_something_else(self, wrong, said, counting, reviews: Dataset) -> None:
+        guard = type("Wrong", (Dullness,), wrong)()
+        assert self.said(counting, reviews.select(range(40)), guard, false_alarms=0.1) == said
+
     def test_what_is_no_data_or_not_for_it(self, backdoored: tuple, digits: Dataset, edited: FittedGuard) -> None:
         said = self.said(backdoored[0], "clean.parquet", guards.Strip())
         assert said == "fit_guard takes clean as a Dataset, got str. Load it with unbackdoor.Dataset.load."

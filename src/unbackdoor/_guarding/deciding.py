@@ -126,6 +126,8 @@ def scored(guard: Guard, model: nn.Module, inputs: Dataset, learnt: Learnt, run:
     """
     with torch.no_grad():
         result = guard.scores(model, inputs, learnt, run)
+    if not isinstance(result, Scored):
+        raise UnbackdoorError(f"{owner_of(guard)}.scores must return a Scored, got {type(result).__name__}.")
     scores = result.scores.detach().cpu().double()
     if scores.shape != (len(inputs),) or not torch.isfinite(scores).all():
         raise UnbackdoorError(

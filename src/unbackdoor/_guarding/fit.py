@@ -229,6 +229,8 @@ def _learnt(
         torch.manual_seed(run.seed)
         with run.arithmetic.placed(model) as placed, frozen(placed):
             learnt = guard(placed, fitting.to(device), run)
+            if not isinstance(learnt, dict) or not all(isinstance(array, Tensor) for array in learnt.values()):
+                raise UnbackdoorError(f"{owner_of(guard)} must return a dict of tensors by name, got {learnt!r}.")
             learnt = {name: array.detach().cpu().contiguous() for name, array in learnt.items()}
             check_finite(learnt, owner_of(guard))
             if guard.suspicious == "all":
@@ -288,6 +290,8 @@ def _check_guard(
         )
     if not callable(guard) or not all(hasattr(guard, name) for name in ("scores", "measure", "suspicious")):
         raise UnbackdoorError(f"fit_guard takes a guard's value, got {guard!r}. Take one of unbackdoor.guards.")
+    if guard.suspicious not in ("low", "high", "all"):
+        raise UnbackdoorError(f"{owner_of(guard)}.suspicious must be low, high or all, got {guard.suspicious!r}.")
     if not isinstance(clean, Dataset):
         raise UnbackdoorError(
             f"fit_guard takes clean as a Dataset, got {type(clean).__name__}. Load it with unbackdoor.Dataset.load."
