@@ -207,7 +207,7 @@ def _on_answers(clean: Dataset, run: Run) -> dict[str, Any]:
 def _examined(model: nn.Module, clean: Dataset, run: Run, head: str | None) -> tuple[Dataset, Proportion | None]:
     """Check that model and clean examples fit each other, and find the head; returns a classifier's accuracy as well.
 
-    Prompts need no answers here, but room for the model's.
+    Prompts need no answers here.
     """
     if not isinstance(run.task, Generation):
         examined = run.task.examined(model, clean, run.arithmetic, run.warn, head)
@@ -215,7 +215,6 @@ def _examined(model: nn.Module, clean: Dataset, run: Run, head: str | None) -> t
         return examined.clean, proportion_of(examined.outcomes)
     refuse_head(head)
     clean = run.task.checked(model, clean).test
-    check_room(model, clean, run.task.max_new_tokens)
     run.head_name = run.task.head(model, clean).name
     return clean, None
 
@@ -234,6 +233,8 @@ def _learnt(
             learnt = {name: array.detach().cpu().contiguous() for name, array in learnt.items()}
             check_finite(learnt, owner_of(guard))
             if guard.suspicious == "all":
+                if isinstance(run.task, Generation):  # nothing was answered yet, so nobody saw that there is no room
+                    check_room(placed, fitting, run.task.max_new_tokens)
                 return learnt, None
             scores = all_scores(guard, placed, held_out.to(device), learnt, run)
     return learnt, _threshold(guard, scores, false_alarms, run)
