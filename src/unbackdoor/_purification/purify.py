@@ -90,8 +90,7 @@ def purify(
         run.head_name, run.modality = examined.head_name, clean.modality
     elif needs_clean(method):
         raise UnbackdoorError(f"{asking(method)} needs clean examples, got none.")
-    if unlabelled is not None:
-        run.unlabelled = _without_labels(unlabelled, working, run)
+    run.unlabelled = _without_labels(unlabelled, working, run)
     measured = _measured(method, working, None if examined is None else examined.clean, run)
     clean_facts = _NO_CLEAN if examined is None else _compared(measured.purified, examined, method, run)
     form.restore_(measured.purified, owner_of(method))
@@ -151,12 +150,14 @@ def _check_unlabelled(unlabelled: object, clean: Dataset | None, method: Method)
         )
 
 
-def _without_labels(unlabelled: Dataset, working: nn.Module, run: Run) -> Dataset:
-    """Returns the unlabelled examples on the run's device, each with the label -1.
+def _without_labels(unlabelled: Dataset | None, working: nn.Module, run: Run) -> Dataset | None:
+    """Returns the unlabelled examples on the run's device, each with the label -1; None if there are none.
 
     Raises:
         UnbackdoorError: the model cannot take them.
     """
+    if unlabelled is None:
+        return None
     if unlabelled.modality in CLASSIFICATION.modalities:
         class_count(working, unlabelled)
     hidden = replace(unlabelled, labels=torch.full((len(unlabelled),), -1), groups=None, rows=None)

@@ -123,19 +123,7 @@ def purify(source: str, method: Method, options: PurifyOptions, *, command: str 
         progress=True,
     )
     example = clean if scoring is None else scoring.test
-    record = {
-        **result.record,
-        **({} if command is None else {"command": command}),
-        "source": {
-            "model": Path(source).name,
-            **({"base": Path(options.base).name} if options.base else {}),
-            **({"merged": True} if options.merge else {}),
-            "factory": factory_name(options.factory),
-        },
-        "encode": encode_entry(suspect.encode, example),
-        "scores": None,
-        "scores_note": "not measured: no --data was given",
-    }
+    record = _record(result, source, options, command) | {"encode": encode_entry(suspect.encode, example)}
     scores = None if scoring is None else _measure(scoring, suspect.model, result, method, options, record)
     record |= with_options(record, "purify")
     page = None
@@ -157,6 +145,22 @@ def purify(source: str, method: Method, options: PurifyOptions, *, command: str 
             trust_remote_code=options.trust_remote_code,
         )
     _print_result(record, out, method_name(method), has_page=page is not None)
+
+
+def _record(result: Purified, source: str, options: PurifyOptions, command: str | None) -> dict[str, Any]:
+    """The record as far as it is known without scores."""
+    return {
+        **result.record,
+        **({} if command is None else {"command": command}),
+        "source": {
+            "model": Path(source).name,
+            **({"base": Path(options.base).name} if options.base else {}),
+            **({"merged": True} if options.merge else {}),
+            "factory": factory_name(options.factory),
+        },
+        "scores": None,
+        "scores_note": "not measured: no --data was given",
+    }
 
 
 def _clean(suspect: loading.Loaded, method: Method, options: PurifyOptions) -> Dataset | None:
