@@ -174,18 +174,20 @@ def smallest_within(
         )
     elif losses[chosen].error > margin:
         lost, error = losses[chosen]
-        also = [value for value, loss in sorted(losses.items()) if value < chosen and loss.lost - loss.error <= margin]
-        others = _also(field, [f"{shown(value):g}" for value in also])
         run.warn(
             f"{len(clean)} clean examples measure {measure.change} only to {measure.of(error)} {measure.unit}, more "
             f"than the margin of {measure.of(margin)}: {words(chosen)}, which lost {measure.of(lost)}, is the best "
-            f"guess, and may cost more.{others} Give more clean examples, or set `{field}`."
+            f"guess, and may cost more.{_also(field, losses, chosen, margin, shown)} Give more clean examples, or set `{field}`."
         )
     return chosen
 
 
-def _also(field: str, values: list[str]) -> str:
-    """Returns a sentence on other values of a field that may suffice, if there are any."""
-    if not values:
+def _also(
+    field: str, losses: dict[float, Difference], chosen: float, margin: float, shown: Callable[[float], float]
+) -> str:
+    """Returns a sentence on smaller values than the chosen one that may suffice, if there are any."""
+    also = [value for value, loss in sorted(losses.items()) if value < chosen and loss.lost - loss.error <= margin]
+    if not also:
         return ""
-    return f" By the same measurement, {field} {' or '.join(values)} may lose no more, and removes more."
+    values = " or ".join(f"{shown(value):g}" for value in also)
+    return f" By the same measurement, {field} {values} may lose no more, and removes more."
