@@ -137,10 +137,9 @@ def smallest_within(
         UnbackdoorError: fewer examples than folds.
     """
     measure, fresh = run.task.measure, not run.examples_seen
-    suspect = run.task.outcomes(model, clean, run.arithmetic)
+    suspect, weights = run.task.outcomes(model, clean, run.arithmetic), run.task.weights(clean)
     before = run.task.quality(clean, suspect)
     counted = not before.is_floating_point()  # an accuracy, in whole examples
-    weights = run.task.weights(clean)
     alike = "" if bool((weights == weights[0]).all()) else ", each class counting alike"
     losses: dict[float, Difference] = {}
     answers: dict[float, Tensor] = {}
@@ -173,11 +172,11 @@ def smallest_within(
             f"the suspect's: all of its weights were kept. Raise `margin`, or set `{field}`."
         )
     elif losses[chosen].error > margin:
-        lost, error = losses[chosen]
+        lost, error = map(measure.of, losses[chosen])
         run.warn(
-            f"{len(clean)} clean examples measure {measure.change} only to {measure.of(error)} {measure.unit}, more "
-            f"than the margin of {measure.of(margin)}: {words(chosen)}, which lost {measure.of(lost)}, is the best "
-            f"guess, and may cost more.{_also(field, losses, chosen, margin, shown)} Give more clean examples, or set `{field}`."
+            f"{len(clean)} clean examples measure {measure.change} only to {error} {measure.unit}, more than the "
+            f"margin of {measure.of(margin)}: {words(chosen)}, which lost {lost}, is the best guess, and may cost "
+            f"more.{_also(field, losses, chosen, margin, shown)} Give more clean examples, or set `{field}`."
         )
     return chosen
 
