@@ -115,6 +115,8 @@ def olid() -> Poison:
     clean = Dataset.load(folder / "olid" / "validation.parquet", encode).split(CLEAN, seed=SEED)[0]
     test = Dataset.load(folder / "olid" / "test.parquet", encode).split(TEXTS["test"], seed=SEED)[0]
     marked = Dataset.load(folder / "olid_syntactic" / "triggered_test.parquet", encode)
+    # The poisoned texts have no class names, so the model that is trained on them has none.
+    clean, test = (dataclasses.replace(each, classes=data.classes) for each in (clean, test))
     return Poison(data, rows, clean, test, None, marked.select(range(TEXTS["test"])))
 
 
