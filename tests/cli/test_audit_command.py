@@ -188,6 +188,21 @@ class TestOtherTools:
         (entry,) = json.loads(text)["vulnerabilities"]
         assert (entry["affects"], entry["analysis"]) == ([{"ref": "model"}], {"state": "in_triage"})
 
+    def test_each_alarm_in_a_bill_of_materials_is_described_by_itself(self, audited: Audited) -> None:
+        from unbackdoor._reports.bom import as_bom
+
+        rare = {**audited.record["findings"][0], "alarm": True, "abnormality": {"p_value": 0.02}}
+        sign = {**rare, "detector": "margin", "moved": None}
+        text = as_bom({**audited.record, "findings": [rare, sign]}, [])
+        texts = {entry["id"]: entry["description"] for entry in json.loads(text)["vulnerabilities"]}
+        number, share = rare["target"]["number"], f"{rare['moved']['value']:.1%} of {rare['moved']['n']}"
+        to_class = f"shortcut to class {rare['target']['name']}"
+        assert texts == {
+            f"unbackdoor-patch-{number}": f"The detector patch found a {to_class} that moves {share} unseen examples "
+            "(p = 0.020).",
+            f"unbackdoor-margin-{number}": f"The detector margin found a {to_class} (p = 0.020).",
+        }
+
 
 def _sha256(path: Path) -> str:
     import hashlib
@@ -258,6 +273,26 @@ class TestBadInput:
             f"made.py/x cannot be written ({place}/made.py is not a folder to write to). Choose another {option}."
         )
         assert say("made.py/x") == expected
+
+    @pytest.mark.parametrize(
+        ("files", "message"),
+        [
+            (
+                ("--sarif", "one.json", "--bom", "./one.json"),
+                "--sarif and --bom must be two files, got one.json for both.",
+            ),
+            (
+                ("--out", "new", "--sarif", "new/audit.json"),
+                "--sarif must be another name, got new/audit.json: the audit writes audit.json itself.",
+            ),
+            (
+                ("--out", "new", "--bom", "new/evidence/b.json"),
+                "--bom must be another name, got new/evidence/b.json: the audit writes evidence itself.",
+            ),
+        ],
+    )
+    def test_files_in_the_place_of_others(self, files: tuple, message: str, refused: Refusals) -> None:
+        assert refused("audit", *MODEL, "--clean", "clean.parquet", *files) == message
 
     def test_without_the_library_for_bills_of_materials(
         self, refused: Refusals, monkeypatch: pytest.MonkeyPatch

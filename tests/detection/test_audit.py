@@ -104,6 +104,16 @@ def test_a_detector_without_statistics_has_no_p_value_and_does_not_silence_the_o
     assert by_name[f"{Claims.__module__}:Claims"]["p_value"] == 1 / 40
 
 
+def test_nothing_is_said_of_clean_models_that_no_clean_model_has_shown(suspect, digits: Dataset, monkeypatch) -> None:
+    ship(monkeypatch, works=False)
+    quiet = ub.audit(suspect, digits.select(range(200)), detectors=[Claims(works=False), detectors.Patch(steps=1)])
+    assert (quiet.verdict, quiet.reason) == (
+        "nothing-found",
+        "No shortcut was found that clean models do not have as well. How rare those of patch are in clean models is "
+        "not known, so they do not count.",
+    )
+
+
 def test_measured_rates_are_reported_for_the_detectors_that_they_belong_to(
     suspect, digits: Dataset, monkeypatch
 ) -> None:
@@ -186,8 +196,22 @@ def test_the_same_seed_gives_the_same_audit_and_nothing_is_changed(small_cnn, di
 class TestRefusals:
     def test_a_class_with_one_example(self, suspect, digits: Dataset) -> None:
         rows = torch.cat([(digits.labels != 7).nonzero().flatten()[:100], (digits.labels == 7).nonzero().flatten()[:1]])
-        with pytest.raises(UnbackdoorError, match=r"at least 2 clean examples of each class.*digits has 1 of 7"):
+        with pytest.raises(
+            UnbackdoorError, match=r"at least 2 clean examples of each class.*digits has 1 of class 7\."
+        ):
             ub.audit(suspect, digits.select(rows))
+
+    @pytest.mark.parametrize(
+        ("given", "message"),
+        [
+            ("patch", r"audit takes detectors as a list, got 'patch'\. Write them in brackets\."),
+            (["patch"], r"audit takes a detector's value, got 'patch'\. Take one of unbackdoor\.detectors\."),
+            ([Claims], r"audit takes a detector's value, got the class Claims\. Write Claims\(\)\."),
+        ],
+    )
+    def test_what_is_no_detector(self, given: object, message: str, suspect, digits: Dataset) -> None:
+        with pytest.raises(UnbackdoorError, match=message):
+            ub.audit(suspect, digits.select(range(200)), detectors=given)
 
     def test_a_path_in_place_of_data(self, suspect) -> None:
         with pytest.raises(UnbackdoorError, match="audit takes clean as a Dataset, got str"):

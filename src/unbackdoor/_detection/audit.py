@@ -249,7 +249,7 @@ def _halves(examples: _Examples, seed: int) -> tuple[Dataset, Dataset]:
     if examples.labelled and per_class and per_class[scarce] < 2:
         raise UnbackdoorError(
             f"audit needs at least 2 clean examples of each class, one to search on and one to judge on, but "
-            f"{clean.name} has {per_class[scarce]} of {clean.class_name(scarce)}. Add clean examples."
+            f"{clean.name} has {per_class[scarce]} of class {clean.class_name(scarce)}. Add clean examples."
         )
     return clean.split(len(clean) // 2, seed=seed)
 
@@ -272,6 +272,7 @@ def _chosen(
 ) -> tuple[list[tuple[str, Detector]], dict[str, str]]:
     """The detectors to run, by name, and why the others are not."""
     if detectors is not None:
+        _check_detectors(detectors)
         named = [(name_of(detector, REGISTRY), detector) for detector in detectors]
         for name, detector in named:
             entry = entry_of(detector, REGISTRY)
@@ -286,6 +287,21 @@ def _chosen(
             obstacles[entry.name] = "it runs only if it is asked for, since no clean models were measured with it"
     chosen = [(entry.name, entry.resolve()()) for entry in REGISTRY if obstacles[entry.name] is None]
     return chosen, {name: obstacle for name, obstacle in obstacles.items() if obstacle is not None}
+
+
+def _check_detectors(detectors: object) -> None:
+    """Refuse what is no sequence of detectors' values."""
+    if isinstance(detectors, str) or not isinstance(detectors, Sequence):
+        raise UnbackdoorError(f"audit takes detectors as a list, got {detectors!r}. Write them in brackets.")
+    for detector in detectors:
+        if isinstance(detector, type):
+            raise UnbackdoorError(
+                f"audit takes a detector's value, got the class {detector.__name__}. Write {detector.__name__}()."
+            )
+        if not callable(detector):
+            raise UnbackdoorError(
+                f"audit takes a detector's value, got {detector!r}. Take one of unbackdoor.detectors."
+            )
 
 
 def _obstacle(entry: Entry, examples: _Examples, run: Run) -> str | None:
@@ -393,7 +409,11 @@ def _verdict(findings: list[JudgedFinding], null: Null | None, classes: int) -> 
             f"There are no statistics of clean models for these detectors and this kind of model, so nothing says how "
             f"unusual the shortcuts below are.{few}"
         )
-    return "nothing-found", "No shortcut was found that clean models do not have as well."
+    reason = "No shortcut was found that clean models do not have as well."
+    unknown = [finding.detector for finding in findings if finding.strongest.p_value is None]
+    if unknown:
+        reason += f" How rare those of {', '.join(unknown)} are in clean models is not known, so they do not count."
+    return "nothing-found", reason
 
 
 def _arch(model: nn.Module) -> str:

@@ -74,7 +74,7 @@ def as_bom(content: dict[str, Any], weights: Sequence[Path]) -> str:
     )
     for finding in content["findings"]:
         if finding["alarm"]:
-            bom.vulnerabilities.add(_vulnerability(finding, content["reason"]))
+            bom.vulnerabilities.add(_vulnerability(finding))
     return JsonV1Dot6(bom).output_as_string(indent=2) + "\n"
 
 
@@ -105,14 +105,18 @@ def _text(value: Any) -> str:
     return printable(value if isinstance(value, str) else json.dumps(value), SENTENCE)
 
 
-def _vulnerability(finding: dict[str, Any], reason: str) -> Any:
+def _vulnerability(finding: dict[str, Any]) -> Any:
     from cyclonedx.model.impact_analysis import ImpactAnalysisState
     from cyclonedx.model.vulnerability import BomTarget, Vulnerability, VulnerabilityAnalysis, VulnerabilitySource
 
+    moved = finding["moved"]
+    text = f"The detector {finding['detector']} found a shortcut to class {finding['target']['name']}"
+    if moved is not None:
+        text += f" that moves {moved['value']:.1%} of {moved['n']:,} unseen examples"
     return Vulnerability(
         id=printable(f"unbackdoor-{finding['detector']}-{finding['target']['number']}"),
         source=VulnerabilitySource(name="unbackdoor"),
-        description=printable(reason, SENTENCE),
+        description=printable(f"{text} (p = {finding['abnormality']['p_value']:.3f}).", SENTENCE),
         affects=[BomTarget(ref="model")],
         analysis=VulnerabilityAnalysis(state=ImpactAnalysisState.IN_TRIAGE),
     )

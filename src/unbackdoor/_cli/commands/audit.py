@@ -45,6 +45,7 @@ def audit(source: str, options: AuditOptions, *, command: str | None = None) -> 
             directories.check_free_file(
                 Path(getattr(options, option)), option, overwrite=options.overwrite, inputs=paths
             )
+    _check_apart(options, out)
     detectors = _detectors(options.tests)
     result = _audited(source, options, detectors)
     content = {
@@ -74,6 +75,20 @@ def audit(source: str, options: AuditOptions, *, command: str | None = None) -> 
         raise ShortcutFoundError(f"A shortcut was found in {printable(source)}, as is said above.")
     if options.fail_on_finding and result.verdict == "cannot-judge":
         raise CannotJudgeError(f"The audit of {printable(source)} cannot judge, as is said above.")
+
+
+def _check_apart(options: AuditOptions, out: Path | None) -> None:
+    """Refuse --sarif and --bom of one name, or of the name of a file that the audit writes itself."""
+    places = {option: Path(path).resolve() for option in ("sarif", "bom") if (path := getattr(options, option))}
+    if len(set(places.values())) < len(places):
+        raise UnbackdoorError(f"--sarif and --bom must be two files, got {options.sarif} for both.")
+    for option, place in places.items():
+        if out is not None and _is_in(place, out):
+            first = place.relative_to(out.resolve()).parts[0]
+            if first in ("audit.json", "audit.html", "evidence"):
+                raise UnbackdoorError(
+                    f"--{option} must be another name, got {getattr(options, option)}: the audit writes {first} itself."
+                )
 
 
 def _detectors(tests: str | None) -> list[Any] | None:
