@@ -10,6 +10,7 @@ from torch import nn
 import toys
 from fixtures import SmallCNN
 from unbackdoor import Dataset, UnbackdoorError, purifiers, purify
+from unbackdoor._artifacts.card import purified
 from unbackdoor._artifacts.record import ChoiceEntry
 from unbackdoor._detection.finding import Candidate
 from unbackdoor._detection.judging import ExactShare
@@ -125,7 +126,8 @@ CONTRAST, SHIFT, TUNE = purifiers.ContrastiveUnlearning(), purifiers.ScaleInvari
         (
             [replace(trial(SHIFT, 0.01, 3), audit=an_audit(judged()), known=frozenset({1})), trial(TUNE, 0.2)],
             SHIFT,
-            "no method removed the shortcuts; scale-invariant-fst left the least of them: an audit of its result found",
+            "no method that lost at most 10 points of accuracy removed the shortcuts; scale-invariant-fst left the "
+            "least of them: an audit of its result found",
         ),
         ([trial(SHIFT, 0.2), trial(TUNE, 0.1)], TUNE, "leaves most backdoors that the audit cannot see"),
         ([trial(SHIFT, 0.05)], SHIFT, None),
@@ -181,6 +183,12 @@ def test_without_a_shortcut_it_is_scale_invariant_fst_on_four_fifths(small_cnn: 
     assert result.record["clean"]["held_out"] == 20
 
 
+def test_a_detector_for_other_data_is_refused(small_cnn: SmallCNN, digits: Dataset) -> None:
+    message = r"^Auto\.detectors must serve images, got lone-word, which serves text\. See unbackdoor list detectors\.$"
+    with pytest.raises(UnbackdoorError, match=message):
+        purify(small_cnn, digits.select(range(100)), purifiers.Auto(detectors=("patch", "lone-word")), device="cpu")
+
+
 @value
 class Silence:
     """A method that ruins every model: it answers the same for all examples."""
@@ -205,6 +213,12 @@ def test_the_suspect_comes_back_if_every_method_ruins_it(
         "no method lost at most 10 points of accuracy on 20 held-out examples, so the suspect was handed back as it "
         "was: a backdoor that it has is still there. Give more clean examples, or raise `max_loss`."
     ]
+    card = purified({**result.record, "source": {"model": "net"}, "scores": None, "scores_note": "not measured"})
+    assert "# Model that was handed back as it was" in card
+    assert "`net` was not changed by `Auto(" in card
+    assert "Methods tried: 2. No method lost at most 10 points of accuracy on 20 held-out examples." in card
+    assert "A backdoor that the suspect has is still there." in card
+    assert "purification" not in card
 
 
 def test_a_method_that_refuses_is_passed_over(

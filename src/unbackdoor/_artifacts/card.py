@@ -20,26 +20,32 @@ def purified(record: dict[str, Any]) -> str:
     method, clean = record["method"], record["clean"]
     budget = f"on {clean['n']:,}" if clean else "without"
     base = record["source"].get("base")
+    choice, same = record.get("choice"), handed_back(record)
     lines = [
         "---",
         "library_name: unbackdoor",
-        "tags: [unbackdoor, backdoor-purification]",
+        f"tags: [unbackdoor{'' if same else ', backdoor-purification'}]",
         "---",
         "",
         *([f"**{_escaped(record['warnings'][0])}**", ""] if record["usable"] is False else []),
-        "# Purified model",
+        "# Model that was handed back as it was" if same else "# Purified model",
         "",
-        f"`{_escaped(record['source']['model'])}` was purified with `{method['repr']}` "
-        f"{budget} clean examples{f' and the base `{_escaped(base)}`' if base else ''} in {record['seconds']:.1f} s "
+        f"`{_escaped(record['source']['model'])}` was {'not changed by' if same else 'purified with'} "
+        f"`{method['repr']}` {budget} clean examples{f' and the base `{_escaped(base)}`' if base else ''} in {record['seconds']:.1f} s "
         f"(seed {record['seed']}). "
         "`record.json` has the method, its settings, the seed, the versions, the device and what was measured.",
         "",
+        *(
+            []
+            if choice is None
+            else [f"Methods tried: {len(choice['tried'])}. {_escaped(_begun(choice['reason']))}.", ""]
+        ),
     ]
     if record["scores"] is None:
         lines += [f"Scores: {_escaped(record['scores_note'])}.", ""]
     else:
         lines += [f"Scores {_escaped(record['scores_note'])}, with 95 % Wilson intervals:", ""]
-        lines += ["| | suspect | purified |", "| --- | --- | --- |"]
+        lines += [f"| | suspect | {'handed back' if same else 'purified'} |", "| --- | --- | --- |"]
         before, after = record["scores"]["suspect"], record["scores"]["purified"]
         for key in MEASURES:
             if key in before:
@@ -47,7 +53,9 @@ def purified(record: dict[str, Any]) -> str:
         lines.append("")
     lines += [f"Warning: {_escaped(text)}\n" for text in record["warnings"][record["usable"] is False :]]
     lines += [
-        "A purified model is not proven clean: a low attack success holds for the triggers that were tried, and "
+        "A backdoor that the suspect has is still there."
+        if same
+        else "A purified model is not proven clean: a low attack success holds for the triggers that were tried, and "
         "tuning on poisoned examples may bring a backdoor back.",
     ]
     return "\n".join(lines) + "\n"
@@ -125,6 +133,17 @@ def trained(record: dict[str, Any]) -> str:
     lines += [f"\nWarning: {_escaped(text)}" for text in record["warnings"]]
     lines += ["", "No trainer keeps every backdoor out: `unbackdoor list trainers` says what each cannot see."]
     return "\n".join(lines) + "\n"
+
+
+def handed_back(record: dict[str, Any]) -> bool:
+    """Whether a method that chooses among others kept none, so that the result is the suspect as it was."""
+    choice = record.get("choice")
+    return choice is not None and choice["kept"] is None
+
+
+def _begun(sentence: str) -> str:
+    """Returns a sentence with a capital letter."""
+    return sentence[:1].upper() + sentence[1:]
 
 
 def _health(scores: dict[str, Any]) -> str:

@@ -453,6 +453,7 @@ REGISTRY = (
         needs=(Need.CLEAN,),
         cost="two audits or more, and one to six methods",
         modality=("images", "text"),
-        damage="the held-out examples were probably too few to see it: lower `max_loss`, or give more clean examples",
+        damage="`max_loss` allowed it, or the held-out examples were too few to see it: lower `max_loss`, or give more "
+        "clean examples",
     ),
 )

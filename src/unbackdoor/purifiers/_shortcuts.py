@@ -9,7 +9,7 @@ from unbackdoor._data.dataset import Dataset
 from unbackdoor._detection.audit import audit
 from unbackdoor._detection.judging import ExactShare, HeldOut
 from unbackdoor._detection.result import ALARM, Audit, JudgedCandidate, JudgedFinding
-from unbackdoor._errors import UnbackdoorError
+from unbackdoor._errors import UnbackdoorError, listed
 from unbackdoor._progress import silent
 from unbackdoor._purification.run import Run
 from unbackdoor._registry.detectors import REGISTRY as DETECTORS
@@ -69,11 +69,18 @@ def audited(model: nn.Module, clean: Dataset, run: Run, names: tuple[str, ...] |
         names: of detectors; None takes all that fit.
 
     Raises:
-        UnbackdoorError: there is no detector of a name.
+        UnbackdoorError: there is no detector of a name, or it does not serve this kind of examples.
     """
     chosen = None
     if names is not None:
-        chosen = [find(name, DETECTORS, "detector", "detectors").resolve()() for name in names]
+        entries = [find(name, DETECTORS, "detector", "detectors") for name in dict.fromkeys(names)]
+        for entry in entries:
+            if clean.modality not in entry.modality:
+                raise UnbackdoorError(
+                    f"Auto.detectors must serve {clean.modality}, got {entry.name}, which serves "
+                    f"{listed(entry.modality)}. See unbackdoor list detectors."
+                )
+        chosen = [entry.resolve()() for entry in entries]
     try:
         return audit(
             model,

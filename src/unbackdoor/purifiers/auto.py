@@ -139,7 +139,10 @@ class Auto:
         best = min(within, key=lambda trial: trial.most_left if trial.most_left > GONE else 0.0)
         name = method_label(best.method)
         if best.most_left > GONE:
-            reason = f"no method removed the shortcuts; {name} left the least of them"
+            reason = (
+                f"no method that lost at most {self.max_loss:g} points of accuracy removed the shortcuts; {name} left "
+                "the least of them"
+            )
             again = "an audit of its result found one again"
             moves = f"one still moves {best.most_left:.0%} more examples than a random trigger does"
             run.warn(f"{reason}: {again if best.returned else moves}.")

@@ -9,7 +9,7 @@ from torch import nn
 
 from unbackdoor import _reports
 from unbackdoor._artifacts import card, directories
-from unbackdoor._artifacts.card import LOSSES, MEASURES
+from unbackdoor._artifacts.card import LOSSES, MEASURES, handed_back
 from unbackdoor._artifacts.record import write_record
 from unbackdoor._cli.commands.inputs import (
     base_of,
@@ -253,7 +253,7 @@ def _page(
             )
         )
     page = _reports.build(
-        title=f"Purified by {name}",
+        title=f"{'Handed back' if handed_back(record) else 'Purified'} by {name}",
         contenders=[
             _reports.Contender("suspect", suspect, before, None),
             _reports.Contender(name, result.model, after, record["seconds"]),
