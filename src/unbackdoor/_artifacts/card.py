@@ -21,6 +21,7 @@ def purified(record: dict[str, Any]) -> str:
     budget = f"on {clean['n']:,}" if clean else "without"
     base = record["source"].get("base")
     choice, same = record.get("choice"), handed_back(record)
+    done = "not changed by" if same else "purified with"
     lines = [
         "---",
         "library_name: unbackdoor",
@@ -30,9 +31,8 @@ def purified(record: dict[str, Any]) -> str:
         *([f"**{_escaped(record['warnings'][0])}**", ""] if record["usable"] is False else []),
         "# Model that was handed back as it was" if same else "# Purified model",
         "",
-        f"`{_escaped(record['source']['model'])}` was {'not changed by' if same else 'purified with'} "
-        f"`{method['repr']}` {budget} clean examples{f' and the base `{_escaped(base)}`' if base else ''} in {record['seconds']:.1f} s "
-        f"(seed {record['seed']}). "
+        f"`{_escaped(record['source']['model'])}` was {done} `{method['repr']}` {budget} clean examples"
+        f"{f' and the base `{_escaped(base)}`' if base else ''} in {record['seconds']:.1f} s (seed {record['seed']}). "
         "`record.json` has the method, its settings, the seed, the versions, the device and what was measured.",
         "",
         *(
