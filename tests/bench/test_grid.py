@@ -442,7 +442,9 @@ def test_the_grids_of_this_project_are_right(
 ) -> None:
     for suspect in (shared_data / "published").glob("*/facts.json"):  # whose triggered pictures a script makes
         (tmp_path / suspect.parent.name).mkdir()
-        (tmp_path / suspect.parent.name / "triggered.parquet").touch()
+        parts = ("scored", "scored-triggered", *(f"unlabelled-{percent}" for percent in (0, 1, 5)))
+        for part in ("triggered", *parts):
+            (tmp_path / suspect.parent.name / f"{part}.parquet").touch()
     for trained in ("olid-victim", "olid-control", "minilm3"):  # as the grid says itself
         (tmp_path / trained).mkdir()
         (tmp_path / trained / "model.safetensors").write_text(trained)
@@ -489,6 +491,8 @@ def test_the_grids_of_this_project_are_right(
         "suspects": 9 * (1 + 21),
         # The same by plain tuning and scale-invariant FST, and by plain tuning and auto
         "suspects-shift": 9 * (1 + 2),
+        # 5 suspects, without unlabelled pictures and with those of 3 shares
+        "suspects-unlabelled": 5 * (1 + 3) * (1 + 1),
         "auto": 9 * (1 + 2),
         # A victim and a control, by 5 methods, 3 of them by two more seeds
         "text-suspects": 2 * (1 + 5 + 3 * 2),

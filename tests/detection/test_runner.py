@@ -128,7 +128,7 @@ class TestBadInput:
                 audit(backdoored[0], digits.select([*rows, *four[:count]]), detectors=[QUICK])
             assert str(refusal.value) == (
                 "audit needs at least 2 clean examples of each class, one to search on and one to judge on, but digits "
-                f"has {count} of 4. Add clean examples."
+                f"has {count} of class 4. Add clean examples."
             )
 
     def test_a_suspect_near_chance_is_not_judged(self, small_cnn: SmallCNN, digits: Dataset) -> None:

@@ -770,7 +770,6 @@ def test_a_config_may_say_that_it_is_not_quantised(directory: Path) -> None:
         {"width": -3},
         {"depths": 7},
         {"id2label": {"zero": "cat"}},
-        {"id2label": "cat"},
         {"transformers_weights": "../elsewhere.safetensors"},
     ],
     ids=str,
@@ -785,6 +784,16 @@ def test_a_config_that_makes_no_image_classifier_is_refused_in_one_sentence(
     assert message.startswith(f"{directory} is not an image classifier that transformers can load (")
     assert message.endswith("). Check its config.json.")
     assert "\n" not in message
+
+
+@pytest.mark.parametrize("names", ["cat", ["cat", "dog"], {"0": ["cat"]}], ids=str)
+def test_class_names_are_names_by_number(names: Any, directory: Path) -> None:
+    changed(directory, id2label=names)
+    with pytest.raises(UnbackdoorError) as refused:
+        load(directory)
+    assert str(refused.value) == (
+        f"{directory}/config.json must have id2label as names by number, got {names!r}. Fetch it again."
+    )
 
 
 def test_code_of_a_directory_is_not_run_unless_trusted(directory: Path) -> None:
