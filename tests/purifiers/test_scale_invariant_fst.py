@@ -303,7 +303,7 @@ class TestUnlabelled:
         alone = purify(suspect, clean, method).model
         monkeypatch.setattr(purifiers.ScaleInvariantFST, "_tune_again", ruined)
         both = purify(suspect, clean, method, unlabelled=digits.select(range(800, 900)))
-        assert both.record["purified_accuracy_on_clean"]["value"] > 0.5
+        assert both.record["purified_accuracy_on_clean"]["value"] > 0.3  # a head of zeros has about 0.1
         assert "unlabelled examples it loses" in both.record["notes"][-1]
         assert torch.equal(both.model.head.weight, alone.head.weight)
 
