@@ -146,6 +146,7 @@ def test_unlabelled_examples_are_used_and_not_scored(place: Path, digits: Datase
     assert record["scores"]["suspect"]["clean_accuracy"]["n"] == 300
     assert "100 examples are also in unlabelled.parquet; they are not scored" in done.stderr
     assert "--unlabelled unlabelled.parquet" in record["command"]
+    assert " on 300 clean examples, 300 without labels in " in (place / "out" / "README.md").read_text()
 
 
 def test_without_test_data_scores_are_null_and_say_why(place: Path) -> None:

@@ -19,7 +19,9 @@ def purified(record: dict[str, Any]) -> str:
     """The README.md of a purified model."""
     method, clean = record["method"], record["clean"]
     budget = f"on {clean['n']:,}" if clean else "without"
-    base = record["source"].get("base")
+    base, unlabelled = record["source"].get("base"), record.get("unlabelled")
+    given = f", {unlabelled:,} without labels" if unlabelled else ""
+    given += f" and the base `{_escaped(base)}`" if base else ""
     choice, same = record.get("choice"), handed_back(record)
     done = "not changed by" if same else "purified with"
     lines = [
@@ -32,7 +34,7 @@ def purified(record: dict[str, Any]) -> str:
         "# Model that was handed back as it was" if same else "# Purified model",
         "",
         f"`{_escaped(record['source']['model'])}` was {done} `{method['repr']}` {budget} clean examples"
-        f"{f' and the base `{_escaped(base)}`' if base else ''} in {record['seconds']:.1f} s (seed {record['seed']}). "
+        f"{given} in {record['seconds']:.1f} s (seed {record['seed']}). "
         "`record.json` has the method, its settings, the seed, the versions, the device and what was measured.",
         "",
         *(
