@@ -30,6 +30,26 @@ def test_a_method_gets_them_without_their_labels(small_cnn: SmallCNN, digits: Da
     assert seen[1] is None
 
 
+def test_clean_examples_among_them_are_left_out(small_cnn: SmallCNN, digits: Dataset) -> None:
+    """A method that holds some of them out would be judged on what it was tuned on."""
+    seen: list[torch.Tensor] = []
+
+    def looking(model: nn.Module, clean: Dataset, run: Run) -> nn.Module:
+        assert run.unlabelled is not None
+        seen.append(run.unlabelled.pixels)
+        return model
+
+    clean = digits.select(range(100))
+    record = purify(small_cnn, clean, looking, unlabelled=digits.select(range(80, 130))).record
+    assert torch.equal(seen[0], digits.pixels[100:130])
+    assert record["unlabelled"] == 30
+    assert record["notes"] == ["20 of the unlabelled examples are clean ones as well; they are left out."]
+    with pytest.raises(
+        UnbackdoorError, match=r"^`unlabelled` holds only examples of .*\. Give others, or leave it out"
+    ):
+        purify(small_cnn, clean, looking, unlabelled=digits.select(range(50)))
+
+
 def test_a_method_that_uses_none_refuses_them(small_cnn: SmallCNN, digits: Dataset) -> None:
     clean = digits.select(range(100))
     with pytest.raises(UnbackdoorError, match=r"^FST uses no unlabelled examples\. Leave `unlabelled` out, or take "):

@@ -14,7 +14,7 @@ from fixtures import SmallCNN
 from unbackdoor import Dataset, purifiers, purify
 from unbackdoor._models.calling import probe
 from unbackdoor._models.head import head_of
-from unbackdoor.purifiers import scale_invariant_fst
+from unbackdoor.purifiers import _shift, scale_invariant_fst
 from unbackdoor.purifiers._head_units import ROW, in_own_units, turn_
 
 
@@ -271,15 +271,15 @@ class TestUnlabelled:
         rows = [a if a.argmax() == b.argmax() else b for a, b in zip(first, second, strict=True)]
         assert 0 < sum(torch.equal(row, b) for row, b in zip(rows, second, strict=True)) < 60
         run = toys.a_run()
-        assert torch.allclose(scale_invariant_fst._taught(one, two, batch, run), torch.stack(rows))
-        assert torch.allclose(scale_invariant_fst._taught(one, None, batch, run), first)
+        assert torch.allclose(_shift.taught(one, two, batch, run), torch.stack(rows))
+        assert torch.allclose(_shift.taught(one, None, batch, run), first)
 
     def test_labels_count_where_there_are_any(self, digits: Dataset) -> None:
         scores = torch.randn(6, 10, generator=torch.Generator().manual_seed(0))
         (batch,) = replace(digits.select(range(6)), labels=torch.tensor([3, -1, 2, -1, -1, 0])).batches(6)
         own = scores.log_softmax(1)
         expected = -(own[0, 3] + own[2, 2] + own[5, 0]) / 6
-        assert torch.allclose(scale_invariant_fst._labelled(scores, batch), expected)
+        assert torch.allclose(_shift.labelled(scores, batch), expected)
 
     def test_twice_the_steps_on_all_and_a_note(self, suspect: Normalised, digits: Dataset) -> None:
         clean, others = digits.select(range(600, 700)), digits.select(range(700, 1000))

@@ -12,18 +12,24 @@ logger = logging.getLogger("unbackdoor")
 
 def without(test: Dataset, clean: Dataset) -> Dataset:
     """Returns the test examples that are not among the clean ones, so that no method is scored on its own examples."""
-    sought, known = test, clean
-    if getattr(test.encode, "done", False) != getattr(clean.encode, "done", False):  # one had pictures of several sizes
-        sought, known = test.brought(), clean.brought()
-    if sought.shape != known.shape:
-        return test
-    seen = set(known.identities())
-    fresh = [row for row, identity in enumerate(sought.identities()) if identity not in seen]
+    fresh = others_than(test, clean)
     if len(fresh) == len(test):
         return test
-    if not fresh:
+    if len(fresh) == 0:
         raise UnbackdoorError(
             f"{test.name} holds only examples of {clean.name}; scores need others. Give another `test`."
         )
     logger.info("%s: %s examples are also in %s; they are not scored.", test.name, len(test) - len(fresh), clean.name)
-    return test.select(torch.tensor(fresh))
+    return fresh
+
+
+def others_than(examples: Dataset, known: Dataset) -> Dataset:
+    """Returns the examples that are not among known ones, in their order."""
+    sought = examples
+    if getattr(examples.encode, "done", False) != getattr(known.encode, "done", False):  # one had several sizes
+        sought, known = examples.brought(), known.brought()
+    if sought.shape != known.shape:
+        return examples
+    seen = set(known.identities())
+    fresh = [row for row, identity in enumerate(sought.identities()) if identity not in seen]
+    return examples if len(fresh) == len(examples) else examples.select(torch.tensor(fresh, dtype=torch.int64))

@@ -420,18 +420,18 @@ def _nothing_read(folder: Path, others: Sequence[Path]) -> UnbackdoorError:
 
 def _parts(folder: Path, tables: Sequence[Path]) -> list[Path]:
     """Returns the files of a single data set: their names differ only in the number of the part."""
-    partitions = sorted({part for path in tables for part in path.parent.parts if "=" in part})
-    if partitions:
-        written = folder.with_name(f"{folder.name}.parquet")
-        raise UnbackdoorError(
-            f"{folder} has a column in the names of its folders ({few(partitions)}), and such are not read. Write it "
-            f"as one file first: pandas.read_parquet({str(folder)!r}).to_parquet({str(written)!r})."
-        )
     sets: dict[tuple[str, str], list[Path]] = defaultdict(list)
     for path in tables:
         stem = re.sub(r"\d+", "", _UNIQUE.sub("", path.stem)) if _UNIQUE.search(path.stem) else path.stem
         sets[str(path.parent / "_")[:-1] + _PART.sub("", stem), path.suffix].append(path)
     if len(sets) > 1:
+        partitions = sorted({part for path in tables for part in path.parent.parts if "=" in part})
+        if partitions:
+            written = folder.with_name(f"{folder.name}.parquet")
+            raise UnbackdoorError(
+                f"{folder} has a column in the names of its folders ({few(partitions)}), and such are not read. Write "
+                f"it as one file first: pandas.read_parquet({str(folder)!r}).to_parquet({str(written)!r})."
+            )
         roots = [root for root, _ in sets]
         names = [
             root if root and roots.count(root) == 1 else str(paths[0]) if not root else root + suffix

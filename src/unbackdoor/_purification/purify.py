@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from unbackdoor._artifacts.machine import peak_memory, versions
 from unbackdoor._data.dataset import Dataset
+from unbackdoor._data.overlap import others_than
 from unbackdoor._errors import UnbackdoorError, listed
 from unbackdoor._models.arithmetic import Arithmetic, Precision, choose, description
 from unbackdoor._models.calling import check_modules, class_count
@@ -90,7 +91,7 @@ def purify(
         run.head_name, run.modality = examined.head_name, clean.modality
     elif needs_clean(method):
         raise UnbackdoorError(f"{asking(method)} needs clean examples, got none.")
-    run.unlabelled = _without_labels(unlabelled, working, run)
+    run.unlabelled = _without_labels(unlabelled, clean, working, run)
     measured = _measured(method, working, None if examined is None else examined.clean, run)
     clean_facts = _NO_CLEAN if examined is None else _compared(measured.purified, examined, method, run)
     form.restore_(measured.purified, owner_of(method))
@@ -103,7 +104,7 @@ def purify(
         "peak_memory_bytes": measured.peak_memory,
         "head": run.head_name or None,
         **clean_facts,
-        **({} if unlabelled is None else {"unlabelled": len(unlabelled)}),
+        **({} if run.unlabelled is None else {"unlabelled": len(run.unlabelled)}),
         "examples_seen": run.examples_seen,
         **({} if run.choice is None else {"choice": run.choice}),
         "notes": run.notes,
@@ -150,16 +151,26 @@ def _check_unlabelled(unlabelled: object, clean: Dataset | None, method: Method)
         )
 
 
-def _without_labels(unlabelled: Dataset | None, working: nn.Module, run: Run) -> Dataset | None:
+def _without_labels(unlabelled: Dataset | None, clean: Dataset | None, working: nn.Module, run: Run) -> Dataset | None:
     """Returns the unlabelled examples on the run's device, each with the label -1; None if there are none.
 
+    Those that are among the clean ones are left out: a method judges its result on some of these.
+
     Raises:
-        UnbackdoorError: the model cannot take them.
+        UnbackdoorError: the model cannot take them, or all are clean ones.
     """
     if unlabelled is None:
         return None
     if unlabelled.modality in CLASSIFICATION.modalities:
         class_count(working, unlabelled)
+    if clean is not None:
+        given, unlabelled = len(unlabelled), others_than(unlabelled, clean)
+        if len(unlabelled) == 0:
+            raise UnbackdoorError(f"`unlabelled` holds only examples of {clean.name}. Give others, or leave it out.")
+        if len(unlabelled) < given:
+            run.note(
+                f"{given - len(unlabelled):,} of the unlabelled examples are clean ones as well; they are left out."
+            )
     hidden = replace(unlabelled, labels=torch.full((len(unlabelled),), -1), groups=None, rows=None)
     return hidden.to(run.arithmetic.device)
 

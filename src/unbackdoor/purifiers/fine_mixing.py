@@ -4,10 +4,11 @@ from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
 from unbackdoor._data.dataset import Dataset
 from unbackdoor._errors import UnbackdoorError
+from unbackdoor._mixing.choosing import least_changed, most_active
 from unbackdoor._mixing.masks import mask, mix
 from unbackdoor._models.adapters import carries_adapter, refuse_adapter
 from unbackdoor._models.units import mean_answer
@@ -136,15 +137,13 @@ class FineMixing:
         weights, kept = {}, {}
         for name, filling in base.items():
             weight = suspect[name]
-            owner = name.rpartition(".")[0]
             if self.mode != "mask" or not weight.is_floating_point():
                 weights[name] = mix(weight.cpu(), filling.cpu(), name, rho, seed, self.mode).to(weight.device)
                 continue
             if self.select == "largest-change":
-                kept[name] = _lowest((weight - filling).abs().flatten(), rho).view(weight.shape)
-            elif owner in activity:  # one decision per unit, which is a row of its weight
-                units = _lowest(-activity[owner], rho)
-                kept[name] = units.view(-1, *[1] * (weight.ndim - 1)).expand(weight.shape)
+                kept[name] = least_changed(weight, filling, rho)
+            elif (owner := name.rpartition(".")[0]) in activity:
+                kept[name] = most_active(weight, activity[owner], rho)
             else:
                 kept[name] = mask(name, weight.shape, rho, seed).to(weight.device)
             weights[name] = torch.where(kept[name], weight, filling.to(weight.dtype))
@@ -168,10 +167,3 @@ class FineMixing:
             after_step=refill_ if self.freeze_filled else None,
             description=description,
         )
-
-
-def _lowest(scores: Tensor, share: float) -> Tensor:
-    """Returns which of (n,) scores are among the lowest `share` of them, bool."""
-    chosen = torch.zeros(len(scores), dtype=torch.bool, device=scores.device)
-    chosen[scores.argsort(stable=True)[: round(share * len(scores))]] = True
-    return chosen

@@ -3,21 +3,19 @@
 import copy
 from typing import Annotated, ClassVar, NamedTuple
 
-import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from unbackdoor._data.dataset import Batch, Dataset
+from unbackdoor._data.dataset import Dataset
 from unbackdoor._models.calling import probe
 from unbackdoor._models.head import Head
 from unbackdoor._purification.run import Run
 from unbackdoor._purification.selection import difference
 from unbackdoor._tasks.classification import hits
-from unbackdoor._training.descent import divergence
 from unbackdoor._training.recipe import Defaults
 from unbackdoor._value import value
-from unbackdoor.purifiers._head_units import centred, in_own_units, turn_
+from unbackdoor.purifiers._head_units import in_own_units
+from unbackdoor.purifiers._shift import shift_
 
 # What is tried, in order: the strength, and its part of the passes. Longer is better, and dearer; labels alone only fit
 # the few examples if they take many passes.
@@ -101,7 +99,7 @@ class ScaleInvariantFST:
             return model
         tuned, held = run.hold_out(clean)
         before = hits(suspect, held, run.arithmetic)
-        kept = self._tried(model, suspect, tuned, held, run)
+        kept = self._tried(model, suspect, tuned, held, before, run)
         model.load_state_dict(kept.weights)
         if run.unlabelled is None:
             return model
@@ -118,9 +116,10 @@ class ScaleInvariantFST:
             model.load_state_dict(kept.weights)
         return model
 
-    def _tried(self, model: nn.Module, suspect: nn.Module, tuned: Dataset, held: Dataset, run: Run) -> "_Kept":
+    def _tried(
+        self, model: nn.Module, suspect: nn.Module, tuned: Dataset, held: Dataset, before: Tensor, run: Run
+    ) -> "_Kept":
         """Makes the trials in the model; returns the first within the margin, else the one that loses least."""
-        before = hits(suspect, held, run.arithmetic)
         kept: _Kept | None = None
         refused = f"cost more than the margin of {100 * self.margin:g} points of accuracy"
         for strength, part in TRIALS:
@@ -169,35 +168,24 @@ class ScaleInvariantFST:
         passes: int,
         first: nn.Module | None = None,
     ) -> None:
-        head = run.head(model)
-        with in_own_units(model, Head(run.head_name, head), probe(model, clean)):
-            if strength == 0:
+        if strength == 0:
+            with in_own_units(model, Head(run.head_name, run.head(model)), probe(model, clean)):
                 run.tune(model, clean, epochs=passes, learning_rate=self.learning_rate, batch_size=self.batch_size)
-                return
-            goal = centred(head.weight.detach())  # (classes, features)
-            length = goal.norm()
-
-            def loss(scores: Tensor, batch: Batch) -> Tensor:
-                distance = divergence(scores, _taught(suspect, first, batch, run), self.temperature)
-                cosine = (centred(head.weight) * goal).sum() / length**2
-                taught = self.share * self.temperature**2 * distance
-                shift: Tensor = strength * self.alpha * cosine
-                return (1 - self.share) * _labelled(scores, batch) + taught + shift
-
-            def project_() -> None:
-                rows = centred(head.weight)
-                head.weight.add_((length / rows.norm() - 1) * rows)
-
-            turn_(head.weight, 90 * strength, run.generator)
-            run.tune(
-                model,
-                clean,
-                epochs=passes,
-                learning_rate=self.learning_rate,
-                batch_size=run.setting(self, "batch_size"),
-                loss=loss,
-                after_step=project_,
-            )
+            return
+        shift_(
+            model,
+            suspect,
+            clean,
+            run,
+            degrees=90 * strength,
+            alpha=strength * self.alpha,
+            share=self.share,
+            temperature=self.temperature,
+            epochs=passes,
+            learning_rate=self.learning_rate,
+            batch_size=run.setting(self, "batch_size"),
+            first=first,
+        )
 
 
 class _Kept(NamedTuple):
@@ -213,18 +201,3 @@ def _price(before: Tensor, model: nn.Module, held: Dataset, run: Run) -> tuple[b
     """Returns whether a model lost a class, which is dearer than any loss, and the accuracy that it lost."""
     after = hits(model, held, run.arithmetic)
     return run.task.lost_a_class(held, before, after), difference(before, after).lost
-
-
-@torch.no_grad()
-def _taught(suspect: nn.Module, first: nn.Module | None, batch: Batch, run: Run) -> Tensor:
-    """Returns the answers to learn, (batch, classes): the suspect's, or a first result's where the class differs."""
-    answers = run.scores(suspect, batch.inputs)
-    if first is None:
-        return answers
-    others = run.scores(first, batch.inputs)
-    return torch.where((answers.argmax(dim=1) == others.argmax(dim=1))[:, None], answers, others)
-
-
-def _labelled(scores: Tensor, batch: Batch) -> Tensor:
-    """Returns the cross-entropy of the examples with a label, summed, per example of the batch."""
-    return F.cross_entropy(scores, batch.labels, ignore_index=-1, reduction="sum") / len(batch.labels)
