@@ -216,7 +216,10 @@ def test_the_suspect_comes_back_if_every_method_ruins_it(
     card = purified({**result.record, "source": {"model": "net"}, "scores": None, "scores_note": "not measured"})
     assert "# Model that was handed back as it was" in card
     assert "`net` was not changed by `Auto(" in card
-    assert "Methods tried: 2. No method lost at most 10 points of accuracy on 20 held-out examples." in card
+    assert (
+        "Methods tried: 2. Why this result: no method lost at most 10 points of accuracy on 20 held-out examples."
+        in card
+    )
     assert "A backdoor that the suspect has is still there." in card
     assert "purification" not in card
 

@@ -40,7 +40,7 @@ def purified(record: dict[str, Any]) -> str:
         *(
             []
             if choice is None
-            else [f"Methods tried: {len(choice['tried'])}. {_escaped(_begun(choice['reason']))}.", ""]
+            else [f"Methods tried: {len(choice['tried'])}. Why this result: {_escaped(choice['reason'])}.", ""]
         ),
     ]
     if record["scores"] is None:
@@ -141,11 +141,6 @@ def handed_back(record: dict[str, Any]) -> bool:
     """Whether a method that chooses among others kept none, so that the result is the suspect as it was."""
     choice = record.get("choice")
     return choice is not None and choice["kept"] is None
-
-
-def _begun(sentence: str) -> str:
-    """Returns a sentence with a capital letter."""
-    return sentence[:1].upper() + sentence[1:]
 
 
 def _health(scores: dict[str, Any]) -> str:
