@@ -141,10 +141,11 @@ def test_methods_are_listed_by_what_a_user_has(shown: Shown) -> None:
     groups = {block.partition("\n")[0]: block.partition("\n")[2] for block in blocks}
     firsts = {heading: re.findall(r"^(\S+)", text, re.MULTILINE) for heading, text in groups.items()}
     images, texts, prompts, pairs, base, nothing = groups
-    assert images.startswith("clean images: start with fst or trigger-distillation (")
+    assert images.startswith("clean images: start with auto or scale-invariant-fst (")
     on_images = [entry.name for entry in purifiers.REGISTRY if entry.name in firsts[images][2:]]
-    assert firsts[images] == ["fst", "trigger-distillation", *on_images]  # after these the order of the table
-    assert texts.startswith("clean texts: start with word-distillation (")
+    assert firsts[images] == ["auto", "scale-invariant-fst", *on_images]  # after these the order of the table
+    assert texts.startswith("clean texts: start with auto or word-distillation (")
+    assert "auto" in groups[texts].partition("and from above:")[2]
     assert firsts[texts][0] == "word-distillation"
     assert "lora-tuning" in firsts[texts]
     assert "fine-tuning" in groups[texts].partition("and from above:")[2]

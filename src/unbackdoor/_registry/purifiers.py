@@ -8,6 +8,17 @@ _FINE_MIXING_PAPER = "Fine-mixing: Mitigating Backdoors in Fine-tuned Language M
 
 REGISTRY = (
     Entry(
+        "auto",
+        "unbackdoor.purifiers.auto:Auto",
+        "audit the suspect, try methods until one passes at the allowed loss, audit the result; this project's own",
+        needs=(Need.CLEAN,),
+        cost="two audits or more, and one to six methods",
+        modality=("images", "text"),
+        recommended=("images", "text"),
+        damage="`max_loss` allowed it, or the held-out examples were too few to see it: lower `max_loss`, or give more "
+        "clean examples",
+    ),
+    Entry(
         "fine-tuning",
         "unbackdoor.purifiers.fine_tuning:FineTuning",
         "tune all weights on the clean examples",
@@ -71,7 +82,6 @@ REGISTRY = (
         year=2023,
         paper=_FST_PAPER,
         modality=("images", "text", "image-text"),
-        recommended=("images",),
         damage="the new head was probably pushed too hard, since the push grows with the norm of the suspect's head:"
         " try scale-invariant-fst, or lower `alpha`",
     ),
@@ -107,6 +117,7 @@ REGISTRY = (
         passes=(40, 210),
         cost="with another forward pass each",
         modality=("images", "text"),
+        recommended=("images",),
         damage="probably no push was weak enough for these few examples: see the notes, give more clean examples, or "
         "try fine-tuning",
     ),
@@ -160,7 +171,6 @@ REGISTRY = (
         needs=(Need.CLEAN,),
         passes=(20, 40),
         cost="more without a trigger, with another forward pass each, and 3,200 examples per class",
-        recommended=("images",),
         damage="the inverted triggers are probably features of the classes themselves, or the new head was pushed "
         "too hard: see the notes, and try scale-invariant-fst or fine-tuning",
     ),
@@ -445,15 +455,5 @@ REGISTRY = (
         "Models Caused by Backdoor or Bias",
         modality=("images", "text", "conversations"),
         damage="too many weights were probably reset to the base: lower `share` or `margin`, or give more examples",
-    ),
-    Entry(
-        "auto",
-        "unbackdoor.purifiers.auto:Auto",
-        "audit the suspect, try methods until one passes at the allowed loss, audit the result; this project's own",
-        needs=(Need.CLEAN,),
-        cost="two audits or more, and one to six methods",
-        modality=("images", "text"),
-        damage="`max_loss` allowed it, or the held-out examples were too few to see it: lower `max_loss`, or give more "
-        "clean examples",
     ),
 )
