@@ -136,8 +136,17 @@ CONTRAST, SHIFT, TUNE = purifiers.ContrastiveUnlearning(), purifiers.ScaleInvari
             CONTRAST,
             "no trigger of the audit to test it with: a backdoor may",
         ),
-        ([trial(SHIFT, 0.2), trial(TUNE, 0.12)], None, "the suspect was handed back as it was"),
-        ([replace(trial(SHIFT, 0.05), lost_a_class=True)], None, "the suspect was handed back as it was"),
+        (
+            [trial(SHIFT, 0.2), trial(TUNE, 0.12), replace(trial(CONTRAST, 0.11), lost_a_class=True)],
+            None,
+            "Give more clean examples, or raise `max_loss`: fine-tuning lost least, 12.0 points.",
+        ),
+        (
+            [replace(trial(SHIFT, 0.05), lost_a_class=True)],
+            None,
+            "the suspect was handed back as it was: a backdoor that it has is still there. Give more clean "
+            "examples, or raise `max_loss`.",
+        ),
     ],
     ids=[
         "the first",
@@ -211,7 +220,8 @@ def test_the_suspect_comes_back_if_every_method_ruins_it(
     assert min(each.lost or 0 for each in choice.tried) > 0.5
     assert result.record["warnings"] == [
         "no method lost at most 10 points of accuracy on 20 held-out examples, so the suspect was handed back as it "
-        "was: a backdoor that it has is still there. Give more clean examples, or raise `max_loss`."
+        "was: a backdoor that it has is still there. Give more clean examples, or raise `max_loss`: test_auto:Silence "
+        "lost least, 90.0 points."
     ]
     card = purified({**result.record, "source": {"model": "net"}, "scores": None, "scores_note": "not measured"})
     assert "# Model that was handed back as it was" in card

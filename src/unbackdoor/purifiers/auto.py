@@ -131,9 +131,14 @@ class Auto:
         within = [trial for trial in trials if trial.within(self.max_loss / 100, count)]
         if not within:
             reason = f"no method lost at most {self.max_loss:g} points of accuracy on {count} held-out examples"
+            usable = [trial for trial in trials if trial.model is not None and not trial.lost_a_class]
+            least = min(usable, key=lambda trial: trial.lost, default=None)
+            cheapest = (
+                "" if least is None else f": {method_label(least.method)} lost least, {100 * least.lost:.1f} points"
+            )
             run.warn(
                 f"{reason}, so the suspect was handed back as it was: a backdoor that it has is still there. Give more "
-                "clean examples, or raise `max_loss`."
+                f"clean examples, or raise `max_loss`{cheapest}."
             )
             return None, reason
         best = min(within, key=lambda trial: trial.most_left if trial.most_left > GONE else 0.0)
