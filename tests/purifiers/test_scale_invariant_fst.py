@@ -109,6 +109,35 @@ def test_in_float32_the_same_classes_come_out(factor: float, suspect: Normalised
     assert torch.allclose(one, other, rtol=1e-3, atol=1e-3)
 
 
+def test_dropout_is_off_while_it_shifts_and_back_afterwards(suspect: Normalised, digits: Dataset) -> None:
+    data, method = digits.select(range(600, 800)), purifiers.ScaleInvariantFST(strength=1, epochs=2)
+    dropping = copy.deepcopy(suspect)
+    dropping.factor = nn.Dropout(0.5)
+    purified, expected = (purify(each, data, method, seed=3, precision="fp32").model for each in (dropping, suspect))
+    assert purified.factor.p == 0.5
+    for name, tensor in expected.state_dict().items():
+        assert torch.equal(tensor, purified.state_dict()[name]), name
+
+
+def test_texts_are_shifted_without_dropout_too(reviews: Dataset) -> None:
+    """With attention's own rate, and each layer's; the network without them is an independent answer."""
+    one, other = toys.classifier("bert", seed=1), toys.classifier("bert", seed=1)
+    rates = [0.0, 0.0]
+    for number, (model, rate) in enumerate([(one, 0.4), (other, 0.0)]):
+        for module in model.modules():
+            for name in [name for name, old in vars(module).items() if "drop" in name and isinstance(old, float)]:
+                setattr(module, name, rate)
+            if isinstance(module, nn.Dropout):
+                module.p = rate
+        rates[number] = sum(module.p for module in model.modules() if isinstance(module, nn.Dropout))
+    assert rates[0] > 1
+    assert rates[1] == 0
+    method = purifiers.ScaleInvariantFST(strength=1, epochs=1)
+    made = [purify(model, reviews.select(range(40)), method, seed=0, precision="fp32").model for model in (one, other)]
+    for name, tensor in made[0].state_dict().items():
+        assert torch.equal(tensor, made[1].state_dict()[name]), name
+
+
 def test_texts_are_scale_invariant_too(reviews: Dataset) -> None:
     from unbackdoor._models.calling import logits
 

@@ -21,6 +21,28 @@ def weights_kept(weights: Iterable[Tensor]) -> Iterator[None]:
 
 
 @contextmanager
+def without_dropout(model: nn.Module) -> Iterator[None]:
+    """While the block runs, nothing is dropped at random in train mode either.
+
+    That is each module of dropout's kind (`p`), and each rate with `drop` in its name, such as timm's `drop_prob` and
+    the `attention_dropout` of transformers. A rate that a forward pass has as a constant stays.
+    """
+    rates = [
+        (module, name, rate)
+        for module in model.modules()
+        for name, rate in vars(module).items()
+        if isinstance(rate, float) and ("drop" in name or (name == "p" and "Drop" in type(module).__name__))
+    ]
+    for module, name, _ in rates:
+        setattr(module, name, 0.0)
+    try:
+        yield
+    finally:
+        for module, name, rate in rates:
+            setattr(module, name, rate)
+
+
+@contextmanager
 def statistics_kept(model: nn.Module) -> Iterator[None]:
     """While the block runs, BatchNorm normalises as in its mode, but does not update its running statistics."""
     learning = [

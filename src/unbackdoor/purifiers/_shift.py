@@ -7,6 +7,7 @@ from torch.nn import functional as F
 from unbackdoor._data.dataset import Batch, Dataset
 from unbackdoor._models.calling import probe
 from unbackdoor._models.head import Head
+from unbackdoor._models.hooks import without_dropout
 from unbackdoor._purification.run import Run
 from unbackdoor._training.descent import divergence
 from unbackdoor.purifiers._head_units import centred, in_own_units, turn_
@@ -27,7 +28,7 @@ def shift_(
     batch_size: int,
     first: nn.Module | None = None,
 ) -> None:
-    """Minimise the loss of `ScaleInvariantFST` in place, from a turned head of one length.
+    """Minimise the loss of `ScaleInvariantFST` in place, from a turned head of one length, without dropout.
 
     Args:
         model: a copy of the suspect.
@@ -44,7 +45,7 @@ def shift_(
         first: an earlier result, the teacher where it names another class than the suspect; None for the suspect alone.
     """
     head = run.head(model)
-    with in_own_units(model, Head(run.head_name, head), probe(model, clean)):
+    with in_own_units(model, Head(run.head_name, head), probe(model, clean)), without_dropout(model):
         goal = centred(head.weight.detach())  # (classes, features)
         length = goal.norm()
 

@@ -36,13 +36,13 @@ class ScaleInvariantFST:
         (1 - share) * CE(f(x), y) + share * T^2 * KL(f_suspect(x) || f(x) at temperature T)
             + strength * alpha * cos(W_c, S_c)   subject to   |W_c| = |S_c|
 
-    starting from the suspect's head, turned in a random direction by 90 degrees times the strength. A strength of 0
-    instead tunes on the labels alone, at the same scale. The suspect's answers preserve knowledge that a few labels
-    cannot teach, and the features need many passes to learn it again. How many, and how much of a head can be given
-    up, depends on the suspect. So trials are made on four fifths of the clean examples: strength 1, the same with three
-    times the passes, strength 1/2, and strength 0 with a quarter of the passes. The first that loses no more accuracy
-    on the remaining fifth than the margin, and no class, is the result; if there is none, it is the one that loses
-    least.
+    starting from the suspect's head, turned in a random direction by 90 degrees times the strength, and without
+    dropout, which would be noise in answers that are to be met. A strength of 0 instead tunes on the labels alone, at
+    the same scale. The suspect's answers preserve knowledge that a few labels cannot teach, and the features need many
+    passes to learn it again. How many, and how much of a head can be given up, depends on the suspect. So trials are
+    made on four fifths of the clean examples: strength 1, the same with three times the passes, strength 1/2, and
+    strength 0 with a quarter of the passes. The first that loses no more accuracy on the remaining fifth than the
+    margin, and no class, is the result; if there is none, it is the one that loses least.
 
     Examples without labels (`run.unlabelled`) preserve more of the accuracy, but if a few of them carry the trigger,
     the suspect's answers to these teach the backdoor again. So the result is only the first step: the suspect is tuned
@@ -81,8 +81,8 @@ class ScaleInvariantFST:
     learning_rate: Annotated[float | None, Field(gt=0)] = None
     batch_size: Annotated[int | None, Field(ge=2)] = None
 
-    # The first version made ten passes, and lost more accuracy.
-    version: ClassVar[int] = 2
+    # The first version made ten passes, the second kept dropout; both lost more accuracy.
+    version: ClassVar[int] = 3
     uses_unlabelled: ClassVar[bool] = True
     defaults: ClassVar[Defaults] = {
         "images": {"batch_size": 32},
