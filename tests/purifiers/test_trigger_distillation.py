@@ -91,17 +91,18 @@ def test_the_teacher_is_the_suspect_as_it_came(backdoored: tuple, digits: Datase
         assert (result.model(stamped).argmax(1) == 3).double().mean() > 0.5
 
 
-def test_without_an_outlier_it_is_shift_distillation(
+def test_without_an_outlier_it_is_scale_invariant_fst(
     small_cnn: SmallCNN, digits: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     none = (MaskedPatterns(torch.ones(10), torch.ones(10)), torch.tensor([], dtype=torch.int64))
     monkeypatch.setattr(MaskSearch, "outliers", lambda *_: none)
     data = digits.select(range(60))
     result = purify(small_cnn, data, purifiers.TriggerDistillation(batch_size=16), seed=3)
+    other = purify(small_cnn, data, purifiers.ScaleInvariantFST(), seed=3)
     assert result.record["notes"] == [
-        "TriggerDistillation: no trigger to unlearn; the features are shifted, as in shift distillation."
+        "TriggerDistillation: no trigger to unlearn; the features are shifted by scale-invariant-fst.",
+        *other.record["notes"],
     ]
-    other = purify(small_cnn, data, purifiers.ShiftDistillation(batch_size=16), seed=3)
     for name, tensor in other.model.state_dict().items():
         assert torch.equal(tensor, result.model.state_dict()[name]), name
 

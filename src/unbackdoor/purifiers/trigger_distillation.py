@@ -1,7 +1,7 @@
 """Trigger distillation: inverted triggers, unlearned with the suspect's own answers to clean examples as labels."""
 
 import copy
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 from torch import nn
@@ -12,7 +12,7 @@ from unbackdoor._inversion.triggers import refuse_texts
 from unbackdoor._purification.run import Run
 from unbackdoor._value import value
 from unbackdoor.purifiers._own_answers import unlearn
-from unbackdoor.purifiers.shift_distillation import ShiftDistillation
+from unbackdoor.purifiers.scale_invariant_fst import ScaleInvariantFST
 
 
 @value
@@ -26,13 +26,12 @@ class TriggerDistillation:
         taught * CE(f(x'), f_s(x)) + (1 - taught) * CE(f(x'), y),   x' = T(x) for a share of each batch, else x
 
     with the gradient taken at a point on the way back to the suspect, as in PAM, if rho is more than 0. If no class is
-    an outlier of Neural Cleanse, there is no trigger of this kind to unlearn; then the features are shifted, as in
-    shift distillation with its own settings (of the fields below it uses only the batch size). A note in the record
-    says which of the two was done.
+    an outlier of Neural Cleanse, there is no trigger of this kind to unlearn; then the features are shifted, by
+    scale-invariant FST at its own settings. A note in the record says which of the two was done.
 
     A variant of this project. Its parents are Neural Cleanse (Wang et al., IEEE S&P 2019,
     https://doi.org/10.1109/SP.2019.00031), PAM (Min et al., NeurIPS 2024, https://arxiv.org/abs/2410.09838) and
-    distillation (Hinton et al., https://arxiv.org/abs/1503.02531); for the shift, see `ShiftDistillation`.
+    distillation (Hinton et al., https://arxiv.org/abs/1503.02531); for the shift, see `ScaleInvariantFST`.
 
     Args:
         taught: weight of the suspect's answers compared with the labels, 0 to 1.
@@ -44,8 +43,7 @@ class TriggerDistillation:
         batch_size: examples per step, at least 2; None is 128.
 
     Differences from the paper: there is no paper on this variant. The shift without an outlier was added after a real
-    victim (a sinusoid over the whole picture) had kept its backdoor. It depends on the scale of the suspect's head, as
-    `ShiftDistillation` does. Pixels only.
+    victim (a sinusoid over the whole picture) had kept its backdoor. Pixels only.
     """
 
     taught: Annotated[float, Field(ge=0, le=1)] = 0.9
@@ -56,13 +54,16 @@ class TriggerDistillation:
     learning_rate: Annotated[float | None, Field(gt=0)] = None
     batch_size: Annotated[int | None, Field(ge=2)] = None
 
+    # The first version shifted as shift distillation does; that depends on the scale of the head, and ruined a suspect.
+    version: ClassVar[int] = 2
+
     def __call__(self, model: nn.Module, clean: Dataset, run: Run) -> nn.Module:
         """Purify in place."""
         refuse_texts(self, clean)
         triggers, outliers = MaskSearch(steps=self.reverse_steps).outliers(model, clean, run)
         if len(outliers) == 0:
-            run.note("TriggerDistillation: no trigger to unlearn; the features are shifted, as in shift distillation.")
-            return ShiftDistillation(batch_size=self.batch_size)(model, clean, run)
+            run.note("TriggerDistillation: no trigger to unlearn; the features are shifted by scale-invariant-fst.")
+            return ScaleInvariantFST()(model, clean, run)
         trigger = stamp(triggers.masks[outliers], triggers.patterns[outliers])
         unlearn(
             model,
