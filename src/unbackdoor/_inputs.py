@@ -236,6 +236,11 @@ def exists(path: str | Path) -> bool:
         return False
 
 
+def kind_of(path: Path) -> str:
+    """What is at a path that is no regular file, in words."""
+    return _kind(path.stat())
+
+
 def is_unicode(text: str) -> bool:
     """Whether a text has no half of a surrogate pair; names of files that are not in UTF-8 have some."""
     try:
@@ -259,10 +264,13 @@ def unusable(path: str | Path, problem: Exception) -> UnbackdoorError:
 
 def _check(path: Path, status: os.stat_result, most: int | None) -> None:
     if not stat.S_ISREG(status.st_mode):
-        kind = _KINDS.get(stat.S_IFMT(status.st_mode), "no regular file")
-        raise UnbackdoorError(f"{path} must be a regular file, got {kind}. Give the file itself.")
+        raise UnbackdoorError(f"{path} must be a regular file, got {_kind(status)}. Give the file itself.")
     if most is not None and status.st_size > most:
         raise _too_long(path, status.st_size, most)
+
+
+def _kind(status: os.stat_result) -> str:
+    return _KINDS.get(stat.S_IFMT(status.st_mode), "no regular file")
 
 
 def _check_stand_in(path: Path, file: BufferedReader) -> None:

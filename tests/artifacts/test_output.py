@@ -2,12 +2,13 @@
 
 import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
 
 from unbackdoor import UnbackdoorError
-from unbackdoor._artifacts.directories import check_free, content, directory, write_file
+from unbackdoor._artifacts.directories import check_free, check_free_file, content, directory, write_file
 from unbackdoor._artifacts.record import write_record
 from unbackdoor._errors import IncompleteError
 
@@ -72,8 +73,67 @@ def test_a_place_where_nothing_can_be_made_is_refused_before_the_work(tmp_path: 
     if Path("/proc/self").exists():
         with pytest.raises(UnbackdoorError, match=r"^/proc/out cannot be written \(.*\)\. Choose another `out`\.$"):
             check_free(Path("/proc/out"), overwrite=False)
-    assert check_free(tmp_path / ("x" * 200), overwrite=False) is None
-    assert names(tmp_path) == []
+    with pytest.raises(UnbackdoorError, match=r"cannot be written \(File name too long\)\. Choose another `out`\.$"):
+        check_free(tmp_path / ("x" * 300) / "out", overwrite=False)
+    (tmp_path / "nowhere").symlink_to("gone")
+    with pytest.raises(
+        UnbackdoorError, match=r"nowhere/out cannot be written \(.*/nowhere is not a folder to write to"
+    ):
+        check_free(tmp_path / "nowhere" / "out", overwrite=False)
+    assert check_free(tmp_path / "new" / ("x" * 200), overwrite=False) is None
+    assert names(tmp_path) == ["nowhere"]
+
+
+def test_a_file_that_cannot_be_made_is_refused_before_the_work(tmp_path: Path) -> None:
+    def refusal(words: str) -> pytest.RaisesExc[UnbackdoorError]:
+        return pytest.raises(UnbackdoorError, match=rf"cannot be written \({words}\)\. Choose another `sarif`\.$")
+
+    with refusal("File name too long"):
+        check_free_file(tmp_path / ("x" * 300), "sarif", overwrite=False)
+    with refusal("File name too long"):
+        check_free_file(tmp_path / ("x" * 300) / "log", "sarif", overwrite=False)
+    (tmp_path / "nowhere").symlink_to("gone")
+    with refusal(".*/nowhere is not a folder to write to"):
+        check_free_file(tmp_path / "nowhere" / "log", "sarif", overwrite=False)
+    if Path("/proc/self").exists():
+        with refusal(".*"):
+            check_free_file(Path("/proc/log"), "sarif", overwrite=False)
+    check_free_file(tmp_path / "new" / "log", "sarif", overwrite=False)
+    assert names(tmp_path) == ["nowhere"]
+
+
+def test_which_files_are_replaced(tmp_path: Path) -> None:
+    ours, theirs, empty, link, pipe = (tmp_path / name for name in ("ours", "theirs", "empty", "link", "pipe"))
+    ours.write_text('{"tool": "unbackdoor"}')
+    theirs.write_text('{"weights": []}')
+    empty.write_text("")
+    link.symlink_to(ours)
+    os.mkfifo(pipe)
+
+    def check(file: Path) -> None:
+        check_free_file(file, "sarif", overwrite=True, mark='"unbackdoor"')
+
+    check(ours)
+    check(empty)
+    with pytest.raises(UnbackdoorError, match=r"theirs was not written by unbackdoor\. Choose another `sarif`\.$"):
+        check(theirs)
+    with pytest.raises(
+        UnbackdoorError, match=r"link is a link, which is not replaced\. Choose another `sarif`, or the f"
+    ):
+        check(link)
+    with pytest.raises(
+        UnbackdoorError, match=r"pipe is a named pipe, which is not replaced\. Choose another `sarif`\.$"
+    ):
+        check(pipe)
+
+
+def test_what_cannot_be_written_after_the_work_is_incomplete(tmp_path: Path) -> None:
+    """The exit code says that the work ran; the message names the option."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(IncompleteError, match=r"log cannot be written \(.*\)\. Choose another `sarif`\.$"):
+        write_file(tmp_path / "file" / "log", "text", "sarif")
+    with pytest.raises(IncompleteError, match=r"out cannot be written"), directory(tmp_path / "file" / "out"):
+        pass
 
 
 def test_an_earlier_result_is_replaced_whole(tmp_path: Path) -> None:

@@ -266,13 +266,18 @@ class TestBadInput:
         def say(path: str, *more: str) -> str:
             return refused("audit", *MODEL, "--clean", "clean.parquet", "--out", "new", option, path, *more)
 
-        assert say("made.py") == f"made.py exists. Use --overwrite, or another {option}."
+        (place / "theirs.json").write_text("{}")
+        assert say("theirs.json") == f"theirs.json exists. Use --overwrite, or another {option}."
         assert say("clean.parquet", "--overwrite") == f"clean.parquet is an input; {option} must be another file."
+        assert say("") == f"{option} must be the name of a file, got an empty one."
         assert say(".") == f"{option} must be a file, got the folder .."
         expected = (
             f"made.py/x cannot be written ({place}/made.py is not a folder to write to). Choose another {option}."
         )
         assert say("made.py/x") == expected
+        assert say("made.py") == f"made.py is an input; {option} must be another file."
+        theirs = f"theirs.json was not written by unbackdoor. Choose another {option}."
+        assert say("theirs.json", "--overwrite") == theirs
 
     @pytest.mark.parametrize(
         ("files", "message"),
@@ -288,6 +293,12 @@ class TestBadInput:
             (
                 ("--out", "new", "--bom", "new/evidence/b.json"),
                 "--bom must be another name, got new/evidence/b.json: the audit writes evidence itself.",
+            ),
+            (("--out", "new", "--sarif", "new"), "--sarif must be another name, got new: --out is in its place."),
+            (("--out", "new/deep", "--bom", "new"), "--bom must be another name, got new: --out is in its place."),
+            (
+                ("--sarif", "new/a.sarif", "--bom", "new"),
+                "--bom must be another name, got new: --sarif is in its place.",
             ),
         ],
     )

@@ -549,7 +549,7 @@ def test_a_report_replaces_reports_alone(suffix: str, store: Store, tmp_path: Pa
     out.write_text("a day's work\n")
     with pytest.raises(UnbackdoorError) as refused:
         write_report(store.address, str(out))
-    assert str(refused.value) == f"{out} exists and is not a report of unbackdoor. Choose another -o."
+    assert str(refused.value) == f"{out} was not written by unbackdoor. Choose another `out`."
     assert out.read_text() == "a day's work\n"
     out.write_text("")
     for _ in range(2):
@@ -559,7 +559,7 @@ def test_a_report_replaces_reports_alone(suffix: str, store: Store, tmp_path: Pa
 
 def test_a_folder_is_no_report(store: Store, tmp_path: Path) -> None:
     (tmp_path / "folder.md").mkdir()
-    with pytest.raises(UnbackdoorError, match=r"-o must be a file, got the folder .*folder\.md\."):
+    with pytest.raises(UnbackdoorError, match=r"`out` must be a file, got the folder .*folder\.md\."):
         write_report(store.address, str(tmp_path / "folder.md"))
 
 

@@ -10,10 +10,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from unbackdoor._errors import IncompleteError, UnbackdoorError, few
-from unbackdoor._inputs import is_unicode, read_json, unusable
+from unbackdoor._inputs import is_unicode, kind_of, open_file, read_json, unusable
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _RECORDS = ("record.json", "stress.json", "audit.json", "guard.json")
+_BEGINNING = 2**20  # bytes of a file in which its mark stands
 
 Content = dict[str, tuple[int, ...]]
 
@@ -32,7 +33,7 @@ def check_free(out: Path, *, overwrite: bool, inputs: tuple[Path, ...] = ()) -> 
     """
     if not is_unicode(str(out.absolute())):
         raise UnbackdoorError(f"{out} is not a name in UTF-8, which safetensors could write to. Choose another `out`.")
-    if not out.exists() and not out.is_symlink():
+    if not os.path.lexists(out):
         _check_place(out)
         return None
     for source in inputs:
@@ -62,44 +63,68 @@ def check_free(out: Path, *, overwrite: bool, inputs: tuple[Path, ...] = ()) -> 
     return held
 
 
-def _check_place(out: Path) -> None:
-    """Make a directory where `directory` will make one, with a name as long, and remove it.
+def check_free_file(file: Path, option: str, *, overwrite: bool, inputs: tuple[Path, ...] = (), mark: str = "") -> None:
+    """Refuse a file that cannot be written, or that is somebody else's, before any work is done.
 
-    Raises:
-        UnbackdoorError: none can be made.
-    """
-    home = next(folder for folder in out.absolute().parents if folder.exists())
-    if not (home.is_dir() and os.access(home, os.W_OK)):
-        raise UnbackdoorError(f"{out} cannot be written ({home} is not a folder to write to). Choose another `out`.")
-    try:
-        os.rmdir(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=home))
-    except OSError as problem:
-        raise _failure(out, problem) from None
-
-
-def check_free_file(file: Path, option: str, *, overwrite: bool, inputs: tuple[Path, ...] = ()) -> None:
-    """Refuses a file to write that exists, unless `overwrite` is set and it is not an input; or that is in no folder.
+    With `overwrite` it may exist, if it is a file of ours, or empty, and not an input.
 
     Args:
         file: its name.
         option: the parameter that names it.
         overwrite: whether a file of that name may be replaced.
         inputs: what is read.
+        mark: is among the first characters of each file of this kind that unbackdoor wrote.
 
     Raises:
-        UnbackdoorError: it cannot be written.
+        UnbackdoorError: it exists or cannot be made.
     """
-    if file.is_dir():
+    if os.path.isdir(file):
         raise UnbackdoorError(f"`{option}` must be a file, got the folder {file}.")
     if any(source.resolve() == file.resolve() for source in inputs):
         raise UnbackdoorError(f"{file} is an input; `{option}` must be another file.")
-    if os.path.lexists(file) and not overwrite:
-        raise UnbackdoorError(f"{file} exists. Use `overwrite=True`, or another `{option}`.")
-    home = next(folder for folder in file.absolute().parents if folder.exists())
+    if os.path.lexists(file):
+        if not overwrite:
+            raise UnbackdoorError(f"{file} exists. Use `overwrite=True`, or another `{option}`.")
+        _check_replaceable(file, option, mark)
+    _check_place(file, option)
+
+
+def _check_replaceable(file: Path, option: str, mark: str) -> None:
+    """Refuse to replace what is no file, or what unbackdoor did not write.
+
+    Raises:
+        UnbackdoorError: it is a link, a device, a pipe, or somebody else's file.
+    """
+    if file.is_symlink():
+        raise UnbackdoorError(
+            f"{file} is a link, which is not replaced. Choose another `{option}`, or the file it names."
+        )
+    if not file.is_file():
+        raise UnbackdoorError(f"{file} is {kind_of(file)}, which is not replaced. Choose another `{option}`.")
+    with open_file(file) as stored:
+        beginning = stored.read(_BEGINNING).decode("utf-8", "replace")
+    if beginning and mark not in beginning:
+        raise UnbackdoorError(f"{file} was not written by unbackdoor. Choose another `{option}`.")
+
+
+def _check_place(out: Path, option: str = "out") -> None:
+    """Make a directory where `directory` or `write_file` will make something, with a name as long, and remove it.
+
+    Raises:
+        UnbackdoorError: none can be made.
+    """
+    home = next(folder for folder in out.absolute().parents if os.path.lexists(folder))
     if not (home.is_dir() and os.access(home, os.W_OK)):
         raise UnbackdoorError(
-            f"{file} cannot be written ({home} is not a folder to write to). Choose another `{option}`."
+            f"{out} cannot be written ({home} is not a folder to write to). Choose another `{option}`."
         )
+    try:
+        with tempfile.TemporaryDirectory(prefix=".partial-", dir=home) as trial:
+            folder = Path(trial) / out.absolute().relative_to(home).parent
+            folder.mkdir(parents=True, exist_ok=True)
+            tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=folder)
+    except OSError as problem:
+        raise _failure(out, problem, option) from None
 
 
 def content(folder: Path) -> Content:
@@ -123,13 +148,13 @@ def directory(out: Path, replacing: Content | None = None) -> Iterator[Path]:
         replacing: the present content, as `check_free` returns it; it is removed when the block ends.
 
     Raises:
-        IncompleteError: the disk is full, or something else got that name meanwhile.
+        IncompleteError: the disk is full, it cannot be written, or something else got that name meanwhile.
     """
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=out.parent))
     except OSError as problem:
-        raise _failure(out, problem) from None
+        raise _incomplete(out, problem) from None
     try:
         partial.chmod(0o755)
         yield partial
@@ -137,7 +162,7 @@ def directory(out: Path, replacing: Content | None = None) -> Iterator[Path]:
             entry.chmod(0o755 if entry.is_dir() else 0o644)  # transformers writes weights for the owner alone
         _place(partial, out, replacing)
     except OSError as problem:
-        raise _failure(out, problem) from None
+        raise _incomplete(out, problem) from None
     except Exception as problem:
         if type(problem).__name__ == "SafetensorError" and "os error" in str(problem):
             raise IncompleteError(
@@ -189,11 +214,16 @@ def _renamed(partial: Path, name: Path) -> bool:
     return True
 
 
-def write_file(path: Path, text: str) -> None:
+def write_file(path: Path, text: str, option: str = "out") -> None:
     """Write a text file by temporary file and atomic rename.
 
+    Args:
+        path: of the file.
+        text: its content.
+        option: the parameter that names it.
+
     Raises:
-        IncompleteError: the disk is full.
+        IncompleteError: the disk is full, or it cannot be written.
     """
     partial = None
     try:
@@ -204,22 +234,28 @@ def write_file(path: Path, text: str) -> None:
         os.chmod(partial, 0o644)
         os.replace(partial, path)
     except OSError as problem:
-        raise _failure(path, problem) from None
+        raise _incomplete(path, problem, option) from None
     finally:
         if partial is not None:
             Path(partial).unlink(missing_ok=True)
 
 
-def _failure(out: Path, problem: OSError) -> UnbackdoorError:
+def _incomplete(out: Path, problem: OSError, option: str = "out") -> UnbackdoorError:
+    """What is said after the work."""
+    failure = _failure(out, problem, option)
+    return failure if isinstance(failure, IncompleteError) else IncompleteError(failure)
+
+
+def _failure(out: Path, problem: OSError, option: str) -> UnbackdoorError:
     if problem.errno in _FULL:
         return IncompleteError(
             f"{out} could not be written: {problem.strerror}. Nothing of it was kept; free some space."
         )
     if isinstance(problem.filename, str) and not _ours(Path(problem.filename), out):
         return unusable(problem.filename, problem)  # a file that was to be copied from elsewhere
-    return UnbackdoorError(f"{out} cannot be written ({problem.strerror or problem}). Choose another `out`.")
+    return UnbackdoorError(f"{out} cannot be written ({problem.strerror or problem}). Choose another `{option}`.")
 
 
 def _ours(path: Path, out: Path) -> bool:
     """Whether a path is an output, one of its parents, or the temporary name of an output."""
-    return path in (out, *out.parents) or any(part.startswith(f".{out.name}.") for part in path.parts)
+    return path in (out, *out.parents) or any(part.startswith((f".{out.name}.", ".partial-")) for part in path.parts)

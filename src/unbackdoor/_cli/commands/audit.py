@@ -10,6 +10,7 @@ from unbackdoor._artifacts.audit_record import write_audit
 from unbackdoor._cli.commands.inputs import (
     base_of,
     factory_name,
+    free_file,
     free_place,
     load_dataset,
     load_model,
@@ -31,6 +32,9 @@ from unbackdoor._reports.render import render_audit
 from unbackdoor._reports.sarif import as_sarif
 from unbackdoor._value import check_seed
 
+_MARKS = {"sarif": '"name": "unbackdoor"', "bom": '"name": "unbackdoor:audit:'}
+"""The side files, and what is only in one of that kind that unbackdoor wrote."""
+
 
 def audit(source: str, options: AuditOptions, *, command: str | None = None) -> None:
     """The `audit` command; `command` is what was typed, for the record and the page."""
@@ -39,13 +43,12 @@ def audit(source: str, options: AuditOptions, *, command: str | None = None) -> 
     check_seed(options.seed)
     if options.bom is not None:
         bom.check_installed()
-    for option in ("sarif", "bom"):
-        if getattr(options, option) is not None:
-            paths = tuple(Path(path) for path in inputs if path)
-            directories.check_free_file(
-                Path(getattr(options, option)), option, overwrite=options.overwrite, inputs=paths
-            )
-    _check_apart(options, out)
+    sides = {
+        option: free_file(path, option, inputs, options, mark)
+        for option, mark in _MARKS.items()
+        if (path := getattr(options, option)) is not None
+    }
+    _check_apart(sides, out)
     detectors = _detectors(options.tests)
     result = _audited(source, options, detectors)
     content = {
@@ -57,16 +60,16 @@ def audit(source: str, options: AuditOptions, *, command: str | None = None) -> 
         },
         **({} if command is None else {"command": command}),
     }
-    others = _for_other_tools(source, options, content)
+    texts = _for_other_tools(source, sides, content)
     if out is not None:
         content["repeat"] = _repeated(source, options, result, out)
-        inside = {path: path.resolve().relative_to(out.resolve()) for path in others if _is_in(path, out)}
         with directories.directory(out, earlier) as folder:
-            for path, place in inside.items():
-                directories.write_file(folder / place, others.pop(path))
+            for option in [option for option in texts if _is_in(sides[option], out)]:
+                place = sides[option].resolve().relative_to(out.resolve())
+                directories.write_file(folder / place, texts.pop(option), option)
             content = _write(folder, result, content)
-    for path, text in others.items():
-        directories.write_file(path, text)
+    for option, text in texts.items():
+        directories.write_file(sides[option], text, option)
     print(json.dumps(content, indent=2) if options.json else _verdict_text(result, content))
     if out is not None and not options.json:
         shown = printable(out, SENTENCE)
@@ -77,18 +80,19 @@ def audit(source: str, options: AuditOptions, *, command: str | None = None) -> 
         raise CannotJudgeError(f"The audit of {printable(source)} cannot judge, as is said above.")
 
 
-def _check_apart(options: AuditOptions, out: Path | None) -> None:
-    """Refuse --sarif and --bom of one name, or of the name of a file that the audit writes itself."""
-    places = {option: Path(path).resolve() for option in ("sarif", "bom") if (path := getattr(options, option))}
-    if len(set(places.values())) < len(places):
-        raise UnbackdoorError(f"--sarif and --bom must be two files, got {options.sarif} for both.")
-    for option, place in places.items():
-        if out is not None and _is_in(place, out):
-            first = place.relative_to(out.resolve()).parts[0]
+def _check_apart(sides: dict[str, Path], out: Path | None) -> None:
+    """Refuse --sarif and --bom in the place of each other, of --out, or of what the audit writes itself."""
+    if len({path.resolve() for path in sides.values()}) < len(sides):
+        raise UnbackdoorError(f"--sarif and --bom must be two files, got {sides['sarif']} for both.")
+    outputs = {**sides, **({} if out is None else {"out": out})}
+    for option, path in sides.items():
+        for other, place in outputs.items():
+            if _is_in(place, path) or (other == "out" and place.resolve() == path.resolve()):
+                raise UnbackdoorError(f"--{option} must be another name, got {path}: --{other} is in its place.")
+        if out is not None and _is_in(path, out):
+            first = path.resolve().relative_to(out.resolve()).parts[0]
             if first in ("audit.json", "audit.html", "evidence"):
-                raise UnbackdoorError(
-                    f"--{option} must be another name, got {getattr(options, option)}: the audit writes {first} itself."
-                )
+                raise UnbackdoorError(f"--{option} must be another name, got {path}: the audit writes {first} itself.")
 
 
 def _detectors(tests: str | None) -> list[Any] | None:
@@ -148,14 +152,14 @@ def _is_in(path: Path, folder: Path) -> bool:
     return folder.resolve() in path.resolve().parents
 
 
-def _for_other_tools(source: str, options: AuditOptions, content: dict[str, Any]) -> dict[Path, str]:
-    """Returns the files for other tools, with their content."""
-    files = {}
-    if options.sarif is not None:
-        files[Path(options.sarif)] = as_sarif(content)
-    if options.bom is not None:
-        files[Path(options.bom)] = bom.as_bom(content, bom.weight_files(Path(source)))
-    return files
+def _for_other_tools(source: str, sides: dict[str, Path], content: dict[str, Any]) -> dict[str, str]:
+    """Returns the texts for other tools, by the options that name their files."""
+    texts = {}
+    if "sarif" in sides:
+        texts["sarif"] = as_sarif(content)
+    if "bom" in sides:
+        texts["bom"] = bom.as_bom(content, bom.weight_files(Path(source)))
+    return texts
 
 
 def _write(folder: Path, result: Audit, content: dict[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from unbackdoor._artifacts.guard_record import DecisionEntry
 from unbackdoor._cli.commands.inputs import (
     base_of,
     factory_name,
+    free_file,
     free_place,
     load_dataset,
     load_model,
@@ -22,7 +23,7 @@ from unbackdoor._cli.options import GuardEvaluateOptions, GuardFitOptions, Guard
 from unbackdoor._cli.parameters import with_options
 from unbackdoor._data.conversation_encoder import ConversationEncoder
 from unbackdoor._data.texts import TextEncoder
-from unbackdoor._errors import SENTENCE, UnbackdoorError, printable
+from unbackdoor._errors import SENTENCE, printable
 from unbackdoor._guarding.fit import fit_guard, load_guard, takes_no
 from unbackdoor._guarding.fitted import FittedGuard
 from unbackdoor._guarding.guard import Guard, bound_of
@@ -96,11 +97,8 @@ def _rule(record: dict[str, Any], own: bool) -> str:
 
 def run(place: str, options: GuardRunOptions) -> None:
     """The `guard run` command."""
-    if not options.out:  # for Path, this is the current directory
-        raise UnbackdoorError("--out must be the name of a file, got an empty one.")
     inputs = (place, options.model, options.data, options.base, options.reference)
-    paths = tuple(Path(each) for each in inputs if each)
-    directories.check_free_file(Path(options.out), "out", overwrite=options.overwrite, inputs=paths)
+    out = free_file(options.out, "out", inputs, options, mark='"action": ')
     loaded, fitted = _loaded(place, options)
     model, encode = loaded
     if isinstance(encode, TextEncoder | ConversationEncoder):
@@ -114,12 +112,12 @@ def run(place: str, options: GuardRunOptions) -> None:
     for entry in entries:
         DecisionEntry.model_validate(entry)
     lines = "".join(json.dumps(entry) + "\n" for entry in entries)
-    directories.write_file(Path(options.out), lines)
+    directories.write_file(out, lines)
     counts = Counter(decision.action for decision in decisions)
     summary = ", ".join(f"{counts[action]:,} {action}" for action in ("pass", "reject", "clean"))
     reference = f" and {fitted.reference.forwards / len(data):.1f} of the reference" if fitted.reference else ""
     print(
-        f"Wrote {printable(options.out, SENTENCE)}: {summary}. {work.forwards.count / len(data):.1f} forward passes"
+        f"Wrote {printable(out, SENTENCE)}: {summary}. {work.forwards.count / len(data):.1f} forward passes"
         f"{reference} per input."
     )
 

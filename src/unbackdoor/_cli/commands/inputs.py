@@ -9,6 +9,7 @@ from unbackdoor._cli.options import (
     AttackOptions,
     AuditOptions,
     GuardFitOptions,
+    GuardRunOptions,
     ModelOptions,
     PurifyOptions,
     StressOptions,
@@ -36,9 +37,31 @@ def free_place(
     """
     if not options.out:  # for Path, this is the current directory
         raise UnbackdoorError("--out must be the name of a directory, got an empty one.")
-    factory = getattr(options, "factory", None) or ""
-    paths = tuple(Path(each) for each in (*inputs, factory.rpartition(":")[0]) if each)
+    paths = _paths(inputs, options)
     return Path(out), directories.check_free(Path(out), overwrite=options.overwrite, inputs=paths)
+
+
+def free_file(
+    file: str, option: str, inputs: tuple[str | None, ...], options: AuditOptions | GuardRunOptions, mark: str
+) -> Path:
+    """Returns the file to write.
+
+    Raises:
+        UnbackdoorError: the name is empty; or the file cannot be written or replaced; see
+            `directories.check_free_file`.
+    """
+    if not file:  # for Path, this is the current directory
+        raise UnbackdoorError(f"--{option} must be the name of a file, got an empty one.")
+    paths = _paths(inputs, options)
+    directories.check_free_file(Path(file), option, overwrite=options.overwrite, inputs=paths, mark=mark)
+    return Path(file)
+
+
+def _paths(inputs: tuple[str | None, ...], options: Any) -> tuple[Path, ...]:
+    """Returns what is read: the inputs that are given, and the files that options of the model name."""
+    factory = getattr(options, "factory", None) or ""
+    named = (factory.rpartition(":")[0], getattr(options, "prompts", None))
+    return tuple(Path(each) for each in (*inputs, *named) if each)
 
 
 def load_model(source: str, options: ModelOptions, *, merge: bool = False) -> loading.Loaded:

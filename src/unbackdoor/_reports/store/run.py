@@ -3,7 +3,7 @@
 import shlex
 from pathlib import Path
 
-from unbackdoor._artifacts.directories import write_file
+from unbackdoor._artifacts.directories import check_free_file, write_file
 from unbackdoor._bench import Store
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._reports.store import writers
@@ -51,10 +51,7 @@ def write_report(runs: str, out: str) -> None:
     kind = path.suffix.lower()
     if kind not in SUFFIXES:
         raise UnbackdoorError(f"`out` must end in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}, got {out}.")
-    if path.is_dir():
-        raise UnbackdoorError(f"-o must be a file, got the folder {out}.")
-    if path.is_file() and path.stat().st_size and _MARKS[kind] not in _beginning(path):
-        raise UnbackdoorError(f"{out} exists and is not a report of unbackdoor. Choose another -o.")
+    check_free_file(path, "out", overwrite=True, mark=_MARKS[kind])
     store = _store(runs)
     report, records = build(store, shown(runs), whole=kind == ".html")
     if kind == ".html":
@@ -68,11 +65,6 @@ def write_report(runs: str, out: str) -> None:
     write_file(path, text)
     failed = f", {len(report.failures):,} failed" if report.failures else ""
     print(f"{out}: {len(report.cells):,} cells in {len(report.rows):,} settings{failed}.")
-
-
-def _beginning(path: Path) -> str:
-    with path.open(encoding="utf-8", errors="replace") as file:
-        return file.read(10_000)
 
 
 def shown(runs: str) -> str:
