@@ -49,8 +49,8 @@ class Auto:
 
     Differences from the paper: there is no paper on this variant. An audit that finds nothing proves nothing, so the
     suspect is purified all the same. To unlearn the found shortcuts alone is not the first choice, because on small
-    victims it left more of a backdoor than the shift did (docs/results/auto.md). Backdoors planted on purpose do not
-    help to choose: it has not been measured yet whether they show which method is better.
+    victims it left more of a backdoor than the shift did (docs/results/auto.md). Backdoors planted on purpose
+    would choose the shift, which stands first anyway (same page), for the price of many purifications more.
     """
 
     # The first version tried no trigger distillation; the second shifted in ten passes, and unlearned in small steps;
