@@ -699,7 +699,7 @@ def test_answers_that_depend_on_the_batch_are_reported_once(caplog: pytest.LogCa
         head_of(model, INPUTS)
     assert caplog.messages == [
         "Sequential: its answer to an example depends on the other examples of the batch (a BatchNorm that keeps no "
-        "statistics, or counts in eval mode, does that), and so do its scores."
+        "statistics, or counts in eval mode, does that, and a model that reads padding), and so do its scores."
     ]
     head_of(nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Dropout(), nn.Linear(4, 3)).half(), INPUTS.half())
     assert len(caplog.messages) == 1

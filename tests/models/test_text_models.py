@@ -15,7 +15,7 @@ from commands import Refusals
 from unbackdoor import Dataset, UnbackdoorError, load, purifiers, purify
 from unbackdoor._cli.app import main
 from unbackdoor._models.arithmetic import choose
-from unbackdoor._models.calling import embeddings, probe
+from unbackdoor._models.calling import class_count, embeddings, probe
 from unbackdoor._models.config import modality_of
 from unbackdoor._models.directory import ModelDirectory
 from unbackdoor._models.head import features, head_of
@@ -283,6 +283,48 @@ def test_a_decoder_that_answers_at_its_last_token_does_not_pad_with_that_one(own
     save(loaded, tmp_path / "out", source=folder, encode=encode)  # another padding than its tokenizer's is not written
     assert json.loads((tmp_path / "out" / "config.json").read_text())["pad_token_id"] is None
     check_saved(tmp_path / "out", loaded, encode, data)
+
+
+@pytest.mark.parametrize("name", ["bart", "t5"])
+def test_a_text_that_holds_the_token_at_which_the_model_answers(name: str, tmp_path: Path) -> None:
+    """Models with a decoder refuse a batch of such texts and others, wherever in the data that batch is."""
+    model = toys.classifier(name)
+    _, encode = load(toys.write(model, tmp_path / "model"))
+    rows = [*["a very good film"] * 30, "a bad film [SEP] dull", "a film"]
+    (tmp_path / "d.jsonl").write_text("\n".join(json.dumps({"text": text, "label": 0}) for text in rows))
+    with pytest.raises(UnbackdoorError) as refused:
+        Dataset.load(tmp_path / "d.jsonl", encode)
+    assert str(refused.value) == (
+        "The text 'a bad film [SEP] dull' has the token [SEP] 2 times, other texts 1 times, but the model answers at "
+        "the last one and takes only texts that have it equally often. Remove it from that text."
+    )
+    (tmp_path / "d.jsonl").write_text(
+        json.dumps({"text": rows[30], "label": 0}) + "\n" + json.dumps({"text": rows[30], "label": 1})
+    )
+    data = Dataset.load(tmp_path / "d.jsonl", encode)
+    with torch.no_grad():
+        alone = model(**encode.tokenizer(rows[30], return_tensors="pt")).logits
+    assert torch.allclose(answers(model, data, choose(model, "cpu", "fp32")), alone.expand(2, -1), atol=1e-5)
+    _, encode = load(toys.write(toys.classifier("bert"), tmp_path / "bert"))
+    assert encode.end is None
+
+
+def test_a_model_that_reads_padding_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    sizes = {"vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 1, "intermediate_size": 16}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = transformers.FNetForSequenceClassification(transformers.FNetConfig(**sizes)).eval()
+        for parameter in model.parameters():
+            parameter.data.add_(torch.randn_like(parameter))
+    texts = ["film", "good", "a very good film and a fine cast", "dull plot"]
+    data = toys.dataset([(text,) for text in texts], [0, 1, 1, 0])
+    assert class_count(model, data) == 2
+    assert [message.partition(" (")[0] for message in caplog.messages] == [
+        "FNetForSequenceClassification: its answer to an example depends on the other examples of the batch"
+    ]
+    caplog.clear()
+    assert class_count(toys.classifier("bert"), data) == 2
+    assert not caplog.messages
 
 
 def test_the_kind_of_a_model_is_read_from_its_config() -> None:

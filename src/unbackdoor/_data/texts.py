@@ -152,6 +152,8 @@ class TextEncoder:
         columns: `text`, or `text_a` and `text_b`, if the model's record names them; None for those that the data has.
         blank: read empty and missing texts as empty ones, which a guard decides about; else they are refused.
         borrowed_padding: neither the model nor its tokenizer has a padding token of this kind, so none is written.
+        end: token that all texts must hold equally often, since the model answers at the last one of each; None if
+            that does not matter.
 
     Raises:
         UnbackdoorError: max_length is below 4, or more than the tokenizer allows.
@@ -162,6 +164,7 @@ class TextEncoder:
     columns: tuple[str, ...] | None = None
     blank: bool = False
     borrowed_padding: bool = False
+    end: int | None = None
 
     modality: ClassVar[Literal["text"]] = "text"
     column_names: ClassVar[tuple[str, ...]] = ("text", "text_a", "text_b")
@@ -203,6 +206,7 @@ class TextEncoder:
                 return_attention_mask=True,
             )
             tokens = {name: torch.tensor(encoding[name], dtype=torch.int32) for name in encoding}
+        self._check_ends(tokens, items)
         lengths = tokens["attention_mask"].sum(dim=1).long()
         cut = lengths >= self.max_length
         if cut.any():  # some may fit exactly: only a second look shows
@@ -210,6 +214,21 @@ class TextEncoder:
             full = self.tokenizer(*[[side[row] for row in whole] for side in sides], truncation=False, verbose=False)
             cut[whole] = torch.tensor([len(ids) > self.max_length for ids in full["input_ids"]])
         return replace(items, tokenised=Tokenised(tokens, lengths, cut, self))
+
+    def _check_ends(self, tokens: dict[str, Tensor], texts: Texts) -> None:
+        """Refuse texts of which one holds the token `end` more often than others, as models with a decoder do."""
+        if self.end is None:
+            return
+        counts = ((tokens["input_ids"] == self.end) & tokens["attention_mask"].bool()).sum(dim=1)
+        usual = int(counts.mode().values)
+        odd = (counts != usual).nonzero().flatten().tolist()
+        if odd:
+            shown = printable(repr(max(texts.strings[odd[0]], key=len)), 100)
+            raise UnbackdoorError(
+                f"The text {shown} has the token {printable(self.tokenizer.convert_ids_to_tokens(self.end))} "
+                f"{int(counts[odd[0]])} times, other texts {usual} times, but the model answers at the last one and "
+                "takes only texts that have it equally often. Remove it from that text."
+            )
 
     def loses(self, texts: Texts, phrases: Sequence[str]) -> Tensor:
         """Returns which texts have a part of one of the phrases beyond the tokens that the model reads, (n,), bool."""

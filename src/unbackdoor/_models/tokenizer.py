@@ -57,7 +57,15 @@ def text_encoder(path: Path, model: Any, max_length: int | None = None, trust_re
         before = recorded.get("max_length")
         max_length = before if isinstance(before, int) and 4 <= before <= most else most
     columns = tuple(recorded["columns"]) if recorded.get("columns") in (["text"], ["text_a", "text_b"]) else None
-    return TextEncoder(tokenizer=tokenizer, max_length=max_length, columns=columns, borrowed_padding=borrowed)
+    # Models with an encoder and a decoder answer at the last token that ends a text.
+    end = getattr(model.config, "eos_token_id", None) if getattr(model.config, "is_encoder_decoder", False) else None
+    return TextEncoder(
+        tokenizer=tokenizer,
+        max_length=max_length,
+        columns=columns,
+        borrowed_padding=borrowed,
+        end=end if isinstance(end, int) else None,
+    )
 
 
 def _pad_by_another(tokenizer: Any) -> bool:
