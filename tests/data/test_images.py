@@ -136,7 +136,7 @@ def test_arrays_of_whole_numbers() -> None:
     assert np.array_equal(read(COLOUR.transpose(2, 0, 1))[0], COLOUR.transpose(2, 0, 1))  # as torch has them
     assert np.array_equal(read(GREY[None])[0, 0], GREY)
     assert np.array_equal(read(GREY[:, :, None])[0, 0], GREY)
-    for wrong in ([[0.5, 1.0]], [[0, 256]], [[-1, 0]], [], 5):
+    for wrong in ([[0.5, 1.0]], [[0, 256]], [[-1, 0]], [], 5, COLOUR[:, :, :2].tolist(), np.zeros((5, 7, 6), int)):
         message = refusal(wrong)
         assert message.startswith("d.parquet has a picture in row 0 that cannot be decoded (")
         assert "an array must hold whole numbers from 0 to 255, in rows and columns" in message

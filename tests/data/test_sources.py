@@ -526,6 +526,33 @@ def test_the_metadata_of_an_image_folder_have_its_labels(
     assert caplog.messages == [f"{tmp_path}: labels are those of its metadata, not the names of its sub-folders."]
 
 
+def test_metadata_next_to_the_pictures_in_a_folder_of_their_own(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """That folder is no class: without the names of a model, each picture would be of class 0."""
+    for number in range(3):
+        picture(tmp_path / "images" / f"{number}.png", number)
+    rows = "file_name,label\n2.png,1\n0.png,0\n1.png,1\n"
+    (tmp_path / "images" / "metadata.csv").write_text(rows)
+    with caplog.at_level(logging.INFO, logger="unbackdoor"):
+        data = Dataset.load(tmp_path)
+    assert (data.labels.tolist(), data.pixels[:, 0, 0, 0].tolist()) == ([1, 0, 1], [2, 0, 1])
+    assert caplog.messages == [f"{tmp_path}: labels are those of its metadata, not the names of its sub-folders."]
+    picture(tmp_path / "more" / "0.png")  # which no metadata describe
+    assert labels(tmp_path, classes=["images", "more"]) == [0, 0, 0, 1]
+    (tmp_path / "more" / "metadata.csv").write_text("file_name,label\n0.png,1\n")
+    assert refusal(tmp_path) == (
+        f"{tmp_path} holds several tables of pictures (images/metadata.csv, more/metadata.csv), but only one is read. "
+        f"Name it, as in {tmp_path}/images/metadata.csv."
+    )
+
+
+def test_files_that_pillow_knows_and_does_not_decode_are_no_pictures(tmp_path: Path) -> None:
+    for name in ("train.h5", "clip.mpg"):
+        (tmp_path / name).write_bytes(b"\x89HDF\r\n\x1a\n")
+    assert refusal(tmp_path).startswith(f"{tmp_path} holds only files that are not read (clip.mpg, train.h5); data is")
+
+
 def test_metadata_without_labels_leave_them_to_the_folders(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for name in ("cat", "dog"):
         picture(tmp_path / name / "0.png")

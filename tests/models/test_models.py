@@ -376,6 +376,15 @@ def test_a_record_changed_by_hand_is_refused(entry: object, net: Path, tmp_path:
     [
         ({"mean": (0.1, 0.2)}, "`mean` must be 1 or 3 numbers, got 0.1,0.2."),
         ({"std": (0.1, 0.0, 0.1)}, "`std` must be 1 or 3 numbers above 0, got 0.1,0,0.1."),
+        (
+            {"mean": (123.7, 116.3, 103.5)},
+            "`mean` is for pixels from 0 to 1, got 123.7,116.3,103.5. If it is for pixels from 0 to 255, divide it by "
+            "255.",
+        ),
+        (
+            {"mean": (0.0,), "std": (255.0,)},
+            "`std` is for pixels from 0 to 1, got 255. If it is for pixels from 0 to 255, divide it by 255.",
+        ),
         ({"image_size": 0}, "`image_size` must be at least 1, got 0."),
         ({"factory": "net.py"}, "`factory` must be FILE.py:FUNCTION, got net.py."),
         (
@@ -419,6 +428,22 @@ def test_a_factory_that_fails(program: str, reason: str, tmp_path: Path) -> None
     assert str(refused.value).startswith(f"`factory` {file}:make failed ({reason}")
     assert str(refused.value).endswith("). The function must make the module without arguments.")
     assert str(tmp_path) not in sys.path
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [("nn.Sequential(nn.LazyConv2d(4, 3))", "0.weight"), ("nn.Linear(4, 2, device='meta')", "weight")],
+    ids=["lazy", "meta"],
+)
+def test_a_factory_whose_module_has_no_numbers_yet(module: str, name: str, tmp_path: Path) -> None:
+    file = tmp_path / "net.py"
+    file.write_text(f"from torch import nn\ndef make():\n    return {module}\n")
+    with pytest.raises(UnbackdoorError) as refused:
+        load(tmp_path / "w.safetensors", factory=f"{file}:make")
+    assert str(refused.value) == (
+        f"{file}:make returns a module whose {name} has no memory yet, as in a lazy layer or on the meta device. Give "
+        "its layers their sizes, or call a lazy module once before you return it."
+    )
 
 
 def test_what_a_factory_prints_and_the_arguments_that_it_reads_are_its_own(

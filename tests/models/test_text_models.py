@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -374,6 +375,22 @@ class TestBadDirectories:
         said = self.purify(refused)
         assert said.startswith("bert has a tokenizer without a vocabulary (none of tokenizer.json")
         assert said.endswith("Also fetch tokenizer.json and tokenizer_config.json.")
+
+    @pytest.mark.skipif(find_spec("sentencepiece") is not None, reason="such a tokenizer can be read here")
+    def test_a_tokenizer_that_needs_another_package(self, place: Path, refused: Refusals) -> None:
+        """As DeBERTa v3 and XLNet come without tokenizer.json, and Japanese BERT with a program of its own."""
+        (place / "bert" / "tokenizer.json").unlink()
+        settings = place / "bert" / "tokenizer_config.json"
+        settings.write_text('{"tokenizer_class": "DebertaV2Tokenizer"}')
+        (place / "bert" / "spm.model").write_bytes(b"\n\x0e\n\x05<unk>\x15\x00\x00\x00\x00\x18\x02")
+        assert self.purify(refused) == (
+            "bert has no tokenizer that transformers can load (spm.model is of SentencePiece, and the package "
+            "sentencepiece is not installed). Install it (pip install sentencepiece), or fetch tokenizer.json."
+        )
+        (place / "bert" / "spm.model").unlink()
+        (place / "bert" / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\n")
+        settings.write_text('{"tokenizer_class": "BertJapaneseTokenizer", "word_tokenizer_type": "mecab"}')
+        assert self.purify(refused).endswith(" for installation). Install that package.")
 
     def test_the_output_directory_of_a_trainer(self, place: Path, refused: Refusals) -> None:
         (place / "run").mkdir()

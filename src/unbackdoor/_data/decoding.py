@@ -169,7 +169,7 @@ def decode(picture: Any, changes: Counter[str] | None = None) -> Image.Image:
             image = picture
         else:
             array = _rows_and_columns(np.asarray(picture))
-            flat = array.ndim not in (2, 3)
+            flat = array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4))
             if array.dtype.kind not in "ui" or flat or array.size == 0 or array.min() < 0 or array.max() > 255:
                 raise ValueError("an array must hold whole numbers from 0 to 255, in rows and columns")
             image = Image.fromarray(array.astype(np.uint8))
@@ -215,8 +215,18 @@ def _has_frames(image: Image.Image) -> bool:
     return False
 
 
+# Formats that Pillow knows by their first bytes and does not decode itself; PostScript it gives to another program.
+_UNDECODED = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG"}
+
+
 @functools.cache
 def _formats() -> list[str]:
-    """The formats that Pillow decodes itself: for PostScript it runs another program, on code from the file."""
+    """The formats that Pillow decodes itself."""
     Image.init()
-    return [name for name in Image.OPEN if name != "EPS"]
+    return [name for name in Image.OPEN if name not in _UNDECODED]
+
+
+@functools.cache
+def picture_endings() -> frozenset[str]:
+    """The endings of names of files with pictures, in small letters, as `.png`."""
+    return frozenset(ending for ending, name in Image.registered_extensions().items() if name in _formats())

@@ -331,11 +331,9 @@ class _Content:
 
     @classmethod
     def of(cls, folder: Path) -> "_Content":
-        from PIL import Image
+        from unbackdoor._data.decoding import picture_endings  # imports Pillow
 
-        Image.init()
-        known = {suffix for suffix, format_ in Image.EXTENSION.items() if format_ in Image.OPEN}
-        content = cls()
+        known, content = picture_endings(), cls()
         for path in _files_in(folder):
             suffix = path.suffix.lower()
             if suffix in known:
@@ -378,10 +376,10 @@ def _of_folder(folder: Path, classes: Sequence[str] | None, label: str, labelled
     top = [path for path in content.tables if len(path.parts) == 1]
     with_classes = {path.parts[0] for path in content.pictures if len(path.parts) > 1}
     if with_classes and not (top and len(with_classes) == 1):  # else that folder has the pictures of the table
-        described = _of_files([folder / path for path in top if path.stem == "metadata"], label)
-        if len(described) == 1 and {"file_name", label} <= described[0].cells.keys():  # `datasets` also prefers it
+        described = _described(folder, content, label)
+        if described is not None:
             logger.info("%s: labels are those of its metadata, not the names of its sub-folders.", folder)
-            return described
+            return [described]
         columnar = [path.name for path in top if path.suffix.lower() in (".parquet", ".arrow")]
         if columnar:
             raise _refused_several(
@@ -402,6 +400,27 @@ def _of_folder(folder: Path, classes: Sequence[str] | None, label: str, labelled
             f"{folder} has {holding}no sub-folders; an image folder has one per class, with its pictures."
         )
     return []
+
+
+def _described(folder: Path, content: _Content, label: str) -> Table | None:
+    """Returns the metadata that label all pictures of a folder, which `datasets` also prefers; None without any."""
+    found = {
+        path: table
+        for path in content.tables
+        if path.stem == "metadata"
+        for table in _of_files([folder / path], label)
+        if {"file_name", label} <= table.cells.keys()
+    }
+    if len(found) > 1:
+        raise _refused_several(folder, [str(path) for path in found], "several tables of pictures", str(min(found)))
+    return next(
+        (
+            table
+            for path, table in found.items()
+            if all(picture.is_relative_to(path.parent) for picture in content.pictures)
+        ),
+        None,
+    )
 
 
 def _nothing_read(folder: Path, others: Sequence[Path]) -> UnbackdoorError:

@@ -1,6 +1,7 @@
 """Modules of the user: a function that builds one, and a file with its weights."""
 
 import importlib.util
+import itertools
 import os
 import sys
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from types import CodeType
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from unbackdoor._errors import UnbackdoorError, printable
 from unbackdoor._inputs import CONFIG, check_file, exists
@@ -53,6 +55,13 @@ def make(factory: str) -> nn.Module:
         sys.path.remove(folder)
     if not isinstance(model, nn.Module):
         raise UnbackdoorError(f"{factory} must return a torch.nn.Module, got {type(model).__name__}.")
+    tensors = itertools.chain(model.named_parameters(), model.named_buffers())
+    empty = next((name for name, tensor in tensors if is_lazy(tensor) or tensor.is_meta), None)
+    if empty is not None:
+        raise UnbackdoorError(
+            f"{factory} returns a module whose {printable(empty)} has no memory yet, as in a lazy layer or on the "
+            "meta device. Give its layers their sizes, or call a lazy module once before you return it."
+        )
     return model
 
 

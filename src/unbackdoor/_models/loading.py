@@ -236,6 +236,11 @@ def _encoder_changes(
         if numbers is not None and (len(numbers) not in (1, 3) or (option == "std" and min(numbers) <= 0)):
             allowed = "1 or 3 numbers" if option == "mean" else "1 or 3 numbers above 0"
             raise UnbackdoorError(f"`{option}` must be {allowed}, got {','.join(f'{part:g}' for part in numbers)}.")
+        if numbers is not None and max(numbers) > 1:
+            raise UnbackdoorError(
+                f"`{option}` is for pixels from 0 to 1, got {','.join(f'{part:g}' for part in numbers)}. If it is for "
+                "pixels from 0 to 255, divide it by 255."
+            )
     if image_size is not None and not (type(image_size) is int and 1 <= image_size <= LARGEST_SIDE):
         bound = "at least 1" if type(image_size) is int and image_size < 1 else f"at most {LARGEST_SIDE:,} pixels"
         raise UnbackdoorError(f"`image_size` must be {bound}, got {printable(image_size)}.")

@@ -1,5 +1,6 @@
 """The tokenizer of a model directory, and the encoder of texts that it makes."""
 
+import importlib.util
 import inspect
 import math
 from collections.abc import Iterator
@@ -141,11 +142,7 @@ def tokenizer_of(path: Path, trust_remote_code: bool = False, rows: int | None =
         except Exception as problem:  # a config decides what runs, so it may be wrong in any way
             if "trust_remote_code" in str(problem):
                 raise own_code(path) from None
-            reason = printable(str(problem).strip().split("\n")[0], 200).rstrip(".") or type(problem).__name__
-            raise UnbackdoorError(
-                f"{path} has no tokenizer that transformers can load ({reason}). Also fetch tokenizer.json and "
-                "tokenizer_config.json."
-            ) from None
+            raise _unloadable(path, problem) from None
     vocabularies = set(getattr(tokenizer, "vocab_files_names", {}).values()) | {"tokenizer.json"}
     if not any((path / name).exists() for name in vocabularies):  # transformers makes an empty one then
         raise UnbackdoorError(
@@ -153,6 +150,20 @@ def tokenizer_of(path: Path, trust_remote_code: bool = False, rows: int | None =
             "fetch tokenizer.json and tokenizer_config.json."
         )
     return tokenizer
+
+
+def _unloadable(path: Path, problem: Exception) -> UnbackdoorError:
+    """Returns the error for a tokenizer that transformers cannot load, perhaps since a package is missing."""
+    reason = printable(str(problem).strip().split("\n")[0], 200).rstrip(".") or type(problem).__name__
+    way_out = "Also fetch tokenizer.json and tokenizer_config.json."
+    pieces = next((file.name for file in sorted(path.glob("*.model")) if file.name != "tiktoken.model"), None)
+    alone = pieces is not None and not (path / "tokenizer.json").exists()
+    if alone and importlib.util.find_spec("sentencepiece") is None:
+        reason = f"{printable(pieces)} is of SentencePiece, and the package sentencepiece is not installed"
+        way_out = "Install it (pip install sentencepiece), or fetch tokenizer.json."
+    elif isinstance(problem, ImportError):
+        way_out = "Install that package."
+    return UnbackdoorError(f"{path} has no tokenizer that transformers can load ({reason}). {way_out}")
 
 
 def positions_of(model: Any) -> Iterator[int]:
