@@ -260,13 +260,11 @@ def check_repeatable(model: nn.Module, inputs: Inputs, scores: Tensor) -> None:
         UnbackdoorError: two calls give different scores.
     """
     half = max(len(inputs) // 2, 1)
-    rows = torch.arange(half)
+    rows, part = torch.arange(half), inputs[:half] if isinstance(inputs, Tensor) else inputs
     if isinstance(inputs, Tokens):  # the shorter texts, without the padding that the longer ones asked for
         rows = inputs["attention_mask"].sum(dim=1).argsort(stable=True)[:half].cpu()
         shown = inputs["attention_mask"][rows].any(dim=0)
         part = Tokens({name: each[rows][:, shown] for name, each in inputs.items()})
-    else:
-        part = inputs[:half]
     with evaluating(model):
         first, second = logits(model, part), logits(model, part)
 
