@@ -38,6 +38,10 @@ class IncompleteError(UnbackdoorError):
     exit_code = 1
 
 
+class NoLabelsError(UnbackdoorError):
+    """Examples have no labels, or not all of them; a command that can do without them says how."""
+
+
 class ShortcutFoundError(UnbackdoorError):
     """An audit found a shortcut, and the user asked for a failure if it does."""
 

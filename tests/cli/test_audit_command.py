@@ -314,6 +314,24 @@ class TestBadInput:
             "--bom needs cyclonedx-python-lib, which is not installed. Install unbackdoor[bom], or leave it out."
         )
 
+    @pytest.mark.parametrize("cells", [None, -1, ""], ids=["no column", "not published", "empty"])
+    def test_examples_without_labels(self, cells: object, refused: Refusals, place: Path, tmp_path: Path) -> None:
+        import pandas as pd
+
+        examples = pd.read_parquet(place / "clean.parquet")
+        examples = examples.drop(columns="label") if cells is None else examples.assign(label=cells)
+        examples.to_parquet(tmp_path / "bare.parquet")
+        said = refused("audit", *MODEL, "--clean", tmp_path / "bare.parquet")
+        assert said.endswith(" An audit takes examples without labels as --unlabelled.")
+
+    def test_a_folder_of_pictures_without_classes(self, refused: Refusals, audited: Audited, tmp_path: Path) -> None:
+        shutil.copy(next(audited.folder.rglob("clean-1.png")), tmp_path)
+        said = refused("audit", *MODEL, "--clean", tmp_path)
+        assert said == (
+            f"{tmp_path} has pictures but no sub-folders; an image folder has one per class, with its pictures. An "
+            "audit takes examples without labels as --unlabelled."
+        )
+
     def test_too_few_examples(self, refused: Refusals, place: Path, digits: Dataset, tmp_path: Path) -> None:
         few = write_pictures(digits.select(range(10)), tmp_path / "few.parquet")
         said = refused("audit", *MODEL, "--clean", few, "--out", "new")
@@ -341,4 +359,7 @@ class TestBadInput:
         assert (record["verdict"], record["findings"]) == ("cannot-judge", [])
         assert record["reason"].startswith("The suspect is near chance on clean.parquet (")
         assert record == json.loads((place / "again/audit.json").read_text())
+        page = (place / "again/audit.html").read_text(encoding="utf-8")
+        assert "There are no p-values: nothing was searched." in page
+        assert "clean models" not in page
         assert sorted(os.listdir(place / "again")) == ["audit.html", "audit.json"]

@@ -135,7 +135,8 @@ class TestBadInput:
         found = audit(small_cnn, digits.select(range(60)))
         assert (found.verdict, found.findings) == ("cannot-judge", ())
         assert found.reason.startswith("The suspect is near chance on digits (")
-        assert found.not_searched["patch"] == "the suspect is near chance"
+        assert found.not_searched["patch"] == "the suspect's answers may be chance"
+        assert (found.calibrated_on, found.to_json()["operating_point_note"]) == ("nothing was searched",) * 2
 
     def test_a_base_of_another_kind(self, backdoored: tuple, digits: Dataset) -> None:
         with pytest.raises(UnbackdoorError, match="Take the pre-trained model that it came from as `base`"):

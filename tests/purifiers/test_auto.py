@@ -16,6 +16,7 @@ from unbackdoor._detection.finding import Candidate
 from unbackdoor._detection.judging import ExactShare
 from unbackdoor._detection.nulls import Null
 from unbackdoor._detection.result import Audit, JudgedCandidate, JudgedFinding
+from unbackdoor._reports.page import facts_of
 from unbackdoor._value import value
 from unbackdoor.purifiers import auto
 from unbackdoor.purifiers._shortcuts import Shortcut, counting
@@ -109,6 +110,12 @@ class TestTheAuditOfAResult:
         choice = ChoiceEntry.model_validate(result.record["choice"])
         assert [each.method.model_dump()["parameters"]["epochs"] for each in choice.tried] == [1, 2]
         assert [len(each.audit.shortcuts) for each in choice.tried if each.audit] == [1, 0]
+        assert (choice.kept, choice.kept_number) == ("fine-tuning (epochs=2)", 1)
+        older = {key: entry for key, entry in result.record["choice"].items() if key != "kept_number"}
+        assert ChoiceEntry.model_validate({**older, "kept": "fine-tuning"}).kept_number is None
+        assert (
+            dict(facts_of({"method": {"repr": "Auto()"}, "choice": older}, 1, None))["Kept"] == "fine-tuning (epochs=2)"
+        )
         assert choice.audit_of_the_result is not None
         assert choice.audit_of_the_result.shortcuts == []
         assert ["its audit found a shortcut again" in note for note in result.record["notes"]].count(True) == 1
@@ -182,9 +189,10 @@ def test_without_a_shortcut_it_is_scale_invariant_fst_on_four_fifths(small_cnn: 
     for name, tensor in expected.state_dict().items():
         assert torch.equal(tensor, result.model.state_dict()[name]), name
     choice = ChoiceEntry.model_validate(result.record["choice"])
-    assert (choice.kept, choice.not_tried, choice.held_out) == (
-        "scale-invariant-fst",
-        ["scale-invariant-fst", "scale-invariant-fst", "contrastive-unlearning", "fine-tuning"],
+    assert (choice.kept, choice.kept_number, choice.not_tried, choice.held_out) == (
+        "scale-invariant-fst (learning_rate=0.03, batch_size=8)",
+        0,
+        ["scale-invariant-fst", "scale-invariant-fst (epochs=120)", "contrastive-unlearning", "fine-tuning"],
         20,
     )
     assert choice.audit.reason.startswith("The suspect is near chance on digits")
@@ -216,7 +224,7 @@ def test_the_suspect_comes_back_if_every_method_ruins_it(
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, result.model.state_dict()[name]), name
     choice = ChoiceEntry.model_validate(result.record["choice"])
-    assert (len(choice.tried), choice.kept, choice.audit_of_the_result) == (2, None, None)
+    assert (len(choice.tried), choice.kept, choice.kept_number, choice.audit_of_the_result) == (2, None, None, None)
     assert min(each.lost or 0 for each in choice.tried) > 0.5
     assert result.record["warnings"] == [
         "no method lost at most 10 points of accuracy on 20 held-out examples, so the suspect was handed back as it "
@@ -227,8 +235,8 @@ def test_the_suspect_comes_back_if_every_method_ruins_it(
     assert "# Model that was handed back as it was" in card
     assert "`net` was not changed by `Auto(" in card
     assert (
-        "Methods tried: 2. Why this result: no method lost at most 10 points of accuracy on 20 held-out examples."
-        in card
+        "Methods tried: 2. Kept: none of them. Why this result: no method lost at most 10 points of accuracy on 20 "
+        "held-out examples." in card
     )
     assert "A backdoor that the suspect has is still there." in card
     assert "purification" not in card
@@ -245,7 +253,7 @@ def test_a_method_that_refuses_is_passed_over(
     assert choice["tried"][0]["refused"] == (
         "WordDistillation searches words of texts, but the data holds images. Try fine-tuning."
     )
-    assert choice["kept"] == "fine-tuning"
+    assert (choice["kept"], choice["kept_number"]) == ("fine-tuning (epochs=1)", 1)
 
 
 def test_an_unknown_detector_is_refused(small_cnn: SmallCNN, digits: Dataset) -> None:

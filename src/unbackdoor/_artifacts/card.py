@@ -40,7 +40,11 @@ def purified(record: dict[str, Any]) -> str:
         *(
             []
             if choice is None
-            else [f"Methods tried: {len(choice['tried'])}. Why this result: {_escaped(choice['reason'])}.", ""]
+            else [
+                f"Methods tried: {len(choice['tried'])}. Kept: {_escaped(choice['kept'] or 'none of them')}. "
+                f"Why this result: {_escaped(choice['reason'])}.",
+                "",
+            ]
         ),
     ]
     if record["scores"] is None:

@@ -138,8 +138,9 @@ class ChoiceEntry(JsonObject):
         held_out: the number of examples that this was counted on.
         audit: of the suspect.
         tried: the methods in their order.
-        not_tried: the names of those that were not needed.
-        kept: the name of the method whose result was kept; null if the suspect was handed back.
+        not_tried: those that were not needed, by name, with the settings that are not its defaults.
+        kept: likewise, the method whose result was kept; null if the suspect was handed back.
+        kept_number: its place in `tried`, from 0; null likewise. Absent in older records, which have names alone.
         reason: in words.
         audit_of_the_result: null if the suspect was handed back.
     """
@@ -150,6 +151,7 @@ class ChoiceEntry(JsonObject):
     tried: list[TriedEntry]
     not_tried: list[str]
     kept: str | None
+    kept_number: Count | None = None
     reason: str
     audit_of_the_result: AuditSummary | None
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from unbackdoor._data.labels import alike, class_numbers
 from unbackdoor._data.reading import Table
-from unbackdoor._errors import UnbackdoorError, printable
+from unbackdoor._errors import NoLabelsError, UnbackdoorError, printable
 
 
 def joined(tables: Sequence[Table], column: str) -> list[Any]:
@@ -28,9 +28,8 @@ def check_column(tables: Sequence[Table], wanted: str, column: str, where: str) 
             f"{listed(table.cells)}. Give files of one data set."
         )
     setting = "group='NAME'" if wanted == "group" else f"columns={{'{wanted}': 'NAME'}}"
-    raise UnbackdoorError(
-        f"{where} has no column {column!r}; it has {listed(table.cells)}. Name it by `{setting}`{table.hint}."
-    )
+    kind = NoLabelsError if wanted == "label" else UnbackdoorError
+    raise kind(f"{where} has no column {column!r}; it has {listed(table.cells)}. Name it by `{setting}`{table.hint}.")
 
 
 def listed(columns: Iterable[str]) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unbackdoor._errors import UnbackdoorError, printable
+from unbackdoor._errors import NoLabelsError, UnbackdoorError, printable
 
 logger = logging.getLogger("unbackdoor")
 
@@ -123,12 +123,13 @@ def check_range(
         return
     row = position if rows is None else rows[position]
     bound = "labels count from 0" if classes is None else f"{owner} {classes} classes (0 to {classes - 1})"
-    way_out = "Correct the label, or take other data."
+    way_out, kind = "Correct the label, or take other data.", UnbackdoorError
     if min(labels) == 1 and max(labels) == classes:
         way_out = f"They run from 1 to {classes}: subtract 1 from each, or take other data."
     if set(labels) == {-1}:  # as GLUE has it for its test data
         way_out = "All of them are -1, which marks labels that were not published: take a split that has them."
-    raise UnbackdoorError(f"{where} has label {labels[position]} in row {row}, but {bound}. {way_out}")
+        kind = NoLabelsError
+    raise kind(f"{where} has label {labels[position]} in row {row}, but {bound}. {way_out}")
 
 
 def _texts(cells: Sequence[Any], where: str) -> list[str]:
@@ -138,7 +139,7 @@ def _texts(cells: Sequence[Any], where: str) -> list[str]:
     for row, cell in enumerate(cells):
         blank = isinstance(cell, str) and not cell.strip()
         if cell is None or blank or cell != cell:  # as NaN is
-            raise UnbackdoorError(f"{where} has no label in row {row}; every row needs one.")
+            raise NoLabelsError(f"{where} has no label in row {row}; every row needs one.")
         listed = isinstance(cell, str) and _LIST.fullmatch(cell)
         if listed or not isinstance(cell, bool | int | float | Decimal | str):
             raise _no_class(cell, row, where)

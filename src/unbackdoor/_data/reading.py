@@ -15,7 +15,7 @@ from typing import Any
 from unbackdoor._data.delimited import decoded, read_delimited
 from unbackdoor._data.labels import alike
 from unbackdoor._data.unfolding import check_unfolded, parts_of_parquet
-from unbackdoor._errors import UnbackdoorError, few, printable
+from unbackdoor._errors import NoLabelsError, UnbackdoorError, few, printable
 from unbackdoor._inputs import CONFIG, check_file, exists, open_file, read_json
 
 logger = logging.getLogger("unbackdoor")
@@ -396,7 +396,7 @@ def _of_folder(folder: Path, classes: Sequence[str] | None, label: str, labelled
         raise _nothing_read(folder, content.others)
     if content.pictures or not any(entry.is_dir() and not _hidden(entry.name) for entry in folder.iterdir()):
         holding = "pictures but " if content.pictures else ""
-        raise UnbackdoorError(
+        raise NoLabelsError(
             f"{folder} has {holding}no sub-folders; an image folder has one per class, with its pictures."
         )
     return []

@@ -92,7 +92,7 @@ def audit(
     record = {**_facts(examples, searching, judging, unlabelled), "seed": seed, "device": description(arithmetic)}
     chosen, not_searched = _chosen(detectors, examples, run)
     if examples.doubt is not None:
-        skipped = {**{name: "the suspect is near chance" for name, _ in chosen}, **not_searched}
+        skipped = {**{name: "the suspect's answers may be chance" for name, _ in chosen}, **not_searched}
         record |= {"notes": run.notes, "seconds": round(time.perf_counter() - start, 3)}
         return Audit(verdict="cannot-judge", reason=examples.doubt, not_searched=skipped, record=record)
     with torch.random.fork_rng(devices=[arithmetic.device] if arithmetic.device.type == "cuda" else []):

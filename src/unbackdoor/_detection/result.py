@@ -164,6 +164,8 @@ class Audit:
         """Where the p-values come from, or why there are none."""
         if self.calibration is not None:
             return self.calibration.description
+        if not self.findings:
+            return "nothing was searched"
         return "no clean models of this kind went through these detectors with these settings"
 
     def calibration_of(self, detector: str) -> str:
@@ -177,6 +179,7 @@ class Audit:
         calibration = None
         if self.calibration is not None:
             calibration = {"n": len(self.calibration.models), "description": self.calibration.description}
+        measured = "no rates of false alarms and of detections were measured for this configuration"
         return {
             "format": FORMAT,
             "verdict": self.verdict,
@@ -194,6 +197,6 @@ class Audit:
             "not_searched": [{"detector": name, "reason": why} for name, why in self.not_searched.items()],
             "calibration": calibration,
             "operating_point": None,
-            "operating_point_note": "no rates of false alarms and of detections were measured for this configuration",
+            "operating_point_note": measured if self.findings else "nothing was searched",
             **self.record,
         }

@@ -195,6 +195,12 @@ def _percent(part: Proportion) -> str:
     return percent(part.value)
 
 
+def _method_facts(method: dict[str, Any], choice: dict[str, Any] | None) -> list[tuple[str, str]]:
+    """The method with its settings and, if it is one that chooses, which one it kept."""
+    facts = [("Method", str(method["repr"]))]
+    return facts if choice is None else [*facts, ("Kept", str(choice["kept"] or "the suspect, unchanged"))]
+
+
 def facts_of(record: dict[str, Any], scored: int, attacked: Triggered | None) -> tuple[tuple[str, str], ...]:
     """The settings and costs in the record; missing ones are left out."""
     facts: list[tuple[str, str]] = []
@@ -202,7 +208,7 @@ def facts_of(record: dict[str, Any], scored: int, attacked: Triggered | None) ->
     if source:
         facts.append(("Suspect", printable(source["model"])))
     if method:
-        facts.append(("Method", str(method["repr"])))
+        facts += _method_facts(method, record.get("choice"))
     if clean:
         text = f"{clean['n']:,} examples"
         if clean.get("held_out"):

@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import nn
 
 from unbackdoor._data.dataset import Dataset
-from unbackdoor._purification.method import Method, method_name
+from unbackdoor._purification.method import Method
 from unbackdoor._purification.run import Run
 from unbackdoor._value import value
 from unbackdoor.purifiers._methods_to_try import WITHOUT_A_SEARCH, method_label, methods_to_try
@@ -71,6 +71,7 @@ class Auto:
         methods = methods_to_try(tuned, bool(shortcuts), run)
         trials = self._tried(methods, model, tuned, held, shortcuts, run)
         chosen, reason = self._chosen(trials, len(held), run)
+        number = next((place for place, trial in enumerate(trials) if trial is chosen), None)
         again = None
         if chosen is not None and chosen.model is not None:
             run.warnings += chosen.warnings
@@ -88,8 +89,9 @@ class Auto:
             "held_out": len(held),
             "audit": described(report, shortcuts),
             "tried": [trial.to_json() for trial in trials],
-            "not_tried": [method_name(method) for method in methods[len(trials) :]],
-            "kept": None if chosen is None else method_name(chosen.method),
+            "not_tried": [method_label(method) for method in methods[len(trials) :]],
+            "kept": None if chosen is None else method_label(chosen.method),
+            "kept_number": number,
             "reason": reason,
             "audit_of_the_result": again,
         }

@@ -22,7 +22,14 @@ from unbackdoor._cli.shell import shell_words
 from unbackdoor._detection.audit import audit as audit_model
 from unbackdoor._detection.prompt_judging import TOKENS, HeldOutPrompts
 from unbackdoor._detection.result import Audit, JudgedFinding
-from unbackdoor._errors import SENTENCE, CannotJudgeError, ShortcutFoundError, UnbackdoorError, printable
+from unbackdoor._errors import (
+    SENTENCE,
+    CannotJudgeError,
+    NoLabelsError,
+    ShortcutFoundError,
+    UnbackdoorError,
+    printable,
+)
 from unbackdoor._models import calling, loading
 from unbackdoor._registry.detectors import REGISTRY
 from unbackdoor._registry.entries import find
@@ -112,9 +119,12 @@ def _audited(source: str, options: AuditOptions, detectors: list[Any] | None) ->
         )
     suspect = load_model(source, options)
     classes = calling.class_names(suspect.model)
-    clean, unlabelled = (
-        None if path is None else load_dataset(path, suspect.encode, options, classes, labelled=labelled)
-        for path, labelled in ((options.clean, True), (options.unlabelled, False))
+    try:
+        clean = None if options.clean is None else load_dataset(options.clean, suspect.encode, options, classes)
+    except NoLabelsError as problem:
+        raise NoLabelsError(f"{problem} An audit takes examples without labels as --unlabelled.") from None
+    unlabelled = options.unlabelled and load_dataset(
+        options.unlabelled, suspect.encode, options, classes, labelled=False
     )
     if clean is not None:
         show_first_prompt(clean)
@@ -128,7 +138,7 @@ def _audited(source: str, options: AuditOptions, detectors: list[Any] | None) ->
         suspect.model,
         clean,
         detectors=detectors,
-        unlabelled=unlabelled,
+        unlabelled=unlabelled or None,
         base=base or None,
         seed=options.seed,
         head=options.head,
