@@ -206,12 +206,26 @@ class TestRefusals:
         [
             ("patch", r"audit takes detectors as a list, got 'patch'\. Write them in brackets\."),
             (["patch"], r"audit takes a detector's value, got 'patch'\. Take one of unbackdoor\.detectors\."),
+            (
+                [ub.detectors.Patch(), Claims(), ub.detectors.Patch(steps=2)],
+                r"audit takes one value of each detector, got 2 of patch\. Audit once for each\.",
+            ),
             ([Claims], r"audit takes a detector's value, got the class Claims\. Write Claims\(\)\."),
         ],
     )
     def test_what_is_no_detector(self, given: object, message: str, suspect, digits: Dataset) -> None:
         with pytest.raises(UnbackdoorError, match=message):
             ub.audit(suspect, digits.select(range(200)), detectors=given)
+
+    def test_two_functions_are_two_detectors(self, suspect, digits: Dataset) -> None:
+        def first(model, clean, run):
+            return Claims()(model, clean, run)
+
+        def second(model, clean, run):
+            return Claims()(model, clean, run)
+
+        found = ub.audit(suspect, digits.select(range(200)), detectors=[first, second])
+        assert sorted(name.rpartition(".")[2] for name in found.searched) == ["first", "second"]
 
     def test_a_path_in_place_of_data(self, suspect) -> None:
         with pytest.raises(UnbackdoorError, match="audit takes clean as a Dataset, got str"):

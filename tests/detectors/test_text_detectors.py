@@ -309,6 +309,31 @@ def test_a_clean_model_and_its_base_raise_no_alarm(many_words: Dataset, counts: 
         assert max(finding.strongest.score for finding in result.findings) < 1.3
 
 
+def test_the_detectors_of_an_audit_search_the_vocabulary_once(
+    many_words: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And each finds what it finds by itself; another setting is another search."""
+    searches = []
+    search = VocabularySearch._shortlists
+
+    def counted(self, words: list[str], side: int) -> dict:
+        searches.append((self.group, side))
+        return search(self, words, side)
+
+    monkeypatch.setattr(VocabularySearch, "_shortlists", counted)
+    chosen = [scan(), detectors.LoneWordScan(group=4), detectors.PhraseGrowth(group=4, length=2)]
+    suspect = Reading().planted(7)
+    together = audit(suspect, many_words, detectors=chosen)
+    assert searches == [(4, 0)]
+    alone = [audit(suspect, many_words, detectors=[detector]).findings[0] for detector in chosen]
+    assert [each.to_json("") for each in sorted(together.findings, key=lambda each: each.detector)] == [
+        each.to_json("") for each in sorted(alone, key=lambda each: each.detector)
+    ]
+    searches.clear()
+    audit(suspect, many_words, detectors=[scan(), detectors.LoneWordScan(group=8)])
+    assert searches == [(4, 0), (8, 0)]
+
+
 class Kindred(Reading):
     """Words in pairs of about the same row, which do the same; each text has words of 0 to 199."""
 

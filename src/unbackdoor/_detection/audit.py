@@ -274,6 +274,12 @@ def _chosen(
     if detectors is not None:
         _check_detectors(detectors)
         named = [(name_of(detector, REGISTRY), detector) for detector in detectors]
+        names = [name for name, _ in named]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise UnbackdoorError(
+                f"audit takes one value of each detector, got {names.count(twice)} of {twice}. Audit once for each."
+            )
         for name, detector in named:
             entry = entry_of(detector, REGISTRY)
             obstacle = None if entry is None else _obstacle(entry, examples, run)

@@ -48,6 +48,7 @@ class Run:
             the scale; see `unbackdoor._training.lora.factors`. Empty for other suspects.
         unlabelled: examples that the user has besides the clean ones, without labels (each is -1); some may carry a
             trigger.
+        shared: what the detectors of an audit found that others of them need as well; they all search one model.
         examples_seen: counted by `tune`.
         held_out: the number of clean examples that a selection held out.
         unseen: held-out examples that were not tuned on later; None if there are none.
@@ -69,6 +70,7 @@ class Run:
     reference: Perplexity | None = None
     adapter: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     unlabelled: Dataset | None = None
+    shared: list[object] = field(default_factory=list)
     examples_seen: int = 0
     held_out: int = 0
     unseen: Dataset | None = None

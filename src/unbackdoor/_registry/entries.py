@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import importlib
+import inspect
 from enum import StrEnum
 from typing import Any, Literal, NamedTuple
 
@@ -142,7 +143,8 @@ def name_of(instance: Any, entries: tuple[Entry, ...]) -> str:
 
 
 def _location(instance: Any) -> str:
-    return f"{type(instance).__module__}:{type(instance).__qualname__}"
+    owner = instance if inspect.isroutine(instance) else type(instance)  # a function has a name of its own
+    return f"{owner.__module__}:{owner.__qualname__}"
 
 
 def to_json(instance: Any, entries: tuple[Entry, ...]) -> dict[str, Any]:

@@ -7,13 +7,12 @@ from pydantic import Field
 from torch import nn
 
 from unbackdoor._data.dataset import Dataset
-from unbackdoor._data.edited_texts import readable
 from unbackdoor._detection.finding import Candidate, Finding
-from unbackdoor._inversion.driving_words import VocabularySearch, anomaly_index, anomaly_p
+from unbackdoor._inversion.driving_words import anomaly_index, anomaly_p
 from unbackdoor._models.calling import embeddings
 from unbackdoor._purification.run import Run
 from unbackdoor._value import value
-from unbackdoor.detectors._words import inserted, single_words
+from unbackdoor.detectors._words import inserted, shared_search, single_words
 
 
 @value
@@ -44,7 +43,7 @@ class VocabularyScan:
     def __call__(self, model: nn.Module, clean: Dataset, run: Run) -> Finding:
         """Search all classes."""
         words = list(single_words(clean, len(embeddings(model).weight), "VocabularyScan"))
-        search = VocabularySearch(model, readable(clean), run, self.group, self.shortlist, self.text_words)
+        search = shared_search(self, model, clean, run)
         sides = range(len(clean.texts.columns))
         strongest = {side: search.strongest(words, side) for side in sides}
         tests = sum(len(of_side) for of_side in strongest.values())
