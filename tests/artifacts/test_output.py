@@ -9,7 +9,7 @@ import pytest
 
 from unbackdoor import UnbackdoorError
 from unbackdoor._artifacts.directories import check_free, check_free_file, content, directory, write_file
-from unbackdoor._artifacts.record import write_record
+from unbackdoor._artifacts.record import last_name, write_record
 from unbackdoor._errors import IncompleteError
 
 RECORD = json.loads((Path(__file__).parents[1] / "victim" / "record.json").read_text())
@@ -278,6 +278,13 @@ def test_what_may_be_overwritten(tmp_path: Path) -> None:
         check_free(taken / "file" / "out", overwrite=False)
     with pytest.raises(UnbackdoorError, match=r"ours holds the input .*/ours/clean\.parquet; `out` must be another"):
         check_free(ours, overwrite=True, inputs=(free, ours / "clean.parquet"))
+
+
+def test_the_name_of_a_model_is_never_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SARIF and bills of materials without one are rejected."""
+    (tmp_path / "victim" / "deep").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "victim")
+    assert [last_name(path) for path in (".", "./", "deep/..", "../victim", "owner/name")] == [*["victim"] * 4, "name"]
 
 
 def test_a_file_is_written_whole(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """record.json: a schema for each of its kinds, one reader and one writer."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -348,6 +349,15 @@ def recorded_seconds(folder: Path) -> float | None:
     except ValidationError:  # of another program
         return None
     return None if isinstance(record, DemoRecord) else record.seconds
+
+
+def last_name(source: str | Path) -> str:
+    """Returns the name of a model without its directories, for records; of `.` that of the directory.
+
+    >>> last_name("owner/model"), last_name("models/tuned/../first/")
+    ('model', 'first')
+    """
+    return Path(os.path.abspath(source)).name
 
 
 def write_record(path: Path, content: dict[str, Any]) -> dict[str, Any]:

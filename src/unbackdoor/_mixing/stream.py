@@ -18,7 +18,7 @@ from torch import Tensor
 
 from unbackdoor._artifacts import card, directories
 from unbackdoor._artifacts.machine import peak_memory
-from unbackdoor._artifacts.record import write_record
+from unbackdoor._artifacts.record import last_name, write_record
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._inputs import read_json
 from unbackdoor._mixing import masks
@@ -226,7 +226,7 @@ def _record(
         "examples_seen": 0,
         "notes": notes,
         "warnings": warnings,
-        "source": {"model": suspect.name, "base": base.name, "factory": None},
+        "source": {"model": last_name(suspect), "base": last_name(base), "factory": None},
         "encode": recorded_encode(suspect),
         "scores": None,
         "scores_note": "not measured: the weights were mixed on disk, and no model was built",

@@ -7,6 +7,7 @@ from typing import Any
 
 from unbackdoor._artifacts import directories
 from unbackdoor._artifacts.audit_record import write_audit
+from unbackdoor._artifacts.record import last_name
 from unbackdoor._cli.commands.inputs import (
     base_of,
     factory_name,
@@ -61,8 +62,8 @@ def audit(source: str, options: AuditOptions, *, command: str | None = None) -> 
     content = {
         **_with_options(result.to_json()),
         "source": {
-            "model": Path(source).name,
-            **({"base": Path(options.base).name} if options.base else {}),
+            "model": last_name(source),
+            **({"base": last_name(options.base)} if options.base else {}),
             "factory": factory_name(options.factory),
         },
         **({} if command is None else {"command": command}),

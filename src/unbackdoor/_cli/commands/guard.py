@@ -3,13 +3,13 @@
 import dataclasses
 import json
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from unbackdoor._artifacts import directories
 from unbackdoor._artifacts.guard_record import DecisionEntry
+from unbackdoor._artifacts.record import last_name
 from unbackdoor._cli.commands.inputs import (
     base_of,
     factory_name,
@@ -61,8 +61,8 @@ def fit(source: str, guard: Guard, options: GuardFitOptions, *, command: str | N
         precision=options.precision,
         progress=True,
     )
-    origin = {} if options.base is None else {"base": Path(options.base).name}
-    about: dict[str, Any] = {"source": {"model": Path(source).name, **origin, "factory": factory_name(options.factory)}}
+    origin = {} if options.base is None else {"base": last_name(options.base)}
+    about: dict[str, Any] = {"source": {"model": last_name(source), **origin, "factory": factory_name(options.factory)}}
     about |= {} if command is None else {"command": command}
     with directories.directory(out, earlier) as folder:
         record = fitted.write(folder, **with_options(fitted.record), **about)

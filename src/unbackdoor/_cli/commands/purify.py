@@ -10,7 +10,7 @@ from torch import nn
 from unbackdoor import _reports
 from unbackdoor._artifacts import card, directories
 from unbackdoor._artifacts.card import LOSSES, MEASURES, handed_back
-from unbackdoor._artifacts.record import write_record
+from unbackdoor._artifacts.record import last_name, write_record
 from unbackdoor._cli.commands.inputs import (
     base_of,
     factory_name,
@@ -153,8 +153,8 @@ def _record(result: Purified, source: str, options: PurifyOptions, command: str 
         **result.record,
         **({} if command is None else {"command": command}),
         "source": {
-            "model": Path(source).name,
-            **({"base": Path(options.base).name} if options.base else {}),
+            "model": last_name(source),
+            **({"base": last_name(options.base)} if options.base else {}),
             **({"merged": True} if options.merge else {}),
             "factory": factory_name(options.factory),
         },

@@ -3,11 +3,10 @@
 import json
 import logging
 import sys
-from pathlib import Path
 
 from unbackdoor import _reports
 from unbackdoor._artifacts import directories
-from unbackdoor._artifacts.record import write_record
+from unbackdoor._artifacts.record import last_name, write_record
 from unbackdoor._cli.commands.inputs import (
     base_of,
     free_place,
@@ -60,7 +59,7 @@ def stress(source: str, options: StressOptions) -> None:
     )
     result.record.update(with_options(result.record, "stress"))
     names = {"model": source, "victim": options.victim, "control": options.control}
-    models = {key: name and Path(name).name for key, name in names.items()}
+    models = {key: name and last_name(name) for key, name in names.items()}
     content = {**models, **result.to_json()}
     if out is not None:
         with directories.directory(out, earlier) as folder:
