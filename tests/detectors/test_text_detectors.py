@@ -17,6 +17,7 @@ from unbackdoor._artifacts.null_table import CleanModel, NullTable
 from unbackdoor._cli.commands.audit import _row
 from unbackdoor._data.texts import TextEncoder, Texts
 from unbackdoor._detection import nulls
+from unbackdoor._detection.finding import Detector
 from unbackdoor._inversion.driving_words import VocabularySearch, anomaly_index, anomaly_p
 from unbackdoor._inversion.lone_words import leads
 from unbackdoor._inversion.moved_words import moved_for_its_count
@@ -321,7 +322,7 @@ def test_the_detectors_of_an_audit_search_the_vocabulary_once(
         return search(self, words, side)
 
     monkeypatch.setattr(VocabularySearch, "_shortlists", counted)
-    chosen = [scan(), detectors.LoneWordScan(group=4), detectors.PhraseGrowth(group=4, length=2)]
+    chosen: list[Detector] = [scan(), detectors.LoneWordScan(group=4), detectors.PhraseGrowth(group=4, length=2)]
     suspect = Reading().planted(7)
     together = audit(suspect, many_words, detectors=chosen)
     assert searches == [(4, 0)]
