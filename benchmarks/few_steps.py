@@ -30,18 +30,14 @@ VICTIMS = {  # data, attack, poison rate, seed of the data and of the victim
     "fashion-blended": ("fashion", attacks.Blended(target=6), 0.05, 6),
 }
 SHIFT = purifiers.ScaleInvariantFST(strength=1)
-LARGER = {"learning_rate": 0.03, "batch_size": 12}
-BEFORE = replace(SHIFT, epochs=40, alpha=3.0)  # version 2; these networks have no dropout
 METHODS = {
     "defaults": SHIFT,
-    "rate 0.03, batches of 12": replace(SHIFT, **LARGER),
-    "10 passes (version 1)": replace(BEFORE, epochs=10),
-    "40 passes (version 2)": BEFORE,
-    "40 passes, alpha 10": replace(BEFORE, alpha=10.0),
-    "40 passes, rate 0.03": replace(BEFORE, learning_rate=0.03),
-    "40 passes, rate 0.03, batches of 12": replace(BEFORE, **LARGER),
-    "40 passes, alpha 10, rate 0.03, batches of 12": replace(BEFORE, alpha=10.0, **LARGER),
-    "10 passes, rate 0.03, batches of 12": replace(BEFORE, epochs=10, **LARGER),
+    "10 passes (version 1)": replace(SHIFT, epochs=10),
+    "alpha 10": replace(SHIFT, alpha=10.0),
+    "rate 0.03": replace(SHIFT, learning_rate=0.03),
+    "rate 0.03, batches of 12": replace(SHIFT, learning_rate=0.03, batch_size=12),
+    "alpha 10, rate 0.03, batches of 12": replace(SHIFT, alpha=10.0, learning_rate=0.03, batch_size=12),
+    "rate 0.03, batches of 12, 10 passes": replace(SHIFT, learning_rate=0.03, batch_size=12, epochs=10),
     "`fst`": purifiers.FST(),
 }
 

@@ -234,11 +234,11 @@ def test_the_first_strength_within_the_margin_is_kept(suspect: Normalised, digit
     made = purify(suspect, data, hard, seed=0).record
     lost = [note.split(" loses")[0] for note in made["notes"] if " loses " in note]  # one says that the steps are few
     assert lost == [
-        *("strength 1 in 1 pass", "strength 1 in 2 passes"),
+        *("strength 1 in 1 pass", "strength 1 in 3 passes"),
         *("strength 0.5 in 1 pass", "strength 0 in 1 pass"),
     ]
     assert made["clean"]["held_out"] == 60
-    assert made["examples_seen"] == 5 * 240
+    assert made["examples_seen"] == 6 * 240
     assert made["warnings"][0].startswith(
         "a backdoor may have stayed: strength 1 cost more than the margin of 0 points of accuracy, so 0 was used,"
     )
@@ -273,11 +273,11 @@ def test_a_strength_of_0_has_nothing_of_the_suspect_s_answers(suspect: Normalise
 
 
 def test_the_passes_of_the_trials(suspect: Normalised, digits: Dataset) -> None:
-    hard = purifiers.ScaleInvariantFST(margin=0, epochs=12, alpha=100)
+    hard = purifiers.ScaleInvariantFST(margin=0, epochs=4, alpha=100)
     record = purify(suspect, digits.select(range(600, 700)), hard, seed=0).record
     lost = [note.split(" loses")[0] for note in record["notes"] if " loses " in note]
-    assert [each.split(" in ")[1] for each in lost] == ["12 passes", "24 passes", "4 passes", "1 pass"]
-    assert record["examples_seen"] == (12 + 24 + 4 + 1) * 80
+    assert [each.split(" in ")[1] for each in lost] == ["4 passes", "12 passes", "4 passes", "1 pass"]
+    assert record["examples_seen"] == (4 + 12 + 4 + 1) * 80
 
 
 def test_a_given_strength_takes_the_given_passes(suspect: Normalised, digits: Dataset) -> None:

@@ -13,12 +13,12 @@ from unbackdoor.purifiers.scale_invariant_fst import ScaleInvariantFST
 from unbackdoor.purifiers.trigger_distillation import TriggerDistillation
 from unbackdoor.purifiers.word_distillation import WordDistillation
 
-# The first shift of images. At the defaults, few images make small steps, which can leave half of a backdoor, and no
-# audit shows it; so its rate is higher, and its batches are smaller if images are few (docs/results/auto.md).
+# The first shift of images. At the defaults, few images make few small steps, which can leave half of a backdoor, and
+# no audit shows it; so its rate is higher, and its batches are smaller if images are few (docs/results/auto.md).
 LEARNING_RATE, BATCH = 0.03, 32
 
 # The third, for networks that need longer to learn their features again; the second is at the defaults.
-LONGER = 240
+LONGER = 120
 
 # These change a model whatever its trigger is; the others unlearn what a search finds.
 WITHOUT_A_SEARCH = ScaleInvariantFST, MixingDistillation

@@ -27,7 +27,7 @@ class Auto:
     A shortcut counts if the audit raises an alarm. If it has no clean models to compare with, a shortcut counts that
     moves most unseen examples, more than a random trigger does, and whose size is rare among the classes (nominal p at
     most 0.05). The methods are, on images, scale-invariant FST at full strength with larger and more steps, the same at
-    its defaults, the same in twice the passes, contrastive unlearning, trigger distillation if a shortcut counts,
+    its defaults, the same in three times the passes, contrastive unlearning, trigger distillation if a shortcut counts,
     and fine-tuning; on texts mixing distillation if there is a base, word distillation if a shortcut counts, and
     fine-tuning.
 
@@ -54,7 +54,7 @@ class Auto:
     """
 
     # The first version tried no trigger distillation; the second shifted in ten passes, and unlearned in small steps;
-    # the third tried the shift at its defaults first; the fourth shifted in fewer passes, with dropout.
+    # the third tried the shift at its defaults first; the fourth shifted with dropout.
     version: ClassVar[int] = 5
     uses_unlabelled: ClassVar[bool] = True
 

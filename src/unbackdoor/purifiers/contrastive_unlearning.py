@@ -67,7 +67,7 @@ class ContrastiveUnlearning:
     batch_size: Annotated[int | None, Field(ge=2)] = None
 
     # The first version took any shifted copy as the reference, also one that had forgotten its task; the second copy
-    # was shifted in ten passes, the third in 40, with dropout.
+    # was shifted in ten passes, the third with dropout.
     version: ClassVar[int] = 4
     defaults: ClassVar[Defaults] = {"images": {"batch_size": 32}}
 

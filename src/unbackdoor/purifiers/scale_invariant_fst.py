@@ -19,7 +19,7 @@ from unbackdoor.purifiers._shift import shift_
 
 # What is tried, in order: the strength, and its part of the passes. Longer is better, and dearer; labels alone only fit
 # the few examples if they take many passes.
-TRIALS = ((1.0, 1.0), (1.0, 2.0), (0.5, 1 / 3), (0.0, 1 / 12))
+TRIALS = ((1.0, 1.0), (1.0, 3.0), (0.5, 1.0), (0.0, 0.25))
 
 
 @value
@@ -40,9 +40,9 @@ class ScaleInvariantFST:
     dropout, which would be noise in answers that are to be met. A strength of 0 instead tunes on the labels alone, at
     the same scale. The suspect's answers preserve knowledge that a few labels cannot teach, and the features need many
     passes to learn it again. How many, and how much of a head can be given up, depends on the suspect. So trials are
-    made on four fifths of the clean examples: strength 1, the same with twice the passes, strength 1/2 with a third of
-    them, and strength 0 with a twelfth. The first that loses no more accuracy on the remaining fifth than the margin,
-    and no class, is the result; if there is none, it is the one that loses least.
+    made on four fifths of the clean examples: strength 1, the same with three times the passes, strength 1/2, and
+    strength 0 with a quarter of the passes. The first that loses no more accuracy on the remaining fifth than the
+    margin, and no class, is the result; if there is none, it is the one that loses least.
 
     Examples without labels (`run.unlabelled`) preserve more of the accuracy, but if a few of them carry the trigger,
     the suspect's answers to these teach the backdoor again. So the result is only the first step: the suspect is tuned
@@ -60,8 +60,8 @@ class ScaleInvariantFST:
         alpha: weight of the cosine at strength 1, at least 0.
         share: weight of the suspect's answers against the labels, 0 to 1.
         temperature: temperature of both softmaxes, more than 0.
-        epochs: passes over the clean examples, at least 1, with another forward pass each; in a trial twice, a third
-            or a twelfth of them.
+        epochs: passes over the clean examples, at least 1, with another forward pass each; in a trial three times or a
+            quarter of them.
         learning_rate: initial learning rate, more than 0; None is 0.01 (SGD) for images and 5e-5 (AdamW) for
             texts.
         batch_size: examples per step, at least 2; None is 32 for images and 16 for texts; at strength 0 it is the
@@ -74,14 +74,14 @@ class ScaleInvariantFST:
 
     strength: Annotated[float | None, Field(ge=0, le=1)] = None
     margin: Annotated[float, Field(ge=0, le=1)] = 0.08
-    alpha: Annotated[float, Field(ge=0)] = 6.0
+    alpha: Annotated[float, Field(ge=0)] = 3.0
     share: Annotated[float, Field(ge=0, le=1)] = 0.9
     temperature: Annotated[float, Field(gt=0)] = 2.0
-    epochs: Annotated[int, Field(ge=1)] = 120
+    epochs: Annotated[int, Field(ge=1)] = 40
     learning_rate: Annotated[float | None, Field(gt=0)] = None
     batch_size: Annotated[int | None, Field(ge=2)] = None
 
-    # The first version made ten passes, the second 40 with dropout, at half of `alpha`; both lost more accuracy.
+    # The first version made ten passes, the second kept dropout; both lost more accuracy.
     version: ClassVar[int] = 3
     uses_unlabelled: ClassVar[bool] = True
     defaults: ClassVar[Defaults] = {
