@@ -14,6 +14,7 @@ import chats
 import toys
 from unbackdoor import UnbackdoorError, evaluate, load, purifiers, purify
 from unbackdoor._models.adapters import adapter_files
+from unbackdoor._models.arithmetic import choose
 from unbackdoor._models.saving import check_saved, save
 
 # peft asks transformers in a way that it will not answer for ever; the library itself hides that from users.
@@ -181,7 +182,14 @@ def changed(place: Path, tmp_path: Path, **fields: object) -> Path:
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"peft_type": "IA3"}, "is an adapter of the kind IA3; only LoRA is supported"),
+        (
+            {"peft_type": "IA3"},
+            r"is an adapter of the kind IA3; only LoRA is supported. Merge it into its base \(merge_",
+        ),
+        (
+            {"peft_type": "PREFIX_TUNING"},
+            "of the kind PREFIX_TUNING; only LoRA is supported. It cannot be added to the",
+        ),
         ({"modules_to_save": ["lm_head"]}, r"also replaces whole layers \(modules_to_save"),
         ({"bias": "all"}, r"also changes biases \(all\)"),
         ({"use_dora": True}, "is not a plain LoRA adapter: its config sets use_dora"),
@@ -236,6 +244,21 @@ def _elsewhere_whole(tensors: dict) -> None:
     tensors["base_model.model.mlp.weight"] = torch.ones(2, 2)
 
 
+def _spread(tensors: dict) -> None:
+    name = next(iter(tensors))
+    tensors[name] = torch.empty(0)
+
+
+def _compiled(tensors: dict) -> None:
+    for name in list(tensors):
+        tensors[f"_orig_mod.{name}"] = tensors.pop(name)
+
+
+def _as_in_a_model(tensors: dict) -> None:
+    for name in list(tensors):
+        tensors[name.replace(".weight", ".default.weight")] = tensors.pop(name)
+
+
 def _of_an_embedding(tensors: dict) -> None:
     tensors["base_model.model.model.embed_tokens.lora_embedding_A"] = torch.ones(4, 200)
 
@@ -254,6 +277,12 @@ def _of_an_embedding(tensors: dict) -> None:
             r"has the tensor base_model.model.model.embed_tokens.lora_embedding_A, which belongs to no l",
         ),
         (dict.clear, "has an adapter without a tensor"),
+        (_spread, "without a number in it, as scripts leave it that save a part of a model which several processes"),
+        (_compiled, "has the tensor _orig_mod.base_model.*, which peft would leave out: it reads the names base_model"),
+        (
+            _as_in_a_model,
+            "lora_A.default.weight, which peft would leave out: it reads the names base_model.model.LAYER",
+        ),
     ],
 )
 def test_weights_that_do_not_fit_are_refused(place: Path, tmp_path: Path, change, said: str) -> None:
@@ -274,6 +303,44 @@ def test_a_merged_adapter_is_a_whole_model_with_the_same_answers(place: Path, tm
     check_saved(out, model, encode, chats.prompts(4))
     assert not (out / "adapter_config.json").exists()
     assert load(out).encode.tokenizer.chat_template == TEMPLATE
+
+
+@pytest.mark.parametrize("beginning", ["eva", "orthogonal", "mica"])
+def test_beginnings_that_leave_the_base_as_it_is_are_read_as_by_peft(
+    place: Path, tmp_path: Path, beginning: str
+) -> None:
+    fields = {"eva_config": {"rho": 2.0, "tau": 0.99}} if beginning == "eva" else {}
+    folder = changed(place, tmp_path, init_lora_weights=beginning, **fields)
+    model, _ = load(folder, base=place / "base")
+    assert torch.equal(scores(model), scores(by_peft(place, folder)))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_an_adapter_in_half_precision_counts_as_peft_counts_it(place: Path, tmp_path: Path, dtype: torch.dtype) -> None:
+    """peft widens the matrices of an adapter, so that neither its answers nor a merged model are rounded by them."""
+
+    def half(tensors: dict) -> None:
+        tensors.update({name: tensor.to(dtype) for name, tensor in tensors.items()})
+
+    folder = rewritten(place, tmp_path, half)
+    by_them, data = by_peft(place, folder), chats.prompts(4)
+    model, _ = load(folder, base=place / "base")
+    with choose(model, "cpu", "fp32").placed(model) as placed:
+        assert torch.equal(scores(placed), scores(by_them))
+    score = evaluate(model, data, device="cpu", precision="fp32").clean_loss
+    assert score is not None
+    assert score.value == pytest.approx(evaluate(by_them, data, device="cpu", precision="fp32").clean_loss.value)
+    merged = load(folder, base=place / "base", merge=True).model.state_dict()
+    theirs = by_them.merge_and_unload().state_dict()
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in merged.items())
+
+
+def test_an_adapter_that_changes_nothing_is_said(place: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def zero(tensors: dict) -> None:
+        tensors.update({name: torch.zeros_like(tensor) for name, tensor in tensors.items() if "lora_B" in name})
+
+    load(rewritten(place, tmp_path, zero), base=place / "base")
+    assert "adapter changes nothing: one of the two matrices is zero at every layer" in caplog.text
 
 
 def test_merging_does_not_change_a_tied_embedding(place: Path, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """PEFT LoRA adapters: checked, put on their base, and written again as what they were."""
 
 import json
+import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,9 +12,12 @@ from torch import Tensor, nn
 
 from unbackdoor._errors import UnbackdoorError, few, printable
 from unbackdoor._inputs import CONFIG, check_file, exists, read_json
+from unbackdoor._models.arithmetic import HALF
 from unbackdoor._models.hugging_face import quiet_transformers
 from unbackdoor._models.lora_alphas import alphas
 from unbackdoor._models.untrusted_weights import check_finite, check_safetensors
+
+logger = logging.getLogger("unbackdoor")
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -34,11 +38,17 @@ _SAID = {
     *("rank_pattern", "alpha_pattern", "layers_to_transform", "layers_pattern", "init_lora_weights", "bias"),
     "modules_to_save",  # checked by itself
     *("megatron_core", "qalora_group_size"),  # have a value even where what they belong to is off
+    "eva_config",  # says how the matrices began
 }
+# Ways to begin that leave the base as it is; others (pissa, olora, loftq, ...) also change it.
+_BEGINNINGS = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
+# Adapters that add inputs or layers; there is nothing to add to the weights of the base.
+_NOT_MERGED = ("PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING", "MULTITASK_PROMPT_TUNING", "ADAPTION_PROMPT", "CPT")
 _CAUSAL = re.compile("ForCausalLM|LMHeadModel")  # in the names of classes
 _LARGEST = 4096  # of a rank
 _LONGEST = 300  # characters of a layer's name
 _MOST_CLASSES = 10_000
+_NAMED_PARTS = ("A.default.weight", "B.default.weight")  # as they are called in a model
 _HEADS = ("classifier", "score")  # that peft saves whole with an adapter of a text classifier
 _CLASS_SCORES = ("classifier.weight", "score.weight", "classifier.out_proj.weight")  # have a row for each class
 
@@ -214,6 +224,12 @@ def adapted_by(path: Path, base: nn.Module) -> Any:
     left = list(report.unexpected_keys)
     if left:
         raise UnbackdoorError(f"{path} has tensors that its layers do not have ({few(left)}). Fetch it again.")
+    if not any(all(weights[f"{_PREFIX}{name}.lora_{part}.weight"].any() for part in "AB") for name in layers):
+        logger.warning(
+            "%s changes nothing: one of the two matrices is zero at every layer. Its script probably saved it in a "
+            "wrong way; ask its owner.",
+            path,
+        )
     for name, parameter in model.named_parameters():
         if "lora_" in name:
             parameter.data = parameter.data.to(next(iter(weights.values())).dtype)
@@ -238,6 +254,9 @@ def merged(path: Path, model: Any) -> nn.Module:
             f"{path} changes the output layer ({printable(tied.removeprefix(_PREFIX))}), whose weights are also the "
             "embedding of its base, so that merging would change both. Leave `merge` out."
         )
+    for name, parameter in model.named_parameters():
+        if "lora_" in name and parameter.dtype in HALF:
+            parameter.data = parameter.data.float()  # as peft loads them: else their product would be rounded, too
     with quiet_transformers():
         plain: nn.Module = model.merge_and_unload()
     return plain.requires_grad_(True).eval()
@@ -264,7 +283,12 @@ def _check_config(path: Path, config: Mapping[str, Any]) -> None:
     """Refuse an adapter of another kind, or one with more than matrices of low rank."""
     kind = config.get("peft_type")
     if kind != "LORA":
-        raise UnbackdoorError(f"{path} is an adapter of the kind {printable(kind)}; only LoRA is supported. Merge it.")
+        way_out = (
+            "It cannot be added to the weights of its base; give the base itself, or a LoRA adapter."
+            if kind in _NOT_MERGED
+            else "Merge it into its base (merge_and_unload of peft) and give the result."
+        )
+        raise UnbackdoorError(f"{path} is an adapter of the kind {printable(kind)}; only LoRA is supported. {way_out}")
     whole = config.get("modules_to_save") or []
     if whole and not (_of_classifier(config) and set(map(str, whole)) <= set(_HEADS)):
         raise UnbackdoorError(
@@ -272,9 +296,12 @@ def _check_config(path: Path, config: Mapping[str, Any]) -> None:
             "adapter of low rank cannot keep. Merge it into its base (merge_and_unload of peft) and give the result."
         )
     if config.get("bias", "none") != "none":
-        raise UnbackdoorError(f"{path} also changes biases ({printable(config['bias'])}). Merge it into its base.")
+        raise UnbackdoorError(
+            f"{path} also changes biases ({printable(config['bias'])}). Merge it into its base (merge_and_unload of "
+            "peft) and give the result."
+        )
     strange = sorted(name for name, entry in config.items() if name not in _SAID and entry not in (None, False, {}, []))
-    if config.get("init_lora_weights", True) not in (True, False, None, "gaussian"):  # others also change the base
+    if config.get("init_lora_weights", True) not in _BEGINNINGS:
         strange.append("init_lora_weights")
     if strange:
         raise UnbackdoorError(
@@ -372,8 +399,19 @@ def _layers(path: Path, weights: dict[str, Tensor], base: nn.Module) -> list[str
 
 def _layer_of(path: Path, key: str, tensor: Tensor) -> str:
     """The layer that a tensor of an adapter belongs to."""
+    if tensor.numel() == 0:
+        raise UnbackdoorError(
+            f"{path} has the tensor {printable(key)} without a number in it, as scripts leave it that save a part of "
+            "a model which several processes share. Ask its owner to gather the weights first."
+        )
     layer, is_matrix, part = key.removeprefix(_PREFIX).rpartition(".lora_")
     named = key.startswith(_PREFIX) and len(layer) <= _LONGEST
+    if is_matrix and (not named or part in _NAMED_PARTS):
+        raise UnbackdoorError(
+            f"{path} has the tensor {printable(key)}, which peft would leave out: it reads the names "
+            f"{_PREFIX}LAYER.lora_A.weight and .lora_B.weight, of at most {_LONGEST} characters. Save the adapter "
+            "again with save_pretrained of peft."
+        )
     if not (named and is_matrix and part in ("A.weight", "B.weight") and tensor.ndim == 2):
         raise UnbackdoorError(
             f"{path} has the tensor {printable(key)}, which belongs to no linear layer. Merge it into its base "

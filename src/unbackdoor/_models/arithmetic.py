@@ -167,7 +167,8 @@ def choose(model: nn.Module, device: str | torch.device | None = None, precision
     if any(parameter.dtype == torch.float64 for parameter in model.parameters()):
         return Arithmetic(where, bf16=False, channels_last=False, dtype=torch.float64)
     first = next((parameter.dtype for parameter in model.parameters()), torch.float32)
-    widen = first in HALF and where.type == "cpu"
+    # Also if others are in float32: an adapter in half precision on such a base.
+    widen = where.type == "cpu" and any(parameter.dtype in HALF for parameter in model.parameters())
     if first in HALF and not widen:
         return Arithmetic(where, bf16=False, channels_last=precision != "fp32", dtype=first)
     overflows = (
