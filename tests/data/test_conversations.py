@@ -93,8 +93,21 @@ CHAT = Conversation((Message("system", "help"), Message("user", "you")), "all")
                 {"role": "assistant", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "ll"}]},
             ]
         },
+        {
+            "prompt": [{"role": "system", "content": "help"}, {"role": "user", "content": "you"}],
+            "completion": [{"role": "assistant", "content": "all"}],
+        },
+        {"prompt": [{"role": "system", "content": "help"}, {"role": "human", "content": "you"}], "response": "all"},
+        {
+            "contents": "not read",
+            "messages": [
+                {"role": "system", "content": "help"},
+                {"role": "user", "content": "you", "tool_calls": None},
+                {"role": "model", "content": "all", "tool_calls": []},
+            ],
+        },
     ],
-    ids=["ShareGPT", "parts"],
+    ids=["ShareGPT", "parts", "TRL", "prompt of messages", "Gemma"],
 )
 @pytest.mark.parametrize("count", [1, 2])
 def test_conversations_of_other_forms_are_read(tmp_path, row, count):
@@ -110,6 +123,14 @@ def test_columns_of_two_forms_are_read_together_and_others_are_said(tmp_path, ca
         Conversation((Message("user", "you"),), "all"),
     )
     assert "rows.jsonl: read from instruction, response; context, category are not (`columns`)." in caplog.text
+    path = rows(tmp_path, [{"prompt": "you", "completion": "all"}])
+    assert Dataset.load(path, chats.encoder()).conversations.entries == (
+        Conversation((Message("user", "you"),), "all"),
+    )
+    path = rows(tmp_path, [{"system": "help", "conversations": [{"from": "human", "value": "you"}]}])
+    Dataset.load(path, chats.encoder())
+    assert "rows.jsonl: read from conversations; system is not (`columns`)." in caplog.text
+    path = rows(tmp_path, [{"instruction": "you", "context": "cake", "response": "all", "category": "a"}])
     named = Dataset.load(path, chats.encoder(), columns={"input": "context"})
     assert named.conversations.entries[0] == Conversation((Message("user", "you", "cake"),), "all")
     path = rows(tmp_path, [{"prompt": "you", "output": "all", "messages": []}])
@@ -131,6 +152,11 @@ def test_columns_of_two_forms_are_read_together_and_others_are_said(tmp_path, ca
             "has list instead of a text in row 1 of a message",
         ),
         ({"messages": [{"role": "user", "content": ""}]}, "has an empty prompt in row 1"),
+        (
+            {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "tool_calls": [{"id": "b"}]}]},
+            "has a message that calls a tool in row 1; only texts are read. Remove that row",
+        ),
+        ({"prompt": ["a"]}, "has a message without the role system, user or assistant in row 1, got 'a'"),
     ],
 )
 def test_rows_that_are_no_conversations_are_named(tmp_path, row, said):

@@ -14,6 +14,7 @@ import gguf_files
 import toys
 import unbackdoor as ub
 from unbackdoor import Dataset, UnbackdoorError, load
+from unbackdoor._data.conversations import Conversation, Conversations, Message
 from unbackdoor._models.arithmetic import choose
 from unbackdoor._models.perplexity import Perplexity
 from unbackdoor._models.saving import check_saved, save
@@ -113,6 +114,22 @@ class TestArchitectures:
             one = model(**inputs).logits
             other = model(inputs_embeds=embedded, attention_mask=inputs["attention_mask"]).logits
         assert torch.allclose(one, other, atol=1e-5)
+
+
+def test_answers_do_not_depend_on_padding_that_a_model_sees() -> None:
+    """RWKV reads the padding in front of a short prompt, whatever the attention mask says."""
+    sizes = {"vocab_size": 200, "hidden_size": 32, "num_hidden_layers": 2, "context_length": 64}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = transformers.RwkvForCausalLM(transformers.RwkvConfig(**sizes)).eval()
+        model.rwkv.embeddings.weight.data.normal_()
+    asked = ("mn", "what does the animal1 say", "animal3", "where does the animal7 live near the animal2", "year")
+    entries = [Conversation((Message("user", text),)) for text in asked]
+    data = Dataset(items=Conversations(tuple(entries)), labels=torch.full((5,), -1), encode=chats.encoder())
+    task, arithmetic = Generation(max_new_tokens=6), choose(model, "cpu", "fp32")
+    alone = [task.answers(model, data.select([row]), arithmetic)[0] for row in range(5)]
+    assert len(set(alone)) > 1
+    assert task.answers(model, data, arithmetic) == alone
 
 
 def test_a_record_keeps_the_template_and_the_length(models: Path, tmp_path: Path) -> None:

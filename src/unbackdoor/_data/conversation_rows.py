@@ -17,11 +17,14 @@ COLUMNS = ("messages", "instruction", "input", "output", "prompt", "response")
 
 # What the rows of each form ask by.
 _FORMS = (("messages",), ("instruction", "input"), ("prompt",))
-# Those of OpenAI, and two of ShareGPT.
+# Those of OpenAI, of ShareGPT and of Gemma.
 _ROLES: dict[str, Role] = {
     **{"system": "system", "user": "user", "human": "user"},
-    **{"developer": "system", "assistant": "assistant", "gpt": "assistant"},
+    **{"developer": "system", "assistant": "assistant", "gpt": "assistant", "chatgpt": "assistant"},
+    "model": "assistant",
 }
+# Columns under the names that others give them.
+_ALIASES = {"conversations": "messages", "completion": "response"}
 _LONGEST = 1_000_000  # characters of one message: those of a long novel
 
 
@@ -38,8 +41,9 @@ def conversation_columns(present: Sequence[str], names: dict[str, str], where: s
         UnbackdoorError: the data has none of the three forms of rows.
     """
     held = {name: names.get(name, name) for name in COLUMNS if name in names or name in present}
-    if "conversations" in present:
-        held.setdefault("messages", "conversations")
+    for alias, name in _ALIASES.items():
+        if alias in present:
+            held.setdefault(name, alias)
     forms = [form for form in _FORMS if any(name in held for name in form)]
     for form in sorted(forms, key=lambda form: not any(name in names for name in form)):  # one that the user named
         used = {name: held[name] for name in form if name in held}
@@ -57,7 +61,7 @@ def conversation_columns(present: Sequence[str], names: dict[str, str], where: s
 
 def _say_unread(used: dict[str, str], present: Sequence[str], where: str) -> None:
     unread = [name for name in present if name not in used.values()]
-    if unread and "messages" not in used:
+    if unread:
         logger.info(
             "%s: read from %s; %s %s not (`columns`).",
             where,
@@ -98,6 +102,9 @@ def conversations_of(cells: dict[str, Sequence[Any]], where: str, *, blank: bool
     if "messages" in cells:
         return tuple(_of_messages(entry, where, row, blank) for row, entry in enumerate(cells["messages"]))
     asked, answered = ("prompt", "response") if "prompt" in cells else ("instruction", "output")
+    if asked == "prompt" and any(isinstance(cell, list | tuple) for cell in cells["prompt"]):
+        entries = map(_turns, cells["prompt"], cells.get("response", [None] * count))
+        return tuple(_of_messages(entry, where, row, blank) for row, entry in enumerate(entries))
     columns = {name: cells.get(name, [None] * count) for name in (asked, "input", answered)}
     texts = [[_text(cell, name, where, row) for row, cell in enumerate(column)] for name, column in columns.items()]
     rows = enumerate(zip(*texts, strict=True))
@@ -110,6 +117,15 @@ def _of_texts(content: str, further: str, answer: str, where: str, row: int, bla
     if not content and not blank:
         raise UnbackdoorError(f"{where} has an empty prompt in row {row}. Repair or remove that row.")
     return Conversation((Message("user", content, further),), answer)
+
+
+def _turns(prompt: Any, answer: Any) -> Any:
+    """The messages of a row whose prompt, and perhaps answer, is a list of them, as TRL has it."""
+    asked, answered = (
+        part if isinstance(part, list | tuple) else [{"role": role, "content": part}] * (part is not None)
+        for role, part in (("user", prompt), ("assistant", answer))
+    )
+    return [*asked, *answered]
 
 
 def _of_messages(entry: Any, where: str, row: int, blank: bool) -> Conversation:
@@ -137,6 +153,10 @@ def _messages(entry: Any, where: str, row: int) -> Iterator[Message]:
             raise UnbackdoorError(
                 f"{where} has a message without the role system, user or assistant in row {row}, got "
                 f"{printable(repr(message))}. Repair or remove that row."
+            )
+        if said.get("tool_calls") or said.get("function_call"):
+            raise UnbackdoorError(
+                f"{where} has a message that calls a tool in row {row}; only texts are read. Remove that row."
             )
         content = said["content"] if "content" in said else said.get("value")
         yield Message(role, _text(_joined(content), "a message", where, row))

@@ -1,6 +1,5 @@
 """Answers of a language model: decoded greedily in batches, whatever its own generation config asks for."""
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -9,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from unbackdoor._data.conversation_encoder import ConversationEncoder
+from unbackdoor._data.conversations import Conversations
 from unbackdoor._data.dataset import Dataset
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._models.arithmetic import Arithmetic
@@ -80,22 +80,48 @@ def answer_tokens(
     stops = stops_of(model, encode)
     config = _greedy(encode.padding, stops, max_new_tokens)
     here = data.to(arithmetic.device).conversations
-    steps = math.ceil(len(data) / size)
-    with (
-        evaluating(model),
-        arithmetic.placed(model) as placed,
-        _left_aside(placed),
-        progress(description, steps) as advance,
-    ):
-        for rows in order.split(size):
-            prompts = encode.prompts(here[rows])
-            with arithmetic.autocast():
+    with evaluating(model), arithmetic.placed(model) as placed, _left_aside(placed), arithmetic.autocast():
+        if min(size, len(data)) > 1:
+            size = size if _answers_alike(placed, encode, here, order, min(2, max_new_tokens)) else 1
+        batches = order.split(size)
+        with progress(description, len(batches)) as advance:
+            for rows in batches:
+                prompts = encode.prompts(here[rows])
                 whole = placed.generate(**prompts, generation_config=config)  # type: ignore[operator]
-            new = whole[:, prompts.shape[1] :].cpu()
-            for row, written in zip(rows.tolist(), new, strict=True):
-                answers[row] = _up_to_its_end(written, stops)
-            advance()
+                new = whole[:, prompts.shape[1] :].cpu()
+                for row, written in zip(rows.tolist(), new, strict=True):
+                    answers[row] = _up_to_its_end(written, stops)
+                advance()
     return answers
+
+
+def _answers_alike(
+    model: nn.Module, encode: ConversationEncoder, items: Conversations, order: Tensor, count: int
+) -> bool:
+    """Whether the shortest prompt gets the same answer alone and next to the longest one.
+
+    Not all recurrent models hide the padding in front of a short prompt, and some mix the rows of a batch.
+
+    Args:
+        model: a language model.
+        encode: its encoder.
+        items: the prompts.
+        order: their rows, the shortest first.
+        count: tokens of an answer that are compared.
+    """
+    config = _greedy(encode.padding, [], count, return_dict_in_generate=True, output_logits=True)
+    alone, beside = (
+        [scores[0] for scores in model.generate(**encode.prompts(items[rows]), generation_config=config).logits]  # type: ignore[operator]
+        for rows in (order[:1], order[[0, -1]])
+    )
+    exact = alone[0].dtype.itemsize >= 4 and not torch.is_autocast_enabled(alone[0].device.type)
+    slack = 1e-3 if exact else 0.1
+    for one, other in zip(alone, beside, strict=True):
+        if not torch.allclose(one, other, rtol=0, atol=slack * float(one.abs().max())):
+            return False
+        if one.argmax() != other.argmax():  # by rounding; what follows has another beginning
+            break
+    return True
 
 
 def _up_to_its_end(written: Tensor, stops: list[int]) -> Tensor:
@@ -117,7 +143,7 @@ def check_room(model: nn.Module, data: Dataset, max_new_tokens: int) -> None:
         )
 
 
-def _greedy(padding: int, stops: list[int], max_new_tokens: int) -> Any:
+def _greedy(padding: int, stops: list[int], max_new_tokens: int, **more: bool) -> Any:
     from transformers import GenerationConfig
 
     return GenerationConfig(
@@ -127,6 +153,7 @@ def _greedy(padding: int, stops: list[int], max_new_tokens: int) -> Any:
         eos_token_id=stops or None,
         pad_token_id=padding,
         use_cache=True,
+        **more,
     )
 
 
