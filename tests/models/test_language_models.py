@@ -132,6 +132,19 @@ def test_answers_do_not_depend_on_padding_that_a_model_sees() -> None:
     assert task.answers(model, data, arithmetic) == alone
 
 
+def test_a_config_that_asks_for_attentions_comes_out_as_it_came_in(models: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(models / "llama", tmp_path / "model"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "output_attentions": True}))
+    loaded = load(folder)
+    implementation = loaded.model.config._attn_implementation
+    (tmp_path / "out").mkdir()
+    save(loaded.model, tmp_path / "out", source=loaded.directory, encode=loaded.encode)
+    check_saved(tmp_path / "out", loaded.model, loaded.encode, data_for(loaded.encode))
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["output_attentions"] is True
+    assert loaded.model.config._attn_implementation == implementation
+
+
 def test_a_record_keeps_the_template_and_the_length(models: Path, tmp_path: Path) -> None:
     shutil.copytree(models / "llama", tmp_path / "model")
     (tmp_path / "model" / "record.json").write_text(json.dumps({"encode": {"template": "alpaca", "max_length": 40}}))

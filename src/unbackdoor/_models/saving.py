@@ -59,7 +59,7 @@ def save(
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
         return
     origin = None if source is None else Path(source)
-    with quiet_transformers():
+    with quiet_transformers(), _writable(model.config):
         model.save_pretrained(folder, **_shard_size(origin))  # type: ignore[operator]
     if origin is not None and origin.is_dir():
         if (origin / GENERATION).is_file() and (folder / GENERATION).is_file():
@@ -78,6 +78,22 @@ def save(
         nested = folder / "processor_config.json"
         if nested.exists():  # transformers reads this one first
             _write_json(nested, {**read_json(nested), "image_processor": content})
+
+
+@contextmanager
+def _writable(config: Any) -> Iterator[None]:
+    """Let transformers write a config with output_attentions, which it reads, but does not write, with fused attention.
+
+    The implementation of attention itself is not written.
+    """
+    before = getattr(config, "_attn_implementation", None)
+    if getattr(config, "output_attentions", False):
+        config._attn_implementation = "eager"
+    try:
+        yield
+    finally:
+        if getattr(config, "output_attentions", False):
+            config._attn_implementation = before
 
 
 def _write_tokenizer(folder: Path, encode: TextEncoder | ConversationEncoder, origin: Path | None) -> None:
