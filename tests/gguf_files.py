@@ -1,5 +1,6 @@
 """GGUF files of small models, written by `gguf` itself as llama.cpp lays them out."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import gguf
@@ -11,13 +12,19 @@ LETTERS = [*sorted(ByteLevel.alphabet()), "th"]
 TOKENS = len(LETTERS) + len(TURNS)
 
 
-def write(file: Path, model: transformers.LlamaForCausalLM, template: str | None = None) -> None:
+def write(
+    file: Path,
+    model: transformers.LlamaForCausalLM,
+    template: str | None = None,
+    further: Callable[[gguf.GGUFWriter], object] = lambda writer: None,
+) -> None:
     """Write a Llama with tied weights; with a template also a tokenizer of single bytes, of which `th` is one pair.
 
     Args:
         file: the file.
         model: its weights are written in 32 bits.
         template: the chat template; None leaves out the tokenizer.
+        further: adds what else the file is to hold.
     """
     own, sizes = model.state_dict(), model.config
     writer = gguf.GGUFWriter(file, "llama")
@@ -43,6 +50,7 @@ def write(file: Path, model: transformers.LlamaForCausalLM, template: str | None
             heads = sizes.num_attention_heads if "q_proj" in name else sizes.num_key_value_heads
             weights = weights.reshape(heads, 2, -1, sizes.hidden_size).swapaxes(1, 2).reshape(weights.shape)
         writer.add_tensor(there, weights)
+    further(writer)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

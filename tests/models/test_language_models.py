@@ -1,9 +1,13 @@
 """Causal language models of several architectures, from their directories and back; and directories that do not fit."""
 
 import json
+import math
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
+import gguf
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -348,6 +352,109 @@ def test_a_gguf_file_becomes_an_ordinary_model(tmp_path: Path, monkeypatch: pyte
         assert torch.allclose(read(**inputs).logits, model(**inputs).logits, atol=1e-4)
     read.save_pretrained(tmp_path / "out")  # transformers refuses this for what it reads itself
     assert (tmp_path / "out" / "model.safetensors").exists()
+
+
+def _llama3(writer: gguf.GGUFWriter) -> None:
+    """What llama.cpp writes of the frequencies of Llama 3.1: a divisor for each, of 8 numbers a head."""
+    divisors = []
+    for power in range(4):
+        wave = 2 * math.pi * 500_000 ** (power / 4)
+        smooth = (8192 / wave - 1) / (4 - 1)
+        divisors.append(1 if wave < 8192 / 4 else 8 if wave > 8192 else 1 / ((1 - smooth) / 8 + smooth))
+    writer.add_tensor("rope_freqs.weight", np.array(divisors, dtype=np.float32))
+
+
+def _linear(writer: gguf.GGUFWriter) -> None:
+    writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+    writer.add_rope_scaling_factor(2.0)
+
+
+def _yarn(writer: gguf.GGUFWriter) -> None:
+    writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+    writer.add_rope_scaling_factor(4.0)
+    writer.add_rope_scaling_orig_ctx_len(16)
+
+
+def _longrope(writer: gguf.GGUFWriter) -> None:
+    writer.add_rope_scaling_type(gguf.RopeScalingType.LONGROPE)
+
+
+def _phi3(writer: gguf.GGUFWriter) -> None:
+    writer.add_tensor("rope_factors_long.weight", np.array([1, 2, 3, 5], dtype=np.float32))
+
+
+def _others(writer: gguf.GGUFWriter) -> None:
+    writer.add_tensor("rope_freqs.weight", np.array([1, 2, 3, 5], dtype=np.float32))
+
+
+_LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+
+
+@pytest.mark.parametrize(
+    ("further", "scaling"),
+    [
+        (_llama3, {"rope_type": "llama3", "factor": 8.0, **_LLAMA3}),
+        (_linear, {"rope_type": "linear", "factor": 2.0}),
+        (_yarn, {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}),
+        (lambda writer: writer.add_rope_scaling_type(gguf.RopeScalingType.NONE), {"rope_type": "default"}),
+    ],
+    ids=["llama3", "linear", "yarn", "none"],
+)
+def test_positions_are_scaled_as_a_gguf_file_says(tmp_path: Path, further, scaling: dict) -> None:
+    """transformers leaves this out; the answers are those of the model that the file was made of."""
+    positions = {"rope_theta": 500_000.0, **scaling}
+    config = transformers.LlamaConfig(**{**_GROUPED, "vocab_size": gguf_files.TOKENS}, tie_word_embeddings=True)
+    config.rope_parameters = positions
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = transformers.LlamaForCausalLM(config).eval()
+        tokens = torch.randint(0, gguf_files.TOKENS, (2, 40))
+
+    def all_of_it(writer: gguf.GGUFWriter) -> None:
+        writer.add_rope_freq_base(500_000.0)
+        further(writer)
+
+    gguf_files.write(tmp_path / "model.gguf", model, chats.TEMPLATE, all_of_it)
+    loaded = load(tmp_path / "model.gguf")
+    assert {name: loaded.model.config.rope_parameters[name] for name in positions} == positions
+    with torch.no_grad():
+        assert torch.allclose(loaded.model(tokens).logits, model(tokens).logits, atol=1e-4)
+    (tmp_path / "sha256-of-it").write_bytes((tmp_path / "model.gguf").read_bytes())
+    assert type(load(tmp_path / "sha256-of-it").model) is transformers.LlamaForCausalLM
+
+
+@pytest.mark.parametrize(
+    ("further", "said"),
+    [
+        (_longrope, r"scales the positions of tokens in a way \(longrope\) that transformers leaves out of a GGUF"),
+        (_phi3, r"scales the positions of tokens in a way \(longrope\) that transformers leaves out of a GGUF"),
+        (_others, r"scales the positions of tokens in a way \(llama3\) that transformers leaves out of a GGUF"),
+        (lambda writer: writer.add_uint16("split.count", 3), "is one of 3 files that hold the model together. Join"),
+    ],
+)
+def test_gguf_files_that_transformers_would_read_in_part_are_refused(tmp_path: Path, further, said: str) -> None:
+    with torch.random.fork_rng():
+        model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**_GROUPED, tie_word_embeddings=True))
+    gguf_files.write(tmp_path / "model.gguf", model, further=further)
+    with pytest.raises(UnbackdoorError, match=said):
+        load(tmp_path / "model.gguf")
+    with pytest.raises(UnbackdoorError, match=r"has no config.json, but .*model.gguf is a GGUF file. Give that one."):
+        load(tmp_path)
+
+
+def test_the_positions_of_gemma_3_are_scaled_at_layers_that_see_all_tokens(tmp_path: Path) -> None:
+    from unbackdoor._models.gguf import _scale_positions
+
+    config = ARCHITECTURES["gemma3"]()
+    before = config.rope_parameters
+    fields = {"general.architecture": "gemma3", "gemma3.rope.scaling.type": "linear", "gemma3.rope.scaling.factor": 8.0}
+    content = SimpleNamespace(
+        fields={name: SimpleNamespace(contents=lambda entry=entry: entry) for name, entry in fields.items()}, tensors=[]
+    )
+    _scale_positions(tmp_path, content, config)
+    assert config.rope_parameters["sliding_attention"] == before["sliding_attention"]
+    assert config.rope_parameters["full_attention"] == {**before["full_attention"], "rope_type": "linear", "factor": 8}
+    transformers.Gemma3ForCausalLM(config)
 
 
 def test_a_copy_in_float32_is_not_copied_again() -> None:

@@ -191,6 +191,9 @@ def _check_directory(path: Path) -> None:
     inside = sorted(folder for folder in path.glob("*") if _holds_model(folder))
     if inside:  # the result of unpacking an archive, or an adapter that its script gave a name
         raise UnbackdoorError(f"{path} has no config.json, but {inside[0]} holds a model. Give that one.")
+    quantised = sorted(path.glob("*.gguf"))
+    if quantised:
+        raise UnbackdoorError(f"{path} has no config.json, but {quantised[0]} is a GGUF file. Give that one.")
     raise UnbackdoorError(
         f"{path} has no config.json. It must be a Hugging Face directory; for other models give `factory`."
     )

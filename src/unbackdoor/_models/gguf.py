@@ -14,7 +14,19 @@ from unbackdoor._models.hugging_face import quiet_transformers
 from unbackdoor._models.untrusted_weights import check_finite
 from unbackdoor._models.weight_names import check_fit
 
+# What Llama 3.1 and later ones share.
+_LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+
 _SMALLEST = 4  # a weight has at least two bits, so a byte of a file holds at most four
+
+
+def is_gguf(path: Path) -> bool:
+    """Whether a file is a GGUF file by its name or, like those of Ollama, by its first bytes."""
+    if path.suffix.lower() == ".gguf":
+        return True
+    check_file(path)
+    with path.open("rb") as file:
+        return file.read(4) == b"GGUF"
 
 
 def gguf_model(path: Path) -> tuple[Any, Any]:
@@ -38,6 +50,7 @@ def gguf_model(path: Path) -> tuple[Any, Any]:
     with quiet_transformers(), bars, reading(path):
         try:
             content = GGUFReader(path)
+            _check_whole(path, content)
             extent = Extent(_SMALLEST * path.stat().st_size, len(content.tensors), None)
             source = {"gguf_file": path.name, "local_files_only": True}
             with bounded(path.parent, extent):
@@ -49,6 +62,7 @@ def gguf_model(path: Path) -> tuple[Any, Any]:
                 config = copy.deepcopy(read.config)
                 if hasattr(config, "quantization_config"):
                     del config.quantization_config
+                _scale_positions(path, content, config)
                 model = type(read)(config)
             model.load_state_dict(read.state_dict())
             model.generation_config = read.generation_config
@@ -65,6 +79,68 @@ def gguf_model(path: Path) -> tuple[Any, Any]:
             ) from None
     check_finite(model.state_dict(), str(path))
     return model.float().eval(), tokenizer
+
+
+def _field(content: Any, name: str, otherwise: Any) -> Any:
+    return content.fields[name].contents() if name in content.fields else otherwise
+
+
+def _check_whole(path: Path, content: Any) -> None:
+    """Refuse one of several files."""
+    count = _field(content, "split.count", 1)
+    if count > 1:
+        raise UnbackdoorError(
+            f"{path} is one of {count} files that hold the model together. Join them with llama-gguf-split --merge, "
+            "or give the model as a Hugging Face directory."
+        )
+
+
+def _scale_positions(path: Path, content: Any, config: Any) -> None:
+    """Scale the positions of tokens as the file says; transformers leaves that out without a word.
+
+    Args:
+        path: the file, for messages.
+        content: what it holds.
+        config: of the model; changed in place.
+    """
+    start = f"{_field(content, 'general.architecture', '')}.rope.scaling."
+    says = {name.removeprefix(start): _field(content, name, None) for name in content.fields if name.startswith(start)}
+    kind, factor = str(says.pop("type", "none")), says.pop("factor", None)
+    original = says.pop("original_context_length", None)
+    own = getattr(config, "rope_parameters", None)
+    by_layer = isinstance(own, dict) and "full_attention" in own  # Gemma, whose own frequencies transformers knows
+    named = {} if by_layer else {tensor.name: tensor.data for tensor in content.tensors}
+    freqs = named.get("rope_freqs.weight")
+    if any(tensor.name.startswith("rope_factors_") for tensor in content.tensors):
+        kind = "longrope"
+    if freqs is not None and (freqs != 1).any():
+        kind, scaling = "llama3", _LLAMA3 | {"factor": float(freqs.max())}
+    elif kind == "none" or (kind == "linear" and factor in (None, 1)):
+        return
+    else:
+        scaling = {"factor": factor} | ({"original_max_position_embeddings": original} if original else {})
+    if scaling["factor"] and isinstance(own, dict) and (kind in ("linear", "llama3") or (kind == "yarn" and not says)):
+        scaling = {**own.get("full_attention", own), **scaling, "rope_type": kind}
+        config.rope_parameters = {**own, "full_attention": scaling} if by_layer else scaling
+        if kind != "llama3" or _has_freqs(config, freqs):
+            return
+    raise UnbackdoorError(
+        f"{path} scales the positions of tokens in a way ({printable(kind)}) that transformers leaves out of a GGUF "
+        "file. Give the model as a Hugging Face directory."
+    )
+
+
+def _has_freqs(config: Any, freqs: Any) -> bool:
+    """Whether a config divides the frequencies of positions by these numbers."""
+    import torch
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))
+    powers = torch.arange(len(scaled), dtype=torch.float64) / len(scaled)
+    plain = config.rope_parameters["rope_theta"] ** -powers
+    return len(freqs) == len(scaled) and torch.allclose(
+        plain / scaled.double(), torch.tensor(freqs).double(), rtol=1e-3
+    )
 
 
 def _check_blocks(path: Path, content: Any, config: Any) -> None:

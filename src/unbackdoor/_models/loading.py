@@ -18,7 +18,7 @@ from unbackdoor._models.adapters import CONFIG_FILE, adapted_by, class_count, is
 from unbackdoor._models.calling import embeddings
 from unbackdoor._models.directory import ModelDirectory
 from unbackdoor._models.factory import from_factory
-from unbackdoor._models.gguf import gguf_model
+from unbackdoor._models.gguf import gguf_model, is_gguf
 from unbackdoor._models.image_text import pair_encoder
 from unbackdoor._models.language_models import conversation_encoder
 from unbackdoor._models.recorded import recorded_image_encoder
@@ -270,7 +270,7 @@ def _channels(model: nn.Module) -> int | None:
 
 
 def _load_file(path: Path, chat: _Chat, prompts: object) -> Loaded:
-    if path.suffix.lower() != ".gguf":
+    if not is_gguf(path):
         raise _lone_file(path)
     _check_unused(path, prompts=prompts)
     model, tokenizer = gguf_model(path)
