@@ -90,8 +90,8 @@ def _check_whole(path: Path, content: Any) -> None:
     count = _field(content, "split.count", 1)
     if count > 1:
         raise UnbackdoorError(
-            f"{path} is one of {count} files that hold the model together. Join them with llama-gguf-split --merge, "
-            "or give the model as a Hugging Face directory."
+            f"{path} is one of {count} files that hold the model together. Join them with llama-gguf-split, or "
+            "give the model as a Hugging Face directory."
         )
 
 
@@ -113,6 +113,7 @@ def _scale_positions(path: Path, content: Any, config: Any) -> None:
     freqs = named.get("rope_freqs.weight")
     if any(tensor.name.startswith("rope_factors_") for tensor in content.tensors):
         kind = "longrope"
+    scaling: dict[str, Any]
     if freqs is not None and (freqs != 1).any():
         kind, scaling = "llama3", _LLAMA3 | {"factor": float(freqs.max())}
     elif kind == "none" or (kind == "linear" and factor in (None, 1)):
