@@ -310,6 +310,27 @@ def test_a_text_that_holds_the_token_at_which_the_model_answers(name: str, tmp_p
     assert encode.end is None
 
 
+@pytest.mark.parametrize("name", ["bert", "gpt2", "t5"])
+def test_a_config_that_asks_for_more_than_scores(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some models cannot run with plain tuples inside, and transformers saves none that gives its attention away."""
+    monkeypatch.chdir(tmp_path)
+    model = toys.classifier(name)
+    config = toys.write(model, tmp_path / "model") / "config.json"
+    asked = {"return_dict": False, "output_attentions": True, "output_hidden_states": True}
+    config.write_text(json.dumps({**json.loads(config.read_text()), **asked}))
+    toys.write_csv(tmp_path)
+    texts, labels = toys.sentences(8)
+    loaded, encode = load("model")
+    data = replace(toys.dataset([(text,) for text in texts], labels), encode=encode)
+    with torch.no_grad():
+        alone = torch.cat([model(**encode.tokenizer(text, return_tensors="pt")).logits for text in texts])
+    assert torch.allclose(answers(loaded, data, choose(loaded, "cpu", "fp32")), alone, atol=1e-5)
+    with pytest.raises(SystemExit) as stopped:
+        main(["purify", "fine-tuning", "model", "--clean", "clean.csv", "--out", "out", "--epochs", "1"])
+    assert stopped.value.code == 0
+    assert asked.items() <= json.loads((tmp_path / "out" / "config.json").read_text()).items()
+
+
 def test_a_model_that_reads_padding_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     sizes = {"vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 1, "intermediate_size": 16}
     with torch.random.fork_rng():

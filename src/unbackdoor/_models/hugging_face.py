@@ -19,10 +19,15 @@ logger = logging.getLogger("unbackdoor")
 _ATTENTION = re.compile(r"flash.?attention|flex.?attention|flash_attn", re.IGNORECASE)
 
 
+# Fields of a config that change what a model returns besides its scores. Some models cannot run, and none can be saved,
+# with some of them; `saving.save` writes them as they were.
+PLAIN_OUTPUT = {"output_attentions": False, "output_hidden_states": False, "return_dict": True}
+
+
 def pretrained(
     auto: str, path: Path, weights: WeightFiles, trust_remote_code: bool, **changes: Any
 ) -> tuple[Any, dict[str, Any]]:
-    """Loads a model, and the report of transformers on weights that did not fit.
+    """Loads a model that returns its scores alone, and the report of transformers on weights that did not fit.
 
     Args:
         auto: name of the Auto class.
@@ -41,7 +46,7 @@ def pretrained(
     archs.register()
 
     def read(**changes: Any) -> tuple[Any, dict[str, Any]]:
-        return getattr(transformers, auto).from_pretrained(  # type: ignore[no-any-return]
+        model, report = getattr(transformers, auto).from_pretrained(
             str(path),
             output_loading_info=True,
             ignore_mismatched_sizes=True,
@@ -50,6 +55,11 @@ def pretrained(
             local_files_only=True,
             **changes,
         )
+        parts = [part for part in model.modules() if isinstance(part, transformers.PreTrainedModel)]
+        for config in [part.config for part in parts]:  # those of an encoder and a decoder may be copies
+            for field, plain in PLAIN_OUTPUT.items():
+                setattr(config, field, plain)
+        return model, report
 
     with quiet_transformers(), reading(path), bounded(path, weights.extent):
         try:

@@ -23,7 +23,7 @@ from unbackdoor._inputs import read_json
 from unbackdoor._models.adapters import save_adapter
 from unbackdoor._models.calling import Inputs, class_names, evaluating, logits, probe
 from unbackdoor._models.companions import copy_companions
-from unbackdoor._models.hugging_face import quiet_transformers
+from unbackdoor._models.hugging_face import PLAIN_OUTPUT, quiet_transformers
 from unbackdoor._models.image_encoder import processor_encoder
 from unbackdoor._models.loading import Loaded, load
 
@@ -59,9 +59,10 @@ def save(
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
         return
     origin = None if source is None else Path(source)
-    with quiet_transformers(), _writable(model.config):
+    with quiet_transformers():
         model.save_pretrained(folder, **_shard_size(origin))  # type: ignore[operator]
     if origin is not None and origin.is_dir():
+        _restore_output(origin / "config.json", folder / "config.json")
         if (origin / GENERATION).is_file() and (folder / GENERATION).is_file():
             (folder / GENERATION).unlink()  # what transformers wrote is its own reading of it
         copy_companions(origin, folder)
@@ -80,20 +81,14 @@ def save(
             _write_json(nested, {**read_json(nested), "image_processor": content})
 
 
-@contextmanager
-def _writable(config: Any) -> Iterator[None]:
-    """Let transformers write a config with output_attentions, which it reads, but does not write, with fused attention.
-
-    The implementation of attention itself is not written.
-    """
-    before = getattr(config, "_attn_implementation", None)
-    if getattr(config, "output_attentions", False):
-        config._attn_implementation = "eager"
-    try:
-        yield
-    finally:
-        if getattr(config, "output_attentions", False):
-            config._attn_implementation = before
+def _restore_output(before: Path, written: Path) -> None:
+    """Write the fields of a config again that loading had set to their plain values."""
+    if before.exists():
+        changed = {
+            field: entry for field, entry in read_json(before).items() if PLAIN_OUTPUT.get(field, entry) != entry
+        }
+        if changed:
+            _write_json(written, {**read_json(written), **changed})
 
 
 def _write_tokenizer(folder: Path, encode: TextEncoder | ConversationEncoder, origin: Path | None) -> None:
