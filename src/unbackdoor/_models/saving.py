@@ -3,7 +3,7 @@
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +23,7 @@ from unbackdoor._inputs import read_json
 from unbackdoor._models.adapters import save_adapter
 from unbackdoor._models.calling import Inputs, class_names, evaluating, logits, probe
 from unbackdoor._models.companions import copy_companions
+from unbackdoor._models.directory import ModelDirectory
 from unbackdoor._models.hugging_face import PLAIN_OUTPUT, quiet_transformers
 from unbackdoor._models.image_encoder import processor_encoder
 from unbackdoor._models.loading import Loaded, load
@@ -62,7 +63,8 @@ def save(
     with quiet_transformers():
         model.save_pretrained(folder, **_shard_size(origin))  # type: ignore[operator]
     if origin is not None and origin.is_dir():
-        _restore_output(origin / "config.json", folder / "config.json")
+        config = source.config if isinstance(source, ModelDirectory) else read_json(origin / "config.json")
+        _restore_output(config, folder / "config.json")
         if (origin / GENERATION).is_file() and (folder / GENERATION).is_file():
             (folder / GENERATION).unlink()  # what transformers wrote is its own reading of it
         copy_companions(origin, folder)
@@ -81,14 +83,11 @@ def save(
             _write_json(nested, {**read_json(nested), "image_processor": content})
 
 
-def _restore_output(before: Path, written: Path) -> None:
+def _restore_output(before: Mapping[str, Any], written: Path) -> None:
     """Write the fields of a config again that loading had set to their plain values."""
-    if before.exists():
-        changed = {
-            field: entry for field, entry in read_json(before).items() if PLAIN_OUTPUT.get(field, entry) != entry
-        }
-        if changed:
-            _write_json(written, {**read_json(written), **changed})
+    changed = {field: entry for field, entry in before.items() if PLAIN_OUTPUT.get(field, entry) != entry}
+    if changed:
+        _write_json(written, {**read_json(written), **changed})
 
 
 def _write_tokenizer(folder: Path, encode: TextEncoder | ConversationEncoder, origin: Path | None) -> None:
