@@ -63,8 +63,7 @@ def save(
     with quiet_transformers():
         model.save_pretrained(folder, **_shard_size(origin))  # type: ignore[operator]
     if origin is not None and origin.is_dir():
-        config = source.config if isinstance(source, ModelDirectory) else read_json(origin / "config.json")
-        _restore_output(config, folder / "config.json")
+        _restore_output(_config_of(source, origin), folder / "config.json")
         if (origin / GENERATION).is_file() and (folder / GENERATION).is_file():
             (folder / GENERATION).unlink()  # what transformers wrote is its own reading of it
         copy_companions(origin, folder)
@@ -81,6 +80,13 @@ def save(
         nested = folder / "processor_config.json"
         if nested.exists():  # transformers reads this one first
             _write_json(nested, {**read_json(nested), "image_processor": content})
+
+
+def _config_of(source: object, origin: Path) -> Mapping[str, Any]:
+    """Returns the config of a directory that a model came from, without reading it again; empty if it has none."""
+    if isinstance(source, ModelDirectory):
+        return source.config
+    return read_json(origin / "config.json") if (origin / "config.json").exists() else {}
 
 
 def _restore_output(before: Mapping[str, Any], written: Path) -> None:
