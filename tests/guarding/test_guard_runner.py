@@ -18,6 +18,8 @@ import toys
 import unbackdoor as ub
 from unbackdoor import Dataset, UnbackdoorError, evaluate_guard, fit_guard, guards, load_guard
 from unbackdoor._artifacts.guard_record import GuardRecord
+from unbackdoor._guarding import fitted as fitted_module
+from unbackdoor._guarding import wrapped as wrapped_module
 from unbackdoor._guarding.area import Area
 from unbackdoor._guarding.fitted import FittedGuard
 from unbackdoor._guarding.guard import Edited, Scored
@@ -290,6 +292,48 @@ class TestDecisions:
         pipeline.tokenizer.add_tokens(["extra"])
         with pytest.raises(UnbackdoorError, match="fitted to another tokenizer"):
             fitted.wrap(pipeline)
+
+    @pytest.mark.parametrize("change", ["in place", "data", "another", "assigned"])
+    def test_a_model_that_changes_behind_its_guard(
+        self, change: str, edited: FittedGuard, counting: nn.Module, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        model, hashed = copy.deepcopy(counting), []
+        for module in (fitted_module, wrapped_module):
+            monkeypatch.setattr(module, "model_hash", lambda model: hashed.append(0) or model_hash(model))
+        wrapped = edited.wrap(model)
+        assert [answer.decision.action for answer in (*wrapped("good"), *wrapped("a cf"))] == ["pass", "clean"]
+        assert len(hashed) == 1
+        name, weight = next(iter(model.named_parameters()))
+        before, changed = weight.detach().clone(), weight.detach() + 1
+        owner, _, own = name.rpartition(".")
+        if change == "in place":
+            with torch.no_grad():
+                weight.copy_(changed)
+        elif change == "data":
+            weight.data.copy_(changed)
+        elif change == "another":
+            setattr(model.get_submodule(owner), own, nn.Parameter(changed))
+        else:
+            model.load_state_dict({**model.state_dict(), name: changed}, assign=True)
+        with pytest.raises(UnbackdoorError, match=r"^The guard was fitted to another model \(SHA-256"):
+            wrapped("good")
+        model.get_parameter(name).data = before
+        assert wrapped("good")[0].decision.action == "pass"
+
+    def test_a_pipeline_that_changes_behind_its_guard(self, text_victim: nn.Module, reviews: Dataset) -> None:
+        import transformers
+
+        fitted = fit_guard(text_victim, reviews.select(range(40)), Dullness(), false_alarms=0.1, device="cpu")
+        pipeline = transformers.pipeline("text-classification", model=text_victim, tokenizer=toys.tokenizer())
+        wrapped = fitted.wrap(pipeline)
+        pipeline.tokenizer.add_tokens(["extra"])
+        with pytest.raises(UnbackdoorError, match="fitted to another tokenizer"):
+            wrapped("good")
+        pipeline.tokenizer = toys.tokenizer()
+        assert wrapped("good")[0].decision.action == "pass"
+        pipeline.model = toys.classifier("bert")
+        with pytest.raises(UnbackdoorError, match="fitted to another model"):
+            wrapped("good")
 
     def test_a_pipeline_of_pictures_behind_a_guard(self, digits: Dataset, tmp_path: Path) -> None:
         import transformers

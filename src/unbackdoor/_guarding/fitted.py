@@ -25,7 +25,7 @@ from unbackdoor._guarding.identity import (
     model_hash,
 )
 from unbackdoor._guarding.work import Work
-from unbackdoor._guarding.wrapped import Guarded, check_pipeline, is_pipeline
+from unbackdoor._guarding.wrapped import Guarded
 from unbackdoor._inversion.search import frozen
 from unbackdoor._models.arithmetic import Precision, choose
 from unbackdoor._models.calling import check_modules
@@ -89,6 +89,8 @@ class FittedGuard:
     def wrap(self, model: Any, *, device: str | None = None, precision: Precision = "auto") -> Guarded:
         """Returns the model behind the guard: it takes inputs, and returns a decision and an answer for each.
 
+        If the weights change later on, the next call is refused.
+
         Args:
             model: the model that the guard was fitted to, or a pipeline of transformers around it.
             device: None uses a GPU if there is one; a pipeline answers on its own device.
@@ -97,11 +99,9 @@ class FittedGuard:
         Raises:
             UnbackdoorError: the guard was fitted to another model or tokenizer.
         """
-        if is_pipeline(model):
-            check_pipeline(model, self)
-        else:
-            self.check(model, None)
-        return Guarded(self, model, device, precision)
+        guarded = Guarded(self, model, device, precision)
+        guarded.check()
+        return guarded
 
     def check(self, model: Any, inputs: Dataset | None) -> None:
         """Refuse a model, or inputs, that the guard was not fitted to.

@@ -4,7 +4,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -20,7 +20,14 @@ from unbackdoor._data.texts import TextEncoder, Texts
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._guarding.deciding import Decision, Judged
 from unbackdoor._guarding.guard import Guard, restrains
-from unbackdoor._guarding.identity import Identity, check_same, model_hash, template_hash, tokenizer_hash
+from unbackdoor._guarding.identity import (
+    Identity,
+    check_same,
+    model_hash,
+    template_hash,
+    tokenizer_hash,
+    weights_mark,
+)
 from unbackdoor._guarding.work import Work
 from unbackdoor._inputs import is_unicode
 from unbackdoor._models.arithmetic import Precision
@@ -50,6 +57,9 @@ class Fitted(Protocol):
     @property
     def encode(self) -> Encoder:
         """Makes inputs of the model."""
+
+    def check(self, model: Any, inputs: Dataset | None) -> None:
+        """Refuse a model, or inputs, that the guard was not fitted to."""
 
     def check_inputs(self, inputs: Dataset) -> None:
         """Refuse inputs that the guard was not fitted to."""
@@ -87,6 +97,11 @@ def check_pipeline(pipeline: Any, fitted: Fitted) -> None:
         check_same("template", fitted.identity.template, hashed)
 
 
+def _tokenizer_mark(tokenizer: Any) -> object:
+    """What differs if a pipeline got another tokenizer, more tokens or another template; None if it has none."""
+    return None if tokenizer is None else (id(tokenizer), len(tokenizer), str(tokenizer.chat_template))
+
+
 @dataclass(frozen=True, eq=False)
 class Guarded:
     """A model behind a guard; `FittedGuard.wrap` returns it.
@@ -96,12 +111,34 @@ class Guarded:
         model: a module, or a pipeline of transformers.
         device: of the model; None uses a GPU if there is one.
         precision: see `unbackdoor._models.arithmetic.choose`.
+        known: marks of the model and the tokenizer, as they were when they were found to be the fitted ones.
     """
 
     fitted: Fitted
     model: Any
     device: str | None
     precision: Precision
+    known: dict[str, object] = field(default_factory=dict, repr=False)
+
+    def check(self) -> None:
+        """Refuse a model or a tokenizer that the guard was not fitted to; hashes them only if they changed.
+
+        Raises:
+            UnbackdoorError: says which part differs.
+        """
+        piped = is_pipeline(self.model)
+        module = self.model.model if piped else self.model
+        marks = {
+            "weights": weights_mark(module) if isinstance(module, nn.Module) else None,
+            "tokenizer": _tokenizer_mark(self.model.tokenizer) if piped else None,
+        }
+        if marks == self.known:
+            return
+        if piped:
+            check_pipeline(self.model, self.fitted)
+        else:
+            self.fitted.check(self.model, None)
+        self.known.update(marks)
 
     def __call__(self, inputs: Any, **options: Any) -> list[Answer]:
         """Decide about inputs, and answer those that are not rejected.
@@ -114,8 +151,10 @@ class Guarded:
             options: passed to the pipeline.
 
         Raises:
-            UnbackdoorError: the inputs are of another kind than those of the guard.
+            UnbackdoorError: the inputs are of another kind than those of the guard; or the model or the tokenizer was
+                changed, and is no longer the fitted one.
         """
+        self.check()
         if isinstance(inputs, list | tuple | Tensor | Dataset) and len(inputs) == 0:
             return []
         data = as_dataset(inputs, self.fitted.encode)
