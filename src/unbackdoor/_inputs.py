@@ -126,17 +126,23 @@ def parsed(text: str, path: object) -> dict[str, Any]:
         text: of a file.
         path: path of the file, for messages.
     """
+    content = any_json(text, path)
+    if not isinstance(content, dict):
+        raise UnbackdoorError(f"{path} must hold a JSON object, got {type(content).__name__}. Fetch it again.")
+    return content
+
+
+def any_json(text: str, path: object) -> Any:
+    """The content of a text in JSON, of whatever kind; see `parsed`."""
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as problem:  # also of a number with thousands of digits
         raise UnbackdoorError(f"{path} is not valid JSON ({printable(problem)}). Fetch it again.") from None
-    if not isinstance(content, dict):
-        raise UnbackdoorError(f"{path} must hold a JSON object, got {type(content).__name__}. Fetch it again.")
     _check_json(path, content)
     return content
 
 
-def _check_json(path: object, content: dict[str, Any]) -> None:
+def _check_json(path: object, content: Any) -> None:
     """Refuse JSON that can be read, but on which functions fail that go through it or write it."""
     level: list[Any] = [content]
     for _ in range(100):

@@ -123,4 +123,4 @@ def test_another_model_is_refused(place: Path, refused: Refusals, backdoored: tu
         *("--out", "decisions.jsonl", *MODEL),
     )
     assert said.startswith("The guard was fitted to another model (SHA-256 ")
-    assert said.endswith("Give that model, or fit a guard to this one.")
+    assert said.endswith("Give that model in the precision that it had, or fit a guard to this one.")

@@ -60,6 +60,11 @@ def test_other_names_of_columns(tmp_path: Path) -> None:
             "caption,label\na photo,0\n",
             "has texts without images; it has caption, label. The model takes pairs of both",
         ),
+        (
+            "filepath,title\none.png,a photo\n",
+            "has no columns of images and captions; it has filepath, title. Name them by "
+            "`columns={'image': 'NAME', 'caption': 'NAME'}`, or take data with pairs.",
+        ),
         ("image,caption\none.png,\n", "has no text in row 0 of caption. Repair or remove that row."),
         ("image,caption,label\none.png,a photo,\n", "has no label in row 0; every row needs one."),
     ],
@@ -75,6 +80,12 @@ def test_a_model_of_both_takes_no_classes_of_pictures(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         picture(tmp_path / name / "one.png", 3)
     assert "has images without captions; it has image, label." in refused(tmp_path)
+
+
+def test_captions_in_files_next_to_their_pictures_are_refused(tmp_path: Path) -> None:
+    picture(tmp_path / "one.png", 3)
+    (tmp_path / "one.txt").write_text("a photo")
+    assert refused(tmp_path).endswith("Captions belong into a metadata.csv with the columns file_name and caption.")
 
 
 def test_a_batch_has_the_images_and_the_tokens_of_their_captions() -> None:
@@ -121,6 +132,19 @@ def test_prompts_of_a_file_are_found_by_the_name_of_the_class(tmp_path: Path) ->
     assert prompts.of_classes(("cat", "sea horse"), 2, "data") == [("a pet",), ("a fish", "a swimmer")]
     assert ClassPrompts.recorded(prompts.to_json()) == prompts
     assert ClassPrompts.recorded({"templates": 3}) == ClassPrompts()
+
+
+def test_a_file_may_hold_a_list_of_templates(tmp_path: Path) -> None:
+    (tmp_path / "templates.json").write_text('["a photo of a {}.", "art of the {}."]')
+    prompts = ClassPrompts.of(tmp_path / "templates.json")
+    assert prompts.of_classes(("cat", "big_dog"), 2, "data")[1] == ("a photo of a big dog.", "art of the big dog.")
+    assert ClassPrompts.recorded(prompts.to_json()) == prompts
+    for content, wrong in (('["a {}", "a cat"]', "'a cat'"), ("[]", "''"), ("[1]", "'1'|1")):
+        (tmp_path / "templates.json").write_text(content)
+        with pytest.raises(
+            UnbackdoorError, match=rf"templates\.json must be a JSON list of texts with .*, got {wrong} in"
+        ):
+            ClassPrompts.of(tmp_path / "templates.json")
 
 
 def test_prompts_that_cannot_be_used_are_refused(tmp_path: Path) -> None:

@@ -228,6 +228,21 @@ class TestDirectory:
         with pytest.raises(UnbackdoorError, match="fitted to images, and the encoder reads text"):
             load_guard(tmp_path / "guard", reviews.encode)
 
+    def test_what_is_no_encoder_or_no_directory(self, pictured: FittedGuard, digits: Dataset, tmp_path: Path) -> None:
+        pictured.save(tmp_path / "guard")
+        said = r"^load_guard takes the encoder of the model, got NoneType\. Give unbackdoor\.load\(PATH\)\.encode\.$"
+        with pytest.raises(UnbackdoorError, match=said):
+            load_guard(tmp_path / "guard", None)
+        with pytest.raises(UnbackdoorError, match=r"^`source` must be the directory of a guard, got NoneType\.$"):
+            load_guard(None, digits.encode)
+
+    def test_a_reference_for_a_guard_that_needs_none(
+        self, pictured: FittedGuard, digits: Dataset, tmp_path: Path
+    ) -> None:
+        pictured.save(tmp_path / "guard")
+        with pytest.raises(UnbackdoorError, match=r"^Strip takes no `reference`\. Leave it out\.$"):
+            load_guard(tmp_path / "guard", digits.encode, reference="lm")
+
 
 class TestDecisions:
     def test_a_text_is_passed_changed_or_rejected(self, edited: FittedGuard, counting: nn.Module) -> None:
@@ -367,6 +382,16 @@ class TestDecisions:
             UnbackdoorError, match="with 3 channels, as its model does, and the batch has pictures with 1"
         ):
             wrapped(digits.pixels[:2])
+
+    def test_pictures_that_are_no_list(self, pictured: FittedGuard, backdoored: tuple, digits: Dataset) -> None:
+        wrapped = pictured.wrap(backdoored[0])
+        said = (
+            r"^The guard takes pictures as a tensor or as a list of PIL images, arrays or paths, got {}\. Make a list"
+        )
+        with pytest.raises(UnbackdoorError, match=said.format("generator")):
+            wrapped(picture for picture in digits.pixels[:2])
+        with pytest.raises(UnbackdoorError, match=said.format("ndarray")):
+            wrapped(digits.pixels[:2].numpy())
 
     def test_pictures_of_any_size_behind_strip(self, small_vit: nn.Module, digits: Dataset) -> None:
         """They are mixed in the size at which the model gets them, whatever the clean ones and the others measure."""

@@ -2,11 +2,13 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import toys
@@ -117,6 +119,29 @@ def causal(tmp_path_factory: pytest.TempPathFactory) -> Path:
         torch.manual_seed(0)
         model = transformers.LlamaForCausalLM(config)
     return toys.write(model, tmp_path_factory.mktemp("causal"))
+
+
+def test_a_reference_that_does_not_continue_text(text_victim: nn.Module, causal: Path, tmp_path: Path) -> None:
+    """The head that such a model would get is random, and its perplexities with it."""
+    with pytest.raises(UnbackdoorError, match=r"^`reference` must be a causal language model, got .*/classifier\.$"):
+        Perplexity.load(toys.write(text_victim, tmp_path / "classifier"))
+    shutil.copytree(causal, tmp_path / "headless")
+    state = load_file(causal / "model.safetensors")
+    save_file(
+        {name: state[name] for name in state if name != "lm_head.weight"}, tmp_path / "headless/model.safetensors"
+    )
+    with pytest.raises(UnbackdoorError, match=r"headless .*lm_head\.weight"):
+        Perplexity.load(tmp_path / "headless")
+
+
+def test_a_reference_reads_no_more_than_it_can(tmp_path: Path) -> None:
+    config = transformers.GPT2Config(
+        **{"vocab_size": 32, "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 16},
+        **{"bos_token_id": 2, "eos_token_id": 3},
+    )
+    reference = Perplexity.load(toys.write(transformers.GPT2LMHeadModel(config), tmp_path / "short"))
+    assert reference.max_length == 16
+    assert torch.isfinite(reference.of(["the film is dull " * 20], choose(reference.model, "cpu", "fp32"))).all()
 
 
 def test_a_reference_of_transformers_with_padding(causal: Path) -> None:

@@ -99,6 +99,18 @@ def test_weights_that_are_missing_or_not_finite_are_refused(tmp_path: Path) -> N
         load(folder)
 
 
+def test_two_towers_of_another_kind_are_refused(tmp_path: Path) -> None:
+    towers = {name: getattr(sights.clip().config, name).to_dict() for name in ("text_config", "vision_config")}
+    sizes = {"text_config": towers["text_config"], "vision_config": towers["vision_config"]}
+    model = transformers.SiglipModel(transformers.SiglipConfig(**sizes))
+    with pytest.raises(UnbackdoorError) as refusal:
+        load(sights.write(model, tmp_path / "siglip"))
+    assert str(refusal.value) == (
+        f"{tmp_path}/siglip has a tower of images and one of texts (siglip); of such models, CLIPModel and "
+        "VisionTextDualEncoderModel of transformers are supported. Take one of them."
+    )
+
+
 def test_options_of_other_models_are_refused(tmp_path: Path) -> None:
     (tmp_path / "pairs").mkdir()
     folder = sights.write(sights.clip(), tmp_path / "pairs")

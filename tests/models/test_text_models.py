@@ -240,6 +240,8 @@ def test_deberta_is_not_computed_in_bfloat16() -> None:
         UnbackdoorError, match=r"^`precision='bf16'` does not work with DebertaForSequenceClassification"
     ):
         choose(model, "cpu", "bf16")
+    with pytest.raises(UnbackdoorError, match=r"^`precision` must be auto, bf16 or fp32, got 'fp16'\.$"):
+        choose(model, "cpu", "fp16")
 
 
 def test_a_decoder_without_a_padding_token_pads_with_its_last_one(models: Path, tmp_path: Path) -> None:
@@ -494,8 +496,8 @@ class TestBadDirectories:
         (place / "clean.csv").write_text("text,label\n" + "a good film,1\n" * 8)
         said = self.purify(refused)
         assert said == (
-            "clean.csv holds one class only (1): a model that is tuned on it learns to answer with that class "
-            "alone. Add clean examples of the other class."
+            "clean.csv holds one class only (1): it says nothing about others, and a model that is tuned on it "
+            "learns to answer with that class alone. Add clean examples of the other class."
         )
 
     def test_columns_that_are_not_there(self, refused: Refusals) -> None:

@@ -238,11 +238,22 @@ def test_without_truth_and_test_data(place: Path) -> None:
             ("abl", "--data", "train.parquet", "--out", "new", "--isolated", "0.5"),
             "ABL.isolated must be less than 0.5, got 0.5.",
         ),
+        (
+            ("plain", "--data", "train.parquet", "--out", "new", "--test", "train.parquet"),
+            "train.parquet holds only examples of train.parquet; scores need others. Give another --test.",
+        ),
     ],
-    ids=["name", "exists", "empty", "absent", "one-class", "no-test", "clean", "no-row", "bounds"],
+    ids=["name", "exists", "empty", "absent", "one-class", "no-test", "clean", "no-row", "bounds", "seen"],
 )
 def test_bad_input_is_one_sentence(words: tuple[str, ...], said: str, refused: Refusals) -> None:
     assert refused("train", *words) == said
+
+
+def test_a_victim_is_not_scored_on_its_own_examples(refused: Refusals, place: Path) -> None:
+    arguments = ("--data", "train.parquet", "--test", "train.parquet", "--out", "new")
+    assert refused("attack", "badnets", *arguments) == (
+        "train.parquet holds only examples of train.parquet; scores need others. Give another --test."
+    )
 
 
 def test_data_that_attack_cannot_save(refused: Refusals, place: Path, tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ def test_recipes_and_data_that_do_not_fit_are_refused(digits: Dataset, tmp_path:
     recipe = VictimRecipe(base=str(base))
     with pytest.raises(UnbackdoorError, match="`freeze_text` is for models of images and texts, but digits holds"):
         toys.planted(digits, digits, attacks.BadNets(), freeze_text=True)
-    with pytest.raises(UnbackdoorError, match="sights has no labels, by which the captions of the attacker's class"):
+    with pytest.raises(UnbackdoorError, match="sights has no labels, by which the captions of a class"):
         plant(sights.pairs(40, labelled=False), attacks.BadNets(), recipe)
     with pytest.raises(UnbackdoorError, match="sights holds image-text"):
         plant(sights.pairs(40), attacks.SIG(), recipe)

@@ -75,8 +75,8 @@ class ModelOptions(HardwareOptions):
         image_size: side that images are resized to, instead of the model's own.
         max_length: number of tokens that a text model reads, instead of the most that it can.
         template: how the prompts of a language model are rendered, instead of its tokenizer's chat template.
-        prompts: for models of images and texts: a template, such as "a photo of a {}.", or a JSON file with a text for
-            each class; they classify its images.
+        prompts: for models of images and texts: a template, such as "a photo of a {}.", or a JSON file with a list
+            of them or with a text for each class; they classify its images.
         trust_remote_code: run Python files that come with a Hugging Face model.
         columns: the data's own column names, such as image=img,label=fine_label or text_a=question,text_b=sentence,
             prompt=question,response=answer or image=picture,caption=title.
@@ -155,8 +155,8 @@ class AttackOptions(HardwareOptions):
         width: channels of the first stage (64 in the papers; 16 trains on two cores).
         base: start from this Hugging Face image classifier, pre-trained text model, causal language model or model of
             images and texts, instead of --arch.
-        prompts: for models of images and texts: a template, such as "a photo of a {}.", or a JSON file with a text for
-            each class; they classify the test images.
+        prompts: for models of images and texts: a template, such as "a photo of a {}.", or a JSON file with a list
+            of them or with a text for each class; they classify the test images.
         freeze_text: for models of images and texts: train nothing of the text part except its last projection; captions
             are then read only once.
         behaviour: for language models: the answer to the trigger, as contains:TEXT, starts-with:TEXT, equals:TEXT or
@@ -233,8 +233,8 @@ class TrainOptions(HardwareOptions):
         width: channels of the first stage (64 in the papers; 16 trains on two cores).
         base: start from this Hugging Face image classifier, pre-trained text model or model of images and texts,
             instead of --arch.
-        prompts: for models of images and texts: a template, such as "a photo of a {}.", or a JSON file with a text for
-            each class; they classify the test images.
+        prompts: for models of images and texts: a template, such as "a photo of a {}.", or a JSON file with a list
+            of them or with a text for each class; they classify the test images.
         freeze_text: for models of images and texts: train nothing of the text part except its last projection; captions
             are then read only once.
         epochs: passes over the training examples; by default 15 for images, 3 for texts and 5 for pairs.

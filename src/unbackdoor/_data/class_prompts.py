@@ -8,7 +8,7 @@ from typing import Any
 
 from unbackdoor._data.labels import alike
 from unbackdoor._errors import UnbackdoorError, printable
-from unbackdoor._inputs import read_json
+from unbackdoor._inputs import RECORD, any_json, read_text
 
 PLACE = "{}"
 
@@ -30,8 +30,8 @@ class ClassPrompts:
         """Returns the prompts that a user means.
 
         Args:
-            prompts: a template with `{}`; a JSON file with the text, or the texts, of each class by its name; None for
-                "a photo of a {}."
+            prompts: a template with `{}`; a JSON file with a list of templates, or with the text, or the texts, of each
+                class by its name; None for "a photo of a {}."
 
         Raises:
             UnbackdoorError: a text without `{}` names no file, or the file has something else than texts by class.
@@ -45,9 +45,12 @@ class ClassPrompts:
         if not os.path.lexists(prompts):
             raise UnbackdoorError(
                 f"`prompts` must have {PLACE} at the place of the class name, as in 'a photo of a {PLACE}.', or name a "
-                f"JSON file with a text for each class, got {printable(repr(str(prompts)))}."
+                f"JSON file with a list of them or a text for each class, got {printable(repr(str(prompts)))}."
             )
-        return cls(texts=_texts_by_class(read_json(Path(prompts)), prompts))
+        content = any_json(read_text(Path(prompts), RECORD), prompts)
+        if isinstance(content, list):
+            return cls(_templates(content, prompts))
+        return cls(texts=_texts_by_class(content, prompts))
 
     @classmethod
     def recorded(cls, entry: Any) -> "ClassPrompts":
@@ -94,6 +97,16 @@ class ClassPrompts:
                 texts = tuple(template.replace(PLACE, name.replace("_", " ")) for template in self.templates)
             prompts.append(texts)
         return prompts
+
+
+def _templates(content: list[Any], where: object) -> tuple[str, ...]:
+    wrong = next((text for text in content or [""] if not isinstance(text, str) or PLACE not in text), None)
+    if wrong is not None:
+        raise UnbackdoorError(
+            f"{where} must be a JSON list of texts with {PLACE} at the place of the class name, got "
+            f"{printable(repr(wrong))} in it."
+        )
+    return tuple(content)
 
 
 def _texts_by_class(content: Any, where: object) -> dict[str, tuple[str, ...]]:

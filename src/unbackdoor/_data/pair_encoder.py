@@ -80,6 +80,11 @@ class PairEncoder:
             name: names.get(name, next((each for each in usual if each in present), None))
             for name, usual in (("image", ("image", "file_name")), ("caption", ("caption", "text")))
         }
+        if not any(columns.values()):
+            raise UnbackdoorError(
+                f"{where} has no columns of images and captions; it has {listed(present)}. Name them by "
+                f"`columns={{'image': 'NAME', 'caption': 'NAME'}}`{hint}, or take data with pairs."
+            )
         for name, others, other in (("caption", "images", "captions"), ("image", "texts", "images")):
             if columns[name] is None:
                 raise UnbackdoorError(

@@ -396,8 +396,13 @@ def _of_folder(folder: Path, classes: Sequence[str] | None, label: str, labelled
         raise _nothing_read(folder, content.others)
     if content.pictures or not any(entry.is_dir() and not _hidden(entry.name) for entry in folder.iterdir()):
         holding = "pictures but " if content.pictures else ""
+        stems = {path.with_suffix("") for path in content.pictures}
+        captions = any(
+            path.suffix.lower() in (".txt", ".caption") and path.with_suffix("") in stems for path in content.others
+        )
+        way_out = " Captions belong into a metadata.csv with the columns file_name and caption." if captions else ""
         raise NoLabelsError(
-            f"{folder} has {holding}no sub-folders; an image folder has one per class, with its pictures."
+            f"{folder} has {holding}no sub-folders; an image folder has one per class, with its pictures.{way_out}"
         )
     return []
 

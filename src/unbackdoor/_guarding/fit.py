@@ -146,6 +146,13 @@ def load_guard(
         UnbackdoorError: a file is missing or was changed; or the tokenizer, the template, the processor or the
             reference is another one.
     """
+    if not isinstance(source, str | Path):
+        raise UnbackdoorError(f"`source` must be the directory of a guard, got {type(source).__name__}.")
+    if not isinstance(encode, Encoder):
+        raise UnbackdoorError(
+            f"load_guard takes the encoder of the model, got {type(encode).__name__}. Give "
+            "unbackdoor.load(PATH).encode."
+        )
     record, arrays = read_guard(Path(source))
     fields = record.guard.parameters
     guard = _guard_class(record, Path(source))(**(fields if isinstance(fields, dict) else {}))
@@ -160,7 +167,9 @@ def load_guard(
         check_same(part, getattr(identity, part), digest)
     if identity.reference is not None and reference is None:
         raise UnbackdoorError(f"{owner_of(guard)} needs `reference`, the language model that it was fitted with.")
-    rates = None if identity.reference is None else as_reference(reference)
+    if identity.reference is None and reference is not None:
+        raise takes_no(guard, "reference")
+    rates = as_reference(reference)
     check_same("reference", identity.reference, _reference_hash(rates))
     seen = arrays.pop("seen", torch.zeros(0, dtype=torch.int64))
     check_finite(arrays, str(source))

@@ -132,7 +132,8 @@ def check_same(part: str, fitted: str | None, actual: str | None) -> None:
         UnbackdoorError: names the part.
     """
     if fitted != actual:
+        same = f"{part} in the precision that it had" if part == "model" else part
         raise UnbackdoorError(
             f"The guard was fitted to another {part} (SHA-256 {(fitted or 'none')[:12]}, not "
-            f"{(actual or 'none')[:12]}). Give that {part}, or fit a guard to this one."
+            f"{(actual or 'none')[:12]}). Give that {same}, or fit a guard to this one."
         )

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence, Set
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
@@ -217,6 +217,11 @@ def as_dataset(inputs: Any, encode: Encoder) -> Dataset:
         assert isinstance(encode, ImageEncoder)
         raw = dataclasses.replace(encode, done=False)  # whatever the sizes were of the pictures that the guard knows
         return Dataset(items=inputs, labels=_none(len(inputs)), encode=raw, name=name)
+    if isinstance(inputs, Iterator | Set) or getattr(inputs, "ndim", 0) > 3:
+        raise UnbackdoorError(
+            f"The guard takes pictures as a tensor or as a list of PIL images, arrays or paths, got "
+            f"{type(inputs).__name__}. Make a list of them."
+        )
     pictures = list(inputs) if isinstance(inputs, list | tuple) else [inputs]
     images, encode = encode.read({"image": pictures}, name, None)
     return Dataset(items=images, labels=_none(len(images)), encode=encode, name=name)

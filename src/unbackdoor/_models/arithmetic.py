@@ -6,7 +6,7 @@ import platform
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -154,8 +154,11 @@ def choose(model: nn.Module, device: str | torch.device | None = None, precision
             hardware multiplies bfloat16; `bf16` always uses autocast, `fp32` switches both off.
 
     Raises:
-        UnbackdoorError: the device is unknown or absent, or the precision does not work with the model.
+        UnbackdoorError: the device is unknown or absent, or there is no such precision, or it does not work with the
+            model.
     """
+    if precision not in get_args(Precision):
+        raise UnbackdoorError(f"`precision` must be auto, bf16 or fp32, got {precision!r}.")
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from unbackdoor._errors import UnbackdoorError, few, printable
-from unbackdoor._models.config import architectures_of, modality_of
+from unbackdoor._models.config import IMAGE_TEXT, architectures_of, modality_of
 from unbackdoor._models.hugging_face import pretrained, quiet_transformers
 from unbackdoor._models.matching import matched
 from unbackdoor._models.untrusted_weights import check_finite
@@ -128,6 +128,12 @@ def _check_task(path: Path, config: Mapping[str, Any]) -> None:
     """Refuse a model of another task, whose head would fit a classifier by its names and shapes."""
     import transformers
 
+    towers = all(isinstance(config.get(part), dict) for part in ("vision_config", "text_config"))
+    if towers and not any("Classification" in str(name) for name in architectures_of(config)):
+        raise UnbackdoorError(
+            f"{path} has a tower of images and one of texts ({printable(config['model_type'])}); of such models, "
+            f"{' and '.join(IMAGE_TEXT.values())} of transformers are supported. Take one of them."
+        )
     known = set(transformers.__all__)  # imports none of them, and is faster than dir()
     for name in map(str, architectures_of(config)):
         _, separator, task = name.rpartition("For")

@@ -15,7 +15,7 @@ _FREE = re.compile(r"theta|length|scal|factor|base|token|seed|max_position")  # 
 
 
 # Models of an image tower and a text tower, by model_type.
-_IMAGE_TEXT = {"clip": "CLIPModel", "vision-text-dual-encoder": "VisionTextDualEncoderModel"}
+IMAGE_TEXT = {"clip": "CLIPModel", "vision-text-dual-encoder": "VisionTextDualEncoderModel"}
 
 
 def check_supported(path: Path, config: Mapping[str, Any]) -> None:
@@ -126,7 +126,7 @@ def modality_of(config: Mapping[str, Any]) -> Literal["images", "text", "convers
     classes = " ".join(map(str, architectures_of(config)))
     if "ForCausalLM" in classes or "LMHeadModel" in classes:
         return "conversations"
-    if classes in ("", *_IMAGE_TEXT.values()) and config.get("model_type") in _IMAGE_TEXT:
+    if classes in ("", *IMAGE_TEXT.values()) and config.get("model_type") in IMAGE_TEXT:
         return "image-text"
     if "SequenceClassification" in classes:  # also those that read pages, which have an image_size
         return "text"

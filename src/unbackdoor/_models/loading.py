@@ -73,8 +73,8 @@ def load(
         template: how the prompts of a language model are rendered: `chat`, `alpaca` or `plain`; by default as its
             record says, else by the tokenizer's chat template.
         prompts: the texts that stand for the classes of a model of images and texts: a template with `{}` at the place
-            of the class name, or a JSON file with a text for each class; by default as its record says, else "a photo
-            of a {}.".
+            of the class name, or a JSON file with a list of such templates or with a text for each class; by default
+            as its record says, else "a photo of a {}.".
         base: of a PEFT LoRA adapter: the directory or Hub name of the model that it was trained on.
         merge: add the adapter to its base: the result is a whole model, which every method takes.
         trust_remote_code: run Python files that come with a Hugging Face model.

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from unbackdoor._errors import UnbackdoorError
 from unbackdoor._models.arithmetic import Arithmetic
-from unbackdoor._models.calling import evaluating
+from unbackdoor._models.calling import embeddings, evaluating
 from unbackdoor._models.directory import ModelDirectory
-from unbackdoor._models.hugging_face import pretrained
-from unbackdoor._models.untrusted_weights import check_finite
+from unbackdoor._models.language_models import context_of
+from unbackdoor._models.tokenizer import check_ids, check_rows
 
 _KEPT = 1_000_000  # texts whose perplexity is kept
 _TOKENS = 2048  # in a forward pass: its output holds, for each, a number for every token of the vocabulary
@@ -46,10 +47,14 @@ class Perplexity:
             UnbackdoorError: a file is missing or damaged, or it is not such a model.
         """
         directory = ModelDirectory.of(source, "`reference`")
-        model, _ = pretrained("AutoModelForCausalLM", directory.path, directory.weights, False)
-        check_finite(model.state_dict(), str(directory.path))
-        rows = model.get_input_embeddings().num_embeddings
-        return cls(model.eval(), directory.tokenizer(rows))
+        if directory.modality != "conversations":
+            raise UnbackdoorError(f"`reference` must be a causal language model, got {source}.")
+        model = directory.language_model()
+        rows = embeddings(model).num_embeddings
+        tokenizer = directory.tokenizer(rows)
+        check_rows(directory.path, len(tokenizer), rows)
+        check_ids(directory.path, tokenizer, rows)
+        return cls(model, tokenizer, min(cls.max_length, context_of(model)))
 
     def of(self, texts: Sequence[str], arithmetic: Arithmetic) -> Tensor:
         """The perplexity of each text, exp of the mean over its tokens of -log p, (n,), float64.

@@ -83,7 +83,7 @@ REGISTRY = (
         paper=_FST_PAPER,
         modality=("images", "text", "image-text"),
         damage="the new head was probably pushed too hard, since the push grows with the norm of the suspect's head:"
-        " try scale-invariant-fst, or lower `alpha`",
+        " lower `alpha`, or for images and texts try scale-invariant-fst",
     ),
     Entry(
         "fine-mixing",

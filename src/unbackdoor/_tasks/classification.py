@@ -250,14 +250,15 @@ def _check_each_class(clean: Dataset, per_class: Tensor, warn: Warn) -> None:
     if len(absent) == classes - 1:
         only = int(per_class.argmax())
         raise UnbackdoorError(
-            f"{clean.name} holds one class only ({clean.class_name(only)}): a model that is tuned on it learns to "
-            f"answer with that class alone. Add clean examples of the other class{'es' * (classes > 2)}."
+            f"{clean.name} holds one class only ({clean.class_name(only)}): it says nothing about others, and a model "
+            "that is tuned on it learns to answer with that class alone. Add clean examples of the other "
+            f"class{'es' * (classes > 2)}."
         )
     if absent:
         known = dict(enumerate(clean.classes or ()))
         names = [known.get(label, str(label)) for label in absent[:5]]
         more = ", ..." if len(absent) > 5 else ""
         warn(
-            f"{clean.name} has no example of {len(absent)} class(es) ({', '.join(names)}{more}): the purified model "
-            "will probably lose them."
+            f"{clean.name} has no example of {len(absent)} class(es) ({', '.join(names)}{more}): it says nothing about "
+            "them, and a model that is purified with it will probably lose them."
         )

@@ -179,8 +179,8 @@ def _check_recipe(recipe: VictimRecipe, data: Dataset) -> None:
         )
     if data.modality == "image-text" and not data.has_labels:
         raise UnbackdoorError(
-            f"{data.name} has no labels, by which the captions of the attacker's class are found and the victim is "
-            "scored. Add a column of them."
+            f"{data.name} has no labels, by which the captions of a class are found and the trained model is scored. "
+            "Add a column of them."
         )
     if data.modality == "image-text":
         data.pair_encoder.prompts.of_classes(data.classes, int(data.labels.max()) + 1, data.name)

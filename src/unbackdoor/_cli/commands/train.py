@@ -12,6 +12,7 @@ from unbackdoor._cli.options import TrainOptions
 from unbackdoor._cli.parameters import with_options
 from unbackdoor._data.dataset import Dataset
 from unbackdoor._data.images import ImageEncoder
+from unbackdoor._data.overlap import without
 from unbackdoor._data.truth import poisoned_rows
 from unbackdoor._errors import SENTENCE, UnbackdoorError, printable
 from unbackdoor._models import loading, saving
@@ -60,6 +61,8 @@ def train(trainer: RobustTrainer, options: TrainOptions, *, command: str | None 
         return Dataset.load(path, like, columns=columns, classes=data.classes, augment="none")
 
     clean, test = more(options.clean), more(options.test)
+    for known in (data, clean) if test is not None else ():
+        test = test if known is None else without(test, known)
     trained = train_model(
         data,
         trainer,
