@@ -210,6 +210,23 @@ class TestDirectory:
         )
         foreign = {"name": "os:system", "parameters": {}, "repr": ""}
         assert said(rewritten(guard=foreign)).startswith("HERE/guard names the guard os:system, which is not one of")
+        words = {"name": "rap", "parameters": {}, "repr": ""}
+        assert said(rewritten(guard=words)) == (
+            "HERE/guard/guard.json has the guard rap for images, which it does not serve. Fit the guard again."
+        )
+        identity = {**vars(pictured.identity), "reference": "0" * 64}
+        assert said(rewritten(identity=identity)) == (
+            "HERE/guard/guard.json has the guard strip with a reference. Fit the guard again."
+        )
+        assert said(rewritten(seed=2**80)).startswith("`seed` must be a whole number, at least 0 and less than 2**63")
+
+    def test_arrays_of_a_block_that_the_model_lacks(self, backdoored: tuple, digits: Dataset, tmp_path: Path) -> None:
+        clean = digits.select(range(1000, 1200))
+        fitted = fit_guard(backdoored[0], clean, guards.BadActs(), false_alarms=0.1, device="cpu")
+        learnt = {**fitted.learnt, "mean.other": torch.zeros(3), "deviation.other": torch.zeros(3)}
+        replace(fitted, learnt=learnt).save(tmp_path / "guard")
+        with pytest.raises(UnbackdoorError, match=r"^BadActs cannot work with the arrays of its file \(AttributeError"):
+            load_guard(tmp_path / "guard", digits.encode).decide(backdoored[0], digits.select(range(1300, 1320)))
 
     @pytest.mark.parametrize(
         ("arrays", "reason"), [({}, "KeyError: 'pictures'"), ({"pictures": torch.zeros(5)}, "[A-Z][a-z]+Error: .*")]

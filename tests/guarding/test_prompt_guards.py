@@ -127,6 +127,9 @@ def test_a_prompt_is_passed_changed_or_rejected(editing: FittedGuard, fooled: nn
     assert editing.wrap(fooled)([]) == []
     with pytest.raises(UnbackdoorError, match="takes a list of prompts or of lists of messages, got int"):
         editing.wrap(fooled)(3)
+    begun = [{"role": "user", "content": "what"}, {"role": "assistant", "content": "the"}]
+    with pytest.raises(UnbackdoorError, match=r"^the batch has an answer that is begun already in row 1; the guard"):
+        editing.wrap(fooled)(["what", begun])
 
 
 def test_another_model_tokenizer_or_template_is_refused(rejecting, fooled: nn.Module) -> None:

@@ -156,7 +156,8 @@ def load_guard(
     record, arrays = read_guard(Path(source))
     fields = record.guard.parameters
     guard = _guard_class(record, Path(source))(**(fields if isinstance(fields, dict) else {}))
-    _check_threshold(record, guard, Path(source))
+    _check_recorded(record, guard, Path(source))
+    check_seed(record.seed)
     identity = Identity(**record.identity.model_dump())
     if encode.modality != record.modality:
         raise UnbackdoorError(
@@ -178,8 +179,22 @@ def load_guard(
     return FittedGuard(guard, StoredArrays(arrays), record.threshold, identity, encode, seen, rates, content)
 
 
-def _check_threshold(record: GuardRecord, guard: Guard, folder: Path) -> None:
-    """Refuse a threshold that no input, or every input, is beyond: the file may come from anybody."""
+def _check_recorded(record: GuardRecord, guard: Guard, folder: Path) -> None:
+    """Refuse what no fitted guard of this name has: the file may come from anybody.
+
+    That is another kind of data, a reference that it does not use, or a threshold that no or every input is beyond.
+    """
+    entry = entry_of(guard, REGISTRY)
+    if entry is not None and record.modality not in entry.modality:
+        raise UnbackdoorError(
+            f"{folder / 'guard.json'} has the guard {entry.name} for {record.modality}, which it does not serve. Fit "
+            "the guard again."
+        )
+    if entry is not None and (Need.REFERENCE in entry.needs) != (record.identity.reference is not None):
+        how = "without" if record.identity.reference is None else "with"
+        raise UnbackdoorError(
+            f"{folder / 'guard.json'} has the guard {entry.name} {how} a reference. Fit the guard again."
+        )
     none = guard.suspicious == "all"
     if none != (record.threshold is None) or not math.isfinite(record.threshold or 0.0):
         allowed = "no threshold, since it changes every input" if none else "a finite threshold"

@@ -58,7 +58,7 @@ class Work:
         filled = inputs.to(self.run.arithmetic.device)
         try:
             return judge(self.guard, self.model, filled, self.learnt, self.threshold, self.run, answering=answering)
-        except (LookupError, RuntimeError, TypeError, ValueError) as problem:
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as problem:
             if "memory" in str(problem):
                 raise
             if filled.modality == "images":  # of another size than the model takes, say: that is a better reason

@@ -237,7 +237,14 @@ def _conversations(inputs: Any, name: str) -> Conversations:
             f"{_kind(inputs)}."
         )
     messages = [[{"role": "user", "content": each}] if isinstance(each, str) else each for each in several]
-    return Conversations(conversations_of({"messages": messages}, name, blank=True))
+    conversations = conversations_of({"messages": messages}, name, blank=True)
+    begun = next((row for row, each in enumerate(conversations) if each.answer), None)
+    if begun is not None:
+        raise UnbackdoorError(
+            f"{name} has an answer that is begun already in row {begun}; the guard judges prompts, whose last message "
+            "is of the user. Leave the assistant's out."
+        )
+    return Conversations(conversations)
 
 
 def _texts(inputs: Any, name: str) -> Texts:
