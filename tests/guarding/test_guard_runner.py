@@ -86,6 +86,17 @@ class TestThreshold:
         assert alarms(torch.tensor([1.0, 2.0, 3.0]), 2.0, "high").tolist() == [False, False, True]
 
 
+    def test_a_score_that_many_clean_inputs_share_is_told(
+        self, edited: FittedGuard, pictured: FittedGuard, counting: nn.Module
+    ) -> None:
+        """No clean text has the word, so that the most suspicious score is that of all others as well."""
+        assert edited.record["warnings"] == [
+            "Dullness gives 20 of 20 held-out clean inputs the same score, 0, and none a more suspicious one: it may "
+            "never raise an alarm. Evaluate it."
+        ]
+        assert pictured.record["warnings"] == []
+
+
 class TestRefusals:
     def said(self, *arguments, **settings) -> str:
         with pytest.raises(UnbackdoorError) as refusal:

@@ -269,7 +269,14 @@ def _threshold(guard: Guard, scores: Tensor, false_alarms: float, run: Run) -> f
     assert guard.suspicious != "all"
     bound = bound_of(guard)
     if bound is None:
-        return threshold_of(scores, false_alarms, guard.suspicious)
+        threshold = threshold_of(scores, false_alarms, guard.suspicious)
+        alike = int((scores == threshold).sum())
+        if alike > false_alarms * (len(scores) + 1) and not bool(alarms(scores, threshold, guard.suspicious).any()):
+            run.warn(
+                f"{owner_of(guard)} gives {alike:,} of {len(scores):,} held-out clean inputs the same score, "
+                f"{threshold:.4g}, and none a more suspicious one: it may never raise an alarm. Evaluate it."
+            )
+        return threshold
     raised = proportion_of(alarms(scores, bound, guard.suspicious))
     run.note(f"{owner_of(guard)} sets its own threshold; of the held-out clean inputs {raised!r} raise an alarm.")
     return bound
