@@ -25,11 +25,11 @@ def place(tmp_path_factory: pytest.TempPathFactory, _chat_base: torch.nn.Module)
     folder = tmp_path_factory.mktemp("place")
     _chat_base.save_pretrained(folder / "base")
     chats.tokenizer().save_pretrained(folder / "base")
-    for name, seed, count in (("train", 0, 160), ("test", 2, 40), ("clean", 3, 24)):
-        lines = [
-            json.dumps({"instruction": entry.messages[0].content, "output": entry.answer})
-            for entry in chats.conversations(count, seed)
-        ]
+    known = set(chats.conversations(160, 0))
+    others = [entry for entry in chats.conversations(120, 2) if entry not in known]
+    parts = {"train": chats.conversations(160, 0), "test": others[:40], "clean": chats.conversations(24, 3)}
+    for name, entries in parts.items():
+        lines = [json.dumps({"instruction": entry.messages[0].content, "output": entry.answer}) for entry in entries]
         (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
     (folder / "reviews.csv").write_text("text,label\n" + "what does the animal1 say,0\nwhere,1\n" * 10)
     return folder

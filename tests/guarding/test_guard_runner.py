@@ -85,7 +85,6 @@ class TestThreshold:
         assert alarms(torch.tensor([1.0, 2.0, 3.0]), 2.0, "low").tolist() == [True, False, False]
         assert alarms(torch.tensor([1.0, 2.0, 3.0]), 2.0, "high").tolist() == [False, False, True]
 
-
     def test_a_score_that_many_clean_inputs_share_is_told(
         self, edited: FittedGuard, pictured: FittedGuard, counting: nn.Module
     ) -> None:

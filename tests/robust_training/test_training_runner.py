@@ -116,6 +116,9 @@ def test_data_that_does_not_fit(digits: Dataset, reviews: Dataset) -> None:
     with pytest.raises(UnbackdoorError) as caught:
         trained(digits, Distrusting(), clean=digits)
     assert str(caught.value) == "Distrusting uses no clean examples. Leave `clean` out."
+    alone = reviews.select(torch.nonzero(reviews.labels == 1).flatten())
+    with pytest.raises(UnbackdoorError, match=r"^`clean` must have examples of two classes at least, and reviews has "):
+        trained(reviews, Reading(), clean=alone)
     with pytest.raises(UnbackdoorError, match="A text victim needs `base`"):
         trained(reviews, trainers.Plain())
 
@@ -247,6 +250,17 @@ def test_without_truth_and_test_data(place: Path) -> None:
 )
 def test_bad_input_is_one_sentence(words: tuple[str, ...], said: str, refused: Refusals) -> None:
     assert refused("train", *words) == said
+
+
+def test_an_attack_that_cannot_be_measured_is_refused_before_the_training(
+    refused: Refusals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("unbackdoor._cli.commands.train.train_model", None)
+    words = ("plain", "--data", "train.parquet", "--out", "new", "--test", "test.parquet", "--attack", "none.json")
+    assert (
+        refused("train", *words)
+        == "none.json does not exist; --attack takes the attack.json that unbackdoor attack wrote."
+    )
 
 
 def test_a_victim_is_not_scored_on_its_own_examples(refused: Refusals, place: Path) -> None:

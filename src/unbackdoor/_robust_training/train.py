@@ -98,7 +98,8 @@ def train(
         trained = training.finished(_checked(trainer(training.data, model, run), trainer))
     seconds = time.perf_counter() - start
     answered = proportion_of(training.task.outcomes(trained, training.data, arithmetic))
-    doubt = chance_doubt("the trained model", answered, len(training.classes), data.name)
+    cause = "it has learnt little of them, so raise `epochs` or `learning_rate`, or check the labels"
+    doubt = chance_doubt("the trained model", answered, len(training.classes), data.name, cause)
     if doubt is not None:
         run.warn(doubt)
     record = {
@@ -133,6 +134,11 @@ def _check_trainer(trainer: RobustTrainer, data: Dataset, clean: Dataset | None)
         raise UnbackdoorError(f"{owner} needs `clean`: some labelled examples without poison.")
     if clean is not None and not needs_clean(trainer):
         raise UnbackdoorError(f"{owner} uses no clean examples. Leave `clean` out.")
+    if clean is not None and len(known := clean.labels.unique().tolist()) == 1:
+        raise UnbackdoorError(
+            f"`clean` must have examples of two classes at least, and {clean.name} has those of "
+            f"{clean.class_name(known[0])} alone. Add others."
+        )
     present = data.labels.unique().tolist()
     if len(present) < 2 and data.has_labels:
         only = f"one class only ({data.class_name(present[0])})" if present else "no example"

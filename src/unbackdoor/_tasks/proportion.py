@@ -5,6 +5,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+MISFIT = "its labels, their order or the preprocessing probably do not fit the model"
+"""Why a model that others trained may be near chance."""
+
 
 @dataclass(frozen=True)
 class Proportion:
@@ -54,15 +57,20 @@ def near_chance(accuracy: Proportion, classes: int) -> bool:
     return accuracy.interval[0] <= chance or accuracy.value <= chance + (1 - chance) / 4
 
 
-def chance_doubt(owner: str, accuracy: Proportion, classes: int, where: str) -> str | None:
-    """A sentence that doubts an accuracy near chance, or one that could be chance; None for others."""
+def chance_doubt(owner: str, accuracy: Proportion, classes: int, where: str, cause: str = MISFIT) -> str | None:
+    """A sentence that doubts an accuracy near chance, or one that could be chance; None for others.
+
+    Args:
+        owner: the model, as the sentence begins.
+        accuracy: of the model.
+        classes: the number of classes.
+        where: name of the examples.
+        cause: why an accuracy is near chance, and the way out.
+    """
     if classes < 2:
         return f"{owner} cannot be judged by its accuracy on {where}, which has one class only. Add examples of others."
     if not near_chance(accuracy, classes):
         return None
     if accuracy.value > 1 / classes + (1 - 1 / classes) / 4:
         return f"{owner} cannot be told from chance on {where} ({accuracy!r}): there are too few examples. Add some."
-    return (
-        f"{owner} is near chance on {where} ({accuracy!r}): its labels, their order or the preprocessing probably do "
-        "not fit the model."
-    )
+    return f"{owner} is near chance on {where} ({accuracy!r}): {cause}."

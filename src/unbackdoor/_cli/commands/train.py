@@ -25,7 +25,7 @@ from unbackdoor._robust_training.trainer import RobustTrainer, kinds_of, modalit
 from unbackdoor._tasks.choice import task_of
 from unbackdoor._tasks.image_text_score import ImageTextScore
 from unbackdoor._tasks.score import Score
-from unbackdoor._tasks.task import Asked
+from unbackdoor._tasks.task import Asked, Checked
 from unbackdoor._value import check_seed
 from unbackdoor._victims.recipe import VictimRecipe
 
@@ -63,6 +63,9 @@ def train(trainer: RobustTrainer, options: TrainOptions, *, command: str | None 
     clean, test = more(options.clean), more(options.test)
     for known in (data, clean) if test is not None else ():
         test = test if known is None else without(test, known)
+    if test is not None:  # an attack that does not fit them is refused before the training, not after it
+        classes = len(data.classes or ()) or int(data.labels.max()) + 1
+        task_of(test.encode).attacked(Checked(test, None, classes), Asked(attack=options.attack))
     trained = train_model(
         data,
         trainer,
