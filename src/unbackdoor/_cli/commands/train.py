@@ -61,9 +61,10 @@ def train(trainer: RobustTrainer, options: TrainOptions, *, command: str | None 
         return Dataset.load(path, like, columns=columns, classes=data.classes, augment="none")
 
     clean, test = more(options.clean), more(options.test)
-    for known in (data, clean) if test is not None else ():
-        test = test if known is None else without(test, known)
-    if test is not None:  # an attack that does not fit them is refused before the training, not after it
+    if test is not None:
+        for known in (data, clean):
+            test = test if known is None else without(test, known)
+        # An attack that does not fit them is refused before the training, not after it.
         classes = len(data.classes or ()) or int(data.labels.max()) + 1
         task_of(test.encode).attacked(Checked(test, None, classes), Asked(attack=options.attack))
     trained = train_model(
