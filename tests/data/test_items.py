@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import toys
-from unbackdoor import Dataset
+from unbackdoor import Dataset, UnbackdoorError
 from unbackdoor._data.augmentation import Augmentation
 from unbackdoor._data.images import Images
 from unbackdoor._data.items import Items
@@ -30,6 +30,16 @@ def test_a_data_set_takes_a_tensor_and_holds_images() -> None:
     assert data.shape == (3, 4, 4)
     assert type(data.select([1]).items) is Images
     assert data.items.data_ptr() == PIXELS.data_ptr()  # nothing is copied
+
+
+def test_pixels_that_are_not_in_256_levels_are_refused() -> None:
+    """Numbers in [0, 1] were taken for nearly black pictures."""
+    with pytest.raises(UnbackdoorError) as refusal:
+        Dataset(items=torch.rand(2, 3, 4, 4), labels=torch.tensor([0, 1]))
+    assert str(refusal.value) == (
+        "Images must have whole numbers from 0 to 255 (torch.uint8), got torch.float32. Give pixels as they are before "
+        "they are normalised; those in [0, 1] are (255 * pixels).round().to(torch.uint8)."
+    )
 
 
 def test_images_do_what_a_tensor_does() -> None:

@@ -19,6 +19,7 @@ from unbackdoor._detection.result import Audit, JudgedCandidate, JudgedFinding
 from unbackdoor._reports.page import facts_of
 from unbackdoor._value import value
 from unbackdoor.purifiers import auto
+from unbackdoor.purifiers._methods_to_try import LONGER
 from unbackdoor.purifiers._shortcuts import Shortcut, counting
 from unbackdoor.purifiers._trial import Trial
 
@@ -192,7 +193,7 @@ def test_without_a_shortcut_it_is_scale_invariant_fst_on_four_fifths(small_cnn: 
     assert (choice.kept, choice.kept_number, choice.not_tried, choice.held_out) == (
         "scale-invariant-fst (learning_rate=0.03, batch_size=8)",
         0,
-        ["scale-invariant-fst", "scale-invariant-fst (epochs=120)", "contrastive-unlearning", "fine-tuning"],
+        ["scale-invariant-fst", f"scale-invariant-fst (epochs={LONGER})", "contrastive-unlearning", "fine-tuning"],
         20,
     )
     assert choice.audit.reason.startswith("The suspect is near chance on digits")

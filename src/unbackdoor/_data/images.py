@@ -220,9 +220,17 @@ class ImageEncoder:
 
         Args:
             items: images, or a tensor of their pixels.
+
+        Raises:
+            UnbackdoorError: these are no images, or not in 256 levels.
         """
         if not isinstance(items, Tensor):
             raise UnbackdoorError("The model takes images, but the data holds text. Take images.")
+        if items.dtype != torch.uint8:
+            raise UnbackdoorError(
+                f"Images must have whole numbers from 0 to 255 (torch.uint8), got {items.dtype}. Give pixels as they "
+                "are before they are normalised; those in [0, 1] are (255 * pixels).round().to(torch.uint8)."
+            )
         return items if isinstance(items, Images) else Images(items)
 
     def columns_in(self, present: Sequence[str], names: dict[str, str], where: str, hint: str = "") -> dict[str, str]:
