@@ -32,13 +32,13 @@ def test_a_data_set_takes_a_tensor_and_holds_images() -> None:
     assert data.items.data_ptr() == PIXELS.data_ptr()  # nothing is copied
 
 
-def test_pixels_that_are_not_in_256_levels_are_refused() -> None:
-    """Numbers in [0, 1] were taken for nearly black pictures."""
+def test_pixels_from_0_to_1_are_refused() -> None:
+    """They were taken for nearly black pictures."""
     with pytest.raises(UnbackdoorError) as refusal:
-        Dataset(items=torch.rand(2, 3, 4, 4), labels=torch.tensor([0, 1]))
+        Dataset(items=torch.full((2, 3, 4, 4), 0.5), labels=torch.tensor([0, 1]))
     assert str(refusal.value) == (
-        "Images must have whole numbers from 0 to 255 (torch.uint8), got torch.float32. Give pixels as they are before "
-        "they are normalised; those in [0, 1] are (255 * pixels).round().to(torch.uint8)."
+        "Pixels must be numbers from 0 to 255, got torch.float32 of at most 0.5, which is nearly black. Give "
+        "(255 * pixels).round().to(torch.uint8)."
     )
 
 

@@ -222,14 +222,14 @@ class ImageEncoder:
             items: images, or a tensor of their pixels.
 
         Raises:
-            UnbackdoorError: these are no images, or not in 256 levels.
+            UnbackdoorError: these are no images, or pixels in [0, 1].
         """
         if not isinstance(items, Tensor):
             raise UnbackdoorError("The model takes images, but the data holds text. Take images.")
-        if items.dtype != torch.uint8:
+        if items.is_floating_point() and items.numel() and items.max() <= 1:
             raise UnbackdoorError(
-                f"Images must have whole numbers from 0 to 255 (torch.uint8), got {items.dtype}. Give pixels as they "
-                "are before they are normalised; those in [0, 1] are (255 * pixels).round().to(torch.uint8)."
+                f"Pixels must be numbers from 0 to 255, got {items.dtype} of at most {float(items.max()):g}, which is "
+                "nearly black. Give (255 * pixels).round().to(torch.uint8)."
             )
         return items if isinstance(items, Images) else Images(items)
 
