@@ -489,6 +489,8 @@ def test_the_grids_of_this_project_are_right(
         "published": (1 + 2 * 3) + (1 + 6 * 3),
         # 9 models of others, by 21 methods
         "suspects": 9 * (1 + 21),
+        # Six of them by plain tuning and 15 methods that the first has not measured there
+        "suspects-rest": 6 * (1 + 16),
         # The same by plain tuning and scale-invariant FST, and by plain tuning and auto
         "suspects-shift": 9 * (1 + 2),
         # 5 suspects, without unlabelled pictures and with those of 3 shares
