@@ -361,5 +361,5 @@ class TestBadInput:
         assert record == json.loads((place / "again/audit.json").read_text())
         page = (place / "again/audit.html").read_text(encoding="utf-8")
         assert "There are no p-values: nothing was searched." in page
-        assert "clean models" not in page
+        assert "clean models of this kind" not in page
         assert sorted(os.listdir(place / "again")) == ["audit.html", "audit.json"]

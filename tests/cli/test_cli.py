@@ -242,7 +242,7 @@ def test_the_model_itself_as_output(place: Path, refused: Refusals) -> None:
         (("purify", "fst", *MODEL, "--clean", "", "--out", "o"), "The data must be a file or a folder with labelled"),
         (
             ("purify", "fst", "m", "--clean", "c", "--out", "o" * 300),
-            "o" * 300 + " cannot be used (File name too long).",
+            "o" * 300 + " cannot be written (File name too long).",
         ),
         (
             ("purify", "fst", "m", "--clean", "c", "--out", "o", "--seed", 2**63),

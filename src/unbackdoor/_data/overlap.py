@@ -23,6 +23,17 @@ def without(test: Dataset, clean: Dataset) -> Dataset:
     return fresh
 
 
+def unseen(test: Dataset, training: Dataset) -> Dataset:
+    """Returns the test examples that a model is not trained on; if there are none, all of them, with a warning."""
+    if len(others_than(test, training)) > 0:
+        return without(test, training)
+    logger.warning(
+        "%s holds only examples of %s, on which the model is trained: its scores say nothing about others.",
+        *(test.name, training.name),
+    )
+    return test
+
+
 def others_than(examples: Dataset, known: Dataset) -> Dataset:
     """Returns the examples that are not among known ones, in their order."""
     sought = examples

@@ -17,7 +17,7 @@ from unbackdoor._cli.options import AttackOptions
 from unbackdoor._data.conversation_rows import holds_prompts
 from unbackdoor._data.dataset import Dataset, Encoder
 from unbackdoor._data.images import ImageEncoder
-from unbackdoor._data.overlap import without
+from unbackdoor._data.overlap import unseen
 from unbackdoor._errors import SENTENCE, UnbackdoorError, printable
 from unbackdoor._models import calling, loading, saving
 from unbackdoor._models.directory import ModelDirectory
@@ -75,7 +75,7 @@ def attack(instance: Any, options: AttackOptions) -> None:
         recipe,
         options.seed,
         behaviour=behaviour,
-        test=None if test is None else without(test, data),
+        test=None if test is None else unseen(test, data),
         triggered_test=more(options.triggered_test),
         surrogate=surrogate and surrogate.model,
         surrogate_encode=surrogate and surrogate.encode,

@@ -12,7 +12,7 @@ from unbackdoor._cli.options import TrainOptions
 from unbackdoor._cli.parameters import with_options
 from unbackdoor._data.dataset import Dataset
 from unbackdoor._data.images import ImageEncoder
-from unbackdoor._data.overlap import without
+from unbackdoor._data.overlap import unseen
 from unbackdoor._data.truth import poisoned_rows
 from unbackdoor._errors import SENTENCE, UnbackdoorError, printable
 from unbackdoor._models import loading, saving
@@ -63,7 +63,7 @@ def train(trainer: RobustTrainer, options: TrainOptions, *, command: str | None 
     clean, test = more(options.clean), more(options.test)
     if test is not None:
         for known in (data, clean):
-            test = test if known is None else without(test, known)
+            test = test if known is None else unseen(test, known)
         # An attack that does not fit them is refused before the training, not after it.
         classes = len(data.classes or ()) or int(data.labels.max()) + 1
         task_of(test.encode).attacked(Checked(test, None, classes), Asked(attack=options.attack))
