@@ -14,6 +14,7 @@ from fixtures import SmallCNN
 from unbackdoor import Dataset, purifiers, purify
 from unbackdoor._models.calling import probe
 from unbackdoor._models.head import head_of
+from unbackdoor._models.hooks import without_dropout
 from unbackdoor.purifiers import _shift, scale_invariant_fst
 from unbackdoor.purifiers._head_units import ROW, in_own_units, turn_
 
@@ -117,6 +118,25 @@ def test_dropout_is_off_while_it_shifts_and_back_afterwards(suspect: Normalised,
     assert purified.factor.p == 0.5
     for name, tensor in expected.state_dict().items():
         assert torch.equal(tensor, purified.state_dict()[name]), name
+
+
+class StochasticDepth(nn.Dropout):
+    """The name of torchvision's, which has `p` and nothing of dropout in its name."""
+
+
+class DropPath(nn.Module):
+    """As in timm: its rate is `drop_prob`."""
+
+    def __init__(self, drop_prob: float) -> None:
+        super().__init__()
+        self.drop_prob = drop_prob
+
+
+def test_the_rates_of_other_libraries_are_off_and_come_back() -> None:
+    depth, path, alpha = StochasticDepth(0.5), DropPath(0.2), nn.AlphaDropout(0.1)
+    with without_dropout(nn.Sequential(depth, path, alpha)):
+        assert [depth.p, path.drop_prob, alpha.p] == [0, 0, 0]
+    assert [depth.p, path.drop_prob, alpha.p] == [0.5, 0.2, 0.1]
 
 
 def test_texts_are_shifted_without_dropout_too(reviews: Dataset) -> None:

@@ -1,11 +1,14 @@
 """Hooks that observe layers, and blocks that restore weights and statistics at their end."""
 
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
+
+_DROPPING = re.compile("Drop|StochasticDepth")
 
 
 @contextmanager
@@ -24,14 +27,15 @@ def weights_kept(weights: Iterable[Tensor]) -> Iterator[None]:
 def without_dropout(model: nn.Module) -> Iterator[None]:
     """While the block runs, nothing is dropped at random in train mode either.
 
-    That is each module of dropout's kind (`p`), and each rate with `drop` in its name, such as timm's `drop_prob` and
-    the `attention_dropout` of transformers. A rate that a forward pass has as a constant stays.
+    That is each module of dropout's kind (`p`, also of torchvision's `StochasticDepth`), and each rate with `drop` in
+    its name, such as timm's `drop_prob` and the `attention_dropout` of transformers. A rate that a forward pass has as
+    a constant stays.
     """
     rates = [
         (module, name, rate)
         for module in model.modules()
         for name, rate in vars(module).items()
-        if isinstance(rate, float) and ("drop" in name or (name == "p" and "Drop" in type(module).__name__))
+        if isinstance(rate, float) and ("drop" in name or (name == "p" and _DROPPING.search(type(module).__name__)))
     ]
     for module, name, _ in rates:
         setattr(module, name, 0.0)

@@ -12,7 +12,8 @@ from unbackdoor._inversion.driving_words import anomaly_index, anomaly_p
 from unbackdoor._models.calling import embeddings
 from unbackdoor._purification.run import Run
 from unbackdoor._value import value
-from unbackdoor.detectors._words import inserted, shared_search, single_words
+from unbackdoor.detectors._shared_search import shared_search
+from unbackdoor.detectors._words import inserted, single_words
 
 
 @value
