@@ -170,6 +170,14 @@ def test_examples_that_tuning_saw_are_not_scored(refused: Refusals) -> None:
     assert message == ("clean.parquet holds only examples of clean.parquet; scores need others. Give another --data.")
 
 
+def test_examples_without_labels_do_not_replace_those_with(refused: Refusals) -> None:
+    message = refused("purify", "scale-invariant-fst", *MODEL, "--unlabelled", "clean.parquet", "--out", "out")
+    assert message == (
+        "ScaleInvariantFST needs --clean: labelled examples of the suspect's task without a trigger. Those of "
+        "--unlabelled come on top of these."
+    )
+
+
 def test_an_output_directory_that_exists(place: Path, refused: Refusals) -> None:
     (place / "taken").mkdir()
     (place / "taken" / "thesis.txt").write_text("mine")

@@ -165,6 +165,33 @@ def test_quotation_marks_within_a_cell_are_letters(tmp_path: Path) -> None:
     assert read(tmp_path / "d.csv", content) == (['5" wide', 'the "film"', 'say "cf" again'], [0, 1, 1])
 
 
+def test_single_quotation_marks_are_letters(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    content = "text,label\n'a film, it was good',1\n"
+    assert refusal(tmp_path / "x.csv", content) == (
+        'x.csv has 3 cells in line 2, but its first line names 2 columns. Put double quotation marks (") around cells '
+        "that hold a comma; single ones are part of a cell, or save the data as JSON lines."
+    )
+    assert refusal(tmp_path / "x.csv", "'text','label'\n'a film','1'\n") == (
+        "x.csv has the names of its columns in single quotation marks ('text', 'label'), which are part of a cell. "
+        'Write double ones (").'
+    )
+    caplog.set_level("INFO", "unbackdoor")
+    assert read(tmp_path / "x.csv", "text,label\n'a film',1\n'the plot',0\n") == (["'a film'", "'the plot'"], [1, 0])
+    assert caplog.messages == [f"{tmp_path}/x.csv: single quotation marks around the cells of text are part of them."]
+    caplog.clear()
+    read(tmp_path / "x.csv", "text,label\n'a film',1\n'tis a plot,0\n")
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize("again", ["text,label", "text, label", '"text","label"'])
+def test_the_names_of_the_columns_as_a_row(again: str, tmp_path: Path) -> None:
+    content = f"text,label\na film,pos\nthe plot,neg\n{again}\na cast,pos\n"
+    for options in ({}, {"labelled": False}, {"classes": ["neg", "pos"]}):
+        assert refusal(tmp_path / "x.csv", content, **options) == (
+            "x.csv names its columns in line 4 once more, as files that were put together do. Remove that line."
+        )
+
+
 @pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
 def test_the_line_that_excel_reads_first_names_no_column(delimiter: str, tmp_path: Path) -> None:
     content = f"sep={delimiter}\r\n" + "\r\n".join(

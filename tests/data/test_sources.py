@@ -291,7 +291,7 @@ def test_a_name_that_does_not_fit_the_content(
         (["data/train.jsonl.zst", "README.md"], "Unpack what is compressed."),
         (["neg/0_1.txt", "pos/0_9.txt"], "If each file is one text, write them into a CSV file with the columns"),
         (["batches.meta", "data_batch_1"], "Save the data as one of these."),
-        (["cat/0.heic", "dog/0.heic"], "Save the data as one of these."),
+        (["cat/0.heic", "dog/0.heic"], "Save the pictures as JPEG or PNG."),
         (["train-images-idx3-ubyte"], "Save the data as one of these."),
     ],
 )
@@ -494,7 +494,7 @@ def test_pictures_without_folders_and_files_that_are_left_alone(
     )
     for name in ("cat", "dog"):
         picture(tmp_path / name / "0.png")
-    (tmp_path / "cat" / "1.heic").write_bytes(b"....ftypheic")
+    (tmp_path / "cat" / "1.docx").write_bytes(b"PK")
     assert len(Dataset.load(tmp_path)) == 2
     assert caplog.messages == [f"{tmp_path}: 2 files that are not pictures of a class are ignored, such as 0.png."]
 
@@ -676,3 +676,38 @@ def test_what_is_no_picture_of_this_machine(cell: str | dict | list | None, mess
     (tmp_path / "d.jsonl").write_text("\n".join(map(json.dumps, rows)))
     said = message.replace("D ", f"{tmp_path}/d.jsonl ", 1).replace("(F/", f"({tmp_path}/")
     assert refusal(tmp_path / "d.jsonl").startswith(said)
+
+
+def phone_pictures(folder: Path, count: int) -> None:
+    """Files that a phone wrote as HEIC, which Pillow alone does not read."""
+    for number in range(count):
+        (folder / f"IMG_{number}.HEIC").write_bytes(b"\0\0\0\x18ftypheic" + bytes(40))
+
+
+def test_pictures_of_phones_are_not_left_out_in_silence(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("cat", "dog"):
+        for number in range(3):
+            picture(tmp_path / "pets" / name / f"{number}.png")
+    phone_pictures(tmp_path / "pets" / "dog", 2)
+    for labelled in (True, False):
+        caplog.clear()
+        assert len(Dataset.load(tmp_path / "pets", labelled=labelled)) == 6
+        assert caplog.messages == [
+            f"{tmp_path}/pets: 2 of 8 pictures are left out, as their format is not read (.heic, such as "
+            "dog/IMG_0.HEIC). Save them as JPEG or PNG."
+        ]
+        assert caplog.records[0].levelname == "WARNING"
+    phone_pictures(tmp_path / "pets" / "cat", 5)
+    for labelled in (True, False):
+        assert refusal(tmp_path / "pets", labelled=labelled).replace(f"{tmp_path}/", "") == (
+            "pets has 7 of 13 pictures in a format that is not read (.heic, such as cat/IMG_0.HEIC). Save them as JPEG "
+            "or PNG."
+        )
+
+
+def test_a_folder_or_a_table_of_phone_pictures_alone_says_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "pets" / "cat").mkdir(parents=True)
+    phone_pictures(tmp_path / "pets" / "cat", 1)
+    assert refusal(tmp_path / "pets").endswith("Save the pictures as JPEG or PNG.")
+    (tmp_path / "pets" / "pets.csv").write_text("image,label\ncat/IMG_0.HEIC,0\n")
+    assert refusal(tmp_path / "pets" / "pets.csv").endswith("Save .HEIC pictures as JPEG or PNG.")

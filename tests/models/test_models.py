@@ -1,5 +1,6 @@
 """Any image model in, the same kind out: Hugging Face directories, a user's own module with a factory, and its head."""
 
+import errno
 import json
 import logging
 import os
@@ -162,6 +163,42 @@ def test_saving_keeps_the_processor_and_leaves_records_behind(directory: Callabl
     assert kept == {"config.json", "model.safetensors", "preprocessor_config.json", "labels.txt"}
     same = [(folder / "preprocessor_config.json").read_bytes() for folder in (source, tmp_path / "out")]
     assert same[0] == same[1]
+
+
+@pytest.mark.parametrize("kind", ["module", "transformers"])
+def test_saving_makes_the_folder_or_says_why_not(
+    kind: str, small_cnn: SmallCNN, small_vit: nn.Module, tmp_path: Path
+) -> None:
+    model = small_cnn if kind == "module" else small_vit
+    save(model, f"{tmp_path}/missing/folder/x")
+    stored = load_file(tmp_path / "missing" / "folder" / "x" / "model.safetensors")
+    assert all(torch.equal(stored[name], tensor) for name, tensor in model.state_dict().items() if name in stored)
+    assert len(stored) > 5
+    (tmp_path / "file").write_text("mine")
+    whole = tmp_path / "missing" / "folder" / "x"
+    refused = {
+        tmp_path / "file": f"save takes folder as a directory, got the file {tmp_path}/file. Give a new directory.",
+        tmp_path / "file" / "x": f"{tmp_path}/file/x cannot be made (Not a directory). Give another `folder`.",
+        None: "save takes folder as a path, got None. Give a new directory.",
+        whole: f"{whole} is the source itself, which is not replaced. Give another `folder`.",
+    }
+    for folder, message in refused.items():
+        with pytest.raises(UnbackdoorError) as caught:
+            save(model, folder, source=whole)  # type: ignore[arg-type]
+        assert str(caught.value) == message
+    assert (tmp_path / "file").read_text() == "mine"
+    with pytest.raises(UnbackdoorError, match="save takes model as a module, got str"):
+        save("a model", tmp_path / "new")  # type: ignore[arg-type]
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_disk_that_is_full_is_named(small_cnn: SmallCNN, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    with pytest.raises(UnbackdoorError, match="could not be written .*No space left on device.*Free some space"):
+        save(small_cnn, tmp_path / "out")
 
 
 def test_a_trusted_directorys_code_travels_with_the_model(directory: Callable[[Any], Path], tmp_path: Path) -> None:

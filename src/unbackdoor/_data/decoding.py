@@ -31,6 +31,12 @@ _CHANGES = {
     "print": "are in the colours of print (CMYK), converted to RGB without a profile",
 }
 
+# Endings of pictures as phones, cameras and drawing programs write them, which Pillow alone does not decode.
+_UNDECODED_ENDINGS = {
+    *(".heic", ".heif", ".hif", ".avif", ".jxl", ".svg", ".ai", ".exr"),
+    *(".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2", ".raw"),
+}
+
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 _ENCODED = re.compile(r"[A-Za-z0-9+/\s]{200,}=*\s*")  # a file name this long has a dot or ends earlier
 
@@ -85,8 +91,11 @@ def decode_cell(cell: Any, row: int, where: str, folder: Path | None, changes: C
         if isinstance(cell, Path):
             inside = folder is not None and cell.is_relative_to(folder)
             named = f", {printable(cell.relative_to(folder) if folder is not None and inside else cell)},"
+        way_out = "Repair or remove that row."
+        if isinstance(cell, Path) and undecoded(cell):
+            way_out = f"Save {cell.suffix} pictures as JPEG or PNG."
         raise UnbackdoorError(
-            f"{where} has a picture in row {row}{named} that cannot be decoded ({reason}). Repair or remove that row."
+            f"{where} has a picture in row {row}{named} that cannot be decoded ({reason}). {way_out}"
         ) from None
 
 
@@ -230,3 +239,9 @@ def _formats() -> list[str]:
 def picture_endings() -> frozenset[str]:
     """The endings of names of files with pictures, in small letters, as `.png`."""
     return frozenset(ending for ending, name in Image.registered_extensions().items() if name in _formats())
+
+
+def undecoded(path: Path) -> bool:
+    """Whether a file is a picture by its name, of a kind that is not read."""
+    ending = path.suffix.lower()
+    return ending in _UNDECODED_ENDINGS and ending not in picture_endings()

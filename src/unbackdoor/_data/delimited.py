@@ -3,14 +3,17 @@
 import codecs
 import csv
 import io
+import logging
 import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from unbackdoor._errors import UnbackdoorError
+from unbackdoor._errors import UnbackdoorError, few, printable
 from unbackdoor._inputs import MEBIBYTE, open_file
+
+logger = logging.getLogger("unbackdoor")
 
 _DELIMITERS = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": "a bar"}
 _ANNOUNCED = re.compile('"?sep=.?"?')  # the line that Excel reads before the names of the columns
@@ -88,18 +91,7 @@ def read_delimited(file: Path, label: str) -> tuple[dict[str, list[str | None]],
     if not rows:
         return {}, frozenset()
     names = [name.strip() for name in rows[0]]
-    for row, (start, _) in zip(rows, spans, strict=True):
-        if len(row) != len(names):
-            way_out = (
-                "Remove the lines before the one that names the columns."
-                if len(names) == 1
-                else f"Put quotation marks around cells that hold {_DELIMITERS[delimiter]}, or save the data as JSON "
-                "lines."
-            )
-            raise UnbackdoorError(
-                f"{file} has {len(row)} cells in line {start}, but its first line names {len(names)} "
-                f"column{'s' * (len(names) > 1)}. {way_out}"
-            )
+    _check_rows(file, names, rows[1:], spans[1:], delimiter)
     if label in names:
         _check_swallowed(file, lines, rows, spans, delimiter, names.index(label))
     counts = Counter(names)
@@ -145,6 +137,53 @@ def _rows(
                 spans.append((start, reader.line_num))
     finally:
         csv.field_size_limit(before)
+
+
+def _check_rows(
+    file: Path, names: Sequence[str], rows: Sequence[Sequence[str]], spans: Sequence[tuple[int, int]], delimiter: str
+) -> None:
+    """Refuse cells in single quotation marks, rows that are longer or shorter, and the names of the columns as a row.
+
+    Args:
+        file: the file, for messages.
+        names: names of the columns.
+        rows: the cells of each row after these.
+        spans: first and last line of each of these rows.
+        delimiter: what separates the cells.
+    """
+    if any(names) and all(_in_single_marks(name) for name in names if name):
+        raise UnbackdoorError(
+            f"{file} has the names of its columns in single quotation marks ({few(names)}), which are part of a cell. "
+            'Write double ones (").'
+        )
+    for row, (start, _) in zip(rows, spans, strict=True):
+        if len(row) != len(names):
+            marks, hint = "quotation marks", ""
+            if any(cell.lstrip().startswith("'") for cell in row):
+                marks, hint = 'double quotation marks (")', "; single ones are part of a cell"
+            way_out = (
+                "Remove the lines before the one that names the columns."
+                if len(names) == 1
+                else f"Put {marks} around cells that hold {_DELIMITERS[delimiter]}{hint}, or save the data as JSON "
+                "lines."
+            )
+            raise UnbackdoorError(
+                f"{file} has {len(row)} cells in line {start}, but its first line names {len(names)} "
+                f"column{'s' * (len(names) > 1)}. {way_out}"
+            )
+        if len(names) > 1 and [cell.strip() for cell in row] == names:
+            raise UnbackdoorError(
+                f"{file} names its columns in line {start} once more, as files that were put together do. Remove that "
+                "line."
+            )
+    for place, name in enumerate(names):
+        cells = [row[place] for row in rows if row[place]]
+        if cells and all(map(_in_single_marks, cells)):
+            logger.info("%s: single quotation marks around the cells of %s are part of them.", file, printable(name))
+
+
+def _in_single_marks(cell: str) -> bool:
+    return len(cell.strip()) > 1 and cell.strip()[0] == cell.strip()[-1] == "'"
 
 
 def _check_swallowed(

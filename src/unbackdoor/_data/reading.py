@@ -372,6 +372,7 @@ def _of_folder(folder: Path, classes: Sequence[str] | None, label: str, labelled
         return [_saved(folder)]
     content = _Content.of(folder)
     if not labelled and content.pictures and not content.tables:
+        _report_undecoded(folder, content)
         return [Table(cells={"image": [str(path) for path in content.pictures]}, folder=folder)]
     top = [path for path in content.tables if len(path.parts) == 1]
     with_classes = {path.parts[0] for path in content.pictures if len(path.parts) > 1}
@@ -430,15 +431,35 @@ def _described(folder: Path, content: _Content, label: str) -> Table | None:
 
 def _nothing_read(folder: Path, others: Sequence[Path]) -> UnbackdoorError:
     """Returns the error for a folder with neither pictures nor a table; it says what to do with its files."""
+    from unbackdoor._data.decoding import undecoded  # imports Pillow
+
     endings = {path.suffix.lower() for path in others}
     way_out = "Save the data as one of these."
-    if endings & set(_COMPRESSED):
+    if any(map(undecoded, others)):
+        way_out = "Save the pictures as JPEG or PNG."
+    elif endings & set(_COMPRESSED):
         way_out = "Unpack what is compressed."
     elif ".txt" in endings and any(len(path.parts) > 1 for path in others):
         way_out = "If each file is one text, write them into a CSV file with the columns text and label."
     return UnbackdoorError(
         f"{folder} holds only files that are not read ({few(sorted(others))}); data is .parquet, .csv, .tsv, .json, "
         f".jsonl, .arrow, or pictures with one folder per class. {way_out}"
+    )
+
+
+def _report_undecoded(folder: Path, content: _Content) -> None:
+    """Warn of pictures of a kind that is not read, and refuse a folder that holds more of these than of others."""
+    from unbackdoor._data.decoding import undecoded  # imports Pillow
+
+    left = [path for path in content.others if undecoded(path)]
+    if not left:
+        return
+    count = f"{len(left):,} of {len(left) + len(content.pictures):,} pictures"
+    kinds = f"{few(sorted({path.suffix.lower() for path in left}))}, such as {printable(left[0])}"
+    if len(left) > len(content.pictures):
+        raise UnbackdoorError(f"{folder} has {count} in a format that is not read ({kinds}). Save them as JPEG or PNG.")
+    logger.warning(
+        "%s: %s are left out, as their format is not read (%s). Save them as JPEG or PNG.", folder, count, kinds
     )
 
 
@@ -506,6 +527,9 @@ def _image_folder(folder: Path, content: _Content, classes: Sequence[str] | None
 
     Names that are whole numbers are class indices; others are numbered in alphabetical order.
     """
+    from unbackdoor._data.decoding import undecoded  # imports Pillow
+
+    _report_undecoded(folder, content)
     pictures: dict[str, list[Path]] = defaultdict(list)
     for path in content.pictures:
         if len(path.parts) > 1:
@@ -542,7 +566,7 @@ def _image_folder(folder: Path, content: _Content, classes: Sequence[str] | None
             )
     left = [path for path in content.pictures if len(path.parts) == 1]
     left += content.tables
-    left += [path for path in content.others if len(path.parts) > 1]
+    left += [path for path in content.others if len(path.parts) > 1 and not undecoded(path)]
     if left:
         logger.info(
             "%s: %s files that are not pictures of a class are ignored, such as %s.", folder, f"{len(left):,}", left[0]

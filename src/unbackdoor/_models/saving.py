@@ -1,5 +1,6 @@
 """Write a model for the tool that loaded it, and check the result."""
 
+import errno
 import json
 import logging
 import os
@@ -18,10 +19,10 @@ from unbackdoor._data.image_processors import preprocessor_of
 from unbackdoor._data.images import ImageEncoder
 from unbackdoor._data.pair_encoder import PairEncoder, PairTokens
 from unbackdoor._data.texts import TextEncoder, Tokens
-from unbackdoor._errors import IncompleteError, UnbackdoorError
+from unbackdoor._errors import IncompleteError, UnbackdoorError, printable
 from unbackdoor._inputs import read_json
 from unbackdoor._models.adapters import save_adapter
-from unbackdoor._models.calling import Inputs, class_names, evaluating, logits, probe
+from unbackdoor._models.calling import Inputs, check_modules, class_names, evaluating, logits, probe
 from unbackdoor._models.companions import copy_companions
 from unbackdoor._models.directory import ModelDirectory
 from unbackdoor._models.hugging_face import PLAIN_OUTPUT, quiet_transformers
@@ -30,22 +31,63 @@ from unbackdoor._models.loading import Loaded, load
 
 logger = logging.getLogger("unbackdoor")
 
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
 GENERATION = "generation_config.json"
 
 
 def save(
-    model: nn.Module, folder: Path, *, source: os.PathLike[str] | None = None, encode: Encoder | None = None
+    model: nn.Module,
+    folder: str | Path,
+    *,
+    source: str | os.PathLike[str] | None = None,
+    encode: Encoder | None = None,
 ) -> None:
     """Write a model so that the tool which loaded it loads it again.
 
     Args:
         model: a Hugging Face model (saved with its config), an adapter (saved without its base), or any module
             (`model.safetensors` with its own keys).
-        folder: an existing, empty directory.
+        folder: an empty directory, or one that is made.
         source: the Hugging Face directory that it came from, a path or the `directory` of what `load` returned; its
             tokenizer or processor files are copied.
         encode: encoder of its inputs; it is written as a tokenizer or processor if the source has none, or another one.
+
+    Raises:
+        UnbackdoorError: the directory cannot be made, is a file, or is the source; or the model is no module.
+        IncompleteError: the disk is full.
     """
+    check_modules("save", model=model)
+    folder = _made(folder, source)
+    try:
+        _fill(model, folder, source, encode)
+    except Exception as problem:
+        full = type(problem).__name__ == "SafetensorError" and "os error" in str(problem)
+        if full or (isinstance(problem, OSError) and problem.errno in _FULL):
+            raise IncompleteError(
+                f"{folder} could not be written ({printable(problem, 200)}). Free some space."
+            ) from None
+        raise
+
+
+def _made(folder: str | Path, source: object) -> Path:
+    """Returns the directory to fill, made if there is none."""
+    if not isinstance(folder, str | Path) or not str(folder):
+        raise UnbackdoorError(f"save takes folder as a path, got {printable(repr(folder))}. Give a new directory.")
+    folder = Path(folder)
+    if isinstance(source, str | os.PathLike) and folder.exists() and folder.resolve() == Path(source).resolve():
+        raise UnbackdoorError(f"{folder} is the source itself, which is not replaced. Give another `folder`.")
+    if folder.exists() and not folder.is_dir():
+        raise UnbackdoorError(f"save takes folder as a directory, got the file {folder}. Give a new directory.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as problem:
+        raise UnbackdoorError(f"{folder} cannot be made ({problem.strerror}). Give another `folder`.") from None
+    return folder
+
+
+def _fill(model: nn.Module, folder: Path, source: str | os.PathLike[str] | None, encode: Encoder | None) -> None:
+    """Write the files of a model into a directory; see `save`."""
     from safetensors.torch import save_file
 
     if hasattr(model, "peft_config"):

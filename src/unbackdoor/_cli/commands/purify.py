@@ -170,8 +170,9 @@ def _clean(suspect: loading.Loaded, method: Method, options: PurifyOptions) -> D
         show_first_prompt(clean)
         return clean
     if needs_clean(method):
+        besides = "" if options.unlabelled is None else " Those of --unlabelled come on top of these."
         raise UnbackdoorError(
-            f"{asking(method)} needs --clean: labelled examples of the suspect's task without a trigger."
+            f"{asking(method)} needs --clean: labelled examples of the suspect's task without a trigger.{besides}"
         )
     return None
 
