@@ -184,11 +184,11 @@ def test_saving_makes_the_folder_or_says_why_not(
     }
     for folder, message in refused.items():
         with pytest.raises(UnbackdoorError) as caught:
-            save(model, folder, source=whole)  # type: ignore[arg-type]
+            save(model, folder, source=whole)
         assert str(caught.value) == message
     assert (tmp_path / "file").read_text() == "mine"
     with pytest.raises(UnbackdoorError, match="save takes model as a module, got str"):
-        save("a model", tmp_path / "new")  # type: ignore[arg-type]
+        save("a model", tmp_path / "new")
     assert not (tmp_path / "new").exists()
 
 
@@ -197,7 +197,7 @@ def test_a_disk_that_is_full_is_named(small_cnn: SmallCNN, monkeypatch: pytest.M
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("safetensors.torch.save_file", full)
-    with pytest.raises(UnbackdoorError, match="could not be written .*No space left on device.*Free some space"):
+    with pytest.raises(UnbackdoorError, match=r"could not be written .*No space left on device.*Free some space"):
         save(small_cnn, tmp_path / "out")
 
 
