@@ -138,24 +138,49 @@ class TestOtherTools:
         log = json.loads((audited.folder / "my audit/audit.sarif").read_text())
         check_sarif(log)
         run_ = log["runs"][0]
-        ids = [rule["id"] for rule in run_["tool"]["driver"]["rules"]]
-        assert ids == ["patch", *(entry["detector"] for entry in audited.record["not_searched"])]
-        alarm = audited.record["findings"][0]["alarm"]
-        kind = "fail" if alarm else "pass" if audited.record["calibration"] else "open"
-        assert [result["kind"] for result in run_["results"]] == [kind, *["open"] * (len(ids) - 1)]
+        ids = ["patch", *(entry["detector"] for entry in audited.record["not_searched"])]
+        judged = audited.record["verdict"] != "cannot-judge"
+        assert [rule["id"] for rule in run_["tool"]["driver"]["rules"]] == [*ids, *([] if judged else ["cannot-judge"])]
+        said = run_["invocations"][0]["toolExecutionNotifications"]
+        alarms = [result["ruleId"] for result in run_["results"] if result["kind"] == "fail"]
+        assert alarms == [each["detector"] for each in audited.record["findings"] if each["alarm"]]
+        assert sorted([*alarms, *(each["associatedRule"]["id"] for each in said)]) == sorted(ids)
+        assert said[-1]["message"]["text"] == "Not searched: it was not asked for."
         assert run_["properties"]["operating_point_note"] == audited.record["operating_point_note"]
+        assert run_["artifacts"][0]["location"]["uri"] == "model.safetensors"
 
-    def test_sarif_of_an_alarm_of_a_class_with_a_hostile_name(self, audited: Audited) -> None:
+    def test_an_alarm_in_sarif_of_a_class_with_a_hostile_name(self, audited: Audited) -> None:
         finding = json.loads(json.dumps(audited.record["findings"][0]))
         finding |= {"alarm": True, "target": {"number": 3, "name": "[here](http://evil) {0} \\"}}
         finding["abnormality"] |= {"p_value": 0.02, "calibration": "49 clean models"}
-        log = json.loads(as_sarif({**audited.record, "findings": [finding]}))
+        found = {**audited.record, "verdict": "shortcut-found", "findings": [finding]}
+        log = json.loads(as_sarif(found))
         check_sarif(log)
-        result = log["runs"][0]["results"][0]
+        (result,) = log["runs"][0]["results"]
         assert (result["kind"], result["level"]) == ("fail", "warning")
         assert "to class \\[here\\](http://evil) {{0}} \\\\; its trigger moves" in result["message"]["text"]
-        natural = json.loads(as_sarif({**audited.record, "findings": [{**finding, "alarm": False}]}))
-        assert natural["runs"][0]["results"][0]["kind"] == "pass"
+        # GitHub knows an alert again by its fingerprint, and shows each result: one that is no alarm is none.
+        mark = result["partialFingerprints"]["primaryLocationLineHash"]
+        again, other = (json.loads(as_sarif(found | {"seed": 9}, path)) for path in (None, "models/other"))
+        assert [
+            each["runs"][0]["results"][0]["partialFingerprints"]["primaryLocationLineHash"] == mark
+            for each in (again, other)
+        ] == [True, False]
+        assert other["runs"][0]["automationDetails"]["id"] == "unbackdoor/models/other/"
+        quiet = {**found, "verdict": "nothing-found", "findings": [{**finding, "alarm": False, "looks_natural": True}]}
+        log = json.loads(as_sarif(quiet))
+        check_sarif(log)
+        assert log["runs"][0]["results"] == []
+        said = log["runs"][0]["invocations"][0]["toolExecutionNotifications"][0]["message"]["text"]
+        assert said.startswith("No alarm. The strongest shortcut is to class")
+        assert said.endswith("It looks like a feature of its class.")
+
+    def test_an_audit_that_cannot_judge_is_no_empty_log(self, audited: Audited) -> None:
+        lost = {**audited.record, "verdict": "cannot-judge", "reason": "Why.", "findings": [], "searched": []}
+        log = json.loads(as_sarif(lost))
+        check_sarif(log)
+        (result,) = log["runs"][0]["results"]
+        assert (result["ruleId"], result["kind"], result["message"]) == ("cannot-judge", "open", {"text": "Why."})
 
     def test_bill_of_materials(self, audited: Audited) -> None:
         from cyclonedx.schema import SchemaVersion
@@ -211,24 +236,38 @@ def _sha256(path: Path) -> str:
 
 
 def check_sarif(log: dict) -> None:
-    """The rules of SARIF 2.1.0 for what the log has; the numbers are its sections."""
-    assert (log["version"], log["$schema"].endswith("sarif-2.1.0.json")) == ("2.1.0", True)  # 3.13
+    """The rules of SARIF 2.1.0 for what the log has; the numbers are its sections. And what GitHub asks for besides.
+
+    The official schema and Microsoft's SARIF Multitool (its rules `Sarif` and `Ghas`) were asked by hand.
+    """
+    assert set(log) == {"$schema", "version", "runs"}  # 3.13
+    assert (log["version"], log["$schema"].endswith("sarif-2.1.0.json")) == ("2.1.0", True)
     (run_,) = log["runs"]
+    parts = {"tool", "automationDetails", "invocations", "artifacts", "results", "properties"}
+    assert set(run_) == parts  # 3.14
     driver = run_["tool"]["driver"]  # 3.18, 3.19
-    assert driver["name"]
-    for rule in driver["rules"]:  # 3.49
-        assert rule["id"]
-        assert rule["shortDescription"]["text"]
+    assert set(driver) == {"name", "version", "rules"}
+    ids = [rule["id"] for rule in driver["rules"]]
+    assert len(set(ids)) == len(ids)
+    for rule in driver["rules"]:  # 3.49; GitHub asks for `help`
+        assert set(rule) == {"id", "shortDescription", "fullDescription", "help", "properties"}
+        assert all(0 < len(rule[part]["text"]) < 1024 for part in ("shortDescription", "fullDescription", "help"))
     for result in run_["results"]:  # 3.27
-        assert result["kind"] in ("fail", "pass", "open", "review", "informational", "notApplicable")
-        assert result["level"] in ("none", "note", "warning", "error")
-        assert (result["kind"] == "fail") == (result["level"] != "none")
+        assert result["kind"] in ("fail", "open")
+        assert result["level"] == ("warning" if result["kind"] == "fail" else "none")
         assert result["message"]["text"]
-        assert driver["rules"][result["ruleIndex"]]["id"] == result["ruleId"]
-        location = result["locations"][0]["physicalLocation"]["artifactLocation"]
+        assert ids[result["ruleIndex"]] == result["ruleId"]
+        place = result["locations"][0]["physicalLocation"]
+        assert place["region"] == {"startLine": 1}  # GitHub
+        location = place["artifactLocation"]
         assert run_["artifacts"][location["index"]]["location"]["uri"] == location["uri"]
-    for invocation in run_["invocations"]:  # 3.20
-        assert invocation["executionSuccessful"] is True
+        assert re.fullmatch(r"[0-9a-f]{64}:1", result["partialFingerprints"]["primaryLocationLineHash"])
+    (invocation,) = run_["invocations"]  # 3.20
+    assert invocation["executionSuccessful"] is True
+    for said in invocation["toolExecutionNotifications"]:  # 3.58
+        assert said["level"] == "note"
+        assert said["message"]["text"]
+        assert ids[said["associatedRule"]["index"]] == said["associatedRule"]["id"]
 
 
 class TestRowsOfEvaluate:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -163,11 +164,17 @@ def _is_in(path: Path, folder: Path) -> bool:
     return folder.resolve() in path.resolve().parents
 
 
+def _path_here(source: str) -> str | None:
+    """Returns the path of a model that is below the working folder, with slashes; else None."""
+    path, here = Path(os.path.abspath(source)), Path.cwd()
+    return path.relative_to(here).as_posix() if here in path.parents and path.exists() else None
+
+
 def _for_other_tools(source: str, sides: dict[str, Path], content: dict[str, Any]) -> dict[str, str]:
     """Returns the texts for other tools, by the options that name their files."""
     texts = {}
     if "sarif" in sides:
-        texts["sarif"] = as_sarif(content)
+        texts["sarif"] = as_sarif(content, _path_here(source))
     if "bom" in sides:
         texts["bom"] = bom.as_bom(content, bom.weight_files(Path(source)))
     return texts
