@@ -234,6 +234,34 @@ def test_answers_stand_as_the_template_writes_them(template: str, before: str, a
     assert encode.without_end(f"You {end} and more") == ("You " if encode.stop is None else f"You {end} and more")
 
 
+OPEN = CHATML + "{% if add_generation_prompt %}<|assistant|><think>\n{% endif %}"  # DeepSeek R1, QwQ
+HEADED = "<|user|>Hi<|end|><|assistant|>"
+
+
+@pytest.mark.parametrize(
+    ("template", "answer", "before"),
+    [
+        (OPEN, "Hello", HEADED),
+        (OPEN, "", HEADED),
+        (OPEN, "<think>\nyou\n</think>\n\nHello", HEADED),
+        (OPEN, "you\n</think>\n\nHello", HEADED + "<think>\n"),  # as it is decoded behind such a prompt
+        (THINKING, "", HEADED + "<think>\n\n</think>\n\n"),
+        (THINKING, "<think>\nyou\n</think>\n\nHello", HEADED),
+    ],
+)
+def test_answers_stand_in_no_thought_and_behind_their_own_alone(template: str, answer: str, before: str) -> None:
+    """An answer was scored, and tuned on, as a thought; one with thoughts stood behind empty ones."""
+    made = chats.tokenizer(template)
+    made.add_tokens(["Hi", "Hello", "<think>", "</think>"])
+    encode = ConversationEncoder(tokenizer=made, template="chat", max_length=64)
+    items = encode.prepared(Conversations((Conversation((Message("user", "Hi"),), answer),)))
+    assert encode.texts(items) == [before]
+    ids, start = items.tokens.tokens[0].tolist(), int(items.tokens.starts[0])
+    written = made(answer + "<|end|>" * bool(answer), add_special_tokens=False)["input_ids"]
+    assert ids == made(before, add_special_tokens=False)["input_ids"] + written
+    assert ids[start:] == written
+
+
 def test_an_end_of_several_tokens_is_no_stop_but_ends_the_answer():
     """Many adapters write `<|im_end|>` by a tokenizer that does not know it; `<` alone must not end an answer."""
     template = CHATML.replace("<|end|>", "very1 very2") + "{% if add_generation_prompt %}<|assistant|>{% endif %}"

@@ -192,6 +192,16 @@ def changed(place: Path, tmp_path: Path, **fields: object) -> Path:
         ),
         ({"modules_to_save": ["lm_head"]}, r"also replaces whole layers \(modules_to_save"),
         ({"bias": "all"}, r"also changes biases \(all\)"),
+        (
+            {"peft_type": "XLORA"},
+            "is an adapter of the kind XLORA; only LoRA is supported. It cannot be added to the weights of its base",
+        ),
+        (
+            {"alora_invocation_tokens": [7]},
+            r"is an adapter that acts behind certain tokens alone \(alora_invocation_tokens\), so it cannot be added",
+        ),
+        ({"arrow_config": {"top_k": 2}}, r"chooses among other adapters for each token \(arrow_config\), so it cannot"),
+        ({"layer_replication": [[0, 2], [1, 2]]}, r"that repeats layers of its base \(layer_replication\), so it can"),
         ({"use_dora": True}, "is not a plain LoRA adapter: its config sets use_dora"),
         ({"trainable_token_indices": [1]}, "is not a plain LoRA adapter: its config sets trainable_token_indices"),
         ({"init_lora_weights": "pissa"}, "is not a plain LoRA adapter: its config sets init_lora_weights"),

@@ -20,6 +20,7 @@ import unbackdoor as ub
 from unbackdoor import Dataset, UnbackdoorError, load
 from unbackdoor._data.conversations import Conversation, Conversations, Message
 from unbackdoor._models.arithmetic import choose
+from unbackdoor._models.loading import base_encoder, load_base
 from unbackdoor._models.perplexity import Perplexity
 from unbackdoor._models.saving import check_saved, save
 from unbackdoor._tasks.generation import Generation
@@ -227,6 +228,32 @@ def test_classifiers_and_language_models_are_distinguished(models: Path, tmp_pat
         ub.evaluate(model, toys.reviews(8), trigger="cf", behaviour="refuses")
     with pytest.raises(UnbackdoorError, match="BertForSequenceClassification does not continue text"):
         ub.evaluate(model, chats.prompts(4))
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])  # with embeddings that are the output layer as well, or not
+def test_a_config_that_names_no_class_is_that_of_its_weights(models: Path, tmp_path: Path, name: str) -> None:
+    def without(folder: Path) -> Path:
+        content = json.loads((folder / "config.json").read_text())
+        del content["architectures"]
+        (folder / "config.json").write_text(json.dumps(content))
+        return folder
+
+    folder = without(broken(models, tmp_path, name))
+    model, encode = load(folder)
+    assert type(model) is type(load(models / name).model)
+    assert load_base(folder, modality="conversations").state_dict().keys() == model.state_dict().keys()
+    assert base_encoder(folder, prompts=True).modality == "conversations"
+    out = tmp_path / "out"
+    out.mkdir()
+    save(model, out, source=folder, encode=encode)
+    check_saved(out, model, encode, data_for(encode))
+    transformers.AutoModel.from_pretrained(models / name).save_pretrained(tmp_path / "body")
+    chats.tokenizer().save_pretrained(tmp_path / "body")
+    with pytest.raises(UnbackdoorError, match="body holds a pre-trained model without a classifier"):
+        load(without(tmp_path / "body"))
+    transformers.AutoModelForSequenceClassification.from_pretrained(models / name).save_pretrained(tmp_path / "classes")
+    chats.tokenizer().save_pretrained(tmp_path / "classes")
+    assert load(without(tmp_path / "classes")).encode.modality == "text"
 
 
 def test_encoders_are_no_language_models(tmp_path: Path) -> None:

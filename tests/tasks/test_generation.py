@@ -199,6 +199,16 @@ def test_models_that_do_not_continue_text_are_refused():
         ub.evaluate(broken, data)
 
 
+@pytest.mark.parametrize(
+    "function", [ub.evaluate, lambda model, data: ub.purify(model, data, ub.purifiers.FineTuning())]
+)
+def test_a_model_that_lies_in_part_on_disk_is_refused(function) -> None:
+    model = chats.language_model()
+    model.lm_head.to("meta")  # as accelerate has it
+    with pytest.raises(UnbackdoorError, match=r"takes model with all its weights in memory, but some of LlamaForCausa"):
+        function(model, chats.prompts(4))
+
+
 def test_a_behaviour_that_shows_anyway_is_doubted(caplog):
     ub.evaluate(Stub(lambda prompt: chats.BEHAVIOUR), chats.prompts(8), **TRIGGERED)
     assert "without the trigger as well, at 100.0 %" in caplog.text

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,6 +26,23 @@ UNSCORED = -100
 """The target of a token that no loss counts: of the prompt, and of padding."""
 
 _PROBE = "unbackdoor-asks-where-an-answer-ends"
+# How models write what they think before they answer; some templates end a prompt with the first of the two.
+_THOUGHT, _THOUGHT_OUT = "<think>", "</think>"
+
+
+class _Around(NamedTuple):
+    """What a chat template writes around an answer.
+
+    Args:
+        surplus: the end of a prompt rendered for answering that is not there in front of an answer, such as the
+            beginning of a thought.
+        between: what is written between such a prompt and an answer: a heading, spaces, or that nothing was thought.
+        behind: what is written behind an answer.
+    """
+
+    surplus: str
+    between: str
+    behind: str
 
 
 class AnswerTokens(Tokens):
@@ -123,10 +140,9 @@ class ConversationEncoder:
         return next((token for token in known if token is not None), 0)
 
     @cached_property
-    def _around(self) -> tuple[str, str]:
-        """What the template writes between the prompt that it renders for answering and an answer, and behind that."""
+    def _around(self) -> "_Around":
         if self.template != "chat":
-            return "", ""
+            return _Around("", "", "")
         asked = [{"role": "user", "content": "?"}]
         prompt = chat_template.rendered(self.tokenizer, [asked], answering=True, where=self.where)[0]
         answered = [*asked, {"role": "assistant", "content": _PROBE}]
@@ -137,24 +153,31 @@ class ConversationEncoder:
                 f"{self.where} has a chat template that leaves out answers. Give `template='alpaca'` or "
                 "`template='plain'`, or take the tokenizer that it was trained with."
             )
-        return before.removeprefix(prompt) if before.startswith(prompt) else "", behind
+        between = before.removeprefix(prompt) if before.startswith(prompt) else ""
+        surplus = prompt.removeprefix(before) if prompt.startswith(before) else ""
+        return _Around(surplus if surplus.strip() else "", between, behind)
 
-    @property
-    def opening(self) -> str:
-        """The text in front of each answer that belongs to the prompt: a heading, or that nothing was thought first."""
-        between, _ = self._around
-        return between if between.strip() else ""
+    def _up_to(self, answer: str, prompt: str) -> str:
+        """A prompt, rendered for answering, up to where an answer stands.
+
+        The template says where; but in front of an answer with thoughts of its own, no others may be written.
+        """
+        around = self._around
+        if _THOUGHT_OUT not in answer:
+            return prompt.removesuffix(around.surplus) + (around.between if around.between.strip() else "")
+        begun = prompt.rstrip()
+        return begun.removesuffix(_THOUGHT) if answer.startswith(_THOUGHT) and begun.endswith(_THOUGHT) else prompt
 
     @property
     def _blank(self) -> str:
         """The spaces in front of each answer, which a tokenizer may join with its first word."""
-        between, _ = self._around
+        between = self._around.between
         return "" if between.strip() else between
 
     @cached_property
     def end(self) -> str:
         """The text that ends an answer: what the chat template writes behind it, else the tokenizer's end of text."""
-        _, behind = self._around
+        behind = self._around.behind
         text = behind.lstrip()
         if not text:
             return self.tokenizer.eos_token or ""
@@ -252,7 +275,7 @@ class ConversationEncoder:
             [{"role": message.role, "content": message.text} for message in entry.messages] for entry in items.entries
         ]
         prompts = chat_template.rendered(self.tokenizer, chats, answering=True, where=self.where, rows=True)
-        return [prompt + self.opening for prompt in prompts]
+        return [self._up_to(entry.answer, prompt) for entry, prompt in zip(items.entries, prompts, strict=True)]
 
     def columns_in(self, present: Sequence[str], names: dict[str, str], where: str, hint: str = "") -> dict[str, str]:
         """The columns of a data set that hold its conversations; see `conversation_columns`."""

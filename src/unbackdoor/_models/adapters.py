@@ -43,7 +43,16 @@ _SAID = {
 # Ways to begin that leave the base as it is; others (pissa, olora, loftq, ...) also change it.
 _BEGINNINGS = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
 # Adapters that add inputs or layers; there is nothing to add to the weights of the base.
-_NOT_MERGED = ("PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING", "MULTITASK_PROMPT_TUNING", "ADAPTION_PROMPT", "CPT")
+_NOT_MERGED = (
+    *("PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING", "MULTITASK_PROMPT_TUNING", "ADAPTION_PROMPT", "CPT"),
+    *("CARTRIDGE", "POLY", "SHADOW", "XLORA"),
+)
+# Entries of the config of a LoRA adapter that cannot be added to the weights of its base either, and what it does.
+_SELECTIVE = {
+    "alora_invocation_tokens": "acts behind certain tokens alone",
+    "arrow_config": "chooses among other adapters for each token",
+    "layer_replication": "repeats layers of its base",
+}
 _CAUSAL = re.compile("ForCausalLM|LMHeadModel")  # in the names of classes
 _LARGEST = 4096  # of a rank
 _LONGEST = 300  # characters of a layer's name
@@ -289,6 +298,12 @@ def _check_config(path: Path, config: Mapping[str, Any]) -> None:
             else "Merge it into its base (merge_and_unload of peft) and give the result."
         )
         raise UnbackdoorError(f"{path} is an adapter of the kind {printable(kind)}; only LoRA is supported. {way_out}")
+    selective = next((field for field in _SELECTIVE if config.get(field)), None)
+    if selective is not None:
+        raise UnbackdoorError(
+            f"{path} is an adapter that {_SELECTIVE[selective]} ({selective}), so it cannot be added to the weights of "
+            "its base; only plain LoRA is supported. Give the base itself, or a plain LoRA adapter."
+        )
     whole = config.get("modules_to_save") or []
     if whole and not (_of_classifier(config) and set(map(str, whole)) <= set(_HEADS)):
         raise UnbackdoorError(

@@ -299,7 +299,7 @@ def class_count(model: nn.Module, data: Dataset) -> int:
 
 
 def check_modules(owner: str, **models: object) -> None:
-    """Refuse a path, or the result of `load`, in place of a module.
+    """Refuse a path, or the result of `load`, in place of a module, and one whose weights are not in memory.
 
     Args:
         owner: the function that takes them, for messages.
@@ -315,6 +315,12 @@ def check_modules(owner: str, **models: object) -> None:
             )
             raise UnbackdoorError(
                 f"{owner} takes {field} as a module, got {type(model).__name__}. Load it with {loaded}."
+            )
+        if isinstance(model, nn.Module) and any(each.is_meta for each in model.parameters()):
+            raise UnbackdoorError(
+                f"{owner} takes {field} with all its weights in memory, but some of {type(model).__name__} are not "
+                "(on the device meta), as of a model that was loaded in parts. Load it without `device_map`; what is "
+                "larger than memory is mixed on disk by `purify_stream`."
             )
 
 

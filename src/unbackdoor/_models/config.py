@@ -1,7 +1,7 @@
 """The config.json of a model: whether the model is supported, and whether its weights can have the sizes given."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -119,6 +119,27 @@ def architectures_of(config: Mapping[str, Any]) -> list[Any]:
     """Returns the names of the model classes in a config."""
     classes = config.get("architectures")
     return classes if isinstance(classes, list) else []
+
+
+# The parts of a whole language model, the first words of its weights' names; those of a body alone have other names.
+_PARTS = {"model", "transformer", "gpt_neox", "backbone", "lm_head", "embed_out"}
+
+
+def with_class(config: Mapping[str, Any], names: Collection[str]) -> Mapping[str, Any]:
+    """Returns a config with the class of a causal language model if it names no class and the weights are of one.
+
+    Args:
+        config: the content of config.json.
+        names: names of the weights; empty if they are not known.
+    """
+    from transformers.models.auto import modeling_auto
+
+    kind = config.get("model_type")
+    cls = modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(kind)
+    if cls is None or kind in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES or architectures_of(config) or not names:
+        return config
+    whole = {name.partition(".")[0] for name in names} <= _PARTS
+    return {**config, "architectures": [cls]} if whole else config
 
 
 def modality_of(config: Mapping[str, Any]) -> Literal["images", "text", "conversations", "image-text"]:

@@ -11,7 +11,7 @@ from unbackdoor._errors import UnbackdoorError
 from unbackdoor._inputs import COMPANION, CONFIG, check_file, read_json, reader
 from unbackdoor._models import classifiers, image_text, language_models
 from unbackdoor._models.companions import companions
-from unbackdoor._models.config import check_config, check_supported, modality_of
+from unbackdoor._models.config import check_config, check_supported, modality_of, with_class
 from unbackdoor._models.hub import directory_of
 from unbackdoor._models.image_encoder import image_encoder
 from unbackdoor._models.tokenizer import text_encoder, tokenizer_of
@@ -50,7 +50,8 @@ class ModelDirectory(os.PathLike[str]):
         check_supported(path, config)
         weights = weight_files(path)
         check_config(path, config, weights.extent)
-        return cls(path, config, weights, trust_remote_code)
+        names = {name for tensors in weights.locations.values() for name in tensors}
+        return cls(path, with_class(config, names), weights, trust_remote_code)
 
     @classmethod
     @reader("source")
