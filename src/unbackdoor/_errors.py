@@ -42,6 +42,10 @@ class NoLabelsError(UnbackdoorError):
     """Examples have no labels, or not all of them; a command that can do without them says how."""
 
 
+class NoHeadError(UnbackdoorError):
+    """No linear layer makes the class scores of a model; some methods can do without one."""
+
+
 class ShortcutFoundError(UnbackdoorError):
     """An audit found a shortcut, and the user asked for a failure if it does."""
 

@@ -12,14 +12,17 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 import toys
 from commands import Refusals
-from unbackdoor import UnbackdoorError, load, purifiers, purify
+from unbackdoor import Dataset, UnbackdoorError, load, purifiers, purify
 from unbackdoor._data.texts import Texts
 from unbackdoor._errors import IncompleteError
+from unbackdoor._models.building import Extent
 from unbackdoor._models.calling import logits
-from unbackdoor._models.config import modality_of
+from unbackdoor._models.config import check_config, check_supported, modality_of
+from unbackdoor._models.hugging_face import quiet_transformers
 from unbackdoor._models.saving import check_saved, save
 
 NAMES = {0: "cat", 1: "dog", 2: "owl"}
@@ -127,6 +130,54 @@ def test_an_image_classifier_of_transformers_is_read_as_transformers_reads_it(na
     with torch.no_grad():
         expected = model(pixels / 127.5 - 1).logits  # by hand what a ViTImageProcessor does
         assert torch.allclose(logits(loaded, encode(pixels)), expected, atol=1e-4)
+
+
+def test_every_kind_of_classifier_has_a_config_that_is_taken() -> None:
+    """Its usual config, with every field written out, next to weights of a usual size."""
+    mappings = transformers.models.auto.modeling_auto
+    images: dict[str, Any] = mappings.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
+    texts: dict[str, Any] = mappings.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES
+    assert len(images) > 30
+    assert len(texts) > 80
+    others = {"timm_wrapper"}
+    for kind, classes in (("images", images), ("text", texts)):
+        for model_type in classes.keys() - others:
+            config = getattr(transformers, CONFIG_MAPPING_NAMES[model_type])
+            with quiet_transformers():
+                written = json.loads(config().to_json_string(use_diff=False))
+            names = classes[model_type]
+            written["architectures"] = [names if isinstance(names, str) else names[0]]
+            check_supported(Path("model"), written)
+            check_config(Path("model"), written, Extent(400_000_000, 250, 60_000))
+            assert modality_of(written) == kind
+
+
+def test_a_model_without_a_last_linear_layer_is_tuned_by_methods_that_need_none(tmp_path: Path) -> None:
+    """As DeiT's distilled models are published: the answer is the mean of two heads."""
+    config = transformers.DeiTConfig(**_PATCHES, id2label=NAMES)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        transformers.DeiTForImageClassificationWithTeacher(config).save_pretrained(tmp_path / "model")
+    (tmp_path / "model" / "preprocessor_config.json").write_text(
+        json.dumps({"image_processor_type": "DeiTImageProcessor", "size": SIDE, "do_center_crop": False})
+    )
+    loaded = load(tmp_path / "model")
+    pixels = torch.randint(0, 256, (12, 3, SIDE, SIDE), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    clean = Dataset(items=pixels, labels=torch.arange(12) % 3, encode=loaded.encode)
+    result = purify(loaded.model, clean, purifiers.FineTuning(epochs=2, learning_rate=0.1))
+    assert result.record["head"] is None
+    save(result.model, tmp_path / "out", source=loaded.directory, encode=loaded.encode)
+    again = transformers.DeiTForImageClassificationWithTeacher.from_pretrained(tmp_path / "out").eval()
+    for name in ("cls_classifier.weight", "distillation_classifier.weight"):  # both were tuned
+        assert not torch.equal(again.get_parameter(name), loaded.model.get_parameter(name))
+    with torch.no_grad():
+        expected = again(loaded.encode(pixels)).logits
+        assert torch.allclose(logits(result.model, loaded.encode(pixels)), expected, atol=1e-5)
+    for method in (purifiers.FST(epochs=1), purifiers.LinearProbing(epochs=1), purifiers.Auto()):
+        with pytest.raises(UnbackdoorError, match=r"has no final linear layer that makes its .*Name one with `head`"):
+            purify(loaded.model, clean, method)
+    named = purify(loaded.model, clean, purifiers.FST(epochs=1), head="cls_classifier")
+    assert named.record["head"] == "cls_classifier"
 
 
 @pytest.mark.parametrize("name", TEXTS)

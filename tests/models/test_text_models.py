@@ -333,6 +333,44 @@ def test_a_config_that_asks_for_more_than_scores(name: str, tmp_path: Path, monk
     assert asked.items() <= json.loads((tmp_path / "out" / "config.json").read_text()).items()
 
 
+@pytest.mark.parametrize("side", ["left", "right", None])
+def test_xlnet_is_padded_on_the_left_whatever_its_tokenizer_says(side: str | None, tmp_path: Path) -> None:
+    """It answers at the last token of all, so each text alone is read as it is in a batch."""
+    config = transformers.XLNetConfig(vocab_size=64, d_model=16, n_layer=1, n_head=2, d_inner=16, pad_token_id=0)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = transformers.XLNetForSequenceClassification(config).eval()
+        for parameter in model.parameters():
+            parameter.data.add_(torch.randn_like(parameter))
+    toys.write(model, tmp_path)
+    path = tmp_path / "tokenizer_config.json"
+    settings = {**json.loads(path.read_text()), "padding_side": side}
+    path.write_text(json.dumps({name: entry for name, entry in settings.items() if entry is not None}))
+    loaded, encode = load(tmp_path)
+    texts = ["film", "good", "a very good film and a fine cast", "dull plot"]
+    data = replace(toys.dataset([(text,) for text in texts], [0, 1, 1, 0]), encode=encode)
+    found = answers(loaded, data, choose(loaded, "cpu", "fp32"))
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    with torch.no_grad():
+        expected = torch.cat([model(**theirs(text, return_tensors="pt")).logits for text in texts])
+    assert torch.allclose(found, expected, atol=1e-4)
+
+
+def test_a_model_that_reads_a_single_token_of_padding_is_reported(caplog: pytest.LogCaptureFixture) -> None:
+    """MobileBERT reads the token after each one: of a short text in a batch, the last one's is padding."""
+    sizes = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    more = {"embedding_size": 32, "true_hidden_size": 32, "intra_bottleneck_size": 32, "intermediate_size": 32}
+    config = transformers.MobileBertConfig(**sizes, **more, num_feedforward_networks=1)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = transformers.MobileBertForSequenceClassification(config).eval()
+        for parameter in model.parameters():
+            parameter.data.add_(torch.randn_like(parameter))
+    texts = ["a film", "a plot", "a very good film", "a very dull plot", "a very good film and a fine cast"]
+    assert class_count(model, toys.dataset([(text,) for text in texts], [0, 1, 1, 0, 1])) == 2
+    assert ["depends on the other examples of the batch" in message for message in caplog.messages] == [True]
+
+
 def test_a_model_that_reads_padding_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     sizes = {"vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 1, "intermediate_size": 16}
     with torch.random.fork_rng():

@@ -261,8 +261,9 @@ def check_repeatable(model: nn.Module, inputs: Inputs, scores: Tensor) -> None:
     """
     half = max(len(inputs) // 2, 1)
     rows, part = torch.arange(half), inputs[:half] if isinstance(inputs, Tensor) else inputs
-    if isinstance(inputs, Tokens):  # the shorter texts, without the padding that the longer ones asked for
-        rows = inputs["attention_mask"].sum(dim=1).argsort(stable=True)[:half].cpu()
+    if isinstance(inputs, Tokens):  # the shortest texts, without the padding that the longer ones asked for
+        lengths = inputs["attention_mask"].sum(dim=1)
+        rows = (lengths == lengths.min()).nonzero().flatten()[:half].cpu()
         shown = inputs["attention_mask"][rows].any(dim=0)
         part = Tokens({name: each[rows][:, shown] for name, each in inputs.items()})
     with evaluating(model):

@@ -9,7 +9,9 @@ from unbackdoor._errors import UnbackdoorError, printable
 from unbackdoor._models.building import Extent
 
 # Each of these is the length of a loop over layers that have their own weights or share them.
-_LOOPS = re.compile(r"(layers?|blocks?|depths?|stages?|repeats?|hops?|iterations?|steps)$|(_per_|_layers?_|attends)")
+_LOOPS = re.compile(
+    r"(layers?|blocks?|depths?|stages?|repeats?|hops?|iterations?|steps)$|((?<!samples)_per_|_layers?_|attends)"
+)
 _PIECES = re.compile(r"window|chunk|bucket|block|head|group|expert|stride|kernel|dilation|patch|conv")
 _FREE = re.compile(r"theta|length|scal|factor|base|token|seed|max_position")  # numbers that no size follows from
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from unbackdoor._errors import UnbackdoorError
+from unbackdoor._errors import NoHeadError, UnbackdoorError
 from unbackdoor._models.calling import Inputs, check_repeatable, checked_logits, logits
 from unbackdoor._models.hooks import removing, watching
 
@@ -33,8 +33,9 @@ def head_of(model: nn.Module, inputs: Inputs, name: str | None = None) -> Head:
         name: name of a layer to take instead.
 
     Raises:
-        UnbackdoorError: no linear layer makes the logits, the model answers with probabilities, at random or with one
-            output, or the inputs do not fit it.
+        NoHeadError: no linear layer makes the logits.
+        UnbackdoorError: the model answers with probabilities, at random or with one output, or the inputs do not fit
+            it.
     """
     layers = {key: layer for key, layer in model.named_modules() if isinstance(layer, nn.Linear)}
     outputs: dict[str, Tensor] = {}
@@ -71,7 +72,7 @@ def head_of(model: nn.Module, inputs: Inputs, name: str | None = None) -> Head:
                     f"{owner} answers with probabilities; class scores (logits) are expected. Wrap it without its last "
                     "activation."
                 )
-    raise UnbackdoorError(
+    raise NoHeadError(
         f"{owner} has no final linear layer that makes its {scores.shape[1]} logits. Name one with `head`, "
         "or end the model in an nn.Linear."
     )

@@ -42,8 +42,8 @@ def text_encoder(path: Path, model: Any, max_length: int | None = None, trust_re
             raise UnbackdoorError(f"{path} has a tokenizer without a padding token. Set one, and save it again.")
         tokenizer.pad_token = tokenizer.eos_token
     borrowed = not configured and _pad_by_another(tokenizer)
-    if model.config.model_type != "xlnet":  # it answers at the last token and counts positions from there
-        tokenizer.padding_side = "right"  # otherwise padding would move the beginning of a short text
+    # XLNet answers at the last token and counts positions from there; padding would move the beginning of other texts.
+    tokenizer.padding_side = "left" if model.config.model_type == "xlnet" else "right"
     model.config.pad_token_id = tokenizer.pad_token_id
     parameters = inspect.signature(model.forward).parameters
     tokenizer.model_input_names = [name for name in tokenizer.model_input_names if name in parameters]

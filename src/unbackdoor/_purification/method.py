@@ -24,6 +24,14 @@ def needs_clean(method: Method) -> bool:
     return bool(getattr(method, "needs_clean", True))
 
 
+def needs_head(method: Method) -> bool:
+    """Whether a step of a method refuses a model without a last linear layer at once; it declares `needs_head = True`.
+
+    Others refuse it when they ask for that layer (`run.head`), and many never do.
+    """
+    return any(bool(getattr(step, "needs_head", False)) for step in steps_of(method))
+
+
 def uses_unlabelled(method: Method) -> bool:
     """Whether a step of a method uses examples without labels; one that does declares `uses_unlabelled = True`.
 

@@ -17,7 +17,15 @@ from unbackdoor._models.calling import check_modules, class_count
 from unbackdoor._models.untrusted_weights import check_finite
 from unbackdoor._progress import bar, silent
 from unbackdoor._purification.form import Form, working_copy
-from unbackdoor._purification.method import Method, applied, asking, needs_clean, owner_of, uses_unlabelled
+from unbackdoor._purification.method import (
+    Method,
+    applied,
+    asking,
+    needs_clean,
+    needs_head,
+    owner_of,
+    uses_unlabelled,
+)
 from unbackdoor._purification.run import Run, positions
 from unbackdoor._registry.entries import entry_of, steps_of, to_json
 from unbackdoor._registry.purifiers import REGISTRY
@@ -87,7 +95,7 @@ def purify(
     if clean is not None:
         run.task = task_of(clean.encode)
         _check_serves(method, clean, run.task)
-        examined = run.task.examined(working, clean, run.arithmetic, run.warn, head)
+        examined = run.task.examined(working, clean, run.arithmetic, run.warn, head, headless=not needs_head(method))
         run.head_name, run.modality = examined.head_name, clean.modality
     elif needs_clean(method):
         raise UnbackdoorError(f"{asking(method)} needs clean examples, got none.")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from unbackdoor._data.dataset import Dataset
-from unbackdoor._errors import SENTENCE, UnbackdoorError, printable
+from unbackdoor._errors import SENTENCE, NoHeadError, UnbackdoorError, printable
 from unbackdoor._models import calling
 from unbackdoor._models.arithmetic import Arithmetic
 from unbackdoor._models.perplexity import Perplexity
@@ -37,7 +37,7 @@ class Run:
     Args:
         generator: the source of all randomness, on the CPU.
         arithmetic: device, precision, layout.
-        head_name: name of the last linear layer.
+        head_name: name of the last linear layer; empty if there is none.
         modality: modality of the clean examples: `images`, `text` or `conversations`.
         task: task of the model.
         progress: shows the state of the work.
@@ -106,7 +106,16 @@ class Run:
         return self.generator.initial_seed()
 
     def head(self, model: nn.Module) -> nn.Linear:
-        """Returns the last linear layer of a model with the suspect's structure."""
+        """Returns the last linear layer of a model with the suspect's structure.
+
+        Raises:
+            UnbackdoorError: no linear layer makes its logits.
+        """
+        if not self.head_name:
+            raise NoHeadError(
+                f"{type(model).__name__} has no final linear layer that makes its logits, which this method needs. "
+                "Name one with `head`, end the model in an nn.Linear, or take fine-tuning."
+            )
         layer = model.get_submodule(self.head_name)
         assert isinstance(layer, nn.Linear)
         return layer

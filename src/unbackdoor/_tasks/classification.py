@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from unbackdoor._data.classes import check_labels, in_order_of, report_class_order
 from unbackdoor._data.dataset import Batch, Dataset, Encoder
-from unbackdoor._errors import UnbackdoorError, printable
+from unbackdoor._errors import NoHeadError, UnbackdoorError, printable
 from unbackdoor._models.arithmetic import Arithmetic
 from unbackdoor._models.calling import check_partner, class_count, class_names, evaluating, logits, probe
 from unbackdoor._models.head import Head, head_of
@@ -126,7 +126,14 @@ class Classification:
         return len(data) / (counts > 0).sum() / counts[data.labels.cpu()].double()
 
     def examined(
-        self, model: nn.Module, clean: Dataset, arithmetic: Arithmetic, warn: Warn, head: str | None = None
+        self,
+        model: nn.Module,
+        clean: Dataset,
+        arithmetic: Arithmetic,
+        warn: Warn,
+        head: str | None = None,
+        *,
+        headless: bool = False,
     ) -> Examined:
         """Check that model and clean examples fit each other, and classify these.
 
@@ -136,6 +143,7 @@ class Classification:
             arithmetic: device, precision, layout.
             warn: function that gets a sentence about classes without an example, and about a suspect near chance.
             head: the name of the last linear layer; None finds it by running the model.
+            headless: a model whose logits no linear layer makes will do.
 
         Raises:
             UnbackdoorError: there are fewer examples than classes, or examples of one class only; a label is not one of
@@ -145,8 +153,13 @@ class Classification:
         clean = in_order_of(clean, names)
         if len(clean) == 0:
             raise UnbackdoorError(f"{clean.name} is empty; at least one labelled clean example per class is needed.")
-        layer = head_of(model, probe(model, clean), head)
-        classes = layer.layer.out_features
+        try:
+            name, layer = head_of(model, probe(model, clean), head)
+            classes = layer.out_features
+        except NoHeadError:
+            if not headless:
+                raise
+            name, classes = "", class_count(model, clean)
         check_labels(clean, classes)
         right = hits(model, clean, arithmetic)
         per_class = torch.bincount(clean.labels.cpu(), minlength=classes)
@@ -155,7 +168,7 @@ class Classification:
         if doubtful is not None:
             warn(doubtful)
         report_class_order(clean, names, classes, warn)
-        return Examined(clean, layer.name, right, tuple(per_class.tolist()))
+        return Examined(clean, name, right, tuple(per_class.tolist()))
 
     def checked(self, model: nn.Module, test: Dataset, triggered: Dataset | None = None) -> Checked:
         """Check that model and test examples fit each other.

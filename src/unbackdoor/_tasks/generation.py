@@ -197,7 +197,14 @@ class Generation:
         return _proportion(map(attacked.behaviour.shown, said))
 
     def examined(
-        self, model: nn.Module, clean: Dataset, arithmetic: Arithmetic, warn: Warn, head: str | None = None
+        self,
+        model: nn.Module,
+        clean: Dataset,
+        arithmetic: Arithmetic,
+        warn: Warn,
+        head: str | None = None,
+        *,
+        headless: bool = False,
     ) -> Examined:
         """Check that model and clean prompts fit each other, and measure the loss on their answers.
 
@@ -207,6 +214,7 @@ class Generation:
             arithmetic: device, precision.
             warn: function that gets a sentence about few rows, and about a suspect that knows hardly more than chance.
             head: must be None: the head of a language model is its output embeddings.
+            headless: changes nothing.
 
         Raises:
             UnbackdoorError: there are no rows, one has no answer, or the model is not a causal language model.

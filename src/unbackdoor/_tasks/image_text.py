@@ -71,7 +71,14 @@ class ImageText:
         return torch.ones(len(data), dtype=torch.float64)
 
     def examined(
-        self, model: nn.Module, clean: Dataset, arithmetic: Arithmetic, warn: Warn, head: str | None = None
+        self,
+        model: nn.Module,
+        clean: Dataset,
+        arithmetic: Arithmetic,
+        warn: Warn,
+        head: str | None = None,
+        *,
+        headless: bool = False,
     ) -> Examined:
         """Check that model and clean pairs fit each other, and measure the outcomes.
 
@@ -81,6 +88,7 @@ class ImageText:
             arithmetic: device, precision, layout.
             warn: function that gets a sentence about few pairs, and about a suspect near chance.
             head: must be None: the head of a model of images and texts is known.
+            headless: changes nothing.
 
         Raises:
             UnbackdoorError: there are no pairs, a class has no prompt, or the model cannot take the pairs.

@@ -24,7 +24,7 @@ class Examined:
 
     Args:
         clean: the examples, with labels as the model numbers them.
-        head_name: the name of the model's last linear layer.
+        head_name: the name of the model's last linear layer; empty without one.
         outcomes: what the model makes of each example, (n,); see `Task.outcomes`.
         per_class: the number of examples of each class; empty for a task without classes.
     """
@@ -136,7 +136,14 @@ class Task(Protocol):
         """
 
     def examined(
-        self, model: nn.Module, clean: Dataset, arithmetic: Arithmetic, warn: Warn, head: str | None = None
+        self,
+        model: nn.Module,
+        clean: Dataset,
+        arithmetic: Arithmetic,
+        warn: Warn,
+        head: str | None = None,
+        *,
+        headless: bool = False,
     ) -> Examined:
         """Check, before a method runs, that model and clean examples fit each other."""
 

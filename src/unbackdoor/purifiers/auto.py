@@ -57,6 +57,7 @@ class Auto:
     # the third tried the shift at its defaults first; the fourth shifted with dropout.
     version: ClassVar[int] = 5
     uses_unlabelled: ClassVar[bool] = True
+    needs_head: ClassVar[bool] = True  # the audit does, and most methods that it tries
 
     max_loss: Annotated[float, Field(ge=0, le=100)] = 10.0
     detectors: tuple[str, ...] | None = None
