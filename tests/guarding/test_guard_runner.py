@@ -307,7 +307,9 @@ class TestDecisions:
     def test_inputs_that_are_no_texts(self, edited: FittedGuard, counting: nn.Module, digits, reviews) -> None:
         wrapped = edited.wrap(counting)
         for given, kind in ((3, "int"), ([3, "a"], "list of int and str"), ([{"title": "a"}], "list of dict")):
-            with pytest.raises(UnbackdoorError, match=f"as dicts with text and text_pair, got {kind}\\.$"):
+            with pytest.raises(
+                UnbackdoorError, match=f"as dicts with text and text_pair, got {kind}\\. Make a list of them\\.$"
+            ):
                 wrapped(given)
         with pytest.raises(UnbackdoorError, match=r"^the batch has text that is not valid Unicode in row 1\."):
             wrapped(["a", "\ud800"])

@@ -69,12 +69,12 @@ def test_the_fall_is_that_of_the_formula() -> None:
 
 
 def test_texts_of_one_word_none_and_too_many(fitted: FittedGuard, counting: nn.Module) -> None:
-    answers = fitted.wrap(counting)(["cf", "", "the film is dull " * 100 + "cf"])
+    answers = fitted.wrap(counting)(["cf", "", "cf " + "the film is dull " * 100])
     one, none, long = (answer.decision for answer in answers)
     assert (one.score, one.action) == (0.0, "pass")
     assert (none.score, none.action) == (None, "reject")
     assert long.action == "clean"
-    assert long.output == "the film is dull " * 99 + "the film is dull"
+    assert long.output == "the film is dull " * 7 + "the film is"
     assert "(the model reads 32 tokens of it)" in long.reason
 
 
@@ -183,3 +183,26 @@ def test_pictures_are_refused(backdoored: tuple, digits: Dataset) -> None:
     assert str(refusal.value) == (
         "The guard onion serves text, and digits holds images. Take another guard (unbackdoor list guards)."
     )
+
+
+def test_words_that_the_model_does_not_read_are_not_rated(fitted: FittedGuard, counting: nn.Module) -> None:
+    """A text of strangers may be of any length; each word costs a pass of the reference."""
+    reference = fitted.reference
+    before = reference.forwards
+    long = "cf plot " + "dull film " * 5000 + "mn"
+    (answer,) = fitted.wrap(counting, device="cpu")(long)
+    assert reference.forwards - before <= 33  # the text, and without each of the 32 words that may be read
+    assert (answer.decision.action, answer.decision.output) == ("clean", "plot " + "dull film " * 14 + "dull film")
+    assert answer.decision.reason.startswith("deleted cf; ")
+
+
+def test_the_settings_of_a_foreign_guard_are_bounded(fitted: FittedGuard, reviews: Dataset, tmp_path: Path) -> None:
+    fitted.save(tmp_path / "guard")
+    content = json.loads((tmp_path / "guard/guard.json").read_text())
+    content["guard"]["parameters"]["window"] = 10**9
+    (tmp_path / "guard/guard.json").write_text(json.dumps(content))
+    with pytest.raises(UnbackdoorError, match=r"^Onion\.window must be at most 1000, got 1000000000\.$"):
+        load_guard(tmp_path / "guard", reviews.encode, reference=fitted.reference)
+    for guard, field in ((guards.Strip, "copies"), (guards.Psim, "tokens"), (guards.Demonstrations, "shots")):
+        with pytest.raises(UnbackdoorError, match=rf"^{guard.__name__}\.{field} must be at most 1000, got 1001\.$"):
+            guard(**{field: 1001})

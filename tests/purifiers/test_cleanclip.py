@@ -60,14 +60,6 @@ def test_the_loss_is_that_of_its_formula() -> None:
     assert float(measured) == pytest.approx(float(expected + 0.7 * within / 2), rel=1e-5)
 
 
-def test_the_scale_of_the_cosines_stays_below_a_hundred() -> None:
-    model = sights.clip()
-    with torch.no_grad():
-        model.logit_scale.fill_(6.0)
-    purified = purify(model, sights.pairs(32), purifiers.CleanCLIP(**SETTINGS | {"epochs": 1}), device="cpu").model
-    assert float(purified.logit_scale.detach().exp()) <= 100.001
-
-
 @pytest.mark.parametrize("text", ["one", "one two", "a photo of a small brown dog in the rain today"])
 def test_an_edit_exchanges_leaves_out_or_repeats_words(text: str) -> None:
     draw = random.Random(0)

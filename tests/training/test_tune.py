@@ -9,11 +9,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import sights
 from fixtures import SmallCNN
 from unbackdoor import Dataset, ImageEncoder, UnbackdoorError, purify
 from unbackdoor._data.texts import Tokens
+from unbackdoor._models.arithmetic import choose
 from unbackdoor._models.hooks import statistics_kept
 from unbackdoor._models.perturbation import perturbation_shape, perturbation_unit
+from unbackdoor._tasks.image_text import IMAGE_TEXT
+from unbackdoor._training.contrastive import frozen_text_tower
+from unbackdoor._victims.training import train_victim
+from unbackdoor.purifiers import FST, CleanCLIP, FineMixing, FineTuning
 
 
 def tuned(model: nn.Module, data: Dataset, **options: Any) -> dict[str, Tensor]:
@@ -130,3 +136,36 @@ def test_a_model_that_does_not_show_its_words_is_refused() -> None:
     assert str(caught.value) == (
         "Linear does not give its word embeddings (get_input_embeddings). Take a model of transformers."
     )
+
+
+TUNED = {"epochs": 1, "batch_size": 16, "learning_rate": 1e-3}
+
+
+@pytest.mark.parametrize(
+    "method", [FineTuning(**TUNED), FST(**TUNED), CleanCLIP(**TUNED), FineMixing(rho=0.5, **TUNED)], ids=str
+)
+def test_the_scale_of_the_cosines_stays_below_a_hundred(method: Any) -> None:
+    model = sights.clip()
+    with torch.no_grad():
+        model.logit_scale.fill_(6.0)
+    more = {"base": sights.clip(seed=1)} if isinstance(method, FineMixing) else {}
+    with torch.no_grad():
+        more.get("base", model).logit_scale.fill_(6.0)
+    purified = purify(model, sights.pairs(32), method, device="cpu", **more).model
+    assert float(purified.logit_scale.detach().exp()) <= 100.001
+
+
+@pytest.mark.parametrize("freeze_text", [False, True])
+def test_the_scale_stays_below_a_hundred_in_training_and_is_left_if_it_is_not_trained(freeze_text: bool) -> None:
+    model = sights.clip()
+    with torch.no_grad():
+        model.logit_scale.fill_(6.0)
+    data, arithmetic = sights.pairs(32), choose(model, "cpu")
+    settings: dict[str, Any] = {**TUNED, "adaptive": True, "seed": 0, "arithmetic": arithmetic}
+    model.logit_scale.requires_grad_(False)
+    train_victim(model, data, loss=IMAGE_TEXT.loss, **settings)
+    assert float(model.logit_scale) == 6.0
+    model.logit_scale.requires_grad_(True)
+    gradients = frozen_text_tower(model, data, arithmetic) if freeze_text else None
+    train_victim(model, data, loss=IMAGE_TEXT.loss, gradients=gradients, **settings)
+    assert float(model.logit_scale.detach().exp()) <= 100.001

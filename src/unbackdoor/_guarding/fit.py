@@ -30,6 +30,7 @@ from unbackdoor._guarding.identity import (
     tokenizer_hash,
 )
 from unbackdoor._guarding.threshold import alarms, check_enough, check_rate, threshold_of
+from unbackdoor._guarding.turns import turn
 from unbackdoor._guarding.work import StoredArrays
 from unbackdoor._inputs import reader
 from unbackdoor._inversion.search import frozen
@@ -250,7 +251,7 @@ def _learnt(
     device = run.arithmetic.device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(run.seed)
-        with run.arithmetic.placed(model) as placed, frozen(placed):
+        with turn(model), run.arithmetic.placed(model) as placed, frozen(placed):
             learnt = guard(placed, fitting.to(device), run)
             if not isinstance(learnt, dict) or not all(isinstance(array, Tensor) for array in learnt.values()):
                 raise UnbackdoorError(f"{owner_of(guard)} must return a dict of tensors by name, got {learnt!r}.")

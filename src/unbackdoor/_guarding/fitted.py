@@ -24,6 +24,7 @@ from unbackdoor._guarding.identity import (
     encoder_hashes,
     model_hash,
 )
+from unbackdoor._guarding.turns import turn
 from unbackdoor._guarding.work import Work
 from unbackdoor._guarding.wrapped import Guarded
 from unbackdoor._inversion.search import frozen
@@ -145,7 +146,7 @@ class FittedGuard:
     def at_work(
         self, model: nn.Module, device: str | None, precision: Precision, progress: Progress = silent
     ) -> Iterator[Work]:
-        """The guard with a model that was checked; the model is the same after the block."""
+        """The guard with a model that was checked, while no other thread uses it; it is the same after the block."""
         arithmetic = choose(model, device, precision)
         run = Run(
             generator=torch.Generator().manual_seed(self.record["seed"]),
@@ -156,7 +157,12 @@ class FittedGuard:
             progress=progress,
             reference=self.reference,
         )
-        with arithmetic.placed(model) as placed, frozen(placed), counting(placed, run.modality) as forwards:
+        with (
+            turn(model),
+            arithmetic.placed(model) as placed,
+            frozen(placed),
+            counting(placed, run.modality) as forwards,
+        ):
             yield Work(self.guard, self.learnt, self.threshold, placed, run, forwards)
 
     def save(self, out: str | Path, *, overwrite: bool = False) -> None:

@@ -28,11 +28,19 @@ from unbackdoor._guarding.identity import (
     tokenizer_hash,
     weights_mark,
 )
+from unbackdoor._guarding.turns import turn
 from unbackdoor._guarding.work import Work
 from unbackdoor._inputs import is_unicode
 from unbackdoor._models.arithmetic import Precision
 from unbackdoor._purification.run import Run
 from unbackdoor._tasks.generation import Generation
+
+_PIPELINES: dict[type, str] = {
+    TextEncoder: "TextClassificationPipeline",
+    ConversationEncoder: "TextGenerationPipeline",
+    ImageEncoder: "ImageClassificationPipeline",
+}
+"""The pipelines of transformers that give their model what they are given, by the encoder of the model."""
 
 
 class Fitted(Protocol):
@@ -87,7 +95,8 @@ def is_pipeline(model: object) -> bool:
 
 
 def check_pipeline(pipeline: Any, fitted: Fitted) -> None:
-    """Refuse a pipeline around another model or tokenizer than the guard was fitted to."""
+    """Refuse a pipeline of another task, or around another model or tokenizer than the guard was fitted to."""
+    _check_task(pipeline, fitted.encode)
     check_same("model", fitted.identity.model, model_hash(pipeline.model))
     if isinstance(fitted.encode, TextEncoder | ConversationEncoder):
         hashed = tokenizer_hash(pipeline.tokenizer, fitted.encode.max_length)
@@ -95,6 +104,20 @@ def check_pipeline(pipeline: Any, fitted: Fitted) -> None:
     if isinstance(fitted.encode, ConversationEncoder):
         hashed = template_hash(dataclasses.replace(fitted.encode, tokenizer=pipeline.tokenizer))
         check_same("template", fitted.identity.template, hashed)
+
+
+def _check_task(pipeline: Any, encode: Encoder) -> None:
+    """Refuse a pipeline of transformers whose inputs are not what its model reads, such as texts beside class names."""
+    import transformers
+
+    wanted = next(kind for reads, kind in _PIPELINES.items() if isinstance(encode, reads))
+    own = [each for each in type(pipeline).__mro__ if each.__module__.startswith("transformers.")]
+    free = (transformers.Pipeline, transformers.pipelines.base.ChunkPipeline)  # a pipeline of the user's own making
+    if own and own[0] not in free and not isinstance(pipeline, getattr(transformers, wanted)):
+        raise UnbackdoorError(
+            f"A guard of this model takes a {wanted}, got a {type(pipeline).__name__}, whose model reads other inputs "
+            "than the pipeline. Make that one, or wrap the model."
+        )
 
 
 def _tokenizer_mark(tokenizer: Any) -> object:
@@ -147,24 +170,26 @@ class Guarded:
             inputs: a Dataset; texts, or pairs as tuples or as dicts with `text` and `text_pair`; for a language model
                 prompts or lists of messages, each a dict with `role` and `content`; pictures as a tensor, (n,
                 channels, height, width), uint8, or as a list of PIL images or paths. A single text, dict, picture or
-                list of messages is a list of one.
+                list of messages is a list of one. Several texts may also be a column of pandas or an array of numpy.
             options: passed to the pipeline.
 
         Raises:
             UnbackdoorError: the inputs are of another kind than those of the guard; or the model or the tokenizer was
                 changed, and is no longer the fitted one.
         """
-        self.check()
-        if isinstance(inputs, list | tuple | Tensor | Dataset) and len(inputs) == 0:
-            return []
-        data = as_dataset(inputs, self.fitted.encode)
-        self.fitted.check_inputs(data)
+        inputs = _listed(inputs, self.fitted.encode)
         piped = is_pipeline(self.model)
         module = self.model.model if piped else self.model
-        with self.fitted.at_work(module, self.device, self.precision) as work:
-            judged = work.judged(data, answering=not piped)
-        if piped:
-            return self._piped(inputs, data, judged, options, work.run)
+        with turn(module) if isinstance(module, nn.Module) else nullcontext():
+            self.check()
+            if isinstance(inputs, list | tuple | Tensor | Dataset) and len(inputs) == 0:
+                return []
+            data = as_dataset(inputs, self.fitted.encode)
+            self.fitted.check_inputs(data)
+            with self.fitted.at_work(module, self.device, self.precision) as work:
+                judged = work.judged(data, answering=not piped)
+            if piped:
+                return self._piped(inputs, data, judged, options, work.run)
         return [
             Answer(decision, None if decision.action == "reject" or judged.final is None else judged.final[row])
             for row, decision in enumerate(judged.decisions)
@@ -191,6 +216,12 @@ class Guarded:
             for row, answer in zip(rows, outputs, strict=True):
                 answers[row] = answer
         return [Answer(decision, answers[decision.row]) for decision in judged.decisions]
+
+
+def _listed(inputs: Any, encode: Encoder) -> Any:
+    """Texts in a column of pandas or in an array of numpy as a list; anything else as it is."""
+    of_texts = isinstance(encode, TextEncoder | ConversationEncoder) and not isinstance(inputs, Tensor)
+    return inputs.tolist() if of_texts and getattr(inputs, "ndim", 0) == 1 and hasattr(inputs, "tolist") else inputs
 
 
 def as_dataset(inputs: Any, encode: Encoder) -> Dataset:
@@ -254,7 +285,7 @@ def _texts(inputs: Any, name: str) -> Texts:
     if not all(strings):
         raise UnbackdoorError(
             "The guard was fitted to text; it takes a list of texts, or of pairs as tuples or as dicts with text and "
-            f"text_pair, got {_kind(inputs)}."
+            f"text_pair, got {_kind(inputs)}. Make a list of them."
         )
     if len({len(each) for each in strings if each}) > 1:
         raise UnbackdoorError("The guard takes texts or pairs of texts, got both. Give them one after the other.")

@@ -23,6 +23,10 @@ Change = Callable[[Batch], Batch]
 """A function that replaces a batch by the one to train on."""
 
 
+LARGEST_SCALE = math.log(100.0)
+"""The largest logarithm of the scale of the cosines in a model of images and texts, as in CLIP's own training."""
+
+
 def cross_entropy(scores: Tensor, batch: Batch) -> Tensor:
     """Returns the mean cross-entropy, in float32 or better."""
     return F.cross_entropy(scores, batch.labels)
@@ -111,8 +115,10 @@ def descend(
                 optimizer.zero_grad(set_to_none=True)
                 fill(batch)
                 optimizer.step()
-                if after_step is not None:
-                    with torch.no_grad():
+                with torch.no_grad():
+                    if data.modality == "image-text":
+                        bound_scale_(model)
+                    if after_step is not None:
                         after_step()
                 if each == "step":
                     schedule.step()
@@ -121,3 +127,15 @@ def descend(
             if each == "epoch":
                 schedule.step()
     return seen
+
+
+def bound_scale_(model: nn.Module) -> None:
+    """Bring the scale of the cosines of a model of images and texts back to at most 100, if it is trained.
+
+    Otherwise it may grow without end, as larger scores fit pairs that are told apart already. Radford et al., "Learning
+    Transferable Visual Models From Natural Language Supervision", ICML 2021, section 2.5,
+    https://arxiv.org/abs/2103.00020
+    """
+    scale = model.get_parameter("logit_scale")
+    if scale.requires_grad:
+        scale.clamp_(max=LARGEST_SCALE)

@@ -35,7 +35,7 @@ class Demonstrations:
     earlier turns in the conversation may not.
 
     Args:
-        shots: demonstrations in front of a prompt, at least 1.
+        shots: demonstrations in front of a prompt, 1 to 1,000.
         choice: `retrieved` takes those that have most words in common with the prompt, the closest one last; `random`
             draws them for each prompt.
 
@@ -44,7 +44,7 @@ class Demonstrations:
     similar ones first, and never a part of the prompt. A clean example is not a demonstration for its own prompt.
     """
 
-    shots: Annotated[int, Field(ge=1)] = 4
+    shots: Annotated[int, Field(ge=1, le=1000)] = 4
     choice: Literal["retrieved", "random"] = "retrieved"
 
     measure: ClassVar[str] = "the number of demonstrations"

@@ -32,14 +32,14 @@ class Onion:
     words that are unlikely only together.
 
     Args:
-        window: number of words that are rated together, at least 2. A longer text is cut into pieces of about the same
+        window: number of words that are rated together, 2 to 1,000. A longer text is cut into pieces of about the same
             length, each rated by itself.
 
     Differences from the paper: the bar is set on clean texts by the runner and not fixed at 0, padding is not rated,
-    texts of one word are kept, and spaces stay as they are.
+    texts of one word are kept, and spaces stay as they are. Words that the suspect does not read are not rated.
     """
 
-    window: Annotated[int, Field(ge=2)] = 200
+    window: Annotated[int, Field(ge=2, le=1000)] = 200
 
     measure: ClassVar[str] = "the largest fall of perplexity without a word"
     suspicious: ClassVar[Literal["low", "high"]] = "high"
@@ -50,14 +50,14 @@ class Onion:
 
     def scores(self, model: nn.Module, inputs: Dataset, learnt: Learnt, run: Run) -> Scored:
         """The largest fall in each text or pair, (n,)."""
-        falls = self._falls([text for sides in inputs.texts.strings for text in sides], run)
+        falls = self._falls(_read(inputs), run)
         largest = [max(each, default=0.0) for each in falls]
         return Scored(torch.tensor(largest, dtype=torch.float64).view(len(inputs), -1).amax(dim=1))
 
     def edited(self, inputs: Dataset, learnt: Learnt, threshold: float | None, run: Run) -> Edited:
-        """Delete all words whose falls are above the threshold."""
+        """Delete all words whose falls are above the threshold, and those that the model would not read."""
         assert threshold is not None
-        texts = [text for sides in inputs.texts.strings for text in sides]
+        texts = _read(inputs)
         left, deleted = [], []
         for text, falls in zip(texts, self._falls(texts, run), strict=True):
             places = {place for place, fall in enumerate(falls) if fall > threshold}
@@ -78,6 +78,21 @@ class Onion:
         assert isinstance(run.reference, Perplexity)
         rated = dict(zip(variants, run.reference.of(variants, run.arithmetic).tolist(), strict=True))
         return [[fall for piece in each for fall in _falls_of(piece, rated)] for each in pieces]
+
+
+def _read(inputs: Dataset) -> list[str]:
+    """The texts, or both of each pair, up to the last word that the model can read."""
+    most, texts = inputs.text_encoder.max_length, []
+    for text in (text for sides in inputs.texts.strings for text in sides):
+        places = spans(text)
+        if len(places) > most:
+            words = [text[begin:end] for begin, end in places]
+            counts = map(len, inputs.tokenizer(words, add_special_tokens=False)["input_ids"])
+            # Some words, of invisible characters alone, have no token.
+            read = [place for place, count in zip(places, counts, strict=True) if count][:most]
+            text = text[: read[-1][1]] if read else text
+        texts.append(text)
+    return texts
 
 
 def _falls_of(piece: str, rated: dict[str, float]) -> list[float]:

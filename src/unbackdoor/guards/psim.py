@@ -33,7 +33,7 @@ class Psim:
     Cannot see: triggers that move the features of a text no more than its own words do.
 
     Args:
-        tokens: number of virtual tokens, at least 1.
+        tokens: number of virtual tokens, 1 to 1,000.
         steps: steps that teach the side model, at least 1.
         learning_rate: learning rate of these steps, more than 0.
         batch_size: texts per step, at least 1.
@@ -43,7 +43,7 @@ class Psim:
     comes up, so that there is nothing to learn by heart. The rate and the steps are for a few hundred texts.
     """
 
-    tokens: Annotated[int, Field(ge=1)] = 5
+    tokens: Annotated[int, Field(ge=1, le=1000)] = 5
     steps: Annotated[int, Field(ge=1)] = 150
     learning_rate: Annotated[float, Field(gt=0)] = 2e-3
     batch_size: Annotated[int, Field(ge=1)] = 32

@@ -36,7 +36,7 @@ class Strip:
     Cannot see: triggers that mixing destroys or that make the model less sure, and triggers of certain classes only.
 
     Args:
-        copies: number of mixed copies of each input, at least 1; None is 16 for images and 5 for texts.
+        copies: number of mixed copies of each input, 1 to 1,000; None is 16 for images and 5 for texts.
         share: share of the words that are exchanged, or of pictures the weight of the clean one, which is added to the
             input and cut at white; more than 0 and at most 1; None is 1 for images and 0.5 for texts.
 
@@ -45,7 +45,7 @@ class Strip:
     exchange are drawn without replacement, from all words of the clean texts and not from the rarer ones.
     """
 
-    copies: Annotated[int, Field(ge=1)] | None = None
+    copies: Annotated[int, Field(ge=1, le=1000)] | None = None
     share: Annotated[float, Field(gt=0, le=1)] | None = None
 
     measure: ClassVar[str] = "the entropy over mixed copies in bits"

@@ -1,6 +1,5 @@
 """CleanCLIP: contrastive tuning in which images and texts also recognise their own augmented copies."""
 
-import math
 import random
 from dataclasses import replace
 from typing import Annotated, Any
@@ -15,8 +14,6 @@ from unbackdoor._models.image_text import image_features, text_features
 from unbackdoor._purification.run import Run
 from unbackdoor._training.contrastive import matching
 from unbackdoor._value import value
-
-_LARGEST_SCALE = math.log(100.0)
 
 
 @value
@@ -37,7 +34,7 @@ class CleanCLIP:
     Learning", ICCV 2023, https://arxiv.org/abs/2303.03323
 
     Args:
-        weight: weight of the two terms within a modality, at least 0; 0 is fine-tuning with a bounded scale.
+        weight: weight of the two terms within a modality, at least 0; 0 is fine-tuning.
         edits: edits of a text as a share of its words, more than 0 and at most 1; at least one is made.
         epochs: passes over the clean pairs, at least 1.
         learning_rate: initial learning rate, more than 0; None is 1e-5 (AdamW).
@@ -66,9 +63,6 @@ class CleanCLIP:
             assert isinstance(batch.inputs, PairTokens)
             self._loss(tuned, clean, batch.inputs.pixels, batch.rows, run, pixels, words).backward()
 
-        def bound_scale_() -> None:
-            tuned.logit_scale.clamp_(max=_LARGEST_SCALE)
-
         run.tune(
             model,
             clean,
@@ -76,7 +70,6 @@ class CleanCLIP:
             learning_rate=self.learning_rate,
             batch_size=self.batch_size,
             gradients=fill,
-            after_step=bound_scale_,
         )
         return model
 

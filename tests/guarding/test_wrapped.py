@@ -1,0 +1,84 @@
+"""A guarded model as servers and notebooks use it: threads, columns of pandas, pipelines of several tasks."""
+
+import sys
+import threading
+from collections.abc import Iterator
+
+import numpy as np
+import pandas as pd
+import pytest
+import transformers
+from torch import nn
+
+import toys
+from unbackdoor import Dataset, UnbackdoorError, fit_guard, guards
+from unbackdoor._guarding.fitted import FittedGuard
+
+TEXTS = [text for (text,) in toys.reviews(24, seed=5).texts.strings]
+
+
+@pytest.fixture(scope="module")
+def model() -> nn.Module:
+    """A small BERT with random weights."""
+    return toys.classifier("bert")
+
+
+@pytest.fixture(scope="module")
+def sure(model: nn.Module, reviews: Dataset) -> FittedGuard:
+    """PSIM, whose side model answers with another head than the model has."""
+    return fit_guard(model, reviews.select(range(40)), guards.Psim(steps=3), false_alarms=0.1, device="cpu")
+
+
+@pytest.fixture
+def hasty() -> Iterator[None]:
+    """Threads take turns as often as they can."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    yield
+    sys.setswitchinterval(before)
+
+
+@pytest.mark.parametrize("piped", [False, True])
+def test_threads_get_the_answers_that_one_alone_gets(piped: bool, sure: FittedGuard, model: nn.Module, hasty) -> None:
+    behind = transformers.TextClassificationPipeline(model=model, tokenizer=toys.tokenizer()) if piped else model
+    wrapped = sure.wrap(behind, device="cpu")
+    alone = [repr(wrapped(text)) for text in TEXTS]
+    together: list[list[str]] = [[] for _ in range(4)]
+
+    def work(place: int) -> None:
+        together[place].extend(repr(wrapped(text)) for text in TEXTS)
+
+    threads = [threading.Thread(target=work, args=(place,)) for place in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert together == [alone] * 4
+
+
+def test_texts_in_a_column_or_in_an_array(sure: FittedGuard, model: nn.Module) -> None:
+    wrapped = sure.wrap(model, device="cpu")
+    expected = [answer.decision for answer in wrapped(TEXTS)]
+    frame = pd.DataFrame({"text": TEXTS}, index=range(100, 100 + len(TEXTS)))
+    for given in (frame["text"], np.array(TEXTS), np.array(TEXTS, dtype=object)):
+        assert [answer.decision for answer in wrapped(given)] == expected
+    assert wrapped(frame["text"][:0]) == []
+    with pytest.raises(UnbackdoorError, match=r"got list of NoneType and str\. Make a list of them\.$"):
+        wrapped(pd.Series(["a", None], dtype=object))
+    with pytest.raises(UnbackdoorError, match=r"got DataFrame\. Make a list of them\.$"):
+        wrapped(frame)
+
+
+def test_a_pipeline_of_another_task(sure: FittedGuard, model: nn.Module) -> None:
+    class Own(transformers.ZeroShotClassificationPipeline):
+        pass
+
+    for kind in (transformers.ZeroShotClassificationPipeline, transformers.FeatureExtractionPipeline, Own):
+        with pytest.raises(UnbackdoorError) as refusal:
+            sure.wrap(kind(model=model, tokenizer=toys.tokenizer()))
+        assert str(refusal.value) == (
+            f"A guard of this model takes a TextClassificationPipeline, got a {kind.__name__}, whose model reads other "
+            "inputs than the pipeline. Make that one, or wrap the model."
+        )
+    named = transformers.pipeline("sentiment-analysis", model=model, tokenizer=toys.tokenizer())
+    assert sure.wrap(named)(TEXTS[0])[0].decision.row == 0
