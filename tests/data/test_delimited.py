@@ -183,6 +183,14 @@ def test_single_quotation_marks_are_letters(tmp_path: Path, caplog: pytest.LogCa
     assert not caplog.messages
 
 
+def test_a_delimiter_at_the_end_of_each_line(tmp_path: Path) -> None:
+    assert refusal(tmp_path / "x.csv", "text,label\na film,1,\nthe plot,0,\n") == (
+        "x.csv has 3 cells in line 2, but its first line names 2 columns. Remove a comma at the end of the lines, or "
+        "name that column."
+    )
+    assert read(tmp_path / "x.csv", "text,label,\na film,1,\nthe plot,0,\n") == (["a film", "the plot"], [1, 0])
+
+
 @pytest.mark.parametrize("again", ["text,label", "text, label", '"text","label"'])
 def test_the_names_of_the_columns_as_a_row(again: str, tmp_path: Path) -> None:
     content = f"text,label\na film,pos\nthe plot,neg\n{again}\na cast,pos\n"

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from typing import Any
 
 import numpy as np
 import pytest
@@ -40,6 +41,70 @@ def test_pixels_from_0_to_1_are_refused() -> None:
         "Pixels must be numbers from 0 to 255, got torch.float32 of at most 0.5, which is nearly black. Give "
         "(255 * pixels).round().to(torch.uint8)."
     )
+
+
+GREY = torch.zeros(3, 1, 2, 2, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [[2, 0, 1], (2, 0, 1), np.array([2, 0, 1], dtype=np.uint8), torch.tensor([2, 0, 1], dtype=torch.int32)],
+)
+def test_labels_are_class_indices_of_any_whole_type(labels: Any) -> None:
+    data = Dataset(items=GREY, labels=labels)
+    assert data.labels.dtype == torch.int64
+    assert data.labels.tolist() == [2, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("labels", "came"),
+    [
+        (torch.tensor([0.0, 1.0, 2.0]), "float32 of shape (3,)"),
+        (torch.tensor([[0], [1], [2]]), "int64 of shape (3, 1)"),
+        (torch.eye(3, dtype=torch.int64), "int64 of shape (3, 3)"),
+        (torch.tensor([0, 1]), "int64 of shape (2,)"),
+        (["cat", "dog", "cat"], "text of shape (3,)"),
+        (np.array([0.5, 1, 2]), "float64 of shape (3,)"),
+        (np.array([0, None, 2]), "objects of shape (3,)"),
+        (None, "NoneType"),
+    ],
+)
+def test_labels_that_are_no_class_indices_are_refused(labels: Any, came: str) -> None:
+    with pytest.raises(UnbackdoorError) as refusal:
+        Dataset(items=GREY, labels=labels, name="mine")
+    assert str(refusal.value) == (
+        f"Dataset.labels of mine must be class indices, one whole number for each of its 3 examples, got {came}. Give "
+        "a tensor of type int64 and shape (3,)."
+    )
+
+
+def test_an_array_of_numpy_holds_images_too() -> None:
+    data = Dataset(items=PIXELS.numpy(), labels=[0, 1])
+    assert torch.equal(data.pixels, PIXELS)
+
+
+@pytest.mark.parametrize(
+    ("items", "message"),
+    [
+        (
+            [PIXELS],
+            "Images must be a tensor of pixels, (n, channels, height, width), uint8, got list. Dataset.load reads",
+        ),
+        (
+            PIXELS[:, 0],
+            "Images must have the shape (n, channels, height, width), got (2, 4, 4). Add the channel of grey",
+        ),
+        (PIXELS > 40, "got torch.bool of at most 1, which is nearly black."),
+        (PIXELS / 127.5 - 1, "got torch.float32 from -1 to -0.254902. Give them as uint8, before they are normalised"),
+        (PIXELS.long() * 9, "Pixels must be numbers from 0 to 255, got torch.int64 from 0 to 855. Give them as uint8."),
+        (PIXELS.long() - 1, "Pixels must be numbers from 0 to 255, got torch.int64 from -1 to 94. Give them as uint8."),
+        (PIXELS.to(torch.complex64), "Pixels must be numbers from 0 to 255, got complex ones. Give them as uint8."),
+    ],
+)
+def test_what_are_no_pixels(items: Any, message: str) -> None:
+    with pytest.raises(UnbackdoorError) as refusal:
+        Dataset(items=items, labels=torch.tensor([0, 1]))
+    assert message in str(refusal.value)
 
 
 def test_images_do_what_a_tensor_does() -> None:

@@ -711,3 +711,41 @@ def test_a_folder_or_a_table_of_phone_pictures_alone_says_what_to_do(tmp_path: P
     assert refusal(tmp_path / "pets").endswith("Save the pictures as JPEG or PNG.")
     (tmp_path / "pets" / "pets.csv").write_text("image,label\ncat/IMG_0.HEIC,0\n")
     assert refusal(tmp_path / "pets" / "pets.csv").endswith("Save .HEIC pictures as JPEG or PNG.")
+
+
+def test_parts_that_were_not_fetched_are_missed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for number in (0, 2):
+        table(tmp_path / "data" / f"test-{number:05}-of-00003.parquet", ("a film", "the plot"), (0, 1))
+    assert len(texts(tmp_path)) == 4
+    warned = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert warned == [
+        f"{tmp_path} has 2 of the 3 parts that the names of its files count (data/test-00000-of-00003.parquet, "
+        "data/test-00002-of-00003.parquet); examples of the others are missing. Fetch them, too."
+    ]
+    caplog.clear()
+    table(tmp_path / "data" / "test-00001-of-00003.parquet", ("a film", "the plot"), (0, 1))
+    assert len(texts(tmp_path)) == 6
+    assert len(texts(tmp_path / "data" / "test-00001-of-00003.parquet")) == 2
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+
+
+def test_a_web_dataset_says_where_its_labels_belong(tmp_path: Path) -> None:
+    way_out = "abels of a WebDataset belong into a metadata.csv with the columns file_name and label."
+    (tmp_path / "shard.tar").write_bytes(b"a picture and its label")
+    assert refusal(tmp_path / "shard.tar").endswith(f"is not read. Unpack it, and give its content; l{way_out}")
+    picture(tmp_path / "unpacked" / "000.png")
+    (tmp_path / "unpacked" / "000.cls").write_text("1")
+    assert refusal(tmp_path / "unpacked").endswith(
+        "Labels belong into a metadata.csv with the columns file_name and label."
+    )
+
+
+@pytest.mark.parametrize("name", ["pixel{}", "pixel_{}", "{}", "{}x{}", "px{}"])
+def test_a_table_with_a_column_for_each_pixel_is_named(name: str, tmp_path: Path) -> None:
+    names = [name.format(number, number) for number in range(64)]
+    rows = [",".join(["label", *names]), ",".join(["3", *["0"] * 64])]
+    (tmp_path / "digits.csv").write_text("\n".join(rows))
+    assert refusal(tmp_path / "digits.csv").replace(f"{tmp_path}/", "") == (
+        f"digits.csv has each pixel in a column of its own ({', '.join(names[:3])}, ...), and such are not read. Save "
+        "pictures, or lists of numbers in one column, in JSON lines or parquet."
+    )

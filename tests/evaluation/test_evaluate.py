@@ -1,7 +1,9 @@
 """Scores counted by hand, and their intervals against scipy."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -9,9 +11,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 from torch import Tensor, nn
+from torch.utils.data import TensorDataset
 
 import toys
-from unbackdoor import Dataset, ImageEncoder, Proportion, UnbackdoorError, attacks, evaluate
+from fixtures import SmallCNN
+from unbackdoor import (
+    Dataset,
+    ImageEncoder,
+    Proportion,
+    UnbackdoorError,
+    VictimRecipe,
+    attacks,
+    evaluate,
+    plant,
+    poison,
+    stress,
+    train,
+    trainers,
+)
 from unbackdoor._data.texts import TextEncoder
 from unbackdoor._models.arithmetic import choose
 from unbackdoor._poisoning.attack import Attack
@@ -282,3 +299,38 @@ def test_a_control_gets_its_own_inputs() -> None:
 
     evaluate(Reader(), TEST, triggered_data=TEST, target=3, control=Spy(), control_encode=ImageEncoder(mean=(5.0,)))
     assert max(inputs.max() for inputs in seen) <= -4
+
+
+@pytest.mark.parametrize("given", ["data.parquet", (torch.zeros(1), [0]), TensorDataset(torch.zeros(1)), None])
+def test_what_is_no_data_set_is_refused_by_all_that_take_one(given: Any, small_cnn: SmallCNN, digits: Dataset) -> None:
+    kind = type(given).__name__
+    attack, recipe = attacks.BadNets(), VictimRecipe(epochs=1)
+    calls: dict[str, tuple[str, Callable[[], object]]] = {
+        "evaluate": ("test", lambda: evaluate(small_cnn, given)),
+        "poison": ("data", lambda: poison(given, attack, rate=0.1, seed=0, classes=10)),
+        "plant": ("data", lambda: plant(given, attack, recipe)),
+        "train": ("data", lambda: train(given, trainers.Plain(), recipe)),
+        "stress": ("clean", lambda: stress(small_cnn, victim=small_cnn, clean=given, attack=attack)),
+    }
+    for owner, (field, call) in calls.items():
+        with pytest.raises(UnbackdoorError) as refusal:
+            call()
+        loading = "Load it with unbackdoor.Dataset.load."
+        assert str(refusal.value) == f"{owner} takes {field} as a Dataset, got {kind}. {loading}"
+    if given is not None:
+        with pytest.raises(UnbackdoorError, match="evaluate takes triggered_data as a Dataset"):
+            evaluate(small_cnn, digits.select(range(20)), triggered_data=given, target=0)
+
+
+def test_the_class_or_the_name_of_an_attack_is_no_attack(small_cnn: SmallCNN, digits: Dataset) -> None:
+    given: Any = attacks.BadNets
+    with pytest.raises(UnbackdoorError) as refusal:
+        evaluate(small_cnn, digits, attack=given)
+    assert str(refusal.value) == "an attack's value is expected, got the class BadNets. Write BadNets()."
+    with pytest.raises(UnbackdoorError) as refusal:
+        plant(digits, given, VictimRecipe())
+    assert str(refusal.value) == "an attack's value is expected, got the class BadNets. Write BadNets()."
+    given = "badnets"
+    with pytest.raises(UnbackdoorError) as refusal:
+        poison(digits, given, rate=0.1, seed=0, classes=10)
+    assert str(refusal.value) == "an attack's value is expected, got 'badnets'. Take one of unbackdoor.attacks."

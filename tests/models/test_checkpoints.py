@@ -293,6 +293,20 @@ def test_anything_but_named_tensors_is_refused(content: Any, tmp_path: Path) -> 
 # what both have in common
 
 
+def test_plain_values_next_to_the_tensors_are_left_out(
+    factory: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As some save one dictionary of all; torch itself has an entry for the extra state of a layer."""
+    caplog.set_level(logging.INFO, "unbackdoor")
+    torch.save({**weights(), "epoch": 3, "1._extra_state": None}, tmp_path / "w.pth")
+    loaded = load(tmp_path / "w.pth", factory=factory)
+    assert all(torch.equal(loaded.model.state_dict()[name], tensor) for name, tensor in weights().items())
+    assert caplog.messages == ["w.pth: epoch, 1._extra_state are no tensors and are left out."]
+    torch.save({**weights(), "optimizer": {"lr": 0.1}}, tmp_path / "w.pth")
+    with pytest.raises(UnbackdoorError, match="does not hold named tensors"):
+        load(tmp_path / "w.pth", factory=factory)
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     assert refusal(tmp_path / "w.safetensors") == (
         f"{tmp_path}/w.safetensors does not exist; a weights file (.safetensors, .pt, .pth, .bin) is expected."

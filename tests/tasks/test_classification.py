@@ -5,12 +5,13 @@ import logging
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 import toys
 from fixtures import SmallCNN
 from unbackdoor import Dataset, UnbackdoorError
 from unbackdoor._models.arithmetic import choose
-from unbackdoor._tasks.classification import CLASSIFICATION, Classification
+from unbackdoor._tasks.classification import CLASSIFICATION, Classification, hits
 from unbackdoor._tasks.proportion import Proportion, chance_doubt
 
 
@@ -62,3 +63,30 @@ def test_a_score_near_chance_is_doubted(small_cnn: SmallCNN, digits: Dataset) ->
         f"the model cannot be told from chance on digits ({right!r}): there are too few examples. Add some."
     )
     assert chance_doubt("the model", Proportion(40, 40), 2, "digits") is None
+
+
+def test_answers_that_are_not_finite_count_as_wrong(caplog: pytest.LogCaptureFixture) -> None:
+    """As half precision gives them for some examples: the largest of them would be any class, here always the first."""
+
+    class Overflowing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(1, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            scores = torch.stack([1 - x[:, 0, 0, 0], x[:, 0, 0, 0]], dim=1)
+            return scores.masked_fill((x[:, 0, 0, :1] > 0.9), float("nan"))
+
+    pixels = torch.tensor([0, 0, 0, 200, 200, 255, 255, 255, 255, 255, 255], dtype=torch.uint8).view(-1, 1, 1, 1)
+    labels = torch.tensor([0, 0, 1, 1, 1, 0, 0, 0, 1, 1, 1])
+    data = Dataset(items=pixels, labels=labels, name="some")
+    model = Overflowing().eval()
+    arithmetic = choose(model, "cpu", "fp32")
+    assert hits(model, data, arithmetic).tolist() == [True, True, False, True, True, *[False] * 6]
+    assert caplog.messages == [
+        "Overflowing answers 6 of 11 examples of some with values that are not finite; they count as wrong. Try "
+        "`precision='fp32'`, or look at its buffers."
+    ]
+    score = CLASSIFICATION.score(model, data, None, arithmetic)
+    assert score.clean_accuracy.count == 4
+    assert {name: part.count for name, part in score.per_class.items()} == {"0": 2, "1": 2}

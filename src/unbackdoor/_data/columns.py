@@ -1,5 +1,6 @@
 """The columns of texts, pictures and labels in a data set, and whether all files have them."""
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -7,7 +8,9 @@ from torch import Tensor
 
 from unbackdoor._data.labels import alike, class_numbers
 from unbackdoor._data.reading import Table
-from unbackdoor._errors import NoLabelsError, UnbackdoorError, printable
+from unbackdoor._errors import NoLabelsError, UnbackdoorError, few, printable
+
+_PIXEL = re.compile(r"(pixel|px|p)?[ _.]?\d+([x_,]\d+)?", re.IGNORECASE)
 
 
 def joined(tables: Sequence[Table], column: str) -> list[Any]:
@@ -86,6 +89,12 @@ def image_column(present: Sequence[str], names: dict[str, str], where: str) -> d
     """
     if "image" not in [*present, *names] and "file_name" in present:  # as image folders of `datasets` have it
         return {"image": "file_name"}
+    pixels = [name for name in present if _PIXEL.fullmatch(name)]
+    if "image" not in [*present, *names] and len(pixels) > 15:
+        raise UnbackdoorError(
+            f"{where} has each pixel in a column of its own ({few(pixels)}), and such are not read. Save pictures, or "
+            "lists of numbers in one column, in JSON lines or parquet."
+        )
     if "image" not in [*present, *names] and {"text", "text_a"} & set(present):
         raise UnbackdoorError(
             f"{where} holds text ({listed(present)}), but images are needed. Take a data set with pictures, or a model "

@@ -78,6 +78,7 @@ class Dataset:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "items", self.encode.prepared(self.items))
+        object.__setattr__(self, "labels", _indices(self.labels, len(self._items), self.name))
 
     @classmethod
     @reader("source")
@@ -333,6 +334,53 @@ class Dataset:
             items = self._items[rows]
             inputs = self._encode(items if generator is None else items.augmented(self.augment, generator))
             yield Batch(inputs, self.labels[rows], rows)
+
+
+def check_data(owner: str, **data: object) -> None:
+    """Refuse anything but data sets, such as the path of one.
+
+    Args:
+        owner: the function that takes them, for messages.
+        data: data sets by the names of their parameters, the first of which is needed; None for others that were not
+            given.
+
+    Raises:
+        UnbackdoorError: says how to load one.
+    """
+    for number, (parameter, given) in enumerate(data.items()):
+        if not isinstance(given, Dataset) and (given is not None or number == 0):
+            raise UnbackdoorError(
+                f"{owner} takes {parameter} as a Dataset, got {type(given).__name__}. Load it with "
+                "unbackdoor.Dataset.load."
+            )
+
+
+def _indices(labels: object, count: int, name: str) -> Tensor:
+    """Returns labels as class indices, (count,), int64.
+
+    Raises:
+        UnbackdoorError: they are no whole numbers, or not one for each example.
+    """
+    if isinstance(labels, list | tuple | np.ndarray):
+        array = np.asarray(labels)
+        if array.dtype.kind not in "biu" or array.ndim == 0:
+            kind = {"U": "text", "S": "text", "O": "objects"}.get(array.dtype.kind, str(array.dtype))
+            raise UnbackdoorError(_wrong_labels(kind, array.shape, count, name))
+        labels = torch.from_numpy(array.astype(np.int64))
+    if not isinstance(labels, Tensor):
+        raise UnbackdoorError(_wrong_labels(type(labels).__name__, None, count, name))
+    if labels.is_floating_point() or labels.is_complex() or labels.shape != (count,):
+        kind = str(labels.dtype).removeprefix("torch.")
+        raise UnbackdoorError(_wrong_labels(kind, tuple(labels.shape), count, name))
+    return labels.long()
+
+
+def _wrong_labels(kind: str, shape: tuple[int, ...] | None, count: int, name: str) -> str:
+    shown = kind if shape is None else f"{kind} of shape {shape}"
+    return (
+        f"Dataset.labels of {name} must be class indices, one whole number for each of its {count:,} examples, got "
+        f"{shown}. Give a tensor of type int64 and shape ({count},)."
+    )
 
 
 def _name(source: str | Path | Sequence[str | Path]) -> str:

@@ -164,6 +164,8 @@ def _check_rows(
             way_out = (
                 "Remove the lines before the one that names the columns."
                 if len(names) == 1
+                else f"Remove {_DELIMITERS[delimiter]} at the end of the lines, or name that column."
+                if len(row) == len(names) + 1 and not row[-1].strip() and len(row[0]) > 0
                 else f"Put {marks} around cells that hold {_DELIMITERS[delimiter]}{hint}, or save the data as JSON "
                 "lines."
             )

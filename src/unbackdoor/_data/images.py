@@ -224,14 +224,19 @@ class ImageEncoder:
         Raises:
             UnbackdoorError: these are no images, or pixels in [0, 1].
         """
+        if isinstance(items, np.ndarray) and items.dtype.kind in "uif":
+            items = torch.from_numpy(items)
         if not isinstance(items, Tensor):
-            raise UnbackdoorError("The model takes images, but the data holds text. Take images.")
-        if items.is_floating_point() and items.numel() and items.max() <= 1:
+            if hasattr(items, "strings") or hasattr(items, "entries"):
+                raise UnbackdoorError("The model takes images, but the data holds text. Take images.")
             raise UnbackdoorError(
-                f"Pixels must be numbers from 0 to 255, got {items.dtype} of at most {float(items.max()):g}, which is "
-                "nearly black. Give (255 * pixels).round().to(torch.uint8)."
+                f"Images must be a tensor of pixels, (n, channels, height, width), uint8, got {type(items).__name__}. "
+                "Dataset.load reads files."
             )
-        return items if isinstance(items, Images) else Images(items)
+        if isinstance(items, Images):
+            return items
+        _check_pixels(items)
+        return Images(items)
 
     def columns_in(self, present: Sequence[str], names: dict[str, str], where: str, hint: str = "") -> dict[str, str]:
         """The column of a data set that holds its pictures; see `image_column`."""
@@ -373,6 +378,39 @@ class ImageEncoder:
         elif (reached := self._target_in(size, where)) != size:
             high, wide = reached
             logger.info("%s: images of %dx%d are resized to the model's %dx%d.", where, width, height, wide, high)
+
+
+def _check_pixels(pixels: Tensor) -> None:
+    """Refuse a tensor of another shape than images have, and other numbers than 0 to 255.
+
+    Raises:
+        UnbackdoorError: says how to make pixels of them.
+    """
+    if pixels.ndim != 4:
+        raise UnbackdoorError(
+            f"Images must have the shape (n, channels, height, width), got {tuple(pixels.shape)}. Add the channel of "
+            "grey ones: pixels[:, None]."
+        )
+    if pixels.dtype == torch.uint8 or pixels.numel() == 0:
+        return
+    if pixels.is_complex():
+        raise UnbackdoorError("Pixels must be numbers from 0 to 255, got complex ones. Give them as uint8.")
+    least, most = float(pixels.min()), float(pixels.max())
+    kind = str(pixels.dtype)
+    if pixels.dtype == torch.bool or (pixels.is_floating_point() and least >= 0 and most <= 1):
+        raise UnbackdoorError(
+            f"Pixels must be numbers from 0 to 255, got {kind} of at most {most:g}, which is nearly black. Give (255 * "
+            "pixels).round().to(torch.uint8)."
+        )
+    if pixels.is_floating_point() and least < 0 and most <= 20:
+        raise UnbackdoorError(
+            f"Pixels must be numbers from 0 to 255, got {kind} from {least:g} to {most:g}. Give them as uint8, before "
+            "they are normalised: the encoder does that."
+        )
+    if not pixels.is_floating_point() and (least < 0 or most > 255):
+        raise UnbackdoorError(
+            f"Pixels must be numbers from 0 to 255, got {kind} from {least:g} to {most:g}. Give them as uint8."
+        )
 
 
 # Pixels of a picture, and of its longer side, above which it is resized when read: a thousand would take 3 GB.

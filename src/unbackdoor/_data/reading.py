@@ -149,6 +149,11 @@ def _of_files(files: Sequence[Path], label: str) -> list[Table]:
 
 
 def _unknown(file: Path) -> UnbackdoorError:
+    if file.suffix.lower() == ".tar":
+        return UnbackdoorError(
+            f"{file} is an archive, which is not read. Unpack it, and give its content; labels of a WebDataset "
+            "belong into a metadata.csv with the columns file_name and label."
+        )
     if file.suffix.lower() in _COMPRESSED:
         return UnbackdoorError(
             f"{file} is compressed, and compressed data is not read. Unpack it, and give its content."
@@ -392,20 +397,28 @@ def _of_folder(folder: Path, classes: Sequence[str] | None, label: str, labelled
         if len(parts[0].parts) > 1:
             more = f" and {len(parts) - 1} more" if len(parts) > 1 else ""
             logger.info("%s: its examples are read from %s%s.", folder, parts[0], more)
+        _report_missing_parts(folder, parts)
         return _of_files([folder / part for part in parts], label)
     if content.others and not content.pictures:
         raise _nothing_read(folder, content.others)
     if content.pictures or not any(entry.is_dir() and not _hidden(entry.name) for entry in folder.iterdir()):
-        holding = "pictures but " if content.pictures else ""
-        stems = {path.with_suffix("") for path in content.pictures}
-        captions = any(
-            path.suffix.lower() in (".txt", ".caption") and path.with_suffix("") in stems for path in content.others
-        )
-        way_out = " Captions belong into a metadata.csv with the columns file_name and caption." if captions else ""
-        raise NoLabelsError(
-            f"{folder} has {holding}no sub-folders; an image folder has one per class, with its pictures.{way_out}"
-        )
+        raise _no_classes(folder, content)
     return []
+
+
+def _no_classes(folder: Path, content: _Content) -> UnbackdoorError:
+    """Returns the error for a folder without sub-folders; it says what to do with files next to its pictures."""
+    holding = "pictures but " if content.pictures else ""
+    stems = {path.with_suffix("") for path in content.pictures}
+    beside = {path.suffix.lower() for path in content.others if path.with_suffix("") in stems}
+    way_out = ""
+    if beside & {".txt", ".caption"}:
+        way_out = " Captions belong into a metadata.csv with the columns file_name and caption."
+    elif ".cls" in beside:  # as WebDataset has them
+        way_out = " Labels belong into a metadata.csv with the columns file_name and label."
+    return NoLabelsError(
+        f"{folder} has {holding}no sub-folders; an image folder has one per class, with its pictures.{way_out}"
+    )
 
 
 def _described(folder: Path, content: _Content, label: str) -> Table | None:
@@ -486,6 +499,24 @@ def _parts(folder: Path, tables: Sequence[Path]) -> list[Path]:
         (root, suffix), paths = max(sets.items())
         raise _refused_several(folder, names, kind, str(paths[0]) if len(paths) == 1 else f"{root}*{suffix}")
     return [path for paths in sets.values() for path in paths]
+
+
+_OF_ALL = re.compile(r"(\d+)[-_.]of[-_.](\d+)")
+
+
+def _report_missing_parts(folder: Path, parts: Sequence[Path]) -> None:
+    """Warn if the names of files say that there are more of them, as after a download that was broken off."""
+    numbers = [match for part in parts if (match := _OF_ALL.search(part.stem))]
+    held, total = {int(match[1]) for match in numbers}, max((int(match[2]) for match in numbers), default=0)
+    if numbers and len(held) < total:
+        logger.warning(
+            "%s has %d of the %d parts that the names of its files count (%s); examples of the others are missing. "
+            "Fetch them, too.",
+            folder,
+            len(held),
+            total,
+            few(sorted(map(str, parts))),
+        )
 
 
 def _saved(folder: Path) -> Table:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from torch import nn
 
-from unbackdoor._data.dataset import Dataset, Encoder
+from unbackdoor._data.dataset import Dataset, Encoder, check_data
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._models.arithmetic import Precision, choose
 from unbackdoor._models.calling import check_modules
@@ -61,6 +61,7 @@ def evaluate(
         UnbackdoorError: the data do not fit the model, or the options contradict each other.
     """
     check_modules("evaluate", model=model, control=control)
+    check_data("evaluate", test=test, triggered_data=triggered_data)
     asked = Asked(attack, triggered_data, target, trigger, behaviour)
     task = task_of(test.encode, max_new_tokens=max_new_tokens, progress=bar if progress else silent)
     task.check_asked(asked)

@@ -300,7 +300,7 @@ def _pickle(path: Path, own: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
         )
         reason = printable(reason, 200).rstrip(". ") or type(problem).__name__
         raise UnbackdoorError(f"{path} is damaged or not a PyTorch weights file ({reason}). Fetch it again.") from None
-    state_dicts = dict(_state_dicts(content))
+    state_dicts = dict(_state_dicts(content)) or _among_others(path, content, own)
     if not state_dicts:
         raise UnbackdoorError(
             f"{path} does not hold named tensors; a state dict is expected. Save model.state_dict() as safetensors."
@@ -343,6 +343,24 @@ def _state_dicts(content: Any, key: str = "", depth: int = 0) -> Iterator[tuple[
     elif depth < 3:
         for name, part in content.items():
             yield from _state_dicts(part, f"{key}.{name}" if key else str(name), depth + 1)
+
+
+def _among_others(path: Path, content: Any, own: Mapping[str, Tensor] | None) -> dict[str, dict[str, Tensor]]:
+    """Returns the tensors of a dictionary with plain values next to them, such as the number of an epoch, if they fit.
+
+    Args:
+        path: path of the file.
+        content: what was in it.
+        own: `state_dict` of the module that they are for; without one, it is not known what the file is.
+    """
+    parts = content.items() if isinstance(content, dict) else ()
+    tensors = {str(name): part for name, part in parts if isinstance(part, Tensor)}
+    left = [str(name) for name, part in parts if not isinstance(part, Tensor)]
+    if own is None or not fits(own, tensors) or any(isinstance(part, dict | list | tuple) for _, part in parts):
+        return {}
+    note = f"{path.name}: {few(left)} {'is no tensor and is' if len(left) == 1 else 'are no tensors and are'} left out"
+    logger.info("%s.", printable(note, SENTENCE))
+    return {"": tensors}
 
 
 def _chosen(

@@ -24,6 +24,7 @@ from unbackdoor._models.untrusted_weights import check_finite
 from unbackdoor._poisoning.abilities import is_learnt, phrases_of, place_of, test_time_of, train_time_of
 from unbackdoor._poisoning.attack import Attack
 from unbackdoor._poisoning.behaviour import Behaviour
+from unbackdoor._poisoning.check import check_value
 from unbackdoor._poisoning.poison import Poisoned
 from unbackdoor._poisoning.trigger import Trigger
 from unbackdoor._registry.attacks import EVIDENCE, REGISTRY
@@ -156,6 +157,7 @@ def as_trigger(attack: "Attack | Trigger | str | Path", data: Dataset) -> Trigge
         return load_trigger(attack)
     if isinstance(attack, Trigger):
         return attack
+    check_value(attack)
     if is_learnt(attack):
         raise UnbackdoorError(
             f"{type(attack).__name__} learns its trigger while it is planted, so its fields alone do not make it. "

@@ -6,6 +6,16 @@ from unbackdoor._poisoning.abilities import cover_classes_of, label_rules_of, mo
 from unbackdoor._poisoning.attack import Attack
 
 
+def check_value(attack: object) -> None:
+    """Refuse the name or the class of an attack in place of a value."""
+    if isinstance(attack, type):
+        raise UnbackdoorError(
+            f"an attack's value is expected, got the class {attack.__name__}. Write {attack.__name__}()."
+        )
+    if isinstance(attack, str):
+        raise UnbackdoorError(f"an attack's value is expected, got {attack!r}. Take one of unbackdoor.attacks.")
+
+
 def check(attack: Attack, classes: int, data: Dataset) -> None:
     """Refuse an attack that does not fit the data: its kind, its classes, its tokenizer.
 
@@ -19,8 +29,7 @@ def check(attack: Attack, classes: int, data: Dataset) -> None:
             the tokenizer does not know a word of it, or the data is of another kind.
     """
     owner = type(attack).__name__
-    if isinstance(attack, (str, type)):
-        raise UnbackdoorError(f"an attack's value is expected, got {attack!r}. Take one of unbackdoor.attacks.")
+    check_value(attack)
     check_modality(attack, data)
     for phrase in phrases_of(attack):
         tokenizer = data.tokenizer

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from unbackdoor._data.conversations import Conversations
-from unbackdoor._data.dataset import Dataset, ItemsLike
+from unbackdoor._data.dataset import Dataset, ItemsLike, check_data
 from unbackdoor._data.pairs import ImageCaptionPairs
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._poisoning.abilities import Covers, Crafts, Fits, cover_classes_of, needs_surrogate, sources_of
@@ -113,6 +113,7 @@ def poison(
     Raises:
         UnbackdoorError: see `draw` and `check`.
     """
+    check_data("poison", data=data)
     check(attack, classes, data)
     if needs_surrogate(attack) and attack.label_rule == "all-to-one" and bool((data.labels == attack.target).all()):
         raise UnbackdoorError(

@@ -80,6 +80,12 @@ def working_copy(model: nn.Module) -> nn.Module:
     Raises:
         UnbackdoorError: the module holds something that cannot be copied.
     """
+    script = next((part for part in model.modules() if isinstance(part, torch.jit.ScriptModule)), None)
+    if script is not None:
+        raise UnbackdoorError(
+            f"{type(model).__name__} is TorchScript, which can be scored and not tuned. Give the module that it "
+            "was made of, with its state_dict."
+        )
     try:
         working = copy.deepcopy(model)
     except Exception as problem:  # a user's own module may hold anything, such as a lock or an open file

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from unbackdoor._artifacts.machine import peak_memory, versions
 from unbackdoor._data.classes import check_labels, in_order_of
-from unbackdoor._data.dataset import Dataset, Encoder
+from unbackdoor._data.dataset import Dataset, Encoder, check_data
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._models.arithmetic import Precision, description
 from unbackdoor._models.recorded import encode_entry
@@ -75,6 +75,7 @@ def train(
         UnbackdoorError: the data does not fit the trainer or the recipe, or the training diverged.
     """
     check_seed(seed)
+    check_data("train", data=data, clean=clean)
     _check_trainer(trainer, data, clean)
     _check_truth(poisoned_rows, data)
     training = Trainer.of(

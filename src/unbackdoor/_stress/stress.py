@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from unbackdoor._artifacts.machine import versions
-from unbackdoor._data.dataset import Dataset, Encoder
+from unbackdoor._data.dataset import Dataset, Encoder, check_data
 from unbackdoor._models.arithmetic import Precision, choose, description
 from unbackdoor._models.calling import check_modules
 from unbackdoor._poisoning.attack import Attack
@@ -109,6 +109,7 @@ def stress(
     """
     start = time.perf_counter()
     check_options(parts, counts, seeds, seed)
+    check_data("stress", clean=clean, test=test)
     refuse_pairs("stress", clean)
     check_modules("stress", model=model, victim=victim, control=control)
     models = {VICTIM: _own(victim), PURIFIED: _own(model), **({} if control is None else {CONTROL: _own(control)})}

@@ -1,5 +1,6 @@
 """Classification: the class with the highest score is the answer, and is right or wrong."""
 
+import logging
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
@@ -20,6 +21,8 @@ from unbackdoor._tasks.score import Score
 from unbackdoor._tasks.task import Asked, Checked, Examined, Judgement, Measure, Warn
 from unbackdoor._training.descent import cross_entropy
 
+logger = logging.getLogger("unbackdoor")
+
 
 def predict(model: nn.Module, data: Dataset, arithmetic: Arithmetic) -> Tensor:
     """Returns the class that the model answers for each example, (n,), on the CPU."""
@@ -28,7 +31,26 @@ def predict(model: nn.Module, data: Dataset, arithmetic: Arithmetic) -> Tensor:
 
 def hits(model: nn.Module, data: Dataset, arithmetic: Arithmetic) -> Tensor:
     """Returns which examples the model classifies as labelled, (n,), bool, on the CPU."""
-    return predict(model, data, arithmetic) == data.labels.cpu()
+    return _decided(model, data, arithmetic) == data.labels.cpu()
+
+
+def _decided(model: nn.Module, data: Dataset, arithmetic: Arithmetic) -> Tensor:
+    """Returns what `predict` does, but no class for answers that are not finite, as half precision may give some.
+
+    The largest of such scores would be any class; they count as wrong, and a warning says how many there are.
+    """
+    scores = answers(model, data, arithmetic)
+    lost = ~torch.isfinite(scores).all(dim=1)
+    if lost.any():
+        logger.warning(
+            "%s answers %s of %s examples of %s with values that are not finite; they count as wrong. Try "
+            "`precision='fp32'`, or look at its buffers.",
+            type(model).__name__,
+            f"{int(lost.sum()):,}",
+            f"{len(data):,}",
+            data.name,
+        )
+    return scores.argmax(dim=1).masked_fill(lost, -2)
 
 
 @torch.no_grad()
@@ -48,7 +70,7 @@ def answers(model: nn.Module, data: Dataset, arithmetic: Arithmetic) -> Tensor:
 
 def flip_rate(model: nn.Module, attacked: Triggered, arithmetic: Arithmetic) -> Proportion:
     """Returns the share of triggered examples that a model classifies as the attacker wants."""
-    return proportion_of(predict(model, attacked.data, arithmetic) == attacked.wanted.cpu())
+    return proportion_of(_decided(model, attacked.data, arithmetic) == attacked.wanted.cpu())
 
 
 def score(
@@ -61,7 +83,7 @@ def score(
     control_encode: Encoder | None = None,
 ) -> Score:
     """The score on clean and already triggered examples that are known to fit the model."""
-    predicted = predict(model, test, arithmetic)
+    predicted = _decided(model, test, arithmetic)
     labels = test.labels.cpu()
     names = test.classes or ()
     per_class = {}
@@ -73,7 +95,7 @@ def score(
     clean_accuracy = proportion_of(predicted == labels)
     if attacked is None:
         return Score(clean_accuracy=clean_accuracy, per_class=per_class)
-    predicted = predict(model, attacked.data, arithmetic)
+    predicted = _decided(model, attacked.data, arithmetic)
     wanted = attacked.wanted.cpu()
     flips = None
     if control is not None:

@@ -12,7 +12,7 @@ from torch import nn
 from unbackdoor._artifacts.attack_record import FORMAT
 from unbackdoor._artifacts.machine import peak_memory
 from unbackdoor._data.classes import check_labels
-from unbackdoor._data.dataset import Dataset, Encoder
+from unbackdoor._data.dataset import Dataset, Encoder, check_data
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._models.arithmetic import Precision, description
 from unbackdoor._models.calling import check_partner
@@ -22,6 +22,7 @@ from unbackdoor._poisoning.attack import Attack, Planting
 from unbackdoor._poisoning.attack_file import describe
 from unbackdoor._poisoning.attacked import attacked_by
 from unbackdoor._poisoning.behaviour import Behaviour
+from unbackdoor._poisoning.check import check_value
 from unbackdoor._poisoning.planted_answer import TEST_BEHAVIOUR
 from unbackdoor._poisoning.poison import Poisoned, poison
 from unbackdoor._poisoning.prompts import TriggeredPrompts, already_triggered_prompts
@@ -106,6 +107,8 @@ def plant(
             diverged.
     """
     check_seed(seed)
+    check_data("plant", data=data, test=test, triggered_test=triggered_test)
+    check_value(attack)
     if test is None:
         data, test = _held_out(data, attack, seed)
     settings = {"seed": seed, "device": device, "precision": precision, "max_new_tokens": max_new_tokens}
