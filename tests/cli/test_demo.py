@@ -122,10 +122,10 @@ def test_the_patch_hides_nothing_of_a_digit() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5))
-def test_fine_tuning_fails_where_fst_does_not(seed: int, tmp_path: Path) -> None:
+def test_fine_tuning_fails_where_scale_invariant_fst_does_not(seed: int, tmp_path: Path) -> None:
     images_demo.image(out=str(tmp_path / "out"), overwrite=False, seed=seed)
     scores = json.loads((tmp_path / "out" / "record.json").read_text())["scores"]
-    suspect, tuned, purified = scores["suspect"], scores["fine-tuning"], scores["fst"]
+    suspect, tuned, purified = scores["suspect"], scores["fine-tuning"], scores["scale-invariant-fst"]
     assert suspect["attack_success"]["value"] >= 0.9
     assert tuned["attack_success"]["value"] > 0.5
     assert purified["attack_success"]["value"] <= 0.05

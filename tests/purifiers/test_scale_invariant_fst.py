@@ -246,7 +246,7 @@ def test_one_step_is_that_of_the_formula(digits: Dataset) -> None:
 def test_the_first_strength_within_the_margin_is_kept(suspect: Normalised, digits: Dataset) -> None:
     data = digits.select(range(600, 900))
     all_may_go = purify(suspect, data, purifiers.ScaleInvariantFST(margin=1, epochs=1), seed=0).record
-    assert [note[:10] for note in all_may_go["notes"]] == ["strength 1"]
+    assert [note.split(" loses")[0] for note in all_may_go["notes"]] == ["strength 1 in 1 pass at the rate 0.03"]
     assert all_may_go["clean"]["held_out"] == 60
     assert all_may_go["examples_seen"] == 240
 
@@ -254,11 +254,11 @@ def test_the_first_strength_within_the_margin_is_kept(suspect: Normalised, digit
     made = purify(suspect, data, hard, seed=0).record
     lost = [note.split(" loses")[0] for note in made["notes"] if " loses " in note]  # one says that the steps are few
     assert lost == [
-        *("strength 1 in 1 pass", "strength 1 in 3 passes"),
+        *("strength 1 in 1 pass at the rate 0.03", "strength 1 in 1 pass", "strength 1 in 3 passes"),
         *("strength 0.5 in 1 pass", "strength 0 in 1 pass"),
     ]
     assert made["clean"]["held_out"] == 60
-    assert made["examples_seen"] == 6 * 240
+    assert made["examples_seen"] == 7 * 240
     assert made["warnings"][0].startswith(
         "a backdoor may have stayed: strength 1 cost more than the margin of 0 points of accuracy, so 0 was used,"
     )
@@ -296,8 +296,35 @@ def test_the_passes_of_the_trials(suspect: Normalised, digits: Dataset) -> None:
     hard = purifiers.ScaleInvariantFST(margin=0, epochs=4, alpha=100)
     record = purify(suspect, digits.select(range(600, 700)), hard, seed=0).record
     lost = [note.split(" loses")[0] for note in record["notes"] if " loses " in note]
-    assert [each.split(" in ")[1] for each in lost] == ["4 passes", "12 passes", "4 passes", "1 pass"]
-    assert record["examples_seen"] == (4 + 12 + 4 + 1) * 80
+    defaults = ["4 passes", "12 passes", "4 passes", "1 pass"]
+    assert [each.split(" in ")[1] for each in lost] == ["4 passes at the rate 0.03", *defaults]
+    assert record["examples_seen"] == (4 + 4 + 12 + 4 + 1) * 80
+
+    for given in ({"learning_rate": 0.01}, {"batch_size": 32}):  # who gives one of them has chosen the steps
+        record = purify(suspect, digits.select(range(600, 700)), replace(hard, **given), seed=0).record
+        lost = [note.split(" loses")[0] for note in record["notes"] if " loses " in note]
+        assert [each.split(" in ")[1] for each in lost] == defaults
+
+
+def test_larger_steps(suspect: Normalised, digits: Dataset) -> None:
+    """Three times the rate, and twenty steps a pass in batches of 8 to 32; a first trial is that method."""
+    shift = purifiers.ScaleInvariantFST(strength=1, epochs=10)
+    for count, batch_size in ((80, 8), (159, 8), (180, 9), (400, 20), (640, 32), (5000, 32)):
+        assert shift.in_larger_steps(count) == replace(shift, learning_rate=0.03, batch_size=batch_size)
+    data = digits.select(range(600, 1000))
+    made = purify(suspect, data, replace(shift, strength=None, margin=1), seed=0)
+    given = replace(shift, strength=None, margin=1, learning_rate=0.03, batch_size=16)
+    same = purify(suspect, data, given, seed=0)
+    for name, tensor in made.model.state_dict().items():
+        assert torch.equal(tensor, same.model.state_dict()[name]), name
+
+
+def test_texts_have_no_trial_in_larger_steps(reviews: Dataset) -> None:
+    model = toys.classifier("bert", seed=1)
+    method = purifiers.ScaleInvariantFST(epochs=1)
+    notes = purify(model, reviews.select(range(40)), method, seed=0, precision="fp32").record["notes"]
+    assert [note for note in notes if " loses " in note]
+    assert not any("at the rate" in note for note in notes)
 
 
 def test_a_given_strength_takes_the_given_passes(suspect: Normalised, digits: Dataset) -> None:

@@ -114,7 +114,7 @@ REGISTRY = (
         "unbackdoor.purifiers.scale_invariant_fst:ScaleInvariantFST",
         "FST in units of the head, taught by the suspect, as strong as held-out examples allow; this project's variant",
         needs=(Need.CLEAN,),
-        passes=(40, 210),
+        passes=(40, 250),
         cost="with another forward pass each",
         modality=("images", "text"),
         recommended=("images",),
@@ -169,7 +169,7 @@ REGISTRY = (
         "unbackdoor.purifiers.trigger_distillation:TriggerDistillation",
         "unlearn inverted triggers by the suspect's own answers, or shift without any; this project's variant",
         needs=(Need.CLEAN,),
-        passes=(20, 210),
+        passes=(20, 250),
         cost="more than 20 without a trigger, with another forward pass each, and 3,200 examples per class",
         damage="the inverted triggers are probably features of the classes themselves, or no push was weak enough for "
         "these few examples: see the notes, and try scale-invariant-fst or fine-tuning",

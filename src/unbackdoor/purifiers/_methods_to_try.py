@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from unbackdoor._data.dataset import Dataset
 from unbackdoor._purification.method import Method, method_name
-from unbackdoor._purification.run import SMALLEST_BATCH, STEPS, Run
+from unbackdoor._purification.run import Run
 from unbackdoor.purifiers.contrastive_unlearning import ContrastiveUnlearning
 from unbackdoor.purifiers.fine_tuning import FineTuning
 from unbackdoor.purifiers.mixing_distillation import MixingDistillation
@@ -13,11 +13,7 @@ from unbackdoor.purifiers.scale_invariant_fst import ScaleInvariantFST
 from unbackdoor.purifiers.trigger_distillation import TriggerDistillation
 from unbackdoor.purifiers.word_distillation import WordDistillation
 
-# The first shift of images. At the defaults, few images make few small steps, which can leave half of a backdoor, and
-# no audit shows it; so its rate is higher, and its batches are smaller if images are few (docs/results/auto.md).
-LEARNING_RATE, BATCH = 0.03, 32
-
-# The third, for networks that need longer to learn their features again; the second is at the defaults.
+# The third shift of images, for networks that need longer to learn their features again; the second is at the defaults.
 LONGER = 120
 
 # These change a model whatever its trigger is; the others unlearn what a search finds.
@@ -26,11 +22,9 @@ WITHOUT_A_SEARCH = ScaleInvariantFST, MixingDistillation
 
 def _for_images(clean: Dataset, shortcut: bool, run: Run) -> list[Method]:
     shift = ScaleInvariantFST(strength=1)
-    small = min(BATCH, max(SMALLEST_BATCH, len(clean) // STEPS))
-    larger = replace(shift, learning_rate=LEARNING_RATE, batch_size=small)
     longer = replace(shift, epochs=LONGER)
     found: list[Method] = [TriggerDistillation()] if shortcut else []
-    return [larger, shift, longer, ContrastiveUnlearning(), *found, FineTuning()]
+    return [shift.in_larger_steps(len(clean)), shift, longer, ContrastiveUnlearning(), *found, FineTuning()]
 
 
 def _for_texts(clean: Dataset, shortcut: bool, run: Run) -> list[Method]:
