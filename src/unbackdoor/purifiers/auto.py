@@ -54,8 +54,8 @@ class Auto:
     """
 
     # The first version tried no trigger distillation; the second shifted in ten passes, and unlearned in small steps;
-    # the third tried the shift at its defaults first; the fourth shifted with dropout; the fifth took trigger
-    # distillation and contrastive unlearning in earlier versions, which differ where these find nothing.
+    # the third tried the shift at its defaults first; the fourth shifted with dropout; the first shift of the fifth had
+    # the rate 0.03, which leaves 10 % on a ResNet-20 where 0.05 leaves 2 %.
     version: ClassVar[int] = 6
     uses_unlabelled: ClassVar[bool] = True
     needs_head: ClassVar[bool] = True  # the audit does, and most methods that it tries

@@ -24,7 +24,7 @@ TRIALS = ((1.0, 1.0), (1.0, 3.0), (0.5, 1.0), (0.0, 0.25))
 
 # What is tried before, on images: strength 1 at a higher rate, in batches that make some twenty steps of a pass. Few or
 # small steps leave the backdoor of some networks (docs/results/suspects.md). It was not measured on texts.
-LARGER_RATE = {"images": 0.03}
+LARGER_RATE = {"images": 0.05}
 LARGEST_BATCH = 32
 
 
@@ -69,7 +69,7 @@ class ScaleInvariantFST:
         temperature: temperature of both softmaxes, more than 0.
         epochs: passes over the clean examples, at least 1, with another forward pass each; in a trial three times or a
             quarter of them.
-        learning_rate: initial learning rate, more than 0; None is 0.01 (SGD) for images, 0.03 in the first trial, and
+        learning_rate: initial learning rate, more than 0; None is 0.01 (SGD) for images, 0.05 in the first trial, and
             5e-5 (AdamW) for texts.
         batch_size: examples per step, at least 2; None is 32 for images, 8 to 32 in the first trial, and 16 for texts;
             at strength 0 it is the recipe's, 128 and 16.
