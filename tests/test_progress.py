@@ -5,6 +5,7 @@ import pty
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -32,12 +33,14 @@ def test_a_night_leaves_at_most_ten_lines() -> None:
 
 def test_a_line_says_how_far_it_is(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
-    monkeypatch.setattr(_progress, "pace", _progress.Pace(time.monotonic() - 10))
+    times = iter([100.0, 140.0, 150.0])
+    monkeypatch.setattr(_progress, "time", SimpleNamespace(monotonic=lambda: next(times)))
+    monkeypatch.setattr(_progress, "pace", _progress.Pace(100.0))
     description = "searching " * 12
-    with _progress.bar(description, 3) as advance:
+    with _progress.bar(description, 4) as advance:
         advance()
         advance()
-    assert capsys.readouterr() == ("", f"{description}: 1 of 3 steps\n")
+    assert capsys.readouterr() == ("", f"{description}: 1 of 4 steps, 2 min left\n")
 
 
 def test_a_short_run_leaves_nothing_in_a_log() -> None:

@@ -46,13 +46,15 @@ def bar(description: str, steps: int) -> Iterator[Advance]:
 
     console = stderr()
     if not is_terminal(console):
-        done = 0
+        done, start = 0, time.monotonic()
 
         def count() -> None:
             nonlocal done
             done += 1
-            if pace.due(time.monotonic()):
-                console.print(f"{description}: {done} of {steps} steps")
+            now = time.monotonic()
+            if pace.due(now):
+                left = f", {duration((now - start) / done * (steps - done))} left" if done < steps else ""
+                console.print(f"{description}: {done} of {steps} steps{left}")
 
         yield count
         return
@@ -60,6 +62,19 @@ def bar(description: str, steps: int) -> Iterator[Advance]:
     with Progress(*columns, console=console, transient=True) as display:
         task = display.add_task(description, total=steps)
         yield lambda: display.advance(task)
+
+
+def duration(seconds: float) -> str:
+    """Returns a time in the largest unit that fits.
+
+    >>> duration(42), duration(200), duration(9000), duration(400_000)
+    ('42 s', '3 min', '2.5 h', '4.6 days')
+    """
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"
 
 
 def stderr() -> "Console":

@@ -72,15 +72,4 @@ class Progress:
         jobs, ended = self.victims + self.cells, self.trained + self.measured
         if ended in (0, jobs):
             return ""
-        return f", {duration((time.monotonic() - self.start) / ended * (jobs - ended))} left"
-
-
-def duration(seconds: float) -> str:
-    """Returns a time in the largest unit that fits.
-
-    >>> duration(42), duration(200), duration(9000)
-    ('42 s', '3 min', '2.5 h')
-    """
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+        return f", {_progress.duration((time.monotonic() - self.start) / ended * (jobs - ended))} left"

@@ -7,10 +7,11 @@ from unbackdoor._artifacts.cell import Failed
 from unbackdoor._bench import plan as planning
 from unbackdoor._bench.grid import Grid, kept, read
 from unbackdoor._bench.plan import Plan
-from unbackdoor._bench.progress import Progress, duration
+from unbackdoor._bench.progress import Progress
 from unbackdoor._bench.store import Store
 from unbackdoor._bench.workers import Cluster, Here, Processes, Workers, quiet
 from unbackdoor._errors import SENTENCE, IncompleteError, UnbackdoorError, printable
+from unbackdoor._progress import duration
 
 
 class Interrupted(UnbackdoorError):

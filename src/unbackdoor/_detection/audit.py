@@ -22,7 +22,7 @@ from unbackdoor._models.arithmetic import Precision, choose, description
 from unbackdoor._models.calling import check_modules, class_names, embeddings
 from unbackdoor._models.matching import matched
 from unbackdoor._models.untrusted_weights import check_finite
-from unbackdoor._progress import bar, silent
+from unbackdoor._progress import Progress, bar, silent
 from unbackdoor._purification.form import working_copy
 from unbackdoor._purification.run import Run
 from unbackdoor._registry.detectors import REGISTRY
@@ -102,7 +102,7 @@ def audit(
         held_out = HeldOutPrompts(working, judging, arithmetic) if prompts else HeldOut.of(working, judging, arithmetic)
         settings = {name: search.settings for name, search in searches.items()}
         null = null_for(run.modality, _arch(model), len(examples.per_class), settings) if searches else None
-        findings = [_judged(name, each, held_out, null) for name, each in searches.items()]
+        findings = [_judged(name, each, held_out, null, run.progress) for name, each in searches.items()]
     findings.sort(key=lambda each: (each.strongest.p_value is None, -each.strongest.score))
     compared = len(examples.per_class) if run.modality == "images" else 0  # classes, with each other
     verdict, reason = _verdict(findings, null, compared)
@@ -363,24 +363,28 @@ def _searched(
     return searches
 
 
-def _judged(name: str, search: _Search, held_out: HeldOut | HeldOutPrompts, null: Null | None) -> JudgedFinding:
+def _judged(
+    name: str, search: _Search, held_out: HeldOut | HeldOutPrompts, null: Null | None, progress: Progress
+) -> JudgedFinding:
     """A detector's finding, judged on the held-out examples and against clean models."""
     candidates = search.finding.candidates
     compared = null if null is not None and name in null.detectors else None
     among_classes = outlier_p_values(torch.tensor([candidate.strength for candidate in candidates]))
     judged = []
-    for place, candidate in enumerate(candidates):
-        moved, random = held_out.judged(candidate)
-        each = JudgedCandidate(
-            candidate=candidate,
-            target_name=printable(candidate.name) or held_out.data.class_name(candidate.target),
-            source_names=tuple(map(held_out.data.class_name, candidate.sources)),
-            moved=moved,
-            random=random,
-            nominal_p=float(among_classes[place]) if candidate.nominal_p is None else candidate.nominal_p,
-            p_value=None,
-        )
-        judged.append(each if compared is None else replace(each, p_value=compared.p_value(each.score)))
+    with progress(f"judging {name}", len(candidates)) as advance:
+        for place, candidate in enumerate(candidates):
+            moved, random = held_out.judged(candidate)
+            each = JudgedCandidate(
+                candidate=candidate,
+                target_name=printable(candidate.name) or held_out.data.class_name(candidate.target),
+                source_names=tuple(map(held_out.data.class_name, candidate.sources)),
+                moved=moved,
+                random=random,
+                nominal_p=float(among_classes[place]) if candidate.nominal_p is None else candidate.nominal_p,
+                p_value=None,
+            )
+            judged.append(each if compared is None else replace(each, p_value=compared.p_value(each.score)))
+            advance()
     return JudgedFinding(
         detector=name,
         classes=tuple(judged),
