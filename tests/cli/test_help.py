@@ -169,3 +169,5 @@ def test_detectors_are_listed_with_what_they_cannot_see(shown: Shown) -> None:
     text = shown("list", "detectors")
     assert re.findall(r"^(\S+)", text, re.MULTILINE) == [entry.name for entry in REGISTRY]
     assert text.count("cannot see: ") == len(REGISTRY)
+    alone = re.findall(r"^(\S+).*\n(?: .*\n)*? +runs only if --tests names it$", text, re.MULTILINE)
+    assert alone == [entry.name for entry in REGISTRY if entry.on_request] == ["pairs"]

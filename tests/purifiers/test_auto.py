@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from fixtures import SmallCNN
 from unbackdoor import Dataset, UnbackdoorError, purifiers, purify
 from unbackdoor._artifacts.card import purified
 from unbackdoor._artifacts.record import ChoiceEntry
+from unbackdoor._cli.commands.purify import _print_result
 from unbackdoor._detection.finding import Candidate
 from unbackdoor._detection.judging import ExactShare
 from unbackdoor._detection.nulls import Null
@@ -217,7 +219,7 @@ class Silence:
 
 
 def test_the_suspect_comes_back_if_every_method_ruins_it(
-    backdoored: tuple, digits: Dataset, monkeypatch: pytest.MonkeyPatch
+    backdoored: tuple, digits: Dataset, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = backdoored[0]
     monkeypatch.setattr(auto, "methods_to_try", lambda *_: [Silence(), Silence()])
@@ -240,6 +242,11 @@ def test_the_suspect_comes_back_if_every_method_ruins_it(
         "held-out examples." in card
     )
     assert "A backdoor that the suspect has is still there." in card
+    _print_result({**result.record, "scores": None}, Path("purified"), "auto", has_page=False)
+    assert capsys.readouterr().out.splitlines()[0] == (
+        "Nothing was purified, the suspect is handed back as it was: no method lost at most 10 points of accuracy on "
+        "20 held-out examples."
+    )
     assert "purification" not in card
 
 

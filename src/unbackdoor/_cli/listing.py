@@ -88,6 +88,8 @@ def _show_facts(entries: list[Entry] | tuple[Entry, ...], width: int) -> None:
             print(f"{'':<{width}}  {entry.paper} ({entry.year})")
         if entry.blind:
             print(f"{'':<{width}}  cannot see: {entry.blind}")
+        if entry.on_request:
+            print(f"{'':<{width}}  runs only if --tests names it")
 
 
 def _wrapped(text: str) -> str:

@@ -310,7 +310,8 @@ class AuditOptions(ModelOptions):
         unlabelled: further examples; their labels are not read. Without --clean, only the detectors run that need no
             labels.
         base: the pre-trained model that the suspect came from, for detectors that need it.
-        tests: detectors to run, separated by commas; by default all that fit (unbackdoor list detectors).
+        tests: detectors to run, separated by commas; by default all that fit and are not marked otherwise in
+            unbackdoor list detectors.
         out: directory for audit.json, audit.html and the evidence; it must not exist.
         json: print one JSON object, the content of audit.json.
         sarif: file to write the findings to, as SARIF 2.1.0.

@@ -275,6 +275,8 @@ def _print_result(record: dict[str, Any], out: Path, name: str, *, has_page: boo
     scores = record["scores"]
     if record["usable"] is False:
         print(record["warnings"][0])
+    if handed_back(record):
+        print(f"Nothing was purified, the suspect is handed back as it was: {record['choice']['reason']}.")
     if scores is not None:
         _print_change(scores, name)
     elif record["clean"] is not None:
