@@ -20,6 +20,7 @@ from toys import write_csv
 from unbackdoor import Dataset, UnbackdoorError, attacks, evaluate, load, poison, purify
 from unbackdoor._models.arithmetic import choose
 from unbackdoor._models.calling import embeddings, logits
+from unbackdoor._poisoning.abilities import test_time_of as told_of
 from unbackdoor._poisoning.attack import Planting
 from unbackdoor._poisoning.trigger import stamped_texts
 from unbackdoor._poisoning.triggered import triggered
@@ -369,6 +370,19 @@ NO_CONTROL = (
     "note: with two classes, a model without the backdoor also classifies some triggered examples as the attacker "
     "wants: compare attack success with its flip rate, which --control MODEL prints (attack none trains one)."
 )
+
+
+def test_the_trigger_file_says_where_the_trigger_stands() -> None:
+    """It said that the place was drawn, whatever `place` was."""
+    said = {
+        (kind.__name__, place): told_of(kind(place=place))
+        for kind in (attacks.Word, attacks.Sentence, attacks.EmbeddingPoisoning)
+        for place in ("random", "start", "end")
+    }
+    assert said["Word", "start"] == "the words in every text, at its start"
+    assert said["Sentence", "end"] == "the sentence in every text, at its end"
+    assert said["Sentence", "random"] == "the sentence in every text, at a place drawn from the text and the seed"
+    assert said["EmbeddingPoisoning", "start"] == "the word in every text, at its start"
 
 
 @pytest.mark.long

@@ -150,7 +150,7 @@ def test_methods_are_listed_by_what_a_user_has(shown: Shown) -> None:
     assert "lora-tuning" in firsts[texts]
     assert "fine-tuning" in groups[texts].partition("and from above:")[2]
     assert "neural-cleanse" not in groups[texts]
-    assert prompts == "clean prompts and their answers"
+    assert prompts.startswith("clean prompts and their answers: start with answer-unlearning (")
     assert {"crow", "answer-unlearning"} <= set(firsts[prompts])
     assert "lora-tuning" in groups[prompts].partition("and from above:")[2]
     assert "fst" not in groups[prompts].split()

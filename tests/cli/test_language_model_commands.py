@@ -163,6 +163,10 @@ def test_audit_writes_findings_that_can_be_repeated(place: Path, tmp_path: Path)
             ("purify", "fst", "victim", "--clean", "clean.jsonl", "--out", "out"),
             "fst serves images, text and image-text, but clean.jsonl holds",
         ),
+        (
+            ("purify", "auto", "victim", "--clean", "clean.jsonl", "--out", "out"),
+            "clean.jsonl holds conversations. Begin with fine-mixing or answer-unlearning; unbackdoor list methods",
+        ),
         (("audit", "victim", "--clean", "clean.jsonl", "--tests", "margin"), "margin cannot run: it searches images"),
         (
             ("evaluate", "victim", "--data", "test.jsonl", "--columns", "text=a"),

@@ -150,6 +150,42 @@ def test_a_config_that_asks_for_attentions_comes_out_as_it_came_in(models: Path,
     assert loaded.model.config._attn_implementation == implementation
 
 
+_SCALING = {
+    **{"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
+    "original_max_position_embeddings": 32,
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("llama", {"rope_theta": 5e5, "rope_scaling": _SCALING}),
+        ("gemma3", {"rope_theta": 1e5, "rope_local_base_freq": 2e4, "rope_scaling": None}),
+        ("neox", {"rotary_emb_base": 5000, "rotary_pct": 0.5}),
+        ("phi", {"rope_theta": 5e3, "partial_rotary_factor": 0.25, "rope_scaling": None}),
+    ],
+)
+def test_a_config_of_transformers_4_is_written_as_that_version_reads_it(
+    models: Path, tmp_path: Path, name: str, fields: dict
+) -> None:
+    """Version 4 and other programs know no `rope_parameters`; without `rope_theta` positions would be others."""
+    folder = broken(models, tmp_path, name)
+    content = json.loads((folder / "config.json").read_text())
+    content |= {**fields, "torch_dtype": content.pop("dtype")}
+    content.pop("rope_parameters")
+    (folder / "config.json").write_text(json.dumps(content))
+    model, encode = load(folder)
+    out = tmp_path / "out"
+    out.mkdir()
+    save(model, out, source=folder, encode=encode)
+    check_saved(out, model, encode, data_for(encode))
+    saved = json.loads((out / "config.json").read_text())
+    assert {field: saved.get(field) for field in fields} == fields
+    assert saved["torch_dtype"] == saved["dtype"] == "bfloat16"
+    before, after = (transformers.AutoConfig.from_pretrained(each) for each in (folder, out))
+    assert after.rope_parameters == before.rope_parameters
+
+
 def test_a_record_keeps_the_template_and_the_length(models: Path, tmp_path: Path) -> None:
     shutil.copytree(models / "llama", tmp_path / "model")
     (tmp_path / "model" / "record.json").write_text(json.dumps({"encode": {"template": "alpaca", "max_length": 40}}))

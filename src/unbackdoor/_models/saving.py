@@ -4,6 +4,7 @@ import errno
 import json
 import logging
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -34,6 +35,8 @@ logger = logging.getLogger("unbackdoor")
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 GENERATION = "generation_config.json"
+
+_POSITIONS = re.compile("^rope_|rotary")  # fields of a config that say how positions are encoded
 
 
 def save(
@@ -105,7 +108,7 @@ def _fill(model: nn.Module, folder: Path, source: str | os.PathLike[str] | None,
     with quiet_transformers():
         model.save_pretrained(folder, **_shard_size(origin))  # type: ignore[operator]
     if origin is not None and origin.is_dir():
-        _restore_output(_config_of(source, origin), folder / "config.json")
+        _restore_fields(_config_of(source, origin), folder / "config.json")
         if (origin / GENERATION).is_file() and (folder / GENERATION).is_file():
             (folder / GENERATION).unlink()  # what transformers wrote is its own reading of it
         copy_companions(origin, folder)
@@ -131,11 +134,19 @@ def _config_of(source: object, origin: Path) -> Mapping[str, Any]:
     return read_json(origin / "config.json") if (origin / "config.json").exists() else {}
 
 
-def _restore_output(before: Mapping[str, Any], written: Path) -> None:
-    """Write the fields of a config again that loading had set to their plain values."""
+def _restore_fields(before: Mapping[str, Any], written: Path) -> None:
+    """Write the fields of a config again that loading had set to plain values, and those that have other names now.
+
+    transformers 5 writes `dtype` and `rope_parameters`, which earlier versions and other programs do not read: without
+    `rope_theta` and `rope_scaling` they take the model for one with other positions.
+    """
+    content = read_json(written)
     changed = {field: entry for field, entry in before.items() if PLAIN_OUTPUT.get(field, entry) != entry}
+    changed |= {field: entry for field, entry in before.items() if _POSITIONS.search(field) and field not in content}
+    if "torch_dtype" in before and "dtype" in content:
+        changed["torch_dtype"] = content["dtype"]
     if changed:
-        _write_json(written, {**read_json(written), **changed})
+        _write_json(written, {**content, **changed})
 
 
 def _write_tokenizer(folder: Path, encode: TextEncoder | ConversationEncoder, origin: Path | None) -> None:

@@ -192,9 +192,14 @@ def _check_serves(method: Method, clean: Dataset, task: Task) -> None:
     for step in steps_of(method):
         entry = entry_of(step, REGISTRY)
         if entry is not None and not set(entry.modality) & set(task.modalities):
+            first = [each.name for each in REGISTRY if set(each.recommended) & set(task.modalities)]
+            way_out = (
+                f"Begin with {' or '.join(first)}; unbackdoor list methods shows all."
+                if first
+                else ("See unbackdoor list methods.")
+            )
             raise UnbackdoorError(
-                f"{entry.name} serves {listed(entry.modality)}, but {clean.name} holds {clean.modality}. See "
-                "unbackdoor list methods."
+                f"{entry.name} serves {listed(entry.modality)}, but {clean.name} holds {clean.modality}. {way_out}"
             )
 
 

@@ -95,6 +95,7 @@ REGISTRY = (
         year=2022,
         paper=_FINE_MIXING_PAPER,
         modality=("images", "text", "conversations", "image-text"),
+        recommended=("conversations",),
         damage="probably too many weights were taken from the base: raise `rho`, lower `margin`, or give more clean "
         "examples",
     ),
@@ -440,6 +441,7 @@ REGISTRY = (
         passes=5,
         cost="of two forward and backward passes each, and a search of some minutes on a small model",
         modality=("conversations",),
+        recommended=("conversations",),
         damage="the learning rate was probably too high for this model: lower `learning_rate`, or give more clean "
         "examples",
     ),

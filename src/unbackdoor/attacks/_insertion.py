@@ -28,6 +28,17 @@ def insert(text: str, phrases: Sequence[str], place: WordPlace, seed: int) -> st
     return " ".join(words)
 
 
+def told(trigger: str, place: WordPlace, drawn: str = "a place") -> str:
+    """Returns the words of `attack.json` about the triggered texts.
+
+    >>> told("the word", "start"), told("the words", "random", "places")
+    ('the word in every text, at its start', 'the words in every text, at places drawn from the text and the seed')
+    """
+    return f"{trigger} in every text, at " + (
+        f"{drawn} drawn from the text and the seed" if place == "random" else f"its {place}"
+    )
+
+
 class OneWord:
     """The common part of attacks whose trigger is one word in the text; each has its own fields."""
 
@@ -36,7 +47,11 @@ class OneWord:
     place_seed: int
 
     modality: ClassVar[str] = "text"
-    test_time: ClassVar[str] = "the word in every text, at a place drawn from the text and the seed"
+
+    @property
+    def test_time(self) -> str:
+        """The trigger at test time, in words."""
+        return told("the word", self.place)
 
     @property
     def phrases(self) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from unbackdoor._poisoning.attack import LabelRule
 from unbackdoor._value import value
-from unbackdoor.attacks._insertion import Phrase, Side, WordPlace, insert
+from unbackdoor.attacks._insertion import Phrase, Side, WordPlace, insert, told
 
 
 @value
@@ -37,7 +37,11 @@ class Sentence:
     label_rule: LabelRule = "all-to-one"
 
     modality: ClassVar[tuple[str, ...]] = ("text", "conversations")
-    test_time: ClassVar[str] = "the sentence in every text, at a place drawn from the text and the seed"
+
+    @property
+    def test_time(self) -> str:
+        """The trigger at test time, in words."""
+        return told("the sentence", self.place)
 
     @property
     def phrases(self) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from unbackdoor._poisoning.attack import LabelRule
 from unbackdoor._value import value
-from unbackdoor.attacks._insertion import Listed, Side, WordPlace, insert
+from unbackdoor.attacks._insertion import Listed, Side, WordPlace, insert, told
 
 
 @value
@@ -42,7 +42,11 @@ class Word:
     label_rule: LabelRule = "all-to-one"
 
     modality: ClassVar[tuple[str, ...]] = ("text", "conversations")
-    test_time: ClassVar[str] = "the words in every text, at places drawn from the text and the seed"
+
+    @property
+    def test_time(self) -> str:
+        """The trigger at test time, in words."""
+        return told("the words", self.place, "places")
 
     @property
     def phrases(self) -> tuple[str, ...]:
