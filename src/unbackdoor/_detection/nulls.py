@@ -25,6 +25,11 @@ class Null:
     detectors: tuple[str, ...]
     description: str
 
+    @property
+    def most_classes(self) -> int:
+        """The largest number of classes of a model."""
+        return max(model.classes for model in self.models)
+
     def p_value(self, score: float) -> float:
         """How likely a clean model has a score at least as large in any of the detectors.
 

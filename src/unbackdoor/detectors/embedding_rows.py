@@ -3,6 +3,7 @@
 import random
 from typing import Annotated
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -100,8 +101,10 @@ class MovedRows:
                 f"suspect's {tuple(ours.shape)}. Take the pre-trained model that it came from as `base`."
             )
         words = single_words(clean, len(ours), "MovedRows")
-        counts = token_counts(clean.tokenizer, self.frequencies, "MovedRows")
         tokens = list(words.values())
+        if torch.equal(ours[tokens], theirs[tokens]):
+            return Finding(candidates=(), note="the word embeddings of the suspect are those of the base")
+        counts = token_counts(clean.tokenizer, self.frequencies, "MovedRows")
         known = ours.new_tensor([counts.get(token, 0.0) for token in tokens])
         scores = moved_for_its_count((ours - theirs)[tokens].float().norm(dim=1), known, self.floor)
         return _tried(model, clean, run, list(words), outlyingness(scores, known, self.peers), self)
