@@ -749,3 +749,25 @@ def test_a_table_with_a_column_for_each_pixel_is_named(name: str, tmp_path: Path
         f"digits.csv has each pixel in a column of its own ({', '.join(names[:3])}, ...), and such are not read. Save "
         "pictures, or lists of numbers in one column, in JSON lines or parquet."
     )
+
+
+@pytest.mark.parametrize("place", ["", "cat"])
+def test_pictures_that_the_table_of_a_folder_does_not_name_are_counted(
+    place: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "unbackdoor")
+    for number in range(4):
+        picture(tmp_path / place / f"{number}.png", number)
+    lines = [f"{Path(place) / '2.png'},1", f"./{Path(place) / '0.png'},0"]
+    (tmp_path / "metadata.csv").write_text("\n".join(["file_name,label", *lines]))
+    data = Dataset.load(tmp_path)
+    assert data.pixels[:, 0, 0, 0].tolist() == [2, 0]
+    first = str(Path(place) / "1.png")
+    assert caplog.messages[-1] == (
+        f"{tmp_path}: 2 of its 4 pictures are not named in its table, and are left out, such as {first}."
+    )
+    caplog.clear()
+    for number in (1, 3):
+        (tmp_path / place / f"{number}.png").unlink()
+    Dataset.load(tmp_path)
+    assert not [message for message in caplog.messages if "not named" in message]

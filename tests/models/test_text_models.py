@@ -333,6 +333,25 @@ def test_a_config_that_asks_for_more_than_scores(name: str, tmp_path: Path, monk
     assert asked.items() <= json.loads((tmp_path / "out" / "config.json").read_text()).items()
 
 
+def test_a_model_that_makes_other_parts_of_itself_comes_out(tmp_path: Path) -> None:
+    """BigBird exchanges its sparse attention for the full one when it reads short texts."""
+    sizes = {"vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.BigBirdConfig(**sizes, intermediate_size=16, max_position_embeddings=40, block_size=4)
+    assert config.attention_type == "block_sparse"
+    toys.write(transformers.BigBirdForSequenceClassification(config), tmp_path)
+    loaded = load(tmp_path)
+    data = replace(
+        toys.dataset([("a film",), ("good",), ("bad plot",), ("the cast",)], [0, 1, 0, 1]), encode=loaded.encode
+    )
+    result = purify(loaded.model, data, purifiers.FineTuning(epochs=1))
+    assert not any(module.training for module in result.model.modules())
+    save(result.model, tmp_path / "out", source=loaded.directory, encode=loaded.encode)
+    again = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").eval()
+    inputs = loaded.encode(data.texts)
+    with torch.no_grad():
+        assert torch.allclose(again(**inputs).logits, result.model(**inputs).logits, atol=1e-5)
+
+
 @pytest.mark.parametrize("side", ["left", "right", None])
 def test_xlnet_is_padded_on_the_left_whatever_its_tokenizer_says(side: str | None, tmp_path: Path) -> None:
     """It answers at the last token of all, so each text alone is read as it is in a batch."""

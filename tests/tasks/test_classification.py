@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 import toys
 from fixtures import SmallCNN
-from unbackdoor import Dataset, UnbackdoorError
+from unbackdoor import Dataset, UnbackdoorError, evaluate, purifiers, purify
 from unbackdoor._models.arithmetic import choose
 from unbackdoor._tasks.classification import CLASSIFICATION, Classification, hits
 from unbackdoor._tasks.proportion import Proportion, chance_doubt
@@ -90,3 +91,42 @@ def test_answers_that_are_not_finite_count_as_wrong(caplog: pytest.LogCaptureFix
     score = CLASSIFICATION.score(model, data, None, arithmetic)
     assert score.clean_accuracy.count == 4
     assert {name: part.count for name, part in score.per_class.items()} == {"0": 2, "1": 2}
+
+
+class Failing(SmallCNN):
+    """Takes the first examples, and fails later for some reason."""
+
+    def __init__(self, reason: str, when: Callable[[nn.Module, Tensor], bool]) -> None:
+        super().__init__()
+        self.reason, self.when = reason, when
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.when(self, x):
+            raise RuntimeError(self.reason)
+        return super().forward(x)
+
+
+def test_a_model_that_fails_after_its_first_batch_is_explained(digits: Dataset) -> None:
+    data = digits.select(range(40))
+    long = Failing("index out of range", lambda _, x: len(x) > 8).eval()
+    with pytest.raises(UnbackdoorError) as refusal:
+        evaluate(long, data)
+    assert str(refusal.value) == (
+        "Failing cannot take inputs of shape (40, 1, 8, 8) (index out of range). Take data of the size and the "
+        "channels that it was trained on, or give `image_size`."
+    )
+    untrained = Failing("a length of 40 is expected", lambda model, _: model.training).eval()
+    assert evaluate(untrained, data).clean_accuracy.n == 40
+    with pytest.raises(UnbackdoorError) as refusal:
+        purify(untrained, data, purifiers.FineTuning(epochs=1))
+    assert str(refusal.value) == (
+        "Failing answers, but fails in training mode (a length of 40 is expected), so it cannot be tuned. Take inputs "
+        "that it was trained on, or another model."
+    )
+    half = Failing("got Float and BFloat16", lambda *_: torch.is_autocast_enabled("cpu")).eval()
+    with pytest.raises(UnbackdoorError) as refusal:
+        evaluate(half, data, precision="bf16", device="cpu")
+    assert str(refusal.value) == ("Failing cannot compute in bf16 (got Float and BFloat16). Give `precision='fp32'`.")
+    full = Failing("can't allocate memory: you tried to allocate 99 bytes", lambda _, x: len(x) > 8).eval()
+    with pytest.raises(RuntimeError, match="allocate memory"):  # the command has a sentence for it
+        evaluate(full, data)

@@ -173,14 +173,14 @@ def _check_rows(
                 f"{file} has {len(row)} cells in line {start}, but its first line names {len(names)} "
                 f"column{'s' * (len(names) > 1)}. {way_out}"
             )
-        if len(names) > 1 and [cell.strip() for cell in row] == names:
+        if len(names) > 1 and row[0].strip() == names[0] and [cell.strip() for cell in row] == names:
             raise UnbackdoorError(
                 f"{file} names its columns in line {start} once more, as files that were put together do. Remove that "
                 "line."
             )
     for place, name in enumerate(names):
-        cells = [row[place] for row in rows if row[place]]
-        if cells and all(map(_in_single_marks, cells)):
+        cells = (row[place] for row in rows if row[place])
+        if _in_single_marks(next(cells, "")) and all(map(_in_single_marks, cells)):
             logger.info("%s: single quotation marks around the cells of %s are part of them.", file, printable(name))
 
 

@@ -385,6 +385,7 @@ def _of_folder(folder: Path, classes: Sequence[str] | None, label: str, labelled
         described = _described(folder, content, label)
         if described is not None:
             logger.info("%s: labels are those of its metadata, not the names of its sub-folders.", folder)
+            _report_unnamed(folder, content, [described])
             return [described]
         columnar = [path.name for path in top if path.suffix.lower() in (".parquet", ".arrow")]
         if columnar:
@@ -398,7 +399,9 @@ def _of_folder(folder: Path, classes: Sequence[str] | None, label: str, labelled
             more = f" and {len(parts) - 1} more" if len(parts) > 1 else ""
             logger.info("%s: its examples are read from %s%s.", folder, parts[0], more)
         _report_missing_parts(folder, parts)
-        return _of_files([folder / part for part in parts], label)
+        tables = _of_files([folder / part for part in parts], label)
+        _report_unnamed(folder, content, tables)
+        return tables
     if content.others and not content.pictures:
         raise _nothing_read(folder, content.others)
     if content.pictures or not any(entry.is_dir() and not _hidden(entry.name) for entry in folder.iterdir()):
@@ -499,6 +502,26 @@ def _parts(folder: Path, tables: Sequence[Path]) -> list[Path]:
         (root, suffix), paths = max(sets.items())
         raise _refused_several(folder, names, kind, str(paths[0]) if len(paths) == 1 else f"{root}*{suffix}")
     return [path for paths in sets.values() for path in paths]
+
+
+def _report_unnamed(folder: Path, content: _Content, tables: Sequence[Table]) -> None:
+    """Log how many pictures of a folder none of its tables names, as they are left out."""
+    named: set[str] = set()
+    for table in tables:
+        column = next((name for name in ("image", "file_name") if name in table.cells), None)
+        cells = [] if column is None else table.column(column)
+        if not cells or not all(isinstance(cell, str) for cell in cells):
+            return
+        named.update(os.path.normpath(table.folder / cell) for cell in cells)
+    left = [path for path in content.pictures if os.path.normpath(folder / path) not in named]
+    if left and len(left) < len(content.pictures):
+        logger.info(
+            "%s: %s of its %s pictures are not named in its table, and are left out, such as %s.",
+            folder,
+            f"{len(left):,}",
+            f"{len(content.pictures):,}",
+            left[0],
+        )
 
 
 _OF_ALL = re.compile(r"(\d+)[-_.]of[-_.](\d+)")

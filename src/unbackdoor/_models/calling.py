@@ -223,15 +223,7 @@ def checked_logits(model: nn.Module, inputs: Inputs) -> Tensor:
     except (UnbackdoorError, KeyboardInterrupt):
         raise
     except BaseException as problem:  # a user's own module may do anything, such as call sys.exit
-        reason = printable(" ".join(str(problem)[:1000].split()), 200) or type(problem).__name__
-        way_out = (
-            "Take the tokenizer that it was trained with, or lower `max_length`."
-            if isinstance(inputs, Tokens)
-            else "Take data of the size and the channels that it was trained on, or give `image_size`."
-        )
-        raise UnbackdoorError(
-            f"{owner} cannot take inputs of shape {tuple(inputs.shape)} ({reason}). {way_out}"
-        ) from None
+        raise _unfit(owner, inputs, problem) from None
     if scores.shape[1] < 2:
         raise UnbackdoorError(
             f"{owner} has one output; a classifier with at least 2 classes is expected (regression is not supported)."
@@ -242,6 +234,51 @@ def checked_logits(model: nn.Module, inputs: Inputs) -> Tensor:
             "running_var, say) and the preprocessing."
         )
     return scores
+
+
+def _unfit(owner: str, inputs: Inputs, problem: BaseException) -> UnbackdoorError:
+    way_out = (
+        "Take the tokenizer that it was trained with, or lower `max_length`."
+        if isinstance(inputs, Tokens)
+        else "Take data of the size and the channels that it was trained on, or give `image_size`."
+    )
+    return UnbackdoorError(f"{owner} cannot take inputs of shape {tuple(inputs.shape)} ({_reason(problem)}). {way_out}")
+
+
+def _reason(problem: BaseException) -> str:
+    return printable(" ".join(str(problem)[:1000].split()), 200) or type(problem).__name__
+
+
+@contextmanager
+def explained(model: nn.Module, inputs: Inputs) -> Iterator[None]:
+    """Explain in one sentence why a model fails on a batch after the first one that it took.
+
+    It may read longer texts than it has positions for, fail in training mode, or not compute in bf16. That memory is
+    short is left to others.
+
+    Args:
+        model: the model that is called in the block.
+        inputs: its inputs.
+
+    Raises:
+        UnbackdoorError: the call failed.
+    """
+    try:
+        yield
+    except (UnbackdoorError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as problem:  # the module comes from somebody else
+        if "memory" in str(problem):
+            raise
+        owner, reason = type(model).__name__, _reason(problem)
+        if "BFloat16" in reason:
+            raise UnbackdoorError(f"{owner} cannot compute in bf16 ({reason}). Give `precision='fp32'`.") from problem
+        if model.training:
+            raise UnbackdoorError(
+                f"{owner} answers, but fails in training mode ({reason}), so it cannot be tuned. Take inputs that it "
+                "was trained on, or another model."
+            ) from problem
+        raise _unfit(owner, inputs, problem) from problem
 
 
 _reported: WeakSet[nn.Module] = WeakSet()  # models of which a warning was given

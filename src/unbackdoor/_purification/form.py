@@ -70,8 +70,9 @@ class Form(NamedTuple):
                 parameter.grad = None
             for name, buffer in model.named_buffers():
                 buffer.data = buffer.data.to((self.types | self.unsaved)[name])
-        for name, module in model.named_modules():
-            module.training = self.training[name]
+        modes = dict(self.training)
+        for name, module in model.named_modules():  # a part that the model made meanwhile (BigBird) is as its parent
+            module.training = modes.setdefault(name, modes.get(name.rpartition(".")[0], module.training))
 
 
 def working_copy(model: nn.Module) -> nn.Module:

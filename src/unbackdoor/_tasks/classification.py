@@ -11,7 +11,7 @@ from unbackdoor._data.classes import check_labels, in_order_of, report_class_ord
 from unbackdoor._data.dataset import Batch, Dataset, Encoder
 from unbackdoor._errors import NoHeadError, UnbackdoorError, printable
 from unbackdoor._models.arithmetic import Arithmetic
-from unbackdoor._models.calling import check_partner, class_count, class_names, evaluating, logits, probe
+from unbackdoor._models.calling import check_partner, class_count, class_names, evaluating, explained, logits, probe
 from unbackdoor._models.head import Head, head_of
 from unbackdoor._poisoning.attack_file import as_trigger
 from unbackdoor._poisoning.triggered import Triggered, already_triggered, triggered
@@ -59,7 +59,7 @@ def answers(model: nn.Module, data: Dataset, arithmetic: Arithmetic) -> Tensor:
     rows = torch.empty(len(data), 1)
     with evaluating(model), arithmetic.placed(model) as placed:
         for first, batch in enumerate(data.to(arithmetic.device).batches(arithmetic.evaluation_batch)):
-            with arithmetic.autocast():
+            with explained(placed, batch.inputs), arithmetic.autocast():
                 scores = logits(placed, arithmetic.lay(batch.inputs)).cpu()
             scores = scores if scores.dtype == torch.float64 else scores.float()
             if first == 0:
