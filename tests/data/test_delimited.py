@@ -5,6 +5,7 @@ import io
 import json
 from pathlib import Path
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
@@ -119,6 +120,17 @@ def test_blanks_are_part_of_a_cell_unless_the_first_line_has_them_too(tmp_path: 
     spaced = 'label, text\n0, "a film, a plot"\n1, the plot\n2, " a film"\n'
     assert read(tmp_path / "d.csv", spaced) == (["a film, a plot", "the plot", " a film"], [0, 1, 2])
     assert read(tmp_path / "d.csv", 'label,text\n0, a film\n1, "a" film\n') == ([" a film", ' "a" film'], [0, 1])
+
+
+def test_a_missing_cell_of_a_table_of_one_column_is_a_row(tmp_path: Path) -> None:
+    """Otherwise all rows behind it would have other numbers; a line without anything is no row, as in pandas."""
+    frame = pd.DataFrame({"text": ["good", "", None, " ", "bad"]})
+    frame.to_csv(tmp_path / "d.csv", index=False)
+    assert read_delimited(tmp_path / "d.csv", "label")[0] == {"text": ["good", None, None, " ", "bad"]}
+    (tmp_path / "d.csv").write_text("\n\ntext\n\ngood\n\n\n")
+    assert read_delimited(tmp_path / "d.csv", "label")[0] == {"text": ["good"]}
+    (tmp_path / "d.csv").write_text('text,label\ngood,1\n""\n  \n')
+    assert read_delimited(tmp_path / "d.csv", "label")[0] == {"text": ["good"], "label": ["1"]}
 
 
 def test_cells_over_several_lines(tmp_path: Path) -> None:

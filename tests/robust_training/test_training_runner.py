@@ -14,6 +14,7 @@ from commands import Refusals, run
 from pictures import write_pictures
 from unbackdoor import Dataset, UnbackdoorError, VictimRecipe, attacks, evaluate, load, poison, train, trainers
 from unbackdoor._artifacts.record import TrainingRecord, read_record
+from unbackdoor._cli.commands.train import _print_result
 from unbackdoor._data.truth import poisoned_rows
 from unbackdoor._robust_training.suspects import Suspects
 from unbackdoor._value import value
@@ -293,6 +294,30 @@ def test_a_truth_that_is_none(tmp_path: Path) -> None:
     )
     (tmp_path / "data.csv").write_text("text,label,poisoned\na fine film,1,true\na dull film,0,0\n")
     assert poisoned_rows(tmp_path / "data.csv").tolist() == [0]
+
+
+def test_no_suspects_where_the_truth_is_known(capsys: pytest.CaptureFixture[str]) -> None:
+    none = Suspects(torch.tensor([], dtype=torch.int64), torch.tensor([]), "a number")
+    record = {"suspects": none.to_json(torch.tensor([4, 7])), "data": {"n": 60}, "seconds": 1.0}
+    _print_result(record, None, Path("made"))
+    assert capsys.readouterr().out == (
+        "distrusted 0 of 60 training examples; suspects.parquet lists them\n"
+        "recall 0.0% (0.0% to 65.8%, n = 2)\nWrote made in 1 s of training.\n"
+    )
+
+
+def test_what_is_taken_for_clean_is_not_the_data_itself(tmp_path: Path) -> None:
+    base, data = toys.write(toys.classifier("bert"), tmp_path / "bert"), toys.write_csv(tmp_path, 60, name="data.csv")
+    done = run(
+        *("train", "musclelora", "--data", data.name, "--clean", data.name, "--base", base.name, "--out", "new"),
+        *("--adapter-epochs", "1"),
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (
+        "warning: data.csv holds every example of data.csv: if some are poisoned, so are those that are taken for "
+        "clean. Give examples that you trust as --clean." in done.stderr
+    )
 
 
 def test_texts_train_from_a_base(tmp_path: Path) -> None:

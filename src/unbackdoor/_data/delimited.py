@@ -107,7 +107,7 @@ def read_delimited(file: Path, label: str) -> tuple[dict[str, list[str | None]],
 def _rows(
     file: Path, lines: Sequence[str], delimiter: str, spaced: bool
 ) -> tuple[list[list[str]], list[tuple[int, int]]]:
-    """The cells of each row, and its first and last line, from 1; empty lines are left out.
+    """The cells of each row, and its first and last line, from 1; lines without a cell are left out.
 
     With `spaced`, blanks behind a delimiter are not part of a cell, so that a quotation mark may follow them.
     """
@@ -132,7 +132,8 @@ def _rows(
                     f"{file} has a quotation mark in line {start} that is not closed at the end of a cell, so it would "
                     "take other rows into that cell. Write it twice, or save the data as JSON lines."
                 ) from None
-            if any(cell.strip() for cell in row) or len(row) > 1:
+            alone = bool(rows) and len(rows[0]) == 1  # then a row without text is "", as pandas writes it, or blanks
+            if any(cell.strip() for cell in row) or len(row) > 1 or (alone and row):
                 rows.append(row)
                 spans.append((start, reader.line_num))
     finally:

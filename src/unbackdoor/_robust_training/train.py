@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from unbackdoor._artifacts.machine import peak_memory, versions
 from unbackdoor._data.classes import check_labels, in_order_of
 from unbackdoor._data.dataset import Dataset, Encoder, check_data
+from unbackdoor._data.overlap import others_than
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._models.arithmetic import Precision, description
 from unbackdoor._models.recorded import encode_entry
@@ -93,6 +94,11 @@ def train(
         training=training,
         clean=None if clean is None else _fitting(clean, training),
     )
+    if run.clean is not None and len(others_than(training.data, run.clean)) == 0:
+        run.warn(
+            f"{clean.name} holds every example of {data.name}: if some are poisoned, so are those that are taken for "
+            "clean. Give examples that you trust as `clean`."
+        )
     start = time.perf_counter()
     with torch.random.fork_rng():
         torch.manual_seed(seed)

@@ -119,7 +119,7 @@ def _print_result(record: dict[str, Any], measured: Score | ImageTextScore | Non
         print(measured)
     if suspects is not None:
         print(f"distrusted {suspects['n']:,} of {record['data']['n']:,} training examples; {FILE} lists them")
-        if suspects["precision"] is None:
+        if suspects["poisoned"] is None:
             print("How many of these are poisoned is not known: the data has no column poisoned.")
         for key in ("precision", "recall"):
             part = suspects[key]
