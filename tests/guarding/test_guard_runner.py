@@ -18,8 +18,7 @@ import toys
 import unbackdoor as ub
 from unbackdoor import Dataset, UnbackdoorError, evaluate_guard, fit_guard, guards, load_guard
 from unbackdoor._artifacts.guard_record import GuardRecord
-from unbackdoor._guarding import fitted as fitted_module
-from unbackdoor._guarding import wrapped as wrapped_module
+from unbackdoor._guarding import identity as identity_module
 from unbackdoor._guarding.area import Area
 from unbackdoor._guarding.fitted import FittedGuard
 from unbackdoor._guarding.guard import Edited, Scored
@@ -342,8 +341,7 @@ class TestDecisions:
         self, change: str, edited: FittedGuard, counting: nn.Module, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         model, hashed = copy.deepcopy(counting), []
-        for module in (fitted_module, wrapped_module):
-            monkeypatch.setattr(module, "model_hash", lambda model: hashed.append(0) or model_hash(model))
+        monkeypatch.setattr(identity_module, "model_hash", lambda model: hashed.append(0) or model_hash(model))
         wrapped = edited.wrap(model)
         assert [answer.decision.action for answer in (*wrapped("good"), *wrapped("a cf"))] == ["pass", "clean"]
         assert len(hashed) == 1

@@ -187,6 +187,9 @@ def test_its_directory_keeps_the_schema_and_decides_the_same(rejecting, fooled: 
     assert again.decide(fooled, some) == rejecting.decide(fooled, some)
     with pytest.raises(UnbackdoorError, match="The guard was fitted to prompts of the chat template"):
         load_guard(tmp_path / "guard", chats.encoder("plain"))
+    (tmp_path / "guard/guard.json").write_text(json.dumps({**content, "max_new_tokens": 0}))
+    with pytest.raises(UnbackdoorError, match=r"must have `max_new_tokens` of at least 1, got 0\. Fit the guard again"):
+        load_guard(tmp_path / "guard", chats.encoder())
 
 
 def test_a_pipeline_behind_a_guard(chat_victim: nn.Module) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import transformers
 from torch import nn
 
@@ -67,6 +68,17 @@ def test_texts_in_a_column_or_in_an_array(sure: FittedGuard, model: nn.Module) -
         wrapped(pd.Series(["a", None], dtype=object))
     with pytest.raises(UnbackdoorError, match=r"got DataFrame\. Make a list of them\.$"):
         wrapped(frame)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch, when it is asked to compile
+def test_a_model_within_a_wrapper(sure: FittedGuard, model: nn.Module) -> None:
+    for wrapper, inner in ((nn.DataParallel(model), "module"), (torch.compile(model), "_orig_mod")):
+        with pytest.raises(UnbackdoorError) as refusal:
+            sure.wrap(wrapper)
+        assert str(refusal.value) == (
+            f"A guard watches the parts of a model, which are within the {type(wrapper).__name__} here. Give the model "
+            f"that is in it (`model.{inner}`)."
+        )
 
 
 def test_a_pipeline_of_another_task(sure: FittedGuard, model: nn.Module) -> None:

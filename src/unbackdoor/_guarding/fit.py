@@ -196,6 +196,10 @@ def _check_recorded(record: GuardRecord, guard: Guard, folder: Path) -> None:
         raise UnbackdoorError(
             f"{folder / 'guard.json'} has the guard {entry.name} {how} a reference. Fit the guard again."
         )
+    if record.max_new_tokens == 0:
+        raise UnbackdoorError(
+            f"{folder / 'guard.json'} must have `max_new_tokens` of at least 1, got 0. Fit the guard again."
+        )
     none = guard.suspicious == "all"
     if none != (record.threshold is None) or not math.isfinite(record.threshold or 0.0):
         allowed = "no threshold, since it changes every input" if none else "a finite threshold"

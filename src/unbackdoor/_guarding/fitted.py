@@ -18,11 +18,11 @@ from unbackdoor._guarding.deciding import Decision, counting
 from unbackdoor._guarding.guard import Guard
 from unbackdoor._guarding.identity import (
     Identity,
+    check_model,
     check_reading,
     check_same,
     check_unchanged,
     encoder_hashes,
-    model_hash,
 )
 from unbackdoor._guarding.turns import turn
 from unbackdoor._guarding.work import Work
@@ -111,7 +111,7 @@ class FittedGuard:
             UnbackdoorError: says which part differs.
         """
         check_modules("A guard", model=model)
-        check_same("model", self.identity.model, model_hash(model))
+        check_model(self.identity.model, model)
         if inputs is not None:
             self.check_inputs(inputs)
 

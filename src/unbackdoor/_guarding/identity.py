@@ -125,6 +125,21 @@ def check_unchanged(guard: object, model: nn.Module, before: str) -> None:
         raise UnbackdoorError(f"{type(guard).__name__} must leave the model as it is, but changed its weights.")
 
 
+def check_model(fitted: str, model: nn.Module) -> None:
+    """Refuse a model other than the one that a guard was fitted to, and one within a wrapper of torch.
+
+    Raises:
+        UnbackdoorError: says what to give.
+    """
+    inner = next((name for name in ("_orig_mod", "module") if isinstance(getattr(model, name, None), nn.Module)), None)
+    if inner is not None and type(model).__module__.startswith("torch."):
+        raise UnbackdoorError(
+            f"A guard watches the parts of a model, which are within the {type(model).__name__} here. Give the model "
+            f"that is in it (`model.{inner}`)."
+        )
+    check_same("model", fitted, model_hash(model))
+
+
 def check_same(part: str, fitted: str | None, actual: str | None) -> None:
     """Refuse a model, tokenizer, template, processor or reference other than the one that a guard was fitted to.
 

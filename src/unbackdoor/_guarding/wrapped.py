@@ -22,8 +22,8 @@ from unbackdoor._guarding.deciding import Decision, Judged
 from unbackdoor._guarding.guard import Guard, restrains
 from unbackdoor._guarding.identity import (
     Identity,
+    check_model,
     check_same,
-    model_hash,
     template_hash,
     tokenizer_hash,
     weights_mark,
@@ -97,7 +97,7 @@ def is_pipeline(model: object) -> bool:
 def check_pipeline(pipeline: Any, fitted: Fitted) -> None:
     """Refuse a pipeline of another task, or around another model or tokenizer than the guard was fitted to."""
     _check_task(pipeline, fitted.encode)
-    check_same("model", fitted.identity.model, model_hash(pipeline.model))
+    check_model(fitted.identity.model, pipeline.model)
     if isinstance(fitted.encode, TextEncoder | ConversationEncoder):
         hashed = tokenizer_hash(pipeline.tokenizer, fitted.encode.max_length)
         check_same("tokenizer", fitted.identity.tokenizer, hashed)

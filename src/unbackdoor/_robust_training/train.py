@@ -96,8 +96,8 @@ def train(
     )
     if run.clean is not None and len(others_than(training.data, run.clean)) == 0:
         run.warn(
-            f"{clean.name} holds every example of {data.name}: if some are poisoned, so are those that are taken for "
-            "clean. Give examples that you trust as `clean`."
+            f"{run.clean.name} holds every example of {data.name}: if some are poisoned, so are those that are taken "
+            "for clean. Give examples that you trust as `clean`."
         )
     start = time.perf_counter()
     with torch.random.fork_rng():
