@@ -139,7 +139,7 @@ class Run:
             perturbation: see `perturbed_logits`.
         """
         laid = self.arithmetic.lay(inputs)
-        with calling.explained(model, inputs), self.arithmetic.autocast():
+        with self.arithmetic.autocast():
             scores = (
                 calling.logits(model, laid) if perturbation is None else perturbed_logits(model, laid, perturbation)
             )
