@@ -141,6 +141,7 @@ VICTIMS = {
 SHIFT = purifiers.ScaleInvariantFST(strength=1)
 METHODS = {
     "fine-tuning": purifiers.FineTuning(),
+    "fine-tuning, 0.05, 40 passes": purifiers.FineTuning(epochs=40, learning_rate=0.05, batch_size=32),
     "scale-invariant-fst": purifiers.ScaleInvariantFST(),
     "shift": SHIFT,
     "shift, alpha 10": replace(SHIFT, alpha=10.0),

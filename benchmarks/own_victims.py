@@ -155,6 +155,7 @@ METHODS = {
     "shift, alpha 1": replace(SHIFT, alpha=1.0),
     "shift, alpha 10": replace(SHIFT, alpha=10.0),
     "shift, 0.03, batches of 25": replace(SHIFT, learning_rate=0.03, batch_size=25),
+    "shift, 0.05, batches of 25": replace(SHIFT, learning_rate=0.05, batch_size=25),
     "trigger-distillation": purifiers.TriggerDistillation(),
     "contrastive-unlearning": purifiers.ContrastiveUnlearning(),
     "contrastive-unlearning, 0.002, 30 passes": purifiers.ContrastiveUnlearning(learning_rate=0.002, epochs=30),
