@@ -41,6 +41,8 @@ def test_only_models_that_can_be_compared_are_in_the_null() -> None:
     assert null_for("images", "resnet", 10, SETTINGS, table(*models[1:])) is None, "18 cannot reach 5 %"
     assert null_for("text", "resnet", 10, SETTINGS, table(*models)) is None
     assert null_for("images", "resnet", 2, SETTINGS, table(*models)) is None, "two classes are another matter"
+    assert null_for("images", "resnet", 19, SETTINGS, table(*models)) is not None
+    assert null_for("images", "resnet", 20, SETTINGS, table(*models)) is None, "twice as many are as well"
     other = {**SETTINGS, "patch": {"steps": 50}}
     compared = null_for("images", "resnet", 10, other, table(*models))
     assert compared is not None

@@ -101,7 +101,7 @@ def audit(
         searches = _searched(chosen, working, searching.to(arithmetic.device), run, not_searched, detectors is not None)
         held_out = HeldOutPrompts(working, judging, arithmetic) if prompts else HeldOut.of(working, judging, arithmetic)
         settings = {name: search.settings for name, search in searches.items()}
-        null = _clean_models(model, settings, len(examples.per_class), run)
+        null = null_for(run.modality, _arch(model), len(examples.per_class), settings) if searches else None
         findings = [_judged(name, each, held_out, null, run.progress) for name, each in searches.items()]
     findings.sort(key=lambda each: (each.strongest.p_value is None, -each.strongest.score))
     compared = len(examples.per_class) if run.modality == "images" else 0  # classes, with each other
@@ -394,18 +394,6 @@ def _judged(
         seconds=search.seconds,
         targets=search.finding.targets,
     )
-
-
-def _clean_models(model: nn.Module, settings: dict[str, dict[str, Any]], classes: int, run: Run) -> Null | None:
-    """The clean models to compare with, and a note if they have far fewer classes than the suspect."""
-    null = null_for(run.modality, _arch(model), classes, settings) if settings else None
-    if null is not None and run.modality == "images" and classes >= 2 * null.most_classes:
-        run.note(
-            f"p comes from clean models of at most {null.most_classes} classes, and the suspect has {classes:,}: "
-            "whether it holds among so many was not measured. Read an alarm as a hint, and repeat its evidence on "
-            "other data."
-        )
-    return null
 
 
 def _verdict(findings: list[JudgedFinding], null: Null | None, classes: int) -> tuple[Verdict, str]:

@@ -25,11 +25,6 @@ class Null:
     detectors: tuple[str, ...]
     description: str
 
-    @property
-    def most_classes(self) -> int:
-        """The largest number of classes of a model."""
-        return max(model.classes for model in self.models)
-
     def p_value(self, score: float) -> float:
         """How likely a clean model has a score at least as large in any of the detectors.
 
@@ -87,6 +82,7 @@ def null_for(
         for model in table.models
         if model.modality == modality
         and (modality == "text" or (model.classes < 5) == few)
+        and (modality == "text" or classes < 2 * model.classes)
         and all(name in model.scores for name in known)
     ]
     same = [model for model in kin if model.arch == arch]

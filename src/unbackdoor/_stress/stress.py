@@ -127,9 +127,8 @@ def stress(
         max_new_tokens=max_new_tokens,
     )
     arithmetic = choose(models[PURIFIED], device, precision)
-    lab = Lab(
-        material.task, material.clean, material.test, material.bait, material.attacked, control_encode, arithmetic
-    )
+    data = material.clean, material.test, material.bait, material.attacked
+    lab = Lab(material.task, *data, control_encode, arithmetic)
     for each in models.values():
         each.to(arithmetic.dtype)
     draws = range(seed, seed + seeds)

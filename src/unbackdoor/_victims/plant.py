@@ -103,14 +103,12 @@ def plant(
         progress: show a progress bar on stderr.
 
     Raises:
-        UnbackdoorError: the attack cannot be planted in this data, the recipe does not fit it, or the training
-            diverged.
+        UnbackdoorError: the attack or the recipe does not fit the data, or the training diverged.
     """
     check_seed(seed)
     check_data("plant", data=data, test=test, triggered_test=triggered_test)
     check_value(attack)
-    if test is None:
-        data, test = _held_out(data, attack, seed)
+    data, test = _held_out(data, attack, seed) if test is None else (data, test)
     settings = {"seed": seed, "device": device, "precision": precision, "max_new_tokens": max_new_tokens}
     trainer = Trainer.of(data, recipe, progress=bar if progress else silent, **settings)
     encode, classes = trainer.data.encode, trainer.classes
