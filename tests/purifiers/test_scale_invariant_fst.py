@@ -13,9 +13,9 @@ import toys
 from fixtures import SmallCNN
 from unbackdoor import Dataset, purifiers, purify
 from unbackdoor._models.calling import probe
-from unbackdoor._models.head import head_of
+from unbackdoor._models.head import features, head_of
 from unbackdoor._models.hooks import without_dropout
-from unbackdoor.purifiers import _shift, scale_invariant_fst
+from unbackdoor.purifiers import _equal_steps, _shift, scale_invariant_fst
 from unbackdoor.purifiers._head_units import ROW, in_own_units, turn_
 
 
@@ -178,6 +178,61 @@ def test_texts_are_scale_invariant_too(reviews: Dataset) -> None:
     assert torch.allclose(one, other, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("factor", [0.125, 8.0])
+def test_the_lengths_of_filters_in_front_of_a_normalisation_change_nothing(
+    factor: float, suspect: Normalised, digits: Dataset
+) -> None:
+    """The same network with other lengths gives the same answers, and its filters keep their length."""
+    same = copy.deepcopy(suspect).double()
+    grown = copy.deepcopy(same)
+    grown.norm.eps *= factor**2
+    with torch.no_grad():
+        grown.conv.weight.mul_(factor)
+        grown.conv.bias.mul_(factor)
+        grown.norm.running_mean.mul_(factor)
+        grown.norm.running_var.mul_(factor**2)
+        for model in (grown, same):
+            model.conv.bias.requires_grad_(False)  # a vector, whose steps are not scaled
+    data = digits.select(range(600, 700))
+    method = purifiers.ScaleInvariantFST(strength=1, epochs=2)
+    made = [purify(model, data, method, seed=3, precision="fp32").model for model in (same, grown)]
+    inputs = encoded(data, same)
+    with torch.no_grad():
+        one, other = (model.eval()(inputs) for model in made)
+    assert torch.allclose(one, other, rtol=1e-6, atol=1e-6)
+    assert torch.allclose(made[0].conv.weight * factor, made[1].conv.weight, rtol=1e-6, atol=1e-6)
+
+
+def test_equal_steps_by_hand(small_cnn: SmallCNN, digits: Dataset) -> None:
+    """Gradients of filters are multiplied by the mean squared length, the head's divided by that of its inputs."""
+    model = copy.deepcopy(small_cnn).double()
+    inputs = probe(model, digits.select(range(50)))
+    head = head_of(model, inputs)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(3)
+    given = features(model.eval(), inputs, head).square().sum(dim=1).mean()
+    assert given > _equal_steps.LONGEST_INPUT**2
+
+    def gradients() -> list[Tensor]:
+        model.zero_grad()
+        model(inputs).square().sum().backward()
+        return [parameter.grad.clone() for parameter in model.parameters()]
+
+    plain = gradients()
+    with _equal_steps.equal_steps(model, head, inputs):
+        scaled = gradients()
+    for (name, parameter), before, after in zip(model.named_parameters(), plain, scaled, strict=True):
+        if name.startswith(head.name):
+            expected = before * _equal_steps.LONGEST_INPUT**2 / given
+        elif parameter.ndim == 1:
+            expected = before
+        else:
+            expected = before * parameter.square().sum() / len(parameter)
+        assert torch.allclose(after, expected), name
+    assert all(torch.equal(one, other) for one, other in zip(plain, gradients(), strict=True)), "hooks are removed"
+
+
 def test_the_model_computes_the_same_in_its_own_units_and_afterwards(suspect: Normalised, digits: Dataset) -> None:
     inputs = digits.encode(digits.items[:50])
     model = copy.deepcopy(suspect)
@@ -246,7 +301,7 @@ def test_one_step_is_that_of_the_formula(digits: Dataset) -> None:
 def test_the_first_strength_within_the_margin_is_kept(suspect: Normalised, digits: Dataset) -> None:
     data = digits.select(range(600, 900))
     all_may_go = purify(suspect, data, purifiers.ScaleInvariantFST(margin=1, epochs=1), seed=0).record
-    assert [note.split(" loses")[0] for note in all_may_go["notes"]] == ["strength 1 in 1 pass at the rate 0.05"]
+    assert [note.split(" loses")[0] for note in all_may_go["notes"]] == ["strength 1 in 1 pass"]
     assert all_may_go["clean"]["held_out"] == 60
     assert all_may_go["examples_seen"] == 240
 
@@ -254,11 +309,11 @@ def test_the_first_strength_within_the_margin_is_kept(suspect: Normalised, digit
     made = purify(suspect, data, hard, seed=0).record
     lost = [note.split(" loses")[0] for note in made["notes"] if " loses " in note]  # one says that the steps are few
     assert lost == [
-        *("strength 1 in 1 pass at the rate 0.05", "strength 1 in 1 pass", "strength 1 in 3 passes"),
+        *("strength 1 in 1 pass", "strength 1 in 3 passes"),
         *("strength 0.5 in 1 pass", "strength 0 in 1 pass"),
     ]
     assert made["clean"]["held_out"] == 60
-    assert made["examples_seen"] == 7 * 240
+    assert made["examples_seen"] == 6 * 240
     assert made["warnings"][0].startswith(
         "a backdoor may have stayed: strength 1 cost more than the margin of 0 points of accuracy, so 0 was used,"
     )
@@ -296,35 +351,20 @@ def test_the_passes_of_the_trials(suspect: Normalised, digits: Dataset) -> None:
     hard = purifiers.ScaleInvariantFST(margin=0, epochs=4, alpha=100)
     record = purify(suspect, digits.select(range(600, 700)), hard, seed=0).record
     lost = [note.split(" loses")[0] for note in record["notes"] if " loses " in note]
-    defaults = ["4 passes", "12 passes", "4 passes", "1 pass"]
-    assert [each.split(" in ")[1] for each in lost] == ["4 passes at the rate 0.05", *defaults]
-    assert record["examples_seen"] == (4 + 4 + 12 + 4 + 1) * 80
-
-    for given in ({"learning_rate": 0.01}, {"batch_size": 32}):  # who gives one of them has chosen the steps
-        record = purify(suspect, digits.select(range(600, 700)), replace(hard, **given), seed=0).record
-        lost = [note.split(" loses")[0] for note in record["notes"] if " loses " in note]
-        assert [each.split(" in ")[1] for each in lost] == defaults
+    assert [each.split(" in ")[1] for each in lost] == ["4 passes", "12 passes", "4 passes", "1 pass"]
+    assert record["examples_seen"] == (4 + 12 + 4 + 1) * 80
 
 
-def test_larger_steps(suspect: Normalised, digits: Dataset) -> None:
-    """Five times the rate, and twenty steps a pass in batches of 8 to 32; a first trial is that method."""
-    shift = purifiers.ScaleInvariantFST(strength=1, epochs=10)
-    for count, batch_size in ((80, 8), (159, 8), (180, 9), (400, 20), (640, 32), (5000, 32)):
-        assert shift.in_larger_steps(count) == replace(shift, learning_rate=0.05, batch_size=batch_size)
-    data = digits.select(range(600, 1000))
-    made = purify(suspect, data, replace(shift, strength=None, margin=1), seed=0)
-    given = replace(shift, strength=None, margin=1, learning_rate=0.05, batch_size=16)
-    same = purify(suspect, data, given, seed=0)
-    for name, tensor in made.model.state_dict().items():
-        assert torch.equal(tensor, same.model.state_dict()[name]), name
-
-
-def test_texts_have_no_trial_in_larger_steps(reviews: Dataset) -> None:
-    model = toys.classifier("bert", seed=1)
-    method = purifiers.ScaleInvariantFST(epochs=1)
-    notes = purify(model, reviews.select(range(40)), method, seed=0, precision="fp32").record["notes"]
-    assert [note for note in notes if " loses " in note]
-    assert not any("at the rate" in note for note in notes)
+def test_batches_that_are_left_open_make_twenty_steps(suspect: Normalised, digits: Dataset) -> None:
+    """Of 8 to 32 images; the same size given makes the same model."""
+    for count, batch_size in ((100, 8), (300, 15), (640, 32), (1797, 32)):
+        assert purifiers.ScaleInvariantFST()._batch_size(count, toys.a_run()) == batch_size
+    assert purifiers.ScaleInvariantFST(batch_size=50)._batch_size(300, toys.a_run()) == 50
+    data = digits.select(range(600, 900))
+    shift = purifiers.ScaleInvariantFST(strength=1, epochs=1)
+    one, other = (purify(suspect, data, each, seed=0).model for each in (shift, replace(shift, batch_size=15)))
+    for name, tensor in one.state_dict().items():
+        assert torch.equal(tensor, other.state_dict()[name]), name
 
 
 def test_a_given_strength_takes_the_given_passes(suspect: Normalised, digits: Dataset) -> None:
@@ -385,7 +425,7 @@ class TestUnlabelled:
 
     def test_strength_0_uses_none(self, suspect: Normalised, digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(scale_invariant_fst, "TRIALS", [(0.0, 1.0)])
-        method = purifiers.ScaleInvariantFST(epochs=1, learning_rate=0.01)
+        method = purifiers.ScaleInvariantFST(epochs=1)
         made = purify(suspect, digits.select(range(600, 700)), method, unlabelled=digits.select(range(700, 800)))
         assert "the unlabelled examples were not used: strength 0 tunes on labels alone." in made.record["notes"]
         assert made.record["examples_seen"] == 80

@@ -115,7 +115,7 @@ REGISTRY = (
         "unbackdoor.purifiers.scale_invariant_fst:ScaleInvariantFST",
         "FST in units of the head, taught by the suspect, as strong as held-out examples allow; this project's variant",
         needs=(Need.CLEAN,),
-        passes=(40, 250),
+        passes=(40, 210),
         cost="with another forward pass each",
         modality=("images", "text"),
         recommended=("images",),
@@ -170,7 +170,7 @@ REGISTRY = (
         "unbackdoor.purifiers.trigger_distillation:TriggerDistillation",
         "unlearn inverted triggers by the suspect's own answers, or shift without any; this project's variant",
         needs=(Need.CLEAN,),
-        passes=(20, 250),
+        passes=(20, 210),
         cost="more than 20 without a trigger, with another forward pass each, and 3,200 examples per class",
         damage="the inverted triggers are probably features of the classes themselves, or no push was weak enough for "
         "these few examples: see the notes, and try scale-invariant-fst or fine-tuning",

@@ -13,7 +13,7 @@ from unbackdoor.purifiers.scale_invariant_fst import ScaleInvariantFST
 from unbackdoor.purifiers.trigger_distillation import TriggerDistillation
 from unbackdoor.purifiers.word_distillation import WordDistillation
 
-# The third shift of images, for networks that need longer to learn their features again; the second is at the defaults.
+# The second shift of images, for networks that need longer to learn their features again; the first is at the defaults.
 LONGER = 120
 
 # These change a model whatever its trigger is; the others unlearn what a search finds.
@@ -24,7 +24,7 @@ def _for_images(clean: Dataset, shortcut: bool, run: Run) -> list[Method]:
     shift = ScaleInvariantFST(strength=1)
     longer = replace(shift, epochs=LONGER)
     found: list[Method] = [TriggerDistillation()] if shortcut else []
-    return [shift.in_larger_steps(len(clean)), shift, longer, ContrastiveUnlearning(), *found, FineTuning()]
+    return [shift, longer, ContrastiveUnlearning(), *found, FineTuning()]
 
 
 def _for_texts(clean: Dataset, shortcut: bool, run: Run) -> list[Method]:

@@ -10,6 +10,7 @@ from unbackdoor._models.head import Head
 from unbackdoor._models.hooks import without_dropout
 from unbackdoor._purification.run import Run
 from unbackdoor._training.descent import divergence
+from unbackdoor.purifiers._equal_steps import equal_steps
 from unbackdoor.purifiers._head_units import centred, in_own_units, turn_
 
 
@@ -24,7 +25,7 @@ def shift_(
     share: float,
     temperature: float,
     epochs: int,
-    learning_rate: float | None,
+    learning_rate: float,
     batch_size: int,
     first: nn.Module | None = None,
 ) -> None:
@@ -40,7 +41,7 @@ def shift_(
         share: weight of the teacher's answers against the labels, 0 to 1.
         temperature: temperature of both softmaxes, more than 0.
         epochs: passes over the examples.
-        learning_rate: None uses the recipe's.
+        learning_rate: of steps of equal angles, see `equal_steps`.
         batch_size: examples per step.
         first: an earlier result, the teacher where it names another class than the suspect; None for the suspect alone.
     """
@@ -60,15 +61,16 @@ def shift_(
             head.weight.add_((length / rows.norm() - 1) * rows)
 
         turn_(head.weight, degrees, run.generator)
-        run.tune(
-            model,
-            clean,
-            epochs=epochs,
-            learning_rate=learning_rate,
-            batch_size=batch_size,
-            loss=loss,
-            after_step=project_,
-        )
+        with equal_steps(model, Head(run.head_name, head), probe(model, clean)):
+            run.tune(
+                model,
+                clean,
+                epochs=epochs,
+                learning_rate=learning_rate,
+                batch_size=batch_size,
+                loss=loss,
+                after_step=project_,
+            )
 
 
 @torch.no_grad()

@@ -26,10 +26,9 @@ class Auto:
     Four fifths of the clean examples are for the audits and the methods; the others are held out to judge the results.
     A shortcut counts if the audit raises an alarm. If it has no clean models to compare with, a shortcut counts that
     moves most unseen examples, more than a random trigger does, and whose size is rare among the classes (nominal p at
-    most 0.05). The methods are, on images, scale-invariant FST at full strength with larger and more steps, the same at
-    its defaults, the same in three times the passes, contrastive unlearning, trigger distillation if a shortcut counts,
-    and fine-tuning; on texts mixing distillation if there is a base, word distillation if a shortcut counts, and
-    fine-tuning.
+    most 0.05). The methods are, on images, scale-invariant FST at full strength, the same in three times the passes,
+    contrastive unlearning, trigger distillation if a shortcut counts, and fine-tuning; on texts mixing distillation if
+    there is a base, word distillation if a shortcut counts, and fine-tuning.
 
     A result passes if it loses at most `max_loss` points of accuracy and no class on the held-out examples, if no
     shortcut of the audit moves a tenth more of them than a random trigger does, and if an audit of the result finds no
@@ -54,8 +53,8 @@ class Auto:
     """
 
     # The first version tried no trigger distillation; the second shifted in ten passes, and unlearned in small steps;
-    # the third tried the shift at its defaults first; the fourth shifted with dropout; the first shift of the fifth had
-    # the rate 0.03, which leaves 10 % on a ResNet-20 where 0.05 leaves 2 %.
+    # the third tried the shift at its defaults first; the fourth shifted with dropout; the fifth tried two rates,
+    # where the shift has one now, in steps of equal angles.
     version: ClassVar[int] = 6
     uses_unlabelled: ClassVar[bool] = True
     needs_head: ClassVar[bool] = True  # the audit does, and most methods that it tries

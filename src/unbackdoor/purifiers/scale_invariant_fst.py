@@ -22,10 +22,8 @@ from unbackdoor.purifiers._shift import shift_
 # the few examples if they take many passes.
 TRIALS = ((1.0, 1.0), (1.0, 3.0), (0.5, 1.0), (0.0, 0.25))
 
-# What is tried before, on images: strength 1 at a higher rate, in batches that make some twenty steps of a pass. Few or
-# small steps leave the backdoor of some networks (docs/results/suspects.md). It was not measured on texts.
-LARGER_RATE = {"images": 0.05}
-LARGEST_BATCH = 32
+# Batches of images that are left open are at most as large, and smaller if a pass would make fewer than twenty steps.
+LARGEST_BATCH = {"images": 32}
 
 
 @value
@@ -45,11 +43,15 @@ class ScaleInvariantFST:
     starting from the suspect's head, turned in a random direction by 90 degrees times the strength, and without
     dropout, which would be noise in answers that are to be met. A strength of 0 instead tunes on the labels alone, at
     the same scale. The suspect's answers preserve knowledge that a few labels cannot teach, and the features need many
-    passes to learn it again. How many, how large the steps may be, and how much of a head can be given up, depends on
-    the suspect. So trials are made on four fifths of the clean examples: strength 1 in larger steps (images only, and
-    only if neither rate nor batch size is given), strength 1, the same with three times the passes, strength 1/2, and
+    passes to learn it again. How many, and how much of a head can be given up, depends on the suspect. So trials are
+    made on four fifths of the clean examples: strength 1, the same with three times the passes, strength 1/2, and
     strength 0 with a quarter of the passes. The first that loses no more accuracy on the remaining fifth than the
     margin, and no class, is the result; if there is none, it is the one that loses least.
+
+    A step by SGD turns a short filter further than a long one, and a head with long inputs further than one with short
+    ones, so that a rate that is right for one network ruins another or leaves its backdoor. Here the gradient of each
+    weight of the body is multiplied by the mean squared length of its filters, and that of the head by the inverse of
+    the squared length of its inputs, where that is over 10: the rate is an angle, the same for every network.
 
     Examples without labels (`run.unlabelled`) preserve more of the accuracy, but if a few of them carry the trigger,
     the suspect's answers to these teach the backdoor again. So the result is only the first step: the suspect is tuned
@@ -69,14 +71,14 @@ class ScaleInvariantFST:
         temperature: temperature of both softmaxes, more than 0.
         epochs: passes over the clean examples, at least 1, with another forward pass each; in a trial three times or a
             quarter of them.
-        learning_rate: initial learning rate, more than 0; None is 0.01 (SGD) for images, 0.05 in the first trial, and
-            5e-5 (AdamW) for texts.
-        batch_size: examples per step, at least 2; None is 32 for images, 8 to 32 in the first trial, and 16 for texts;
-            at strength 0 it is the recipe's, 128 and 16.
+        learning_rate: initial learning rate, more than 0; None is 0.025 (SGD, in steps of equal angles) for images
+            and 5e-5 (AdamW) for texts; at strength 0 it is the recipe's.
+        batch_size: examples per step, at least 2; None is 8 to 32 for images, so that a pass makes twenty steps if it
+            can, and 16 for texts; at strength 0 it is the recipe's, 128 and 16.
 
-    Differences from the paper: the scale, the cosine instead of the inner product, the suspect's answers, the partial
-    turn, and the choice of the strength; there is no paper on this variant. It is not FST and is never used in its
-    place.
+    Differences from the paper: the scale and the steps, the cosine instead of the inner product, the suspect's answers,
+    the partial turn, and the choice of the strength; there is no paper on this variant. It is not FST and is never used
+    in its place.
     """
 
     strength: Annotated[float | None, Field(ge=0, le=1)] = None
@@ -88,12 +90,12 @@ class ScaleInvariantFST:
     learning_rate: Annotated[float | None, Field(gt=0)] = None
     batch_size: Annotated[int | None, Field(ge=2)] = None
 
-    # The first version made ten passes, the second kept dropout, and both lost more accuracy; the third had no trial in
-    # larger steps, and left most of a patch on a ResNet-20.
+    # The first version made ten passes, the second kept dropout; both lost more accuracy. The third had one rate for
+    # all lengths of filters and features: it left most of a patch on a ResNet-20, and ruined others.
     version: ClassVar[int] = 4
     uses_unlabelled: ClassVar[bool] = True
     defaults: ClassVar[Defaults] = {
-        "images": {"batch_size": 32},
+        "images": {"learning_rate": 0.025},
         "text": {"batch_size": 16},
     }
 
@@ -124,23 +126,16 @@ class ScaleInvariantFST:
             model.load_state_dict(kept.weights)
         return model
 
-    def in_larger_steps(self, count: int) -> Self:
-        """Returns this method at the higher rate of images, in batches that make some twenty steps of a pass.
+    def _trials(self) -> list[Self]:
+        """Returns what is tried, in order."""
+        return [replace(self, strength=strength, epochs=max(1, round(part * self.epochs))) for strength, part in TRIALS]
 
-        Args:
-            count: number of clean examples that it tunes on, at least 1.
-        """
-        batch_size = min(LARGEST_BATCH, max(SMALLEST_BATCH, count // STEPS))
-        return replace(self, learning_rate=LARGER_RATE["images"], batch_size=batch_size)
-
-    def _trials(self, count: int, run: Run) -> list[Self]:
-        """Returns what is tried, in order, on a number of clean examples."""
-        trials = [
-            replace(self, strength=strength, epochs=max(1, round(part * self.epochs))) for strength, part in TRIALS
-        ]
-        if run.modality in LARGER_RATE and self.learning_rate is None and self.batch_size is None:
-            trials.insert(0, replace(self, strength=1.0).in_larger_steps(count))
-        return trials
+    def _batch_size(self, count: int, run: Run) -> int:
+        """Returns the examples per step of a shift on a number of examples."""
+        if self.batch_size is None and run.modality in LARGEST_BATCH:
+            return min(LARGEST_BATCH[run.modality], max(SMALLEST_BATCH, count // STEPS))
+        chosen: int = run.setting(self, "batch_size")
+        return chosen
 
     def _tried(
         self, model: nn.Module, suspect: nn.Module, tuned: Dataset, held: Dataset, before: Tensor, run: Run
@@ -148,15 +143,14 @@ class ScaleInvariantFST:
         """Makes the trials in the model; returns the first within the margin, else the one that loses least."""
         kept: _Kept | None = None
         refused = f"cost more than the margin of {100 * self.margin:g} points of accuracy"
-        for trial in self._trials(len(tuned), run):
+        for trial in self._trials():
             model.load_state_dict(suspect.state_dict())
             trial._tune(model, suspect, tuned, run)
             price = _price(before, model, held, run)
             length = "1 pass" if trial.epochs == 1 else f"{trial.epochs} passes"
-            rate = "" if trial.learning_rate == self.learning_rate else f" at the rate {trial.learning_rate:g}"
             run.note(
-                f"strength {trial.strength:g} in {length}{rate} loses {100 * price[1]:.1f} points of accuracy on "
-                f"{len(held)} held-out examples."
+                f"strength {trial.strength:g} in {length} loses {100 * price[1]:.1f} points of accuracy on {len(held)} "
+                "held-out examples."
             )
             if trial.strength == 1 and price[0] and price[1] <= self.margin:
                 refused = "lost most of a class"
@@ -201,8 +195,8 @@ class ScaleInvariantFST:
             share=self.share,
             temperature=self.temperature,
             epochs=self.epochs,
-            learning_rate=self.learning_rate,
-            batch_size=run.setting(self, "batch_size"),
+            learning_rate=run.setting(self, "learning_rate"),
+            batch_size=self._batch_size(len(clean), run),
             first=first,
         )
 
