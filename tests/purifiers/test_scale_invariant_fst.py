@@ -320,6 +320,25 @@ def test_the_first_strength_within_the_margin_is_kept(suspect: Normalised, digit
     assert not any("may have stayed" in warning for warning in all_may_go["warnings"])
 
 
+@pytest.mark.parametrize(("lost", "made"), [(0.09, 2), (0.16, 2), (0.17, 4)])
+def test_less_strength_is_tried_beyond_twice_the_margin_only(
+    lost: float, made: int, suspect: Normalised, digits: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prices = iter([(False, 0.3), (False, lost), (False, 0.3), (False, 0.3)])
+    monkeypatch.setattr(scale_invariant_fst, "_price", lambda *_: next(prices))
+    method = purifiers.ScaleInvariantFST(epochs=1)
+    record = purify(suspect, digits.select(range(600, 700)), method, seed=0, precision="fp32").record
+    assert [note for note in record["notes"] if " loses " in note][-1].startswith(
+        "strength 1 in 3 passes" if made == 2 else "strength 0 in 1 pass"
+    )
+    assert len([note for note in record["notes"] if " loses " in note]) == made
+    assert any(
+        f"strength 1 lost {100 * lost:.1f} points of accuracy on 20 held-out examples, more than the margin of 8, and "
+        "was kept: less strength leaves more of a backdoor. Give more clean examples." in warning
+        for warning in record["warnings"]
+    )
+
+
 def test_where_none_is_within_the_margin_the_one_that_loses_least_is_kept(
     suspect: Normalised, digits: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -46,7 +46,8 @@ class ScaleInvariantFST:
     passes to learn it again. How many, and how much of a head can be given up, depends on the suspect. So trials are
     made on four fifths of the clean examples: strength 1, the same with three times the passes, strength 1/2, and
     strength 0 with a quarter of the passes. The first that loses no more accuracy on the remaining fifth than the
-    margin, and no class, is the result; if there is none, it is the one that loses least.
+    margin, and no class, is the result; if there is none, it is the one that loses least. The last two, which leave
+    more of a backdoor, are made only if strength 1 loses more than twice the margin, or a class.
 
     A step by SGD turns a short filter further than a long one, and a head with long inputs further than one with short
     ones, so that a rate that is right for one network ruins another or leaves its backdoor. Here the gradient of each
@@ -65,7 +66,7 @@ class ScaleInvariantFST:
 
     Args:
         strength: how far the head is turned and how hard it is driven away, 0 to 1; None makes the trials.
-        margin: accuracy on held-out examples that may be lost, 0 to 1.
+        margin: accuracy on held-out examples that may be lost, 0 to 1; less strength is tried beyond twice that.
         alpha: weight of the cosine at strength 1, at least 0.
         share: weight of the suspect's answers against the labels, 0 to 1.
         temperature: temperature of both softmaxes, more than 0.
@@ -144,6 +145,9 @@ class ScaleInvariantFST:
         kept: _Kept | None = None
         refused = f"cost more than the margin of {100 * self.margin:g} points of accuracy"
         for trial in self._trials():
+            assert trial.strength is not None
+            if trial.strength < 1 and kept is not None and kept.price <= (False, 2 * self.margin):
+                break
             model.load_state_dict(suspect.state_dict())
             trial._tune(model, suspect, tuned, run)
             price = _price(before, model, held, run)
@@ -160,6 +164,12 @@ class ScaleInvariantFST:
                 break
         assert kept is not None
         assert kept.trial.strength is not None
+        if kept.trial.strength == 1 and kept.price > (False, self.margin) and not kept.price[0]:
+            run.warn(
+                f"strength 1 lost {100 * kept.price[1]:.1f} points of accuracy on {len(held)} held-out examples, more "
+                f"than the margin of {100 * self.margin:g}, and was kept: less strength leaves more of a backdoor. "
+                "Give more clean examples."
+            )
         if kept.trial.strength < 1:
             run.warn(
                 f"a backdoor may have stayed: strength 1 {refused}, so {kept.trial.strength:g} was used, which shifts "
