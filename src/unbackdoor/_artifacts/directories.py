@@ -163,6 +163,8 @@ def directory(out: Path, replacing: Content | None = None) -> Iterator[Path]:
         _place(partial, out, replacing)
     except OSError as problem:
         raise _incomplete(out, problem) from None
+    except IncompleteError as problem:  # of a part, by the name of the directory that is removed
+        raise IncompleteError(str(problem).replace(str(partial), str(out))) from None
     except Exception as problem:
         if type(problem).__name__ == "SafetensorError" and "os error" in str(problem):
             raise IncompleteError(

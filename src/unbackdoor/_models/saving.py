@@ -140,7 +140,7 @@ def _restore_fields(before: Mapping[str, Any], written: Path) -> None:
     transformers 5 writes `dtype` and `rope_parameters`, which earlier versions and other programs do not read: without
     `rope_theta` and `rope_scaling` they take the model for one with other positions.
     """
-    content = read_json(written)
+    content = json.loads(written.read_text(encoding="utf-8"))
     changed = {field: entry for field, entry in before.items() if PLAIN_OUTPUT.get(field, entry) != entry}
     changed |= {field: entry for field, entry in before.items() if _POSITIONS.search(field) and field not in content}
     if "torch_dtype" in before and "dtype" in content:

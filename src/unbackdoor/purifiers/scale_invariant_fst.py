@@ -22,9 +22,6 @@ from unbackdoor.purifiers._shift import shift_
 # the few examples if they take many passes.
 TRIALS = ((1.0, 1.0), (1.0, 3.0), (0.5, 1.0), (0.0, 0.25))
 
-# Batches of images that are left open are at most as large, and smaller if a pass would make fewer than twenty steps.
-LARGEST_BATCH = {"images": 32}
-
 
 @value
 class ScaleInvariantFST:
@@ -96,7 +93,7 @@ class ScaleInvariantFST:
     version: ClassVar[int] = 4
     uses_unlabelled: ClassVar[bool] = True
     defaults: ClassVar[Defaults] = {
-        "images": {"learning_rate": 0.025},
+        "images": {"learning_rate": 0.025, "batch_size": 32},
         "text": {"batch_size": 16},
     }
 
@@ -132,11 +129,11 @@ class ScaleInvariantFST:
         return [replace(self, strength=strength, epochs=max(1, round(part * self.epochs))) for strength, part in TRIALS]
 
     def _batch_size(self, count: int, run: Run) -> int:
-        """Returns the examples per step of a shift on a number of examples."""
-        if self.batch_size is None and run.modality in LARGEST_BATCH:
-            return min(LARGEST_BATCH[run.modality], max(SMALLEST_BATCH, count // STEPS))
-        chosen: int = run.setting(self, "batch_size")
-        return chosen
+        """Returns the examples per step of a shift: of images, if it was left open, fewer if a pass had few steps."""
+        size: int = run.setting(self, "batch_size")
+        if self.batch_size is None and run.modality == "images":
+            return min(size, max(SMALLEST_BATCH, count // STEPS))
+        return size
 
     def _tried(
         self, model: nn.Module, suspect: nn.Module, tuned: Dataset, held: Dataset, before: Tensor, run: Run
