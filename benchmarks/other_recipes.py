@@ -144,13 +144,8 @@ METHODS = {
     "fine-tuning, 0.05, 40 passes": purifiers.FineTuning(epochs=40, learning_rate=0.05, batch_size=32),
     "scale-invariant-fst": purifiers.ScaleInvariantFST(),
     "shift": SHIFT,
-    "shift, alpha 10": replace(SHIFT, alpha=10.0),
-    "shift, 0.03": replace(SHIFT, learning_rate=0.03),
-    "shift, 0.03, alpha 10": replace(SHIFT, learning_rate=0.03, alpha=10.0),
-    "shift, 0.03, alpha 10, 120 passes": replace(SHIFT, learning_rate=0.03, alpha=10.0, epochs=120),
-    "shift, 0.03, share 0.5": replace(SHIFT, learning_rate=0.03, share=0.5),
-    "shift, 0.05": replace(SHIFT, learning_rate=0.05),
-    "shift, 0.1": replace(SHIFT, learning_rate=0.1),
+    "shift, 0.02": replace(SHIFT, learning_rate=0.02),
+    "shift, 120 passes": replace(SHIFT, epochs=120),
     "auto": purifiers.Auto(),
 }
 
