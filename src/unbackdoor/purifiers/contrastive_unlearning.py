@@ -67,8 +67,7 @@ class ContrastiveUnlearning:
     batch_size: Annotated[int | None, Field(ge=2)] = None
 
     # The first version took any shifted copy as the reference, also one that had forgotten its task; the second copy
-    # was shifted in ten passes, the third with dropout; the fourth took version 3 of scale-invariant FST where it found
-    # nothing.
+    # was shifted in ten passes, the third with dropout; the fourth took version 3 of scale-invariant FST.
     version: ClassVar[int] = 5
     defaults: ClassVar[Defaults] = {"images": {"batch_size": 32}}
 
