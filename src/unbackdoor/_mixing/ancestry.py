@@ -41,6 +41,19 @@ def other_depth(matching: Matching, suspect: Mapping[str, Shape], base: Mapping[
     )
 
 
+def split_output(output: str) -> str:
+    """Returns a warning for a base with an output matrix of its own, where the suspect's output is its embeddings.
+
+    Args:
+        output: name of that matrix in the base.
+    """
+    return (
+        f"the base has an output matrix of its own ({output}), and the model's output matrix is its embeddings, which "
+        "go back to the base's embeddings: the less of the model is kept, the less the result can answer as the base "
+        "does. Take the pre-trained model that it came from."
+    )
+
+
 def ancestry(pairs: Iterable[tuple[str, Tensor, Tensor]]) -> str | None:
     """Check that a base is the suspect's ancestor: fine-tuned weights stay close to those they came from.
 

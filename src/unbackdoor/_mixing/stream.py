@@ -23,9 +23,10 @@ from unbackdoor._errors import UnbackdoorError
 from unbackdoor._inputs import read_json
 from unbackdoor._mixing import masks
 from unbackdoor._mixing.adapter_stream import mix_adapter
-from unbackdoor._mixing.ancestry import SAMPLE, doubts
+from unbackdoor._mixing.ancestry import SAMPLE, doubts, split_output
 from unbackdoor._mixing.checkpoint import Checkpoint, finite, header_bytes, write
 from unbackdoor._mixing.masks import CHUNK, Mode
+from unbackdoor._mixing.output_layer import WORDS, split, stored_copy, with_output
 from unbackdoor._models.adapters import is_adapter
 from unbackdoor._models.companions import copy_companions
 from unbackdoor._models.directory import ModelDirectory
@@ -36,8 +37,6 @@ from unbackdoor._progress import bar, silent
 from unbackdoor._value import check_seed
 
 logger = logging.getLogger("unbackdoor")
-
-_WORDS = re.compile(r"(word_embeddings|embed_tokens|tok_embeddings|wte|embeddings\.tok_embeddings)\.weight$")
 
 
 def purify_stream(
@@ -167,7 +166,7 @@ def _check_setting(rho: float, mode: str, seed: int) -> None:
 
 def _check_vocabulary(suspect: Checkpoint) -> None:
     """Refuse a tokenizer with more tokens than the suspect has word embeddings."""
-    rows = [location.shape[0] for name, location in suspect.tensors.items() if _WORDS.search(name)]
+    rows = [location.shape[0] for name, location in suspect.tensors.items() if WORDS.search(name)]
     if len(rows) == 1:
         path = suspect.directory.path
         check_rows(path, _token_count(path), rows[0])
@@ -181,6 +180,9 @@ def _ancestry_warnings(suspect: Checkpoint, base: Checkpoint, matching: Matching
         if len(suspect.tensors[name].shape) > 1
     )
     warnings = doubts(samples, matching, suspect.shapes, base.shapes)
+    output = split(matching, base)
+    if output is not None:
+        warnings.append(split_output(output))
     for doubt in warnings:
         logger.warning("%s", doubt)
     return warnings
@@ -242,17 +244,20 @@ def match(suspect: Checkpoint, base: Checkpoint) -> Matching:
         UnbackdoorError: the checkpoints do not belong together; see `_models.matching.matched`.
     """
     ours, theirs = suspect.shapes, base.shapes
+    for name in stored_copy(suspect):
+        del ours[name]  # it is mixed as what it is a copy of
     if all("Classification" in str(each.directory.config.get("architectures")) for each in (suspect, base)):
         for name in task_head(theirs):
             del theirs[name]
     matching = matched(*({_today(name): shape for name, shape in each.items()} for each in (ours, theirs)))
     our_names, their_names = ({_today(name): name for name in each} for each in (ours, theirs))
-    return replace(
+    matching = replace(
         matching,
         pairs={our_names[name]: their_names[counterpart] for name, counterpart in matching.pairs.items()},
         suspect_only=tuple(our_names[name] for name in matching.suspect_only),
         base_only=tuple(their_names[name] for name in matching.base_only),
     )
+    return with_output(matching, suspect, base)
 
 
 def _today(name: str) -> str:
@@ -273,7 +278,7 @@ def moved_embeddings(suspect: ModelDirectory, base: ModelDirectory, tokens: int)
     """
     ours, theirs = Checkpoint.of(suspect), Checkpoint.of(base)
     pairs = match(ours, theirs).pairs
-    names = [name for name in pairs if _WORDS.search(name) and len(ours.tensors[name].shape) == 2]
+    names = [name for name in pairs if WORDS.search(name) and len(ours.tensors[name].shape) == 2]
     if len(names) != 1:
         raise UnbackdoorError(
             f"{suspect} has {len(names)} matrices of word embeddings that its base also has; 1 is expected. Purify it "
@@ -327,7 +332,9 @@ class _Mixer:
     def __init__(
         self, suspect: Checkpoint, base: Checkpoint, pairs: Mapping[str, str], rho: float, seed: int, mode: Mode
     ) -> None:
-        self.suspect, self.base, self.pairs = suspect, base, pairs
+        self.suspect, self.base = suspect, base
+        self.copies = stored_copy(suspect)
+        self.pairs = {**pairs, **{copy: pairs[name] for copy, name in self.copies.items() if name in pairs}}
         self.rho, self.seed, self.mode = rho, seed, mode
         self.writing = threading.Lock()  # the threads share one file, and its position
         self.memory = threading.local()  # allocated once per thread: new pages cost as much time as the mask
@@ -345,7 +352,8 @@ class _Mixer:
         with target.open("wb") as opened:
             opened.write(before)
             masks.each(lambda piece: self._write_piece(opened, *piece, shares.get(piece[0])), pieces)
-            for name, rows in resets.items():
+            copied = {copy: resets[name] for copy, name in self.copies.items() if name in resets}
+            for name, rows in {**resets, **copied}.items():
                 if self.suspect.tensors[name].file == file:
                     self._write_rows(opened, name, rows)
 
@@ -379,7 +387,8 @@ class _Mixer:
             assert location.dtype is not None
             counterpart = self._of_base(other, start, count, location.dtype)
             mixed = self._buffer("mixed")[: count * size].view(location.dtype)
-            masks.mix_chunk_(mixed, numbers, counterpart, _today(name), index, self.rho, self.seed, self.mode, shares)
+            drawn = _today(self.copies.get(name, name))
+            masks.mix_chunk_(mixed, numbers, counterpart, drawn, index, self.rho, self.seed, self.mode, shares)
             numbers = mixed
         with self.writing:
             write(target, numbers, location.begin + start * size)

@@ -46,7 +46,32 @@ class Matching:
             text += f"; only in the model, and unchanged: {few(list(self.suspect_only))}"
         if self.base_only:
             text += f"; only in the base, and not used: {few(list(self.base_only))}"
+        counterparts = list(self.pairs.values())
+        for name in (name for name, other in self.pairs.items() if counterparts.count(other) > 1):
+            if not _EMBEDDING.search(name):
+                text += f"; {name} has the base's embeddings as its counterpart, which are its output matrix as well"
         return text + "."
+
+    def with_output(self, output: str, embeddings: str, suspect: Mapping[str, Shape]) -> "Matching":
+        """Pairs the suspect's own output matrix with the embeddings of a base whose output matrix these are as well.
+
+        Args:
+            output: name of that matrix as an output matrix in the base.
+            embeddings: its name as embeddings in the base.
+            suspect: shapes by name.
+        """
+        counterpart = next((name for name, other in self.pairs.items() if other == embeddings), None)
+        ending = output.split(".")[-2:]
+        own = [name for name in self.suspect_only if name.split(".")[-2:] == ending]
+        if counterpart is None or len(own) != 1 or tuple(suspect[own[0]]) != tuple(suspect[counterpart]):
+            return self
+        total = sum(map(math.prod, suspect.values()))
+        return replace(
+            self,
+            pairs={**self.pairs, own[0]: embeddings},
+            suspect_only=tuple(name for name in self.suspect_only if name != own[0]),
+            share=self.share + math.prod(suspect[own[0]]) / total,
+        )
 
 
 def matched(suspect: Mapping[str, Shape], base: Mapping[str, Shape], *, least: float = 0.5) -> Matching:

@@ -29,7 +29,7 @@ from unbackdoor._purification.method import (
 from unbackdoor._purification.run import Run, positions
 from unbackdoor._registry.entries import entry_of, steps_of, to_json
 from unbackdoor._registry.purifiers import REGISTRY
-from unbackdoor._tasks.choice import task_of
+from unbackdoor._tasks.choice import task_of, task_without_data
 from unbackdoor._tasks.classification import CLASSIFICATION
 from unbackdoor._tasks.task import Examined, Task
 from unbackdoor._value import check_seed
@@ -99,6 +99,8 @@ def purify(
         run.head_name, run.modality = examined.head_name, clean.modality
     elif needs_clean(method):
         raise UnbackdoorError(f"{asking(method)} needs clean examples, got none.")
+    else:
+        run.task = task_without_data(working)
     run.unlabelled = _without_labels(unlabelled, clean, working, run)
     measured = _measured(method, working, None if examined is None else examined.clean, run)
     clean_facts = _NO_CLEAN if examined is None else _compared(measured.purified, examined, method, run)

@@ -1,5 +1,7 @@
 """The task of a model, by the encoder of its inputs."""
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from unbackdoor._data.conversation_encoder import ConversationEncoder
@@ -37,6 +39,16 @@ def answered(model: nn.Module, data: Dataset, arithmetic: Arithmetic) -> Tensor:
         arithmetic: device, precision, layout.
     """
     return (classified if data.modality == "image-text" else predict)(model, data, arithmetic)
+
+
+def task_without_data(model: nn.Module) -> Task:
+    """Returns the task of a model that comes without any examples, by its output: over a vocabulary, or over classes.
+
+    Args:
+        model: the model.
+    """
+    get: Any = getattr(model, "get_output_embeddings", None)
+    return CLASSIFICATION if get is None or get() is None else Generation()
 
 
 def task_of(encode: Encoder, *, max_new_tokens: int | None = None, progress: Progress = silent) -> Task:

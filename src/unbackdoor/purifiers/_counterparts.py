@@ -1,13 +1,15 @@
 """The weights of a pre-trained base, by the names of the suspect's tensors."""
 
+from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from unbackdoor._errors import UnbackdoorError
-from unbackdoor._mixing.ancestry import doubts
+from unbackdoor._mixing.ancestry import doubts, split_output
 from unbackdoor._models.calling import embeddings
-from unbackdoor._models.matching import matched, task_head
+from unbackdoor._models.matching import Matching, Shape, matched, task_head
 from unbackdoor._purification.run import Run
 
 Weights = dict[str, Tensor]
@@ -18,11 +20,25 @@ def distinct(model: nn.Module) -> Weights:
 
     A head that is the matrix of the embeddings as well, as in many language models, is not named a second time.
     """
+    twice = _output(model) if _tied(model) else None
+    return {name: tensor for name, tensor in model.state_dict().items() if name != twice}
+
+
+def _tied(model: nn.Module) -> bool:
+    """Whether the output matrix of a model is that of its embeddings."""
+    head = _output_layer(model)
+    return head is not None and head.weight is embeddings(model).weight
+
+
+def _output_layer(model: nn.Module) -> Any:
     get: Any = getattr(model, "get_output_embeddings", None)
-    head = None if get is None else get()
-    tied = head is not None and head.weight is embeddings(model).weight
-    twice = {f"{name}.weight" for name, layer in model.named_modules() if tied and layer is head}
-    return {name: tensor for name, tensor in model.state_dict().items() if name not in twice}
+    return None if get is None else get()
+
+
+def _output(model: nn.Module) -> str | None:
+    """The name of the output matrix of a model, if it has one."""
+    head = _output_layer(model)
+    return next((f"{name}.weight" for name, layer in model.named_modules() if layer is head), None)
 
 
 def heads(suspect: Weights, run: Run) -> set[str]:
@@ -51,9 +67,10 @@ def names_in_base(suspect: Weights, run: Run, method: object) -> dict[str, str]:
     Raises:
         UnbackdoorError: there is no base, it does not fit, or nothing but a head would be left.
     """
-    theirs = pretrained(run.needed("base", method))
+    base = run.needed("base", method)
+    theirs = pretrained(base)
     ours, shapes = ({name: tensor.shape for name, tensor in each.items()} for each in (suspect, theirs))
-    matching = matched(ours, shapes).without(heads(suspect, run))
+    matching = _with_output(matched(ours, shapes), base, ours).without(heads(suspect, run))
     if not matching.pairs:
         raise UnbackdoorError(
             f"{type(method).__name__} needs a model with more than a head: nothing else has a counterpart in the base. "
@@ -63,7 +80,20 @@ def names_in_base(suspect: Weights, run: Run, method: object) -> dict[str, str]:
     pairs = ((name, suspect[name].cpu(), theirs[other].cpu()) for name, other in matching.pairs.items())
     for doubt in doubts(pairs, matching, ours, shapes):
         run.warn(doubt)
+    output = _output(base)
+    if output in matching.base_only and not torch.equal(theirs[output], embeddings(base).weight):
+        run.warn(split_output(output))
     return matching.pairs
+
+
+def _with_output(matching: Matching, base: nn.Module, suspect: Mapping[str, Shape]) -> Matching:
+    """The same matching; if the base's output matrix is its embeddings, with the suspect's own output matrix."""
+    output = _output(base)
+    if output is None or not _tied(base):
+        return matching
+    words = embeddings(base).weight
+    name = next(name for name, tensor in base.state_dict().items() if tensor.data_ptr() == words.data_ptr())
+    return matching.with_output(output, name, suspect)
 
 
 def pretrained(base: nn.Module) -> Weights:
