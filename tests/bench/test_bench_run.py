@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from pictures import write_pictures
-from unbackdoor import Dataset, UnbackdoorError, audit, detectors, evaluate, load
+from unbackdoor import Dataset, UnbackdoorError, audit, detectors, evaluate, load, purifiers
 from unbackdoor._bench import Store, identity
 from unbackdoor._bench.grid import read
 from unbackdoor._bench.plan import all_cells
@@ -566,6 +566,21 @@ def test_a_suspect_from_elsewhere_is_scored_on_examples_that_carry_its_trigger(e
     spec, result = found["clean", "none"]  # which never was poisoned: a control, and also shown the trigger
     assert (spec["victim"]["attack"]["name"], result["implanted"]) == ("none", None)
     assert result["score"]["attack_success"]["value"] < 0.5
+
+
+def test_a_suspect_that_auto_hands_back_is_a_result_like_others(
+    elsewhere: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is wrong with the suspect: its cell counts, and has no mark of a damaged model."""
+    wreck = purifiers.FETuning(epochs=1, learning_rate=1e-9)
+    monkeypatch.setattr("unbackdoor.purifiers.auto.methods_to_try", lambda *_: [wreck])
+    auto = '[[methods]]\nname = "auto"\ndetectors = ["margin"]\n[[budgets]]\nn = 30\n'
+    (elsewhere / "auto.toml").write_text(ELSEWHERE.partition("[tasks.clean]")[0] + auto)
+    bench(str(elsewhere / "auto.toml"), out=str(tmp_path / "runs"))
+    found = {spec["method"]["name"]: result for spec, result in Store(tmp_path / "runs").cells()}
+    assert (found["auto"]["status"], found["auto"]["usable"]) == ("done", True)
+    assert found["auto"]["warnings"][0].startswith("Nothing was purified: no method lost at most 10 points")
+    assert found["auto"]["score"] == found["none"]["score"]
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from unbackdoor._purification.run import Run
 from unbackdoor._purification.selection import smallest_within
 from unbackdoor._reports import build_stress, render_stress
 from unbackdoor._tasks.damage import ALLOWED, LEVEL, lost_class, p_value, unusable, without_a_class
-from unbackdoor.purifiers import REGISTRY
+from unbackdoor.purifiers import REGISTRY, auto
 
 
 def brute_force(lost: int, gained: int, n: int) -> float:
@@ -210,6 +210,31 @@ def test_a_wreck_is_reported_first_everywhere_and_the_exit_code_is_1(
         body = (out / "report.html").read_text().split("<main>")[1]
         assert body.index("not usable") < body.index("<h1>")
         assert body.count("not usable") == 1
+
+
+def test_a_suspect_that_auto_hands_back_is_no_purified_model(
+    user: Path, tmp_path: Path, run: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pipeline sees it in the exit code, in the first line, and in `usable`, the card and the page."""
+    monkeypatch.setattr(auto, "methods_to_try", lambda *_: [purifiers.FETuning(epochs=1, learning_rate=1e-9)])
+    data = ("--clean", "clean.parquet", "--data", "test.parquet", "--detectors", "margin")
+    out = tmp_path / "out"
+    done = run(user, "purify", "auto", *MODEL, *data, "--out", out)
+    assert done.code == 1, done.err
+    first = done.out.splitlines()[0]
+    assert first.startswith("Nothing was purified: no method lost at most 10 points of accuracy on 40 held-out ")
+    assert "or raise --max-loss: fe-tuning (epochs=1, learning_rate=1e-09) lost least, " in first
+    assert done.err.splitlines()[-1] == f"{out} is written, but it is the suspect as it was; see the first line above."
+    assert (done.out + done.err).count("Nothing was purified") == 1
+    record = json.loads((out / "record.json").read_text())
+    assert (record["usable"], record["warnings"][0], record["choice"]["kept"]) == (False, first, None)
+    before, after = load_file(user / "weights.safetensors"), load_file(out / "model.safetensors")
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    text = (out / "README.md").read_text().split("---\n")[2].strip().splitlines()
+    assert text[0].startswith("**Nothing was purified: ")
+    assert "\n".join(text).count("Nothing was purified") == 1
+    body = (out / "report.html").read_text().split("<main>")[1]
+    assert body.index("Nothing was purified") < body.index("<h1>Handed back by auto")
 
 
 def test_a_model_that_kept_its_use_ends_with_0(user: Path, tmp_path: Path, run: Callable[..., Ended]) -> None:

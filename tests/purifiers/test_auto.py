@@ -2,7 +2,6 @@
 
 import copy
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +12,6 @@ from fixtures import SmallCNN
 from unbackdoor import Dataset, UnbackdoorError, purifiers, purify
 from unbackdoor._artifacts.card import purified
 from unbackdoor._artifacts.record import ChoiceEntry
-from unbackdoor._cli.commands.purify import _print_result
 from unbackdoor._detection.finding import Candidate
 from unbackdoor._detection.judging import ExactShare
 from unbackdoor._detection.nulls import Null
@@ -149,13 +147,15 @@ CONTRAST, SHIFT, TUNE = purifiers.ContrastiveUnlearning(), purifiers.ScaleInvari
         (
             [trial(SHIFT, 0.2), trial(TUNE, 0.12), replace(trial(CONTRAST, 0.11), lost_a_class=True)],
             None,
-            "Give more clean examples, or raise `max_loss`: fine-tuning lost least, 12.0 points.",
+            "Nothing was purified: no method lost at most 10 points of accuracy on 50 held-out examples, so the "
+            "suspect is handed back as it was, with any backdoor that it has. Give more clean examples, or raise `max_loss`: "
+            "fine-tuning lost least, 12.0 points.",
         ),
         (
             [replace(trial(SHIFT, 0.05), lost_a_class=True)],
             None,
-            "the suspect was handed back as it was: a backdoor that it has is still there. Give more clean "
-            "examples, or raise `max_loss`.",
+            "the suspect is handed back as it was, with any backdoor that it has. Give more clean examples, or raise "
+            "`max_loss`.",
         ),
     ],
     ids=[
@@ -175,8 +175,10 @@ def test_the_method_that_is_kept(trials: list[Trial], kept: object, warning: str
     chosen, reason = purifiers.Auto(max_loss=10)._chosen(trials, 50, run)
     assert (None if chosen is None else chosen.method) == kept
     assert reason
-    assert len(run.warnings) == (warning is not None)
-    assert warning is None or warning in run.warnings[0]
+    said = [*run.warnings, *([] if run.handed_back is None else [run.handed_back])]
+    assert len(said) == (warning is not None)
+    assert warning is None or warning in said[0]
+    assert (run.handed_back is not None) == (kept is None)
 
 
 def test_without_a_shortcut_it_is_scale_invariant_fst_on_four_fifths(small_cnn: SmallCNN, digits: Dataset) -> None:
@@ -219,7 +221,7 @@ class Silence:
 
 
 def test_the_suspect_comes_back_if_every_method_ruins_it(
-    backdoored: tuple, digits: Dataset, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    backdoored: tuple, digits: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = backdoored[0]
     monkeypatch.setattr(auto, "methods_to_try", lambda *_: [Silence(), Silence()])
@@ -230,10 +232,11 @@ def test_the_suspect_comes_back_if_every_method_ruins_it(
     assert (len(choice.tried), choice.kept, choice.kept_number, choice.audit_of_the_result) == (2, None, None, None)
     assert min(each.lost or 0 for each in choice.tried) > 0.5
     assert result.record["warnings"] == [
-        "no method lost at most 10 points of accuracy on 20 held-out examples, so the suspect was handed back as it "
-        "was: a backdoor that it has is still there. Give more clean examples, or raise `max_loss`: test_auto:Silence "
-        "lost least, 90.0 points."
+        "Nothing was purified: no method lost at most 10 points of accuracy on 20 held-out examples, so the suspect is "
+        "handed back as it was, with any backdoor that it has. Give more clean examples, or raise `max_loss`: "
+        "test_auto:Silence lost least, 90.0 points."
     ]
+    assert result.record["usable"] is False
     card = purified({**result.record, "source": {"model": "net"}, "scores": None, "scores_note": "not measured"})
     assert "# Model that was handed back as it was" in card
     assert "`net` was not changed by `Auto(" in card
@@ -242,12 +245,20 @@ def test_the_suspect_comes_back_if_every_method_ruins_it(
         "held-out examples." in card
     )
     assert "A backdoor that the suspect has is still there." in card
-    _print_result({**result.record, "scores": None}, Path("purified"), "auto", has_page=False)
-    assert capsys.readouterr().out.splitlines()[0] == (
-        "Nothing was purified, the suspect is handed back as it was: no method lost at most 10 points of accuracy on "
-        "20 held-out examples."
-    )
     assert "purification" not in card
+
+
+def test_a_suspect_that_comes_back_between_two_methods_is_a_warning(
+    backdoored: tuple, digits: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other method purified it, so the result is not the suspect."""
+    monkeypatch.setattr(auto, "methods_to_try", lambda *_: [Silence()])
+    methods = purifiers.Then(purifiers.Auto(detectors=()), purifiers.FineTuning(epochs=1))
+    record = purify(backdoored[0], digits.select(range(100)), methods, seed=0, device="cpu").record
+    assert record["usable"] is True
+    assert "Nothing was purified: no method lost" in record["warnings"][0]
+    card = purified({**record, "source": {"model": "net"}, "scores": None, "scores_note": "not measured"})
+    assert "# Purified model" in card
 
 
 def test_a_method_that_refuses_is_passed_over(

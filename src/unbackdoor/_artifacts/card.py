@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from unbackdoor._artifacts.record import handed_back
 from unbackdoor._errors import SENTENCE, printable
 
 MEASURES = (
@@ -139,12 +140,6 @@ def trained(record: dict[str, Any]) -> str:
     lines += [f"\nWarning: {_escaped(text)}" for text in record["warnings"]]
     lines += ["", "No trainer keeps every backdoor out: `unbackdoor list trainers` says what each cannot see."]
     return "\n".join(lines) + "\n"
-
-
-def handed_back(record: dict[str, Any]) -> bool:
-    """Whether a method that chooses among others kept none, so that the result is the suspect as it was."""
-    choice = record.get("choice")
-    return choice is not None and choice["kept"] is None
 
 
 def _health(scores: dict[str, Any]) -> str:

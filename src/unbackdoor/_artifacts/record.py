@@ -351,6 +351,12 @@ def recorded_seconds(folder: Path) -> float | None:
     return None if isinstance(record, DemoRecord) else record.seconds
 
 
+def handed_back(record: dict[str, Any]) -> bool:
+    """Whether the model of a record is the suspect as it was: a method that chooses among others kept none."""
+    choice = record.get("choice")
+    return choice is not None and choice["kept"] is None and isinstance(record["method"]["parameters"], dict)
+
+
 def last_name(source: str | Path) -> str:
     """Returns the name of a model without its directories, for records; of `.` that of the directory.
 

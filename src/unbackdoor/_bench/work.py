@@ -18,7 +18,7 @@ import torch
 
 from unbackdoor._artifacts.attack_record import recorded_implanted
 from unbackdoor._artifacts.machine import peak_memory
-from unbackdoor._artifacts.record import recorded_seconds
+from unbackdoor._artifacts.record import handed_back, recorded_seconds
 from unbackdoor._bench.examples import Examples, Shelf
 from unbackdoor._bench.schema import GridTask
 from unbackdoor._bench.store import Store
@@ -254,7 +254,7 @@ class _Desk:
             "held_out": (record.get("clean") or {}).get("held_out", 0),
             "notes": record.get("notes", []),
             "warnings": record.get("warnings", []),
-            "usable": record.get("usable"),
+            "usable": True if handed_back(record) else record.get("usable"),
         }
         if cell.method is not None:
             result["method"] = _described(cell.method)

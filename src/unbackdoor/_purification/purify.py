@@ -61,8 +61,9 @@ def purify(
     """Remove a backdoor: a suspect and a few clean examples in, the same kind of model out.
 
     The model passed in and the global random state are not changed. A model that lost significantly more than 10 points
-    of accuracy on clean examples, or most of a class (a language model: 0.5 nats per answer token), is also returned:
-    then `record["usable"]` is False, and the first of `record["warnings"]` says why.
+    of accuracy on clean examples, or most of a class (a language model: 0.5 nats per answer token), is also returned,
+    and so is a suspect that `Auto` could not purify: then `record["usable"]` is False, and the first of
+    `record["warnings"]` says why.
 
     Args:
         model: any classifier whose last layer is linear, or a causal language model of transformers.
@@ -104,6 +105,7 @@ def purify(
     run.unlabelled = _without_labels(unlabelled, clean, working, run)
     measured = _measured(method, working, None if examined is None else examined.clean, run)
     clean_facts = _NO_CLEAN if examined is None else _compared(measured.purified, examined, method, run)
+    clean_facts = {**clean_facts, "usable": _unless_handed_back(clean_facts["usable"], method, run)}
     form.restore_(measured.purified, owner_of(method))
     record = {
         "method": {**to_json(method, REGISTRY), "repr": repr(method)},
@@ -252,6 +254,26 @@ def _compared(purified: nn.Module, examined: Examined, method: Method, run: Run)
     }
 
 
+def _unless_handed_back(usable: bool | None, method: Method, run: Run) -> bool | None:
+    """Returns False, with the reason first among the warnings, if the result is the suspect as it was; else `usable`.
+
+    One step among others that handed its model back is a warning, as the others did their work.
+    """
+    if run.handed_back is None:
+        return usable
+    if len(steps_of(method)) > 1:
+        run.warn(run.handed_back)
+        return usable
+    _warn_first(run.handed_back, run)
+    return False
+
+
+def _warn_first(text: str, run: Run) -> None:
+    """Put a sentence first among the warnings; a command prints it above its results."""
+    run.warnings.insert(0, text)
+    logger.warning("%s", text, extra={"first_line": True})
+
+
 def _judge(before: Tensor, after: Tensor, clean: Dataset, method: Method, run: Run) -> bool:
     """Whether the result is usable, by examples that it was not tuned on if there are any; warns if it is not.
 
@@ -270,8 +292,7 @@ def _judge(before: Tensor, after: Tensor, clean: Dataset, method: Method, run: R
         after, which = run.cross_validated, "which were left out in their turn"
     judgement = run.task.judged(clean, before, after, which, method)
     if judgement.unusable is not None:
-        run.warnings.insert(0, judgement.unusable)
-        logger.warning("%s", judgement.unusable, extra={"first_line": True})
+        _warn_first(judgement.unusable, run)
         return False
     if judgement.doubt is not None:
         run.warn(judgement.doubt)

@@ -8,6 +8,7 @@ from pydantic import Field
 from torch import nn
 
 from unbackdoor._data.dataset import Dataset
+from unbackdoor._errors import SENTENCE, printable
 from unbackdoor._purification.method import Method
 from unbackdoor._purification.run import Run
 from unbackdoor._value import value
@@ -34,9 +35,9 @@ class Auto:
     shortcut of the audit moves a tenth more of them than a random trigger does, and if an audit of the result finds no
     shortcut to their classes again. The last matters, because a method that was tuned on the shortcuts of the audit
     removes them, and may leave the backdoor. If none passes, the one within `max_loss` is kept that leaves the least of
-    the shortcuts; if there is none, the suspect is handed back unchanged. Both have a warning, and so has a method that
-    unlearns what it finds if the audit found nothing to test it with. The entry `choice` of the record has the audits,
-    each method that was tried, its numbers, and the reason.
+    the shortcuts, with a warning; if there is none, the suspect is handed back unchanged, and counts as not usable. A
+    method that unlearns what it finds has a warning if the audit found nothing to test it with. The entry `choice` of
+    the record has the audits, each method that was tried, its numbers, and the reason.
 
     Examples without labels (`run.unlabelled`) go to the methods that use them, which is scale-invariant FST.
 
@@ -139,9 +140,10 @@ class Auto:
             cheapest = (
                 "" if least is None else f": {method_label(least.method)} lost least, {100 * least.lost:.1f} points"
             )
-            run.warn(
-                f"{reason}, so the suspect was handed back as it was: a backdoor that it has is still there. Give more "
-                f"clean examples, or raise `max_loss`{cheapest}."
+            run.handed_back = printable(
+                f"Nothing was purified: {reason}, so the suspect is handed back as it was, with any backdoor that it "
+                f"has. Give more clean examples, or raise `max_loss`{cheapest}.",
+                SENTENCE,
             )
             return None, reason
         best = min(within, key=lambda trial: trial.most_left if trial.most_left > GONE else 0.0)

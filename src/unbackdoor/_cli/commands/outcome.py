@@ -2,7 +2,9 @@
 
 import logging
 from pathlib import Path
+from typing import Any
 
+from unbackdoor._artifacts.record import handed_back
 from unbackdoor._errors import IncompleteError
 from unbackdoor._tasks.image_text_score import ImageTextScore
 from unbackdoor._tasks.score import Score
@@ -19,6 +21,7 @@ def propose_control(measured: Score | ImageTextScore, classes: int) -> None:
         )
 
 
-def not_usable(out: Path) -> IncompleteError:
-    """Returns the error with which a command ends that wrote an unusable model."""
-    return IncompleteError(f"{out} is written, but its model is not usable; see the first line above.")
+def not_usable(out: Path, record: dict[str, Any]) -> IncompleteError:
+    """Returns the error with which a command ends that wrote a model which its record calls not usable."""
+    what = "it is the suspect as it was" if handed_back(record) else "its model is not usable"
+    return IncompleteError(f"{out} is written, but {what}; see the first line above.")

@@ -9,8 +9,8 @@ from torch import nn
 
 from unbackdoor import _reports
 from unbackdoor._artifacts import card, directories
-from unbackdoor._artifacts.card import LOSSES, MEASURES, handed_back
-from unbackdoor._artifacts.record import last_name, write_record
+from unbackdoor._artifacts.card import LOSSES, MEASURES
+from unbackdoor._artifacts.record import handed_back, last_name, write_record
 from unbackdoor._cli.commands.inputs import (
     base_of,
     factory_name,
@@ -270,13 +270,11 @@ def _print_result(record: dict[str, Any], out: Path, name: str, *, has_page: boo
     """Print the outcome.
 
     Raises:
-        IncompleteError: the model is not usable.
+        IncompleteError: the model is not usable, or is the suspect as it was.
     """
     scores = record["scores"]
     if record["usable"] is False:
         print(record["warnings"][0])
-    if handed_back(record):
-        print(f"Nothing was purified, the suspect is handed back as it was: {record['choice']['reason']}.")
     if scores is not None:
         _print_change(scores, name)
     elif record["clean"] is not None:
@@ -288,7 +286,7 @@ def _print_result(record: dict[str, Any], out: Path, name: str, *, has_page: boo
     page = f"; open {shown}/report.html." if has_page else "."
     print(f"Wrote {shown} in {record['seconds']:.1f} s of tuning{page}")
     if record["usable"] is False:
-        raise not_usable(out)
+        raise not_usable(out, record)
 
 
 def _print_change(scores: dict[str, Any], name: str) -> None:

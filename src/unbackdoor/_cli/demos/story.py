@@ -123,7 +123,7 @@ def finish(
         write_record(partial / "record.json", record)
     print(_farewell(folder, story.next_method, story.next_options, Path(file).suffix))
     if not results[-1].record["usable"]:
-        raise not_usable(folder / "purified")
+        raise not_usable(folder / "purified", results[-1].record)
 
 
 def _facts(story: Story, methods: tuple[Method, ...], control: nn.Module | None) -> dict[str, str]:
