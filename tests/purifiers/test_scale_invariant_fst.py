@@ -15,7 +15,7 @@ from unbackdoor import Dataset, purifiers, purify
 from unbackdoor._models.calling import probe
 from unbackdoor._models.head import features, head_of
 from unbackdoor._models.hooks import without_dropout
-from unbackdoor.purifiers import _equal_steps, _shift, scale_invariant_fst
+from unbackdoor.purifiers import _equal_steps, _shift, _strength, scale_invariant_fst
 from unbackdoor.purifiers._head_units import ROW, in_own_units, turn_
 
 
@@ -324,8 +324,8 @@ def test_the_first_strength_within_the_margin_is_kept(suspect: Normalised, digit
 def test_less_strength_is_tried_beyond_twice_the_margin_only(
     lost: float, made: int, suspect: Normalised, digits: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    prices = iter([(False, 0.3), (False, lost), (False, 0.3), (False, 0.3)])
-    monkeypatch.setattr(scale_invariant_fst, "_price", lambda *_: next(prices))
+    prices = iter([_strength.Price(False, each) for each in (0.3, lost, 0.3, 0.3)])
+    monkeypatch.setattr(_strength, "price", lambda *_: next(prices))
     method = purifiers.ScaleInvariantFST(epochs=1)
     record = purify(suspect, digits.select(range(600, 700)), method, seed=0, precision="fp32").record
     assert [note for note in record["notes"] if " loses " in note][-1].startswith(
@@ -377,13 +377,16 @@ def test_the_passes_of_the_trials(suspect: Normalised, digits: Dataset) -> None:
 def test_batches_that_are_left_open_make_twenty_steps(suspect: Normalised, digits: Dataset) -> None:
     """Of 8 to 32 images; the same size given makes the same model."""
     for count, batch_size in ((100, 8), (300, 15), (640, 32), (1797, 32)):
-        assert purifiers.ScaleInvariantFST()._batch_size(count, toys.a_run()) == batch_size
-    assert purifiers.ScaleInvariantFST(batch_size=50)._batch_size(300, toys.a_run()) == 50
+        assert toys.a_run().smaller(32, count) == batch_size
     data = digits.select(range(600, 900))
     shift = purifiers.ScaleInvariantFST(strength=1, epochs=1)
-    one, other = (purify(suspect, data, each, seed=0).model for each in (shift, replace(shift, batch_size=15)))
+    one, other, large = (
+        purify(suspect, data, each, seed=0).model
+        for each in (shift, replace(shift, batch_size=15), replace(shift, batch_size=32))
+    )
     for name, tensor in one.state_dict().items():
         assert torch.equal(tensor, other.state_dict()[name]), name
+    assert not torch.equal(one.get_submodule("head").weight, large.get_submodule("head").weight)
 
 
 def test_a_given_strength_takes_the_given_passes(suspect: Normalised, digits: Dataset) -> None:

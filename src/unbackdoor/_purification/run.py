@@ -26,7 +26,6 @@ logger = logging.getLogger("unbackdoor")
 
 # With few images, the default batch size makes few steps, and most of a backdoor may stay (docs/results/auto.md).
 FEW = 100  # steps in all; 2,500 images in ten passes, the setting of FST's paper, are 200
-STEPS = 20  # of a pass, as there, for the batch size that is advised
 SMALLEST_BATCH = 8  # BatchNorm needs some
 
 
@@ -101,6 +100,15 @@ class Run:
             return chosen
         declared = getattr(method, "defaults", {}).get(self.modality, {})
         return declared[field] if field in declared else getattr(self.recipe, field)
+
+    def smaller(self, batch_size: int, count: int) -> int:
+        """Returns a batch size in which a pass over `count` examples has the steps that the recipe asks for.
+
+        It is at least 8, as BatchNorm needs some examples, and at most the given size.
+        """
+        if not self.recipe.steps:
+            return batch_size
+        return min(batch_size, max(SMALLEST_BATCH, count // self.recipe.steps))
 
     @property
     def seed(self) -> int:
@@ -183,7 +191,7 @@ class Run:
             self.unseen = None
         rate = self.recipe.learning_rate if learning_rate is None else learning_rate
         size = self.recipe.batch_size if batch_size is None else batch_size
-        if batch_size is None and self.modality == "images":
+        if batch_size is None:
             self._tell_few_steps(len(clean), size, epochs)
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         descent: torch.optim.Optimizer
@@ -218,7 +226,7 @@ class Run:
 
     def _tell_few_steps(self, count: int, size: int, epochs: int) -> None:
         """Note, once, that `count` examples in batches of the usual size make fewer steps than methods need."""
-        steps, advised = epochs * math.ceil(count / size), max(SMALLEST_BATCH, count // STEPS)
+        steps, advised = epochs * math.ceil(count / size), self.smaller(size, count)
         text = "batches of the usual size make few steps"
         if steps < FEW and advised < size and not any(text in note for note in self.notes):
             self.note(

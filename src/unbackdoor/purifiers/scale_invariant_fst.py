@@ -2,21 +2,21 @@
 
 import copy
 from dataclasses import replace
-from typing import Annotated, ClassVar, NamedTuple, Self
+from typing import Annotated, ClassVar, Self
 
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
 from unbackdoor._data.dataset import Dataset
 from unbackdoor._models.calling import probe
 from unbackdoor._models.head import Head
-from unbackdoor._purification.run import SMALLEST_BATCH, STEPS, Run
-from unbackdoor._purification.selection import difference
+from unbackdoor._purification.run import Run
 from unbackdoor._tasks.classification import hits
 from unbackdoor._training.recipe import Defaults
 from unbackdoor._value import value
 from unbackdoor.purifiers._head_units import in_own_units
 from unbackdoor.purifiers._shift import shift_
+from unbackdoor.purifiers._strength import Attempt, price, strongest
 
 # What is tried, in order: the strength, and its part of the passes. Longer is better, and dearer; labels alone only fit
 # the few examples if they take many passes.
@@ -107,72 +107,30 @@ class ScaleInvariantFST:
             return model
         tuned, held = run.hold_out(clean)
         before = hits(suspect, held, run.arithmetic)
-        kept = self._tried(model, suspect, tuned, held, before, run)
+        trials = [Attempt(strength, max(1, round(part * self.epochs))) for strength, part in TRIALS]
+        kept = strongest(
+            *(model, suspect, trials, lambda trial: self._at(trial)._tune(model, suspect, tuned, run)),
+            *(held, before, self.margin, run),
+        )
         model.load_state_dict(kept.weights)
         if run.unlabelled is None:
             return model
         if kept.trial.strength == 0:
             run.note("the unlabelled examples were not used: strength 0 tunes on labels alone.")
             return model
-        kept.trial._tune_again(model, suspect, tuned, run)
-        price = _price(before, model, held, run)
+        self._at(kept.trial)._tune_again(model, suspect, tuned, run)
+        paid = price(before, model, held, run)
         run.note(
-            f"with {len(run.unlabelled):,} unlabelled examples it loses {100 * price[1]:.1f} points of accuracy on "
+            f"with {len(run.unlabelled):,} unlabelled examples it loses {100 * paid.lost:.1f} points of accuracy on "
             f"{len(held)} held-out examples."
         )
-        if price > kept.price:
+        if paid > kept.price:
             model.load_state_dict(kept.weights)
         return model
 
-    def _trials(self) -> list[Self]:
-        """Returns what is tried, in order."""
-        return [replace(self, strength=strength, epochs=max(1, round(part * self.epochs))) for strength, part in TRIALS]
-
-    def _batch_size(self, count: int, run: Run) -> int:
-        """Returns the examples per step of a shift: of images, if it was left open, fewer if a pass had few steps."""
-        size: int = run.setting(self, "batch_size")
-        if self.batch_size is None and run.modality == "images":
-            return min(size, max(SMALLEST_BATCH, count // STEPS))
-        return size
-
-    def _tried(
-        self, model: nn.Module, suspect: nn.Module, tuned: Dataset, held: Dataset, before: Tensor, run: Run
-    ) -> "_Kept":
-        """Makes the trials in the model; returns the first within the margin, else the one that loses least."""
-        kept: _Kept | None = None
-        refused = f"cost more than the margin of {100 * self.margin:g} points of accuracy"
-        for trial in self._trials():
-            assert trial.strength is not None
-            if trial.strength < 1 and kept is not None and kept.price <= (False, 2 * self.margin):
-                break
-            model.load_state_dict(suspect.state_dict())
-            trial._tune(model, suspect, tuned, run)
-            price = _price(before, model, held, run)
-            length = "1 pass" if trial.epochs == 1 else f"{trial.epochs} passes"
-            run.note(
-                f"strength {trial.strength:g} in {length} loses {100 * price[1]:.1f} points of accuracy on {len(held)} "
-                "held-out examples."
-            )
-            if trial.strength == 1 and price[0] and price[1] <= self.margin:
-                refused = "lost most of a class"
-            if kept is None or price < kept.price:
-                kept = _Kept(price, trial, copy.deepcopy(model.state_dict()))
-            if price <= (False, self.margin):
-                break
-        assert kept is not None
-        assert kept.trial.strength is not None
-        if kept.trial.strength == 1 and kept.price > (False, self.margin) and not kept.price[0]:
-            run.warn(
-                f"strength 1 lost {100 * kept.price[1]:.1f} points of accuracy on {len(held)} held-out examples, more "
-                f"than the margin of {100 * self.margin:g}, and was kept: less strength leaves more of a backdoor. "
-                "Give more clean examples."
-            )
-        if kept.trial.strength < 1:
-            run.warn(
-                f"a backdoor may have stayed: strength 1 {refused}, so {kept.trial.strength:g} was used, which shifts "
-                "features less. Give more clean examples, raise `margin`, or try another method as well."
-            )
-        return kept
+    def _at(self, trial: Attempt) -> Self:
+        """Returns this method at the settings of a trial."""
+        return replace(self, strength=trial.strength, epochs=trial.epochs)
 
     def _tune_again(self, model: nn.Module, suspect: nn.Module, clean: Dataset, run: Run) -> None:
         """Tune the suspect on the unlabelled examples as well, with the model, a first result, as second teacher."""
@@ -192,6 +150,7 @@ class ScaleInvariantFST:
             with in_own_units(model, Head(run.head_name, run.head(model)), probe(model, clean)):
                 run.tune(model, clean, epochs=self.epochs, learning_rate=self.learning_rate, batch_size=self.batch_size)
             return
+        size: int = run.setting(self, "batch_size")
         shift_(
             model,
             suspect,
@@ -203,20 +162,6 @@ class ScaleInvariantFST:
             temperature=self.temperature,
             epochs=self.epochs,
             learning_rate=run.setting(self, "learning_rate"),
-            batch_size=self._batch_size(len(clean), run),
+            batch_size=run.smaller(size, len(clean)) if self.batch_size is None else size,
             first=first,
         )
-
-
-class _Kept(NamedTuple):
-    """A trial: what it cost (see `_price`), the method at its settings, and its weights."""
-
-    price: tuple[bool, float]
-    trial: ScaleInvariantFST
-    weights: dict[str, Tensor]
-
-
-def _price(before: Tensor, model: nn.Module, held: Dataset, run: Run) -> tuple[bool, float]:
-    """Returns whether a model lost a class, which is dearer than any loss, and the accuracy that it lost."""
-    after = hits(model, held, run.arithmetic)
-    return run.task.lost_a_class(held, before, after), difference(before, after).lost
