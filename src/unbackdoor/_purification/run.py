@@ -20,7 +20,7 @@ from unbackdoor._tasks.classification import CLASSIFICATION
 from unbackdoor._tasks.proportion import Proportion, proportion_of
 from unbackdoor._tasks.task import Task
 from unbackdoor._training.descent import Gradients, Loss, descend
-from unbackdoor._training.recipe import RECIPES, Recipe
+from unbackdoor._training.recipe import RECIPES, STEPS, Recipe
 
 logger = logging.getLogger("unbackdoor")
 
@@ -102,13 +102,12 @@ class Run:
         return declared[field] if field in declared else getattr(self.recipe, field)
 
     def smaller(self, batch_size: int, count: int) -> int:
-        """Returns a batch size in which a pass over `count` examples has the steps that the recipe asks for.
+        """Returns a batch size in which a pass over `count` examples has as many steps as `STEPS` asks for.
 
         It is at least 8, as BatchNorm needs some examples, and at most the given size.
         """
-        if not self.recipe.steps:
-            return batch_size
-        return min(batch_size, max(SMALLEST_BATCH, count // self.recipe.steps))
+        steps = STEPS.get(self.modality)
+        return batch_size if steps is None else min(batch_size, max(SMALLEST_BATCH, count // steps))
 
     @property
     def seed(self) -> int:

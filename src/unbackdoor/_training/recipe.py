@@ -12,22 +12,23 @@ class Recipe(NamedTuple):
             0.01, linear to 0 per step, for texts, conversations and pairs of image and caption.
         learning_rate: learning rate at the start.
         batch_size: examples per step.
-        steps: of a pass over few examples, for methods that may take smaller batches for them; 0 where batches are
-            small as they are. In the setting of FST's paper, 2,500 images, a pass has 20 of 128.
     """
 
     optimizer: Literal["sgd", "adamw"]
     learning_rate: float
     batch_size: int
-    steps: int = 0
 
 
 RECIPES: Mapping[str, Recipe] = {
-    "images": Recipe("sgd", 0.01, 128, steps=20),
+    "images": Recipe("sgd", 0.01, 128),
     "text": Recipe("adamw", 5e-5, 16),
     "conversations": Recipe("adamw", 5e-5, 8),
     "image-text": Recipe("adamw", 1e-5, 64),  # of CleanCLIP
 }
+
+STEPS: Mapping[str, int] = {"images": 20}
+"""Steps that a pass should have, where examples are few: in the setting of FST's paper, 2,500 images, it has 20. Kinds of
+data that are not here have small batches in any case."""
 
 Defaults = Mapping[str, Mapping[str, Any]]
 """A method's values by modality for the fields that are None unless the user sets them. See `Run.setting`."""
