@@ -148,8 +148,8 @@ CONTRAST, SHIFT, TUNE = purifiers.ContrastiveUnlearning(), purifiers.ScaleInvari
             [trial(SHIFT, 0.2), trial(TUNE, 0.12), replace(trial(CONTRAST, 0.11), lost_a_class=True)],
             None,
             "Nothing was purified: no method lost at most 10 points of accuracy on 50 held-out examples, so the "
-            "suspect is handed back as it was, with any backdoor that it has. Give more clean examples, or raise `max_loss`: "
-            "fine-tuning lost least, 12.0 points.",
+            "suspect is handed back as it was, with any backdoor that it has. Give more clean examples, or raise "
+            "`max_loss`: fine-tuning lost least, 12.0 points.",
         ),
         (
             [replace(trial(SHIFT, 0.05), lost_a_class=True)],

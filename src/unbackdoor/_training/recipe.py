@@ -27,8 +27,8 @@ RECIPES: Mapping[str, Recipe] = {
 }
 
 STEPS: Mapping[str, int] = {"images": 20}
-"""Steps that a pass should have, where examples are few: in the setting of FST's paper, 2,500 images, it has 20. Kinds of
-data that are not here have small batches in any case."""
+"""Steps that a pass should have, where examples are few: in the setting of FST's paper, 2,500 images, it has 20.
+Kinds of data that are not here have small batches in any case."""
 
 Defaults = Mapping[str, Mapping[str, Any]]
 """A method's values by modality for the fields that are None unless the user sets them. See `Run.setting`."""
