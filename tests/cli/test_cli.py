@@ -452,6 +452,13 @@ def test_lists_name_every_entry(place: Path) -> None:
             assert entry.name in shown.stdout
 
 
+def test_the_clean_twin_serves_every_kind_of_data(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["list", "attacks"])
+    facts = capsys.readouterr().out.partition("\nnone ")[2].splitlines()[1]
+    assert facts.strip() == "images, text, conversations, image-text"
+
+
 def test_list_without_a_word_names_what_can_be_listed(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(["list"])

@@ -2,7 +2,7 @@
 
 import textwrap
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, get_args
 
 from unbackdoor._registry.archs import REGISTRY as ARCHS
 from unbackdoor._registry.attacks import REGISTRY as ATTACKS
@@ -15,7 +15,10 @@ from unbackdoor._registry.trainers import REGISTRY as TRAINERS
 Kind = Literal["methods", "attacks", "archs", "detectors", "guards", "trainers"]
 
 NONE = Entry(
-    "none", "unbackdoor._cli.commands.attack:NoAttack", "no attack: a clean model by the same recipe, the control"
+    "none",
+    "unbackdoor._cli.commands.attack:NoAttack",
+    "no attack: a clean model by the same recipe, the control",
+    modality=get_args(Modality),
 )
 
 KINDS: dict[Kind, tuple[Entry, ...]] = {
