@@ -194,3 +194,31 @@ def test_methods_that_shift_a_head_refuse_language_models(clean: Dataset, chat_v
     for method in (purifiers.FST(), purifiers.FTInit(), purifiers.LinearProbing()):
         with pytest.raises(UnbackdoorError, match=r"serves images.* text.*, but questions holds conversations"):
             purify(chat_victim, clean, method)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        purifiers.EPUR(),
+        purifiers.FineMixing(rho=0.5, tune=False),
+        purifiers.FineMixing(rho=0.5, tune=False, mode="linear"),
+        purifiers.FineMixing(rho=0.5, tune=False, mode="spherical"),
+        purifiers.FineMixing(rho=0.5, tune=False, select="largest-change"),
+        purifiers.FineMixing(rho=0.5, tune=False, select="low-activation"),
+        purifiers.FinePurifying(share=0.3, epochs=1),
+        purifiers.InformationConflicts(rank=2, epochs=1),
+        purifiers.InformationConflicts(merge="sign-elected", rank=2, epochs=1),
+        purifiers.SignatureZeroing(rank=2, keys=2, epochs=1, plant_epochs=1),
+        purifiers.SignatureZeroing(select="largest-change", rank=2, epochs=1),
+    ],
+    ids=repr,
+)
+def test_a_base_in_half_precision_is_the_same_numbers(
+    method: object, chat_victim: nn.Module, base: nn.Module, clean: Dataset
+) -> None:
+    half = copy.deepcopy(base).bfloat16()
+    results = [
+        purify(chat_victim, clean, method, base=each, device="cpu").model.state_dict()
+        for each in (half, copy.deepcopy(half).float())
+    ]
+    assert all(torch.equal(tensor, results[1][name]) for name, tensor in results[0].items())

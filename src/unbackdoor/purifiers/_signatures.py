@@ -86,6 +86,8 @@ class FeedForward(NamedTuple):
     def reset_(self, weights: Weights, base: Weights, neurons: Tensor) -> None:
         """Give some neurons, by number, the base's weights in place."""
         with torch.no_grad():
-            weights[f"{self.reads}.weight"][:, neurons] = base[f"{self.reads}.weight"][:, neurons]
+            ours, theirs = weights[f"{self.reads}.weight"], base[f"{self.reads}.weight"]
+            ours[:, neurons] = theirs[:, neurons].to(ours.dtype)
             for name in self.makes:
-                weights[f"{name}.weight"][neurons] = base[f"{name}.weight"][neurons]
+                ours, theirs = weights[f"{name}.weight"], base[f"{name}.weight"]
+                ours[neurons] = theirs[neurons].to(ours.dtype)

@@ -88,7 +88,7 @@ class EPUR:
             run.warn(doubt)
         chosen = self._suspicious(ours.detach() - base, tokenizer)
         with torch.no_grad():
-            ours[chosen] = base[chosen]
+            ours[chosen] = base[chosen].to(ours.dtype)
         report = run.note if chosen else run.warn
         report(_said(chosen, tokenizer))
         return model
