@@ -546,3 +546,21 @@ def test_guards_serve_models_in_half_precision(guard: str, chat_base: torch.nn.M
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
     if guard == "cleangen":
         assert reference.forwards > before + 6  # it is asked again for each token of a changed answer
+
+
+def test_a_language_model_that_reads_images_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}
+    config = transformers.Gemma3Config(
+        text_config={**_GROUPED, "head_dim": 8},
+        vision_config={**sizes, "num_hidden_layers": 1},
+        mm_tokens_per_image=4,
+    )
+    transformers.Gemma3ForConditionalGeneration(config).save_pretrained(tmp_path)
+    chats.tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(UnbackdoorError) as refusal:
+        load(tmp_path)
+    assert str(refusal.value) == (
+        f"{tmp_path} is a language model that reads images as well (Gemma3ForConditionalGeneration); only those of "
+        "text alone are supported. Save its language model by itself with transformers, as the causal language model "
+        "of its text_config, and give that."
+    )

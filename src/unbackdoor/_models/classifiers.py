@@ -129,6 +129,13 @@ def _check_task(path: Path, config: Mapping[str, Any]) -> None:
     import transformers
 
     towers = all(isinstance(config.get(part), dict) for part in ("vision_config", "text_config"))
+    reading = next((str(name) for name in architectures_of(config) if "ConditionalGeneration" in str(name)), None)
+    if towers and reading is not None:
+        raise UnbackdoorError(
+            f"{path} is a language model that reads images as well ({printable(reading)}); only those of text alone "
+            "are supported. Save its language model by itself with transformers, as the causal language model of its "
+            "text_config, and give that."
+        )
     if towers and not any("Classification" in str(name) for name in architectures_of(config)):
         raise UnbackdoorError(
             f"{path} has a tower of images and one of texts ({printable(config['model_type'])}); of such models, "
