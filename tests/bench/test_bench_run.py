@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,12 @@ import torch
 
 from pictures import write_pictures
 from unbackdoor import Dataset, UnbackdoorError, audit, detectors, evaluate, load, purifiers
+from unbackdoor._artifacts.directories import directory
 from unbackdoor._bench import Store, identity
 from unbackdoor._bench.grid import read
 from unbackdoor._bench.plan import all_cells
 from unbackdoor._bench.run import bench
+from unbackdoor._bench.workers import Processes
 from unbackdoor._data.splits import stratified
 from unbackdoor._errors import IncompleteError
 from unbackdoor._models.factory import make
@@ -290,6 +293,21 @@ def test_two_workers_measure_the_same_and_one_that_dies_takes_no_other_cell_with
     cells = measured(kept)
     del cells[deadly]
     assert cells == measured(store)
+
+
+def writes_for_long(out: Path) -> None:
+    with directory(out) as folder:
+        (folder / "begun").write_text("")
+        time.sleep(60)
+
+
+def test_workers_that_are_stopped_remove_what_they_were_writing(tmp_path: Path) -> None:
+    crew = Processes(1)
+    crew.submit(writes_for_long, tmp_path / "out")
+    while not list(tmp_path.glob(".out.partial-*/begun")):
+        time.sleep(0.01)
+    crew.stop()
+    assert list(tmp_path.iterdir()) == []
 
 
 # Forks a process for each of its tasks, as all of them need what takes long to import.

@@ -19,7 +19,9 @@ import unbackdoor.__main__
 from commands import Refusals, run, run_script
 from pictures import write_pictures
 from unbackdoor import Dataset, archs, attacks, detectors, guards, purifiers, purify, trainers
+from unbackdoor._artifacts.directories import content, directory
 from unbackdoor._cli.app import main
+from unbackdoor._interrupts import heeded
 from unbackdoor._poisoning.attack_file import describe, save_trigger
 from unbackdoor._poisoning.poison import poison
 
@@ -341,6 +343,97 @@ def test_ctrl_c_keeps_nothing(place: Path) -> None:
     assert [path.name for path in place.iterdir() if path.name.startswith(".")] == []
 
 
+STRUCK = """
+import os, signal, sys
+from unbackdoor.__main__ import main
+
+number, usual, name, times = signal.Signals[sys.argv[1]], sys.argv[2] == "heeded", sys.argv[3], int(sys.argv[4])
+sys.argv[1:5] = []
+for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    default = signal.default_int_handler if each == signal.SIGINT else signal.SIG_DFL
+    signal.signal(each, default if usual else signal.SIG_IGN)
+
+def strike(event, arguments):
+    global times
+    if event == "open" and name in str(arguments[0]) and arguments[1] != "r" and ".partial-" in str(arguments[0]):
+        while times:
+            times -= 1
+            os.kill(os.getpid(), number)
+
+sys.addaudithook(strike)
+main()
+"""
+"""Sends a signal to itself, some times, as soon as a file of some name is opened to be written."""
+
+
+@pytest.mark.parametrize(
+    ("number", "times", "name", "command"),
+    [
+        ("SIGTERM", 1, "record.json", ("purify", "fine-tuning", "--epochs", 1, *MODEL, "--clean")),
+        ("SIGHUP", 1, "model.safetensors", ("purify", "fine-tuning", "--epochs", 1, *MODEL, "--clean")),
+        ("SIGINT", 2, "README.md", ("purify", "fine-tuning", "--epochs", 1, *MODEL, "--clean")),
+        ("SIGTERM", 2, "record.json", ("attack", "badnets", "--epochs", 1, "--arch", "wrn16", "--width", 2, "--data")),
+        ("SIGTERM", 1, "trigger.png", ("audit", *MODEL, "--tests", "patch", "--clean")),
+        ("SIGTERM", 1, "guard.json", ("guard", "fit", "strip", *MODEL, "--clean")),
+        ("SIGTERM", 1, "record.json", ("train", "plain", "--epochs", 1, "--arch", "wrn16", "--width", 2, "--data")),
+    ],
+    ids=lambda part: part[0] if isinstance(part, tuple) else str(part),
+)
+def test_a_signal_while_something_is_written_leaves_nothing(
+    number: str, times: int, name: str, command: tuple, place: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """`timeout` sends its signal to the command and then to the group: the second must not strike the cleaning."""
+    script = tmp_path_factory.mktemp("script") / "struck.py"
+    script.write_text(STRUCK)
+    before = sorted(path.name for path in place.iterdir())
+    words = (*command, "clean.parquet", "--out", "new/out")
+    done = run_script(script, number, "heeded", name, times, *words, cwd=place)
+    assert done.returncode == 128 + signal.Signals[number], done.stderr
+    said = "Interrupted" if number == "SIGINT" else f"Ended by {number}"
+    assert done.stderr.splitlines()[-1] == f"{said}; nothing was kept."
+    assert "Traceback" not in done.stderr
+    assert sorted(path.name for path in place.iterdir()) == before
+
+
+def test_a_signal_while_a_side_file_is_written(place: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    script = tmp_path_factory.mktemp("script") / "struck.py"
+    script.write_text(STRUCK)
+    words = ("audit", *MODEL, "--tests", "margin", "--sarif", "found.sarif", "--clean", "clean.parquet", "--out", "out")
+    done = run_script(script, "SIGTERM", "heeded", ".found.sarif", 1, *words, cwd=place)
+    assert done.returncode == 143, done.stderr
+    assert [path.name for path in place.iterdir() if not path.is_symlink()] in (["out"], [])  # complete, or not there
+    assert not (place / "out").exists() or (place / "out/audit.json").is_file()
+
+
+def test_a_signal_that_is_ignored_stays_ignored(place: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Of `nohup`, and of a shell that runs a command in the background."""
+    script = tmp_path_factory.mktemp("script") / "struck.py"
+    script.write_text(STRUCK)
+    words = ("purify", "fine-tuning", "--epochs", 1, *MODEL, "--clean", "clean.parquet", "--out", "out")
+    done = run_script(script, "SIGHUP", "ignored", "record.json", 1, *words, cwd=place)
+    assert done.returncode == 0, done.stderr
+    assert (place / "out/record.json").is_file()
+
+
+def test_a_signal_while_a_directory_gets_its_name_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else an empty directory would stay, or the earlier one aside."""
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "old").write_text("old")
+    rename = os.rename
+
+    def struck(*names: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        rename(*names)
+
+    monkeypatch.setattr(os, "rename", struck)
+    with pytest.raises(KeyboardInterrupt), heeded() as heard, directory(out, content(out)) as folder:
+        (folder / "new").write_text("new")
+    assert heard == [signal.SIGTERM]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert [path.name for path in out.iterdir()] == ["new"]
+
+
 def test_ctrl_c_while_importing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     class Interrupted:
         def find_spec(self, name: str, *_: object) -> None:
@@ -361,12 +454,13 @@ def test_ctrl_c_while_importing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
         "exec('raise KeyboardInterrupt')",  # CPython would exit by the signal
         "os.kill(os.getpid(), signal.SIGINT)",
         "\n    try: os.kill(os.getpid(), signal.SIGINT)\n    except BaseException: raise ImportError('what?')",
+        "\n    try: os.kill(os.getpid(), signal.SIGINT)\n    except BaseException: raise UnbackdoorError('what?')",
     ],
 )
 def test_ctrl_c_wherever_it_strikes(work: str) -> None:
     script = (
         "import os, signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        f"def work(*_):\n    {work}\n"
+        f"from unbackdoor import UnbackdoorError\ndef work(*_):\n    {work}\n"
         "import unbackdoor._cli.app\nunbackdoor._cli.app.parser = work\n"
         "from unbackdoor.__main__ import main\nmain()\n"
     )

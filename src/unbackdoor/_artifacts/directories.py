@@ -11,6 +11,7 @@ from pathlib import Path
 
 from unbackdoor._errors import IncompleteError, UnbackdoorError, few
 from unbackdoor._inputs import is_unicode, kind_of, open_file, read_json, unusable
+from unbackdoor._interrupts import held
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _RECORDS = ("record.json", "stress.json", "audit.json", "guard.json")
@@ -119,7 +120,7 @@ def _check_place(out: Path, option: str = "out") -> None:
             f"{out} cannot be written ({home} is not a folder to write to). Choose another `{option}`."
         )
     try:
-        with tempfile.TemporaryDirectory(prefix=".partial-", dir=home) as trial:
+        with held(), tempfile.TemporaryDirectory(prefix=".partial-", dir=home) as trial:
             folder = Path(trial) / out.absolute().relative_to(home).parent
             folder.mkdir(parents=True, exist_ok=True)
             tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=folder)
@@ -150,17 +151,17 @@ def directory(out: Path, replacing: Content | None = None) -> Iterator[Path]:
     Raises:
         IncompleteError: the disk is full, it cannot be written, or something else got that name meanwhile.
     """
+    partial, missing = None, _missing(out)
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=out.parent))
-    except OSError as problem:
-        raise _incomplete(out, problem) from None
-    try:
+        with held():
+            out.parent.mkdir(parents=True, exist_ok=True)
+            partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=out.parent))
         partial.chmod(0o755)
         yield partial
         for entry in partial.rglob("*"):
             entry.chmod(0o755 if entry.is_dir() else 0o644)  # transformers writes weights for the owner alone
-        _place(partial, out, replacing)
+        with held():
+            _place(partial, out, replacing)
     except OSError as problem:
         raise _incomplete(out, problem) from None
     except IncompleteError as problem:  # of a part, by the name of the directory that is removed
@@ -172,7 +173,22 @@ def directory(out: Path, replacing: Content | None = None) -> Iterator[Path]:
             ) from None
         raise
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        with held():
+            if partial is not None:
+                shutil.rmtree(partial, ignore_errors=True)
+            _remove_empty(missing)
+
+
+def _missing(path: Path) -> list[Path]:
+    """The folders above a path that are not there, the deepest first."""
+    return [folder for folder in path.absolute().parents if not os.path.lexists(folder)]
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    """Remove those of the folders that are empty, up to the first that is not."""
+    with suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
 
 
 def _place(partial: Path, out: Path, replacing: Content | None) -> None:
@@ -227,10 +243,11 @@ def write_file(path: Path, text: str, option: str = "out") -> None:
     Raises:
         IncompleteError: the disk is full, or it cannot be written.
     """
-    partial = None
+    partial, missing = None, _missing(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, partial = tempfile.mkstemp(prefix=f".{path.name}.partial-", dir=path.parent)
+        with held():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor, partial = tempfile.mkstemp(prefix=f".{path.name}.partial-", dir=path.parent)
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.write(text)
         os.chmod(partial, 0o644)
@@ -238,8 +255,10 @@ def write_file(path: Path, text: str, option: str = "out") -> None:
     except OSError as problem:
         raise _incomplete(path, problem, option) from None
     finally:
-        if partial is not None:
-            Path(partial).unlink(missing_ok=True)
+        with held():
+            if partial is not None:
+                Path(partial).unlink(missing_ok=True)
+            _remove_empty(missing)
 
 
 def _incomplete(out: Path, problem: OSError, option: str = "out") -> UnbackdoorError:

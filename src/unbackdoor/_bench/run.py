@@ -11,13 +11,16 @@ from unbackdoor._bench.progress import Progress
 from unbackdoor._bench.store import Store
 from unbackdoor._bench.workers import Cluster, Here, Processes, Workers, quiet
 from unbackdoor._errors import SENTENCE, IncompleteError, UnbackdoorError, printable
+from unbackdoor._interrupts import cause, exit_code
 from unbackdoor._progress import duration
 
 
 class Interrupted(UnbackdoorError):
-    """Ctrl-C; finished cells are kept."""
+    """Ctrl-C or another signal; finished cells are kept."""
 
-    exit_code = 130
+    def __init__(self) -> None:
+        super().__init__(f"{cause()}; finished cells are kept. Start the same command to go on.")
+        self.exit_code = exit_code()
 
 
 def bench(
@@ -75,7 +78,7 @@ def _run_grid(grid: Grid, store: Store, todo: Plan, workers: int, ray: str | Non
         with progress.shown():
             schedule.run()
     except KeyboardInterrupt:
-        raise Interrupted("Interrupted; finished cells are kept. Start the same command to go on.") from None
+        raise Interrupted from None
     finally:
         crew.stop()
         quiet(level)

@@ -4,6 +4,7 @@ import logging
 import math
 import multiprocessing
 import os
+import signal
 import socket
 import threading
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from typing import Any, Protocol
 
 from unbackdoor._bench.schema import Resources
 from unbackdoor._errors import UnbackdoorError
+from unbackdoor._interrupts import exit_code, heeded
 
 # The errors of concurrent.futures and Ray for a job whose worker died, not for one that failed.
 _LOST = {"BrokenProcessPool", "WorkerCrashedError", "NodeDiedError", "OutOfMemoryError", "ObjectLostError"}
@@ -77,7 +79,7 @@ class Processes:
 
     def submit(self, job: Callable[..., Any], *arguments: Any) -> "Future[Any]":
         """Hand the job to a free process."""
-        self.last = [*(future for future in self.last if not future.done()), self.pool.submit(job, *arguments)]
+        self.last = [*(future for future in self.last if not future.done()), self.pool.submit(_worked, job, *arguments)]
         return self.last[-1]
 
     def renew(self) -> None:
@@ -114,6 +116,17 @@ def _begin(threads: int) -> None:
         os._exit(1)
 
     threading.Thread(target=follow, daemon=True).start()
+
+
+def _worked(job: Callable[..., Any], *arguments: Any) -> Any:
+    """Do a job; if `stop` ends this process meanwhile, what the job was writing is removed first."""
+    with heeded((signal.SIGTERM,)) as heard:
+        try:
+            return job(*arguments)
+        except BaseException:
+            if heard:
+                os._exit(exit_code())
+            raise
 
 
 def quiet(level: int = logging.ERROR) -> int:

@@ -13,13 +13,14 @@ from unbackdoor._cli.parameters import as_options
 from unbackdoor._cli.parser import parser
 from unbackdoor._cli.shell import shell_words
 from unbackdoor._errors import SENTENCE, IncompleteError, UnbackdoorError, printable
+from unbackdoor._interrupts import end, interrupted
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with its code, see `_errors`: 0 done, 2 bad usage or input, 130 interrupted.
 
     1 is for work that ran, but whose result was not saved or is not usable. With `audit --fail-on-finding`, 3 is for a
-    shortcut that was found, and 4 for an audit that cannot judge.
+    shortcut that was found, and 4 for an audit that cannot judge. 143 is for SIGTERM, and 129 for SIGHUP.
     """
     argv = sys.argv[1:] if arguments is None else arguments
     for stream in (sys.stdout, sys.stderr):
@@ -32,13 +33,11 @@ def main(arguments: list[str] | None = None) -> None:
         argv = spelled_out(argv)
         parser(argv, typed)(argv, exit_on_error=False, print_error=False, result_action="return_value")
     except UnbackdoorError as problem:
-        print(as_options(problem, command), file=sys.stderr)
-        sys.exit(problem.exit_code)
+        _fail(problem, command)
     except CycloptsError as problem:
         _fail(UnbackdoorError(_usage(problem)))
     except KeyboardInterrupt:
-        print("Interrupted; nothing was kept.", file=sys.stderr)
-        sys.exit(130)
+        end()
     except BrokenPipeError:  # the reader of stdout, head for example, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python fails again as it flushes
         sys.exit(1)
@@ -69,8 +68,11 @@ def main(arguments: list[str] | None = None) -> None:
     sys.exit(0)
 
 
-def _fail(problem: UnbackdoorError) -> None:
-    print(problem, file=sys.stderr)
+def _fail(problem: UnbackdoorError, command: str | None = None) -> None:
+    """Print a failure, with the options of a command in place of parameters, and exit."""
+    if interrupted() and problem.exit_code < 128:  # a library, or a check of ours, took a signal for something else
+        end()
+    print(problem if command is None else as_options(problem, command), file=sys.stderr)
     sys.exit(problem.exit_code)
 
 
