@@ -693,7 +693,8 @@ NO_HEAD = (
             Classifier(outputs=1),
             None,
             "Classifier has one output; a classifier with at least 2 classes is expected (regression is not "
-            "supported).",
+            "supported). If it tells two classes apart by a logit x, wrap it in a module that returns "
+            "torch.cat([0 * x, x], dim=1).",
         ),
         (
             Classifier(),

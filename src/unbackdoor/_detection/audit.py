@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from unbackdoor._artifacts.machine import versions
 from unbackdoor._data.dataset import Dataset
@@ -19,7 +19,15 @@ from unbackdoor._detection.prompt_judging import HeldOutPrompts, with_room
 from unbackdoor._detection.result import Audit, JudgedCandidate, JudgedFinding, Verdict
 from unbackdoor._errors import SENTENCE, UnbackdoorError, printable
 from unbackdoor._models.arithmetic import Precision, choose, description
-from unbackdoor._models.calling import check_modules, class_names, embeddings
+from unbackdoor._models.calling import (
+    check_modules,
+    class_names,
+    embeddings,
+    evaluating,
+    logits,
+    needing_gradients,
+    probe,
+)
 from unbackdoor._models.matching import matched
 from unbackdoor._models.untrusted_weights import check_finite
 from unbackdoor._progress import Progress, bar, silent
@@ -332,6 +340,20 @@ class _Search(NamedTuple):
     seconds: float
 
 
+def _check_passes_gradients(model: nn.Module, clean: Dataset) -> None:
+    """Refuse a model of images through which no gradient flows: all searches would find nothing.
+
+    Raises:
+        UnbackdoorError: says how to change it.
+    """
+    inputs = probe(model, clean)
+    assert isinstance(inputs, Tensor)
+    with needing_gradients(model), evaluating(model), torch.enable_grad():
+        scores = logits(model, inputs.requires_grad_())
+        if torch.autograd.grad(scores.sum(), inputs, allow_unused=True)[0] is None:
+            raise RuntimeError("the inputs lead to no score: it does not require grad")
+
+
 def _searched(
     chosen: list[tuple[str, Detector]],
     model: nn.Module,
@@ -342,12 +364,15 @@ def _searched(
 ) -> dict[str, _Search]:
     """The result of each detector; one that cannot run says why, unless it was asked for."""
     searches = {}
+    if clean.modality == "images":
+        _check_passes_gradients(model, clean)
     for name, detector in chosen:
         start = time.perf_counter()
         # Each detector has its own draws, so that leaving one out does not change the others.
         run.generator = torch.Generator().manual_seed(run.seed)
         try:
-            finding = detector(model, clean, run)
+            with needing_gradients(model):
+                finding = detector(model, clean, run)
         except UnbackdoorError as problem:
             if asked:
                 raise

@@ -103,9 +103,13 @@ def relayout_(model: nn.Module, layout: torch.memory_format) -> nn.Module:
 
 
 def faulty_in_channels_last(model: nn.Module) -> bool:
-    """Whether a convolution of the model is trained wrongly on a processor in channels_last.
+    """Whether a layer of the model is trained wrongly on a processor in channels_last.
 
-    oneDNN issue 6035 (https://github.com/uxlfoundation/oneDNN/issues/6035): the float32 gradient of the weights of a
+    There are two faults. One is of GroupNorm: if its weights get a gradient and its inputs need none, as those of a
+    first layer or of a search over weights, torch's backward pass writes the gradient of the inputs all the same, where
+    there is no memory, and the process ends. Seen with torch 2.13.0; no issue is known.
+
+    The other is oneDNN issue 6035 (https://github.com/uxlfoundation/oneDNN/issues/6035): the float32 gradient of the weights of a
     1x1 convolution with a stride writes past its workspace if it has fewer input channels than a block of the
     instruction set has, 8 under AVX2 and 16 under AVX-512. Memory is overwritten: wrong gradients, crashes, endless
     loops. A transposed convolution swaps inputs and outputs, so its output channels count; in both it is the second
@@ -121,10 +125,11 @@ def faulty_in_channels_last(model: nn.Module) -> bool:
 
 @contextmanager
 def _faulty_ones_contiguous() -> Iterator[None]:
-    """Make the inputs of all faulty convolutions contiguous: a model may permute its activations itself."""
+    """Make the inputs of all faulty layers contiguous: a model may permute its activations itself."""
 
     def relaid(module: nn.Module, inputs: tuple[object, ...]) -> tuple[object, ...] | None:
-        if not isinstance(module, nn.Conv2d | nn.ConvTranspose2d) or not _faulty_in_channels_last(module):
+        layers = nn.Conv2d | nn.ConvTranspose2d | nn.GroupNorm
+        if not isinstance(module, layers) or not _faulty_in_channels_last(module):
             return None
         return tuple(
             each.to(memory_format=torch.contiguous_format) if isinstance(each, Tensor) else each for each in inputs
@@ -140,6 +145,8 @@ def _faulty_ones_contiguous() -> Iterator[None]:
 def _faulty_in_channels_last(module: nn.Module) -> bool:
     if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
         return module.kernel_size == (1, 1) and module.stride != (1, 1) and module.weight.shape[1] < 16
+    if isinstance(module, nn.GroupNorm):
+        return module.affine
     own = (parameter.shape for parameter in module.parameters(recurse=False) if parameter.ndim == 4)
     return any(shape[2:] == (1, 1) and 1 < shape[1] < 16 for shape in own)
 
@@ -169,7 +176,7 @@ def choose(model: nn.Module, device: str | torch.device | None = None, precision
         raise UnbackdoorError(f"`device` {device} cannot be used here ({reason}). Try `device='cpu'`.") from None
     if any(parameter.dtype == torch.float64 for parameter in model.parameters()):
         return Arithmetic(where, bf16=False, channels_last=False, dtype=torch.float64)
-    first = next((parameter.dtype for parameter in model.parameters()), torch.float32)
+    first = next((each.dtype for each in model.parameters() if each.is_floating_point()), torch.float32)
     # Also if others are in float32: an adapter in half precision on such a base.
     widen = where.type == "cpu" and any(parameter.dtype in HALF for parameter in model.parameters())
     if first in HALF and not widen:

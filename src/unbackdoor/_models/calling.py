@@ -1,6 +1,7 @@
 """Calling a model: its class scores, the number and names of its classes, its device."""
 
 import logging
+import re
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -26,7 +27,8 @@ Inputs = Tensor | Tokens
 _SCORES = 2**28  # entries of the scores of a batch of prompts, (batch, length, vocabulary): 1 GiB in float32
 
 
-_answers: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()  # for models that return several arrays
+# The positions of the class scores for models that return several arrays, in training mode and in eval mode.
+_answers: WeakKeyDictionary[nn.Module, dict[bool, tuple[int, ...]]] = WeakKeyDictionary()
 
 
 def logits(model: nn.Module, inputs: Inputs) -> Tensor:
@@ -36,10 +38,12 @@ def logits(model: nn.Module, inputs: Inputs) -> Tensor:
     each image and each caption, (images, captions).
 
     If the output has several arrays of shape (batch, n), such as `(features, logits)`, or a dictionary of them without
-    `logits`, the scores are the one that a linear layer computes from the others; see `_answer`.
+    `logits`, the scores are the one that a linear layer computes from the others, see `_answer`; in training mode, the
+    one that is the answer in eval mode, or all whose mean is.
 
     Raises:
         UnbackdoorError: there are no scores, or several arrays could be the scores.
+        RuntimeError: the inputs require gradients, and the scores do not; `needing_gradients` explains it.
     """
     if isinstance(inputs, PairTokens):
         return pair_scores(model, inputs)
@@ -52,10 +56,11 @@ def logits(model: nn.Module, inputs: Inputs) -> Tensor:
     if scores is None and isinstance(output, tuple | list):
         candidates = _candidates(output, len(inputs))
         if len(candidates) > 1:
-            if model not in _answers:
-                _answers[model] = _answer(model, inputs)
+            known = _answers.setdefault(model, {})
+            if model.training not in known:
+                known[model.training] = (_answers_in_training if model.training else _answer)(model, inputs)
                 output = _arrays(_forward(model, inputs))  # hooks of callers must see this pass last
-            scores = output[_answers[model]]
+            scores = _mean([output[place] for place in known[model.training]])
         else:
             scores = output[candidates[0]] if candidates else next(iter(output), None)
     of_tokens = isinstance(inputs, AnswerTokens)
@@ -66,6 +71,8 @@ def logits(model: nn.Module, inputs: Inputs) -> Tensor:
             if scores.layout != torch.strided or scores.device.type == "meta":
                 what = "a tensor that is sparse, or without numbers"
             elif scores.is_floating_point():
+                if isinstance(inputs, Tensor) and inputs.requires_grad and torch.is_grad_enabled():
+                    check_gradients(scores)  # a search over inputs that gets none would find nothing, in silence
                 return scores
             else:
                 what = f"{str(scores.dtype).removeprefix('torch.')}, not floating-point numbers"
@@ -78,7 +85,12 @@ def logits(model: nn.Module, inputs: Inputs) -> Tensor:
 def _forward(model: nn.Module, inputs: Inputs) -> Any:
     if isinstance(inputs, AnswerTokens):
         return model(**inputs, use_cache=False)
-    return model(**inputs) if isinstance(inputs, Tokens) else model(inputs)
+    # A copy: a module may change its inputs in place, which others read after it.
+    return model(**inputs) if isinstance(inputs, Tokens) else model(inputs.clone())
+
+
+def _mean(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.stack(list(parts)).mean(dim=0)
 
 
 def _arrays(output: Any) -> Any:
@@ -95,8 +107,8 @@ def _candidates(output: Sequence[Any], count: int) -> list[int]:
     ]
 
 
-def _answer(model: nn.Module, inputs: Inputs) -> int:
-    """Finds the position of the class scores among the arrays that a model returns, by running it.
+def _answer(model: nn.Module, inputs: Inputs) -> tuple[int]:
+    """Finds the position of the class scores among the arrays that a model returns in eval mode, by running it.
 
     An array is features if an array of another width is computed from it. Among the others, scores are the output of a
     linear layer (or its log-softmax); if there are several, the one that is computed from all others.
@@ -142,7 +154,8 @@ def _answer(model: nn.Module, inputs: Inputs) -> int:
         if any(
             output.shape == parts[place].shape
             and any(
-                torch.allclose(each, parts[place], rtol=1e-4, atol=1e-5) for each in (output, output.log_softmax(1))
+                torch.allclose(each.to(parts[place].dtype), parts[place], rtol=1e-4, atol=1e-5)
+                for each in (output, output.log_softmax(1))
             )
             for output in linear_outputs
             if isinstance(output, Tensor) and output.ndim == 2
@@ -156,12 +169,61 @@ def _answer(model: nn.Module, inputs: Inputs) -> int:
             f"{type(model).__name__} returns {len(candidates)} arrays, of shapes {shapes}, and it is unclear which of "
             "them is the class scores. Wrap it in a module that returns the class scores alone."
         )
-    return last[0]
+    return (last[0],)
+
+
+@torch.no_grad()
+def _answers_in_training(model: nn.Module, inputs: Inputs) -> tuple[int, ...]:
+    """Finds the positions of the class scores among the arrays that a model returns in training mode, by running it.
+
+    It may return others than in eval mode: an auxiliary classifier's as well, or those of two heads in place of their
+    mean. Layers stay in eval mode, so that nothing is drawn, and only modules that hold others are in training mode.
+
+    Raises:
+        UnbackdoorError: neither one of the arrays, nor the mean of all, is the answer in eval mode.
+    """
+    with evaluating(model):
+        answer = logits(model, inputs)
+        for module in model.modules():
+            module.training = any(True for _ in module.children()) and not _of_torch(module)
+        parts: Sequence[Any] = _arrays(_forward(model, inputs))
+    places = _candidates(parts, len(inputs)) if isinstance(parts, tuple | list) else []
+    alike = tuple(place for place in places if parts[place].shape == answer.shape)
+    gaps = {
+        tried: float((_mean([parts[place] for place in tried]) - answer).abs().max())
+        for tried in (*((place,) for place in alike), alike)
+        if tried
+    }
+    rounding = max(1e-4, 4 * torch.finfo(answer.dtype).eps) * float(answer.abs().max())
+    nearest = min(gaps, key=lambda tried: gaps[tried], default=())
+    if nearest and gaps[nearest] <= rounding:
+        return nearest
+    eval_places = _answers.get(model, {}).get(False)
+    if eval_places is not None and eval_places[0] in alike:  # something is drawn at random all the same
+        return eval_places
+    raise UnbackdoorError(
+        f"{type(model).__name__} returns {len(places)} arrays in training mode, and neither one of them nor their mean "
+        "is its answer in eval mode. Wrap it in a module that returns the class scores alone."
+    )
+
+
+def _of_torch(module: nn.Module) -> bool:
+    """Whether a module is one of torch's own layers, such as attention; containers do not count."""
+    containers = nn.Sequential | nn.ModuleList | nn.ModuleDict
+    return type(module).__module__.startswith("torch.nn.modules") and not isinstance(module, containers)
 
 
 def device_of(model: nn.Module) -> torch.device:
     """Returns the device of the model's parameters."""
     return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+
+
+def like_inputs(model: nn.Module) -> Tensor:
+    """Returns a parameter whose device and type inputs need: the first of real numbers, as counts are parameters too.
+
+    A model without one gets inputs in float32, on the CPU.
+    """
+    return next((each for each in model.parameters() if each.is_floating_point()), torch.empty(0))
 
 
 def embeddings(model: nn.Module) -> nn.Embedding:
@@ -193,8 +255,8 @@ def scored_at_once(model: nn.Module, data: Dataset, arithmetic: Arithmetic) -> i
 
 def probe(model: nn.Module, data: Dataset) -> Inputs:
     """Returns a few encoded examples, on the device and in the type of the model."""
-    parameter = next(model.parameters(), torch.empty(0))
-    return data.inputs(slice(8)).to(parameter.device, parameter.dtype)
+    like = like_inputs(model)
+    return data.inputs(slice(8)).to(like.device, like.dtype)
 
 
 @contextmanager
@@ -226,7 +288,8 @@ def checked_logits(model: nn.Module, inputs: Inputs) -> Tensor:
         raise _unfit(owner, inputs, problem) from None
     if scores.shape[1] < 2:
         raise UnbackdoorError(
-            f"{owner} has one output; a classifier with at least 2 classes is expected (regression is not supported)."
+            f"{owner} has one output; a classifier with at least 2 classes is expected (regression is not supported). "
+            "If it tells two classes apart by a logit x, wrap it in a module that returns torch.cat([0 * x, x], dim=1)."
         )
     if not torch.isfinite(scores).all():
         raise UnbackdoorError(
@@ -280,6 +343,41 @@ def explained(model: nn.Module, inputs: Inputs) -> Iterator[None]:
             ) from problem
         raise _unfit(owner, inputs, problem) from problem
 
+
+def check_gradients(scores: Tensor) -> None:
+    """Stop where no gradient can flow through class scores; `needing_gradients` explains it.
+
+    Raises:
+        RuntimeError: the model computes without gradients.
+    """
+    if not scores.requires_grad:
+        raise RuntimeError("the class scores do not require grad")
+
+
+@contextmanager
+def needing_gradients(model: nn.Module) -> Iterator[None]:
+    """Explain in one sentence why no gradient reaches the weights or the inputs of a model.
+
+    Raises:
+        UnbackdoorError: the model computes without gradients.
+    """
+    try:
+        yield
+    except RuntimeError as problem:
+        if not without_gradients(problem):
+            raise
+        raise UnbackdoorError(
+            f"{type(model).__name__} answers without gradients, so it cannot be tuned or searched. Take torch.no_grad, "
+            "torch.inference_mode and detach out of its forward."
+        ) from problem
+
+
+def without_gradients(problem: Exception) -> bool:
+    """Whether an error says that a model computes without gradients."""
+    return isinstance(problem, RuntimeError) and _GRADIENT_ERRORS.search(str(problem)) is not None
+
+
+_GRADIENT_ERRORS = re.compile("do(es)? not require grad|not to have been used in the graph|[Ii]nference tensor")
 
 _reported: WeakSet[nn.Module] = WeakSet()  # models of which a warning was given
 

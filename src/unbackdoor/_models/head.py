@@ -57,7 +57,8 @@ def head_of(model: nn.Module, inputs: Inputs, name: str | None = None) -> Head:
                 "classes. Name the layer that makes the logits."
             )
         return Head(name, layers[name])
-    tensors = {key: output for key, output in outputs.items() if isinstance(output, Tensor)}  # a router gives a tuple
+    # A router gives a tuple; and a module may cast its answer.
+    tensors = {key: output.to(scores.dtype) for key, output in outputs.items() if isinstance(output, Tensor)}
     candidates = {key: _at_answer(output, scores) for key, output in tensors.items()}
     last_first = [(key, candidate) for key, candidate in reversed(candidates.items()) if candidate is not None]
     for key, candidate in last_first:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from unbackdoor._data.dataset import Dataset
 from unbackdoor._data.texts import Tokens
-from unbackdoor._models.calling import Inputs, embeddings, logits
+from unbackdoor._models.calling import Inputs, embeddings, like_inputs, logits
 from unbackdoor._models.hooks import removing
 
 
@@ -60,6 +60,6 @@ def perturbation_unit(model: nn.Module, data: Dataset) -> Tensor:
     """
     if data.modality == "text":
         return embeddings(model).weight.detach().square().mean().sqrt()
-    like = next(model.parameters())
+    like = like_inputs(model)
     std = torch.tensor(data.image_encoder.std, device=like.device, dtype=like.dtype)
     return (255 * data.image_encoder.scale / std).view(-1, 1, 1)

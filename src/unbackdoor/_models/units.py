@@ -16,7 +16,7 @@ from unbackdoor._data.dataset import Dataset
 from unbackdoor._data.texts import Tokens
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._models.arithmetic import Arithmetic
-from unbackdoor._models.calling import Inputs, evaluating, logits, scored_at_once
+from unbackdoor._models.calling import Inputs, evaluating, like_inputs, logits, scored_at_once, without_gradients
 from unbackdoor._models.hooks import removing, watching
 
 
@@ -117,7 +117,9 @@ def _convolutions_read(
             read.clear()
             try:
                 logits(model, inputs.detach().requires_grad_() if isinstance(inputs, Tensor) else inputs)
-            except (AssertionError, LookupError, RuntimeError, TypeError, ValueError, UnbackdoorError):
+            except (AssertionError, LookupError, RuntimeError, TypeError, ValueError, UnbackdoorError) as problem:
+                if without_gradients(problem):  # nothing tells then which layer reads which
+                    raise
                 continue
             return read
     return None
@@ -127,7 +129,7 @@ def _blank_images(model: nn.Module) -> Iterator[Tensor]:
     """Yields blank images of the sizes that a model may take, the likeliest first."""
     config = getattr(model, "config", None)
     first = next(layer for layer in model.modules() if isinstance(layer, _CONVOLUTIONS))
-    like = next(model.parameters())
+    like = like_inputs(model)
     sides = [
         getattr(config, "image_size", None),
         32,

@@ -11,6 +11,17 @@ from unbackdoor._models.arithmetic import relayout_
 from unbackdoor._models.calling import device_of
 
 
+def all_trained_(model: nn.Module) -> None:
+    """Let gradients reach all weights of a model, in place; of an adapter only its own, as its base stays what it is.
+
+    Parameters that count something are whole numbers, which have no gradient.
+    """
+    adapter = hasattr(model, "peft_config")
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point():
+            parameter.requires_grad_(not adapter or "lora_" in name)
+
+
 class Form(NamedTuple):
     """The form of a suspect, which the purified model gets back.
 

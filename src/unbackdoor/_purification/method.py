@@ -7,6 +7,7 @@ from torch import nn
 
 from unbackdoor._data.dataset import Dataset
 from unbackdoor._errors import UnbackdoorError
+from unbackdoor._models.calling import needing_gradients
 from unbackdoor._purification.run import Run
 from unbackdoor._registry.entries import entry_of, name_of, steps_of
 from unbackdoor._registry.purifiers import REGISTRY
@@ -62,7 +63,8 @@ def applied(method: Method, model: nn.Module, clean: Dataset, run: Run) -> nn.Mo
         UnbackdoorError: the result is not a model, or has values that are not finite.
     """
     run.unseen = run.cross_validated = None  # the next step sees the examples that this one held out
-    purified = method(model, clean, run)
+    with needing_gradients(model):
+        purified = method(model, clean, run)
     if not isinstance(purified, nn.Module):
         raise UnbackdoorError(
             f"{owner_of(method)} must return the model, got {type(purified).__name__}. End it in return model."

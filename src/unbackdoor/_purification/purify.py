@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from unbackdoor._artifacts.machine import peak_memory, versions
 from unbackdoor._data.dataset import Dataset
 from unbackdoor._data.overlap import others_than
-from unbackdoor._errors import UnbackdoorError, listed
+from unbackdoor._errors import NoHeadError, UnbackdoorError, listed
 from unbackdoor._models.arithmetic import Arithmetic, Precision, choose, description
 from unbackdoor._models.calling import check_modules, class_count
 from unbackdoor._models.untrusted_weights import check_finite
 from unbackdoor._progress import bar, silent
-from unbackdoor._purification.form import Form, working_copy
+from unbackdoor._purification.form import Form, all_trained_, working_copy
 from unbackdoor._purification.method import (
     Method,
     applied,
@@ -26,7 +26,7 @@ from unbackdoor._purification.method import (
     owner_of,
     uses_unlabelled,
 )
-from unbackdoor._purification.run import Run, positions
+from unbackdoor._purification.run import Run, positions, without_head
 from unbackdoor._registry.entries import entry_of, steps_of, to_json
 from unbackdoor._registry.purifiers import REGISTRY
 from unbackdoor._tasks.choice import task_of, task_without_data
@@ -96,7 +96,12 @@ def purify(
     if clean is not None:
         run.task = task_of(clean.encode)
         _check_serves(method, clean, run.task)
-        examined = run.task.examined(working, clean, run.arithmetic, run.warn, head, headless=not needs_head(method))
+        try:
+            examined = run.task.examined(
+                working, clean, run.arithmetic, run.warn, head, headless=not needs_head(method)
+            )
+        except NoHeadError:
+            raise without_head(working, owner_of(method)) from None
         run.head_name, run.modality = examined.head_name, clean.modality
     elif needs_clean(method):
         raise UnbackdoorError(f"{asking(method)} needs clean examples, got none.")
@@ -224,9 +229,7 @@ def _measured(method: Method, working: nn.Module, clean: Dataset | None, run: Ru
     start = time.perf_counter()
     with torch.random.fork_rng(devices=cuda):
         torch.manual_seed(run.seed)
-        adapter = hasattr(working, "peft_config")  # the base beneath it stays what it is
-        for name, parameter in working.named_parameters():
-            parameter.requires_grad_(not adapter or "lora_" in name)
+        all_trained_(working)
         examples: Any = clean if clean is None else clean.to(device)
         purified = applied(method, run.arithmetic.place(working), examples, run)
     seconds = time.perf_counter() - start

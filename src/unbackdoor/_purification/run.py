@@ -29,6 +29,14 @@ FEW = 100  # steps in all; 2,500 images in ten passes, the setting of FST's pape
 SMALLEST_BATCH = 8  # BatchNorm needs some
 
 
+def without_head(model: nn.Module, owner: str) -> NoHeadError:
+    """Returns the error of a method (`owner`) that needs the last linear layer of a model which has none."""
+    return NoHeadError(
+        f"{type(model).__name__} has no final linear layer that makes its logits, which {owner} needs. "
+        "Name one with `head`, end the model in an nn.Linear, or take fine-tuning."
+    )
+
+
 @dataclass
 class Run:
     """The tools of a method, besides its model and its clean data.
@@ -121,10 +129,7 @@ class Run:
             UnbackdoorError: no linear layer makes its logits.
         """
         if not self.head_name:
-            raise NoHeadError(
-                f"{type(model).__name__} has no final linear layer that makes its logits, which this method needs. "
-                "Name one with `head`, end the model in an nn.Linear, or take fine-tuning."
-            )
+            raise without_head(model, "this method")
         layer = model.get_submodule(self.head_name)
         assert isinstance(layer, nn.Linear)
         return layer
@@ -222,6 +227,7 @@ class Run:
             progress=self.progress,
             description=description,
         )
+        self._tell_still_weights(model, descent)
 
     def _tell_few_steps(self, count: int, size: int, epochs: int) -> None:
         """Note, once, that `count` examples in batches of the usual size make fewer steps than methods need."""
@@ -231,6 +237,20 @@ class Run:
             self.note(
                 f"{text}: {count:,} examples in batches of {size} are {steps} steps, and a backdoor may outlast them. "
                 f"Try `batch_size={advised}` as well."
+            )
+
+    def _tell_still_weights(self, model: nn.Module, descent: torch.optim.Optimizer) -> None:
+        """Warn, once, if most of the weights that were to be tuned got no gradient in the last step."""
+        tuned = {id(each): each for group in descent.param_groups for each in group["params"]}
+        still = [name for name, each in model.named_parameters() if id(each) in tuned and each.grad is None]
+        numbers = sum(tuned[id(model.get_parameter(name))].numel() for name in still)
+        text = f"{type(model).__name__} passes no gradient to most of its weights"
+        if 2 * numbers > sum(each.numel() for each in tuned.values()) and not any(
+            text in each for each in self.warnings
+        ):
+            self.warn(
+                f"{text} ({still[0]}, say), so they stay as they are, and a backdoor with them. Take torch.no_grad and "
+                "detach out of its forward."
             )
 
     def hold_out(self, clean: Dataset, share: float = 0.2) -> tuple[Dataset, Dataset]:

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from unbackdoor._data.dataset import Batch, Dataset
 from unbackdoor._models.arithmetic import Arithmetic
-from unbackdoor._models.calling import explained, logits
+from unbackdoor._models.calling import check_gradients, explained, logits
 from unbackdoor._progress import Progress, silent
 
 Loss = Callable[[Tensor, Batch], Tensor]
@@ -101,6 +101,7 @@ def descend(
     def backward(batch: Batch) -> None:
         with explained(model, batch.inputs), arithmetic.autocast():
             scores = logits(model, arithmetic.lay(batch.inputs))
+        check_gradients(scores)
         loss(scores if scores.dtype == torch.float64 else scores.float(), batch).backward()
 
     fill = backward if gradients is None else gradients

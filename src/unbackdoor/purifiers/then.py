@@ -6,6 +6,7 @@ from torch import nn
 
 from unbackdoor._data.dataset import Dataset
 from unbackdoor._errors import UnbackdoorError
+from unbackdoor._purification.form import all_trained_
 from unbackdoor._purification.method import Method, applied, needs_clean
 from unbackdoor._purification.run import Run
 
@@ -41,7 +42,7 @@ class Then:
     def __call__(self, model: nn.Module, clean: Dataset, run: Run) -> nn.Module:
         """Purify in place, step by step."""
         for step in self.steps:
-            model.requires_grad_(True)
+            all_trained_(model)
             model = applied(step, model, clean, run)
         return model
 

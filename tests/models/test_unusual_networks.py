@@ -1,0 +1,326 @@
+"""Networks of other people that are unlike those of the tests elsewhere: what they return, keep and compute with."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import unbackdoor as ub
+from unbackdoor import purifiers
+from unbackdoor._data.dataset import Dataset
+from unbackdoor._errors import UnbackdoorError
+from unbackdoor._models.calling import logits
+from unbackdoor._models.head import head_of
+
+
+class Net(nn.Module):
+    """A small network for the digits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv2d(1, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten())
+        self.drop = nn.Dropout(0.5)
+        self.fc = nn.Linear(128, 10)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.fc(self.drop(self.features(x)))
+
+
+def made(kind: Callable[[], nn.Module]) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return kind().eval()
+
+
+# In training mode a network may return more than in eval mode.
+
+
+class TwoHeads(Net):
+    """As DeiT's authors wrote their distilled model: both answers while it trains, their mean afterwards."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.other = nn.Linear(128, 10)
+
+    def forward(self, x: Tensor) -> Any:
+        seen = self.features(x)
+        answers = self.fc(seen), self.other(self.drop(seen))
+        return answers if self.training else (answers[0] + answers[1]) / 2
+
+
+class Auxiliary(TwoHeads):
+    """As the first GoogLeNets for torch: the answers of auxiliary heads come first while it trains."""
+
+    def forward(self, x: Tensor) -> Any:
+        seen = self.drop(self.features(x))
+        return (self.other(seen), self.fc(seen)) if self.training else self.fc(seen)
+
+
+class MoreInTraining(TwoHeads):
+    """Features and scores in eval mode; another order, and one array more, in training mode."""
+
+    def forward(self, x: Tensor) -> Any:
+        seen = self.features(x)
+        return (self.fc(seen), self.other(seen), seen) if self.training else (seen, self.fc(seen))
+
+
+def _scores_in_training(model: Any, x: Tensor) -> Tensor:
+    seen = model.features(x)
+    return (model.fc(seen) + model.other(seen)) / 2 if type(model) is TwoHeads else model.fc(seen)
+
+
+@pytest.mark.parametrize("kind", [TwoHeads, Auxiliary, MoreInTraining])
+def test_what_a_network_returns_while_it_trains_is_known_by_its_answer_in_eval_mode(
+    kind: Callable[[], nn.Module], digits: Dataset
+) -> None:
+    model = made(kind)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    logits(model, digits.inputs(slice(8)))
+    model.train()
+    model.drop.eval()  # nothing is drawn, so that the expected scores are known
+    model.features.eval()
+    inputs = digits.inputs(slice(8))
+    torch.testing.assert_close(logits(model, inputs), _scores_in_training(model, inputs))
+    assert [module.training for module in model.modules()].count(True) == 3  # the network and both of its heads
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    ub.purify(made(kind), digits.select(range(40)), purifiers.FineTuning(epochs=1), device="cpu")
+
+
+class Unclear(TwoHeads):
+    """Another answer in training mode than in eval mode."""
+
+    def forward(self, x: Tensor) -> Any:
+        seen = self.features(x)
+        return (2 * self.fc(seen), self.other(seen)) if self.training else self.fc(seen)
+
+
+def test_what_a_network_returns_while_it_trains_may_be_unclear(digits: Dataset) -> None:
+    with pytest.raises(UnbackdoorError) as refused:
+        ub.purify(made(Unclear), digits.select(range(40)), purifiers.FineTuning(epochs=1), device="cpu")
+    assert str(refused.value) == (
+        "Unclear returns 2 arrays in training mode, and neither one of them nor their mean is its answer in eval mode. "
+        "Wrap it in a module that returns the class scores alone."
+    )
+
+
+# Parameters and answers of other types.
+
+
+class Counted(Net):
+    """Its first parameter is a whole number, as of trainers that keep their step with the weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps = nn.Parameter(torch.tensor([3]), requires_grad=False)
+
+
+@pytest.mark.parametrize("kind", [Counted, lambda: Counted().double()])
+def test_a_parameter_that_is_a_whole_number(kind: Callable[[], nn.Module], digits: Dataset) -> None:
+    model = made(kind)
+    assert next(model.parameters()).dtype == torch.int64
+    plain = made(Net)
+    plain.load_state_dict(model.state_dict(), strict=False)
+    expected = ub.evaluate(plain, digits.select(range(100)), device="cpu", precision="fp32").clean_accuracy
+    assert ub.evaluate(model, digits.select(range(100)), device="cpu", precision="fp32").clean_accuracy == expected
+    for method in (
+        purifiers.FineTuning(epochs=1),
+        purifiers.FST(epochs=1),
+        purifiers.CLP(),
+        purifiers.Then(purifiers.CLP(), purifiers.FineTuning(epochs=1)),
+    ):
+        purified = ub.purify(model, digits.select(range(40)), method, device="cpu").model
+        assert {name: tensor.dtype for name, tensor in purified.state_dict().items()} == {
+            name: tensor.dtype for name, tensor in model.state_dict().items()
+        }
+        assert int(purified.steps) == 3
+
+
+class Cast(Net):
+    """It casts its answer."""
+
+    to_type = torch.float16
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).to(self.to_type)
+
+
+class CastWide(Cast):
+    """It casts its answer to the wide type."""
+
+    to_type = torch.float64
+
+
+@pytest.mark.parametrize("kind", [Cast, CastWide])
+def test_answers_of_another_type_than_the_weights(kind: Callable[[], nn.Module], digits: Dataset) -> None:
+    assert head_of(made(kind), digits.inputs(slice(8))).name == "fc"
+    ub.purify(made(kind), digits.select(range(40)), purifiers.FST(epochs=1), device="cpu", precision="fp32")
+
+
+class InPlace(Net):
+    """It normalises its inputs itself, in place."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.sub_(0.2).mul_(1.5))
+
+
+class NotInPlace(Net):
+    """The same computation."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward((x - 0.2) * 1.5)
+
+
+def test_a_network_that_changes_its_inputs(digits: Dataset) -> None:
+    inputs = digits.inputs(slice(8))
+    before = inputs.clone()
+    logits(made(InPlace), inputs)
+    assert torch.equal(inputs, before)
+    for method in (purifiers.ScaleInvariantFST(epochs=1, strength=1), purifiers.FineTuning(epochs=1)):
+        one, other = (
+            ub.purify(made(kind), digits.select(range(40)), method, device="cpu").model
+            for kind in (InPlace, NotInPlace)
+        )
+        assert all(torch.equal(tensor, other.state_dict()[name]) for name, tensor in one.state_dict().items())
+
+
+# Networks without gradients.
+
+
+class WithoutGradients(Net):
+    """It never computes gradients, as deployed models often do not."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            return super().forward(x)
+
+
+class InInferenceMode(Net):
+    """The same by the newer context."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.inference_mode():
+            return super().forward(x)
+
+
+class Detached(Net):
+    """Its features are detached from its head."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.features(x).detach())
+
+
+@pytest.mark.parametrize("kind", [WithoutGradients, InInferenceMode])
+@pytest.mark.parametrize(
+    "method",
+    [
+        purifiers.FineTuning(epochs=1),
+        purifiers.FST(epochs=1),
+        purifiers.ScaleInvariantFST(epochs=1, strength=1),
+        purifiers.NeuralCleanse(),
+        purifiers.IBAU(),
+        purifiers.CLP(),  # which layer reads which is known by the backward pass
+    ],
+    ids=lambda method: type(method).__name__,
+)
+def test_a_network_without_gradients_is_refused_by_what_it_is(
+    kind: Callable[[], nn.Module], method: Any, digits: Dataset
+) -> None:
+    with pytest.raises(UnbackdoorError) as refused:
+        ub.purify(made(kind), digits.select(range(40)), method, device="cpu")
+    assert str(refused.value) == (
+        f"{kind.__name__} answers without gradients, so it cannot be tuned or searched. Take torch.no_grad, "
+        "torch.inference_mode and detach out of its forward."
+    )
+
+
+def test_a_search_for_a_trigger_needs_gradients_of_the_inputs(digits: Dataset) -> None:
+    with pytest.raises(UnbackdoorError, match=r"^Detached answers without gradients, so it cannot"):
+        ub.purify(made(Detached), digits.select(range(40)), purifiers.NeuralCleanse(), device="cpu")
+
+
+def test_what_needs_no_gradients_takes_such_a_network(digits: Dataset) -> None:
+    trained = made(Net)
+    optimizer = torch.optim.Adam(trained.parameters(), 0.01)
+    for _ in range(30):  # an audit says nothing of a model near chance
+        F.cross_entropy(trained(digits.inputs(slice(500))), digits.labels[:500]).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model = made(WithoutGradients)
+    model.load_state_dict(trained.state_dict())
+    assert ub.evaluate(model, digits.select(range(200)), device="cpu").clean_accuracy.value > 0.8
+    ub.purify(model, digits.select(range(100)), purifiers.FinePruning(epochs=0), device="cpu")
+    for kind in (WithoutGradients, InInferenceMode, Detached):  # searches would find nothing, whatever there is
+        model = made(kind)
+        model.load_state_dict(trained.state_dict())
+        with pytest.raises(UnbackdoorError, match=rf"^{kind.__name__} answers without gradients, so it cannot"):
+            ub.audit(model, digits.select(range(200)), device="cpu")
+
+
+class Larger(Detached):
+    """Most of its weights are in the part that gets no gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(nn.Flatten(), nn.Linear(64, 200), nn.ReLU(), nn.Linear(200, 128))
+
+
+@pytest.mark.parametrize("method", [purifiers.FineTuning(epochs=1), purifiers.FST(epochs=1)])
+def test_weights_that_no_gradient_reaches_are_warned_of_once(method: Any, digits: Dataset) -> None:
+    warnings = ub.purify(made(Larger), digits.select(range(40)), method, device="cpu").record["warnings"]
+    assert [warning for warning in warnings if "gradient" in warning] == [
+        "Larger passes no gradient to most of its weights (features.1.weight, say), so they stay as they are, and a "
+        "backdoor with them. Take torch.no_grad and detach out of its forward."
+    ]
+    for kind in (Net, Detached):  # most of the weights of the second are in its head
+        warnings = ub.purify(made(kind), digits.select(range(40)), method, device="cpu").record["warnings"]
+        assert not any("gradient" in warning for warning in warnings)
+
+
+# Heads.
+
+
+class ConvolutionHead(Net):
+    """A 1x1 convolution makes its class scores."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features[3] = nn.Identity()
+        self.last = nn.Conv2d(8, 10, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.features(x)).mean(dim=(2, 3))
+
+
+class CosineHead(Net):
+    """Scaled cosines are its class scores."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 10 * F.linear(F.normalize(self.features(x)), F.normalize(self.fc.weight))
+
+
+@pytest.mark.parametrize("kind", [TwoHeads, ConvolutionHead, CosineHead])
+@pytest.mark.parametrize("method", [purifiers.Auto(), purifiers.FST(), purifiers.ScaleInvariantFST()])
+def test_a_method_that_needs_a_linear_head_names_one_that_needs_none(
+    kind: Callable[[], nn.Module], method: Any, digits: Dataset
+) -> None:
+    with pytest.raises(UnbackdoorError) as refused:
+        ub.purify(made(kind), digits.select(range(60)), method, device="cpu")
+    assert str(refused.value) in [
+        f"{kind.__name__} has no final linear layer that makes its logits, which {owner} needs. Name one with `head`, "
+        "end the model in an nn.Linear, or take fine-tuning."
+        for owner in ("this method", "Auto")
+    ]
+    ub.purify(made(kind), digits.select(range(60)), purifiers.FineTuning(epochs=1), device="cpu")
+
+
+def test_one_output_says_how_it_becomes_two(digits: Dataset) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 1))
+    with pytest.raises(UnbackdoorError) as refused:
+        ub.evaluate(model, digits.select(range(10)), device="cpu")
+    assert str(refused.value) == (
+        "Sequential has one output; a classifier with at least 2 classes is expected (regression is not supported). If "
+        "it tells two classes apart by a logit x, wrap it in a module that returns torch.cat([0 * x, x], dim=1)."
+    )
