@@ -109,13 +109,13 @@ def faulty_in_channels_last(model: nn.Module) -> bool:
     first layer or of a search over weights, torch's backward pass writes the gradient of the inputs all the same, where
     there is no memory, and the process ends. Seen with torch 2.13.0; no issue is known.
 
-    The other is oneDNN issue 6035 (https://github.com/uxlfoundation/oneDNN/issues/6035): the float32 gradient of the weights of a
-    1x1 convolution with a stride writes past its workspace if it has fewer input channels than a block of the
-    instruction set has, 8 under AVX2 and 16 under AVX-512. Memory is overwritten: wrong gradients, crashes, endless
-    loops. A transposed convolution swaps inputs and outputs, so its output channels count; in both it is the second
-    dimension of the weight. One channel and groups were never seen to fail, but are treated in the same way: this costs
-    a little speed in networks that are hardly used. If a convolution is not a module, its weight does not show its
-    stride, so the shape of the weight decides.
+    The other is oneDNN issue 6035 (https://github.com/uxlfoundation/oneDNN/issues/6035): the float32 gradient of the
+    weights of a 1x1 convolution with a stride writes past its workspace if it has fewer input channels than a block
+    of the instruction set has, 8 under AVX2 and 16 under AVX-512. Memory is overwritten: wrong gradients, crashes,
+    endless loops. A transposed convolution swaps inputs and outputs, so its output channels count; in both it is the
+    second dimension of the weight. One channel and groups were never seen to fail, but are treated in the same way:
+    this costs a little speed in networks that are hardly used. If a convolution is not a module, its weight does not
+    show its stride, so the shape of the weight decides.
 
     Seen with torch 2.13.0 (oneDNN 3.12.0). Check again when torch has a oneDNN in which that issue is closed:
     `tests/models/test_layout.py` shows the fault.
