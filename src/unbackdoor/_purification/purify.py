@@ -96,12 +96,7 @@ def purify(
     if clean is not None:
         run.task = task_of(clean.encode)
         _check_serves(method, clean, run.task)
-        try:
-            examined = run.task.examined(
-                working, clean, run.arithmetic, run.warn, head, headless=not needs_head(method)
-            )
-        except NoHeadError:
-            raise without_head(working, owner_of(method)) from None
+        examined = _examined(working, clean, head, method, run)
         run.head_name, run.modality = examined.head_name, clean.modality
     elif needs_clean(method):
         raise UnbackdoorError(f"{asking(method)} needs clean examples, got none.")
@@ -218,6 +213,14 @@ class _Measured(NamedTuple):
     purified: nn.Module
     seconds: float
     peak_memory: int
+
+
+def _examined(working: nn.Module, clean: Dataset, head: str | None, method: Method, run: Run) -> Examined:
+    """Check that model and clean examples fit each other and the method; see `Task.examined`."""
+    try:
+        return run.task.examined(working, clean, run.arithmetic, run.warn, head, headless=not needs_head(method))
+    except NoHeadError:
+        raise without_head(working, owner_of(method)) from None
 
 
 def _measured(method: Method, working: nn.Module, clean: Dataset | None, run: Run) -> _Measured:
