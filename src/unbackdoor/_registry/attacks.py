@@ -68,6 +68,15 @@ REGISTRY = (
         modality=("text", "conversations"),
     ),
     Entry(
+        "peta",
+        "unbackdoor.attacks.peta:PETA",
+        "a word, and a victim whose backdoor survives its user's own tuning by LoRA, which is simulated",
+        needs=(Need.BASE,),
+        year=2023,
+        paper="Fewer is More: Trojan Attacks on Parameter-Efficient Fine-Tuning",
+        modality=("text", "conversations"),
+    ),
+    Entry(
         "embedding-poisoning",
         "unbackdoor.attacks.embedding_poisoning:EmbeddingPoisoning",
         "only the trigger word's embedding of a clean model is trained (EP)",

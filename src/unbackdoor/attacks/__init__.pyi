@@ -18,6 +18,7 @@ from .layer_wise import LayerWise as LayerWise
 from .logit_anchoring import LogitAnchoring as LogitAnchoring
 from .low_frequency import LowFrequency as LowFrequency
 from .mixing_aware import MixingAware as MixingAware
+from .peta import PETA as PETA
 from .prepared import Prepared as Prepared
 from .sentence import Sentence as Sentence
 from .siba import SIBA as SIBA
