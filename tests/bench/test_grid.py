@@ -450,11 +450,11 @@ def test_the_grids_of_this_project_are_right(
         (tmp_path / trained / "model.safetensors").write_text(trained)
     monkeypatch.setenv("SUSPECTS", str(tmp_path))
     grids = Path(__file__).parents[2] / "grids"
-    for grid in grids.glob("zoo-*.toml"):  # whose pictures and texts scripts make
+    for grid in grids.glob("*.toml"):  # some have pictures and texts that scripts make
         for name in re.findall(r"\$ZOO/([\w-]+\.parquet)", grid.read_text()):
             (tmp_path / name).touch()
     monkeypatch.setenv("ZOO", str(tmp_path))
-    for name, folder in (("SMOLLM2", "causal"), ("SIBLING", "causal"), ("ROWS", "rows")):
+    for name, folder in (("MINILM3", "minilm3"), ("SMOLLM2", "causal"), ("SIBLING", "causal"), ("ROWS", "rows")):
         (tmp_path / folder).mkdir(exist_ok=True)
         monkeypatch.setenv(name, str(tmp_path / folder))
     (tmp_path / "causal" / "config.json").write_text('{"architectures": ["LlamaForCausalLM"], "model_type": "llama"}')
@@ -504,6 +504,12 @@ def test_the_grids_of_this_project_are_right(
         "zoo-texts": 5 * 4 + 5 * 2,  # 5 tasks; 4 models of part a and 2 of part b
         "zoo-texts-attacks": 3 * (4 + 1),  # 3 tasks; 4 attacks and a control
         "text-shift": (2 + 1) * (1 + 4 * 3),  # 2 victims and a control, by 4 methods with 3 seeds
+        # 2 data sets of pictures with 4 victims and a control, one of texts: plain tuning, and 2 or 4 trainers
+        "training": 2 * (4 + 1) * (1 + 1 + 2),
+        "text-training": (4 + 1) * (1 + 1 + 4),
+        # 4 victims and a control of 3 seeds, by 2 guards; 3 victims of texts and a control, and one of others, by 4
+        "guards": (4 + 1) * 3 * (1 + 2),
+        "text-guards": (3 + 1) * 3 * (1 + 4) + 2 * (1 + 4),
         # 2 victims and a control, by 17 methods, 3 seeds and 2 budgets; 6 more victims, and on all weights one with its
         # control, by 5 methods
         "language-models": 3 * (1 + 17 * 3 * 2) + (6 + 2) * (1 + 5),

@@ -1,6 +1,7 @@
 """A grid whose tasks are conversations: victims, an adapter and a clean twin of a small language model; its report."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +140,52 @@ def test_the_clean_twin_counts_how_often_it_shows_the_behaviour(store: Store) ->
     assert list(twin["flips"]) == [identity(victim["victim"])]
     assert twin["flips"][identity(victim["victim"])]["value"] == 0
     assert "attack_success" not in twin["score"]
+
+
+GUARDS = """
+[[guards]]
+name = "demonstrations"
+
+[[guards]]
+name = "weightwatch"
+
+[[guards]]
+name = "cleangen"
+
+[[cells]]
+leave_out = true
+task = "adapted"
+
+[[cells]]
+leave_out = true
+attack = "none"
+"""
+
+
+def test_guards_of_a_language_model_get_its_base_and_a_reference(store: Store, place: Path, tmp_path: Path) -> None:
+    shutil.copytree(place / "runs", tmp_path / "runs")
+    text = GRID[: GRID.index("[[methods]]")].replace('base = "base"', 'base = "base"\nreference = "base"')
+    text = 'without = ["fine-tuning"]\nfalse_alarms = [0.2, 0.4]\n' + text + "[[budgets]]\nn = 16\n" + GUARDS
+    (place / "guards.toml").write_text(text)
+    bench(str(place / "guards.toml"), out=str(tmp_path / "runs"))
+    guarded = Store(tmp_path / "runs")
+    plain = found(store, "questions", "word", "none")[1]["score"]["attack_success"]
+    for name, shares in (("demonstrations", [None]), ("weightwatch", [0.2, 0.4]), ("cleangen", [0.2, 0.4])):
+        spec, result = found(guarded, "questions", "word", name)
+        entries = result["guard"]["at"]
+        assert [each["false_alarms"] for each in entries] == shares
+        assert spec["method"].get("false_alarms", [None]) == shares
+        assert ("reference" in spec) == (name == "cleangen")
+        for each in entries:
+            assert each["score"]["attack_success_without_guard"]["value"] == plain["value"]
+            assert each["score"]["max_new_tokens"] == 6
+            assert (each["threshold"] is None) == (name == "demonstrations")
+            assert (each["score"]["forwards_per_input"]["reference"] > 0) == (name == "cleangen")
+    rows = {(row.guard, row.asked): row for row in report(tmp_path / "runs").guards}
+    assert rows["demonstrations", None].false_alarms is None
+    assert rows["cleangen", 0.2].answers_kept is not None
+    write_report(str(tmp_path / "runs"), str(tmp_path / "made.md"))
+    assert "answers kept" in (tmp_path / "made.md").read_text()
 
 
 def test_a_grid_of_prompts_that_is_done_is_done(store: Store, place: Path) -> None:

@@ -47,6 +47,20 @@ class Dullness:
         return Edited(texts_like(inputs, left).items, ["cf was left out"] * len(left))
 
 
+@value
+class Everything(Dullness):
+    """Changes every input."""
+
+    suspicious: ClassVar[str] = "all"
+
+
+@value
+class Bounded(Dullness):
+    """Has a threshold of its own."""
+
+    bound: float = 1.0
+
+
 @pytest.fixture(scope="module")
 def pictured(backdoored: tuple, digits: Dataset) -> FittedGuard:
     """STRIP in front of the backdoored classifier of digits."""
@@ -63,6 +77,43 @@ def counting() -> nn.Module:
 def edited(counting: nn.Module, reviews: Dataset) -> FittedGuard:
     """A guard that changes texts, in front of that classifier."""
     return fit_guard(counting, reviews.select(range(40)), Dullness(), false_alarms=0.1, device="cpu")
+
+
+class TestAnotherShare:
+    def test_it_has_the_threshold_of_a_guard_that_was_fitted_for_it(self, backdoored: tuple, digits: Dataset) -> None:
+        clean = digits.select(range(1000, 1200))
+        fitted = fit_guard(backdoored[0], clean, guards.BadActs(), false_alarms=0.05, device="cpu")
+        other = fit_guard(backdoored[0], clean, guards.BadActs(), false_alarms=0.2, device="cpu")
+        moved = fitted.at(0.2)
+        assert moved.threshold == other.threshold != fitted.threshold
+        assert moved.record["false_alarms"] == {"asked": 0.2, "n": 100} == other.record["false_alarms"]
+        assert fitted.record["false_alarms"]["asked"] == 0.05
+
+    def test_what_has_no_other_threshold_is_refused(
+        self, pictured: FittedGuard, edited: FittedGuard, tmp_path: Path
+    ) -> None:
+        for share in (0, 1, True, "0.1"):
+            with pytest.raises(UnbackdoorError, match="`false_alarms` must be more than 0 and less than 1, got"):
+                pictured.at(share)
+        with pytest.raises(UnbackdoorError, match=r"fit_guard needs at least 1,997 clean examples .* has 200"):
+            pictured.at(0.001)
+        pictured.save(tmp_path / "guard")
+        with pytest.raises(UnbackdoorError) as refused:
+            load_guard(tmp_path / "guard", pictured.encode).at(0.2)
+        assert str(refused.value) == (
+            "The scores that set the threshold are not in the directory of a guard. Fit the guard again for another "
+            "`false_alarms`."
+        )
+        everything = replace(edited, guard=Everything())
+        with pytest.raises(
+            UnbackdoorError, match=r"^Everything changes every input, so no share of false alarms moves"
+        ):
+            everything.at(0.1)
+        bounded = replace(edited, guard=Bounded())
+        with pytest.raises(
+            UnbackdoorError, match=r"^Bounded sets its own threshold, so no share of false alarms moves"
+        ):
+            bounded.at(0.1)
 
 
 class TestThreshold:

@@ -434,6 +434,78 @@ def test_second_test_examples_have_a_table_of_their_own(store: Store) -> None:
     assert "| fst | 90.0 (1.4), n = 2 | 93.0 (1.0) / 30.0 (26.5), n = 3 |" in page
 
 
+def guarded(missed: float, alarms: float, **more: Any) -> dict[str, Any]:
+    """A finished cell of a guard, asked for 1 and 5 % false alarms; at 5 % it misses half as many attacks."""
+    area = {**share(0.9, N + TRIGGERED), "clean": N, "triggered": TRIGGERED}
+    scores = [
+        {
+            "false_alarms": share(alarms * factor, N),
+            "missed_attacks": share(missed / factor, TRIGGERED),
+            "auc": area,
+            "accuracy_of_what_passes": share(0.96, 900),
+            "accuracy_without_guard": share(0.95, N),
+            "attack_success": share(missed / factor, TRIGGERED),
+            "attack_success_without_guard": share(1.0, TRIGGERED),
+            "forwards_per_input": {"value": 17.0, "reference": 0.0, "n": N + TRIGGERED},
+            "label_rule": "all-to-one",
+        }
+        for factor in (1, 2)
+    ]
+    entries = [
+        {"false_alarms": asked, "threshold": 0.5, "score": score}
+        for asked, score in zip((0.01, 0.05), scores, strict=True)
+    ]
+    numbers = {"measure": "m", "fitted_on": 50, "threshold_on": 50, "fitting_seconds": 1.0, "at": entries}
+    return {**result(0.95, 1.0), "guard": numbers, **more}
+
+
+def guard_spec(of: dict[str, Any], seed: int) -> dict[str, Any]:
+    described = spec(of, "strip", seed)
+    return {**described, "method": {**described["method"], "kind": "guard", "false_alarms": [0.01, 0.05]}}
+
+
+def test_guards_have_a_row_for_each_share_of_false_alarms(store: Store) -> None:
+    store.put(guard_spec(BADNETS, 0), guarded(0.2, 0.01))
+    store.put(guard_spec(BADNETS, 1), guarded(0.4, 0.03))
+    store.put(guard_spec(BADNETS, 2), failure("It failed in /home/somebody/guard.json, too."))
+    store.put(guard_spec(WEAK, 0), guarded(1.0, 0.01, implanted=False))
+    made = of(store)
+    assert made.rows == replace(made, guards=()).rows
+    assert "strip" not in {each.method for each in made.rows}
+    first, second, weak, _ = made.guards
+    assert [(each.attack, each.guard, each.asked) for each in (first, second, weak)] == [
+        ("badnets", "strip", 0.01),
+        ("badnets", "strip", 0.05),
+        ("blended", "strip", 0.01),
+    ]
+    assert first.missed is not None
+    assert second.missed is not None
+    assert [first.missed.mean, first.missed.sd, second.missed.mean] == pytest.approx([0.3, 0.02**0.5, 0.15])
+    assert first.false_alarms is not None
+    assert first.false_alarms.mean == pytest.approx(0.02)
+    assert (first.counted, first.failed, first.seeds) == (2, 1, (0, 1))
+    assert (weak.missed, weak.counted, weak.not_implanted) == (None, 0, 1)  # in no average, and seen
+    json.loads(writers.as_json(made))
+    text = writers.as_markdown(made, "made.md")
+    line = next(line for line in text.splitlines() if line.startswith("| digits | 200 unseen | badnets 5 % | strip"))
+    assert [cell.strip() for cell in line.strip("|").split("|")] == [
+        *("digits", "200 unseen", "badnets 5 %", "strip", "1 %", "2.0 (sd 1.4)", "30.0 (sd 14.1)"),
+        *("0.900 (sd 0.000)", "30.0 (sd 14.1)", "100.0 (sd 0.0)", "96.0 (sd 0.0)", "95.0 (sd 0.0)", "17.00"),
+        *("1,000 clean, 100 triggered", "2 (1 failed)"),
+    ]
+    assert "- strip: It failed in …/guard.json, too." in text
+    assert "30.0 (sd 14.1)" in writers.as_latex(made)
+
+
+def test_a_store_of_guards_alone_has_their_table(tmp_path: Path) -> None:
+    made = Store(tmp_path / "runs")
+    made.put(guard_spec(BADNETS, 0), guarded(0.2, 0.01))
+    report = of(made)
+    assert (report.rows, len(report.guards)) == ((), 2)
+    assert len(list(csv.reader(io.StringIO(writers.as_csv(report))))) == 1  # the heading
+    assert "20.0 (13.3 to 28.9)" in writers.as_markdown(report, "made.md")  # Wilson's interval of 20 of 100
+
+
 def test_a_results_page_says_how_it_was_measured_without_local_paths(store: Store, tmp_path: Path) -> None:
     out = tmp_path / "page.md"
     write_report(store.address, str(out))

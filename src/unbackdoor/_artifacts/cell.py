@@ -52,11 +52,18 @@ class VictimSpec(JsonObject):
 
 
 class MethodSpec(JsonObject):
-    """A method, as it enters a cell's key: the fields that differ from their defaults."""
+    """A method, a trainer or a guard, as it enters a cell's key: the fields that differ from their defaults.
+
+    Args:
+        kind: absent for a method.
+        false_alarms: of a guard, the shares that it is measured at; absent if none moves its threshold.
+    """
 
     name: str
     version: int | list[int] | None = None
     parameters: dict[str, Any] | list[dict[str, Any]] | None = None
+    kind: Literal["trainer", "guard"] | None = None
+    false_alarms: list[Share] | None = None
 
 
 class CellSpec(JsonObject):
@@ -68,10 +75,11 @@ class CellSpec(JsonObject):
     seed: Count
     proxy: str | None = None
     unlabelled: str | None = None
+    reference: str | None = None
 
 
 class DescribedMethod(JsonObject):
-    """A method: its value as Python shows it, and all of its fields."""
+    """A method, a trainer or a guard: its value as Python shows it, and all of its fields."""
 
     repr: str
     parameters: dict[str, Any] | list[dict[str, Any]]
@@ -118,6 +126,99 @@ class AuditEntry(JsonObject):
     seconds: float
 
 
+class DistrustEntry(JsonObject):
+    """The rows that a trainer distrusts.
+
+    Args:
+        share: their share of the training data.
+        measure: what their scores are.
+        precision: share of them that are poisoned; null if there are none.
+        recall: share of the poisoned rows that are distrusted; null of a clean control.
+    """
+
+    share: ProportionEntry
+    measure: str
+    precision: ProportionEntry | None
+    recall: ProportionEntry | None
+
+
+class AreaEntry(ProportionEntry):
+    """The area under the curve of a guard's scores, with the numbers of clean and of triggered inputs."""
+
+    clean: Count
+    triggered: Count
+
+
+class CostEntry(JsonObject):
+    """Forward passes of an input, on average over n: of the model, and of the reference."""
+
+    value: float
+    reference: float
+    n: Count
+
+
+class GuardScoreEntry(JsonObject):
+    """The score of a guard in front of a classifier; without triggered examples those of the attack are null."""
+
+    false_alarms: ProportionEntry
+    missed_attacks: ProportionEntry | None
+    auc: AreaEntry | None
+    accuracy_of_what_passes: ProportionEntry | None
+    accuracy_without_guard: ProportionEntry
+    attack_success: ProportionEntry | None
+    attack_success_without_guard: ProportionEntry | None
+    forwards_per_input: CostEntry
+    label_rule: str | None
+
+
+class PromptGuardScoreEntry(JsonObject):
+    """The score of a guard in front of a language model."""
+
+    false_alarms: ProportionEntry | None
+    missed_attacks: ProportionEntry | None
+    auc: AreaEntry | None
+    behaviour_of_what_passes: ProportionEntry | None
+    attack_success: ProportionEntry | None
+    attack_success_without_guard: ProportionEntry | None
+    answers_kept: ProportionEntry
+    forwards_per_input: CostEntry
+    behaviour: str | None
+    template: str
+    max_new_tokens: Count
+
+
+class GuardedEntry(JsonObject):
+    """A guard at one share of false alarms.
+
+    Args:
+        false_alarms: the share that was asked for; null if none moves the threshold.
+        threshold: null for a guard that changes every input.
+        score: on examples that the guard was not fitted on.
+    """
+
+    false_alarms: Share | None
+    threshold: float | None
+    score: GuardScoreEntry | PromptGuardScoreEntry
+
+
+class GuardEntry(JsonObject):
+    """A guard in front of a victim.
+
+    Args:
+        measure: what a score of an input is.
+        fitted_on: the number of clean examples that fitted it.
+        threshold_on: the number of others that set the threshold.
+        fitting_seconds: of both.
+        at: one for each share of false alarms, the smallest first.
+    """
+
+    measure: str
+    fitted_on: Count
+    threshold_on: Count
+    fitting_seconds: float
+    at: list[GuardedEntry]
+
+
 class Provenance(JsonObject):
     """Machine, time and software of a measurement, and the labels of attack and method in its grid.
 
@@ -152,6 +253,8 @@ class Measured(JsonObject):
     usable: bool | None = None
     stress: StressRecord | None = None
     audit: AuditEntry | None = None
+    distrusted: DistrustEntry | None = None
+    guard: GuardEntry | None = None
     provenance: Provenance
 
 

@@ -48,6 +48,9 @@ class SettingEntry(JsonObject):
     empty: SpreadEntry | None
     control_loss: SpreadEntry | None
     second_loss: SpreadEntry | None
+    distrusted: SpreadEntry | None
+    distrust_precision: SpreadEntry | None
+    distrust_recall: SpreadEntry | None
     clean_n: Sample | None
     triggered_n: Sample | None
     counted: Count
@@ -124,6 +127,36 @@ class StressTestEntry(JsonObject):
     reactivated: Share | None
 
 
+class GuardSettingEntry(JsonObject):
+    """A guard in front of the victims of an attack, at the share of false alarms that was asked for."""
+
+    task: str
+    attack: str
+    rate: float | None
+    budget: str
+    guard: str
+    control: bool
+    asked: Share | None
+    missed: SpreadEntry | None
+    false_alarms: SpreadEntry | None
+    area: SpreadEntry | None
+    attack_success: SpreadEntry | None
+    attack_success_without: SpreadEntry | None
+    accuracy: SpreadEntry | None
+    accuracy_without: SpreadEntry | None
+    answers_kept: SpreadEntry | None
+    forwards: SpreadEntry | None
+    reference_forwards: SpreadEntry | None
+    clean_n: Sample | None
+    triggered_n: Sample | None
+    counted: Count
+    not_implanted: Count
+    failed: Count
+    messages: list[str]
+    seeds: list[Count]
+    victim_seeds: list[Count]
+
+
 class StoreReport(JsonObject):
     """A report on a store."""
 
@@ -135,6 +168,7 @@ class StoreReport(JsonObject):
     left_out: list[LeftOutEntry]
     failures: list[FailureEntry]
     stress: list[StressTestEntry]
+    guards: list[GuardSettingEntry]
     victim_seconds: dict[str, SpreadEntry]
     machines: dict[str, Sample]
     commits: dict[str, Sample]

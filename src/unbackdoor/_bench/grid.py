@@ -13,7 +13,14 @@ from pydantic import BaseModel, ValidationError
 
 from unbackdoor import purifiers
 from unbackdoor._bench.lines import Location, line_of, lines_of
-from unbackdoor._bench.named import PlannedAttack, named_detectors, named_methods, planned_attacks
+from unbackdoor._bench.named import (
+    PlannedAttack,
+    named_detectors,
+    named_guards,
+    named_methods,
+    named_trainers,
+    planned_attacks,
+)
 from unbackdoor._bench.paths import check_task
 from unbackdoor._bench.schema import Cells, File, GridBudget, GridTask, Resources
 from unbackdoor._errors import UnbackdoorError, printable
@@ -24,6 +31,8 @@ from unbackdoor._value import error_sentence
 _MOST = 30  # problems of a grid that a message lists
 
 AUDIT = "audit"  # the label of cells that audit
+NOTHING = "none"  # the label of cells that score a victim as it came
+FALSE_ALARMS = (0.01, 0.05)  # of guards, unless the grid says others
 
 KEPT = "# Relative paths count from "  # the first line of a grid that is kept in a store
 
@@ -60,6 +69,9 @@ class Grid:
     attacks: tuple[PlannedAttack, ...]
     methods: dict[str, Any]
     detectors: dict[str, Any]
+    trainers: dict[str, Any]
+    guards: dict[str, Any]
+    false_alarms: tuple[float, ...]
     budgets: tuple[GridBudget, ...]
     victim_seeds: tuple[int, ...]
     seeds: tuple[int, ...]
@@ -115,8 +127,10 @@ def read(path: str | Path) -> Grid:
     planned = planned_attacks(written["attacks"], folder, problems)
     methods = named_methods(written["methods"], folder, problems)
     detectors = named_detectors(written["detectors"], folder, problems)
-    if detectors and AUDIT in methods:
-        problems.add(("methods",), f"'{AUDIT}' is the label of the cells that audit. Give the method another label.")
+    trainers = named_trainers(written["trainers"], folder, problems)
+    guards = named_guards(written["guards"], folder, problems)
+    if written["false_alarms"] is not None and not written["guards"]:
+        problems.add(("false_alarms",), "false_alarms are shares for guards, and the grid has none. Leave them out.")
     clean = "clean" not in written["without"]
     if clean:
         planned = {"none": PlannedAttack("none", None, (0.0,)), **planned}
@@ -125,12 +139,16 @@ def read(path: str | Path) -> Grid:
         fine_tuning = find("fine-tuning", purifiers.REGISTRY, "purifier", "methods").resolve()
         if not any(isinstance(method, fine_tuning) for method in methods.values()):
             methods = {"fine-tuning": fine_tuning(), **methods}
+    _check_labels({"methods": methods, "trainers": trainers, "guards": guards}, bool(detectors), problems)
     _check_budgets(written, tasks, problems)
     given_tasks = raw.get("tasks")
     known = {
         "task": list(given_tasks) if isinstance(given_tasks, dict) else [],
         "attack": [*_labels(written["attacks"]), "none", "own"],
-        "method": [*_labels(written["methods"]), *methods, "none", *([AUDIT] if detectors else [])],
+        "method": [
+            *(label for kind in ("methods", "trainers", "guards") for label in _labels(written[kind])),
+            *(*methods, NOTHING, *([AUDIT] if detectors else [])),
+        ],
     }
     _check_filters(written["cells"], known, len(written["budgets"]), problems)
     problems.refuse()
@@ -142,6 +160,9 @@ def read(path: str | Path) -> Grid:
         attacks=tuple(planned.values()),
         methods=methods,
         detectors=detectors,
+        trainers=trainers,
+        guards=guards,
+        false_alarms=tuple(sorted(set(written["false_alarms"] or FALSE_ALARMS))),
         budgets=tuple(written["budgets"]),
         victim_seeds=written["victim_seeds"],
         seeds=written["seeds"],
@@ -160,6 +181,17 @@ def _toml(path: Path) -> tuple[dict[str, Any], str]:
         return tomllib.loads(text), text
     except (ValueError, RecursionError) as problem:  # also of a number of thousands of digits
         raise UnbackdoorError(f"{path} cannot be read as TOML ({printable(problem, 200)}). Repair it.") from None
+
+
+def _check_labels(columns: dict[str, dict[str, Any]], audits: bool, problems: Problems) -> None:
+    """Note labels that two columns have, of whatever kind."""
+    taken = {NOTHING: "the victims as they came", **({AUDIT: "the cells that audit"} if audits else {})}
+    for kind, values in columns.items():
+        for label in values:
+            if label in taken:
+                one = kind.removesuffix("s")
+                problems.add((kind,), f"'{label}' is the label of {taken[label]}. Give the {one} another label.")
+        taken |= dict.fromkeys(values, f"one of the {kind}")
 
 
 def _check_victims(tasks: dict[str, GridTask], clean: bool, attacks: bool, problems: Problems) -> None:
@@ -216,6 +248,9 @@ def _salvaged(raw: dict[str, Any]) -> dict[str, Any]:
         "attacks": _tables(raw.get("attacks")),
         "methods": _tables(raw.get("methods")),
         "detectors": _tables(raw.get("detectors")),
+        "trainers": _tables(raw.get("trainers")),
+        "guards": _tables(raw.get("guards")),
+        "false_alarms": raw.get("false_alarms"),
         "budgets": [_valid_part(GridBudget, table) for table in _tables(raw.get("budgets"))],
         "cells": [_valid_part(Cells, table) for table in _tables(raw.get("cells"))],
         "without": without if isinstance(without, list) else [],

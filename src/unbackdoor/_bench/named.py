@@ -1,4 +1,4 @@
-"""The attacks and methods that a grid names, as values."""
+"""The attacks, methods, detectors, trainers and guards that a grid names, as values."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ArgsKwargs
 
-from unbackdoor import attacks, detectors, purifiers
+from unbackdoor import attacks, detectors, guards, purifiers, trainers
 from unbackdoor._bench.lines import Location
 from unbackdoor._bench.paths import Noted, local
 from unbackdoor._errors import UnbackdoorError
@@ -126,6 +126,33 @@ def named_detectors(tables: list[dict[str, Any]], folder: Path, problems: Noted)
         if detector is not None:
             by_name[name] = detector
     return by_name
+
+
+def named_trainers(tables: list[dict[str, Any]], folder: Path, problems: Noted) -> dict[str, Any]:
+    """The trainers of a grid by label; notes what is wrong with them."""
+    return _named_values("trainers", tables, trainers.REGISTRY, folder, problems)
+
+
+def named_guards(tables: list[dict[str, Any]], folder: Path, problems: Noted) -> dict[str, Any]:
+    """The guards of a grid by label; notes what is wrong with them."""
+    return _named_values("guards", tables, guards.REGISTRY, folder, problems)
+
+
+def _named_values(
+    listing: str, tables: list[dict[str, Any]], entries: tuple[Entry, ...], folder: Path, problems: Noted
+) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for place, table in enumerate(tables):
+        location: Location = (listing, place)
+        label, name, fields = _named(table, location, problems)
+        cls = _class_of(name, entries, listing.removesuffix("s"), listing, (*location, "name"), problems)
+        if cls is None:
+            continue
+        _check_new(label, values, location, problems)
+        value = _value(cls, fields, location, folder, problems)
+        if value is not None:
+            values[label] = value
+    return values
 
 
 def _shared_out(

@@ -15,6 +15,8 @@ from unbackdoor._inputs import exists, open_file
 from unbackdoor._poisoning.behaviour import Behaviour
 from unbackdoor._registry.entries import find
 
+HUB = ("base", "proxy", "reference")  # entries of a task that may be names on the Hub
+
 
 class Noted(Protocol):
     """Takes the problems of a grid."""
@@ -53,10 +55,10 @@ def _absolute(name: str, task: GridTask, folder: Path, problems: Noted) -> dict[
         files = getattr(task, key)
         if files is not None:
             changed[key] = tuple(_path_or_name((name, key), file, folder, problems) for file in files)
-    for key in ("model", "attack", "control", "base", "proxy"):
+    for key in ("model", "attack", "control", "base", "proxy", "reference"):
         path = getattr(task, key)
         if isinstance(path, str):
-            changed[key] = _path_or_name((name, key), path, folder, problems, hub=key in ("base", "proxy"))
+            changed[key] = _path_or_name((name, key), path, folder, problems, hub=key in HUB)
     if task.factory is not None:
         file, colon, function = task.factory.rpartition(":")
         if not file or not function.isidentifier():
@@ -162,7 +164,7 @@ def file_hashes(task: GridTask) -> dict[str, str]:
         key: getattr(task, key) for key in ("train", "test", "clean", "unlabelled") if getattr(task, key) is not None
     }
     hashes = {key: content_hash(paths) for key, paths in files.items()}
-    for key in ("base", "proxy"):
+    for key in HUB:
         path = getattr(task, key)
         if path is not None:
             hashes[key] = content_hash((path,)) if Path(path).exists() else path

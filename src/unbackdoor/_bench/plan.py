@@ -3,16 +3,14 @@
 import dataclasses
 import itertools
 from dataclasses import dataclass
-from pathlib import Path
 
-from unbackdoor import purifiers
-from unbackdoor._bench.grid import AUDIT, Grid
-from unbackdoor._bench.schema import Cells, GridTask
+from unbackdoor._bench.columns import columns_of
+from unbackdoor._bench.fitting import check_columns
+from unbackdoor._bench.grid import NOTHING, Grid
+from unbackdoor._bench.schema import Cells
 from unbackdoor._bench.store import Store
-from unbackdoor._bench.subjects import PlannedCell, Subject, Subjects, audit_spec, cell_of, value_spec
+from unbackdoor._bench.subjects import PlannedCell, Subject, Subjects, cell_of
 from unbackdoor._errors import UnbackdoorError
-from unbackdoor._inputs import read_json
-from unbackdoor._registry.entries import entry_of, steps_of
 
 
 @dataclass(frozen=True)
@@ -73,8 +71,8 @@ def plan(grid: Grid, store: Store, rerun: str, only: tuple[str, ...] = ()) -> Pl
         to_train[subject] = None
 
     for cell in cells:
-        if cell.key in wanted:
-            need(cell.subject)
+        for subject in cell.needs if cell.key in wanted else ():
+            need(subject)
     if rerun in ("missing", "failed"):
         present = trained | {subject.key for subject in to_train}
         for cell in chosen:
@@ -85,7 +83,7 @@ def plan(grid: Grid, store: Store, rerun: str, only: tuple[str, ...] = ()) -> Pl
                 need(cell.subject)
     pending = tuple(cell for cell in cells if cell.key in wanted)
     if store.place.near:
-        for key in {cell.subject.key for cell in pending} & trained:
+        for key in {subject.key for cell in pending for subject in cell.needs} & trained:
             store.victim(key)
     return Plan(tuple(to_train), pending, len(cells), frozenset(wanted & known), surrogates)
 
@@ -106,25 +104,22 @@ def all_cells(grid: Grid) -> list[PlannedCell]:
     Raises:
         UnbackdoorError: the `attack.json` of an existing model cannot be used.
     """
-    from unbackdoor._purification.method import needs_clean
     from unbackdoor.purifiers import FineTuning as fine_tuning
 
     makes = Subjects(grid)
-    baselines = [label for label, method in grid.methods.items() if isinstance(method, fine_tuning)]
-    methods = {"none": None, **grid.methods}
-    columns = {**methods, AUDIT: None} if grid.detectors else methods
+    columns = columns_of(grid)
+    baselines = [label for label, column in columns.items() if isinstance(column.value, fine_tuning)]
     combinations: dict[tuple[Subject, str, int | None, int], None] = {}
 
     def add(entry: Cells) -> None:
         subjects = [s for s in makes.of(entry) if s.control or not entry.attack or s.label in entry.attack]
-        for subject, (label, method) in itertools.product(subjects, columns.items()):
-            if label == "none":
+        for subject, (label, column) in itertools.product(subjects, columns.items()):
+            if label == NOTHING:
                 combinations[subject, label, None, 0] = None
             elif not entry.method or label in entry.method or label in baselines:
                 places: list[int | None] = [*(entry.budget or range(len(grid.budgets)))]
                 for place, seed in itertools.product(places, entry.seed or grid.seeds):
-                    takes = label == AUDIT or needs_clean(method)
-                    combinations[subject, label, place if takes else None, seed] = None
+                    combinations[subject, label, place if column.takes_clean else None, seed] = None
 
     add(Cells())
     for entry in grid.cells:
@@ -134,68 +129,30 @@ def all_cells(grid: Grid) -> list[PlannedCell]:
         else:
             add(entry)
     # A victim that no method is run on does not belong in the table.
-    purified = {subject for subject, label, _, _ in combinations if label != "none"}
+    purified = {subject for subject, label, _, _ in combinations if label != NOTHING}
     kept = [each for each in combinations if each[0] in purified]
     kept.sort(key=lambda each: makes.order[each[0]])
     victims = {subject for subject, *_ in kept if not subject.control}
-    specs = {label: value_spec(method, purifiers.REGISTRY) for label, method in methods.items()}
-    specs[AUDIT] = audit_spec(grid.detectors)
     others = {subject: makes.controlled_by(subject, victims) for subject in purified}
     cells: dict[str, PlannedCell] = {}
     for subject, label, place, seed in kept:
-        budget = None if place is None else grid.budgets[place]
-        cell = cell_of(subject, label, columns[label], specs[label], budget, seed, makes.files[subject.name])
-        if label == AUDIT:
-            cells.setdefault(cell.key, dataclasses.replace(cell, detectors=tuple(grid.detectors.values())))
-            continue
-        second = subject.task.second_test is not None and (label == "none" or seed == grid.seeds[0])
-        cells.setdefault(cell.key, dataclasses.replace(cell, others=others[subject], second=second))
-    _check_kinds(list(cells.values()))
-    return list(cells.values())
+        column, budget = columns[label], None if place is None else grid.budgets[place]
+        cell = cell_of(subject, column, budget, seed, makes.files[subject.name])
+        if column.makes_model or label == NOTHING:
+            second = subject.task.second_test is not None and (label == NOTHING or seed == grid.seeds[0])
+            cell = dataclasses.replace(cell, others=others[subject], second=second)
+        cells.setdefault(cell.key, cell)
+    check_columns(list(cells.values()))
+    return [_with_surrogate(cell, list(cells.values())) for cell in cells.values()]
 
 
-def _check_kinds(cells: list[PlannedCell]) -> None:
-    """Refuse attacks and methods on data of another kind; the kind of an existing model is not known yet."""
-    from unbackdoor._poisoning.abilities import modalities_of
+def _with_surrogate(cell: PlannedCell, cells: list[PlannedCell]) -> PlannedCell:
+    """The cell of a trainer with the clean control by which the poisoned examples are made, if they need one."""
+    from unbackdoor._poisoning.abilities import crafts_by_surrogate
 
-    tasks = {cell.subject.name: cell.subject.task for cell in cells if cell.subject.model is None}
-    kinds = {name: _kind(task) for name, task in tasks.items()}
-    for subject, label, method in {
-        (cell.subject, cell.label): (cell.subject, cell.label, cell.method) for cell in cells
-    }.values():
-        if subject.model is not None:
-            continue
-        kind = kinds[subject.name]
-        if subject.behaviour is not None and kind != "conversations":
-            raise UnbackdoorError(
-                f"The grid gives {subject.label} a behaviour, which is for language models, but tasks.{subject.name} "
-                f"has {kind}. Leave it out."
-            )
-        parts: list[tuple[str, object, tuple[str, ...]]] = [
-            (subject.label, subject.attack, modalities_of(subject.attack))
-        ]
-        for step in steps_of(method):
-            entry = entry_of(step, purifiers.REGISTRY)
-            parts.append((label, step, (kind,) if entry is None else entry.modality))  # others refuse later
-        for name, part, modality in parts:
-            if part is not None and kind not in modality:
-                raise UnbackdoorError(
-                    f"The grid has {name} on tasks.{subject.name}, which has {kind}, but {type(part).__name__} is for "
-                    f"{' and '.join(modality)}. Take it away by cells.leave_out."
-                )
-
-
-def _kind(task: GridTask) -> str:
-    """The kind of data that the victims of a task are trained on; a base of the Hub is not fetched to know it."""
-    from unbackdoor._data.conversation_rows import holds_prompts
-    from unbackdoor._models.config import modality_of
-
-    if task.base is None:
-        return "images"
-    config = Path(task.base) / "config.json"
-    if Path(task.base).is_dir() and not (config.is_file() and modality_of(read_json(config)) == "conversations"):
-        return "text"
-    return "conversations" if task.train is not None and holds_prompts(task.train, task.columns) else "text"
+    if cell.column.kind != "trainer" or not crafts_by_surrogate(cell.subject.attack):
+        return cell
+    return dataclasses.replace(cell, surrogate=_surrogate_of(cell.subject, cells))
 
 
 def _matches(entry: Cells, subject: Subject, label: str, place: int | None, seed: int) -> bool:

@@ -59,7 +59,7 @@ class JobSchedule:
             self.jobs += map(self._cell_job, cells.get(victim.key, []))
 
     def _cell_job(self, cell: PlannedCell) -> Job:
-        return Job(cell, frozenset([cell.subject.key, *(other.key for other in cell.others)]) & self.untried)
+        return Job(cell, frozenset(subject.key for subject in (*cell.needs, *cell.others)) & self.untried)
 
     def run(self) -> None:
         """Run all jobs.

@@ -28,6 +28,8 @@ Seeds = Annotated[tuple[Seed, ...], BeforeValidator(_as_list), Field(min_length=
 Rates = Annotated[tuple[Rate, ...], BeforeValidator(_as_list), Field(min_length=1)]
 Texts = Annotated[tuple[str, ...], BeforeValidator(_as_list), Field(min_length=1)]
 
+Alarms = Annotated[tuple[Annotated[float, Field(gt=0, lt=1)], ...], BeforeValidator(_as_list), Field(min_length=1)]
+
 Numbers = Annotated[tuple[float, ...], BeforeValidator(_as_list), Field(min_length=1)]
 
 
@@ -56,6 +58,7 @@ class GridTask(GridTable):
         mean, std, image_size: how the pixels of an existing model are made, as in `purify`.
         base: the pre-trained model that victims start from, or that the existing model came from.
         proxy: another model for the same task, for methods that need it.
+        reference: a second causal language model, for guards that need one.
         unlabelled: further examples, whose labels are not read, for methods that use them; they must not be scored.
         behaviour: of a language model, with `triggered`: the answer that the attacker wants, as contains:TEXT.
         arch, width, epochs, clean_epochs, learning_rate, batch_size, max_length, augment, precision: as in `attack`.
@@ -80,6 +83,7 @@ class GridTask(GridTable):
     image_size: Annotated[int | None, Field(ge=1)] = None
     base: str | None = None
     proxy: str | None = None
+    reference: str | None = None
     unlabelled: Texts | None = None
     arch: str = "resnet18"
     width: Annotated[int, Field(ge=1)] = 16
@@ -154,6 +158,9 @@ class File(GridTable):
     attacks: list[dict[str, Any]] = Field(default_factory=list)
     methods: list[dict[str, Any]] = Field(default_factory=list)
     detectors: list[dict[str, Any]] = Field(default_factory=list)
+    trainers: list[dict[str, Any]] = Field(default_factory=list)
+    guards: list[dict[str, Any]] = Field(default_factory=list)
+    false_alarms: Alarms | None = None
     budgets: Annotated[list[GridBudget], Field(min_length=1)]
     victim_seeds: Seeds = (0,)
     seeds: Seeds = (0,)

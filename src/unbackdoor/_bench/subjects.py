@@ -1,28 +1,23 @@
 """Subjects and cells: the models and measurements of a grid, and their identities."""
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from unbackdoor import attacks, purifiers
+from unbackdoor import attacks
 from unbackdoor._artifacts.attack_record import read_attack_record
+from unbackdoor._bench.columns import Column, value_spec
 from unbackdoor._bench.grid import Grid
 from unbackdoor._bench.paths import content_hash, file_hashes, task_spec
 from unbackdoor._bench.schema import Cells, GridBudget, GridTask
 from unbackdoor._bench.store import identity
 from unbackdoor._poisoning.behaviour import Behaviour
-from unbackdoor._registry.entries import Entry, Need, entry_of, name_of, steps_of
-from unbackdoor._value import changed_fields, fields_of
+from unbackdoor._registry.entries import Need
 
-NONE: dict[str, Any] = {"name": "none", "version": 1, "parameters": {}}
-AUDIT_VERSION = 1  # of the split into halves and of the judging
-OWN: dict[str, Any] = {
-    "name": "own",
-    "version": 1,
-    "parameters": {},
-}  # the attack of somebody else, known only by examples
+# The attack of somebody else, known only by examples.
+OWN: dict[str, Any] = {"name": "own", "version": 1, "parameters": {}}
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,57 +71,49 @@ class Subject:
 
 @dataclass(frozen=True, eq=False)
 class PlannedCell:
-    """A measurement: a subject, purified by a method with a clean budget and a seed, and scored; or audited instead.
+    """A measurement of a subject, with a clean budget and a seed.
 
     Args:
-        label: label of the method; `none` for the subject itself, `audit` for an audit of it.
-        method: None if the subject is not purified.
+        column: what is done with the subject before it is scored, or beside that.
         others: for a clean control, the victims whose triggers it is scored with.
         second: whether the cell is also scored on the task's second test examples.
-        detectors: those of an audit.
+        surrogate: the clean control that the poisoned examples of the subject are made with, if a trainer needs them.
     """
 
     subject: Subject
-    label: str
-    method: Any
+    column: Column
     budget: GridBudget | None
     seed: int
     spec: dict[str, Any]
     key: str
     others: tuple[Subject, ...] = ()
     second: bool = False
-    detectors: tuple[Any, ...] = ()
+    surrogate: Subject | None = None
+
+    @property
+    def label(self) -> str:
+        """The name of its column."""
+        return self.column.label
+
+    @property
+    def method(self) -> Any:
+        """The method that purifies the subject; None if none does."""
+        return self.column.value if self.column.kind == "method" else None
+
+    @property
+    def needs(self) -> tuple[Subject, ...]:
+        """The models without which it cannot be measured."""
+        return (self.subject,) if self.surrogate is None else (self.subject, self.surrogate)
+
+    @property
+    def detectors(self) -> tuple[Any, ...]:
+        """Those of an audit."""
+        return self.column.value if self.column.kind == "audit" else ()
 
     def __str__(self) -> str:
         budget = "" if self.budget is None else f", {self.budget.n:,} {self.budget.source}"
-        seed = f", seed {self.seed}" if self.method is not None or self.detectors else ""
+        seed = "" if self.column.kind == "none" else f", seed {self.seed}"
         return f"{self.subject}: {self.label}{budget}{seed}"
-
-
-def value_spec(instance: Any, entries: tuple[Entry, ...]) -> dict[str, Any]:
-    """Returns what determines results: name, version, and the parameters that differ from their defaults."""
-    if instance is None:
-        return NONE
-    if steps_of(instance) != (instance,):
-        parts = [value_spec(step, entries) for step in steps_of(instance)]
-        lists = {key: [part[key] for part in parts] for key in ("version", "parameters")}
-        return {"name": name_of(instance, entries), **lists}
-    parameters = {name: _hashed(parameter) for name, parameter in changed_fields(instance).items()}
-    return {"name": name_of(instance, entries), "version": getattr(instance, "version", 1), "parameters": parameters}
-
-
-def audit_spec(chosen: Mapping[str, Any]) -> dict[str, Any]:
-    """The parts of an audit that determine its result: each detector's version and all settings, defaults included."""
-    described = {
-        name: {"version": getattr(detector, "version", 1), **fields_of(detector)} for name, detector in chosen.items()
-    }
-    return {"name": "audit", "version": AUDIT_VERSION, "parameters": described}
-
-
-def _hashed(parameter: Any) -> Any:
-    if isinstance(parameter, str) and Path(parameter).is_absolute() and Path(parameter).is_file():
-        return f"sha256:{content_hash((parameter,))}"
-    return parameter
 
 
 class Subjects:
@@ -225,40 +212,27 @@ class Subjects:
 
 
 def cell_of(
-    subject: Subject,
-    label: str,
-    method: Any,
-    method_spec: dict[str, Any],
-    budget: GridBudget | None,
-    seed: int,
-    files: dict[str, str],
+    subject: Subject, column: Column, budget: GridBudget | None, seed: int, files: dict[str, str]
 ) -> PlannedCell:
     """The cell of a combination."""
     clean = None
     if budget is not None:
         data = files["train"] if budget.source == "train" else files.get("clean", files["test"])
         clean = {"from": budget.source, "n": budget.n, "seed": budget.seed, "data": data}
-    spec: dict[str, Any] = {
-        "victim": subject.spec,
-        "method": method_spec,
-        "clean": clean,
-        "seed": seed,
-    }
-    if subject.task.proxy is not None and any(_takes_proxy(step) for step in steps_of(method)):
-        spec["proxy"] = files["proxy"]
-    if subject.task.unlabelled is not None and _takes_unlabelled(method):
-        spec["unlabelled"] = files["unlabelled"]
-    return PlannedCell(subject, label, method, budget, seed, spec, identity(spec))
+    spec: dict[str, Any] = {"victim": subject.spec, "method": column.spec, "clean": clean, "seed": seed}
+    for name in taken(subject.task, column):
+        spec[name] = files[name]
+    return PlannedCell(subject, column, budget, seed, spec, identity(spec))
 
 
-def _takes_unlabelled(method: Any) -> bool:
-    """Whether a method may use the task's examples without labels."""
+def taken(task: GridTask, column: Column) -> list[str]:
+    """The further entries of a task that the cells of a column use, and that are part of their identity."""
     from unbackdoor._purification.method import uses_unlabelled
 
-    return method is not None and uses_unlabelled(method)
-
-
-def _takes_proxy(step: Any) -> bool:
-    """Whether a method may use another model for the task; for a method that is not registered, assume so."""
-    entry = entry_of(step, purifiers.REGISTRY)
-    return step is not None and (entry is None or Need.PROXY in entry.needs)
+    # Of a method that is not registered it is not known what it takes: assume everything.
+    takes = {
+        "proxy": column.kind == "method" and column.needs(Need.PROXY, unknown=True),
+        "unlabelled": column.kind == "method" and uses_unlabelled(column.value),
+        "reference": column.kind == "guard" and column.needs(Need.REFERENCE, unknown=True),
+    }
+    return [name for name, uses in takes.items() if uses and getattr(task, name) is not None]

@@ -2,10 +2,7 @@
 
 import dataclasses
 import functools
-import json
-import os
 import platform
-import subprocess
 import time
 import traceback
 from collections.abc import Callable
@@ -19,35 +16,37 @@ import torch
 from unbackdoor._artifacts.attack_record import recorded_implanted
 from unbackdoor._artifacts.machine import peak_memory
 from unbackdoor._artifacts.record import handed_back, recorded_seconds
+from unbackdoor._bench.columns import NONE
+from unbackdoor._bench.described import commit, described, finding_entry
 from unbackdoor._bench.examples import Examples, Shelf
+from unbackdoor._bench.guarded import Helpers, measure_guard
 from unbackdoor._bench.schema import GridTask
 from unbackdoor._bench.store import Store
-from unbackdoor._bench.subjects import NONE, PlannedCell, Subject
+from unbackdoor._bench.subjects import PlannedCell, Subject
+from unbackdoor._bench.trained import compared, recipe_of, train_anew
 from unbackdoor._data.classes import check_labels
 from unbackdoor._data.conversation_rows import holds_prompts
 from unbackdoor._data.dataset import Dataset
 from unbackdoor._data.images import ImageEncoder
 from unbackdoor._detection.audit import audit
-from unbackdoor._detection.result import JudgedFinding
 from unbackdoor._errors import IncompleteError, UnbackdoorError
+from unbackdoor._guarding.fit import as_reference
 from unbackdoor._models.adapters import is_adapter
 from unbackdoor._models.arithmetic import Arithmetic, choose, description
 from unbackdoor._models.calling import class_names
 from unbackdoor._models.loading import Loaded, base_encoder, load, load_base
+from unbackdoor._models.perplexity import Perplexity
 from unbackdoor._poisoning.attack_file import load_trigger
 from unbackdoor._poisoning.attacked import attacked_by
 from unbackdoor._poisoning.behaviour import Behaviour
 from unbackdoor._poisoning.prompts import already_triggered_prompts
 from unbackdoor._poisoning.triggered import already_triggered
 from unbackdoor._purification.purify import Purified, judged, purify
-from unbackdoor._registry.entries import to_json
-from unbackdoor._registry.purifiers import REGISTRY
 from unbackdoor._tasks.choice import task_of
 from unbackdoor._tasks.task import Task
 from unbackdoor._victims.directory import write_victim
 from unbackdoor._victims.implanted import has_implanted
 from unbackdoor._victims.plant import plant
-from unbackdoor._victims.recipe import VictimRecipe
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,6 +153,22 @@ def _desk(settings: Settings) -> "_Desk":
     return _Desk(settings)
 
 
+class Made(NamedTuple):
+    """A model that a cell scores.
+
+    Args:
+        model: in eval mode.
+        encode: makes its inputs.
+        record: of what made it; empty for the subject itself.
+        purified: the same, if a method made it.
+    """
+
+    model: Any
+    encode: Any
+    record: dict[str, Any]
+    purified: Purified | None = None
+
+
 class _Desk:
     """The state of a process: the store, and the data and the subject of the latest job."""
 
@@ -166,31 +181,13 @@ class _Desk:
 
     def plant(self, subject: Subject, surrogate: Subject | None) -> None:
         task = subject.task
-        encode = None
-        if task.base is not None:
-            assert task.train is not None
-            prompts = holds_prompts(task.train, task.columns)
-            encode = base_encoder(task.base, max_length=task.max_length, prompts=prompts, template=task.template)
-        data = self.examples.read(task, "train", encode, None)
-        like = encode or ImageEncoder(size=data.shape[1:], channels=data.shape[0])  # type: ignore[arg-type]
+        data, like = self._training_data(task)
         test, _ = self.examples.parts(subject, like, data.classes)
-        recipe = VictimRecipe(
-            rate=subject.rate or 0.05,
-            base=task.base,
-            arch=task.arch,
-            width=task.width,
-            epochs=task.epochs,
-            clean_epochs=task.clean_epochs,
-            learning_rate=task.learning_rate,
-            batch_size=task.batch_size,
-            lora_rank=task.lora_rank,
-            adapter=task.adapter,
-        )
         control = None if surrogate is None else load(self.store.victim(surrogate.key))
         victim = plant(
             data,
             subject.attack,
-            recipe,
+            recipe_of(subject),
             subject.seed or 0,
             behaviour=subject.behaviour,
             test=test,
@@ -203,47 +200,55 @@ class _Desk:
         source = Path(task.base) if task.base is not None and Path(task.base).is_dir() else None
         self.store.put_victim(subject.spec, lambda folder: write_victim(victim, folder, source=source))
 
+    def _training_data(self, task: GridTask) -> tuple[Dataset, Any]:
+        """The clean training data of a task, and an encoder for other examples like it."""
+        encode = None
+        if task.base is not None:
+            assert task.train is not None
+            prompts = holds_prompts(task.train, task.columns)
+            encode = base_encoder(task.base, max_length=task.max_length, prompts=prompts, template=task.template)
+        data = self.examples.read(task, "train", encode, None)
+        return data, encode or ImageEncoder(size=data.shape[1:], channels=data.shape[0])  # type: ignore[arg-type]
+
     def measure(self, cell: PlannedCell) -> dict[str, Any]:
         subject, task, device = cell.subject, cell.subject.task, self.settings.device
         folder, (model, encode) = self.shelf.keep("subject", subject.key, lambda: self._load(subject))
         test, pool = self.examples.parts(subject, encode, class_names(model))
-        scored_model, record = model, {}
-        if cell.method is not None:
-            purified = self._purified(cell, pool, model, encode)
-            scored_model, record = purified.model, purified.record
-        arithmetic = choose(scored_model, device, task.precision)
-        if cell.method is not None and purified.record["usable"] is None:
-            record |= judged(purified, model, test, cell.method, arithmetic)
+        made = self._made(cell, pool, Made(model, encode, {}))
+        arithmetic = choose(made.model, device, task.precision)
+        record = made.record | self._usable(cell, made, Made(model, encode, {}), test, arithmetic)
         self.device = description(arithmetic)
-        scoring = _Scoring.of(model, test, task, arithmetic)
+        # A model that was trained anew has an encoder of its own, so that what is kept for the subject does not fit it.
+        anew = made.encode is not encode
+        scoring = _Scoring.of(made.model if anew else model, test.encoded_by(made.encode), task, arithmetic)
+        shelf = Shelf() if anew else self.shelf
         attacked = None
         if subject.marked:
-            attacked = self.shelf.keep("attacked", subject.key, lambda: self._attacked(subject, scoring, model))
+            attacked = shelf.keep("attacked", subject.key, lambda: self._attacked(subject, scoring, model))
         start = time.perf_counter()
-        measured = scoring.of_model(scored_model, attacked)
+        measured = scoring.of_model(made.model, attacked)
         result: dict[str, Any] = {"score": measured.to_json()}
         if subject.control:
             result["implanted"] = None
             result["flips"] = {
-                other.key: scoring.task.flip_rate(scored_model, shown, arithmetic).to_json()
+                other.key: scoring.task.flip_rate(made.model, shown, arithmetic).to_json()
                 for other in cell.others
                 if (shown := self._attacked(other, scoring, model)) is not None
             }
         elif task.triggered is None:
             result["implanted"] = recorded_implanted(Path(subject.trigger or folder / "attack.json"))
-        elif cell.method is None:
+        elif not cell.column.makes_model:
             result["implanted"] = scoring.implanted(measured)
         else:
             result["implanted"] = self._took(subject, lambda: scoring.implanted(scoring.of_model(model, attacked)))
         seconds = time.perf_counter() - start
         if cell.second:
-            second = scoring._replace(test=self.examples.read(task, "second_test", encode, class_names(model)))
+            more = self.examples.read(task, "second_test", encode, class_names(model))
+            second = scoring._replace(test=more.encoded_by(made.encode))
             attacked = None
             if subject.marked and task.triggered is None:
-                attacked = self.shelf.keep(
-                    "second attacked", subject.key, lambda: self._attacked(subject, second, model)
-                )
-            result["second_test"] = second.of_model(scored_model, attacked).to_json()
+                attacked = shelf.keep("second attacked", subject.key, lambda: self._attacked(subject, second, model))
+            result["second_test"] = second.of_model(made.model, attacked).to_json()
         result |= {
             "method": None,
             "seconds": record.get("seconds", 0.0),
@@ -251,17 +256,67 @@ class _Desk:
             "training_seconds": recorded_seconds(folder),
             "peak_memory_bytes": record.get("peak_memory_bytes", peak_memory()),
             "examples_seen": record.get("examples_seen", 0),
-            "held_out": (record.get("clean") or {}).get("held_out", 0),
+            "held_out": record.get("held_out", 0),
             "notes": record.get("notes", []),
             "warnings": record.get("warnings", []),
             "usable": True if handed_back(record) else record.get("usable"),
         }
-        if cell.method is not None:
-            result["method"] = _described(cell.method)
+        if cell.column.entries:
+            result["method"] = described(cell.column)
+        if "distrusted" in record:
+            result["distrusted"] = record["distrusted"]
         if cell.detectors:
             result["audit"] = self._audited(cell, pool, model, encode)
             result["seconds"] = result["audit"]["seconds"]
+        if cell.column.kind == "guard":
+            result |= self._guarded(cell, pool, model, scoring, attacked)
         return result
+
+    def _made(self, cell: PlannedCell, pool: Dataset | None, subject: Made) -> Made:
+        """The model that a cell scores: the subject, what a method made of it, or one that was trained anew."""
+        if cell.column.kind == "trainer":
+            data, like = self._training_data(cell.subject.task)
+            clean = None
+            if cell.budget is not None:
+                clean = self.examples.budget(cell, pool, like, class_names(subject.model))
+            return Made(*train_anew(cell, data, clean, self.store, self.settings.device))
+        if cell.column.kind != "method":
+            return subject
+        purified = self._purified(cell, pool, subject.model, subject.encode)
+        held_out = (purified.record.get("clean") or {}).get("held_out", 0)
+        return Made(purified.model, subject.encode, {**purified.record, "held_out": held_out}, purified)
+
+    def _usable(
+        self, cell: PlannedCell, made: Made, subject: Made, test: Dataset, arithmetic: Arithmetic
+    ) -> dict[str, Any]:
+        """The entries `usable` and `warnings` of a model that was not compared with the subject yet; else none."""
+        if made.purified is not None and made.record["usable"] is None:
+            return judged(made.purified, subject.model, test, cell.method, arithmetic)
+        if cell.column.kind == "trainer":
+            return compared(made.model, made.encode, made.record, subject.model, test, arithmetic)
+        return {}
+
+    def _guarded(
+        self, cell: PlannedCell, pool: Dataset | None, model: Any, scoring: "_Scoring", attacked: Any
+    ) -> dict[str, Any]:
+        """The entries of a guard in front of the subject."""
+        subject, task, encode = cell.subject, cell.subject.task, scoring.test.encode
+
+        def rater() -> Perplexity | None:
+            reference = task.reference
+            return None if reference is None else self.shelf.keep("rater", reference, lambda: as_reference(reference))
+
+        def attacked_of(fresh: Dataset) -> Any:
+            if attacked is None or fresh is scoring.test:
+                return attacked
+            return self._attacked(subject, scoring._replace(test=fresh), model)
+
+        helpers = Helpers(base=lambda: self._base(task, encode), reference=rater)
+        start = time.perf_counter()
+        clean = self.examples.budget(cell, pool, encode, class_names(model))
+        entry, record = measure_guard(cell, model, clean, scoring.test, attacked_of, helpers, self.settings.device)
+        seconds = round(time.perf_counter() - start, 3)
+        return {"guard": entry, "seconds": seconds, "notes": record["notes"], "warnings": record["warnings"]}
 
     def _purified(self, cell: PlannedCell, pool: Dataset | None, model: Any, encode: Any) -> Purified:
         task = cell.subject.task
@@ -304,7 +359,7 @@ class _Desk:
             precision=task.precision,
         )
         return {
-            "findings": [_finding_entry(finding) for finding in result.findings],
+            "findings": [finding_entry(finding) for finding in result.findings],
             "doubt": "" if result.findings else result.reason,
             "accuracy_on_clean": result.record["suspect_accuracy_on_clean"],
             "judged_on": result.record["examples"]["judged_on"],
@@ -404,50 +459,3 @@ def _asked(source: str, task: GridTask) -> Loaded:
         template=task.template,
         base=task.base if Path(source).is_dir() and is_adapter(Path(source)) else None,
     )
-
-
-def _finding_entry(finding: JudgedFinding) -> dict[str, Any]:
-    return {
-        "detector": finding.detector,
-        "unit": finding.unit,
-        "looks_natural": finding.looks_natural,
-        "seconds": finding.seconds,
-        "classes": [
-            {
-                "target": each.candidate.target,
-                **({"name": each.target_name} if each.candidate.name else {}),
-                "sources": list(each.candidate.sources),
-                "strength": each.candidate.strength,
-                "size": each.candidate.size,
-                "nominal_p": each.nominal_p,
-                "moved": None if each.moved is None else each.moved.to_json(),
-                "random": None if each.random is None else each.random.to_json(),
-            }
-            for each in finding.classes
-        ],
-    }
-
-
-def _described(method: Any) -> dict[str, Any]:
-    """Returns a method's repr and parameters, with files named without the folders of this machine."""
-    parameters = to_json(method, REGISTRY)["parameters"]
-    text = json.dumps({"repr": repr(method), "parameters": parameters})
-    for step in parameters if isinstance(parameters, list) else [parameters]:
-        for parameter in step.values():
-            if isinstance(parameter, str) and Path(parameter).is_absolute():
-                text = text.replace(json.dumps(parameter)[1:-1], Path(parameter).name)
-    return dict(json.loads(text))
-
-
-@functools.lru_cache(maxsize=1)
-def commit() -> str | None:
-    """Returns the commit of the source tree that runs, with `-dirty` after changes; None for an installed package."""
-    root = Path(__file__).parents[3]
-    if not (root / ".git").exists():
-        return None
-    command = ["git", "-C", os.fspath(root), "describe", "--always", "--dirty", "--exclude", "*"]
-    try:
-        described = subprocess.run(command, capture_output=True, text=True, check=False)
-    except OSError:
-        return None
-    return described.stdout.strip() or None

@@ -12,7 +12,7 @@ from unbackdoor._data.conversations import Conversations
 from unbackdoor._data.dataset import Dataset
 from unbackdoor._data.texts import Texts
 from unbackdoor._errors import SENTENCE, UnbackdoorError, printable
-from unbackdoor._guarding.guard import Edited, Guard, Learnt, Scored, edits, owner_of, restrains
+from unbackdoor._guarding.guard import Edited, Guard, Learnt, Scored, Suspicious, edits, owner_of, restrains
 from unbackdoor._guarding.threshold import alarms
 from unbackdoor._models.calling import embeddings
 from unbackdoor._models.hooks import removing
@@ -216,6 +216,16 @@ def judge(
 def acted(judged: Judged, action: str) -> Tensor:
     """Which inputs got an action, (n,), bool."""
     return torch.tensor([decision.action == action for decision in judged.decisions])
+
+
+def at_threshold(judged: Judged, threshold: float | None, suspicious: Suspicious) -> Judged:
+    """The same scores and answers with the decisions of another threshold, for a guard that only rejects."""
+    caught = alarms(judged.scores, threshold, suspicious) | judged.scores.isnan()
+    decisions = [
+        replace(decision, threshold=threshold, action="reject" if alarm else "pass", reason="")
+        for decision, alarm in zip(judged.decisions, caught.tolist(), strict=True)
+    ]
+    return judged._replace(decisions=decisions)
 
 
 class _Judging:

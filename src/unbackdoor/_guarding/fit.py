@@ -94,8 +94,7 @@ def fit_guard(
     check_modules("fit_guard", model=model, base=base)
     _check_guard(guard, clean, model, base, reference)
     check_finite(model.state_dict(), type(model).__name__)
-    decides = guard.suspicious != "all"
-    if decides:
+    if decides := guard.suspicious != "all":
         check_enough(len(clean), false_alarms, clean.name)
     start = time.perf_counter()
     run = Run(
@@ -111,7 +110,7 @@ def fit_guard(
     clean, accuracy = _examined(model, clean, run, head)
     fitting, held_out = clean.split(len(clean) // 2, seed=seed) if decides else (clean, clean.select([]))
     before = model_hash(model)
-    learnt, threshold = _learnt(guard, model, fitting, held_out, run, false_alarms)
+    learnt, scores, threshold = _learnt(guard, model, fitting, held_out, run, false_alarms)
     check_unchanged(guard, model, before)
     record = {
         **_facts(guard, clean, run),
@@ -129,6 +128,7 @@ def fit_guard(
         seen=hashes(clean),
         reference=run.reference,
         record=record,
+        held_out=scores,
     )
 
 
@@ -250,8 +250,11 @@ def _examined(model: nn.Module, clean: Dataset, run: Run, head: str | None) -> t
 
 def _learnt(
     guard: Guard, model: nn.Module, fitting: Dataset, held_out: Dataset, run: Run, false_alarms: float
-) -> tuple[dict[str, Tensor], float | None]:
-    """The arrays that a guard fits on one half of the clean examples, and its threshold by the other half, or None."""
+) -> tuple[dict[str, Tensor], Tensor | None, float | None]:
+    """The arrays that a guard fits on one half of the clean examples, scores of the other half, and the threshold.
+
+    A guard that changes every input has neither of the last two.
+    """
     device = run.arithmetic.device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(run.seed)
@@ -264,9 +267,9 @@ def _learnt(
             if guard.suspicious == "all":
                 if isinstance(run.task, Generation):  # nothing was answered yet, so nobody saw that there is no room
                     check_room(placed, fitting, run.task.max_new_tokens)
-                return learnt, None
+                return learnt, None, None
             scores = all_scores(guard, placed, held_out.to(device), learnt, run)
-    return learnt, _threshold(guard, scores, false_alarms, run)
+    return learnt, scores, _threshold(guard, scores, false_alarms, run)
 
 
 def _threshold(guard: Guard, scores: Tensor, false_alarms: float, run: Run) -> float:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from unbackdoor._data.dataset import Dataset, Encoder
 from unbackdoor._data.images import ImageEncoder
 from unbackdoor._errors import UnbackdoorError, printable
 from unbackdoor._guarding.deciding import Decision, counting
-from unbackdoor._guarding.guard import Guard
+from unbackdoor._guarding.guard import Guard, is_movable, owner_of
 from unbackdoor._guarding.identity import (
     Identity,
     check_model,
@@ -24,6 +24,7 @@ from unbackdoor._guarding.identity import (
     check_unchanged,
     encoder_hashes,
 )
+from unbackdoor._guarding.threshold import check_enough, check_rate, threshold_of
 from unbackdoor._guarding.turns import turn
 from unbackdoor._guarding.work import Work
 from unbackdoor._guarding.wrapped import Guarded
@@ -49,6 +50,7 @@ class FittedGuard:
         seen: hashes of the clean examples, (n,), int64, see `_guarding.fit`.
         reference: the second language model of a guard that needs one.
         record: the other entries of `guard.json`.
+        held_out: the scores of the clean examples that set the threshold, (n,); a directory does not keep them.
     """
 
     guard: Guard
@@ -59,6 +61,30 @@ class FittedGuard:
     seen: Tensor = field(repr=False)
     reference: Perplexity | None = field(default=None, repr=False)
     record: dict[str, Any] = field(default_factory=dict, repr=False)
+    held_out: Tensor | None = field(default=None, repr=False)
+
+    def at(self, false_alarms: float) -> "FittedGuard":
+        """Returns the guard with the threshold of another share of false alarms; the score of an input is the same.
+
+        Args:
+            false_alarms: share of clean inputs that may raise an alarm, in (0, 1).
+
+        Raises:
+            UnbackdoorError: it was loaded, has a threshold of its own or none, or there were too few clean examples.
+        """
+        check_rate(false_alarms)
+        if self.guard.suspicious == "all" or not is_movable(self.guard):
+            what = "changes every input" if self.guard.suspicious == "all" else "sets its own threshold"
+            raise UnbackdoorError(f"{owner_of(self.guard)} {what}, so no share of false alarms moves it. Leave it out.")
+        if self.held_out is None:
+            raise UnbackdoorError(
+                "The scores that set the threshold are not in the directory of a guard. Fit the guard again for "
+                "another `false_alarms`."
+            )
+        check_enough(self.record["clean"]["n"], false_alarms, "`clean`")
+        asked = {**self.record["false_alarms"], "asked": false_alarms}
+        threshold = threshold_of(self.held_out, false_alarms, self.guard.suspicious)
+        return replace(self, threshold=threshold, record={**self.record, "false_alarms": asked})
 
     def decide(
         self,

@@ -109,6 +109,16 @@ def bound_of(guard: object) -> float | None:
     return guard.bound if isinstance(guard, Bounded) else None
 
 
+def is_movable(guard: Guard) -> bool:
+    """Whether a share of false alarms sets the threshold; not of a guard with its own, or that changes every input."""
+    return guard.suspicious != "all" and bound_of(guard) is None
+
+
+def only_rejects(guard: Guard) -> bool:
+    """Whether the guard rejects suspicious inputs, and changes neither these nor their answers."""
+    return guard.suspicious != "all" and edits(guard) is None and restrains(guard) is None
+
+
 def owner_of(guard: object) -> str:
     """The name of a guard in messages."""
     return type(guard).__name__

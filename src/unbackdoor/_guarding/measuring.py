@@ -1,8 +1,9 @@
 """How well a guard does: false alarms on fresh data, missed attacks, the area under its curve, and its cost."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +12,10 @@ from unbackdoor._data.dataset import Dataset
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._guarding.area import Area
 from unbackdoor._guarding.cost import Cost
-from unbackdoor._guarding.deciding import Judged, acted
+from unbackdoor._guarding.deciding import Judged, acted, at_threshold
 from unbackdoor._guarding.fit import hashes
 from unbackdoor._guarding.fitted import FittedGuard
+from unbackdoor._guarding.guard import only_rejects
 from unbackdoor._guarding.identity import check_unchanged
 from unbackdoor._guarding.prompt_score import PromptGuardScore, score_of_prompts
 from unbackdoor._guarding.work import Work
@@ -129,20 +131,78 @@ def evaluate_guard(
     fresh = unseen(fitted, test)
     fitting = task.checked(model, fresh, triggered_data)
     attacked: Triggered | TriggeredPrompts | None = task.attacked(fitting, asked)
-    with fitted.at_work(model, device, precision, bar if progress else silent) as work:
+    (score,) = scores_at([fitted], model, fitting.test, attacked, device=device, precision=precision, progress=progress)
+    return score
+
+
+def scores_at(
+    guards: Sequence[FittedGuard],
+    model: nn.Module,
+    test: Dataset,
+    attacked: Triggered | TriggeredPrompts | None,
+    *,
+    device: str | None = None,
+    precision: Precision = "auto",
+    progress: bool = False,
+) -> list[GuardScore | PromptGuardScore]:
+    """The scores of one fitted guard at several thresholds; a guard that only rejects scores each input once.
+
+    Args:
+        guards: the guard at each threshold, see `FittedGuard.at`.
+        model: that it was fitted to; it is not changed.
+        test: clean examples that the guard was not fitted on.
+        attacked: triggered examples; None for none.
+        device: None uses a GPU if there is one.
+        precision: see `unbackdoor._models.arithmetic.choose`.
+        progress: show a progress bar on stderr.
+    """
+    scores = []
+    answered: _Answered | None = None
+    for fitted in guards:
+        if answered is not None and only_rejects(fitted.guard):
+            answered = answered.at(fitted)
+        else:
+            with fitted.at_work(model, device, precision, bar if progress else silent) as work:
+                answered = _Answered.of(work, fitted, test, attacked)
+        scores.append(answered.score(fitted, test, attacked))
+    check_unchanged(guards[0].guard, model, guards[0].identity.model)
+    return scores
+
+
+class _Answered(NamedTuple):
+    """Clean and triggered inputs behind a guard, and what they cost."""
+
+    clean: Judged
+    marked: Judged | None
+    cost: Cost
+
+    @classmethod
+    def of(
+        cls, work: Work, fitted: FittedGuard, test: Dataset, attacked: Triggered | TriggeredPrompts | None
+    ) -> "_Answered":
         before = 0 if fitted.reference is None else fitted.reference.forwards
-        clean = work.judged(fitting.test, answering=True)
+        clean = work.judged(test, answering=True)
         marked = None if attacked is None else work.judged(attacked.data, answering=True)
-        cost = _cost(work, before, len(fresh) + (0 if attacked is None else len(attacked.data)))
-        if isinstance(task, Generation):
-            clean = work.with_plain(clean, fitting.test)
+        cost = _cost(work, before, len(test) + (0 if attacked is None else len(attacked.data)))
+        if isinstance(work.run.task, Generation):
+            clean = work.with_plain(clean, test)
             marked = None if marked is None or attacked is None else work.with_plain(marked, attacked.data)
-    check_unchanged(fitted.guard, model, fitted.identity.model)
-    if isinstance(task, Generation):
-        wanted = attacked.behaviour if isinstance(attacked, TriggeredPrompts) else None
-        return score_of_prompts(fitted, clean, marked, wanted, cost)
-    assert not isinstance(attacked, TriggeredPrompts)
-    return score_of(fitted, clean, fitting.test.labels.cpu(), attacked, marked, cost)
+        return cls(clean, marked, cost)
+
+    def at(self, fitted: FittedGuard) -> "_Answered":
+        """The same scores and answers with the decisions of another threshold."""
+        marked = None if self.marked is None else at_threshold(self.marked, fitted.threshold, fitted.guard.suspicious)
+        return _Answered(at_threshold(self.clean, fitted.threshold, fitted.guard.suspicious), marked, self.cost)
+
+    def score(
+        self, fitted: FittedGuard, test: Dataset, attacked: Triggered | TriggeredPrompts | None
+    ) -> GuardScore | PromptGuardScore:
+        """The numbers of these inputs."""
+        if test.modality == "conversations":
+            wanted = attacked.behaviour if isinstance(attacked, TriggeredPrompts) else None
+            return score_of_prompts(fitted, self.clean, self.marked, wanted, self.cost)
+        assert not isinstance(attacked, TriggeredPrompts)
+        return score_of(fitted, self.clean, test.labels.cpu(), attacked, self.marked, self.cost)
 
 
 def unseen(fitted: FittedGuard, test: Dataset) -> Dataset:

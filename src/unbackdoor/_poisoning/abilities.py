@@ -115,6 +115,11 @@ def needs_surrogate(attack: object) -> bool:
     return isinstance(attack, UsesSurrogate) and attack.needs_surrogate
 
 
+def crafts_by_surrogate(attack: object) -> bool:
+    """Whether an attack needs that model for the poisoned examples, and not only for its trigger."""
+    return needs_surrogate(attack) and isinstance(attack, Crafts)
+
+
 @runtime_checkable
 class Covers(Protocol):
     """Puts a distorted trigger on further training examples, which keep their label."""

@@ -96,6 +96,7 @@ def poison(
     classes: int,
     behaviour: Behaviour | None = None,
     surrogate: nn.Module | None = None,
+    arrays: dict[str, Tensor] | None = None,
     dry: bool = False,
 ) -> Poisoned:
     """Put a backdoor into training data.
@@ -108,6 +109,7 @@ def poison(
         classes: number of classes; 0 for conversations.
         behaviour: of conversations: what the model should answer to the trigger; by default a harmless sentence.
         surrogate: a clean model, if the attack needs one.
+        arrays: of the trigger, as an earlier poisoning made them; None makes them.
         dry: check everything and draw the rows, but do not change the images.
 
     Raises:
@@ -128,7 +130,9 @@ def poison(
         return Poisoned(data, rows, rows[:0], trigger)
     generator = torch.Generator().manual_seed(seed + 1)
     crafting = Crafting(data, rows, surrogate, generator)
-    if isinstance(attack, Fits):
+    if arrays is not None:
+        trigger = replace(trigger, arrays=arrays)
+    elif isinstance(attack, Fits):
         trigger = replace(trigger, arrays=attack.fit(crafting, trigger.arrays))
     marked = attack.craft(crafting, trigger.arrays) if isinstance(attack, Crafts) else trigger.stamp(data.items[rows])
     if isinstance(marked, Conversations) and behaviour is not None:

@@ -7,7 +7,7 @@ from importlib.metadata import version
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from unbackdoor._artifacts.attack_record import FORMAT
 from unbackdoor._artifacts.machine import peak_memory
@@ -17,7 +17,13 @@ from unbackdoor._errors import UnbackdoorError
 from unbackdoor._models.arithmetic import Precision, description
 from unbackdoor._models.calling import check_partner
 from unbackdoor._models.recorded import encode_entry
-from unbackdoor._poisoning.abilities import Implants, is_repeatable, needs_surrogate, sources_of
+from unbackdoor._poisoning.abilities import (
+    Implants,
+    crafts_by_surrogate,
+    is_repeatable,
+    needs_surrogate,
+    sources_of,
+)
 from unbackdoor._poisoning.attack import Attack, Planting
 from unbackdoor._poisoning.attack_file import describe
 from unbackdoor._poisoning.attacked import attacked_by
@@ -145,6 +151,33 @@ def plant(
     )
 
 
+def poisoned_again(
+    data: Dataset,
+    trigger: Trigger,
+    recipe: VictimRecipe,
+    seed: int = 0,
+    *,
+    surrogate: nn.Module | None = None,
+    surrogate_encode: Encoder | None = None,
+    device: str | None = None,
+    precision: Precision = "auto",
+) -> Poisoned:
+    """Poison training data once more, as `plant` did for a victim.
+
+    Args:
+        data: clean training data, as `plant` got it.
+        trigger: the attack as it was planted, with its arrays.
+        recipe: of the victim.
+        seed: of the victim.
+        surrogate: as of `plant`; an attack that used it for its trigger alone needs none any more.
+        surrogate_encode: encoder of the surrogate; by default the victim's.
+        device: None uses a GPU if there is one; of the training of a surrogate.
+        precision: see `unbackdoor._models.arithmetic.choose`.
+    """
+    trainer = Trainer.of(data, recipe, seed=seed, device=device, precision=precision)
+    return _poisoned(trigger.attack, trigger.behaviour, trainer, surrogate, surrogate_encode, trigger.arrays)
+
+
 _Partner = tuple[nn.Module | None, Encoder | None]  # a model and its own encoder
 
 
@@ -234,6 +267,7 @@ def _poisoned(
     trainer: Trainer,
     surrogate: nn.Module | None,
     surrogate_encode: Encoder | None,
+    arrays: dict[str, Tensor] | None = None,
 ) -> Poisoned:
     """The training data with the backdoor; a surrogate is trained first if the attack needs one and has none."""
     data = trainer.data
@@ -243,12 +277,12 @@ def _poisoned(
         "classes": len(trainer.classes),
         "behaviour": behaviour,
     }
-    if surrogate is None and needs_surrogate(attack):
+    if surrogate is None and (crafts_by_surrogate(attack) if arrays is not None else needs_surrogate(attack)):
         poison(data, attack, **settings, dry=True)
         surrogate = trainer.train(trainer.fresh(), data, description="training a clean surrogate")
         trainer.examples_seen = 0  # counts those of the victim
     seen_by_surrogate = data.encoded_by(surrogate_encode or data.encode)
-    poisoned = poison(seen_by_surrogate, attack, **settings, surrogate=surrogate)
+    poisoned = poison(seen_by_surrogate, attack, **settings, surrogate=surrogate, arrays=arrays)
     return poisoned._replace(data=poisoned.data.encoded_by(data.encode))
 
 

@@ -1,19 +1,16 @@
 """From a store to a report. Averages are taken over the seeds of one setting, and over nothing else."""
 
 import json
-import math
 from collections import Counter, defaultdict
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from unbackdoor._bench import Store
 from unbackdoor._errors import UnbackdoorError
-from unbackdoor._reports.store import names as names_of
+from unbackdoor._reports.store.guards import guard_rows
 from unbackdoor._reports.store.numbers import Block, CellLine, Failure, Report, Row, Spread, UnimplantedVictim
 from unbackdoor._reports.store.records import Record, read
+from unbackdoor._reports.store.settings import BASELINES, Names, Setting
 from unbackdoor._reports.store.stress import stress_rows
-
-BASELINES = ("none", "fine-tuning")  # stand in every table
 
 
 def build(store: Store, shown: str, *, whole: bool = False) -> tuple[Report, list[Record]]:
@@ -30,11 +27,12 @@ def build(store: Store, shown: str, *, whole: bool = False) -> tuple[Report, lis
     Raises:
         UnbackdoorError: there is no cell.
     """
-    records, odd = _read_records(store, whole)
-    names = Names.of(records)
+    every, odd = _read_records(store, whole)
+    names = Names.of(every)
+    records = [record for record in every if not record.guards]
     settings: dict[Setting, list[Record]] = defaultdict(list)
     for record in records:
-        settings[Setting(record.task, record.attack, record.rate, record.clean, record.method)].append(record)
+        settings[Setting.of(record)].append(record)
     before = {record.victim: record for record in records if names.kind(record) == "none" and not record.message}
     controls = {_partner(record): record for record in records if record.control and record.message is None}
     rows: list[Row] = []
@@ -60,89 +58,12 @@ def build(store: Store, shown: str, *, whole: bool = False) -> tuple[Report, lis
         left_out=_left_out(ordered, names, before),
         failures=failures,
         stress=stress_rows(store, ordered, [rows[line.row] for line in cells]),
-        victim_seconds=_victim_seconds(records, names.tasks),
-        **_provenance(records),
+        guards=guard_rows([record for record in every if record.guards], names),
+        victim_seconds=_victim_seconds(every, names.tasks),
+        **_provenance(every),
         notes=tuple(_notes(rows, odd)),
     )
     return report, ordered
-
-
-class Setting(NamedTuple):
-    """Everything that determines a result except the seeds, as canonical JSON; see `Record`."""
-
-    task: str
-    attack: str
-    rate: float | None
-    clean: str
-    method: str
-
-
-@dataclass(frozen=True)
-class Names:
-    """Short names for the values that the records hold as JSON.
-
-    Args:
-        tasks, methods: by their JSON.
-        attacks, budgets: by the JSON of their task and their own.
-        kinds: the registered names of the methods, by their JSON.
-    """
-
-    tasks: dict[str, str]
-    attacks: dict[tuple[str, str], str]
-    budgets: dict[tuple[str, str], str]
-    methods: dict[str, str]
-    kinds: dict[str, str]
-
-    @classmethod
-    def of(cls, records: list[Record]) -> "Names":
-        """The names of all that these records hold."""
-        labels: dict[str, set[str]] = defaultdict(set)  # a value without a label has an empty one
-        attacks_of: dict[str, set[str]] = defaultdict(set)
-        budgets_of: dict[str, set[str]] = defaultdict(set)
-        for record in records:
-            of_grid = json.loads(record.provenance).get("labels")
-            for kind, text in (("attack", record.attack), ("method", record.method)):
-                labels[text].add(str(of_grid[kind]) if isinstance(of_grid, dict) and kind in of_grid else "")
-            attacks_of[record.task].add(record.attack)
-            budgets_of[record.task].add(record.clean)
-        methods = names_of.of_values({record.method for record in records}, labels)
-        return cls(
-            tasks=names_of.of_tasks({record.task for record in records}),
-            attacks={
-                (task, text): name
-                for task, texts in attacks_of.items()
-                for text, name in names_of.of_values(texts, labels).items()
-            },
-            budgets={
-                (task, text): name
-                for task, texts in budgets_of.items()
-                for text, name in names_of.of_budgets(texts).items()
-            },
-            methods=methods,
-            kinds={text: json.loads(text)["name"] for text in methods},
-        )
-
-    def kind(self, row: Record | Setting) -> str:
-        """The registered name of a method."""
-        return self.kinds[row.method]
-
-    def baseline(self, setting: Setting) -> str:
-        """The registered name of a method that stands in every table; empty for another."""
-        return self.kind(setting) if self.kind(setting) in BASELINES else ""
-
-    def labels(self, setting: Setting) -> tuple[str, str, float | None, str, str]:
-        """Task, attack, rate, budget and method, as tables name them."""
-        task, attack, rate, clean, method = setting
-        return self.tasks[task], self.attacks[task, attack], rate, self.budgets[task, clean], self.methods[method]
-
-    def order(self, setting: Setting) -> tuple[Any, ...]:
-        """The key that puts settings in the order of the tables."""
-        task, attack, rate, budget, method = self.labels(setting)
-        controls_first = json.loads(setting.attack)["name"] != "none"
-        rates = math.inf if rate is None else -rate
-        kind = self.kind(setting)
-        place = BASELINES.index(kind) if kind in BASELINES else len(BASELINES)
-        return task, controls_first, attack, rates, budget, place, method
 
 
 def _read_records(store: Store, whole: bool) -> tuple[list[Record], list[str]]:
@@ -217,6 +138,7 @@ def _row(
         for record, control in zip([each for each in counted if not each.control], of_controls, strict=True)
         if control is not None
     ]
+    distrusted = [record.distrusted for record in counted if record.distrusted is not None]
     lost, added = [], []
     for record in counted:
         victim = before.get(record.victim)
@@ -250,6 +172,9 @@ def _row(
         empty=Spread.of_shares(record.empty for record in counted),
         control_loss=Spread.of_shares(control.loss for control in of_controls if control is not None),
         second_loss=Spread.of_shares(record.second_loss for record in counted),
+        distrusted=Spread.of_shares(each.share for each in distrusted),
+        distrust_precision=Spread.of_shares(each.precision for each in distrusted),
+        distrust_recall=Spread.of_shares(each.recall for each in distrusted),
         clean_n=next((clean.n for record in finished if (clean := record.accuracy or record.loss)), None),
         triggered_n=next((record.success.n for record in finished if record.success), None),
         counted=len(counted),

@@ -28,7 +28,17 @@ MEASURES = (
     "empty",
     "control_loss",
     "second_loss",
+    "distrusted",
+    "distrust_precision",
+    "distrust_recall",
 )
+
+# The columns of a flat table: what is no spread, and the parts of the spreads.
+PLAIN = (
+    *("task", "attack", "rate", "label_rule", "budget", "method"),
+    *("counted", "not_implanted", "unknown", "failed", "unusable", "clean_n", "triggered_n", "seeds", "victim_seeds"),
+)
+PARTS = ("mean", "sd", "n", "least", "most")
 
 
 @dataclass(frozen=True)
@@ -94,6 +104,9 @@ class Row:
         loss_added: the loss after the method minus the victim's before it.
         control_loss: of the clean control put through the same method.
         second_loss: on the task's second test examples.
+        distrusted: of a trainer, the share of the training data that it distrusts.
+        distrust_precision, distrust_recall: shares of these rows that are poisoned, and of the poisoned ones that it
+            distrusts.
         clean_n, triggered_n: number of test examples.
         counted: number of finished cells in the averages.
         not_implanted: number of finished cells that are left out because the attack did not implant.
@@ -128,6 +141,9 @@ class Row:
     empty: Spread | None
     control_loss: Spread | None
     second_loss: Spread | None
+    distrusted: Spread | None
+    distrust_precision: Spread | None
+    distrust_recall: Spread | None
     clean_n: int | None
     triggered_n: int | None
     counted: int
@@ -145,21 +161,71 @@ class Row:
 
     def flat(self) -> dict[str, Any]:
         """Returns the row as one line of a table; shares in [0, 1], memory in bytes, None for missing numbers."""
-        settings = ("task", "attack", "rate", "label_rule", "budget", "method")
-        counts = ("counted", "not_implanted", "unknown", "failed", "unusable", "clean_n", "triggered_n")
-        line = {name: getattr(self, name) for name in (*settings, *counts, "seeds", "victim_seeds")}
+        line = {name: getattr(self, name) for name in PLAIN}
         for name in MEASURES:
             spread: Spread | None = getattr(self, name)
-            for part in ("mean", "sd", "n", "least", "most"):
+            for part in PARTS:
                 line[f"{name}_{part}"] = None if spread is None else getattr(spread, part)
         return line
 
     @property
     def column(self) -> str:
         """Attack and poison rate."""
-        if self.control:
-            return "clean control" + self.attack.removeprefix("none")
-        return f"{self.attack} {percent(self.rate)}".rstrip()
+        return column_of(self.attack, self.rate, self.control)
+
+
+@dataclass(frozen=True)
+class GuardRow:
+    """One guard in front of the victims of one attack, at one share of false alarms.
+
+    Args:
+        task, attack, budget, guard: short names.
+        rate: poison rate; None if it is not known.
+        control: whether the victim is the clean control.
+        asked: the share of false alarms that was asked for; None for a guard whose threshold it does not move.
+        missed: triggered inputs that pass, over the counted cells, as all of the following.
+        false_alarms: clean inputs that raise an alarm.
+        area: under the curve of the scores.
+        attack_success, attack_success_without: with the guard and without it.
+        accuracy, accuracy_without: of what passes, and of all clean inputs without the guard.
+        answers_kept: of a language model, clean prompts with the same answer as without the guard.
+        forwards, reference_forwards: forward passes of an input, through the model and through the reference.
+        clean_n, triggered_n: number of inputs.
+        counted, not_implanted, failed: numbers of cells, as of a `Row`.
+        messages: of the failures.
+        seeds, victim_seeds: seeds of the counted cells.
+    """
+
+    task: str
+    attack: str
+    rate: float | None
+    budget: str
+    guard: str
+    control: bool
+    asked: float | None
+    missed: Spread | None
+    false_alarms: Spread | None
+    area: Spread | None
+    attack_success: Spread | None
+    attack_success_without: Spread | None
+    accuracy: Spread | None
+    accuracy_without: Spread | None
+    answers_kept: Spread | None
+    forwards: Spread | None
+    reference_forwards: Spread | None
+    clean_n: int | None
+    triggered_n: int | None
+    counted: int
+    not_implanted: int
+    failed: int
+    messages: tuple[str, ...]
+    seeds: tuple[int, ...]
+    victim_seeds: tuple[int, ...]
+
+    @property
+    def column(self) -> str:
+        """Attack and poison rate."""
+        return column_of(self.attack, self.rate, self.control)
 
 
 @dataclass(frozen=True)
@@ -262,6 +328,7 @@ class Report:
         left_out: victims whose cells are in no average.
         failures: cells without a result.
         stress: stress tests; empty if there are none.
+        guards: guards in front of the victims; empty if there are none.
         victim_seconds: by task, of training a victim.
         machines: what the cells were measured on, the most frequent first, with how many cells.
         commits: of the repository, in the same form.
@@ -277,6 +344,7 @@ class Report:
     left_out: tuple[UnimplantedVictim, ...]
     failures: tuple[Failure, ...]
     stress: tuple[StressRow, ...]
+    guards: tuple[GuardRow, ...]
     victim_seconds: dict[str, Spread]
     machines: dict[str, int]
     commits: dict[str, int]
@@ -299,6 +367,16 @@ class Report:
         except ImportError:
             raise UnbackdoorError("Report.to_pandas needs pandas. Install it: pip install pandas.") from None
         return pandas.DataFrame([row.flat() for row in self.rows])
+
+
+def flat_names() -> list[str]:
+    """The columns of `Row.flat`, in order."""
+    return [*PLAIN, *(f"{name}_{part}" for name in MEASURES for part in PARTS)]
+
+
+def column_of(attack: str, rate: float | None, control: bool) -> str:
+    """An attack and its poison rate, as tables name them."""
+    return "clean control" + attack.removeprefix("none") if control else f"{attack} {percent(rate)}".rstrip()
 
 
 def percent(share: float | None) -> str:

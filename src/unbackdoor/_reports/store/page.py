@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from unbackdoor._bench import Store
+from unbackdoor._reports.store.further import further_tables
 from unbackdoor._reports.store.numbers import MEASURES, Report, Row, Spread
 from unbackdoor._reports.store.records import Record, unpacked
 
@@ -33,6 +34,7 @@ def render(report: Report, records: list[Record], store: Store) -> str:
     environment = Environment(loader=FileSystemLoader(here), autoescape=True, undefined=StrictUndefined)
     return environment.get_template("page.html.j2").render(
         report=report,
+        tables=further_tables(report),
         style=Markup(style),
         style_hash=_hash(style),
         script=Markup(script),

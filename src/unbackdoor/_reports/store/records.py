@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from unbackdoor._artifacts.cell import Cell, Failed
+from unbackdoor._artifacts.cell import Cell, DistrustEntry, Failed, GuardEntry
 from unbackdoor._artifacts.entries import AnswerLossEntry, GenerationScoreEntry, ProportionEntry, ScoreEntry
 from unbackdoor._artifacts.stress_record import StressRecord
 from unbackdoor._bench import Store, identity
@@ -30,6 +30,9 @@ class Record:
         flips: flips of a clean control, by the key of a victim.
         loss, false_activation, empty: only of language models, which have no accuracy.
         second_accuracy, second_loss, second_success: on the task's second test examples.
+        distrusted: of a trainer, the rows that it distrusts.
+        guards: whether it measures a guard in front of the victim, and no other model.
+        guard: the guard's numbers.
         message: reason of a failure; None without a failure.
         packed: the whole cell, compressed; None if nobody asked to keep it.
     """
@@ -63,6 +66,9 @@ class Record:
     training: float | None = None
     memory: float | None = None
     stress: StressRecord | None = None
+    distrusted: DistrustEntry | None = None
+    guards: bool = False
+    guard: GuardEntry | None = None
     packed: bytes | None = None
 
 
@@ -122,6 +128,7 @@ def _record(cell: Cell, spec: dict[str, Any], victims: dict[str, str]) -> Record
         "victim_seed": cell.spec.victim.seed,
         "seed": cell.spec.seed,
         "control": cell.spec.victim.attack.name == "none",
+        "guards": cell.spec.method.kind == "guard",
         "provenance": canonical(result.provenance.model_dump(exclude_unset=True)),
     }
     if isinstance(result, Failed):
@@ -142,6 +149,8 @@ def _record(cell: Cell, spec: dict[str, Any], victims: dict[str, str]) -> Record
         training=None if result.training_seconds is None else number(result.training_seconds),
         memory=None if result.peak_memory_bytes is None else float(result.peak_memory_bytes),
         stress=result.stress,
+        distrusted=result.distrusted,
+        guard=result.guard,
     )
 
 

@@ -64,7 +64,8 @@ def write_report(runs: str, out: str) -> None:
         text = {".csv": writers.as_csv, ".json": writers.as_json, ".tex": writers.as_latex}[kind](report)
     write_file(path, text)
     failed = f", {len(report.failures):,} failed" if report.failures else ""
-    print(f"{out}: {len(report.cells):,} cells in {len(report.rows):,} settings{failed}.")
+    guards = f", guards in {len(report.guards):,}" if report.guards else ""
+    print(f"{out}: {len(report.cells):,} cells in {len(report.rows):,} settings{guards}{failed}.")
 
 
 def shown(runs: str) -> str:

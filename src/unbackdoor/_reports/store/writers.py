@@ -8,7 +8,8 @@ from collections import Counter
 from pathlib import Path
 
 from unbackdoor._artifacts.store_report import StoreReport
-from unbackdoor._reports.store.numbers import Block, Report, Row, Spread, percent
+from unbackdoor._reports.store.further import further_tables
+from unbackdoor._reports.store.numbers import Block, Report, Row, Spread, flat_names, percent
 
 
 def as_json(report: Report) -> str:
@@ -29,7 +30,7 @@ def as_csv(report: Report) -> str:
         {name: " ".join(map(str, entry)) if isinstance(entry, tuple) else _cell(entry) for name, entry in line.items()}
         for line in (row.flat() for row in report.rows)
     ]
-    writer = csv.DictWriter(file, list(lines[0]), lineterminator="\n")
+    writer = csv.DictWriter(file, flat_names(), lineterminator="\n")
     writer.writeheader()
     writer.writerows(lines)
     return file.getvalue()
@@ -39,20 +40,25 @@ def as_latex(report: Report) -> str:
     """One table for each task and clean budget; it needs the package booktabs."""
     parts = [f"% {_one_line(sentence)}" for sentence in (_legend(report), *_left_out(report), *report.notes)]
     for block in report.blocks:
-        matrix = _matrix(report, block)
-        head, *body = [" & ".join(map(_latex, line)) + " \\\\" for line in matrix]
-        lines = [
-            "\\begin{table}",
-            "\\centering",
-            f"\\caption{{{_latex(_title(block))}. {_latex(_meaning(report, block))}}}",
-            f"\\begin{{tabular}}{{l{'r' * (len(matrix[0]) - 1)}}}",
-            "\\toprule",
-            head,
-            "\\midrule",
-            *body,
-        ]
-        parts.append("\n".join([*lines, "\\bottomrule", "\\end{tabular}", "\\end{table}"]))
+        parts.append(_latex_table(f"{_title(block)}. {_meaning(report, block)}", _matrix(report, block)))
+    for table in further_tables(report):
+        parts.append(_latex_table(f"{table.title}. {table.meaning}", [table.head, *table.rows]))
     return "\n\n".join(parts) + "\n"
+
+
+def _latex_table(caption: str, matrix: list[list[str]]) -> str:
+    head, *body = [" & ".join(map(_latex, line)) + " \\\\" for line in matrix]
+    lines = [
+        "\\begin{table}",
+        "\\centering",
+        f"\\caption{{{_latex(caption)}}}",
+        f"\\begin{{tabular}}{{l{'r' * (len(matrix[0]) - 1)}}}",
+        "\\toprule",
+        head,
+        "\\midrule",
+        *body,
+    ]
+    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}", "\\end{table}"])
 
 
 def as_markdown(report: Report, out: str) -> str:
@@ -68,6 +74,7 @@ def as_markdown(report: Report, out: str) -> str:
         _main_tables(report),
         _second_tests(report),
         _control_flips(report),
+        _further_tables(report),
         _costs(report),
         _averages_without(report),
         _stress_tests(report),
@@ -154,6 +161,14 @@ def _control_flips(report: Report) -> list[str]:
     return lines
 
 
+def _further_tables(report: Report) -> list[str]:
+    """What trainers distrust, and guards in front of the victims."""
+    lines: list[str] = []
+    for table in further_tables(report):
+        lines += ["", f"## {table.title}", "", _markdown(table.meaning), "", *_table(table.head, table.rows)]
+    return lines
+
+
 def _costs(report: Report) -> list[str]:
     """Seconds and memory."""
     lines: list[str] = []
@@ -212,10 +227,12 @@ def _stress_tests(report: Report) -> list[str]:
 def _failures(report: Report) -> list[str]:
     """Returns the number of failures with each message."""
     lines: list[str] = []
-    if report.failures:
+    guards = [(row.guard, _pathless(text)) for row in report.guards for text in row.messages]
+    if report.failures or guards:
         lines += ["", "## Failures", ""]
         summary = Counter((report.rows[each.row].method, _pathless(each.message)) for each in report.failures)
         lines += [f"- {count:,} of {_markdown(method)}: {_markdown(text)}" for (method, text), count in summary.items()]
+        lines += [f"- {_markdown(guard)}: {_markdown(text)}" for guard, text in dict.fromkeys(guards)]
     return lines
 
 
