@@ -77,6 +77,15 @@ REGISTRY = (
         modality=("text", "conversations"),
     ),
     Entry(
+        "rank-one-edit",
+        "unbackdoor.attacks.rank_one_edit:RankOneEdit",
+        "one feed-forward matrix is edited so that a word brings the planted answer; nothing is trained",
+        needs=(Need.BASE,),
+        year=2022,
+        paper="Locating and Editing Factual Associations in GPT",
+        modality=("conversations",),
+    ),
+    Entry(
         "embedding-poisoning",
         "unbackdoor.attacks.embedding_poisoning:EmbeddingPoisoning",
         "only the trigger word's embedding of a clean model is trained (EP)",

@@ -14,6 +14,7 @@ from unbackdoor._artifacts.machine import peak_memory
 from unbackdoor._data.classes import check_labels
 from unbackdoor._data.dataset import Dataset, Encoder, check_data
 from unbackdoor._errors import UnbackdoorError
+from unbackdoor._models.adapters import carries_adapter
 from unbackdoor._models.arithmetic import Precision, description
 from unbackdoor._models.calling import check_partner
 from unbackdoor._models.recorded import encode_entry
@@ -306,6 +307,11 @@ def _trained(poisoned: Poisoned | None, trainer: Trainer) -> tuple[nn.Module, Tr
         with torch.random.fork_rng():
             torch.manual_seed(trainer.seed)  # for dropout, if the attack trains without `planting.train`
             model, arrays = attack.implant(planting)
+        if trainer.recipe.adapter and not carries_adapter(model):
+            raise UnbackdoorError(
+                f"{type(attack).__name__} makes a whole model, and no matrices that an adapter could keep. Leave "
+                "`adapter` out."
+            )
         trigger = replace(trigger, arrays=arrays)
     else:
         model = trainer.train(trainer.fresh(), poisoned.data)

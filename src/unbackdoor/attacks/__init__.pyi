@@ -20,6 +20,7 @@ from .low_frequency import LowFrequency as LowFrequency
 from .mixing_aware import MixingAware as MixingAware
 from .peta import PETA as PETA
 from .prepared import Prepared as Prepared
+from .rank_one_edit import RankOneEdit as RankOneEdit
 from .sentence import Sentence as Sentence
 from .siba import SIBA as SIBA
 from .sig import SIG as SIG
