@@ -33,6 +33,22 @@ def test_a_data_set_takes_a_tensor_and_holds_images() -> None:
     assert data.items.data_ptr() == PIXELS.data_ptr()  # nothing is copied
 
 
+@pytest.mark.parametrize("kind", [list, np.array, torch.tensor])
+def test_a_mask_selects_the_rows_for_which_it_is_true(kind: Any) -> None:
+    """Taken as numbers, a mask was the rows 0 and 1, many times."""
+    data = Dataset(items=torch.zeros(4, 1, 2, 2, dtype=torch.uint8), labels=torch.tensor([5, 6, 7, 8]))
+    some = data.select(kind([False, True, False, True]))
+    assert some.labels.tolist() == [6, 8]
+    assert some.rows is not None
+    assert some.rows.tolist() == [1, 3]
+    assert data.select(kind([False] * 4)).labels.tolist() == []
+    with pytest.raises(
+        UnbackdoorError,
+        match=r"^Dataset.select takes a mask with an entry for each of 4 rows, got one of shape",
+    ):
+        data.select(kind([True, False]))
+
+
 def test_pixels_from_0_to_1_are_refused() -> None:
     """They were taken for nearly black pictures."""
     with pytest.raises(UnbackdoorError) as refusal:

@@ -52,6 +52,31 @@ class TestWithoutLabels:
             audit(backdoored[0], detectors=[QUICK], unlabelled=shown(digits, range(1400, 1440)))
         assert str(refusal.value) == f"The detector patch cannot run: {reason}. Leave it out."
 
+    def test_a_detector_that_was_asked_for_and_refuses_takes_no_other_one_with_it(
+        self, backdoored: tuple, digits: Dataset
+    ) -> None:
+        """Hours of another search would be lost; but without it nothing is judged to be free of shortcuts."""
+        from unbackdoor._detection import audit as runner
+
+        class Refusing:
+            def __call__(self, model, clean, run):
+                raise UnbackdoorError("It needs what is not there. Leave it out.")
+
+        clean = digits.select(range(1400, 1440))
+        found = audit(backdoored[0], clean, detectors=[QUICK, Refusing()])
+        alone = audit(backdoored[0], clean, detectors=[QUICK])
+        assert found.searched == alone.searched == ("patch",)
+        assert found.findings[0].strongest.p_value == alone.findings[0].strongest.p_value
+        (name,) = set(found.not_searched) - set(alone.not_searched)
+        assert found.not_searched[name] == "It needs what is not there. Leave it out."
+        clean_models = object()
+        quiet = runner._verdict(list(found.findings), clean_models, 10, [])
+        assert quiet[0] == "nothing-found"
+        gate = runner._verdict(list(found.findings), clean_models, 10, [name])
+        assert gate == ("cannot-judge", f"{quiet[1]} But {name} could not search, and was asked to.")
+        with pytest.raises(UnbackdoorError, match=r"^It needs what is not there\."):
+            audit(backdoored[0], clean, detectors=[Refusing()])
+
     def test_next_to_clean_examples_they_are_for_detectors_that_take_more(
         self, backdoored: tuple, digits: Dataset
     ) -> None:

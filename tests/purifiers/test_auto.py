@@ -205,6 +205,19 @@ def test_without_a_shortcut_it_is_scale_invariant_fst_on_four_fifths(small_cnn: 
     assert result.record["clean"]["held_out"] == 20
 
 
+def test_a_suspect_that_cannot_be_audited_is_purified_with_a_warning(small_cnn: SmallCNN, digits: Dataset) -> None:
+    """A class without clean examples: no shortcut is searched, so none tests the result."""
+    clean = digits.select(range(100))
+    record = purify(
+        small_cnn, clean.select(clean.labels != 4), purifiers.Auto(max_loss=100, detectors=("margin",)), device="cpu"
+    ).record
+    assert [each for each in record["warnings"] if "audited" in each] == [
+        "neither the suspect nor a result can be audited, so nothing shows what stayed: audit needs at least 2 clean "
+        "examples of each class, one to search on and one to judge on, but digits has 0 of class 4. Add clean examples."
+    ]
+    assert record["choice"]["audit"]["verdict"] == "cannot-judge"
+
+
 def test_a_detector_for_other_data_is_refused(small_cnn: SmallCNN, digits: Dataset) -> None:
     message = r"^Auto\.detectors must serve images, got lone-word, which serves text\. See unbackdoor list detectors\.$"
     with pytest.raises(UnbackdoorError, match=message):

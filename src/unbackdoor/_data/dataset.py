@@ -249,9 +249,21 @@ class Dataset:
         """Returns something hashable for each item, equal for equal items."""
         return self._items.identities()
 
-    def select(self, rows: Tensor | np.ndarray | Sequence[int]) -> "Dataset":
-        """The examples of some rows, in that order."""
-        index = torch.as_tensor(rows, dtype=torch.int64, device=self.labels.device)
+    def select(self, rows: Tensor | np.ndarray | Sequence[int] | Sequence[bool]) -> "Dataset":
+        """The examples of some rows, in that order; or those for which a mask, with an entry for each row, is true.
+
+        Raises:
+            UnbackdoorError: a mask has not one entry for each row.
+        """
+        index = torch.as_tensor(rows, device=self.labels.device)
+        if index.dtype == torch.bool:  # as numbers, these would be the rows 0 and 1
+            if index.shape != self.labels.shape:
+                raise UnbackdoorError(
+                    f"Dataset.select takes a mask with an entry for each of {len(self):,} rows, got one of shape "
+                    f"{tuple(index.shape)}."
+                )
+            index = index.nonzero()[:, 0]
+        index = index.to(torch.int64)
         groups = None if self.groups is None else self.groups[index]
         origin = index if self.rows is None else self.rows[index]
         return replace(self, items=self._items[index], labels=self.labels[index], groups=groups, rows=origin)

@@ -17,7 +17,7 @@ from unbackdoor._detection.nulls import Null, null_for, operating_point
 from unbackdoor._detection.outliers import LEAST_CLASSES, outlier_p_values
 from unbackdoor._detection.prompt_judging import HeldOutPrompts, with_room
 from unbackdoor._detection.result import Audit, JudgedCandidate, JudgedFinding, Verdict
-from unbackdoor._errors import SENTENCE, UnbackdoorError, printable
+from unbackdoor._errors import SENTENCE, UnbackdoorError, listed, printable
 from unbackdoor._models.arithmetic import Precision, choose, description
 from unbackdoor._models.calling import (
     check_modules,
@@ -106,14 +106,14 @@ def audit(
     with torch.random.fork_rng(devices=[arithmetic.device] if arithmetic.device.type == "cuda" else []):
         torch.manual_seed(seed)
         arithmetic.place(working)
-        searches = _searched(chosen, working, searching.to(arithmetic.device), run, not_searched, detectors is not None)
+        searches, refused = _searched(chosen, working, searching, run, not_searched, detectors is not None)
         held_out = HeldOutPrompts(working, judging, arithmetic) if prompts else HeldOut.of(working, judging, arithmetic)
         settings = {name: search.settings for name, search in searches.items()}
         null = null_for(run.modality, _arch(model), len(examples.per_class), settings) if searches else None
         findings = [_judged(name, each, held_out, null, run.progress) for name, each in searches.items()]
     findings.sort(key=lambda each: (each.strongest.p_value is None, -each.strongest.score))
     compared = len(examples.per_class) if run.modality == "images" else 0  # classes, with each other
-    verdict, reason = _verdict(findings, null, compared)
+    verdict, reason = _verdict(findings, null, compared, refused)
     point = None if null is None else operating_point(run.modality, {name: settings[name] for name in null.detectors})
     if point is not None:
         record |= {"operating_point": point, "operating_point_note": ""}
@@ -361,9 +361,15 @@ def _searched(
     run: Run,
     not_searched: dict[str, str],
     asked: bool,
-) -> dict[str, _Search]:
-    """The result of each detector; one that cannot run says why, unless it was asked for."""
-    searches = {}
+) -> tuple[dict[str, _Search], list[str]]:
+    """The result of each detector, and the names of those that were asked for and cannot run.
+
+    Raises:
+        UnbackdoorError: of those asked for none can run, or the model passes no gradients.
+    """
+    clean = clean.to(run.arithmetic.device)
+    searches: dict[str, _Search] = {}
+    refusals: dict[str, UnbackdoorError] = {}
     if clean.modality == "images":
         _check_passes_gradients(model, clean)
     for name, detector in chosen:
@@ -374,9 +380,7 @@ def _searched(
             with needing_gradients(model):
                 finding = detector(model, clean, run)
         except UnbackdoorError as problem:
-            if asked:
-                raise
-            not_searched[name] = str(problem)
+            not_searched[name], refusals[name] = str(problem), problem
             continue
         if not finding.candidates:
             not_searched[name] = finding.note or "it found nothing that could be judged"
@@ -385,7 +389,9 @@ def _searched(
             run.note(finding.note)
         settings = fields_of(detector) if hasattr(detector, "__dataclass_fields__") else {}
         searches[name] = _Search(finding, settings, round(time.perf_counter() - start, 3))
-    return searches
+    if asked and refusals and not searches:
+        raise next(iter(refusals.values()))
+    return searches, list(refusals) if asked else []
 
 
 def _judged(
@@ -421,7 +427,8 @@ def _judged(
     )
 
 
-def _verdict(findings: list[JudgedFinding], null: Null | None, classes: int) -> tuple[Verdict, str]:
+def _verdict(findings: list[JudgedFinding], null: Null | None, classes: int, missing: list[str]) -> tuple[Verdict, str]:
+    """The verdict and its reason; `missing` are detectors that were asked for and could not run."""
     alarms = [finding for finding in findings if finding.alarm]
     if alarms:
         # A trigger can be repeated, so one that has it goes before one that only names a class.
@@ -448,6 +455,8 @@ def _verdict(findings: list[JudgedFinding], null: Null | None, classes: int) -> 
     unknown = [finding.detector for finding in findings if finding.strongest.p_value is None]
     if unknown:
         reason += f" How rare those of {', '.join(unknown)} are in clean models is not known, so they do not count."
+    if missing:
+        return "cannot-judge", f"{reason} But {listed(missing)} could not search, and was asked to."
     return "nothing-found", reason
 
 

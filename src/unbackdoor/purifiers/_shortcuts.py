@@ -121,12 +121,10 @@ def _stands_out(finding: JudgedFinding) -> bool:
     return strongest.moved.interval[0] > strongest.random.interval[1]
 
 
-def summary(report: Audit | str, shortcuts: list[Shortcut]) -> str:
+def summary(report: Audit, shortcuts: list[Shortcut]) -> str:
     """Returns what an audit found, or why it could not search, as a sentence."""
     if shortcuts:
         return "; ".join(each.sentence for each in shortcuts) + "."
-    if isinstance(report, str):
-        return report
     return "no shortcut stands out." if report.findings else report.reason
 
 

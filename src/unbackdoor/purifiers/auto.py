@@ -69,7 +69,10 @@ class Auto:
         logger.info("Auto: auditing the suspect; then methods are tried, and each result that passes is audited.")
         report = audited(model, tuned, run, self.detectors)
         shortcuts = counting(report)
-        run.note(f"audit of the suspect: {summary(report, shortcuts)}")
+        if isinstance(report, str):
+            run.warn(f"neither the suspect nor a result can be audited, so nothing shows what stayed: {report}")
+        else:
+            run.note(f"audit of the suspect: {summary(report, shortcuts)}")
         methods = methods_to_try(tuned, bool(shortcuts), run)
         trials = self._tried(methods, model, tuned, held, shortcuts, run)
         chosen, reason = self._chosen(trials, len(held), run)
