@@ -190,6 +190,7 @@ def changed(place: Path, tmp_path: Path, **fields: object) -> Path:
             {"peft_type": "PREFIX_TUNING"},
             "of the kind PREFIX_TUNING; only LoRA is supported. It cannot be added to the",
         ),
+        ({"peft_type": None}, r"adapter_config.json names no peft_type, so peft did not write it; adapters of mlx-lm,"),
         ({"modules_to_save": ["lm_head"]}, r"also replaces whole layers \(modules_to_save"),
         ({"bias": "all"}, r"also changes biases \(all\)"),
         (

@@ -505,6 +505,25 @@ def test_gguf_files_that_transformers_would_read_in_part_are_refused(tmp_path: P
         load(tmp_path)
 
 
+@pytest.mark.parametrize("base", [None, "anything"])
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("adapter", "is a LoRA adapter in a GGUF file, which transformers cannot read. Give the PEFT adapter that it"),
+        ("mmproj", r"is the part of a model that reads images \(mmproj\). Give the GGUF file of its language model."),
+    ],
+)
+def test_gguf_files_that_hold_no_language_model_are_refused(tmp_path: Path, kind: str, said: str, base) -> None:
+    writer = gguf.GGUFWriter(tmp_path / "part.gguf", "llama")
+    writer.add_type(kind)
+    writer.add_tensor("blk.0.attn_q.weight.lora_a", np.zeros((4, 32), np.float32))
+    for write in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file):
+        write()
+    writer.close()
+    with pytest.raises(UnbackdoorError, match=said):
+        load(tmp_path / "part.gguf", base=base)
+
+
 def test_the_positions_of_gemma_3_are_scaled_at_layers_that_see_all_tokens(tmp_path: Path) -> None:
     from unbackdoor._models.gguf import _scale_positions
 

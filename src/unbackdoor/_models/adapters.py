@@ -291,6 +291,11 @@ def refuse_adapter(model: nn.Module, method: object, instead: str = "load it wit
 def _check_config(path: Path, config: Mapping[str, Any]) -> None:
     """Refuse an adapter of another kind, or one with more than matrices of low rank."""
     kind = config.get("peft_type")
+    if kind is None:
+        raise UnbackdoorError(
+            f"{path / CONFIG_FILE} names no peft_type, so peft did not write it; adapters of mlx-lm, for one, have "
+            "another form. Give one that peft wrote, or fuse it with its base (mlx_lm.fuse) and give the result."
+        )
     if kind != "LORA":
         way_out = (
             "It cannot be added to the weights of its base; give the base itself, or a LoRA adapter."

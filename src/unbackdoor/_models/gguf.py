@@ -81,6 +81,30 @@ def gguf_model(path: Path) -> tuple[Any, Any]:
     return model.float().eval(), tokenizer
 
 
+def refuse_part(path: Path) -> None:
+    """Refuse a GGUF file that holds no language model, but a part that is put on one.
+
+    Raises:
+        UnbackdoorError: it is an adapter, or the part of a model that reads images.
+    """
+    try:
+        from gguf import GGUFReader
+
+        with reading(path):
+            kind = str(_field(GGUFReader(path), "general.type", "model"))
+    except Exception:  # whatever is wrong with the file is said when it is read as a model
+        return
+    if kind == "adapter":
+        raise UnbackdoorError(
+            f"{path} is a LoRA adapter in a GGUF file, which transformers cannot read. Give the PEFT adapter that it "
+            "was made of, with `base`; or merge it into its model with llama-export-lora, and give that."
+        )
+    if kind in ("mmproj", "clip"):
+        raise UnbackdoorError(
+            f"{path} is the part of a model that reads images (mmproj). Give the GGUF file of its language model."
+        )
+
+
 def _field(content: Any, name: str, otherwise: Any) -> Any:
     return content.fields[name].contents() if name in content.fields else otherwise
 

@@ -18,7 +18,7 @@ from unbackdoor._models.adapters import CONFIG_FILE, adapted_by, class_count, is
 from unbackdoor._models.calling import embeddings
 from unbackdoor._models.directory import ModelDirectory
 from unbackdoor._models.factory import from_factory
-from unbackdoor._models.gguf import gguf_model, is_gguf
+from unbackdoor._models.gguf import gguf_model, is_gguf, refuse_part
 from unbackdoor._models.image_text import pair_encoder
 from unbackdoor._models.language_models import conversation_encoder
 from unbackdoor._models.recorded import recorded_image_encoder
@@ -96,6 +96,8 @@ def load(
         return _load_adapter(path, base, merge, chat)
     alone = {"merge": merge or None, "base": base}
     if path.is_file():
+        if is_gguf(path):
+            refuse_part(path)
         _check_unused(source, **alone)
         return _load_file(path, chat, prompts)
     directory = ModelDirectory.of(source, "`source`", trust_remote_code=trust_remote_code)
