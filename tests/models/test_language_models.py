@@ -583,3 +583,24 @@ def test_a_language_model_that_reads_images_is_refused_with_what_to_do(tmp_path:
         "text alone are supported. Save its language model by itself with transformers, as the causal language model "
         "of its text_config, and give that."
     )
+
+
+def test_the_config_of_a_model_with_two_matrices_does_not_tie_them(tmp_path: Path) -> None:
+    """As merging an adapter of the output layer leaves it: transformers 4 ties what the config says."""
+    model = chats.language_model()
+    model.save_pretrained(tmp_path / "merged")
+    chats.tokenizer().save_pretrained(tmp_path / "merged")
+    weights = load_file(tmp_path / "merged/model.safetensors")
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"] + 1
+    save_file(weights, tmp_path / "merged/model.safetensors", metadata={"format": "pt"})
+    loaded = load(tmp_path / "merged")
+    assert loaded.model.config.tie_word_embeddings  # what the file says
+    result = ub.purify(loaded.model, data_for(loaded.encode), ub.purifiers.FineTuning(epochs=1), device="cpu").model
+    save(result, tmp_path / "out", source=loaded.directory, encode=loaded.encode)
+    assert json.loads((tmp_path / "out/config.json").read_text())["tie_word_embeddings"] is False
+    again = load(tmp_path / "out").model
+    assert torch.equal(again.lm_head.weight, result.lm_head.weight)
+    assert not torch.equal(again.lm_head.weight, again.model.embed_tokens.weight)
+    tied = load(written("llama", tmp_path / "tied"))
+    save(tied.model, tmp_path / "still", source=tied.directory, encode=tied.encode)
+    assert json.loads((tmp_path / "still/config.json").read_text())["tie_word_embeddings"] is True

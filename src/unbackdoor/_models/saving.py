@@ -107,6 +107,7 @@ def _fill(model: nn.Module, folder: Path, source: str | os.PathLike[str] | None,
     origin = None if source is None else Path(source)
     with quiet_transformers():
         model.save_pretrained(folder, **_shard_size(origin))  # type: ignore[operator]
+    _say_untied(model, folder / "config.json")
     if origin is not None and origin.is_dir():
         _restore_fields(_config_of(source, origin), folder / "config.json")
         if (origin / GENERATION).is_file() and (folder / GENERATION).is_file():
@@ -125,6 +126,19 @@ def _fill(model: nn.Module, folder: Path, source: str | os.PathLike[str] | None,
         nested = folder / "processor_config.json"
         if nested.exists():  # transformers reads this one first
             _write_json(nested, {**read_json(nested), "image_processor": content})
+
+
+def _say_untied(model: Any, written: Path) -> None:
+    """Let the config say that a language model has two matrices, if it has: transformers 4 would make one of them.
+
+    Adapters of the output layer or of the embeddings, once merged, leave such models, with a config that ties the two.
+    """
+    get = getattr(model, "get_output_embeddings", None)
+    head = None if get is None else get()
+    if head is None or not getattr(model.config, "tie_word_embeddings", False):
+        return
+    if head.weight.data_ptr() != model.get_input_embeddings().weight.data_ptr():
+        _write_json(written, {**json.loads(written.read_text(encoding="utf-8")), "tie_word_embeddings": False})
 
 
 def _config_of(source: object, origin: Path) -> Mapping[str, Any]:
