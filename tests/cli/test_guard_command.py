@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from safetensors.torch import save_file
 
 from cli.test_audit_command import FACTORY
@@ -61,6 +62,46 @@ def test_a_line_for_each_input(place: Path, tmp_path: Path) -> None:
         done.stdout
         == f"Wrote {out}: {100 - rejected} pass, {rejected} reject, 0 clean. 8.0 forward passes per input.\n"
     )
+
+
+def test_a_broken_picture_is_a_line_of_its_own(place: Path, digits: Dataset, tmp_path: Path) -> None:
+    """The others are decided about as if it were not there, and have their rows in the data."""
+    lines = ["image"]
+    for row, pixels in enumerate(digits.pixels[1400:1410]):
+        Image.fromarray(pixels[0].numpy()).save(tmp_path / f"{row}.png")
+        lines.append(f"{row}.png")
+    (tmp_path / "whole.csv").write_text("\n".join(lines) + "\n")
+    guard = (
+        *("guard", "run", place / "guard", "--model", place / "model.safetensors", "--mean", "0.3", "--std", "0.37"),
+        *("--factory", f"{place}/made.py:make", "--data"),
+    )
+    assert run(*guard, "whole.csv", "--out", "whole.jsonl", cwd=tmp_path).returncode == 0
+    (tmp_path / "3.png").write_bytes((tmp_path / "3.png").read_bytes()[:40])  # cut off
+    (tmp_path / "7.png").unlink()
+    done = run(*guard, "whole.csv", "--out", "broken.jsonl", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "2 of 10 inputs could not be read, and are rejected: see their reasons."
+    whole, broken = (
+        [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
+        for name in ("whole", "broken")
+    )
+    assert [line["row"] for line in broken] == list(range(10))
+    assert [line for line in broken if line["row"] not in (3, 7)] == [
+        line for line in whole if line["row"] not in (3, 7)
+    ]
+    for row in (3, 7):
+        assert (broken[row]["score"], broken[row]["action"]) == (None, "reject")
+    assert broken[3]["reason"].startswith("whole.csv has a picture in row 3, 3.png, that cannot be decoded (")
+    assert "7.png" in broken[7]["reason"]
+
+
+def test_pictures_of_which_none_can_be_read_are_refused(place: Path, refused: Refusals) -> None:
+    (place / "gone.csv").write_text("image\ngone.png\nlost.png\n")
+    said = refused(
+        *("guard", "run", "guard", "--model", "model.safetensors", "--data", "gone.csv", "--out", "new.jsonl", *MODEL)
+    )
+    assert "gone.png" in said
+    assert not (place / "new.jsonl").exists()
 
 
 def test_the_numbers_of_a_guard(place: Path) -> None:

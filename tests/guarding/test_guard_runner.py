@@ -18,6 +18,7 @@ import toys
 import unbackdoor as ub
 from unbackdoor import Dataset, UnbackdoorError, evaluate_guard, fit_guard, guards, load_guard
 from unbackdoor._artifacts.guard_record import GuardRecord
+from unbackdoor._data.texts import Texts
 from unbackdoor._guarding import identity as identity_module
 from unbackdoor._guarding.area import Area
 from unbackdoor._guarding.fitted import FittedGuard
@@ -77,6 +78,37 @@ def counting() -> nn.Module:
 def edited(counting: nn.Module, reviews: Dataset) -> FittedGuard:
     """A guard that changes texts, in front of that classifier."""
     return fit_guard(counting, reviews.select(range(40)), Dullness(), false_alarms=0.1, device="cpu")
+
+
+class TestTextsOfAnInput:
+    """A guard of pairs knows nothing of single texts, and a guard of texts nothing of pairs."""
+
+    def test_texts_of_another_number_are_refused(self, small_text: tuple[nn.Module, Dataset], tmp_path: Path) -> None:
+        model, single = small_text
+        pairs = replace(
+            single, items=Texts(tuple((text, "a film") for (text,) in single.texts.strings), ("text_a", "text_b"))
+        )
+        both = {"single texts": (single, "a fine film"), "pairs of texts": (pairs, ("a fine film", "a dull film"))}
+        for own, other in (tuple(both), tuple(both)[::-1]):
+            fitted = fit_guard(model, both[own][0], guards.Strip(), false_alarms=0.2, device="cpu")
+            fitted.save(tmp_path / own)
+            for guard in (fitted, load_guard(tmp_path / own, fitted.encode)):
+                said = f"The guard was fitted to {own}, and texts holds {other}. Give {own}."
+                with pytest.raises(UnbackdoorError) as refused:
+                    guard.decide(model, both[other][0], device="cpu")
+                assert str(refused.value) == said
+                with pytest.raises(UnbackdoorError, match=f"The guard was fitted to {own}, and .* holds {other}"):
+                    guard.wrap(model, device="cpu")([both[other][1]])
+                assert len(guard.decide(model, both[own][0], device="cpu")) == 40
+
+    def test_a_guard_of_before_does_not_know_how_many_it_takes(self, small_text: tuple, tmp_path: Path) -> None:
+        model, single = small_text
+        fitted = fit_guard(model, single, guards.Strip(), false_alarms=0.2, device="cpu")
+        fitted.save(tmp_path / "guard")
+        record = json.loads((tmp_path / "guard" / "guard.json").read_text())
+        assert record.pop("texts") == 1
+        (tmp_path / "guard" / "guard.json").write_text(json.dumps(record))
+        assert len(load_guard(tmp_path / "guard", fitted.encode).decide(model, single, device="cpu")) == 40
 
 
 class TestAnotherShare:

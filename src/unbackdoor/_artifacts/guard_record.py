@@ -93,6 +93,7 @@ class GuardRecord(JsonObject):
     identity: IdentityEntry
     head: str
     max_length: Count | None
+    texts: Annotated[int, Field(ge=1, le=2)] | None = None
     max_new_tokens: Count | None = None
     template: str | None = None
     seed: Count

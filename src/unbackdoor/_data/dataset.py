@@ -14,6 +14,7 @@ from unbackdoor._data.augmentation import Augmentation, augmentation
 from unbackdoor._data.columns import check_column, joined, labels_of
 from unbackdoor._data.conversation_encoder import ConversationEncoder
 from unbackdoor._data.conversations import Conversations
+from unbackdoor._data.decoding import undecoded_cells
 from unbackdoor._data.images import ImageEncoder, Images
 from unbackdoor._data.items import Items
 from unbackdoor._data.pair_encoder import PairEncoder
@@ -92,6 +93,7 @@ class Dataset:
         augment: Augment = "auto",
         group: str | None = None,
         labelled: bool = True,
+        unread: dict[int, str] | None = None,
     ) -> "Dataset":
         """Read examples.
 
@@ -107,6 +109,7 @@ class Dataset:
             group: column whose equal values keep rows of one class together when the data is split.
             labelled: False reads no labels, and the pictures of an image folder at any depth; each label is then -1.
                 Pairs need no labels: without a column of them, each is -1 as well.
+            unread: takes why pictures without labels cannot be read, by row, and these are left out; None refuses them.
 
         Raises:
             UnbackdoorError: the data is missing, empty, lacks a column, or has a picture that cannot be decoded or an
@@ -134,9 +137,9 @@ class Dataset:
         cells: dict[str, Sequence[Any]] = {name: joined(tables, column) for name, column in parts.items()}
         if labelled:
             labels, known = labels_of(tables, label, classes, where)
-            items, encode = encode.read(cells, where, tables[0].folder)
+            items, encode, rows = _read(encode, cells, where, tables[0].folder, None)
         else:
-            items, encode = encode.read(cells, where, tables[0].folder)
+            items, encode, rows = _read(encode, cells, where, tables[0].folder, unread)
             labels, known = torch.full((len(items),), -1), None if classes is None else tuple(classes)
         groups = None
         if group is not None:
@@ -149,6 +152,7 @@ class Dataset:
             classes=known,
             augment=augmentation(augment, items.shape[1:], known),
             groups=groups,
+            rows=rows,
             columns=names,
             name=where,
         )
@@ -401,3 +405,23 @@ def _name(source: str | Path | Sequence[str | Path]) -> str:
     if not isinstance(source, Sequence) or not source or not all(isinstance(path, str | Path) for path in source):
         raise UnbackdoorError(f"The data must be a path, or several in a list, got {source!r}.")
     return ", ".join(map(str, source))
+
+
+def _read(
+    encode: Encoder, cells: dict[str, Sequence[Any]], where: str, folder: Path | None, unread: dict[int, str] | None
+) -> tuple[Any, Any, Tensor | None]:
+    """Returns the items, their encoder, and the rows of these, if pictures that cannot be read were left out.
+
+    These are looked for only if the reading fails; if there is none, or no other, that failure is raised.
+    """
+    try:
+        return *encode.read(cells, where, folder), None
+    except UnbackdoorError:
+        if unread is None or not isinstance(encode, ImageEncoder):
+            raise
+        reasons = undecoded_cells(cells["image"], where, folder)
+        if len(reasons) in (0, len(cells["image"])):
+            raise
+        unread.update(reasons)
+        kept = [row for row in range(len(cells["image"])) if row not in reasons]
+        return *encode.read({"image": [cells["image"][row] for row in kept]}, where, folder), torch.tensor(kept)

@@ -8,6 +8,7 @@ import os
 import re
 import warnings
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,23 @@ def decode_cell(cell: Any, row: int, where: str, folder: Path | None, changes: C
         raise UnbackdoorError(
             f"{where} has a picture in row {row}{named} that cannot be decoded ({reason}). {way_out}"
         ) from None
+
+
+def undecoded_cells(cells: Sequence[Any], where: str, folder: Path | None) -> dict[int, str]:
+    """Returns why pictures of a data set cannot be read, by row, in a sentence each.
+
+    Args:
+        cells: as `decode_cell` reads them.
+        where: name of the data, for messages.
+        folder: folder that relative paths start from.
+    """
+    reasons = {}
+    for row, cell in enumerate(cells):
+        try:
+            decode_cell(cell, row, where, folder, Counter())
+        except UnbackdoorError as problem:
+            reasons[row] = str(problem)
+    return reasons
 
 
 def _check_form(cell: Any, row: int, where: str) -> None:

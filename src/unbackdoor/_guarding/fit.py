@@ -217,6 +217,7 @@ def _facts(guard: Guard, clean: Dataset, run: Run) -> dict[str, Any]:
         "score": {"measure": guard.measure, "suspicious": guard.suspicious},
         "head": run.head_name,
         "max_length": None if isinstance(clean.encode, ImageEncoder | PairEncoder) else clean.encode.max_length,
+        **({"texts": len(clean.texts.columns)} if clean.modality == "text" else {}),
         **_on_answers(clean, run),
         "seed": run.seed,
         "device": description(run.arithmetic),

@@ -160,6 +160,13 @@ class FittedGuard:
         if len(inputs) == 0:
             raise UnbackdoorError(f"{inputs.name} is empty; at least one input is needed.")
         check_reading(inputs.encode, self.record["max_length"], self.record.get("template"))
+        texts = self.record.get("texts")  # absent in older records
+        if texts is not None and inputs.modality == "text" and len(inputs.texts.columns) != texts:
+            kinds = ("single texts", "pairs of texts")
+            raise UnbackdoorError(
+                f"The guard was fitted to {kinds[texts - 1]}, and {printable(inputs.name)} holds {kinds[2 - texts]}. "
+                f"Give {kinds[texts - 1]}."
+            )
         if isinstance(inputs.encode, ImageEncoder) and inputs.encode.channels not in (None, inputs.shape[0]):
             raise UnbackdoorError(
                 f"The guard takes pictures with {inputs.encode.channels} channels, as its model does, and "

@@ -22,8 +22,10 @@ from unbackdoor._cli.commands.inputs import (
 from unbackdoor._cli.options import GuardEvaluateOptions, GuardFitOptions, GuardRunOptions
 from unbackdoor._cli.parameters import with_options
 from unbackdoor._data.conversation_encoder import ConversationEncoder
+from unbackdoor._data.dataset import Dataset
 from unbackdoor._data.texts import TextEncoder
 from unbackdoor._errors import SENTENCE, printable
+from unbackdoor._guarding.deciding import Decision
 from unbackdoor._guarding.fit import fit_guard, load_guard, takes_no
 from unbackdoor._guarding.fitted import FittedGuard
 from unbackdoor._guarding.guard import Guard, bound_of
@@ -103,11 +105,13 @@ def run(place: str, options: GuardRunOptions) -> None:
     model, encode = loaded
     if isinstance(encode, TextEncoder | ConversationEncoder):
         encode = dataclasses.replace(encode, blank=True)
-    data = load_dataset(options.data, encode, options, calling.class_names(model), labelled=False)
+    unread: dict[int, str] = {}
+    data = load_dataset(options.data, encode, options, calling.class_names(model), labelled=False, unread=unread)
     fitted.check(model, data)
     with fitted.at_work(model, options.device, options.precision, bar) as work:
         decisions = work.judged(data, answering=False).decisions
     check_unchanged(fitted.guard, model, fitted.identity.model)
+    decisions = _with_unread(decisions, data, unread, fitted.threshold)
     entries = [decision.to_json() for decision in decisions]
     for entry in entries:
         DecisionEntry.model_validate(entry)
@@ -120,6 +124,21 @@ def run(place: str, options: GuardRunOptions) -> None:
         f"Wrote {printable(out, SENTENCE)}: {summary}. {work.forwards.count / len(data):.1f} forward passes"
         f"{reference} per input."
     )
+    if unread:
+        print(f"{len(unread):,} of {len(decisions):,} inputs could not be read, and are rejected: see their reasons.")
+
+
+def _with_unread(
+    decisions: list[Decision], data: Dataset, unread: dict[int, str], threshold: float | None
+) -> list[Decision]:
+    """The decisions by their rows in the source, with inputs that could not be read, which are rejected."""
+    if not unread or data.rows is None:
+        return decisions
+    placed = [
+        dataclasses.replace(decision, row=row) for decision, row in zip(decisions, data.rows.tolist(), strict=True)
+    ]
+    rejected = [Decision(row, None, threshold, "reject", reason) for row, reason in unread.items()]
+    return sorted([*placed, *rejected], key=lambda decision: decision.row)
 
 
 def evaluate(place: str, options: GuardEvaluateOptions) -> None:

@@ -109,10 +109,12 @@ def load_dataset(
     classes: tuple[str, ...] | None,
     augment: Augment = "none",
     labelled: bool = True,
+    unread: dict[int, str] | None = None,
 ) -> Dataset:
-    """Reads examples for a model, with the column names of the options."""
+    """Reads examples for a model, with the column names of the options; `unread` as in `Dataset.load`."""
     columns = column_names(options.columns)
-    return Dataset.load(path, encode, columns=columns, classes=classes, augment=augment, labelled=labelled)
+    settings: dict[str, Any] = {"augment": augment, "labelled": labelled, "unread": unread}
+    return Dataset.load(path, encode, columns=columns, classes=classes, **settings)
 
 
 def show_first_prompt(data: Dataset) -> None:
