@@ -357,7 +357,7 @@ def main() -> None:
     parser.add_argument("--victims", nargs="+", default=["sentence", "topic", "twin"])
     options = parser.parse_args()
     if options.what == "table":
-        (ROOT / "docs/results/tables/guards.md").write_text(table(options.store), encoding="utf-8")
+        (ROOT / "docs/results/tables/guards-by-script.md").write_text(table(options.store), encoding="utf-8")
         return
     options.store.mkdir(parents=True, exist_ok=True)
     if options.what == "prompts":
