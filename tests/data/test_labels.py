@@ -222,6 +222,20 @@ def test_names_that_differ_in_case_alone_are_two_where_the_model_has_two() -> No
     )
 
 
+def test_one_of_several_names_of_a_class_is_enough() -> None:
+    """The names of ImageNet's classes list synonyms."""
+    classes = ["tench, Tinca tinca", "goldfish, Carassius auratus", "crane", "crane, lifting gear", "7, seven"]
+    assert numbers(["goldfish", "tench", "lifting_gear"], classes) == [1, 0, 3]
+    assert numbers(["Carassius auratus", "Tinca Tinca", "tench, Tinca tinca"][:2], classes) == [1, 0]
+    assert numbers(["crane", "seven"], classes) == [2, 4]  # the whole name of one class
+    unclear = ["great crane, crane", "small crane, crane", "seven, 7"]
+    for labels in (["crane", "seven"], ["small crane", "crane"]):  # two classes have that name
+        assert refusal(labels, unclear).startswith("d has the class 'crane', which the model does not know")
+    # Two names of one class are two classes in the data.
+    assert refusal(["goldfish", "Carassius auratus"], classes).startswith("d has the class 'goldfish', which the model")
+    assert numbers(["7", "7"], ["7, seven", *"abcdefg"]) == [7, 7]  # a number is an index
+
+
 @pytest.mark.parametrize("number", [1, 1.0, np.float32(1).item(), Decimal("1.00"), "1", "+1", "1.", "01"])
 def test_every_spelling_of_a_number(number: object) -> None:
     assert numbers([number, 0]) == [1, 0]

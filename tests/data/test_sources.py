@@ -349,6 +349,18 @@ def test_what_is_not_on_this_machine(name: str, message: str, tmp_path: Path, mo
     assert refusal(name).startswith(message)
 
 
+def test_a_feather_file_is_one_of_arrow(tmp_path: Path) -> None:
+    frame = pandas.DataFrame({"text": ["a film", "the plot"], "label": [1, 0]})
+    frame.to_feather(tmp_path / "d.feather")
+    assert texts(tmp_path / "d.feather") == ["a film", "the plot"]
+    assert labels(tmp_path, encode=ENCODE) == [1, 0]
+    (tmp_path / "d.feather").write_bytes(b"FEA1" + bytes(40))
+    assert refusal(tmp_path / "d.feather", encode=ENCODE) == (
+        f"{tmp_path}/d.feather is feather of version 1 by its content, although its name says otherwise. Save it as "
+        "parquet."
+    )
+
+
 @pytest.mark.parametrize("name", ["d.parquet", "d.arrow"])
 def test_text_by_the_name_of_a_table(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text("text,label\na film,0\n")
@@ -413,6 +425,18 @@ def test_classes_one_level_deeper(tmp_path: Path) -> None:
     for number, name in enumerate(("cat", "dog")):
         picture(outer / "archive" / name / "0.png", number)
     assert refusal(outer).startswith(f"{outer} has sub-folders (archive) with folders of their own (cat, dog, ...), so")
+    deeper = tmp_path / "deeper"
+    for number, name in enumerate(("cat", "dog", "emu", "fox")):
+        picture(deeper / "data" / "images" / name / "0.png", number)
+    for options in ({}, {"classes": ["cat", "dog", "emu", "fox"]}):
+        assert refusal(deeper, **options) == (
+            f"{deeper} has sub-folders (data/images) with folders of their own (cat, dog, emu, ...), so it is not "
+            f"clear which are the classes. Name the folder that holds them, as in {deeper}/data/images."
+        )
+    assert labels(deeper / "data" / "images") == [0, 1, 2, 3]
+    picture(deeper / "data" / "images" / "0.png")  # then these are pictures of one class, with some in folders
+    assert labels(deeper) == [0] * 5
+    deeper.rename(tmp_path / ".deeper")
     # Where the model's classes are the outer folders, they are the classes.
     assert labels(tmp_path, classes=["fold a", "fold b", "outer"]) == [0, 0, 1, 1, 2, 2]
 

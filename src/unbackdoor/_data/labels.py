@@ -75,6 +75,8 @@ def matched(labels: Mapping[str, int | None], classes: Sequence[str], where: str
     """
     exact, by_key = _once(classes), _once([alike(name) for name in classes])
     named = {text: exact.get(text, by_key.get(alike(text))) for text in labels}
+    if None in named.values():
+        named = _by_synonyms(named, classes)
     if None not in named.values():
         meaning: dict[str, int] = {text: number for text, number in named.items() if number is not None}
         how = "matched to the model's classes by name"
@@ -111,6 +113,23 @@ def matched(labels: Mapping[str, int | None], classes: Sequence[str], where: str
     if changes:
         logger.info("%s: labels were %s: %s.", where, how, ", ".join([*changes[:5], *["..."] * (len(changes) > 5)]))
     return meaning
+
+
+def _by_synonyms(named: dict[str, int | None], classes: Sequence[str]) -> dict[str, int | None]:
+    """Returns labels with the classes of which they are one of several names, as in "tench, Tinca tinca" of ImageNet.
+
+    Labels stay as they are if two of them then are of one class.
+    """
+    synonyms = [(alike(part), number) for number, name in enumerate(classes) for part in name.split(",")]
+    places, counts = dict(synonyms), Counter(part for part, _ in dict.fromkeys(synonyms))
+    found = {
+        text: places.get(alike(text))
+        if number is None and counts[alike(text)] == 1 and not _NUMERAL.fullmatch(text)
+        else number
+        for text, number in named.items()
+    }
+    own = [number for number in found.values() if number is not None]
+    return named if len(set(own)) < len(own) else found
 
 
 def check_range(

@@ -142,7 +142,7 @@ def _of_files(files: Sequence[Path], label: str) -> list[Table]:
         with open_file(file) as content:
             start = content.read(8)
         held = next((kind for mark, kind in _MARKS.items() if start.startswith(mark)), None)
-        if held is not None and held[1] != file.suffix.lower():
+        if held is not None and held[1] != file.suffix.lower().replace(".feather", ".arrow"):
             raise UnbackdoorError(f"{file} is {held[0]} by its content, although its name says otherwise. {held[2]}")
         tables.append(_READERS[file.suffix.lower()](file, label))
     return tables
@@ -276,11 +276,13 @@ _READERS: dict[str, Callable[[Path, str], Table]] = {
     ".jsonl": _json,
     ".ndjson": _json,
     ".arrow": _arrow,
+    ".feather": _arrow,
 }
 # By the first bytes of files: their kind, its suffix, and the way out.
 _MARKS = {
     b"PAR1": ("parquet", ".parquet", "Let its name end in .parquet."),
     b"ARROW1": ("arrow", ".arrow", "Let its name end in .arrow."),
+    b"FEA1": ("feather of version 1", "", "Save it as parquet."),
     b"\x1f\x8b": ("compressed", ".gz", "Unpack it."),
     b"\x28\xb5\x2f\xfd": ("compressed", ".zst", "Unpack it."),
     b"\xfd7zXZ": ("compressed", ".xz", "Unpack it."),
@@ -644,9 +646,16 @@ def _check_level(folder: Path, pictures: dict[str, list[Path]]) -> None:
         raise _refused_several(folder, list(splits), "splits", max(splits))
     counts = Counter(name for inside in deep.values() for name in inside)
     shared = sorted(name for name, count in counts.items() if count > 1)
-    if len(deep) == len(pictures) and (shared or (len(deep) == 1 and len(counts) > 1)):
-        inside = ", ".join([*(shared or sorted(counts))[:3], "..."])
+    outer, holder = sorted(deep)[:5], folder / min(deep, default="")
+    if len(pictures) == 1:  # one folder in another, perhaps several times
+        paths = next(iter(pictures.values()))
+        only = Path(os.path.commonpath([path.parent for path in paths]))
+        level = len(only.parts)
+        inner = {path.parts[level] for path in paths if len(path.parts) > level + 1}
+        shared = sorted(inner) if all(len(path.parts) > level + 1 for path in paths) else []
+        outer, holder = [str(only)], folder / only
+    if len(deep) == len(pictures) and shared:
         raise UnbackdoorError(
-            f"{folder} has sub-folders ({', '.join(sorted(deep)[:5])}) with folders of their own ({inside}), so it is "
-            f"not clear which are the classes. Name the folder that holds them, as in {folder / min(deep)}."
+            f"{folder} has sub-folders ({', '.join(outer)}) with folders of their own ({', '.join(shared[:3])}, ...), "
+            f"so it is not clear which are the classes. Name the folder that holds them, as in {holder}."
         )
