@@ -411,6 +411,47 @@ def test_what_stands_next_to_a_wrapped_model_is_left_out(
     ]
 
 
+@pytest.mark.parametrize(
+    ("names", "numbers", "asked"),
+    [
+        (("0.mean", "0.std"), ([0.4914, 0.4822, 0.4465], [0.247, 0.2435, 0.2616]), True),  # of nn.Sequential
+        (("normalize.mu", "normalize.sigma"), ([0.5], [0.25]), True),
+        (("_mean", "_std"), ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]), True),
+        (("loss.mean", "loss.std"), ([0.1] * 64, [1.0] * 64), False),  # of features
+        (("0.mean", "0.count"), ([0.5], [2.0]), False),
+    ],
+)
+def test_a_normalisation_that_the_module_leaves_out_is_warned_of(
+    names: tuple[str, str], numbers: Any, asked: bool, factory: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Robust models come as a normalisation in front of a network; without it, every input is another one."""
+    path = tmp_path / "w.pt"
+    beside = {name: torch.tensor(entry) for name, entry in zip(names, numbers, strict=True)}
+    torch.save({**beside, **{f"1.{name}": tensor for name, tensor in weights().items()}}, path)
+    load(path, factory=factory)
+    mean, std = (",".join(f"{number:g}" for number in entry) for entry in numbers)
+    assert caplog.messages == asked * [
+        f"{path}: it holds a normalisation of the inputs, which the module leaves out. Unless that normalises them "
+        f"itself, give `mean={mean}` and `std={std}`."
+    ]
+
+
+def test_weights_by_the_name_of_the_other_format_are_named(factory: str, tmp_path: Path) -> None:
+    save_file(weights(), tmp_path / "w.bin")
+    torch.save(weights(), tmp_path / "w.safetensors")
+    torch.save(weights(), tmp_path / "old.safetensors", _use_new_zipfile_serialization=False)
+    for name, kind, way_out in (
+        ("w.bin", "a safetensors file", "Let its name end in .safetensors."),
+        ("w.safetensors", "a pickle", "Let its name end in .pt, or in a directory .bin."),
+        ("old.safetensors", "a pickle", "Let its name end in .pt, or in a directory .bin."),
+    ):
+        with pytest.raises(UnbackdoorError) as refused:
+            load(tmp_path / name, factory=factory)
+        assert str(refused.value) == (
+            f"{tmp_path / name} is {kind} by its content, although its name says otherwise. {way_out}"
+        )
+
+
 def test_a_prefix_that_the_module_has_is_put_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "net.py").write_text(FACTORY + "\ndef wrapped():\n    return nn.DataParallel(make())\n")
     path = tmp_path / "w.safetensors"

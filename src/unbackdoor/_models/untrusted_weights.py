@@ -225,6 +225,11 @@ def check_safetensors(path: Path) -> dict[str, TensorLocation]:
                 f"{path} ends early: a safetensors file has at least 8 bytes, it has {length}. {again}"
             )
         (header_length,) = struct.unpack("<Q", start)
+        if start.startswith((b"PK\x03\x04", b"\x80\x02")):
+            raise UnbackdoorError(
+                f"{path} is a pickle by its content, although its name says otherwise. Let its name end in .pt, or in "
+                "a directory .bin."
+            )
         if header_length > min(_HEADER, max(length - 8, 0)):
             raise UnbackdoorError(
                 f"{path} is not a safetensors file, or ends inside its header ({header_length:,} bytes promised, "
@@ -295,6 +300,13 @@ def _pickle(path: Path, own: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
         if wanted:
             raise _refused(path, wanted) from None
         # If a file is not a pickle, torch says at length that weights_only=False would help. It would not.
+        with open_file(path) as file:
+            start = file.read(9)
+        if start[8:] == b"{" and int.from_bytes(start[:8], "little") <= path.stat().st_size - 8:
+            raise UnbackdoorError(
+                f"{path} is a safetensors file by its content, although its name says otherwise. Let its name end in "
+                ".safetensors."
+            ) from None
         reason = (
             "not a pickle of tensors" if isinstance(problem, pickle.UnpicklingError) else str(problem).split("\n")[0]
         )

@@ -86,8 +86,30 @@ def renamed(own: Mapping[str, Tensor], stored: dict[str, Tensor], where: str) ->
         if others:
             note += f"; {few(others)} without it {'is' if len(others) == 1 else 'are'} left out"
         logger.info("%s.", printable(note, SENTENCE))
+        _warn_of_normalisation({name: stored[name] for name in others}, where)
         return weights
     return stored
+
+
+def _warn_of_normalisation(left_out: Mapping[str, Tensor], where: str) -> None:
+    """Warn if tensors that are left out are the mean and the deviation of pixels: then the inputs need both."""
+    found: dict[str, str] = {}
+    for name, tensor in left_out.items():
+        last = re.split(r"[._]", name.casefold())[-1]
+        kind = next((kind for kind, words in _NORMALISING.items() if last in words), None)
+        if kind is not None and tensor.is_floating_point() and tensor.numel() in (1, 3):
+            found[kind] = ",".join(f"{number:.4g}" for number in tensor.flatten().tolist())
+    if len(found) == 2:
+        logger.warning(
+            "%s: it holds a normalisation of the inputs, which the module leaves out. Unless that normalises them "
+            "itself, give `mean=%s` and `std=%s`.",
+            where,
+            found["mean"],
+            found["std"],
+        )
+
+
+_NORMALISING = {"mean": ("mean", "mu"), "std": ("std", "sigma")}
 
 
 def _unwrapped(own: Mapping[str, Tensor], stored: dict[str, Tensor]) -> dict[str, Tensor]:
