@@ -1,6 +1,7 @@
 """Networks of other people that are unlike those of the tests elsewhere: what they return, keep and compute with."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -324,3 +325,97 @@ def test_one_output_says_how_it_becomes_two(digits: Dataset) -> None:
         "Sequential has one output; a classifier with at least 2 classes is expected (regression is not supported). If "
         "it tells two classes apart by a logit x, wrap it in a module that returns torch.cat([0 * x, x], dim=1)."
     )
+
+
+# What modules keep.
+
+
+class OfComplexNumbers(Net):
+    """A filter in the frequencies of an image, as of GFNet: complex numbers, stored as pairs in a fourth dimension."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.filter = nn.Parameter(torch.randn(1, 8, 5, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(torch.fft.irfft2(torch.fft.rfft2(x) * torch.view_as_complex(self.filter)))
+
+
+def test_only_convolutions_are_laid_out_anew(digits: Dataset) -> None:
+    model = made(OfComplexNumbers)
+    for method in (purifiers.FineTuning(epochs=1), purifiers.FST(epochs=1), purifiers.CLP()):
+        purified = ub.purify(model, digits.select(range(40)), method, device="cpu").model
+        assert purified.filter.stride() == model.filter.stride() == (80, 10, 2, 1)
+    scored = ub.evaluate(model, digits.select(range(200)), device="cpu").clean_accuracy
+    assert scored == ub.evaluate(model, digits.select(range(200)), device="cpu", precision="fp32").clean_accuracy
+
+
+class Hooked(Net):
+    """It takes its features from a hook, which is a function made within another one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: dict[str, Tensor] = {}
+        self.features.register_forward_hook(lambda _module, _inputs, output: self.seen.update(x=output))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.features(x)
+        return self.fc(self.seen["x"])
+
+
+class HookedByMethod(Hooked):
+    """The same, as a copy can have it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features._forward_hooks.clear()
+        self.features.register_forward_hook(self.keep)
+
+    def keep(self, _module: nn.Module, _inputs: Any, output: Tensor) -> None:
+        self.seen.update(x=output)
+
+
+@pytest.mark.parametrize("scored_before", [False, True])
+def test_a_hook_that_a_copy_would_share_is_named(scored_before: bool, digits: Dataset) -> None:
+    model = made(Hooked)
+    if scored_before:  # then the copy finds features of other inputs
+        ub.evaluate(model, digits.select(range(20)), device="cpu")
+    with pytest.raises(UnbackdoorError) as refused:
+        ub.purify(model, digits.select(range(40)), purifiers.FineTuning(epochs=1), device="cpu")
+    assert str(refused.value).endswith(
+        "It has a hook, which a copy of it shares if it is a function made within another one: let it be a method of "
+        "the module."
+    )
+    ub.purify(made(HookedByMethod), digits.select(range(40)), purifiers.FineTuning(epochs=1), device="cpu")
+
+
+class WithExtraState(Net):
+    """It keeps more than tensors in its state dict."""
+
+    def get_extra_state(self) -> Any:
+        return {"version": 3}
+
+    def set_extra_state(self, state: Any) -> None:
+        assert state == {"version": 3}
+
+
+def test_a_state_that_is_no_tensor_is_named(digits: Dataset, tmp_path: Path) -> None:
+    way_out = (
+        "with nothing but tensors in its state dict, got _extra_state in WithExtraState. Take get_extra_state out of "
+        "its modules."
+    )
+    for function, run in (
+        ("purify", lambda: ub.purify(made(WithExtraState), digits, purifiers.FineTuning(), device="cpu")),
+        ("save", lambda: ub.save(made(WithExtraState), tmp_path / "out")),
+    ):
+        with pytest.raises(UnbackdoorError) as refused:
+            run()
+        assert str(refused.value) == f"{function} takes model {way_out}"
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\n\nclass WithExtraState(nn.Linear):\n    def get_extra_state(self):\n        return 3\n"
+        "\ndef make():\n    return WithExtraState(2, 2)\n"
+    )
+    torch.save({}, tmp_path / "w.pt")
+    with pytest.raises(UnbackdoorError) as refused:
+        ub.load(tmp_path / "w.pt", factory=f"{tmp_path}/net.py:make")
+    assert str(refused.value) == f"`factory` {tmp_path}/net.py:make must return a module {way_out}"

@@ -98,8 +98,14 @@ class Arithmetic:
 
 
 def relayout_(model: nn.Module, layout: torch.memory_format) -> nn.Module:
-    """Bring all 4-dimensional weights into a memory layout, in place."""
-    return model.to(memory_format=layout)  # type: ignore[call-overload, no-any-return]
+    """Bring all 4-dimensional weights into a memory layout, in place; into channels_last those of convolutions alone.
+
+    A module may view others by their memory, as a filter of complex numbers that is stored as pairs of real ones.
+    """
+    convolutions = [part for part in model.modules() if isinstance(part, nn.Conv2d | nn.ConvTranspose2d)]
+    for part in [model] if layout == torch.contiguous_format else convolutions:
+        part.to(memory_format=layout)  # type: ignore[call-overload]
+    return model
 
 
 def faulty_in_channels_last(model: nn.Module) -> bool:

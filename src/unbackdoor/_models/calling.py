@@ -79,7 +79,18 @@ def logits(model: nn.Module, inputs: Inputs) -> Tensor:
     wanted = (
         "token scores of shape (batch, length, vocabulary)" if of_tokens else "class scores of shape (batch, classes)"
     )
-    raise UnbackdoorError(f"{type(model).__name__} must return {wanted}, got {what}. Wrap it in a module that does.")
+    way_out = _shared_hook(model) or "Wrap it in a module that does."
+    raise UnbackdoorError(f"{type(model).__name__} must return {wanted}, got {what}. {way_out}")
+
+
+def _shared_hook(model: nn.Module) -> str:
+    """Returns what to do about a hook that a copy of a model may share with it; nothing if it has no hooks."""
+    if not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules()):
+        return ""
+    return (
+        "It has a hook, which a copy of it shares if it is a function made within another one: let it be a method of "
+        "the module."
+    )
 
 
 def _forward(model: nn.Module, inputs: Inputs) -> Any:
@@ -285,7 +296,7 @@ def checked_logits(model: nn.Module, inputs: Inputs) -> Tensor:
     except (UnbackdoorError, KeyboardInterrupt):
         raise
     except BaseException as problem:  # a user's own module may do anything, such as call sys.exit
-        raise _unfit(owner, inputs, problem) from None
+        raise _unfit(model, inputs, problem) from None
     if scores.shape[1] < 2:
         raise UnbackdoorError(
             f"{owner} has one output; a classifier with at least 2 classes is expected (regression is not supported). "
@@ -299,12 +310,15 @@ def checked_logits(model: nn.Module, inputs: Inputs) -> Tensor:
     return scores
 
 
-def _unfit(owner: str, inputs: Inputs, problem: BaseException) -> UnbackdoorError:
+def _unfit(model: nn.Module, inputs: Inputs, problem: BaseException) -> UnbackdoorError:
+    owner = type(model).__name__
     way_out = (
         "Take the tokenizer that it was trained with, or lower `max_length`."
         if isinstance(inputs, Tokens)
         else "Take data of the size and the channels that it was trained on, or give `image_size`."
     )
+    if hook := _shared_hook(model):
+        way_out = hook if isinstance(problem, LookupError) else f"{way_out} {hook}"
     return UnbackdoorError(f"{owner} cannot take inputs of shape {tuple(inputs.shape)} ({_reason(problem)}). {way_out}")
 
 
@@ -341,7 +355,7 @@ def explained(model: nn.Module, inputs: Inputs) -> Iterator[None]:
                 f"{owner} answers, but fails in training mode ({reason}), so it cannot be tuned. Take inputs that it "
                 "was trained on, or another model."
             ) from problem
-        raise _unfit(owner, inputs, problem) from problem
+        raise _unfit(model, inputs, problem) from problem
 
 
 def check_gradients(scores: Tensor) -> None:
@@ -452,12 +466,32 @@ def check_modules(owner: str, **models: object) -> None:
             raise UnbackdoorError(
                 f"{owner} takes {field} as a module, got {type(model).__name__}. Load it with {loaded}."
             )
+        if isinstance(model, nn.Module) and not hasattr(model, "peft_config"):
+            check_state(model, f"{owner} takes {field}")
         if isinstance(model, nn.Module) and any(each.is_meta for each in model.parameters()):
             raise UnbackdoorError(
                 f"{owner} takes {field} with all its weights in memory, but some of {type(model).__name__} are not "
                 "(on the device meta), as of a model that was loaded in parts. Load it without `device_map`; what is "
                 "larger than memory is mixed on disk by `purify_stream`."
             )
+
+
+def check_state(model: nn.Module, owner: str) -> None:
+    """Refuse a module that keeps more than tensors in its state dict, which no file of weights can hold.
+
+    Args:
+        model: any module.
+        owner: the beginning of the sentence, such as `purify takes model`.
+
+    Raises:
+        UnbackdoorError: names the first such entry.
+    """
+    other = next((name for name, part in model.state_dict().items() if not isinstance(part, Tensor)), None)
+    if other is not None:
+        raise UnbackdoorError(
+            f"{owner} with nothing but tensors in its state dict, got {printable(other)} in {type(model).__name__}. "
+            "Take get_extra_state out of its modules."
+        )
 
 
 def check_partner(option: str, other: nn.Module, data: Dataset, encode: Encoder | None, classes: int) -> None:

@@ -16,6 +16,7 @@ from torch.nn.parameter import is_lazy
 
 from unbackdoor._errors import UnbackdoorError, printable
 from unbackdoor._inputs import CONFIG, check_file, exists
+from unbackdoor._models.calling import check_state
 from unbackdoor._models.untrusted_weights import check_fractions, read_weights
 from unbackdoor._models.weight_names import check_fit, lacking, renamed
 
@@ -55,6 +56,7 @@ def make(factory: str) -> nn.Module:
         sys.path.remove(folder)
     if not isinstance(model, nn.Module):
         raise UnbackdoorError(f"{factory} must return a torch.nn.Module, got {type(model).__name__}.")
+    check_state(model, f"`factory` {factory} must return a module")
     tensors = itertools.chain(model.named_parameters(), model.named_buffers())
     empty = next((name for name, tensor in tensors if is_lazy(tensor) or tensor.is_meta), None)
     if empty is not None:
