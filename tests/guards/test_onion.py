@@ -1,5 +1,6 @@
 """ONION: a language model whose probabilities are known, and one of transformers."""
 
+import dataclasses
 import json
 import math
 import shutil
@@ -88,6 +89,18 @@ def test_a_long_text_is_rated_in_pieces() -> None:
     assert reference.forwards - before == 2 * (3 + 1)  # each piece, and each without one of its words
     falls(["a film cf the plot is"], reference, window=3)
     assert reference.forwards - before == 8  # what was rated is kept
+
+
+def test_a_text_beyond_the_reference_is_rated_to_its_end() -> None:
+    """A reference that reads few tokens saw no word behind them: a trigger there was never suspicious."""
+    reference = toys.bigram()
+    short = dataclasses.replace(reference, max_length=5, kept={})
+    text = "the plot is poor the film is dull the plot is poor cf"
+    (found,) = falls([text], short)
+    assert len(found) == 13
+    assert [place for place, fall in enumerate(found) if fall > 1] == [12]
+    assert max(len(piece.split()) for piece in short.kept) == 4  # with the token before them no more can be read
+    assert falls(["cf"], dataclasses.replace(reference, max_length=2, kept={})) == [[0.0]]
 
 
 def test_pairs_are_changed_on_both_sides(counting: nn.Module, reviews: Dataset) -> None:

@@ -75,11 +75,27 @@ class Perplexity:
                 self.kept.update(zip((text for text, _ in batch), rated, strict=True))
         return torch.tensor([self.kept[text] for text in texts], dtype=torch.float64)
 
+    def reads(self, texts: Sequence[str]) -> list[bool]:
+        """Whether each text is read to its end."""
+        if not texts:
+            return []
+        most = self._room + 1  # so that the tokenizer does not warn of long texts
+        tokens = self.tokenizer(list(texts), add_special_tokens=False, truncation=True, max_length=most)["input_ids"]
+        return [len(ids) < most for ids in tokens]
+
+    @property
+    def _first(self) -> list[int]:
+        """The token after which the first one of a text is rated, if there is one."""
+        return [token for token in _around(self.tokenizer) if token is not None][:1]
+
+    @property
+    def _room(self) -> int:
+        """The number of tokens that are read of a text."""
+        return self.max_length - len(self._first)
+
     def _batches(self, texts: list[str]) -> Iterator[list[tuple[str, list[int]]]]:
         """Yields texts with their tokens, of about the same length."""
-        first = next((token for token in _around(self.tokenizer) if token is not None), None)
-        begin = [] if first is None else [first]
-        length = self.max_length - len(begin)
+        begin, length = self._first, self._room
         tokens = self.tokenizer(texts, add_special_tokens=False, truncation=True, max_length=length) if texts else {}
         pairs = [(text, begin + ids) for text, ids in zip(texts, tokens.get("input_ids", ()), strict=True)]
         pairs.sort(key=lambda pair: len(pair[1]))

@@ -33,7 +33,7 @@ class Onion:
 
     Args:
         window: number of words that are rated together, 2 to 1,000. A longer text is cut into pieces of about the same
-            length, each rated by itself.
+            length, each rated by itself; so is a piece that is longer than the reference reads.
 
     Differences from the paper: the bar is set on clean texts by the runner and not fixed at 0, padding is not rated,
     texts of one word are kept, and spaces stay as they are. Words that the suspect does not read are not rated.
@@ -71,11 +71,11 @@ class Onion:
 
     def _falls(self, texts: list[str], run: Run) -> list[list[float]]:
         """By how much the perplexity falls without each word, by text and word."""
-        pieces = [_pieces(text, self.window) for text in texts]
+        assert isinstance(run.reference, Perplexity)
+        pieces = [_rated_whole(_pieces(text, self.window), run.reference) for text in texts]
         variants: list[str] = []
         for piece in (piece for each in pieces for piece in each):
             variants += [piece, *(without(piece, {place}) for place in range(len(spans(piece))))]
-        assert isinstance(run.reference, Perplexity)
         rated = dict(zip(variants, run.reference.of(variants, run.arithmetic).tolist(), strict=True))
         return [[fall for piece in each for fall in _falls_of(piece, rated)] for each in pieces]
 
@@ -101,6 +101,16 @@ def _falls_of(piece: str, rated: dict[str, float]) -> list[float]:
     if count < 2:
         return [0.0] * count
     return [rated[piece] - rated[without(piece, {place})] for place in range(count)]
+
+
+def _rated_whole(pieces: list[str], reference: Perplexity) -> list[str]:
+    """The pieces, those halved that the reference does not read to their end: of a word behind it nothing is known."""
+    whole: list[str] = []
+    for piece, read in zip(pieces, reference.reads(pieces), strict=True):
+        words = len(spans(piece))
+        parts = [piece] if read or words < 2 else _rated_whole(_pieces(piece, -(-words // 2)), reference)
+        whole += parts
+    return whole
 
 
 def _pieces(text: str, window: int) -> list[str]:
