@@ -12,6 +12,7 @@ from unbackdoor._data.dataset import Batch, Dataset
 from unbackdoor._models.arithmetic import Arithmetic
 from unbackdoor._models.calling import check_gradients, explained, logits
 from unbackdoor._progress import Progress, silent
+from unbackdoor._training.statistics import settle_
 
 Loss = Callable[[Tensor, Batch], Tensor]
 """A function of the scores of a batch, (batch, classes) or (batch, length, vocabulary), and the batch: a scalar."""
@@ -127,6 +128,7 @@ def descend(
                 advance()
             if each == "epoch":
                 schedule.step()
+    settle_(model, data, batch_size, generator, arithmetic)
     return seen
 
 
