@@ -12,6 +12,7 @@ from unbackdoor._artifacts.null_table import NullTable
 from unbackdoor._artifacts.operating_point import OperatingPointTable
 from unbackdoor._detection import nulls
 from unbackdoor._detection.finding import Candidate, Finding
+from unbackdoor._detection.result import JudgedCandidate, JudgedFinding
 from unbackdoor._value import value
 from unbackdoor.attacks.inverted import Inverted
 
@@ -247,3 +248,23 @@ class TestRefusals:
             UnbackdoorError, match=r"The detector patch cannot run: it searches images, and .* holds text"
         ):
             ub.audit(text_victim, reviews.select(range(60)), detectors=[detectors.Patch()])
+
+
+def test_of_equally_unusual_classes_the_strongest_is_shown() -> None:
+    """Among a thousand classes the nominal p-value of all is 1 after it is multiplied by their number."""
+    candidates = [
+        JudgedCandidate(
+            candidate=Candidate(target=number, strength=strength),
+            target_name=str(number),
+            source_names=(),
+            moved=None,
+            random=None,
+            nominal_p=1.0,
+            p_value=None,
+        )
+        for number, strength in enumerate([0.1, 0.7, 0.3])
+    ]
+    finding = JudgedFinding(
+        detector="margin", settings={}, classes=tuple(candidates), unit="", looks_natural=None, seconds=1.0
+    )
+    assert finding.strongest.candidate.target == 1

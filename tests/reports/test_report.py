@@ -156,6 +156,8 @@ def test_pictures_are_marked_by_whose_success_they_are() -> None:
     assert text.count("⚑") == 1 + 8  # the legend and the pictures
     assert text.count("✓") == 1 + 4
     assert text.count("≠") == 1 + 4
+    # A right-to-left name stays behind its mark, where a left-to-right one does.
+    assert render(page).count("</span> <bdi>") == 16
 
 
 def test_all_to_all_wants_another_class_for_each() -> None:

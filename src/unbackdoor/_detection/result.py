@@ -94,8 +94,12 @@ class JudgedFinding:
 
     @property
     def strongest(self) -> JudgedCandidate:
-        """The shortcut with the largest score; of equal ones, the one that moves most."""
-        return max(self.classes, key=lambda each: (each.score, 0 if each.moved is None else each.moved.value))
+        """The shortcut with the largest score; of equal ones, the one that moves most, and then the strongest."""
+
+        def rank(each: JudgedCandidate) -> tuple[float, float, float]:
+            return each.score, 0.0 if each.moved is None else each.moved.value, each.candidate.strength
+
+        return max(self.classes, key=rank)
 
     @property
     def alarm(self) -> bool:
