@@ -85,7 +85,12 @@ def logits(model: nn.Module, inputs: Inputs) -> Tensor:
 
 def _shared_hook(model: nn.Module) -> str:
     """Returns what to do about a hook that a copy of a model may share with it; nothing if it has no hooks."""
-    if not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules()):
+    hooks = [
+        hook
+        for module in model.modules()
+        for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
+    ]
+    if all(str(getattr(hook, "__module__", "")).startswith("unbackdoor.") for hook in hooks):  # those of this program
         return ""
     return (
         "It has a hook, which a copy of it shares if it is a function made within another one: let it be a method of "
