@@ -68,7 +68,7 @@ class ContrastiveUnlearning:
 
     # The first version took any shifted copy as the reference, also one that had forgotten its task; the second copy
     # was shifted in ten passes, the third with dropout; the fourth took version 3 of scale-invariant FST.
-    version: ClassVar[int] = 5
+    version: ClassVar[int] = 6
     defaults: ClassVar[Defaults] = {"images": {"batch_size": 32}}
 
     def __call__(self, model: nn.Module, clean: Dataset, run: Run) -> nn.Module:
