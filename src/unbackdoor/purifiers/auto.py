@@ -55,7 +55,7 @@ class Auto:
 
     # The first version tried no trigger distillation; the second shifted in ten passes, and unlearned in small steps;
     # the third tried the shift at its defaults first; the fourth shifted with dropout; the fifth tried two rates,
-    # where the shift has one now, in steps of equal angles.
+    # where the shift has one now, in steps of equal angles; the sixth shifted few pictures at the rate of many.
     version: ClassVar[int] = 7
     uses_unlabelled: ClassVar[bool] = True
     needs_head: ClassVar[bool] = True  # the audit does, and most methods that it tries

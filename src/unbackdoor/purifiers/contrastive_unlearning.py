@@ -67,7 +67,8 @@ class ContrastiveUnlearning:
     batch_size: Annotated[int | None, Field(ge=2)] = None
 
     # The first version took any shifted copy as the reference, also one that had forgotten its task; the second copy
-    # was shifted in ten passes, the third with dropout; the fourth took version 3 of scale-invariant FST.
+    # was shifted in ten passes, the third with dropout; the fourth took version 3 of scale-invariant FST,
+    # the fifth version 4.
     version: ClassVar[int] = 6
     defaults: ClassVar[Defaults] = {"images": {"batch_size": 32}}
 

@@ -55,7 +55,7 @@ class TriggerDistillation:
     batch_size: Annotated[int | None, Field(ge=2)] = None
 
     # The first version shifted as shift distillation does; that depends on the scale of the head, and ruined a suspect.
-    # The second took version 3 of scale-invariant FST.
+    # The second took version 3 of scale-invariant FST, the third version 4.
     version: ClassVar[int] = 4
 
     def __call__(self, model: nn.Module, clean: Dataset, run: Run) -> nn.Module:
