@@ -375,14 +375,18 @@ def test_the_passes_of_the_trials(suspect: Normalised, digits: Dataset) -> None:
 
 
 def test_batches_that_are_left_open_make_twenty_steps(suspect: Normalised, digits: Dataset) -> None:
-    """Of 8 to 32 images; the same size given makes the same model."""
+    """Of 8 to 32 images, at a rate in proportion; the same size and rate given make the same model."""
     for count, batch_size in ((100, 8), (300, 15), (640, 32), (1797, 32)):
         assert toys.a_run().smaller(32, count) == batch_size
     data = digits.select(range(600, 900))
     shift = purifiers.ScaleInvariantFST(strength=1, epochs=1)
     one, other, large = (
         purify(suspect, data, each, seed=0).model
-        for each in (shift, replace(shift, batch_size=15), replace(shift, batch_size=32))
+        for each in (
+            shift,
+            replace(shift, batch_size=15, learning_rate=0.025 * 15 / 32),
+            replace(shift, batch_size=15),  # a size that is given keeps the rate
+        )
     )
     for name, tensor in one.state_dict().items():
         assert torch.equal(tensor, other.state_dict()[name]), name
