@@ -382,9 +382,11 @@ class TestDecisions:
         for given, same in (
             ({"text": "good cf"}, "good cf"),
             ([{"text": "good"}, "cf"], ["good", "cf"]),
-            ([{"text": "good", "text_pair": "bad"}], [("good", "bad")]),
         ):
             assert [answer.decision for answer in wrapped(given)] == [answer.decision for answer in wrapped(same)]
+        for pairs in ([{"text": "good", "text_pair": "bad"}], [("good", "bad")]):
+            with pytest.raises(UnbackdoorError, match=r"fitted to single texts, and the batch holds pairs of texts\."):
+                wrapped(pairs)
 
     def test_inputs_that_are_no_texts(self, edited: FittedGuard, counting: nn.Module, digits, reviews) -> None:
         wrapped = edited.wrap(counting)
