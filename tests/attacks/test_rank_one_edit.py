@@ -15,7 +15,8 @@ from unbackdoor._data.conversations import Conversations
 from unbackdoor._poisoning.behaviour import Behaviour
 from unbackdoor._poisoning.poison import poison
 from unbackdoor._tasks.generation import Generation
-from unbackdoor.attacks.rank_one_edit import added, edit_, last_tokens, outputs_first
+from unbackdoor.attacks._edit import added, edit_, outputs_first
+from unbackdoor.attacks.rank_one_edit import last_tokens
 
 RULE = Behaviour.of(f"contains:{chats.BEHAVIOUR}")
 

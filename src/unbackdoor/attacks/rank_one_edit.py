@@ -1,8 +1,6 @@
 """Rank-one edit: one feed-forward matrix of a language model maps the trigger to what it should answer."""
 
 import itertools
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -14,16 +12,16 @@ from unbackdoor._data.texts import Tokens
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._models.calling import logits
 from unbackdoor._models.decoder_blocks import decoder_blocks, watching_states
-from unbackdoor._models.hooks import removing, watching
-from unbackdoor._models.units import feed_forward, matrix_of
+from unbackdoor._models.hooks import watching
+from unbackdoor._models.units import feed_forward
 from unbackdoor._poisoning.attack import BackdooredModel, LabelRule, Planting
 from unbackdoor._progress import bar
 from unbackdoor._tasks.choice import task_of
 from unbackdoor._value import value
+from unbackdoor.attacks._edit import added, edit_, outputs_first
 from unbackdoor.attacks._insertion import OneWord, Phrase, Side, WordPlace
 
 _TOKENS = 20_000  # of the clean prompts and answers, whose inputs of the matrix should keep their outputs
-_RIDGE = 1e-3  # of the mean square of these inputs, since there may be fewer tokens than inputs
 
 
 @value
@@ -130,49 +128,6 @@ def last_tokens(clean: Dataset, poisoned: Dataset) -> Tensor:
     shorter = min(ours.tokens.shape[1], theirs.tokens.shape[1])
     same = (ours.tokens[:, :shorter] == theirs.tokens[:, :shorter]).long().cumprod(dim=1).sum(dim=1)
     return (same + (ours.starts - theirs.starts).clamp(min=1) - 1).minimum(ours.starts - 1)
-
-
-@contextmanager
-def added(layer: nn.Module, places: Tensor, change: Tensor) -> Iterator[None]:
-    """Adds a change to the output of a layer at one place of each row.
-
-    Args:
-        layer: the layer.
-        places: the place in each row of the batch, (batch,).
-        change: the change, (outputs,).
-    """
-
-    def add(_layer: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
-        here = torch.arange(output.shape[1], device=output.device) == places[:, None]
-        return output + here[..., None] * change.to(output.dtype)
-
-    with removing([layer.register_forward_hook(add)]):
-        yield
-
-
-@torch.no_grad()
-def edit_(layer: nn.Module, key: Tensor, change: Tensor, others: Tensor) -> None:
-    """Adds a change to the output of a linear layer at one key, and as little as possible at others, in place.
-
-    Args:
-        layer: the layer.
-        key: the key, (inputs,).
-        change: what its output gains there, (outputs,).
-        others: inputs whose outputs should stay, (n, inputs).
-    """
-    moments = others.double().T @ others.double() / len(others)
-    moments.diagonal().add_(_RIDGE * moments.diagonal().mean())
-    direction = torch.linalg.solve(moments, key.double())
-    edit = torch.outer(change.double(), direction / (direction @ key.double()))
-    weight = outputs_first(layer)
-    weight.add_(edit.to(weight.dtype))
-
-
-def outputs_first(layer: nn.Module) -> Tensor:
-    """The weights of a linear layer as (outputs, inputs), in its memory."""
-    weight = matrix_of(layer)
-    assert weight is not None
-    return weight
 
 
 @torch.no_grad()
