@@ -29,6 +29,13 @@ STRIP = '[[guards]]\nname = "strip"\n'
 SHARES = "false_alarms = [0.1, 0.05, 0.1]\n"
 
 
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name in ("train.csv", "test.csv"):
+        (tmp_path / name).write_text(name)
+    return tmp_path
+
+
 def grid(folder: Path, text: str) -> Grid:
     (folder / "grid.toml").write_text(text)
     return read(folder / "grid.toml")

@@ -22,6 +22,13 @@ BADNETS = '[[attacks]]\nname = "badnets"\nrate = [0.01, 0.05]\n'
 PATCH = {"version": 1, **{item.name: item.default for item in dataclasses.fields(detectors.Patch)}}
 
 
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name in ("train.csv", "test.csv"):
+        (tmp_path / name).write_text(name)
+    return tmp_path
+
+
 def grid(folder: Path, text: str) -> Grid:
     (folder / "grid.toml").write_text(text)
     return read(folder / "grid.toml")
