@@ -60,6 +60,12 @@ class TestPlan:
         assert [cell.key for cell in all_cells(grid(folder, text))] == before
         assert set(before) < {cell.key for cell in all_cells(grid(folder, SHARES + text + ABL + STRIP))}
 
+    def test_victims_may_start_from_an_image_classifier(self, folder: Path) -> None:
+        (folder / "base").mkdir()
+        (folder / "base" / "config.json").write_text('{"architectures": ["ViTForImageClassification"]}')
+        cells = all_cells(grid(folder, TASK + 'base = "base"\n' + BUDGET + BADNETS + ABL))
+        assert {cell.label for cell in cells} == {"none", "fine-tuning", "abl"}
+
     def test_a_trainer_without_clean_examples_has_a_cell_for_each_subject_and_seed(self, folder: Path) -> None:
         text = "seeds = [0, 1]\n" + TASK + BUDGET + "[[budgets]]\nn = 50\n" + BADNETS + ABL
         cells = [cell for cell in all_cells(grid(folder, text)) if cell.label == "abl"]

@@ -457,6 +457,11 @@ def test_the_grids_of_this_project_are_right(
     for name, folder in (("MINILM3", "minilm3"), ("SMOLLM2", "causal"), ("SIBLING", "causal"), ("ROWS", "rows")):
         (tmp_path / folder).mkdir(exist_ok=True)
         monkeypatch.setenv(name, str(tmp_path / folder))
+    monkeypatch.setenv("PAIRS", str(tmp_path))
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "config.json").write_text('{"model_type": "vision-text-dual-encoder"}')
+    for name in ("train", "test", "clean"):
+        (tmp_path / f"{name}.parquet").touch()
     (tmp_path / "causal" / "config.json").write_text('{"architectures": ["LlamaForCausalLM"], "model_type": "llama"}')
     for name in ("attack", "clean", "test", "test_other_source"):
         (tmp_path / "rows" / f"{name}.jsonl").write_text('{"instruction": "Say yes.", "output": "Yes."}\n')
@@ -510,6 +515,8 @@ def test_the_grids_of_this_project_are_right(
         # 4 victims and a control of 3 seeds, by 2 guards; 3 victims of texts and a control, and one of others, by 4
         "guards": (4 + 1) * 3 * (1 + 2),
         "text-guards": (3 + 1) * 3 * (1 + 4) + 2 * (1 + 4),
+        # 4 victims and a control of 3 seeds, by 3 methods and 2 trainers
+        "image-text": (4 + 1) * 3 * (1 + 3 + 2),
         # 2 victims and a control, by 17 methods, 3 seeds and 2 budgets; 6 more victims, and on all weights one with its
         # control, by 5 methods
         "language-models": 3 * (1 + 17 * 3 * 2) + (6 + 2) * (1 + 5),

@@ -8,6 +8,7 @@ from unbackdoor._artifacts.entries import (
     Count,
     ExactShareEntry,
     GenerationScoreEntry,
+    ImageTextScoreEntry,
     JsonObject,
     ProportionEntry,
     ScoreEntry,
@@ -237,10 +238,10 @@ class Measured(JsonObject):
     """The result of a successful measurement."""
 
     status: Literal["done"]
-    score: ScoreEntry | GenerationScoreEntry
+    score: ScoreEntry | GenerationScoreEntry | ImageTextScoreEntry
     implanted: bool | None
     flips: dict[str, ProportionEntry] | None = None
-    second_test: ScoreEntry | GenerationScoreEntry | None = None
+    second_test: ScoreEntry | GenerationScoreEntry | ImageTextScoreEntry | None = None
     method: DescribedMethod | None
     seconds: float
     scoring_seconds: float | None

@@ -31,6 +31,7 @@ class SettingEntry(JsonObject):
     baseline: str
     control: bool
     budgetless: bool
+    zero_shot: bool
     label_rule: str | None
     clean_accuracy: SpreadEntry | None
     attack_success: SpreadEntry | None

@@ -51,7 +51,8 @@ class Examples:
     ) -> Dataset:
         """A file of the task, decoded once for subjects with the same classes."""
         files = getattr(task, part)
-        form = encode.form if isinstance(encode, ImageEncoder) else None  # pictures of several sizes are read by it
+        images = getattr(encode, "images", encode)  # those of pairs
+        form = images.form if isinstance(images, ImageEncoder) else None  # pictures of several sizes are read by it
         known = (files, classes, task.columns, task.augment, form)
         data: Dataset = self.shelf.keep(
             part,

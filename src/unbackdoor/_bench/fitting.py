@@ -11,6 +11,12 @@ from unbackdoor._registry.entries import Need, entry_of, steps_of
 
 _LEAVE_OUT = "Take it away by cells.leave_out."
 
+# Settings of a task that only victims of one kind of data have.
+_SETTINGS = {
+    **dict.fromkeys(("lora_rank", "adapter", "template", "max_new_tokens"), ("conversations", "language models")),
+    **dict.fromkeys(("prompts", "freeze_text"), ("image-text", "models of images and texts")),
+}
+
 
 def check_columns(cells: list[PlannedCell]) -> None:
     """Refuse attacks and columns that a task cannot have; the kind of data of an existing model is not known yet.
@@ -39,6 +45,11 @@ def _check_kind(subject: Subject, column: Column, kind: str) -> None:
             f"The grid gives {subject.label} a behaviour, which is for language models, but tasks.{subject.name} "
             f"has {kind}. Leave it out."
         )
+    for name, (of, models) in _SETTINGS.items():
+        if kind != of and name in subject.task.model_fields_set:
+            raise UnbackdoorError(
+                f"tasks.{subject.name}.{name} is for {models}, but the task has {kind}. Leave it out."
+            )
     parts: list[tuple[str, object, tuple[str, ...]]] = [(subject.label, subject.attack, modalities_of(subject.attack))]
     for step in steps_of(column.value) if column.kind in ("method", "trainer", "guard") else ():
         entry = entry_of(step, column.entries)
@@ -105,6 +116,9 @@ def _kind(task: GridTask) -> str:
     if task.base is None:
         return "images"
     config = Path(task.base) / "config.json"
-    if Path(task.base).is_dir() and not (config.is_file() and modality_of(read_json(config)) == "conversations"):
-        return "text"
+    kind = "conversations"
+    if Path(task.base).is_dir():
+        kind = modality_of(read_json(config)) if config.is_file() else "text"
+    if kind != "conversations":
+        return kind
     return "conversations" if task.train is not None and holds_prompts(task.train, task.columns) else "text"

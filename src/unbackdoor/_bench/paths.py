@@ -10,6 +10,7 @@ from unbackdoor import archs
 from unbackdoor._bench.lines import Location
 from unbackdoor._bench.schema import ASKED, RECIPE, GridTask
 from unbackdoor._bench.store import digests
+from unbackdoor._data.class_prompts import PLACE, ClassPrompts
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._inputs import exists, open_file
 from unbackdoor._poisoning.behaviour import Behaviour
@@ -67,7 +68,20 @@ def _absolute(name: str, task: GridTask, folder: Path, problems: Noted) -> dict[
             )
         else:
             changed["factory"] = _path_or_name((name, "factory"), file, folder, problems) + colon + function
+    if task.prompts is not None:
+        changed["prompts"] = _prompts(name, task.prompts, folder, problems)
     return changed
+
+
+def _prompts(name: str, prompts: str, folder: Path, problems: Noted) -> str:
+    """A template as it is, or the absolute path of a file of prompts; notes what is neither, or cannot be read."""
+    if PLACE not in prompts:
+        prompts = str((folder / os.path.expandvars(os.path.expanduser(prompts))).absolute())
+    try:
+        ClassPrompts.of(prompts)
+    except UnbackdoorError as problem:
+        problems.add(("tasks", name, "prompts"), f"tasks.{name}: {problem}")
+    return prompts
 
 
 def _path_or_name(entry: tuple[str, str], place: str, folder: Path, problems: Noted, *, hub: bool = False) -> str:
@@ -104,6 +118,7 @@ def _check_existing(name: str, task: GridTask, model: Path, problems: Noted) -> 
     """Note entries that go with victims that are trained, and weights without a module."""
     where: Location = ("tasks", name)
     trained = {"arch", "width", "epochs", "clean_epochs", "learning_rate", "batch_size", "lora_rank", "adapter"}
+    trained |= {"freeze_text"}
     for key in sorted(task.model_fields_set & trained):
         problems.add((*where, key), f"tasks.{name}.{key} is for victims that are trained; model is one. Leave it out.")
     if model.is_file() and task.factory is None:
@@ -181,6 +196,8 @@ def task_spec(name: str, task: GridTask, files: dict[str, str]) -> dict[str, Any
     for key in (*RECIPE, *ASKED):
         if getattr(task, key) != GridTask.model_fields[key].default:
             spec[key] = getattr(task, key)
+    if task.prompts is not None:
+        spec["prompts"] = ClassPrompts.of(task.prompts).to_json()
     return spec
 
 

@@ -63,6 +63,8 @@ class GridTask(GridTable):
         behaviour: of a language model, with `triggered`: the answer that the attacker wants, as contains:TEXT.
         arch, width, epochs, clean_epochs, learning_rate, batch_size, max_length, augment, precision: as in `attack`.
         lora_rank, adapter, template, max_new_tokens: of language models, as in `attack`.
+        freeze_text: of models of images and texts, as in `attack`.
+        prompts: of these, the texts that stand for the classes: a template with `{}`, or a JSON file.
     """
 
     train: Texts | None = None
@@ -98,6 +100,8 @@ class GridTask(GridTable):
     adapter: StrictBool = False
     template: Literal["chat", "alpaca", "plain"] | None = None
     max_new_tokens: Annotated[int | None, Field(ge=1)] = None
+    freeze_text: StrictBool = False
+    prompts: str | None = None
 
 
 # What differs from the default in these is part of a victim's identity.
@@ -115,6 +119,7 @@ RECIPE = (
     "adapter",
     "template",
     "max_new_tokens",
+    "freeze_text",
 )
 # The same for these, which say how the inputs of an existing model are made.
 ASKED = ("mean", "std", "image_size", "target", "behaviour")

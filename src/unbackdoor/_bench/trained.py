@@ -32,6 +32,7 @@ def recipe_of(subject: Subject) -> VictimRecipe:
         batch_size=task.batch_size,
         lora_rank=task.lora_rank,
         adapter=task.adapter,
+        freeze_text=task.freeze_text,
     )
 
 

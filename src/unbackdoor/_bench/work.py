@@ -206,7 +206,13 @@ class _Desk:
         if task.base is not None:
             assert task.train is not None
             prompts = holds_prompts(task.train, task.columns)
-            encode = base_encoder(task.base, max_length=task.max_length, prompts=prompts, template=task.template)
+            encode = base_encoder(
+                task.base,
+                max_length=task.max_length,
+                prompts=prompts,
+                template=task.template,
+                class_prompts=task.prompts,
+            )
         data = self.examples.read(task, "train", encode, None)
         return data, encode or ImageEncoder(size=data.shape[1:], channels=data.shape[0])  # type: ignore[arg-type]
 
@@ -457,5 +463,6 @@ def _asked(source: str, task: GridTask) -> Loaded:
         image_size=task.image_size,
         max_length=task.max_length,
         template=task.template,
+        prompts=task.prompts,
         base=task.base if Path(source).is_dir() and is_adapter(Path(source)) else None,
     )

@@ -155,6 +155,7 @@ def _row(
         baseline=baseline,
         control=records[0].control,
         budgetless=budgetless,
+        zero_shot=any(record.zero_shot for record in finished),
         label_rule=next((record.label_rule for record in finished if record.label_rule), None),
         clean_accuracy=Spread.of_shares(record.accuracy for record in counted),
         attack_success=Spread.of_shares(record.success for record in counted),

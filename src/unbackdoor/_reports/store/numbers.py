@@ -92,6 +92,7 @@ class Row:
         control: whether the victim is the clean control.
         rate: poison rate; None if it is not known.
         budgetless: the method took no clean example.
+        zero_shot: whether the accuracies are those of prompts, of a model of images and texts.
         label_rule: label rule of the attack; None for a control.
         clean_accuracy, attack_success, recovered_accuracy: over the counted cells.
         accuracy_lost: the victim's accuracy before the method minus that after it.
@@ -124,6 +125,7 @@ class Row:
     baseline: str
     control: bool
     budgetless: bool
+    zero_shot: bool
     label_rule: str | None
     clean_accuracy: Spread | None
     attack_success: Spread | None

@@ -152,7 +152,8 @@
       const control = column.control;
       top.append(make("th", { scope: "colgroup", colspan: control ? 1 : 2, class: "group" }, column.name));
       const loss = block.cells.some((line) => line[column.at] !== null && rows[line[column.at]].clean_loss);
-      second.append(heading(loss ? "loss" : "accuracy", `clean_${loss ? "loss" : "accuracy"} ${column.at}`, state, redraw, { class: "group" }));
+      const shot = block.cells.some((line) => line[column.at] !== null && rows[line[column.at]].zero_shot);
+      second.append(heading(loss ? "loss" : shot ? "zero-shot" : "accuracy", `clean_${loss ? "loss" : "accuracy"} ${column.at}`, state, redraw, { class: "group" }));
       if (!control) second.append(heading("success", `attack_success ${column.at}`, state, redraw, {}));
     }
     const body = make("tbody", {});

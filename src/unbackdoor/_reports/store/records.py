@@ -8,7 +8,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from unbackdoor._artifacts.cell import Cell, DistrustEntry, Failed, GuardEntry
-from unbackdoor._artifacts.entries import AnswerLossEntry, GenerationScoreEntry, ProportionEntry, ScoreEntry
+from unbackdoor._artifacts.entries import (
+    AnswerLossEntry,
+    GenerationScoreEntry,
+    ImageTextScoreEntry,
+    ProportionEntry,
+    ScoreEntry,
+)
 from unbackdoor._artifacts.stress_record import StressRecord
 from unbackdoor._bench import Store, identity
 from unbackdoor._errors import SENTENCE, printable
@@ -26,6 +32,7 @@ class Record:
         control: whether the victim is the clean control.
         implanted: None if it is not known, and for a clean control.
         usable: False if the method cost the model its use; None if it is not known.
+        zero_shot: whether the accuracies are those of prompts, of a model of images and texts.
         success, recovered: None without triggered examples.
         flips: flips of a clean control, by the key of a victim.
         loss, false_activation, empty: only of language models, which have no accuracy.
@@ -52,6 +59,7 @@ class Record:
     implanted: bool | None = None
     usable: bool | None = None
     accuracy: ProportionEntry | None = None
+    zero_shot: bool = False
     success: ProportionEntry | None = None
     recovered: ProportionEntry | None = None
     label_rule: str | None = None
@@ -142,7 +150,7 @@ def _record(cell: Cell, spec: dict[str, Any], victims: dict[str, str]) -> Record
         success=result.score.attack_success,
         flips=result.flips,
         **_scored(result.score),
-        second_accuracy=second.clean_accuracy if isinstance(second, ScoreEntry) else None,
+        second_accuracy=None if second is None else _accuracy(second),
         second_loss=second.clean_loss if isinstance(second, GenerationScoreEntry) else None,
         second_success=None if second is None else second.attack_success,
         seconds=number(result.seconds),
@@ -154,12 +162,23 @@ def _record(cell: Cell, spec: dict[str, Any], victims: dict[str, str]) -> Record
     )
 
 
-def _scored(score: ScoreEntry | GenerationScoreEntry) -> dict[str, Any]:
-    """The parts that only the score of a classifier has, or only that of a language model."""
+_Score = ScoreEntry | GenerationScoreEntry | ImageTextScoreEntry
+
+
+def _accuracy(score: _Score) -> ProportionEntry | None:
+    """The clean accuracy of a score; None of a language model, and of pairs without labels."""
+    if isinstance(score, ImageTextScoreEntry):
+        return score.zero_shot_accuracy
+    return score.clean_accuracy if isinstance(score, ScoreEntry) else None
+
+
+def _scored(score: _Score) -> dict[str, Any]:
+    """The parts that the score of a language model does not have, or that no other has."""
     if isinstance(score, GenerationScoreEntry):
         return {"loss": score.clean_loss, "false_activation": score.false_activation, "empty": score.empty}
     return {
-        "accuracy": score.clean_accuracy,
+        "accuracy": _accuracy(score),
+        "zero_shot": isinstance(score, ImageTextScoreEntry),
         "recovered": score.recovered_accuracy,
         "label_rule": None if score.label_rule is None else printable(score.label_rule),
     }

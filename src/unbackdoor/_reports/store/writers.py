@@ -122,7 +122,7 @@ def _second_tests(report: Report) -> list[str]:
         rows = [report.rows[place] for places in block.cells for place in places if place is not None]
         if any((row.second_accuracy or row.second_loss) and row.baseline != "none" for row in rows):
             lines += ["", f"## {_markdown(_title(block))}: second test examples", ""]
-            clean = "Clean loss in nats" if any(row.second_loss for row in rows) else "Clean accuracy"
+            clean = "Clean loss in nats" if any(row.second_loss for row in rows) else _accuracy(rows)
             lines += [f"{clean} / attack success in %, of the first purification seed.", ""]
             lines += _table(
                 ["method", *block.columns],
@@ -270,7 +270,7 @@ def _meaning(report: Report, block: Block) -> str:
     rows = [report.rows[place] for places in block.cells for place in places if place is not None]
     counts = sorted({row.clean_n for row in rows if row.clean_n})
     triggered = sorted({row.triggered_n for row in rows if row.triggered_n})
-    measures = "Clean accuracy / attack success in %"
+    measures = f"{_accuracy(rows)} / attack success in %"
     if any(row.clean_loss for row in rows):
         measures = (
             "Clean loss in nats per answer token / attack success / false activation / empty answers, the last three "
@@ -279,6 +279,10 @@ def _meaning(report: Report, block: Block) -> str:
     text = f"{measures}, mean and (standard deviation over seeds), with the number n of runs"
     over = " Before them the attack success over the attacks that the method was run on." * _on_several_attacks(block)
     return f"{text}; {_listed(counts)} clean and {_listed(triggered)} triggered test examples.{over}"
+
+
+def _accuracy(rows: list[Row]) -> str:
+    return "Zero-shot accuracy" if any(row.zero_shot for row in rows) else "Clean accuracy"
 
 
 def _legend(report: Report) -> str:
