@@ -258,6 +258,20 @@ def test_the_notes_name_what_is_missing(tmp_path: Path) -> None:
     assert writers.entry(made.rows[0]).endswith("n = 1?")
 
 
+def test_what_is_the_same_for_several_tasks_is_said_once(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    for task in ("b", "a"):
+        store.put(spec(victim(task={"name": task}), "fst"), result(0.9, 0.5))
+    lines = writers.as_markdown(of(store), "page.md").splitlines()
+    of_all = f"scored on {N:,} clean and {TRIGGERED:,} triggered test examples."
+    assert f"- **n**: a, b: each 1 finished cell, 0 failed; {of_all}" in lines
+    assert "- All 2 tasks have no clean control: what a method does to a clean model is not known." in lines
+    store.put(spec({**CONTROL, "task": victim(task={"name": "b"})["task"]}, "none"), result(0.9))
+    lines = writers.as_markdown(of(store), "page.md").splitlines()
+    assert f"- **n**: a: 1 finished cell, 0 failed; {of_all}" in lines
+    assert "- a has no clean control: what a method does to a clean model is not known." in lines
+
+
 @pytest.mark.parametrize("value", [float("nan"), 7, "0.5", None, True])
 def test_a_number_that_is_none_is_in_no_table(store: Store, value: Any) -> None:
     odd = result(0.9, 0.5)

@@ -266,16 +266,21 @@ def _notes(rows: list[Row], odd: list[str]) -> list[str]:
             f"{len(odd):,} {'cell has' if len(odd) == 1 else 'cells have'} another form than today's and "
             f"{'is' if len(odd) == 1 else 'are'} in no table; the first is {odd[0]}."
         )
-    for task in dict.fromkeys(row.task for row in rows):
+    lacking: dict[str, list[str]] = {}
+    tasks = list(dict.fromkeys(row.task for row in rows))
+    for task in tasks:
         mine = [row for row in rows if row.task == task]
         if not any(row.control for row in mine):
-            notes.append(f"{task} has no clean control: what a method does to a clean model is not known.")
+            lacking.setdefault("clean control: what a method does to a clean model is not known", []).append(task)
         bare = sorted(
             {row.budget for row in mine if not row.budgetless}
             - {row.budget for row in mine if row.baseline == "fine-tuning"}
         )
         if bare:
-            notes.append(f"{task} has no plain fine-tuning with the clean budget {', '.join(bare)}.")
+            lacking.setdefault(f"plain fine-tuning with the clean budget {', '.join(bare)}", []).append(task)
+    for what, those in lacking.items():
+        named = f"All {len(tasks):,} tasks" if len(those) == len(tasks) > 1 else ", ".join(those)
+        notes.append(f"{named} {'has' if len(those) == 1 else 'have'} no {what}.")
     unknown = sum(row.unknown for row in rows)
     if unknown:
         notes.append(

@@ -97,7 +97,8 @@ def _measured_how(report: Report, out: str) -> list[str]:
         lines.append(f"- **Measured**: {_markdown(' to '.join(dict.fromkeys(day[:10] for day in report.dates)))}.")
     seeds = sorted({seed for row in report.rows for seed in row.seeds})
     victims = sorted({seed for row in report.rows for seed in row.victim_seeds})
-    lines.append(f"- **Seeds**: of the purification {_listed(seeds)}; of the victims {_listed(victims)}.")
+    of_victims = f"of the victims {_listed(victims)}" if victims else "the victims were given"
+    lines.append(f"- **Seeds**: of the purification {_listed(seeds)}; {of_victims}.")
     lines += [f"- **n**: {_markdown(sentence)}" for sentence in _examples(report)]
     for task, spread in report.victim_seconds.items():
         lines.append(f"- **Training a victim** of {_markdown(task)}: {_seconds(spread)} seconds (n = {spread.n}).")
@@ -306,17 +307,19 @@ def _legend(report: Report) -> str:
 
 
 def _examples(report: Report) -> list[str]:
-    lines = []
+    """Numbers of cells and of scored examples; tasks of which these are the same share a line."""
+    lines: dict[str, list[str]] = {}
     for task in dict.fromkeys(row.task for row in report.rows):
         mine = [row for row in report.rows if row.task == task]
         clean = sorted({row.clean_n for row in mine if row.clean_n})
         triggered = sorted({row.triggered_n for row in mine if row.triggered_n})
         finished = sum(row.counted + row.not_implanted for row in mine)
-        lines.append(
-            f"{task}: {finished:,} finished cells, {sum(row.failed for row in mine):,} failed; scored on "
-            f"{_listed(clean)} clean and {_listed(triggered)} triggered test examples."
+        line = (
+            f"{finished:,} finished {'cell' if finished == 1 else 'cells'}, {sum(row.failed for row in mine):,} "
+            f"failed; scored on {_listed(clean)} clean and {_listed(triggered)} triggered test examples."
         )
-    return lines
+        lines.setdefault(line, []).append(task)
+    return [f"{', '.join(tasks)}: {'each ' if len(tasks) > 1 else ''}{line}" for line, tasks in lines.items()]
 
 
 def _left_out(report: Report) -> list[str]:
