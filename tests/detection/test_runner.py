@@ -95,6 +95,19 @@ class TestWithoutLabels:
         )
         assert seen == [(20, 60, -1)]
 
+    def test_those_that_are_clean_ones_as_well_are_left_out(self, backdoored: tuple, digits: Dataset) -> None:
+        """A detector would search on the examples that judge what it found."""
+        seen = []
+
+        class Counting:
+            def __call__(self, model, clean, run):
+                seen.append(run.unlabelled.rows.tolist())
+                return QUICK(model, clean, run)
+
+        clean = digits.select(range(1400, 1440))
+        audit(backdoored[0], clean, detectors=[Counting()], unlabelled=shown(digits, range(1430, 1450)))
+        assert seen == [list(range(1440, 1450))]
+
     def test_a_model_that_takes_all_for_one_class(self, small_cnn: SmallCNN, digits: Dataset) -> None:
         with torch.no_grad():
             small_cnn.classifier.bias[7] += 1e6
@@ -104,6 +117,29 @@ class TestWithoutLabels:
             "audit needs examples of several classes, but the model takes all of digits for 7. Give other examples, or "
             "look at the preprocessing."
         )
+
+
+class TestEqualExamples:
+    """Of a picture that was given twice, one copy was searched on and the other judged what was found as unseen."""
+
+    @pytest.mark.parametrize("labelled", [True, False])
+    def test_they_are_used_once(self, labelled: bool, backdoored: tuple, digits: Dataset) -> None:
+        rows = torch.arange(1400, 1460)
+        given = digits.select(rows.repeat(5)) if labelled else shown(digits, rows.repeat(5).tolist())
+        kind = {"clean": given} if labelled else {"unlabelled": given}
+        found = audit(backdoored[0], detectors=[QUICK], **kind)
+        assert found.record["examples"] == {"n": 60, "searched_on": 30, "judged_on": 30, "labelled": labelled}
+        assert "240 of the 300 rows of digits have the picture of an earlier one" in found.record["notes"][0]
+        once = audit(backdoored[0], detectors=[QUICK], **{next(iter(kind)): given.select(range(60))})
+        assert [each.strongest.moved for each in found.findings] == [each.strongest.moved for each in once.findings]
+
+    def test_a_class_needs_two_that_differ(self, backdoored: tuple, digits: Dataset) -> None:
+        four = (digits.labels == 4).nonzero().flatten()
+        others = (digits.labels != 4).nonzero().flatten()[:90]
+        with pytest.raises(
+            UnbackdoorError, match=r"at least 2 clean examples of each class.* digits has 1 of class 4\."
+        ):
+            audit(backdoored[0], digits.select(torch.cat([others, four[:1].repeat(6)])), detectors=[QUICK])
 
 
 class TestReadingWithoutLabels:

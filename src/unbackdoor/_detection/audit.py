@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from unbackdoor._artifacts.machine import versions
 from unbackdoor._data.dataset import Dataset
+from unbackdoor._data.overlap import distinct, others_than
 from unbackdoor._detection.finding import Detector, Finding
 from unbackdoor._detection.judging import HeldOut
 from unbackdoor._detection.nulls import Null, null_for, operating_point
@@ -91,7 +92,7 @@ def audit(
         progress=bar if progress else silent,
         base=base,
         adapter=factors(model),
-        unlabelled=unlabelled,
+        unlabelled=unlabelled if unlabelled is None or clean is None else others_than(unlabelled, clean),
         task=_task(clean, unlabelled),
     )
     prompts = isinstance(run.task, Generation)
@@ -188,6 +189,7 @@ def _examples(
     """The examples of an audit, checked; fills in what the run did not know yet."""
     examples = unlabelled if clean is None else clean
     assert examples is not None
+    examples = distinct(examples, run.note)
     labelled = clean is not None and (clean.has_labels or clean.modality != "image-text")
     data = examples if labelled else _answered(model, examples, run)
     examined = run.task.examined(model, data, run.arithmetic, lambda _: None, head)
@@ -235,14 +237,17 @@ def _prompts(
     doubt = None
     if loss.value > chance_loss(embeddings(model).num_embeddings):
         doubt = chance_sentence("the suspect", loss, clean.name)
-    data = with_room(examined.clean)
+    different = distinct(examined.clean, run.note)
+    data = with_room(different)
     if len(data) < 2:
         raise UnbackdoorError(
             f"audit needs at least 2 prompts, one to search on and one to judge on, but {clean.name} has {len(data)}. "
             "Add clean prompts."
         )
-    if len(data) < len(clean):
-        run.note(f"{len(clean) - len(data):,} of {len(clean):,} rows leave no room for a trigger and are not used.")
+    if len(data) < len(different):
+        run.note(
+            f"{len(different) - len(data):,} of {len(different):,} rows leave no room for a trigger and are not used."
+        )
     return _Examples(data, True, None, (), doubt and _sentence(doubt), loss)
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from unbackdoor._data.dataset import Dataset
+from unbackdoor._data.overlap import split_apart
 from unbackdoor._errors import SENTENCE, NoHeadError, UnbackdoorError, printable
 from unbackdoor._models import calling
 from unbackdoor._models.arithmetic import Arithmetic
@@ -256,7 +257,7 @@ class Run:
     def hold_out(self, clean: Dataset, share: float = 0.2) -> tuple[Dataset, Dataset]:
         """Split the clean examples for a method that selects something: some to tune on, some to select with.
 
-        The draw is stratified; `held_out` of the record counts the second part.
+        The draw is stratified, and equal inputs stay together; `held_out` of the record counts the second part.
 
         Args:
             clean: all clean examples.
@@ -267,7 +268,7 @@ class Run:
         """
         seed = int(torch.randint(2**31, (1,), generator=self.generator))
         kept = min(max(round((1 - share) * len(clean)), 1), len(clean) - 1)
-        tuned, held = clean.split(kept, seed=seed)
+        tuned, held = split_apart(clean, kept, seed=seed)
         self.held_out = max(self.held_out, len(held))
         self.unseen = None if self.examples_seen else held
         return tuned, held

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from unbackdoor._data.dataset import Dataset, Encoder
+from unbackdoor._data.overlap import split_apart
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._models.arithmetic import Arithmetic
 from unbackdoor._models.untrusted_weights import check_finite
@@ -136,7 +137,7 @@ def prepare(
     scored_on = f"a seeded half of {clean.name}, which nothing was tuned on" if test is None else f"of {test.name}"
     half = " (half of it is kept for scoring)" if test is None else ""
     if test is None:
-        clean, test = clean.split(len(clean) // 2, seed=seed)
+        clean, test = split_apart(clean, len(clean) // 2, seed=seed)
     clean, test = _numbered(clean), _numbered(test)
     bait, attacked = (task.attacked(Checked(data, None, classes), Asked(trigger)) for data in (clean, test))
     if {"retune", "reactivation"} & set(possible) and max(counts) > len(bait.data):
