@@ -120,6 +120,8 @@ class PurifyOptions(ModelOptions):
         augment: auto mirrors images unless the class names distinguish left from right; crop never does, flip always.
         stream: with fine-mixing --rho R --no-tune, also after e-pur: mix on disk, piece by piece, for checkpoints
             larger than memory.
+        gradient_checkpointing: of a model of transformers: compute its blocks a second time, which saves memory and
+            changes no number.
         overwrite: replace a directory that unbackdoor wrote.
     """
 
@@ -139,6 +141,7 @@ class PurifyOptions(ModelOptions):
     head: Annotated[str | None, MODEL] = None
     overwrite: Annotated[bool, OUTPUT] = False
     seed: Annotated[int, OUTPUT] = 0
+    gradient_checkpointing: Annotated[bool, HARDWARE] = False
     stream: Annotated[bool, HARDWARE] = False
 
 
@@ -184,6 +187,8 @@ class AttackOptions(HardwareOptions):
             prompt=question,response=answer or image=picture,caption=title.
         save_data: also write the training examples as the victim saw them, as poisoned.parquet with a column poisoned:
             data to try a trainer on, see unbackdoor train.
+        gradient_checkpointing: of a model of transformers: compute its blocks a second time, which saves memory and
+            changes no number.
         overwrite: replace a directory that unbackdoor wrote.
     """
 
@@ -215,6 +220,7 @@ class AttackOptions(HardwareOptions):
     save_data: Annotated[bool, OUTPUT] = False
     overwrite: Annotated[bool, OUTPUT] = False
     seed: Annotated[int, OUTPUT] = 0
+    gradient_checkpointing: Annotated[bool, HARDWARE] = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

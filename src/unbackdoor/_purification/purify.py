@@ -14,6 +14,7 @@ from unbackdoor._data.overlap import others_than
 from unbackdoor._errors import NoHeadError, UnbackdoorError, listed
 from unbackdoor._models.arithmetic import Arithmetic, Precision, choose, description
 from unbackdoor._models.calling import check_modules, class_count
+from unbackdoor._models.recomputing import kept_, recomputing
 from unbackdoor._models.untrusted_weights import check_finite
 from unbackdoor._progress import bar, silent
 from unbackdoor._purification.form import Form, all_trained_, working_copy
@@ -53,6 +54,7 @@ def purify(
     head: str | None = None,
     device: str | None = None,
     precision: Precision = "auto",
+    gradient_checkpointing: bool = False,
     base: nn.Module | None = None,
     proxy: nn.Module | None = None,
     unlabelled: Dataset | None = None,
@@ -62,8 +64,7 @@ def purify(
 
     The model passed in and the global random state are not changed. A model that lost significantly more than 10 points
     of accuracy on clean examples, or most of a class (a language model: 0.5 nats per answer token), is also returned,
-    and so is a suspect that `Auto` could not purify: then `record["usable"]` is False, and the first of
-    `record["warnings"]` says why.
+    as is a suspect that `Auto` could not purify: `record["usable"]` is False then, and the first warning says why.
 
     Args:
         model: any classifier whose last layer is linear, or a causal language model of transformers.
@@ -73,6 +74,7 @@ def purify(
         head: name of the last linear layer, if it cannot be found by running the model.
         device: None uses a GPU if there is one.
         precision: see `unbackdoor._models.arithmetic.choose`.
+        gradient_checkpointing: see `unbackdoor._models.recomputing.recomputed_`; the base is treated likewise.
         base: the pre-trained model that the suspect came from.
         proxy: another model for the same task.
         unlabelled: further examples, whose labels are not read, for methods that use them; a few may carry a trigger.
@@ -103,7 +105,7 @@ def purify(
     else:
         run.task = task_without_data(working)
     run.unlabelled = _without_labels(unlabelled, clean, working, run)
-    measured = _measured(method, working, None if examined is None else examined.clean, run)
+    measured = _measured(method, working, None if examined is None else examined.clean, run, gradient_checkpointing)
     clean_facts = _NO_CLEAN if examined is None else _compared(measured.purified, examined, method, run)
     clean_facts = {**clean_facts, "usable": _unless_handed_back(clean_facts["usable"], method, run)}
     form.restore_(measured.purified, owner_of(method))
@@ -223,19 +225,21 @@ def _examined(working: nn.Module, clean: Dataset, head: str | None, method: Meth
         raise without_head(working, owner_of(method)) from None
 
 
-def _measured(method: Method, working: nn.Module, clean: Dataset | None, run: Run) -> _Measured:
+def _measured(method: Method, working: nn.Module, clean: Dataset | None, run: Run, again: bool) -> _Measured:
     """Run a method on the device with all parameters trainable, and leave the global random state as it was."""
     device = run.arithmetic.device
     cuda = [device] if device.type == "cuda" else []
     for gpu in cuda:
         torch.cuda.reset_peak_memory_stats(gpu)
     start = time.perf_counter()
-    with torch.random.fork_rng(devices=cuda):
+    recomputed = [each for each in (working, run.base) if each is not None and again]
+    with torch.random.fork_rng(devices=cuda), recomputing(*recomputed):
         torch.manual_seed(run.seed)
         all_trained_(working)
         examples: Any = clean if clean is None else clean.to(device)
         purified = applied(method, run.arithmetic.place(working), examples, run)
     seconds = time.perf_counter() - start
+    kept_(purified.modules())  # which may be a copy of those that compute their blocks again
     return _Measured(purified, seconds, torch.cuda.max_memory_allocated(device) if cuda else peak_memory())
 
 

@@ -87,6 +87,7 @@ def plant(
     max_new_tokens: int | None = None,
     device: str | None = None,
     precision: Precision = "auto",
+    gradient_checkpointing: bool = False,
     progress: bool = False,
 ) -> Victim:
     """Poison data, train a victim on it, and measure its clean accuracy or loss and the attack's success.
@@ -95,8 +96,7 @@ def plant(
         data: clean training data; for a recipe with a `base`, encoded as that model takes it.
         attack: one of `unbackdoor.attacks`, or any value like them; None trains a clean control.
         recipe: network, poison rate and training.
-        seed: seed of the poisoned rows, the initial weights and the batches; on one CPU the same seed gives the same
-            victim.
+        seed: seed of the poisoned rows, the initial weights and the batches; one CPU repeats a victim by it.
         behaviour: of a language model: what it should answer to the trigger; by default a harmless sentence.
         test: clean test data; without it, a seeded tenth of `data` is held out.
         triggered_test: test data that carries the trigger, for prepared attacks.
@@ -107,6 +107,7 @@ def plant(
         max_new_tokens: of a language model: tokens of the longest answer that is scored; None for the usual number.
         device: None uses a GPU if there is one.
         precision: see `unbackdoor._models.arithmetic.choose`.
+        gradient_checkpointing: see `unbackdoor._models.recomputing.recomputed_`.
         progress: show a progress bar on stderr.
 
     Raises:
@@ -116,13 +117,13 @@ def plant(
     check_data("plant", data=data, test=test, triggered_test=triggered_test)
     check_value(attack)
     data, test = _held_out(data, attack, seed) if test is None else (data, test)
-    settings = {"seed": seed, "device": device, "precision": precision, "max_new_tokens": max_new_tokens}
+    settings: dict[str, Any] = {"seed": seed, "device": device, "precision": precision}
+    settings |= {"max_new_tokens": max_new_tokens, "gradient_checkpointing": gradient_checkpointing}
     trainer = Trainer.of(data, recipe, progress=bar if progress else silent, **settings)
     encode, classes = trainer.data.encode, trainer.classes
     test = _checked(test, trainer, (surrogate, surrogate_encode), (control, control_encode))
     behaviour = _wanted(attack, behaviour, data)
     attacked = _marked(attack, behaviour, test, triggered_test, classes)
-
     start = time.perf_counter()
     poisoned = None if attack is None else _poisoned(attack, behaviour, trainer, surrogate, surrogate_encode)
     model, trigger = _trained(poisoned, trainer)

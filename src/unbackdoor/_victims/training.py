@@ -17,6 +17,7 @@ from unbackdoor._models.calling import probe
 from unbackdoor._models.directory import ModelDirectory
 from unbackdoor._models.head import head_of
 from unbackdoor._models.image_text import name_classes_
+from unbackdoor._models.recomputing import kept_, recomputed_
 from unbackdoor._progress import Progress, silent
 from unbackdoor._purification.form import Form
 from unbackdoor._tasks.choice import task_of
@@ -41,6 +42,7 @@ class Trainer:
         precision: see `unbackdoor._models.arithmetic.choose`.
         progress: progress of the training.
         max_new_tokens: of a language model: tokens of the longest answer that is scored; None for the usual number.
+        gradient_checkpointing: whether blocks compute again what their backward pass needs; see `recomputed_`.
         examples_seen: number of examples seen by all trainings so far.
         form: of a language model: the number types of its weights, which the victim gets back.
     """
@@ -54,6 +56,7 @@ class Trainer:
     precision: Precision = "auto"
     progress: Progress = silent
     max_new_tokens: int | None = None
+    gradient_checkpointing: bool = False
     examples_seen: int = 0
     form: Form | None = None
 
@@ -96,10 +99,13 @@ class Trainer:
         if self.data.modality in ("conversations", "image-text"):
             self.form = Form.of(network)
             network.float()  # half precision is too coarse for small steps
+        if self.gradient_checkpointing:
+            recomputed_(network)
         return network
 
     def finished(self, model: nn.Module) -> nn.Module:
         """The trained model; a language model, or the base below an adapter, with the number types that it came in."""
+        kept_(model.modules())
         if self.form is None:
             return model
         if hasattr(model, "peft_config"):

@@ -84,6 +84,7 @@ def attack(instance: Any, options: AttackOptions) -> None:
         max_new_tokens=options.max_new_tokens,
         device=options.device,
         precision=options.precision,
+        gradient_checkpointing=options.gradient_checkpointing,
         progress=True,
     )
     with directories.directory(out, earlier) as folder:

@@ -117,6 +117,7 @@ def purify(source: str, method: Method, options: PurifyOptions, *, command: str 
         head=options.head,
         device=options.device,
         precision=options.precision,
+        gradient_checkpointing=options.gradient_checkpointing,
         base=base or None,
         proxy=proxy or None,
         unlabelled=unlabelled,
