@@ -3,18 +3,21 @@
 import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 import transformers
+from PIL import Image
 from torch import nn
 
 import toys
-from unbackdoor import Dataset, UnbackdoorError, fit_guard, guards
+from unbackdoor import Dataset, ImageEncoder, UnbackdoorError, fit_guard, guards
 from unbackdoor._guarding.fitted import FittedGuard
 
+WIDTHS = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
 TEXTS = [text for (text,) in toys.reviews(24, seed=5).texts.strings]
 
 
@@ -94,3 +97,37 @@ def test_a_pipeline_of_another_task(sure: FittedGuard, model: nn.Module) -> None
         )
     named = transformers.pipeline("sentiment-analysis", model=model, tokenizer=toys.tokenizer())
     assert sure.wrap(named)(TEXTS[0])[0].decision.row == 0
+
+
+def test_a_pipeline_that_cuts_texts_at_the_other_end(sure: FittedGuard, model: nn.Module) -> None:
+    pipeline = transformers.TextClassificationPipeline(model=model, tokenizer=toys.tokenizer())
+    wrapped = sure.wrap(pipeline, device="cpu")
+    pipeline.tokenizer.truncation_side = "left"
+    said = "cuts long texts on the left, and that of the guard on the right, so that the model would read another part"
+    for call in (lambda: wrapped("a text"), lambda: sure.wrap(pipeline)):
+        with pytest.raises(UnbackdoorError, match=said):
+            call()
+
+
+def test_a_pipeline_answers_the_picture_that_the_guard_saw(tmp_path: Path) -> None:
+    """Transparent parts are white to the guard; a pipeline alone shows what they hide. 16 bits are not cut at white."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = transformers.ViTConfig(image_size=8, patch_size=4, num_labels=3, **WIDTHS)
+        vit = transformers.ViTForImageClassification(config).eval()
+    processor = transformers.ViTImageProcessor(size={"height": 8, "width": 8})
+    encode = ImageEncoder(mean=(0.5,) * 3, std=(0.5,) * 3, size=(8, 8), channels=3)
+    draws = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (40, 3, 8, 8), generator=draws, dtype=torch.uint8)
+    clean = Dataset(items=pixels, labels=torch.arange(40) % 3, encode=encode, name="noise")
+    fitted = fit_guard(vit, clean, guards.BadActs(), false_alarms=0.1, device="cpu")
+    wrapped = fitted.wrap(transformers.ImageClassificationPipeline(model=vit, image_processor=processor), device="cpu")
+    hidden = Image.fromarray(clean.pixels[0].permute(1, 2, 0).numpy()).convert("RGBA")
+    hidden.putalpha(0)
+    hidden.save(tmp_path / "hidden.png")
+    white = Image.new("RGB", (8, 8), "white")
+    deep = Image.fromarray(np.full((8, 8), 0x8000, dtype=np.uint16))
+    grey = Image.new("L", (8, 8), 0x80)
+    for given, seen in ((hidden, white), (str(tmp_path / "hidden.png"), white), (deep, grey)):
+        assert wrapped(given)[0].answer == wrapped(seen)[0].answer
+        assert wrapped(given)[0].decision == wrapped(seen)[0].decision

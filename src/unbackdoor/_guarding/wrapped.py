@@ -101,6 +101,7 @@ def check_pipeline(pipeline: Any, fitted: Fitted) -> None:
     if isinstance(fitted.encode, TextEncoder | ConversationEncoder):
         hashed = tokenizer_hash(pipeline.tokenizer, fitted.encode.max_length)
         check_same("tokenizer", fitted.identity.tokenizer, hashed)
+        _check_cut(pipeline.tokenizer, fitted.encode.tokenizer)
     if isinstance(fitted.encode, ConversationEncoder):
         hashed = template_hash(dataclasses.replace(fitted.encode, tokenizer=pipeline.tokenizer))
         check_same("template", fitted.identity.template, hashed)
@@ -120,9 +121,21 @@ def _check_task(pipeline: Any, encode: Encoder) -> None:
         )
 
 
+def _check_cut(tokenizer: Any, own: Any) -> None:
+    """Refuse a tokenizer that cuts long texts at the other end than the one that the guard reads them with."""
+    if tokenizer.truncation_side != own.truncation_side:
+        raise UnbackdoorError(
+            f"The tokenizer of the pipeline cuts long texts on the {tokenizer.truncation_side}, and that of the guard "
+            f"on the {own.truncation_side}, so that the model would read another part than the guard. Set its "
+            f"`truncation_side` to '{own.truncation_side}'."
+        )
+
+
 def _tokenizer_mark(tokenizer: Any) -> object:
-    """What differs if a pipeline got another tokenizer, more tokens or another template; None if it has none."""
-    return None if tokenizer is None else (id(tokenizer), len(tokenizer), str(tokenizer.chat_template))
+    """What differs if a pipeline got another tokenizer, more tokens, another template or end; None if it has none."""
+    if tokenizer is None:
+        return None
+    return id(tokenizer), len(tokenizer), str(tokenizer.chat_template), tokenizer.truncation_side
 
 
 @dataclass(frozen=True, eq=False)
@@ -325,11 +338,8 @@ def _for_pipeline(inputs: Any, data: Dataset) -> list[Any]:
         pixels = [picture.permute(1, 2, 0).squeeze(-1).cpu().numpy() for picture in data.pixels]
         return [Image.fromarray(picture).convert("RGB") for picture in pixels]
     several = list(inputs) if isinstance(inputs, list | tuple) else [inputs]
-    # A pipeline reads names and PIL images, but neither paths of pathlib nor encoded pictures nor arrays.
-    return [
-        each if isinstance(each, str | Image.Image) else decode_cell(each, row, data.name, None, Counter())
-        for row, each in enumerate(several)
-    ]
+    # What the guard saw: a pipeline would show what transparent parts hide, and cut 16 bits to 8 at white.
+    return [decode_cell(each, row, data.name, None, Counter()) for row, each in enumerate(several)]
 
 
 def _of_pipeline(entry: Any, data: Dataset) -> Any:
