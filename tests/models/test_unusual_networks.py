@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import unbackdoor as ub
-from unbackdoor import purifiers
+from unbackdoor import detectors, guards, purifiers
 from unbackdoor._data.dataset import Dataset
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._models.calling import logits
@@ -283,16 +283,134 @@ def test_weights_that_no_gradient_reaches_are_warned_of_once(method: Any, digits
 # Heads.
 
 
-class ConvolutionHead(Net):
-    """A 1x1 convolution makes its class scores."""
+class Pooled(Net):
+    """A linear head on pooled features: what the following ones compute as well."""
+
+    last: nn.Module
 
     def __init__(self) -> None:
         super().__init__()
         self.features[3] = nn.Identity()
+        self.last = nn.Linear(8, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.features(x).mean(dim=(2, 3)))
+
+
+class ConvolutionHead(Pooled):
+    """A 1x1 convolution makes class scores at each position, and their mean is the answer."""
+
+    def __init__(self) -> None:
+        super().__init__()
         self.last = nn.Conv2d(8, 10, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.last(self.features(x)).mean(dim=(2, 3))
+
+
+class ConvolutionOfPooled(ConvolutionHead):
+    """A 1x1 convolution of pooled features, as of MobileNet."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(F.adaptive_avg_pool2d(self.features(x), 1)).flatten(1)
+
+
+class LogarithmsOfConvolution(ConvolutionHead):
+    """The logarithms of probabilities."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).log_softmax(dim=1)
+
+
+class Tempered(Pooled):
+    """A temperature divides its scores."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) / 0.25
+
+
+class RectifiedHead(ConvolutionHead):
+    """As of SqueezeNet: what lies between the convolution and the mean makes it no linear head."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.features(x)).relu().mean(dim=(2, 3))
+
+
+def with_the_weights_of(model: nn.Module, kind: Callable[[], nn.Module]) -> nn.Module:
+    other, state = made(kind), model.state_dict()
+    factor = 0.25 if kind is Tempered else 1.0
+    state |= {name: state[name] * factor for name in ("last.weight", "last.bias")}
+    state["last.weight"] = state["last.weight"].view(other.state_dict()["last.weight"].shape)
+    other.load_state_dict(state)
+    return other
+
+
+EQUAL_HEADS = [ConvolutionHead, ConvolutionOfPooled, LogarithmsOfConvolution, Tempered]
+
+
+@pytest.mark.parametrize("kind", EQUAL_HEADS)
+@pytest.mark.parametrize(
+    "method",
+    [
+        purifiers.ScaleInvariantFST(epochs=1, strength=1),
+        purifiers.FTInit(epochs=1),
+        purifiers.LinearProbing(epochs=1),
+        purifiers.FinePruning(epochs=1),
+        purifiers.NAD(epochs=1),
+    ],
+    ids=lambda method: type(method).__name__,
+)
+def test_a_head_that_computes_as_a_linear_layer_is_purified_as_one(
+    kind: Callable[[], nn.Module], method: Any, digits: Dataset
+) -> None:
+    plain = made(Pooled)
+    model = with_the_weights_of(plain, kind)
+    clean = digits.select(range(60))
+    before = torch.get_rng_state()
+    expected, purified = (ub.purify(each, clean, method, device="cpu", precision="fp32") for each in (plain, model))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert purified.record["head"] == expected.record["head"] == "last"
+    assert type(purified.model.last) is type(model.last)
+    assert [(name, part.shape, part.dtype) for name, part in purified.model.state_dict().items()] == [
+        (name, part.shape, part.dtype) for name, part in model.state_dict().items()
+    ]
+    one, other = (each.model(digits.inputs(slice(200))).log_softmax(dim=1) for each in (expected, purified))
+    torch.testing.assert_close(one, other, rtol=0, atol=2e-3)
+    assert not torch.equal(purified.model.last.weight, model.last.weight)
+
+
+@pytest.mark.parametrize("kind", EQUAL_HEADS)
+def test_a_head_that_computes_as_a_linear_layer_is_audited_as_one(
+    kind: Callable[[], nn.Module], digits: Dataset
+) -> None:
+    plain = made(Pooled)
+    optimizer = torch.optim.Adam(plain.parameters(), 0.03)
+    for _ in range(60):  # an audit says nothing of a model near chance
+        F.cross_entropy(plain(digits.inputs(slice(500))), digits.labels[:500]).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model = with_the_weights_of(plain, kind)
+    expected, finding = (
+        ub.audit(each, digits.select(range(200)), detectors=[detectors.Noise()], device="cpu", precision="fp32")
+        for each in (plain, model)
+    )
+    assert finding.verdict == expected.verdict != "cannot-judge"
+    assert finding.findings[0].strongest.score == pytest.approx(expected.findings[0].strongest.score, rel=0.02)
+    assert type(model.last) is type(made(kind).last)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_such_a_head_comes_out_in_its_own_type(dtype: torch.dtype, digits: Dataset) -> None:
+    model = made(ConvolutionHead).to(dtype)
+    purified = ub.purify(model, digits.select(range(40)), purifiers.ScaleInvariantFST(epochs=1, strength=1)).model
+    assert {name: part.dtype for name, part in purified.state_dict().items()} == {
+        name: part.dtype for name, part in model.state_dict().items()
+    }
+
+
+def test_a_guard_that_needs_no_linear_head_is_fitted_without_one(digits: Dataset) -> None:
+    for kind in (RectifiedHead, ConvolutionHead):
+        assert ub.fit_guard(made(kind), digits.select(range(200)), guards.Strip(), device="cpu").threshold is not None
 
 
 class CosineHead(Net):
@@ -302,7 +420,7 @@ class CosineHead(Net):
         return 10 * F.linear(F.normalize(self.features(x)), F.normalize(self.fc.weight))
 
 
-@pytest.mark.parametrize("kind", [TwoHeads, ConvolutionHead, CosineHead])
+@pytest.mark.parametrize("kind", [TwoHeads, RectifiedHead, CosineHead])
 @pytest.mark.parametrize("method", [purifiers.Auto(), purifiers.FST(), purifiers.ScaleInvariantFST()])
 def test_a_method_that_needs_a_linear_head_names_one_that_needs_none(
     kind: Callable[[], nn.Module], method: Any, digits: Dataset

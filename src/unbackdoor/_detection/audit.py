@@ -29,6 +29,7 @@ from unbackdoor._models.calling import (
     needing_gradients,
     probe,
 )
+from unbackdoor._models.linear_heads import exchange_head_
 from unbackdoor._models.matching import matched
 from unbackdoor._models.untrusted_weights import check_finite
 from unbackdoor._progress import Progress, bar, silent
@@ -37,6 +38,7 @@ from unbackdoor._purification.run import Run
 from unbackdoor._registry.detectors import REGISTRY
 from unbackdoor._registry.entries import Entry, Need, entry_of, name_of
 from unbackdoor._tasks.choice import answered, task_of
+from unbackdoor._tasks.classification import CLASSIFICATION
 from unbackdoor._tasks.generation import Generation, answer_loss, chance_loss, chance_sentence
 from unbackdoor._tasks.generation_score import AnswerLoss
 from unbackdoor._tasks.proportion import Proportion, chance_doubt, proportion_of
@@ -190,6 +192,8 @@ def _examples(
     examples = unlabelled if clean is None else clean
     assert examples is not None
     examples = distinct(examples, run.note)
+    if head is None and run.task is CLASSIFICATION:
+        exchange_head_(model, examples)
     labelled = clean is not None and (clean.has_labels or clean.modality != "image-text")
     data = examples if labelled else _answered(model, examples, run)
     examined = run.task.examined(model, data, run.arithmetic, lambda _: None, head)

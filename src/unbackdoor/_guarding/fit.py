@@ -240,7 +240,7 @@ def _examined(model: nn.Module, clean: Dataset, run: Run, head: str | None) -> t
     Prompts need no answers here.
     """
     if not isinstance(run.task, Generation):
-        examined = run.task.examined(model, clean, run.arithmetic, run.warn, head)
+        examined = run.task.examined(model, clean, run.arithmetic, run.warn, head, headless=True)
         run.head_name = examined.head_name
         return examined.clean, proportion_of(examined.outcomes)
     refuse_head(head)

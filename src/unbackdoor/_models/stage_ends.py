@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._models.calling import Inputs, evaluating, logits
 from unbackdoor._models.hooks import removing
+from unbackdoor._models.linear_heads import LinearHead
 
 
 @torch.no_grad()
@@ -26,7 +27,7 @@ def output_shapes(model: nn.Module, inputs: Inputs) -> dict[str, tuple[int, ...]
     hooks = [
         module.register_forward_hook(lambda _module, _args, output, name=name: keep(name, output))
         for name, module in model.named_modules()
-        if name
+        if name and not isinstance(module, LinearHead)  # the linear layer in it is the head
     ]
     with removing(hooks), evaluating(model):
         logits(model, inputs)

@@ -14,6 +14,7 @@ from unbackdoor._data.overlap import others_than
 from unbackdoor._errors import NoHeadError, UnbackdoorError, listed
 from unbackdoor._models.arithmetic import Arithmetic, Precision, choose, description
 from unbackdoor._models.calling import check_modules, class_count
+from unbackdoor._models.linear_heads import exchange_head_, put_back_head_
 from unbackdoor._models.recomputing import kept_, recomputing
 from unbackdoor._models.untrusted_weights import check_finite
 from unbackdoor._progress import bar, silent
@@ -67,7 +68,7 @@ def purify(
     as is a suspect that `Auto` could not purify: `record["usable"]` is False then, and the first warning says why.
 
     Args:
-        model: any classifier whose last layer is linear, or a causal language model of transformers.
+        model: any classifier (most methods need a last layer that is linear), or a causal language model.
         clean: labelled examples without a trigger, or prompts with their answers; None for a method that uses none.
         method: one of `unbackdoor.purifiers`, or any callable like them.
         seed: seed of all random draws; on one CPU the same seed gives the same weights.
@@ -99,7 +100,6 @@ def purify(
         run.task = task_of(clean.encode)
         _check_serves(method, clean, run.task)
         examined = _examined(working, clean, head, method, run)
-        run.head_name, run.modality = examined.head_name, clean.modality
     elif needs_clean(method):
         raise UnbackdoorError(f"{asking(method)} needs clean examples, got none.")
     else:
@@ -108,6 +108,7 @@ def purify(
     measured = _measured(method, working, None if examined is None else examined.clean, run, gradient_checkpointing)
     clean_facts = _NO_CLEAN if examined is None else _compared(measured.purified, examined, method, run)
     clean_facts = {**clean_facts, "usable": _unless_handed_back(clean_facts["usable"], method, run)}
+    replaced = put_back_head_(measured.purified)
     form.restore_(measured.purified, owner_of(method))
     record = {
         "method": {**to_json(method, REGISTRY), "repr": repr(method)},
@@ -116,7 +117,7 @@ def purify(
         "device": description(run.arithmetic),
         "seconds": round(measured.seconds, 3),
         "peak_memory_bytes": measured.peak_memory,
-        "head": run.head_name or None,
+        "head": replaced or run.head_name or None,
         **clean_facts,
         **({} if run.unlabelled is None else {"unlabelled": len(run.unlabelled)}),
         "examples_seen": run.examples_seen,
@@ -218,11 +219,18 @@ class _Measured(NamedTuple):
 
 
 def _examined(working: nn.Module, clean: Dataset, head: str | None, method: Method, run: Run) -> Examined:
-    """Check that model and clean examples fit each other and the method; see `Task.examined`."""
+    """Check that model and clean examples fit each other and the method; see `Task.examined`.
+
+    Fills in what the run did not know yet. If a linear layer can stand in for the model's head, it does from here on.
+    """
+    if head is None and run.task is CLASSIFICATION:
+        exchange_head_(working, clean)
     try:
-        return run.task.examined(working, clean, run.arithmetic, run.warn, head, headless=not needs_head(method))
+        examined = run.task.examined(working, clean, run.arithmetic, run.warn, head, headless=not needs_head(method))
     except NoHeadError:
         raise without_head(working, owner_of(method)) from None
+    run.head_name, run.modality = examined.head_name, clean.modality
+    return examined
 
 
 def _measured(method: Method, working: nn.Module, clean: Dataset | None, run: Run, again: bool) -> _Measured:
