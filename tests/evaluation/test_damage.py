@@ -28,6 +28,7 @@ from unbackdoor._purification.selection import smallest_within
 from unbackdoor._reports import build_stress, render_stress
 from unbackdoor._tasks.damage import ALLOWED, LEVEL, lost_class, p_value, unusable, without_a_class
 from unbackdoor.purifiers import REGISTRY, auto
+from unbackdoor.purifiers._trial import Trial
 
 
 def brute_force(lost: int, gained: int, n: int) -> float:
@@ -235,6 +236,33 @@ def test_a_suspect_that_auto_hands_back_is_no_purified_model(
     assert "\n".join(text).count("Nothing was purified") == 1
     body = (out / "report.html").read_text().split("<main>")[1]
     assert body.index("Nothing was purified") < body.index("<h1>Handed back by auto")
+
+
+def test_a_result_of_auto_that_keeps_a_shortcut_is_no_purified_model(
+    user: Path, tmp_path: Path, run: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is written, as the best that there is; a pipeline that looks at the exit code alone does not ship it."""
+    monkeypatch.setattr(Trial, "most_left", 0.74)
+    monkeypatch.setattr(auto, "methods_to_try", lambda *_: [purifiers.FineTuning(epochs=1)])
+    data = ("--clean", "clean.parquet", "--data", "test.parquet", "--detectors", "margin")
+    out = tmp_path / "out"
+    done = run(user, "purify", "auto", *MODEL, *data, "--out", out)
+    assert done.code == 1, done.err
+    first = done.out.splitlines()[0]
+    assert first == (
+        "The result did not pass its tests: no method that lost at most 10 points of accuracy removed the shortcuts; "
+        "fine-tuning (epochs=1) left the least of them: one still moves 74% more examples than a random trigger does. "
+        "Do not take it for purified. Give more clean examples, raise --max-loss, or try another method."
+    )
+    assert (done.out + done.err).count("did not pass its tests") == 2
+    end = f"{out} is written, but its model did not pass its tests; see the first line above."
+    assert done.err.splitlines()[-1] == end
+    record = json.loads((out / "record.json").read_text())
+    assert (record["usable"], record["warnings"][0], record["choice"]["passed"]) == (False, first, False)
+    text = (out / "README.md").read_text().split("---\n")[2].strip().splitlines()
+    assert text[0].startswith("**The result did not pass its tests: ")
+    body = (out / "report.html").read_text().split("<main>")[1]
+    assert body.index("The result did not pass its tests") < body.index("<h1>Not purified by auto")
 
 
 def test_a_model_that_kept_its_use_ends_with_0(user: Path, tmp_path: Path, run: Callable[..., Ended]) -> None:

@@ -111,7 +111,8 @@ class TestTheAuditOfAResult:
         choice = ChoiceEntry.model_validate(result.record["choice"])
         assert [each.method.model_dump()["parameters"]["epochs"] for each in choice.tried] == [1, 2]
         assert [len(each.audit.shortcuts) for each in choice.tried if each.audit] == [1, 0]
-        assert (choice.kept, choice.kept_number) == ("fine-tuning (epochs=2)", 1)
+        assert (choice.kept, choice.kept_number, choice.passed) == ("fine-tuning (epochs=2)", 1, True)
+        assert result.record["usable"] is True
         older = {key: entry for key, entry in result.record["choice"].items() if key != "kept_number"}
         assert ChoiceEntry.model_validate({**older, "kept": "fine-tuning"}).kept_number is None
         assert (
@@ -120,6 +121,24 @@ class TestTheAuditOfAResult:
         assert choice.audit_of_the_result is not None
         assert choice.audit_of_the_result.shortcuts == []
         assert ["its audit found a shortcut again" in note for note in result.record["notes"]].count(True) == 1
+
+
+def test_a_result_that_keeps_the_shortcuts_is_not_usable(
+    small_cnn: SmallCNN, digits: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each audit finds the same shortcut: the best result is kept, but no program may take it for purified."""
+    monkeypatch.setattr(auto, "audited", lambda *_: an_audit(judged()))
+    monkeypatch.setattr(auto, "methods_to_try", lambda *_: [purifiers.FineTuning(epochs=1)])
+    clean = digits.select(range(60))
+    record = purify(small_cnn, clean, purifiers.Auto(max_loss=100), seed=0, device="cpu").record
+    assert (record["choice"]["kept"], record["choice"]["passed"]) == ("fine-tuning (epochs=1)", False)
+    assert record["usable"] is False
+    assert record["warnings"][0].startswith("The result did not pass its tests: no method that lost at most 100 points")
+    card = purified({**record, "source": {"model": "net"}, "scores": None, "scores_note": "not measured"})
+    assert "# Model that did not pass its tests" in card
+    assert card.count("The result did not pass its tests") == 1
+    both = purifiers.Then(purifiers.Auto(max_loss=100), purifiers.FineTuning(epochs=1))
+    assert purify(small_cnn, clean, both, seed=0, device="cpu").record["usable"] is True
 
 
 CONTRAST, SHIFT, TUNE = purifiers.ContrastiveUnlearning(), purifiers.ScaleInvariantFST(), purifiers.FineTuning()
@@ -134,8 +153,9 @@ CONTRAST, SHIFT, TUNE = purifiers.ContrastiveUnlearning(), purifiers.ScaleInvari
         (
             [replace(trial(SHIFT, 0.01, 3), audit=an_audit(judged()), known=frozenset({1})), trial(TUNE, 0.2)],
             SHIFT,
-            "no method that lost at most 10 points of accuracy removed the shortcuts; scale-invariant-fst left the "
-            "least of them: an audit of its result found",
+            "The result did not pass its tests: no method that lost at most 10 points of accuracy removed the "
+            "shortcuts; scale-invariant-fst left the least of them: an audit of its result found one again. Do not "
+            "take it for purified. Give more clean examples, raise `max_loss`, or try another method.",
         ),
         ([trial(SHIFT, 0.2), trial(TUNE, 0.1)], TUNE, "leaves most backdoors that the audit cannot see"),
         ([trial(SHIFT, 0.05)], SHIFT, None),
@@ -175,10 +195,11 @@ def test_the_method_that_is_kept(trials: list[Trial], kept: object, warning: str
     chosen, reason = purifiers.Auto(max_loss=10)._chosen(trials, 50, run)
     assert (None if chosen is None else chosen.method) == kept
     assert reason
-    said = [*run.warnings, *([] if run.handed_back is None else [run.handed_back])]
+    said = [*run.warnings, *([] if run.failure is None else [run.failure])]
     assert len(said) == (warning is not None)
     assert warning is None or warning in said[0]
-    assert (run.handed_back is not None) == (kept is None)
+    stayed = chosen is not None and chosen.most_left > 0.1
+    assert (run.failure is not None) == (kept is None or stayed)
 
 
 def test_without_a_shortcut_it_is_scale_invariant_fst_on_four_fifths(small_cnn: SmallCNN, digits: Dataset) -> None:
@@ -201,6 +222,7 @@ def test_without_a_shortcut_it_is_scale_invariant_fst_on_four_fifths(small_cnn: 
         20,
     )
     assert choice.audit.reason.startswith("The suspect is near chance on digits")
+    assert choice.passed is None
     assert result.record["notes"][0].startswith("audit of the suspect: The suspect is near chance on digits")
     assert result.record["clean"]["held_out"] == 20
 
@@ -243,6 +265,7 @@ def test_the_suspect_comes_back_if_every_method_ruins_it(
         assert torch.equal(tensor, result.model.state_dict()[name]), name
     choice = ChoiceEntry.model_validate(result.record["choice"])
     assert (len(choice.tried), choice.kept, choice.kept_number, choice.audit_of_the_result) == (2, None, None, None)
+    assert choice.passed is False
     assert min(each.lost or 0 for each in choice.tried) > 0.5
     assert result.record["warnings"] == [
         "Nothing was purified: no method lost at most 10 points of accuracy on 20 held-out examples, so the suspect is "

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from unbackdoor._artifacts.record import handed_back
+from unbackdoor._artifacts.record import failed, handed_back
 from unbackdoor._errors import SENTENCE, printable
 
 MEASURES = (
@@ -25,6 +25,9 @@ def purified(record: dict[str, Any]) -> str:
     given += f" and the base `{_escaped(base)}`" if base else ""
     choice, same = record.get("choice"), handed_back(record)
     done = "not changed by" if same else "purified with"
+    title = "Purified model"
+    if failed(record):
+        title = "Model that was handed back as it was" if same else "Model that did not pass its tests"
     lines = [
         "---",
         "library_name: unbackdoor",
@@ -32,7 +35,7 @@ def purified(record: dict[str, Any]) -> str:
         "---",
         "",
         *([f"**{_escaped(record['warnings'][0])}**", ""] if record["usable"] is False else []),
-        "# Model that was handed back as it was" if same else "# Purified model",
+        f"# {title}",
         "",
         f"`{_escaped(record['source']['model'])}` was {done} `{method['repr']}` {budget} clean examples"
         f"{given} in {record['seconds']:.1f} s (seed {record['seed']}). "

@@ -142,6 +142,8 @@ class ChoiceEntry(JsonObject):
         not_tried: those that were not needed, by name, with the settings that are not its defaults.
         kept: likewise, the method whose result was kept; null if the suspect was handed back.
         kept_number: its place in `tried`, from 0; null likewise. Absent in older records, which have names alone.
+        passed: whether the result passed its tests; false also if the suspect was handed back; null if the audit of the
+            suspect found no shortcut that could test a result. Absent in older records.
         reason: in words.
         audit_of_the_result: null if the suspect was handed back.
     """
@@ -153,6 +155,7 @@ class ChoiceEntry(JsonObject):
     not_tried: list[str]
     kept: str | None
     kept_number: Count | None = None
+    passed: bool | None = None
     reason: str
     audit_of_the_result: AuditSummary | None
 
@@ -355,6 +358,12 @@ def handed_back(record: dict[str, Any]) -> bool:
     """Whether the model of a record is the suspect as it was: a method that chooses among others kept none."""
     choice = record.get("choice")
     return choice is not None and choice["kept"] is None and isinstance(record["method"]["parameters"], dict)
+
+
+def failed(record: dict[str, Any]) -> bool:
+    """Whether the method of a record says itself that its result did not pass, or that it is the suspect as it was."""
+    choice = record.get("choice")
+    return choice is not None and choice.get("passed") is False and isinstance(record["method"]["parameters"], dict)
 
 
 def last_name(source: str | Path) -> str:

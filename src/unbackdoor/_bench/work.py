@@ -15,7 +15,7 @@ import torch
 
 from unbackdoor._artifacts.attack_record import recorded_implanted
 from unbackdoor._artifacts.machine import peak_memory
-from unbackdoor._artifacts.record import handed_back, recorded_seconds
+from unbackdoor._artifacts.record import failed, recorded_seconds
 from unbackdoor._bench.columns import NONE
 from unbackdoor._bench.described import commit, described, finding_entry
 from unbackdoor._bench.examples import Examples, Shelf
@@ -265,7 +265,7 @@ class _Desk:
             "held_out": record.get("held_out", 0),
             "notes": record.get("notes", []),
             "warnings": record.get("warnings", []),
-            "usable": True if handed_back(record) else record.get("usable"),
+            "usable": True if failed(record) else record.get("usable"),
         }
         if cell.column.entries:
             result["method"] = described(cell.column)

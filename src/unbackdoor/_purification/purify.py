@@ -65,7 +65,7 @@ def purify(
 
     The model passed in and the global random state are not changed. A model that lost significantly more than 10 points
     of accuracy on clean examples, or most of a class (a language model: 0.5 nats per answer token), is also returned,
-    as is a suspect that `Auto` could not purify: `record["usable"]` is False then, and the first warning says why.
+    as is one that did not pass the tests of `Auto`: `record["usable"]` is False then, and the first warning says why.
 
     Args:
         model: any classifier (most methods need a last layer that is linear), or a causal language model.
@@ -107,7 +107,7 @@ def purify(
     run.unlabelled = _without_labels(unlabelled, clean, working, run)
     measured = _measured(method, working, None if examined is None else examined.clean, run, gradient_checkpointing)
     clean_facts = _NO_CLEAN if examined is None else _compared(measured.purified, examined, method, run)
-    clean_facts = {**clean_facts, "usable": _unless_handed_back(clean_facts["usable"], method, run)}
+    clean_facts = {**clean_facts, "usable": _unless_failed(clean_facts["usable"], method, run)}
     replaced = put_back_head_(measured.purified)
     form.restore_(measured.purified, owner_of(method))
     record = {
@@ -272,17 +272,17 @@ def _compared(purified: nn.Module, examined: Examined, method: Method, run: Run)
     }
 
 
-def _unless_handed_back(usable: bool | None, method: Method, run: Run) -> bool | None:
-    """Returns False, with the reason first among the warnings, if the result is the suspect as it was; else `usable`.
+def _unless_failed(usable: bool | None, method: Method, run: Run) -> bool | None:
+    """Returns False, with the reason first among the warnings, if the method says that it failed; else `usable`.
 
-    One step among others that handed its model back is a warning, as the others did their work.
+    One step among others that failed is a warning, as the others did their work.
     """
-    if run.handed_back is None:
+    if run.failure is None:
         return usable
     if len(steps_of(method)) > 1:
-        run.warn(run.handed_back)
+        run.warn(run.failure)
         return usable
-    _warn_first(run.handed_back, run)
+    _warn_first(run.failure, run)
     return False
 
 

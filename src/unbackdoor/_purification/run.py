@@ -63,7 +63,8 @@ class Run:
         cross_validated: what a model that was not tuned on it makes of each clean example, (n,), as `Task.outcomes`
             returns it; None without cross-validation.
         choice: what a method decided that chooses among others, for the record; None for all others.
-        handed_back: why a method returned the suspect as it was; None if it did not.
+        failure: why a method's result is the suspect as it was, or did not pass the tests of the method; None if
+            neither is so.
         notes: sentences on the method's findings, for the record; see `note`.
         warnings: see `warn`.
     """
@@ -85,7 +86,7 @@ class Run:
     unseen: Dataset | None = None
     cross_validated: Tensor | None = None
     choice: dict[str, Any] | None = None
-    handed_back: str | None = None
+    failure: str | None = None
     notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 

@@ -100,6 +100,11 @@ class Trial:
         again = [each.beyond_chance for each in self.returned]
         return max([0.0, *(moved.value - random.value for _, moved, random in self.left), *again])
 
+    @property
+    def tested(self) -> bool:
+        """Whether the suspect had a shortcut that could show if the result still has it."""
+        return bool(self.left or (self.known and isinstance(self.audit, Audit)))
+
     def within(self, allowed: float, count: int) -> bool:
         """Returns whether it lost no class, and loses at most a share of accuracy, in whole examples of `count`."""
         return self.model is not None and not self.lost_a_class and round(self.lost * count) <= allowed * count + 1e-9

@@ -35,9 +35,9 @@ class Auto:
     shortcut of the audit moves a tenth more of them than a random trigger does, and if an audit of the result finds no
     shortcut to their classes again. The last matters, because a method that was tuned on the shortcuts of the audit
     removes them, and may leave the backdoor. If none passes, the one within `max_loss` is kept that leaves the least of
-    the shortcuts, with a warning; if there is none, the suspect is handed back unchanged, and counts as not usable. A
-    method that unlearns what it finds has a warning if the audit found nothing to test it with. The entry `choice` of
-    the record has the audits, each method that was tried, its numbers, and the reason.
+    the shortcuts; if there is none, the suspect is handed back unchanged. Both count as not usable. A method that
+    unlearns what it finds has a warning if the audit found nothing to test it with. The entry `choice` of the record
+    has the audits, each method that was tried, its numbers, whether the result passed, and the reason.
 
     Examples without labels (`run.unlabelled`) go to the methods that use them, which is scale-invariant FST.
 
@@ -77,13 +77,14 @@ class Auto:
         trials = self._tried(methods, model, tuned, held, shortcuts, run)
         chosen, reason = self._chosen(trials, len(held), run)
         number = next((place for place, trial in enumerate(trials) if trial is chosen), None)
-        again = None
+        again, passed = None, False
         if chosen is not None and chosen.model is not None:
             run.warnings += chosen.warnings
             if chosen.audit is None:
                 chosen = self._audited(chosen, tuned, shortcuts, run)
             assert chosen.audit is not None
             again = described(chosen.audit, counting(chosen.audit))
+            passed = run.failure is None and (chosen.tested or None)
             for each in counting(chosen.audit):
                 if each in chosen.returned or each.judged.p_value is not None:
                     run.warn(f"the audit of the result: {each.sentence}. Look at it, or try another method as well.")
@@ -97,6 +98,7 @@ class Auto:
             "not_tried": [method_label(method) for method in methods[len(trials) :]],
             "kept": None if chosen is None else method_label(chosen.method),
             "kept_number": number,
+            "passed": passed,
             "reason": reason,
             "audit_of_the_result": again,
         }
@@ -134,7 +136,7 @@ class Auto:
         return replace(trial, audit=report, known=frozenset(each.target for each in shortcuts))
 
     def _chosen(self, trials: list[Trial], count: int, run: Run) -> tuple[Trial | None, str]:
-        """Returns the trial to keep, None for the suspect, and why; warns if it does not pass."""
+        """Returns the trial to keep, None for the suspect, and why; `run.failure` says so if it does not pass."""
         within = [trial for trial in trials if trial.within(self.max_loss / 100, count)]
         if not within:
             reason = f"no method lost at most {self.max_loss:g} points of accuracy on {count} held-out examples"
@@ -143,7 +145,7 @@ class Auto:
             cheapest = (
                 "" if least is None else f": {method_label(least.method)} lost least, {100 * least.lost:.1f} points"
             )
-            run.handed_back = printable(
+            run.failure = printable(
                 f"Nothing was purified: {reason}, so the suspect is handed back as it was, with any backdoor that it "
                 f"has. Give more clean examples, or raise `max_loss`{cheapest}.",
                 SENTENCE,
@@ -158,7 +160,11 @@ class Auto:
             )
             again = "an audit of its result found one again"
             moves = f"one still moves {best.most_left:.0%} more examples than a random trigger does"
-            run.warn(f"{reason}: {again if best.returned else moves}.")
+            run.failure = printable(
+                f"The result did not pass its tests: {reason}: {again if best.returned else moves}. Do not take it for "
+                "purified. Give more clean examples, raise `max_loss`, or try another method.",
+                SENTENCE,
+            )
         elif isinstance(best.method, FineTuning):
             reason = f"{name} is the only method that passed"
             run.warn(f"{reason}, and it leaves most backdoors that the audit cannot see. Give more clean examples.")

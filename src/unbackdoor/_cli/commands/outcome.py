@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from unbackdoor._artifacts.record import handed_back
+from unbackdoor._artifacts.record import failed, handed_back
 from unbackdoor._errors import IncompleteError
 from unbackdoor._tasks.image_text_score import ImageTextScore
 from unbackdoor._tasks.score import Score
@@ -23,5 +23,7 @@ def propose_control(measured: Score | ImageTextScore, classes: int) -> None:
 
 def not_usable(out: Path, record: dict[str, Any]) -> IncompleteError:
     """Returns the error with which a command ends that wrote a model which its record calls not usable."""
-    what = "it is the suspect as it was" if handed_back(record) else "its model is not usable"
+    what = "its model is not usable"
+    if failed(record):
+        what = "it is the suspect as it was" if handed_back(record) else "its model did not pass its tests"
     return IncompleteError(f"{out} is written, but {what}; see the first line above.")

@@ -10,7 +10,7 @@ from torch import nn
 from unbackdoor import _reports
 from unbackdoor._artifacts import card, directories
 from unbackdoor._artifacts.card import LOSSES, MEASURES
-from unbackdoor._artifacts.record import handed_back, last_name, write_record
+from unbackdoor._artifacts.record import failed, handed_back, last_name, write_record
 from unbackdoor._cli.commands.inputs import (
     base_of,
     factory_name,
@@ -254,8 +254,11 @@ def _page(
                 record,
             )
         )
+    done = "Purified"
+    if failed(record):
+        done = "Handed back" if handed_back(record) else "Not purified"
     page = _reports.build(
-        title=f"{'Handed back' if handed_back(record) else 'Purified'} by {name}",
+        title=f"{done} by {name}",
         contenders=[
             _reports.Contender("suspect", suspect, before, None),
             _reports.Contender(name, result.model, after, record["seconds"]),
@@ -271,7 +274,7 @@ def _print_result(record: dict[str, Any], out: Path, name: str, *, has_page: boo
     """Print the outcome.
 
     Raises:
-        IncompleteError: the model is not usable, or is the suspect as it was.
+        IncompleteError: the model is not usable, is the suspect as it was, or did not pass its tests.
     """
     scores = record["scores"]
     if record["usable"] is False:
