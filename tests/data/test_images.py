@@ -122,6 +122,13 @@ def test_sixteen_bits_keep_their_upper_eight(kind: str) -> None:
     assert read(encoded(Image.fromarray(wide), kind)).tolist() == [[[[0, 0, 1, 128, 255]]]]
 
 
+def test_a_pgm_has_the_range_that_its_header_names() -> None:
+    wide = np.array([0, 255, 256, 32768, 65535], dtype=">u2")
+    for most, stored in ((65535, wide), (4095, wide // 16)):
+        read_as = read(b"P5 5 1 %d\n" % most + stored.astype(">u2").tobytes()).flatten().tolist()
+        assert read_as == pytest.approx([0, 0, 1, 128, 255], abs=1)
+
+
 def test_pixels_of_unknown_range_are_refused() -> None:
     floats = encoded(Image.fromarray(np.array([[0.0, 0.5]], dtype=np.float32)), "TIFF")
     assert refusal(floats) == (

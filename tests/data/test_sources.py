@@ -412,6 +412,14 @@ def test_a_train_is_a_class_among_others(tmp_path: Path) -> None:
     assert labels(tmp_path, classes=["Train", "bus", "car"]) == [0]
 
 
+def test_classes_whose_pictures_lie_in_a_folder_of_one_name(tmp_path: Path) -> None:
+    for number, name in enumerate(("n01443537", "n01629819")):  # as of Tiny ImageNet
+        picture(tmp_path / name / "images" / f"{name}_0.png", number)
+        (tmp_path / name / f"{name}_boxes.txt").write_text("0.png\t0\t0\t7\t7\n")
+    assert labels(tmp_path) == [0, 1]
+    assert Dataset.load(tmp_path).classes == ("n01443537", "n01629819")
+
+
 def test_classes_one_level_deeper(tmp_path: Path) -> None:
     for part in ("fold_a", "fold_b"):
         for number, name in enumerate(("cat", "dog")):

@@ -218,7 +218,7 @@ def _eight_bit(image: Image.Image, changes: Counter[str]) -> Image.Image:
     """A decoded picture with 8 bits, upright and opaque, in grey or colour."""
     if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
         image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I;16"):  # Pillow would cut these off at 255
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):  # Pillow would cut off at 255
         changes["depth"] += 1
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode in ("I", "F"):

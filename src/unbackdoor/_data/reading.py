@@ -644,6 +644,8 @@ def _check_level(folder: Path, pictures: dict[str, list[Path]]) -> None:
         or (len(splits) == len(pictures) and (whole or len(set(splits.values())) > 1))
     ):
         raise _refused_several(folder, list(splits), "splits", max(splits))
+    if len(pictures) > 1 and len(deep) == len(pictures) and len({*itertools.chain(*deep.values())}) == 1:
+        return  # class/images/, as of Tiny ImageNet
     counts = Counter(name for inside in deep.values() for name in inside)
     shared = sorted(name for name, count in counts.items() if count > 1)
     outer, holder = sorted(deep)[:5], folder / min(deep, default="")
