@@ -19,6 +19,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.nn.utils import prune
 
 from fixtures import SmallCNN
 from unbackdoor import UnbackdoorError, load
@@ -513,6 +514,43 @@ def test_averaged_weights_next_to_the_others_are_named(
         loaded = load(path, factory=factory).model.state_dict()
     assert all(torch.equal(loaded[name], tensor) for name, tensor in weights().items())
     assert caplog.messages == ["w.pt: the weights under state_dict are used, those under state_dict_ema are left out."]
+
+
+@pytest.mark.parametrize("shape", [lambda state: [state, 0.91], lambda state: {"best": (state, {"lr": 0.1})}])
+def test_a_state_dict_may_lie_in_a_list(shape: Any, factory: str, tmp_path: Path) -> None:
+    torch.save(shape(weights()), tmp_path / "w.pt")
+    loaded = load(tmp_path / "w.pt", factory=factory).model.state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in weights().items())
+
+
+def test_what_a_profiler_left_behind_is_no_fault(factory: str, tmp_path: Path) -> None:
+    counts = {"total_ops": torch.zeros(1), "1.total_ops": torch.ones(1), "1.total_params": torch.ones(1)}  # of thop
+    torch.save({**weights(), **counts}, tmp_path / "w.pt")
+    loaded = load(tmp_path / "w.pt", factory=factory).model.state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in weights().items())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_file_of_another_type_than_the_module_is_reported(
+    dtype: torch.dtype, factory: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "unbackdoor")
+    torch.save({name: tensor.to(dtype) for name, tensor in weights().items()}, tmp_path / "w.pt")
+    assert {tensor.dtype for tensor in load(tmp_path / "w.pt", factory=factory).model.state_dict().values()} == {
+        torch.float32
+    }
+    assert caplog.messages == [
+        f"w.pt: weights are {str(dtype)[6:]} in the file and float32 in the module, whose type is kept. For the "
+        "other one, let the factory return the module in it."
+    ]
+
+
+def test_masks_of_pruning_are_named(factory: str, tmp_path: Path) -> None:
+    pruned = nn.Sequential(nn.Flatten(), nn.Linear(48, 5), nn.ReLU(), nn.Linear(5, 3))
+    prune.random_unstructured(pruned[3], "weight", 0.5)
+    torch.save(pruned.state_dict(), tmp_path / "w.pt")
+    with pytest.raises(UnbackdoorError, match=r"Its layers are pruned by torch\.nn\.utils\.prune: save it after"):
+        load(tmp_path / "w.pt", factory=factory)
 
 
 def test_a_count_of_batches_may_be_missing(tmp_path: Path) -> None:

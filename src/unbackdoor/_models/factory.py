@@ -2,6 +2,7 @@
 
 import importlib.util
 import itertools
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from pathlib import Path
 from types import CodeType
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from unbackdoor._errors import UnbackdoorError, printable
@@ -19,6 +20,8 @@ from unbackdoor._inputs import CONFIG, check_file, exists
 from unbackdoor._models.calling import check_state
 from unbackdoor._models.untrusted_weights import check_fractions, read_weights
 from unbackdoor._models.weight_names import check_fit, lacking, renamed
+
+logger = logging.getLogger("unbackdoor")
 
 
 def make(factory: str) -> nn.Module:
@@ -104,7 +107,7 @@ def from_factory(path: Path, factory: str) -> nn.Module:
     model = make(factory)
     own = model.state_dict()
     weights = renamed(own, read_weights(path, own), str(path))
-    extra = sorted(weights.keys() - own.keys())
+    extra = sorted(name for name in weights.keys() - own.keys() if name.split(".")[-1] not in _COUNTERS)
     shapes = [
         (name, tuple(weights[name].shape), tuple(own[name].shape))
         for name in own.keys() & weights.keys()
@@ -114,4 +117,23 @@ def from_factory(path: Path, factory: str) -> nn.Module:
     fractions = {name for name, tensor in own.items() if tensor.is_floating_point()}
     check_fractions({name for name in fractions & weights.keys() if not weights[name].is_floating_point()}, str(path))
     model.load_state_dict(weights, strict=False)
+    changed = {
+        f"{_type(weights[name])} in the file and {_type(own[name])} in the module"
+        for name in fractions & weights.keys()
+        if weights[name].dtype != own[name].dtype
+    }
+    if changed:
+        logger.info(
+            "%s: weights are %s, whose type is kept. For the other one, let the factory return the module in it.",
+            path.name,
+            " and ".join(sorted(changed)),
+        )
     return model.eval()
+
+
+# Buffers that the profiler thop leaves in a module: how many operations and parameters each layer has.
+_COUNTERS = {"total_ops", "total_params"}
+
+
+def _type(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")

@@ -347,7 +347,9 @@ def _check_archive(path: Path) -> None:
 
 
 def _state_dicts(content: Any, key: str = "", depth: int = 0) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """Returns the dictionaries of tensors in an unpickled object, by their keys joined by dots."""
+    """Returns the dictionaries of tensors in an unpickled object, by their keys (places in lists), joined by dots."""
+    if isinstance(content, list | tuple):
+        content = {place: part for place, part in enumerate(content) if isinstance(part, dict | list | tuple)}
     if not isinstance(content, dict) or not content:
         return
     if all(isinstance(part, Tensor) for part in content.values()):

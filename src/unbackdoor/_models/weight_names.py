@@ -159,4 +159,7 @@ def check_fit(path: str, owner: str, missing: list[str], extra: list[str], shape
         first = [f"{printable(name)} is {tuple(stored)}, not {tuple(own)}" for name, stored, own in shapes[:3]]
         problems.append(f"has {len(shapes)} of another shape ({'; '.join(first)}{'; ...' * (len(shapes) > 3)})")
     if problems:
-        raise UnbackdoorError(f"{path} does not fit {owner}: it {' and '.join(problems)}. Check the architecture.")
+        way_out = "Check the architecture."
+        if any(f"{name.removesuffix('_mask')}_orig" in extra for name in extra if name.endswith("_mask")):
+            way_out = "Its layers are pruned by torch.nn.utils.prune: save it after prune.remove."
+        raise UnbackdoorError(f"{path} does not fit {owner}: it {' and '.join(problems)}. {way_out}")
