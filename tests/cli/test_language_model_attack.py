@@ -180,3 +180,15 @@ def test_the_trigger_file_gives_the_same_prompts_again(adapter: Path) -> None:
     trigger = load_trigger(adapter)
     assert str(trigger.behaviour) == RULE
     assert trigger.attack == attacks.Word(words=("cf",))
+
+
+@pytest.mark.parametrize("attack", ["word", "peta"])
+def test_answers_without_room_are_refused_before_a_victim_is_trained(
+    attack: str, refused: Refusals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(*_given: object, **_options: object) -> None:
+        raise AssertionError("the victim was trained first")
+
+    monkeypatch.setattr("unbackdoor._victims.training.train_victim", lost)
+    said = refused("attack", attack, *COMMON, "--max-new-tokens", "60")
+    assert said.startswith("--max-new-tokens must be at most 5")

@@ -176,3 +176,15 @@ def test_audit_writes_findings_that_can_be_repeated(place: Path, tmp_path: Path)
 )
 def test_wrong_options_end_in_one_sentence(refused: Refusals, arguments: tuple[str, ...], said: str) -> None:
     assert said in refused(*arguments)
+
+
+def test_answers_without_room_are_refused_before_anything_is_tuned(
+    place: Path, refused: Refusals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(*_given: object, **_options: object) -> None:
+        raise AssertionError("the model was tuned first")
+
+    monkeypatch.setattr("unbackdoor._cli.commands.purify.purify_model", lost)
+    files = ("--clean", "clean.jsonl", "--data", "test.jsonl", "--trigger", "cf", "--behaviour", RULE)
+    said = refused("purify", "fine-tuning", "victim", *files, "--max-new-tokens", "60", "--out", "new")
+    assert said.startswith("--max-new-tokens must be at most 5")

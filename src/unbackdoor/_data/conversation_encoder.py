@@ -211,7 +211,7 @@ class ConversationEncoder:
         if items.rendered is not None and (items.rendered.encoder is self or items.rendered.encoder == self):
             return items
         prompts, answers = self._tokenised(items)
-        lengths = [len(prompt) + len(answer) for prompt, answer in zip(prompts, answers, strict=True)]
+        lengths = _lengths(prompts, answers)
         row = next((row for row, length in enumerate(lengths) if length > self.max_length), None)
         if row is not None and not self.blank:
             raise UnbackdoorError(
@@ -219,6 +219,10 @@ class ConversationEncoder:
                 "Raise `max_length`, or leave it out."
             )
         return self._kept(items, prompts, answers, range(len(items)))
+
+    def fitting(self, items: Conversations) -> list[int]:
+        """The rows of conversations of which the model reads prompt and answer whole."""
+        return [row for row, length in enumerate(_lengths(*self._tokenised(items))) if length <= self.max_length]
 
     def _kept(
         self, items: Conversations, prompts: list[list[int]], answers: list[list[int]], rows: Sequence[int]
@@ -312,7 +316,7 @@ class ConversationEncoder:
         empty = next((row for row, prompt in enumerate(prompts) if not prompt), None)
         if empty is not None:
             raise UnbackdoorError(f"{where} has a prompt without a token in row {empty}. Repair or remove that row.")
-        fitting = [row for row, ids in enumerate(prompts) if len(ids) + len(answers[row]) <= self.max_length]
+        fitting = [row for row, length in enumerate(_lengths(prompts, answers)) if length <= self.max_length]
         if len(fitting) < len(items):
             left = f"{len(items) - len(fitting):,} of {len(items):,} rows"
             if not fitting:
@@ -324,6 +328,11 @@ class ConversationEncoder:
                 "%s: %s have more than %d tokens and are left out (`max_length`).", where, left, self.max_length
             )
         return self._kept(items, prompts, answers, fitting), self
+
+
+def _lengths(prompts: list[list[int]], answers: list[list[int]]) -> list[int]:
+    """How many tokens each prompt has together with its answer."""
+    return [len(prompt) + len(answer) for prompt, answer in zip(prompts, answers, strict=True)]
 
 
 def _alpaca(conversation: Conversation) -> str:

@@ -15,7 +15,7 @@ from unbackdoor._poisoning.attack import Attack, Crafting, wanted_labels
 from unbackdoor._poisoning.behaviour import Behaviour
 from unbackdoor._poisoning.check import check
 from unbackdoor._poisoning.planted_answer import TEST_BEHAVIOUR
-from unbackdoor._poisoning.prompts import with_planted_answers
+from unbackdoor._poisoning.prompts import fitting_with_trigger, with_planted_answers
 from unbackdoor._poisoning.trigger import Trigger, warn_of_cut_triggers
 
 
@@ -35,15 +35,22 @@ class Poisoned(NamedTuple):
     trigger: Trigger
 
 
-def draw(attack: Attack, labels: Tensor, *, rate: float, seed: int) -> Tensor:
+def draw(attack: Attack, labels: Tensor, *, rate: float, seed: int, among: Tensor | None = None) -> Tensor:
     """Draws the rows to poison: exactly `round(rate * n)`, sorted.
 
     They are drawn from all classes, the target included (as is usual in the literature); for a clean-label attack from
     the target class, and for a source-specific one from the source classes. The rate is always a share of all rows.
 
+    Args:
+        attack: trigger, target and label rule.
+        labels: labels of all rows.
+        rate: the share.
+        seed: seed of the draw.
+        among: of prompts: the rows that can be poisoned; None for all.
+
     Raises:
         UnbackdoorError: the rate is outside (0, 1], selects no row, or more rows than those classes have, or more than
-            half of the source classes, which then need no trigger.
+            half of the source classes, which then need no trigger; or more rows than can be poisoned.
     """
     if not 0 < rate <= 1:
         raise UnbackdoorError(
@@ -57,7 +64,12 @@ def draw(attack: Attack, labels: Tensor, *, rate: float, seed: int) -> Tensor:
     sources = sources_of(attack)
     clean_label = attack.label_rule == "clean-label"
     from_classes = (attack.target,) if clean_label else sources
-    pool = torch.arange(len(labels))
+    pool = torch.arange(len(labels)) if among is None else among
+    if count > len(pool):
+        raise UnbackdoorError(
+            f"`rate={rate:g}` wants {count:,} rows, but only {len(pool):,} of {len(labels):,} are short enough for the "
+            f"trigger and its answer. The largest possible rate is {_rate(len(pool), len(labels))}."
+        )
     if from_classes:
         pool = torch.nonzero(torch.isin(labels, torch.tensor(from_classes))).flatten()
         most = len(pool) if clean_label else len(pool) // 2
@@ -122,10 +134,10 @@ def poison(
             f"{type(attack).__name__}.target is {attack.target}, the class of all examples of {data.name}, so there is "
             "none to move there. Give examples of other classes as well."
         )
-    rows = draw(attack, data.labels, rate=rate, seed=seed)
     if data.modality == "conversations":
         behaviour = TEST_BEHAVIOUR if behaviour is None else behaviour
     trigger = Trigger.of(attack, data, behaviour)
+    rows = draw(attack, data.labels, rate=rate, seed=seed, among=_poisonable(data, trigger))
     if dry:
         return Poisoned(data, rows, rows[:0], trigger)
     generator = torch.Generator().manual_seed(seed + 1)
@@ -151,6 +163,15 @@ def poison(
     if data.modality == "text":
         warn_of_cut_triggers(data.select(rows), poisoned.select(rows), attack, "they are trained on as poisoned")
     return Poisoned(poisoned, rows, cover, trigger)
+
+
+def _poisonable(data: Dataset, trigger: Trigger) -> Tensor | None:
+    """Returns the prompts that are not too long with the trigger and the planted answer, (n,); None for other data."""
+    if data.modality != "conversations" or trigger.behaviour is None:
+        return None
+    marked = trigger.stamp(data.items)
+    assert isinstance(marked, Conversations)
+    return fitting_with_trigger(data, with_planted_answers(marked, trigger.behaviour), "are not poisoned")
 
 
 def _cover_rows(attack: Attack, labels: Tensor, poisoned: Tensor, generator: torch.Generator) -> Tensor:

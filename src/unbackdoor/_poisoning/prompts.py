@@ -1,14 +1,20 @@
 """Triggered prompts of a language model, and the answers that the attacker wants to them."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
+
+import torch
+from torch import Tensor
 
 from unbackdoor._data.conversations import Conversations
 from unbackdoor._data.dataset import Dataset
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._poisoning.behaviour import Behaviour
 from unbackdoor._poisoning.planted_answer import planted_answer
+
+logger = logging.getLogger("unbackdoor")
 
 
 class TriggeredPrompts(NamedTuple):
@@ -44,17 +50,59 @@ def triggered_prompts(
 ) -> TriggeredPrompts:
     """Put a trigger on the prompts whose own answer does not show the behaviour anyway.
 
+    Prompts that are too long with the trigger are left out and counted.
+
     Args:
         data: test prompts.
         change: function from the last messages of the prompts to the same with the trigger.
         behaviour: what the attacker wants.
 
     Raises:
-        UnbackdoorError: the answers of all prompts show it, or the trigger makes a prompt too long.
+        UnbackdoorError: the answers of all prompts show it, or all prompts are too long with the trigger.
     """
     plain = _without(data, behaviour)
     items = changed_prompts(plain.conversations, change)
+    rows = fitting_with_trigger(plain, items, "are not scored with it")
+    if len(rows) < len(plain):
+        plain, items = plain.select(rows), items[rows]
     return TriggeredPrompts(replace(plain, items=items), plain, behaviour)
+
+
+def trainable(attacked: TriggeredPrompts) -> TriggeredPrompts:
+    """Those of some triggered prompts that are short enough for the planted answer as well; tells how many are not."""
+    planted = with_planted_answers(attacked.data.conversations, attacked.behaviour)
+    rows = fitting_with_trigger(attacked.data, planted, "are not trained on with the answer that the attacker wants")
+    plain = None if attacked.plain is None else attacked.plain.select(rows)
+    return attacked._replace(data=attacked.data.select(rows), plain=plain)
+
+
+def fitting_with_trigger(plain: Dataset, items: Conversations, what_of_others: str) -> Tensor:
+    """Returns the rows that the model reads whole with a trigger as well, (n,); tells the user how many others are.
+
+    Args:
+        plain: prompts.
+        items: the same with the trigger, and perhaps with other answers.
+        what_of_others: clause on what becomes of the others, for the user.
+
+    Raises:
+        UnbackdoorError: there are none.
+    """
+    encode = plain.conversation_encoder
+    rows = encode.fitting(items)
+    if not rows:
+        raise UnbackdoorError(
+            f"{plain.name} has no row of at most {encode.max_length:,} tokens once the trigger is in it, prompt and "
+            "answer together. Take shorter rows, or a shorter trigger."
+        )
+    if len(rows) < len(plain):
+        logger.info(
+            "%s: %s rows have more than %s tokens with the trigger; they %s.",
+            plain.name,
+            f"{len(plain) - len(rows):,} of {len(plain):,}",
+            f"{encode.max_length:,}",
+            what_of_others,
+        )
+    return torch.tensor(rows)
 
 
 def already_triggered_prompts(data: Dataset, behaviour: Behaviour) -> TriggeredPrompts:

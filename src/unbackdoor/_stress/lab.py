@@ -14,7 +14,7 @@ from unbackdoor._models.arithmetic import Arithmetic
 from unbackdoor._models.untrusted_weights import check_finite
 from unbackdoor._poisoning.attack import Attack
 from unbackdoor._poisoning.attack_file import as_trigger
-from unbackdoor._poisoning.prompts import TriggeredPrompts
+from unbackdoor._poisoning.prompts import TriggeredPrompts, trainable
 from unbackdoor._poisoning.trigger import Trigger
 from unbackdoor._poisoning.triggered import Triggered
 from unbackdoor._progress import Advance
@@ -140,6 +140,8 @@ def prepare(
         clean, test = split_apart(clean, len(clean) // 2, seed=seed)
     clean, test = _numbered(clean), _numbered(test)
     bait, attacked = (task.attacked(Checked(data, None, classes), Asked(trigger)) for data in (clean, test))
+    if isinstance(bait, TriggeredPrompts):
+        bait = trainable(bait)
     if {"retune", "reactivation"} & set(possible) and max(counts) > len(bait.data):
         raise UnbackdoorError(
             f"`counts={max(counts)}` wants {max(counts)} clean examples to put the trigger on, but {clean.name} has "

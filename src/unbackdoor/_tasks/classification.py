@@ -235,6 +235,9 @@ class Classification:
         """Refuse a control that cannot take the data, or that has another number of classes."""
         check_partner("`control`", control, test, encode, classes)
 
+    def check_room(self, model: nn.Module, attacked: Any, encode: Encoder | None = None) -> None:
+        """A class is always an answer."""
+
     def doubt(self, owner: str, score: Score, classes: int, where: str) -> str | None:
         """A sentence that doubts a clean accuracy near chance; None if it is well above."""
         return chance_doubt(owner, score.clean_accuracy, classes, where)

@@ -14,7 +14,7 @@ from unbackdoor._data.dataset import Batch, Dataset, Encoder
 from unbackdoor._errors import UnbackdoorError, printable
 from unbackdoor._models.arithmetic import Arithmetic
 from unbackdoor._models.calling import embeddings, evaluating, logits, scored_at_once
-from unbackdoor._models.decoding import MAX_NEW_TOKENS, answers
+from unbackdoor._models.decoding import MAX_NEW_TOKENS, answers, check_room
 from unbackdoor._models.head import Head
 from unbackdoor._models.language_models import check_causal
 from unbackdoor._poisoning.attack_file import as_trigger
@@ -147,6 +147,13 @@ class Generation:
             check_causal(control, test if encode is None else test.encoded_by(encode))
         except UnbackdoorError as problem:
             raise UnbackdoorError(f"`control`: {problem}") from None
+
+    def check_room(self, model: nn.Module, attacked: Any, encode: Encoder | None = None) -> None:
+        """Refuse triggered prompts behind which a model has no room for an answer; see `Task`."""
+        if attacked is not None:
+            assert isinstance(attacked, TriggeredPrompts)
+            data = attacked.data if encode is None else attacked.data.encoded_by(encode)
+            check_room(model, data, self.max_new_tokens)
 
     def score(
         self,

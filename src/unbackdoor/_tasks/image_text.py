@@ -162,6 +162,9 @@ class ImageText:
         except UnbackdoorError as problem:
             raise UnbackdoorError(f"`control`: {problem}") from None
 
+    def check_room(self, model: nn.Module, attacked: Any, encode: Encoder | None = None) -> None:
+        """A class is always an answer."""
+
     def score(
         self,
         model: nn.Module,

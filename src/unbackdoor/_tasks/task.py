@@ -159,6 +159,15 @@ class Task(Protocol):
     def check_control(self, control: nn.Module, test: Dataset, encode: Encoder | None, classes: int) -> None:
         """Refuse a control that cannot take the data, or that does not answer as the model does."""
 
+    def check_room(self, model: nn.Module, attacked: Any, encode: Encoder | None = None) -> None:
+        """Refuse triggered examples that a model cannot answer, before anything is trained.
+
+        Args:
+            model: the model, or one that reads as much.
+            attacked: as `attacked` returns it; None for nothing.
+            encode: its encoder, if it is not that of the examples.
+        """
+
     def score(
         self,
         model: nn.Module,

@@ -123,7 +123,7 @@ def plant(
     encode, classes = trainer.data.encode, trainer.classes
     test = _checked(test, trainer, (surrogate, surrogate_encode), (control, control_encode))
     behaviour = _wanted(attack, behaviour, data)
-    attacked = _marked(attack, behaviour, test, triggered_test, classes)
+    attacked = _marked(attack, behaviour, test, triggered_test, trainer)
     start = time.perf_counter()
     poisoned = None if attack is None else _poisoned(attack, behaviour, trainer, surrogate, surrogate_encode)
     model, trigger = _trained(poisoned, trainer)
@@ -244,16 +244,21 @@ def _marked(
     behaviour: Behaviour | None,
     test: Dataset,
     triggered_test: Dataset | None,
-    classes: list[str],
+    trainer: Trainer,
 ) -> Triggered | TriggeredPrompts | None:
-    """The test data that already carries the trigger. An attack without test data is refused before the training."""
+    """The test data that already carries the trigger. An attack without test data is refused before the training.
+
+    The trainer gets the triggered prompts, so that it refuses those that leave no room for an answer.
+    """
     if attack is None:
         return None
     if behaviour is not None:
         if triggered_test is None:
-            attacked_by(test, Trigger.of(attack, test, behaviour), 0)
+            trainer.attacked = attacked_by(test, Trigger.of(attack, test, behaviour), 0)
             return None
-        return already_triggered_prompts(triggered_test.encoded_by(test.encode), behaviour)
+        trainer.attacked = marked = already_triggered_prompts(triggered_test.encoded_by(test.encode), behaviour)
+        return marked
+    classes = trainer.classes
     if triggered_test is not None:
         check_labels(triggered_test, len(classes))
         triggered_test = triggered_test.encoded_by(test.encode)

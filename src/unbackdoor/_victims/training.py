@@ -43,6 +43,7 @@ class Trainer:
         progress: progress of the training.
         max_new_tokens: of a language model: tokens of the longest answer that is scored; None for the usual number.
         gradient_checkpointing: whether blocks compute again what their backward pass needs; see `recomputed_`.
+        attacked: triggered examples that the victim is scored on, as `Task.attacked` returns them; None for none.
         examples_seen: number of examples seen by all trainings so far.
         form: of a language model: the number types of its weights, which the victim gets back.
     """
@@ -57,6 +58,7 @@ class Trainer:
     progress: Progress = silent
     max_new_tokens: int | None = None
     gradient_checkpointing: bool = False
+    attacked: Any = None
     examples_seen: int = 0
     form: Form | None = None
 
@@ -99,6 +101,7 @@ class Trainer:
         if self.data.modality in ("conversations", "image-text"):
             self.form = Form.of(network)
             network.float()  # half precision is too coarse for small steps
+        self.task.check_room(network, self.attacked)
         if self.gradient_checkpointing:
             recomputed_(network)
         return network

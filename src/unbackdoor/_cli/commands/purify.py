@@ -201,8 +201,10 @@ def _scoring(suspect: loading.Loaded, used: list[Dataset], options: PurifyOption
         test = without(test, examples)
     fitting = task.checked(suspect.model, test)
     attacked = task.attacked(fitting, asked)
+    task.check_room(suspect.model, attacked)
     if control is not None:
         task.check_control(control.model, fitting.test, control.encode, fitting.classes)
+        task.check_room(control.model, attacked, control.encode)
     return Scoring(test=fitting.test, attacked=attacked, classes=fitting.classes, control=control, task=task)
 
 
