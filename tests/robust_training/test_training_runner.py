@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import jsonschema
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -59,6 +60,14 @@ def test_a_trainer_does_not_see_which_rows_are_poisoned(digits: Dataset) -> None
     assert unknown.record["suspects"] == {**about, "poisoned": None, "precision": None, "recall": None}
 
 
+def test_the_truth_may_be_a_list_or_a_mask_and_counts_each_row_once(digits: Dataset) -> None:
+    data = digits.select(range(40))
+    mask = [row in (4, 5) for row in range(40)]
+    expected = trained(data, Distrusting(), poisoned_rows=torch.tensor([4, 5])).record["suspects"]
+    for truth in ([4, 5], [5, 4, 4], np.array([4, 5]), mask, torch.tensor(mask)):
+        assert trained(data, Distrusting(), poisoned_rows=truth).record["suspects"] == expected
+
+
 def test_suspects_are_counted_in_the_data_as_it_was_read(digits: Dataset, tmp_path: Path) -> None:
     data = digits.select(range(100, 140))
     trained(data, Distrusting()).suspects.write(tmp_path, data)
@@ -84,6 +93,12 @@ def test_plain_training_is_that_of_victims(digits: Dataset) -> None:
             trainers.Plain(),
             {"poisoned_rows": torch.tensor([3, 40])},
             "`poisoned_rows` must be positions 0 to 39 of digits, got 3 to 40. Give those of this data.",
+        ),
+        (
+            trainers.Plain(),
+            {"poisoned_rows": [True, False]},
+            "`poisoned_rows` must have an entry for each of the 40 rows of digits if it is a mask, got one of shape "
+            "(2,). Give the one of this data.",
         ),
         (trainers.Plain(), {"seed": -1}, "`seed` must be a whole number, at least 0 and less than 2**63, got -1."),
     ],

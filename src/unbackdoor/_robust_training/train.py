@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,7 +54,7 @@ def train(
     seed: int = 0,
     *,
     clean: Dataset | None = None,
-    poisoned_rows: Tensor | None = None,
+    poisoned_rows: Tensor | Sequence[int] | Sequence[bool] | None = None,
     device: str | None = None,
     precision: Precision = "auto",
     progress: bool = False,
@@ -66,8 +67,8 @@ def train(
         recipe: network and training; its `rate` and `clean_epochs` are for victims, and are not used.
         seed: seed of the initial weights, the batches and the trainer; on one CPU the same seed gives the same weights.
         clean: examples without poison, for trainers that need some.
-        poisoned_rows: positions of the poisoned rows, if they are known. The trainer does not see them: they serve to
-            count how often it is right.
+        poisoned_rows: positions of the poisoned rows, or a mask with an entry for each row, if they are known. The
+            trainer does not see them: they serve to count how often it is right.
         device: None uses a GPU if there is one.
         precision: see `unbackdoor._models.arithmetic.choose`.
         progress: show a progress bar on stderr.
@@ -78,7 +79,7 @@ def train(
     check_seed(seed)
     check_data("train", data=data, clean=clean)
     _check_trainer(trainer, data, clean)
-    _check_truth(poisoned_rows, data)
+    poisoned = None if poisoned_rows is None else _truth(poisoned_rows, data)
     training = Trainer.of(
         data, recipe, seed=seed, device=device, precision=precision, progress=bar if progress else silent
     )
@@ -118,7 +119,7 @@ def train(
         "examples_seen": training.examples_seen + run.examples_seen,
         "encode": encode_entry(training.data.encode, training.data),
         "accuracy_on_data": answered.to_json(),
-        "suspects": None if run.suspects is None else run.suspects.to_json(poisoned_rows),
+        "suspects": None if run.suspects is None else run.suspects.to_json(poisoned),
         "notes": run.notes,
         "warnings": run.warnings,
     }
@@ -152,16 +153,27 @@ def _check_trainer(trainer: RobustTrainer, data: Dataset, clean: Dataset | None)
         raise UnbackdoorError(f"{data.name} holds {only}; a classifier is trained on two classes at least. Add others.")
 
 
-def _check_truth(poisoned: Tensor | None, data: Dataset) -> None:
-    """Refuse positions that the data does not have."""
-    if poisoned is None or len(poisoned) == 0:
-        return
-    low, high = int(poisoned.min()), int(poisoned.max())
-    if not 0 <= low <= high < len(data):
+def _truth(poisoned: Tensor | Sequence[int] | Sequence[bool], data: Dataset) -> Tensor:
+    """The positions of the poisoned rows, each once, (m,), int64, on the CPU.
+
+    Raises:
+        UnbackdoorError: the data does not have them, or a mask has not one entry for each row.
+    """
+    rows = torch.as_tensor(poisoned).cpu()
+    if rows.dtype == torch.bool:
+        if rows.shape != data.labels.shape:
+            raise UnbackdoorError(
+                f"`poisoned_rows` must have an entry for each of the {len(data):,} rows of {data.name} if it is a "
+                f"mask, got one of shape {tuple(rows.shape)}. Give the one of this data."
+            )
+        return rows.nonzero()[:, 0]
+    positions: Tensor = torch.unique(rows.to(torch.int64))
+    if len(positions) and not 0 <= int(positions[0]) <= int(positions[-1]) < len(data):
         raise UnbackdoorError(
-            f"`poisoned_rows` must be positions 0 to {len(data) - 1:,} of {data.name}, got {low:,} to {high:,}. Give "
-            "those of this data."
+            f"`poisoned_rows` must be positions 0 to {len(data) - 1:,} of {data.name}, got {positions[0]:,} to "
+            f"{positions[-1]:,}. Give those of this data."
         )
+    return positions
 
 
 def _fitting(clean: Dataset, training: Trainer) -> Dataset:
