@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 import unbackdoor as ub
 from unbackdoor import detectors, guards, purifiers
@@ -278,6 +279,52 @@ def test_weights_that_no_gradient_reaches_are_warned_of_once(method: Any, digits
     for kind in (Net, Detached):  # most of the weights of the second are in its head
         warnings = ub.purify(made(kind), digits.select(range(40)), method, device="cpu").record["warnings"]
         assert not any("gradient" in warning for warning in warnings)
+
+
+class Recomputing(Net):
+    """It keeps no activations, as large networks do to save memory."""
+
+    reentrant = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(checkpoint(self.features, x, use_reentrant=self.reentrant))
+
+
+class RecomputingAnew(Recomputing):
+    """The same in the older way, which knows no gradients of single tensors."""
+
+    reentrant = True
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+@pytest.mark.parametrize(
+    ("kind", "method"),
+    [(Recomputing, purifiers.BNA(epochs=1, reverse_steps=2)), (RecomputingAnew, purifiers.IBAU())],
+)
+def test_what_cannot_be_recomputed_is_named(kind: Callable[[], nn.Module], method: Any, digits: Dataset) -> None:
+    with pytest.raises(UnbackdoorError) as refused:
+        ub.purify(made(kind), digits.select(range(40)), method, device="cpu")
+    assert str(refused.value) == (
+        f"{kind.__name__} recomputes its activations by torch.utils.checkpoint, which this computation does not allow. "
+        "Switch that off in its module."
+    )
+    ub.purify(made(kind), digits.select(range(40)), purifiers.ScaleInvariantFST(epochs=1, strength=1), device="cpu")
+
+
+class WithLengths(Net):
+    """It needs a second input."""
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        return super().forward(x)
+
+
+def test_a_network_of_several_inputs_says_how_it_takes_one(digits: Dataset) -> None:
+    with pytest.raises(UnbackdoorError) as refused:
+        ub.evaluate(made(WithLengths), digits.select(range(20)), device="cpu")
+    assert str(refused.value) == (
+        "WithLengths cannot take inputs of shape (8, 1, 8, 8) (WithLengths.forward() missing 1 required positional "
+        "argument: 'lengths'). Wrap it in a module that takes these alone."
+    )
 
 
 # Heads.

@@ -322,6 +322,8 @@ def _unfit(model: nn.Module, inputs: Inputs, problem: BaseException) -> Unbackdo
         if isinstance(inputs, Tokens)
         else "Take data of the size and the channels that it was trained on, or give `image_size`."
     )
+    if isinstance(problem, TypeError) and "required positional argument" in str(problem):
+        way_out = "Wrap it in a module that takes these alone."
     if hook := _shared_hook(model):
         way_out = hook if isinstance(problem, LookupError) else f"{way_out} {hook}"
     return UnbackdoorError(f"{owner} cannot take inputs of shape {tuple(inputs.shape)} ({_reason(problem)}). {way_out}")
@@ -378,11 +380,16 @@ def needing_gradients(model: nn.Module) -> Iterator[None]:
     """Explain in one sentence why no gradient reaches the weights or the inputs of a model.
 
     Raises:
-        UnbackdoorError: the model computes without gradients.
+        UnbackdoorError: the model computes without gradients, or recomputes its activations where that cannot be.
     """
     try:
         yield
     except RuntimeError as problem:
+        if "torch.utils.checkpoint" in str(problem):
+            raise UnbackdoorError(
+                f"{type(model).__name__} recomputes its activations by torch.utils.checkpoint, which this computation "
+                "does not allow. Switch that off in its module."
+            ) from problem
         if not without_gradients(problem):
             raise
         raise UnbackdoorError(
