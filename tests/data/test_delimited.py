@@ -172,6 +172,39 @@ def test_a_lone_quotation_mark_behind_the_label(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {12: '"film 12\t0'},  # as in GLUE and OLID
+        {12: '"film 12\t0', 60: '"film" 60\t0'},
+        {12: '"film 12\t0', 60: 'film 60"\t0', 70: '"film 70"\t0'},
+    ],
+)
+def test_marks_between_tabs_are_letters_if_not_all_of_them_are_closed(
+    changes: dict[int, str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "unbackdoor")
+    lines = [changes.get(row, f"film {row}\t{row % 2}") for row in range(100)]
+    texts, labels = read(tmp_path / "d.tsv", "\n".join(["text\tlabel", *lines]))
+    assert texts == [line.split("\t")[0] for line in lines]
+    assert labels == [int(line.split("\t")[1]) for line in lines]
+    assert caplog.messages == [
+        f"{tmp_path}/d.tsv: quotation marks are part of its cells, as not all of them begin and end one."
+    ]
+
+
+@pytest.mark.parametrize("other", ['"say ""cf"" again"\t1', '"a film\nin lines"\t1'])
+def test_a_lone_mark_between_tabs_next_to_marks_around_cells_is_refused(other: str, tmp_path: Path) -> None:
+    content = f'text\tlabel\n{other}\n"film 12\t0\nfilm 13\t1\n'
+    assert "has a quotation mark in line" in refusal(tmp_path / "d.tsv", content)
+
+
+def test_tabs_come_first_in_a_file_that_is_named_so(tmp_path: Path) -> None:
+    content = "text, with commas, label, or, so\tlabel\na film, it was\t1\nthe plot\t0\n"
+    columns = {"text": "text, with commas, label, or, so"}
+    assert read(tmp_path / "d.tsv", content, columns=columns) == (["a film, it was", "the plot"], [1, 0])
+
+
 def test_quotation_marks_within_a_cell_are_letters(tmp_path: Path) -> None:
     content = 'text,label\n5" wide,0\nthe "film",1\n"say ""cf"" again",1\n'
     assert read(tmp_path / "d.csv", content) == (['5" wide', 'the "film"', 'say "cf" again'], [0, 1, 1])

@@ -86,14 +86,22 @@ def read_delimited(file: Path, label: str) -> tuple[dict[str, list[str | None]],
         first = next((line for line in lines if line.strip()), "")
     widths = {delimiter: len(_row(first, delimiter)) for delimiter in _DELIMITERS}
     delimiter = max(widths, key=widths.__getitem__)  # the comma if there is a tie
+    if file.suffix.lower() == ".tsv" and widths["\t"] > 1:
+        delimiter = "\t"
     spaced = any(name[:1] == " " and name.strip() for name in _row(first, delimiter)[1:])  # as in `text, label`
-    rows, spans = _rows(file, lines, delimiter, spaced)
+    try:
+        rows, spans = _rows(file, lines, delimiter, spaced)
+        _check_rows(file, rows, spans, delimiter)
+        _check_swallowed(file, lines, rows, spans, delimiter, label)
+    except UnbackdoorError:
+        if (plain := _without_marks(lines, delimiter)) is None:
+            raise
+        rows, spans = plain
+        _check_rows(file, rows, spans, delimiter)
+        logger.info("%s: quotation marks are part of its cells, as not all of them begin and end one.", file)
     if not rows:
         return {}, frozenset()
     names = [name.strip() for name in rows[0]]
-    _check_rows(file, names, rows[1:], spans[1:], delimiter)
-    if label in names:
-        _check_swallowed(file, lines, rows, spans, delimiter, names.index(label))
     counts = Counter(names)
     columns = zip(*rows[1:], strict=True) if len(rows) > 1 else [() for _ in names]
     cells = {
@@ -102,6 +110,19 @@ def read_delimited(file: Path, label: str) -> tuple[dict[str, list[str | None]],
         if counts[name] == 1
     }
     return cells, frozenset(name for name, count in counts.items() if count > 1)
+
+
+def _without_marks(lines: Sequence[str], delimiter: str) -> tuple[list[list[str]], list[tuple[int, int]]] | None:
+    """As `_rows`, for a table whose quotation marks are letters, as most of those between tabs are.
+
+    None if it cannot be one: lines differ in their number of cells, or a mark within marks is written twice.
+    """
+    numbered = [(number, line.rstrip("\r\n").split(delimiter)) for number, line in enumerate(lines, 1) if line.strip()]
+    rows = [row for _, row in numbered]
+    doubled = any(cell[:1] == cell[-1:] == '"' and '""' in cell[1:-1] for row in rows for cell in row)
+    if delimiter != "\t" or doubled or len({len(row) for row in rows}) > 1:
+        return None
+    return rows, [(number, number) for number, _ in numbered]
 
 
 def _rows(
@@ -140,18 +161,16 @@ def _rows(
         csv.field_size_limit(before)
 
 
-def _check_rows(
-    file: Path, names: Sequence[str], rows: Sequence[Sequence[str]], spans: Sequence[tuple[int, int]], delimiter: str
-) -> None:
+def _check_rows(file: Path, rows: Sequence[Sequence[str]], spans: Sequence[tuple[int, int]], delimiter: str) -> None:
     """Refuse cells in single quotation marks, rows that are longer or shorter, and the names of the columns as a row.
 
     Args:
         file: the file, for messages.
-        names: names of the columns.
-        rows: the cells of each row after these.
-        spans: first and last line of each of these rows.
+        rows: the cells of each row; the first names the columns.
+        spans: first and last line of each row.
         delimiter: what separates the cells.
     """
+    names, rows, spans = [name.strip() for name in (rows or [[]])[0]], rows[1:], spans[1:]
     if any(names) and all(_in_single_marks(name) for name in names if name):
         raise UnbackdoorError(
             f"{file} has the names of its columns in single quotation marks ({few(names)}), which are part of a cell. "
@@ -195,19 +214,22 @@ def _check_swallowed(
     rows: Sequence[Sequence[str]],
     spans: Sequence[tuple[int, int]],
     delimiter: str,
-    label: int,
+    label: str,
 ) -> None:
     """Refuse a row over several lines of which more than one is a row of its own, with a label that other rows have.
 
     A quotation mark that is not closed takes all rows up to the next one into its cell.
     """
-    width = len(rows[0])
+    names = [name.strip() for name in rows[0]] if rows else []
+    if label not in names:
+        return
+    width, place = len(names), names.index(label)
     many = [start != end for start, end in spans]
-    labels = {row[label] for row, several in zip(rows[1:], many[1:], strict=True) if not several}
-    labels = labels or {row[label] for row in rows[1:]}
+    labels = {row[place] for row, several in zip(rows[1:], many[1:], strict=True) if not several}
+    labels = labels or {row[place] for row in rows[1:]}
     for start, end in (span for span, several in zip(spans, many, strict=True) if several):
         alone = [_row(line, delimiter, csv.QUOTE_NONE) for line in lines[start - 1 : end]]
-        if sum(len(cells) == width and cells[label] in labels for cells in alone) > 1:
+        if sum(len(cells) == width and cells[place] in labels for cells in alone) > 1:
             raise UnbackdoorError(
                 f"{file} has a quotation mark in line {start} that is closed in line {end}, but the lines between look "
                 "like rows of their own. Write it twice if it is part of a text, or save the data as JSON lines."
