@@ -351,7 +351,7 @@ def test_what_is_given_is_checked(suspect: Weights, base: Weights, tmp_path: Pat
         ("`rho` must be a number between 0 and 1, got nan.", {"rho": float("nan")}),
         ("`rho` must be a number between 0 and 1, got '0.3'.", {"rho": "0.3"}),
         ("`rho` must be a number between 0 and 1, got True.", {"rho": True}),
-        ("`mode` must be one of mask, linear, spherical, got 'foo'.", {"rho": 0.5, "mode": "foo"}),
+        ("`mode` must be one of mask, linear, spherical, sign-elected, got 'foo'.", {"rho": 0.5, "mode": "foo"}),
         ("`seed` must be a whole number, at least 0 and less than 2**63, got 1.5.", {"rho": 0.5, "seed": 1.5}),
         (f"`reset_rows` of {name} must be from 0 to 49, got 50.", {"rho": 0.5, "reset_rows": {name: [1, 50]}}),
         (

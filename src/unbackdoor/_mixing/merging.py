@@ -23,10 +23,15 @@ def sign_elected(base: Tensor, models: list[Tensor], density: float) -> Tensor:
         density: share of the numbers of each change that stay, 0 to 1.
     """
     exact = torch.float64 if base.dtype == torch.float64 else torch.float32
-    changes = torch.stack([_largest(model.to(exact) - base.to(exact), density) for model in models])
-    agreeing = changes * (changes.sum(dim=0).sign() == changes.sign())
-    count = (agreeing != 0).sum(dim=0).clamp(min=1)
-    return (base.to(exact) + agreeing.sum(dim=0) / count).to(base.dtype)
+    changes = [_largest(model.to(exact) - base.to(exact), density) for model in models]
+    return elected(base.to(exact), changes).to(base.dtype)
+
+
+def elected(base: Tensor, changes: list[Tensor]) -> Tensor:
+    """Returns the base with the changes on which models agree, of those that stay; see `sign_elected`."""
+    stacked = torch.stack(changes)
+    agreeing = stacked * (stacked.sum(dim=0).sign() == stacked.sign())
+    return base + agreeing.sum(dim=0) / (agreeing != 0).sum(dim=0).clamp(min=1)
 
 
 def _largest(change: Tensor, density: float) -> Tensor:

@@ -9,9 +9,10 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, BinaryIO, get_args
+from typing import Any, BinaryIO, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -19,12 +20,13 @@ from torch import Tensor
 from unbackdoor._artifacts import card, directories
 from unbackdoor._artifacts.machine import peak_memory
 from unbackdoor._artifacts.record import last_name, write_record
-from unbackdoor._errors import UnbackdoorError
+from unbackdoor._errors import UnbackdoorError, few
 from unbackdoor._inputs import read_json
 from unbackdoor._mixing import masks
 from unbackdoor._mixing.adapter_stream import mix_adapter
 from unbackdoor._mixing.ancestry import SAMPLE, doubts, split_output
 from unbackdoor._mixing.checkpoint import Checkpoint, finite, header_bytes, write
+from unbackdoor._mixing.election import Cut, cut, mix_
 from unbackdoor._mixing.masks import CHUNK, Mode
 from unbackdoor._mixing.output_layer import WORDS, split, stored_copy, with_output
 from unbackdoor._models.adapters import is_adapter
@@ -38,6 +40,8 @@ from unbackdoor._value import check_seed
 
 logger = logging.getLogger("unbackdoor")
 
+ELECTED = "sign-elected"
+
 
 def purify_stream(
     model: str | Path | ModelDirectory,
@@ -46,7 +50,8 @@ def purify_stream(
     *,
     rho: float,
     seed: int = 0,
-    mode: Mode = "mask",
+    mode: Mode | Literal["sign-elected"] = "mask",
+    proxy: str | Path | ModelDirectory | None = None,
     reset_rows: Mapping[str, Sequence[int]] | None = None,
     notes: Sequence[str] = (),
     warnings: Sequence[str] = (),
@@ -70,7 +75,9 @@ def purify_stream(
         out: directory to write; it is complete or absent.
         rho: share of the suspect, in [0, 1].
         seed: seed of the masks; see `masks.mask`.
-        mode: see `masks.mix`.
+        mode: see `masks.mix`; `sign-elected` merges the changes of suspect and `proxy` from the base by their signs,
+            rho being the share of each that stays; see `merging.sign_elected`.
+        proxy: with `sign-elected`: another model that came from the base, a directory or Hub name.
         reset_rows: rows of matrices that are taken from the base before mixing, by the tensor's name in the suspect, as
             Embedding Purification does.
         notes: sentences for `record.json`, before its own notes.
@@ -87,17 +94,18 @@ def purify_stream(
         UnbackdoorError: the files are damaged or do not belong together, or a weight is not finite.
         IncompleteError: the disk is full.
     """
-    _check_setting(rho, mode, seed)
+    _check_setting(rho, mode, seed, proxy)
     start = time.perf_counter()
     chosen = dict(method or _default_method(rho, mode))
     if isinstance(model, str | Path) and is_adapter(Path(model)):
-        if reset_rows:
-            raise UnbackdoorError("`reset_rows` is for whole models; an adapter has no embeddings. Leave it out.")
+        kind = _adapter_mode(mode, reset_rows)
         before = directories.check_free(Path(out), overwrite=overwrite, inputs=(Path(model), Path(base)))
         with directories.directory(Path(out), before) as folder:
-            return _written_adapter(folder, Path(model), Path(base), rho, mode, chosen, command, seed, notes, warnings)
+            return _written_adapter(folder, Path(model), Path(base), rho, kind, chosen, command, seed, notes, warnings)
     source, origin = ModelDirectory.of(model, "`model`"), ModelDirectory.of(base, "`base`")
-    before = directories.check_free(Path(out), overwrite=overwrite, inputs=(source.path, origin.path))
+    other = None if proxy is None else ModelDirectory.of(proxy, "`proxy`")
+    inputs = tuple(each.path for each in (source, origin, other) if each is not None)
+    before = directories.check_free(Path(out), overwrite=overwrite, inputs=inputs)
     suspect, ancestor = Checkpoint.of(source), Checkpoint.of(origin)
     matching = match(suspect, ancestor)
     resets = _checked_rows(reset_rows or {}, suspect, matching)
@@ -105,14 +113,10 @@ def purify_stream(
     logger.info("%s", matching.report())
     doubted = _ancestry_warnings(suspect, ancestor, matching)
     with directories.directory(Path(out), before) as folder:
-        mixer = _Mixer(suspect, ancestor, matching.pairs, rho, seed, mode)
-        with (bar if progress else silent)("mixing", len(source.weights.files)) as advance:
-            for file in source.weights.files:
-                mixer.write_shard(file, folder / file.name, resets)
-                advance()
-        copy_companions(source.path, folder)
-        if source.weights.index is not None:
-            shutil.copyfile(source.weights.index, folder / source.weights.index.name)
+        mixer = _Mixer(suspect, ancestor, matching.pairs, rho, seed, "linear" if mode == "sign-elected" else mode)
+        if other is not None:
+            mixer.join(Checkpoint.of(other))
+        mixer.write(folder, resets, progress)
         texts = {"notes": [*notes, matching.report()], "warnings": [*warnings, *doubted]}
         paths = {"suspect": source.path, "base": origin.path}
         record = _written(folder, chosen, command, seed, seconds=time.perf_counter() - start, **texts, **paths)
@@ -120,7 +124,19 @@ def purify_stream(
     return record
 
 
-def _default_method(rho: float, mode: Mode) -> dict[str, Any]:
+def _adapter_mode(mode: Mode | Literal["sign-elected"], reset_rows: object) -> Mode:
+    """The mode in which an adapter is mixed; what only whole models can be is refused."""
+    if reset_rows:
+        raise UnbackdoorError("`reset_rows` is for whole models; an adapter has no embeddings. Leave it out.")
+    if mode == "sign-elected":
+        raise UnbackdoorError(
+            "`mode=sign-elected` is for whole models: an elected change is not a matrix of low rank. Merge the adapter "
+            "into its base first."
+        )
+    return mode
+
+
+def _default_method(rho: float, mode: str) -> dict[str, Any]:
     shown = f"purify_stream(rho={rho:g}, mode={mode!r})"
     return {"name": "fine-mixing", "parameters": {"rho": rho, "mode": mode}, "repr": shown}
 
@@ -156,11 +172,16 @@ def _written_adapter(
     )
 
 
-def _check_setting(rho: float, mode: str, seed: int) -> None:
+def _check_setting(rho: float, mode: str, seed: int, proxy: object) -> None:
     if isinstance(rho, bool) or not isinstance(rho, (int, float)) or not 0 <= rho <= 1:
         raise UnbackdoorError(f"`rho` must be a number between 0 and 1, got {rho!r}.")
-    if mode not in get_args(Mode):
-        raise UnbackdoorError(f"`mode` must be one of {', '.join(get_args(Mode))}, got {mode!r}.")
+    if mode not in (*get_args(Mode), ELECTED):
+        raise UnbackdoorError(f"`mode` must be one of {', '.join(get_args(Mode))}, {ELECTED}, got {mode!r}.")
+    if (mode == ELECTED) != (proxy is not None):
+        raise UnbackdoorError(
+            f"`mode={ELECTED}` goes with `proxy`, the model whose changes from the base are merged with those of the "
+            "suspect. Give both, or leave both out."
+        )
     check_seed(seed)
 
 
@@ -336,8 +357,37 @@ class _Mixer:
         self.copies = stored_copy(suspect)
         self.pairs = {**pairs, **{copy: pairs[name] for copy, name in self.copies.items() if name in pairs}}
         self.rho, self.seed, self.mode = rho, seed, mode
+        self.proxy: Checkpoint | None = None
+        self.partners: dict[str, str] = {}  # names in the proxy by those in the suspect
         self.writing = threading.Lock()  # the threads share one file, and its position
         self.memory = threading.local()  # allocated once per thread: new pages cost as much time as the mask
+
+    def join(self, proxy: Checkpoint) -> None:
+        """Merge with the changes of another model as well.
+
+        Raises:
+            UnbackdoorError: it lacks a tensor that is to be merged.
+        """
+        partners = match(self.suspect, proxy).pairs
+        partners |= {copy: partners[name] for copy, name in self.copies.items() if name in partners}
+        lacking = [name for name in self.pairs if name not in partners]
+        if lacking:
+            raise UnbackdoorError(
+                f"`proxy` {proxy.directory} lacks {few(lacking)}, which suspect and base have. Take a model that was "
+                "tuned from the same base."
+            )
+        self.proxy, self.partners = proxy, partners
+
+    def write(self, folder: Path, resets: Mapping[str, Sequence[int]], progress: bool) -> None:
+        """Write all files of the suspect."""
+        source = self.suspect.directory
+        with (bar if progress else silent)("mixing", len(source.weights.files)) as advance:
+            for file in source.weights.files:
+                self.write_shard(file, folder / file.name, resets)
+                advance()
+        copy_companions(source.path, folder)
+        if source.weights.index is not None:
+            shutil.copyfile(source.weights.index, folder / source.weights.index.name)
 
     def write_shard(self, file: Path, target: Path, resets: Mapping[str, Sequence[int]]) -> None:
         """Write one file of the suspect, with the same header, so each tensor keeps its place."""
@@ -349,9 +399,12 @@ class _Mixer:
             for index in masks.chunks(location.count if location.dtype is not None else location.end - location.begin)
         ]
         shares = self._arcs(file) if self.mode == "spherical" else {}
+        cuts = {} if self.proxy is None else self._cuts(file)
         with target.open("wb") as opened:
             opened.write(before)
-            masks.each(lambda piece: self._write_piece(opened, *piece, shares.get(piece[0])), pieces)
+            masks.each(
+                lambda piece: self._write_piece(opened, *piece, shares.get(piece[0]), cuts.get(piece[0])), pieces
+            )
             copied = {copy: resets[name] for copy, name in self.copies.items() if name in resets}
             for name, rows in {**resets, **copied}.items():
                 if self.suspect.tensors[name].file == file:
@@ -376,14 +429,59 @@ class _Mixer:
         masks.each(measure, pieces)
         return {name: masks.arc([products[piece] for piece in pieces if piece[0] == name], self.rho) for name in names}
 
-    def _write_piece(self, target: BinaryIO, name: str, index: int, shares: tuple[float, float] | None) -> None:
+    def _cuts(self, file: Path) -> dict[str, tuple[Cut, Cut]]:
+        """The numbers that stay of the two changes of each tensor of a file of the suspect."""
+        cuts = {}
+        for name in self.pairs:
+            location = self.suspect.tensors[name]
+            if location.file == file:
+                pieces, kept = masks.chunks(location.count), round(self.rho * location.count)
+                first, second = (partial(self._change, name, which) for which in (1, 2))
+                cuts[name] = cut(first, pieces, kept), cut(second, pieces, kept)
+        return cuts
+
+    def _change(self, name: str, which: int, index: int) -> Tensor:
+        return self._changes(name, index)[which]
+
+    def _changes(self, name: str, index: int) -> tuple[Tensor, Tensor, Tensor]:
+        """A piece of the base, and of the changes of the suspect and of the proxy from it, in float32 or float64."""
+        location = self.suspect.tensors[name]
+        assert location.dtype is not None
+        assert self.proxy is not None
+        start = index * CHUNK
+        count = min(CHUNK, location.count - start)
+        exact = torch.float64 if location.dtype == torch.float64 else torch.float32
+        base, suspect, proxy = (
+            self._fitting(checkpoint, each, start, count, location.dtype, what).to(exact)
+            for checkpoint, each, what in (
+                (self.base, self.pairs[name], "base"),
+                (self.suspect, name, "suspect"),
+                (self.proxy, self.partners[name], "proxy"),
+            )
+        )
+        return base, suspect - base, proxy - base
+
+    def _write_piece(
+        self,
+        target: BinaryIO,
+        name: str,
+        index: int,
+        shares: tuple[float, float] | None,
+        cuts: tuple[Cut, Cut] | None,
+    ) -> None:
         location = self.suspect.tensors[name]
         size = 1 if location.dtype is None else location.dtype.itemsize
         start = index * CHUNK
         count = min(CHUNK, (location.end - location.begin) // size - start)
         numbers = self.suspect.read(name, start, count, self._buffer("suspect"))
         other = self.pairs.get(name)
-        if other is not None:
+        if cuts is not None:
+            assert location.dtype is not None
+            base, *changes = self._changes(name, index)
+            mixed = self._buffer("mixed")[: count * size].view(location.dtype)
+            mix_(mixed, base, changes, cuts, index)
+            numbers = mixed
+        elif other is not None:
             assert location.dtype is not None
             counterpart = self._of_base(other, start, count, location.dtype)
             mixed = self._buffer("mixed")[: count * size].view(location.dtype)
@@ -403,12 +501,17 @@ class _Mixer:
 
     def _of_base(self, name: str, start: int, count: int, dtype: torch.dtype) -> Tensor:
         """Returns some numbers of the base, in its own type, that are also finite in the suspect's type."""
-        numbers = self.base.read(name, start, count, self._buffer("base"))
+        return self._fitting(self.base, name, start, count, dtype, "base")
+
+    def _fitting(
+        self, checkpoint: Checkpoint, name: str, start: int, count: int, dtype: torch.dtype, what: str
+    ) -> Tensor:
+        numbers = checkpoint.read(name, start, count, self._buffer(what))
         if numbers.dtype != dtype and not finite(numbers.to(dtype)):
-            location = self.base.tensors[name]
+            location = checkpoint.tensors[name]
             raise UnbackdoorError(
                 f"{location.file} has values in {name} that are too large for the model's {str(dtype)[6:]}. Take a "
-                "base of that type."
+                f"{what} of that type."
             )
         return numbers
 

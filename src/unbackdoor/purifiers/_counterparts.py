@@ -1,12 +1,12 @@
 """The weights of a pre-trained base, by the names of the suspect's tensors."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from unbackdoor._errors import UnbackdoorError
+from unbackdoor._errors import UnbackdoorError, few
 from unbackdoor._mixing.ancestry import doubts, split_output
 from unbackdoor._models.calling import embeddings
 from unbackdoor._models.matching import Matching, Shape, matched, task_head
@@ -84,6 +84,31 @@ def names_in_base(suspect: Weights, run: Run, method: object) -> dict[str, str]:
     if output in matching.base_only and not torch.equal(theirs[output], embeddings(base).weight):
         run.warn(split_output(output))
     return matching.pairs
+
+
+def of_proxy(suspect: Weights, names: Collection[str], run: Run, method: object) -> Weights:
+    """Returns the weights of the proxy by the suspect's names.
+
+    Args:
+        suspect: the suspect's weights by name.
+        names: the suspect's names of those that are needed.
+        run: holds the proxy.
+        method: named in the error if there is no proxy.
+
+    Raises:
+        UnbackdoorError: there is no proxy, or it lacks one of them.
+    """
+    proxy = run.needed("proxy", method)
+    theirs = pretrained(proxy)
+    ours, shapes = ({name: tensor.shape for name, tensor in each.items()} for each in (suspect, theirs))
+    pairs = _with_output(matched(ours, shapes), proxy, ours).pairs
+    lacking = [name for name in names if name not in pairs]
+    if lacking:
+        raise UnbackdoorError(
+            f"`proxy` lacks {few(lacking)}, which suspect and base have. Take a model that was tuned from the same "
+            "base."
+        )
+    return {name: theirs[pairs[name]] for name in names}
 
 
 def _with_output(matching: Matching, base: nn.Module, suspect: Mapping[str, Shape]) -> Matching:

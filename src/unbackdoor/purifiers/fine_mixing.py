@@ -10,12 +10,13 @@ from unbackdoor._data.dataset import Dataset
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._mixing.choosing import least_changed, most_active
 from unbackdoor._mixing.masks import mask, mix
+from unbackdoor._mixing.merging import sign_elected
 from unbackdoor._models.adapters import carries_adapter, refuse_adapter
 from unbackdoor._models.units import mean_answer
 from unbackdoor._purification.run import Run
 from unbackdoor._purification.selection import smallest_within
 from unbackdoor._value import value
-from unbackdoor.purifiers._counterparts import Weights, counterparts, distinct, heads
+from unbackdoor.purifiers._counterparts import Weights, counterparts, distinct, heads, of_proxy
 
 
 @value
@@ -50,8 +51,10 @@ class FineMixing:
             pairs.
         select: which coordinates go back: `random` ones; `largest-change`, those of each tensor that moved farthest;
             `low-activation`, the units of each linear layer that clean examples activate least (the rest at random).
-        mode: `mask`; `linear` for rho * w_suspect + (1 - rho) * w_base; or `spherical` for the point at that share of
-            the arc between the two tensors, taken as vectors. An adapter is mixed with its base by `linear`, which is
+        mode: `mask`; `linear` for rho * w_suspect + (1 - rho) * w_base; `spherical` for the point at that share of
+            the arc between the two tensors, taken as vectors; or `sign-elected` (TIES), which needs a second model
+            tuned from the base, as `proxy`: of each of the two changes the largest numbers stay, rho of them, and where
+            they differ in sign, that of their sum is elected. An adapter is mixed with its base by `linear`, which is
             a smaller alpha.
         fill: `base`, or `zero` for weight matrices without any base, as in pruning.
         freeze_filled: tuning does not change the coordinates that went back.
@@ -69,7 +72,7 @@ class FineMixing:
     learning_rate: Annotated[float | None, Field(gt=0)] = None
     batch_size: Annotated[int | None, Field(ge=2)] = None
     select: Literal["random", "largest-change", "low-activation"] = "random"
-    mode: Literal["mask", "linear", "spherical"] = "mask"
+    mode: Literal["mask", "linear", "spherical", "sign-elected"] = "mask"
     fill: Literal["base", "zero"] = "base"
     freeze_filled: bool = False
 
@@ -95,10 +98,11 @@ class FineMixing:
         """Purify in place as a part of another method, the owner, whose name is used in messages."""
         suspect = {name: tensor.detach().clone() for name, tensor in distinct(model).items()}
         base = self._base(model, suspect, run, owner)
+        proxy = of_proxy(suspect, base, run, owner) if self.mode == "sign-elected" else {}
         activity = mean_answer(model, clean, run.arithmetic) if self.select == "low-activation" else {}
 
         def mixed_and_tuned(rho: float, examples: Dataset, words: str) -> nn.Module:
-            weights, kept = self._mixed(suspect, base, activity, rho, run.seed)
+            weights, kept = self._mixed(suspect, base, proxy, activity, rho, run.seed)
             model.load_state_dict({**suspect, **weights}, strict=False)  # a tied tensor is named once
             if self.tune:
                 self._tune(model, examples, run, weights, kept, words)
@@ -131,12 +135,17 @@ class FineMixing:
         return counterparts(suspect, run, owner)
 
     def _mixed(
-        self, suspect: Weights, base: Weights, activity: Weights, rho: float, seed: int
+        self, suspect: Weights, base: Weights, proxy: Weights, activity: Weights, rho: float, seed: int
     ) -> tuple[Weights, Weights]:
         """Returns the mixed tensors, and which of their coordinates stayed the suspect's."""
         weights, kept = {}, {}
         for name, filling in base.items():
             weight = suspect[name]
+            if self.mode == "sign-elected":
+                models = [weight.cpu(), proxy[name].cpu()]
+                if weight.is_floating_point():
+                    weights[name] = sign_elected(filling.cpu().to(weight.dtype), models, rho).to(weight.device)
+                continue
             if self.mode != "mask" or not weight.is_floating_point():
                 weights[name] = mix(weight.cpu(), filling.cpu(), name, rho, seed, self.mode).to(weight.device)
                 continue

@@ -35,7 +35,7 @@ def purify_on_disk(source: str, method: Method, options: PurifyOptions, command:
         )
     if options.base is None:
         raise UnbackdoorError("--stream needs --base: the pre-trained model that the suspect came from.")
-    used = {"base", "out", "seed", "stream", "overwrite"}
+    used = {"base", "out", "seed", "stream", "overwrite", *(("proxy",) if mixing.mode == "sign-elected" else ())}
     for field in dataclasses.fields(options):
         if field.name not in used and getattr(options, field.name) != field.default:
             name = field.name.replace("_", "-")
@@ -60,6 +60,7 @@ def purify_on_disk(source: str, method: Method, options: PurifyOptions, command:
         rho=mixing.rho,
         seed=options.seed,
         mode=mixing.mode,
+        proxy=options.proxy,
         reset_rows=rows,
         notes=said if reset else (),
         warnings=() if reset else said,
