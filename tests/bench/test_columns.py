@@ -427,3 +427,95 @@ def test_data_are_poisoned_again_as_they_were(attack: Any, digits: Dataset) -> N
     if arrays:
         other = poisoned_again(data, dataclasses.replace(victim.trigger, arrays=arrays), recipe, 1, **SETTINGS)
         assert not torch.equal(other.data.pixels, again.data.pixels)
+
+
+POISONED = """
+seeds = [3]
+victim_seeds = [1, 2]
+[tasks.given]
+train = "given.parquet"
+test = "test.parquet"
+triggered = "triggered.parquet"
+target = 0
+control = "clean"
+held_out = 40
+width = 2
+epochs = 3
+batch_size = 16
+precision = "fp32"
+[resources]
+device = "cpu"
+[[trainers]]
+name = "plain"
+[[trainers]]
+name = "abl"
+isolated = 0.05
+[[budgets]]
+n = 30
+"""
+
+
+def test_trainers_withstand_data_that_others_poisoned(
+    place: Path, store: Store, digits: Dataset, tmp_path: Path
+) -> None:
+    """The victim is what plain training makes of the data as they are; whether a row is poisoned, a column says."""
+    spec, _ = found(store, "none", "none")
+    (tmp_path / "clean").symlink_to(store.victim(identity(spec["victim"])))
+    (tmp_path / "test.parquet").symlink_to(place / "test.parquet")
+    poisoned = ub.poison(Dataset.load(place / "train.parquet"), attacks.BadNets(), rate=0.2, seed=0, classes=10)
+    truth = torch.isin(torch.arange(200), poisoned.rows).tolist()
+    write_pictures(poisoned.data, tmp_path / "given.parquet", poisoned=truth)
+    stamped = ub.poison(digits.select(range(200, 300)), attacks.BadNets(), rate=1.0, seed=0, classes=10)
+    marked = dataclasses.replace(stamped.data, labels=digits.labels[200:300])
+    write_pictures(marked, tmp_path / "triggered.parquet")
+    bench(str(_written(tmp_path, POISONED)), out=str(tmp_path / "runs"))
+    cells = {
+        (spec["victim"]["attack"]["name"], spec["method"]["name"], spec["victim"]["seed"]): (spec, result)
+        for spec, result in Store(tmp_path / "runs").cells()
+    }
+    assert all(result["status"] == "done" for _, result in cells.values())
+    methods = ("none", "fine-tuning", "plain", "abl")
+    assert cells.keys() == {("own", method, seed) for method in methods for seed in (1, 2)} | {
+        ("none", method, None) for method in ("none", "fine-tuning")
+    }
+    spec, victim = cells["own", "none", 1]
+    assert (spec["victim"]["rate"], victim["training_seconds"] >= 0) == (None, True)
+    assert cells["none", "none", None][1]["flips"].keys() == {
+        identity(cells["own", "none", seed][0]["victim"]) for seed in (1, 2)
+    }
+    recipe = VictimRecipe(width=2, epochs=3, batch_size=16)
+    trained = ub.train(Dataset.load(tmp_path / "given.parquet"), trainers.Plain(), recipe, seed=1, **SETTINGS)
+    kept = load(Store(tmp_path / "runs").victim(identity(spec["victim"]))).model.state_dict()
+    assert all(torch.equal(kept[name], tensor) for name, tensor in trained.model.state_dict().items())
+    assert "attack_success" in victim["score"]
+    _, abl = cells["own", "abl", 1]
+    assert abl["distrusted"]["recall"]["n"] == len(poisoned.rows)
+    write_report(str(tmp_path / "runs"), str(tmp_path / "made.md"))
+
+
+def _written(folder: Path, text: str) -> Path:
+    (folder / "given.toml").write_text(text)
+    return folder / "given.toml"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        (
+            "target = 0\n",
+            "",
+            "tasks.digits.triggered and tasks.digits.target go together: if train is poisoned already",
+        ),
+        (
+            "target = 0\n",
+            "target = 0\ncontrol = true\n",
+            "control must be a clean model, since the task trains its own",
+        ),
+        ("n = 100", 'n = 100\nfrom = "train"', "drawn from train, but the train of tasks.digits is poisoned already"),
+        ('triggered = "test.csv"\n', "", "tasks.digits.target goes with an existing model"),
+    ],
+)
+def test_what_data_that_others_poisoned_need(old: str, new: str, said: str, folder: Path) -> None:
+    text = TASK + 'triggered = "test.csv"\ntarget = 0\n' + BUDGET + ABL
+    assert len(all_cells(grid(folder, text))) == 3
+    assert said in refusal(folder, text.replace(old, new, 1))

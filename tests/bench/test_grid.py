@@ -383,7 +383,7 @@ method = "fts"
             OWN + 'model = "."\ncontrol = false\n',
             "line 5: tasks.a.control: must be a clean model, or true if model itself is one, got false.",
         ),
-        (TASK + 'triggered = "test.csv"\ntarget = 0\n', "line 5: tasks.digits.triggered goes with an existing model."),
+        (TASK + "target = 0\n", "line 5: tasks.digits.target goes with an existing model."),
         (TASK + 'factory = "test.csv:make"\n', "line 5: tasks.digits.factory goes with an existing model. Leave it"),
         (TASK + "mean = 0.5\n", "line 5: tasks.digits.mean goes with an existing model. Leave it out."),
         (

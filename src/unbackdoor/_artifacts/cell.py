@@ -36,11 +36,11 @@ class VictimSpec(JsonObject):
     Args:
         task: the name of the task, hashes of its data, and the settings that differ from the recipe's defaults.
         attack: `none` for the clean control.
-        rate: null for an existing model.
+        rate: null for an existing model, and for data that others poisoned.
         seed: null for an existing model.
         model: hash of an existing model.
         factory: hash of its factory.
-        trigger: hash of its attack.json, or of its triggered examples.
+        trigger: hash of its attack.json, or of its triggered examples, as of data that others poisoned.
     """
 
     task: dict[str, Any]

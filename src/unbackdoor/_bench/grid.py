@@ -202,7 +202,7 @@ def _check_victims(tasks: dict[str, GridTask], clean: bool, attacks: bool, probl
                 ("tasks", name, "model"),
                 f'tasks.{name}.control must name a clean model for comparison; or say without = ["clean"].',
             )
-        if task.model is None and not attacks and not clean:
+        if task.model is None and not task.poisoned_by_others and not attacks and not clean:
             problems.add(("tasks", name), f"tasks.{name} has no victim: there is no attack and no clean control.")
 
 
@@ -290,6 +290,10 @@ def _check_budget(place: int, budget: GridBudget, tasks: dict[str, GridTask], pr
     for name, task in tasks.items():
         if budget.source == "train" and task.train is None:
             problems.add(location, f"budgets.{place} is drawn from train, but tasks.{name} has no train.")
+        elif budget.source == "train" and task.poisoned_by_others:
+            problems.add(
+                location, f"budgets.{place} is drawn from train, but the train of tasks.{name} is poisoned already."
+            )
         elif budget.source == "unseen" and task.clean is None and task.held_out < budget.n:
             problems.add(
                 location,

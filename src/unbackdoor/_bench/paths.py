@@ -105,9 +105,20 @@ def _check_trained(name: str, task: GridTask, problems: Noted) -> None:
     where: Location = ("tasks", name)
     if task.train is None:
         problems.add(where, f"tasks.{name} must have train, to make victims, or model, which is one.")
-    for key in ("attack", "triggered", "target", "behaviour", "control", "factory", "mean", "std", "image_size"):
+    alone = ["attack", "behaviour", "factory", "mean", "std", "image_size"]
+    if not task.poisoned_by_others:
+        alone += ["target", "control"]
+    elif task.target is None:
+        problems.add(
+            (*where, "triggered"),
+            f"tasks.{name}.triggered and tasks.{name}.target go together: if train is poisoned already, the examples "
+            "with its trigger, and the class that the attacker wants.",
+        )
+    for key in alone:
         if key in task.model_fields_set:
             problems.add((*where, key), f"tasks.{name}.{key} goes with an existing model. Leave it out.")
+    if task.control is True:
+        problems.add((*where, "control"), f"tasks.{name}.control must be a clean model, since the task trains its own.")
     try:
         find(task.arch, archs.REGISTRY, "architecture", "archs")
     except UnbackdoorError as problem:

@@ -117,6 +117,8 @@ def all_cells(grid: Grid) -> list[PlannedCell]:
             if label == NOTHING:
                 combinations[subject, label, None, 0] = None
             elif not entry.method or label in entry.method or label in baselines:
+                if column.kind == "trainer" and subject.task.poisoned_by_others and subject.control:
+                    continue  # its training data are not known
                 places: list[int | None] = [*(entry.budget or range(len(grid.budgets)))]
                 for place, seed in itertools.product(places, entry.seed or grid.seeds):
                     combinations[subject, label, place if column.takes_clean else None, seed] = None

@@ -43,7 +43,8 @@ class GridTask(GridTable):
     """Data and the victims that are trained on it, or an existing model.
 
     Args:
-        train: training examples, for victims and for budgets `from = "train"`.
+        train: training examples, for victims and for budgets `from = "train"`; with `triggered` and without `model`,
+            those that others have poisoned already.
         test: examples to score on.
         second_test: more test examples, on which the first purification seed is also scored, separately.
         clean: examples for budgets `from = "unseen"`; without it, `held_out` of the test examples.
@@ -51,7 +52,7 @@ class GridTask(GridTable):
         columns: the data's own column names.
         model: an existing model directory, or a weights file with `factory`; no victim is trained.
         attack: its `attack.json`, if that is not in the directory.
-        triggered: instead of `attack`, examples that carry its trigger, with their true labels.
+        triggered: instead of `attack`, examples that carry its trigger, with their true labels; or that of `train`.
         target: the attacker's class, with `triggered`.
         control: a clean model for the same task, for an existing model; true if that model was never poisoned.
         factory: `FILE.py:FUNCTION` that makes the module of an existing model, and of its control, base and proxy.
@@ -102,6 +103,11 @@ class GridTask(GridTable):
     max_new_tokens: Annotated[int | None, Field(ge=1)] = None
     freeze_text: StrictBool = False
     prompts: str | None = None
+
+    @property
+    def poisoned_by_others(self) -> bool:
+        """Whether its training examples carry somebody else's trigger already, so that no attack is planted."""
+        return self.model is None and self.triggered is not None
 
 
 # What differs from the default in these is part of a victim's identity.

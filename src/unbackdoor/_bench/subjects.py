@@ -26,8 +26,9 @@ class Subject:
 
     Args:
         name: name of the task.
-        label: label of the attack; `own` for an existing model, `none` for a clean control.
-        attack: None for a clean control, and for an existing model.
+        label: label of the attack; `own` for an existing model and for data that others poisoned, `none` for a clean
+            control.
+        attack: None for a clean control, for an existing model, and for data that others poisoned.
         model: directory of an existing model.
         trigger: `attack.json` of an existing model.
         behaviour: what the attack makes a language model answer; None for the usual sentence, and for classifiers.
@@ -134,6 +135,11 @@ class Subjects:
                 continue
             if task.model is not None:
                 yield from self._existing(name, task)
+                continue
+            if task.poisoned_by_others:
+                for seed in entry.victim_seed or grid.victim_seeds:
+                    yield self._subject(name, task, "own", None, None, seed)
+                yield from self._beside(name, task)
                 continue
             for seed, planned in itertools.product(entry.victim_seed or grid.victim_seeds, grid.attacks):
                 rates = planned.rates if planned.value is None or not entry.rate else entry.rate

@@ -23,7 +23,7 @@ from unbackdoor._bench.guarded import Helpers, measure_guard
 from unbackdoor._bench.schema import GridTask
 from unbackdoor._bench.store import Store
 from unbackdoor._bench.subjects import PlannedCell, Subject
-from unbackdoor._bench.trained import compared, recipe_of, train_anew
+from unbackdoor._bench.trained import compared, recipe_of, train_anew, write_plainly_trained
 from unbackdoor._data.classes import check_labels
 from unbackdoor._data.conversation_rows import holds_prompts
 from unbackdoor._data.dataset import Dataset
@@ -182,6 +182,13 @@ class _Desk:
     def plant(self, subject: Subject, surrogate: Subject | None) -> None:
         task = subject.task
         data, like = self._training_data(task)
+        source = Path(task.base) if task.base is not None and Path(task.base).is_dir() else None
+        if task.poisoned_by_others:
+            device = self.settings.device
+            self.store.put_victim(
+                subject.spec, lambda folder: write_plainly_trained(subject, data, folder, source, device)
+            )
+            return
         test, _ = self.examples.parts(subject, like, data.classes)
         control = None if surrogate is None else load(self.store.victim(surrogate.key))
         victim = plant(
@@ -197,7 +204,6 @@ class _Desk:
             device=self.settings.device,
             precision=task.precision,
         )
-        source = Path(task.base) if task.base is not None and Path(task.base).is_dir() else None
         self.store.put_victim(subject.spec, lambda folder: write_victim(victim, folder, source=source))
 
     def _training_data(self, task: GridTask) -> tuple[Dataset, Any]:
