@@ -77,14 +77,13 @@ class Auto:
         trials = self._tried(methods, model, tuned, held, shortcuts, run)
         chosen, reason = self._chosen(trials, len(held), run)
         number = next((place for place, trial in enumerate(trials) if trial is chosen), None)
-        again, passed = None, False
+        again = None
         if chosen is not None and chosen.model is not None:
             run.warnings += chosen.warnings
             if chosen.audit is None:
                 chosen = self._audited(chosen, tuned, shortcuts, run)
             assert chosen.audit is not None
             again = described(chosen.audit, counting(chosen.audit))
-            passed = run.failure is None and (chosen.tested or None)
             for each in counting(chosen.audit):
                 if each in chosen.returned or each.judged.p_value is not None:
                     run.warn(f"the audit of the result: {each.sentence}. Look at it, or try another method as well.")
@@ -98,7 +97,7 @@ class Auto:
             "not_tried": [method_label(method) for method in methods[len(trials) :]],
             "kept": None if chosen is None else method_label(chosen.method),
             "kept_number": number,
-            "passed": passed,
+            "passed": None if run.failure is None and not (chosen and chosen.tested) else run.failure is None,
             "reason": reason,
             "audit_of_the_result": again,
         }
