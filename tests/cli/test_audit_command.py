@@ -1,5 +1,6 @@
 """`audit` on the command line: what it prints and writes, that its evidence repeats, exit codes, and bad input."""
 
+import errno
 import json
 import os
 import re
@@ -16,6 +17,10 @@ from commands import Refusals, run
 from pictures import write_pictures
 from unbackdoor import Dataset, UnbackdoorError
 from unbackdoor._artifacts.audit_record import AuditRecord, read_audit
+from unbackdoor._cli.commands.audit import audit as audit_command
+from unbackdoor._cli.options import AuditOptions
+from unbackdoor._errors import IncompleteError
+from unbackdoor._reports import evidence
 from unbackdoor._reports.sarif import as_sarif
 
 FACTORY = """
@@ -317,6 +322,35 @@ class TestBadInput:
         assert say("made.py") == f"made.py is an input; {option} must be another file."
         theirs = f"theirs.json was not written by unbackdoor. Choose another {option}."
         assert say("theirs.json", "--overwrite") == theirs
+
+    def test_a_verdict_is_not_lost_with_what_cannot_be_written(
+        self, audited: Audited, place: Path, tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """A full disk is met after the work."""
+
+        def full(*_) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.chdir(place)
+        monkeypatch.setattr(evidence, "save_trigger", full)
+        out = tmp_path / "full"
+        with pytest.raises(
+            IncompleteError, match=r"full could not be written: No space left on device\. Nothing of it"
+        ):
+            audit_command(
+                MODEL[0],
+                AuditOptions(
+                    factory=MODEL[2],
+                    mean="0.3",
+                    std="0.37",
+                    clean="clean.parquet",
+                    tests="patch",
+                    out=str(out),
+                    sarif=str(tmp_path / "a.sarif"),
+                ),
+            )
+        assert capsys.readouterr().out.splitlines()[0] == audited.out.splitlines()[0]
+        assert list(tmp_path.iterdir()) == []
 
     @pytest.mark.parametrize(
         ("files", "message"),

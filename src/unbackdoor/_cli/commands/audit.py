@@ -70,16 +70,19 @@ def audit(source: str, options: AuditOptions, *, command: str | None = None) -> 
         **({} if command is None else {"command": command}),
     }
     texts = _for_other_tools(source, sides, content)
-    if out is not None:
-        content["repeat"] = _repeated(source, options, result, out)
-        with directories.directory(out, earlier) as folder:
-            for option in [option for option in texts if _is_in(sides[option], out)]:
-                place = sides[option].resolve().relative_to(out.resolve())
-                directories.write_file(folder / place, texts.pop(option), option)
-            content = _write(folder, result, content)
-    for option, text in texts.items():
-        directories.write_file(sides[option], text, option)
-    print(json.dumps(content, indent=2) if options.json else _verdict_text(result, content))
+    try:
+        if out is not None:
+            repeat = {"repeat": _repeated(source, options, result, out)}
+            with directories.directory(out, earlier) as folder:
+                for option in [option for option in texts if _is_in(sides[option], out)]:
+                    place = sides[option].resolve().relative_to(out.resolve())
+                    directories.write_file(folder / place, texts.pop(option), option)
+                written = _write(folder, result, {**content, **repeat})
+            content = written
+        for option, text in texts.items():
+            directories.write_file(sides[option], text, option)
+    finally:  # the verdict may be the work of hours, and is not lost with a file that cannot be written
+        print(json.dumps(content, indent=2) if options.json else _verdict_text(result, content))
     if out is not None and not options.json:
         shown = printable(out, SENTENCE)
         print(f"Wrote {shown} after {content['seconds']:.0f} s; open {shown}/audit.html.")
@@ -182,13 +185,14 @@ def _for_other_tools(source: str, sides: dict[str, Path], content: dict[str, Any
 
 def _write(folder: Path, result: Audit, content: dict[str, Any]) -> dict[str, Any]:
     """Fills the directory of an audit; returns the content of its `audit.json`."""
-    findings, shown = content["findings"], []
-    for place, finding in enumerate(result.findings):
+    findings, shown = [], []
+    for finding, entry in zip(result.findings, content["findings"], strict=True):
         assert result.held_out is not None
         examples = evidence.shown(finding, result.held_out, content["seed"])
         files = evidence.write_evidence(folder, finding, result.held_out, examples)
-        findings[place] = {**findings[place], "evidence": files}
+        findings.append({**entry, "evidence": files})
         shown.append(examples)
+    content = {**content, "findings": findings}
     page = build_audit(result, content, tuple(shown))
     (folder / "audit.html").write_text(render_audit(page), encoding="utf-8")
     return write_audit(folder / "audit.json", content)
