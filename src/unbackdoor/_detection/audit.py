@@ -31,6 +31,7 @@ from unbackdoor._models.calling import (
 )
 from unbackdoor._models.linear_heads import exchange_head_
 from unbackdoor._models.matching import matched
+from unbackdoor._models.modes import in_own_modes
 from unbackdoor._models.untrusted_weights import check_finite
 from unbackdoor._progress import Progress, bar, silent
 from unbackdoor._purification.form import working_copy
@@ -49,6 +50,7 @@ from unbackdoor._value import check_seed, fields_of
 logger = logging.getLogger("unbackdoor")
 
 
+@in_own_modes
 def audit(
     model: nn.Module,
     clean: Dataset | None = None,

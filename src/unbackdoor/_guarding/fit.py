@@ -38,6 +38,7 @@ from unbackdoor._models.adapters import carries_adapter
 from unbackdoor._models.arithmetic import Precision, choose, description
 from unbackdoor._models.calling import check_modules
 from unbackdoor._models.decoding import check_room
+from unbackdoor._models.modes import in_own_modes
 from unbackdoor._models.perplexity import Perplexity
 from unbackdoor._models.untrusted_weights import check_finite
 from unbackdoor._progress import bar, silent
@@ -50,6 +51,7 @@ from unbackdoor._tasks.proportion import Proportion, proportion_of
 from unbackdoor._value import check_seed
 
 
+@in_own_modes
 def fit_guard(
     model: nn.Module,
     clean: Dataset,

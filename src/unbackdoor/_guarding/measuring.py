@@ -20,6 +20,7 @@ from unbackdoor._guarding.identity import check_unchanged
 from unbackdoor._guarding.prompt_score import PromptGuardScore, score_of_prompts
 from unbackdoor._guarding.work import Work
 from unbackdoor._models.arithmetic import Precision
+from unbackdoor._models.modes import in_own_modes
 from unbackdoor._poisoning.attack import Attack
 from unbackdoor._poisoning.behaviour import Behaviour
 from unbackdoor._poisoning.prompts import TriggeredPrompts
@@ -89,6 +90,7 @@ class GuardScore:
         return "\n".join(f"{name:<{width}}  {'-' if entry is None else repr(entry)}" for name, entry in lines)
 
 
+@in_own_modes
 def evaluate_guard(
     fitted: FittedGuard,
     model: nn.Module,

@@ -10,6 +10,7 @@ from unbackdoor._data.conversations import Conversations
 from unbackdoor._data.dataset import Dataset, ItemsLike, check_data
 from unbackdoor._data.pairs import ImageCaptionPairs
 from unbackdoor._errors import UnbackdoorError
+from unbackdoor._models.modes import in_own_modes
 from unbackdoor._poisoning.abilities import Covers, Crafts, Fits, cover_classes_of, needs_surrogate, sources_of
 from unbackdoor._poisoning.attack import Attack, Crafting, wanted_labels
 from unbackdoor._poisoning.behaviour import Behaviour
@@ -99,6 +100,7 @@ def _rate(part: int, whole: int) -> str:
     return next(text for text in texts if round(float(text) * whole) == part)
 
 
+@in_own_modes
 def poison(
     data: Dataset,
     attack: Attack,

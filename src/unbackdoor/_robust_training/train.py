@@ -15,6 +15,7 @@ from unbackdoor._data.dataset import Dataset, Encoder, check_data
 from unbackdoor._data.overlap import others_than
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._models.arithmetic import Precision, description
+from unbackdoor._models.modes import in_own_modes
 from unbackdoor._models.recorded import encode_entry
 from unbackdoor._progress import bar, silent
 from unbackdoor._registry.entries import to_json
@@ -47,6 +48,7 @@ class Trained:
     record: dict[str, Any]
 
 
+@in_own_modes
 def train(
     data: Dataset,
     trainer: RobustTrainer,

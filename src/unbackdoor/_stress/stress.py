@@ -21,6 +21,7 @@ from unbackdoor._artifacts.machine import versions
 from unbackdoor._data.dataset import Dataset, Encoder, check_data
 from unbackdoor._models.arithmetic import Precision, choose, description
 from unbackdoor._models.calling import check_modules
+from unbackdoor._models.modes import in_own_modes
 from unbackdoor._poisoning.attack import Attack
 from unbackdoor._poisoning.trigger import Trigger
 from unbackdoor._poisoning.triggered import Triggered
@@ -65,6 +66,7 @@ ALPHA = 0.2
 POINTS = 11
 
 
+@in_own_modes
 def stress(
     model: nn.Module,
     *,
