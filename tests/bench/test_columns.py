@@ -493,6 +493,20 @@ def test_trainers_withstand_data_that_others_poisoned(
     write_report(str(tmp_path / "runs"), str(tmp_path / "made.md"))
 
 
+def test_classes_that_do_not_fit_are_refused_before_the_victim_is_trained(
+    place: Path, digits: Dataset, tmp_path: Path
+) -> None:
+    named = dataclasses.replace(digits.select(range(200, 300)), classes=tuple(f"digit {n}" for n in range(10)))
+    (tmp_path / "given.parquet").symlink_to(place / "train.parquet")
+    for test, triggered in ((digits.select(range(200, 300)), named), (named, named)):
+        write_pictures(test, tmp_path / "test.parquet")
+        write_pictures(triggered, tmp_path / "triggered.parquet")
+        text = 'without = ["clean"]\n' + POISONED.replace('control = "clean"\n', "")
+        with pytest.raises(IncompleteError, match=r"8 of 8 cells failed; the first said: .*the class 'digit"):
+            bench(str(_written(tmp_path, text)), out=str(tmp_path / "runs"), rerun="all")
+        assert not Store(tmp_path / "runs").victims()
+
+
 def _written(folder: Path, text: str) -> Path:
     (folder / "given.toml").write_text(text)
     return folder / "given.toml"

@@ -183,13 +183,14 @@ class _Desk:
         task = subject.task
         data, like = self._training_data(task)
         source = Path(task.base) if task.base is not None and Path(task.base).is_dir() else None
+        test, _ = self.examples.parts(subject, like, data.classes)
         if task.poisoned_by_others:
+            self.examples.read(task, "triggered", like, data.classes)  # refuses other classes before the training
             device = self.settings.device
             self.store.put_victim(
                 subject.spec, lambda folder: write_plainly_trained(subject, data, folder, source, device)
             )
             return
-        test, _ = self.examples.parts(subject, like, data.classes)
         control = None if surrogate is None else load(self.store.victim(surrogate.key))
         victim = plant(
             data,

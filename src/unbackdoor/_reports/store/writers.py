@@ -9,7 +9,7 @@ from pathlib import Path
 
 from unbackdoor._artifacts.store_report import StoreReport
 from unbackdoor._reports.store.further import further_tables
-from unbackdoor._reports.store.numbers import Block, Report, Row, Spread, flat_names, percent
+from unbackdoor._reports.store.numbers import Block, Report, Row, Spread, column_of, flat_names
 
 
 def as_json(report: Report) -> str:
@@ -330,8 +330,8 @@ def _left_out(report: Report) -> list[str]:
             "" if victim.success is None else f"attack success was {100 * victim.success:.1f} % before any method; "
         )
         lines.append(
-            f"{victim.task}, {victim.attack} {percent(victim.rate)}{seed}: the attack was not implanted ({success}"
-            f"{victim.cells:,} {'cell' if victim.cells == 1 else 'cells'})."
+            f"{victim.task}, {column_of(victim.attack, victim.rate, False)}{seed}: the attack was not implanted "
+            f"({success}{victim.cells:,} {'cell' if victim.cells == 1 else 'cells'})."
         )
     return lines
 
