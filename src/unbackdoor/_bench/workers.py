@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from unbackdoor._bench.schema import Resources
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._interrupts import exit_code, heeded
+from unbackdoor._processors import usable
 
 # The errors of concurrent.futures and Ray for a job whose worker died, not for one that failed.
 _LOST = {"BrokenProcessPool", "WorkerCrashedError", "NodeDiedError", "OutOfMemoryError", "ObjectLostError"}
@@ -96,8 +97,8 @@ class Processes:
 
 
 def threads_of(workers: int) -> int:
-    """Returns the number of threads of each local worker: its share of the cores that this process may use."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Returns the number of threads of each local worker: its share of the cores whose time this process may use."""
+    allowed = usable()
     threads = os.environ.get("OMP_NUM_THREADS", "")
     return max(1, min(allowed // workers, int(threads) if threads.isdecimal() and int(threads) > 0 else allowed))
 

@@ -14,6 +14,7 @@ from unbackdoor._cli.parser import parser
 from unbackdoor._cli.shell import shell_words
 from unbackdoor._errors import SENTENCE, IncompleteError, UnbackdoorError, printable
 from unbackdoor._interrupts import end, interrupted
+from unbackdoor._processors import limit_threads
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -23,6 +24,7 @@ def main(arguments: list[str] | None = None) -> None:
     shortcut that was found, and 4 for an audit that cannot judge. 143 is for SIGTERM, and 129 for SIGHUP.
     """
     argv = sys.argv[1:] if arguments is None else arguments
+    limit_threads()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # names may have letters that the console's encoding lacks
             stream.reconfigure(errors="backslashreplace")

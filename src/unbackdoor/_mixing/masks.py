@@ -5,7 +5,6 @@ The method in memory and the stream over checkpoints call the same functions, so
 
 import hashlib
 import math
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal, TypeVar
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from unbackdoor._models.matching import Shape
+from unbackdoor._processors import usable
 
 Mode = Literal["mask", "linear", "spherical"]
 Job = TypeVar("Job")
@@ -186,7 +186,7 @@ def each(work: Callable[[Job], None], jobs: Sequence[Job]) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with ThreadPoolExecutor(min(len(jobs), os.cpu_count() or 1)) as pool:
+        with ThreadPoolExecutor(min(len(jobs), usable())) as pool:
             for _ in pool.map(work, jobs):
                 pass
     finally:

@@ -1,7 +1,6 @@
 """`purify_stream`: mix two checkpoints on disk, with a few pieces of tensors in memory, whatever their size."""
 
 import logging
-import os
 import platform
 import re
 import shutil
@@ -35,6 +34,7 @@ from unbackdoor._models.directory import ModelDirectory
 from unbackdoor._models.matching import Matching, matched, task_head
 from unbackdoor._models.recorded import recorded_encode
 from unbackdoor._models.tokenizer import check_rows
+from unbackdoor._processors import usable
 from unbackdoor._progress import bar, silent
 from unbackdoor._value import check_seed
 
@@ -237,7 +237,7 @@ def _record(
             "torch": torch.__version__,
             "python": platform.python_version(),
         },
-        "device": f"cpu, {os.cpu_count()} threads, streamed",
+        "device": f"cpu, {usable()} threads, streamed",
         "seconds": round(seconds, 3),
         "peak_memory_bytes": peak_memory(),
         "head": None,
