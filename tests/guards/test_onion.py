@@ -1,5 +1,6 @@
 """ONION: a language model whose probabilities are known, and one of transformers."""
 
+import copy
 import dataclasses
 import json
 import math
@@ -206,6 +207,17 @@ def test_words_that_the_model_does_not_read_are_not_rated(fitted: FittedGuard, c
     (answer,) = fitted.wrap(counting, device="cpu")(long)
     assert reference.forwards - before <= 33  # the text, and without each of the 32 words that may be read
     assert (answer.decision.action, answer.decision.output) == ("clean", "plot " + "dull film " * 14 + "dull film")
+    assert answer.decision.reason.startswith("deleted cf; ")
+
+
+def test_a_model_that_reads_the_end_of_a_long_text(counting: nn.Module, reviews: Dataset) -> None:
+    """Its tokenizer cuts on the left: a trigger at the end is read, and was neither rated nor kept."""
+    encode = copy.deepcopy(reviews.encode)
+    encode.tokenizer.truncation_side = "left"
+    clean = reviews.select(range(120)).encoded_by(encode)
+    fitted = fit_guard(counting, clean, guards.Onion(), false_alarms=0.1, reference=toys.bigram(), device="cpu")
+    (answer,) = fitted.wrap(counting, device="cpu")("mn" + " dull film" * 5000 + " cf plot")
+    assert (answer.decision.action, answer.decision.output) == ("clean", "dull film " * 15 + "plot")
     assert answer.decision.reason.startswith("deleted cf; ")
 
 

@@ -105,9 +105,10 @@ def warn_of_cut_triggers(clean: Dataset, shown: Dataset, attack: Attack, what_of
     if lost:
         logger.warning(
             "%s: the trigger is cut off, wholly or in part, in %s texts, since the model reads %d tokens; %s. Raise "
-            "`max_length`, or place the trigger at the start.",
+            "`max_length`, or place the trigger at the %s.",
             clean.name,
             f"{lost:,} of {len(clean):,}",
             encode.max_length,
             what_of_them,
+            "end" if shown.tokenizer.truncation_side == "left" else "start",
         )

@@ -81,16 +81,17 @@ class Onion:
 
 
 def _read(inputs: Dataset) -> list[str]:
-    """The texts, or both of each pair, up to the last word that the model can read."""
-    most, texts = inputs.text_encoder.max_length, []
+    """The texts, or both of each pair, without words that the model cannot read: at the end that its tokenizer cuts."""
+    most, left, texts = inputs.text_encoder.max_length, inputs.tokenizer.truncation_side == "left", []
     for text in (text for sides in inputs.texts.strings for text in sides):
         places = spans(text)
         if len(places) > most:
             words = [text[begin:end] for begin, end in places]
             counts = map(len, inputs.tokenizer(words, add_special_tokens=False)["input_ids"])
             # Some words, of invisible characters alone, have no token.
-            read = [place for place, count in zip(places, counts, strict=True) if count][:most]
-            text = text[: read[-1][1]] if read else text
+            read = [place for place, count in zip(places, counts, strict=True) if count]
+            if read:
+                text = text[read[-most:][0][0] :] if left else text[: read[:most][-1][1]]
         texts.append(text)
     return texts
 
