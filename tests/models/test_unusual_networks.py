@@ -314,7 +314,7 @@ def test_what_cannot_be_recomputed_is_named(kind: Callable[[], nn.Module], metho
 class WithLengths(Net):
     """It needs a second input."""
 
-    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:  # type: ignore[override]
         return super().forward(x)
 
 
@@ -552,6 +552,40 @@ def test_a_hook_that_a_copy_would_share_is_named(scored_before: bool, digits: Da
         "the module."
     )
     ub.purify(made(HookedByMethod), digits.select(range(40)), purifiers.FineTuning(epochs=1), device="cpu")
+
+
+def test_a_compiled_network_is_not_tuned(digits: Dataset) -> None:
+    """Its hooks are not called, so most methods found no head, and others could miss what they watch."""
+    compiled: Any = torch.compile(made(Net), backend="eager")
+    with pytest.raises(UnbackdoorError) as refused:
+        ub.audit(compiled, digits.select(range(200)))
+    with pytest.raises(UnbackdoorError) as also:
+        ub.purify(compiled, digits.select(range(40)), purifiers.FineTuning(epochs=1))
+    assert str(refused.value) == str(also.value)
+    assert str(refused.value) == (
+        "OptimizedModule is compiled by torch.compile, which hides its layers, so it can be scored and not tuned or "
+        "searched. Give the module that it was made of (its `_orig_mod`)."
+    )
+
+
+class Hidden(nn.Module):
+    """Its layers are in a plain list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = [Net()]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers[0](x)
+
+
+def test_layers_in_a_plain_list_are_no_part_of_a_network(digits: Dataset) -> None:
+    with pytest.raises(UnbackdoorError) as refused:
+        ub.purify(made(Hidden), digits.select(range(40)), purifiers.FineTuning(epochs=1), device="cpu")
+    assert str(refused.value) == (
+        "Hidden has no weights of its own, so it can be scored and not tuned or searched. Layers in a plain list, "
+        "tuple or dictionary are no part of a module: take nn.ModuleList."
+    )
 
 
 class WithExtraState(Net):

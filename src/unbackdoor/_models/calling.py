@@ -500,9 +500,11 @@ def check_state(model: nn.Module, owner: str) -> None:
     """
     other = next((name for name, part in model.state_dict().items() if not isinstance(part, Tensor)), None)
     if other is not None:
+        quantised = "_packed_params" in other
+        way_out = "Take get_extra_state out of its modules."
         raise UnbackdoorError(
             f"{owner} with nothing but tensors in its state dict, got {printable(other)} in {type(model).__name__}. "
-            "Take get_extra_state out of its modules."
+            f"{'Give the model as it was before it was quantised.' if quantised else way_out}"
         )
 
 

@@ -90,13 +90,23 @@ def working_copy(model: nn.Module) -> nn.Module:
     """Returns a copy to tune, in float32 for a model in half precision, which is too coarse for small steps.
 
     Raises:
-        UnbackdoorError: the module holds something that cannot be copied.
+        UnbackdoorError: the module holds something that cannot be copied, is compiled, or has no weights.
     """
     script = next((part for part in model.modules() if isinstance(part, torch.jit.ScriptModule)), None)
     if script is not None:
         raise UnbackdoorError(
             f"{type(model).__name__} is TorchScript, which can be scored and not tuned. Give the module that it "
             "was made of, with its state_dict."
+        )
+    if any(type(part).__name__ == "OptimizedModule" for part in model.modules()):
+        raise UnbackdoorError(
+            f"{type(model).__name__} is compiled by torch.compile, which hides its layers, so it can be scored and not "
+            "tuned or searched. Give the module that it was made of (its `_orig_mod`)."
+        )
+    if not any(parameter.is_floating_point() for parameter in model.parameters()):
+        raise UnbackdoorError(
+            f"{type(model).__name__} has no weights of its own, so it can be scored and not tuned or searched. Layers "
+            "in a plain list, tuple or dictionary are no part of a module: take nn.ModuleList."
         )
     try:
         working = copy.deepcopy(model)
