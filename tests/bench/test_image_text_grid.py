@@ -13,6 +13,7 @@ from unbackdoor._bench import Store, identity
 from unbackdoor._bench.grid import read
 from unbackdoor._bench.plan import all_cells, plan
 from unbackdoor._bench.run import bench
+from unbackdoor._errors import IncompleteError
 from unbackdoor._reports.store.run import report, write_report
 
 GRID = """
@@ -158,6 +159,20 @@ def test_an_existing_model_is_scored_by_the_prompts_of_its_task(store: Store, pl
     assert score["implanted"] is True
     assert score["score"]["contrastive_loss"] == result["score"]["contrastive_loss"]
     assert found(existing, "badnets", "fine-tuning")[1]["usable"] is not None
+
+
+def test_test_pairs_need_labels(store: Store, place: Path) -> None:
+    spec, _ = found(store, "badnets", "none")
+    (place / "bare").symlink_to(store.victim(identity(spec["victim"])))
+    sights.write_pairs(place / "unlabelled.parquet", sights.pairs(40, 7, labelled=False))
+    (place / "unlabelled.toml").write_text(
+        'without = ["clean"]\n[tasks.bare]\nmodel = "bare"\ntest = "unlabelled.parquet"\nclean = "train.parquet"\n'
+        'triggered = "test.parquet"\ntarget = 2\n[[budgets]]\nn = 64\n'
+    )
+    with pytest.raises(
+        IncompleteError, match=r"unlabelled\.parquet has no labels, so that it is not known which images"
+    ):
+        bench(str(place / "unlabelled.toml"), out=str(place / "unlabelled"))
 
 
 def test_the_report_says_that_its_accuracy_is_zero_shot(store: Store, place: Path) -> None:

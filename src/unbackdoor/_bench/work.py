@@ -43,6 +43,7 @@ from unbackdoor._poisoning.prompts import already_triggered_prompts
 from unbackdoor._poisoning.triggered import already_triggered
 from unbackdoor._purification.purify import Purified, judged, purify
 from unbackdoor._tasks.choice import task_of
+from unbackdoor._tasks.image_text import no_labels
 from unbackdoor._tasks.task import Task
 from unbackdoor._victims.directory import write_victim
 from unbackdoor._victims.implanted import has_implanted
@@ -448,6 +449,8 @@ class _Scoring(NamedTuple):
     @classmethod
     def of(cls, model: Any, test: Dataset, task: GridTask, arithmetic: Arithmetic) -> "_Scoring":
         use = task_of(test.encode, max_new_tokens=task.max_new_tokens)
+        if test.modality == "image-text" and not test.has_labels:
+            raise no_labels(test.name)
         fitting = use.checked(model, test)
         return cls(use, fitting.test, fitting.classes, arithmetic)
 
