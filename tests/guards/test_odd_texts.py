@@ -1,11 +1,15 @@
 """The decisions of each guard of texts about texts that are empty, of one word, or too long for the model."""
 
+import dataclasses
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
 import toys
-from unbackdoor import Dataset, fit_guard, guards
+from unbackdoor import Dataset, fit_guard, guards, load
+from unbackdoor._models import calling
 
 
 @pytest.mark.parametrize(
@@ -28,3 +32,22 @@ def test_empty_texts_are_rejected_and_others_have_a_score(guard, text_victim: nn
     assert [answer.decision.action for answer in again] == [
         decision.action for decision in (one, empty, blank, unknown, long)
     ]
+
+
+@pytest.mark.parametrize("name", ["bart", "t5"])
+def test_a_text_with_the_token_that_ends_texts_stops_no_others(name: str, tmp_path: Path) -> None:
+    """Such a model answers at the last one of each, and takes only texts that hold it equally often."""
+    model, encode = load(toys.write(toys.classifier(name), tmp_path))
+    clean = dataclasses.replace(toys.reviews(40).encoded_by(encode), classes=calling.class_names(model))
+    fitted = fit_guard(model, clean, guards.Strip(copies=2), false_alarms=0.1, device="cpu")
+    end = encode.tokenizer.convert_ids_to_tokens(encode.end)
+    wrapped = fitted.wrap(model, device="cpu")
+    for given in ([f"good {end} film"], [f"good {end} film", "the film is dull"], ["the film is dull", f"{end} {end}"]):
+        for answer, text in zip(wrapped(given), given, strict=True):
+            if end in text:
+                assert (answer.decision.action, answer.decision.score) == ("reject", None)
+                assert answer.decision.reason == (
+                    f"the text has the token {end} of its own, and the model answers at the last one"
+                )
+            else:
+                assert answer.decision == dataclasses.replace(wrapped(text)[0].decision, row=answer.decision.row)

@@ -150,7 +150,8 @@ class TextEncoder:
         tokenizer: a tokenizer of transformers with a padding token.
         max_length: number of tokens that the model reads of a text or a pair, at least 4; the rest is cut off.
         columns: `text`, or `text_a` and `text_b`, if the model's record names them; None for those that the data has.
-        blank: read empty and missing texts as empty ones, which a guard decides about; else they are refused.
+        blank: read empty and missing texts as empty ones, and such with another number of `end` tokens, which a guard
+            decides about; else they are refused.
         borrowed_padding: neither the model nor its tokenizer has a padding token of this kind, so none is written.
         end: token that all texts must hold equally often, since the model answers at the last one of each; None if
             that does not matter.
@@ -206,7 +207,8 @@ class TextEncoder:
                 return_attention_mask=True,
             )
             tokens = {name: torch.tensor(encoding[name], dtype=torch.int32) for name in encoding}
-        self._check_ends(tokens, items)
+        if not self.blank:
+            self._check_ends(tokens, items)
         lengths = tokens["attention_mask"].sum(dim=1).long()
         cut = lengths >= self.max_length
         if cut.any():  # some may fit exactly: only a second look shows
@@ -219,7 +221,7 @@ class TextEncoder:
         """Refuse texts of which one holds the token `end` more often than others, as models with a decoder do."""
         if self.end is None:
             return
-        counts = ((tokens["input_ids"] == self.end) & tokens["attention_mask"].bool()).sum(dim=1)
+        counts = self._ends(tokens)
         usual = int(counts.mode().values)
         odd = (counts != usual).nonzero().flatten().tolist()
         if odd:
@@ -229,6 +231,18 @@ class TextEncoder:
                 f"{int(counts[odd[0]])} times, other texts {usual} times, but the model answers at the last one and "
                 "takes only texts that have it equally often. Remove it from that text."
             )
+
+    def _ends(self, tokens: dict[str, Tensor]) -> Tensor:
+        """How often each text holds the token `end`, (n,)."""
+        counts: Tensor = ((tokens["input_ids"] == self.end) & tokens["attention_mask"].bool()).sum(dim=1)
+        return counts
+
+    def has_other_ends(self, texts: Texts) -> Tensor:
+        """Which texts hold the token `end` more or less often than an empty one does, (n,), bool, on the CPU."""
+        if self.end is None:
+            return torch.zeros(len(texts), dtype=torch.bool)
+        usual = int(self.tokenizer(*[""] * len(texts.columns))["input_ids"].count(self.end))
+        return self._ends(self.prepared(texts).tokens).cpu() != usual
 
     def loses(self, texts: Texts, phrases: Sequence[str]) -> Tensor:
         """Returns which texts have a part of one of the phrases beyond the tokens that the model reads, (n,), bool."""

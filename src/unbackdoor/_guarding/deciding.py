@@ -152,13 +152,20 @@ def all_scores(guard: Guard, model: nn.Module, data: Dataset, learnt: Learnt, ru
 def beyond_judgement(data: Dataset, run: Run) -> dict[int, str]:
     """Returns why some inputs cannot be judged, by row.
 
-    These are texts and prompts without a word, and prompts that leave no room for an answer; no image is one.
+    These are texts and prompts without a word, prompts that leave no room for an answer, and texts that hold the token
+    at which their model answers more than once; no image is one.
     """
     if isinstance(data.items, Texts):
         special = data.tokenizer.num_special_tokens_to_add(pair=len(data.items.columns) > 1)
         blank = torch.tensor([not any(map(str.strip, sides)) for sides in data.items.strings], dtype=torch.bool)
         rows = torch.nonzero(blank | (data.items.lengths.cpu() <= special)).flatten().tolist()
-        return dict.fromkeys(rows, "the text is empty, so nothing can be judged")
+        encode = data.text_encoder
+        others = torch.nonzero(encode.has_other_ends(data.items)).flatten().tolist()
+        end = "" if encode.end is None else printable(encode.tokenizer.convert_ids_to_tokens(encode.end))
+        return {
+            **dict.fromkeys(others, f"the text has the token {end} of its own, and the model answers at the last one"),
+            **dict.fromkeys(rows, "the text is empty, so nothing can be judged"),
+        }
     if not isinstance(data.items, Conversations):
         return {}
     assert isinstance(run.task, Generation)

@@ -251,7 +251,7 @@ def as_dataset(inputs: Any, encode: Encoder) -> Dataset:
         return Dataset(items=items, labels=_none(len(items)), encode=dataclasses.replace(encode, blank=True), name=name)
     if isinstance(encode, TextEncoder):
         texts = _texts(inputs, name)
-        return Dataset(items=texts, labels=_none(len(texts)), encode=encode, name=name)
+        return Dataset(items=texts, labels=_none(len(texts)), encode=dataclasses.replace(encode, blank=True), name=name)
     if isinstance(inputs, Tensor):
         if inputs.ndim != 4 or inputs.dtype != torch.uint8:
             raise UnbackdoorError(
