@@ -1,6 +1,7 @@
 """Verdicts: what makes one, what cannot be judged, and what is refused."""
 
 import dataclasses
+import logging
 
 import pytest
 import torch
@@ -157,6 +158,27 @@ def test_a_shortcut_that_held_out_examples_do_not_confirm_is_none(suspect, digit
     ship(monkeypatch, works=False)
     result = ub.audit(suspect, digits.select(range(200)), detectors=[Claims(works=False)])
     assert result.verdict == "nothing-found"
+
+
+def test_it_is_said_before_the_searches_that_nothing_will_be_judged(
+    suspect, digits: Dataset, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They may take hours on hundreds of classes."""
+    caplog.set_level(logging.INFO, "unbackdoor")
+    said: list[list[str]] = []
+
+    @value
+    class Listens(Claims):
+        def __call__(self, model, clean, run):
+            said.append([record.getMessage() for record in caplog.records])
+            return super().__call__(model, clean, run)
+
+    ub.audit(suspect, digits.select(range(200)), detectors=[Listens()])
+    assert ["cannot judge how unusual" in text for text in said[0]] == [True]
+    monkeypatch.setattr("unbackdoor._detection.audit.null_for", lambda *_: nulls.Null((), (), "clean models"))
+    caplog.clear()
+    ub.audit(suspect, digits.select(range(200)), detectors=[Listens()])
+    assert said[1] == []
 
 
 def test_without_clean_models_of_the_kind_nothing_is_judged(suspect, digits: Dataset) -> None:

@@ -99,8 +99,7 @@ def audit(
         unlabelled=unlabelled if unlabelled is None or clean is None else others_than(unlabelled, clean),
         task=_task(clean, unlabelled),
     )
-    prompts = isinstance(run.task, Generation)
-    examples = (_prompts if prompts else _examples)(working, clean, unlabelled, run, head)
+    examples = (_prompts if isinstance(run.task, Generation) else _examples)(working, clean, unlabelled, run, head)
     searching, judging = _halves(examples, seed)
     record = {**_facts(examples, searching, judging, unlabelled), "seed": seed, "device": description(arithmetic)}
     chosen, not_searched = _chosen(detectors, examples, run)
@@ -108,11 +107,12 @@ def audit(
         skipped = {**{name: "the suspect's answers may be chance" for name, _ in chosen}, **not_searched}
         record |= {"notes": run.notes, "seconds": round(time.perf_counter() - start, 3)}
         return Audit(verdict="cannot-judge", reason=examples.doubt, not_searched=skipped, record=record)
+    _foretell(chosen, run.modality, _arch(model), len(examples.per_class))
     with torch.random.fork_rng(devices=[arithmetic.device] if arithmetic.device.type == "cuda" else []):
         torch.manual_seed(seed)
         arithmetic.place(working)
         searches, refused = _searched(chosen, working, searching, run, not_searched, detectors is not None)
-        held_out = HeldOutPrompts(working, judging, arithmetic) if prompts else HeldOut.of(working, judging, arithmetic)
+        held_out = (HeldOutPrompts if run.modality == "conversations" else HeldOut.of)(working, judging, arithmetic)
         settings = {name: search.settings for name, search in searches.items()}
         null = null_for(run.modality, _arch(model), len(examples.per_class), settings) if searches else None
         findings = [_judged(name, each, held_out, null, run.progress) for name, each in searches.items()]
@@ -343,6 +343,20 @@ def _obstacle(entry: Entry, examples: _Examples, run: Run) -> str | None:
     return None
 
 
+def _settings(detector: Detector) -> dict[str, Any]:
+    return fields_of(detector) if hasattr(detector, "__dataclass_fields__") else {}
+
+
+def _foretell(chosen: list[tuple[str, Detector]], modality: str, arch: str, classes: int) -> None:
+    """Say before searches that may take hours that nothing will judge what they find."""
+    settings = {name: _settings(detector) for name, detector in chosen}
+    if chosen and null_for(modality, arch, classes, settings) is None:
+        logger.info(
+            "no clean models of this kind were measured with these detectors, so whatever they find, the audit shows "
+            "it and cannot judge how unusual it is."
+        )
+
+
 class _Search(NamedTuple):
     """The result of a detector, with all its settings and the seconds that it took."""
 
@@ -398,8 +412,7 @@ def _searched(
             continue
         if finding.note:
             run.note(finding.note)
-        settings = fields_of(detector) if hasattr(detector, "__dataclass_fields__") else {}
-        searches[name] = _Search(finding, settings, round(time.perf_counter() - start, 3))
+        searches[name] = _Search(finding, _settings(detector), round(time.perf_counter() - start, 3))
     if asked and refusals and not searches:
         raise next(iter(refusals.values()))
     return searches, list(refusals) if asked else []
