@@ -1,6 +1,7 @@
 """Networks of other people that are unlike those of the tests elsewhere: what they return, keep and compute with."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -444,6 +445,69 @@ def test_a_head_that_computes_as_a_linear_layer_is_audited_as_one(
     assert finding.verdict == expected.verdict != "cannot-judge"
     assert finding.findings[0].strongest.score == pytest.approx(expected.findings[0].strongest.score, rel=0.02)
     assert type(model.last) is type(made(kind).last)
+
+
+class Binary(Pooled):
+    """Two classes, by two rows of a linear head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.Linear(8, 2)
+
+
+class OneOutput(Pooled):
+    """Two classes by one output, made two as the message about such networks says."""
+
+    rows = (0.0, 1.0)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.Linear(8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        one = super().forward(x)
+        return torch.cat([0 * one, one], dim=1)
+
+
+class OneOutputBothWays(OneOutput):
+    """The output counts for one class and against the other."""
+
+    rows = (-1.0, 1.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        one = Pooled.forward(self, x)
+        return torch.cat([-one, one], dim=1)
+
+
+class OneOutputLogarithms(OneOutput):
+    """The logarithms of the probabilities."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        one = Pooled.forward(self, x)
+        return torch.cat([F.logsigmoid(-one), F.logsigmoid(one)], dim=1)
+
+
+@pytest.mark.parametrize("kind", [OneOutput, OneOutputBothWays, OneOutputLogarithms])
+@pytest.mark.parametrize(
+    "method",
+    [purifiers.ScaleInvariantFST(epochs=1, strength=1), purifiers.FTInit(epochs=1), purifiers.FinePruning(epochs=1)],
+    ids=lambda method: type(method).__name__,
+)
+def test_a_head_of_one_output_is_purified_as_one_of_two(kind: Any, method: Any, digits: Dataset) -> None:
+    model, plain = made(kind), made(Binary)
+    state = model.state_dict()
+    rows = torch.tensor(kind.rows)
+    state |= {"last.weight": rows[:, None] * state["last.weight"], "last.bias": rows * state["last.bias"]}
+    plain.load_state_dict(state)
+    clean = replace(digits.select(range(60)), labels=digits.labels[:60] % 2, classes=None)
+    expected, purified = (ub.purify(each, clean, method, device="cpu", precision="fp32") for each in (plain, model))
+    assert purified.record["head"] == "last"
+    assert {name: part.shape for name, part in purified.model.state_dict().items()} == {
+        name: part.shape for name, part in model.state_dict().items()
+    }
+    assert not torch.equal(purified.model.last.weight, model.last.weight)
+    one, other = (each.model(digits.inputs(slice(200))).log_softmax(dim=1) for each in (expected, purified))
+    torch.testing.assert_close(one, other, rtol=0, atol=2e-3)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])

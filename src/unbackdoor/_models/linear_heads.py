@@ -1,5 +1,7 @@
 """Heads that compute what a linear layer could: a linear layer takes their place while a model is worked on."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -11,16 +13,17 @@ from unbackdoor._models.hooks import removing
 
 
 class LinearHead(nn.Module):
-    """A linear layer, called `linear`, in place of a layer from whose output a model takes the mean and a multiple.
+    """A linear layer, called `linear`, in place of a layer from whose output a model makes class scores.
 
     Args:
-        layer: a convolution with kernels of 1x1, or a linear layer.
-        factor: the model's class scores divided by the layer's output, not 0.
+        layer: a convolution with kernels of 1x1, or a linear layer; it has an output for each class, or one for two.
+        factors: for each class, what the model multiplies the layer's output by, after the mean over positions.
     """
 
-    def __init__(self, layer: nn.Conv2d | nn.Linear, factor: float) -> None:
+    def __init__(self, layer: nn.Conv2d | nn.Linear, factors: Sequence[float]) -> None:
         super().__init__()
-        weight = layer.weight.detach().flatten(1) * factor
+        self.factors = tuple(factors)
+        weight = layer.weight.detach().flatten(1) * layer.weight.new_tensor(factors)[:, None]
         classes, width = weight.shape
         self.linear = nn.utils.skip_init(  # draws nothing
             nn.Linear, width, classes, bias=layer.bias is not None, device=weight.device, dtype=weight.dtype
@@ -28,23 +31,28 @@ class LinearHead(nn.Module):
         with torch.no_grad():
             self.linear.weight.copy_(weight)
             if layer.bias is not None:
-                self.linear.bias.copy_(layer.bias * factor)
-        self.factor = factor
+                self.linear.bias.copy_(layer.bias * layer.bias.new_tensor(factors))
         self._layer = [layer]  # in a list, so that it is no part of the model
 
+    def _outputs(self, scores: Tensor) -> Tensor:
+        """Returns the layer's outputs, (n, outputs), from class scores, (n, classes); one output is a difference."""
+        if self._layer[0].weight.shape[0] == len(self.factors):
+            return scores / scores.new_tensor(self.factors)
+        return (scores[:, 1:] - scores[:, :1]) / (self.factors[1] - self.factors[0])
+
     def forward(self, features: Tensor) -> Tensor:
-        """Returns the layer's output, (batch, classes); at each of several positions, its mean over them."""
+        """Returns the layer's output, (batch, outputs); at each of several positions, its mean over them."""
         pooled = features if features.ndim == 2 else features.mean(dim=(2, 3))
-        scores: Tensor = self.linear(pooled) / self.factor
-        return scores if features.ndim == 2 else scores[:, :, None, None].expand(-1, -1, *features.shape[2:])
+        outputs = self._outputs(self.linear(pooled))
+        return outputs if features.ndim == 2 else outputs[:, :, None, None].expand(-1, -1, *features.shape[2:])
 
     @torch.no_grad()
     def layer(self) -> nn.Module:
         """Returns the layer with the numbers that the linear one has now."""
         layer = self._layer[0]
-        layer.weight.data = (self.linear.weight / self.factor).reshape(layer.weight.shape)
+        layer.weight.data = self._outputs(self.linear.weight.T).T.reshape(layer.weight.shape)
         if layer.bias is not None:
-            layer.bias.data = self.linear.bias / self.factor
+            layer.bias.data = self._outputs(self.linear.bias[None])[0]
         return layer.train(self.training)
 
 
@@ -52,8 +60,9 @@ class LinearHead(nn.Module):
 def exchange_head_(model: nn.Module, data: Dataset) -> None:
     """Put a linear layer in the place of a head that computes the same, in place.
 
-    Such a head is a convolution with kernels of 1x1, before or after the mean over positions, or a layer whose output
-    the model multiplies by a number; both are known by running the model. `put_back_head_` undoes it.
+    Such a head is a convolution with kernels of 1x1, before or after the mean over positions, a layer whose output the
+    model multiplies by a number, or one of a single output x from which two scores are made, 0 and x or -x and x. All
+    are known by running the model. `put_back_head_` undoes it.
 
     Args:
         model: any classifier, in float32 or float64.
@@ -77,10 +86,10 @@ def exchange_head_(model: nn.Module, data: Dataset) -> None:
     except UnbackdoorError:  # whoever looks for the head says so
         return
     for name, (first, *more) in reversed(answers.items()):
-        factor = _factor(first.to(scores.dtype), scores) if not more and first.shape == scores.shape else None
-        if factor is not None:
-            if factor != 1 or isinstance(layers[name], nn.Conv2d):
-                _exchange_(model, name, factor, inputs, scores)
+        factors = None if more else _factors(first.to(scores.dtype), scores)
+        if factors is not None:
+            if set(factors) != {1.0} or isinstance(layers[name], nn.Conv2d):
+                _exchange_(model, name, factors, inputs, scores)
             return
 
 
@@ -103,24 +112,35 @@ def _replaceable(layer: nn.Module) -> bool:
     return not isinstance(layer, nn.Conv2d) or (layer.kernel_size == (1, 1) and layer.groups == 1)
 
 
-def _factor(answers: Tensor, scores: Tensor) -> float | None:
-    """Returns the number that a layer's answers, (batch, classes), are multiplied by; None if it makes other scores."""
-    if torch.allclose(answers, scores, rtol=1e-4, atol=1e-6) or torch.allclose(
-        answers.log_softmax(1), scores, rtol=1e-4, atol=1e-5
-    ):
-        return 1.0
-    factor = float((answers.double() * scores).sum() / answers.double().square().sum())
-    right = factor != 0 and torch.allclose(factor * answers, scores, rtol=1e-4, atol=1e-6)
-    return factor if right and len(answers) > 1 else None
+def _factors(answers: Tensor, scores: Tensor) -> list[float] | None:
+    """Returns what a layer's answers, (batch, classes) or (batch, 1), are multiplied by; None if it makes other scores.
+
+    Scores, (batch, classes), may also be logarithms of probabilities.
+    """
+    classes = scores.shape[1]
+    tried = [[1.0] * classes]
+    if classes == 2 and answers.shape[1] == 1:
+        tried = [[0.0, 1.0], [1.0, 0.0], [-1.0, 1.0], [1.0, -1.0]]
+    elif answers.shape != scores.shape:
+        return None
+    elif len(answers) > 1:
+        factor = float((answers.double() * scores).sum() / answers.double().square().sum())
+        tried += [[factor] * classes] if factor else []
+    for factors in tried:
+        made = answers * answers.new_tensor(factors)
+        for each, near in ((made, 1e-6), (made.log_softmax(1), 1e-5)):
+            if torch.allclose(each, scores, rtol=1e-4, atol=near):
+                return factors
+    return None
 
 
-def _exchange_(model: nn.Module, name: str, factor: float, inputs: Inputs, scores: Tensor) -> None:
+def _exchange_(model: nn.Module, name: str, factors: list[float], inputs: Inputs, scores: Tensor) -> None:
     """Put a linear layer in the place of another, unless that shares its weight or the model then answers otherwise."""
     layer = model.get_submodule(name)
     assert isinstance(layer, nn.Conv2d | nn.Linear)
     if sum(part is layer.weight for module in model.modules() for part in module._parameters.values()) > 1:
         return
-    head = LinearHead(layer, factor).train(layer.training)
+    head = LinearHead(layer, factors).train(layer.training)
     model.set_submodule(name, head)
     try:
         same = head_of(model, inputs).layer is head.linear
