@@ -152,6 +152,18 @@ def test_every_kind_of_classifier_has_a_config_that_is_taken() -> None:
             assert modality_of(written) == kind
 
 
+def test_a_model_whose_config_has_no_table_of_classes(tmp_path: Path) -> None:
+    """The config of PVT has `"id2label": null` unless it is told names."""
+    sizes = {"hidden_sizes": [8] * 4, "depths": [1] * 4, "sequence_reduction_ratios": [1] * 4, "mlp_ratios": [2] * 4}
+    config = transformers.PvtConfig(image_size=32, num_attention_heads=[1] * 4, num_labels=3, **sizes)
+    model = transformers.PvtForImageClassification(config).eval()
+    assert config.id2label is None
+    loaded, encode = load(image_directory(model, tmp_path))
+    pixels = pictures(model)
+    with torch.no_grad():
+        assert torch.allclose(logits(loaded, encode(pixels)), model(encode(pixels)).logits, atol=1e-5)
+
+
 def test_a_model_without_a_last_linear_layer_is_tuned_by_methods_that_need_none(tmp_path: Path) -> None:
     """As DeiT's distilled models are published: the answer is the mean of two heads."""
     config = transformers.DeiTConfig(**_PATCHES, id2label=NAMES)

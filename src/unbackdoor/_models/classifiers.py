@@ -188,7 +188,8 @@ def _unused(model: Any, extra: Collection[str]) -> set[str]:
 
 def _name_classes(path: Path, model: Any, config: Mapping[str, Any]) -> None:
     """Give a model class names that are only in its config's label2id, and warn if the two tables differ."""
-    by_id2label = {int(number): str(name) for number, name in model.config.id2label.items()}
+    names = model.config.id2label or {}  # PVT has none unless it is told
+    by_id2label = {int(number): str(name) for number, name in names.items()}
     if sorted(by_id2label) != list(range(len(by_id2label))):
         logger.warning(
             "%s/config.json numbers its classes %s in id2label, but class scores count from 0, so its names are not "
