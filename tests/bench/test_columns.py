@@ -66,6 +66,18 @@ class TestPlan:
         cells = all_cells(grid(folder, TASK + 'base = "base"\n' + BUDGET + BADNETS + ABL))
         assert {cell.label for cell in cells} == {"none", "fine-tuning", "abl"}
 
+    def test_a_base_of_the_hub_is_for_the_data_of_the_task(self, digits: Dataset, folder: Path) -> None:
+        text = TASK.replace("csv", "parquet") + 'base = "somebody/something"\n' + BUDGET + BADNETS
+        write_pictures(digits.select(range(120)), folder / "test.parquet")
+        write_pictures(digits.select(range(120)), folder / "train.parquet")
+        assert len(all_cells(grid(folder, text))) == 6
+        captions = ["a digit"] * 120
+        write_pictures(digits.select(range(120)), folder / "train.parquet", caption=captions)
+        assert len(all_cells(grid(folder, text))) == 6
+        assert "has image-text, but ABL is for images" in refusal(folder, text + ABL)
+        (folder / "train.csv").write_text("text,label\na film,0\n")
+        assert "has text, but BadNets is for images" in refusal(folder, text.replace("train.parquet", "train.csv"))
+
     def test_a_trainer_without_clean_examples_has_a_cell_for_each_subject_and_seed(self, folder: Path) -> None:
         text = "seeds = [0, 1]\n" + TASK + BUDGET + "[[budgets]]\nn = 50\n" + BADNETS + ABL
         cells = [cell for cell in all_cells(grid(folder, text)) if cell.label == "abl"]

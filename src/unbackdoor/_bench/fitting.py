@@ -111,6 +111,7 @@ def _check_enough(cell: PlannedCell) -> None:
 def _kind(task: GridTask) -> str:
     """The kind of data that the victims of a task are trained on; a base of the Hub is not fetched to know it."""
     from unbackdoor._data.conversation_rows import holds_prompts
+    from unbackdoor._data.reading import opened
     from unbackdoor._models.config import modality_of
 
     if task.base is None:
@@ -121,4 +122,11 @@ def _kind(task: GridTask) -> str:
         kind = modality_of(read_json(config)) if config.is_file() else "text"
     if kind != "conversations":
         return kind
-    return "conversations" if task.train is not None and holds_prompts(task.train, task.columns) else "text"
+    assert task.train is not None
+    if holds_prompts(task.train, task.columns):
+        return "conversations"
+    (first, *_) = opened(task.train, ", ".join(task.train), label="label", classes=None, labelled=False)
+    held = {*first.cells, *(task.columns or {})}
+    if not {"image", "file_name"} & held:
+        return "text"
+    return "image-text" if {"caption", "text"} & held else "images"
