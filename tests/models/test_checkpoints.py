@@ -1,12 +1,16 @@
 """Files that nobody vouches for: each refusal by its sentence, and no code that a pickle carries is ever run."""
 
 import argparse
+import bz2
+import gzip
 import json
 import logging
+import lzma
 import os
 import pickle
 import re
 import struct
+import tarfile
 import time
 import zipfile
 from collections import OrderedDict, defaultdict
@@ -262,11 +266,24 @@ def test_a_file_that_is_no_pickle_is_refused(tmp_path: Path, recwarn: pytest.War
     assert not recwarn.list
 
 
-def test_an_archive_that_is_no_weights_file_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "w.pt"
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("notes.txt", "nothing here")
-    assert refusal(path).startswith(f"{path} is damaged or not a PyTorch weights file (")
+@pytest.mark.parametrize("kind", ["zip", "tar", "gzip", "bzip2", "xz"])
+def test_packed_weights_are_named_as_such(kind: str, tmp_path: Path) -> None:
+    """As clouds and mails have them; of a tar torch itself would advise `weights_only=False`."""
+    path, weights_file = tmp_path / "w.pt", tmp_path / "model.pth"
+    torch.save(weights(), weights_file)
+    match kind:
+        case "zip":
+            with zipfile.ZipFile(path, "w") as archive:
+                archive.write(weights_file, "model.pth")
+        case "tar":
+            with tarfile.open(path, "w") as packed:
+                packed.add(weights_file, "model.pth")
+        case _:
+            pack = {"gzip": gzip.compress, "bzip2": bz2.compress, "xz": lzma.compress}[kind]
+            path.write_bytes(pack(weights_file.read_bytes()))
+    assert refusal(path) == (
+        f"{path} is packed ({kind}), and packed weights are not read. Unpack it, and give the file in it."
+    )
 
 
 @pytest.mark.parametrize("legacy", [False, True])
@@ -462,6 +479,17 @@ def test_a_prefix_that_the_module_has_is_put_on(tmp_path: Path, caplog: pytest.L
         loaded = load(path, factory=f"{tmp_path}/net.py:wrapped").model.state_dict()
     assert all(torch.equal(loaded[f"module.{name}"], tensor) for name, tensor in weights().items())
     assert caplog.messages == [f"{path}: its tensors are read with module. before their names."]
+
+
+def test_a_directory_with_weights_of_another_name_says_to_give_the_file(factory: str, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    torch.save(weights(), tmp_path / "run" / "best.pth")
+    with pytest.raises(UnbackdoorError) as refused:
+        load(tmp_path / "run", factory=factory)
+    assert str(refused.value) == (
+        f"{tmp_path}/run has no model.safetensors, which a directory needs with `factory`. Give the file with the "
+        "weights itself."
+    )
 
 
 def test_two_models_in_one_state_dict_are_refused(factory: str, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from unbackdoor._data.conversation_encoder import ConversationEncoder, Template
 from unbackdoor._data.dataset import Encoder
 from unbackdoor._data.images import LARGEST_SIDE, ImageEncoder
 from unbackdoor._errors import UnbackdoorError, printable
-from unbackdoor._inputs import read_json, reader
+from unbackdoor._inputs import exists, read_json, reader
 from unbackdoor._models.adapters import CONFIG_FILE, adapted_by, class_count, is_adapter, merged, named_task
 from unbackdoor._models.calling import embeddings
 from unbackdoor._models.directory import ModelDirectory
@@ -257,6 +257,11 @@ def _load_made(path: Path, factory: str, changes: dict[str, Any]) -> Loaded:
     encode = ImageEncoder()
     if path.is_dir():
         encode = recorded_image_encoder(path)
+        if not exists(path / "model.safetensors"):
+            raise UnbackdoorError(
+                f"{path} has no model.safetensors, which a directory needs with `factory`. Give the file with the "
+                "weights itself."
+            )
         path = path / "model.safetensors"
     model, encode = from_factory(path, factory), replace(encode, **changes)
     return Loaded(model, replace(encode, channels=_channels(model)) if encode.channels is None else encode)

@@ -1,5 +1,6 @@
 """Reading untrusted weights: of safetensors the header first, of pickles only plain tensors."""
 
+import contextlib
 import io
 import json
 import logging
@@ -63,6 +64,7 @@ _FOREIGN = {
     ".ot": "rust-bert",
     ".mlmodel": "Core ML",
     ".npz": "NumPy",
+    ".npy": "NumPy",
 }
 
 
@@ -301,8 +303,12 @@ def _pickle(path: Path, own: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
             raise _refused(path, wanted) from None
         # If a file is not a pickle, torch says at length that weights_only=False would help. It would not.
         with open_file(path) as file:
-            start = file.read(9)
-        if start[8:] == b"{" and int.from_bytes(start[:8], "little") <= path.stat().st_size - 8:
+            start = file.read(512)
+        if packed := _packed(path, start):
+            raise UnbackdoorError(
+                f"{path} is packed ({packed}), and packed weights are not read. Unpack it, and give the file in it."
+            ) from None
+        if start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= path.stat().st_size - 8:
             raise UnbackdoorError(
                 f"{path} is a safetensors file by its content, although its name says otherwise. Let its name end in "
                 ".safetensors."
@@ -318,6 +324,17 @@ def _pickle(path: Path, own: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
             f"{path} does not hold named tensors; a state dict is expected. Save model.state_dict() as safetensors."
         )
     return _chosen(path, state_dicts, own)
+
+
+def _packed(path: Path, start: bytes) -> str | None:
+    """Returns the format of a packed file, by its first 512 bytes; None for any other, and for a file of PyTorch."""
+    if start[257:262] == b"ustar":
+        return "tar"
+    if start.startswith(b"PK\x03\x04"):
+        with contextlib.suppress(zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
+            return None if any(name.endswith("data.pkl") for name in archive.namelist()) else "zip"
+    marks = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"7z\xbc\xaf": "7z", b"\x28\xb5\x2f\xfd": "zstd"}
+    return next((kind for mark, kind in marks.items() if start.startswith(mark)), None)
 
 
 def _check_archive(path: Path) -> None:
