@@ -109,6 +109,17 @@ def test_a_pipeline_that_cuts_texts_at_the_other_end(sure: FittedGuard, model: n
             call()
 
 
+@pytest.mark.parametrize("options", [{"max_length": 16}, {"max_length": 64}, {"truncation": False}])
+def test_options_by_which_a_pipeline_reads_another_part(options: dict, sure: FittedGuard, model: nn.Module) -> None:
+    pipeline = transformers.TextClassificationPipeline(model=model, tokenizer=toys.tokenizer())
+    wrapped = sure.wrap(pipeline, device="cpu")
+    with pytest.raises(
+        UnbackdoorError, match=r"judges the 32 tokens of a text that its model reads, so the pipeline must"
+    ):
+        wrapped("a text", **options)
+    assert wrapped("a text", max_length=32, truncation=True)[0].decision == wrapped("a text")[0].decision
+
+
 def test_a_pipeline_answers_the_picture_that_the_guard_saw(tmp_path: Path) -> None:
     """Transparent parts are white to the guard; a pipeline alone shows what they hide. 16 bits are not cut at white."""
     with torch.random.fork_rng():

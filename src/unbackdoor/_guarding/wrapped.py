@@ -131,6 +131,18 @@ def _check_cut(tokenizer: Any, own: Any) -> None:
         )
 
 
+def _check_options(options: dict[str, Any], data: Dataset) -> None:
+    """Refuse options by which a pipeline would read another part of a text than the guard."""
+    if not isinstance(data.encode, TextEncoder):
+        return
+    most = data.encode.max_length
+    if options.get("max_length", most) != most or not options.get("truncation", True):
+        raise UnbackdoorError(
+            f"The guard judges the {most:,} tokens of a text that its model reads, so the pipeline must read the same. "
+            "Leave `max_length` and `truncation` out."
+        )
+
+
 def _tokenizer_mark(tokenizer: Any) -> object:
     """What differs if a pipeline got another tokenizer, more tokens, another template or end; None if it has none."""
     if tokenizer is None:
@@ -184,7 +196,7 @@ class Guarded:
                 prompts or lists of messages, each a dict with `role` and `content`; pictures as a tensor, (n,
                 channels, height, width), uint8, or as a list of PIL images or paths. A single text, dict, picture or
                 list of messages is a list of one. Several texts may also be a column of pandas or an array of numpy.
-            options: passed to the pipeline.
+            options: passed to the pipeline, but for those by which it would read another part of a text.
 
         Raises:
             UnbackdoorError: the inputs are of another kind than those of the guard; or the model or the tokenizer was
@@ -199,6 +211,7 @@ class Guarded:
                 return []
             data = as_dataset(inputs, self.fitted.encode)
             self.fitted.check_inputs(data)
+            _check_options(options, data)
             with self.fitted.at_work(module, self.device, self.precision) as work:
                 judged = work.judged(data, answering=not piped)
             if piped:
@@ -213,7 +226,7 @@ class Guarded:
         answers: list[Any] = [None] * len(data)
         accepted = _for_pipeline(inputs, data)
         if isinstance(data.encode, TextEncoder):
-            options = {"truncation": True, "max_length": data.encode.max_length, **options}
+            options = {**options, "truncation": True, "max_length": data.encode.max_length}
         if isinstance(run.task, Generation):
             options = {"max_new_tokens": run.task.max_new_tokens, "do_sample": False, **options}
         for row, changed in judged.edited.items():
