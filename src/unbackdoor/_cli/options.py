@@ -313,8 +313,8 @@ class AuditOptions(ModelOptions):
     Args:
         clean: labelled examples without a trigger, at least 2 of each class: parquet, CSV, JSON lines, image folder or
             saved data set. Needed, unless --unlabelled is given.
-        unlabelled: further examples; their labels are not read. Without --clean, only the detectors run that need no
-            labels.
+        unlabelled: examples whose labels are not read. Without --clean, only the detectors run that need no labels;
+            next to it, no detector of the package uses them yet.
         base: the pre-trained model that the suspect came from, for detectors that need it.
         tests: detectors to run, separated by commas; by default all that fit and are not marked otherwise in
             unbackdoor list detectors.
