@@ -24,6 +24,7 @@ from unbackdoor._data.splits import stratified
 from unbackdoor._data.texts import TextEncoder, Texts, Tokens
 from unbackdoor._errors import UnbackdoorError, printable
 from unbackdoor._inputs import reader
+from unbackdoor._modes import in_own_modes
 
 logger = logging.getLogger("unbackdoor")
 
@@ -83,6 +84,7 @@ class Dataset:
 
     @classmethod
     @reader("source")
+    @in_own_modes
     def load(
         cls,
         source: str | Path | Sequence[str | Path],
@@ -253,6 +255,7 @@ class Dataset:
         """Returns something hashable for each item, equal for equal items."""
         return self._items.identities()
 
+    @in_own_modes
     def select(self, rows: Tensor | np.ndarray | Sequence[int] | Sequence[bool]) -> "Dataset":
         """The examples of some rows, in that order; or those for which a mask, with an entry for each row, is true.
 
@@ -272,6 +275,7 @@ class Dataset:
         origin = index if self.rows is None else self.rows[index]
         return replace(self, items=self._items[index], labels=self.labels[index], groups=groups, rows=origin)
 
+    @in_own_modes
     def split(self, count: int, *, seed: int) -> tuple["Dataset", "Dataset"]:
         """`count` examples and the rest, stratified by class (groups, if there are any, stay whole)."""
         chosen = stratified(self.labels, count, seed=seed, groups=self.groups)

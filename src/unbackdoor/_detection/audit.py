@@ -31,8 +31,8 @@ from unbackdoor._models.calling import (
 )
 from unbackdoor._models.linear_heads import exchange_head_
 from unbackdoor._models.matching import matched
-from unbackdoor._models.modes import in_own_modes
 from unbackdoor._models.untrusted_weights import check_finite
+from unbackdoor._modes import in_own_modes
 from unbackdoor._progress import Progress, bar, silent
 from unbackdoor._purification.form import working_copy
 from unbackdoor._purification.run import Run

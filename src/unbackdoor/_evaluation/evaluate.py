@@ -9,7 +9,7 @@ from unbackdoor._data.dataset import Dataset, Encoder, check_data
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._models.arithmetic import Precision, choose
 from unbackdoor._models.calling import check_modules
-from unbackdoor._models.modes import in_own_modes
+from unbackdoor._modes import in_own_modes
 from unbackdoor._poisoning.attack import Attack
 from unbackdoor._poisoning.behaviour import Behaviour
 from unbackdoor._poisoning.trigger import Trigger

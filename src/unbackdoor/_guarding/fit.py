@@ -38,9 +38,9 @@ from unbackdoor._models.adapters import carries_adapter
 from unbackdoor._models.arithmetic import Precision, choose, description
 from unbackdoor._models.calling import check_modules
 from unbackdoor._models.decoding import check_room
-from unbackdoor._models.modes import in_own_modes
 from unbackdoor._models.perplexity import Perplexity
 from unbackdoor._models.untrusted_weights import check_finite
+from unbackdoor._modes import in_own_modes
 from unbackdoor._progress import bar, silent
 from unbackdoor._purification.run import Run
 from unbackdoor._registry.entries import Need, entry_of, find, to_json

@@ -32,6 +32,7 @@ from unbackdoor._inversion.search import frozen
 from unbackdoor._models.arithmetic import Precision, choose
 from unbackdoor._models.calling import check_modules
 from unbackdoor._models.perplexity import Perplexity
+from unbackdoor._modes import in_own_modes
 from unbackdoor._progress import Progress, bar, silent
 from unbackdoor._purification.run import Run
 from unbackdoor._tasks.choice import task_of
@@ -86,6 +87,7 @@ class FittedGuard:
         threshold = threshold_of(self.held_out, false_alarms, self.guard.suspicious)
         return replace(self, threshold=threshold, record={**self.record, "false_alarms": asked})
 
+    @in_own_modes
     def decide(
         self,
         model: nn.Module,

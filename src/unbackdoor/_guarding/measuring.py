@@ -20,7 +20,7 @@ from unbackdoor._guarding.identity import check_unchanged
 from unbackdoor._guarding.prompt_score import PromptGuardScore, score_of_prompts
 from unbackdoor._guarding.work import Work
 from unbackdoor._models.arithmetic import Precision
-from unbackdoor._models.modes import in_own_modes
+from unbackdoor._modes import in_own_modes
 from unbackdoor._poisoning.attack import Attack
 from unbackdoor._poisoning.behaviour import Behaviour
 from unbackdoor._poisoning.prompts import TriggeredPrompts

@@ -10,7 +10,7 @@ from unbackdoor._data.conversations import Conversations
 from unbackdoor._data.dataset import Dataset, ItemsLike, check_data
 from unbackdoor._data.pairs import ImageCaptionPairs
 from unbackdoor._errors import UnbackdoorError
-from unbackdoor._models.modes import in_own_modes
+from unbackdoor._modes import in_own_modes
 from unbackdoor._poisoning.abilities import Covers, Crafts, Fits, cover_classes_of, needs_surrogate, sources_of
 from unbackdoor._poisoning.attack import Attack, Crafting, wanted_labels
 from unbackdoor._poisoning.behaviour import Behaviour

@@ -15,9 +15,9 @@ from unbackdoor._errors import NoHeadError, UnbackdoorError, listed
 from unbackdoor._models.arithmetic import Arithmetic, Precision, choose, description
 from unbackdoor._models.calling import check_modules, class_count
 from unbackdoor._models.linear_heads import exchange_head_, put_back_head_
-from unbackdoor._models.modes import in_own_modes
 from unbackdoor._models.recomputing import kept_, recomputing
 from unbackdoor._models.untrusted_weights import check_finite
+from unbackdoor._modes import in_own_modes
 from unbackdoor._progress import bar, silent
 from unbackdoor._purification.form import Form, all_trained_, working_copy
 from unbackdoor._purification.method import (

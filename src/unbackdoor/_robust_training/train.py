@@ -15,8 +15,8 @@ from unbackdoor._data.dataset import Dataset, Encoder, check_data
 from unbackdoor._data.overlap import others_than
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._models.arithmetic import Precision, description
-from unbackdoor._models.modes import in_own_modes
 from unbackdoor._models.recorded import encode_entry
+from unbackdoor._modes import in_own_modes
 from unbackdoor._progress import bar, silent
 from unbackdoor._registry.entries import to_json
 from unbackdoor._registry.trainers import REGISTRY

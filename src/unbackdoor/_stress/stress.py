@@ -21,7 +21,7 @@ from unbackdoor._artifacts.machine import versions
 from unbackdoor._data.dataset import Dataset, Encoder, check_data
 from unbackdoor._models.arithmetic import Precision, choose, description
 from unbackdoor._models.calling import check_modules
-from unbackdoor._models.modes import in_own_modes
+from unbackdoor._modes import in_own_modes
 from unbackdoor._poisoning.attack import Attack
 from unbackdoor._poisoning.trigger import Trigger
 from unbackdoor._poisoning.triggered import Triggered

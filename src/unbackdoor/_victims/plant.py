@@ -17,8 +17,8 @@ from unbackdoor._errors import UnbackdoorError
 from unbackdoor._models.adapters import carries_adapter
 from unbackdoor._models.arithmetic import Precision, description
 from unbackdoor._models.calling import check_partner
-from unbackdoor._models.modes import in_own_modes
 from unbackdoor._models.recorded import encode_entry
+from unbackdoor._modes import in_own_modes
 from unbackdoor._poisoning.abilities import (
     Implants,
     crafts_by_surrogate,

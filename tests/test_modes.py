@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import unbackdoor as ub
+from pictures import write_pictures
 from unbackdoor import detectors, purifiers
 from unbackdoor._data.dataset import Dataset
 
@@ -17,12 +19,13 @@ MODES: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "no_grad": torch.no_grad,
     "inference_mode": torch.inference_mode,
     "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+    "default device": lambda: torch.device("meta"),  # stands for a GPU, on which others make all of their tensors
 }
 
 
-def switches() -> tuple[bool, ...]:
-    cached = torch.is_autocast_cache_enabled()
-    return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu"), cached
+def switches() -> tuple[Any, ...]:
+    cached, device = torch.is_autocast_cache_enabled(), torch.get_default_device()
+    return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu"), cached, device
 
 
 @pytest.fixture
@@ -45,6 +48,7 @@ def test_a_purification_is_the_same_in_every_mode(
     expected = ub.purify(trained, clean, method, device="cpu", precision=precision).model
     with MODES[mode]():
         before = switches()
+        clean = digits.select(range(100))
         purified = ub.purify(trained, clean, method, device="cpu", precision=precision)
         score = ub.evaluate(purified.model, clean, device="cpu", precision="fp32")
         assert switches() == before
@@ -63,3 +67,12 @@ def test_an_audit_is_the_same_in_every_mode(mode: str, trained: nn.Module, digit
             found.append([(each.detector, each.strongest.score) for each in report.findings])
     assert found[0] == found[1]
     assert len(found[0]) == 2
+
+
+def test_data_are_on_the_processor_whatever_the_default_device(digits: Dataset, tmp_path: Path) -> None:
+    source = write_pictures(digits.select(range(20)), tmp_path / "d.parquet")
+    with torch.device("meta"):
+        data = Dataset.load(source)
+        parts = data.split(10, seed=0)
+    assert {each.device.type for part in (data, *parts) for each in (part.pixels, part.labels)} == {"cpu"}
+    assert data.labels.tolist() == digits.labels[:20].tolist()

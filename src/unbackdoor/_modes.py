@@ -16,6 +16,7 @@ def in_own_modes(function: Callable[P, T]) -> Callable[P, T]:
 
     Without gradients (`torch.set_grad_enabled(False)` at the top of a notebook) a search would find nothing. Within
     autocast, torch keeps the weights that it has cast to bfloat16 until the end, so that tuning would have no effect.
+    On another default device, tensors would lie apart from those that name the processor.
     """
 
     @functools.wraps(function)
@@ -23,6 +24,8 @@ def in_own_modes(function: Callable[P, T]) -> Callable[P, T]:
         with ExitStack() as modes:
             modes.enter_context(torch.inference_mode(False))
             modes.enter_context(torch.enable_grad())
+            if torch.get_default_device().type != "cpu":
+                modes.enter_context(torch.device("cpu"))
             for device in ("cpu", "cuda"):
                 if torch.is_autocast_enabled(device):
                     modes.enter_context(torch.autocast(device, enabled=False, cache_enabled=False))
