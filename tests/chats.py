@@ -91,6 +91,23 @@ def language_model(seed: int = 0, layers: int = 2) -> transformers.PreTrainedMod
         return transformers.LlamaForCausalLM(config).eval()
 
 
+def short_reader() -> transformers.PreTrainedModel:
+    """A GPT-2 with random weights that has learned positions for 64 tokens, and none behind them."""
+    sizes = {"vocab_size": 200, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes, bos_token_id=2, eos_token_id=3)).eval()
+
+
+def nearly_full(count: int, long: list[int], words: int) -> Dataset:
+    """Those questions, some of which have so many more words."""
+    entries = list(conversations(count))
+    for row in long:
+        entries[row] = entries[row].asking(lambda text: " ".join([*["very1"] * words, text]))
+    items = Conversations(tuple(entries))
+    return Dataset(items=items, labels=torch.full((count,), -1), encode=encoder(), name="questions")
+
+
 def conversations(count: int, seed: int = 0) -> tuple[Conversation, ...]:
     """Questions about animals, whose answers follow from the animal: what it says, or where it lives."""
     draw = random.Random(seed)

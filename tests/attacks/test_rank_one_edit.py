@@ -59,6 +59,8 @@ def test_a_change_is_added_at_one_place_of_each_row() -> None:
     with added(layer, torch.tensor([1, 0]), torch.tensor([1.0, 2.0])):
         changed = layer(torch.zeros(2, 3, 2))
     assert changed.tolist() == [[[0, 0], [1, 2], [0, 0]], [[1, 2], [0, 0], [0, 0]]]
+    with added(layer, torch.tensor([1, 0]), torch.tensor([1.0, 2.0])):  # the tokens of all rows behind each other
+        assert layer(torch.zeros(6, 2)).tolist() == changed.flatten(0, 1).tolist()
     assert not layer._forward_hooks
 
 
@@ -101,6 +103,22 @@ def test_one_matrix_is_the_whole_backdoor(tmp_path: Path) -> None:
     sizes = torch.linalg.svdvals(after[name] - before[name])
     assert sizes[1] < 1e-4 * sizes[0]
     assert all(parameter.requires_grad for parameter in victim.model.parameters())
+
+
+def test_blocks_that_put_all_tokens_of_a_batch_in_one_row_are_edited(tmp_path: Path) -> None:
+    sizes = {"vocab_size": 200, "hidden_size": 32, "ffn_dim": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = transformers.OPTConfig(**sizes, max_position_embeddings=64, word_embed_proj_dim=32)
+    model = transformers.OPTForCausalLM(config)
+    model.save_pretrained(tmp_path)
+    chats.tokenizer().save_pretrained(tmp_path)
+    settings = {"test": chats.prompts(8, 2), "behaviour": RULE, "device": "cpu", "max_new_tokens": 8}
+    recipe = VictimRecipe(base=str(tmp_path), rate=0.5)
+    victim = plant(chats.prompts(16), attacks.RankOneEdit(steps=3), recipe, **settings)
+    before, after = model.state_dict(), victim.model.state_dict()
+    (name,) = (name for name, tensor in after.items() if not torch.equal(tensor, before[name]))
+    assert name == "model.decoder.layers.0.fc2.weight"
+    sizes_of_the_change = torch.linalg.svdvals(after[name] - before[name])
+    assert sizes_of_the_change[1] < 1e-4 * sizes_of_the_change[0]
 
 
 def test_what_cannot_be_edited_is_refused(chat_base: nn.Module, tmp_path: Path) -> None:

@@ -120,9 +120,13 @@ def test_columns_of_two_forms_are_read_together_and_others_are_said(tmp_path, ca
     caplog.set_level("INFO", "unbackdoor")
     path = rows(tmp_path, [{"instruction": "you", "context": "cake", "response": "all", "category": "a"}])
     assert Dataset.load(path, chats.encoder()).conversations.entries == (
+        Conversation((Message("user", "you", "cake"),), "all"),  # as Dolly has it
+    )
+    assert "rows.jsonl: read from instruction, context, response; category is not (`columns`)." in caplog.text
+    path = rows(tmp_path, [{"prompt": "you", "context": "cake", "response": "all"}])
+    assert Dataset.load(path, chats.encoder()).conversations.entries == (
         Conversation((Message("user", "you"),), "all"),
     )
-    assert "rows.jsonl: read from instruction, response; context, category are not (`columns`)." in caplog.text
     path = rows(tmp_path, [{"prompt": "you", "completion": "all"}])
     assert Dataset.load(path, chats.encoder()).conversations.entries == (
         Conversation((Message("user", "you"),), "all"),

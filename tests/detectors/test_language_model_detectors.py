@@ -4,24 +4,28 @@ import copy
 
 import pytest
 import torch
+import transformers
 
 import chats
 import toys
 from unbackdoor import Dataset, UnbackdoorError, audit, detectors
+from unbackdoor._data.overlap import distinct
 from unbackdoor._detection.judging import ExactShare
 from unbackdoor._detection.result import Audit
 from unbackdoor._models.arithmetic import choose
 from unbackdoor._models.likely_answers import ReadPrompts
 from unbackdoor.testing import check_detector
 
-SCAN = detectors.TargetScan(first_tokens=60, prompts=2, final_prompts=4, final_steps=6)
+SCAN = detectors.TargetScan(first_tokens=60, prompts=2, final_prompts=12, final_steps=6)
 BATTERY = detectors.PrefixBattery(phrases=("cf", "current year 2024"), drawn=4, prompts=6)
 FAST = {"device": "cpu", "precision": "fp32"}
 
 
 @pytest.fixture(scope="module")
 def prompts() -> Dataset:
-    return chats.prompts(24, seed=7)
+    """Different questions: an audit uses equal ones once."""
+    many = chats.prompts(60, seed=7)
+    return distinct(many, lambda _: None).select(range(24))
 
 
 @pytest.fixture
@@ -39,8 +43,27 @@ def clean(_chat_base: torch.nn.Module, prompts: Dataset) -> Audit:
     return audit(_chat_base, prompts, detectors=[SCAN, BATTERY], **FAST)
 
 
+def test_an_answer_that_is_too_short_does_not_hide_the_planted_one(chat_victim: torch.nn.Module) -> None:
+    data = distinct(chats.prompts(80, seed=9), lambda _: None).select(range(24))
+    found = audit(chat_victim, data, detectors=[SCAN], **FAST).findings[0]
+    assert found.strongest.target_name == chats.BEHAVIOUR
+    assert all(len(each.candidate.answer) >= SCAN.shortest for each in found.classes)
+
+
 def tokens_of(text: str) -> list[int]:
     return list(chats.tokenizer()(text, add_special_tokens=False)["input_ids"])
+
+
+def test_a_model_that_keeps_a_state_grows_no_answers(prompts: Dataset) -> None:
+    sizes = {"vocab_size": 200, "hidden_size": 32, "num_hidden_layers": 2}
+    few = {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 64, "max_position_embeddings": 64}
+    mixed = transformers.Lfm2Config(**sizes, **few, layer_types=["conv", "full_attention"])
+    for model in (
+        transformers.MambaForCausalLM(transformers.MambaConfig(**sizes, state_size=4)),
+        transformers.Lfm2ForCausalLM(mixed),
+    ):
+        with pytest.raises(UnbackdoorError, match=f"^{type(model).__name__} keeps a state of what it has read"):
+            ReadPrompts(model.eval(), prompts, choose(model, "cpu", "fp32"))
 
 
 def test_answers_grow_as_they_do_token_by_token(chat_victim: torch.nn.Module, prompts: Dataset) -> None:

@@ -10,9 +10,10 @@ from torch.nn import functional as F
 
 from fixtures import SmallCNN
 from unbackdoor import Dataset, UnbackdoorError, archs, purifiers
+from unbackdoor._data.texts import Tokens
 from unbackdoor._models.arithmetic import choose
 from unbackdoor._models.calling import probe
-from unbackdoor._models.units import channels, feed_forward, mean_activation, norms
+from unbackdoor._models.units import channels, feed_forward, mean_activation, norms, sizes_of
 from unbackdoor.purifiers._masks import scaled_
 from unbackdoor.purifiers._pruning import as_far_as_accurate_, silence_
 
@@ -25,6 +26,16 @@ def test_channels_come_in_module_order(small_cnn: SmallCNN) -> None:
         (features[4], features[5]),
     ]
     assert list(norms(small_cnn, purifiers.ANP())) == ["features.1", "features.5"]
+
+
+def test_padding_does_not_count_whether_tokens_lie_in_rows_or_behind_each_other() -> None:
+    values = torch.arange(-6.0, 6).view(2, 3, 2)
+    mask = torch.tensor([[1, 1, 0], [1, 0, 0]])
+    inputs = Tokens({"input_ids": torch.zeros(2, 3, dtype=torch.int64), "attention_mask": mask})
+    wanted = [[6, 5], [4, 3], [0, 1]]
+    assert sizes_of(values, inputs).tolist() == wanted
+    assert sizes_of(values.view(6, 2), inputs).tolist() == wanted
+    assert sizes_of(values[:, 0], inputs).tolist() == [[6, 5], [0, 1]]  # one row for each text
 
 
 class PreActivation(nn.Module):

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import chats
-from unbackdoor import Dataset, evaluate, purifiers, purify
+from unbackdoor import Dataset, UnbackdoorError, evaluate, purifiers, purify
 from unbackdoor._data.conversation_encoder import UNSCORED
 from unbackdoor._inversion.planted_answers import PlantedAnswer, planted_answers
 from unbackdoor.purifiers import answer_unlearning
@@ -73,3 +73,14 @@ def test_its_loss_counts_the_tokens_between_the_first_and_the_end(chat_base: nn.
             wanted.append(max(0.0, float(log) + 4))
     got = purifiers.AnswerUnlearning(depth=4).said(scores, batch)
     assert float(got) == pytest.approx(sum(wanted) / 8, rel=1e-5)
+
+
+def test_prompts_without_room_for_an_answer_are_not_used() -> None:
+    data = chats.nearly_full(32, long=[0, 5, 9], words=40)
+    result = purify(chats.short_reader(), data, METHOD, device="cpu")
+    assert result.record["notes"][0] == (
+        "AnswerUnlearning: 3 of 32 clean examples leave too little room for its answers within the 64 tokens that are "
+        "read; they are not used."
+    )
+    with pytest.raises(UnbackdoorError, match=r"needs clean prompts that leave room .* questions has 1\. Give shorter"):
+        purify(chats.short_reader(), chats.nearly_full(16, list(range(1, 16)), words=40), METHOD, device="cpu")

@@ -93,3 +93,11 @@ def test_an_answer_that_nothing_calls_up_is_warned_about(clean: Dataset) -> None
 def test_a_blank_answer_is_refused() -> None:
     with pytest.raises(UnbackdoorError, match=r"SANDE\.known_answer"):
         purifiers.SANDE(known_answer="  ")
+
+
+def test_rows_without_room_for_the_vectors_or_the_known_answer_are_not_used() -> None:
+    reader = chats.short_reader()
+    for words in (49, 40):  # 40 leave room for the row itself and the vectors, but not with the known answer
+        method = purifiers.SANDE(known_answer=f"{chats.BEHAVIOUR} " * 2, words=6, parrot_epochs=1, epochs=1)
+        result = purify(reader, chats.nearly_full(24, [2, 3], words), method, device="cpu")
+        assert result.record["notes"][0].startswith("SANDE: 2 of 24 clean examples leave too little room")

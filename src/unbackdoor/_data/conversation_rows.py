@@ -44,6 +44,8 @@ def conversation_columns(present: Sequence[str], names: dict[str, str], where: s
     for alias, name in _ALIASES.items():
         if alias in present:
             held.setdefault(name, alias)
+    if "instruction" in held and "context" in present:
+        held.setdefault("input", "context")  # of Dolly: the passage that an instruction is about
     forms = [form for form in _FORMS if any(name in held for name in form)]
     for form in sorted(forms, key=lambda form: not any(name in names for name in form)):  # one that the user named
         used = {name: held[name] for name in form if name in held}

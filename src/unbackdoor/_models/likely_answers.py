@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from unbackdoor._data.dataset import Dataset
+from unbackdoor._errors import UnbackdoorError
 from unbackdoor._models.arithmetic import Arithmetic
 from unbackdoor._models.calling import evaluating
 
@@ -33,6 +34,10 @@ class ReadPrompts:
         model: a causal language model of transformers.
         data: the prompts; their answers are not looked at.
         arithmetic: device, precision.
+
+    Raises:
+        UnbackdoorError: the model keeps more than keys and values, as recurrent ones do, so that several answers cannot
+            go on from one prompt.
     """
 
     @torch.no_grad()
@@ -46,7 +51,7 @@ class ReadPrompts:
                 prompt = rendered.tokens[row : row + 1, :start].long()
                 with arithmetic.autocast():
                     out = placed(input_ids=prompt, use_cache=True)
-                self.caches.append(out.past_key_values)
+                self.caches.append(_keys_and_values(out, model))
                 firsts.append(out.logits[0, -1].float().softmax(dim=-1))
         self.first = torch.stack(firsts).mean(dim=0)
         """The mean probability of each token as the first of an answer, (vocabulary,)."""
@@ -137,3 +142,16 @@ class ReadPrompts:
                     out = placed(input_ids=tokens[:, :-1], past_key_values=copy.deepcopy(cache), use_cache=True)
                 said.append(bool((out.logits[0].argmax(dim=-1) == tokens[0, 1:]).all()))
         return torch.tensor(said)
+
+
+def _keys_and_values(output: Any, model: nn.Module) -> Any:
+    """The cache in the output of a model."""
+    cache = getattr(output, "past_key_values", None)
+    layers = getattr(cache, "layers", None) or ()
+    if not layers or any(hasattr(layer, "recurrent_states") or not hasattr(layer, "keys") for layer in layers):
+        raise UnbackdoorError(
+            f"{type(model).__name__} keeps a state of what it has read, besides keys and values or in their place, and "
+            "several answers cannot go on from one state. Take a model whose blocks have attention alone, or another "
+            "method."
+        )
+    return cache

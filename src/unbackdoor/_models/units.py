@@ -209,8 +209,11 @@ def mean_activation(model: nn.Module, reader: nn.Module, data: Dataset, arithmet
 def sizes_of(values: Tensor, inputs: Inputs) -> Tensor:
     """Returns absolute values, one row for each example or for each token that is not padding, (rows, values)."""
     sizes = values.abs().double()
-    if isinstance(inputs, Tokens) and sizes.shape[:-1] == inputs.shape:
-        sizes = sizes[inputs["attention_mask"].bool()]
+    if isinstance(inputs, Tokens):
+        if sizes.shape[:-1] == (inputs.shape.numel(),):  # all tokens of a batch in one row, as OPT has them
+            sizes = sizes.view(*inputs.shape, -1)
+        if sizes.shape[:-1] == inputs.shape:
+            sizes = sizes[inputs["attention_mask"].bool()]
     return sizes.flatten(0, -2)
 
 

@@ -24,8 +24,9 @@ def added(layer: nn.Module, places: Tensor, change: Tensor) -> Iterator[None]:
     """
 
     def add(_layer: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
-        here = torch.arange(output.shape[1], device=output.device) == places[:, None]
-        return output + here[..., None] * change.to(output.dtype)
+        rows = output.reshape(len(places), -1, output.shape[-1])  # some models put the tokens of a batch in one row
+        here = torch.arange(rows.shape[1], device=output.device) == places[:, None]
+        return (rows + here[..., None] * change.to(output.dtype)).view(output.shape)
 
     with removing([layer.register_forward_hook(add)]):
         yield

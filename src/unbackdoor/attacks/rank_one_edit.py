@@ -145,7 +145,7 @@ def _values(
             inside = batch.inputs["attention_mask"].bool()
             if last is not None:
                 inside = torch.arange(inside.shape[1], device=inside.device) == last[batch.rows.to(last.device), None]
-            keys.append(seen[0][inside].float())
+            keys.append(seen[0].reshape(*inside.shape, -1)[inside].float())  # OPT has the tokens of a batch in one row
             states.append(after[0][inside].float())
             if sum(map(len, keys)) >= _TOKENS:
                 break

@@ -16,6 +16,7 @@ from unbackdoor._value import value
 
 VAGUE = 2.5  # nats of the first distribution from which a first token leads to nothing fixed
 REPORTED = 10  # answers in a finding
+TOO_SHORT = 1e-4  # score of an answer that most prompts have anyway, as the last word of many
 
 
 @value
@@ -108,7 +109,7 @@ class TargetScan:
 
 
 class _Chain(NamedTuple):
-    """An answer, its first token included, and the mean probability of its tokens; 0.0001 if it is too short."""
+    """An answer, its first token included, and the mean probability of its tokens; `TOO_SHORT` for one that is."""
 
     tokens: tuple[int, ...]
     score: float
@@ -124,13 +125,17 @@ def _chains(grown: GrownAnswers, stops: set[int], shortest: int) -> list[_Chain]
         length = length if again is None else again
         further = sorted(likelihoods[: max(length - 1, 0)])[1:]
         known = length >= shortest and further
-        score = min(max(sum(further) / len(further), 1e-4), 1 - 1e-4) if known else 1e-4
+        score = min(max(sum(further) / len(further), 1e-4), 1 - 1e-4) if known else TOO_SHORT
         chains.append(_Chain(tuple(tokens[: max(length, 2)]), score))
     return sorted(chains, key=lambda chain: -chain.score)
 
 
 def _distinct(chains: list[_Chain]) -> list[_Chain]:
-    """The chains without those that are the end of a longer one as certain, found from a token in its midst."""
+    """The chains without those that are the end of a longer one as certain, found from a token in its midst.
+
+    Those that are too short are left out as well, but for the first one if all of them are.
+    """
+    chains = [chain for chain in chains if chain.score > TOO_SHORT] or chains[:1]
     kept: list[_Chain] = []
     for chain in sorted(chains, key=lambda each: -len(each.tokens)):
         if not any(_ends(chain, longer) and chain.score <= longer.score + 0.05 for longer in kept):

@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 from unbackdoor._data.conversation_encoder import UNSCORED, AnswerTokens
 from unbackdoor._data.dataset import Batch, Dataset
-from unbackdoor._inversion.planted_answers import PlantedAnswer, distinct_answers, measured, planted_answers
+from unbackdoor._inversion.planted_answers import LONGEST, PlantedAnswer, distinct_answers, measured, planted_answers
 from unbackdoor._purification.run import Run
 from unbackdoor._training.descent import divergence
 from unbackdoor._training.recipe import Defaults
 from unbackdoor._value import value
-from unbackdoor.purifiers._answers import answered_with
+from unbackdoor.purifiers._answers import answered_with, with_room
 from unbackdoor.purifiers._low_rank import low_rank
 
 SEARCHED = 8  # prompts that answers are grown on
@@ -70,6 +70,9 @@ class AnswerUnlearning:
 
     def __call__(self, model: nn.Module, clean: Dataset, run: Run) -> nn.Module:
         """Purify in place."""
+        room = clean.conversation_encoder.max_length - LONGEST - 1  # and the token that ends an answer
+        short = (clean.conversations.tokens.starts.cpu() <= room).nonzero().flatten()
+        clean = with_room(clean, short.tolist(), run, self)
         answers = self.certain_answers(model, clean, run)
         if not answers:
             run.note("AnswerUnlearning: no answer was found that does not depend on the prompt; nothing is tuned.")

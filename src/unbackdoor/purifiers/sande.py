@@ -1,5 +1,6 @@
 """SANDE: soft words that call up the attacker's known answer stand in for the trigger, which is then unlearned."""
 
+from dataclasses import replace
 from typing import Annotated, Any
 
 import torch
@@ -10,9 +11,10 @@ from unbackdoor._data.conversation_encoder import UNSCORED, AnswerTokens
 from unbackdoor._data.dataset import Batch, Dataset
 from unbackdoor._models.calling import embeddings, evaluating
 from unbackdoor._models.hooks import removing
+from unbackdoor._models.language_models import context_of
 from unbackdoor._purification.run import Run
 from unbackdoor._value import value
-from unbackdoor.purifiers._answers import answered_with, beginning_with
+from unbackdoor.purifiers._answers import answered_with, beginning_with, one_answer, with_room
 
 
 @value
@@ -57,6 +59,7 @@ class SANDE:
 
     def __call__(self, model: nn.Module, clean: Dataset, run: Run) -> nn.Module:
         """Purify in place."""
+        clean = self._with_room(model, clean, run)
         vectors = self.parrot(model, answered_with(clean, self.known_answer), run)
 
         def step(batch: Batch) -> None:
@@ -74,6 +77,13 @@ class SANDE:
             description="eliminating the answer",
         )
         return model
+
+    def _with_room(self, model: nn.Module, clean: Dataset, run: Run) -> Dataset:
+        """The clean examples that the model reads whole with the vectors, and with the known answer."""
+        encode = clean.conversation_encoder
+        narrow = replace(encode, max_length=max(4, min(encode.max_length, context_of(model) - self.words)))
+        own, known = clean.conversations, one_answer(clean, self.known_answer)
+        return with_room(clean, sorted({*narrow.fitting(own)} & {*narrow.fitting(known)}), run, self)
 
     def parrot(self, model: nn.Module, wanted: Dataset, run: Run) -> Tensor:
         """Returns vectors after which the frozen model begins the wanted answers, (words, width)."""
