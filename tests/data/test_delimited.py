@@ -193,6 +193,16 @@ def test_marks_between_tabs_are_letters_if_not_all_of_them_are_closed(
     ]
 
 
+def test_marks_between_tabs_join_no_rows_without_labels_either(tmp_path: Path) -> None:
+    lines = ["id\ttext", '0\t"a film', "1\tthe plot", '2\tthe cast"', "3\ta movie"]
+    (tmp_path / "d.tsv").write_text("\n".join(lines))
+    data = Dataset.load(tmp_path / "d.tsv", ENCODE, labelled=False)
+    assert [text for (text,) in data.texts.strings] == [line.split("\t")[1] for line in lines[1:]]
+    (tmp_path / "d.tsv").write_text('id\ttext\n0\t"a film\nin lines"\n1\tthe plot\n')
+    data = Dataset.load(tmp_path / "d.tsv", ENCODE, labelled=False)
+    assert [text for (text,) in data.texts.strings] == ["a film\nin lines", "the plot"]
+
+
 @pytest.mark.parametrize("other", ['"say ""cf"" again"\t1', '"a film\nin lines"\t1'])
 def test_a_lone_mark_between_tabs_next_to_marks_around_cells_is_refused(other: str, tmp_path: Path) -> None:
     content = f'text\tlabel\n{other}\n"film 12\t0\nfilm 13\t1\n'

@@ -218,18 +218,19 @@ def _check_swallowed(
 ) -> None:
     """Refuse a row over several lines of which more than one is a row of its own, with a label that other rows have.
 
-    A quotation mark that is not closed takes all rows up to the next one into its cell.
+    A quotation mark that is not closed takes all rows up to the next one into its cell. Without labels, the number of
+    cells says what is a row of its own, between tabs alone, which texts have rarely.
     """
     names = [name.strip() for name in rows[0]] if rows else []
-    if label not in names:
+    if label not in names and (delimiter != "\t" or len(names) < 2):
         return
-    width, place = len(names), names.index(label)
+    width, place = len(names), names.index(label) if label in names else 0
     many = [start != end for start, end in spans]
     labels = {row[place] for row, several in zip(rows[1:], many[1:], strict=True) if not several}
     labels = labels or {row[place] for row in rows[1:]}
     for start, end in (span for span, several in zip(spans, many, strict=True) if several):
         alone = [_row(line, delimiter, csv.QUOTE_NONE) for line in lines[start - 1 : end]]
-        if sum(len(cells) == width and cells[place] in labels for cells in alone) > 1:
+        if sum(len(cells) == width and (label not in names or cells[place] in labels) for cells in alone) > 1:
             raise UnbackdoorError(
                 f"{file} has a quotation mark in line {start} that is closed in line {end}, but the lines between look "
                 "like rows of their own. Write it twice if it is part of a text, or save the data as JSON lines."
