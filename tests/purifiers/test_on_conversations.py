@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from torch import nn
 from torch.nn import functional as F
 
@@ -222,3 +223,21 @@ def test_a_base_in_half_precision_is_the_same_numbers(
         for each in (half, copy.deepcopy(half).float())
     ]
     assert all(torch.equal(tensor, results[1][name]) for name, tensor in results[0].items())
+
+
+@pytest.mark.parametrize("experts", [True, False])
+def test_experts_that_no_matrix_of_low_rank_reaches_are_warned_of(experts: bool, clean: Dataset) -> None:
+    sizes = {"vocab_size": 200, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    few = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64}
+    config = transformers.MixtralConfig(**sizes, **few, num_local_experts=4)
+    model = transformers.MixtralForCausalLM(config).eval() if experts else chats.language_model()
+    result = purify(model, clean, purifiers.LoRATuning(epochs=1), device="cpu")
+    changed = {
+        name for name, tensor in model.state_dict().items() if not torch.equal(tensor, result.model.state_dict()[name])
+    }
+    warned = any(
+        "79% of the weights of MixtralForCausalLM are stacked experts" in each for each in result.record["warnings"]
+    )
+    assert warned is experts
+    assert not any("experts" in name for name in changed)
+    assert any("self_attn" in name for name in changed)

@@ -34,6 +34,20 @@ def low_rank(model: nn.Module, run: Run, method: object, *, rank: int, alpha: in
         raise UnbackdoorError(
             f"{type(method).__name__} needs a model of transformers, got {type(model).__name__}. Try fine-tuning."
         )
+    _warn_of_experts(model, run, method)
     wrapped = adapted(model, rank=rank, seed=run.seed, alpha=alpha)
     yield
     merged(wrapped)
+
+
+def _warn_of_experts(model: nn.Module, run: Run, method: object) -> None:
+    """Warn if most weights are experts that are stacked in one tensor, next to which no matrices can be put."""
+    weights = [weight for name, weight in model.named_parameters() if "embed" not in name]
+    experts = [weight for weight in weights if weight.ndim == 3]
+    share = sum(each.numel() for each in experts) / max(1, sum(each.numel() for each in weights))
+    if share > 0.5:
+        run.warn(
+            f"{type(method).__name__} trains matrices next to linear layers, but {share:.0%} of the weights of "
+            f"{type(model).__name__} are stacked experts, which this tuning leaves as they are. fine-tuning and "
+            "fine-mixing change them."
+        )
