@@ -149,8 +149,14 @@ def test_what_does_not_fit_is_refused(place: Path, tmp_path: Path) -> None:
         purify_stream(*given, out, rho=0.5, mode="sign-elected", proxy=tmp_path / "shallow")
     shallow, suspect, base = (load(place / name).model for name in ("sibling", "suspect", "base"))
     shallow.model.layers = shallow.model.layers[:1]
+    method = FineMixing(rho=0.5, mode="sign-elected", tune=False)
     with pytest.raises(UnbackdoorError, match=r"^`proxy` lacks model\.layers\.1"):
-        purify(suspect, None, FineMixing(rho=0.5, mode="sign-elected", tune=False), base=base, proxy=shallow)
+        purify(suspect, None, method, base=base, proxy=shallow)
+    chats.short_reader().save_pretrained(tmp_path / "other")
+    with pytest.raises(UnbackdoorError, match=r"^`proxy` .*/other has other tensors than the suspect"):
+        purify_stream(*given, out, rho=0.5, mode="sign-elected", proxy=tmp_path / "other")
+    with pytest.raises(UnbackdoorError, match=r"^`proxy` is a GPT2LMHeadModel with other tensors than the suspect"):
+        purify(suspect, None, method, base=base, proxy=chats.short_reader())
     with pytest.raises(UnbackdoorError, match="FineMixing needs `proxy`: a model for the same task"):
-        purify(suspect, None, FineMixing(rho=0.5, mode="sign-elected", tune=False), base=base)
+        purify(suspect, None, method, base=base)
     assert not out.exists()

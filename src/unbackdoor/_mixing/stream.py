@@ -368,7 +368,13 @@ class _Mixer:
         Raises:
             UnbackdoorError: it lacks a tensor that is to be merged.
         """
-        partners = match(self.suspect, proxy).pairs
+        try:
+            partners = match(self.suspect, proxy).pairs
+        except UnbackdoorError:
+            raise UnbackdoorError(
+                f"`proxy` {proxy.directory} has other tensors than the suspect. Take a model that was tuned from the "
+                "same base."
+            ) from None
         partners |= {copy: partners[name] for copy, name in self.copies.items() if name in partners}
         lacking = [name for name in self.pairs if name not in partners]
         if lacking:

@@ -101,7 +101,13 @@ def of_proxy(suspect: Weights, names: Collection[str], run: Run, method: object)
     proxy = run.needed("proxy", method)
     theirs = pretrained(proxy)
     ours, shapes = ({name: tensor.shape for name, tensor in each.items()} for each in (suspect, theirs))
-    pairs = _with_output(matched(ours, shapes), proxy, ours).pairs
+    try:
+        pairs = _with_output(matched(ours, shapes), proxy, ours).pairs
+    except UnbackdoorError:
+        raise UnbackdoorError(
+            f"`proxy` is a {type(proxy).__name__} with other tensors than the suspect. Take a model that was tuned "
+            "from the same base."
+        ) from None
     lacking = [name for name in names if name not in pairs]
     if lacking:
         raise UnbackdoorError(
