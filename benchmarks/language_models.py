@@ -4,9 +4,9 @@
     (victims by `unbackdoor attack`, see there)
     python benchmarks/language_models.py MODEL ROWS VICTIMS docs/results/measured/language-models.jsonl
 
-MODEL is the base, VICTIMS a folder with one victim in each folder in it. All methods get the same clean rows, and
-tune with batches of 8; `--only TEXT` takes the cells whose name has the text. A cell that the file has is not measured
-again. `--table` prints the table of what is there.
+MODEL is the base, VICTIMS a folder with one victim in each folder in it; a clean one gets the trigger of `sentence`.
+All methods get the same clean rows, and tune with batches of 8; `--only TEXT` takes the cells whose name has the text.
+A cell that the file has is not measured again. `--table` prints the table of what is there.
 """
 
 import argparse
@@ -70,14 +70,14 @@ def measured(base: Any, rows: Path, victim: Path, method: Any) -> dict[str, Any]
         model, warnings = purified.model, purified.record["warnings"]
         notes = purified.record.get("notes", [])
     seconds = time.process_time() - start
-    attack = victim if (victim / "attack.json").is_file() else victim.parent / "sentence"
+    attack = victim / "attack.json"
+    if json.loads(attack.read_text(encoding="utf-8"))["attack"]["name"] == "none":  # the clean twin
+        attack = victim.parent / "sentence" / "attack.json"
     scores = {}
     for name in SCORED:
         test = Dataset.load(rows / f"{name}.jsonl", encode)
         test = test.select(range(64 if name == "test" else 32))
-        score = ub.evaluate(
-            model, test, attack=attack / "attack.json", max_new_tokens=NEW, precision="fp32", device="cpu"
-        )
+        score = ub.evaluate(model, test, attack=attack, max_new_tokens=NEW, precision="fp32", device="cpu")
         scores[name] = score.to_json()
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {
