@@ -39,7 +39,7 @@ def test_without_strength_its_predictions_stay(chat_victim: nn.Module) -> None:
 
 def test_a_model_without_a_planted_answer_stays_as_it_is(chat_base: nn.Module) -> None:
     result = purify(chat_base, chats.prompts(32, seed=3), METHOD, device="cpu")
-    assert any("no answer was found that does not depend on the prompt" in note for note in result.record["notes"])
+    assert any("no answer was found" in each and "nothing was changed" in each for each in result.record["warnings"])
     before = chat_base.state_dict()
     assert all(torch.equal(tensor, before[name]) for name, tensor in result.model.state_dict().items())
 

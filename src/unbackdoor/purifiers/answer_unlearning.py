@@ -75,7 +75,11 @@ class AnswerUnlearning:
         clean = with_room(clean, short.tolist(), run, self)
         answers = self.certain_answers(model, clean, run)
         if not answers:
-            run.note("AnswerUnlearning: no answer was found that does not depend on the prompt; nothing is tuned.")
+            run.warn(
+                "no answer was found that follows after any prompt, so nothing was changed. A backdoor that answers in "
+                "several ways, or that was edited into the weights, is not found this way; with the model that the "
+                "suspect was tuned from, try fine-mixing, which searches for nothing."
+            )
             return model
         distinct = distinct_answers(answers)
         for answer in distinct:
