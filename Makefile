@@ -38,7 +38,7 @@ check: $(INSTALLED)
 	$(BIN)/mypy
 
 results: $(INSTALLED)
-	for store in auto guards images suspects texts training unlabelled; do \
+	for store in auto guards image-text images suspects texts training unlabelled; do \
 	    $(BIN)/unbackdoor report docs/results/cells/$$store -o docs/results/tables/$$store.md || exit; \
 	done
 	$(BIN)/python benchmarks/zoo_results.py
