@@ -68,7 +68,7 @@ def test_a_picture_of_two_captions_is_one() -> None:
 def test_a_prompt_of_two_answers_is_one() -> None:
     data = chats.prompts(4)
     entry = data.conversations.entries[0]
-    both = data.replaced(torch.tensor([1]), replace(data.items, entries=(replace(entry, answer="another"),)))
+    both = data.replaced(torch.tensor([1]), replace(data.conversations, entries=(replace(entry, answer="another"),)))
     assert len(distinct(both, lambda _: None)) == len(inputs(both)) < len(both)
 
 

@@ -24,9 +24,11 @@ SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "i
 
 @pytest.fixture(scope="module")
 def texts() -> Dataset:
-    """32 texts of 2 to 5 words."""
+    """32 different texts of 2 to 5 words."""
     words = toys.WORDS
-    strings = tuple((" ".join(words[(row * 5 + place) % 20] for place in range(2 + row % 4)),) for row in range(32))
+    strings = tuple(
+        (" ".join(words[(row + 7 * place) % len(words)] for place in range(2 + row % 4)),) for row in range(32)
+    )
     encode = TextEncoder(tokenizer=toys.tokenizer(), max_length=16)
     return Dataset(items=Texts(strings, ("text",)), labels=torch.arange(32) % 2, encode=encode, name="sentences")
 
