@@ -515,8 +515,8 @@ def test_the_grids_of_this_project_are_right(
         # 4 victims and a control of 3 seeds, by 2 guards; 3 victims of texts and a control, and one of others, by 4
         "guards": (4 + 1) * 3 * (1 + 2),
         "text-guards": (3 + 1) * 3 * (1 + 4) + 2 * (1 + 4),
-        # 4 victims and a control of 3 seeds, by 3 methods and 2 trainers
-        "image-text": (4 + 1) * 3 * (1 + 3 + 1),
+        # 4 victims and a control of 3 seeds, by 4 methods and a trainer
+        "image-text": (4 + 1) * 3 * (1 + 4 + 1),
         # 2 victims and a control, by 17 methods, 3 seeds and 2 budgets; 6 more victims, and on all weights one with its
         # control, by 5 methods
         "language-models": 3 * (1 + 17 * 3 * 2) + (6 + 2) * (1 + 5),

@@ -154,7 +154,8 @@ def test_methods_are_listed_by_what_a_user_has(shown: Shown) -> None:
     assert {"crow", "answer-unlearning"} <= set(firsts[prompts])
     assert "lora-tuning" in groups[prompts].partition("and from above:")[2]
     assert "fst" not in groups[prompts].split()
-    assert (pairs, firsts[pairs]) == ("clean pairs of image and caption", ["cleanclip"])
+    assert pairs.startswith("clean pairs of image and caption: start with patch-unlearning (")
+    assert firsts[pairs] == ["patch-unlearning", "cleanclip"]
     assert base.startswith("the pre-trained base of the model, or another model for its task: start with mixing-")
     assert set(firsts[base]) >= {"mixing-distillation", "fine-mixing", "e-pur", "module-substitution"}
     assert (nothing, firsts[nothing]) == ("nothing but the model", ["clp"])

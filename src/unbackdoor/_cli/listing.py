@@ -73,7 +73,7 @@ _GROUPS: tuple[tuple[str, tuple[Modality, ...], Callable[[Entry], bool]], ...] =
     ("With clean images", ("images",), _has("images")),
     ("With clean texts", ("text",), _has("text")),
     ("With clean prompts and their answers", ("conversations",), _has("conversations")),
-    ("With clean pairs of image and caption", (), _has("image-text")),
+    ("With clean pairs of image and caption", ("image-text",), _has("image-text")),
     ("With the pre-trained base of the model, or another model for its task", ("images", "text"), _wants_a_model),
     ("With nothing but the model", (), lambda entry: Need.CLEAN not in entry.needs and not _wants_a_model(entry)),
 )

@@ -374,6 +374,18 @@ REGISTRY = (
         "lower `learning_rate` or `weight`, or give more clean pairs",
     ),
     Entry(
+        "patch-unlearning",
+        "unbackdoor.purifiers.patch_unlearning:PatchUnlearning",
+        "find the small patches that bring different images together, and tune their effect away; this project's own",
+        needs=(Need.CLEAN,),
+        passes=40,
+        cost="each over twice the images, and two searches of 200 steps",
+        modality=("image-text",),
+        recommended=("image-text",),
+        damage="the learning rate was probably too high for this model: lower `learning_rate`, or give more clean "
+        "pairs",
+    ),
+    Entry(
         "crow",
         "unbackdoor.purifiers.crow:CROW",
         "CROW: tune so that neighbouring blocks leave similar states, also if the embeddings are perturbed",

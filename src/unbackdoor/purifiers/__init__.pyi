@@ -30,6 +30,7 @@ from .module_substitution import ModuleSubstitution as ModuleSubstitution
 from .nad import NAD as NAD
 from .neural_cleanse import NeuralCleanse as NeuralCleanse
 from .pam import PAM as PAM
+from .patch_unlearning import PatchUnlearning as PatchUnlearning
 from .pure import PURE as PURE
 from .rnp import RNP as RNP
 from .sande import SANDE as SANDE
