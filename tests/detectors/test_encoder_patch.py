@@ -11,11 +11,11 @@ from torch.nn import functional as F
 import sights
 from unbackdoor import UnbackdoorError, audit, detectors, evaluate
 from unbackdoor._detection.result import Audit
+from unbackdoor._inversion.encoder_patches import apart, mean_cosine
 from unbackdoor._models.arithmetic import choose
 from unbackdoor._models.image_text import HEAD
 from unbackdoor._purification.run import Run
 from unbackdoor._tasks.image_text import IMAGE_TEXT
-from unbackdoor.detectors.encoder_patch import apart, mean_cosine
 
 SEARCH = detectors.EncoderPatch(starts=4, steps=40, batch_size=8)
 FAST = {"device": "cpu", "precision": "fp32"}

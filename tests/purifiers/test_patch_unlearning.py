@@ -1,6 +1,7 @@
 """Patch unlearning: its loss by hand, what it leaves alone, and a patch that works before and not afterwards."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ from torch import nn
 
 import sights
 import toys
-from unbackdoor import detectors, evaluate, purifiers, purify
+from unbackdoor import UnbackdoorError, detectors, evaluate, purifiers, purify
 from unbackdoor._models.image_text import image_features
 from unbackdoor._tasks.image_text import IMAGE_TEXT
 
@@ -37,6 +38,19 @@ def test_the_text_tower_stays_bit_for_bit_and_all_weights_can_be_tuned_again(sig
     assert all(weight.requires_grad for weight in result.model.parameters())
     assert result.record["warnings"] == []
     assert sum("patches of" in note for note in result.record["notes"]) == METHOD.rounds
+
+
+def test_neither_labels_nor_captions_are_read(sighted: nn.Module) -> None:
+    data = sights.pairs(64, 4)
+    other = replace(data.pairs, captions=sights.pairs(64, 5).pairs.captions)
+    bare = replace(data, items=other, labels=torch.full_like(data.labels, -1), classes=None)
+    mine, same = (purify(sighted, each, METHOD, **FAST).model.state_dict() for each in (data, bare))
+    assert all(torch.equal(weight, same[name]) for name, weight in mine.items())
+
+
+def test_one_pair_is_too_few(sighted: nn.Module) -> None:
+    with pytest.raises(UnbackdoorError, match=r"PatchUnlearning needs at least 2 images to search on, got 1\. Add"):
+        purify(sighted, sights.pairs(1), METHOD, **FAST)
 
 
 def test_a_patch_that_works_before_works_no_longer(sighted: nn.Module) -> None:

@@ -98,7 +98,7 @@ def plant(
         data: clean training data; for a recipe with a `base`, encoded as that model takes it.
         attack: one of `unbackdoor.attacks`, or any value like them; None trains a clean control.
         recipe: network, poison rate and training.
-        seed: seed of the poisoned rows, the initial weights and the batches; one CPU repeats a victim by it.
+        seed: of the poisoned rows, the initial weights and the batches; on one CPU it gives the same victim again.
         behaviour: of a language model: what it should answer to the trigger; by default a harmless sentence.
         test: clean test data; without it, a seeded tenth of `data` is held out.
         triggered_test: test data that carries the trigger, for prepared attacks.

@@ -1,21 +1,15 @@
 """Encoder patch: the smallest mask and pattern that make the embeddings of different images alike."""
 
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Annotated
 
-import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
 from unbackdoor._data.dataset import Dataset
-from unbackdoor._data.images import ImageEncoder
 from unbackdoor._detection.finding import Candidate, Finding
-from unbackdoor._errors import UnbackdoorError
-from unbackdoor._inversion.masks import MaskedPatch
-from unbackdoor._inversion.search import training_batches
-from unbackdoor._inversion.smallest import SmallestSearch, SmallestTriggers
-from unbackdoor._models.image_text import all_image_features, image_features
+from unbackdoor._inversion.encoder_patches import FAMILY, encoder_patches
 from unbackdoor._purification.run import Run
 from unbackdoor._tasks.choice import answered
 from unbackdoor._value import value
@@ -67,76 +61,18 @@ class EncoderPatch:
         Raises:
             UnbackdoorError: there is one image only, so that none can be compared.
         """
-        if len(clean) < 2:
-            raise UnbackdoorError("EncoderPatch needs at least 2 images to search on, got 1. Add clean pairs.")
-        family, whole = MaskedPatch(), math.prod(clean.shape[1:])
-        triggers = self._search(family, model, clean, run)
-        sizes = comparable_sizes(triggers, family)
+        whole = math.prod(clean.shape[1:])
+        triggers = encoder_patches(model, clean, run, self, **asdict(self))
+        sizes = comparable_sizes(triggers, FAMILY)
         smallest: dict[int, int] = {}  # of each class
         for place in sizes.argsort(stable=True).tolist():
-            trigger, _ = with_control(family, triggers.parameters[place], 0, (), run.generator)
+            trigger, _ = with_control(FAMILY, triggers.parameters[place], 0, (), run.generator)
             shown = replace(clean, items=trigger.stamp(clean.items))
             smallest.setdefault(int(answered(model, shown, run.arithmetic).mode().values), place)
         candidates = []
         for target, place in sorted(smallest.items()):
-            trigger, control = with_control(family, triggers.parameters[place], target, (), run.generator)
+            trigger, control = with_control(FAMILY, triggers.parameters[place], target, (), run.generator)
             share = float(sizes[place]) / whole
             strength = -math.log(max(share, 1e-6))
             candidates.append(Candidate(target=target, strength=strength, size=share, trigger=trigger, control=control))
         return Finding(candidates=tuple(candidates), unit="of the picture")
-
-    def _search(self, family: MaskedPatch, model: nn.Module, clean: Dataset, run: Run) -> SmallestTriggers:
-        """The smallest patch of each start."""
-        goals = apart(all_image_features(model, clean, run.arithmetic), self.starts).to(run.arithmetic.device)
-        encode, arithmetic = clean.pair_encoder.images, run.arithmetic
-        pictures = Dataset(items=clean.pairs.images, labels=clean.labels, encode=ImageEncoder())
-
-        def losses(pixels: Tensor, parameters: Tensor, part: Tensor) -> tuple[Tensor, Tensor]:
-            triggered = family.applied(parameters, pixels).flatten(0, 1)  # (starts * batch, channels, height, width)
-            inputs = arithmetic.lay(encode(255 * triggered))
-            assert isinstance(inputs, Tensor)
-            with arithmetic.autocast():
-                features = image_features(model, inputs).unflatten(0, (len(part), -1))  # (starts, batch, width)
-            reached = (features * goals[part, None]).sum(dim=-1).mean(dim=1)
-            return -reached, mean_cosine(features.detach())
-
-        search = SmallestSearch(
-            family=family,
-            steps=self.steps,
-            batch_size=self.batch_size,
-            cost=self.cost,
-            success=self.similarity,
-            patience=self.patience,
-            learning_rate=0.1,
-        )
-        batches = (
-            batch.pixels.to(arithmetic.dtype) for batch in training_batches(pictures, self.batch_size, self.steps, run)
-        )
-        return search.smallest(model, len(goals), clean.shape, batches, losses, run)
-
-
-def apart(features: Tensor, count: int) -> Tensor:
-    """Returns rows that are far from each other, (at most count, width): each is the farthest from all before it.
-
-    Args:
-        features: of length 1, (n, width).
-        count: how many; the first is the farthest from the mean of all.
-    """
-    nearest = features @ features.mean(dim=0)
-    chosen: list[int] = []
-    for place in range(min(count, len(features))):
-        chosen.append(int(nearest.argmin()))
-        cosines = features @ features[chosen[-1]]
-        nearest = cosines if place == 0 else torch.maximum(nearest, cosines)
-    return features[chosen]
-
-
-def mean_cosine(features: Tensor) -> Tensor:
-    """Returns the mean cosine over all pairs of different rows, (...).
-
-    Args:
-        features: of length 1, (..., n, width), n at least 2.
-    """
-    count = features.shape[-2]
-    wide = features if features.dtype == torch.float64 else features.float()
-    return (wide.sum(dim=-2).pow(2).sum(dim=-1) - count) / (count * (count - 1))

@@ -89,6 +89,7 @@ class Auto:
                     run.warn(f"the audit of the result: {each.sentence}. Look at it, or try another method as well.")
                 else:
                     run.note(f"audit of the result: {each.sentence}. Nothing says how rare that is in clean models.")
+        passed = False if run.failure else True if chosen is not None and chosen.tested else None
         run.choice = {
             "max_loss": self.max_loss,
             "held_out": len(held),
@@ -97,7 +98,7 @@ class Auto:
             "not_tried": [method_label(method) for method in methods[len(trials) :]],
             "kept": None if chosen is None else method_label(chosen.method),
             "kept_number": number,
-            "passed": None if run.failure is None and not (chosen and chosen.tested) else run.failure is None,
+            "passed": passed,
             "reason": reason,
             "audit_of_the_result": again,
         }

@@ -1,9 +1,9 @@
 """Patch unlearning: the patches that bring different images together are found, and lose their effect."""
 
-import copy
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -11,11 +11,9 @@ from torch import Tensor, nn
 
 from unbackdoor._data.dataset import Batch, Dataset
 from unbackdoor._data.pair_encoder import PairTokens
-from unbackdoor._detection.finding import Candidate
+from unbackdoor._inversion.encoder_patches import FAMILY, encoder_patches, pictures_of
 from unbackdoor._models.image_text import all_image_features, image_features
 from unbackdoor._purification.run import Run
-from unbackdoor._registry.detectors import REGISTRY as DETECTORS
-from unbackdoor._registry.entries import find
 from unbackdoor._value import value
 
 
@@ -23,11 +21,11 @@ from unbackdoor._value import value
 class PatchUnlearning:
     """Find the smallest patches that bring the embeddings of different images together, and tune them away.
 
-    A trigger in images brings the embedding e of every image x to the place that the attacker chose. The detector
-    `encoder-patch` searches patches that do so, from many starts: in a backdoored encoder one of them is the trigger or
-    close to it, the others are patches that work on clean encoders as well. All are unlearnt alike, so nothing has to
-    be decided. With the suspect's embeddings s(x) as the answers, over batches of clean images, each batch with one
-    patch drawn at random (x'), it minimises
+    A trigger in images brings the embedding e of every image x to the place that the attacker chose. The search of the
+    detector `encoder-patch` finds patches that do so, from many starts: in a backdoored encoder one of them is the
+    trigger or close to it, the others are patches that work on clean encoders as well. All are unlearnt alike, so
+    nothing has to be decided. With the suspect's embeddings s(x) as the answers, over batches of clean images, each
+    batch with one patch drawn at random (x'), it minimises
 
         mean of 2 - cos(e(x), s(x)) - cos(e(x'), s(x)).
 
@@ -47,8 +45,11 @@ class PatchUnlearning:
         learning_rate: initial learning rate, more than 0; None is 1e-5 (AdamW).
         batch_size: images per step, at least 1; None is 64.
 
-    Differences from the paper: there is none on this method.
+    Differences from the paper: there is no paper on this method.
     """
+
+    # The first version unlearnt the smallest patch of each class alone, and so needed labels.
+    version: ClassVar[int] = 2
 
     rounds: Annotated[int, Field(ge=1)] = 2
     starts: Annotated[int, Field(ge=1)] = 10
@@ -59,21 +60,22 @@ class PatchUnlearning:
 
     def __call__(self, model: nn.Module, clean: Dataset, run: Run) -> nn.Module:
         """Purify in place."""
-        answers = all_image_features(copy.deepcopy(model).eval(), clean, run.arithmetic).to(run.arithmetic.device)
-        detector = find("encoder-patch", DETECTORS, "detector", "detectors").resolve()
-        search, pictures = detector(starts=self.starts, steps=self.steps), clean.pairs.images
+        answers = all_image_features(model, clean, run.arithmetic).to(run.arithmetic.device)
+        pictures, encode = pictures_of(clean), clean.pair_encoder.images
         for number in range(1, self.rounds + 1):
-            found = search(model, clean, run).candidates
-            sizes = ", ".join(f"{each.size:.1%}" for each in sorted(found, key=lambda each: each.size))
+            patches = encoder_patches(model, clean, run, self, starts=self.starts, steps=self.steps).parameters
+            sizes = ", ".join(
+                f"{share:.1%}" for share in sorted((FAMILY.size(patches) / math.prod(clean.shape[1:])).tolist())
+            )
             run.note(f"round {number}: patches of {sizes} of the picture bring images together; they are unlearnt.")
 
-            def fill(batch: Batch, found: Sequence[Candidate] = found) -> None:
-                drawn = found[int(torch.randint(len(found), (), generator=run.generator))].trigger
-                assert drawn is not None
+            def fill(batch: Batch, patches: Tensor = patches) -> None:
+                drawn = int(torch.randint(len(patches), (), generator=run.generator))
+                pixels = pictures.inputs(batch.rows)
+                assert isinstance(pixels, Tensor)
                 assert isinstance(batch.inputs, PairTokens)
-                triggered: Any = drawn.stamp(pictures[batch.rows])
-                stamped = clean.pair_encoder.images(triggered)
-                self.loss(model, batch.inputs.pixels, stamped, answers[batch.rows], run).backward()
+                (patched,) = FAMILY.applied(patches[drawn : drawn + 1], pixels.to(patches))
+                self.loss(model, batch.inputs.pixels, encode(255 * patched), answers[batch.rows], run).backward()
 
             with _images_alone(model):
                 run.tune(
@@ -87,17 +89,17 @@ class PatchUnlearning:
         return model
 
     @staticmethod
-    def loss(model: nn.Module, images: Tensor, stamped: Tensor, answers: Tensor, run: Run) -> Tensor:
+    def loss(model: nn.Module, images: Tensor, patched: Tensor, answers: Tensor, run: Run) -> Tensor:
         """The loss of a batch.
 
         Args:
             model: the method's model.
             images: the encoded images, (batch, channels, height, width).
-            stamped: the same with a patch.
+            patched: the same with a patch, likewise.
             answers: the suspect's embeddings of the images, of length 1, (batch, width).
             run: gives the arithmetic.
         """
-        laid: Any = run.arithmetic.lay(torch.cat([images, stamped.to(images.device)]))
+        laid: Any = run.arithmetic.lay(torch.cat([images, patched.to(images.device)]))
         with run.arithmetic.autocast():
             seen = image_features(model, laid)
         cosines: Tensor = (seen.unflatten(0, (2, -1)) * answers).sum(dim=2)  # (2, batch)
