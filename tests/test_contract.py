@@ -15,7 +15,18 @@ import sights
 import toys
 from fixtures import SmallCNN
 from pictures import write_pictures
-from unbackdoor import Dataset, UnbackdoorError, VictimRecipe, archs, attacks, detectors, guards, purifiers, trainers
+from unbackdoor import (
+    Dataset,
+    UnbackdoorError,
+    VictimRecipe,
+    archs,
+    attacks,
+    detectors,
+    guards,
+    purifiers,
+    purify,
+    trainers,
+)
 from unbackdoor._detection.finding import Candidate, Finding
 from unbackdoor._guarding.guard import Scored
 from unbackdoor._models.perplexity import Perplexity
@@ -111,6 +122,15 @@ def test_methods_keep_the_contract_on_conversations(entry, chat_victim: nn.Modul
 def test_methods_keep_the_contract_on_pairs(entry) -> None:
     model = sights.clip()
     check_method(quick(entry), model, sights.pairs(64), base=nearly(model) if Need.BASE in entry.needs else None)
+
+
+@pytest.mark.parametrize("entry", methods_on("image-text"), ids=lambda entry: entry.name)
+def test_methods_on_pairs_need_no_labels(entry) -> None:
+    model = sights.clip()
+    base = nearly(model) if Need.BASE in entry.needs else None
+    done = purify(model, sights.pairs(64, labelled=False), quick(entry), base=base, device="cpu", precision="fp32")
+    assert done.record["clean"]["n"] == 64
+    assert "per_class" not in done.record["clean"]
 
 
 @pytest.mark.parametrize("entry", attacks_on("text"), ids=lambda entry: entry.name)

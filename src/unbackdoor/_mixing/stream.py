@@ -40,8 +40,6 @@ from unbackdoor._value import check_seed
 
 logger = logging.getLogger("unbackdoor")
 
-ELECTED = "sign-elected"
-
 
 def purify_stream(
     model: str | Path | ModelDirectory,
@@ -175,11 +173,11 @@ def _written_adapter(
 def _check_setting(rho: float, mode: str, seed: int, proxy: object) -> None:
     if isinstance(rho, bool) or not isinstance(rho, (int, float)) or not 0 <= rho <= 1:
         raise UnbackdoorError(f"`rho` must be a number between 0 and 1, got {rho!r}.")
-    if mode not in (*get_args(Mode), ELECTED):
-        raise UnbackdoorError(f"`mode` must be one of {', '.join(get_args(Mode))}, {ELECTED}, got {mode!r}.")
-    if (mode == ELECTED) != (proxy is not None):
+    if mode not in (*get_args(Mode), "sign-elected"):
+        raise UnbackdoorError(f"`mode` must be one of {', '.join(get_args(Mode))}, sign-elected, got {mode!r}.")
+    if (mode == "sign-elected") != (proxy is not None):
         raise UnbackdoorError(
-            f"`mode={ELECTED}` goes with `proxy`, the model whose changes from the base are merged with those of the "
+            "`mode=sign-elected` goes with `proxy`, the model whose changes from the base are merged with those of the "
             "suspect. Give both, or leave both out."
         )
     check_seed(seed)
