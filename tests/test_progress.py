@@ -43,6 +43,27 @@ def test_a_line_says_how_far_it_is(capsys: pytest.CaptureFixture[str], monkeypat
     assert capsys.readouterr() == ("", f"{description}: 1 of 4 steps, 2 min left\n")
 
 
+def test_each_part_of_a_long_command_has_a_line_after_ten_seconds(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first detectors of an audit had used up the lines: a later one said nothing for an hour."""
+    now = 0.0
+    monkeypatch.setattr(_progress, "time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(_progress, "pace", _progress.Pace(-100_000.0))
+    for name in ("patch (1 of 2)", "warp (2 of 2)"):
+        _progress.pace.wait = 1e6  # as after a night
+        with _progress.part(_progress.bar, name)("inverting triggers", 4) as advance:
+            now += 12
+            advance()
+    assert capsys.readouterr().err.splitlines() == [
+        "patch (1 of 2): inverting triggers: 1 of 4 steps, 36 s left",
+        "warp (2 of 2): inverting triggers: 1 of 4 steps, 36 s left",
+    ]
+    before = _progress.pace
+    _progress.part(_progress.silent, "margin")
+    assert _progress.pace is before  # one that shows nothing changes nothing for others
+
+
 def test_a_short_run_leaves_nothing_in_a_log() -> None:
     done = subprocess.run([sys.executable, "-c", RUN], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("", "")

@@ -13,9 +13,13 @@ Advance = Callable[[], None]
 Progress = Callable[[str, int], AbstractContextManager[Advance]]
 
 
+def nothing() -> None:
+    """An advance that shows nothing."""
+
+
 def silent(description: str, steps: int) -> AbstractContextManager[Advance]:
     """A progress that shows nothing."""
-    return nullcontext(lambda: None)
+    return nullcontext(nothing)
 
 
 class Pace:
@@ -36,7 +40,20 @@ class Pace:
         return True
 
 
-pace = Pace(time.monotonic())  # of the whole command, however many bars it has
+pace = Pace(time.monotonic())  # of the whole command, or of one of its parts, however many bars it has
+
+
+def part(progress: Progress, name: str) -> Progress:
+    """Begin a part of a command that may take hours: a log gets its first line after 10 seconds again.
+
+    Args:
+        progress: of the command.
+        name: of the part, which each description begins with.
+    """
+    global pace
+    if progress is not silent:
+        pace = Pace(time.monotonic())
+    return lambda description, steps: progress(f"{name}: {description}", steps)
 
 
 @contextmanager

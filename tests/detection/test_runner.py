@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -117,6 +118,32 @@ class TestWithoutLabels:
             "audit needs examples of several classes, but the model takes all of digits for 7. Give other examples, or "
             "look at the preprocessing."
         )
+
+
+def test_progress_says_which_detector_of_how_many_it_is(
+    backdoored: tuple, digits: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from unbackdoor._detection import audit as runner
+
+    said: list[str] = []
+
+    def bar(description: str, steps: int):
+        said.append(description)
+        return nullcontext(lambda: None)
+
+    monkeypatch.setattr(runner, "bar", bar)
+    audit(
+        backdoored[0],
+        digits.select(range(1400, 1440)),
+        detectors=[QUICK, detectors.Noise(steps=1, examples=2)],
+        progress=True,
+    )
+    assert said == [
+        "patch (1 of 2): inverting triggers",
+        "noise (2 of 2): searching noise",
+        "judging patch",
+        "judging noise",
+    ]
 
 
 class TestEqualExamples:

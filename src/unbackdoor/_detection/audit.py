@@ -33,7 +33,7 @@ from unbackdoor._models.linear_heads import exchange_head_
 from unbackdoor._models.matching import matched
 from unbackdoor._models.untrusted_weights import check_finite
 from unbackdoor._modes import in_own_modes
-from unbackdoor._progress import Progress, bar, silent
+from unbackdoor._progress import Progress, bar, part, silent
 from unbackdoor._purification.form import working_copy
 from unbackdoor._purification.run import Run
 from unbackdoor._registry.detectors import REGISTRY
@@ -397,8 +397,10 @@ def _searched(
     refusals: dict[str, UnbackdoorError] = {}
     if clean.modality == "images":
         _check_passes_gradients(model, clean)
-    for name, detector in chosen:
+    shown = run.progress
+    for place, (name, detector) in enumerate(chosen, start=1):
         start = time.perf_counter()
+        run.progress = part(shown, f"{name} ({place} of {len(chosen)})")
         # Each detector has its own draws, so that leaving one out does not change the others.
         run.generator = torch.Generator().manual_seed(run.seed)
         try:
@@ -413,6 +415,7 @@ def _searched(
         if finding.note:
             run.note(finding.note)
         searches[name] = _Search(finding, _settings(detector), round(time.perf_counter() - start, 3))
+    run.progress = shown
     if asked and refusals and not searches:
         raise next(iter(refusals.values()))
     return searches, list(refusals) if asked else []

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from unbackdoor._data.dataset import Dataset
 from unbackdoor._data.edited_texts import made_of, put, shortened, vocabulary
 from unbackdoor._models.calling import embeddings
+from unbackdoor._progress import Advance, nothing
 from unbackdoor._purification.run import Run
 from unbackdoor._tasks.classification import answers
 
@@ -111,18 +112,18 @@ class VocabularySearch:
         draw = random.Random(self.run.seed)
         number = {word: place for place, word in enumerate(words)}
         totals: list[Tensor] = []  # (words, classes) each
-        with self.run.progress("searching the vocabulary", len(rows)) as advance:
+        batches = self._batches(math.ceil(len(words) / self.group))
+        with self.run.progress("searching the vocabulary", len(rows) * batches) as advance:
             for row in rows:
                 shuffled = draw.sample(words, len(words))
                 groups = [shuffled[first : first + self.group] for first in range(0, len(words), self.group)]
                 tried = [(row, " ".join(group)) for group in groups]
-                of_groups = self.margins_with(short, tried, side)  # (groups, classes)
+                of_groups = self.margins_with(short, tried, side, advance)  # (groups, classes)
                 group_of = torch.arange(len(groups)).repeat_interleave(self.group)[: len(words)]
                 total = torch.empty(len(words), of_groups.shape[1])
                 total[[number[word] for word in shuffled]] = of_groups[group_of]
                 total[:, predicted[row]] = 0  # a text is not evidence about its own class
                 totals.append(total)
-                advance()
         kinds = set(predicted[rows].tolist())
         labels = [label for label in range(totals[0].shape[1]) if kinds != {label}]
         count = min(self.shortlist, len(words))
@@ -148,7 +149,10 @@ class VocabularySearch:
         """
         predicted = answers(self.model, self.clean, self.run.arithmetic).argmax(dim=1)
         rows = self.probes(self.clean, predicted, 6)
-        of_words = torch.stack([self.margins_with(self.clean, [(row, word) for word in words], side) for row in rows])
+        with self.run.progress("trying words alone", len(rows) * self._batches(len(words))) as advance:
+            of_words = torch.stack(
+                [self.margins_with(self.clean, [(row, word) for word in words], side, advance) for row in rows]
+            )
         others = {label: predicted[rows] != label for label in range(of_words.shape[2])}
         return {label: of_words[of, :, label].mean(dim=0) for label, of in others.items() if bool(of.any())}
 
@@ -160,10 +164,16 @@ class VocabularySearch:
         kinds = list(dict.fromkeys(int(predicted[row]) for row in order))[:2]
         return [row for kind in kinds for row in [row for row in order if predicted[row] == kind][:count]]
 
-    def margins_with(self, texts: Dataset, tried: Iterable[tuple[int, str]], side: int) -> Tensor:
+    def margins_with(
+        self, texts: Dataset, tried: Iterable[tuple[int, str]], side: int, advance: Advance = nothing
+    ) -> Tensor:
         """Returns the margins of all classes, (n, classes), with words put into the middle of texts."""
         strings = [put(texts.texts.strings[row], words, side, 0.5) for row, words in tried]
-        return margins(answers(self.model, made_of(texts, strings), self.run.arithmetic))
+        return margins(answers(self.model, made_of(texts, strings), self.run.arithmetic, advance))
+
+    def _batches(self, count: int) -> int:
+        """Returns the batches that some texts are scored in."""
+        return math.ceil(count / self.run.arithmetic.evaluation_batch)
 
     def moved_share(self, words: str, label: int, side: int) -> float:
         """Returns the share of clean texts of other classes (by the model's answers) that words move to a class."""

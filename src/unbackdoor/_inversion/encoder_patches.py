@@ -9,6 +9,7 @@ from unbackdoor._errors import UnbackdoorError
 from unbackdoor._inversion.masks import MaskedPatch
 from unbackdoor._inversion.search import training_batches
 from unbackdoor._inversion.smallest import SmallestSearch, SmallestTriggers
+from unbackdoor._inversion.triggers import size_for_model
 from unbackdoor._models.image_text import all_image_features, image_features
 from unbackdoor._purification.run import Run
 
@@ -78,7 +79,7 @@ def encoder_patches(
     batches = (
         batch.pixels.to(arithmetic.dtype) for batch in training_batches(pictures_of(clean), batch_size, steps, run)
     )
-    return search.smallest(model, len(goals), clean.shape, batches, losses, run)
+    return search.smallest(model, len(goals), clean.shape, size_for_model(encode, clean.shape), batches, losses, run)
 
 
 def pictures_of(clean: Dataset) -> Dataset:

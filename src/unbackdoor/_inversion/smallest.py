@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from unbackdoor._data.dataset import Dataset
 from unbackdoor._inversion.search import frozen, training_batches
-from unbackdoor._inversion.triggers import encoded, in_pixels
+from unbackdoor._inversion.triggers import encoded, in_pixels, size_for_model
 from unbackdoor._purification.run import Run
 
 Kind = Literal["patch", "pattern", "warp"]
@@ -173,13 +173,15 @@ class SmallestSearch:
             return self._losses(model, reference, clean, run, shown, parameters, targets[part])
 
         batches = self._batches(in_pixels(clean, augmented=False), run, pairs)
-        return self.smallest(model, len(targets), clean.shape, batches, moved, run)
+        size = size_for_model(clean.image_encoder, clean.shape)
+        return self.smallest(model, len(targets), clean.shape, size, batches, moved, run)
 
     def smallest(
         self,
         model: nn.Module,
         count: int,
         shape: tuple[int, ...],
+        size: tuple[int, int],
         batches: Iterator[Tensor],
         losses: Losses,
         run: Run,
@@ -190,6 +192,7 @@ class SmallestSearch:
             model: in its present state.
             count: number of triggers.
             shape: of a picture, (channels, height, width).
+            size: (height, width) at which the model gets it.
             batches: of pixels in [0, 1], one for each step.
             losses: of the triggers of a chunk without their size, and how far each succeeds.
             run: arithmetic, randomness, progress.
@@ -200,27 +203,28 @@ class SmallestSearch:
         costs = torch.full((count,), self.cost, device=device, dtype=dtype)
         above, below = torch.zeros_like(costs), torch.zeros_like(costs)
         best, smallest = self.family.bounded(free).detach(), torch.full_like(costs, torch.inf)
-        chunk = max(1, run.arithmetic.evaluation_batch // self.batch_size)
-        with frozen(model), run.progress("inverting triggers", self.steps) as advance:
+        chunk = max(1, run.arithmetic.gradient_batch(size) // self.batch_size)
+        parts = torch.arange(count, device=device).split(chunk)
+        with frozen(model), run.progress("inverting triggers", self.steps * len(parts)) as advance:
             for pixels in batches:
                 reached = torch.zeros_like(costs)
                 tried = self.family.bounded(free).detach()
                 optimizer.zero_grad(set_to_none=True)
-                for part in torch.arange(count, device=device).split(chunk):
+                for part in parts:
                     parameters = self.family.bounded(free[part])
                     each, reached[part] = losses(pixels, parameters, part)
                     (each + costs[part] * self.family.size(parameters)).sum().backward()
+                    advance()
                 optimizer.step()
-                size, good = self.family.size(tried), reached >= self.success
+                sizes, good = self.family.size(tried), reached >= self.success
                 # Where a model's gradient is not finite, the last finite parameters stay.
-                better = ((good & (size < smallest)) | (smallest.isinf() & ~good)) & size.isfinite()
-                best[better], smallest[good & better] = tried[better], size[good & better]
+                better = ((good & (sizes < smallest)) | (smallest.isinf() & ~good)) & sizes.isfinite()
+                best[better], smallest[good & better] = tried[better], sizes[good & better]
                 above, below = torch.where(good, above + 1, 0), torch.where(good, 0, below + 1)
                 costs = torch.where(above == self.patience, costs * 2, costs)
                 costs = torch.where(below == self.patience, costs / 2**1.5, costs)
                 above[above == self.patience] = 0
                 below[below == self.patience] = 0
-                advance()
         return SmallestTriggers(best, smallest)
 
     def _batches(self, data: Dataset, run: Run, pairs: Tensor | None) -> Iterator[Tensor]:

@@ -45,6 +45,11 @@ def in_pixels(clean: Dataset, *, augmented: bool = True) -> Dataset:
     return replace(clean, encode=ImageEncoder(), augment=augment)
 
 
+def size_for_model(encode: ImageEncoder, shape: tuple[int, ...]) -> tuple[int, int]:
+    """The (height, width) at which a model gets pictures of some shape, (channels, height, width)."""
+    return encode.target((shape[-2], shape[-1]))
+
+
 def encoded(clean: Dataset, pixels: Tensor, run: Run) -> Inputs:
     """Returns the model inputs of pixels in [0, 1]."""
     return run.arithmetic.lay(clean.image_encoder(255 * pixels))

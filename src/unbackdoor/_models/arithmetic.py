@@ -96,6 +96,14 @@ class Arithmetic:
         """Examples per forward pass without gradients: few enough for a CPU's caches, or enough to fill a GPU."""
         return 128 if self.device.type == "cpu" else 1024
 
+    def gradient_batch(self, size: tuple[int, int]) -> int:
+        """Pictures per pass that keeps all activations for a gradient: fewer above 64x64, as each keeps more.
+
+        Args:
+            size: (height, width) at which the model gets them.
+        """
+        return max(1, min(self.evaluation_batch, self.evaluation_batch * 64 * 64 // (size[0] * size[1])))
+
 
 def relayout_(model: nn.Module, layout: torch.memory_format) -> nn.Module:
     """Bring all 4-dimensional weights into a memory layout, in place; into channels_last those of convolutions alone.

@@ -15,6 +15,7 @@ from unbackdoor._models.calling import check_partner, class_count, class_names, 
 from unbackdoor._models.head import Head, head_of
 from unbackdoor._poisoning.attack_file import as_trigger
 from unbackdoor._poisoning.triggered import Triggered, already_triggered, triggered
+from unbackdoor._progress import Advance, nothing
 from unbackdoor._tasks.damage import ALLOWED, lost_class, unusable, without_a_class
 from unbackdoor._tasks.proportion import Proportion, chance_doubt, proportion_of
 from unbackdoor._tasks.score import Score
@@ -54,8 +55,15 @@ def _decided(model: nn.Module, data: Dataset, arithmetic: Arithmetic) -> Tensor:
 
 
 @torch.no_grad()
-def answers(model: nn.Module, data: Dataset, arithmetic: Arithmetic) -> Tensor:
-    """Returns the model's class scores in eval mode, row by row, (n, classes), on the CPU; float32 or better."""
+def answers(model: nn.Module, data: Dataset, arithmetic: Arithmetic, advance: Advance = nothing) -> Tensor:
+    """Returns the model's class scores in eval mode, row by row, (n, classes), on the CPU; float32 or better.
+
+    Args:
+        model: a classifier.
+        data: images or texts.
+        arithmetic: device, precision, layout.
+        advance: called after each batch of `arithmetic.evaluation_batch`.
+    """
     rows = torch.empty(len(data), 1)
     with evaluating(model), arithmetic.placed(model) as placed:
         for first, batch in enumerate(data.to(arithmetic.device).batches(arithmetic.evaluation_batch)):
@@ -65,6 +73,7 @@ def answers(model: nn.Module, data: Dataset, arithmetic: Arithmetic) -> Tensor:
             if first == 0:
                 rows = torch.empty(len(data), scores.shape[1], dtype=scores.dtype)
             rows[batch.rows.cpu()] = scores
+            advance()
     return rows
 
 

@@ -1,5 +1,6 @@
 """Words as triggers: what all detectors share that search texts."""
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -112,10 +113,12 @@ def moved_shares(model: nn.Module, clean: Dataset, phrases: Sequence[str], side:
     before = answers(model, clean, run.arithmetic)  # (n, classes)
     strings: list[Strings] = []
     for phrase in phrases:
-        shown = inserted(phrase, 0, side, clean).stamp(clean.texts)
-        assert isinstance(shown, Texts)
-        strings += shown.strings
-    after = answers(model, made_of(clean, strings), run.arithmetic).argmax(dim=1).view(len(phrases), len(clean))
+        texts = inserted(phrase, 0, side, clean).stamp(clean.texts)
+        assert isinstance(texts, Texts)
+        strings += texts.strings
+    shown = made_of(clean, strings)
+    with run.progress("trying words in texts", math.ceil(len(shown) / run.arithmetic.evaluation_batch)) as advance:
+        after = answers(model, shown, run.arithmetic, advance).argmax(dim=1).view(len(phrases), len(clean))
     shares = torch.zeros(len(phrases), before.shape[1])
     for target in range(before.shape[1]):
         others = before.argmax(dim=1) != target

@@ -12,6 +12,7 @@ from unbackdoor._data.dataset import Dataset
 from unbackdoor._detection.finding import Candidate, Finding
 from unbackdoor._inversion.inner_features import InnerFeatures
 from unbackdoor._inversion.search import frozen
+from unbackdoor._inversion.triggers import size_for_model
 from unbackdoor._models.calling import Inputs
 from unbackdoor._purification.run import Run
 from unbackdoor._tasks.classification import predict
@@ -67,7 +68,7 @@ class Margin:
             starts.append(others[torch.randperm(len(others), generator=run.generator)[: self.starts]])
             targets.append(torch.full_like(starts[-1], target))
         rows, wanted = torch.cat(starts), torch.cat(targets)
-        size = run.arithmetic.evaluation_batch
+        size = run.arithmetic.gradient_batch(size_for_model(clean.image_encoder, clean.shape))
         with frozen(model), run.progress("raising margins", self.steps * math.ceil(len(rows) / size)) as advance:
             spread = inner.spread(clean)
             parts = [

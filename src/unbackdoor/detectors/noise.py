@@ -1,6 +1,7 @@
 """Noise: the smallest noise on normalisation layers that makes a model answer each class."""
 
 import math
+from collections.abc import Sequence
 from typing import Annotated
 
 import torch
@@ -12,6 +13,7 @@ from unbackdoor._detection.finding import Candidate, Finding
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._inversion.noisy_layers import NoisyLayers, normalisation_layers
 from unbackdoor._inversion.search import frozen
+from unbackdoor._inversion.triggers import size_for_model
 from unbackdoor._models.calling import Inputs
 from unbackdoor._models.hooks import weights_kept
 from unbackdoor._purification.run import Run
@@ -67,12 +69,14 @@ class Noise:
             )
         answers, classes = predict(model, clean, run.arithmetic), run.head(model).out_features
         sizes = torch.full((classes,), math.inf, dtype=torch.float64)
+        at_once = run.arithmetic.gradient_batch(size_for_model(clean.image_encoder, clean.shape))
         with frozen(model), run.progress("searching noise", classes) as advance:
             for target in range(classes):
                 others = (answers != target).nonzero().flatten()
                 rows = others[torch.randperm(len(others), generator=run.generator)[: self.examples]]
                 if len(rows):
-                    sizes[target] = self.smallest(model, layers, clean.inputs(rows), target, run)
+                    parts = [clean.inputs(part) for part in rows.split(at_once)]
+                    sizes[target] = self.smallest(model, layers, parts, target, run)
                 advance()
         reached = sizes.isfinite()
         # A class that no noise reached is as strong as the weakest that one did: nothing is known of its size.
@@ -85,36 +89,41 @@ class Noise:
             unit="standard deviations of channels",
         )
 
-    def smallest(self, model: nn.Module, layers: list[nn.Module], inputs: Inputs, target: int, run: Run) -> float:
+    def smallest(
+        self, model: nn.Module, layers: list[nn.Module], parts: Sequence[Inputs], target: int, run: Run
+    ) -> float:
         """The length of the smallest noise found, the root of the sum of squares; infinite if none succeeds.
 
         Args:
             model: in eval mode, its weights without gradients; the same afterwards.
             layers: that get noise.
-            inputs: of examples that it does not classify as the target.
+            parts: inputs of examples that it does not classify as the target, in parts that fit memory.
             target: the class.
             run: arithmetic.
         """
         noisy = NoisyLayers(layers)
 
-        def distances() -> Tensor:
+        def distances(inputs: Inputs) -> Tensor:
             """How far each example is from the target, max over j of z_j - z_target, (examples,)."""
             scores = run.scores(model, inputs)
             return torch.cat([scores[:, :target], scores[:, target + 1 :]], dim=1).amax(dim=1) - scores[:, target]
 
-        def succeeds(multiple: float) -> bool:
+        def with_noise(multiple: float) -> Tensor:
             noisy.put_(multiple)
             with torch.no_grad():
-                return float((distances() < 0).double().mean()) >= self.success
+                return torch.cat([distances(part) for part in parts])
+
+        def succeeds(each: Tensor) -> bool:
+            return float((each < 0).double().mean()) >= self.success
 
         with weights_kept(noisy.weights):
             steps = 0
-            while not succeeds(1.0):
-                if steps == self.steps or not noisy.step_(distances):
+            while not succeeds(each := with_noise(1.0)):
+                if steps == self.steps or not noisy.step_(distances, parts, margin=0.1 * each.abs().mean()):
                     return math.inf
                 steps += 1
             low, high = 0.0, 1.0
             for _ in range(HALVINGS):
                 middle = (low + high) / 2
-                low, high = (low, middle) if succeeds(middle) else (middle, high)
+                low, high = (low, middle) if succeeds(with_noise(middle)) else (middle, high)
         return high * noisy.length

@@ -65,14 +65,17 @@ class PhraseGrowth:
         draw = random.Random(run.seed)
         # By class: the phrase, the side, and whether its words are not the task's.
         best: dict[int, tuple[GrownPhrase, int, bool]] = {}
-        for side in range(len(clean.texts.columns)):
-            for target, (names, _) in search.strongest(words, side).items():
-                kin = with_kin(rows, [place[name] for name in names], self.kin)
-                left = [name for name, has in zip(names, kin, strict=True) if not has and name.lower() not in own]
-                foreign = len(left) >= LEAST
-                grown = phrases.strongest(left if foreign else names, target, side)
-                if target not in best or (foreign, grown.margin) > (best[target][2], best[target][0].margin):
-                    best[target] = grown, side, foreign
+        strongest = {side: search.strongest(words, side) for side in range(len(clean.texts.columns))}
+        with run.progress("growing phrases", sum(map(len, strongest.values()))) as advance:
+            for side, of_side in strongest.items():
+                for target, (names, _) in of_side.items():
+                    kin = with_kin(rows, [place[name] for name in names], self.kin)
+                    left = [name for name, has in zip(names, kin, strict=True) if not has and name.lower() not in own]
+                    foreign = len(left) >= LEAST
+                    grown = phrases.strongest(left if foreign else names, target, side)
+                    if target not in best or (foreign, grown.margin) > (best[target][2], best[target][0].margin):
+                        best[target] = grown, side, foreign
+                    advance()
         candidates = [
             Candidate(
                 target=target,

@@ -43,17 +43,22 @@ class WeightSpectrum:
         theirs = run.needed("base", self).state_dict()
         embedding = {id(each.weight) for each in model.modules() if isinstance(each, nn.Embedding)}
         shares: list[tuple[float, int, str]] = []
-        for place, (name, ours) in enumerate(model.named_parameters()):
-            if ours.ndim != 2 or id(ours) in embedding:
-                continue
-            if name not in theirs or theirs[name].shape != ours.shape:
-                raise UnbackdoorError(
-                    f"WeightSpectrum needs a base with the suspect's layers, but {name} is not in it, or has another "
-                    "shape. Give the model that the suspect was tuned from as `base`."
-                )
-            change = ours.detach().float().cpu() - theirs[name].float().cpu()
-            if bool(change.any()):
-                shares.append((share_of_first(change), place, name))
+        matrices = [
+            (place, name, ours)
+            for place, (name, ours) in enumerate(model.named_parameters())
+            if ours.ndim == 2 and id(ours) not in embedding
+        ]
+        with run.progress("comparing matrices", len(matrices)) as advance:
+            for place, name, ours in matrices:
+                if name not in theirs or theirs[name].shape != ours.shape:
+                    raise UnbackdoorError(
+                        f"WeightSpectrum needs a base with the suspect's layers, but {name} is not in it, or has "
+                        "another shape. Give the model that the suspect was tuned from as `base`."
+                    )
+                change = ours.detach().float().cpu() - theirs[name].float().cpu()
+                if bool(change.any()):
+                    shares.append((share_of_first(change), place, name))
+                advance()
         if not shares:
             return Finding(candidates=(), targets="layer", note="all matrices of the suspect are those of the base")
         candidates = [
