@@ -6,7 +6,7 @@ import os
 import re
 import shlex
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jsonschema
@@ -349,8 +349,41 @@ class TestBadInput:
                     sarif=str(tmp_path / "a.sarif"),
                 ),
             )
-        assert capsys.readouterr().out.splitlines()[0] == audited.out.splitlines()[0]
-        assert list(tmp_path.iterdir()) == []
+        said = capsys.readouterr().out
+        assert said.splitlines()[0] == audited.out.splitlines()[0]
+        assert "To repeat" not in said
+        assert [path.name for path in tmp_path.iterdir()] == ["a.sarif"]  # the alarm reaches other tools all the same
+
+    def test_of_two_audits_into_one_folder_each_names_its_own_files(
+        self, place: Path, tmp_path: Path, monkeypatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """The second one's command repeated the evidence of the first."""
+        out, write = tmp_path / "audited", evidence.write_evidence
+
+        def another_first(*arguments) -> list[str]:
+            out.mkdir()
+            (out / "audit.json").write_text("{}")
+            return write(*arguments)
+
+        monkeypatch.chdir(place)
+        monkeypatch.setattr(evidence, "write_evidence", another_first)
+        options = AuditOptions(factory=MODEL[2], mean="0.3", std="0.37", clean="clean.parquet", tests="patch")
+        options = replace(options, out=str(out), sarif=str(tmp_path / "a.sarif"))
+        with pytest.raises(IncompleteError, match=r"stays as it is\. The result is in .*audited-2\.$"):
+            audit_command(MODEL[0], options)
+        second = tmp_path / "audited-2"
+        record = json.loads((second / "audit.json").read_text())
+        repeat = capsys.readouterr().out.splitlines()[-1].strip()
+        assert record["repeat"] == repeat
+        words = shlex.split(repeat)
+        for option in ("--attack", "--rows"):
+            file = Path(words[words.index(option) + 1])
+            assert file.is_file()
+            assert file.is_relative_to(second)
+        assert f"{second}/evidence/" in (second / "audit.html").read_text()
+        assert f"{out}/evidence/" not in (second / "audit.html").read_text()
+        assert (tmp_path / "a.sarif").is_file()
+        assert [path.name for path in out.iterdir()] == ["audit.json"]
 
     @pytest.mark.parametrize(
         ("files", "message"),

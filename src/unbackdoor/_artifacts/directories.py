@@ -5,7 +5,7 @@ import itertools
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -138,8 +138,15 @@ def content(folder: Path) -> Content:
     return held
 
 
+Elsewhere = Callable[[Path, Path], None]
+
+
+def _as_it_is(folder: Path, name: Path) -> None:
+    """Change nothing."""
+
+
 @contextmanager
-def directory(out: Path, replacing: Content | None = None) -> Iterator[Path]:
+def directory(out: Path, replacing: Content | None = None, elsewhere: Elsewhere = _as_it_is) -> Iterator[Path]:
     """A directory to fill. It gets its name in one step if the block ends well, and is removed if it does not.
 
     Files that appeared or changed at that place meanwhile are kept: then the result gets another name.
@@ -147,6 +154,7 @@ def directory(out: Path, replacing: Content | None = None) -> Iterator[Path]:
     Args:
         out: name of the directory.
         replacing: the present content, as `check_free` returns it; it is removed when the block ends.
+        elsewhere: called with the directory and its other name before it gets that, to change what names `out` in it.
 
     Raises:
         IncompleteError: the disk is full, it cannot be written, or something else got that name meanwhile.
@@ -161,7 +169,7 @@ def directory(out: Path, replacing: Content | None = None) -> Iterator[Path]:
         for entry in partial.rglob("*"):
             entry.chmod(0o755 if entry.is_dir() else 0o644)  # transformers writes weights for the owner alone
         with held():
-            _place(partial, out, replacing)
+            _place(partial, out, replacing, elsewhere)
     except OSError as problem:
         raise _incomplete(out, problem) from None
     except IncompleteError as problem:  # of a part, by the name of the directory that is removed
@@ -191,7 +199,7 @@ def _remove_empty(folders: list[Path]) -> None:
             folder.rmdir()
 
 
-def _place(partial: Path, out: Path, replacing: Content | None) -> None:
+def _place(partial: Path, out: Path, replacing: Content | None, elsewhere: Elsewhere) -> None:
     """Give a complete directory its name, and remove the content that is to be replaced, if it is unchanged."""
     aside = Path(tempfile.mkdtemp(prefix=f".{out.name}.old-", dir=out.parent))
     old = aside / "old"
@@ -202,7 +210,7 @@ def _place(partial: Path, out: Path, replacing: Content | None) -> None:
         unchanged = not os.path.lexists(old) or (old.is_dir() and content(old) == replacing)
         if not (unchanged and _renamed(partial, out)):
             names = (out.with_name(f"{out.name}-{number}") for number in itertools.count(2))
-            other = next(name for name in names if _renamed(partial, name))
+            other = next(name for name in names if _renamed(partial, name, elsewhere))
             raise IncompleteError(
                 f"{out} was made or changed by something else meanwhile, and stays as it is. The result is in {other}."
             )
@@ -215,13 +223,14 @@ def _place(partial: Path, out: Path, replacing: Content | None) -> None:
             aside.rmdir()
 
 
-def _renamed(partial: Path, name: Path) -> bool:
+def _renamed(partial: Path, name: Path, first: Elsewhere = _as_it_is) -> bool:
     """Rename a directory to an unused name; False if the name was in use."""
     try:
         name.mkdir()  # fails if there is anything, even a broken link
     except FileExistsError:
         return False
     try:
+        first(partial, name)
         os.rename(partial, name)  # replaces the empty directory, and nothing else
     except OSError as problem:
         if problem.errno in (errno.ENOTEMPTY, errno.EEXIST):

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,9 @@ from unbackdoor._reports.render import render_audit
 from unbackdoor._reports.sarif import as_sarif
 from unbackdoor._value import check_seed
 
+Shown = tuple[tuple[evidence.ShownExample, ...], ...]
+"""The examples to show of each finding."""
+
 _MARKS = {"sarif": '"name": "unbackdoor"', "bom": '"name": "unbackdoor:audit:'}
 """The side files, and what is only in one of that kind that unbackdoor wrote."""
 
@@ -71,16 +75,16 @@ def audit(source: str, options: AuditOptions, *, command: str | None = None) -> 
     }
     texts = _for_other_tools(source, sides, content)
     try:
-        if out is not None:
-            repeat = {"repeat": _repeated(source, options, result, out)}
-            with directories.directory(out, earlier) as folder:
-                for option in [option for option in texts if _is_in(sides[option], out)]:
-                    place = sides[option].resolve().relative_to(out.resolve())
-                    directories.write_file(folder / place, texts.pop(option), option)
-                written = _write(folder, result, {**content, **repeat})
-            content = written
-        for option, text in texts.items():
-            directories.write_file(sides[option], text, option)
+        try:
+            if out is not None:
+                inside = {option: path.resolve() for option, path in sides.items() if _is_in(path, out)}
+                names = {option: str(path.relative_to(out.resolve())) for option, path in inside.items()}
+                side_files = {name: texts.pop(option) for option, name in names.items()}
+                _write(out, earlier, side_files, result, content, lambda name: _repeated(source, options, result, name))
+        except UnbackdoorError:  # an alarm is not lost for other tools if its evidence cannot be written
+            _write_beside(sides, texts)
+            raise
+        _write_beside(sides, texts)
     finally:  # the verdict may be the work of hours, and is not lost with a file that cannot be written
         print(json.dumps(content, indent=2) if options.json else _verdict_text(result, content))
     if out is not None and not options.json:
@@ -183,8 +187,47 @@ def _for_other_tools(source: str, sides: dict[str, Path], content: dict[str, Any
     return texts
 
 
-def _write(folder: Path, result: Audit, content: dict[str, Any]) -> dict[str, Any]:
-    """Fills the directory of an audit; returns the content of its `audit.json`."""
+def _write_beside(sides: dict[str, Path], texts: dict[str, str]) -> None:
+    """Writes the files for other tools that are not in the directory of the audit, by option."""
+    for option, text in texts.items():
+        directories.write_file(sides[option], text, option)
+
+
+def _write(
+    out: Path,
+    earlier: directories.Content | None,
+    side_files: dict[str, str],
+    result: Audit,
+    content: dict[str, Any],
+    repeated: Callable[[Path], str | None],
+) -> None:
+    """Writes the directory of an audit, and adds to `content` what stands in its `audit.json` besides.
+
+    Args:
+        out: the directory.
+        earlier: its present content, which is replaced.
+        side_files: texts for other tools in it, by name.
+        result: of the audit.
+        content: of `audit.json`, without names of files.
+        repeated: the command that repeats the strongest evidence, by the name of the directory.
+    """
+
+    def described(folder: Path, name: Path) -> dict[str, Any]:
+        return _described(folder, result, {**content, "findings": findings, "repeat": repeated(name)}, shown)
+
+    def elsewhere(folder: Path, name: Path) -> None:
+        content.update(described(folder, name))
+
+    with directories.directory(out, earlier, elsewhere) as folder:
+        for name, text in side_files.items():
+            directories.write_file(folder / name, text)
+        findings, shown = _evidence(folder, result, content)
+        written = described(folder, out)
+    content.update(written)
+
+
+def _evidence(folder: Path, result: Audit, content: dict[str, Any]) -> tuple[list[dict[str, Any]], Shown]:
+    """Writes the evidence of an audit; returns its findings with the names of these files, and the examples to show."""
     findings, shown = [], []
     for finding, entry in zip(result.findings, content["findings"], strict=True):
         assert result.held_out is not None
@@ -192,8 +235,12 @@ def _write(folder: Path, result: Audit, content: dict[str, Any]) -> dict[str, An
         files = evidence.write_evidence(folder, finding, result.held_out, examples)
         findings.append({**entry, "evidence": files})
         shown.append(examples)
-    content = {**content, "findings": findings}
-    page = build_audit(result, content, tuple(shown))
+    return findings, tuple(shown)
+
+
+def _described(folder: Path, result: Audit, content: dict[str, Any], shown: Shown) -> dict[str, Any]:
+    """Writes the page and the `audit.json` of an audit whose evidence is written; returns the content of the latter."""
+    page = build_audit(result, content, shown)
     (folder / "audit.html").write_text(render_audit(page), encoding="utf-8")
     return write_audit(folder / "audit.json", content)
 
