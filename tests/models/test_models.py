@@ -27,6 +27,7 @@ from unbackdoor._models.calling import class_count, class_names, logits
 from unbackdoor._models.factory import make
 from unbackdoor._models.head import features, head_of
 from unbackdoor._models.hooks import watching
+from unbackdoor._models.saving import check_saved
 
 QUICK = purifiers.FST(epochs=1, batch_size=8)
 CLASSES = {0: "cat", 1: "dog", 2: "owl"}
@@ -337,6 +338,40 @@ def test_a_factorys_module_in_and_out(function: str, dtype: torch.dtype, net: Pa
     for loaded in (again.eval(), load(tmp_path / "out", factory=factory).model):
         assert torch.equal(logits(loaded, inputs), logits(result.model.eval(), inputs))
     assert evaluate(result.model, data).clean_accuracy.n == 24
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_file_in_half_precision_comes_out_in_it(dtype: torch.dtype, alone: bool, net: Path, tmp_path: Path) -> None:
+    """Twice the size came out, and a server that casts nothing got another type than it had."""
+    factory = f"{net}:make"
+    torch.manual_seed(0)
+    original = make(factory).eval()
+    weights = {name: part.contiguous().clone() for name, part in original.state_dict().items()}
+    halved = {name: part.to(dtype) for name, part in weights.items() if part.is_floating_point()}
+    if alone:
+        del halved["up.weight"]  # it shares its memory with another
+    else:  # some in float32, as mixed precision leaves them
+        halved["head.bias"] = weights["head.bias"]
+    torch.save(weights | halved if not alone else halved, tmp_path / "weights.pt")
+    model, encode = load(tmp_path / "weights.pt", factory=factory)
+    data = pictures(encode)
+    assert {part.dtype for part in model.parameters()} == {torch.float32}
+
+    result = purify(model, data, QUICK, device="cpu")
+    save(result.model, tmp_path / "out")
+    stored = load_file(tmp_path / "out" / "model.safetensors")
+    expected = {name: halved.get(name, part).dtype for name, part in weights.items()}
+    expected |= {"up.weight": dtype}
+    assert {name: part.dtype for name, part in stored.items()} == expected
+    check_saved(tmp_path / "out", result.model, encode, data, factory=factory)
+    again = load(tmp_path / "out", factory=factory).model
+    assert torch.equal(logits(again, encode(data.items)), logits(result.model.eval(), encode(data.items)))
+    with torch.no_grad():
+        result.model.down.weight[0, 0] = 1e5
+    if dtype == torch.float16:
+        with pytest.raises(UnbackdoorError, match=r"save got values in .* too large for float16, the type of the file"):
+            save(result.model, tmp_path / "more")
 
 
 def test_a_directory_remembers_how_its_pixels_were_encoded(net: Path, tmp_path: Path) -> None:

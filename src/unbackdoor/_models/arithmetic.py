@@ -15,6 +15,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from unbackdoor._data.pair_encoder import PairTokens
 from unbackdoor._data.texts import Tokens
 from unbackdoor._errors import UnbackdoorError
+from unbackdoor._models.weight_norms import copied_tensors
 
 Precision = Literal["auto", "bf16", "fp32"]
 
@@ -64,7 +65,7 @@ class Arithmetic:
         A block inside of another one gets the copy that was widened there.
         """
         if self.widen and any(parameter.dtype in HALF for parameter in model.parameters()):
-            yield self.place(copy.deepcopy(model).float())
+            yield self.place(copy.deepcopy(model, copied_tensors(model)).float())
             return
         home = next((parameter.device for parameter in model.parameters()), self.device)
         kernels = [parameter for parameter in model.parameters() if parameter.ndim == 4]

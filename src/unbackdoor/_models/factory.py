@@ -5,7 +5,7 @@ import itertools
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
@@ -17,9 +17,12 @@ from torch.nn.parameter import is_lazy
 
 from unbackdoor._errors import UnbackdoorError, printable
 from unbackdoor._inputs import CONFIG, check_file, exists
+from unbackdoor._models.arithmetic import HALF
 from unbackdoor._models.calling import check_state
+from unbackdoor._models.stored_types import keep_stored_types_
 from unbackdoor._models.untrusted_weights import check_fractions, read_weights
 from unbackdoor._models.weight_names import check_fit, lacking, renamed
+from unbackdoor._models.weight_norms import detach_
 
 logger = logging.getLogger("unbackdoor")
 
@@ -117,18 +120,37 @@ def from_factory(path: Path, factory: str) -> nn.Module:
     fractions = {name for name, tensor in own.items() if tensor.is_floating_point()}
     check_fractions({name for name in fractions & weights.keys() if not weights[name].is_floating_point()}, str(path))
     model.load_state_dict(weights, strict=False)
-    changed = {
-        f"{_type(weights[name])} in the file and {_type(own[name])} in the module"
-        for name in fractions & weights.keys()
-        if weights[name].dtype != own[name].dtype
-    }
-    if changed:
+    keep_stored_types_(model, weights)
+    _note_types({name: (weights[name], own[name]) for name in fractions & weights.keys()}, path.name)
+    detach_(model)
+    return model.eval()
+
+
+def _note_types(pairs: Mapping[str, tuple[Tensor, Tensor]], where: str) -> None:
+    """Say in which types weights are computed and written, if those of the file are others than the module's.
+
+    Args:
+        pairs: by name, the tensor of the file and that of the module.
+        where: the name of the file.
+    """
+    halved: set[str] = set()
+    others: set[str] = set()
+    for stored, own in pairs.values():
+        if stored.dtype != own.dtype:
+            narrower = stored.dtype in HALF and own.dtype not in HALF
+            (halved if narrower else others).add(f"{_type(stored)} in the file and {_type(own)} in the module")
+    if halved:
+        logger.info(
+            "%s: weights are %s, which is computed with. They are written as they came.",
+            where,
+            " and ".join(sorted(halved)),
+        )
+    if others:
         logger.info(
             "%s: weights are %s, whose type is kept. For the other one, let the factory return the module in it.",
-            path.name,
-            " and ".join(sorted(changed)),
+            where,
+            " and ".join(sorted(others)),
         )
-    return model.eval()
 
 
 # Buffers that the profiler thop leaves in a module: how many operations and parameters each layer has.

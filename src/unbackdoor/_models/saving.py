@@ -29,6 +29,7 @@ from unbackdoor._models.directory import ModelDirectory
 from unbackdoor._models.hugging_face import PLAIN_OUTPUT, quiet_transformers
 from unbackdoor._models.image_encoder import processor_encoder
 from unbackdoor._models.loading import Loaded, load
+from unbackdoor._models.stored_types import stored_types
 
 logger = logging.getLogger("unbackdoor")
 
@@ -101,7 +102,7 @@ def _fill(model: nn.Module, folder: Path, source: str | os.PathLike[str] | None,
         return
     if not hasattr(model, "save_pretrained"):
         # Tensors that share memory are written once each: the module's own keys must all be there.
-        weights = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
+        weights = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in _as_stored(model).items()}
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
         return
     origin = None if source is None else Path(source)
@@ -126,6 +127,23 @@ def _fill(model: nn.Module, folder: Path, source: str | os.PathLike[str] | None,
         nested = folder / "processor_config.json"
         if nested.exists():  # transformers reads this one first
             _write_json(nested, {**read_json(nested), "image_processor": content})
+
+
+def _as_stored(model: nn.Module) -> dict[str, Tensor]:
+    """Returns the tensors of a module, by name, in the types in which they came.
+
+    Raises:
+        UnbackdoorError: a number is too large for such a type.
+    """
+    weights: dict[str, Tensor] = model.state_dict()
+    for name, dtype in stored_types(model).items():
+        weights[name], before = weights[name].to(dtype), weights[name]
+        if not torch.equal(weights[name].isfinite(), before.isfinite()):
+            raise UnbackdoorError(
+                f"save got values in {printable(name)} that are too large for {str(dtype)[6:]}, the type of the file "
+                "that the model came from. Load it from a file in float32."
+            )
+    return weights
 
 
 def _say_untied(model: Any, written: Path) -> None:

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from unbackdoor._errors import UnbackdoorError, printable
 from unbackdoor._models.arithmetic import relayout_
 from unbackdoor._models.calling import device_of
+from unbackdoor._models.stored_types import note_stored_types_, stored_types
+from unbackdoor._models.weight_norms import copied_tensors
 
 
 def all_trained_(model: nn.Module) -> None:
@@ -27,6 +29,7 @@ class Form(NamedTuple):
 
     Args:
         types: types of its weights and buffers, by name.
+        stored: narrower types of the file that it came from, by name; values are rounded to these.
         unsaved: types of the buffers that a checkpoint leaves out.
         training: whether each module is in train mode.
         trainable: whether each parameter requires gradients.
@@ -34,6 +37,7 @@ class Form(NamedTuple):
     """
 
     types: dict[str, torch.dtype]
+    stored: dict[str, torch.dtype]
     unsaved: dict[str, torch.dtype]
     training: dict[str, bool]
     trainable: dict[str, bool]
@@ -45,6 +49,7 @@ class Form(NamedTuple):
         types = {name: tensor.dtype for name, tensor in model.state_dict().items()}
         return cls(
             types=types,
+            stored=stored_types(model),
             unsaved={name: buffer.dtype for name, buffer in model.named_buffers() if name not in types},
             training={name: module.training for name, module in model.named_modules()},
             trainable={name: parameter.requires_grad for name, parameter in model.named_parameters()},
@@ -68,19 +73,21 @@ class Form(NamedTuple):
             raise UnbackdoorError(
                 f"{owner} must keep the model's weights, but changed the keys {', '.join(changed[:3])}."
             )
+        narrowest = self.types | self.stored
         for name, tensor in state.items():
-            if tensor.is_floating_point() and not torch.isfinite(tensor.to(self.types[name])).all():
+            if tensor.is_floating_point() and not torch.isfinite(tensor.to(narrowest[name])).all():
                 raise UnbackdoorError(
-                    f"{owner} left values in {name} that are too large for the model's {str(self.types[name])[6:]}. "
+                    f"{owner} left values in {name} that are too large for the model's {str(narrowest[name])[6:]}. "
                     "Take a base of that type, or give the model in float32."
                 )
         with torch.no_grad():
             for name, parameter in model.named_parameters():
-                parameter.data = parameter.data.to(self.types[name])
+                parameter.data = parameter.data.to(narrowest[name]).to(self.types[name])
                 parameter.requires_grad_(self.trainable[name])
                 parameter.grad = None
             for name, buffer in model.named_buffers():
-                buffer.data = buffer.data.to((self.types | self.unsaved)[name])
+                buffer.data = buffer.data.to((narrowest | self.unsaved)[name]).to((self.types | self.unsaved)[name])
+        note_stored_types_(model, self.stored)
         modes = dict(self.training)
         for name, module in model.named_modules():  # a part that the model made meanwhile (BigBird) is as its parent
             module.training = modes.setdefault(name, modes.get(name.rpartition(".")[0], module.training))
@@ -109,7 +116,7 @@ def working_copy(model: nn.Module) -> nn.Module:
             "in a plain list, tuple or dictionary are no part of a module: take nn.ModuleList."
         )
     try:
-        working = copy.deepcopy(model)
+        working = copy.deepcopy(model, copied_tensors(model))
     except Exception as problem:  # a user's own module may hold anything, such as a lock or an open file
         raise UnbackdoorError(
             f"{type(model).__name__} cannot be copied ({printable(problem, 200)}). Let its module keep nothing but "

@@ -12,7 +12,7 @@ from unbackdoor._data.dataset import Batch, Dataset, Encoder
 from unbackdoor._errors import NoHeadError, UnbackdoorError, printable
 from unbackdoor._models.arithmetic import Arithmetic
 from unbackdoor._models.calling import check_partner, class_count, class_names, evaluating, explained, logits, probe
-from unbackdoor._models.head import Head, head_of
+from unbackdoor._models.head import Head, head_of, passed_by
 from unbackdoor._poisoning.attack_file import as_trigger
 from unbackdoor._poisoning.triggered import Triggered, already_triggered, triggered
 from unbackdoor._progress import Advance, nothing
@@ -187,6 +187,11 @@ class Classification:
         try:
             name, layer = head_of(model, probe(model, clean), head)
             classes = layer.out_features
+            if head is not None and passed_by(model, probe(model, clean), Head(name, layer)):
+                warn(
+                    f"`head` {name} is not all that makes the scores of {type(model).__name__}: what goes past it, "
+                    "such as another head, may keep the backdoor. Compare with fine-tuning, which needs no head."
+                )
         except NoHeadError:
             if not headless:
                 raise

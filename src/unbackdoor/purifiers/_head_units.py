@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from unbackdoor._models.calling import Inputs, evaluating, logits
 from unbackdoor._models.head import Head, features
 from unbackdoor._models.hooks import removing
+from unbackdoor._models.weight_norms import check_weight_is_own
 
 ROW = math.sqrt(3.1)  # root mean square length of the head's rows in its own units
 
@@ -46,7 +47,11 @@ def in_own_units(model: nn.Module, head: Head, inputs: Inputs) -> Iterator[None]
         model: any classifier, changed in place and back.
         head: its last linear layer.
         inputs: one batch of model inputs.
+
+    Raises:
+        UnbackdoorError: the weight of the head is computed from other tensors.
     """
+    check_weight_is_own(head.layer)
     with torch.no_grad():
         weight = head.layer.weight
         length = (centred(weight).square().sum(dim=1).mean().sqrt() / ROW).clamp_min(torch.finfo(weight.dtype).tiny)
