@@ -494,7 +494,8 @@ def test_a_directory_with_weights_of_another_name_says_to_give_the_file(factory:
 
 def test_two_models_in_one_state_dict_are_refused(factory: str, tmp_path: Path) -> None:
     path = tmp_path / "w.safetensors"
-    both = {f"{owner}.{name}": tensor.clone() for name, tensor in weights().items() for owner in ("student", "teacher")}
+    owners = {"student": 1.0, "teacher": 2.0}
+    both = {f"{owner}.{name}": tensor * by for name, tensor in weights().items() for owner, by in owners.items()}
     save_file(both, path)
     with pytest.raises(UnbackdoorError) as refused:
         load(path, factory=factory)
@@ -502,6 +503,15 @@ def test_two_models_in_one_state_dict_are_refused(factory: str, tmp_path: Path) 
         f"{path} holds the weights of 2 such modules (student.* and teacher.*); one is expected. Save one of them "
         "alone."
     )
+
+
+def test_a_model_that_is_there_twice_is_read(factory: str, tmp_path: Path) -> None:
+    """The library robustness saves its networks so: once by themselves, and once within their attacker."""
+    owners = ("module.model", "module.attacker.model")
+    both = {f"{owner}.{name}": tensor.clone() for name, tensor in weights().items() for owner in owners}
+    torch.save({"model": both, "epoch": 3}, tmp_path / "w.pt")
+    loaded = load(tmp_path / "w.pt", factory=factory).model.state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in weights().items())
 
 
 def test_a_prefix_is_taken_off_only_where_all_of_the_module_comes_out(factory: str, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from unbackdoor._errors import SENTENCE, UnbackdoorError, few, printable
@@ -68,7 +69,7 @@ def renamed(own: Mapping[str, Tensor], stored: dict[str, Tensor], where: str) ->
     """
     if not lacking(own, stored):
         return stored
-    exchanges = _exchanged(own, stored)
+    exchanges = _different(_exchanged(own, stored))
     unwrapped = _unwrapped(own, stored)
     if not exchanges and unwrapped is not stored and fits(own, unwrapped):
         name = min(stored.keys() - unwrapped.keys())
@@ -135,6 +136,19 @@ def _exchanged(own: Mapping[str, Tensor], stored: dict[str, Tensor]) -> dict[tup
     for prefix in sorted({name.removesuffix(first) for name in own if name.endswith(f".{first}")}):
         exchanges["with", prefix] = {prefix + name: tensor for name, tensor in stored.items()}
     return {way: weights for way, weights in exchanges.items() if not lacking(own, weights)}
+
+
+def _different(
+    exchanges: dict[tuple[str, str], dict[str, Tensor]],
+) -> dict[tuple[str, str], dict[str, Tensor]]:
+    """Returns the first of several exchanges if all give equal weights, as a model and its attacker hold them twice."""
+    first, *others = exchanges.values() if exchanges else ({},)
+    if all(
+        each.keys() == first.keys() and all(torch.equal(tensor, first[name]) for name, tensor in each.items())
+        for each in others
+    ):
+        return dict(list(exchanges.items())[:1])
+    return exchanges
 
 
 def check_fit(path: str, owner: str, missing: list[str], extra: list[str], shapes: list[tuple[str, Any, Any]]) -> None:

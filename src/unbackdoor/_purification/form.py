@@ -10,7 +10,7 @@ from unbackdoor._errors import UnbackdoorError, printable
 from unbackdoor._models.arithmetic import relayout_
 from unbackdoor._models.calling import device_of
 from unbackdoor._models.stored_types import note_stored_types_, stored_types
-from unbackdoor._models.weight_norms import copied_tensors
+from unbackdoor._models.weight_norms import copied_tensors, redo_weight_norms_, undo_weight_norms_
 
 
 def all_trained_(model: nn.Module) -> None:
@@ -66,6 +66,7 @@ class Form(NamedTuple):
         Raises:
             UnbackdoorError: the model has other weights than the suspect, or numbers that its types do not hold.
         """
+        redo_weight_norms_(model)
         relayout_(model.to(self.device), torch.contiguous_format)
         state: dict[str, Tensor] = model.state_dict()
         if state.keys() != self.types.keys():
@@ -96,6 +97,8 @@ class Form(NamedTuple):
 def working_copy(model: nn.Module) -> nn.Module:
     """Returns a copy to tune, in float32 for a model in half precision, which is too coarse for small steps.
 
+    Layers with weight normalisation have plain weights in it; `Form.restore_` gives it back.
+
     Raises:
         UnbackdoorError: the module holds something that cannot be copied, is compiled, or has no weights.
     """
@@ -122,6 +125,7 @@ def working_copy(model: nn.Module) -> nn.Module:
             f"{type(model).__name__} cannot be copied ({printable(problem, 200)}). Let its module keep nothing but "
             "tensors, modules and plain values."
         ) from None
+    undo_weight_norms_(working)
     if any(tensor.dtype in (torch.float16, torch.bfloat16) for tensor in working.state_dict().values()):
         working.float()
     return working

@@ -17,7 +17,6 @@ from unbackdoor._models.calling import check_modules, class_count
 from unbackdoor._models.linear_heads import exchange_head_, put_back_head_
 from unbackdoor._models.recomputing import kept_, recomputing
 from unbackdoor._models.untrusted_weights import check_finite
-from unbackdoor._models.weight_norms import redo_weight_norms_, undo_weight_norms_
 from unbackdoor._modes import in_own_modes
 from unbackdoor._progress import bar, silent
 from unbackdoor._purification.form import Form, all_trained_, working_copy
@@ -90,7 +89,6 @@ def purify(
     _check_arguments(model, clean, method, seed=seed, base=base, proxy=proxy)
     _check_unlabelled(unlabelled, clean, method)
     form, working = Form.of(model), working_copy(model)
-    undo_weight_norms_(working)
     run = Run(
         generator=torch.Generator().manual_seed(seed),
         arithmetic=choose(working, device, precision),
@@ -113,7 +111,6 @@ def purify(
     clean_facts = _NO_CLEAN if examined is None else _compared(measured.purified, examined, method, run)
     clean_facts = {**clean_facts, "usable": _unless_failed(clean_facts["usable"], method, run)}
     replaced = put_back_head_(measured.purified)
-    redo_weight_norms_(measured.purified)
     form.restore_(measured.purified, owner_of(method))
     record = {
         "method": {**to_json(method, REGISTRY), "repr": repr(method)},
