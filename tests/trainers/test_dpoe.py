@@ -4,13 +4,16 @@ import math
 
 import pytest
 import torch
+import transformers
 from torch import nn
 from torch.nn import functional as F
 
 import toys
 from unbackdoor import Dataset, UnbackdoorError, VictimRecipe, train, trainers
+from unbackdoor._data.texts import Tokens
 from unbackdoor._robust_training.run import TrainingRun
 from unbackdoor._victims.training import Trainer
+from unbackdoor.trainers._first_blocks import first_blocks
 from unbackdoor.trainers.dpoe import product, symmetric_divergence
 
 
@@ -78,6 +81,45 @@ def test_the_bias_model_is_the_first_blocks_with_a_head_of_its_own(reviews: Data
     first, own = model.bert.encoder.layer[0].state_dict(), bias.bert.encoder.layer[0].state_dict()
     assert all(torch.equal(first[name], tensor) for name, tensor in own.items())
     assert not torch.equal(model.classifier.weight, bias.classifier.weight)
+
+
+@pytest.mark.parametrize("name", ["roberta", "distilbert", "albert", "deberta-v2", "gpt2", "llama", "bart", "t5"])
+def test_the_bias_model_is_what_transformers_makes_of_one_block(name: str) -> None:
+    """Of an encoder and a decoder both are cut: with all of the encoder, the bias model would learn the task."""
+    model = toys.classifier(name)
+    inputs = Tokens(toys.tokenizer(types=False)(["a good film", "it was dull"], padding=True, return_tensors="pt"))
+    short = first_blocks(model, 1, inputs, "DPoE").eval()
+    config = toys.ARCHITECTURES[name]()
+    fields = ("num_hidden_layers", "num_layers", "num_decoder_layers", "encoder_layers", "decoder_layers")
+    for field in [each for each in fields if hasattr(config, each)]:
+        setattr(config, field, 1)
+    expected = transformers.AutoModelForSequenceClassification.from_config(config).eval()
+    expected.load_state_dict(short.state_dict())  # no block more, and none less
+    with torch.no_grad():
+        assert torch.equal(short(**inputs).logits, expected(**inputs).logits)
+        assert not torch.equal(short(**inputs).logits, model(**inputs).logits)
+    assert model.config.num_hidden_layers == 2
+
+
+def test_the_stages_of_funnel_are_one_list() -> None:
+    sizes = {"d_model": 32, "n_head": 2, "d_head": 16, "d_inner": 64, "vocab_size": 64}
+    config = transformers.FunnelConfig(block_sizes=[2, 2], num_decoder_layers=1, **sizes)
+    model = transformers.FunnelForSequenceClassification(config).eval()
+    inputs = Tokens(toys.tokenizer(types=False)(["a good film"], return_tensors="pt"))
+    short = first_blocks(model, 3, inputs, "DPoE")
+    assert [len(stage) for stage in short.funnel.encoder.blocks] == [2, 1]
+
+
+def test_blocks_that_do_not_run_alone() -> None:
+    """XLM keeps the parts of its blocks in four lists, and counts the blocks in a number of its own."""
+    sizes = {"emb_dim": 32, "n_layers": 2, "n_heads": 2, "vocab_size": 64, "pad_index": 0}
+    model = transformers.XLMForSequenceClassification(transformers.XLMConfig(**sizes)).eval()
+    inputs = Tokens(toys.tokenizer(types=False)(["a good film"], return_tensors="pt"))
+    with pytest.raises(UnbackdoorError) as caught:
+        first_blocks(model, 1, inputs, "DPoE")
+    assert str(caught.value) == (
+        "DPoE cannot run the first blocks of XLMForSequenceClassification without the others. Take a BERT, for example."
+    )
 
 
 def test_models_without_enough_blocks(reviews: Dataset, recipe: VictimRecipe) -> None:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unbackdoor._data.dataset import Dataset
+from unbackdoor._errors import NoHeadError
 from unbackdoor._purification.run import Run
 from unbackdoor._robust_training.suspects import Suspects
 from unbackdoor._tasks.classification import answers
@@ -40,6 +41,19 @@ class TrainingRun(Run):
             return chosen
         declared = getattr(method, "defaults", {}).get(self.modality, {})
         return declared[field] if field in declared else getattr(self.training.schedule, field)
+
+    def head(self, model: nn.Module) -> nn.Linear:
+        """Returns the last linear layer of a model with the structure of the fresh one.
+
+        Raises:
+            UnbackdoorError: no linear layer makes its logits.
+        """
+        if not self.head_name:
+            raise NoHeadError(
+                f"{type(model).__name__} has no final linear layer that makes its logits, which this trainer needs. "
+                "Take abl, or another base."
+            )
+        return super().head(model)
 
     def train(self, model: nn.Module, data: Dataset, **changes: Any) -> nn.Module:
         """Train a model in place by the recipe of the victims, and return it in eval mode.

@@ -13,7 +13,7 @@ from unbackdoor._artifacts.machine import peak_memory, versions
 from unbackdoor._data.classes import check_labels, in_order_of
 from unbackdoor._data.dataset import Dataset, Encoder, check_data
 from unbackdoor._data.overlap import others_than
-from unbackdoor._errors import UnbackdoorError
+from unbackdoor._errors import NoHeadError, UnbackdoorError
 from unbackdoor._models.arithmetic import Precision, description
 from unbackdoor._models.recorded import encode_entry
 from unbackdoor._modes import in_own_modes
@@ -90,7 +90,7 @@ def train(
     run = TrainingRun(
         generator=torch.Generator().manual_seed(seed),
         arithmetic=arithmetic,
-        head_name=training.task.head(model, training.data).name,
+        head_name=_head(training, model),
         modality=data.modality,
         task=training.task,
         progress=training.progress,
@@ -126,6 +126,14 @@ def train(
         "warnings": run.warnings,
     }
     return Trained(model=trained, encode=training.data.encode, suspects=run.suspects, record=record)
+
+
+def _head(training: Trainer, model: nn.Module) -> str:
+    """The name of the last linear layer; empty if no linear layer makes the logits, which some trainers need."""
+    try:
+        return training.task.head(model, training.data).name
+    except NoHeadError:
+        return ""
 
 
 def _check_trainer(trainer: RobustTrainer, data: Dataset, clean: Dataset | None) -> None:

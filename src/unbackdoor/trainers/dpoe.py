@@ -1,6 +1,5 @@
 """Denoised product of experts."""
 
-import copy
 from typing import Annotated, ClassVar
 
 from pydantic import Field
@@ -8,12 +7,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unbackdoor._data.dataset import Batch, Dataset
-from unbackdoor._errors import UnbackdoorError
+from unbackdoor._models.calling import probe
 from unbackdoor._models.head import reinitialise_
 from unbackdoor._registry.entries import Modality
 from unbackdoor._robust_training.run import TrainingRun
 from unbackdoor._tasks.classification import answers
 from unbackdoor._value import value
+from unbackdoor.trainers._first_blocks import first_blocks
 
 
 @value
@@ -35,7 +35,8 @@ class DPoE:
     trigger is treated as one.
 
     Args:
-        blocks: number of blocks of the bias model, at least 1 and fewer than the model has.
+        blocks: number of blocks of the bias model, at least 1 and fewer than the model has; of an encoder and a decoder
+            as many of each.
         weight: weight of the bias model in the product, at least 0; at 0 there is none.
         consistency: weight of the divergence between two passes, at least 0; at 0 there is one pass.
         bias_learning_rate: peak learning rate of the bias model, more than 0; None is four times the main model's.
@@ -77,25 +78,9 @@ class DPoE:
         """Returns a copy of the first blocks with a head of its own.
 
         Raises:
-            UnbackdoorError: the model has no list of blocks, or too few.
+            UnbackdoorError: the model has no list of blocks, too few, or cannot run without the others.
         """
-        bias = copy.deepcopy(model)
-        lists = {
-            name: part
-            for name, part in bias.named_modules()
-            if isinstance(part, nn.ModuleList) and len(part) > 1 and len({type(block) for block in part}) == 1
-        }
-        if not lists:
-            raise UnbackdoorError(
-                f"DPoE needs a model with a list of blocks, which {type(model).__name__} does not have. Take a BERT, "
-                "for example."
-            )
-        name = max(lists, key=lambda each: sum(parameter.numel() for parameter in lists[each].parameters()))
-        if self.blocks >= len(lists[name]):
-            raise UnbackdoorError(
-                f"DPoE.blocks must be less than the {len(lists[name])} blocks of the model, got {self.blocks}."
-            )
-        bias.set_submodule(name, lists[name][: self.blocks])
+        bias = first_blocks(model, self.blocks, probe(model, run.training.data), type(self).__name__)
         reinitialise_(run.head(bias), run.generator)
         return bias
 
