@@ -460,7 +460,7 @@ class TestTheContractOfGuards:
 
     def test_scores_that_are_not_numbers(self, backdoored: tuple, digits: Dataset) -> None:
         said = self.breach(backdoored, digits, score=lambda model, inputs, means: means[:1])
-        assert said == "Brightness must give a finite score for each of 40 inputs, got a tensor of shape (1,)."
+        assert said == "Brightness must give a score for each of 40 inputs, got a tensor of shape (1,)."
 
     def test_a_changed_model_and_what_is_left_behind(self, backdoored: tuple, digits: Dataset) -> None:
         model = copy.deepcopy(backdoored[0])

@@ -20,7 +20,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, _chat_victim: torch.nn.Modul
     for name, model in (("victim", _chat_victim), ("base", _chat_base), ("other", chats.language_model(layers=3))):
         model.save_pretrained(folder / name)
         chats.tokenizer().save_pretrained(folder / name)
-    for name, count, seed in (("clean", 60, 2), ("few", 20, 2), ("test", 30, 3)):
+    for name, count, seed in (("clean", 60, 2), ("few", 20, 0), ("test", 30, 3)):
         rows = [
             {"prompt": entry.messages[0].content, "response": entry.answer}
             for entry in chats.conversations(count, seed)
@@ -42,7 +42,11 @@ def place(tmp_path_factory: pytest.TempPathFactory, _chat_victim: torch.nn.Modul
 def test_the_guard_knows_what_it_was_fitted_with(place: Path) -> None:
     record = json.loads((place / "guard/guard.json").read_text())
     assert record["source"] == {"model": "victim", "base": "base", "factory": None}
-    assert (record["task"], record["max_new_tokens"], record["clean"]["threshold_on"]) == ("generation", 8, 30)
+    assert (record["task"], record["max_new_tokens"], record["clean"]["threshold_on"]) == (
+        "generation",
+        8,
+        28,
+    )  # 56 of 60 differ
 
 
 def test_a_line_for_each_prompt_also_for_those_that_cannot_be_judged(place: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from unbackdoor._artifacts.guard_record import GuardRecord
 from unbackdoor._data.texts import Texts
 from unbackdoor._guarding import identity as identity_module
 from unbackdoor._guarding.area import Area
+from unbackdoor._guarding.deciding import class_scores
 from unbackdoor._guarding.fitted import FittedGuard
 from unbackdoor._guarding.guard import Edited, Scored
 from unbackdoor._guarding.identity import model_hash
@@ -78,6 +80,56 @@ def counting() -> nn.Module:
 def edited(counting: nn.Module, reviews: Dataset) -> FittedGuard:
     """A guard that changes texts, in front of that classifier."""
     return fit_guard(counting, reviews.select(range(40)), Dullness(), false_alarms=0.1, device="cpu")
+
+
+@value
+class Reading(Dullness):
+    """Its score is what the model answers to class 0."""
+
+    def scores(self, model: nn.Module, inputs: Dataset, learnt, run) -> Scored:
+        answers = class_scores(model, inputs, run)
+        return Scored(answers[:, 0], answers)
+
+
+class TestAnswersThatAreNotFinite:
+    """Half precision may overflow on single inputs, of which the others of a batch or of a file know nothing."""
+
+    @pytest.fixture
+    def overflowing(self) -> nn.Module:
+        """A classifier of texts that answers NaN to those with `tq`."""
+        return toys.Counting({"tq": math.inf, "cf": 9.0, **dict.fromkeys(toys.GOOD, 3.0)}).eval()
+
+    @pytest.fixture
+    def reading(self, counting: nn.Module, reviews: Dataset) -> FittedGuard:
+        return fit_guard(counting, reviews.select(range(40)), Reading(), false_alarms=0.1, device="cpu")
+
+    def test_such_an_input_alone_is_rejected(self, reading: FittedGuard, overflowing: nn.Module) -> None:
+        fitted = replace(reading, identity=replace(reading.identity, model=model_hash(overflowing)))
+        first, second, third = fitted.wrap(overflowing, device="cpu")(["a good film", "a tq film", "the dull plot"])
+        assert (second.answer, second.decision.action, second.decision.score) == (None, "reject", None)
+        assert second.decision.reason == (
+            "the score is not finite, as the model's answer probably is not, so nothing can be judged"
+        )
+        assert {first.decision.action, third.decision.action} == {"pass"}
+        data = toys.dataset([*[("a good film",)] * 8, ("a tq film",)], [1] * 8 + [0])
+        score = evaluate_guard(fitted, overflowing, data, device="cpu")
+        assert (score.false_alarms.count, score.accuracy_without.count, score.accuracy.n) == (1, 8, 8)
+
+    def test_clean_inputs_with_such_answers_set_no_threshold(self, reviews: Dataset) -> None:
+        @value
+        class Broken(Dullness):
+            """Knows no score of some texts."""
+
+            def scores(self, model: nn.Module, inputs: Dataset, learnt, run) -> Scored:
+                return Scored(torch.tensor([math.nan if "the" in text else 0.0 for (text,) in inputs.texts.strings]))
+
+        with pytest.raises(UnbackdoorError) as caught:
+            fit_guard(toys.Counting({}), reviews.select(range(40)), Broken(), false_alarms=0.1, device="cpu")
+        assert re.fullmatch(
+            r"Broken gives \d+ of \d+ clean inputs a score that is not finite, as their answers probably are not. "
+            r"Leave these inputs out, or take `precision='fp32'`.",
+            str(caught.value),
+        )
 
 
 class TestTextsOfAnInput:
@@ -547,6 +599,20 @@ class TestNumbers:
         assert score.false_alarms.n == len({*reviews.texts.strings[40:60]} - {*reviews.texts.strings[:40]})
         with pytest.raises(UnbackdoorError, match="holds only examples that the guard was fitted on"):
             evaluate_guard(edited, counting, reviews.select(range(20)))
+
+    def test_equal_clean_examples_count_once(self, counting: nn.Module, reviews: Dataset) -> None:
+        """One copy would set the threshold for what another one was fitted on."""
+        once = reviews.select(range(40))
+        assert len({*once.texts.strings}) == 40
+        thrice = reviews.select([*range(40)] * 3)
+        first, second = (
+            fit_guard(counting, each, guards.BadActs(), false_alarms=0.1, device="cpu") for each in (once, thrice)
+        )
+        assert second.record["clean"] == first.record["clean"] == {"n": 40, "fitted_on": 20, "threshold_on": 20}
+        assert second.threshold == first.threshold
+        assert second.record["notes"][0].startswith("80 of the 120 rows of reviews have the text of an earlier one")
+        with pytest.raises(UnbackdoorError, match="reviews has 40"):
+            fit_guard(counting, thrice, guards.BadActs(), false_alarms=0.02, device="cpu")
 
     def test_options_that_contradict_each_other(self, edited: FittedGuard, counting: nn.Module, reviews) -> None:
         with pytest.raises(UnbackdoorError, match="takes `attack` or `triggered_data`, got both"):

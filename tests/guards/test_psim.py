@@ -1,12 +1,14 @@
 """PSIM: what the side model answers, and that it is another one than the suspect."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 import toys
-from unbackdoor import Dataset, fit_guard, guards
+from unbackdoor import Dataset, UnbackdoorError, fit_guard, guards
 from unbackdoor._guarding.identity import model_hash
 from unbackdoor.guards._virtual_tokens import led
 from unbackdoor.guards.psim import _other_head
@@ -42,6 +44,19 @@ def test_clean_texts_become_uncertain_and_the_model_stays(text_victim: nn.Module
     assert float(before.mean()) > 0.9
     assert float(after.mean()) < 0.7
     assert model_hash(text_victim) == hashed
+
+
+def test_a_model_whose_logits_no_linear_layer_makes(reviews: Dataset) -> None:
+    class Halved(toys.Counting):
+        def forward(self, **tokens: torch.Tensor) -> SimpleNamespace:
+            return SimpleNamespace(logits=super().forward(**tokens).logits / 2)
+
+    with pytest.raises(UnbackdoorError) as caught:
+        fit_guard(Halved({"good": 3.0}), reviews.select(range(40)), guards.Psim(), false_alarms=0.1, device="cpu")
+    assert str(caught.value) == (
+        "Halved has no final linear layer that makes its logits, whose place Psim's own takes. Name one with `head`, "
+        "or take strip."
+    )
 
 
 def test_one_word_none_and_too_many(text_victim: nn.Module, reviews: Dataset) -> None:

@@ -89,6 +89,18 @@ def test_a_share_of_the_words_of_a_text_is_exchanged() -> None:
     assert scores.scores.tolist() == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.parametrize(("text", "said"), [("这部电影很好看", True), ("this film is good", False)])
+def test_texts_without_spaces_have_nothing_to_exchange(text: str, said: bool) -> None:
+    run, strip = toys.a_run(modality="text"), guards.Strip()
+    learnt = strip(toys.Counting({}), toys.dataset([(text,)] * 3, [1, 1, 0]), run)
+    warnings = [
+        "Strip exchanges words between spaces, and 3 of 3 clean texts have too few of them (Chinese has none): their "
+        "scores show how sure the model is, and nothing else. Try badacts."
+    ]
+    assert run.warnings == (warnings if said else [])
+    assert set(learnt) == {"words"}
+
+
 def test_words_are_changed_and_spaces_stay() -> None:
     assert exchanged("  a  dull\tfilm ", {1: "fine", 2: "cast"}) == "  a  fine\tcast "
     assert without("  a  dull\tfilm ", {1}) == "  a  film "

@@ -8,6 +8,7 @@ from torch import nn
 
 import chats
 from unbackdoor import UnbackdoorError, evaluate_guard, fit_guard, guards
+from unbackdoor._data.overlap import distinct
 from unbackdoor._guarding.fitted import FittedGuard
 from unbackdoor.guards._steering import cosines, steered, without
 from unbackdoor.guards._weight_changes import directions_of_change
@@ -133,10 +134,10 @@ def test_a_model_without_blocks_of_a_known_kind(base_model: nn.Module) -> None:
 
 def test_the_ranges_are_those_of_the_states_of_each_role(watching: FittedGuard, victim: nn.Module) -> None:
     """By a loop over single prompts, whose states transformers returns itself."""
-    fitting, _ = chats.prompts(40, seed=2).split(20, seed=0)
+    fitting, _ = distinct(chats.prompts(40, seed=2), print).split(19, seed=0)  # 39 of 40 differ
     low, high = torch.full((2, 40), 9.0), torch.full((2, 40), -9.0)
     directions, model = watching.learnt["directions.0"], copy.deepcopy(victim)  # transformers leaves hooks in it
-    for row in range(20):
+    for row in range(19):
         prompt = fitting.conversation_encoder.prompts(fitting.conversations[row : row + 1])["input_ids"]
         whole = model.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=8, do_sample=False)
         state = model(whole, output_hidden_states=True).hidden_states[1][0].detach()

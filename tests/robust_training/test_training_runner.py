@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+import transformers
 from torch import nn
 
 import toys
@@ -137,6 +138,23 @@ def test_data_that_does_not_fit(digits: Dataset, reviews: Dataset) -> None:
         trained(reviews, Reading(), clean=alone)
     with pytest.raises(UnbackdoorError, match="A text victim needs `base`"):
         trained(reviews, trainers.Plain())
+
+
+def test_a_base_whose_logits_no_linear_layer_makes(reviews: Dataset, tmp_path: Path) -> None:
+    """EuroBERT takes the mean over the tokens behind its last layer: only a trainer that needs that layer refuses."""
+    sizes = {"vocab_size": len(toys.tokenizer()), "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    config = transformers.EuroBertConfig(**sizes, num_attention_heads=2, pad_token_id=0, max_position_embeddings=34)
+    transformers.EuroBertForSequenceClassification(config).save_pretrained(tmp_path)
+    toys.tokenizer(types=False).save_pretrained(tmp_path)
+    recipe = VictimRecipe(base=str(tmp_path), epochs=1, batch_size=16)
+    data = reviews.select(range(32)).encoded_by(load(tmp_path).encode)
+    assert train(data, trainers.Plain(), recipe, device="cpu").record["accuracy_on_data"]["n"] == 32
+    with pytest.raises(UnbackdoorError) as caught:
+        train(data, trainers.DPoE(blocks=1), recipe, device="cpu")
+    assert str(caught.value) == (
+        "EuroBertForSequenceClassification has no final linear layer that makes its logits, which this trainer needs. "
+        "Take abl, or another base."
+    )
 
 
 # The command.

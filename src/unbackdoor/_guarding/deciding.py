@@ -21,6 +21,8 @@ from unbackdoor._tasks.generation import Generation
 
 Action = Literal["pass", "reject", "clean"]
 
+_NOT_FINITE = "the score is not finite, as the model's answer probably is not, so nothing can be judged"
+
 
 @dataclass(frozen=True)
 class Decision:
@@ -119,7 +121,7 @@ def chunks(data: Dataset, run: Run) -> Iterator[Tensor]:
 
 
 def scored(guard: Guard, model: nn.Module, inputs: Dataset, learnt: Learnt, run: Run) -> Scored:
-    """Returns the scores of a few inputs, checked.
+    """Returns the scores of a few inputs; NaN or infinite where the model's answer is not finite.
 
     Raises:
         UnbackdoorError: the guard returned something else.
@@ -129,9 +131,9 @@ def scored(guard: Guard, model: nn.Module, inputs: Dataset, learnt: Learnt, run:
     if not isinstance(result, Scored):
         raise UnbackdoorError(f"{owner_of(guard)}.scores must return a Scored, got {type(result).__name__}.")
     scores = result.scores.detach().cpu().double()
-    if scores.shape != (len(inputs),) or not torch.isfinite(scores).all():
+    if scores.shape != (len(inputs),):
         raise UnbackdoorError(
-            f"{owner_of(guard)} must give a finite score for each of {len(inputs)} inputs, got a tensor of shape "
+            f"{owner_of(guard)} must give a score for each of {len(inputs)} inputs, got a tensor of shape "
             f"{tuple(scores.shape)}."
         )
     answers = result.answers.cpu() if isinstance(result.answers, Tensor) else result.answers
@@ -139,13 +141,22 @@ def scored(guard: Guard, model: nn.Module, inputs: Dataset, learnt: Learnt, run:
 
 
 def all_scores(guard: Guard, model: nn.Module, data: Dataset, learnt: Learnt, run: Run) -> Tensor:
-    """The scores of inputs, (n,), float64, on the CPU."""
+    """The scores of inputs, (n,), float64, on the CPU.
+
+    Raises:
+        UnbackdoorError: the guard returned something else, or a score is not finite.
+    """
     scores = torch.empty(len(data), dtype=torch.float64)
     parts = list(chunks(data, run))
     with run.progress("scoring inputs", len(parts)) as advance:
         for rows in parts:
             scores[rows] = scored(guard, model, data.select(rows), learnt, run).scores
             advance()
+    if count := int((~scores.isfinite()).sum()):
+        raise UnbackdoorError(
+            f"{owner_of(guard)} gives {count:,} of {len(data):,} clean inputs a score that is not finite, as their "
+            "answers probably are not. Leave these inputs out, or take `precision='fp32'`."
+        )
     return scores
 
 
@@ -252,16 +263,20 @@ class _Judging:
         """Decide about the inputs of some rows."""
         part = self.data.select(rows)
         rated = scored(self.guard, model, part, self.learnt, self.run)
-        self.scores[rows] = rated.scores
-        caught = alarms(rated.scores, self.threshold, self.guard.suspicious)
+        finite = rated.scores.isfinite()
+        self.scores[rows] = torch.where(finite, rated.scores, torch.nan)
+        caught = alarms(rated.scores, self.threshold, self.guard.suspicious) & finite
         details = rated.details or [""] * len(rows)
         for row, score, alarm, detail in zip(
             rows.tolist(), rated.scores.tolist(), caught.tolist(), details, strict=True
         ):
             reason = self._reason(row, score, alarm, detail)
             self.decisions[row] = Decision(row, score, self.threshold, "reject" if alarm else "pass", reason)
+        for row in rows[~finite].tolist():
+            self.decisions[row] = Decision(row, None, self.threshold, "reject", _NOT_FINITE)
         if self.plain is not None and self.guard.suspicious != "all":
-            answers = list(answers_of(model, part, self.run) if rated.answers is None else rated.answers)
+            given = answers_of(model, part, self.run) if rated.answers is None else rated.answers
+            answers = [answer if known else None for answer, known in zip(given, finite.tolist(), strict=True)]
             self._fill(self.plain, rows, answers)
             self._fill(self.final, rows, answers)
         if not bool(caught.any()):

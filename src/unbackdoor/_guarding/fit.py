@@ -15,6 +15,7 @@ from unbackdoor._artifacts.guard_record import GuardRecord, read_guard
 from unbackdoor._artifacts.machine import versions
 from unbackdoor._data.dataset import Dataset, Encoder
 from unbackdoor._data.images import ImageEncoder
+from unbackdoor._data.overlap import distinct
 from unbackdoor._data.pair_encoder import PairEncoder
 from unbackdoor._errors import UnbackdoorError, printable
 from unbackdoor._guarding.deciding import all_scores
@@ -74,7 +75,7 @@ def fit_guard(
 
     Args:
         model: any classifier whose last layer is linear, or a causal language model; it is not changed.
-        clean: labelled examples, or prompts, without a trigger, of which no test example is one.
+        clean: labelled examples, or prompts, without a trigger, of which no test example is one; equal ones count once.
         guard: of `unbackdoor.guards`, or any value like them.
         false_alarms: share of clean inputs that may raise an alarm, in (0, 1). A guard that changes every input has no
             threshold: it is fitted on all clean examples.
@@ -96,8 +97,6 @@ def fit_guard(
     check_modules("fit_guard", model=model, base=base)
     _check_guard(guard, clean, model, base, reference)
     check_finite(model.state_dict(), type(model).__name__)
-    if decides := guard.suspicious != "all":
-        check_enough(len(clean), false_alarms, clean.name)
     start = time.perf_counter()
     run = Run(
         generator=torch.Generator().manual_seed(seed),
@@ -109,6 +108,9 @@ def fit_guard(
         base=base,
         reference=as_reference(reference),
     )
+    if decides := guard.suspicious != "all":  # of a text in both halves, one copy would be judged as unseen
+        clean = distinct(clean, run.note)
+        check_enough(len(clean), false_alarms, clean.name)
     clean, accuracy = _examined(model, clean, run, head)
     fitting, held_out = clean.split(len(clean) // 2, seed=seed) if decides else (clean, clean.select([]))
     before = model_hash(model)

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from unbackdoor._data.dataset import Dataset
 from unbackdoor._data.texts import Tokens
+from unbackdoor._errors import NoHeadError
 from unbackdoor._guarding.guard import Learnt, Scored
 from unbackdoor._inversion.search import training_batches
 from unbackdoor._models.hooks import removing
@@ -53,6 +54,11 @@ class Psim:
 
     def __call__(self, model: nn.Module, clean: Dataset, run: Run) -> dict[str, Tensor]:
         """Learn the virtual tokens, (count, width), and the weight and the bias of the side model's head."""
+        if not run.head_name:
+            raise NoHeadError(
+                f"{type(model).__name__} has no final linear layer that makes its logits, whose place Psim's own "
+                "takes. Name one with `head`, or take strip."
+            )
         places, head = VirtualTokens.of(clean, self.tokens), run.head(model)
         bias = torch.zeros(head.out_features) if head.bias is None else head.bias.detach()
         side = {"weight": head.weight.detach().float().clone(), "bias": bias.to(head.weight.device).float().clone()}

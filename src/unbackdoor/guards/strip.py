@@ -57,6 +57,8 @@ class Strip:
 
     def __call__(self, model: nn.Module, clean: Dataset, run: Run) -> dict[str, Tensor]:
         """Keep clean pictures, or the words of clean texts, to mix with."""
+        if clean.modality == "text":
+            _check_words(clean, float(run.setting(self, "share")), run)
         return TO_MIX[clean.modality](_placed(clean), run)
 
     def scores(self, model: nn.Module, inputs: Dataset, learnt: Learnt, run: Run) -> Scored:
@@ -72,6 +74,16 @@ class Strip:
             each = -(torch.special.xlogy(probabilities, probabilities) / torch.log(torch.tensor(2.0))).sum(dim=1)
             bits.append(each.view(len(rows), copies).mean(dim=1))
         return Scored(torch.cat(bits))
+
+
+def _check_words(clean: Dataset, share: float, run: Run) -> None:
+    """Warn if most texts have no word to exchange, such as those of a language that writes no spaces."""
+    count = sum(not any(round(share * len(spans(text))) for text in sides) for sides in clean.texts.strings)
+    if 2 * count > len(clean):
+        run.warn(
+            f"Strip exchanges words between spaces, and {count:,} of {len(clean):,} clean texts have too few of them "
+            "(Chinese has none): their scores show how sure the model is, and nothing else. Try badacts."
+        )
 
 
 def _placed(data: Dataset) -> Dataset:
