@@ -48,8 +48,10 @@ def test_clean_texts_become_uncertain_and_the_model_stays(text_victim: nn.Module
 
 def test_a_model_whose_logits_no_linear_layer_makes(reviews: Dataset) -> None:
     class Halved(toys.Counting):
-        def forward(self, **tokens: torch.Tensor) -> SimpleNamespace:
-            return SimpleNamespace(logits=super().forward(**tokens).logits / 2)
+        def forward(
+            self, input_ids: torch.Tensor, attention_mask: torch.Tensor, token_type_ids: torch.Tensor
+        ) -> SimpleNamespace:
+            return SimpleNamespace(logits=super().forward(input_ids, attention_mask, token_type_ids).logits / 2)
 
     with pytest.raises(UnbackdoorError) as caught:
         fit_guard(Halved({"good": 3.0}), reviews.select(range(40)), guards.Psim(), false_alarms=0.1, device="cpu")
