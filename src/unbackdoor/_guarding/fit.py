@@ -108,10 +108,8 @@ def fit_guard(
         base=base,
         reference=as_reference(reference),
     )
-    if decides := guard.suspicious != "all":  # of a text in both halves, one copy would be judged as unseen
-        clean = distinct(clean, run.note)
-        check_enough(len(clean), false_alarms, clean.name)
-    clean, accuracy = _examined(model, clean, run, head)
+    decides = guard.suspicious != "all"
+    clean, accuracy = _examined(model, _enough(clean, false_alarms, run) if decides else clean, run, head)
     fitting, held_out = clean.split(len(clean) // 2, seed=seed) if decides else (clean, clean.select([]))
     before = model_hash(model)
     learnt, scores, threshold = _learnt(guard, model, fitting, held_out, run, false_alarms)
@@ -210,6 +208,17 @@ def _check_recorded(record: GuardRecord, guard: Guard, folder: Path) -> None:
         raise UnbackdoorError(
             f"{folder / 'guard.json'} must have {allowed}, got {record.threshold}. Fit the guard again."
         )
+
+
+def _enough(clean: Dataset, false_alarms: float, run: Run) -> Dataset:
+    """The clean examples that differ: of one that is in both halves, a copy would be judged as unseen.
+
+    Raises:
+        UnbackdoorError: there are too few for the share of false alarms.
+    """
+    differing = distinct(clean, run.note)
+    check_enough(len(differing), false_alarms, clean.name)
+    return differing
 
 
 def _facts(guard: Guard, clean: Dataset, run: Run) -> dict[str, Any]:
