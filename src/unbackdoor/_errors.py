@@ -83,6 +83,12 @@ def printable(text: object, longest: int = NAME) -> str:
     return _shortened("".join(shown), longest)
 
 
+def out_of_memory(problem: BaseException) -> bool:
+    """Whether an error says that no memory is left, of the machine or of its GPU."""
+    said = ("out of memory", "can't allocate memory")
+    return isinstance(problem, MemoryError) or any(words in str(problem) for words in said)
+
+
 def few(names: Sequence[object]) -> str:
     """The first three names, printable.
 

@@ -78,6 +78,26 @@ def test_a_cell_of_another_form_is_read_as_its_key_alone(tmp_path: Path) -> None
     assert str(refusal.value) == f"{path} is not a file that unbackdoor bench wrote. Remove it to measure it again."
 
 
+def test_a_copy_of_a_cell_is_not_another_repetition(tmp_path: Path) -> None:
+    """Programs that synchronise folders make such copies; means, and their n, counted them."""
+    store, spec = Store(tmp_path), stores.spec(stores.victim())
+    store.put(spec, stores.result(0.9, 0.5))
+    key = identity(spec)
+    copy = tmp_path / "cells" / f"{key} (conflicted copy).json"
+    copy.write_text((tmp_path / "cells" / f"{key}.json").read_text())
+    expected = (
+        f"{copy} holds the cell {key}, whose file has that name, so it is a copy, or was changed. Remove it, or put "
+        "the original back."
+    )
+    with pytest.raises(UnbackdoorError) as refusal:
+        list(store.cells())
+    assert str(refusal.value) == expected
+    other = {**spec, "seed": 1}
+    copy.rename(tmp_path / "cells" / f"{identity(other)}.json")
+    with pytest.raises(UnbackdoorError, match=f"holds the cell {key}, whose file has that name"):
+        store.get(other)
+
+
 def test_rows_are_drawn_once(tmp_path: Path) -> None:
     store = Store(tmp_path)
     assert store.rows({"n": 2}, lambda: [1, 3]) == [1, 3]

@@ -677,3 +677,16 @@ def test_what_is_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UnbackdoorError) as caught:
         bench("grid.toml", out="runs", **options)
     assert str(caught.value) == message
+
+
+def test_a_run_that_is_stopped_while_it_plans_says_that_cells_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It said that nothing was kept, of a store with thousands of cells."""
+
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("unbackdoor._bench.run.read", stopped)
+    with pytest.raises(UnbackdoorError) as end:
+        bench("grid.toml", out="runs")
+    assert str(end.value) == "Interrupted; finished cells are kept. Start the same command to go on."
+    assert end.value.exit_code == 130

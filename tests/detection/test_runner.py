@@ -78,6 +78,35 @@ class TestWithoutLabels:
         with pytest.raises(UnbackdoorError, match=r"^It needs what is not there\."):
             audit(backdoored[0], clean, detectors=[Refusing()])
 
+    @pytest.mark.parametrize(
+        "problem",
+        [
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+            RuntimeError("[enforce fail at alloc_cpu.cpp:127] data. DefaultCPUAllocator: can't allocate memory"),
+            MemoryError(),
+        ],
+    )
+    def test_a_detector_without_enough_memory_takes_no_other_one_with_it(
+        self, problem: Exception, backdoored: tuple, digits: Dataset
+    ) -> None:
+        class Large:
+            def __call__(self, model, clean, run):
+                raise problem
+
+        class Faulty:
+            def __call__(self, model, clean, run):
+                raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+        clean = digits.select(range(1400, 1440))
+        found = audit(backdoored[0], clean, detectors=[QUICK, Large()])
+        assert found.searched == ("patch",)
+        (reason,) = (why for why in found.not_searched.values() if "memory" in why)
+        assert reason == "it ran out of memory; take a smaller `image_size`, or another `device`"
+        with pytest.raises(type(problem)):  # nothing else is lost, and the command has its own sentence
+            audit(backdoored[0], clean, detectors=[Large()])
+        with pytest.raises(RuntimeError, match="mat1 and mat2"):
+            audit(backdoored[0], clean, detectors=[QUICK, Faulty()])
+
     def test_next_to_clean_examples_they_are_for_detectors_that_take_more(
         self, backdoored: tuple, digits: Dataset
     ) -> None:

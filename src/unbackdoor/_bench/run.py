@@ -39,6 +39,15 @@ def bench(
         UnbackdoorError: the grid has problems, or the store cannot be used.
         IncompleteError: cells failed, or the disk is full.
     """
+    try:
+        _bench(path, out, rerun, workers, ray, only, dry_run)
+    except KeyboardInterrupt:
+        raise Interrupted from None
+
+
+def _bench(
+    path: str, out: str, rerun: str, workers: int, ray: str | None, only: tuple[str, ...], dry_run: bool
+) -> None:
     if workers < 1:
         raise UnbackdoorError(f"`workers` must be at least 1, got {workers}.")
     if ray is not None and workers != 1:
@@ -77,8 +86,6 @@ def _run_grid(grid: Grid, store: Store, todo: Plan, workers: int, ray: str | Non
     try:
         with progress.shown():
             schedule.run()
-    except KeyboardInterrupt:
-        raise Interrupted from None
     finally:
         crew.stop()
         quiet(level)

@@ -193,6 +193,12 @@ class Store:
             cell = Cell.model_validate(written, strict=True)
         except ValidationError:
             return None
+        key = identity(written["spec"])
+        if key != Path(name).stem:  # it would count as one more repetition
+            raise UnbackdoorError(
+                f"{self.place.path(name)} holds the cell {key}, whose file has that name, so it is a copy, or was "
+                "changed. Remove it, or put the original back."
+            )
         return StoredCell(written["spec"], written["result"], cell)
 
     def _json(self, content: bytes, name: str) -> dict[str, Any]:

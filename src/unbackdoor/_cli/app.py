@@ -12,7 +12,7 @@ from unbackdoor._cli.chosen import spelled_out
 from unbackdoor._cli.parameters import as_options
 from unbackdoor._cli.parser import parser
 from unbackdoor._cli.shell import shell_words
-from unbackdoor._errors import SENTENCE, IncompleteError, UnbackdoorError, printable
+from unbackdoor._errors import SENTENCE, IncompleteError, UnbackdoorError, out_of_memory, printable
 from unbackdoor._interrupts import end, interrupted
 from unbackdoor._processors import limit_threads
 
@@ -44,8 +44,7 @@ def main(arguments: list[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python fails again as it flushes
         sys.exit(1)
     except (MemoryError, RuntimeError) as problem:
-        by_torch = any(words in str(problem) for words in ("out of memory", "can't allocate memory"))
-        if not (by_torch or isinstance(problem, MemoryError)):
+        if not out_of_memory(problem):
             raise
         _fail(
             IncompleteError(

@@ -18,7 +18,7 @@ from unbackdoor._detection.nulls import Null, null_for, operating_point
 from unbackdoor._detection.outliers import LEAST_CLASSES, outlier_p_values
 from unbackdoor._detection.prompt_judging import HeldOutPrompts, with_room
 from unbackdoor._detection.result import Audit, JudgedCandidate, JudgedFinding, Verdict
-from unbackdoor._errors import SENTENCE, UnbackdoorError, listed, printable
+from unbackdoor._errors import SENTENCE, UnbackdoorError, listed, out_of_memory, printable
 from unbackdoor._models.arithmetic import Precision, choose, description
 from unbackdoor._models.calling import (
     check_modules,
@@ -408,6 +408,12 @@ def _searched(
                 finding = detector(model, clean, run)
         except UnbackdoorError as problem:
             not_searched[name], refusals[name] = str(problem), problem
+            continue
+        except (MemoryError, RuntimeError) as problem:  # the work of the other detectors may be that of hours
+            if not out_of_memory(problem) or len(chosen) == 1:
+                raise
+            reason = "it ran out of memory; take a smaller `image_size`, or another `device`"
+            not_searched[name], refusals[name] = reason, UnbackdoorError(f"{name} cannot run: {reason}.")
             continue
         if not finding.candidates:
             not_searched[name] = finding.note or "it found nothing that could be judged"
