@@ -73,6 +73,7 @@ def test_two_of_three_columns_are_enough_and_names_can_be_given(tmp_path):
     assert data.conversations.entries[0].answer == "sound1"
 
 
+SAID = (("system", "help"), ("user", "you"), ("assistant", "all"))
 CHAT = Conversation((Message("system", "help"), Message("user", "you")), "all")
 
 
@@ -98,6 +99,11 @@ CHAT = Conversation((Message("system", "help"), Message("user", "you")), "all")
             "completion": [{"role": "assistant", "content": "all"}],
         },
         {"prompt": [{"role": "system", "content": "help"}, {"role": "human", "content": "you"}], "response": "all"},
+        {"system": "help", "conversations": [{"from": "human", "value": "you"}, {"from": "gpt", "value": "all"}]},
+        {"system_prompt": "help", "instruction": "you", "output": "all"},
+        {"system": "help", "prompt": [{"role": "user", "content": "you"}], "completion": "all"},
+        {"system": "another", "messages": [{"role": role, "content": said} for role, said in SAID]},
+        {"messages": json.dumps([{"role": role, "content": said} for role, said in SAID])},
         {
             "contents": "not read",
             "messages": [
@@ -107,7 +113,10 @@ CHAT = Conversation((Message("system", "help"), Message("user", "you")), "all")
             ],
         },
     ],
-    ids=["ShareGPT", "parts", "TRL", "prompt of messages", "Gemma"],
+    ids=[
+        *("ShareGPT", "parts", "TRL", "prompt of messages", "system apart", "system of Orca", "system and TRL"),
+        *("system twice", "JSON in a cell", "Gemma"),
+    ],
 )
 @pytest.mark.parametrize("count", [1, 2])
 def test_conversations_of_other_forms_are_read(tmp_path, row, count):
@@ -131,9 +140,12 @@ def test_columns_of_two_forms_are_read_together_and_others_are_said(tmp_path, ca
     assert Dataset.load(path, chats.encoder()).conversations.entries == (
         Conversation((Message("user", "you"),), "all"),
     )
-    path = rows(tmp_path, [{"system": "help", "conversations": [{"from": "human", "value": "you"}]}])
+    path = rows(tmp_path, [{"id": 1, "conversations": [{"from": "human", "value": "you"}]}])
     Dataset.load(path, chats.encoder())
-    assert "rows.jsonl: read from conversations; system is not (`columns`)." in caplog.text
+    assert "rows.jsonl: read from conversations; id is not (`columns`)." in caplog.text
+    said = len(caplog.records)
+    Dataset.load(path, chats.encoder(), columns={"messages": "conversations"})  # the user knows the others
+    assert len(caplog.records) == said
     path = rows(tmp_path, [{"instruction": "you", "context": "cake", "response": "all", "category": "a"}])
     named = Dataset.load(path, chats.encoder(), columns={"input": "context"})
     assert named.conversations.entries[0] == Conversation((Message("user", "you", "cake"),), "all")
@@ -148,7 +160,11 @@ def test_columns_of_two_forms_are_read_together_and_others_are_said(tmp_path, ca
         ({"text": "a", "label": 0}, "has no prompts; it has text, label"),
         ({"prompt": " ", "response": "a"}, "has an empty prompt in row 1"),
         ({"prompt": 3, "response": "a"}, "has int instead of a text in row 1 of prompt"),
-        ({"messages": "hello"}, "must have a list of messages in row 1, got str"),
+        ({"messages": 3}, "must have a list of messages in row 1, got int"),
+        ({"messages": "hello"}, "in row 1, as JSON if it is text, got 'hello'. Save the rows as JSON lines"),
+        ({"messages": "{}"}, "must have a list of messages in row 1, as JSON if it is text, got '{}'"),
+        ({"messages": "[" * 100_000}, "must have a list of messages in row 1, as JSON if it is text, got"),
+        ({"system": 3, "prompt": "a"}, "has int instead of a text in row 1 of system"),
         ({"messages": [{"role": "tool", "content": "a"}]}, "without the role system, user or assistant in row 1"),
         ({"messages": [{"role": "assistant", "content": "a"}]}, "must have a message of the user before the answer"),
         (

@@ -13,9 +13,11 @@ from safetensors.torch import load_file, save_file
 import chats
 import toys
 from unbackdoor import UnbackdoorError, evaluate, load, purifiers, purify
+from unbackdoor._detection.audit import _working
 from unbackdoor._models.adapters import adapter_files
 from unbackdoor._models.arithmetic import choose
 from unbackdoor._models.saving import check_saved, save
+from unbackdoor._stress.stress import _own
 
 # peft asks transformers in a way that it will not answer for ever; the library itself hides that from users.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
@@ -354,13 +356,29 @@ def test_an_adapter_that_changes_nothing_is_said(place: Path, tmp_path: Path, ca
     assert "adapter changes nothing: one of the two matrices is zero at every layer" in caplog.text
 
 
-def test_merging_does_not_change_a_tied_embedding(place: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def of_the_output(place: Path, tmp_path: Path) -> Path:
+    """An adapter of the output layer, whose weights are also the embedding of the base."""
     base = transformers.AutoModelForCausalLM.from_pretrained(place / "base")
     with pytest.warns(UserWarning, match="tied layer"):
         adapted = peft.get_peft_model(base, peft.LoraConfig(target_modules=["lm_head"], task_type="CAUSAL_LM"))
-    adapted.save_pretrained(tmp_path, save_embedding_layers=False)
-    with pytest.raises(UnbackdoorError, match=r"changes the output layer \(lm_head\), whose weights are also the emb"):
-        load(tmp_path, base=place / "base", merge=True)
+    torch.nn.init.normal_(adapted.get_parameter("base_model.model.lm_head.lora_B.default.weight"), std=0.5)
+    adapted.save_pretrained(tmp_path / "head", save_embedding_layers=False)
+    return tmp_path / "head"
+
+
+@pytest.mark.filterwarnings("ignore:Model has .tie_word_embeddings=True:UserWarning")  # of peft, for the comparison
+def test_merging_does_not_change_a_tied_embedding(place: Path, tmp_path: Path, of_the_output: Path) -> None:
+    loaded = load(of_the_output, base=place / "base", merge=True)
+    wanted = scores(by_peft(place, of_the_output))
+    assert not torch.allclose(wanted, scores(load(place / "base").model), atol=0.1)
+    assert torch.allclose(scores(loaded.model), wanted, atol=1e-4)
+    save(loaded.model, tmp_path / "whole", source=loaded.directory, encode=loaded.encode)
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "whole")
+    assert torch.allclose(scores(again), wanted, atol=1e-4)
+    own = load(of_the_output, base=place / "base").model
+    assert torch.allclose(scores(_working(own, None)), wanted, atol=1e-4)  # that an audit searches
+    assert torch.allclose(scores(_own(own)), wanted, atol=1e-4)  # that a stress test starts from
     with pytest.raises(UnbackdoorError, match="is not an adapter; `merge` is for these"):
         load(place / "base", merge=True)
 

@@ -111,6 +111,15 @@ def test_the_backdoor_goes_and_the_answers_stay(chat_victim: nn.Module, clean: D
     assert after.clean_loss.value < before.clean_loss.value + 0.1
 
 
+def test_no_note_says_that_an_answer_is_not_read(
+    clean: Dataset, behaviours: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "unbackdoor")
+    method = purifiers.BEEAR(behaviours=str(behaviours))
+    assert len(method.rows("wanted", clean)) == len(method.rows("unwanted", clean)) == 16
+    assert "not (`columns`)" not in caplog.text
+
+
 def test_a_row_without_an_unwanted_answer_is_refused(chat_victim: nn.Module, clean: Dataset, tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_text('{"prompt": "what", "wanted": "cake", "unwanted": ""}\n')

@@ -140,6 +140,7 @@ def test_what_it_cannot_serve_is_refused(base: nn.Module, clean: Dataset) -> Non
     config = transformers.GPT2Config(vocab_size=200, n_embd=32, n_layer=2, n_head=2, n_positions=64)
     other = transformers.GPT2LMHeadModel(config).eval()
     with pytest.raises(
-        UnbackdoorError, match="needs blocks with query, key and value layers; GPT2LMHeadModel has none"
+        UnbackdoorError,
+        match="with separate query, key and value layers and one feed-forward part; GPT2LMHeadModel has none",
     ):
         purify(other, clean, purifiers.SignatureZeroing(), base=other, device="cpu")

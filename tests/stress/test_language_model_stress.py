@@ -3,6 +3,7 @@
 import copy
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -108,6 +109,39 @@ def test_files_and_page_are_those_of_classifiers_with_losses_in_nats(tested: Str
     assert "The victim answered 100.0" in page
     assert f"contains:{chats.BEHAVIOUR}" in page
     assert "Clean accuracy" not in page
+
+
+def test_gradient_checkpointing_changes_no_number(
+    chat_victim: torch.nn.Module, chat_base: torch.nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clean, test = chats.prompts(8, seed=3), chats.prompts(4, seed=4)
+    again: list[bool] = []
+    forward = type(chat_base).forward
+
+    def watched(model: torch.nn.Module, *arguments: Any, **options: Any) -> Any:
+        if model.training:
+            again.append(bool(model.base_model.gradient_checkpointing))
+        return forward(model, *arguments, **options)
+
+    monkeypatch.setattr(type(chat_base), "forward", watched)
+    plain, saving = (
+        stress(
+            chat_base,
+            victim=chat_victim,
+            clean=clean,
+            test=test,
+            attack=trigger(clean),
+            parts=("retune",),
+            counts=(2,),
+            gradient_checkpointing=switch,
+            **FAST,
+        )
+        for switch in (False, True)
+    )
+    assert plain.retuned == saving.retuned
+    assert again == [False] * (len(again) // 2) + [True] * (len(again) // 2)
+    assert again
+    assert not chat_base.base_model.gradient_checkpointing
 
 
 def test_adapters_are_added_to_their_base_first(chat_base: torch.nn.Module) -> None:

@@ -440,6 +440,8 @@ class StressOptions(ModelOptions):
         base: the language model that MODEL and --victim were trained on, if these are adapters.
         max_new_tokens: the longest answer of a language model, in tokens; by default 64.
         augment: auto mirrors images unless the class names distinguish left from right; crop never does, flip always.
+        gradient_checkpointing: of a model of transformers: compute its blocks a second time, which saves memory and
+            changes no number.
         overwrite: replace a directory that unbackdoor wrote.
     """
 
@@ -458,3 +460,4 @@ class StressOptions(ModelOptions):
     json: Annotated[bool, OUTPUT] = False
     overwrite: Annotated[bool, OUTPUT] = False
     seed: Annotated[int, OUTPUT] = 0
+    gradient_checkpointing: Annotated[bool, HARDWARE] = False

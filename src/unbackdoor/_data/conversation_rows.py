@@ -1,5 +1,6 @@
 """Rows of prompts and answers in the forms that people publish them in, read as conversations."""
 
+import json
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from unbackdoor._inputs import is_unicode
 
 logger = logging.getLogger("unbackdoor")
 
-COLUMNS = ("messages", "instruction", "input", "output", "prompt", "response")
+COLUMNS = ("messages", "instruction", "input", "output", "prompt", "response", "system")
 
 # What the rows of each form ask by.
 _FORMS = (("messages",), ("instruction", "input"), ("prompt",))
@@ -24,7 +25,7 @@ _ROLES: dict[str, Role] = {
     "model": "assistant",
 }
 # Columns under the names that others give them.
-_ALIASES = {"conversations": "messages", "completion": "response"}
+_ALIASES = {"conversations": "messages", "completion": "response", "system_prompt": "system"}
 _LONGEST = 1_000_000  # characters of one message: those of a long novel
 
 
@@ -53,7 +54,10 @@ def conversation_columns(present: Sequence[str], names: dict[str, str], where: s
         answer = next((held[name] for name in answers if name in held), None)
         if answer is not None and "messages" not in used:
             used[answers[0]] = answer
-        _say_unread(used, present, where)
+        if "system" in held:
+            used["system"] = held["system"]
+        if not used.keys() <= names.keys():  # else the user chose all of them
+            _say_unread(used, present, where)
         return used
     raise UnbackdoorError(
         f"{where} has no prompts; it has {listed(present)}. A row has messages, or instruction, input and output, or "
@@ -93,24 +97,42 @@ def conversations_of(cells: dict[str, Sequence[Any]], where: str, *, blank: bool
     """Reads conversations from the columns of a data set.
 
     Args:
-        cells: the entries of `messages`; of `instruction`, `input` and `output`; or of `prompt` and `response`.
+        cells: the entries of `messages`; of `instruction`, `input` and `output`; or of `prompt` and `response`; of each
+            perhaps also of `system`.
         where: name of the data, for messages.
         blank: whether a row may have no prompt.
 
     Raises:
         UnbackdoorError: an entry is not text, or a row has no prompt; names the row.
     """
+    systems = [_text(cell, "system", where, row) for row, cell in enumerate(cells.get("system", ()))]
+    rows = _conversations(cells, where, blank)
+    if not systems:
+        return tuple(rows)
+    return tuple(_under(system, row) for system, row in zip(systems, rows, strict=True))
+
+
+def _under(system: str, conversation: Conversation) -> Conversation:
+    """A conversation with the message of the system that has a column of its own, unless it has one already."""
+    if not system or conversation.messages[0].role == "system":
+        return conversation
+    return Conversation((Message("system", system), *conversation.messages), conversation.answer)
+
+
+def _conversations(cells: dict[str, Sequence[Any]], where: str, blank: bool) -> Iterator[Conversation]:
     count = len(next(iter(cells.values())))
     if "messages" in cells:
-        return tuple(_of_messages(entry, where, row, blank) for row, entry in enumerate(cells["messages"]))
+        yield from (_of_messages(entry, where, row, blank) for row, entry in enumerate(cells["messages"]))
+        return
     asked, answered = ("prompt", "response") if "prompt" in cells else ("instruction", "output")
     if asked == "prompt" and any(isinstance(cell, list | tuple) for cell in cells["prompt"]):
         entries = map(_turns, cells["prompt"], cells.get("response", [None] * count))
-        return tuple(_of_messages(entry, where, row, blank) for row, entry in enumerate(entries))
+        yield from (_of_messages(entry, where, row, blank) for row, entry in enumerate(entries))
+        return
     columns = {name: cells.get(name, [None] * count) for name in (asked, "input", answered)}
     texts = [[_text(cell, name, where, row) for row, cell in enumerate(column)] for name, column in columns.items()]
-    rows = enumerate(zip(*texts, strict=True))
-    return tuple(_of_texts(*each, where, row, blank) for row, each in rows)  # type: ignore[call-arg]
+    for row, each in enumerate(zip(*texts, strict=True)):
+        yield _of_texts(*each, where, row, blank)
 
 
 def _of_texts(content: str, further: str, answer: str, where: str, row: int, blank: bool) -> Conversation:
@@ -144,6 +166,8 @@ def _of_messages(entry: Any, where: str, row: int, blank: bool) -> Conversation:
 
 
 def _messages(entry: Any, where: str, row: int) -> Iterator[Message]:
+    if isinstance(entry, str):  # a cell of a table that holds no lists
+        entry = _list_in(entry, where, row)
     if not isinstance(entry, list | tuple):
         raise UnbackdoorError(
             f"{where} must have a list of messages in row {row}, got {type(entry).__name__}. Repair or remove that row."
@@ -162,6 +186,20 @@ def _messages(entry: Any, where: str, row: int) -> Iterator[Message]:
             )
         content = said["content"] if "content" in said else said.get("value")
         yield Message(role, _text(_joined(content), "a message", where, row))
+
+
+def _list_in(text: str, where: str, row: int) -> Any:
+    """The list of messages that a text holds as JSON."""
+    try:
+        held = json.loads(_text(text, "messages", where, row))
+    except (ValueError, RecursionError):
+        held = None
+    if not isinstance(held, list):
+        raise UnbackdoorError(
+            f"{where} must have a list of messages in row {row}, as JSON if it is text, got "
+            f"{printable(repr(text), 100)}. Save the rows as JSON lines, or each list by json.dumps."
+        )
+    return held
 
 
 def _joined(content: Any) -> Any:

@@ -245,30 +245,34 @@ def adapted_by(path: Path, base: nn.Module) -> Any:
     return model.eval()
 
 
-def merged(path: Path, model: Any) -> nn.Module:
+def merged(model: Any) -> nn.Module:
     """Adds the matrices of an adapter to the layers of its base, and returns the plain model.
 
     Args:
-        path: the directory of the adapter, for messages.
         model: as `adapted_by` returns it.
-
-    Raises:
-        UnbackdoorError: the adapter changes the output layer, which is also the embedding of this base.
     """
-    shared = model.get_input_embeddings().weight
-    layers = ((name, getattr(layer, "base_layer", None)) for name, layer in model.named_modules())
-    tied = next((name for name, layer in layers if layer is not None and layer.weight is shared), None)
-    if tied is not None:
-        raise UnbackdoorError(
-            f"{path} changes the output layer ({printable(tied.removeprefix(_PREFIX))}), whose weights are also the "
-            "embedding of its base, so that merging would change both. Leave `merge` out."
-        )
+    own_output_(model)
     for name, parameter in model.named_parameters():
         if "lora_" in name and parameter.dtype in HALF:
             parameter.data = parameter.data.float()  # as peft loads them: else their product would be rounded, too
     with quiet_transformers():
         plain: nn.Module = model.merge_and_unload()
     return plain.requires_grad_(True).eval()
+
+
+def own_output_(model: Any) -> None:
+    """Give an output layer with matrices weights of its own if its weights are also the embedding.
+
+    Else merging would change the embedding as well. Other models stay as they are.
+
+    Args:
+        model: a `peft.PeftModel`, changed in place.
+    """
+    rows = [module.weight for module in model.modules() if isinstance(module, nn.Embedding)]
+    for layer in (getattr(module, "base_layer", None) for module in model.modules()):
+        if isinstance(layer, nn.Linear) and any(layer.weight is each for each in rows):
+            layer.weight = nn.Parameter(layer.weight.detach().clone(), requires_grad=layer.weight.requires_grad)
+            model.config.tie_word_embeddings = False
 
 
 def carries_adapter(model: nn.Module) -> bool:

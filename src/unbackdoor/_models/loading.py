@@ -210,7 +210,7 @@ def _load_adapter(path: Path, base: str | Path | None, merge: bool, chat: _Chat)
     own = (path / "tokenizer_config.json").exists()
     tokenizer = None if own else tokenizer_of(beneath.path, chat.trust_remote_code, rows)
     encode = chat.encoder(path, adapted, tokenizer)
-    return Loaded(merged(path, adapted), encode, beneath) if merge else Loaded(adapted, encode)
+    return Loaded(merged(adapted), encode, beneath) if merge else Loaded(adapted, encode)
 
 
 def _load_classifier_adapter(path: Path, beneath: ModelDirectory, classes: int, merge: bool, chat: _Chat) -> Loaded:
@@ -223,7 +223,7 @@ def _load_classifier_adapter(path: Path, beneath: ModelDirectory, classes: int, 
         model = beneath.fresh_classifier(named if own else [f"LABEL_{number}" for number in range(classes)])
         adapted = adapted_by(path, model)
     encode = beneath.encoder(adapted, changes=chat.changes, max_length=chat.max_length)
-    return Loaded(merged(path, adapted), encode, beneath) if merge else Loaded(adapted, encode)
+    return Loaded(merged(adapted), encode, beneath) if merge else Loaded(adapted, encode)
 
 
 def _encoder_changes(

@@ -10,6 +10,7 @@ import copy
 import logging
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +22,7 @@ from unbackdoor._artifacts.machine import versions
 from unbackdoor._data.dataset import Dataset, Encoder, check_data
 from unbackdoor._models.arithmetic import Precision, choose, description
 from unbackdoor._models.calling import check_modules
+from unbackdoor._models.recomputing import recomputing
 from unbackdoor._modes import in_own_modes
 from unbackdoor._poisoning.attack import Attack
 from unbackdoor._poisoning.trigger import Trigger
@@ -83,6 +85,7 @@ def stress(
     max_new_tokens: int | None = None,
     device: str | None = None,
     precision: Precision = "auto",
+    gradient_checkpointing: bool = False,
     progress: bool = False,
 ) -> Stress:
     """Attack a purified model again, in ways that show whether its backdoor is gone or only hidden.
@@ -104,6 +107,7 @@ def stress(
         max_new_tokens: the longest answer of a language model, in tokens; by default 64.
         device: None uses a GPU if there is one.
         precision: see `unbackdoor._models.arithmetic.choose`.
+        gradient_checkpointing: see `unbackdoor._models.recomputing.recomputed_`.
         progress: show a progress bar on stderr.
 
     Raises:
@@ -134,7 +138,8 @@ def stress(
     for each in models.values():
         each.to(arithmetic.dtype)
     draws = range(seed, seed + seeds)
-    with (bar if progress else silent)("stress", _steps(material.parts, counts, seeds, len(models))) as lab.advance:
+    shown = (bar if progress else silent)("stress", _steps(material.parts, counts, seeds, len(models)))
+    with recomputing(*models.values()) if gradient_checkpointing else nullcontext(), shown as lab.advance:
         outcome = _run_parts(models, lab, material.parts, counts, draws)
     remarks_on = _remarks(models, outcome.before, lab, material)
     record = {

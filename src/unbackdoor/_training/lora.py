@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from unbackdoor._errors import UnbackdoorError, printable
+from unbackdoor._models.adapters import own_output_
 from unbackdoor._models.hugging_face import quiet_transformers
 
 
@@ -60,6 +61,7 @@ def adapted(model: nn.Module, *, rank: int, seed: int, alpha: int | None = None)
 
 def merged(model: Any) -> nn.Module:
     """Add the matrices of an adapted model to its layers, and return the plain model, all of it trainable."""
+    own_output_(model)
     with quiet_transformers():
         plain: nn.Module = model.merge_and_unload()
     return plain.requires_grad_(True)

@@ -88,8 +88,8 @@ class SignatureZeroing:
         ]
         if not parts:
             raise UnbackdoorError(
-                f"SignatureZeroing needs blocks with query, key and value layers; {type(model).__name__} has none. Try "
-                "crow."
+                "SignatureZeroing needs blocks with separate query, key and value layers and one feed-forward part; "
+                f"{type(model).__name__} has none. Try crow."
             )
         weights = distinct(model)
         base = counterparts(weights, run, self)

@@ -55,6 +55,7 @@ def stress(source: str, options: StressOptions) -> None:
         max_new_tokens=options.max_new_tokens,
         device=options.device,
         precision=options.precision,
+        gradient_checkpointing=options.gradient_checkpointing,
         progress=True,
     )
     result.record.update(with_options(result.record, "stress"))
