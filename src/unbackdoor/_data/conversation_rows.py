@@ -132,7 +132,7 @@ def _conversations(cells: dict[str, Sequence[Any]], where: str, blank: bool) -> 
     columns = {name: cells.get(name, [None] * count) for name in (asked, "input", answered)}
     texts = [[_text(cell, name, where, row) for row, cell in enumerate(column)] for name, column in columns.items()]
     for row, each in enumerate(zip(*texts, strict=True)):
-        yield _of_texts(*each, where, row, blank)
+        yield _of_texts(*each, where, row, blank)  # type: ignore[call-arg]
 
 
 def _of_texts(content: str, further: str, answer: str, where: str, row: int, blank: bool) -> Conversation:
