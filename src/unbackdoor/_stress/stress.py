@@ -117,9 +117,7 @@ def stress(
     check_options(parts, counts, seeds, seed)
     check_data("stress", clean=clean, test=test)
     refuse_pairs("stress", clean)
-    check_modules("stress", model=model, victim=victim, control=control)
-    models = {VICTIM: _own(victim), PURIFIED: _own(model), **({} if control is None else {CONTROL: _own(control)})}
-    check_models(models[PURIFIED], models[VICTIM], models.get(CONTROL))
+    models = _copies(model, victim, control)
     material = prepare(
         models[PURIFIED],
         clean,
@@ -135,8 +133,7 @@ def stress(
     arithmetic = choose(models[PURIFIED], device, precision)
     data = material.clean, material.test, material.bait, material.attacked
     lab = Lab(material.task, *data, control_encode, arithmetic)
-    for each in models.values():
-        each.to(arithmetic.dtype)
+    models = {name: each.to(arithmetic.dtype) for name, each in models.items()}
     draws = range(seed, seed + seeds)
     shown = (bar if progress else silent)("stress", _steps(material.parts, counts, seeds, len(models)))
     with recomputing(*models.values()) if gradient_checkpointing else nullcontext(), shown as lab.advance:
@@ -247,6 +244,14 @@ def _remarks(models: dict[str, nn.Module], before: dict[str, Measured], lab: Lab
         sentences.insert(0, damage)
         logger.warning("%s", damage, extra={"first_line": True})
     return _Remarks(sentences, damage is None)
+
+
+def _copies(model: nn.Module, victim: nn.Module, control: nn.Module | None) -> dict[str, nn.Module]:
+    """The models of a stress test to work with, by their names; those that do not fit each other are refused."""
+    check_modules("stress", model=model, victim=victim, control=control)
+    models = {VICTIM: _own(victim), PURIFIED: _own(model), **({} if control is None else {CONTROL: _own(control)})}
+    check_models(models[PURIFIED], models[VICTIM], models.get(CONTROL))
+    return models
 
 
 def _own(model: nn.Module) -> nn.Module:
