@@ -39,6 +39,7 @@ METHODS = {
     "alpha 10, rate 0.03, batches of 12": replace(SHIFT, alpha=10.0, learning_rate=0.03, batch_size=12),
     "rate 0.03, batches of 12, 10 passes": replace(SHIFT, learning_rate=0.03, batch_size=12, epochs=10),
     "`fst`": purifiers.FST(),
+    "`adaptive-unlearning`": purifiers.AdaptiveUnlearning(),
 }
 
 

@@ -146,6 +146,7 @@ METHODS = {
     "shift": SHIFT,
     "shift, 0.02": replace(SHIFT, learning_rate=0.02),
     "shift, 120 passes": replace(SHIFT, epochs=120),
+    "adaptive-unlearning": purifiers.AdaptiveUnlearning(),
     "auto": purifiers.Auto(),
 }
 

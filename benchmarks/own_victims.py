@@ -157,6 +157,7 @@ METHODS = {
     "shift, 0.02": replace(SHIFT, learning_rate=0.02),
     "trigger-distillation": purifiers.TriggerDistillation(),
     "contrastive-unlearning": purifiers.ContrastiveUnlearning(),
+    "adaptive-unlearning": purifiers.AdaptiveUnlearning(),
     "contrastive-unlearning, 0.002, 30 passes": purifiers.ContrastiveUnlearning(learning_rate=0.002, epochs=30),
     "auto": purifiers.Auto(),
 }

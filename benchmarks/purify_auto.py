@@ -32,6 +32,7 @@ METHODS = {
     "scale-invariant-fst": purifiers.ScaleInvariantFST(),
     "trigger-distillation": purifiers.TriggerDistillation(),
     "contrastive-unlearning": purifiers.ContrastiveUnlearning(),
+    "adaptive-unlearning": purifiers.AdaptiveUnlearning(),
     "auto": purifiers.Auto(),
 }
 

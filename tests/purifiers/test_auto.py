@@ -19,7 +19,7 @@ from unbackdoor._detection.result import Audit, JudgedCandidate, JudgedFinding
 from unbackdoor._reports.page import facts_of
 from unbackdoor._value import value
 from unbackdoor.purifiers import auto
-from unbackdoor.purifiers._methods_to_try import LONGER
+from unbackdoor.purifiers._methods_to_try import LONGER, method_label, methods_to_try
 from unbackdoor.purifiers._shortcuts import Shortcut, counting
 from unbackdoor.purifiers._trial import Trial
 
@@ -202,6 +202,17 @@ def test_the_method_that_is_kept(trials: list[Trial], kept: object, warning: str
     assert (run.failure is not None) == (kept is None or stayed)
 
 
+@pytest.mark.parametrize(("shortcut", "place"), [(True, 0), (False, 2)])
+def test_evidence_is_unlearned_first_and_last_where_there_is_none(shortcut: bool, place: int, digits: Dataset) -> None:
+    names = [method_label(each) for each in methods_to_try(digits, shortcut, toys.a_run())]
+    assert names.index("adaptive-unlearning") == place
+    assert [each for each in names if each != "adaptive-unlearning"] == [
+        "scale-invariant-fst",
+        f"scale-invariant-fst (epochs={LONGER})",
+        "fine-tuning",
+    ]
+
+
 def test_without_a_shortcut_it_is_scale_invariant_fst_on_four_fifths(small_cnn: SmallCNN, digits: Dataset) -> None:
     clean = digits.select(range(100))
     result = purify(
@@ -218,7 +229,7 @@ def test_without_a_shortcut_it_is_scale_invariant_fst_on_four_fifths(small_cnn: 
     assert (choice.kept, choice.kept_number, choice.not_tried, choice.held_out) == (
         "scale-invariant-fst",
         0,
-        [f"scale-invariant-fst (epochs={LONGER})", "contrastive-unlearning", "fine-tuning"],
+        [f"scale-invariant-fst (epochs={LONGER})", "adaptive-unlearning", "fine-tuning"],
         20,
     )
     assert choice.audit.reason.startswith("The suspect is near chance on digits")

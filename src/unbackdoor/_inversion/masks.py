@@ -11,6 +11,8 @@ from unbackdoor._inversion.smallest import Kind, SmallestSearch
 from unbackdoor._inversion.triggers import InvertedTrigger
 from unbackdoor._purification.run import Run
 
+EDGE = 1e-4  # of the range of a mask, which no free parameters reach
+
 
 class MaskedPatterns(NamedTuple):
     """A trigger for each class: masks (classes, 1, height, width), patterns (classes, channels, height, width)."""
@@ -106,6 +108,12 @@ class MaskedPatch:
     def bounded(self, free: Tensor) -> Tensor:
         """Masks and patterns in (0, 1), (triggers, 1 + channels, height, width)."""
         return free.tanh() / 2 + 0.5
+
+    def shrunk(self, free: Tensor, factor: float) -> Tensor:
+        """The same patterns under masks times a factor."""
+        parameters = self.bounded(free)
+        parameters = torch.cat([factor * parameters[:, :1], parameters[:, 1:]], dim=1)
+        return (2 * parameters.clamp(EDGE, 1 - EDGE) - 1).atanh()
 
     def parts(self, parameters: Tensor) -> MaskedPatterns:
         """The masks and the patterns of parameters."""

@@ -53,6 +53,10 @@ class AdditivePattern:
         """Patterns in [-1, 1], (triggers, channels, height, width)."""
         return (self.down.T.to(free) @ free @ self.across.to(free)).clamp(-1, 1)
 
+    def shrunk(self, free: Tensor, factor: float) -> Tensor:
+        """Weights times a factor."""
+        return factor * free
+
     def applied(self, parameters: Tensor, pixels: Tensor) -> Tensor:
         """Pixels with each pattern added and clamped to [0, 1], (triggers, batch, channels, height, width)."""
         return (pixels + parameters[:, None]).clamp(0, 1)

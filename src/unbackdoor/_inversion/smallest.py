@@ -35,6 +35,9 @@ class TriggerFamily(Protocol):
     def bounded(self, free: Tensor) -> Tensor:
         """The parameters of triggers, (triggers, ...), of free ones."""
 
+    def shrunk(self, free: Tensor, factor: float) -> Tensor:
+        """The free parameters of triggers whose size is that of these times a factor in (0, 1]."""
+
     def applied(self, parameters: Tensor, pixels: Tensor) -> Tensor:
         """Pixels with each trigger on, (triggers, batch, channels, height, width).
 
@@ -91,13 +94,15 @@ Losses = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class SmallestTriggers(NamedTuple):
-    """The parameters of each class's trigger, (classes, ...), and its size, (classes,).
+    """The parameters of each class's trigger, (classes, ...), its size, (classes,), and its free parameters.
 
-    The size of a class without success is infinite; its parameters are the latest.
+    The size of a class without success is infinite; its parameters are the latest. A search can go on from the free
+    ones, (classes, ...).
     """
 
     parameters: Tensor
     sizes: Tensor
+    free: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,13 +207,13 @@ class SmallestSearch:
         optimizer = torch.optim.Adam([free], lr=self.learning_rate, betas=(0.5, 0.9))
         costs = torch.full((count,), self.cost, device=device, dtype=dtype)
         above, below = torch.zeros_like(costs), torch.zeros_like(costs)
-        best, smallest = self.family.bounded(free).detach(), torch.full_like(costs, torch.inf)
+        best, smallest = free.detach().clone(), torch.full_like(costs, torch.inf)
         chunk = max(1, run.arithmetic.gradient_batch(size) // self.batch_size)
         parts = torch.arange(count, device=device).split(chunk)
         with frozen(model), run.progress("inverting triggers", self.steps * len(parts)) as advance:
             for pixels in batches:
                 reached = torch.zeros_like(costs)
-                tried = self.family.bounded(free).detach()
+                tried = free.detach().clone()
                 optimizer.zero_grad(set_to_none=True)
                 for part in parts:
                     parameters = self.family.bounded(free[part])
@@ -216,7 +221,7 @@ class SmallestSearch:
                     (each + costs[part] * self.family.size(parameters)).sum().backward()
                     advance()
                 optimizer.step()
-                sizes, good = self.family.size(tried), reached >= self.success
+                sizes, good = self.family.size(self.family.bounded(tried)), reached >= self.success
                 # Where a model's gradient is not finite, the last finite parameters stay.
                 better = ((good & (sizes < smallest)) | (smallest.isinf() & ~good)) & sizes.isfinite()
                 best[better], smallest[good & better] = tried[better], sizes[good & better]
@@ -225,7 +230,7 @@ class SmallestSearch:
                 costs = torch.where(below == self.patience, costs / 2**1.5, costs)
                 above[above == self.patience] = 0
                 below[below == self.patience] = 0
-        return SmallestTriggers(best, smallest)
+        return SmallestTriggers(self.family.bounded(best), smallest, best)
 
     def _batches(self, data: Dataset, run: Run, pairs: Tensor | None) -> Iterator[Tensor]:
         """Batches of pixels, (batch, channels, height, width), or others for each pair, (pairs, batch, ...)."""

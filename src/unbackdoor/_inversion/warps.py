@@ -45,6 +45,10 @@ class Warps:
         """The displacements of weights, (triggers, 2, height, width)."""
         return torch.einsum("taf,fhw->tahw", free, self.flows.to(free))
 
+    def shrunk(self, free: Tensor, factor: float) -> Tensor:
+        """Weights times a factor."""
+        return factor * free
+
     def applied(self, parameters: Tensor, pixels: Tensor) -> Tensor:
         """Warped pixels, (triggers, batch, channels, height, width); beyond the border, those of the border."""
         # One grid for all pictures of a batch, so these can be the channels of a single one: far faster.

@@ -186,6 +186,16 @@ REGISTRY = (
         "try scale-invariant-fst or fine-tuning",
     ),
     Entry(
+        "adaptive-unlearning",
+        "unbackdoor.purifiers.adaptive_unlearning:AdaptiveUnlearning",
+        "unlearn the smallest triggers while they follow the model; this project's variant",
+        needs=(Need.CLEAN,),
+        passes=40,
+        cost="with three more forward passes and a backward pass each, and searches of 9,600 examples per class",
+        damage="the triggers that were unlearned are probably features of the classes themselves, or the steps were "
+        "too long for this model: lower `share` or `learning_rate`",
+    ),
+    Entry(
         "bti-dbf",
         "unbackdoor.purifiers.bti_dbf:BTIDBF",
         "BTI-DBF (U): a generator that moves all but the benign features, then unlearning of its pictures",

@@ -2,6 +2,7 @@
 
 import unbackdoor._registry.entries
 
+from .adaptive_unlearning import AdaptiveUnlearning as AdaptiveUnlearning
 from .anp import ANP as ANP
 from .answer_unlearning import AnswerUnlearning as AnswerUnlearning
 from .auto import Auto as Auto

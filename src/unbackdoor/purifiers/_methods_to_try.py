@@ -6,11 +6,10 @@ from dataclasses import replace
 from unbackdoor._data.dataset import Dataset
 from unbackdoor._purification.method import Method, method_name
 from unbackdoor._purification.run import Run
-from unbackdoor.purifiers.contrastive_unlearning import ContrastiveUnlearning
+from unbackdoor.purifiers.adaptive_unlearning import AdaptiveUnlearning
 from unbackdoor.purifiers.fine_tuning import FineTuning
 from unbackdoor.purifiers.mixing_distillation import MixingDistillation
 from unbackdoor.purifiers.scale_invariant_fst import ScaleInvariantFST
-from unbackdoor.purifiers.trigger_distillation import TriggerDistillation
 from unbackdoor.purifiers.word_distillation import WordDistillation
 
 # The second shift of images, for networks that need longer to learn their features again; the first is at the defaults.
@@ -22,9 +21,11 @@ WITHOUT_A_SEARCH = ScaleInvariantFST, MixingDistillation
 
 def _for_images(clean: Dataset, shortcut: bool, run: Run) -> list[Method]:
     shift = ScaleInvariantFST(strength=1)
-    longer = replace(shift, epochs=LONGER)
-    found: list[Method] = [TriggerDistillation()] if shortcut else []
-    return [shift, longer, ContrastiveUnlearning(), *found, FineTuning()]
+    shifts: list[Method] = [shift, replace(shift, epochs=LONGER)]
+    unlearning = AdaptiveUnlearning()
+    # To unlearn what the evidence shows is cheaper; the audit of the result says whether that was all.
+    first = [unlearning, *shifts] if shortcut else [*shifts, unlearning]
+    return [*first, FineTuning()]
 
 
 def _for_texts(clean: Dataset, shortcut: bool, run: Run) -> list[Method]:

@@ -27,9 +27,9 @@ class Auto:
     Four fifths of the clean examples are for the audits and the methods; the others are held out to judge the results.
     A shortcut counts if the audit raises an alarm. If it has no clean models to compare with, a shortcut counts that
     moves most unseen examples, more than a random trigger does, and whose size is rare among the classes (nominal p at
-    most 0.05). The methods are, on images, scale-invariant FST at full strength, the same in three times the passes,
-    contrastive unlearning, trigger distillation if a shortcut counts, and fine-tuning; on texts mixing distillation if
-    there is a base, word distillation if a shortcut counts, and fine-tuning.
+    most 0.05). The methods are, on images, adaptive unlearning if a shortcut counts, scale-invariant FST at full
+    strength, the same in three times the passes, adaptive unlearning if it was not tried yet, and fine-tuning; on texts
+    mixing distillation if there is a base, word distillation if a shortcut counts, and fine-tuning.
 
     A result passes if it loses at most `max_loss` points of accuracy and no class on the held-out examples, if no
     shortcut of the audit moves a tenth more of them than a random trigger does, and if an audit of the result finds no
@@ -48,15 +48,16 @@ class Auto:
         detectors: names of the detectors that audit, see `unbackdoor list detectors`; None takes all that fit the data.
 
     Differences from the paper: there is no paper on this variant. An audit that finds nothing proves nothing, so the
-    suspect is purified all the same. To unlearn the found shortcuts alone is not the first choice, because on small
-    victims it left more of a backdoor than the shift did (docs/results/auto.md). Backdoors planted on purpose
-    would choose the shift, which stands first anyway (same page), for the price of many purifications more.
+    suspect is purified all the same, by a shift, which needs no trigger. Backdoors planted on purpose would choose the
+    shift as well (docs/results/auto.md), for the price of many purifications more.
     """
 
     # The first version tried no trigger distillation; the second shifted in ten passes, and unlearned in small steps;
     # the third tried the shift at its defaults first; the fourth shifted with dropout; the fifth tried two rates,
-    # where the shift has one now, in steps of equal angles; the sixth shifted few pictures at the rate of many.
-    version: ClassVar[int] = 7
+    # where the shift has one now, in steps of equal angles; the sixth shifted few pictures at the rate of many. Up to
+    # the seventh the shift stood first where there is evidence as well, and contrastive unlearning and trigger
+    # distillation stood in the place of adaptive unlearning.
+    version: ClassVar[int] = 8
     uses_unlabelled: ClassVar[bool] = True
     needs_head: ClassVar[bool] = True  # the audit does, and most methods that it tries
 
