@@ -135,8 +135,14 @@ class TestAnswersThatAreNotFinite:
 class TestTextsOfAnInput:
     """A guard of pairs knows nothing of single texts, and a guard of texts nothing of pairs."""
 
+    @staticmethod
+    def all_different(texts: Dataset) -> Dataset:
+        """The same texts, each with a number of its own behind it: equal ones count once."""
+        numbered = tuple((f"{text} {number}",) for number, (text,) in enumerate(texts.texts.strings))
+        return replace(texts, items=Texts(numbered, ("text",)))
+
     def test_texts_of_another_number_are_refused(self, small_text: tuple[nn.Module, Dataset], tmp_path: Path) -> None:
-        model, single = small_text
+        model, single = small_text[0], self.all_different(small_text[1])
         pairs = replace(
             single, items=Texts(tuple((text, "a film") for (text,) in single.texts.strings), ("text_a", "text_b"))
         )
@@ -154,7 +160,7 @@ class TestTextsOfAnInput:
                 assert len(guard.decide(model, both[own][0], device="cpu")) == 40
 
     def test_a_guard_of_before_does_not_know_how_many_it_takes(self, small_text: tuple, tmp_path: Path) -> None:
-        model, single = small_text
+        model, single = small_text[0], self.all_different(small_text[1])
         fitted = fit_guard(model, single, guards.Strip(), false_alarms=0.2, device="cpu")
         fitted.save(tmp_path / "guard")
         record = json.loads((tmp_path / "guard" / "guard.json").read_text())
