@@ -45,6 +45,22 @@ def pytest_collection_finish() -> None:
 DATA = Path(os.environ.get("UNBACKDOOR_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
 
+class Pixels(nn.Module):
+    """Two classes of 4x4 pictures; each weighted pixel speaks for class 1, and a bias for class 0."""
+
+    def __init__(self, weights: dict[int, float]) -> None:
+        super().__init__()
+        self.head = nn.Linear(16, 2)
+        with torch.no_grad():
+            self.head.weight.zero_()
+            self.head.bias.copy_(torch.tensor([4.0, 0.0]))
+            for place, weight in weights.items():
+                self.head.weight[1, place] = weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(x.flatten(1))
+
+
 class SmallCNN(nn.Module):
     """Two convolutions with BatchNorm and a linear layer called `classifier`, for 8x8 grey pictures."""
 

@@ -4,37 +4,22 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import toys
+from fixtures import Pixels
 from unbackdoor import Dataset
 from unbackdoor._inversion.contrast import Contrast, moved_apart, one_each
 from unbackdoor._inversion.masks import MaskedPatch
 from unbackdoor._inversion.smallest import SmallestSearch
-from unbackdoor._models.arithmetic import choose
 from unbackdoor._purification.run import Run
 
 NATURAL, PLANTED = 5, 10  # pixels of 16
-
-
-class Pixels(nn.Module):
-    """Two classes of 4x4 pictures; each weighted pixel speaks for class 1, and a bias for class 0."""
-
-    def __init__(self, weights: dict[int, float]) -> None:
-        super().__init__()
-        self.head = nn.Linear(16, 2)
-        with torch.no_grad():
-            self.head.weight.zero_()
-            self.head.bias.copy_(torch.tensor([4.0, 0.0]))
-            for place, weight in weights.items():
-                self.head.weight[1, place] = weight
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(x.flatten(1))
 
 
 SUSPECT, REFERENCE = {NATURAL: 12.0, PLANTED: 8.0}, {NATURAL: 12.0}
 
 
 def a_run(model: nn.Module) -> Run:
-    return Run(generator=torch.Generator().manual_seed(0), arithmetic=choose(model, "cpu"), head_name="head")
+    return toys.a_run(model=model, head_name="head")
 
 
 def pictures() -> Dataset:

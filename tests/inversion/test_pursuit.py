@@ -2,8 +2,10 @@
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+import toys
+from fixtures import Pixels
 from unbackdoor import Dataset
 from unbackdoor._inversion import pursuit
 from unbackdoor._inversion.masks import MaskedPatch
@@ -11,8 +13,6 @@ from unbackdoor._inversion.patterns import AdditivePattern
 from unbackdoor._inversion.pursuit import GROWTH, Follower, followers
 from unbackdoor._inversion.smallest import SmallestSearch, SmallestTriggers, TriggerFamily
 from unbackdoor._inversion.warps import Warps
-from unbackdoor._models.arithmetic import choose
-from unbackdoor._purification.run import Run
 
 SHAPE = (3, 8, 8)
 FAMILIES: dict[str, TriggerFamily] = {
@@ -21,26 +21,6 @@ FAMILIES: dict[str, TriggerFamily] = {
     "low-frequency pattern": AdditivePattern.of_low_frequency(SHAPE, 0.25),
     "warp": Warps.smooth(SHAPE, 4),
 }
-
-
-class Pixels(nn.Module):
-    """Two classes of 4x4 pictures; each weighted pixel speaks for class 1, and a bias for class 0."""
-
-    def __init__(self, weights: dict[int, float]) -> None:
-        super().__init__()
-        self.head = nn.Linear(16, 2)
-        with torch.no_grad():
-            self.head.weight.zero_()
-            self.head.bias.copy_(torch.tensor([4.0, 0.0]))
-            for place, weight in weights.items():
-                self.head.weight[1, place] = weight
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(x.flatten(1))
-
-
-def a_run(model: nn.Module) -> Run:
-    return Run(generator=torch.Generator().manual_seed(0), arithmetic=choose(model, "cpu"), head_name="head")
 
 
 def black() -> Dataset:
@@ -63,7 +43,7 @@ def test_a_search_can_go_on_from_its_free_parameters() -> None:
     search = SmallestSearch(
         family=MaskedPatch(), steps=30, batch_size=16, cost=0.1, success=0.9, patience=5, learning_rate=0.1
     )
-    found = search(model, black(), a_run(model))
+    found = search(model, black(), toys.a_run(model=model, head_name="head"))
     assert torch.equal(search.family.bounded(found.free), found.parameters)
     assert torch.allclose(search.family.size(found.parameters)[1], found.sizes[1])
 
@@ -77,7 +57,7 @@ def test_a_trigger_follows_the_model_and_grows_no_larger_than_it_may() -> None:
     size = float(family.size(parameters))
     follower = Follower(kind="patch", family=family, target=1, found=found, size=size, learning_rate=0.1)
     model, clean = Pixels({10: 12.0}), black()
-    run, pixels = a_run(model), torch.zeros(16, 1, 4, 4)
+    run, pixels = toys.a_run(model=model, head_name="head"), torch.zeros(16, 1, 4, 4)
     assert int((model(follower.shown(pixels)).argmax(dim=1) == 1).sum()) == 0
     for _ in range(60):
         follower.step_(model, pixels, clean, run)
@@ -113,6 +93,6 @@ def test_which_triggers_are_taken(
     monkeypatch.setattr(pursuit, "searches", lambda *_: {kind: Known(each) for kind, each in sizes.items()})
     monkeypatch.setattr(pursuit, "KINDS", tuple(sizes))
     model = nn.Sequential(nn.Flatten(), nn.Linear(16, 6))
-    run = Run(generator=torch.Generator().manual_seed(0), arithmetic=choose(model, "cpu"), head_name="1")
+    run = toys.a_run(model=model, head_name="1")
     kinds = followers(model, black(), run, steps=1)
     assert [(each.kind, each.target) for kind in kinds for each in kind] == expected

@@ -16,7 +16,7 @@ from unbackdoor.purifiers import adaptive_unlearning
 
 def test_a_planted_trigger_is_unlearned_and_accuracy_stays(backdoored: tuple, digits: Dataset) -> None:
     model, stamped, test = backdoored
-    result = purify(model, digits.select(range(300)), purifiers.AdaptiveUnlearning(epochs=20), seed=0, device="cpu")
+    result = purify(model, digits.select(range(300)), purifiers.AdaptiveUnlearning(), seed=0, device="cpu")
     (note,) = [each for each in result.record["notes"] if each.startswith("triggers that are unlearned: ")]
     assert "a patch to 3" in note
     labels = digits.labels[1000:1400]
@@ -24,7 +24,7 @@ def test_a_planted_trigger_is_unlearned_and_accuracy_stays(backdoored: tuple, di
         before, after = ((each(test).argmax(1) == labels).double().mean() for each in (model, result.model))
         assert (model(stamped).argmax(1) == 3).double().mean() > 0.9
         assert (result.model(stamped).argmax(1) == 3).double().mean() < 0.1
-    assert after > before - 0.04
+    assert after > before - 0.03
 
 
 class Negative:

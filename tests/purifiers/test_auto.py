@@ -19,6 +19,7 @@ from unbackdoor._detection.result import Audit, JudgedCandidate, JudgedFinding
 from unbackdoor._reports.page import facts_of
 from unbackdoor._value import value
 from unbackdoor.purifiers import auto
+from unbackdoor.purifiers._choice import choice
 from unbackdoor.purifiers._methods_to_try import LONGER, method_label, methods_to_try
 from unbackdoor.purifiers._shortcuts import Shortcut, counting
 from unbackdoor.purifiers._trial import Trial
@@ -192,7 +193,7 @@ CONTRAST, SHIFT, TUNE = purifiers.ContrastiveUnlearning(), purifiers.ScaleInvari
 )
 def test_the_method_that_is_kept(trials: list[Trial], kept: object, warning: str | None) -> None:
     run = toys.a_run()
-    chosen, reason = purifiers.Auto(max_loss=10)._chosen(trials, 50, run)
+    chosen, reason = choice(trials, 50, 10, run)
     assert (None if chosen is None else chosen.method) == kept
     assert reason
     said = [*run.warnings, *([] if run.failure is None else [run.failure])]

@@ -8,14 +8,13 @@ from pydantic import Field
 from torch import nn
 
 from unbackdoor._data.dataset import Dataset
-from unbackdoor._errors import SENTENCE, printable
 from unbackdoor._purification.method import Method
 from unbackdoor._purification.run import Run
 from unbackdoor._value import value
-from unbackdoor.purifiers._methods_to_try import WITHOUT_A_SEARCH, method_label, methods_to_try
+from unbackdoor.purifiers._choice import choice
+from unbackdoor.purifiers._methods_to_try import method_label, methods_to_try
 from unbackdoor.purifiers._shortcuts import Shortcut, audited, counting, described, summary
 from unbackdoor.purifiers._trial import GONE, Trial
-from unbackdoor.purifiers.fine_tuning import FineTuning
 
 logger = logging.getLogger("unbackdoor")
 
@@ -76,7 +75,7 @@ class Auto:
             run.note(f"audit of the suspect: {summary(report, shortcuts)}")
         methods = methods_to_try(tuned, bool(shortcuts), run)
         trials = self._tried(methods, model, tuned, held, shortcuts, run)
-        chosen, reason = self._chosen(trials, len(held), run)
+        chosen, reason = choice(trials, len(held), self.max_loss, run)
         number = next((place for place, trial in enumerate(trials) if trial is chosen), None)
         again = None
         if chosen is not None and chosen.model is not None:
@@ -135,47 +134,3 @@ class Auto:
         logger.info("Auto: auditing the result of %s.", method_label(trial.method))
         report = audited(trial.model, clean, run, self.detectors)
         return replace(trial, audit=report, known=frozenset(each.target for each in shortcuts))
-
-    def _chosen(self, trials: list[Trial], count: int, run: Run) -> tuple[Trial | None, str]:
-        """Returns the trial to keep, None for the suspect, and why; `run.failure` says so if it does not pass."""
-        within = [trial for trial in trials if trial.within(self.max_loss / 100, count)]
-        if not within:
-            reason = f"no method lost at most {self.max_loss:g} points of accuracy on {count} held-out examples"
-            usable = [trial for trial in trials if trial.model is not None and not trial.lost_a_class]
-            least = min(usable, key=lambda trial: trial.lost, default=None)
-            cheapest = (
-                "" if least is None else f": {method_label(least.method)} lost least, {100 * least.lost:.1f} points"
-            )
-            run.failure = printable(
-                f"Nothing was purified: {reason}, so the suspect is handed back as it was, with any backdoor that it "
-                f"has. Give more clean examples, or raise `max_loss`{cheapest}.",
-                SENTENCE,
-            )
-            return None, reason
-        best = min(within, key=lambda trial: trial.most_left if trial.most_left > GONE else 0.0)
-        name = method_label(best.method)
-        if best.most_left > GONE:
-            reason = (
-                f"no method that lost at most {self.max_loss:g} points of accuracy removed the shortcuts; {name} left "
-                "the least of them"
-            )
-            again = "an audit of its result found one again"
-            moves = f"one still moves {best.most_left:.0%} more examples than a random trigger does"
-            run.failure = printable(
-                f"The result did not pass its tests: {reason}: {again if best.returned else moves}. Do not take it for "
-                "purified. Give more clean examples, raise `max_loss`, or try another method.",
-                SENTENCE,
-            )
-        elif isinstance(best.method, FineTuning):
-            reason = f"{name} is the only method that passed"
-            run.warn(f"{reason}, and it leaves most backdoors that the audit cannot see. Give more clean examples.")
-        elif not best.left and not isinstance(best.method, WITHOUT_A_SEARCH):
-            reason = f"{name} is the first that lost at most {self.max_loss:g} points of accuracy"
-            run.warn(
-                f"{reason}, but it unlearns what it finds, and there was no trigger of the audit to test it with: a "
-                "backdoor may have stayed. Give more clean examples, or try another method as well."
-            )
-        else:
-            tested = "and left none of the shortcuts" if best.left else "(there was no trigger to test it with)"
-            reason = f"{name} is the first that lost at most {self.max_loss:g} points of accuracy {tested}"
-        return best, reason
