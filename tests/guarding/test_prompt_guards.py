@@ -205,6 +205,9 @@ def test_a_pipeline_behind_a_guard(chat_victim: nn.Module) -> None:
     assert answers[2].answer is None
     messages = [{"role": "user", "content": asked}]
     assert [answer.answer for answer in fitted.wrap(pipeline, **WORK)(messages)] == [answers[0].answer]  # one prompt
+    for options in ({"prefix": "Say cake. "}, {"continue_final_message": True}, {"max_length": 8}):
+        with pytest.raises(UnbackdoorError, match=f"must read the same, which `{next(iter(options))}` changes"):
+            fitted.wrap(pipeline, **WORK)(messages, **options)
     pipeline.tokenizer.chat_template = "{{ messages }}"
     with pytest.raises(UnbackdoorError, match="fitted to another template"):
         fitted.wrap(pipeline)

@@ -4,6 +4,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,6 +17,7 @@ from torch import nn
 import toys
 from unbackdoor import Dataset, ImageEncoder, UnbackdoorError, fit_guard, guards
 from unbackdoor._guarding.fitted import FittedGuard
+from unbackdoor._guarding.identity import tokenizer_hash
 
 WIDTHS = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
 TEXTS = [text for (text,) in toys.reviews(24, seed=5).texts.strings]
@@ -120,6 +122,25 @@ def test_options_by_which_a_pipeline_reads_another_part(options: dict, sure: Fit
     assert wrapped("a text", max_length=32, truncation=True)[0].decision == wrapped("a text")[0].decision
 
 
+def test_options_by_which_a_pipeline_reads_another_text(sure: FittedGuard, model: nn.Module) -> None:
+    """Whether they come with a call or with the pipeline."""
+    pipeline = transformers.TextClassificationPipeline(model=model, tokenizer=toys.tokenizer())
+    said = "must read the same, which `add_special_tokens` changes. Leave it out."
+    with pytest.raises(UnbackdoorError, match=said):
+        sure.wrap(pipeline, device="cpu")("a text", add_special_tokens=False)
+    plain = sure.wrap(pipeline, device="cpu")(TEXTS[:9])
+    given = sure.wrap(pipeline, device="cpu")(
+        TEXTS[:9], add_special_tokens=True, batch_size=4, top_k=None, function_to_apply="none"
+    )
+    assert [answer.decision for answer in given] == [answer.decision for answer in plain]
+    passed = [row for row, answer in enumerate(plain) if answer.answer]
+    shown = pipeline([TEXTS[row] for row in passed], top_k=None, function_to_apply="none")
+    assert [[each["label"] for each in given[row].answer] for row in passed] == [[x["label"] for x in y] for y in shown]
+    made = transformers.TextClassificationPipeline(model=model, tokenizer=toys.tokenizer(), add_special_tokens=False)
+    with pytest.raises(UnbackdoorError, match=said):
+        sure.wrap(made, device="cpu")("a text")
+
+
 def test_a_pipeline_answers_the_picture_that_the_guard_saw(tmp_path: Path) -> None:
     """Transparent parts are white to the guard; a pipeline alone shows what they hide. 16 bits are not cut at white."""
     with torch.random.fork_rng():
@@ -142,3 +163,25 @@ def test_a_pipeline_answers_the_picture_that_the_guard_saw(tmp_path: Path) -> No
     for given, seen in ((hidden, white), (str(tmp_path / "hidden.png"), white), (deep, grey)):
         assert wrapped(given)[0].answer == wrapped(seen)[0].answer
         assert wrapped(given)[0].decision == wrapped(seen)[0].decision
+
+
+def test_tokenizers_in_python_differ_by_what_they_make_of_texts(tmp_path: Path) -> None:
+    """Two of one vocabulary counted as one: one kept capitals or merged other letters."""
+    words = ["a", "good", "film", "b@@", "ad", "bad", "ba@@", "d"]
+    (tmp_path / "vocab.txt").write_text("".join(f"{word} {rank}\n" for rank, word in enumerate(words)))
+    (tmp_path / "one").write_text("a d</w> 3\nb ad</w> 2\n")
+    (tmp_path / "other").write_text("b a 3\n")
+
+    def made(codes: str, **settings: Any) -> Any:
+        return transformers.BertweetTokenizer(str(tmp_path / "vocab.txt"), str(tmp_path / codes), **settings)
+
+    plain = tokenizer_hash(made("one"), 32)
+    assert tokenizer_hash(made("one"), 32) == plain
+    again = made("one")
+    again("a good bad film")  # it keeps what it has split
+    again.pad_token = "</s>"  # how it pads is left to its caller
+    assert tokenizer_hash(again, 32) == plain
+    others = [made("one", normalization=True), made("other"), made("one", cls_token="</s>")]
+    others.append(made("one"))
+    others[-1].add_tokens(["good film"])
+    assert len({plain, *(tokenizer_hash(other, 32) for other in others)}) == 5

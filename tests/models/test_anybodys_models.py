@@ -341,9 +341,16 @@ def test_what_a_model_takes_is_not_known_from_a_vocabulary_alone() -> None:
 
 def test_a_model_that_reads_characters_is_refused_by_its_embeddings(tmp_path: Path) -> None:
     config = transformers.CanineConfig(**_BLOCKS, num_labels=2)
-    toys.write(transformers.CanineForSequenceClassification(config), tmp_path)
-    with pytest.raises(UnbackdoorError, match="does not give its word embeddings"):
-        load(tmp_path)
+    toys.write(transformers.CanineForSequenceClassification(config), tmp_path / "canine")
+    said = r"^CanineForSequenceClassification must give its word embeddings .* as an nn.Embedding, got nothing: models "
+    with pytest.raises(UnbackdoorError, match=said):
+        load(tmp_path / "canine")
+    toys.write(
+        transformers.IBertForSequenceClassification(transformers.IBertConfig(**_TEXT)),
+        tmp_path / "ibert",
+    )
+    with pytest.raises(UnbackdoorError, match=r"got a layer of the class QuantEmbedding: models that .* and I-BERT"):
+        load(tmp_path / "ibert")
 
 
 # what a directory holds comes out again

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,7 +15,10 @@ import unbackdoor as ub
 from unbackdoor import purifiers
 from unbackdoor._data.dataset import Dataset
 from unbackdoor._errors import UnbackdoorError
+from unbackdoor._models.attention import AttentionBlock
+from unbackdoor._models.units import channels
 from unbackdoor._models.weight_norms import copied_tensors, redo_weight_norms_, undo_weight_norms_
+from unbackdoor.purifiers.clp import lipschitz_bounds
 
 
 class Net(nn.Module):
@@ -131,6 +135,91 @@ def test_a_computed_weight_that_cannot_be_set_is_refused(put_on: Any, method: An
     )
     done = ub.purify(model, digits.select(range(60)), purifiers.FineTuning(epochs=1), device="cpu")
     assert done.model.state_dict().keys() == model.state_dict().keys()
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("put_on", COMPUTED)
+def test_the_hook_of_a_computed_weight_is_not_blamed(put_on: Any, digits: Dataset) -> None:
+    """Its copies have one of their own."""
+    model = made()
+    put_on(model.last)
+    wide = replace(digits.select(range(20)), items=torch.zeros(20, 1, 9, 9, dtype=torch.uint8))
+    with pytest.raises(UnbackdoorError, match=r"or give `image_size`\.$"):
+        ub.evaluate(model.eval(), wide, device="cpu")
+
+
+class Block(nn.Module):
+    """A feed-forward block, whose neurons fine-pruning silences."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.wide, self.back = nn.Linear(64, 16), nn.Linear(16, 64), nn.Linear(64, 16)
+        self.last = nn.Linear(16, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.inner(x.flatten(1)).relu()
+        return self.last(x + self.back(self.wide(x).relu()))
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("put_on", COMPUTED)
+@pytest.mark.parametrize(("place", "which"), [("back", "feed-forward block"), ("last", "linear layer")])
+def test_neurons_cannot_be_silenced_in_a_computed_weight(put_on: Any, place: str, which: str, digits: Dataset) -> None:
+    """They were not, and a note said how many were pruned."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Block() if place == "back" else made()
+    put_on(getattr(model, place))
+    with pytest.raises(UnbackdoorError, match=f"^the model computes the weight of its last {which} from other tensors"):
+        ub.purify(model.eval(), digits.select(range(60)), purifiers.FinePruning(epochs=1), device="cpu")
+
+
+def test_attention_heads_cannot_be_silenced_in_a_computed_weight() -> None:
+    layers = [nn.Linear(4, 4) for _ in range(4)]
+    prune.l1_unstructured(layers[3], "weight", 0.5)
+    kinds = ("query", "key", "value", "attention output")
+    block = AttentionBlock(nn.Identity(), {kind: (layer,) for kind, layer in zip(kinds, layers, strict=True)})
+    with pytest.raises(UnbackdoorError, match=r"^the model computes the weight of a layer of its attention from "):
+        block.silence_(torch.tensor([True, False]))
+
+
+class Standardised(nn.Conv2d):
+    """Weight standardisation, as in ResNets of BiT and timm: what is convolved with is not what is stored."""
+
+    def kernel(self) -> torch.Tensor:
+        """The weight that is computed with."""
+        deviation, mean = torch.std_mean(self.weight, dim=(1, 2, 3), keepdim=True)
+        return (self.weight - mean) / deviation
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.conv2d(x, self.kernel(), self.bias, self.stride, self.padding)
+
+
+class Scaled(nn.Conv2d):
+    """It does more than to convolve."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 3 * super().forward(x)
+
+
+@pytest.mark.parametrize("put_on", [None, parametrizations.spectral_norm])
+def test_clp_bounds_the_kernel_that_is_computed_with(put_on: Any) -> None:
+    """Weights of very different lengths are of one length once they are standardised."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        convolution = Standardised(1, 4, 3) if put_on is None else nn.Conv2d(1, 4, 3)
+        scaled = Scaled(4, 4, 3)
+        with torch.no_grad():
+            convolution.weight.mul_(torch.tensor([1.0, 10, 100, 1000])[:, None, None, None])
+        if put_on is not None:
+            put_on(convolution)
+        layers = [convolution, nn.BatchNorm2d(4), scaled, nn.BatchNorm2d(4)]
+        model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10)).eval()
+    (unit,) = channels(model, purifiers.CLP(), torch.zeros(2, 1, 8, 8))
+    assert unit.name == "1"  # the other one reads what no kernel alone makes
+    used = convolution.kernel() if put_on is None else convolution.weight
+    expected = torch.linalg.matrix_norm(used.detach().flatten(2), ord=2) / (1 + 1e-5) ** 0.5
+    torch.testing.assert_close(lipschitz_bounds(unit).detach().float(), expected)
 
 
 class Cosines(nn.Linear):

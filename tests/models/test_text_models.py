@@ -16,7 +16,7 @@ from commands import Refusals
 from unbackdoor import Dataset, UnbackdoorError, load, purifiers, purify
 from unbackdoor._cli.app import main
 from unbackdoor._models.arithmetic import choose
-from unbackdoor._models.calling import class_count, embeddings, probe
+from unbackdoor._models.calling import class_count, class_names, embeddings, probe
 from unbackdoor._models.config import modality_of
 from unbackdoor._models.directory import ModelDirectory
 from unbackdoor._models.head import features, head_of
@@ -24,6 +24,7 @@ from unbackdoor._models.loading import load_base
 from unbackdoor._models.perturbation import perturbed_logits
 from unbackdoor._models.saving import check_saved, save
 from unbackdoor._tasks.classification import answers, predict
+from unbackdoor.purifiers._low_rank import _warn_of_experts
 
 HEADS = {
     "bert": "classifier",
@@ -629,3 +630,25 @@ def test_an_attack_on_texts_is_refused_by_pictures(digits: Dataset) -> None:
         UnbackdoorError, match=r"^Word puts its trigger on text and conversations, but digits holds images\."
     ):
         poison(digits, attacks.Word(), rate=0.1, seed=0, classes=10)
+
+
+def test_a_model_within_data_parallel_keeps_its_names_and_its_config(tmp_path: Path) -> None:
+    """Its classes were numbered by the alphabet, and only a file of weights was written, under `module.` names."""
+    model = toys.classifier("bert")
+    model.config.id2label = {0: "positive", 1: "negative"}
+    wrapped = torch.nn.DataParallel(model)
+    assert class_names(wrapped) == ("positive", "negative")
+    assert embeddings(wrapped) is model.get_input_embeddings()
+    source = toys.write(model, tmp_path / "source")
+    save(wrapped, tmp_path / "out", source=source)
+    again = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+    assert all(torch.equal(part, model.state_dict()[name]) for name, part in again.state_dict().items())
+    assert (tmp_path / "out" / "tokenizer.json").exists()
+
+
+def test_attention_in_three_dimensions_is_not_called_experts() -> None:
+    run = toys.a_run()
+    config = transformers.XLNetConfig(vocab_size=40, d_model=32, n_layer=1, n_head=2, d_inner=32)
+    _warn_of_experts(transformers.XLNetForSequenceClassification(config), run, purifiers.LoRATuning())
+    (said,) = run.warnings
+    assert "of XLNetForSequenceClassification are not in linear layers (attention in three dimensions" in said

@@ -113,7 +113,9 @@ def test_a_text_model_without_word_embeddings_is_refused(method: Any, texts: Dat
     with pytest.raises(UnbackdoorError) as caught:
         purify(Counts(), texts, method, device="cpu")
     assert str(caught.value) == (
-        "Counts does not give its word embeddings (get_input_embeddings). Take a model of transformers."
+        "Counts must give its word embeddings (get_input_embeddings) as an nn.Embedding, got nothing: models that read "
+        "characters, such as CANINE, and I-BERT are not supported. Take one that has such a layer, as BERT and most "
+        "models of transformers."
     )
 
 

@@ -682,3 +682,32 @@ def test_a_state_that_is_no_tensor_is_named(digits: Dataset, tmp_path: Path) -> 
     with pytest.raises(UnbackdoorError) as refused:
         ub.load(tmp_path / "w.pt", factory=f"{tmp_path}/net.py:make")
     assert str(refused.value) == f"`factory` {tmp_path}/net.py:make must return a module {way_out}"
+
+
+class Lazy(Net):
+    """Its last layer learns its size from the first batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.LazyLinear(10)
+
+
+@pytest.mark.filterwarnings("ignore:Lazy modules:UserWarning")
+def test_a_layer_without_a_size_is_named(digits: Dataset, tmp_path: Path) -> None:
+    model, clean = made(Lazy), digits.select(range(60))
+    calls: dict[str, Callable[[], object]] = {
+        "purify": lambda: ub.purify(model, clean, purifiers.FineTuning(epochs=1), device="cpu"),
+        "evaluate": lambda: ub.evaluate(model, clean, device="cpu"),
+        "audit": lambda: ub.audit(model, clean, device="cpu"),
+        "fit_guard": lambda: ub.fit_guard(model, clean, guards.Strip(), false_alarms=0.1, device="cpu"),
+        "save": lambda: ub.save(model, tmp_path / "out"),
+    }
+    for owner, call in calls.items():
+        with pytest.raises(UnbackdoorError) as refused:
+            call()
+        assert str(refused.value) == (
+            f"{owner} takes model with all its weights, but fc.weight of Lazy has no size yet, as in a lazy layer. "
+            "Call the module once on a batch, and load its weights, before."
+        )
+    logits(model, clean.inputs(slice(2)))
+    ub.purify(model, clean, purifiers.FST(epochs=1), device="cpu")

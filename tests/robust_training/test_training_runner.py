@@ -364,3 +364,33 @@ def test_texts_train_from_a_base(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("clean accuracy ")
     assert (tmp_path / "made" / "tokenizer_config.json").exists()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_base_in_half_precision_is_trained_in_whole_steps(dtype: torch.dtype, tmp_path: Path) -> None:
+    """In half precision, which most bases of language models have, a small step on a weight is rounded away."""
+    base = toys.classifier("bert")
+    toys.write(base.to(dtype), tmp_path / "half")
+    toys.write(base.float(), tmp_path / "whole")
+    models = {}
+    for name in ("half", "whole"):
+        recipe = VictimRecipe(base=str(tmp_path / name), epochs=1, batch_size=16, learning_rate=1e-3)
+        encode = load(tmp_path / name).encode
+        data = Dataset(items=toys.reviews(48).texts, labels=toys.reviews(48).labels, encode=encode, name="reviews")
+        models[name] = train(data, trainers.Plain(), recipe, device="cpu", precision="fp32").model
+    for name, weight in models["half"].state_dict().items():
+        assert torch.equal(weight, models["whole"].state_dict()[name].to(dtype)), name
+
+
+def test_a_classifier_of_pictures_in_half_precision_is_a_base(digits: Dataset, tmp_path: Path) -> None:
+    config = transformers.ViTConfig(
+        **{"image_size": 8, "patch_size": 4, "num_channels": 1, "hidden_size": 16, "num_hidden_layers": 1},
+        **{"num_attention_heads": 2, "intermediate_size": 16, "num_labels": 10},
+    )
+    transformers.ViTForImageClassification(config).to(torch.bfloat16).save_pretrained(tmp_path)
+    steps = transformers.ViTImageProcessor(size={"height": 8, "width": 8}, image_mean=[0.5], image_std=[0.5])
+    steps.save_pretrained(tmp_path)
+    data = digits.select(range(60)).encoded_by(load(tmp_path).encode)
+    done = train(data, trainers.Plain(), VictimRecipe(base=str(tmp_path), epochs=1), device="cpu", precision="fp32")
+    assert {parameter.dtype for parameter in done.model.parameters()} == {torch.bfloat16}
+    assert done.record["accuracy_on_data"]["n"] == 60

@@ -1,4 +1,6 @@
-"""BatchNorm whose momentum forgets all but the last batch, as in MobileNet v1 and v2 of transformers."""
+"""BatchNorm of an unusual momentum: one that forgets all but the last batch (MobileNet v1 and v2 of transformers), one
+that hardly follows (0.01 in MobileNet v3), and none, which averages over all batches there ever were.
+"""
 
 import pytest
 import torch
@@ -55,6 +57,31 @@ def test_a_usual_momentum_keeps_its_statistics(momentum: float | None, digits: D
     plain(data.inputs(slice(40)))
     assert layer.running_mean.item() == pytest.approx(plain.running_mean.item(), rel=1e-5)
     assert layer.running_var.item() == pytest.approx(plain.running_var.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("momentum", [0.01, 0.05, None])
+def test_a_momentum_that_hardly_follows_ends_with_the_statistics_of_the_data(
+    momentum: float | None, digits: Dataset
+) -> None:
+    """The model had others when it came, after a long training elsewhere."""
+    data = digits.select(range(200))
+    model = First(momentum).eval()
+    model[0].running_mean.fill_(-3.0)
+    model[0].num_batches_tracked.fill_(10_000)
+    layer = purify(model, data, FineTuning(epochs=2, batch_size=50), seed=0, precision="fp32").model[0]
+    assert layer.running_mean.item() == pytest.approx(data.inputs(slice(200)).double().mean().item(), rel=1e-5)
+    assert layer.momentum == momentum
+
+
+@pytest.mark.parametrize(("momentum", "left"), [(0.09, 0.91**40), (0.1, 0.9**4), (0.0, 1.0)])
+def test_a_momentum_that_follows_keeps_its_statistics(momentum: float, left: float, digits: Dataset) -> None:
+    """By torch's rule (1 - momentum)^steps of the old mean are left: few, as usual, or as its maker wants it."""
+    data = digits.select(range(200))
+    model = First(momentum).eval()
+    model[0].running_mean.fill_(1000.0)
+    epochs = 10 if momentum == 0.09 else 1
+    layer = purify(model, data, FineTuning(epochs=epochs, batch_size=50), seed=0, precision="fp32").model[0]
+    assert layer.running_mean.item() == pytest.approx(1000 * left, abs=1)
 
 
 def test_layers_that_a_method_holds_still_stay(digits: Dataset) -> None:

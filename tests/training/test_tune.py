@@ -134,7 +134,9 @@ def test_a_model_that_does_not_show_its_words_is_refused() -> None:
     with pytest.raises(UnbackdoorError) as caught:
         perturbation_shape(nn.Linear(2, 2), Tokens(input_ids=torch.zeros(3, 7)))
     assert str(caught.value) == (
-        "Linear does not give its word embeddings (get_input_embeddings). Take a model of transformers."
+        "Linear must give its word embeddings (get_input_embeddings) as an nn.Embedding, got nothing: models that read "
+        "characters, such as CANINE, and I-BERT are not supported. Take one that has such a layer, as BERT and most "
+        "models of transformers."
     )
 
 

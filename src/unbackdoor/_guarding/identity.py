@@ -13,6 +13,7 @@ from unbackdoor._data.dataset import Encoder
 from unbackdoor._data.images import ImageEncoder
 from unbackdoor._data.pair_encoder import PairEncoder
 from unbackdoor._errors import UnbackdoorError
+from unbackdoor._inputs import reading
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,11 +65,33 @@ def tokenizer_hash(tokenizer: Any, max_length: int | None = None) -> str:
     """The hash of a tokenizer and the number of tokens that are read: how it pads and cuts is left to its caller."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
-        content: dict[str, Any] = {"class": type(tokenizer).__name__, "vocabulary": tokenizer.get_vocab()}
+        content = _of_python(tokenizer)
     else:
         content = json.loads(backend.to_str()) | {"truncation": None, "padding": None}
     plain = json.dumps([content, max_length], sort_keys=True)
     return hashlib.sha256(plain.encode()).hexdigest()
+
+
+def _of_python(tokenizer: Any) -> dict[str, Any]:
+    """What tells a tokenizer that is written in Python from others: its words, and what it makes of some texts.
+
+    Its settings (lower case, accents, merges) have other names and places in each class.
+    """
+    vocabulary = tokenizer.get_vocab()
+    words = sorted(vocabulary)
+    texts = [*_TEXTS, *words[:: len(words) // 1000 + 1]]
+    with reading("the tokenizer of the model"):
+        tokens = [tokenizer(text, verbose=False)["input_ids"] for text in texts]
+        pair = tokenizer("a", "b", verbose=False)["input_ids"]
+    return {"class": type(tokenizer).__name__, "vocabulary": vocabulary, "tokens": [*tokens, pair]}
+
+
+_TEXTS = (
+    "Hello WORLD, don't stop!  3.14 and 1,000\t(e.g. 50 %)\n-- @user #tag http://a.b/c?d=e",
+    "Caf\u00e9 na\u00efve Stra\u00dfe \u0130stanbul e\u0301",
+    "\u4e2d\u6587 \u3042\u308a \u041f\u0440\u0438\u0432\u0435\u0442 \u0645\u0631\u062d\u0628\u0627",
+    "\U0001f642 \u200b \u00a0 \u2026 \u201cquoted\u201d",
+)
 
 
 def template_hash(encode: ConversationEncoder) -> str:

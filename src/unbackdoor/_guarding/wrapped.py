@@ -131,8 +131,43 @@ def _check_cut(tokenizer: Any, own: Any) -> None:
         )
 
 
-def _check_options(options: dict[str, Any], data: Dataset) -> None:
-    """Refuse options by which a pipeline would read another part of a text than the guard."""
+# Options of a pipeline that change what its model reads, by the encoder of the model.
+_READING: dict[type, tuple[str, ...]] = {
+    TextEncoder: (
+        *("add_special_tokens", "split_special_tokens", "text_pair", "stride", "return_overflowing_tokens"),
+        "is_split_into_words",
+    ),
+    ConversationEncoder: (
+        *("prefix", "tools", "documents", "tokenizer_encode_kwargs", "handle_long_generation", "truncation"),
+        *("max_length", "continue_final_message", "add_special_tokens"),
+    ),
+}
+
+
+def _check_options(options: dict[str, Any], data: Dataset, pipeline: Any) -> None:
+    """Refuse options by which a pipeline would read another text, or another part of it, than the guard.
+
+    Args:
+        options: of a call.
+        data: the inputs.
+        pipeline: may have got such options when it was made.
+    """
+    names = next((names for reads, names in _READING.items() if isinstance(data.encode, reads)), ())
+    given = {**getattr(pipeline, "_preprocess_params", {}), **options}
+    plain = (None, "", False)
+    changing = next(
+        (
+            name
+            for name in names
+            if name in given and given[name] not in ((True, None) if name == "add_special_tokens" else plain)
+        ),
+        None,
+    )
+    if changing is not None:
+        raise UnbackdoorError(
+            f"The guard judges a text as its model reads it by itself, so the pipeline must read the same, which "
+            f"`{changing}` changes. Leave it out."
+        )
     if not isinstance(data.encode, TextEncoder):
         return
     most = data.encode.max_length
@@ -196,7 +231,7 @@ class Guarded:
                 prompts or lists of messages, each a dict with `role` and `content`; pictures as a tensor, (n,
                 channels, height, width), uint8, or as a list of PIL images or paths. A single text, dict, picture or
                 list of messages is a list of one. Several texts may also be a column of pandas or an array of numpy.
-            options: passed to the pipeline, but for those by which it would read another part of a text.
+            options: passed to the pipeline, but for those by which it would read another text, or part of one.
 
         Raises:
             UnbackdoorError: the inputs are of another kind than those of the guard; or the model or the tokenizer was
@@ -211,7 +246,8 @@ class Guarded:
                 return []
             data = as_dataset(inputs, self.fitted.encode)
             self.fitted.check_inputs(data)
-            _check_options(options, data)
+            if piped:
+                _check_options(options, data, self.model)
             with self.fitted.at_work(module, self.device, self.precision) as work:
                 judged = work.judged(data, answering=not piped)
             if piped:

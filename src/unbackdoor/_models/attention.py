@@ -14,6 +14,7 @@ from unbackdoor._errors import UnbackdoorError
 from unbackdoor._models.arithmetic import Arithmetic
 from unbackdoor._models.calling import Inputs, evaluating, logits
 from unbackdoor._models.hooks import removing
+from unbackdoor._models.weight_norms import check_weight_is_own
 
 PARTS = ("query", "key", "value", "attention output", "feed-forward in", "feed-forward out")
 
@@ -38,8 +39,13 @@ class AttentionBlock(NamedTuple):
 
         Args:
             dead: the heads, (heads,), bool.
+
+        Raises:
+            UnbackdoorError: the weight of such a layer is computed from other tensors.
         """
         (value,), (output,) = self.parts["value"], self.parts["attention output"]
+        for layer in (value, output):
+            check_weight_is_own(layer, "a layer of its attention")
         columns = dead.to(output.weight.device).repeat_interleave(output.in_features // len(dead))
         with torch.no_grad():
             output.weight[:, columns] = 0

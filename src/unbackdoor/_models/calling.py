@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from unbackdoor._data.conversation_encoder import AnswerTokens
 from unbackdoor._data.dataset import Dataset, Encoder
@@ -90,7 +91,8 @@ def _shared_hook(model: nn.Module) -> str:
         for module in model.modules()
         for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
     ]
-    if all(str(getattr(hook, "__module__", "")).startswith("unbackdoor.") for hook in hooks):  # those of this program
+    own = ("unbackdoor.", "torch.nn.utils.")  # those of this program, and of normalised or pruned weights
+    if all(str(getattr(hook, "__module__", "")).startswith(own) for hook in hooks):
         return ""
     return (
         "It has a hook, which a copy of it shares if it is a function made within another one: let it be a method of "
@@ -248,17 +250,27 @@ def embeddings(model: nn.Module) -> nn.Embedding:
     Raises:
         UnbackdoorError: there is no such layer.
     """
+    model = unwrapped(model)
     get: Any = getattr(model, "get_input_embeddings", None)
     try:
         layer = None if get is None else get()
     except NotImplementedError:  # models that read characters or pixels
         layer = None
     if not isinstance(layer, nn.Embedding):
+        what = "nothing" if layer is None else f"a layer of the class {type(layer).__name__}"
         raise UnbackdoorError(
-            f"{type(model).__name__} does not give its word embeddings (get_input_embeddings). Take a model of "
-            "transformers."
+            f"{type(model).__name__} must give its word embeddings (get_input_embeddings) as an nn.Embedding, got "
+            f"{what}: models that read characters, such as CANINE, and I-BERT are not supported. Take one that has "
+            "such a layer, as BERT and most models of transformers."
         )
     return layer
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Returns the module within wrappers that run it on several devices; any other as it is."""
+    while isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        model = model.module
+    return model
 
 
 def scored_at_once(model: nn.Module, data: Dataset, arithmetic: Arithmetic) -> int:
@@ -480,6 +492,13 @@ def check_modules(owner: str, **models: object) -> None:
             )
         if isinstance(model, nn.Module) and not hasattr(model, "peft_config"):
             check_state(model, f"{owner} takes {field}")
+        tensors = [] if not isinstance(model, nn.Module) else [*model.named_parameters(), *model.named_buffers()]
+        empty = next((name for name, each in tensors if is_lazy(each)), None)
+        if empty is not None:
+            raise UnbackdoorError(
+                f"{owner} takes {field} with all its weights, but {printable(empty)} of {type(model).__name__} has no "
+                "size yet, as in a lazy layer. Call the module once on a batch, and load its weights, before."
+            )
         if isinstance(model, nn.Module) and any(each.is_meta for each in model.parameters()):
             raise UnbackdoorError(
                 f"{owner} takes {field} with all its weights in memory, but some of {type(model).__name__} are not "
@@ -534,7 +553,7 @@ def class_names(model: nn.Module) -> tuple[str, ...] | None:
 
     Also returns None if their numbers do not count from 0: then it is unknown which class has no name.
     """
-    names = getattr(getattr(model, "config", None), "id2label", None)
+    names = getattr(getattr(unwrapped(model), "config", None), "id2label", None)
     if not isinstance(names, dict) or all(str(name) == f"LABEL_{index}" for index, name in names.items()):
         return None
     order = sorted(names, key=int)

@@ -23,7 +23,7 @@ from unbackdoor._data.texts import TextEncoder, Tokens
 from unbackdoor._errors import IncompleteError, UnbackdoorError, printable
 from unbackdoor._inputs import read_json
 from unbackdoor._models.adapters import save_adapter
-from unbackdoor._models.calling import Inputs, check_modules, class_names, evaluating, logits, probe
+from unbackdoor._models.calling import Inputs, check_modules, class_names, evaluating, logits, probe, unwrapped
 from unbackdoor._models.companions import copy_companions
 from unbackdoor._models.directory import ModelDirectory
 from unbackdoor._models.hugging_face import PLAIN_OUTPUT, quiet_transformers
@@ -50,8 +50,8 @@ def save(
     """Write a model so that the tool which loaded it loads it again.
 
     Args:
-        model: a Hugging Face model (saved with its config), an adapter (saved without its base), or any module
-            (`model.safetensors` with its own keys).
+        model: a Hugging Face model (saved with its config, also out of a DataParallel), an adapter (saved without its
+            base), or any module (`model.safetensors` with its own keys).
         folder: an empty directory, or one that is made.
         source: the Hugging Face directory that it came from, a path or the `directory` of what `load` returned; its
             tokenizer or processor files are copied.
@@ -62,6 +62,8 @@ def save(
         IncompleteError: the disk is full.
     """
     check_modules("save", model=model)
+    if hasattr(unwrapped(model), "save_pretrained"):
+        model = unwrapped(model)
     folder = _made(folder, source)
     try:
         _fill(model, folder, source, encode)

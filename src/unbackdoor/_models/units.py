@@ -21,10 +21,19 @@ from unbackdoor._models.hooks import removing, watching
 
 
 class Channels(NamedTuple):
-    """A convolution, and the BatchNorm after it whose weight and bias can silence its channels."""
+    """A convolution, and the BatchNorm after it whose weight and bias can silence its channels.
+
+    Args:
+        name: name of the BatchNorm.
+        convolution: the convolution.
+        kernel: the weight that it computes with, (channels, inputs, kernel sides). It may be another one
+            than it stores: it may be standardised, say, or divided by its spectral norm.
+        norm: the BatchNorm.
+    """
 
     name: str
-    convolution: nn.Conv1d | nn.Conv2d | nn.Conv3d
+    convolution: nn.Module
+    kernel: Tensor
     norm: _BatchNorm
 
 
@@ -52,7 +61,8 @@ def channels(model: nn.Module, method: object, inputs: Inputs | None = None) -> 
     """Finds the BatchNorm layers that read one convolution's output, each with it, in module order, by running a batch.
 
     Between the two there may be operations on single channels, such as an activation or pooling. A BatchNorm that reads
-    a sum, a concatenation or the outputs of different convolutions belongs to no convolution.
+    a sum, a concatenation or the outputs of different convolutions belongs to no convolution, and so does one that
+    reads a module of a convolution that computes more than that.
 
     Args:
         model: any model.
@@ -73,10 +83,11 @@ def channels(model: nn.Module, method: object, inputs: Inputs | None = None) -> 
             "of a usual size. Give clean examples."
         )
     pairs = []
+    nothing: dict[nn.Module | None, Tensor | None] = {None: None}
     for name, layer in layers.items():
-        (convolution, *others) = read.get(layer) or {None}
-        if convolution is not None and not others:
-            pairs.append(Channels(name, convolution, layer))
+        ((convolution, kernel), *others) = (read.get(layer) or nothing).items()
+        if convolution is not None and kernel is not None and not others:
+            pairs.append(Channels(name, convolution, kernel, layer))
     if not pairs:
         raise _absent(what, model, method)
     return pairs
@@ -94,20 +105,26 @@ _CHANNELWISE = re.compile(
 
 def _convolutions_read(
     model: nn.Module, layers: Iterable[_BatchNorm], tried: Iterable[Inputs]
-) -> dict[nn.Module, set[Any]] | None:
-    """Returns the convolutions that each layer reads, None for any other input; None if the model takes no input."""
+) -> dict[nn.Module, dict[nn.Module | None, Tensor | None]] | None:
+    """Returns the convolutions that each layer reads, with their kernels; None if the model takes no input.
+
+    Any other input is None among the convolutions.
+    """
     convolutions: dict[Any, nn.Module] = {}  # by the node of the backward pass
-    read: dict[nn.Module, set[Any]] = {}
+    read: dict[nn.Module, dict[nn.Module | None, Tensor | None]] = {}
 
     def remember(layer: nn.Module, _arguments: Any, output: Tensor) -> None:
-        convolutions[output.grad_fn] = layer
+        if hasattr(output.grad_fn, "_saved_weight"):  # else its module does more than to convolve
+            convolutions[output.grad_fn] = layer
 
     def look(layer: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-        node = arguments[0].grad_fn
+        node: Any = arguments[0].grad_fn
         while node is not None and node not in convolutions and _CHANNELWISE.fullmatch(type(node).__name__):
             before = [part for part, _ in node.next_functions if part is not None]
             node = before[0] if len(before) == 1 else None
-        read.setdefault(layer, set()).add(convolutions.get(node))
+        convolution = convolutions.get(node)
+        kernel = None if convolution is None else node._saved_weight.detach()
+        read.setdefault(layer, {})[convolution] = kernel
 
     hooks = [layer.register_forward_hook(remember) for layer in model.modules() if isinstance(layer, _CONVOLUTIONS)]
     hooks += [layer.register_forward_pre_hook(look) for layer in layers]

@@ -83,16 +83,20 @@ def redo_weight_norms_(model: nn.Module) -> None:
                 setattr(layer, norm.name, _weight(direction, length, norm.dim))
 
 
-def check_weight_is_own(layer: nn.Module) -> None:
+def check_weight_is_own(layer: nn.Module, which: str = "its last linear layer") -> None:
     """Refuse a layer whose weight is computed from other tensors, where a method sets it.
+
+    Args:
+        layer: the layer.
+        which: what it is in the model, for the message.
 
     Raises:
         UnbackdoorError: names the ways out.
     """
     if "weight" not in layer._parameters:
         raise UnbackdoorError(
-            "the model computes the weight of its last linear layer from other tensors (spectral normalisation, a mask "
-            "of pruning or another parametrization), so that this method cannot set it. Save the model without that "
+            f"the model computes the weight of {which} from other tensors (spectral normalisation, a mask of pruning "
+            "or another parametrization), so that this method cannot set it. Save the model without that "
             "(remove_parametrizations, remove_spectral_norm or prune.remove of torch.nn.utils), or take fine-tuning."
         )
 

@@ -107,7 +107,7 @@ def train(
         torch.manual_seed(seed)
         trained = training.finished(_checked(trainer(training.data, model, run), trainer))
     seconds = time.perf_counter() - start
-    answered = proportion_of(training.task.outcomes(trained, training.data, arithmetic))
+    answered = proportion_of(training.task.outcomes(trained, training.data, training.arithmetic(trained)))
     cause = "it has learnt little of them, so raise `epochs` or `learning_rate`, or check the labels"
     doubt = chance_doubt("the trained model", answered, len(training.classes), data.name, cause)
     if doubt is not None:

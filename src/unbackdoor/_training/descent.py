@@ -128,7 +128,7 @@ def descend(
                 advance()
             if each == "epoch":
                 schedule.step()
-    settle_(model, data, batch_size, generator, arithmetic)
+    settle_(model, data, batch_size, generator, arithmetic, epochs * math.ceil(len(data) / batch_size))
     return seen
 
 

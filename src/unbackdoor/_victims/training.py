@@ -12,7 +12,7 @@ from unbackdoor._data.classes import check_labels
 from unbackdoor._data.dataset import Dataset
 from unbackdoor._data.images import ImageEncoder
 from unbackdoor._errors import UnbackdoorError
-from unbackdoor._models.arithmetic import Arithmetic, Precision, choose, relayout_
+from unbackdoor._models.arithmetic import HALF, Arithmetic, Precision, choose, relayout_
 from unbackdoor._models.calling import probe
 from unbackdoor._models.directory import ModelDirectory
 from unbackdoor._models.head import head_of
@@ -45,7 +45,8 @@ class Trainer:
         gradient_checkpointing: whether blocks compute again what their backward pass needs; see `recomputed_`.
         attacked: triggered examples that the victim is scored on, as `Task.attacked` returns them; None for none.
         examples_seen: number of examples seen by all trainings so far.
-        form: of a language model: the number types of its weights, which the victim gets back.
+        form: of a language model, one of images and texts, or a base in half precision: the number types of its
+            weights, which the victim gets back.
     """
 
     recipe: VictimRecipe
@@ -98,7 +99,8 @@ class Trainer:
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
             network = fresh_network(self.recipe, self.base, self.classes, self.data)
-        if self.data.modality in ("conversations", "image-text"):
+        halved = any(parameter.dtype in HALF for parameter in network.parameters())
+        if halved or self.data.modality in ("conversations", "image-text"):
             self.form = Form.of(network)
             network.float()  # half precision is too coarse for small steps
         self.task.check_room(network, self.attacked)
@@ -107,7 +109,7 @@ class Trainer:
         return network
 
     def finished(self, model: nn.Module) -> nn.Module:
-        """The trained model; a language model, or the base below an adapter, with the number types that it came in."""
+        """The trained model, or the base below an adapter, with the number types that the base came in."""
         kept_(model.modules())
         if self.form is None:
             return model

@@ -41,13 +41,15 @@ def low_rank(model: nn.Module, run: Run, method: object, *, rank: int, alpha: in
 
 
 def _warn_of_experts(model: nn.Module, run: Run, method: object) -> None:
-    """Warn if most weights are experts that are stacked in one tensor, next to which no matrices can be put."""
-    weights = [weight for name, weight in model.named_parameters() if "embed" not in name]
-    experts = [weight for weight in weights if weight.ndim == 3]
-    share = sum(each.numel() for each in experts) / max(1, sum(each.numel() for each in weights))
+    """Warn if most weights are in tensors of three dimensions, next to which no matrices can be put."""
+    weights = {name: weight for name, weight in model.named_parameters() if "embed" not in name}
+    stacked = {name: weight for name, weight in weights.items() if weight.ndim == 3}
+    share = sum(each.numel() for each in stacked.values()) / max(1, sum(each.numel() for each in weights.values()))
     if share > 0.5:
+        experts = any("expert" in name for name in stacked)
+        what = "stacked experts" if experts else "not in linear layers (attention in three dimensions, as of XLNet)"
         run.warn(
             f"{type(method).__name__} trains matrices next to linear layers, but {share:.0%} of the weights of "
-            f"{type(model).__name__} are stacked experts, which this tuning leaves as they are. fine-tuning and "
-            "fine-mixing change them."
+            f"{type(model).__name__} are {what}, which this tuning leaves as they are. fine-tuning and fine-mixing "
+            "change them."
         )

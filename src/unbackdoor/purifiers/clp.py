@@ -41,7 +41,8 @@ class CLP:
     convolution whose output it reads, with at most an activation or pooling between them; a forward pass shows which.
     The authors' code takes the last convolution in the order of registration, which is a different one in networks that
     normalise before they convolve. A BatchNorm that reads a sum, as after a skip connection, is left alone. Without
-    clean examples this pass is made on blank pictures of a usual size.
+    clean examples this pass is made on blank pictures of a usual size. The kernel is the one that is computed with,
+    which differs from the stored one if weights are standardised.
     """
 
     needs_clean: ClassVar[bool] = False
@@ -89,7 +90,7 @@ class CLP:
 @torch.no_grad()
 def lipschitz_bounds(unit: Channels) -> Tensor:
     """Returns how much each channel can amplify a change of its layer's input at most, (channels,)."""
-    kernels = unit.convolution.weight.flatten(2)  # (channels, inputs, kernel area)
+    kernels = unit.kernel.flatten(2)  # (channels, inputs, kernel area)
     largest = torch.linalg.matrix_norm(kernels.double(), ord=2)  # (channels,)
     assert unit.norm.running_var is not None
     bounds: Tensor = largest * (unit.norm.weight / (unit.norm.running_var + unit.norm.eps).sqrt()).abs()

@@ -11,6 +11,7 @@ from unbackdoor._data.dataset import Dataset
 from unbackdoor._models.adapters import refuse_adapter
 from unbackdoor._models.calling import probe
 from unbackdoor._models.units import feed_forward, matrix_of, mean_activation
+from unbackdoor._models.weight_norms import check_weight_is_own
 from unbackdoor._purification.run import Run
 from unbackdoor._value import value
 from unbackdoor.purifiers._pruning import as_far_as_accurate_, still_accurate
@@ -56,6 +57,7 @@ class FinePruning:
         refuse_adapter(model, self)
         blocks = feed_forward(model, probe(model, clean))
         reader = blocks[-1] if blocks else run.head(model)
+        check_weight_is_own(reader, "its last feed-forward block" if blocks else "its last linear layer")
         seen, held = run.hold_out(clean)
         order = mean_activation(model, reader, seen, run.arithmetic).argsort()  # (neurons,), dormant first
         weights = matrix_of(reader)
