@@ -71,7 +71,7 @@ def test_a_trigger_follows_the_model_and_grows_no_larger_than_it_may() -> None:
     [
         ({"patch": [9, 2, 9, 9, 9, 9], "pattern": [3, 4, 5, 5, 3, 9]}, [("patch", 1)]),
         ({"patch": [9, 2, 4, 9, 9, 9], "pattern": [9, 9, 9, 4, 9, 9]}, [("patch", 1), ("patch", 2), ("pattern", 3)]),
-        ({"patch": [3, 2, 4, 9, 9, 9], "pattern": [torch.inf] * 6}, [("patch", 0), ("patch", 1), ("patch", 2)]),
+        ({"patch": [3, 2, 4, 9, 9, 9], "pattern": [torch.inf] * 6}, []),
         ({"patch": [torch.inf] * 6}, []),
     ],
     ids=["a natural kind is left out", "two kinds stand out", "none stands out", "none was found"],

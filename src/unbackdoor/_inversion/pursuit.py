@@ -81,7 +81,7 @@ class Follower:
 
 
 def followers(model: nn.Module, clean: Dataset, run: Run, *, steps: int) -> list[list[Follower]]:
-    """Returns, of each kind of trigger, those to the classes with the smallest, kinds without one left out.
+    """Returns, of each kind of trigger, those to the few classes with the smallest; kinds are left out that have none.
 
     Args:
         model: the suspect.
@@ -110,5 +110,4 @@ def followers(model: nn.Module, clean: Dataset, run: Run, *, steps: int) -> list
             ]
         )
     classes = run.head(model).out_features
-    odd = [each for each in kinds if 0 < len(each) <= max(1, FEW * classes)]
-    return odd or [each for each in kinds if each]
+    return [each for each in kinds if 0 < len(each) <= max(1, FEW * classes)]
