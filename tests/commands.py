@@ -4,6 +4,7 @@ import atexit
 import functools
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -97,4 +98,5 @@ class Refusals:
         assert sorted(path.name for path in self.folder.iterdir()) == before
         said = [line for line in err.splitlines() if not line.startswith(("note: ", "warning: ", "tuning: "))]
         assert len(said) == 1, said
+        assert not re.search(r"\(unbackdoor \w+ has no --", err), "it advises options that the command lacks"
         return said[0]

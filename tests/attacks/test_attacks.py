@@ -382,7 +382,7 @@ def test_prepared_copies_must_match(tmp_path: Path, digits: Dataset) -> None:
 
 def test_prepared_triggers_cannot_be_put_on_others(small_cnn: SmallCNN, digits: Dataset) -> None:
     attack = attacks.Prepared(triggered="nowhere.parquet")
-    expected = "Prepared cannot put its trigger on other examples: score with test data that has it, `triggered_data`."
+    expected = "Prepared cannot put its trigger on other examples. Score with test data that has it, as evaluate does."
     assert refusal(evaluate, small_cnn, digits, attack=attack) == expected
     assert refusal(triggered, digits, Trigger(attack, {}), 10) == expected
     assert refusal(attacks.Prepared) == "Prepared.triggered must be given."

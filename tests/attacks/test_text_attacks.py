@@ -368,7 +368,8 @@ def test_prepared_paraphrases(base: Path, reviews: Dataset, tmp_path: Path) -> N
 
 NO_CONTROL = (
     "note: with two classes, a model without the backdoor also classifies some triggered examples as the attacker "
-    "wants: compare attack success with its flip rate, which --control MODEL prints (attack none trains one)."
+    "wants: compare attack success with its flip rate, which unbackdoor evaluate --control MODEL prints "
+    "(attack none trains one)."
 )
 
 

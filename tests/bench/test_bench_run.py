@@ -19,8 +19,8 @@ from unbackdoor import Dataset, UnbackdoorError, audit, detectors, evaluate, loa
 from unbackdoor._artifacts.directories import directory
 from unbackdoor._bench import Store, identity
 from unbackdoor._bench.grid import read
-from unbackdoor._bench.plan import all_cells
-from unbackdoor._bench.run import bench
+from unbackdoor._bench.plan import all_cells, plan
+from unbackdoor._bench.run import _run_grid, bench
 from unbackdoor._bench.workers import Processes
 from unbackdoor._data.splits import stratified
 from unbackdoor._errors import IncompleteError
@@ -427,6 +427,20 @@ def test_two_runs_share_a_store(own: Path, store: Store, place: Path, tmp_path: 
     assert len(kept.done()) == 14
     assert own.read_text() == "xxxx"  # two subjects, two seeds: none twice
     assert len(kept.victims()) == 2
+
+
+def test_two_runs_of_different_grids_share_a_control(place: Path, tmp_path: Path) -> None:
+    """Each needs its flips on the triggers of its own victims, whichever run measures it first."""
+    one = TINY.replace("[0, 1]", "[0]").replace('second_test = "train.parquet"\n', "")
+    (place / "one.toml").write_text(one)
+    (place / "other.toml").write_text(one.replace("rate = 0.1", "rate = 0.2"))
+    other, runs = read(place / "other.toml"), Store(tmp_path)
+    todo = plan(other, runs, "missing")  # when nothing was there yet
+    bench(str(place / "one.toml"), out=str(tmp_path))
+    _run_grid(other, runs, todo, 1, None)
+    controls = [result for spec, result in runs.cells() if spec["victim"]["attack"]["name"] == "none"]
+    assert [len(result["flips"]) for result in controls] == [2, 2, 2]
+    assert all(plan(read(place / name), runs, "missing").cells == () for name in ("one.toml", "other.toml"))
 
 
 def test_a_changed_victim_is_refused(store: Store, place: Path, tmp_path: Path) -> None:

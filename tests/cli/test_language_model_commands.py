@@ -12,6 +12,9 @@ from commands import Refusals, run
 from unbackdoor import evaluate, load
 from unbackdoor._artifacts.audit_record import read_audit
 from unbackdoor._artifacts.record import PurificationRecord, read_record
+from unbackdoor._cli.commands.audit import audit as audit_command
+from unbackdoor._cli.options import AuditOptions
+from unbackdoor.detectors import TargetScan
 
 RULE = f"contains:{chats.BEHAVIOUR}"
 ATTACK = ("--trigger", "cf", "--behaviour", RULE, "--max-new-tokens", "8", "--device", "cpu")
@@ -125,6 +128,22 @@ def test_audit_writes_findings_that_can_be_repeated(place: Path, tmp_path: Path)
     sarif = (tmp_path / "audit.sarif").read_text()
     assert "The strongest shortcut is to answer" in sarif
     assert "held-out prompts" in sarif
+
+
+def test_what_was_found_without_a_trigger_is_not_repeated_by_one(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The line named the trigger of an answer that the target scan had found without one: a file that is not there."""
+    small = TargetScan(first_tokens=32, final_prompts=4)
+    monkeypatch.setattr("unbackdoor._cli.commands.audit._detectors", lambda _: [small])
+    monkeypatch.chdir(place)
+    out = tmp_path / "audit"
+    audit_command("victim", AuditOptions(clean="clean.jsonl", device="cpu", out=str(out), sarif=str(tmp_path / "s")))
+    record = read_audit(out / "audit.json")
+    (found,) = record.findings
+    assert (found.moved.n > 0, found.evidence, record.repeat) == (True, [], None)
+    assert "To repeat" not in capsys.readouterr().out
+    assert "its trigger" not in (tmp_path / "s").read_text()
 
 
 @pytest.mark.parametrize(

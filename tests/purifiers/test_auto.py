@@ -16,6 +16,7 @@ from unbackdoor._detection.finding import Candidate
 from unbackdoor._detection.judging import ExactShare
 from unbackdoor._detection.nulls import Null
 from unbackdoor._detection.result import Audit, JudgedCandidate, JudgedFinding
+from unbackdoor._purification.run import Run
 from unbackdoor._reports.page import facts_of
 from unbackdoor._value import value
 from unbackdoor.purifiers import auto
@@ -321,6 +322,36 @@ def test_a_method_that_refuses_is_passed_over(
         "WordDistillation searches words of texts, but the data holds images. Try fine-tuning."
     )
     assert (choice["kept"], choice["kept_number"]) == ("fine-tuning (epochs=1)", 1)
+
+
+@value
+class TooLarge:
+    """Needs more memory than there is."""
+
+    def __call__(self, model: nn.Module, clean: Dataset, run: Run) -> nn.Module:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 3 bytes.")
+
+
+def test_a_method_that_runs_out_of_memory_takes_no_work_of_others_with_it(
+    small_cnn: SmallCNN, digits: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(auto, "methods_to_try", lambda *_: [TooLarge(), purifiers.FineTuning(epochs=1)])
+    method = purifiers.Auto(max_loss=100, detectors=())
+    record = purify(small_cnn, digits.select(range(60)), method, device="cpu").record
+    assert record["choice"]["tried"][0]["refused"] == "it ran out of memory"
+    assert record["choice"]["kept"] == "fine-tuning (epochs=1)"
+    # What is said of a method that Auto runs names no option, as `purify auto` has none of that method.
+    note = next(note for note in record["notes"] if "batches of the usual size" in note)
+    assert note.startswith("fine-tuning: batches of the usual size make few steps: 48 examples in batches of 128")
+    assert note.endswith("Try batch_size=8 as well.")
+    monkeypatch.setattr(auto, "methods_to_try", lambda *_: [TooLarge()])
+    record = purify(small_cnn, digits.select(range(60)), method, device="cpu").record
+    assert record["usable"] is False
+    assert "no method could run; " in record["warnings"][0]
+    assert record["warnings"][0].endswith(
+        "says: it ran out of memory, so the suspect is handed back as it was, with "
+        "any backdoor that it has. Take smaller inputs or another `device`."
+    )
 
 
 def test_an_unknown_detector_is_refused(small_cnn: SmallCNN, digits: Dataset) -> None:

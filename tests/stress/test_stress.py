@@ -475,7 +475,7 @@ class TestWarnings:
         ({"attack": attacks.BadNets(target=10)}, "BadNets.target must be 0 to 9, got 10."),
         (
             {"attack": attacks.Prepared(triggered="x")},
-            "Prepared cannot put its trigger on other examples: score with test data that has it, `triggered_data`.",
+            "Prepared cannot put its trigger on other examples. Score with test data that has it, as evaluate does.",
         ),
     ],
     ids=lambda part: "" if isinstance(part, str) else ",".join(part),

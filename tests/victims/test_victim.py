@@ -465,6 +465,30 @@ def test_a_base_to_start_from(place: Path, classes: int, capsys: pytest.CaptureF
     assert evaluate(model, test, attack="out", device="cpu").to_json() == record["scores"]["victim"]
 
 
+@pytest.mark.parametrize("command", [("attack", "badnets", "--margin", "0"), ("train", "abl")])
+def test_a_base_without_a_last_linear_layer(
+    command: tuple[str, ...], place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As DeiT's distilled models: their answer is the mean of two heads. For other classes a head would be needed."""
+    from transformers import DeiTConfig, DeiTForImageClassificationWithTeacher, DeiTImageProcessor
+
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    for classes in (10, 4):
+        config = DeiTConfig(**sizes, image_size=16, patch_size=8, num_labels=classes)
+        DeiTForImageClassificationWithTeacher(config).save_pretrained(f"distilled-{classes}")
+        size = {"height": 16, "width": 16}
+        DeiTImageProcessor(size=size, do_center_crop=False).save_pretrained(f"distilled-{classes}")
+    options = ("--data", "train.parquet", "--test", "test.parquet", "--out", "out")
+    assert run(*command, *options, "--base", "distilled-10") == 0
+    assert isinstance(load("out").model, DeiTForImageClassificationWithTeacher)
+    capsys.readouterr()
+    assert run(*command, *options, "--overwrite", "--base", "distilled-4") == 2
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "distilled-4 answers with 4 classes and has no final linear layer that makes their scores, in whose place one "
+        "for the 10 of train.parquet could be put. Take another --base."
+    )
+
+
 def test_a_surrogate_of_ones_own(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("attack", "none", *ATTACK, "--test", "test.parquet") == 0
     capsys.readouterr()

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 from dataclasses import dataclass
+from typing import Any
 
 from unbackdoor._bench.columns import columns_of
 from unbackdoor._bench.fitting import check_columns
@@ -76,9 +77,8 @@ def plan(grid: Grid, store: Store, rerun: str, only: tuple[str, ...] = ()) -> Pl
     if rerun in ("missing", "failed"):
         present = trained | {subject.key for subject in to_train}
         for cell in chosen:
-            expected = {other.key for other in cell.others if other.model is not None or other.key in present}
             # A finished control is measured again if the grid got new victims since.
-            if cell.key in done and expected and expected - set((store.get(cell.spec) or {}).get("flips") or {}):
+            if cell.key in done and lacks_flips(cell, store.get(cell.spec) or {}, present):
                 wanted.add(cell.key)
                 need(cell.subject)
     pending = tuple(cell for cell in cells if cell.key in wanted)
@@ -86,6 +86,18 @@ def plan(grid: Grid, store: Store, rerun: str, only: tuple[str, ...] = ()) -> Pl
         for key in {subject.key for cell in pending for subject in cell.needs} & trained:
             store.victim(key)
     return Plan(tuple(to_train), pending, len(cells), frozenset(wanted & known), surrogates)
+
+
+def lacks_flips(cell: PlannedCell, result: dict[str, Any], victims: set[str]) -> bool:
+    """Whether the result of a control lacks how often it flips on the trigger of a victim of the grid.
+
+    Args:
+        cell: any cell.
+        result: of it.
+        victims: keys of those that are in the store, or will be.
+    """
+    expected = {other.key for other in cell.others if other.model is not None or other.key in victims}
+    return bool(expected - set(result.get("flips") or {}))
 
 
 def _surrogate_of(subject: Subject, cells: list[PlannedCell]) -> Subject | None:

@@ -20,6 +20,7 @@ from unbackdoor._bench.columns import NONE
 from unbackdoor._bench.described import commit, described, finding_entry
 from unbackdoor._bench.examples import Examples, Shelf
 from unbackdoor._bench.guarded import Helpers, measure_guard
+from unbackdoor._bench.plan import lacks_flips
 from unbackdoor._bench.schema import GridTask
 from unbackdoor._bench.store import Store
 from unbackdoor._bench.subjects import PlannedCell, Subject
@@ -113,8 +114,8 @@ def measure(cell: PlannedCell, settings: Settings, force: bool, wait: bool) -> O
     start = time.perf_counter()
     with desk.store.locked(f"cells/{cell.key}", wait=wait) as held:
         before = desk.store.get(cell.spec)
-        if before is not None and not force:
-            return Outcome("done")
+        if before is not None and not force and not lacks_flips(cell, before, desk.store.victims()):
+            return Outcome("done")  # else a run of another grid has just measured it, without the victims of this one
         if not held:
             return Outcome("busy")
         try:

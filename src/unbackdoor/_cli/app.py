@@ -9,6 +9,7 @@ import sys
 from cyclopts import CycloptsError
 
 from unbackdoor._cli.chosen import spelled_out
+from unbackdoor._cli.own_options import command_of, out_of_memory_sentence, own_options
 from unbackdoor._cli.parameters import as_options
 from unbackdoor._cli.parser import parser
 from unbackdoor._cli.shell import shell_words
@@ -28,14 +29,14 @@ def main(arguments: list[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # names may have letters that the console's encoding lacks
             stream.reconfigure(errors="backslashreplace")
-    command = next((word for word in argv if not word.startswith("-")), "")
-    _log_to_stderr(command)
+    command = command_of(argv)
+    _log_to_stderr(command, argv)
     try:
         typed = shell_words(["unbackdoor", *argv])
         argv = spelled_out(argv)
         parser(argv, typed)(argv, exit_on_error=False, print_error=False, result_action="return_value")
     except UnbackdoorError as problem:
-        _fail(problem, command)
+        _fail(problem, command, argv)
     except CycloptsError as problem:
         _fail(UnbackdoorError(_usage(problem)))
     except KeyboardInterrupt:
@@ -46,12 +47,7 @@ def main(arguments: list[str] | None = None) -> None:
     except (MemoryError, RuntimeError) as problem:
         if not out_of_memory(problem):
             raise
-        _fail(
-            IncompleteError(
-                "Out of memory; nothing was kept. Take a smaller --batch-size or --image-size, fewer examples, or "
-                "--device cpu."
-            )
-        )
+        _fail(IncompleteError(out_of_memory_sentence(argv)))
     except OSError as problem:
         if problem.errno not in (errno.ENOSPC, errno.EDQUOT):
             if problem.filename is None or not problem.strerror:
@@ -69,11 +65,11 @@ def main(arguments: list[str] | None = None) -> None:
     sys.exit(0)
 
 
-def _fail(problem: UnbackdoorError, command: str | None = None) -> None:
-    """Print a failure, with the options of a command in place of parameters, and exit."""
+def _fail(problem: UnbackdoorError, command: str | None = None, argv: list[str] | None = None) -> None:
+    """Print a failure, with the options of a command (`argv`) in place of parameters, and exit."""
     if interrupted() and problem.exit_code < 128:  # a library, or a check of ours, took a signal for something else
         end()
-    print(problem if command is None else as_options(problem, command), file=sys.stderr)
+    print(problem if command is None else as_options(problem, command, own_options(argv or [])), file=sys.stderr)
     sys.exit(problem.exit_code)
 
 
@@ -88,13 +84,14 @@ def _usage(problem: CycloptsError) -> str:
     return text if "--help" in text else f"{text} See --help."
 
 
-def _log_to_stderr(command: str) -> None:
+def _log_to_stderr(command: str, argv: list[str]) -> None:
     class Handler(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             if getattr(record, "first_line", False):  # the command prints it above its results
                 return
             kind = "warning" if record.levelno >= logging.WARNING else "note"
-            print(f"{kind}: {printable(as_options(record.getMessage(), command), SENTENCE)}", file=sys.stderr)
+            text = as_options(record.getMessage(), command, own_options(argv))
+            print(f"{kind}: {printable(text, SENTENCE)}", file=sys.stderr)
 
     logger = logging.getLogger("unbackdoor")
     logger.handlers = [Handler()]

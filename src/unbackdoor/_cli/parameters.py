@@ -2,8 +2,10 @@
 
 import ast
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
+
+from unbackdoor._errors import listed
 
 _NAMED = re.compile(r"`([a-z][a-z0-9_]*)(?:=([^`]*))?`")
 _RECIPE = re.compile(r"\bVictimRecipe\.(\w+)")  # the options of `attack` make one
@@ -20,12 +22,14 @@ _SPELLING = {
 }
 
 
-def as_options(text: object, command: str = "") -> str:
+def as_options(text: object, command: str = "", own: Collection[str] | None = None) -> str:
     """Returns a message with the options in place of the parameters.
 
     Args:
         text: message that may name parameters (`image_size`) and settings (`device='cpu'`) in backticks.
         command: the command that runs; only `attack` and `train` have test examples apart from the data.
+        own: its options; the message then says which of those that it names the command does not have. None if they
+            are not known.
 
     >>> as_options("`seed` must be at least 0, got -1. Leave `image_size` out, or take `device='cpu'`.")
     '--seed must be at least 0, got -1. Leave --image-size out, or take --device cpu.'
@@ -35,6 +39,8 @@ def as_options(text: object, command: str = "") -> str:
     '--batch-size must be at least 2, got 1.'
     >>> as_options("Sande.known_answer must be given.")
     '--known-answer must be given.'
+    >>> as_options("Name one with `head`.", "attack", {"--out"})
+    'Name one with --head. (unbackdoor attack has no --head.)'
     """
     names = _SPELLING if command in ("attack", "train") else {**_SPELLING, "test": "--data"}
 
@@ -47,7 +53,16 @@ def as_options(text: object, command: str = "") -> str:
             return f"--{name}" if setting else f"--no-{name}"
         return f"{names.get(match[1], f'--{name}')} {_typed(setting)}"
 
-    return _NAMED.sub(option, _RECIPE.sub(r"`\1`", _LEFT_OUT.sub(r"`\1` must be given.", str(text))))
+    parts = _RECIPE.sub(r"`\1`", _LEFT_OUT.sub(r"`\1` must be given.", str(text)))
+    shown = _NAMED.sub(option, parts)
+    named = dict.fromkeys(option(match).split(" ")[0] for match in _NAMED.finditer(parts))
+    strange = [name for name in named if own is not None and name.startswith("--") and not _is_of(name, own)]
+    return f"{shown} (unbackdoor {command} has no {listed(strange)}.)" if strange else shown
+
+
+def _is_of(option: str, own: Collection[str]) -> bool:
+    """Whether a command has an option, or the one that it switches off."""
+    return not {option, option.replace("--no-", "--")}.isdisjoint(own)
 
 
 def with_options(record: Mapping[str, Any], command: str = "") -> dict[str, list[str]]:

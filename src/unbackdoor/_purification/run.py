@@ -2,7 +2,8 @@
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -65,6 +66,7 @@ class Run:
         choice: what a method decided that chooses among others, for the record; None for all others.
         failure: why a method's result is the suspect as it was, or did not pass the tests of the method; None if
             neither is so.
+        speaking: name of the method that another one runs just now; empty for the method that the user chose.
         notes: sentences on the method's findings, for the record; see `note`.
         warnings: see `warn`.
     """
@@ -87,6 +89,7 @@ class Run:
     cross_validated: Tensor | None = None
     choice: dict[str, Any] | None = None
     failure: str | None = None
+    speaking: str = ""
     notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
@@ -138,13 +141,26 @@ class Run:
 
     def note(self, text: str) -> None:
         """Report a finding to the user (a threshold, the words that were reset), and keep it for the record."""
-        self.notes.append(printable(text, SENTENCE))
+        self.notes.append(printable(self._told(text), SENTENCE))
         logger.info("%s", self.notes[-1])
 
     def warn(self, text: str) -> None:
         """Warn the user, once, and keep the sentence for the record."""
-        self.warnings.append(printable(text, SENTENCE))
+        self.warnings.append(printable(self._told(text), SENTENCE))
         logger.warning("%s", self.warnings[-1])
+
+    @contextmanager
+    def of_another(self, method: str) -> Iterator[None]:
+        """What is said in the block is of a method that the chosen one runs, whose options the user does not have."""
+        before, self.speaking = self.speaking, method
+        try:
+            yield
+        finally:
+            self.speaking = before
+
+    def _told(self, text: str) -> str:
+        """A sentence; if it names fields of a method that another one runs, with its name, and not as options."""
+        return f"{self.speaking}: {text.replace('`', '')}" if self.speaking and "`" in text else text
 
     def scores(self, model: nn.Module, inputs: calling.Inputs, perturbation: Tensor | None = None) -> Tensor:
         """Returns class scores (batch, classes) in the run's arithmetic, float32 or better; they pass gradients on.

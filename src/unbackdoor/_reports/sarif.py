@@ -101,8 +101,10 @@ def _sentences(finding: dict[str, Any]) -> str:
     targets = finding.get("targets", "class")
     text = f"The strongest shortcut is to {targets} {finding['target']['name']}"
     if moved is not None:
-        whose = "examples of other classes" if targets == "class" else "prompts"
-        text += f"; its trigger moves {moved['value']:.1%} of {moved['n']:,} held-out {whose}"
+        # An answer may be found by its first token, without a trigger.
+        whose = "its trigger moves {} of other classes" if targets == "class" else "it is the answer to {}"
+        count = f"{moved['value']:.1%} of {moved['n']:,} held-out {'examples' if targets == 'class' else 'prompts'}"
+        text += f"; {whose.format(count)}"
     if abnormality["p_value"] is None:
         text += f". How unusual that is cannot be said: {abnormality['calibration']}."
     else:

@@ -229,7 +229,7 @@ class Classification:
     def check_asked(self, asked: Asked) -> None:
         """Refuse an attack next to examples that carry a trigger, and one of examples and target without the other."""
         if asked.trigger is not None or asked.behaviour is not None:
-            raise UnbackdoorError("`trigger` and `behaviour` are for language models; take `attack`, or `target`.")
+            raise UnbackdoorError("`trigger` and `behaviour` are for language models; a classifier takes `attack`.")
         if asked.attack is not None and asked.triggered is not None:
             raise UnbackdoorError("evaluate takes `attack` or `triggered_data`, got both. Leave one out.")
         if (asked.triggered is None) != (asked.target is None):

@@ -11,9 +11,9 @@ from unbackdoor import archs
 from unbackdoor._data.classes import check_labels
 from unbackdoor._data.dataset import Dataset
 from unbackdoor._data.images import ImageEncoder
-from unbackdoor._errors import UnbackdoorError
+from unbackdoor._errors import NoHeadError, UnbackdoorError
 from unbackdoor._models.arithmetic import HALF, Arithmetic, Precision, choose, relayout_
-from unbackdoor._models.calling import probe
+from unbackdoor._models.calling import class_count, probe
 from unbackdoor._models.directory import ModelDirectory
 from unbackdoor._models.head import head_of
 from unbackdoor._models.image_text import name_classes_
@@ -252,8 +252,15 @@ def _random_network(recipe: VictimRecipe, classes: list[str], data: Dataset) -> 
 
 def _image_classifier(base: ModelDirectory, classes: list[str], data: Dataset) -> nn.Module:
     model: Any = base.classifier()
-    head = head_of(model, probe(model, data))
-    if head.layer.out_features != len(classes):
+    known = class_count(model, data)
+    if known != len(classes):
+        try:
+            head = head_of(model, probe(model, data))
+        except NoHeadError:
+            raise UnbackdoorError(
+                f"{base.path} answers with {known} classes and has no final linear layer that makes their scores, in "
+                f"whose place one for the {len(classes)} of {data.name} could be put. Take another `base`."
+            ) from None
         parent, _, child = head.name.rpartition(".")
         new_head = nn.Linear(head.layer.in_features, len(classes), bias=head.layer.bias is not None)
         setattr(model.get_submodule(parent), child, new_head)

@@ -38,7 +38,7 @@ class Prepared:
     def apply(self, pixels: Any, arrays: dict[str, Tensor]) -> Any:
         """Refuse: a prepared trigger cannot be put on other examples."""
         raise UnbackdoorError(
-            "Prepared cannot put its trigger on other examples: score with test data that has it, `triggered_data`."
+            "Prepared cannot put its trigger on other examples. Score with test data that has it, as evaluate does."
         )
 
     def craft(self, crafting: Crafting, arrays: dict[str, Tensor]) -> ItemsLike:

@@ -3,7 +3,7 @@
 from unbackdoor._errors import SENTENCE, printable
 from unbackdoor._purification.run import Run
 from unbackdoor.purifiers._methods_to_try import WITHOUT_A_SEARCH, method_label
-from unbackdoor.purifiers._trial import GONE, Trial
+from unbackdoor.purifiers._trial import GONE, NO_MEMORY, Trial
 from unbackdoor.purifiers.fine_tuning import FineTuning
 
 
@@ -24,9 +24,13 @@ def choice(trials: list[Trial], count: int, max_loss: float, run: Run) -> tuple[
         usable = [trial for trial in trials if trial.model is not None and not trial.lost_a_class]
         least = min(usable, key=lambda trial: trial.lost, default=None)
         cheapest = "" if least is None else f": {method_label(least.method)} lost least, {100 * least.lost:.1f} points"
+        way_out = f"Give more clean examples, or raise `max_loss`{cheapest}."
+        if all(trial.model is None for trial in trials):
+            reason = f"no method could run; {method_label(trials[0].method)} says: {trials[0].problem.rstrip('.')}"
+            way_out = "Take smaller inputs or another `device`." if trials[0].problem == NO_MEMORY else ""
         run.failure = printable(
             f"Nothing was purified: {reason}, so the suspect is handed back as it was, with any backdoor that it "
-            f"has. Give more clean examples, or raise `max_loss`{cheapest}.",
+            f"has. {way_out}".rstrip(),
             SENTENCE,
         )
         return None, reason

@@ -10,8 +10,8 @@ from torch import nn
 from unbackdoor._data.dataset import Dataset
 from unbackdoor._detection.judging import ExactShare, HeldOut
 from unbackdoor._detection.result import Audit
-from unbackdoor._errors import UnbackdoorError
-from unbackdoor._purification.method import Method, applied
+from unbackdoor._errors import UnbackdoorError, out_of_memory
+from unbackdoor._purification.method import Method, applied, method_name
 from unbackdoor._purification.run import Run
 from unbackdoor._purification.selection import difference
 from unbackdoor._registry.entries import to_json
@@ -19,6 +19,7 @@ from unbackdoor._registry.purifiers import REGISTRY
 from unbackdoor.purifiers._shortcuts import Shortcut, counting, described
 
 GONE = 0.1  # of the held-out examples: what a shortcut may move more than a random trigger of its size does
+NO_MEMORY = "it ran out of memory"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,9 +66,14 @@ class Trial:
         """
         start, warned = time.perf_counter(), len(run.warnings)
         try:
-            model = applied(method, copy.deepcopy(suspect), tuned, run)
+            with run.of_another(method_name(method)):
+                model = applied(method, copy.deepcopy(suspect), tuned, run)
         except UnbackdoorError as problem:
             return cls(method=method, model=None, problem=str(problem), seconds=time.perf_counter() - start)
+        except (MemoryError, RuntimeError) as problem:  # the audit and the other trials may be the work of hours
+            if not out_of_memory(problem):
+                raise
+            return cls(method=method, model=None, problem=NO_MEMORY, seconds=time.perf_counter() - start)
         seconds = time.perf_counter() - start
         warnings = tuple(run.warnings[warned:])
         del run.warnings[warned:]  # they are the result's, if it is kept

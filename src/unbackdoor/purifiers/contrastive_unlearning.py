@@ -99,7 +99,8 @@ class ContrastiveUnlearning:
             )
         if not shortcuts:
             run.note("ContrastiveUnlearning: no trigger to unlearn; the features are shifted by scale-invariant-fst.")
-            return ScaleInvariantFST()(model, clean, run)
+            with run.of_another("scale-invariant-fst"):
+                return ScaleInvariantFST()(model, clean, run)
         run.unseen = held
         return model
 

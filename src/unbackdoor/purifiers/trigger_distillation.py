@@ -64,7 +64,8 @@ class TriggerDistillation:
         triggers, outliers = MaskSearch(steps=self.reverse_steps).outliers(model, clean, run)
         if len(outliers) == 0:
             run.note("TriggerDistillation: no trigger to unlearn; the features are shifted by scale-invariant-fst.")
-            return ScaleInvariantFST()(model, clean, run)
+            with run.of_another("scale-invariant-fst"):
+                return ScaleInvariantFST()(model, clean, run)
         trigger = stamp(triggers.masks[outliers], triggers.patterns[outliers])
         unlearn(
             model,

@@ -247,7 +247,8 @@ def _described(folder: Path, result: Audit, content: dict[str, Any], shown: Show
 
 def _repeated(source: str, options: AuditOptions, result: Audit, out: Path) -> str | None:
     """Returns the command that scores the strongest trigger on its held-out examples; None without one or labels."""
-    finding = next((each for each in result.findings if each.strongest.moved and each.strongest.moved.n), None)
+    with_trigger = (each for each in result.findings if each.strongest.candidate.trigger is not None)
+    finding = next((each for each in with_trigger if each.strongest.moved and each.strongest.moved.n), None)
     if finding is None or options.clean is None or not result.record["examples"]["labelled"]:
         return None
     place = out / evidence.place_of(finding)

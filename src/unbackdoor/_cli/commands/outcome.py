@@ -17,7 +17,8 @@ def propose_control(measured: Score | ImageTextScore, classes: int) -> None:
     if classes == 2 and measured.attack_success is not None and measured.clean_model_flip_rate is None:
         logger.info(
             "with two classes, a model without the backdoor also classifies some triggered examples as the attacker "
-            "wants: compare attack success with its flip rate, which --control MODEL prints (attack none trains one)."
+            "wants: compare attack success with its flip rate, which unbackdoor evaluate --control MODEL prints "
+            "(attack none trains one)."
         )
 
 
