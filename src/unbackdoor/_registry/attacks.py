@@ -92,7 +92,7 @@ REGISTRY = (
         needs=(Need.BASE,),
         year=2021,
         paper="Be Careful about Poisoned Word Embeddings",
-        modality=("text",),
+        modality=("text", "conversations"),
     ),
     Entry(
         "embedding-surgery",
