@@ -9,7 +9,7 @@ import peft
 import pytest
 import torch
 import transformers
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import chats
 from unbackdoor import UnbackdoorError, load, purify_stream
@@ -120,3 +120,35 @@ def test_what_does_not_belong_together_is_refused(place: Path, tmp_path: Path) -
     made(place, "three", 2, r=2, target_modules=["k_proj"])
     with pytest.raises(UnbackdoorError, match="they have no layer in common"):
         purify_stream(place / "one", place / "three", tmp_path / "out", rho=0.5, mode="linear")
+
+
+def with_whole(place: Path, folder: Path, change: float = 0.0) -> Path:
+    """The first adapter with the embeddings and the output layer of its base, as peft stores them with some."""
+    shutil.copytree(place / "one", folder)
+    rows = transformers.AutoModelForCausalLM.from_pretrained(place / "base").get_input_embeddings().weight.detach()
+    tensors = load_file(folder / "adapter_model.safetensors")
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        tensors[f"base_model.model.{name}"] = rows.clone() + change * (name == "lm_head.weight")
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def test_copies_of_the_weights_of_the_base_are_no_hindrance(place: Path, tmp_path: Path) -> None:
+    suspect = with_whole(place, tmp_path / "whole")  # the files of the base have no lm_head: it is the embeddings
+    record = purify_stream(suspect, place / "base", tmp_path / "out", rho=0.25, mode="linear")
+    assert record["notes"] == ["4 layers of the adapter keep 0.25 of their alpha; its matrices are unchanged."]
+    before, after = (changes(place, folder) for folder in (place / "one", tmp_path / "out"))
+    assert all(close(after[name], 0.25 * change) for name, change in before.items())
+
+
+def test_other_whole_weights_are_refused(place: Path, tmp_path: Path) -> None:
+    suspect = with_whole(place, tmp_path / "whole", change=0.5)
+    with pytest.raises(UnbackdoorError) as refusal:
+        purify_stream(suspect, place / "base", tmp_path / "out", rho=0.25, mode="linear")
+    assert str(refusal.value) == (
+        f"{suspect} also holds whole weights (base_model.model.lm_head.weight), and cannot be mixed on disk, since "
+        "they are not those of `base`. Mix it in memory (purify without `stream`), or merge it into its base "
+        "(merge_and_unload of peft)."
+    )
+    with pytest.raises(UnbackdoorError, match="cannot be mixed on disk unless they are those of the base"):
+        purify_stream(suspect, place / "two", tmp_path / "out", rho=0.25, mode="linear")

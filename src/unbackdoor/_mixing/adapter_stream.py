@@ -40,8 +40,8 @@ def mix_adapter(folder: Path, model: Path, base: Path, rho: float, mode: Mode) -
     Raises:
         UnbackdoorError: a file is damaged, the mode cannot be held by an adapter, or the two do not belong together.
     """
-    suspect = adapter_files(model)
     if is_adapter(base):
+        suspect = adapter_files(model)
         other = adapter_files(base)
         _check_partner(suspect, other)
         if mode not in ("linear", "spherical"):
@@ -56,10 +56,12 @@ def mix_adapter(folder: Path, model: Path, base: Path, rho: float, mode: Mode) -
             f"`mode` must be linear to mix an adapter with its base, got {mode!r}: every other mixture changes the "
             "base as well. Merge the adapter into its base first."
         )
-    _check_base(suspect, ModelDirectory.of(base, "`base`"))
+    beneath = ModelDirectory.of(base, "`base`")
+    suspect = adapter_files(model, beneath.weights)
+    _check_base(suspect, beneath)
     shutil.copyfile(model / WEIGHTS_FILE, folder / WEIGHTS_FILE)
     (folder / CONFIG_FILE).write_text(json.dumps(_scaled(suspect.config, rho), indent=2) + "\n", encoding="utf-8")
-    adapter_files(folder)  # refuses files that cannot be read again
+    adapter_files(folder, beneath.weights)  # refuses files that cannot be read again
     return f"{len(suspect.factors)} layers of the adapter keep {rho:g} of their alpha; its matrices are unchanged."
 
 

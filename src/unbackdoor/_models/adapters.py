@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -16,6 +17,7 @@ from unbackdoor._models.arithmetic import HALF
 from unbackdoor._models.hugging_face import quiet_transformers
 from unbackdoor._models.lora_alphas import alphas
 from unbackdoor._models.untrusted_weights import check_finite, check_safetensors
+from unbackdoor._models.weight_files import WeightFiles
 
 logger = logging.getLogger("unbackdoor")
 
@@ -58,6 +60,8 @@ _LARGEST = 4096  # of a rank
 _LONGEST = 300  # characters of a layer's name
 _MOST_CLASSES = 10_000
 _NAMED_PARTS = ("A.default.weight", "B.default.weight")  # as they are called in a model
+_OUTPUTS = ("lm_head.", "embed_out.")  # that files leave out if they are the embeddings
+_EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight")
 _HEADS = ("classifier", "score")  # that peft saves whole with an adapter of a text classifier
 _CLASS_SCORES = ("classifier.weight", "score.weight", "classifier.out_proj.weight")  # have a row for each class
 
@@ -123,8 +127,12 @@ class AdapterFiles(NamedTuple):
     scales: Mapping[str, float]
 
 
-def adapter_files(path: Path) -> AdapterFiles:
+def adapter_files(path: Path, base: WeightFiles | None = None) -> AdapterFiles:
     """Reads the files of an adapter.
+
+    Args:
+        path: its directory.
+        base: the weights of the model below it; copies of these that peft stored with the adapter are left out.
 
     Raises:
         UnbackdoorError: the adapter is not a plain LoRA adapter, or a file is damaged.
@@ -139,10 +147,13 @@ def adapter_files(path: Path) -> AdapterFiles:
             "`merge`."
         )
     whole = sorted(_whole(weights))
+    if base is not None:
+        whole = [name for name in whole if not _copied(name, weights.pop(name), base)]
     if whole:
         raise UnbackdoorError(
-            f"{path} also holds whole weights ({few(whole)}), and cannot be mixed on disk. Mix it in memory "
-            "(purify without `stream`), where they are compared with those of the base."
+            f"{path} also holds whole weights ({few(whole)}), and cannot be mixed on disk"
+            f"{' unless they are those of the base' if base is None else ', since they are not those of `base`'}. Mix "
+            "it in memory (purify without `stream`), or merge it into its base (merge_and_unload of peft)."
         )
     names = sorted({_layer_of(path, key, tensor) for key, tensor in weights.items()})
     factors: dict[str, tuple[Tensor, Tensor]] = {}
@@ -380,6 +391,21 @@ def _check_copy(path: Path, name: str, stored: Tensor, base: nn.Module) -> None:
             "trained it, and an adapter of low rank cannot keep that. Merge it into its base (merge_and_unload of "
             "peft) and give the result."
         )
+
+
+def _copied(name: str, stored: Tensor, base: WeightFiles) -> bool:
+    """Whether a tensor of an adapter is in the files of its base: by its name, or as embeddings that are the output."""
+    own = name.removeprefix(_PREFIX).replace(".base_layer.", ".")
+    names = [own, own.partition(".")[2]]  # GPT-2 leaves a part out
+    if own.startswith(_OUTPUTS):
+        names += [each for held in base.locations.values() for each in held if each.endswith(_EMBEDDINGS)]
+    for file, held in base.locations.items():
+        for each in names:
+            if each in held and held[each].shape == tuple(stored.shape):
+                with safe_open(file, framework="pt") as opened:
+                    theirs = opened.get_tensor(each)
+                return _equal(stored, theirs) or _equal(theirs, stored)
+    return False
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:
