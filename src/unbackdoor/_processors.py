@@ -31,25 +31,34 @@ def limit_threads() -> None:
         os.environ["OMP_NUM_THREADS"] = str(threads)
 
 
-def _quotas(root: Path) -> Iterator[float]:
-    """The limits of this process's control groups (versions 1 and 2) and of those that they lie in, in processors."""
-    for line in _read(root / "proc/self/cgroup").splitlines():
+def groups(root: Path, controller: str, *mounts: str) -> Iterator[Path]:
+    """Returns the folders of this process's control groups (versions 1 and 2) and of those that they lie in.
+
+    Args:
+        root: directory with `proc` and `sys` of Linux; where they are missing, there are none.
+        controller: what the groups limit: `cpu` or `memory`.
+        mounts: other names under which version 1 has it.
+    """
+    for line in read(root / "proc/self/cgroup").splitlines():
         _, controllers, place = line.split(":", 2)
-        names = controllers.split(",")
-        if controllers and "cpu" not in names:
+        if controllers and controller not in controllers.split(","):
             continue
-        mounts = (controllers, "cpu", "cpu,cpuacct") if controllers else ("", "unified")
         group = Path(place.strip("/"))
-        for mount in dict.fromkeys(mounts):
-            for each in (group, *group.parents):
-                yield from _quota(root / "sys/fs/cgroup" / mount / each)
+        for mount in dict.fromkeys((controllers, controller, *mounts) if controllers else ("", "unified")):
+            yield from (root / "sys/fs/cgroup" / mount / each for each in (group, *group.parents))
+
+
+def _quotas(root: Path) -> Iterator[float]:
+    """The limits of this process's control groups, in processors."""
+    for folder in groups(root, "cpu", "cpu,cpuacct"):
+        yield from _quota(folder)
 
 
 def _quota(folder: Path) -> Iterator[float]:
     """The limit of one control group, in processors, if it has one."""
-    parts = _read(folder / "cpu.max").split()  # version 2: "200000 100000" or "max 100000"
+    parts = read(folder / "cpu.max").split()  # version 2: "200000 100000" or "max 100000"
     if not parts:
-        parts = [_read(folder / f"cpu.cfs_{name}_us") for name in ("quota", "period")]  # version 1: -1 is no limit
+        parts = [read(folder / f"cpu.cfs_{name}_us") for name in ("quota", "period")]  # version 1: -1 is no limit
     try:
         quota, period = (int(part) for part in parts)
     except ValueError:
@@ -58,7 +67,8 @@ def _quota(folder: Path) -> Iterator[float]:
         yield quota / period
 
 
-def _read(path: Path) -> str:
+def read(path: Path) -> str:
+    """Returns the text of a file; nothing if it cannot be read."""
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):

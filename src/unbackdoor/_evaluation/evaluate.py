@@ -62,7 +62,7 @@ def evaluate(
     Raises:
         UnbackdoorError: the data do not fit the model, or the options contradict each other.
     """
-    check_modules("evaluate", model=model, control=control)
+    check_modules("evaluate", in_parts=True, model=model, control=control)
     check_data("evaluate", test=test, triggered_data=triggered_data)
     asked = Asked(attack, triggered_data, target, trigger, behaviour)
     task = task_of(test.encode, max_new_tokens=max_new_tokens, progress=bar if progress else silent)

@@ -15,6 +15,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from unbackdoor._data.pair_encoder import PairTokens
 from unbackdoor._data.texts import Tokens
 from unbackdoor._errors import UnbackdoorError
+from unbackdoor._models.offloading import scored_on
 from unbackdoor._models.weight_norms import copied_tensors
 
 Precision = Literal["auto", "bf16", "fp32"]
@@ -50,7 +51,9 @@ class Arithmetic:
         return nullcontext() if self.channels_last or self.device.type != "cpu" else _faulty_ones_contiguous()
 
     def place(self, model: nn.Module) -> nn.Module:
-        """Move a model to the device and layout, in place."""
+        """Move a model to the device and layout, in place; one that lies in several places stays there."""
+        if scored_on(model) is not None:
+            return model
         model.to(self.device)
         if not self.channels_last:
             relayout_(model, torch.contiguous_format)
@@ -66,6 +69,9 @@ class Arithmetic:
         """
         if self.widen and any(parameter.dtype in HALF for parameter in model.parameters()):
             yield self.place(copy.deepcopy(model, copied_tensors(model)).float())
+            return
+        if scored_on(model) is not None:
+            yield model
             return
         home = next((parameter.device for parameter in model.parameters()), self.device)
         kernels = [parameter for parameter in model.parameters() if parameter.ndim == 4]
@@ -177,23 +183,30 @@ def choose(model: nn.Module, device: str | torch.device | None = None, precision
 
     Raises:
         UnbackdoorError: the device is unknown or absent, or there is no such precision, or it does not work with the
-            model.
+            model; or the model lies in several places, and its inputs go to another device.
     """
     if precision not in get_args(Precision):
         raise UnbackdoorError(f"`precision` must be auto, bf16 or fp32, got {precision!r}.")
+    fixed = scored_on(model)
     if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = fixed or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         where = torch.device(device)
         torch.ones(1, device=where).item()  # fails on a device that holds no values
     except (RuntimeError, AssertionError, NotImplementedError) as problem:
         reason = str(problem).split("\n")[0][:100]
         raise UnbackdoorError(f"`device` {device} cannot be used here ({reason}). Try `device='cpu'`.") from None
+    if fixed is not None and where.type != fixed.type:
+        raise UnbackdoorError(
+            f"`device` must be {fixed.type} for {type(model).__name__}, which was loaded in parts to be scored there, "
+            f"got {device}. Leave it out, or load the model for that device."
+        )
     if any(parameter.dtype == torch.float64 for parameter in model.parameters()):
         return Arithmetic(where, bf16=False, channels_last=False, dtype=torch.float64)
     first = next((each.dtype for each in model.parameters() if each.is_floating_point()), torch.float32)
     # Also if others are in float32: an adapter in half precision on such a base.
-    widen = where.type == "cpu" and any(parameter.dtype in HALF for parameter in model.parameters())
+    half = any(parameter.dtype in HALF for parameter in model.parameters())
+    widen = where.type == "cpu" and half and fixed is None
     if first in HALF and not widen:
         return Arithmetic(where, bf16=False, channels_last=precision != "fp32", dtype=first)
     overflows = (

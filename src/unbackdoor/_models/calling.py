@@ -19,6 +19,7 @@ from unbackdoor._data.texts import Tokens
 from unbackdoor._errors import UnbackdoorError, printable
 from unbackdoor._models.arithmetic import Arithmetic
 from unbackdoor._models.hooks import removing
+from unbackdoor._models.offloading import scored_on
 from unbackdoor._models.pair_scores import pair_scores
 
 logger = logging.getLogger("unbackdoor")
@@ -232,7 +233,9 @@ def _of_torch(module: nn.Module) -> bool:
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Returns the device of the model's parameters."""
+    """Returns the device of the model's parameters; of one that lies in several places, that of its inputs."""
+    if (fixed := scored_on(model)) is not None:
+        return fixed
     return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
 
@@ -472,11 +475,12 @@ def class_count(model: nn.Module, data: Dataset) -> int:
     return scores.shape[1]
 
 
-def check_modules(owner: str, **models: object) -> None:
+def check_modules(owner: str, *, in_parts: bool = False, **models: object) -> None:
     """Refuse a path, or the result of `load`, in place of a module, and one whose weights are not in memory.
 
     Args:
         owner: the function that takes them, for messages.
+        in_parts: take a language model that lies in several places, see `offloading`.
         models: models by the names of their parameters; None for one that was not given, but not for `model`.
 
     Raises:
@@ -499,11 +503,13 @@ def check_modules(owner: str, **models: object) -> None:
                 f"{owner} takes {field} with all its weights, but {printable(empty)} of {type(model).__name__} has no "
                 "size yet, as in a lazy layer. Call the module once on a batch, and load its weights, before."
             )
-        if isinstance(model, nn.Module) and any(each.is_meta for each in model.parameters()):
+        if not isinstance(model, nn.Module) or (in_parts and scored_on(model) is not None):
+            continue
+        if any(each.is_meta for each in model.parameters()):
             raise UnbackdoorError(
                 f"{owner} takes {field} with all its weights in memory, but some of {type(model).__name__} are not "
-                "(on the device meta), as of a model that was loaded in parts. Load it without `device_map`; what is "
-                "larger than memory is mixed on disk by `purify_stream`."
+                "(on the device meta), as of a model that was loaded in parts. Load it without `device_map` and "
+                "`offload`; what is larger than memory is scored by evaluate and mixed on disk by purify_stream."
             )
 
 

@@ -115,7 +115,8 @@ def fresh_classifier(path: Path, config: Mapping[str, Any], weights: WeightFiles
         classes: names of the classes.
     """
     names = dict(enumerate(classes))
-    changes = {"num_labels": len(classes), "id2label": names, "label2id": {name: at for at, name in names.items()}}
+    changes: dict[str, Any] = {"num_labels": len(classes), "id2label": names}
+    changes["label2id"] = {name: at for at, name in names.items()}
     model, _ = pretrained(f"AutoModelFor{_kind(config)}", path, weights, False, **changes)
     return model.eval()
 

@@ -91,13 +91,13 @@ class ModelDirectory(os.PathLike[str]):
         """
         return classifiers.classifier(self.path, self.config, self.weights, self.trust_remote_code)
 
-    def language_model(self) -> Any:
-        """Loads the causal language model, in eval mode.
+    def language_model(self, offload: str | None = None) -> Any:
+        """Loads the causal language model, in eval mode; see `language_models.language_model`.
 
         Raises:
-            UnbackdoorError: the weights do not fit it, or are not all finite.
+            UnbackdoorError: the weights do not fit it, or are not all finite; or they do not fit into memory.
         """
-        return language_models.language_model(self.path, self.weights, self.trust_remote_code)
+        return language_models.language_model(self.path, self.weights, self.trust_remote_code, offload)
 
     def image_text_model(self) -> Any:
         """Loads the model of images and texts, in eval mode.

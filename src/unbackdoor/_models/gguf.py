@@ -11,6 +11,7 @@ from unbackdoor._errors import UnbackdoorError, printable
 from unbackdoor._inputs import check_file, reading
 from unbackdoor._models.building import Extent, bounded
 from unbackdoor._models.hugging_face import quiet_transformers
+from unbackdoor._models.offloading import check_memory
 from unbackdoor._models.untrusted_weights import check_finite
 from unbackdoor._models.weight_names import check_fit
 
@@ -51,6 +52,11 @@ def gguf_model(path: Path) -> tuple[Any, Any]:
         try:
             content = GGUFReader(path)
             _check_whole(path, content)
+            check_memory(
+                f"{path} is read as float32, which needs",
+                4 * sum(int(tensor.n_elements) for tensor in content.tensors),
+                "Take a machine with more, or give the model as a Hugging Face directory in half precision.",
+            )
             extent = Extent(_SMALLEST * path.stat().st_size, len(content.tensors), None)
             source = {"gguf_file": path.name, "local_files_only": True}
             with bounded(path.parent, extent):

@@ -3,7 +3,7 @@
 import logging
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,12 @@ PLAIN_OUTPUT = {"output_attentions": False, "output_hidden_states": False, "retu
 
 
 def pretrained(
-    auto: str, path: Path, weights: WeightFiles, trust_remote_code: bool, **changes: Any
+    auto: str,
+    path: Path,
+    weights: WeightFiles,
+    trust_remote_code: bool,
+    placement: Mapping[str, Any] | None = None,
+    **changes: Any,
 ) -> tuple[Any, dict[str, Any]]:
     """Loads a model that returns its scores alone, and the report of transformers on weights that did not fit.
 
@@ -34,6 +39,7 @@ def pretrained(
         path: path of a checked directory.
         weights: weights of the model.
         trust_remote_code: run Python files that come with the model.
+        placement: of a model that lies in several places; see `offloading.placing`.
         changes: changed fields of the config.
 
     Raises:
@@ -53,6 +59,7 @@ def pretrained(
             use_safetensors=not weights.pickled,
             trust_remote_code=trust_remote_code,
             local_files_only=True,
+            **(placement or {}),
             **changes,
         )
         parts = [part for part in model.modules() if isinstance(part, transformers.PreTrainedModel)]
@@ -79,6 +86,11 @@ def pretrained(
         except Exception as problem:  # a config decides what runs, so it may be wrong in any way
             if "trust_remote_code" in str(problem):
                 raise own_code(path) from None
+            if "`offload_folder`" in str(problem):
+                raise UnbackdoorError(
+                    f"{path} is larger than memory, and transformers joins some of its weights (experts) as it loads "
+                    "them, so that they cannot stay on disk. Take a machine with more memory."
+                ) from None
             reason = printable(str(problem).strip().split("\n")[0], 200).rstrip(".") or type(problem).__name__
             kinds = {
                 "AutoModelForImageClassification": "an image classifier",
@@ -101,16 +113,20 @@ def own_code(path: Path) -> UnbackdoorError:
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
     """Keep the loading bar and the report of transformers off stderr, and restore its settings."""
-    from transformers.utils import logging
+    from transformers.utils import logging as theirs
 
-    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity(logging.CRITICAL)
-    logging.disable_progress_bar()
+    level, bar = theirs.get_verbosity(), theirs.is_progress_bar_enabled()
+    theirs.set_verbosity(theirs.CRITICAL)
+    theirs.disable_progress_bar()
+    places = logging.getLogger("accelerate")
+    before = places.level
+    places.setLevel(logging.CRITICAL)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # this program reports the problem of a model in one sentence
             yield
     finally:
-        logging.set_verbosity(level)
+        theirs.set_verbosity(level)
+        places.setLevel(before)
         if bar:
-            logging.enable_progress_bar()
+            theirs.enable_progress_bar()

@@ -12,6 +12,7 @@ from unbackdoor._errors import UnbackdoorError, printable
 from unbackdoor._models.arithmetic import choose
 from unbackdoor._models.calling import device_of, embeddings, evaluating, logits
 from unbackdoor._models.hugging_face import pretrained
+from unbackdoor._models.offloading import check_fits, misfits, placing, rooms, spread_
 from unbackdoor._models.recorded import recorded_encode
 from unbackdoor._models.tokenizer import check_ids, check_rows, longest_of, positions_of, tokenizer_of
 from unbackdoor._models.untrusted_weights import check_finite
@@ -21,23 +22,35 @@ from unbackdoor._models.weight_names import BUFFERS, check_fit
 _MOST = 2**20  # tokens of a context, whatever a config says
 
 
-def language_model(path: Path, weights: WeightFiles, trust_remote_code: bool = False) -> Any:
+def language_model(
+    path: Path, weights: WeightFiles, trust_remote_code: bool = False, offload: str | None = None
+) -> Any:
     """Loads the causal language model of a checked directory, in eval mode.
 
     Args:
         path: path of the directory.
         weights: its weights.
         trust_remote_code: run Python files that come with the model.
+        offload: the device that will score it, or `auto`; what does not fit then lies elsewhere, see `offloading`.
 
     Raises:
-        UnbackdoorError: the weights do not fit it, or are not all finite.
+        UnbackdoorError: the weights do not fit it, or are not all finite; or they do not fit into memory.
     """
-    model, report = pretrained("AutoModelForCausalLM", path, weights, trust_remote_code)
-    shapes = sorted((entry[0], entry[1], entry[2]) for entry in report["mismatched_keys"])
+    places = None if offload is None else rooms(weights, offload)
+    placement = {} if places is None else placing(path, weights, places)
+    if not placement:
+        check_fits(path, weights)
+    model, report = pretrained("AutoModelForCausalLM", path, weights, trust_remote_code, placement)
+    differing = {(entry[0], tuple(entry[1]), tuple(entry[2])) for entry in report["mismatched_keys"]}
+    shapes = sorted(differing | (set(misfits(model, weights)) if placement else set()))
     absent = set(report["missing_keys"]) - {entry[0] for entry in shapes}
     extra = {name for name in report["unexpected_keys"] if name.split(".")[-1] not in BUFFERS}
     check_fit(str(path), type(model).__name__, sorted(absent), sorted(extra), shapes)
-    check_finite(model.state_dict(), str(path))
+    if placement:
+        weights.check_finite()
+        spread_(path, model)
+    else:
+        check_finite(model.state_dict(), str(path))
     return model.eval()
 
 

@@ -58,6 +58,7 @@ def load(
     prompts: str | Path | ClassPrompts | None = None,
     base: str | Path | None = None,
     merge: bool = False,
+    offload: str | None = None,
     trust_remote_code: bool = False,
 ) -> Loaded:
     """Load a suspect: a classifier of images or texts, a model of both, a causal language model, or an adapter of one.
@@ -77,6 +78,10 @@ def load(
             as its record says, else "a photo of a {}.".
         base: of a PEFT LoRA adapter: the directory or Hub name of the model that it was trained on.
         merge: add the adapter to its base: the result is a whole model, which every method takes.
+        offload: of a language model that does not fit into memory: the device that `evaluate` will score it on, or
+            `auto` (a GPU if there is one). What does not fit there lies in memory or on disk until a pass needs it
+            (accelerate), and nothing is computed in another number type than the model's own. None refuses such a
+            model. One that fits is loaded as ever.
         trust_remote_code: run Python files that come with a Hugging Face model.
 
     Raises:
@@ -105,7 +110,7 @@ def load(
     directory.companions()  # refuses files early that could not be copied at the end
     if directory.modality == "conversations":
         _check_unused(source, prompts=prompts)
-        model = directory.language_model()
+        model = directory.language_model(offload)
         return Loaded(model, chat.encoder(directory.path, model), directory)
     _check_unused(source, template=template)
     if directory.modality == "image-text":

@@ -4,6 +4,7 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -12,6 +13,7 @@ from unbackdoor._inputs import check_file, read_json
 from unbackdoor._models.building import Extent
 from unbackdoor._models.untrusted_weights import (
     TensorLocation,
+    check_finite,
     check_fractions,
     check_safetensors,
     foreign,
@@ -44,6 +46,13 @@ class WeightFiles:
         """Reads all tensors by name, on the CPU."""
         parts = [read_weights(file) if self.pickled else load_file(file) for file in self.files]
         return {name: tensor for part in parts for name, tensor in part.items()}
+
+    def check_finite(self) -> None:
+        """Refuse NaN and infinite weights in safetensors files, with one tensor at a time in memory."""
+        for file in self.files:
+            with safe_open(file, framework="pt") as opened:
+                for name in opened.keys():  # noqa: SIM118  # it is no dictionary
+                    check_finite({name: opened.get_tensor(name)}, str(file))
 
 
 def weight_files(path: Path) -> WeightFiles:

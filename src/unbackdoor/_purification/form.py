@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from unbackdoor._errors import UnbackdoorError, printable
 from unbackdoor._models.arithmetic import relayout_
 from unbackdoor._models.calling import device_of
+from unbackdoor._models.offloading import check_copy
 from unbackdoor._models.stored_types import note_stored_types_, stored_types
 from unbackdoor._models.weight_norms import copied_tensors, redo_weight_norms_, undo_weight_norms_
 
@@ -100,7 +101,8 @@ def working_copy(model: nn.Module) -> nn.Module:
     Layers with weight normalisation have plain weights in it; `Form.restore_` gives it back.
 
     Raises:
-        UnbackdoorError: the module holds something that cannot be copied, is compiled, or has no weights.
+        UnbackdoorError: the module holds something that cannot be copied, is compiled, or has no weights; or the copy
+            needs more memory than is free.
     """
     script = next((part for part in model.modules() if isinstance(part, torch.jit.ScriptModule)), None)
     if script is not None:
@@ -118,6 +120,7 @@ def working_copy(model: nn.Module) -> nn.Module:
             f"{type(model).__name__} has no weights of its own, so it can be scored and not tuned or searched. Layers "
             "in a plain list, tuple or dictionary are no part of a module: take nn.ModuleList."
         )
+    check_copy(model)
     try:
         working = copy.deepcopy(model, copied_tensors(model))
     except Exception as problem:  # a user's own module may hold anything, such as a lock or an open file

@@ -8,6 +8,7 @@ from unbackdoor._artifacts import directories
 from unbackdoor._cli.options import (
     AttackOptions,
     AuditOptions,
+    EvaluateOptions,
     GuardFitOptions,
     GuardRunOptions,
     ModelOptions,
@@ -65,7 +66,10 @@ def _paths(inputs: tuple[str | None, ...], options: Any) -> tuple[Path, ...]:
 
 
 def load_model(source: str, options: ModelOptions, *, merge: bool = False) -> loading.Loaded:
-    """Loads a model with these options; an adapter is put on its base, or added to it."""
+    """Loads a model with these options; an adapter is put on its base, or added to it.
+
+    To be scored alone, a language model need not fit into memory.
+    """
     return loading.load(
         source,
         factory=options.factory,
@@ -77,6 +81,7 @@ def load_model(source: str, options: ModelOptions, *, merge: bool = False) -> lo
         prompts=options.prompts,
         base=base_of(source, options),
         merge=merge,
+        offload=(options.device or "auto") if isinstance(options, EvaluateOptions) else None,
         trust_remote_code=options.trust_remote_code,
     )
 
