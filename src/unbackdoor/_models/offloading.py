@@ -152,7 +152,8 @@ def scored_on(model: nn.Module) -> torch.device | None:
 
     Such a model is neither moved nor copied.
     """
-    places = list((getattr(model, "hf_device_map", None) or {}).values())
+    named = getattr(model, "hf_device_map", None)
+    places = list(named.values()) if isinstance(named, dict) else []
     if model not in _in_parts and len(set(places)) < 2:
         return None
     if not places:
