@@ -79,9 +79,8 @@ def load(
         base: of a PEFT LoRA adapter: the directory or Hub name of the model that it was trained on.
         merge: add the adapter to its base: the result is a whole model, which every method takes.
         offload: of a language model that does not fit into memory: the device that `evaluate` will score it on, or
-            `auto` (a GPU if there is one). What does not fit there lies in memory or on disk until a pass needs it
-            (accelerate), and nothing is computed in another number type than the model's own. None refuses such a
-            model. One that fits is loaded as ever.
+            `auto` (a GPU if there is one); parts lie in memory or on disk until a pass needs them (accelerate), and
+            are computed in their own number type. None refuses such a model; one that fits is loaded as ever.
         trust_remote_code: run Python files that come with a Hugging Face model.
 
     Raises:
