@@ -123,7 +123,7 @@ def test_what_needs_the_whole_model_is_refused_before_it_is_loaded(
     assert said.endswith(
         "Take a machine with more, or a smaller model. A whole model that is larger than memory can be scored "
         "(evaluate, or unbackdoor.load(PATH, offload='auto')), and models and adapters can be mixed on disk "
-        "(--stream of fine-mixing)."
+        "(unbackdoor purify fine-mixing --stream)."
     )
     assert not (tmp_path / "out").exists()
 

@@ -46,7 +46,7 @@ def check_fits(path: Path, weights: WeightFiles) -> None:
         weights.extent.bytes,
         "Take a machine with more, or a smaller model. A whole model that is larger than memory can be scored "
         "(evaluate, or unbackdoor.load(PATH, offload='auto')), and models and adapters can be mixed on disk "
-        "(`stream` of fine-mixing).",
+        "(unbackdoor purify fine-mixing --stream).",
     )
 
 
@@ -57,8 +57,8 @@ def check_copy(model: nn.Module) -> None:
     check_memory(
         f"{type(model).__name__} is worked on as a copy{' in float32' if wide else ''}, which needs",
         sum(tensor.numel() * max(tensor.element_size(), 4 if wide else 1) for tensor in tensors),
-        "Take a machine with more, or a smaller model; language models can also be mixed on disk (`stream` of "
-        "fine-mixing).",
+        "Take a machine with more, or a smaller model; language models can also be mixed on disk "
+        "(unbackdoor purify fine-mixing --stream).",
     )
 
 
