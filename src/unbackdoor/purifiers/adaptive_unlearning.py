@@ -91,7 +91,8 @@ class AdaptiveUnlearning:
                 "AdaptiveUnlearning: no trigger to few classes stands out, so there is none to unlearn; the features "
                 "are shifted by scale-invariant-fst."
             )
-            return ScaleInvariantFST()(model, clean, run)
+            with run.of_another("scale-invariant-fst"):
+                return ScaleInvariantFST()(model, clean, run)
         found = [f"a {each.kind} to {clean.class_name(each.target)}" for kind in kinds for each in kind]
         run.note(f"triggers that are unlearned: {listed(found)}.")
         suspect = copy.deepcopy(model).eval().requires_grad_(False)
