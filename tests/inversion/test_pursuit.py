@@ -71,15 +71,16 @@ def test_a_trigger_follows_the_model_and_grows_no_larger_than_it_may() -> None:
     [
         ({"patch": [9, 2, 9, 9, 9, 9], "pattern": [3, 4, 5, 5, 3, 9]}, [("patch", 1)]),
         ({"patch": [9, 2, 4, 9, 9, 9], "pattern": [9, 9, 9, 4, 9, 9]}, [("patch", 1), ("patch", 2), ("pattern", 3)]),
+        ({"patch": [9, 2, 9, 9, 9, 9], "pattern": [9, 4, 5, 9, 9, 9]}, [("patch", 1), ("pattern", 1)]),
         ({"patch": [3, 2, 4, 9, 9, 9], "pattern": [torch.inf] * 6}, []),
         ({"patch": [torch.inf] * 6}, []),
     ],
-    ids=["a natural kind is left out", "two kinds stand out", "none stands out", "none was found"],
+    ids=["a natural kind is left out", "two kinds stand out", "two kinds agree", "none stands out", "none was found"],
 )
 def test_which_triggers_are_taken(
     sizes: dict[str, list[float]], expected: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At most twice as large as the smallest of a kind, and to at most two of the six classes."""
+    """At most twice as large as the smallest of a kind, and to at most two of the six classes that most kinds name."""
 
     class Known:
         family, learning_rate = MaskedPatch(), 0.1

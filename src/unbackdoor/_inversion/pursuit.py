@@ -1,5 +1,6 @@
 """Triggers that follow a model while it unlearns them."""
 
+from collections import Counter
 from dataclasses import dataclass
 
 import torch
@@ -83,6 +84,8 @@ class Follower:
 def followers(model: nn.Module, clean: Dataset, run: Run, *, steps: int) -> list[list[Follower]]:
     """Returns, of each kind of trigger, those to the few classes with the smallest; kinds are left out that have none.
 
+    Of these classes only those count that the most kinds lead to.
+
     Args:
         model: the suspect.
         clean: images to search on.
@@ -110,4 +113,7 @@ def followers(model: nn.Module, clean: Dataset, run: Run, *, steps: int) -> list
             ]
         )
     classes = run.head(model).out_features
-    return [each for each in kinds if 0 < len(each) <= max(1, FEW * classes)]
+    odd = [each for each in kinds if 0 < len(each) <= max(1, FEW * classes)]
+    leading = Counter(each.target for kind in odd for each in kind)
+    most = max(leading.values(), default=0)
+    return [agreed for kind in odd if (agreed := [each for each in kind if leading[each.target] == most])]

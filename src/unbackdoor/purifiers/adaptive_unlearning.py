@@ -39,9 +39,9 @@ class AdaptiveUnlearning:
     the other. So the trigger is not left as it was found. For patches, patterns over the whole picture and patterns of
     low frequency, this method searches the smallest trigger to each class. Those of a kind that are at most twice as
     large as the smallest of it are unlearned; but a kind of which more than a third of the classes have one does not
-    count, as it is so in clean models. If none counts, there is no trigger to unlearn; then the features are shifted,
-    by scale-invariant FST at its own settings, which needs none. Each step draws a trigger, T to a class t, moves it
-    against the model f by a step of Adam down
+    count, as it is so in clean models, nor does a class that fewer kinds lead to than to another one. If none counts,
+    there is no trigger to unlearn; then the features are shifted, by scale-invariant FST at its own settings, which
+    needs none. Each step draws a trigger, T to a class t, moves it against the model f by a step of Adam down
 
         CE(f(T(x)), t)   subject to   size(T) <= 3 times the size that was found
 
@@ -71,8 +71,9 @@ class AdaptiveUnlearning:
     Differences from the paper: there is no paper on this variant. Pixels only.
     """
 
-    # The first version unlearned triggers of all classes if none stood out: 9 points on a clean model of others.
-    version: ClassVar[int] = 2
+    # The first version unlearned triggers of all classes if none stood out: 9 points on a clean model of others. The
+    # second also unlearned those of a class that one kind led to, where several led to another one.
+    version: ClassVar[int] = 3
     defaults: ClassVar[Defaults] = {"images": {"learning_rate": 0.02, "batch_size": 32}}
 
     steps: Annotated[int, Field(ge=1)] = 100
