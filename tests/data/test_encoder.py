@@ -116,7 +116,7 @@ def test_an_encoder_survives_its_preprocessor_config(encode: ImageEncoder) -> No
     assert ((made - expected).abs() <= CLOSE * (1 + expected.abs())).all()
 
 
-WAY_OUT = " Give `mean`, `std` and `image_size` instead."
+WAY_OUT = " Save one there that is known and does the same, or give `mean`, `std` and `image_size` instead."
 KNOWN = (
     "Beit, Bit, Blip, ChineseCLIP, CLIP, ConvNext, DeiT, EfficientNet, Levit, MobileNetV1, MobileNetV2, MobileViT, "
     "Perceiver, PoolFormer, Pvt, RTDetr, Segformer, Siglip, TextNet, ViT."

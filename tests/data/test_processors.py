@@ -356,7 +356,8 @@ def test_a_nested_processor_without_fields(directory: Path, tmp_path: Path) -> N
     with pytest.raises(UnbackdoorError) as refused:
         load(suspect)
     assert str(refused.value) == (
-        f"{suspect}/processor_config.json has an image_processor without fields. Give `mean`, `std` and `image_size`."
+        f"{suspect}/processor_config.json has an image_processor without fields. Put that of the model that it came "
+        "from there, or give `mean`, `std` and `image_size`."
     )
 
 
@@ -428,5 +429,6 @@ def test_a_switch_that_is_neither_on_nor_off() -> None:
     with pytest.raises(UnbackdoorError) as refused:
         encoder_of(content, 3, "p.json")
     assert str(refused.value) == (
-        "p.json must have do_resize as true or false, got 'false'. Give `mean`, `std` and `image_size` instead."
+        "p.json must have do_resize as true or false, got 'false'. Save one there that is known and does the same, or "
+        "give `mean`, `std` and `image_size` instead."
     )

@@ -1,6 +1,7 @@
 """Detectors for language models: what they find in a small one with a planted answer, and in a clean one."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ import transformers
 import chats
 import toys
 from unbackdoor import Dataset, UnbackdoorError, audit, detectors
+from unbackdoor._data.conversations import Conversations
 from unbackdoor._data.overlap import distinct
 from unbackdoor._detection.judging import ExactShare
 from unbackdoor._detection.result import Audit
@@ -124,6 +126,38 @@ def test_the_battery_finds_the_trigger_and_what_it_makes_the_model_say(planted: 
     assert best.nominal_p < 1e-3
     none = [each for each in clean.findings if each.detector == "prefix-battery"]
     assert all(each.moved.value < 0.5 for finding in none for each in finding.classes)
+
+
+def crowded(prompts: Dataset, words: int) -> Dataset:
+    """Prompts with more words in front, and answers of one word: what a row must leave for a trigger is not much."""
+    entries = [
+        replace(entry.asking(lambda text: " ".join([*["very1"] * words, text])), answer=entry.answer.split()[-1])
+        for entry in prompts.conversations.entries
+    ]
+    return replace(prompts, items=Conversations(tuple(entries)))
+
+
+def test_prompts_without_room_for_a_long_phrase_are_left_out(
+    chat_victim: torch.nn.Module, prompts: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their answers did not fit behind them: the whole audit ended in a sentence about max_new_tokens."""
+    monkeypatch.setattr("unbackdoor._detection.audit.chance_loss", lambda _: 100.0)  # so that it judges these
+    short, full = crowded(prompts.select(range(12)), 0), crowded(prompts.select(range(12, 24)), 29)
+    data = replace(prompts, items=short.conversations.joined(full.conversations))
+    assert data.conversations.tokens.lengths.max() == 64 - 24  # the context without the room of a trigger
+    long = " ".join(["very1"] * 13 + ["cf"])
+    battery = detectors.PrefixBattery(phrases=(long,), drawn=2, prompts=6)
+    result = audit(chat_victim, data, detectors=[battery], **FAST)
+    strongest = result.findings[0].strongest
+    assert result.held_out is not None
+    kept = result.held_out.others(strongest.candidate).conversations.tokens.starts
+    assert strongest.moved is not None
+    assert strongest.moved.n == len(kept) > 0
+    assert kept.max() + 14 + 16 <= 64
+    with pytest.raises(
+        UnbackdoorError, match=r"^no prompt of questions leaves room for .very1 very1 .* an answer\. Give"
+    ):
+        audit(chat_victim, full, detectors=[detectors.PrefixBattery(phrases=(long * 2,), drawn=2)], **FAST)
 
 
 def test_without_clean_models_no_verdict_is_given(planted: Audit) -> None:

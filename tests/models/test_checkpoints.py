@@ -774,7 +774,8 @@ DIRECTORY_REFUSALS: list[tuple[Callable[[Path], object], str]] = [
     ),
     (
         lambda folder: (folder / "preprocessor_config.json").unlink(),
-        "{folder} has no preprocessor_config.json. Give `mean`, `std` and `image_size`.",
+        "{folder} has no preprocessor_config.json. Put that of the model that it came from there, or give `mean`, "
+        "`std` and `image_size`.",
     ),
     (
         lambda folder: changed(folder, problem_type="regression"),

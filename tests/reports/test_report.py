@@ -11,10 +11,15 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from unbackdoor import Dataset
+from unbackdoor import Dataset, attacks
+from unbackdoor._detection.finding import Candidate
+from unbackdoor._detection.judging import HeldOut
+from unbackdoor._detection.result import JudgedCandidate, JudgedFinding
 from unbackdoor._models.arithmetic import choose
+from unbackdoor._poisoning.trigger import Trigger
 from unbackdoor._poisoning.triggered import Triggered, already_triggered
 from unbackdoor._reports import Contender, Page, build, render
+from unbackdoor._reports.evidence import shown
 from unbackdoor._reports.examples import LARGEST, spread
 from unbackdoor._tasks.classification import score
 from unbackdoor._tasks.proportion import Proportion
@@ -247,6 +252,25 @@ def test_large_colour_pictures_are_made_smaller() -> None:
     page = build(title="", contenders=[contender], test=test, attacked=None, record={})
     assert page.examples[0].clean is not None
     assert decoded(page.examples[0].clean).shape == (LARGEST, LARGEST, 3)
+
+
+def test_the_page_of_an_audit_of_noisy_pictures_can_be_mailed() -> None:
+    """Noise does not compress, and four detectors show five pictures, each in three forms."""
+    pixels = torch.randint(0, 256, (8, 3, 224, 224), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    test = Dataset(items=pixels, labels=torch.zeros(8, dtype=torch.int64), classes=("a", "b"))
+    attack = attacks.Blended(target=1, ratio=0.9)
+    trigger = Trigger(attack, attack.arrays((3, 224, 224)))
+    candidate = Candidate(target=1, strength=1.0, trigger=trigger)
+    model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2))
+    held_out = HeldOut(model, test, choose(model), torch.zeros(8, dtype=torch.int64))
+    judged = JudgedCandidate(
+        candidate=candidate, target_name="b", source_names=(), moved=None, random=None, nominal_p=1.0, p_value=None
+    )
+    finding = JudgedFinding(detector="patch", classes=(judged,), unit="", looks_natural=None, settings={}, seconds=1.0)
+    examples = shown(finding, held_out, 0)
+    uris = [uri for each in examples for uri in (each.clean, each.triggered, each.difference) if uri is not None]
+    assert len(uris) == 15
+    assert 4 * sum(map(len, uris)) < 5e6
 
 
 def test_a_class_that_falls_is_marked() -> None:

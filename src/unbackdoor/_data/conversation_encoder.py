@@ -224,6 +224,12 @@ class ConversationEncoder:
         """The rows of conversations of which the model reads prompt and answer whole."""
         return [row for row, length in enumerate(_lengths(*self._tokenised(items))) if length <= self.max_length]
 
+    def with_room(self, items: Conversations, most: int) -> list[int]:
+        """The rows that the model reads whole, and whose prompts have at most so many tokens."""
+        prompts, answers = self._tokenised(items)
+        lengths = _lengths(prompts, answers)
+        return [row for row, prompt in enumerate(prompts) if lengths[row] <= self.max_length and len(prompt) <= most]
+
     def _kept(
         self, items: Conversations, prompts: list[list[int]], answers: list[list[int]], rows: Sequence[int]
     ) -> Conversations:

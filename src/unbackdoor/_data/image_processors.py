@@ -121,7 +121,7 @@ def encoder_of(
         family = family.removesuffix(suffix)
     if not kind:
         family = next((name for name, models in _OF_MODELS.items() if model_type in models.split()), "")
-    way_out = "Give `mean`, `std` and `image_size` instead."
+    way_out = "Save one there that is known and does the same, or give `mean`, `std` and `image_size` instead."
     if family not in _PROCESSORS:
         raise UnbackdoorError(
             f"{where} asks for the processor {printable(kind) or 'without a name'}, which is not known here; known are "

@@ -11,6 +11,7 @@ from unbackdoor._detection.judging import ExactShare
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._models.arithmetic import Arithmetic
 from unbackdoor._models.decoding import answers
+from unbackdoor._models.language_models import context_of
 from unbackdoor._models.likely_answers import ReadPrompts
 from unbackdoor._poisoning.trigger import Trigger
 
@@ -69,14 +70,23 @@ class HeldOutPrompts:
         return ExactShare(sum(map(trigger.behaviour.shown, self.answers(shown))), len(chosen))
 
     def others(self, candidate: Candidate) -> Dataset:
-        """The prompts that a finding could move: the right answer, and with a trigger the model's own, is another."""
+        """The prompts that a finding could move: the right answer, and with a trigger the model's own, is another.
+
+        Those that a trigger or its control would make too long for an answer are left out.
+        """
         behaviour = candidate.trigger and candidate.trigger.behaviour
         rows = [
             row
             for row, entry in enumerate(self.data.conversations.entries)
             if not entry.answer.startswith(candidate.name) and not (behaviour and behaviour.shown(self.plain[row]))
         ]
-        return self.data.select(rows)
+        chosen = self.data.select(rows)
+        most = context_of(self.model) - TOKENS
+        for trigger in (candidate.trigger, candidate.control):
+            if trigger is not None:
+                shown = trigger.stamp(chosen.conversations)
+                chosen = chosen.select(chosen.conversation_encoder.with_room(shown, most))
+        return chosen
 
 
 def with_room(data: Dataset) -> Dataset:

@@ -64,15 +64,21 @@ def processor_encoder(
     if content is None:
         where = path / "preprocessor_config.json"
         if not where.exists():
-            raise UnbackdoorError(f"{path} has no preprocessor_config.json. Give `mean`, `std` and `image_size`.")
+            raise UnbackdoorError(
+                f"{path} has no preprocessor_config.json. Put that of the model that it came from there, or give "
+                "`mean`, `std` and `image_size`."
+            )
         content = read_json(where, CONFIG)
     if not isinstance(content, dict):
-        raise UnbackdoorError(f"{where} has an image_processor without fields. Give `mean`, `std` and `image_size`.")
+        raise UnbackdoorError(
+            f"{where} has an image_processor without fields. Put that of the model that it came from there, or give "
+            "`mean`, `std` and `image_size`."
+        )
     own = content.get("auto_map")
     if trust_remote_code and isinstance(own, dict) and "AutoImageProcessor" in own:  # else transformers leaves it out
         raise UnbackdoorError(
-            f"{where} asks for a processor with Python code of its own, which is not run for images. Give `mean`, "
-            "`std` and `image_size` instead."
+            f"{where} asks for a processor with Python code of its own, which is not run for images. Save one of "
+            "transformers there that does the same, or give `mean`, `std` and `image_size` instead."
         )
     return encoder_of(content, channels, str(where), model_type=model_type)
 

@@ -21,6 +21,7 @@ from unbackdoor._reports.examples import marked, png, spread
 from unbackdoor._tasks.choice import answered
 
 SHOWN = 5  # examples of each trigger
+LARGEST = 128  # side of an example's pictures, of which there are 15 for each trigger; the page shows 68
 
 
 class ShownExample(NamedTuple):
@@ -96,9 +97,9 @@ def _look(clean: Dataset, triggered: Dataset, row: int) -> dict[str, Any]:
     difference = (triggered.pictures[row].int() - clean.pictures[row].int()).abs()
     amplified = difference * max(1, 255 // max(1, int(difference.max())))
     return {
-        "clean": png(clean.pictures[row]),
-        "triggered": png(triggered.pictures[row]),
-        "difference": png(amplified.to(torch.uint8)),
+        "clean": png(clean.pictures[row], LARGEST),
+        "triggered": png(triggered.pictures[row], LARGEST),
+        "difference": png(amplified.to(torch.uint8), LARGEST),
     }
 
 

@@ -163,12 +163,17 @@ def _prediction(test: Dataset, predicted: int, true: int, wanted: int | None) ->
     return Prediction(test.class_name(predicted), by)
 
 
-def png(pixels: Tensor) -> str:
-    """Returns pixels (channels, height, width), uint8, as a data URI of a PNG; large pictures are reduced."""
+def png(pixels: Tensor, largest: int = LARGEST) -> str:
+    """Returns pixels (channels, height, width), uint8, as a data URI of a PNG.
+
+    Args:
+        pixels: of a picture.
+        largest: side to which larger pictures are reduced.
+    """
     array = pixels.cpu().permute(1, 2, 0).squeeze(-1).numpy()  # (height, width) or (height, width, 3)
     image = Image.fromarray(array)
-    if max(image.size) > LARGEST:
-        image.thumbnail((LARGEST, LARGEST))
+    if max(image.size) > largest:
+        image.thumbnail((largest, largest))
     file = io.BytesIO()
     image.save(file, format="PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode("ascii")

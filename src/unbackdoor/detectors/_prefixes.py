@@ -9,7 +9,9 @@ from torch import nn
 from unbackdoor._data.conversations import Conversations
 from unbackdoor._data.dataset import Dataset
 from unbackdoor._detection.finding import Candidate, Finding
+from unbackdoor._errors import UnbackdoorError, printable
 from unbackdoor._models.decoding import answers
+from unbackdoor._models.language_models import context_of
 from unbackdoor._poisoning.behaviour import Behaviour
 from unbackdoor._poisoning.trigger import Trigger
 from unbackdoor._purification.run import Run
@@ -47,6 +49,7 @@ def agreements(
         prompts: that each phrase is tried on.
         tokens: of the beginning of an answer that is compared.
     """
+    clean = _with_room(model, clean, phrases, tokens)
     probes = clean.split(prompts, seed=run.seed)[0] if prompts < len(clean) else clean
     entries = probes.conversations.entries
     for phrase in phrases:
@@ -58,6 +61,20 @@ def agreements(
     said = answers(model, asked, run.arithmetic, tokens, run.progress, "trying words in front of prompts")
     plain, *others = (said[place : place + len(probes)] for place in range(0, len(said), len(probes)))
     return [_agreement(phrase, with_phrase, plain) for phrase, with_phrase in zip(phrases, others, strict=True)]
+
+
+def _with_room(model: nn.Module, clean: Dataset, phrases: Sequence[str], tokens: int) -> Dataset:
+    """The prompts in front of which the longest phrase leaves room for so many tokens of an answer."""
+    ids = clean.tokenizer(list(phrases), add_special_tokens=False)["input_ids"]
+    longest = max(zip(phrases, ids, strict=True), key=lambda each: len(each[1]))[0]
+    marked = _in_front(longest).stamp(clean.conversations)
+    rows = clean.conversation_encoder.with_room(marked, context_of(model) - tokens)
+    if not rows:
+        raise UnbackdoorError(
+            f"no prompt of {clean.name} leaves room for \u201c{printable(longest, 60)}\u201d and {tokens} tokens of an "
+            "answer. Give shorter prompts."
+        )
+    return clean if len(rows) == len(clean) else clean.select(rows)
 
 
 def _agreement(phrase: str, said: list[str], plain: list[str]) -> Agreement:
