@@ -5,6 +5,7 @@ from functools import cached_property
 
 from torch import nn
 
+from unbackdoor._data.conversations import Conversations
 from unbackdoor._data.dataset import Dataset
 from unbackdoor._detection.finding import Candidate
 from unbackdoor._detection.judging import ExactShare
@@ -85,6 +86,7 @@ class HeldOutPrompts:
         for trigger in (candidate.trigger, candidate.control):
             if trigger is not None:
                 shown = trigger.stamp(chosen.conversations)
+                assert isinstance(shown, Conversations)
                 chosen = chosen.select(chosen.conversation_encoder.with_room(shown, most))
         return chosen
 

@@ -68,6 +68,7 @@ def _with_room(model: nn.Module, clean: Dataset, phrases: Sequence[str], tokens:
     ids = clean.tokenizer(list(phrases), add_special_tokens=False)["input_ids"]
     longest = max(zip(phrases, ids, strict=True), key=lambda each: len(each[1]))[0]
     marked = _in_front(longest).stamp(clean.conversations)
+    assert isinstance(marked, Conversations)
     rows = clean.conversation_encoder.with_room(marked, context_of(model) - tokens)
     if not rows:
         raise UnbackdoorError(
