@@ -18,6 +18,7 @@ from unbackdoor._errors import UnbackdoorError
 from unbackdoor._models.attention import AttentionBlock
 from unbackdoor._models.units import channels
 from unbackdoor._models.weight_norms import copied_tensors, redo_weight_norms_, undo_weight_norms_
+from unbackdoor._stress.path import between
 from unbackdoor.purifiers.clp import lipschitz_bounds
 
 
@@ -200,6 +201,24 @@ class Scaled(nn.Conv2d):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return 3 * super().forward(x)
+
+
+@pytest.mark.parametrize("put_on", [parametrizations.spectral_norm, nn.utils.spectral_norm])
+def test_mixed_weights_with_spectral_normalisation_have_norm_1(put_on: Any, digits: Dataset) -> None:
+    """The suspect's largest singular vectors are not those of the mix."""
+    suspect, base = made(), made()
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        for model in (suspect, base):
+            for layer in (model.features[0], model.last):
+                nn.init.normal_(layer.weight)
+                put_on(layer)
+    method = purifiers.FineMixing(rho=0.5, tune=False)
+    mixed = ub.purify(suspect.eval(), digits.select(range(20)), method, base=base.eval(), device="cpu").model
+    for model in (mixed, between(suspect, base, 0.5)):
+        model(torch.zeros(1, 1, 8, 8))  # a hook of the older one computes its weight in each pass
+        largest = torch.linalg.matrix_norm(model.features[0].weight.detach().flatten(1), ord=2)
+        torch.testing.assert_close(largest, torch.tensor(1.0))
 
 
 @pytest.mark.parametrize("put_on", [None, parametrizations.spectral_norm])

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 from torch.nn.utils import remove_weight_norm as remove_old
 from torch.nn.utils import weight_norm as put_on_old
+from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from unbackdoor._errors import UnbackdoorError
@@ -81,6 +82,31 @@ def redo_weight_norms_(model: nn.Module) -> None:
             directions.copy_(direction)
             if norm.old:  # what the hook of the next pass computes
                 setattr(layer, norm.name, _weight(direction, length, norm.dim))
+
+
+@torch.no_grad()
+def settle_spectral_norms_(model: nn.Module) -> None:
+    """Compute the singular vectors by which spectral normalisation divides its weights, in place.
+
+    They are estimates that follow a weight in passes in train mode alone. Weights that were set are divided by the
+    estimate of others, and so do not have norm 1.
+    """
+    for layer in model.modules():
+        for hook in layer._forward_pre_hooks.values():
+            if isinstance(hook, SpectralNorm):
+                matrix = hook.reshape_weight_to_matrix(getattr(layer, f"{hook.name}_orig"))
+                _leading_(matrix, getattr(layer, f"{hook.name}_u"), getattr(layer, f"{hook.name}_v"))
+        parts: Any = layer.parametrizations if parametrize.is_parametrized(layer) else {}
+        for steps in parts.values():
+            if len(steps) == 1 and isinstance(steps[0], parametrizations._SpectralNorm) and steps.original.ndim > 1:
+                _leading_(steps[0]._reshape_weight_to_matrix(steps.original), steps[0]._u, steps[0]._v)
+
+
+def _leading_(matrix: Tensor, left: Tensor, right: Tensor) -> None:
+    """Write the singular vectors of the largest singular value of a matrix."""
+    columns, _, rows = torch.linalg.svd(matrix.double(), full_matrices=False)
+    left.copy_(columns[:, 0])
+    right.copy_(rows[0])
 
 
 def check_weight_is_own(layer: nn.Module, which: str = "its last linear layer") -> None:

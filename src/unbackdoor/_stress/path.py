@@ -11,6 +11,7 @@ from unbackdoor._data.augmentation import Augmentation
 from unbackdoor._data.dataset import Dataset
 from unbackdoor._models.arithmetic import Arithmetic
 from unbackdoor._models.calling import logits
+from unbackdoor._models.weight_norms import settle_spectral_norms_
 
 BATCH = 128
 
@@ -25,6 +26,7 @@ def between(victim: nn.Module, purified: nn.Module, t: float) -> nn.Module:
         name: torch.lerp(ends[0][name], end, t) if end.is_floating_point() else end for name, end in ends[1].items()
     }
     middle.load_state_dict(state)
+    settle_spectral_norms_(middle)
     return middle
 
 

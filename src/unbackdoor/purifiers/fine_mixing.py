@@ -13,6 +13,7 @@ from unbackdoor._mixing.masks import mask, mix
 from unbackdoor._mixing.merging import sign_elected
 from unbackdoor._models.adapters import carries_adapter, refuse_adapter
 from unbackdoor._models.units import mean_answer
+from unbackdoor._models.weight_norms import settle_spectral_norms_
 from unbackdoor._purification.run import Run
 from unbackdoor._purification.selection import smallest_within
 from unbackdoor._value import value
@@ -104,6 +105,7 @@ class FineMixing:
         def mixed_and_tuned(rho: float, examples: Dataset, words: str) -> nn.Module:
             weights, kept = self._mixed(suspect, base, proxy, activity, rho, run.seed)
             model.load_state_dict({**suspect, **weights}, strict=False)  # a tied tensor is named once
+            settle_spectral_norms_(model)
             if self.tune:
                 self._tune(model, examples, run, weights, kept, words)
             return model
