@@ -98,5 +98,6 @@ class Refusals:
         assert sorted(path.name for path in self.folder.iterdir()) == before
         said = [line for line in err.splitlines() if not line.startswith(("note: ", "warning: ", "tuning: "))]
         assert len(said) == 1, said
-        assert not re.search(r"\(unbackdoor \w+ has no --", err), "it advises options that the command lacks"
+        # The reader of models cannot know which command runs, and names --factory to all.
+        assert not re.search(r"\(unbackdoor \w+ has no --(?!factory)", err), "it advises options that the command lacks"
         return said[0]
