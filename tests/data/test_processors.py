@@ -372,7 +372,7 @@ def test_a_processor_of_code_of_its_own(directory: Path, tmp_path: Path) -> None
         load(suspect, trust_remote_code=True)
     assert str(refused.value).startswith(
         f"{suspect}/preprocessor_config.json asks for a processor with Python code of its own, which is not run for "
-        "images. Give "
+        "images. Save one of transformers there that does the same, or give `mean`, "
     )
     given = load(suspect, trust_remote_code=True, mean=(0.5,), std=(0.5,), image_size=16).encode
     assert given == ImageEncoder(mean=(0.5,), std=(0.5,), size=(16, 16), channels=3)
