@@ -38,10 +38,10 @@ class AdaptiveUnlearning:
     A trigger that a search finds is not the attacker's, only near it: a model that has unlearned the one still follows
     the other. So the trigger is not left as it was found. For patches, patterns over the whole picture and patterns of
     low frequency, this method searches the smallest trigger to each class. Those of a kind that are at most twice as
-    large as the smallest of it are unlearned; but a kind of which more than a third of the classes have one does not
-    count, as it is so in clean models, nor does a class that fewer kinds lead to than to another one. If none counts,
-    there is no trigger to unlearn; then the features are shifted, by scale-invariant FST at its own settings, which
-    needs none. Each step draws a trigger, T to a class t, moves it against the model f by a step of Adam down
+    large as the smallest of it are unlearned, with two exceptions. A kind is left out if more than a third of the
+    classes have such a trigger, as it is so in clean models. Of the classes that remain, only those to which the most
+    kinds lead are taken. If no trigger is left to unlearn, the features are shifted, by scale-invariant FST at its own
+    settings. Each step draws a trigger, T to a class t, moves it against the model f by a step of Adam down
 
         CE(f(T(x)), t)   subject to   size(T) <= 3 times the size that was found
 
