@@ -27,6 +27,27 @@ def test_a_directory_appears_when_it_is_complete(tmp_path: Path) -> None:
     assert names(tmp_path / "deep" / "out") == ["record.json"]
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_directory_gets_its_name_in_one_step(
+    overwrite: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that is killed between two steps would leave an empty directory under its name."""
+    out, seen = tmp_path / "out", []
+    if overwrite:
+        finished(out)
+    rename = os.rename
+
+    def watched(old: Path, new: Path) -> None:
+        seen.append((new == out, out.exists()))
+        rename(old, new)
+
+    monkeypatch.setattr(os, "rename", watched)
+    with directory(out, check_free(out, overwrite=overwrite)) as folder:
+        (folder / "record.json").write_text("{}")
+    assert (True, False) in seen
+    assert (True, True) not in seen
+
+
 @pytest.mark.parametrize("failure", [KeyboardInterrupt(), RuntimeError("a bug")], ids=["ctrl-c", "bug"])
 def test_nothing_is_left_when_the_block_fails(failure: BaseException, tmp_path: Path) -> None:
     with pytest.raises(type(failure)), directory(tmp_path / "out") as folder:  # noqa: PT012

@@ -152,3 +152,14 @@ def test_other_whole_weights_are_refused(place: Path, tmp_path: Path) -> None:
     )
     with pytest.raises(UnbackdoorError, match="cannot be mixed on disk unless they are those of the base"):
         purify_stream(suspect, place / "two", tmp_path / "out", rho=0.25, mode="linear")
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of peft, about the tied layer and what it stores
+def test_an_adapter_of_an_output_layer_that_is_the_embeddings_is_mixed(place: Path, tmp_path: Path) -> None:
+    """The files of such a base have no output layer; its shape is that of the embeddings."""
+    made(place, "head", 3, r=2, lora_alpha=6, target_modules=["q_proj", "lm_head"])
+    purify_stream(place / "head", place / "base", tmp_path / "out", rho=0.25, mode="linear")
+    before, after = (load(each, base=place / "base").model for each in (place / "head", tmp_path / "out"))
+    layers = [model.get_submodule("base_model.model.lm_head") for model in (before, after)]
+    assert [layer.scaling["default"] for layer in layers] == [3, 0.75]
+    assert all(torch.equal(layers[0].lora_B.default.weight, layer.lora_B.default.weight) for layer in layers)

@@ -13,6 +13,8 @@ from safetensors.torch import load_file, save_file
 import chats
 import toys
 from unbackdoor import UnbackdoorError, evaluate, load, purifiers, purify
+from unbackdoor._cli.commands.inputs import load_model
+from unbackdoor._cli.options import EvaluateOptions, PurifyOptions
 from unbackdoor._detection.audit import _working
 from unbackdoor._models.adapters import adapter_files
 from unbackdoor._models.arithmetic import choose
@@ -194,7 +196,11 @@ def changed(place: Path, tmp_path: Path, **fields: object) -> Path:
         ),
         ({"peft_type": None}, r"adapter_config.json names no peft_type, so peft did not write it; adapters of mlx-lm,"),
         ({"modules_to_save": ["lm_head"]}, r"also replaces whole layers \(modules_to_save"),
-        ({"bias": "all"}, r"also changes biases \(all\)"),
+        (
+            {"bias": "all"},
+            r"is an adapter that also changes biases \(all\), which matrices of low rank do not keep. Load",
+        ),
+        ({"bias": "some"}, "must have bias as none, all or lora_only, got some. Fetch it again"),
         (
             {"peft_type": "XLORA"},
             "is an adapter of the kind XLORA; only LoRA is supported. It cannot be added to the weights of its base",
@@ -205,7 +211,10 @@ def changed(place: Path, tmp_path: Path, **fields: object) -> Path:
         ),
         ({"arrow_config": {"top_k": 2}}, r"chooses among other adapters for each token \(arrow_config\), so it cannot"),
         ({"layer_replication": [[0, 2], [1, 2]]}, r"that repeats layers of its base \(layer_replication\), so it can"),
-        ({"use_dora": True}, "is not a plain LoRA adapter: its config sets use_dora"),
+        (
+            {"use_dora": True},
+            r"trains the lengths of weights \(use_dora\), which .* Load it with `merge`, which adds it",
+        ),
         ({"trainable_token_indices": [1]}, "is not a plain LoRA adapter: its config sets trainable_token_indices"),
         ({"init_lora_weights": "pissa"}, "is not a plain LoRA adapter: its config sets init_lora_weights"),
         ({"a_new_thing": {"code": "x.py"}}, "is not a plain LoRA adapter: its config sets a_new_thing"),
@@ -316,6 +325,79 @@ def test_a_merged_adapter_is_a_whole_model_with_the_same_answers(place: Path, tm
     check_saved(out, model, encode, chats.prompts(4))
     assert not (out / "adapter_config.json").exists()
     assert load(out).encode.tokenizer.chat_template == TEMPLATE
+
+
+def trained_by_peft(place: Path, folder: Path, base: str = "base", **settings: object) -> Path:
+    """An adapter whose every trained number differs from where it began."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(place / base)
+    adapted = peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", **settings))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                parameter.data += 0.1 * torch.randn_like(parameter)
+    adapted.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def biased(place: Path) -> Path:
+    """A base of another kind whose layers have biases, GPT-2."""
+    chats.short_reader().save_pretrained(place / "biased")
+    chats.tokenizer().save_pretrained(place / "biased")
+    return place
+
+
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning")
+@pytest.mark.parametrize("base", ["base", "biased"])
+@pytest.mark.parametrize(
+    "settings", [{"use_dora": True}, {"bias": "all"}, {"bias": "lora_only", "use_dora": True, "use_rslora": True}]
+)
+def test_more_than_an_adapter_of_low_rank_is_merged_as_peft_merges_it(
+    biased: Path, tmp_path: Path, base: str, settings: dict
+) -> None:
+    adapter = trained_by_peft(biased, tmp_path / "adapter", base, target_modules="all-linear", r=4, **settings)
+    below = transformers.AutoModelForCausalLM.from_pretrained(biased / base)
+    wanted = peft.PeftModel.from_pretrained(below, adapter).merge_and_unload().eval()
+    assert not torch.allclose(scores(wanted), scores(load(biased / base).model), atol=0.01)
+    loaded = load(adapter, base=biased / base, merge=True)
+    assert torch.equal(scores(loaded.model), scores(wanted))
+    out = tmp_path / "out"
+    save(loaded.model, out, source=loaded.directory, encode=loaded.encode)
+    assert torch.equal(scores(transformers.AutoModelForCausalLM.from_pretrained(out)), scores(wanted))
+
+
+def test_commands_that_write_no_adapter_merge_such_a_one_by_themselves(place: Path, tmp_path: Path) -> None:
+    adapter = trained_by_peft(place, tmp_path / "adapter", target_modules=["q_proj"], use_dora=True)
+    options = EvaluateOptions(base=str(place / "base"), data="rows.jsonl")
+    model, _ = load_model(str(adapter), options)
+    assert torch.equal(scores(model), scores(load(adapter, base=place / "base", merge=True).model))
+    with pytest.raises(UnbackdoorError, match=r"trains the lengths of weights \(use_dora\).* with `merge`"):
+        load_model(str(adapter), PurifyOptions(base=str(place / "base"), out="out"))
+
+
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning")
+def test_lengths_and_biases_that_are_not_those_of_the_base_are_refused(biased: Path, tmp_path: Path) -> None:
+    adapter = trained_by_peft(
+        biased, tmp_path / "a", "biased", target_modules=["c_fc"], use_dora=True, bias="lora_only"
+    )
+    file = adapter / "adapter_model.safetensors"
+    tensors = load_file(file)
+    length = "base_model.model.transformer.h.0.mlp.c_fc.lora_magnitude_vector"
+    for changed, said in (
+        (
+            {**tensors, length: tensors[length][:8].clone()},
+            r"but those of .*h.0.mlp.c_fc.lora_magnitude_vector are mis",
+        ),
+        ({name: each for name, each in tensors.items() if name != length}, r"but those of .*h.0.mlp.c_fc.lora_magn"),
+        (
+            {**tensors, "base_model.model.lm_head.bias": torch.ones(200)},
+            r"has no bias .*lm_head.bias of the shape \(200",
+        ),
+    ):
+        save_file(changed, file)
+        with pytest.raises(UnbackdoorError, match=said):
+            load(adapter, base=biased / "biased", merge=True)
 
 
 @pytest.mark.parametrize("beginning", ["eva", "orthogonal", "mica"])

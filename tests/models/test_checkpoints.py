@@ -76,6 +76,14 @@ def test_a_file_written_by_the_specification_is_read(tmp_path: Path) -> None:
     assert read_weights(path)["a"].tolist() == [1.5, -2.0]
 
 
+def test_a_header_that_begins_as_a_pickle_does_is_read(tmp_path: Path) -> None:
+    """The first bytes are the header's length; 640 bytes are 80 02, as in a pickle of protocol 2."""
+    path, header = tmp_path / "w.safetensors", json.dumps({"a": entry(0, 4, [1])}).encode()
+    path.write_bytes(stored(header + b" " * (640 - len(header)), struct.pack("<f", 1.5)))
+    assert path.read_bytes().startswith(b"\x80\x02")
+    assert read_weights(path)["a"].tolist() == [1.5]
+
+
 WRONG_HEADER = "{path} has a header that is not valid safetensors. Fetch it again."
 
 

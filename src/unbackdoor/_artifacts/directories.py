@@ -224,19 +224,15 @@ def _place(partial: Path, out: Path, replacing: Content | None, elsewhere: Elsew
 
 
 def _renamed(partial: Path, name: Path, first: Elsewhere = _as_it_is) -> bool:
-    """Rename a directory to an unused name; False if the name was in use."""
-    try:
-        name.mkdir()  # fails if there is anything, even a broken link
-    except FileExistsError:
+    """Rename a directory to an unused name, in one step; False if the name was in use."""
+    if os.path.lexists(name):  # also a broken link
         return False
     try:
         first(partial, name)
-        os.rename(partial, name)  # replaces the empty directory, and nothing else
+        os.rename(partial, name)  # of what may have appeared since, it replaces an empty directory, and nothing else
     except OSError as problem:
-        if problem.errno in (errno.ENOTEMPTY, errno.EEXIST):
+        if problem.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
             return False
-        with suppress(OSError):
-            name.rmdir()
         raise
     return True
 

@@ -13,6 +13,8 @@ from unbackdoor._errors import UnbackdoorError, few, printable
 from unbackdoor._mixing.masks import Mode, arc
 from unbackdoor._models.adapters import (
     CONFIG_FILE,
+    EMBEDDINGS,
+    OUTPUTS,
     WEIGHTS_FILE,
     AdapterFiles,
     adapter_files,
@@ -139,6 +141,8 @@ def _check_base(suspect: AdapterFiles, base: ModelDirectory) -> None:
     """Refuse a base that lacks a layer of the adapter, by the heads of its files."""
     shapes = {name: location.shape for each in base.weights.locations.values() for name, location in each.items()}
     ours = {f"{name}.weight": sorted(_sides(pair)) for name, pair in suspect.factors.items()}
+    tied = next((shape for name, shape in shapes.items() if name.endswith(EMBEDDINGS)), ())
+    shapes = {**{name: tied for name in ours if name.startswith(OUTPUTS)}, **shapes}  # files leave out a tied output
     bare = {name: shapes.get(name, shapes.get(name.partition(".")[2], ())) for name in ours}  # GPT-2 leaves a part out
     odd = [name for name, sides in ours.items() if sorted(bare[name]) != sides]
     if odd:

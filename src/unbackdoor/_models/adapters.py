@@ -60,8 +60,9 @@ _LARGEST = 4096  # of a rank
 _LONGEST = 300  # characters of a layer's name
 _MOST_CLASSES = 10_000
 _NAMED_PARTS = ("A.default.weight", "B.default.weight")  # as they are called in a model
-_OUTPUTS = ("lm_head.", "embed_out.")  # that files leave out if they are the embeddings
-_EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight")
+OUTPUTS = ("lm_head.", "embed_out.")  # that files leave out if they are the embeddings
+EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight")
+_MAGNITUDE = ".lora_magnitude_vector"  # of a layer, behind its name: the lengths that DoRA trains
 _HEADS = ("classifier", "score")  # that peft saves whole with an adapter of a text classifier
 _CLASS_SCORES = ("classifier.weight", "score.weight", "classifier.out_proj.weight")  # have a row for each class
 
@@ -200,13 +201,27 @@ def write_adapter(folder: Path, config: Mapping[str, Any], factors: Mapping[str,
     (folder / CONFIG_FILE).write_text(json.dumps(changed, indent=2) + "\n", encoding="utf-8")
 
 
-def adapted_by(path: Path, base: nn.Module) -> Any:
+def needs_merging(path: Path) -> bool:
+    """Whether the adapter in a directory is more than matrices of low rank (DoRA, biases): `merged` alone keeps it."""
+    config = read_json(path / CONFIG_FILE, CONFIG)
+    return bool(_besides(config))
+
+
+def _besides(config: Mapping[str, Any]) -> str | None:
+    """What an adapter has besides matrices of low rank, for a message; None if it has nothing that merging keeps."""
+    if config.get("use_dora"):
+        return "trains the lengths of weights (use_dora)"
+    return f"also changes biases ({printable(config['bias'])})" if config.get("bias", "none") != "none" else None
+
+
+def adapted_by(path: Path, base: nn.Module, *, merging: bool = False) -> Any:
     """Puts the adapter of a directory on its base.
 
     Args:
         path: a directory with `adapter_config.json` and `adapter_model.safetensors`.
         base: the language model that it was trained on, or a classifier of that body and with any head; it becomes part
             of the result.
+        merging: whether the result will be `merged`, so that the adapter may be more than matrices of low rank.
 
     Returns:
         a `peft.PeftModel` in eval mode.
@@ -215,12 +230,15 @@ def adapted_by(path: Path, base: nn.Module) -> Any:
         UnbackdoorError: peft is not installed; the adapter is not a plain LoRA adapter, or does not fit the base.
     """
     config = read_json(path / CONFIG_FILE, CONFIG)
-    _check_config(path, config)
+    _check_config(path, config, merging=merging)
     weights = _weights(path)
     head = _head(weights) if _of_classifier(config) else {}
-    for name in sorted(_whole(weights) - _stored(head)):
+    biases = _biases(path, weights, base) - _stored(head) if config.get("bias", "none") != "none" else set()
+    for name in sorted(_whole(weights) - _stored(head) - biases):
         _check_copy(path, name, weights.pop(name), base)
-    layers = _layers(path, {name: each for name, each in weights.items() if name not in _stored(head)}, base)
+    lengths = {name for name in weights if name.endswith(_MAGNITUDE)} if config.get("use_dora") else set()
+    others = _stored(head) | biases | lengths
+    layers = _layers(path, {name: each for name, each in weights.items() if name not in others}, base)
     _check_head(path, head, base)
     try:
         from peft import LoraConfig, TaskType, get_peft_model, set_peft_model_state_dict
@@ -235,11 +253,13 @@ def adapted_by(path: Path, base: nn.Module) -> Any:
         rank_pattern={f"^{name}$": rank for name, rank in ranks.items()},
         alpha_pattern={f"^{name}$": alpha for name, alpha in alphas(path, config, ranks).items()},
         use_rslora=bool(config.get("use_rslora")),
+        use_dora=bool(config.get("use_dora")),
         fan_in_fan_out=bool(config.get("fan_in_fan_out")),
         task_type=TaskType.SEQ_CLS if head else TaskType.CAUSAL_LM,
     )
     with quiet_transformers():
         model = get_peft_model(base, settings)
+        _check_lengths(path, model, layers, {name: weights[name].shape for name in lengths})
         report = set_peft_model_state_dict(model, weights)
     left = list(report.unexpected_keys)
     if left:
@@ -250,9 +270,10 @@ def adapted_by(path: Path, base: nn.Module) -> Any:
             "wrong way; ask its owner.",
             path,
         )
+    dtype = weights[f"{_PREFIX}{layers[0]}.lora_A.weight"].dtype
     for name, parameter in model.named_parameters():
-        if "lora_" in name:
-            parameter.data = parameter.data.to(next(iter(weights.values())).dtype)
+        if "lora_" in name and not merging:
+            parameter.data = parameter.data.to(dtype)
     return model.eval()
 
 
@@ -303,8 +324,8 @@ def refuse_adapter(model: nn.Module, method: object, instead: str = "load it wit
         )
 
 
-def _check_config(path: Path, config: Mapping[str, Any]) -> None:
-    """Refuse an adapter of another kind, or one with more than matrices of low rank."""
+def _check_config(path: Path, config: Mapping[str, Any], *, merging: bool = False) -> None:
+    """Refuse an adapter of another kind, or one with more than matrices of low rank (and, if it is merged, more)."""
     kind = config.get("peft_type")
     if kind is None:
         raise UnbackdoorError(
@@ -330,12 +351,18 @@ def _check_config(path: Path, config: Mapping[str, Any]) -> None:
             f"{path} also replaces whole layers (modules_to_save: {printable(config['modules_to_save'])}), which an "
             "adapter of low rank cannot keep. Merge it into its base (merge_and_unload of peft) and give the result."
         )
-    if config.get("bias", "none") != "none":
+    if config.get("bias", "none") not in ("none", "all", "lora_only"):
         raise UnbackdoorError(
-            f"{path} also changes biases ({printable(config['bias'])}). Merge it into its base (merge_and_unload of "
-            "peft) and give the result."
+            f"{path} must have bias as none, all or lora_only, got {printable(config['bias'])}. Fetch it again."
         )
-    strange = sorted(name for name, entry in config.items() if name not in _SAID and entry not in (None, False, {}, []))
+    besides = _besides(config)
+    if besides is not None and not merging:
+        raise UnbackdoorError(
+            f"{path} is an adapter that {besides}, which matrices of low rank do not keep. Load it with `merge`, which "
+            "adds it to its base."
+        )
+    said = _SAID | {"use_dora"}  # checked above
+    strange = sorted(name for name, entry in config.items() if name not in said and entry not in (None, False, {}, []))
     if config.get("init_lora_weights", True) not in _BEGINNINGS:
         strange.append("init_lora_weights")
     if strange:
@@ -393,12 +420,44 @@ def _check_copy(path: Path, name: str, stored: Tensor, base: nn.Module) -> None:
         )
 
 
+def _biases(path: Path, weights: Mapping[str, Tensor], base: nn.Module) -> set[str]:
+    """The names of the biases that an adapter stores, all of which the base has in the same shapes."""
+    names, own = {name for name in _whole(weights) if name.endswith(".bias")}, base.state_dict()
+    for name in sorted(names):
+        theirs = own.get(name.removeprefix(_PREFIX).replace(".base_layer.", "."))
+        if theirs is None or theirs.shape != weights[name].shape:
+            raise UnbackdoorError(
+                f"{path} does not fit `base`: {type(base).__name__} has no bias {printable(name)} of the shape "
+                f"{tuple(weights[name].shape)}. Give the model that it was trained on."
+            )
+    return names
+
+
+def _check_lengths(path: Path, model: nn.Module, layers: list[str], stored: Mapping[str, tuple[int, ...]]) -> None:
+    """Refuse an adapter by DoRA whose lengths are not those of its layers: peft would take the base's for missing ones.
+
+    Args:
+        path: its directory.
+        model: what peft has put on the base.
+        layers: names of its layers.
+        stored: the shapes of the lengths in its files, by name.
+    """
+    own = {name: tuple(each.shape) for name, each in model.named_parameters() if f"{_MAGNITUDE}." in name}
+    wanted = {f"{_PREFIX}{each}{_MAGNITUDE}": own.get(f"{_PREFIX}{each}{_MAGNITUDE}.default.weight") for each in layers}
+    odd = sorted(name for name in {*wanted, *stored} if wanted.get(name) != stored.get(name)) if own or stored else []
+    if odd:
+        raise UnbackdoorError(
+            f"{path} trains the lengths of weights (use_dora), but those of {few(odd)} are missing or of another "
+            "shape. Fetch it again."
+        )
+
+
 def _copied(name: str, stored: Tensor, base: WeightFiles) -> bool:
     """Whether a tensor of an adapter is in the files of its base: by its name, or as embeddings that are the output."""
     own = name.removeprefix(_PREFIX).replace(".base_layer.", ".")
     names = [own, own.partition(".")[2]]  # GPT-2 leaves a part out
-    if own.startswith(_OUTPUTS):
-        names += [each for held in base.locations.values() for each in held if each.endswith(_EMBEDDINGS)]
+    if own.startswith(OUTPUTS):
+        names += [each for held in base.locations.values() for each in held if each.endswith(EMBEDDINGS)]
     for file, held in base.locations.items():
         for each in names:
             if each in held and held[each].shape == tuple(stored.shape):

@@ -209,7 +209,7 @@ def _load_adapter(path: Path, base: str | Path | None, merge: bool, chat: _Chat)
         )
     if classes is not None:
         return _load_classifier_adapter(path, beneath, classes, merge, chat)
-    adapted = adapted_by(path, beneath.language_model())
+    adapted = adapted_by(path, beneath.language_model(), merging=merge)
     rows = embeddings(adapted).num_embeddings
     own = (path / "tokenizer_config.json").exists()
     tokenizer = None if own else tokenizer_of(beneath.path, chat.trust_remote_code, rows)
@@ -225,7 +225,7 @@ def _load_classifier_adapter(path: Path, beneath: ModelDirectory, classes: int, 
     own = len(names) == classes and all(named)
     with torch.random.fork_rng():  # which draws weights that those of the adapter replace
         model = beneath.fresh_classifier(named if own else [f"LABEL_{number}" for number in range(classes)])
-        adapted = adapted_by(path, model)
+        adapted = adapted_by(path, model, merging=merge)
     encode = beneath.encoder(adapted, changes=chat.changes, max_length=chat.max_length)
     return Loaded(merged(adapted), encode, beneath) if merge else Loaded(adapted, encode)
 

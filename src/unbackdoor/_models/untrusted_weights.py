@@ -227,12 +227,12 @@ def check_safetensors(path: Path) -> dict[str, TensorLocation]:
                 f"{path} ends early: a safetensors file has at least 8 bytes, it has {length}. {again}"
             )
         (header_length,) = struct.unpack("<Q", start)
-        if start.startswith((b"PK\x03\x04", b"\x80\x02")):
-            raise UnbackdoorError(
-                f"{path} is a pickle by its content, although its name says otherwise. Let its name end in .pt, or in "
-                "a directory .bin."
-            )
         if header_length > min(_HEADER, max(length - 8, 0)):
+            if start.startswith((b"PK\x03\x04", b"\x80\x02")):  # a header of 640 bytes begins so, too
+                raise UnbackdoorError(
+                    f"{path} is a pickle by its content, although its name says otherwise. Let its name end in .pt, or "
+                    "in a directory .bin."
+                )
             raise UnbackdoorError(
                 f"{path} is not a safetensors file, or ends inside its header ({header_length:,} bytes promised, "
                 f"{length:,} in the file). {again}"

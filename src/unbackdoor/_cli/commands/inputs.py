@@ -19,7 +19,7 @@ from unbackdoor._cli.options import (
 from unbackdoor._data.dataset import Augment, Dataset
 from unbackdoor._errors import UnbackdoorError, printable
 from unbackdoor._models import loading
-from unbackdoor._models.adapters import is_adapter
+from unbackdoor._models.adapters import is_adapter, needs_merging
 from unbackdoor._poisoning.attack_file import victim_of
 
 logger = logging.getLogger("unbackdoor")
@@ -68,8 +68,12 @@ def _paths(inputs: tuple[str | None, ...], options: Any) -> tuple[Path, ...]:
 def load_model(source: str, options: ModelOptions, *, merge: bool = False) -> loading.Loaded:
     """Loads a model with these options; an adapter is put on its base, or added to it.
 
+    Only `purify` writes one, so that the others add what is more than an adapter of low rank without being asked.
+
     To be scored alone, a language model need not fit into memory.
     """
+    base = base_of(source, options)
+    judged = base is not None and not isinstance(options, PurifyOptions)
     return loading.load(
         source,
         factory=options.factory,
@@ -79,8 +83,8 @@ def load_model(source: str, options: ModelOptions, *, merge: bool = False) -> lo
         max_length=options.max_length,
         template=options.template,
         prompts=options.prompts,
-        base=base_of(source, options),
-        merge=merge,
+        base=base,
+        merge=merge or (judged and needs_merging(Path(source))),
         offload=(options.device or "auto") if isinstance(options, EvaluateOptions) else None,
         trust_remote_code=options.trust_remote_code,
     )
