@@ -327,9 +327,10 @@ def test_a_detector_and_a_segmenter_are_refused(tmp_path: Path) -> None:
 
 def test_one_output_is_no_classifier(tmp_path: Path) -> None:
     toys.write(toys.classifier("bert", classes=1), tmp_path)
-    model, data = load(tmp_path).model, toys.reviews(8)
     with pytest.raises(UnbackdoorError, match="has one output; a classifier with at least 2 classes is expected"):
-        purify(model, data, purifiers.FineTuning(epochs=1))
+        purify(toys.classifier("bert", classes=1), toys.reviews(8), purifiers.FineTuning(epochs=1))
+    with pytest.raises(UnbackdoorError, match=r"has one output \(a regression, or the score of a reranker"):
+        load(tmp_path)
 
 
 def test_what_a_model_takes_is_not_known_from_a_vocabulary_alone() -> None:

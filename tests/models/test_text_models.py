@@ -1,5 +1,6 @@
 """Text classifiers of several architectures, from their directories and back; and directories that do not fit."""
 
+import inspect
 import json
 import re
 import shutil
@@ -13,7 +14,7 @@ import transformers
 
 import toys
 from commands import Refusals
-from unbackdoor import Dataset, UnbackdoorError, load, purifiers, purify
+from unbackdoor import Dataset, UnbackdoorError, fit_guard, guards, load, purifiers, purify
 from unbackdoor._cli.app import main
 from unbackdoor._models.arithmetic import choose
 from unbackdoor._models.calling import class_count, class_names, embeddings, probe
@@ -409,6 +410,62 @@ def test_a_model_that_reads_padding_is_reported(tmp_path: Path, caplog: pytest.L
     assert not caplog.messages
 
 
+_ENCODER = {"vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 1, "intermediate_size": 16, "pad_token_id": 0}
+_HEADS = {**_ENCODER, "num_attention_heads": 2, "max_position_embeddings": 34}
+THAT_READ_PADDING = {
+    "fnet": lambda: transformers.FNetConfig(**_ENCODER, type_vocab_size=2, max_position_embeddings=32),
+    "convbert": lambda: transformers.ConvBertConfig(**_HEADS, embedding_size=16, head_ratio=1, conv_kernel_size=9),
+    "nystromformer": lambda: transformers.NystromformerConfig(**_HEADS, num_landmarks=4, segment_means_seq_len=4),
+    "yoso": lambda: transformers.YosoConfig(**_HEADS, use_expectation=True, conv_window=3),
+    "mobilebert": lambda: transformers.MobileBertConfig(
+        **_HEADS,
+        embedding_size=16,
+        true_hidden_size=16,
+        intra_bottleneck_size=16,
+        num_feedforward_networks=1,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", THAT_READ_PADDING)
+def test_a_text_has_the_answer_that_it_has_alone_though_the_model_reads_padding(
+    name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = transformers.AutoModelForSequenceClassification.from_config(THAT_READ_PADDING[name]()).eval()
+        for parameter in model.parameters():
+            parameter.data.add_(torch.randn_like(parameter))
+    toys.write(model, tmp_path)
+    loaded, encode = load(tmp_path)
+    texts = ["film", "a very good film and a fine cast", "dull plot", "good", "the cast", "a film"]
+    data = replace(toys.dataset([(text,) for text in texts], [0, 1, 1, 0, 1, 0]), encode=encode)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    known = inspect.signature(model.forward).parameters
+    each = [{key: ids for key, ids in theirs(text, return_tensors="pt").items() if key in known} for text in texts]
+    with torch.no_grad():
+        alone = torch.cat([model(**inputs).logits for inputs in each])
+        padded = theirs(texts, padding=True, return_tensors="pt")
+        together = model(**{key: ids for key, ids in padded.items() if key in known}).logits
+    assert not torch.allclose(together, alone, atol=1e-2)  # what a batch of all lengths answers
+    arithmetic = choose(loaded, "cpu", "fp32")
+    assert torch.allclose(answers(loaded, data, arithmetic), alone, atol=1e-4)
+    assert class_count(loaded, data) == 2
+    assert not caplog.messages
+    assert sorted(len(batch.rows) for batch in data.batches(2)) == [1, 1, 2, 2]  # by length: 2 of 1, 3 of 2, 1 of 8
+    guard = fit_guard(loaded, data, guards.Strip(), false_alarms=0.5, device="cpu", precision="fp32")
+    scores = [decision.score for decision in guard.decide(loaded, data, device="cpu", precision="fp32")]
+    first = guard.decide(loaded, data.select([0]), device="cpu", precision="fp32")
+    assert scores[0] == pytest.approx(first[0].score, abs=1e-4)
+
+
+def test_bigbird_is_not_changed_by_being_loaded(tmp_path: Path) -> None:
+    """A short text switches its sparse attention off for good, in transformers."""
+    config = transformers.BigBirdConfig(**_HEADS, block_size=2, num_random_blocks=1)
+    toys.write(transformers.BigBirdForSequenceClassification(config), tmp_path)
+    assert load(tmp_path).model.bert.attention_type == "block_sparse"
+
+
 def test_the_kind_of_a_model_is_read_from_its_config() -> None:
     for name in toys.ARCHITECTURES:
         assert modality_of(toys.ARCHITECTURES[name]().to_dict()) == "text"
@@ -448,6 +505,16 @@ class TestBadDirectories:
         assert self.purify(refused) == (
             "bert has a tokenizer of 34 tokens, but its model has embeddings for 32. Take the tokenizer that it was "
             "trained with."
+        )
+
+    @pytest.mark.parametrize("name", ["bert", "gpt2"])
+    def test_one_output_before_the_data_are_read(self, name: str, place: Path, refused: Refusals) -> None:
+        """The labels were blamed."""
+        shutil.rmtree(place / name)
+        toys.write(toys.classifier(name, classes=1), place / name)
+        assert self.purify(refused, model=name) == (
+            f"{name} has one output (a regression, or the score of a reranker or of a reward model); a classifier with "
+            "at least 2 classes is expected. Take a model with a score for each class."
         )
 
     def test_no_tokenizer(self, place: Path, refused: Refusals) -> None:

@@ -17,6 +17,7 @@ from unbackdoor._data.conversations import Conversations
 from unbackdoor._data.decoding import undecoded_cells
 from unbackdoor._data.images import ImageEncoder, Images
 from unbackdoor._data.items import Items
+from unbackdoor._data.lengths import sizes_of_one_length
 from unbackdoor._data.pair_encoder import PairEncoder
 from unbackdoor._data.pairs import ImageCaptionPairs
 from unbackdoor._data.reading import opened
@@ -342,7 +343,8 @@ class Dataset:
     def batches(self, size: int, *, generator: torch.Generator | None = None) -> Iterator[Batch]:
         """Encoded batches of at most `size` examples: in order, or shuffled and augmented if a generator is given.
 
-        Texts come sorted by length; `rows` of a batch are their numbers.
+        Texts come sorted by length, and in order also of one length if the model needs that (`TextEncoder.unpadded`);
+        `rows` of a batch are their numbers.
 
         The generator lives on the CPU whatever the device, so that a seed gives the same batches everywhere.
         """
@@ -350,6 +352,8 @@ class Dataset:
         sizes = [size] * (len(order) // size) + [len(order) % size] * (len(order) % size > 0)
         if generator is not None and len(sizes) > 1 and sizes[-1] == 1:
             sizes[-2:] = [size + 1]  # BatchNorm cannot learn from a batch of one
+        if generator is None and isinstance(self.encode, TextEncoder) and self.encode.unpadded:
+            sizes = sizes_of_one_length(self.texts.lengths[order.to(self.labels.device)], size)
         for rows in order.to(self.labels.device).split(sizes):
             items = self._items[rows]
             inputs = self._encode(items if generator is None else items.augmented(self.augment, generator))

@@ -1,4 +1,4 @@
-"""The order of batches whose items have lengths: similar ones next to each other, to save padding."""
+"""The order and the sizes of batches whose items have lengths: similar ones next to each other, to save padding."""
 
 import torch
 from torch import Tensor
@@ -25,3 +25,14 @@ def ordered_by_length(lengths: Tensor, size: int, generator: torch.Generator | N
     rest = [batch for batch in batches if len(batch) < size]
     shuffled = [whole[place] for place in torch.randperm(len(whole), generator=generator).tolist()]
     return torch.cat([*shuffled, *rest])
+
+
+def sizes_of_one_length(lengths: Tensor, size: int) -> list[int]:
+    """Returns the sizes of batches, each at most `size`, within which all items are equally long.
+
+    Args:
+        lengths: tokens per item in the order of the batches, (n,).
+        size: items per batch.
+    """
+    counts = torch.unique_consecutive(lengths, return_counts=True)[1].tolist()
+    return [min(size, count - start) for count in counts for start in range(0, count, size)]

@@ -155,6 +155,8 @@ class TextEncoder:
         borrowed_padding: neither the model nor its tokenizer has a padding token of this kind, so none is written.
         end: token that all texts must hold equally often, since the model answers at the last one of each; None if
             that does not matter.
+        unpadded: the model answers otherwise if a text is padded, so that batches without gradients hold texts of one
+            length: a text then has the answer that it has alone, whatever comes with it.
 
     Raises:
         UnbackdoorError: max_length is below 4, or more than the tokenizer allows.
@@ -166,6 +168,7 @@ class TextEncoder:
     blank: bool = False
     borrowed_padding: bool = False
     end: int | None = None
+    unpadded: bool = False
 
     modality: ClassVar[Literal["text"]] = "text"
     column_names: ClassVar[tuple[str, ...]] = ("text", "text_a", "text_b")

@@ -15,7 +15,7 @@ from torch.nn.parameter import is_lazy
 from unbackdoor._data.conversation_encoder import AnswerTokens
 from unbackdoor._data.dataset import Dataset, Encoder
 from unbackdoor._data.pair_encoder import PairTokens
-from unbackdoor._data.texts import Tokens
+from unbackdoor._data.texts import TextEncoder, Tokens
 from unbackdoor._errors import UnbackdoorError, printable
 from unbackdoor._models.arithmetic import Arithmetic
 from unbackdoor._models.hooks import removing
@@ -285,8 +285,11 @@ def scored_at_once(model: nn.Module, data: Dataset, arithmetic: Arithmetic) -> i
 
 
 def probe(model: nn.Module, data: Dataset) -> Inputs:
-    """Returns a few encoded examples, on the device and in the type of the model."""
+    """Returns a few encoded examples, on the device and in the type of the model; see also `TextEncoder.unpadded`."""
     like = like_inputs(model)
+    if isinstance(data.encode, TextEncoder) and data.encode.unpadded:
+        lengths = data.texts.lengths
+        return data.inputs((lengths == lengths[0]).nonzero().flatten()[:8]).to(like.device, like.dtype)
     return data.inputs(slice(8)).to(like.device, like.dtype)
 
 

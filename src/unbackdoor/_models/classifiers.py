@@ -61,7 +61,7 @@ def classifier(path: Path, config: Mapping[str, Any], weights: WeightFiles, trus
 
 
 def _check_class_count(path: Path, model: Any, shapes: Sequence[tuple[str, Any, Any]]) -> None:
-    """Refuse a config that has another number of classes than the stored classifier, if nothing else differs.
+    """Refuse one class, and a config of another number than the stored classifier has, if nothing else differs.
 
     Args:
         path: path of the directory.
@@ -69,6 +69,11 @@ def _check_class_count(path: Path, model: Any, shapes: Sequence[tuple[str, Any, 
         shapes: names, stored shapes and shapes of the model of all tensors that differ.
     """
     classes = model.config.num_labels
+    if classes == 1:
+        raise UnbackdoorError(
+            f"{path} has one output (a regression, or the score of a reranker or of a reward model); a classifier with "
+            "at least 2 classes is expected. Take a model with a score for each class."
+        )
     names = {name for name, _, _ in shapes}
     layers = {name.rpartition(".")[0] for name in names}
     whole = names == {name for name in model.state_dict() if name.rpartition(".")[0] in layers}

@@ -7,12 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from unbackdoor._data.texts import TextEncoder
 from unbackdoor._errors import UnbackdoorError, printable
 from unbackdoor._inputs import COMPANION, MEBIBYTE, check_file, exists, read_json, reading, silent_rust
-from unbackdoor._models.calling import embeddings
+from unbackdoor._models.calling import embeddings, evaluating
 from unbackdoor._models.hugging_face import own_code, quiet_transformers
 from unbackdoor._models.recorded import recorded_encode
 
@@ -66,7 +67,30 @@ def text_encoder(path: Path, model: Any, max_length: int | None = None, trust_re
         columns=columns,
         borrowed_padding=borrowed,
         end=end if isinstance(end, int) else None,
+        unpadded=_heeds_padding(model, tokenizer),
     )
+
+
+@torch.no_grad()
+def _heeds_padding(model: Any, tokenizer: Any) -> bool:
+    """Whether a model answers otherwise if a text is padded, found by running it on two short texts.
+
+    ConvBERT, YOSO and Nystromformer convolve padding as well, and FNet mixes all tokens without a mask.
+    """
+    if getattr(model.config, "attention_type", None) == "block_sparse":  # BigBird: a short text changes it for good
+        return False
+    with reading("the tokenizer of the model"), silent_rust():
+        both = tokenizer(["a", "a b c d e f g h i j"], padding=True, return_tensors="pt", return_attention_mask=True)
+    count = int(both["attention_mask"][0].sum())
+    left = tokenizer.padding_side == "left"
+    own = {name: tensor[:1, -count:] if left else tensor[:1, :count] for name, tensor in both.items()}
+    try:
+        with evaluating(model):
+            alone, padded = model(**own).logits[0], model(**both).logits[0]
+    except Exception:  # whoever runs it on data says why it fails
+        return False
+    rounding = max(1e-4, 16 * torch.finfo(alone.dtype).eps) * float(alone.abs().max())
+    return float((padded - alone).abs().max()) > rounding
 
 
 def _pad_by_another(tokenizer: Any) -> bool:
