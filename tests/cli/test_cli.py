@@ -212,6 +212,11 @@ def test_the_model_itself_as_output(place: Path, refused: Refusals) -> None:
     ("arguments", "message"),
     [
         (("purify", "fine-purning", "m"), "There is no purifier 'fine-purning'. Did you mean 'fine-pruning'? See"),
+        (
+            ("purify", "token-unlearning", "m"),
+            "There is no purifier 'token-unlearning'; it is a trainer. See unbackdoor train, and unbackdoor list",
+        ),
+        (("train", "cleanclip"), "There is no trainer 'cleanclip'; it is a purifier. See unbackdoor purify, and unb"),
         (("attack", "\x1b[31mred"), "There is no attack '\\x1b[31mred'. See unbackdoor list attacks."),
         (("attack", "badnet"), "There is no attack 'badnet'. Did you mean 'badnets'? See unbackdoor list attacks."),
         (

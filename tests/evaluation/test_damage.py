@@ -89,7 +89,7 @@ def test_the_sentence_names_numbers_cause_and_way_out() -> None:
         "The purified model is not usable: its accuracy on 100 clean examples, which were held out, fell from 90.0% to "
         "40.0%. That is significantly more than 10 points (exact test, p = 0.001); in fst "
     )
-    assert "lower `alpha`, or for images and texts try scale-invariant-fst" in said
+    assert "lower `alpha`, or for an image or a text classifier try scale-invariant-fst" in said
     both = unusable(hits(90, 100), hits(40, 100), "x", purifiers.Then(purifiers.CLP(), purifiers.FineTuning()))
     assert both is not None
     assert "in clp " in both

@@ -108,11 +108,21 @@ def located(name: str) -> Any:
         raise UnbackdoorError(f"{name} cannot be imported: {problem}. It must read package.module:NAME.") from None
 
 
+# For each table of entries what one of them is, and the command that takes it.
+_COMMANDS = {
+    "purifiers": ("a purifier", "purify"),
+    "attacks": ("an attack", "attack"),
+    "detectors": ("a detector", "audit --tests"),
+    "guards": ("a guard", "guard fit"),
+    "trainers": ("a trainer", "train"),
+}
+
+
 def find(name: str, entries: tuple[Entry, ...], kind: str, listing: str) -> Entry:
     """Returns the entry of a name, or of `package.module:Class` for a class that is not registered.
 
     Raises:
-        UnbackdoorError: there is no such entry; names the closest one.
+        UnbackdoorError: there is no such entry; names the closest one, or the command that takes one of that name.
     """
     for entry in entries:
         if entry.name == name:
@@ -120,6 +130,11 @@ def find(name: str, entries: tuple[Entry, ...], kind: str, listing: str) -> Entr
     if ":" in name:
         resolved = located(name)
         return Entry(name, name, (resolved.__doc__ or "").split("\n")[0])
+    for module, (one, command) in _COMMANDS.items():
+        if name in [entry.name for entry in _imported(f"unbackdoor._registry.{module}:REGISTRY")]:
+            raise UnbackdoorError(
+                f"There is no {kind} '{name}'; it is {one}. See unbackdoor {command}, and unbackdoor list {listing}."
+            )
     close = difflib.get_close_matches(name, [entry.name for entry in entries], n=1)
     hint = f" Did you mean '{close[0]}'?" if close else ""
     raise UnbackdoorError(f"There is no {kind} '{printable(name)}'.{hint} See unbackdoor list {listing}.")

@@ -83,7 +83,7 @@ REGISTRY = (
         paper=_FST_PAPER,
         modality=("images", "text", "image-text"),
         damage="the new head was probably pushed too hard, since the push grows with the norm of the suspect's head:"
-        " lower `alpha`, or for images and texts try scale-invariant-fst",
+        " lower `alpha`, or for an image or a text classifier try scale-invariant-fst",
     ),
     Entry(
         "fine-mixing",
