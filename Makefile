@@ -26,9 +26,9 @@ demo: $(DEMO)
 demo-llm: $(LLM) $(SMOL)/config.json
 	$(BIN)/unbackdoor demo llm $(SMOL) --out demo-llm --overwrite
 
-# Many tests start processes, which would all compile the same files if none may keep them; not next to the sources.
+# Many tests start processes, which would all compile the same files if none might keep them.
 test: $(INSTALLED) $(TIMM)
-	PYTHONDONTWRITEBYTECODE= PYTHONPYCACHEPREFIX=$(CURDIR)/$(VENV)/compiled OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -rsxX
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -rsxX
 
 check: $(INSTALLED)
 	$(BIN)/python tests/registry/stubs.py

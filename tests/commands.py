@@ -19,7 +19,7 @@ from unbackdoor._cli.app import main
 _IMPORTED = """
 import gc, json, os, runpy, sys
 
-import datasets, peft, pyarrow.parquet, torch
+import datasets, peft, pyarrow.parquet, torch, torch._dynamo
 from transformers import AutoTokenizer, BertForSequenceClassification, LlamaForCausalLM
 from unbackdoor import archs
 from unbackdoor.__main__ import main

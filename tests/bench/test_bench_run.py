@@ -317,7 +317,7 @@ from unbackdoor._bench import run, work
 from unbackdoor._victims import plant
 from unbackdoor.__main__ import main
 import unbackdoor.purifiers.then
-import torch
+import torch, torch._dynamo
 from unbackdoor import archs
 archs.register()
 gc.freeze()  # else each child goes through all that is imported, and copies it
