@@ -198,7 +198,7 @@ def _examples(
         exchange_head_(model, examples)
     labelled = clean is not None and (clean.has_labels or clean.modality != "image-text")
     data = examples if labelled else _answered(model, examples, run)
-    examined = run.task.examined(model, data, run.arithmetic, lambda _: None, head)
+    examined = run.task.examined(model, data, run.arithmetic, lambda _: None, head, headless=True)
     run.head_name, run.modality = examined.head_name, data.modality
     if not labelled:
         run.note(

@@ -112,7 +112,7 @@ def followers(model: nn.Module, clean: Dataset, run: Run, *, steps: int) -> list
                 for target in near
             ]
         )
-    classes = run.head(model).out_features
+    classes = run.classes(model, clean)
     odd = [each for each in kinds if 0 < len(each) <= max(1, FEW * classes)]
     leading = Counter(each.target for kind in odd for each in kind)
     most = max(leading.values(), default=0)

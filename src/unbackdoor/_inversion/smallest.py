@@ -170,7 +170,7 @@ class SmallestSearch:
                 class, instead of one for each class.
             reference: a model that the triggers must not move, in eval mode and without gradients of its own.
         """
-        targets = torch.arange(run.head(model).out_features) if pairs is None else pairs[:, 1]
+        targets = torch.arange(run.classes(model, clean)) if pairs is None else pairs[:, 1]
         targets = targets.to(run.arithmetic.device)
 
         def moved(pixels: Tensor, parameters: Tensor, part: Tensor) -> tuple[Tensor, Tensor]:

@@ -139,6 +139,10 @@ class Run:
         assert isinstance(layer, nn.Linear)
         return layer
 
+    def classes(self, model: nn.Module, data: Dataset) -> int:
+        """Returns the number of a model's classes: that of its head, or by running it if it has none."""
+        return self.head(model).out_features if self.head_name else calling.class_count(model, data)
+
     def note(self, text: str) -> None:
         """Report a finding to the user (a threshold, the words that were reset), and keep it for the record."""
         self.notes.append(printable(self._told(text), SENTENCE))

@@ -61,7 +61,7 @@ class Margin:
     def __call__(self, model: nn.Module, clean: Dataset, run: Run) -> Finding:
         """Search all classes."""
         inner = InnerFeatures.of(model, clean, run)
-        answers, classes = predict(model, clean, run.arithmetic), run.head(model).out_features
+        answers, classes = predict(model, clean, run.arithmetic), run.classes(model, clean)
         starts, targets = [], []
         for target in range(classes):
             others = (answers != target).nonzero().flatten()

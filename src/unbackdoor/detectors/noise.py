@@ -67,7 +67,7 @@ class Noise:
                 f"Noise needs normalisation layers with weights and biases; {type(model).__name__} has none. Leave it "
                 "out."
             )
-        answers, classes = predict(model, clean, run.arithmetic), run.head(model).out_features
+        answers, classes = predict(model, clean, run.arithmetic), run.classes(model, clean)
         sizes = torch.full((classes,), math.inf, dtype=torch.float64)
         at_once = run.arithmetic.gradient_batch(size_for_model(clean.image_encoder, clean.shape))
         with frozen(model), run.progress("searching noise", classes) as advance:
