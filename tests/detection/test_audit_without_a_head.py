@@ -56,7 +56,7 @@ TESTS = (detectors.Patch(steps=4), detectors.Margin(starts=2, steps=3), detector
 
 def test_the_findings_are_those_of_the_same_function_with_a_linear_head(pictures: Dataset) -> None:
     network = trained(nn.Linear(8, 3), pictures)
-    same = nn.Sequential(*network[:-1], Multiplied(network[-1]))
+    same = nn.Sequential(*list(network)[:-1], Multiplied(network[-1]))
     found = []
     for model in (network, same):
         result = audit(model, pictures, detectors=TESTS, device="cpu", precision="fp32").to_json()
