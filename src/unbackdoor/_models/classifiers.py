@@ -69,7 +69,7 @@ def _check_class_count(path: Path, model: Any, shapes: Sequence[tuple[str, Any, 
         shapes: names, stored shapes and shapes of the model of all tensors that differ.
     """
     classes = model.config.num_labels
-    if classes == 1:
+    if classes == 1 and not shapes:
         raise UnbackdoorError(
             f"{path} has one output (a regression, or the score of a reranker or of a reward model); a classifier with "
             "at least 2 classes is expected. Take a model with a score for each class."
