@@ -164,7 +164,7 @@ CONTRAST, SHIFT, TUNE = purifiers.ContrastiveUnlearning(), purifiers.ScaleInvari
         (
             [trial(SHIFT, 0.2), trial(CONTRAST, 0.1)],
             CONTRAST,
-            "no trigger of the audit to test it with: a backdoor may",
+            "no trigger of the audit to test it with, and what it does not find may stay",
         ),
         (
             [trial(SHIFT, 0.2), trial(TUNE, 0.12), replace(trial(CONTRAST, 0.11), lost_a_class=True)],

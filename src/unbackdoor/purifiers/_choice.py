@@ -54,8 +54,8 @@ def choice(trials: list[Trial], count: int, max_loss: float, run: Run) -> tuple[
     elif not best.left and not isinstance(best.method, WITHOUT_A_SEARCH):
         reason = f"{name} is the first that lost at most {max_loss:g} points of accuracy"
         run.warn(
-            f"{reason}, but it unlearns what it finds, and there was no trigger of the audit to test it with: a "
-            "backdoor may have stayed. Give more clean examples, or try another method as well."
+            f"{reason}, but there was no trigger of the audit to test it with, and what it does not find may stay: "
+            "a backdoor may be left. Give more clean examples, or try another method as well."
         )
     else:
         tested = "and left none of the shortcuts" if best.left else "(there was no trigger to test it with)"
