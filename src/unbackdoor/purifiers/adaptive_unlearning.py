@@ -22,6 +22,7 @@ from unbackdoor._purification.selection import difference
 from unbackdoor._tasks.classification import hits
 from unbackdoor._training.recipe import Defaults
 from unbackdoor._value import value
+from unbackdoor.purifiers._calibrated import calibrated_temperature, softened
 from unbackdoor.purifiers._equal_steps import equal_steps
 from unbackdoor.purifiers.scale_invariant_fst import ScaleInvariantFST
 
@@ -50,7 +51,9 @@ class AdaptiveUnlearning:
         taught * KL(f_suspect(x) || f(x')) + (1 - taught) * CE(f(x'), y),   x' = T(x) for a share of the batch, else x
 
     over the clean examples (x, y), in steps of equal angles (see `ScaleInvariantFST`): what the suspect answers to a
-    picture without the trigger is right, and teaches more than a label. If the model forgets more than 8 points of
+    picture without the trigger is right, and teaches more than a label. All scores are divided by the temperature at
+    which the suspect is as sure of the clean examples as it is right, if that is above 1: the surer its answers, the
+    further a step takes the model, and the more it forgets. If the model forgets more than 8 points of
     these examples, the suspect is tuned again at a quarter of the rate, and then at a sixteenth.
 
     A variant of this project. Its parents are Neural Cleanse (Wang et al., IEEE S&P 2019,
@@ -72,8 +75,9 @@ class AdaptiveUnlearning:
     """
 
     # The first version unlearned triggers of all classes if none stood out: 9 points on a clean model of others. The
-    # second also unlearned those of a class that one kind led to, where several led to another one.
-    version: ClassVar[int] = 3
+    # second also unlearned those of a class that one kind led to, where several led to another one. The third took all
+    # answers as they are, and models with sure ones forgot.
+    version: ClassVar[int] = 4
     defaults: ClassVar[Defaults] = {"images": {"learning_rate": 0.02, "batch_size": 32}}
 
     steps: Annotated[int, Field(ge=1)] = 100
@@ -130,8 +134,14 @@ class AdaptiveUnlearning:
             drawn = kinds[int(kind * len(kinds))]
             self._fill(model, suspect, batch, drawn[int(place * len(drawn))], clean, run)
 
-        head = Head(run.head_name, run.head(model))
-        with equal_steps(model, head, probe(model, clean)), without_dropout(model):
+        head, theirs = (Head(run.head_name, run.head(each)) for each in (model, suspect))
+        temperature = calibrated_temperature(suspect, clean, run.arithmetic)
+        with (
+            softened(suspect, theirs, temperature),
+            softened(model, head, temperature),
+            equal_steps(model, head, probe(model, clean)),
+            without_dropout(model),
+        ):
             run.tune(
                 model,
                 in_pixels(clean),
