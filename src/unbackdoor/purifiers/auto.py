@@ -55,8 +55,8 @@ class Auto:
     # the third tried the shift at its defaults first; the fourth shifted with dropout; the fifth tried two rates,
     # where the shift has one now, in steps of equal angles; the sixth shifted few pictures at the rate of many. Up to
     # the seventh the shift stood first where there is evidence as well, and contrastive unlearning and trigger
-    # distillation stood in the place of adaptive unlearning; the eighth and ninth had the first versions of that.
-    version: ClassVar[int] = 10
+    # distillation stood in the place of adaptive unlearning; the eighth to tenth had the first three versions of that.
+    version: ClassVar[int] = 11
     uses_unlabelled: ClassVar[bool] = True
     needs_head: ClassVar[bool] = True  # the audit does, and most methods that it tries
 
