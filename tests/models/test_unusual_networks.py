@@ -17,6 +17,7 @@ from unbackdoor._data.dataset import Dataset
 from unbackdoor._errors import UnbackdoorError
 from unbackdoor._models.calling import logits
 from unbackdoor._models.head import head_of
+from unbackdoor.purifiers import adaptive_unlearning
 
 
 class Net(nn.Module):
@@ -544,6 +545,15 @@ def test_a_method_that_needs_a_linear_head_names_one_that_needs_none(
         for owner in ("this method", "Auto")
     ]
     ub.purify(made(kind), digits.select(range(60)), purifiers.FineTuning(epochs=1), device="cpu")
+
+
+def test_a_method_that_searches_first_refuses_a_model_without_a_head_before_that(
+    digits: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It searched triggers to all classes, and then needed the head to unlearn them."""
+    monkeypatch.setattr(adaptive_unlearning, "followers", lambda *_, **__: pytest.fail("searched"))
+    with pytest.raises(UnbackdoorError, match="which AdaptiveUnlearning needs"):
+        ub.purify(made(CosineHead), digits.select(range(60)), purifiers.AdaptiveUnlearning(), device="cpu")
 
 
 def test_one_output_says_how_it_becomes_two(digits: Dataset) -> None:

@@ -19,7 +19,8 @@ from unbackdoor import Dataset, ImageEncoder, UnbackdoorError, Victim, attacks, 
 from unbackdoor._artifacts import card
 from unbackdoor._cli.app import main
 from unbackdoor._poisoning.attack_file import load_trigger, victim_of
-from unbackdoor._victims.training import normalisation
+from unbackdoor._victims.recipe import VictimRecipe
+from unbackdoor._victims.training import Trainer, normalisation
 
 datasets.disable_progress_bars()
 
@@ -463,6 +464,39 @@ def test_a_base_to_start_from(place: Path, classes: int, capsys: pytest.CaptureF
     assert (record["arch"], record["learning_rate"]) == ("base", 0.01)
     test = Dataset.load("test.parquet", encode)
     assert evaluate(model, test, attack="out", device="cpu").to_json() == record["scores"]["victim"]
+
+
+@pytest.mark.parametrize(
+    ("classes", "names", "rows"),
+    [
+        (("bird", "cat", "truck"), ("bird", "cat", "truck"), [2, 1, 0]),
+        (("BIRD", "Truck", "cat"), ("BIRD", "Truck", "cat"), [2, 0, 1]),
+        (("0", "1", "2"), ("truck", "cat", "bird"), [0, 1, 2]),
+        (None, ("truck", "cat", "bird"), [0, 1, 2]),
+        (("apple", "fig", "plum"), ("apple", "fig", "plum"), [0, 1, 2]),
+    ],
+)
+def test_a_base_with_the_classes_of_the_data_answers_in_their_order(
+    classes: tuple[str, ...] | None, names: tuple[str, ...], rows: list[int], tmp_path: Path, digits: Dataset
+) -> None:
+    """A base that knew all classes by name began with the answers of others; numbers replaced its names."""
+    from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
+
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    known = {0: "truck", 1: "cat", 2: "bird"}
+    base = ViTForImageClassification(ViTConfig(**sizes, image_size=16, patch_size=8, id2label=known)).eval()
+    base.save_pretrained(tmp_path)
+    ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(tmp_path)
+    colour = digits.pixels[:30].expand(-1, 3, -1, -1)
+    shown = Dataset(items=colour, labels=torch.arange(30) % 3, classes=classes, name="shown")
+    recipe = VictimRecipe(base=str(tmp_path), epochs=1)
+    trainer = Trainer.of(shown.encoded_by(load(tmp_path).encode), recipe, seed=0)
+    model = trainer.fresh().eval()
+    assert tuple(model.config.id2label[label] for label in range(3)) == names
+    assert model.config.label2id == {name: label for label, name in enumerate(names)}
+    pixels = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.equal(model(pixels).logits, base(pixels).logits[:, rows])
 
 
 @pytest.mark.parametrize("command", [("attack", "badnets", "--margin", "0"), ("train", "abl")])

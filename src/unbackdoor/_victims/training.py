@@ -11,9 +11,10 @@ from unbackdoor import archs
 from unbackdoor._data.classes import check_labels
 from unbackdoor._data.dataset import Dataset
 from unbackdoor._data.images import ImageEncoder
+from unbackdoor._data.labels import alike
 from unbackdoor._errors import NoHeadError, UnbackdoorError
 from unbackdoor._models.arithmetic import HALF, Arithmetic, Precision, choose, relayout_
-from unbackdoor._models.calling import class_count, probe
+from unbackdoor._models.calling import class_count, class_names, probe
 from unbackdoor._models.directory import ModelDirectory
 from unbackdoor._models.head import head_of
 from unbackdoor._models.image_text import name_classes_
@@ -266,9 +267,33 @@ def _image_classifier(base: ModelDirectory, classes: list[str], data: Dataset) -
         setattr(model.get_submodule(parent), child, new_head)
         model.config.num_labels = len(classes)
         model.num_labels = len(classes)
+    else:
+        classes = _in_order_(model, classes, data)
     model.config.id2label = dict(enumerate(classes))
     model.config.label2id = {name: label for label, name in enumerate(classes)}
     return model  # type: ignore[no-any-return]
+
+
+def _in_order_(model: nn.Module, classes: list[str], data: Dataset) -> list[str]:
+    """Put the rows of a kept head in the order of the data's classes, and return the names of these.
+
+    Labels that are numbers are the model's: its own names stay.
+    """
+    known = class_names(model)
+    if known is None or classes == list(map(str, range(len(classes)))):
+        return classes if known is None else list(known)
+    keys, wanted = list(map(alike, known)), list(map(alike, classes))
+    if keys == wanted or set(keys) != set(wanted) or len(set(keys)) < len(keys):
+        return classes
+    try:
+        layer = head_of(model, probe(model, data)).layer
+    except NoHeadError:
+        return classes
+    order = [keys.index(name) for name in wanted]
+    with torch.no_grad():
+        for parameter in layer.parameters():  # (classes, features) and (classes,)
+            parameter.copy_(parameter[order])
+    return classes
 
 
 _PRETRAINED = {

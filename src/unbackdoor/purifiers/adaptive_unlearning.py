@@ -78,6 +78,7 @@ class AdaptiveUnlearning:
     # second also unlearned those of a class that one kind led to, where several led to another one. The third took all
     # answers as they are, and models with sure ones forgot.
     version: ClassVar[int] = 4
+    needs_head: ClassVar[bool] = True  # the search takes long; steps of equal angles, and the shift, need the head
     defaults: ClassVar[Defaults] = {"images": {"learning_rate": 0.02, "batch_size": 32}}
 
     steps: Annotated[int, Field(ge=1)] = 100
