@@ -1,5 +1,6 @@
 """PEFT LoRA adapters: trained by a plain script, purified, loaded again by peft; and adapters that are refused."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -16,6 +17,7 @@ from unbackdoor import UnbackdoorError, evaluate, load, purifiers, purify
 from unbackdoor._cli.commands.inputs import load_model
 from unbackdoor._cli.options import EvaluateOptions, PurifyOptions
 from unbackdoor._detection.audit import _working
+from unbackdoor._errors import IncompleteError
 from unbackdoor._models.adapters import adapter_files
 from unbackdoor._models.arithmetic import choose
 from unbackdoor._models.saving import check_saved, save
@@ -501,3 +503,52 @@ def test_a_pickled_adapter_or_a_wrong_base_is_refused(place: Path, tmp_path: Pat
     (folder / "adapter_model.bin").unlink()
     with pytest.raises(UnbackdoorError, match="it is missing"):
         load(folder, base=place / "base")
+
+
+def test_a_tokenizer_of_an_adapter_that_a_merged_model_would_not_have_is_said(tmp_path: Path) -> None:
+    """Next to the config of a Qwen2, transformers takes any tokenizer for a Qwen2Tokenizer."""
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.Qwen2Config(vocab_size=200, **sizes, num_key_value_heads=1, max_position_embeddings=64)
+    for folder in ("base", "adapter"):
+        chats.tokenizer().save_pretrained(tmp_path / folder)
+    transformers.Qwen2ForCausalLM(config).save_pretrained(tmp_path / "base")
+    settings = peft.LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM", init_lora_weights=False)
+    adapted = peft.get_peft_model(transformers.Qwen2ForCausalLM(config), settings)
+    adapted.save_pretrained(tmp_path / "adapter")
+    assert type(transformers.AutoTokenizer.from_pretrained(tmp_path / "base")).__name__ == "Qwen2Tokenizer"
+
+    def purified(name: str, *, merge: bool) -> None:
+        loaded = load(tmp_path / "adapter", base=tmp_path / "base", merge=merge)
+        source = loaded.directory.path if loaded.directory else tmp_path / "adapter"
+        data = dataclasses.replace(chats.prompts(4), encode=loaded.encode)
+        save(loaded.model, tmp_path / name, source=source, encode=loaded.encode)
+        check_saved(tmp_path / name, loaded.model, loaded.encode, data, base=None if merge else tmp_path / "base")
+
+    with pytest.raises(IncompleteError) as refusal:
+        purified("merged", merge=True)
+    assert str(refusal.value) == (
+        f"{tmp_path}/adapter has a tokenizer of its own, a TokenizersBackend, which transformers would read as a "
+        "Qwen2Tokenizer next to the config of a Qwen2ForCausalLM: the result would get other tokens, so nothing was "
+        "kept. Purify the adapter without `merge`; or, if it was trained with the tokenizer of its base, remove the "
+        "files of its own."
+    )
+    purified("adapted", merge=False)
+    for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        (tmp_path / "adapter" / file).unlink()
+    purified("of-the-base", merge=True)
+
+
+def test_what_trainers_leave_next_to_an_adapter_does_not_matter(place: Path, tmp_path: Path) -> None:
+    """Checkpoints, the state of optimizers and pickled arguments are neither read nor copied."""
+    folder = tmp_path / "adapter"
+    shutil.copytree(place / "adapter", folder)
+    shutil.copytree(place / "adapter", folder / "checkpoint-5")
+    left = ("training_args.bin", "optimizer.pt", "rng_state.pth", "trainer_state.json", "all_results.json", "README.md")
+    for file in (*left, "checkpoint-5/optimizer.pt"):
+        (folder / file).write_bytes(b"cposix\nabort\n(tR.")
+    loaded = load(folder, base=place / "base")
+    assert torch.equal(scores(loaded.model), scores(load(place / "adapter", base=place / "base").model))
+    save(loaded.model, tmp_path / "out", source=folder, encode=loaded.encode)
+    written = {file.name for file in (tmp_path / "out").iterdir()}
+    assert {"adapter_config.json", "adapter_model.safetensors"} <= written
+    assert not written & {*left, "checkpoint-5"}

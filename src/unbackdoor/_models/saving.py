@@ -37,6 +37,8 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 GENERATION = "generation_config.json"
 
+_INPUTS = "other inputs"
+
 _POSITIONS = re.compile("^rope_|rotary")  # fields of a config that say how positions are encoded
 
 
@@ -236,10 +238,36 @@ def check_saved(
             f"The result cannot be loaded again, so nothing was kept: {str(problem).replace(str(folder), 'it')}"
         ) from None
     differing = _difference(Loaded(model, encode), loaded, data)
+    if differing == _INPUTS and isinstance(encode, ConversationEncoder):
+        _check_same_tokenizer(encode, loaded.encode, model)
     if differing is not None:
         raise IncompleteError(
             f"The result, loaded again, has {differing} than it should have, so nothing was kept. Look at the model's "
             "config.json and its tokenizer or processor."
+        )
+
+
+def _check_same_tokenizer(ours: ConversationEncoder, theirs: Encoder, model: nn.Module) -> None:
+    """Refuse a tokenizer that transformers reads as another kind next to the config of a model.
+
+    Next to some configs (Qwen2) it takes the model's own kind, whatever the tokenizer's files say. So it happens to the
+    tokenizer of an adapter, which has no such config next to it, once the adapter is merged; or to that of a GGUF file.
+
+    Raises:
+        IncompleteError: names both kinds.
+    """
+    kinds = [type(each.tokenizer).__name__ for each in (ours, theirs) if isinstance(each, ConversationEncoder)]
+    if len(set(kinds)) == 2:
+        way_out = (
+            "Give the model as a Hugging Face directory."
+            if Path(ours.where).is_file()
+            else "Purify the adapter without `merge`; or, if it was trained with the tokenizer of its base, remove the "
+            "files of its own."
+        )
+        raise IncompleteError(
+            f"{printable(ours.where)} has a tokenizer of its own, a {kinds[0]}, which transformers would read as a "
+            f"{kinds[1]} next to the config of a {type(model).__name__}: the result would get other tokens, so nothing "
+            f"was kept. {way_out}"
         )
 
 
@@ -269,7 +297,7 @@ def _difference(saved: Loaded, loaded: Loaded, data: Dataset | None) -> str | No
         return None
     before, after = (probe(each.model, replace(data, encode=each.encode)) for each in (saved, loaded))
     if before.shape != after.shape or not _equal(before, after):
-        return "other inputs"
+        return _INPUTS
     with evaluating(saved.model), evaluating(loaded.model):
         one, other = logits(saved.model, before).float().cpu(), logits(loaded.model, after).float()
     scale = float(one.abs().max())
