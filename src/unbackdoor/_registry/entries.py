@@ -110,11 +110,11 @@ def located(name: str) -> Any:
 
 # For each table of entries what one of them is, and the command that takes it.
 _COMMANDS = {
-    "purifiers": ("a purifier", "purify"),
-    "attacks": ("an attack", "attack"),
-    "detectors": ("a detector", "audit --tests"),
-    "guards": ("a guard", "guard fit"),
-    "trainers": ("a trainer", "train"),
+    "purifiers": ("a purifier", "unbackdoor purify"),
+    "attacks": ("an attack", "unbackdoor attack"),
+    "detectors": ("a detector", "unbackdoor audit --tests"),
+    "guards": ("a guard", "unbackdoor guard fit"),
+    "trainers": ("a trainer", "unbackdoor train"),
 }
 
 
@@ -133,7 +133,7 @@ def find(name: str, entries: tuple[Entry, ...], kind: str, listing: str) -> Entr
     for module, (one, command) in _COMMANDS.items():
         if name in [entry.name for entry in _imported(f"unbackdoor._registry.{module}:REGISTRY")]:
             raise UnbackdoorError(
-                f"There is no {kind} '{name}'; it is {one}. See unbackdoor {command}, and unbackdoor list {listing}."
+                f"There is no {kind} '{name}'; it is {one}. See {command}, and unbackdoor list {listing}."
             )
     close = difflib.get_close_matches(name, [entry.name for entry in entries], n=1)
     hint = f" Did you mean '{close[0]}'?" if close else ""
