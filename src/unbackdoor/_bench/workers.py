@@ -88,9 +88,10 @@ class Processes:
 
     def renew(self) -> None:
         """Start a new pool: one that lost a process takes no more jobs."""
-        ways = multiprocessing.get_all_start_methods()
-        context: Any = multiprocessing.get_context("forkserver" if "forkserver" in ways else "spawn")
-        context.set_forkserver_preload(_IMPORTED)
+        copied = "forkserver" in multiprocessing.get_all_start_methods()
+        context: Any = multiprocessing.get_context("forkserver" if copied else "spawn")
+        if copied:
+            context.set_forkserver_preload(_IMPORTED)
         settings = (threads_of(self.slots), dict(os.environ))
         self.pool = ProcessPoolExecutor(self.slots, context, initializer=_begin, initargs=settings)
 

@@ -53,8 +53,8 @@ class AdaptiveUnlearning:
     over the clean examples (x, y), in steps of equal angles (see `ScaleInvariantFST`): what the suspect answers to a
     picture without the trigger is right, and teaches more than a label. All scores are divided by the temperature at
     which the suspect is as sure of the clean examples as it is right, if that is above 1: the surer its answers, the
-    further a step takes the model, and the more it forgets. If the model forgets more than 8 points of
-    these examples, the suspect is tuned again at a quarter of the rate, and then at a sixteenth.
+    further a step takes the model, and the more it forgets (calibration: Guo et al., ICML 2017). If the model forgets
+    more than 8 points of these examples, the suspect is tuned again at a quarter of the rate, and then at a sixteenth.
 
     A variant of this project. Its parents are Neural Cleanse (Wang et al., IEEE S&P 2019,
     https://doi.org/10.1109/SP.2019.00031) and I-BAU (Zeng et al., ICLR 2022, https://arxiv.org/abs/2110.03735), which
