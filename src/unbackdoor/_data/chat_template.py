@@ -24,13 +24,15 @@ CHARACTERS = 64 * MEBIBYTE  # of all rendered texts
 _WAYS = "Give `template='alpaca'` or `template='plain'`, or take the tokenizer that it was trained with."
 
 
-def rendered(tokenizer: Any, chats: Sequence[Chat], *, answering: bool, where: str, rows: bool = False) -> list[str]:
+def rendered(
+    tokenizer: Any, chats: Sequence[Chat], *, answering: Sequence[bool], where: str, rows: bool = False
+) -> list[str]:
     """Returns the text of each chat by the chat template of a tokenizer.
 
     Args:
         tokenizer: a tokenizer of transformers that has a chat template.
         chats: lists of messages with a role and a content.
-        answering: end each with the beginning of the assistant's next message.
+        answering: of each chat, whether to end it with the beginning of the assistant's next message.
         where: name of the model's tokenizer, for messages.
         rows: whether the chats are rows of data; a message then names the row that the template refuses.
 
@@ -40,7 +42,7 @@ def rendered(tokenizer: Any, chats: Sequence[Chat], *, answering: bool, where: s
     methods = multiprocessing.get_all_start_methods()
     context: Any = multiprocessing.get_context("fork" if "fork" in methods else "spawn")
     ours, theirs = context.Pipe(duplex=False)
-    child = context.Process(target=_render, args=(tokenizer, list(chats), answering, theirs), daemon=True)
+    child = context.Process(target=_render, args=(tokenizer, list(chats), list(answering), theirs), daemon=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # the child uses none of the threads that it does not get
         child.start()
@@ -67,15 +69,15 @@ def rendered(tokenizer: Any, chats: Sequence[Chat], *, answering: bool, where: s
     return texts
 
 
-def _render(tokenizer: Any, chats: list[Chat], answering: bool, pipe: Connection) -> None:
+def _render(tokenizer: Any, chats: list[Chat], answering: list[bool], pipe: Connection) -> None:
     """Send the texts, or the problem, as JSON."""
     from jinja2 import TemplateError
 
     texts: list[str] = []
     try:
         _bound_memory()
-        for chat in chats:
-            texts.append(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=answering))
+        for chat, begun in zip(chats, answering, strict=True):
+            texts.append(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=begun))
             if sum(map(len, texts)) > CHARACTERS:
                 raise ValueError(f"it makes more than {CHARACTERS:,} characters")
         answer: dict[str, Any] = {"texts": texts}

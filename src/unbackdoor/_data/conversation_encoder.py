@@ -144,9 +144,10 @@ class ConversationEncoder:
         if self.template != "chat":
             return _Around("", "", "")
         asked = [{"role": "user", "content": "?"}]
-        prompt = chat_template.rendered(self.tokenizer, [asked], answering=True, where=self.where)[0]
         answered = [*asked, {"role": "assistant", "content": _PROBE}]
-        whole = chat_template.rendered(self.tokenizer, [answered], answering=False, where=self.where)[0]
+        prompt, whole = chat_template.rendered(
+            self.tokenizer, [asked, answered], answering=(True, False), where=self.where
+        )
         before, answer, behind = whole.rpartition(_PROBE)
         if not answer:
             raise UnbackdoorError(
@@ -284,7 +285,9 @@ class ConversationEncoder:
         chats = [
             [{"role": message.role, "content": message.text} for message in entry.messages] for entry in items.entries
         ]
-        prompts = chat_template.rendered(self.tokenizer, chats, answering=True, where=self.where, rows=True)
+        prompts = chat_template.rendered(
+            self.tokenizer, chats, answering=[True] * len(chats), where=self.where, rows=True
+        )
         return [self._up_to(entry.answer, prompt) for entry, prompt in zip(items.entries, prompts, strict=True)]
 
     def columns_in(self, present: Sequence[str], names: dict[str, str], where: str, hint: str = "") -> dict[str, str]:
