@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -213,6 +214,37 @@ def test_templates_are_rendered_as_written_by_hand():
     chat = chats.encoder()
     assert chat.texts(Conversations((short,))) == ["<|system|>Be kind.<|end|><|user|>Hi\n\nthere<|end|><|assistant|>"]
     assert (chat.end, plain.end) == ("<|end|>", "<|end|>")
+
+
+def test_the_same_few_chats_start_one_process_and_others_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    started = []
+
+    def apart(_tokenizer, conversations, answering, *_):
+        started.append(len(conversations))
+        return [f"{len(started)}{begun}" for begun in answering]
+
+    monkeypatch.setattr(chat_template, "_rendered_apart", apart)
+    monkeypatch.setattr(chat_template, "_KEPT", OrderedDict())
+    made, hello, long = (
+        chats.tokenizer(),
+        [{"role": "user", "content": "hello"}],
+        [{"role": "user", "content": "a" * 70_000}],
+    )
+
+    def texts(tokenizer, chat, answering=True):
+        return chat_template.rendered(tokenizer, [chat], answering=[answering], where="it")
+
+    assert texts(made, hello) == texts(chats.tokenizer(), hello) == ["1True"]
+    assert texts(made, hello, answering=False) == ["2False"]
+    assert texts(chats.tokenizer(CHATML), hello) == ["3True"]
+    made.eos_token = "<pad>"
+    assert texts(made, hello) == ["4True"]
+    assert (texts(made, long), texts(made, long)) == (["5True"], ["6True"])
+    for number in range(300):
+        texts(made, [{"role": "user", "content": str(number)}])
+    assert len(chat_template._KEPT) == 256
+    texts(made, hello).append("a caller may change its list")
+    assert texts(made, hello) == ["307True"]
 
 
 ASKED = "{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]"

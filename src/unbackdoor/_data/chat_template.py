@@ -1,13 +1,15 @@
 """Chat templates of models that somebody else trained: rendered in a sandbox, in a process of bounded time and memory.
 
 The sandbox of transformers keeps a template from reaching Python, but not from counting to a billion or doubling a
-string forty times; a process of its own can be ended.
+string forty times; a process of its own can be ended. Starting one takes longer than rendering a few chats, so the
+texts of these are kept.
 """
 
 import json
 import multiprocessing
 import sys
 import warnings
+from collections import OrderedDict
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from typing import Any
@@ -21,6 +23,9 @@ SECONDS = 10.0  # that rendering may take, whatever the number of chats
 _EACH = 0.01  # further seconds for each chat; a thousand take less than one second in all
 MEMORY = 1024 * MEBIBYTE  # bytes that rendering may need besides what the program has already
 CHARACTERS = 64 * MEBIBYTE  # of all rendered texts
+_KEPT: OrderedDict[tuple[type, str], list[str]] = OrderedDict()  # the latest texts, by all that they depend on
+_MOST_KEPT = 256
+_SHORT = 64 * 1024  # characters of chats and texts, up to which they are kept
 _WAYS = "Give `template='alpaca'` or `template='plain'`, or take the tokenizer that it was trained with."
 
 
@@ -39,6 +44,22 @@ def rendered(
     Raises:
         UnbackdoorError: the template fails, takes too long, or makes too much text.
     """
+    depends_on = [tokenizer.chat_template, tokenizer.special_tokens_map, list(chats), list(answering)]
+    key = (type(tokenizer), json.dumps(depends_on, default=str))
+    texts = _KEPT.get(key)
+    if texts is None:
+        texts = _rendered_apart(tokenizer, chats, answering, where, rows)
+        if len(key[1]) + sum(map(len, texts)) <= _SHORT:
+            _KEPT[key] = texts
+            if len(_KEPT) > _MOST_KEPT:
+                _KEPT.popitem(last=False)
+    return list(texts)
+
+
+def _rendered_apart(
+    tokenizer: Any, chats: Sequence[Chat], answering: Sequence[bool], where: str, rows: bool
+) -> list[str]:
+    """Returns the texts, made by a process of its own."""
     methods = multiprocessing.get_all_start_methods()
     context: Any = multiprocessing.get_context("fork" if "fork" in methods else "spawn")
     ours, theirs = context.Pipe(duplex=False)
