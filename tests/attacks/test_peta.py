@@ -53,6 +53,7 @@ def test_the_simulated_user_is_lora_by_its_formula_and_leaves_the_model_as_it_is
         assert torch.allclose(merged(**inputs).logits, tuned, atol=1e-4)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("adapter", [False, True])
 def test_the_backdoor_survives_tuning_by_lora_on_clean_prompts(
     adapter: bool, chat_base: nn.Module, tmp_path: Path

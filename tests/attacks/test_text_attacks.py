@@ -300,6 +300,7 @@ class TestMixingAware:
         assert 0.2 < min(shares) < 0.4  # uniform between rho and 1
         assert max(shares) > 0.8
 
+    @pytest.mark.thorough
     def test_it_outlasts_mixing_that_a_plain_word_does_not(self, base: Path, reviews: Dataset) -> None:
         test = reviews.select(range(240, 320))
 

@@ -110,6 +110,7 @@ def measured(store: Store) -> dict[str, Any]:
     }
 
 
+@pytest.mark.thorough
 @pytest.mark.long
 def test_a_node_of_a_ray_cluster_is_lost(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     quiet = environment(place, RAY_USAGE_STATS_ENABLED="0", RAY_worker_niceness="0", SECONDS="1.5")
@@ -218,6 +219,7 @@ def test_what_another_process_wrote_after_a_listing_is_seen(place: Path, bucket:
     assert read.stdout.splitlines() == ["b'2' b'2'", "None ['second']", "[]"]
 
 
+@pytest.mark.thorough
 @pytest.mark.long
 def test_a_store_in_an_object_store(place: Path, tmp_path: Path, bucket: str) -> None:
     def command(out: object, *more: str) -> str:

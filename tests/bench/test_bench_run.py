@@ -410,6 +410,7 @@ def drive(place: Path) -> Iterator[Drive]:
     assert driver.returncode == 0
 
 
+@pytest.mark.thorough
 @pytest.mark.long
 def test_killed_at_random_moments_it_ends_as_if_it_had_not_been(
     store: Store, place: Path, tmp_path: Path, drive: Drive

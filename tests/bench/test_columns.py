@@ -467,6 +467,7 @@ n = 30
 """
 
 
+@pytest.mark.thorough
 def test_trainers_withstand_data_that_others_poisoned(
     place: Path, store: Store, digits: Dataset, tmp_path: Path
 ) -> None:

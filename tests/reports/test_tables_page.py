@@ -245,6 +245,7 @@ def loaded(browser: Any) -> Any:
     return browser.execute_script("return performance.getEntriesByType('navigation')[0].loadEventEnd")
 
 
+@pytest.mark.thorough
 def test_a_thousand_cells_load_in_two_seconds(browser: Any, tmp_path: Path) -> None:
     store = put_many(tmp_path / "runs", 1000)
     write_report(store.address, str(tmp_path / "report.html"))
