@@ -24,11 +24,12 @@ def calibrated_temperature(model: nn.Module, clean: Dataset, arithmetic: Arithme
 
     Args:
         model: a classifier.
-        clean: examples with labels that it was not trained on.
+        clean: examples that it was not trained on; those with the label -1 do not count.
         arithmetic: device, precision, layout.
     """
-    scores = answers(model, clean, arithmetic).double()  # (n, classes)
-    right = scores.gather(1, clean.labels.cpu()[:, None])[:, 0]
+    labelled = clean.select((clean.labels >= 0).nonzero()[:, 0].tolist())
+    scores = answers(model, labelled, arithmetic).double()  # (n, classes)
+    right = scores.gather(1, labelled.labels.cpu()[:, None])[:, 0]
 
     def slope(inverse: float) -> float:
         """Of the cross-entropy in the inverse temperature, in which it is convex."""

@@ -36,17 +36,18 @@ def turn_(weight: Tensor, degrees: float, generator: torch.Generator) -> None:
 
 
 @contextmanager
-def in_own_units(model: nn.Module, head: Head, inputs: Inputs) -> Iterator[None]:
+def in_own_units(model: nn.Module, head: Head, inputs: Inputs, temperature: float = 1.0) -> Iterator[None]:
     """While the block runs, the model computes the same with a head of one length, whatever the scale of its features.
 
     The rows of the head, less their mean, get the root mean square length `ROW`; its input is multiplied by the factor
     that the rows were divided by. If the features grow with weight and bias of the last normalisation, these get a root
-    mean square of 1.
+    mean square of 1. At a temperature, that input and the bias are divided by it, and so are the scores.
 
     Args:
         model: any classifier, changed in place and back.
         head: its last linear layer.
         inputs: one batch of model inputs.
+        temperature: what the scores are divided by in the block, more than 0.
 
     Raises:
         UnbackdoorError: the weight of the head is computed from other tensors.
@@ -60,9 +61,11 @@ def in_own_units(model: nn.Module, head: Head, inputs: Inputs) -> Iterator[None]
         weight.div_(length)
         for parameter in scaling:
             parameter.div_(size)
-    hook = head.layer.register_forward_pre_hook(
-        lambda _module, arguments: (arguments[0] * (length * size), *arguments[1:])
-    )
+        biases = [] if head.layer.bias is None else [head.layer.bias]
+        for parameter in biases:
+            parameter.div_(temperature)
+    factor = length * size / temperature
+    hook = head.layer.register_forward_pre_hook(lambda _module, given: (given[0] * factor, *given[1:]))
     try:
         with removing([hook]):
             yield
@@ -71,6 +74,8 @@ def in_own_units(model: nn.Module, head: Head, inputs: Inputs) -> Iterator[None]
             weight.mul_(length)
             for parameter in scaling:
                 parameter.mul_(size)
+            for parameter in biases:
+                parameter.mul_(temperature)
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ from unbackdoor._models.head import Head
 from unbackdoor._models.hooks import without_dropout
 from unbackdoor._purification.run import Run
 from unbackdoor._training.descent import divergence
+from unbackdoor.purifiers._calibrated import calibrated_temperature
 from unbackdoor.purifiers._equal_steps import equal_steps
 from unbackdoor.purifiers._head_units import centred, in_own_units, turn_
 
@@ -46,12 +47,13 @@ def shift_(
         first: an earlier result, the teacher where it names another class than the suspect; None for the suspect alone.
     """
     head = run.head(model)
-    with in_own_units(model, Head(run.head_name, head), probe(model, clean)), without_dropout(model):
+    sureness = calibrated_temperature(suspect, clean, run.arithmetic)
+    with in_own_units(model, Head(run.head_name, head), probe(model, clean), sureness), without_dropout(model):
         goal = centred(head.weight.detach())  # (classes, features)
         length = goal.norm()
 
         def loss(scores: Tensor, batch: Batch) -> Tensor:
-            distance = divergence(scores, taught(suspect, first, batch, run), temperature)
+            distance = divergence(scores, taught(suspect, first, batch, run) / sureness, temperature)
             cosine = (centred(head.weight) * goal).sum() / length**2
             total: Tensor = (1 - share) * labelled(scores, batch) + share * temperature**2 * distance + alpha * cosine
             return total

@@ -14,6 +14,7 @@ from unbackdoor._purification.run import Run
 from unbackdoor._tasks.classification import hits
 from unbackdoor._training.recipe import Defaults
 from unbackdoor._value import value
+from unbackdoor.purifiers._calibrated import calibrated_temperature
 from unbackdoor.purifiers._head_units import in_own_units
 from unbackdoor.purifiers._shift import shift_
 from unbackdoor.purifiers._strength import Attempt, price, strongest
@@ -92,7 +93,7 @@ class ScaleInvariantFST:
     # The first version made ten passes, the second kept dropout; both lost more accuracy. The third had one rate for
     # all lengths of filters and features: it left most of a patch on a ResNet-20, and ruined others. The fourth took
     # small batches at the rate of large ones: with 400 pictures it lost up to 32 points.
-    version: ClassVar[int] = 5
+    version: ClassVar[int] = 6
     uses_unlabelled: ClassVar[bool] = True
     defaults: ClassVar[Defaults] = {
         "images": {"learning_rate": 0.025, "batch_size": 32},
@@ -149,7 +150,8 @@ class ScaleInvariantFST:
         """Tune in place, at a given strength."""
         assert self.strength is not None
         if self.strength == 0:
-            with in_own_units(model, Head(run.head_name, run.head(model)), probe(model, clean)):
+            sureness = calibrated_temperature(suspect, clean, run.arithmetic)
+            with in_own_units(model, Head(run.head_name, run.head(model)), probe(model, clean), sureness):
                 run.tune(model, clean, epochs=self.epochs, learning_rate=self.learning_rate, batch_size=self.batch_size)
             return
         size: int = run.setting(self, "batch_size")
