@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -48,6 +49,17 @@ def test_it_is_the_temperature_at_which_confidence_is_accuracy(margin: float, wr
 def test_it_never_sharpens_and_has_an_end(margin: float, wrong: int, expected: float) -> None:
     found = calibrated_temperature(Sure(margin), pictures(wrong), toys.a_run().arithmetic)
     assert found == pytest.approx(expected)
+
+
+def test_examples_without_a_label_do_not_count() -> None:
+    some = pictures(8)
+    more = replace(
+        some, items=torch.cat([some.items, some.items]), labels=torch.cat([some.labels, -torch.ones(40).long()])
+    )
+    run = toys.a_run()
+    assert calibrated_temperature(Sure(3.0), more, run.arithmetic) == calibrated_temperature(
+        Sure(3.0), some, run.arithmetic
+    )
 
 
 def test_a_step_is_that_of_the_network_with_the_smaller_head() -> None:

@@ -16,6 +16,7 @@ from unbackdoor._models.calling import probe
 from unbackdoor._models.head import features, head_of
 from unbackdoor._models.hooks import without_dropout
 from unbackdoor.purifiers import _equal_steps, _shift, _strength, scale_invariant_fst
+from unbackdoor.purifiers._calibrated import calibrated_temperature
 from unbackdoor.purifiers._head_units import ROW, in_own_units, turn_
 
 
@@ -108,6 +109,21 @@ def test_in_float32_the_same_classes_come_out(factor: float, suspect: Normalised
         moved.head.weight.div_(factor)
     one, other = (answers(model, data, purifiers.ScaleInvariantFST(epochs=3)) for model in (suspect, moved))
     assert torch.allclose(one, other, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.0])
+def test_a_surer_head_is_purified_alike(strength: float, suspect: Normalised, digits: Dataset) -> None:
+    """The same classes with scores three times as large: the result's scores are three times as large."""
+    method = purifiers.ScaleInvariantFST(strength=strength, epochs=2, batch_size=16)
+    data, made = digits.select(range(600, 800)), []
+    for factor in (6.0, 18.0):
+        sure = copy.deepcopy(suspect).double()
+        with torch.no_grad():
+            for parameter in sure.head.parameters():
+                parameter.mul_(factor)
+        assert calibrated_temperature(sure, data, toys.a_run().arithmetic) > 1
+        made.append(answers(sure, data, method))
+    assert torch.allclose(3 * made[0], made[1], rtol=1e-5, atol=1e-5)
 
 
 def test_dropout_is_off_while_it_shifts_and_back_afterwards(suspect: Normalised, digits: Dataset) -> None:
@@ -280,11 +296,13 @@ def test_one_step_is_that_of_the_formula(digits: Dataset) -> None:
     x = ((data.pixels.double() / 255 - 0.25) / 0.5).flatten(1)
     s, bias = suspect[1].weight.detach(), suspect[1].bias.detach()
     length = math.sqrt(((s - s.mean(0)) ** 2).sum() / 10) / ROW
+    sure = calibrated_temperature(suspect, data, toys.a_run().arithmetic)
+    assert sure > 1
     start = s / length
     turn_(start, 45, torch.Generator().manual_seed(5))
-    w, b = start.clone().requires_grad_(), bias.clone().requires_grad_()
-    scores = x * length @ w.T + b
-    p, q = ((x @ s.T + bias) / 3).softmax(1), (scores / 3).softmax(1)
+    w, b = start.clone().requires_grad_(), (bias / sure).requires_grad_()
+    scores = x * length / sure @ w.T + b
+    p, q = ((x @ s.T + bias) / sure / 3).softmax(1), (scores / 3).softmax(1)
     goal, mine = s - s.mean(0), w - w.mean(0)
     cosine = (mine * goal).sum() / (goal.norm() * mine.detach().norm())  # of one length, which the step may leave
     loss = 0.3 * F.cross_entropy(scores, data.labels) + 0.7 * 9 * (p * (p.log() - q.log())).sum(1).mean() + cosine
@@ -295,7 +313,7 @@ def test_one_step_is_that_of_the_formula(digits: Dataset) -> None:
         mean = w.mean(0)
         w.copy_(mean + (w - mean) * (start - start.mean(0)).norm() / (w - mean).norm())
     assert torch.allclose(made.weight, w * length, rtol=0, atol=1e-8)
-    assert torch.allclose(made.bias, b, rtol=0, atol=1e-8)
+    assert torch.allclose(made.bias, b * sure, rtol=0, atol=1e-8)
 
 
 def test_the_first_strength_within_the_margin_is_kept(suspect: Normalised, digits: Dataset) -> None:

@@ -32,8 +32,10 @@ class ScaleInvariantFST:
     not do the same: its penalty grows with the squared norm of the head, its new head is drawn at a fixed size, and its
     learning rate depends on neither. Here the head is tuned at one length per class, and its input is multiplied by the
     factor that the head was divided by. If the last normalisation sets the scale of the features, its weight and bias
-    also get a root mean square of 1. W_c are the rows of W less their mean, S_c those of the suspect. Over the clean
-    examples (x, y) this method minimises
+    also get a root mean square of 1. A network with a head twice as large answers the same classes, only surer. So all
+    scores, f(x) and f_suspect(x), are divided by the temperature at which the suspect is as sure of the clean examples
+    as it is right, if that is above 1 (calibration: Guo et al., ICML 2017, https://arxiv.org/abs/1706.04599). W_c are
+    the rows of W less their mean, S_c those of the suspect. Over the clean examples (x, y) this method minimises
 
         (1 - share) * CE(f(x), y) + share * T^2 * KL(f_suspect(x) || f(x) at temperature T)
             + strength * alpha * cos(W_c, S_c)   subject to   |W_c| = |S_c|
@@ -92,7 +94,8 @@ class ScaleInvariantFST:
 
     # The first version made ten passes, the second kept dropout; both lost more accuracy. The third had one rate for
     # all lengths of filters and features: it left most of a patch on a ResNet-20, and ruined others. The fourth took
-    # small batches at the rate of large ones: with 400 pictures it lost up to 32 points.
+    # small batches at the rate of large ones: with 400 pictures it lost up to 32 points. The fifth took the scores as they
+    # are, and left more of the backdoor in a suspect that is surer than it is right.
     version: ClassVar[int] = 6
     uses_unlabelled: ClassVar[bool] = True
     defaults: ClassVar[Defaults] = {
