@@ -67,7 +67,7 @@ class ContrastiveUnlearning:
     batch_size: Annotated[int | None, Field(ge=2)] = None
 
     # The first version took any shifted copy as the reference, also one that had forgotten its task; the second copy
-    # was shifted in ten passes, the third with dropout; the fourth to sixth took versions 3 to 5 of scale-invariant FST.
+    # was shifted in ten passes, the third with dropout; the fourth to sixth took versions 3 to 5 of the shift.
     version: ClassVar[int] = 7
     defaults: ClassVar[Defaults] = {"images": {"batch_size": 32}}
 

@@ -94,7 +94,7 @@ class ScaleInvariantFST:
 
     # The first version made ten passes, the second kept dropout; both lost more accuracy. The third had one rate for
     # all lengths of filters and features: it left most of a patch on a ResNet-20, and ruined others. The fourth took
-    # small batches at the rate of large ones: with 400 pictures it lost up to 32 points. The fifth took the scores as they
+    # small batches at the rate of large ones: with 400 pictures it lost up to 32 points. The fifth took scores as they
     # are, and left more of the backdoor in a suspect that is surer than it is right.
     version: ClassVar[int] = 6
     uses_unlabelled: ClassVar[bool] = True
