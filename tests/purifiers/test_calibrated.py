@@ -53,9 +53,7 @@ def test_it_never_sharpens_and_has_an_end(margin: float, wrong: int, expected: f
 
 def test_examples_without_a_label_do_not_count() -> None:
     some = pictures(8)
-    more = replace(
-        some, items=torch.cat([some.items, some.items]), labels=torch.cat([some.labels, -torch.ones(40).long()])
-    )
+    more = replace(some, items=some.pixels.repeat(2, 1, 1, 1), labels=torch.cat([some.labels, -torch.ones(40).long()]))
     run = toys.a_run()
     assert calibrated_temperature(Sure(3.0), more, run.arithmetic) == calibrated_temperature(
         Sure(3.0), some, run.arithmetic
