@@ -4,6 +4,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from unbackdoor._errors import UnbackdoorError
 from unbackdoor._processors import ROOT, groups, read
 
 # The files of a control group with its limit, what it uses, and what of that are copies of files that can be dropped.
@@ -28,6 +29,22 @@ def free(root: Path = ROOT) -> int | None:
         return None
     left = 1024 * (machine["MemAvailable"] + machine.get("SwapFree", 0))
     return max(0, min([left, *_left_of_groups(root)]))
+
+
+def check_memory(owner: str, needed: int, way_out: str) -> None:
+    """Refuse what needs more memory than is free: the system would end this process without a word.
+
+    Args:
+        owner: the beginning of the sentence, `X needs` say.
+        needed: bytes.
+        way_out: its end.
+
+    Raises:
+        UnbackdoorError: names both numbers.
+    """
+    left = free()
+    if left is not None and needed > left:
+        raise UnbackdoorError(f"{owner} {shown(needed)} of memory, and {shown(left)} are free. {way_out}")
 
 
 def shown(count: int) -> str:

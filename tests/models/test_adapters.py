@@ -2,7 +2,10 @@
 
 import dataclasses
 import json
+import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import peft
@@ -501,8 +504,26 @@ def test_a_pickled_adapter_or_a_wrong_base_is_refused(place: Path, tmp_path: Pat
     with pytest.raises(UnbackdoorError, match=r"adapter_model.bin is a pickle, which is not opened"):
         load(folder, base=place / "base")
     (folder / "adapter_model.bin").unlink()
-    with pytest.raises(UnbackdoorError, match="it is missing"):
+    with pytest.raises(UnbackdoorError, match=r"it is missing. Save the adapter again with save_pretrained of peft"):
         load(folder, base=place / "base")
+
+
+def test_the_command_that_converts_a_pickled_adapter_works(place: Path, tmp_path: Path) -> None:
+    folder = changed(place, tmp_path)
+    file = folder / "adapter_model.safetensors"
+    tensors = load_file(file)
+    file.unlink()
+    torch.save(tensors, folder / "adapter_model.bin")
+    with pytest.raises(UnbackdoorError) as refusal:
+        load(folder, base=place / "base")
+    command = str(refusal.value).partition("Convert it, in that folder: ")[2]
+    program, option, code = shlex.split(command)
+    assert (program, option) == ("python", "-c")
+    subprocess.run([sys.executable, option, code], cwd=folder, check=True)
+    load(folder, base=place / "base")
+    converted = load_file(file)
+    assert converted.keys() == tensors.keys()
+    assert all(torch.equal(converted[name], tensors[name]) for name in tensors)
 
 
 def test_a_tokenizer_of_an_adapter_that_a_merged_model_would_not_have_is_said(tmp_path: Path) -> None:

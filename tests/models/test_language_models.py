@@ -417,6 +417,42 @@ def test_a_gguf_file_becomes_an_ordinary_model(tmp_path: Path, monkeypatch: pyte
     assert (tmp_path / "out" / "model.safetensors").exists()
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_gguf_file_lies_in_memory_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tied: bool) -> None:
+    """What transformers read is what the model has; the largest tensor is copied twice on the way."""
+    from unbackdoor import _memory
+    from unbackdoor._models import gguf as ours
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**_GROUPED, tie_word_embeddings=True))
+    own = model.lm_head.weight.detach() + 1
+    file = tmp_path / "model.gguf"
+    gguf_files.write(file, model, further=lambda writer: tied or writer.add_tensor("output.weight", own.numpy()))
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", lambda *_, **__: chats.tokenizer())
+    numbers = sum(each.numel() for each in model.parameters()) + (0 if tied else own.numel())
+    needed = 4 * (numbers + 2 * own.numel())  # the embeddings are the largest
+    monkeypatch.setattr(_memory, "free", lambda: needed - 1)
+    with pytest.raises(UnbackdoorError, match=f"is read as float32, which needs {_memory.shown(needed)} of memory"):
+        ours.gguf_model(file)
+    monkeypatch.setattr(_memory, "free", lambda: needed)
+    read = []
+
+    def reading(*arguments, **options):
+        read.append(theirs(*arguments, **options))
+        return read[-1]
+
+    theirs = transformers.AutoModelForCausalLM.from_pretrained
+    monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", reading)
+    result, _ = ours.gguf_model(file)
+    places = {name: each.data_ptr() for name, each in read[0][0].named_parameters()}
+    assert {name: each.data_ptr() for name, each in result.named_parameters()} == places
+    assert all(each.requires_grad for each in result.parameters())
+    assert (result.lm_head.weight is result.model.embed_tokens.weight) == tied
+    assert torch.equal(result.lm_head.weight, model.lm_head.weight if tied else own)
+    assert not any(each.is_meta for each in result.buffers())
+
+
 def _llama3(writer: gguf.GGUFWriter) -> None:
     """What llama.cpp writes of the frequencies of Llama 3.1: a divisor for each, of 8 numbers a head."""
     divisors = []

@@ -11,7 +11,7 @@ import transformers
 
 import chats
 import unbackdoor
-from unbackdoor import Dataset, UnbackdoorError, load, purifiers
+from unbackdoor import Dataset, UnbackdoorError, _memory, load, purifiers
 from unbackdoor._cli.app import main
 from unbackdoor._memory import shown
 from unbackdoor._models import offloading
@@ -22,7 +22,8 @@ from unbackdoor._models.decoding import answers
 
 def limit(monkeypatch: pytest.MonkeyPatch, left: int | None) -> None:
     """Let the machine have so many bytes left."""
-    monkeypatch.setattr(offloading, "free", lambda: left)
+    for module in (_memory, offloading):
+        monkeypatch.setattr(module, "free", lambda: left)
 
 
 def saved(folder: Path, dtype: torch.dtype = torch.float32, tied: bool = True) -> int:
@@ -179,7 +180,18 @@ def test_a_pickle_can_only_be_read_whole(tmp_path: Path, monkeypatch: pytest.Mon
     model.config.save_pretrained(tmp_path)
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
     chats.tokenizer().save_pretrained(tmp_path)
-    limit(monkeypatch, 1000)
+    file = tmp_path / "pytorch_model.bin"
+    size = file.stat().st_size
+    limit(monkeypatch, size - 1)
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "load", None)  # nothing is read
+        with pytest.raises(UnbackdoorError) as refusal:
+            load(tmp_path, offload="cpu")
+    assert str(refusal.value) == (
+        f"{file} is a pickle, which is read whole and needs {shown(size)} of memory, and {shown(size - 1)} are free. "
+        "Take a machine with more, or save it as safetensors."
+    )
+    limit(monkeypatch, size)  # without room for activations
     with pytest.raises(UnbackdoorError) as refusal:
         load(tmp_path, offload="cpu")
     assert str(refusal.value) == (

@@ -25,6 +25,11 @@ CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 
 _PREFIX = "base_model.model."
+# Only tensors are built from the pickle.
+_CONVERSION = (
+    'python -c "import torch, safetensors.torch as s; '
+    f"s.save_file(torch.load('adapter_model.bin', 'cpu', weights_only=True), '{WEIGHTS_FILE}')\""
+)
 # The entries of a plain LoRA adapter's config; anything else in it must be empty or switched off.
 _SAID = {
     *(
@@ -374,9 +379,15 @@ def _check_config(path: Path, config: Mapping[str, Any], *, merging: bool = Fals
 
 def _weights(path: Path) -> dict[str, Tensor]:
     if not exists(path / WEIGHTS_FILE):
-        pickled = exists(path / "adapter_model.bin")
-        state = "adapter_model.bin is a pickle, which is not opened" if pickled else "it is missing"
-        raise UnbackdoorError(f"{path} must have its weights in {WEIGHTS_FILE}; {state}. Save it as safetensors.")
+        if exists(path / "adapter_model.bin"):
+            raise UnbackdoorError(
+                f"{path} must have its weights in {WEIGHTS_FILE}; adapter_model.bin is a pickle, which is not opened. "
+                f"Convert it, in that folder: {_CONVERSION}"
+            )
+        raise UnbackdoorError(
+            f"{path} must have its weights in {WEIGHTS_FILE}; it is missing. Save the adapter again with "
+            "save_pretrained of peft."
+        )
     check_file(path / WEIGHTS_FILE)
     check_safetensors(path / WEIGHTS_FILE)
     weights = load_file(path / WEIGHTS_FILE)

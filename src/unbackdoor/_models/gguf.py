@@ -9,9 +9,9 @@ from typing import Any
 
 from unbackdoor._errors import UnbackdoorError, printable
 from unbackdoor._inputs import check_file, reading
+from unbackdoor._memory import check_memory
 from unbackdoor._models.building import Extent, bounded
 from unbackdoor._models.hugging_face import quiet_transformers
-from unbackdoor._models.offloading import check_memory
 from unbackdoor._models.untrusted_weights import check_finite
 from unbackdoor._models.weight_names import check_fit
 
@@ -19,6 +19,7 @@ from unbackdoor._models.weight_names import check_fit
 _LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 
 _SMALLEST = 4  # a weight has at least two bits, so a byte of a file holds at most four
+_COPIES = 2  # of each tensor, which transformers makes on the way
 
 
 def is_gguf(path: Path) -> bool:
@@ -52,9 +53,10 @@ def gguf_model(path: Path) -> tuple[Any, Any]:
         try:
             content = GGUFReader(path)
             _check_whole(path, content)
+            numbers = [int(tensor.n_elements) for tensor in content.tensors]
             check_memory(
                 f"{path} is read as float32, which needs",
-                4 * sum(int(tensor.n_elements) for tensor in content.tensors),
+                4 * (sum(numbers) + _COPIES * max(numbers, default=0)),
                 "Take a machine with more, or give the model as a Hugging Face directory in half precision.",
             )
             extent = Extent(_SMALLEST * path.stat().st_size, len(content.tensors), None)
@@ -69,8 +71,7 @@ def gguf_model(path: Path) -> tuple[Any, Any]:
                 if hasattr(config, "quantization_config"):
                     del config.quantization_config
                 _scale_positions(path, content, config)
-                model = type(read)(config)
-            model.load_state_dict(read.state_dict())
+                model = _with_weights_of(read, config)
             model.generation_config = read.generation_config
             tokenizer = transformers.AutoTokenizer.from_pretrained(path.parent, **source)
             if "tokenizer.ggml.tokens" in content.fields:
@@ -85,6 +86,17 @@ def gguf_model(path: Path) -> tuple[Any, Any]:
             ) from None
     check_finite(model.state_dict(), str(path))
     return model.float().eval(), tokenizer
+
+
+def _with_weights_of(read: Any, config: Any) -> Any:
+    """Returns a fresh model that has the weights of another one without a copy of them; its buffers are computed."""
+    from accelerate import init_empty_weights
+
+    with init_empty_weights(include_buffers=False):
+        model = type(read)(config)
+    model.load_state_dict(read.state_dict(), assign=True)
+    model.tie_weights()
+    return model
 
 
 def refuse_part(path: Path) -> None:

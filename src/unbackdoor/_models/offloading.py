@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from unbackdoor._errors import UnbackdoorError
-from unbackdoor._memory import free, shown
+from unbackdoor._memory import check_memory, free, shown
 from unbackdoor._models.weight_files import WeightFiles
 
 logger = logging.getLogger("unbackdoor")
@@ -21,22 +21,6 @@ _WIDENED = 2  # a copy in float32 of a model in half precision is twice as large
 _WHERE = {"cpu": "lie in memory", "disk": "lie on disk"}
 
 _in_parts: WeakSet[nn.Module] = WeakSet()  # models that `spread_` got
-
-
-def check_memory(owner: str, needed: int, way_out: str) -> None:
-    """Refuse what needs more memory than is free: the system would end this process without a word.
-
-    Args:
-        owner: the beginning of the sentence, `X needs` say.
-        needed: bytes.
-        way_out: its end.
-
-    Raises:
-        UnbackdoorError: names both numbers.
-    """
-    left = free()
-    if left is not None and needed > left:
-        raise UnbackdoorError(f"{owner} {shown(needed)} of memory, and {shown(left)} are free. {way_out}")
 
 
 def check_fits(path: Path, weights: WeightFiles) -> None:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from unbackdoor._errors import SENTENCE, UnbackdoorError, few, printable
 from unbackdoor._inputs import MEBIBYTE, check_file, is_unicode, open_file, reading
+from unbackdoor._memory import check_memory
 from unbackdoor._models.weight_names import fits
 
 logger = logging.getLogger("unbackdoor")
@@ -126,6 +127,12 @@ def read_weights(path: Path, own: Mapping[str, Tensor] | None = None) -> dict[st
         raise UnbackdoorError(
             f"{path} holds weights for {program}; PyTorch weights (.safetensors, .pt, .pth, .bin) are expected. "
             "Convert it, or ask its owner for model.safetensors."
+        )
+    if path.suffix != ".safetensors":
+        check_memory(
+            f"{path} is a pickle, which is read whole and needs",
+            length,
+            "Take a machine with more, or save it as safetensors.",
         )
     weights = _safetensors(path) if path.suffix == ".safetensors" else _pickle(path, own)
     check_plain(weights, str(path), length)
