@@ -3,6 +3,9 @@
 import errno
 import json
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -54,6 +57,55 @@ def test_nothing_is_left_when_the_block_fails(failure: BaseException, tmp_path: 
         (folder / "half").write_text("x")
         raise failure
     assert names(tmp_path) == []
+
+
+_KILLED = """
+import os, signal, sys
+from pathlib import Path
+from unbackdoor._artifacts import directories
+out, step = Path(sys.argv[1]), sys.argv[2]
+if step == "placing":
+    directories._renamed = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+with directories.directory(out, directories.check_free(out, overwrite=True)) as folder:
+    (folder / "half").write_bytes(bytes(3 * 2**20))
+    if step == "writing":
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("step", ["writing", "placing"])
+def test_what_a_killed_run_left_is_named(step: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Nothing is removed: neither what another run may be writing, nor what only has a similar name."""
+    out = tmp_path / "out"
+    finished(out)
+    earlier = (out / "record.json").read_bytes()
+    for name in (".out.partial-", ".out.partial-Backup_1", ".out.partial-12345678.d", ".other.partial-12345678"):
+        (tmp_path / name).mkdir()
+    (tmp_path / ".out.partial-afile000").write_text("")
+    (tmp_path / ".out.old-nothing_").mkdir()
+    (tmp_path / ".out.partial-alink000").symlink_to(tmp_path)
+    theirs = set(names(tmp_path))
+    done = subprocess.run([sys.executable, "-c", _KILLED, str(out), step], check=False)
+    assert done.returncode == -signal.SIGKILL
+    left = set(names(tmp_path)) - theirs
+    (partial,) = (name for name in left if ".partial-" in name)
+    expected = [
+        f"{tmp_path / partial} (3.0 MiB) is what a killed run left of {out}. Remove it, unless another run is writing "
+        "it."
+    ]
+    if step == "placing":
+        (aside,) = left - {partial}
+        assert not out.exists()
+        assert (tmp_path / aside / "old" / "record.json").read_bytes() == earlier
+        expected.insert(
+            0,
+            f"{tmp_path / aside / 'old'} (0.0 MiB) is an earlier {out}: a run was killed as it replaced it. Move "
+            "it back, or remove it, unless another run is replacing it.",
+        )
+    before = names(tmp_path)
+    check_free(out, overwrite=True)
+    assert [each.getMessage() for each in caplog.records] == expected
+    assert names(tmp_path) == before
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])

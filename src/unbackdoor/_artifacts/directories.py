@@ -2,7 +2,9 @@
 
 import errno
 import itertools
+import logging
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -12,6 +14,9 @@ from pathlib import Path
 from unbackdoor._errors import IncompleteError, UnbackdoorError, few
 from unbackdoor._inputs import is_unicode, kind_of, open_file, read_json, unusable
 from unbackdoor._interrupts import held
+from unbackdoor._memory import shown
+
+logger = logging.getLogger("unbackdoor")
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _RECORDS = ("record.json", "stress.json", "audit.json", "guard.json")
@@ -26,6 +31,8 @@ def check_free(out: Path, *, overwrite: bool, inputs: tuple[Path, ...] = ()) -> 
     With `overwrite` it may exist, if it is empty or if this program wrote all of its files (as its `record.json`,
     `stress.json`, `audit.json` or `guard.json` lists them), and if it neither is nor contains one of the inputs.
 
+    A warning names what a killed run left next to it.
+
     Returns:
         The present content of the directory, which `directory` may replace; None if there is no directory.
 
@@ -36,6 +43,7 @@ def check_free(out: Path, *, overwrite: bool, inputs: tuple[Path, ...] = ()) -> 
         raise UnbackdoorError(f"{out} is not a name in UTF-8, which safetensors could write to. Choose another `out`.")
     if not os.path.lexists(out):
         _check_place(out)
+        _warn_of_left(out)
         return None
     for source in inputs:
         if source.resolve() == out.resolve():
@@ -50,6 +58,7 @@ def check_free(out: Path, *, overwrite: bool, inputs: tuple[Path, ...] = ()) -> 
     if not out.is_dir() or (record is None and any(out.iterdir())):
         raise UnbackdoorError(f"{out} was not written by unbackdoor (it has no record.json). Choose another `out`.")
     _check_place(out)
+    _warn_of_left(out)
     held = content(out)
     if record is not None:
         listed = read_json(record).get("files")
@@ -62,6 +71,35 @@ def check_free(out: Path, *, overwrite: bool, inputs: tuple[Path, ...] = ()) -> 
                 "it away, or choose another `out`."
             )
     return held
+
+
+def _warn_of_left(out: Path) -> None:
+    """Name what runs that could not clean up (SIGKILL, no memory) left next to an output.
+
+    Nothing is removed: another run may be writing it, perhaps on another machine.
+    """
+    hidden = re.compile(rf"\.{re.escape(out.name)}\.(partial|old)-[a-z0-9_]{{8}}")  # as `mkdtemp` names them
+    with suppress(OSError):  # they may go meanwhile
+        for folder in sorted(out.parent.iterdir()):
+            kind = hidden.fullmatch(folder.name)
+            if kind is None or folder.is_symlink() or not folder.is_dir():
+                continue
+            size = shown(sum(file.lstat().st_size for file in folder.rglob("*")))
+            if kind[1] == "partial":
+                logger.warning(
+                    "%s (%s) is what a killed run left of %s. Remove it, unless another run is writing it.",
+                    folder,
+                    size,
+                    out,
+                )
+            elif (folder / "old").is_dir():
+                logger.warning(
+                    "%s (%s) is an earlier %s: a run was killed as it replaced it. Move it back, or remove it, unless "
+                    "another run is replacing it.",
+                    folder / "old",
+                    size,
+                    out,
+                )
 
 
 def check_free_file(file: Path, option: str, *, overwrite: bool, inputs: tuple[Path, ...] = (), mark: str = "") -> None:

@@ -90,7 +90,7 @@ def gguf_model(path: Path) -> tuple[Any, Any]:
 
 def _with_weights_of(read: Any, config: Any) -> Any:
     """Returns a fresh model that has the weights of another one without a copy of them; its buffers are computed."""
-    from accelerate import init_empty_weights
+    from accelerate import init_empty_weights  # type: ignore[import-untyped]
 
     with init_empty_weights(include_buffers=False):
         model = type(read)(config)
