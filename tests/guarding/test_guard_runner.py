@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+import sights
 import toys
 import unbackdoor as ub
 from unbackdoor import Dataset, UnbackdoorError, evaluate_guard, fit_guard, guards, load_guard
@@ -641,3 +642,12 @@ class TestNumbers:
         low, high = Area(1.0, 40, 60).interval
         assert high == 1.0
         assert 0.8 < low < 1.0
+
+
+@pytest.mark.parametrize("guard", [guards.Strip(), Dullness()])
+def test_no_guard_serves_pairs_of_image_and_caption(guard: object) -> None:
+    with pytest.raises(UnbackdoorError) as refusal:
+        fit_guard(sights.clip(), sights.pairs(64), guard, false_alarms=0.1, device="cpu")
+    assert str(refusal.value) == (
+        "No guard serves image-text, which sights holds. Take an audit of the model, or purify it."
+    )

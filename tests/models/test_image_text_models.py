@@ -111,6 +111,28 @@ def test_two_towers_of_another_kind_are_refused(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("tower", ["vision", "text"])
+def test_one_tower_alone_is_refused(tower: str, tmp_path: Path) -> None:
+    alone = getattr(transformers, f"CLIP{tower.capitalize()}ModelWithProjection")
+    alone(getattr(sights.clip().config, f"{tower}_config")).save_pretrained(tmp_path / "alone")
+    with pytest.raises(UnbackdoorError) as refusal:
+        load(tmp_path / "alone")
+    assert str(refusal.value) == (
+        f"{tmp_path}/alone is one tower of a model of images and texts (clip_{tower}_model), which answers with no "
+        "classes. Give the whole model, or a classifier made from it."
+    )
+
+
+def test_files_of_openclip_are_named_as_that(tmp_path: Path) -> None:
+    (tmp_path / "open_clip_config.json").write_text('{"model_cfg": {"embed_dim": 512}}')
+    with pytest.raises(UnbackdoorError) as refusal:
+        load(tmp_path)
+    assert str(refusal.value) == (
+        f"{tmp_path} is a model of OpenCLIP (open_clip_config.json), which is not read. Give it as a CLIPModel of "
+        "transformers, which many of them are to be had as."
+    )
+
+
 def test_options_of_other_models_are_refused(tmp_path: Path) -> None:
     (tmp_path / "pairs").mkdir()
     folder = sights.write(sights.clip(), tmp_path / "pairs")

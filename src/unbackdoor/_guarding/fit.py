@@ -350,6 +350,11 @@ def _check_guard(
         raise UnbackdoorError(
             f"fit_guard takes clean as a Dataset, got {type(clean).__name__}. Load it with unbackdoor.Dataset.load."
         )
+    if not any(clean.modality in each.modality for each in REGISTRY):
+        raise UnbackdoorError(
+            f"No guard serves {clean.modality}, which {printable(clean.name)} holds. Take an audit of the model, or "
+            "purify it."
+        )
     entry = entry_of(guard, REGISTRY)
     if entry is None:
         return

@@ -147,6 +147,12 @@ def _check_task(path: Path, config: Mapping[str, Any]) -> None:
             f"{path} has a tower of images and one of texts ({printable(config['model_type'])}); of such models, "
             f"{' and '.join(IMAGE_TEXT.values())} of transformers are supported. Take one of them."
         )
+    kind = str(config.get("model_type"))
+    if kind.endswith(("_vision_model", "_text_model")) and kind in transformers.CONFIG_MAPPING:
+        raise UnbackdoorError(
+            f"{path} is one tower of a model of images and texts ({kind}), which answers with no classes. Give the "
+            "whole model, or a classifier made from it."
+        )
     known = set(transformers.__all__)  # imports none of them, and is faster than dir()
     for name in map(str, architectures_of(config)):
         _, separator, task = name.rpartition("For")

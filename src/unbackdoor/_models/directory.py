@@ -195,6 +195,11 @@ def _check_directory(path: Path) -> None:
     quantised = sorted(path.glob("*.gguf"))
     if quantised:
         raise UnbackdoorError(f"{path} has no config.json, but {quantised[0]} is a GGUF file. Give that one.")
+    if (path / "open_clip_config.json").exists():
+        raise UnbackdoorError(
+            f"{path} is a model of OpenCLIP (open_clip_config.json), which is not read. Give it as a CLIPModel of "
+            "transformers, which many of them are to be had as."
+        )
     raise UnbackdoorError(
         f"{path} has no config.json. It must be a Hugging Face directory; for other models give `factory`."
     )
