@@ -301,7 +301,8 @@ def _of_an_embedding(tensors: dict) -> None:
         (_elsewhere_whole, r"also holds the whole base_model.model.mlp.weight, which is not that of `base`"),
         (
             _of_an_embedding,
-            r"has the tensor base_model.model.model.embed_tokens.lora_embedding_A, which belongs to no l",
+            r"has the tensor base_model.model.model.embed_tokens.lora_embedding_A, which belongs to no linear .* "
+            r"its embeddings \(tie_word_embeddings\), give it a copy of its own first: peft would change both\.$",
         ),
         (dict.clear, "has an adapter without a tensor"),
         (_spread, "without a number in it, as scripts leave it that save a part of a model which several processes"),

@@ -533,9 +533,13 @@ def _layer_of(path: Path, key: str, tensor: Tensor) -> str:
             "again with save_pretrained of peft."
         )
     if not (named and is_matrix and part in ("A.weight", "B.weight") and tensor.ndim == 2):
+        tied = (
+            " If the base's output layer is its embeddings (tie_word_embeddings), give it a copy of its own first: peft "
+            "would change both."
+        )
         raise UnbackdoorError(
             f"{path} has the tensor {printable(key)}, which belongs to no linear layer. Merge it into its base "
-            "(merge_and_unload of peft) and give the result."
+            f"(merge_and_unload of peft) and give the result.{tied if part.startswith('embedding_') else ''}"
         )
     return layer
 
