@@ -534,8 +534,8 @@ def _layer_of(path: Path, key: str, tensor: Tensor) -> str:
         )
     if not (named and is_matrix and part in ("A.weight", "B.weight") and tensor.ndim == 2):
         tied = (
-            " If the base's output layer is its embeddings (tie_word_embeddings), give it a copy of its own first: peft "
-            "would change both."
+            " If the base's output layer is its embeddings (tie_word_embeddings), give it a copy of its own first: "
+            "peft would change both."
         )
         raise UnbackdoorError(
             f"{path} has the tensor {printable(key)}, which belongs to no linear layer. Merge it into its base "
