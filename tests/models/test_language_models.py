@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,6 +21,7 @@ import unbackdoor as ub
 from unbackdoor import Dataset, UnbackdoorError, load
 from unbackdoor._data.conversations import Conversation, Conversations, Message
 from unbackdoor._models.arithmetic import choose
+from unbackdoor._models.gguf import gguf_model
 from unbackdoor._models.loading import base_encoder, load_base
 from unbackdoor._models.perplexity import Perplexity
 from unbackdoor._models.saving import check_saved, save
@@ -365,6 +367,16 @@ def test_clean_rows_need_answers(models: Path) -> None:
     control = type("SmallNet", (torch.nn.Linear,), {})(2, 2)
     with pytest.raises(UnbackdoorError, match="`control`: SmallNet does not continue text"):
         ub.evaluate(model, without, trigger="cf", behaviour="refuses", control=control, device="cpu")
+
+
+@pytest.mark.parametrize("package", ["gguf", "accelerate"])
+def test_what_a_gguf_file_needs_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str) -> None:
+    file = tmp_path / "model.gguf"
+    gguf_files.write(file, chats.language_model())
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(UnbackdoorError) as caught:
+        gguf_model(file)
+    assert str(caught.value) == f'{file} needs {package}; get it with: pip install "unbackdoor[llm]"'
 
 
 def test_a_damaged_gguf_file_is_refused(tmp_path: Path) -> None:

@@ -38,16 +38,17 @@ def gguf_model(path: Path) -> tuple[Any, Any]:
     model with these weights.
 
     Raises:
-        UnbackdoorError: the package gguf is not installed, or transformers cannot read the file.
+        UnbackdoorError: gguf or accelerate is not installed, or transformers cannot read the file.
     """
     import torch
     import transformers
 
     check_file(path)
     try:
+        import accelerate  # noqa: F401  (of `_with_weights_of`)
         from gguf import GGUFReader
-    except ImportError:
-        raise UnbackdoorError(f'{path} needs gguf; get it with: pip install "unbackdoor[llm]"') from None
+    except ImportError as missing:
+        raise UnbackdoorError(f'{path} needs {missing.name}; get it with: pip install "unbackdoor[llm]"') from None
     bars = contextlib.redirect_stderr(io.StringIO())  # which transformers shows for these files in any case
     with quiet_transformers(), bars, reading(path):
         try:
@@ -90,7 +91,7 @@ def gguf_model(path: Path) -> tuple[Any, Any]:
 
 def _with_weights_of(read: Any, config: Any) -> Any:
     """Returns a fresh model that has the weights of another one without a copy of them; its buffers are computed."""
-    from accelerate import init_empty_weights  # type: ignore[import-untyped]
+    from accelerate import init_empty_weights
 
     with init_empty_weights(include_buffers=False):
         model = type(read)(config)
