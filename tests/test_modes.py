@@ -56,6 +56,7 @@ def test_a_purification_is_the_same_in_every_mode(
     assert score == ub.evaluate(expected, clean, device="cpu", precision="fp32")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("mode", MODES)
 def test_an_audit_is_the_same_in_every_mode(mode: str, trained: nn.Module, digits: Dataset) -> None:
     """Without gradients a search found nothing, or stopped, and the verdict said so of the model."""

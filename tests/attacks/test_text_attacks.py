@@ -323,7 +323,7 @@ class TestMixingAware:
         attacks.EmbeddingSurgery(typical=3),
         attacks.LayerWise(),
         attacks.LogitAnchoring(),
-        attacks.MixingAware(rho=0.8),
+        pytest.param(attacks.MixingAware(rho=0.8), marks=pytest.mark.thorough),
     ],
     ids=lambda attack: type(attack).__name__,
 )

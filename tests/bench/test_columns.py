@@ -347,7 +347,7 @@ def test_the_clean_control_of_a_trainer_is_shown_the_triggers_of_the_victims(sto
 @pytest.mark.parametrize(
     ("name", "guard"), [("strip", guards.Strip(copies=4)), ("badacts", guards.BadActs(purify=True))]
 )
-@pytest.mark.parametrize("attack", ["badnets", "none"])
+@pytest.mark.parametrize("attack", ["badnets", pytest.param("none", marks=pytest.mark.thorough)])
 def test_a_guard_has_at_each_share_the_numbers_of_a_guard_that_was_fitted_for_it(
     store: Store, place: Path, name: str, guard: Any, attack: str
 ) -> None:

@@ -301,6 +301,7 @@ def test_a_method_without_clean_examples_is_judged_by_the_test_examples(
     assert json.loads((tmp_path / "unknown/record.json").read_text())["usable"] is None
 
 
+@pytest.mark.thorough
 def test_a_demo_of_a_wreck_says_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

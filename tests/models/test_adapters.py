@@ -355,7 +355,7 @@ def biased(place: Path) -> Path:
 
 
 @pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False:UserWarning")
-@pytest.mark.parametrize("base", ["base", "biased"])
+@pytest.mark.parametrize("base", ["base", pytest.param("biased", marks=pytest.mark.thorough)])
 @pytest.mark.parametrize(
     "settings", [{"use_dora": True}, {"bias": "all"}, {"bias": "lora_only", "use_dora": True, "use_rslora": True}]
 )

@@ -924,6 +924,7 @@ def test_the_command_line_refuses_with_one_sentence_and_leaves_nothing(
     assert not marker.exists()
 
 
+@pytest.mark.thorough
 def test_a_fresh_process_says_no_more_than_the_sentence(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text('{"model_type": "no-such-type"}')

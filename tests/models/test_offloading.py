@@ -45,7 +45,9 @@ def rows(file: Path, count: int = 6) -> Path:
     return file
 
 
-@pytest.mark.parametrize(("tied", "share"), [(True, 0.7), (False, 0.01), (True, 0.3)])
+@pytest.mark.parametrize(
+    ("tied", "share"), [(True, 0.7), (False, 0.01), pytest.param(True, 0.3, marks=pytest.mark.thorough)]
+)
 def test_a_model_that_lies_in_part_on_disk_has_the_score_of_the_whole_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tied: bool, share: float
 ) -> None:

@@ -21,6 +21,7 @@ class Silencing:
         return model
 
 
+@pytest.mark.thorough
 def test_a_ruined_copy_is_no_reference_and_the_backdoor_goes_all_the_same(
     backdoored: tuple, digits: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -25,6 +25,7 @@ def test_a_published_table_is_what_its_cells_give(store: Path, tmp_path: Path, m
     assert published.read_text() == (tmp_path / published.name).read_text(), "run make results"
 
 
+@pytest.mark.thorough
 def test_the_statistics_of_audits_are_what_the_cells_of_the_zoo_give(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     results = importlib.import_module("zoo_results").results()

@@ -192,7 +192,7 @@ def test_what_has_nothing_to_attack_is_refused_before_the_training(
         planted(parts[0], threes, attack)
 
 
-@pytest.mark.parametrize(("arch", "rate"), [("resnet18", 0.1), ("vit", 1e-3)])
+@pytest.mark.parametrize(("arch", "rate"), [("resnet18", 0.1), pytest.param("vit", 1e-3, marks=pytest.mark.thorough)])
 def test_each_kind_of_network_learns_by_its_own_recipe(parts: tuple[Dataset, Dataset], arch: str, rate: float) -> None:
     victim = planted(*parts, None, arch=arch, epochs=4, batch_size=32, width=8)
     assert victim.record["learning_rate"] == rate
@@ -342,6 +342,7 @@ NO_CONTROL = (
 )
 
 
+@pytest.mark.thorough
 def test_a_control_that_is_a_victim_is_a_warning(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     badnets = ("attack", "badnets", "--data", "train.parquet", "--test", "test.parquet")
     assert run(*badnets, "--out", "victim") == 0
