@@ -40,7 +40,7 @@ def trained(small_cnn: nn.Module, digits: Dataset) -> nn.Module:
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.thorough)])
 def test_a_purification_is_the_same_in_every_mode(
     mode: str, precision: Any, trained: nn.Module, digits: Dataset
 ) -> None:

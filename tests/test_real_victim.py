@@ -42,6 +42,7 @@ def test_the_backdoor_is_there(parts: tuple[nn.Module, Dataset, Dataset]) -> Non
     assert before.attack_success.value > 0.97
 
 
+@pytest.mark.thorough
 @pytest.mark.long
 def test_fine_tuning_leaves_it_and_fst_removes_it(parts: tuple[nn.Module, Dataset, Dataset]) -> None:
     model, clean, test = parts

@@ -461,7 +461,10 @@ def planted(data: Dataset, test: Dataset, attack: object) -> Victim:
 @pytest.mark.parametrize(
     "attack",
     [
-        attacks.InputAware(target=3, density=0.3, mask_steps=40, cover_ratio=0.25),
+        pytest.param(
+            attacks.InputAware(target=3, density=0.3, mask_steps=40, cover_ratio=0.25),
+            marks=pytest.mark.thorough,
+        ),
         attacks.Bypass(target=3),
         pytest.param(
             attacks.TransTroj(target=3, epsilon=60, trigger_steps=60, implant_epochs=12, user_epochs=2),

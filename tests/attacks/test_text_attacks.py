@@ -320,9 +320,9 @@ class TestMixingAware:
     [
         attacks.Word(),
         attacks.Sentence(),
-        attacks.EmbeddingSurgery(typical=3),
+        pytest.param(attacks.EmbeddingSurgery(typical=3), marks=pytest.mark.thorough),
         attacks.LayerWise(),
-        attacks.LogitAnchoring(),
+        pytest.param(attacks.LogitAnchoring(), marks=pytest.mark.thorough),
         pytest.param(attacks.MixingAware(rho=0.8), marks=pytest.mark.thorough),
     ],
     ids=lambda attack: type(attack).__name__,

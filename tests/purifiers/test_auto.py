@@ -215,6 +215,7 @@ def test_evidence_is_unlearned_first_and_last_where_there_is_none(shortcut: bool
     ]
 
 
+@pytest.mark.thorough
 def test_without_a_shortcut_it_is_scale_invariant_fst_on_four_fifths(small_cnn: SmallCNN, digits: Dataset) -> None:
     clean = digits.select(range(100))
     result = purify(

@@ -93,6 +93,7 @@ def test_a_base_whose_files_lack_the_embeddings_is_refused(moved, text_base, rev
     assert str(caught.value) == "EPUR needs the base's word embeddings, but its files have none. Fetch it again."
 
 
+@pytest.mark.thorough
 def test_the_trigger_of_a_victim_is_found(text_victim, text_base, reviews: Dataset) -> None:
     """By real frequencies: among the words of the toy language `cf` is rare, and it moved."""
     made = purify(text_victim, reviews.select(range(8)), purifiers.EPUR(count=3), base=text_base)

@@ -40,6 +40,7 @@ def test_the_text_tower_stays_bit_for_bit_and_all_weights_can_be_tuned_again(sig
     assert sum("patches of" in note for note in result.record["notes"]) == METHOD.rounds
 
 
+@pytest.mark.thorough
 def test_neither_labels_nor_captions_are_read(sighted: nn.Module) -> None:
     data = sights.pairs(64, 4)
     other = replace(data.pairs, captions=sights.pairs(64, 5).pairs.captions)

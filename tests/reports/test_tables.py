@@ -649,6 +649,7 @@ def test_a_folder_is_no_report(store: Store, tmp_path: Path) -> None:
         write_report(store.address, str(tmp_path / "folder.md"))
 
 
+@pytest.mark.thorough
 def test_a_thousand_cells_stay_far_below_five_megabytes(tmp_path: Path) -> None:
     store = put_many(tmp_path / "runs", 1000)
     made, records = build(store, "runs", whole=True)

@@ -561,6 +561,7 @@ def texts() -> dict[str, object]:
 
 
 class TestTexts:
+    @pytest.mark.thorough
     def test_everything_but_reactivation(self, texts: dict) -> None:
         found = run({**texts, **FAST}, counts=(1, 2))
         content = json.loads(json.dumps(found.to_json(), allow_nan=False))
